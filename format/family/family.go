@@ -1,0 +1,370 @@
+// Package family is the table of model families that phaseconv knows: one entry
+// per family holds its names in both containers, its norms, its RoPE layout, its
+// experts and which exact identities hold. No other package asks for a family
+// by name; it asks for a property.
+//
+// Canonical tensor names are those of GGUF ("blk.3.attn_k.weight"), with shapes
+// in row-major order, outermost first: attn_k.weight is [n_kv_heads*head_dim, hidden].
+package family
+
+import (
+	"fmt"
+	"sort"
+	"strconv"
+	"strings"
+
+	"phaseconv/kernels/rope"
+)
+
+// QKNorm says over what the queries and keys are RMS-normalised before RoPE.
+type QKNorm int
+
+const (
+	NoQKNorm   QKNorm = iota
+	NormHead          // each head by itself, one gain vector of head_dim for all heads of the layer
+	NormLayers        // all heads of the projection together, gains as long as the projection
+)
+
+// Activation is the gate nonlinearity of the FFN.
+type Activation int
+
+const (
+	SiLU Activation = iota
+	GELUTanh
+)
+
+// A Family describes all models with one forward graph.
+type Family struct {
+	Name     string // the model_type of config.json
+	GGUFArch string // general.architecture
+	// Classes are the config.json "architectures" values that this entry answers for.
+	Classes []string
+
+	// GGUFPairs is how stock runtimes pair rotary dimensions for GGUFArch.
+	// Hugging Face files are always rope.Half.
+	GGUFPairs rope.Layout
+
+	QKNorm     QKNorm
+	Activation Activation
+	// PostNorms: attention and FFN outputs are normalised before they are added (sandwich).
+	PostNorms bool
+	// ScaleEmbeddings: token embeddings are multiplied by sqrt(hidden).
+	ScaleEmbeddings bool
+	// NormPlusOne: Hugging Face files store norm gains minus one; GGUF files store gains.
+	NormPlusOne bool
+	// UntiedHead: stock readers demand an output tensor, also when embeddings are tied.
+	UntiedHead bool
+	// RopeFreqs: stock GGUF readers accept a rope_freqs tensor (per-pair frequency divisors).
+	RopeFreqs bool
+	// AttnBias says which projections may carry a bias.
+	AttnBias Biases
+	Experts  *Experts
+
+	// names maps a canonical name with a %d for the layer to its Hugging Face
+	// template (layer %d, then expert %d).
+	names []nameRule
+}
+
+// Biases lists which attention projections can have a bias tensor in stock readers.
+type Biases struct{ Q, K, V, O bool }
+
+// Experts describes a mixture-of-experts FFN.
+type Experts struct {
+	// AlwaysRenorm / NeverRenorm: stock runtimes hard-code whether top-k weights
+	// are renormalised; a config that says otherwise is refused for GGUF.
+	GGUFRenorm bool
+}
+
+type nameRule struct {
+	canonical string // "blk.%d.attn_q.weight"; no %d for global tensors
+	hf        string // "model.layers.%d.self_attn.q_proj.weight"; a second %d is the expert
+	optional  bool
+}
+
+const layerPrefix = "model.layers.%d."
+
+// attention lists what every family here shares.
+func attention(b Biases, norm QKNorm) []nameRule {
+	r := []nameRule{
+		{"blk.%d.attn_norm.weight", layerPrefix + "input_layernorm.weight", false},
+		{"blk.%d.attn_q.weight", layerPrefix + "self_attn.q_proj.weight", false},
+		{"blk.%d.attn_k.weight", layerPrefix + "self_attn.k_proj.weight", false},
+		{"blk.%d.attn_v.weight", layerPrefix + "self_attn.v_proj.weight", false},
+		{"blk.%d.attn_output.weight", layerPrefix + "self_attn.o_proj.weight", false},
+	}
+	for _, x := range []struct {
+		on     bool
+		gguf   string
+		letter string
+	}{{b.Q, "attn_q", "q"}, {b.K, "attn_k", "k"}, {b.V, "attn_v", "v"}, {b.O, "attn_output", "o"}} {
+		if x.on {
+			r = append(r, nameRule{"blk.%d." + x.gguf + ".bias", layerPrefix + "self_attn." + x.letter + "_proj.bias", true})
+		}
+	}
+	if norm != NoQKNorm {
+		r = append(r,
+			nameRule{"blk.%d.attn_q_norm.weight", layerPrefix + "self_attn.q_norm.weight", false},
+			nameRule{"blk.%d.attn_k_norm.weight", layerPrefix + "self_attn.k_norm.weight", false})
+	}
+	return r
+}
+
+func denseFFN() []nameRule {
+	return []nameRule{
+		{"blk.%d.ffn_gate.weight", layerPrefix + "mlp.gate_proj.weight", false},
+		{"blk.%d.ffn_up.weight", layerPrefix + "mlp.up_proj.weight", false},
+		{"blk.%d.ffn_down.weight", layerPrefix + "mlp.down_proj.weight", false},
+	}
+}
+
+// expertFFN takes the module name and the names of gate, up and down inside an expert.
+func expertFFN(module, gate, up, down string) []nameRule {
+	e := layerPrefix + module + ".experts.%d."
+	return []nameRule{
+		{"blk.%d.ffn_gate_inp.weight", layerPrefix + module + ".gate.weight", false},
+		{"blk.%d.ffn_gate_exps.weight", e + gate + ".weight", false},
+		{"blk.%d.ffn_up_exps.weight", e + up + ".weight", false},
+		{"blk.%d.ffn_down_exps.weight", e + down + ".weight", false},
+	}
+}
+
+func preNorm() []nameRule {
+	return []nameRule{{"blk.%d.ffn_norm.weight", layerPrefix + "post_attention_layernorm.weight", false}}
+}
+
+func global() []nameRule {
+	return []nameRule{
+		{"token_embd.weight", "model.embed_tokens.weight", false},
+		{"output_norm.weight", "model.norm.weight", false},
+		{"output.weight", "lm_head.weight", true},
+	}
+}
+
+func rules(parts ...[]nameRule) []nameRule {
+	var out []nameRule
+	for _, p := range append([][]nameRule{global()}, parts...) {
+		out = append(out, p...)
+	}
+	return out
+}
+
+var (
+	allBiases = Biases{Q: true, K: true, V: true, O: true}
+	qkvBiases = Biases{Q: true, K: true, V: true}
+	noBiases  = Biases{}
+)
+
+// table holds every family. Order matters only where two entries share a GGUF
+// architecture: the first whose expert count fits is taken.
+var table = []*Family{
+	{
+		Name: "llama", GGUFArch: "llama", Classes: []string{"LlamaForCausalLM"},
+		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: allBiases,
+		names: rules(attention(allBiases, NoQKNorm), preNorm(), denseFFN()),
+	},
+	{
+		Name: "mistral", GGUFArch: "llama", Classes: []string{"MistralForCausalLM"},
+		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases,
+		names: rules(attention(noBiases, NoQKNorm), preNorm(), denseFFN()),
+	},
+	{
+		Name: "mixtral", GGUFArch: "llama", Classes: []string{"MixtralForCausalLM"},
+		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases,
+		Experts: &Experts{GGUFRenorm: true},
+		names:   rules(attention(noBiases, NoQKNorm), preNorm(), expertFFN("block_sparse_moe", "w1", "w3", "w2")),
+	},
+	{
+		Name: "qwen2", GGUFArch: "qwen2", Classes: []string{"Qwen2ForCausalLM"},
+		AttnBias: qkvBiases,
+		names:    rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN()),
+	},
+	{
+		Name: "qwen3", GGUFArch: "qwen3", Classes: []string{"Qwen3ForCausalLM"},
+		QKNorm: NormHead, AttnBias: noBiases,
+		names: rules(attention(noBiases, NormHead), preNorm(), denseFFN()),
+	},
+	{
+		Name: "qwen3_moe", GGUFArch: "qwen3moe", Classes: []string{"Qwen3MoeForCausalLM"},
+		QKNorm: NormHead, AttnBias: noBiases, Experts: &Experts{GGUFRenorm: true},
+		names: rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
+	},
+	{
+		Name: "olmoe", GGUFArch: "olmoe", Classes: []string{"OlmoeForCausalLM"},
+		QKNorm: NormLayers, AttnBias: noBiases, Experts: &Experts{GGUFRenorm: false}, UntiedHead: true,
+		names: rules(attention(noBiases, NormLayers), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
+	},
+	{
+		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
+		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
+		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
+			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
+			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
+			{"blk.%d.post_ffw_norm.weight", layerPrefix + "post_feedforward_layernorm.weight", false},
+		}),
+	},
+}
+
+// Names lists the known families, sorted, for messages.
+func Names() []string {
+	var n []string
+	for _, f := range table {
+		n = append(n, f.Name)
+	}
+	sort.Strings(n)
+	return n
+}
+
+// ByModelType finds the family of a config.json. class is the first entry of
+// "architectures" ("" when absent) and must agree with model_type: a model with
+// another head (classification, embedding) has another graph.
+func ByModelType(modelType, class string) (*Family, error) {
+	for _, f := range table {
+		if f.Name != modelType {
+			continue
+		}
+		if class != "" && !contains(f.Classes, class) {
+			return nil, fmt.Errorf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType, strings.Join(f.Classes, ", "))
+		}
+		return f, nil
+	}
+	return nil, fmt.Errorf("model_type %q is not supported (known: %s)", modelType, strings.Join(Names(), ", "))
+}
+
+// ByGGUFArch finds the family of a GGUF architecture; experts tells apart
+// families that share one.
+func ByGGUFArch(arch string, experts int) (*Family, error) {
+	known := map[string]bool{}
+	for _, f := range table {
+		known[f.GGUFArch] = true
+		if f.GGUFArch == arch && (f.Experts != nil) == (experts > 0) {
+			return f, nil
+		}
+	}
+	var names []string
+	for n := range known {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	return nil, fmt.Errorf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts, strings.Join(names, ", "))
+}
+
+func contains(s []string, x string) bool {
+	for _, v := range s {
+		if v == x {
+			return true
+		}
+	}
+	return false
+}
+
+// HFNames returns the Hugging Face tensor names that make up one canonical
+// tensor: one name, or one per expert for stacked experts. ok is false for a
+// name that the family does not have.
+func (f *Family) HFNames(canonical string, experts int) (names []string, ok bool) {
+	pattern, layer := splitLayer(canonical)
+	for _, r := range f.names {
+		if r.canonical != pattern {
+			continue
+		}
+		switch strings.Count(r.hf, "%d") {
+		case 0:
+			return []string{r.hf}, true
+		case 1:
+			return []string{fmt.Sprintf(r.hf, layer)}, true
+		}
+		for e := range experts {
+			names = append(names, fmt.Sprintf(r.hf, layer, e))
+		}
+		return names, true
+	}
+	return nil, false
+}
+
+// splitLayer turns "blk.3.attn_q.weight" into ("blk.%d.attn_q.weight", 3).
+func splitLayer(name string) (pattern string, layer int) {
+	rest, ok := strings.CutPrefix(name, "blk.")
+	if !ok {
+		return name, -1
+	}
+	num, tail, ok := strings.Cut(rest, ".")
+	l, err := strconv.Atoi(num)
+	if !ok || err != nil {
+		return name, -1
+	}
+	return "blk.%d." + tail, l
+}
+
+// A Tensor is one canonical tensor that a model of the family has.
+type Tensor struct {
+	Name     string
+	Layer    int   // -1 for global tensors
+	Shape    []int // row-major, outermost first
+	Optional bool
+}
+
+// Tensors lists all canonical tensors of a model with configuration c, globals
+// first, then layer by layer. Optional ones (biases, a head of its own) are marked.
+func (c *Config) Tensors() []Tensor {
+	var out []Tensor
+	for _, r := range c.Family.names {
+		if !strings.Contains(r.canonical, "%d") {
+			out = append(out, Tensor{r.canonical, -1, c.shape(r.canonical), r.optional})
+		}
+	}
+	for l := range c.Layers {
+		for _, r := range c.Family.names {
+			if strings.Contains(r.canonical, "%d") {
+				out = append(out, Tensor{fmt.Sprintf(r.canonical, l), l, c.shape(r.canonical), r.optional})
+			}
+		}
+	}
+	return out
+}
+
+// shape gives the expected shape of the tensor with this name pattern.
+func (c *Config) shape(pattern string) []int {
+	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
+	normQ, normK := c.HeadDim, c.HeadDim
+	if c.Family.QKNorm == NormLayers {
+		normQ, normK = q, kv
+	}
+	switch strings.TrimPrefix(pattern, "blk.%d.") {
+	case "token_embd.weight", "output.weight":
+		return []int{c.Vocab, c.Hidden}
+	case "attn_q.weight":
+		return []int{q, c.Hidden}
+	case "attn_k.weight", "attn_v.weight":
+		return []int{kv, c.Hidden}
+	case "attn_output.weight":
+		return []int{c.Hidden, q}
+	case "attn_q.bias":
+		return []int{q}
+	case "attn_k.bias", "attn_v.bias":
+		return []int{kv}
+	case "attn_q_norm.weight":
+		return []int{normQ}
+	case "attn_k_norm.weight":
+		return []int{normK}
+	case "ffn_gate.weight", "ffn_up.weight":
+		return []int{c.FFN, c.Hidden}
+	case "ffn_down.weight":
+		return []int{c.Hidden, c.FFN}
+	case "ffn_gate_inp.weight":
+		return []int{c.Experts, c.Hidden}
+	case "ffn_gate_exps.weight", "ffn_up_exps.weight":
+		return []int{c.Experts, c.FFN, c.Hidden}
+	case "ffn_down_exps.weight":
+		return []int{c.Experts, c.Hidden, c.FFN}
+	}
+	// Norm gains and the output bias live in the residual stream.
+	return []int{c.Hidden}
+}
+
+// IsNorm says whether a canonical tensor holds the gains of an RMS norm.
+func IsNorm(canonical string) bool { return strings.HasSuffix(canonical, "norm.weight") }
+
+// Layer returns the layer of a canonical tensor name, -1 for a global one.
+func Layer(canonical string) int { _, l := splitLayer(canonical); return l }
+
+// Name builds the canonical name of a layer's tensor: Name(3, "attn_k.weight").
+func Name(layer int, rest string) string { return "blk." + strconv.Itoa(layer) + "." + rest }
