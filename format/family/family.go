@@ -54,11 +54,17 @@ type Family struct {
 	NormPlusOne bool
 	// UntiedHead: stock readers demand an output tensor, also when embeddings are tied.
 	UntiedHead bool
+	// WideScaleLayers: stock GGUF readers scale the scores of a model with this
+	// many layers by 1/sqrt(hidden/heads) instead of 1/sqrt(head_dim); 0: none.
+	WideScaleLayers int
 	// RopeFreqs: stock GGUF readers accept a rope_freqs tensor (per-pair frequency divisors).
 	RopeFreqs bool
 	// AttnBias says which projections may carry a bias.
 	AttnBias Biases
 	Experts  *Experts
+	Window   Window
+	// TiedByDefault: an absent tie_word_embeddings means true.
+	TiedByDefault bool
 
 	// names maps a canonical name with a %d for the layer to its Hugging Face
 	// template (layer %d, then expert %d).
@@ -68,10 +74,28 @@ type Family struct {
 // Biases lists which attention projections can have a bias tensor in stock readers.
 type Biases struct{ Q, K, V, O bool }
 
-// Experts describes a mixture-of-experts FFN.
+// Window says where sliding-window attention applies when a configuration
+// gives a window.
+type Window struct {
+	// AllLayers: an absent layer_types means every layer slides (mistral).
+	AllLayers bool
+	// Period: an absent layer_types means that all but every Period-th layer slide (gemma3: 6).
+	Period int
+	// NeedsFlag: the window counts only with use_sliding_window, from layer max_window_layers on (qwen).
+	NeedsFlag bool
+	// InGGUF: stock GGUF runtimes apply the window; elsewhere they attend to
+	// everything, and differ from the source beyond the window.
+	InGGUF bool
+}
+
+// Experts describes a mixture-of-experts FFN: softmax over all experts, the
+// best ExpertsUsed chosen, their weights perhaps renormalised.
 type Experts struct {
-	// AlwaysRenorm / NeverRenorm: stock runtimes hard-code whether top-k weights
-	// are renormalised; a config that says otherwise is refused for GGUF.
+	// AlwaysRenorm: the top-k weights are renormalised whatever the
+	// configuration says; otherwise its norm_topk_prob decides.
+	AlwaysRenorm bool
+	// GGUFRenorm: what stock runtimes hard-code for the GGUF architecture; a
+	// model that does otherwise cannot be written as GGUF.
 	GGUFRenorm bool
 }
 
@@ -164,28 +188,28 @@ var table = []*Family{
 	},
 	{
 		Name: "mistral", GGUFArch: "llama", Classes: []string{"MistralForCausalLM"},
-		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases,
+		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases, Window: Window{AllLayers: true},
 		names: rules(attention(noBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "mixtral", GGUFArch: "llama", Classes: []string{"MixtralForCausalLM"},
-		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases,
-		Experts: &Experts{GGUFRenorm: true},
+		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases, Window: Window{AllLayers: true},
+		Experts: &Experts{AlwaysRenorm: true, GGUFRenorm: true},
 		names:   rules(attention(noBiases, NoQKNorm), preNorm(), expertFFN("block_sparse_moe", "w1", "w3", "w2")),
 	},
 	{
 		Name: "qwen2", GGUFArch: "qwen2", Classes: []string{"Qwen2ForCausalLM"},
-		AttnBias: qkvBiases,
-		names:    rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN()),
+		AttnBias: qkvBiases, Window: Window{NeedsFlag: true},
+		names: rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "qwen3", GGUFArch: "qwen3", Classes: []string{"Qwen3ForCausalLM"},
-		QKNorm: NormHead, AttnBias: noBiases,
+		QKNorm: NormHead, AttnBias: noBiases, Window: Window{NeedsFlag: true},
 		names: rules(attention(noBiases, NormHead), preNorm(), denseFFN()),
 	},
 	{
 		Name: "qwen3_moe", GGUFArch: "qwen3moe", Classes: []string{"Qwen3MoeForCausalLM"},
-		QKNorm: NormHead, AttnBias: noBiases, Experts: &Experts{GGUFRenorm: true},
+		QKNorm: NormHead, AttnBias: noBiases, Window: Window{NeedsFlag: true}, Experts: &Experts{GGUFRenorm: true},
 		names: rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
 	{
@@ -196,6 +220,7 @@ var table = []*Family{
 	{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
+		TiedByDefault: true, WideScaleLayers: 62, Window: Window{Period: 6, InGGUF: true},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},

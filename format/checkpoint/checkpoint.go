@@ -1,0 +1,363 @@
+// Package checkpoint opens a model, whatever its container, as a set of tensors
+// with canonical names (package family), readable row by row as float32.
+//
+// Values are those of the forward graph: norm gains are multipliers, expert
+// matrices are stacked. The order of rotary dimensions in query and key rows
+// stays the container's own; Config.Pairs names it.
+package checkpoint
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"phaseconv/format/family"
+	"phaseconv/format/tokenizer"
+)
+
+// Container is a file format for models.
+type Container string
+
+const (
+	Safetensors Container = "safetensors" // a Hugging Face folder
+	GGUF        Container = "gguf"
+)
+
+// A Tensor is one canonical tensor of an open checkpoint.
+type Tensor struct {
+	Name  string // canonical, as in GGUF
+	Layer int    // -1 for global tensors
+	Shape []int  // row-major, outermost first
+	Type  string // element type in the source: BF16, F32, Q4_K, ...
+	// Sources are the tensor's names in the source: one, or one per expert.
+	Sources []string
+	// Add is added to each value on reading (1 for norm gains stored minus one).
+	Add float32
+}
+
+// Cols returns the length of a row: the innermost dimension.
+func (t *Tensor) Cols() int { return t.Shape[len(t.Shape)-1] }
+
+// Rows returns the product of all other dimensions.
+func (t *Tensor) Rows() int {
+	n := 1
+	for _, d := range t.Shape[:len(t.Shape)-1] {
+		n *= d
+	}
+	return n
+}
+
+// Elements returns the number of values.
+func (t *Tensor) Elements() int { return t.Rows() * t.Cols() }
+
+// backend is what a container has to offer.
+type backend interface {
+	// readRows decodes rows of the named source tensor; cols is the row length.
+	readRows(source string, row0, n int, dst []float32) error
+	// raw returns a source tensor's stored bytes.
+	raw(source string) (*io.SectionReader, error)
+	// files lists the files whose bytes make up the model.
+	files() []string
+	vocab() (*tokenizer.Vocab, error)
+	close() error
+}
+
+// A Checkpoint is an open model. Reading is safe for concurrent use.
+type Checkpoint struct {
+	Path      string
+	Container Container
+	Config    *family.Config
+	// Unknown lists source tensors that the family's graph does not use.
+	Unknown []string
+
+	tensors map[string]*Tensor
+	order   []string
+	b       backend
+	stamps  map[string]stamp
+}
+
+// stamp recognises a file that changes while it is in use.
+type stamp struct {
+	size  int64
+	mtime int64
+}
+
+// Open opens a Hugging Face folder or a GGUF file.
+func Open(path string) (*Checkpoint, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	var c *Checkpoint
+	if st.IsDir() {
+		c, err = openDir(path)
+	} else {
+		c, err = openGGUF(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.stamps = map[string]stamp{}
+	for _, f := range c.b.files() {
+		s, err := takeStamp(f)
+		if err != nil {
+			c.Close()
+			return nil, err
+		}
+		c.stamps[f] = s
+	}
+	return c, nil
+}
+
+func takeStamp(path string) (stamp, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return stamp{}, err
+	}
+	return stamp{st.Size(), st.ModTime().UnixNano()}, nil
+}
+
+// openDir accepts a folder with config.json, or one that holds just one GGUF model.
+func openDir(dir string) (*Checkpoint, error) {
+	if _, err := os.Stat(filepath.Join(dir, "config.json")); err == nil {
+		return openHF(dir)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	found, err := filepath.Glob(filepath.Join(dir, "*.gguf"))
+	if err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir, hint(found))
+}
+
+func hint(files []string) string {
+	if len(files) == 0 {
+		return ""
+	}
+	return " (such as " + files[0] + ")"
+}
+
+// Close releases the files.
+func (c *Checkpoint) Close() error { return c.b.close() }
+
+// Tensors returns all canonical tensors, globals first, then by layer.
+func (c *Checkpoint) Tensors() []*Tensor {
+	out := make([]*Tensor, len(c.order))
+	for i, n := range c.order {
+		out[i] = c.tensors[n]
+	}
+	return out
+}
+
+// Find returns the canonical tensor with this name.
+func (c *Checkpoint) Find(name string) (*Tensor, bool) { t, ok := c.tensors[name]; return t, ok }
+
+// Vocab reads the tokenizer's data.
+func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) { return c.b.vocab() }
+
+// ReadRows decodes rows [row0, row0+n) of t into dst (n*t.Cols() values). It
+// refuses numbers that are not finite, by name: no model can be computed with them.
+func (c *Checkpoint) ReadRows(t *Tensor, row0, n int, dst []float32) error {
+	cols := t.Cols()
+	if row0 < 0 || n < 0 || row0+n > t.Rows() || len(dst) < n*cols {
+		return fmt.Errorf("%s: tensor %s: rows [%d, %d) of %d asked for, room for %d values", c.Path, t.Name, row0, row0+n, t.Rows(), len(dst))
+	}
+	per := t.Rows() / len(t.Sources)
+	for at := row0; at < row0+n; {
+		part := at / per
+		m := min(row0+n, (part+1)*per) - at
+		if err := c.b.readRows(t.Sources[part], at-part*per, m, dst[(at-row0)*cols:]); err != nil {
+			return err
+		}
+		at += m
+	}
+	dst = dst[:n*cols]
+	if t.Add != 0 {
+		for i := range dst {
+			dst[i] += t.Add
+		}
+	}
+	if i := notFinite(dst); i >= 0 {
+		return fmt.Errorf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path, t.Name, row0+i/cols, i%cols, dst[i])
+	}
+	return nil
+}
+
+// notFinite returns the index of the first NaN or infinity, or -1.
+func notFinite(x []float32) int {
+	const exponent = 0x7f800000
+	for i, v := range x {
+		if math.Float32bits(v)&exponent == exponent {
+			return i
+		}
+	}
+	return -1
+}
+
+// ReadAll returns all values of a tensor.
+func (c *Checkpoint) ReadAll(t *Tensor) ([]float32, error) {
+	out := make([]float32, t.Elements())
+	return out, c.ReadRows(t, 0, t.Rows(), out)
+}
+
+// Raw returns the stored bytes of a source tensor (a name of Tensor.Sources or Unknown).
+func (c *Checkpoint) Raw(source string) (*io.SectionReader, error) { return c.b.raw(source) }
+
+// Unchanged returns an error when a file of the model was modified since Open.
+func (c *Checkpoint) Unchanged() error {
+	for _, f := range c.b.files() {
+		s, err := takeStamp(f)
+		if err != nil {
+			return err
+		}
+		if s != c.stamps[f] {
+			return fmt.Errorf("%s: the file changed while it was being read", f)
+		}
+	}
+	return nil
+}
+
+// Digest returns the SHA-256 that identifies the source: of the file itself for
+// a single GGUF file, otherwise of the lines "<sha256>  <name>\n" of all model
+// files sorted by name (what `sha256sum` prints).
+func (c *Checkpoint) Digest() (string, error) {
+	files := c.b.files()
+	if len(files) == 1 && c.Container == GGUF {
+		return FileDigest(files[0])
+	}
+	var lines []string
+	for _, f := range files {
+		d, err := FileDigest(f)
+		if err != nil {
+			return "", err
+		}
+		lines = append(lines, d+"  "+filepath.Base(f)+"\n")
+	}
+	sort.Slice(lines, func(i, j int) bool { return lines[i][66:] < lines[j][66:] })
+	h := sha256.Sum256([]byte(strings.Join(lines, "")))
+	return hex.EncodeToString(h[:]), nil
+}
+
+// FileDigest returns the SHA-256 of a file in hex.
+func FileDigest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// attention lists the tensors that determine a layer's queries and keys, in
+// digest order.
+var attention = []string{
+	"attn_q.weight", "attn_q.bias", "attn_q_norm.weight",
+	"attn_k.weight", "attn_k.bias", "attn_k_norm.weight",
+}
+
+// AttentionDigest returns the SHA-256 over the stored query and key tensors of
+// all layers. A sidecar carries it, so that it is never used with other weights.
+//
+// Hashed per tensor, layers ascending: canonical name, NUL, element type, NUL,
+// the shape as decimal numbers joined by "x", NUL, then the stored bytes.
+func (c *Checkpoint) AttentionDigest() (string, error) {
+	h := sha256.New()
+	for l := range c.Config.Layers {
+		for _, n := range attention {
+			t, ok := c.Find(family.Name(l, n))
+			if !ok {
+				continue
+			}
+			if err := c.hashTensor(h, t); err != nil {
+				return "", err
+			}
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func (c *Checkpoint) hashTensor(h hash.Hash, t *Tensor) error {
+	var dims []string
+	for _, d := range t.Shape {
+		dims = append(dims, fmt.Sprint(d))
+	}
+	fmt.Fprintf(h, "%s\x00%s\x00%s\x00", t.Name, t.Type, strings.Join(dims, "x"))
+	for _, s := range t.Sources {
+		r, err := c.Raw(s)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(h, r); err != nil {
+			return fmt.Errorf("%s: tensor %s: %w", c.Path, t.Name, err)
+		}
+	}
+	return nil
+}
+
+// collect matches the tensors that the family expects with those that the
+// container has. lookup returns shape, element type and existence of a source name.
+func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(source string) ([]int, string, bool), all []string) error {
+	c.tensors = map[string]*Tensor{}
+	used := map[string]bool{}
+	for _, want := range c.Config.Tensors() {
+		sources := names(want)
+		shape, typ, ok := lookup(sources[0])
+		if !ok {
+			if want.Optional {
+				continue
+			}
+			return fmt.Errorf("%s: tensor %s is missing", c.Path, sources[0])
+		}
+		for _, s := range sources {
+			sh, ty, ok := lookup(s)
+			if !ok {
+				return fmt.Errorf("%s: tensor %s is missing", c.Path, s)
+			}
+			if ty != typ || !sameShape(sh, shape) {
+				return fmt.Errorf("%s: tensor %s is %s %v, but %s is %s %v; experts must be alike", c.Path, s, ty, sh, sources[0], typ, shape)
+			}
+			used[s] = true
+		}
+		if len(sources) > 1 {
+			shape = append([]int{len(sources)}, shape...)
+		}
+		if !sameShape(shape, want.Shape) {
+			return fmt.Errorf("%s: tensor %s has shape %v, the configuration implies %v", c.Path, sources[0], shape, want.Shape)
+		}
+		c.tensors[want.Name] = &Tensor{Name: want.Name, Layer: want.Layer, Shape: want.Shape, Type: typ, Sources: sources}
+		c.order = append(c.order, want.Name)
+	}
+	for _, n := range all {
+		if !used[n] {
+			c.Unknown = append(c.Unknown, n)
+		}
+	}
+	sort.Strings(c.Unknown)
+	return nil
+}
+
+func sameShape(a, b []int) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}

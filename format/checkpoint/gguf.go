@@ -1,0 +1,310 @@
+package checkpoint
+
+import (
+	"fmt"
+	"io"
+	"math"
+
+	"phaseconv/format/family"
+	"phaseconv/format/gguf"
+	"phaseconv/format/tokenizer"
+	"phaseconv/kernels/rope"
+)
+
+// ropeFreqs is a tensor of frequency divisors that some GGUF files carry; it has
+// no counterpart in Hugging Face checkpoints.
+const ropeFreqs = "rope_freqs.weight"
+
+// ggufBackend reads a GGUF file, split or not.
+type ggufBackend struct {
+	f *gguf.File
+}
+
+func openGGUF(path string) (*Checkpoint, error) {
+	f, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	c := &Checkpoint{Path: path, Container: GGUF, b: &ggufBackend{f}}
+	if err := c.fromGGUF(f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Checkpoint) fromGGUF(f *gguf.File) error {
+	cfg, err := ggufConfig(f)
+	if err != nil {
+		return err
+	}
+	c.Config = cfg
+	var all []string
+	for i := range f.Tensors {
+		all = append(all, f.Tensors[i].Name)
+	}
+	err = c.collect(
+		func(t family.Tensor) []string { return []string{t.Name} },
+		func(name string) ([]int, string, bool) {
+			t, ok := f.Tensor(name)
+			if !ok {
+				return nil, "", false
+			}
+			return t.Shape(), t.Type.String(), true
+		}, all)
+	if err != nil {
+		return err
+	}
+	return c.addRopeFreqs(f)
+}
+
+// addRopeFreqs makes the divisors a tensor of the model, so that they are copied.
+func (c *Checkpoint) addRopeFreqs(f *gguf.File) error {
+	t, ok := f.Tensor(ropeFreqs)
+	if !ok {
+		return nil
+	}
+	cfg := c.Config
+	if !cfg.Family.RopeFreqs || cfg.Rope.Scaling != rope.None {
+		return fmt.Errorf("%s: tensor %s does not go with architecture %s and RoPE scaling %q", c.Path, ropeFreqs, cfg.Family.GGUFArch, cfg.Rope.Scaling)
+	}
+	if t.Elements() != cfg.HeadDim/2 {
+		return fmt.Errorf("%s: tensor %s has %d numbers, head_dim %d needs %d", c.Path, ropeFreqs, t.Elements(), cfg.HeadDim, cfg.HeadDim/2)
+	}
+	d := make([]float32, t.Elements())
+	if err := f.ReadRows(t, 0, t.Rows(), d); err != nil {
+		return err
+	}
+	cfg.Rope.Scaling = rope.Divisor
+	for _, v := range d {
+		cfg.Rope.Divisors = append(cfg.Rope.Divisors, float64(v))
+	}
+	cfg.RopeLocal = cfg.Rope
+	c.tensors[ropeFreqs] = &Tensor{Name: ropeFreqs, Layer: -1, Shape: t.Shape(), Type: t.Type.String(), Sources: []string{ropeFreqs}}
+	c.order = append(c.order, ropeFreqs)
+	c.Unknown = without(c.Unknown, ropeFreqs)
+	if err := cfg.Check(); err != nil {
+		return fmt.Errorf("%s: tensor %s: %w", c.Path, ropeFreqs, err)
+	}
+	return nil
+}
+
+// keys reads the metadata keys of one architecture and remembers the first error.
+type keys struct {
+	f    *gguf.File
+	arch string
+	err  error
+}
+
+func (k *keys) has(name string) bool { _, ok := k.f.KV(k.arch + "." + name); return ok }
+
+// int reads a count; def < 0 makes the key required. Arrays, which give one value
+// per layer, are refused by the getter.
+func (k *keys) int(name string, def int) int {
+	if k.err != nil || !k.has(name) && def >= 0 {
+		return def
+	}
+	v, err := k.f.Uint(k.arch + "." + name)
+	if err == nil && v > math.MaxInt32 {
+		err = fmt.Errorf("key %s.%s is %d, which no model has", k.arch, name, v)
+	}
+	if err != nil {
+		k.err = err
+		return 0
+	}
+	return int(v)
+}
+
+func (k *keys) float(name string, def float64) float64 {
+	if k.err != nil || !k.has(name) {
+		return def
+	}
+	v, err := k.f.Float(k.arch + "." + name)
+	if err != nil {
+		k.err = err
+	}
+	return v
+}
+
+func ggufConfig(f *gguf.File) (*family.Config, error) {
+	arch, err := f.String("general.architecture")
+	if err != nil {
+		return nil, err
+	}
+	k := &keys{f: f, arch: arch}
+	experts := k.int("expert_count", 0)
+	fam, err := family.ByGGUFArch(arch, experts)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path, err)
+	}
+	c := &family.Config{
+		Family: fam, Pairs: fam.GGUFPairs,
+		Layers: k.int("block_count", -1), Hidden: k.int("embedding_length", -1), Heads: k.int("attention.head_count", -1),
+		Context: k.int("context_length", -1), NormEps: k.float("attention.layer_norm_rms_epsilon", 0),
+		Experts: experts, ExpertsUsed: k.int("expert_used_count", 0),
+		LogitSoftcap: k.float("final_logit_softcapping", 0), BOS: -1, EOS: -1,
+	}
+	c.KVHeads = k.int("attention.head_count_kv", c.Heads)
+	c.FFN = k.int("feed_forward_length", -1)
+	if experts > 0 {
+		c.RenormTopK = fam.Experts.GGUFRenorm
+		c.FFN = k.int("expert_feed_forward_length", c.FFN)
+	}
+	if k.err != nil {
+		return nil, k.err
+	}
+	if c.Heads < 1 || c.Heads > family.MaxHeads {
+		return nil, fmt.Errorf("%s: key %s.attention.head_count is %d", f.Path, arch, c.Heads)
+	}
+	c.HeadDim = k.int("attention.key_length", c.Hidden/c.Heads)
+	if v := k.int("attention.value_length", c.HeadDim); v != c.HeadDim {
+		return nil, fmt.Errorf("%s: key %s.attention.value_length is %d and key_length %d; different lengths are not supported", f.Path, arch, v, c.HeadDim)
+	}
+	c.AttnScale = 1 / math.Sqrt(float64(c.HeadDim))
+	if fam.WideScaleLayers > 0 && c.Layers == fam.WideScaleLayers {
+		c.AttnScale = 1 / math.Sqrt(float64(c.Hidden/c.Heads))
+	}
+	embd, ok := f.Tensor("token_embd.weight")
+	if !ok {
+		return nil, fmt.Errorf("%s: tensor token_embd.weight is missing", f.Path)
+	}
+	c.Vocab = embd.Rows()
+	_, head := f.Tensor("output.weight")
+	c.TiedEmbeddings = !head
+	if err := k.window(c); err != nil {
+		return nil, err
+	}
+	if err := k.rope(c); err != nil {
+		return nil, err
+	}
+	if k.err != nil {
+		return nil, k.err
+	}
+	for key, dst := range map[string]*int{"tokenizer.ggml.bos_token_id": &c.BOS, "tokenizer.ggml.eos_token_id": &c.EOS} {
+		if v, err := f.Uint(key); err == nil && v < family.MaxVocab {
+			*dst = int(v)
+		}
+	}
+	if err := c.Check(); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path, err)
+	}
+	return c, nil
+}
+
+func (k *keys) window(c *family.Config) error {
+	if !c.Family.Window.InGGUF {
+		return nil
+	}
+	w := k.int("attention.sliding_window", 0)
+	if w == 0 || c.Layers > family.MaxLayers {
+		return k.err
+	}
+	c.SlidingWindow, c.Sliding = w, make([]bool, c.Layers)
+	const pattern = "attention.sliding_window_pattern"
+	period := c.Family.Window.Period
+	if kv, ok := k.f.KV(k.arch + "." + pattern); ok {
+		if _, array := kv.Elem(); array {
+			flags, err := k.f.Bools(k.arch + "." + pattern)
+			if err != nil || len(flags) != c.Layers {
+				return fmt.Errorf("%s: key %s.%s: expected %d flags (%v)", k.f.Path, k.arch, pattern, c.Layers, err)
+			}
+			copy(c.Sliding, flags)
+			return nil
+		}
+		period = k.int(pattern, 0)
+	}
+	for l := range c.Sliding {
+		c.Sliding[l] = period == 0 || (l+1)%period != 0
+	}
+	return k.err
+}
+
+func (k *keys) rope(c *family.Config) error {
+	if d := k.int("rope.dimension_count", c.HeadDim); d != c.HeadDim {
+		return fmt.Errorf("%s: key %s.rope.dimension_count is %d and head_dim %d; partial rotary embedding is not supported yet", k.f.Path, k.arch, d, c.HeadDim)
+	}
+	p := rope.Params{Theta: k.float("rope.freq_base", 10000), Dim: c.HeadDim}
+	factor := k.float("rope.scaling.factor", k.float("rope.scale_linear", 0))
+	kind := "linear"
+	if k.has("rope.scaling.type") {
+		var err error
+		if kind, err = k.f.String(k.arch + ".rope.scaling.type"); err != nil {
+			return err
+		}
+	}
+	switch {
+	case kind == "none" || factor == 0 || factor == 1:
+	case kind == "linear":
+		p.Scaling, p.Factor = rope.Linear, factor
+	case kind == "yarn":
+		p.Scaling, p.Factor = rope.YaRN, factor
+		p.OriginalContext = k.int("rope.scaling.original_context_length", c.Context)
+		p.BetaFast, p.BetaSlow = k.float("rope.scaling.yarn_beta_fast", 32), k.float("rope.scaling.yarn_beta_slow", 1)
+		if k.float("rope.scaling.yarn_ext_factor", 1) != 1 || k.float("rope.scaling.attn_factor", 1) != 1 || k.float("rope.scaling.yarn_log_multiplier", 0) != 0 {
+			return fmt.Errorf("%s: YaRN with yarn_ext_factor, attn_factor or yarn_log_multiplier of its own is not supported", k.f.Path)
+		}
+	default:
+		return fmt.Errorf("%s: key %s.rope.scaling.type is %q; linear and yarn are supported", k.f.Path, k.arch, kind)
+	}
+	c.Rope, c.RopeLocal = p, p
+	if c.SlidingWindow > 0 {
+		c.RopeLocal = rope.Params{Theta: k.float("rope.freq_base_swa", 10000), Dim: c.HeadDim}
+	}
+	return k.err
+}
+
+func (b *ggufBackend) readRows(source string, row0, n int, dst []float32) error {
+	t, _ := b.f.Tensor(source)
+	return b.f.ReadRows(t, row0, n, dst)
+}
+
+func (b *ggufBackend) raw(source string) (*io.SectionReader, error) {
+	t, ok := b.f.Tensor(source)
+	if !ok {
+		return nil, fmt.Errorf("%s: no tensor %s", b.f.Path, source)
+	}
+	return b.f.Reader(t), nil
+}
+
+func (b *ggufBackend) files() []string { return []string{b.f.Path} }
+
+func (b *ggufBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.FromGGUF(metadata{b.f}) }
+
+func (b *ggufBackend) close() error { return b.f.Close() }
+
+// File returns the open GGUF file, nil for other containers.
+func (c *Checkpoint) File() *gguf.File {
+	if b, ok := c.b.(*ggufBackend); ok {
+		return b.f
+	}
+	return nil
+}
+
+// metadata shows a GGUF file's keys in the form that package tokenizer reads: a
+// key that is absent or of another type is simply not there.
+type metadata struct{ f *gguf.File }
+
+func (m metadata) String(key string) (string, bool)    { return present(m.f.String(key)) }
+func (m metadata) Uint(key string) (uint64, bool)      { return present(m.f.Uint(key)) }
+func (m metadata) Bool(key string) (bool, bool)        { return present(m.f.Bool(key)) }
+func (m metadata) Strings(key string) ([]string, bool) { return present(m.f.Strings(key)) }
+
+func (m metadata) Float32s(key string) ([]float32, bool) {
+	v, err := m.f.Floats(key)
+	return convert[float32](v), err == nil
+}
+
+func (m metadata) Int32s(key string) ([]int32, bool) {
+	v, err := m.f.Ints(key)
+	return convert[int32](v), err == nil
+}
+
+func present[T any](v T, err error) (T, bool) { return v, err == nil }
+
+func convert[To, From int32 | int64 | float32 | float64](in []From) []To {
+	out := make([]To, len(in))
+	for i, v := range in {
+		out[i] = To(v)
+	}
+	return out
+}

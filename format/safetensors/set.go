@@ -1,0 +1,147 @@
+package safetensors
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+)
+
+// IndexName and SingleName are the file names of a Hugging Face checkpoint.
+const (
+	IndexName  = "model.safetensors.index.json"
+	SingleName = "model.safetensors"
+)
+
+// A Set is all shards of one checkpoint folder.
+type Set struct {
+	Dir    string
+	Files  []*File // sorted by name
+	Index  []byte  // the raw index file, nil for a single file
+	byName map[string]Ref
+}
+
+// A Ref is a tensor together with the file that holds it.
+type Ref struct {
+	File   *File
+	Tensor *Tensor
+}
+
+// OpenDir opens the checkpoint in dir: the shards that the index names, or
+// model.safetensors. Every tensor must be where the index says.
+func OpenDir(dir string) (*Set, error) {
+	s := &Set{Dir: dir, byName: map[string]Ref{}}
+	path := filepath.Join(dir, IndexName)
+	raw, err := readLimited(path, MaxIndex)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		single := filepath.Join(dir, SingleName)
+		if _, err := os.Stat(single); err != nil {
+			return nil, fmt.Errorf("%s: neither %s nor %s is there; only safetensors checkpoints are read (convert .bin files first)", dir, SingleName, IndexName)
+		}
+		if err := s.add(single); err != nil {
+			return nil, err
+		}
+		return s, nil
+	case err != nil:
+		return nil, err
+	}
+	s.Index = raw
+	var index struct {
+		WeightMap map[string]string `json:"weight_map"`
+	}
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, fmt.Errorf("%s: not a valid index: %w", path, err)
+	}
+	shards := map[string]bool{}
+	for name, file := range index.WeightMap {
+		// A path would let an index reach outside its folder.
+		if file == "" || file != filepath.Base(file) || strings.ContainsAny(file, `/\`) {
+			return nil, fmt.Errorf("%s: tensor %s: shard name %q is not a plain file name", path, name, file)
+		}
+		shards[file] = true
+	}
+	if len(shards) == 0 {
+		return nil, fmt.Errorf("%s: weight_map names no shard", path)
+	}
+	var names []string
+	for f := range shards {
+		names = append(names, f)
+	}
+	sort.Strings(names)
+	for _, f := range names {
+		if err := s.add(filepath.Join(dir, f)); err != nil {
+			s.Close()
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, fmt.Errorf("%s: shard %s is missing; download all %d shards: %w", path, f, len(names), err)
+			}
+			return nil, err
+		}
+	}
+	for name, file := range index.WeightMap {
+		if r, ok := s.byName[name]; !ok || filepath.Base(r.File.Path) != file {
+			s.Close()
+			return nil, fmt.Errorf("%s: tensor %s is not in shard %s as the index says", path, name, file)
+		}
+	}
+	return s, nil
+}
+
+func (s *Set) add(path string) error {
+	f, err := Open(path)
+	if err != nil {
+		return err
+	}
+	s.Files = append(s.Files, f)
+	for i := range f.Tensors {
+		t := &f.Tensors[i]
+		if other, dup := s.byName[t.Name]; dup {
+			return fmt.Errorf("%s: tensor %s is also in %s", path, t.Name, filepath.Base(other.File.Path))
+		}
+		s.byName[t.Name] = Ref{f, t}
+	}
+	return nil
+}
+
+// Close closes all shards.
+func (s *Set) Close() error {
+	var err error
+	for _, f := range s.Files {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// Find returns a tensor of any shard.
+func (s *Set) Find(name string) (Ref, bool) { r, ok := s.byName[name]; return r, ok }
+
+// Names returns all tensor names, sorted.
+func (s *Set) Names() []string {
+	var n []string
+	for k := range s.byName {
+		n = append(n, k)
+	}
+	sort.Strings(n)
+	return n
+}
+
+func readLimited(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s: larger than the limit of %d bytes", path, limit)
+	}
+	return b, nil
+}

@@ -1,0 +1,207 @@
+package rotations
+
+import (
+	"fmt"
+	"math"
+
+	"phaseconv/kernels/gemm"
+	"phaseconv/rotations/internal/linalg"
+)
+
+// Sample is what the codes of one KV head are fitted to.
+type Sample struct {
+	D    int
+	Keys []float32 // [N, D], after RoPE and after every folded identity
+	// Metric is E[q q^T] over the unit-normalised queries that meet these keys,
+	// [D, D]; nil weighs all directions alike.
+	Metric []float64
+	// Layer, Head and Seed select the random numbers.
+	Layer, Head int
+	Seed        uint64
+	// Threads for matrix products; results do not depend on it.
+	Threads int
+}
+
+// N returns the number of keys.
+func (s *Sample) N() int { return len(s.Keys) / s.D }
+
+// A Point is one step of an iterative fit.
+type Point struct {
+	Step int `json:"step"`
+	// Cos1bit is the mean cosine between a key and its code on the fitted keys.
+	Cos1bit float64 `json:"cos1bit"`
+}
+
+// Kinds lists the codes that Fit knows.
+var Kinds = []string{"raw", "cen", "srht", "random", "learned", "frame"}
+
+// Fit fits a code with b signs per key. Only frame takes b other than D. The
+// curve is nil for codes that are not found step by step.
+func Fit(kind string, b int, s *Sample) (*Code, []Point, error) {
+	if s.D < 1 || len(s.Keys)%s.D != 0 {
+		return nil, nil, fmt.Errorf("%d key values for head_dim %d", len(s.Keys), s.D)
+	}
+	if kind != "frame" && b != s.D {
+		return nil, nil, fmt.Errorf("code %s has one sign per number; only frame can use %d signs for %d numbers", kind, b, s.D)
+	}
+	if s.N() == 0 && kind != "raw" {
+		return nil, nil, fmt.Errorf("no calibration keys for layer %d, head %d", s.Layer, s.Head)
+	}
+	zero := make([]float32, s.D)
+	var m []float32
+	mean := zero
+	var curve []Point
+	switch kind {
+	case "raw":
+		m = toFloat32(linalg.Identity(s.D))
+	case "cen":
+		m, mean = toFloat32(linalg.Identity(s.D)), s.mean()
+	case "srht":
+		m, mean = toFloat32(srht(s.D, stream(s.Seed, s.Layer, s.Head, purposeSRHT))), s.mean()
+	case "random":
+		m, mean = toFloat32(randomOrthogonal(s.D, stream(s.Seed, s.Layer, s.Head, purposeRandom))), s.mean()
+	case "learned":
+		mean = s.mean()
+		m, curve = s.learned(mean)
+	case "frame":
+		return s.frame(b)
+	default:
+		return nil, nil, fmt.Errorf("code %q is not known (%v)", kind, Kinds)
+	}
+	c, err := New(kind, s.D, b, mean, m, nil)
+	return c, curve, err
+}
+
+// mean returns the mean key.
+func (s *Sample) mean() []float32 {
+	sum := make([]float64, s.D)
+	for i := 0; i < len(s.Keys); i += s.D {
+		for j, v := range s.Keys[i : i+s.D] {
+			sum[j] += float64(v)
+		}
+	}
+	out := make([]float32, s.D)
+	for j, v := range sum {
+		out[j] = float32(v / float64(s.N()))
+	}
+	return out
+}
+
+// Settings of the learned rotation's fixed point. Momentum 2 reaches in 30 steps
+// what the plain iteration reaches in 300 (docs/codes.md).
+const (
+	learnedSteps    = 60
+	learnedGain     = 1e-5 // a step that raises the objective by less is the last
+	learnedMomentum = 2
+)
+
+// learned maximises the mean of |R x|_1 / (sqrt(d) |x|_2) over orthogonal R for
+// the centred keys x by the fixed point R <- polar(C), C = sum sign(R x) x^T,
+// x normalised, which never decreases it and needs no step size (the L1-max
+// objective). Each step is stretched along the change of C; when that fails to
+// help, the best R so far takes a plain step instead.
+//
+// It starts from the identity: on real keys that ends in a lower score error
+// than a start from a Hadamard, eigenvector or random basis (docs/codes.md).
+func (s *Sample) learned(mean []float32) (best []float32, curve []Point) {
+	d := s.D
+	x := s.unitKeys(mean)
+	n := len(x) / d
+	best = toFloat32(linalg.Identity(d))
+	if n == 0 {
+		return best, nil
+	}
+	f := &l1max{d: d, n: n, threads: s.Threads, x: x, y: make([]float32, n*d), signs: make([]float32, d*n)}
+	f.xw.PackRows(d, n, transpose(x, n, d), n, s.Threads)
+	r, value := best, -1.0
+	var bestC, c []float32 // the correlation matrix at best, and at r
+	for step := 0; ; step++ {
+		v := f.objective(r)
+		c = f.correlate()
+		curve = append(curve, Point{step, max(v, value)})
+		gain := v - value
+		if step == learnedSteps || gain >= 0 && gain < learnedGain {
+			if gain > 0 {
+				best = r
+			}
+			return best, curve
+		}
+		next := c
+		switch {
+		case gain < 0: // the stretched step overshot
+			next = bestC
+		case bestC != nil:
+			next = make([]float32, d*d)
+			for i := range next {
+				next[i] = c[i] + float32(learnedMomentum*(c[i]-bestC[i]))
+			}
+		}
+		if gain > 0 {
+			best, bestC, value = r, c, v
+		}
+		r = linalg.Polar(next, d, s.Threads)
+	}
+}
+
+// unitKeys returns the centred keys with length one; keys equal to the mean
+// carry no direction and are left out.
+func (s *Sample) unitKeys(mean []float32) []float32 {
+	d := s.D
+	out := make([]float32, 0, len(s.Keys))
+	k := make([]float32, d)
+	for i := 0; i < len(s.Keys); i += d {
+		for j := range k {
+			k[j] = s.Keys[i+j] - mean[j]
+		}
+		if norm := math.Sqrt(dot64(k, k)); norm > 0 {
+			for _, v := range k {
+				out = append(out, float32(float64(v)/norm))
+			}
+		}
+	}
+	return out
+}
+
+// l1max holds the buffers of the learned fixed point.
+type l1max struct {
+	d, n, threads int
+	x, y          []float32 // [n, d]
+	signs         []float32 // sign(R x)^T, [d, n]
+	xw, rw        gemm.Weights
+}
+
+// objective returns the mean of |R x|_1 / sqrt(d) and stores the signs.
+func (f *l1max) objective(r []float32) float64 {
+	f.rw.PackRows(f.d, f.d, r, f.d, f.threads)
+	gemm.Mul(f.y, f.d, f.x, f.d, f.n, &f.rw, f.threads)
+	var total float64
+	for i := range f.n {
+		for j, v := range f.y[i*f.d : (i+1)*f.d] {
+			if v >= 0 {
+				f.signs[j*f.n+i] = 1
+				total += float64(v)
+			} else {
+				f.signs[j*f.n+i] = -1
+				total -= float64(v)
+			}
+		}
+	}
+	return total / float64(f.n) / math.Sqrt(float64(f.d))
+}
+
+// correlate returns sum sign(R x) x^T for the signs of the last objective, [d, d].
+func (f *l1max) correlate() []float32 {
+	c := make([]float32, f.d*f.d)
+	gemm.Mul(c, f.d, f.signs, f.n, f.d, &f.xw, f.threads)
+	return c
+}
+
+func transpose(x []float32, rows, cols int) []float32 {
+	out := make([]float32, len(x))
+	for i := range rows {
+		for j, v := range x[i*cols : (i+1)*cols] {
+			out[j*rows+i] = v
+		}
+	}
+	return out
+}

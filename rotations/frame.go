@@ -1,0 +1,327 @@
+package rotations
+
+import (
+	"fmt"
+	"math"
+	"sort"
+
+	"phaseconv/kernels/gemm"
+	"phaseconv/rotations/internal/linalg"
+)
+
+// Settings of the frame fit, from measurements in docs/.
+const (
+	frameSteps = 12
+	// metricShrink mixes the identity into the query metric: directions that no
+	// calibration query used must not become free.
+	metricShrink = 0.05
+	// gramRidge keeps the least-squares system solvable when two signs always agree.
+	gramRidge = 1e-6
+)
+
+// frame fits a binary frame: any number of signs, decode rows of any length and
+// direction, errors measured in the query metric.
+//
+// In the coordinates x = C^1/2 (k - mean) the error is Euclidean. Signs start as
+// those of the residual along principal axes, each sign going to the axis with
+// the largest residual, so an axis with much energy gets several. Then least
+// squares for the matrix and the search for signs alternate; neither increases
+// the error.
+func (s *Sample) frame(b int) (*Code, []Point, error) {
+	d, n := s.D, s.N()
+	root, invRoot, err := s.metricRoots()
+	if err != nil {
+		return nil, nil, err
+	}
+	mean := s.mean()
+	f := &frameFit{d: d, b: b, n: n, threads: s.Threads}
+	f.x = f.project(s.Keys, mean, toFloat32(root))
+	f.xt = transpose(f.x, n, d)
+	f.init()
+	var curve []Point
+	for step := range frameSteps {
+		if err := f.solve(); err != nil {
+			return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
+		}
+		// The last rounds use the encoder as a runtime will: from scratch.
+		f.encode(step < frameSteps-3)
+		curve = append(curve, Point{step, f.cosine()})
+	}
+	if err := f.solve(); err != nil {
+		return nil, nil, err
+	}
+	// Back to key space: decode rows M^T = M'^T C^-1/2, encode rows E = M'^T C^1/2.
+	decode := multiply(f.m, invRoot, b, d)
+	encode := multiply(f.m, root, b, d)
+	c, err := New("frame", d, b, mean, decode, encode)
+	return c, curve, err
+}
+
+// metricRoots returns C^1/2 and C^-1/2 of the shrunk query metric.
+func (s *Sample) metricRoots() (root, inv []float64, err error) {
+	d := s.D
+	if s.Metric == nil {
+		return linalg.Identity(d), linalg.Identity(d), nil
+	}
+	if len(s.Metric) != d*d {
+		return nil, nil, fmt.Errorf("metric of %d numbers for head_dim %d", len(s.Metric), d)
+	}
+	var trace float64
+	for i := range d {
+		trace += s.Metric[i*d+i]
+	}
+	if !(trace > 0) || math.IsInf(trace, 0) {
+		return nil, nil, fmt.Errorf("layer %d, head %d: the queries have no energy (trace %g)", s.Layer, s.Head, trace)
+	}
+	c := make([]float64, d*d)
+	for i := range d {
+		for j := range d {
+			c[i*d+j] = (1 - metricShrink) * 0.5 * (s.Metric[i*d+j] + s.Metric[j*d+i]) * float64(d) / trace
+		}
+		c[i*d+i] += metricShrink
+	}
+	values, v := linalg.Eigen(c, d)
+	root = linalg.SymmetricPower(values, v, d, math.Sqrt)
+	inv = linalg.SymmetricPower(values, v, d, func(x float64) float64 { return 1 / math.Sqrt(x) })
+	return root, inv, nil
+}
+
+// frameFit is the state of one fit, in metric coordinates.
+type frameFit struct {
+	d, b, n, threads int
+	x, xt            []float32 // [n, d] and its transpose
+	m                []float32 // decode rows, [b, d]
+	s                []float32 // signs, [n, b]
+	alpha            []float64 // [n]
+	num, den         []float64 // s.z and s^T G s per key
+}
+
+func (f *frameFit) project(keys, mean, root []float32) []float32 {
+	centred := make([]float32, len(keys))
+	for i := 0; i < len(keys); i += f.d {
+		for j, v := range mean {
+			centred[i+j] = keys[i+j] - v
+		}
+	}
+	var w gemm.Weights
+	w.PackRows(f.d, f.d, root, f.d, f.threads)
+	out := make([]float32, len(keys))
+	gemm.Mul(out, f.d, centred, f.d, f.n, &w, f.threads)
+	return out
+}
+
+// init sets signs and scales by coding residuals along the principal axes of
+// the keys, each key brought to unit length first, since a scale per key takes
+// its length away.
+func (f *frameFit) init() {
+	d, n, b := f.d, f.n, f.b
+	unit := make([]float32, len(f.x))
+	f.alpha = make([]float64, n)
+	for i := range n {
+		row := f.x[i*d : (i+1)*d]
+		norm := math.Sqrt(dot64(row, row))
+		f.alpha[i] = norm
+		if norm == 0 {
+			continue
+		}
+		for j, v := range row {
+			unit[i*d+j] = float32(float64(v) / norm)
+		}
+	}
+	ut := transpose(unit, n, d)
+	var w gemm.Weights
+	w.PackRows(d, n, ut, n, f.threads)
+	cov := make([]float32, d*d)
+	gemm.Mul(cov, d, ut, n, d, &w, f.threads)
+	c := make([]float64, d*d)
+	for i := range d {
+		for j := range d {
+			c[i*d+j] = 0.5 * (float64(cov[i*d+j]) + float64(cov[j*d+i]))
+		}
+	}
+	_, axes := linalg.Eigen(c, d)
+	w.PackRows(d, d, toFloat32(axes), d, f.threads)
+	r := make([]float32, n*d) // residual coordinates
+	gemm.Mul(r, d, unit, d, n, &w, f.threads)
+	energy := make([]float64, d)
+	for j := range d {
+		for i := range n {
+			energy[j] += float64(r[i*d+j]) * float64(r[i*d+j])
+		}
+	}
+	f.s = make([]float32, n*b)
+	for i := range b {
+		axis := 0
+		for j := range d {
+			if energy[j] > energy[axis] {
+				axis = j
+			}
+		}
+		var size float64
+		for k := range n {
+			size += math.Abs(float64(r[k*d+axis])) / float64(n)
+		}
+		step := float32(size)
+		energy[axis] = 0
+		for k := range n {
+			v := &r[k*d+axis]
+			if *v >= 0 {
+				f.s[k*b+i] = 1
+				*v -= step
+			} else {
+				f.s[k*b+i] = -1
+				*v += step
+			}
+			energy[axis] += float64(*v) * float64(*v)
+		}
+	}
+}
+
+// solve finds the decode rows that minimise the error for the given signs and
+// scales: M = (sum alpha x s^T)(sum alpha^2 s s^T)^-1. It then sorts the rows
+// by length, because the encoder decides the longest first.
+func (f *frameFit) solve() error {
+	d, n, b := f.d, f.n, f.b
+	p := make([]float32, b*n) // (alpha s)^T
+	for k := range n {
+		a := float32(f.alpha[k])
+		for i, v := range f.s[k*b : (k+1)*b] {
+			p[i*n+k] = v * a
+		}
+	}
+	var w gemm.Weights
+	w.PackRows(b, n, p, n, f.threads)
+	a32, b32 := make([]float32, d*b), make([]float32, b*b)
+	gemm.Mul(a32, b, f.xt, n, d, &w, f.threads)
+	gemm.Mul(b32, b, p, n, b, &w, f.threads)
+	gram := make([]float64, b*b)
+	var trace float64
+	for i := range b {
+		trace += float64(b32[i*b+i])
+	}
+	for i := range b {
+		for j := range b {
+			gram[i*b+j] = 0.5 * (float64(b32[i*b+j]) + float64(b32[j*b+i]))
+		}
+		gram[i*b+i] += gramRidge*trace/float64(b) + 1e-30
+	}
+	l, err := linalg.Cholesky(gram, b)
+	if err != nil {
+		return fmt.Errorf("frame least squares: %w", err)
+	}
+	rhs := make([]float64, d*b)
+	for i, v := range a32 {
+		rhs[i] = float64(v)
+	}
+	sol := linalg.SolveRight(rhs, d, l, b) // [d, b]
+	f.sortRows(sol)
+	return nil
+}
+
+// sortRows stores the solution as rows, longest first, and moves the signs along.
+func (f *frameFit) sortRows(sol []float64) {
+	d, b := f.d, f.b
+	length := make([]float64, b)
+	order := make([]int, b)
+	for i := range b {
+		order[i] = i
+		for j := range d {
+			length[i] += float64(sol[j*b+i] * sol[j*b+i])
+		}
+	}
+	sort.SliceStable(order, func(i, j int) bool { return length[order[i]] > length[order[j]] })
+	f.m = make([]float32, b*d)
+	for i, k := range order {
+		for j := range d {
+			f.m[i*d+j] = float32(sol[j*b+k])
+		}
+	}
+	row := make([]float32, b)
+	for k := range f.n {
+		s := f.s[k*b : (k+1)*b]
+		for i, o := range order {
+			row[i] = s[o]
+		}
+		copy(s, row)
+	}
+}
+
+// encode finds new signs and scales for the current matrix; warm starts from
+// the signs there are, which makes the error fall step by step.
+func (f *frameFit) encode(warm bool) {
+	d, n, b := f.d, f.n, f.b
+	var w gemm.Weights
+	w.PackRows(b, d, f.m, d, f.threads)
+	z := make([]float32, n*b)
+	gemm.Mul(z, b, f.x, d, n, &w, f.threads)
+	gram := make([]float32, b*b)
+	for i := range b {
+		for j := 0; j <= i; j++ {
+			v := float32(dot64(f.m[i*d:(i+1)*d], f.m[j*d:(j+1)*d]))
+			gram[i*b+j], gram[j*b+i] = v, v
+		}
+	}
+	f.num, f.den = make([]float64, n), make([]float64, n)
+	g := make([]float32, b)
+	for k := range n {
+		s, zk := f.s[k*b:(k+1)*b], z[k*b:(k+1)*b]
+		var num, den float64
+		if warm {
+			num, den = quotient(gram, zk, s, g)
+		} else {
+			num, den = greedySigns(gram, zk, s, g)
+		}
+		num, den = flipSigns(gram, zk, s, g, num, den)
+		if num < 0 {
+			num = -num
+			for i := range s {
+				s[i] = -s[i]
+			}
+		}
+		f.num[k], f.den[k], f.alpha[k] = num, den, 0
+		if den > 0 {
+			f.alpha[k] = num / den
+		}
+	}
+}
+
+// quotient sets g = G s and returns s.z and s^T G s.
+func quotient(gram, z, s, g []float32) (num, den float64) {
+	b := len(s)
+	for i := range b {
+		g[i] = float32(dot64(gram[i*b:(i+1)*b], s))
+		num += float64(s[i]) * float64(z[i])
+	}
+	return num, dot64(s, g)
+}
+
+// cosine is the mean cosine between keys and codes in the metric.
+func (f *frameFit) cosine() float64 {
+	var total float64
+	for k := range f.n {
+		x := f.x[k*f.d : (k+1)*f.d]
+		if e := dot64(x, x); e > 0 && f.den[k] > 0 {
+			total += f.num[k] / math.Sqrt(e*f.den[k])
+		}
+	}
+	return total / float64(f.n)
+}
+
+// multiply returns A B for A [m, d] and B [d, d], summed in float64.
+func multiply(a []float32, b []float64, m, d int) []float32 {
+	out := make([]float32, m*d)
+	sum := make([]float64, d)
+	for i := range m {
+		clear(sum)
+		for k := range d {
+			v := float64(a[i*d+k])
+			for j, w := range b[k*d : (k+1)*d] {
+				sum[j] += float64(v * w)
+			}
+		}
+		for j, v := range sum {
+			out[i*d+j] = float32(v)
+		}
+	}
+	return out
+}

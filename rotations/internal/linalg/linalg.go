@@ -1,0 +1,306 @@
+// Package linalg holds the small dense linear algebra that fitting needs:
+// symmetric eigenvectors, the orthogonal polar factor, positive definite solves.
+//
+// Own code rather than gonum, because the same input must give the same bits on
+// every machine: gonum's inner products are assembly on amd64 and plain Go, which
+// the compiler may fuse, elsewhere. Here each product is rounded on its own.
+// Matrices are row-major.
+package linalg
+
+import (
+	"errors"
+	"math"
+	"sort"
+
+	"phaseconv/kernels/gemm"
+)
+
+// ErrNotPositive is returned by Cholesky for a matrix that is not positive definite.
+var ErrNotPositive = errors.New("matrix is not positive definite")
+
+// Eigen returns the eigenvalues of the symmetric n x n matrix a, largest first,
+// and the matching orthonormal eigenvectors as the rows of v. a is not changed.
+// Cyclic Jacobi: slower than tridiagonal methods, but small eigenvalues come out
+// accurate and the order of operations is plain.
+func Eigen(a []float64, n int) (values []float64, v []float64) {
+	m := append([]float64(nil), a...)
+	v = Identity(n)
+	var scale float64
+	for _, x := range m {
+		scale = max(scale, math.Abs(x))
+	}
+	for sweep := 0; sweep < 60; sweep++ {
+		var off float64
+		for i := range n {
+			for j := i + 1; j < n; j++ {
+				off = max(off, math.Abs(m[i*n+j]))
+			}
+		}
+		if off <= 1e-15*scale || scale == 0 {
+			break
+		}
+		for p := range n {
+			for q := p + 1; q < n; q++ {
+				if math.Abs(m[p*n+q]) > 1e-18*scale {
+					rotate(m, v, n, p, q)
+				}
+			}
+		}
+	}
+	order := make([]int, n)
+	values = make([]float64, n)
+	for i := range order {
+		order[i] = i
+	}
+	sort.SliceStable(order, func(i, j int) bool { return m[order[i]*n+order[i]] > m[order[j]*n+order[j]] })
+	out := make([]float64, n*n)
+	for i, k := range order {
+		values[i] = m[k*n+k]
+		copy(out[i*n:(i+1)*n], v[k*n:(k+1)*n])
+		fixSign(out[i*n : (i+1)*n])
+	}
+	return values, out
+}
+
+// fixSign makes the largest component positive: an eigenvector has no sign of its own.
+func fixSign(x []float64) {
+	k := 0
+	for i, v := range x {
+		if math.Abs(v) > math.Abs(x[k]) {
+			k = i
+		}
+	}
+	if x[k] < 0 {
+		for i := range x {
+			x[i] = -x[i]
+		}
+	}
+}
+
+// rotate zeroes m[p][q] by a plane rotation, applied to the rows of v too.
+func rotate(m, v []float64, n, p, q int) {
+	theta := (m[q*n+q] - m[p*n+p]) / (2 * m[p*n+q])
+	t := 1 / (math.Abs(theta) + math.Sqrt(float64(theta*theta)+1))
+	if theta < 0 {
+		t = -t
+	}
+	c := 1 / math.Sqrt(float64(t*t)+1)
+	s := t * c
+	for k := range n {
+		a, b := m[k*n+p], m[k*n+q]
+		m[k*n+p], m[k*n+q] = float64(c*a)-float64(s*b), float64(s*a)+float64(c*b)
+	}
+	rp, rq := m[p*n:(p+1)*n], m[q*n:(q+1)*n]
+	vp, vq := v[p*n:(p+1)*n], v[q*n:(q+1)*n]
+	for k := range n {
+		a, b := rp[k], rq[k]
+		rp[k], rq[k] = float64(c*a)-float64(s*b), float64(s*a)+float64(c*b)
+		a, b = vp[k], vq[k]
+		vp[k], vq[k] = float64(c*a)-float64(s*b), float64(s*a)+float64(c*b)
+	}
+	m[p*n+q], m[q*n+p] = 0, 0
+}
+
+// Identity returns the n x n identity.
+func Identity(n int) []float64 {
+	m := make([]float64, n*n)
+	for i := range n {
+		m[i*n+i] = 1
+	}
+	return m
+}
+
+// SymmetricPower returns V f(values) V^T for eigenvectors in the rows of v.
+func SymmetricPower(values, v []float64, n int, f func(float64) float64) []float64 {
+	out := make([]float64, n*n)
+	for k := range n {
+		w := f(values[k])
+		row := v[k*n : (k+1)*n]
+		for i := range n {
+			x := w * row[i]
+			o := out[i*n : (i+1)*n]
+			for j := range n {
+				o[j] += float64(x * row[j])
+			}
+		}
+	}
+	return out
+}
+
+// Cholesky returns the lower triangle L with A = L L^T for a positive definite n x n matrix.
+func Cholesky(a []float64, n int) ([]float64, error) {
+	l := make([]float64, n*n)
+	for i := range n {
+		for j := 0; j <= i; j++ {
+			s := a[i*n+j]
+			for k := range j {
+				s -= float64(l[i*n+k] * l[j*n+k])
+			}
+			if i == j {
+				if !(s > 0) {
+					return nil, ErrNotPositive
+				}
+				l[i*n+i] = math.Sqrt(s)
+			} else {
+				l[i*n+j] = s / l[j*n+j]
+			}
+		}
+	}
+	return l, nil
+}
+
+// SolveRight returns X with X B = A for B = L L^T given by its Cholesky factor:
+// A and X are m x n, L is n x n.
+func SolveRight(a []float64, m int, l []float64, n int) []float64 {
+	x := append([]float64(nil), a...)
+	for r := range m {
+		row := x[r*n : (r+1)*n]
+		for i := range n { // L y = a
+			s := row[i]
+			for k := range i {
+				s -= float64(l[i*n+k] * row[k])
+			}
+			row[i] = s / l[i*n+i]
+		}
+		for i := n - 1; i >= 0; i-- { // L^T x = y
+			s := row[i]
+			for k := i + 1; k < n; k++ {
+				s -= float64(l[k*n+i] * row[k])
+			}
+			row[i] = s / l[i*n+i]
+		}
+	}
+	return x
+}
+
+// Orthonormalize makes the rows of the n x n matrix a orthonormal by modified
+// Gram-Schmidt, twice, in float64. A row without a direction of its own is
+// replaced by the first unit vector that has one.
+func Orthonormalize(a []float64, n int) {
+	for i := range n {
+		row := a[i*n : (i+1)*n]
+		for try := 0; ; try++ {
+			norm0 := Norm(row)
+			for range 2 {
+				for j := range i {
+					o := a[j*n : (j+1)*n]
+					d := Dot(row, o)
+					for k := range row {
+						row[k] -= float64(d * o[k])
+					}
+				}
+			}
+			if norm := Norm(row); norm > 1e-12*norm0 && norm > 1e-300 {
+				for k := range row {
+					row[k] /= norm
+				}
+				break
+			}
+			clear(row)
+			row[try%n] = 1
+		}
+	}
+}
+
+// Dot is the inner product, summed in index order.
+func Dot(x, y []float64) float64 {
+	var s float64
+	for i, v := range x {
+		s += float64(v * y[i])
+	}
+	return s
+}
+
+// Norm is the Euclidean length.
+func Norm(x []float64) float64 { return math.Sqrt(Dot(x, x)) }
+
+// Polar returns the orthogonal polar factor of the n x n matrix c, the
+// orthogonal R that maximises trace(R^T c). Newton-Schulz in float32 on the
+// matrix kernels, then one Gram-Schmidt pass in float64 that takes out the
+// float32 rounding. threads <= 0 uses all.
+func Polar(c []float32, n, threads int) []float32 {
+	// The Frobenius norm bounds the largest singular value, as convergence needs;
+	// a few power steps give a far tighter bound and so save iterations.
+	x := make([]float32, n*n)
+	s := spectralBound(c, n)
+	if s == 0 {
+		for i := range n {
+			x[i*n+i] = 1
+		}
+		return x
+	}
+	for i, v := range c {
+		x[i] = v / s
+	}
+	var w gemm.Weights
+	g, y := make([]float32, n*n), make([]float32, n*n)
+	for range 60 {
+		// X <- 1.5 X - 0.5 (X X^T) X
+		w.PackRows(n, n, x, n, threads)
+		gemm.Mul(g, n, x, n, n, &w, threads)
+		var worst float32
+		for i := range n {
+			for j := range n {
+				v := g[i*n+j]
+				if i == j {
+					v--
+				}
+				worst = max(worst, max(v, -v))
+			}
+		}
+		if worst < 4e-6 {
+			break
+		}
+		w.PackT(n, n, x, n, threads)
+		gemm.Mul(y, n, g, n, n, &w, threads)
+		for i := range x {
+			x[i] = float32(1.5*x[i]) - float32(0.5*y[i])
+		}
+	}
+	f := make([]float64, n*n)
+	for i, v := range x {
+		f[i] = float64(v)
+	}
+	Orthonormalize(f, n)
+	for i, v := range f {
+		x[i] = float32(v)
+	}
+	return x
+}
+
+// spectralBound estimates the largest singular value from above.
+func spectralBound(c []float32, n int) float32 {
+	v := make([]float64, n)
+	for i := range v {
+		v[i] = 1
+	}
+	var s float64
+	for range 12 {
+		u := make([]float64, n)
+		for i := range n {
+			for j := range n {
+				u[i] += float64(float64(c[i*n+j]) * v[j])
+			}
+		}
+		w := make([]float64, n)
+		for i := range n {
+			for j := range n {
+				w[j] += float64(float64(c[i*n+j]) * u[i])
+			}
+		}
+		l := Norm(w)
+		if l == 0 {
+			break
+		}
+		s = math.Sqrt(l / max(Norm(v), 1e-300))
+		for j := range w {
+			v[j] = w[j] / l
+		}
+	}
+	var fro float64
+	for _, x := range c {
+		fro += float64(x) * float64(x)
+	}
+	// Newton-Schulz converges below sqrt(3); 10 % covers an unfinished power iteration.
+	return float32(min(1.1*s, math.Sqrt(fro)) + 1e-30*math.Sqrt(fro))
+}

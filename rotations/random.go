@@ -1,0 +1,80 @@
+package rotations
+
+import (
+	"math"
+	"math/bits"
+	"math/rand/v2"
+
+	"phaseconv/kernels/fmath"
+	"phaseconv/rotations/internal/linalg"
+)
+
+// stream returns the random numbers for one purpose. PCG is specified bit by bit,
+// so a seed means the same on every machine and Go version.
+func stream(seed uint64, layer, head int, purpose uint64) *rand.PCG {
+	return rand.NewPCG(seed, uint64(layer)<<40|uint64(head)<<20|purpose)
+}
+
+const (
+	purposeSRHT uint64 = iota + 1
+	purposeRandom
+	purposeLearned
+	purposeReservoir
+)
+
+// uniform returns a number in (0, 1).
+func uniform(r *rand.PCG) float64 { return (float64(r.Uint64()>>11) + 0.5) / (1 << 53) }
+
+// gaussian returns a standard normal number (Box-Muller).
+func gaussian(r *rand.PCG) float64 {
+	u, v := uniform(r), uniform(r)
+	_, c := fmath.SinCos(2 * math.Pi * v)
+	return math.Sqrt(-2*fmath.Log(u)) * c
+}
+
+// randomOrthogonal returns a d x d orthogonal matrix, uniformly distributed.
+func randomOrthogonal(d int, r *rand.PCG) []float64 {
+	m := make([]float64, d*d)
+	for i := range m {
+		m[i] = gaussian(r)
+	}
+	linalg.Orthonormalize(m, d)
+	return m
+}
+
+// srht returns the d x d matrix H D of a randomised Hadamard transform: random
+// signs, then the normalised Sylvester-Hadamard matrix. A dimension m*2^k with
+// odd m > 1 has no such matrix for all of it; there H is the Kronecker product
+// of the Hadamard matrix of 2^k and a random orthogonal m x m matrix.
+func srht(d int, r *rand.PCG) []float64 {
+	p := 1 << bits.TrailingZeros(uint(d))
+	m := d / p
+	sign := make([]float64, d)
+	for i := range sign {
+		sign[i] = 1 - 2*float64(r.Uint64()>>63)
+	}
+	small := []float64{1}
+	if m > 1 {
+		small = randomOrthogonal(m, r)
+	}
+	scale := 1 / math.Sqrt(float64(p))
+	out := make([]float64, d*d)
+	for i := range d {
+		for j := range d {
+			h := scale
+			if bits.OnesCount(uint(i/m)&uint(j/m))%2 == 1 {
+				h = -h
+			}
+			out[i*d+j] = float64(h*small[i%m*m+j%m]) * sign[j]
+		}
+	}
+	return out
+}
+
+func toFloat32(x []float64) []float32 {
+	out := make([]float32, len(x))
+	for i, v := range x {
+		out[i] = float32(v)
+	}
+	return out
+}

@@ -1,0 +1,231 @@
+// Package calibrate runs text through a model and fits, layer by layer while the
+// activations of that layer are in memory, what a conversion needs: the K/Q
+// balance and the key codes of every KV head. Memory does not grow with the
+// number of layers.
+package calibrate
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"runtime"
+
+	"phaseconv/format/family"
+	"phaseconv/kernels/gemm"
+	"phaseconv/kernels/rope"
+	"phaseconv/rotations"
+	"phaseconv/verify/kvcache"
+	"phaseconv/verify/refmodel"
+)
+
+// Options says what to fit.
+type Options struct {
+	// Kinds are the codes to fit for each head.
+	Kinds []string
+	// Bits is the number of signs per number of a frame; other codes have one.
+	Bits    float64
+	Policy  kvcache.Policy
+	Balance bool
+	Seed    uint64
+	Threads int
+	// Progress is called after each layer.
+	Progress func(done, total int)
+}
+
+// Head is what was fitted to one KV head.
+type Head struct {
+	Codes  map[string]*rotations.Code
+	Curves map[string][]rotations.Point
+	// Train holds the measures on the keys that were fitted.
+	Train  map[string]rotations.Beta
+	Tokens int // keys fitted
+}
+
+// Layer is what was fitted to one layer.
+type Layer struct {
+	Balance *rotations.Balance // nil when not asked for
+	Heads   []Head
+}
+
+// Result of Run.
+type Result struct {
+	Layers []Layer
+}
+
+// Signs returns how many signs per key b bits per number make: a multiple of 8.
+func Signs(bits float64, d int) (int, error) {
+	n := bits * float64(d)
+	b := int(math.Round(n/8)) * 8
+	if b < 8 || b > rotations.MaxBits || math.Abs(n-float64(b)) > 1e-6 {
+		return 0, fmt.Errorf("%g bits per number of a head of %d make %g signs; a multiple of 8 is needed", bits, d, n)
+	}
+	return b, nil
+}
+
+// Run fits on windows of token ids.
+func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (*Result, error) {
+	if o.Threads <= 0 {
+		o.Threads = runtime.GOMAXPROCS(0)
+	}
+	if err := o.Policy.Check(); err != nil {
+		return nil, err
+	}
+	b, err := Signs(o.Bits, m.Config.HeadDim)
+	if err != nil {
+		return nil, err
+	}
+	f := &fitter{cfg: m.Config, o: o, signs: b, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
+	err = m.Run(ctx, windows, []*refmodel.Lane{{}}, refmodel.Options{Tap: f, Progress: o.Progress})
+	return f.res, err
+}
+
+// fitter is the tap that fits a layer as its activations pass.
+type fitter struct {
+	cfg   *family.Config
+	o     Options
+	signs int
+	res   *Result
+}
+
+// FFN implements refmodel.Tap.
+func (f *fitter) FFN(int, []float32) error { return nil }
+
+// Attention implements refmodel.Tap.
+func (f *fitter) Attention(a *refmodel.Attention) error {
+	c := f.cfg
+	layer := &f.res.Layers[a.Layer]
+	layer.Heads = make([]Head, c.KVHeads)
+	if f.o.Balance {
+		layer.Balance = Energies(c, a, f.o.Policy.Sink).Balance(c.Family.QKNorm == family.NormHead)
+	}
+	errs := make([]error, c.KVHeads)
+	// With fewer heads than threads the matrix products inside share them out.
+	inner := max(1, f.o.Threads/c.KVHeads)
+	refmodel.Parallel(f.o.Threads, c.KVHeads, func(h int) {
+		errs[h] = f.fitHead(a, layer, h, inner)
+	})
+	for h, err := range errs {
+		if err != nil {
+			return fmt.Errorf("layer %d, KV head %d: %w", a.Layer, h, err)
+		}
+	}
+	return nil
+}
+
+// Energies sums pair energies over all tokens but each window's first sink ones.
+func Energies(c *family.Config, a *refmodel.Attention, sink int) *rotations.PairEnergy {
+	e := rotations.NewPairEnergy(c.KVHeads, c.HeadDim)
+	qw, kw := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
+	for r := range a.T * a.Windows {
+		if r%a.T >= sink {
+			e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], c.Group(), c.Pairs)
+		}
+	}
+	return e
+}
+
+func (f *fitter) fitHead(a *refmodel.Attention, layer *Layer, h, threads int) error {
+	c := f.cfg
+	var scale []float32
+	if layer.Balance != nil {
+		scale = layer.Balance.RowScale(h, c.HeadDim, c.Pairs, false)
+	}
+	keys := Keys(c, a, h, scale, f.o.Policy)
+	s := &rotations.Sample{
+		D: c.HeadDim, Keys: keys, Layer: a.Layer, Head: h, Seed: f.o.Seed, Threads: threads,
+		Metric: metric(c, a, h, scale, f.o.Policy, threads),
+	}
+	head := Head{Codes: map[string]*rotations.Code{}, Curves: map[string][]rotations.Point{}, Train: map[string]rotations.Beta{}, Tokens: s.N()}
+	for _, kind := range f.o.Kinds {
+		b := c.HeadDim
+		if kind == "frame" {
+			b = f.signs
+		}
+		code, curve, err := rotations.Fit(kind, b, s)
+		if err != nil {
+			return err
+		}
+		head.Codes[kind], head.Train[kind] = code, code.Measure(keys)
+		if curve != nil {
+			head.Curves[kind] = curve
+		}
+	}
+	layer.Heads[h] = head
+	return nil
+}
+
+// Keys collects the keys of KV head h that a cache with this policy would code,
+// in the frame it would code them in: scaled by the balance (nil for none),
+// without each window's sinks, anchored. Shape [n, head_dim].
+func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy) []float32 {
+	d, width := c.HeadDim, c.KVHeads*c.HeadDim
+	sink := min(p.Sink, a.T)
+	out := make([]float32, 0, a.Windows*(a.T-sink)*d)
+	var table *rope.Table
+	if p.Anchor > 0 {
+		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
+	}
+	for w := range a.Windows {
+		from := len(out)
+		for i := sink; i < a.T; i++ {
+			row := (w*a.T+i)*width + h*d
+			out = append(out, a.K[row:row+d]...)
+		}
+		part := out[from:]
+		if scale != nil {
+			for i := range part {
+				part[i] *= scale[i%d]
+			}
+		}
+		if table != nil {
+			kvcache.Anchored(part, d, sink, p.Anchor, table, c.Pairs, false)
+		}
+	}
+	return out
+}
+
+// metric returns E[q q^T] over the unit-normalised queries of KV head h's group.
+// With anchors a query meets keys in the frame of each block up to its own;
+// every query is turned into one of them, in rotation.
+func metric(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, threads int) []float64 {
+	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
+	var table *rope.Table
+	if p.Anchor > 0 {
+		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
+	}
+	n := a.Windows * a.T * g
+	qt := make([]float32, d*n)
+	q := make([]float32, d)
+	for r := range a.Windows * a.T {
+		for j := range g {
+			copy(q, a.Q[r*width+(h*g+j)*d:])
+			var norm float64
+			for i := range q {
+				if scale != nil {
+					q[i] /= scale[i]
+				}
+				norm += float64(q[i]) * float64(q[i])
+			}
+			if norm == 0 {
+				continue
+			}
+			if table != nil {
+				blocks := r%a.T/p.Anchor + 1
+				table.ApplyInverse(q, r%blocks*p.Anchor, c.Pairs)
+			}
+			inv := float32(1 / math.Sqrt(norm))
+			for i, v := range q {
+				qt[i*n+r*g+j] = v * inv
+			}
+		}
+	}
+	var w gemm.Weights
+	w.PackRows(d, n, qt, n, threads)
+	m := make([]float32, d*d)
+	gemm.Mul(m, d, qt, n, d, &w, threads)
+	out := make([]float64, d*d)
+	for i, v := range m {
+		out[i] = float64(v) / float64(n)
+	}
+	return out
+}

@@ -1,0 +1,136 @@
+// Package kvcache stands in for the KV cache of a runtime: it replaces the keys
+// of the forward pass by what a storage format gives back.
+package kvcache
+
+import (
+	"fmt"
+
+	"phaseconv/format/dtype"
+	"phaseconv/format/family"
+	"phaseconv/kernels/gemm"
+	"phaseconv/kernels/rope"
+	"phaseconv/rotations"
+	"phaseconv/verify/refmodel"
+)
+
+// Policy is which keys a 1-bit cache codes and in which frame.
+type Policy struct {
+	// Anchor is the block length B: key n is turned back to its block's start
+	// n - n mod B before it is coded. 0 codes keys as they are.
+	Anchor int
+	// Sink keys at the start and Recent keys at the end of the context stay F16.
+	Sink, Recent int
+}
+
+// Check refuses impossible numbers.
+func (p Policy) Check() error {
+	if p.Anchor < 0 || p.Sink < 0 || p.Recent < 0 {
+		return fmt.Errorf("anchor %d, sink %d, recent %d: none may be negative", p.Anchor, p.Sink, p.Recent)
+	}
+	return nil
+}
+
+// Codes is a cache that stores every key but the policy's exceptions in a
+// 1-bit code, and values in float32.
+type Codes struct {
+	Policy Policy
+	cfg    *family.Config
+	codes  [][]*rotations.Code // [layer][KV head]
+}
+
+// NewCodes returns a cache for codes[layer][head].
+func NewCodes(cfg *family.Config, codes [][]*rotations.Code, p Policy) (*Codes, error) {
+	if err := p.Check(); err != nil {
+		return nil, err
+	}
+	if len(codes) != cfg.Layers {
+		return nil, fmt.Errorf("codes for %d of %d layers", len(codes), cfg.Layers)
+	}
+	for l, heads := range codes {
+		if len(heads) != cfg.KVHeads {
+			return nil, fmt.Errorf("layer %d: codes for %d of %d KV heads", l, len(heads), cfg.KVHeads)
+		}
+		for h, c := range heads {
+			if c == nil || c.D != cfg.HeadDim {
+				return nil, fmt.Errorf("layer %d, head %d: the code is missing or not for head_dim %d", l, h, cfg.HeadDim)
+			}
+		}
+	}
+	return &Codes{p, cfg, codes}, nil
+}
+
+// Anchored turns keys, [n, d] at positions pos0, pos0+1, ..., back to the start
+// of their blocks of length B, in place (undo false), or forth again. t is a
+// table without magnitude that reaches the last block start.
+func Anchored(k []float32, d, pos0, B int, t *rope.Table, pairs rope.Layout, undo bool) {
+	if B <= 0 {
+		return
+	}
+	for i := 0; i < len(k); i += d {
+		pos := pos0 + i/d
+		if undo {
+			t.Apply(k[i:i+d], pos-pos%B, pairs)
+		} else {
+			t.ApplyInverse(k[i:i+d], pos-pos%B, pairs)
+		}
+	}
+}
+
+// Keys codes the keys of one window.
+func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
+	code := c.codes[layer][head]
+	d := code.D
+	T := len(k) / d
+	exact := make([]float32, len(k))
+	for i, v := range k {
+		exact[i] = dtype.F16Round(v)
+	}
+	var table *rope.Table
+	if c.Policy.Anchor > 0 {
+		table = rope.NewTable(c.cfg.RopeOf(layer).Pure(), T)
+		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, false)
+	}
+	words := make([]uint32, code.Words())
+	for i := min(c.Policy.Sink, T); i < T; i++ {
+		row := k[i*d : (i+1)*d]
+		alpha := code.EncodeKey(row, words)
+		code.DecodeKey(row, words, alpha)
+	}
+	if table != nil {
+		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, true)
+	}
+	copy(k, exact[:min(c.Policy.Sink, T)*d])
+	s := &decoded{d: d, recent: c.Policy.Recent}
+	s.coded.PackRows(T, d, k, d, 1)
+	if s.recent > 0 {
+		s.exact.PackRows(T, d, exact, d, 1)
+	}
+	return s, nil
+}
+
+// Values keeps the values as they are.
+func (c *Codes) Values(layer, head int, v []float32) error { return nil }
+
+// decoded scores keys that were coded and read back, as a matrix product.
+type decoded struct {
+	d, recent    int
+	coded, exact gemm.Weights
+}
+
+// Score implements refmodel.Scorer.
+func (s *decoded) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+	gemm.MulRange(dst, ldd, q, ldq, n, &s.coded, n0, n1, 0, s.d, false, 1)
+	if s.recent == 0 {
+		return
+	}
+	// The last recent keys of each query's own context are exact.
+	tmp := make([]float32, n*ldd)
+	lo := max(n0, pos-s.recent+1)
+	gemm.MulRange(tmp, ldd, q, ldq, n, &s.exact, lo, n1, 0, s.d, false, 1)
+	for r := range n {
+		from, to := max(n0, pos+r-s.recent+1), min(n1, pos+r+1)
+		if from < to {
+			copy(dst[r*ldd+from:r*ldd+to], tmp[r*ldd+from:r*ldd+to])
+		}
+	}
+}

@@ -1,0 +1,297 @@
+package ppl
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sort"
+
+	"phaseconv/kernels/fmath"
+	"phaseconv/verify/refmodel"
+)
+
+// vocabPiece is how many logits of a row are held at a time.
+const vocabPiece = 8192
+
+// A Stream is one way of computing the same windows: a model and the hidden
+// states of the scored positions after the final norm, [windows*PerWindow, hidden].
+type Stream struct {
+	Model  *refmodel.Model
+	Normed []float32
+}
+
+// Scored returns the Stream of a lane that ran w's windows.
+func Scored(m *refmodel.Model, w *Windows, lane *refmodel.Lane) (Stream, error) {
+	d := m.Config.Hidden
+	// The last position predicts a token outside the window.
+	var rows []float32
+	for at := 0; at < len(lane.Hidden); at += w.Ctx * d {
+		rows = append(rows, lane.Hidden[at+w.First()*d:at+(w.Ctx-1)*d]...)
+	}
+	normed, err := m.FinalNorm(rows)
+	return Stream{m, normed}, err
+}
+
+// Perplexity is the result of one stream.
+type Perplexity struct {
+	PPL    float64 // exp of the mean negative log-likelihood
+	Err    float64 // standard error of PPL, as llama-perplexity computes it
+	NLL    []float64
+	Tokens int
+}
+
+// Divergence compares a stream with the base stream, token by token.
+type Divergence struct {
+	KLD []float64 // KL(base || stream) in nats, per scored token
+
+	Mean, MeanErr              float64
+	Median, P90, P95, P99, Max float64
+	// SameTop is the share of tokens with the same most likely prediction.
+	SameTop, SameTopErr float64
+	// Ratio is PPL(stream)/PPL(base); RatioErr its standard error, with the
+	// covariance of the two taken into account.
+	Ratio, RatioErr float64
+	// MaxAbsDLogit is the largest difference of any logit.
+	MaxAbsDLogit float64
+	// DeltaP statistics: change of the probability of the correct token.
+	DeltaPMean, DeltaPRMS float64
+}
+
+// Result of Measure; Divergences[i] belongs to streams[i].
+type Result struct {
+	Base        Perplexity
+	Streams     []Perplexity
+	Divergences []Divergence
+}
+
+// row accumulates one token's softmax over pieces of the vocabulary. Sums are
+// relative to the largest logit so far.
+type row struct {
+	max, sum float64
+	target   float64
+	top      int32
+	topValue float32
+}
+
+func (r *row) merge(m, s float64) (scaleOld, scaleNew float64) {
+	if m > r.max {
+		scaleOld, scaleNew = fmath.Exp(r.max-m), 1
+		r.max = m
+	} else {
+		scaleOld, scaleNew = 1, fmath.Exp(m-r.max)
+	}
+	r.sum = float64(r.sum*scaleOld) + float64(s*scaleNew)
+	return scaleOld, scaleNew
+}
+
+// lse is the logarithm of the sum of exponentials.
+func (r *row) lse() float64 { return r.max + fmath.Log(r.sum) }
+
+// Measure computes perplexities of base and streams, and how the streams
+// diverge from base. Logits exist only piece by piece; nothing is sampled.
+func Measure(ctx context.Context, w *Windows, base Stream, streams ...Stream) (*Result, error) {
+	all := append([]Stream{base}, streams...)
+	n := len(w.Targets)
+	vocab := base.Model.Config.Vocab
+	for _, s := range all {
+		if s.Model.Config.Vocab != vocab {
+			return nil, fmt.Errorf("vocabularies of %d and %d tokens cannot be compared", vocab, s.Model.Config.Vocab)
+		}
+		if len(s.Normed) != n*s.Model.Config.Hidden {
+			return nil, fmt.Errorf("%d hidden values for %d scored tokens", len(s.Normed), n)
+		}
+	}
+	acc := make([][]row, len(all))
+	cross := make([][]float64, len(all)) // sum of exp(zb - max) * (zb - z)
+	delta := make([]float64, len(all))
+	bufs := make([][]float32, len(all))
+	for i := range all {
+		acc[i] = make([]row, n)
+		cross[i] = make([]float64, n)
+		for r := range acc[i] {
+			acc[i][r].max = math.Inf(-1)
+		}
+		bufs[i] = make([]float32, n*min(vocab, vocabPiece))
+	}
+	for v0 := 0; v0 < vocab; v0 += vocabPiece {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		v1 := min(vocab, v0+vocabPiece)
+		if err := logits(all, bufs, v0, v1); err != nil {
+			return nil, err
+		}
+		width := v1 - v0
+		deltas := make([][]float64, base.Model.Threads)
+		span := (n + len(deltas) - 1) / len(deltas)
+		refmodel.Parallel(base.Model.Threads, len(deltas), func(part int) {
+			deltas[part] = make([]float64, len(all))
+			scratch := make([]float32, width)
+			for r := part * span; r < min(n, (part+1)*span); r++ {
+				zb := bufs[0][r*width : (r+1)*width]
+				m := maximum(zb)
+				e := expShifted(scratch, zb, m)
+				bOld, bNew := acc[0][r].merge(float64(m), sum(e))
+				acc[0][r].see(zb, v0, w.Targets[r])
+				for i := 1; i < len(all); i++ {
+					z := bufs[i][r*width : (r+1)*width]
+					var dot float64
+					worst := deltas[part][i]
+					for k, p := range e {
+						diff := float64(zb[k]) - float64(z[k])
+						dot += float64(p) * diff
+						worst = max(worst, math.Abs(diff))
+					}
+					deltas[part][i] = worst
+					cross[i][r] = float64(cross[i][r]*bOld) + float64(dot*bNew)
+				}
+				for i := 1; i < len(all); i++ {
+					z := bufs[i][r*width : (r+1)*width]
+					m := maximum(z)
+					acc[i][r].merge(float64(m), sum(expShifted(scratch, z, m)))
+					acc[i][r].see(z, v0, w.Targets[r])
+				}
+			}
+		})
+		for _, d := range deltas {
+			for i := range d {
+				delta[i] = max(delta[i], d[i])
+			}
+		}
+	}
+	res := &Result{Base: perplexity(acc[0])}
+	for i := 1; i < len(all); i++ {
+		p := perplexity(acc[i])
+		res.Streams = append(res.Streams, p)
+		d := Divergence{MaxAbsDLogit: delta[i]}
+		same := 0
+		for r := range n {
+			b, s := &acc[0][r], &acc[i][r]
+			// KL = sum p (zb - z) - lse_b + lse, with p from the base.
+			d.KLD = append(d.KLD, cross[i][r]/b.sum-b.lse()+s.lse())
+			if b.top == s.top {
+				same++
+			}
+		}
+		d.summarise(res.Base, p, same)
+		res.Divergences = append(res.Divergences, d)
+	}
+	return res, nil
+}
+
+// logits fills bufs, packing the head once for streams of the same model.
+func logits(all []Stream, bufs [][]float32, v0, v1 int) error {
+	done := make([]bool, len(all))
+	for i, s := range all {
+		if done[i] {
+			continue
+		}
+		var dst, in [][]float32
+		for j := i; j < len(all); j++ {
+			if all[j].Model == s.Model {
+				dst, in = append(dst, bufs[j]), append(in, all[j].Normed)
+				done[j] = true
+			}
+		}
+		if err := s.Model.Logits(dst, in, v0, v1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *row) see(z []float32, v0 int, target int32) {
+	for i, v := range z {
+		if v > r.topValue || v0 == 0 && i == 0 {
+			r.topValue, r.top = v, int32(v0+i)
+		}
+	}
+	if t := int(target) - v0; t >= 0 && t < len(z) {
+		r.target = float64(z[t])
+	}
+}
+
+func maximum(z []float32) float32 {
+	m := z[0]
+	for _, v := range z {
+		m = max(m, v)
+	}
+	return m
+}
+
+func expShifted(dst, z []float32, m float32) []float32 {
+	dst = dst[:len(z)]
+	for i, v := range z {
+		dst[i] = float32(fmath.Exp(float64(v - m)))
+	}
+	return dst
+}
+
+func sum(x []float32) float64 {
+	var s float64
+	for _, v := range x {
+		s += float64(v)
+	}
+	return s
+}
+
+func perplexity(rows []row) Perplexity {
+	p := Perplexity{Tokens: len(rows)}
+	for i := range rows {
+		p.NLL = append(p.NLL, rows[i].lse()-rows[i].target)
+	}
+	mean, err := meanErr(p.NLL)
+	p.PPL = fmath.Exp(mean)
+	p.Err = p.PPL * err
+	return p
+}
+
+// meanErr returns the mean and its standard error, sqrt(var/(n-1)).
+func meanErr(x []float64) (mean, err float64) {
+	n := float64(len(x))
+	for _, v := range x {
+		mean += v / n
+	}
+	if len(x) < 2 {
+		return mean, 0
+	}
+	var ss float64
+	for _, v := range x {
+		ss += float64((v - mean) * (v - mean))
+	}
+	return mean, math.Sqrt(ss / n / (n - 1))
+}
+
+func (d *Divergence) summarise(base, p Perplexity, same int) {
+	n := len(d.KLD)
+	d.Mean, d.MeanErr = meanErr(d.KLD)
+	s := append([]float64(nil), d.KLD...)
+	sort.Float64s(s)
+	d.Median, d.P90, d.P95, d.P99, d.Max = Quantile(s, .5), Quantile(s, .9), Quantile(s, .95), Quantile(s, .99), s[n-1]
+	d.SameTop = float64(same) / float64(n)
+	if n > 1 {
+		d.SameTopErr = math.Sqrt(d.SameTop * (1 - d.SameTop) / float64(n-1))
+	}
+	// The log ratio is a mean of differences, so its error needs no covariance formula.
+	diff := make([]float64, n)
+	dp := make([]float64, n)
+	var rms float64
+	for i := range diff {
+		diff[i] = p.NLL[i] - base.NLL[i]
+		dp[i] = fmath.Exp(-p.NLL[i]) - fmath.Exp(-base.NLL[i])
+		rms += float64(dp[i] * dp[i])
+	}
+	m, e := meanErr(diff)
+	d.Ratio = fmath.Exp(m)
+	d.RatioErr = d.Ratio * e
+	d.DeltaPMean, _ = meanErr(dp)
+	d.DeltaPRMS = math.Sqrt(rms / float64(n))
+}
+
+// Quantile interpolates linearly in sorted values, as llama-perplexity does.
+func Quantile(sorted []float64, q float64) float64 {
+	p := q * float64(len(sorted)-1)
+	i := int(p)
+	f := p - float64(i)
+	return float64((1-f)*sorted[i]) + float64(f*sorted[min(i+1, len(sorted)-1)])
+}

@@ -1,0 +1,47 @@
+// Package ppl measures perplexity and KL divergence by the protocol of
+// llama-perplexity: the text is cut into windows of ctx tokens, the first token
+// of each is replaced by BOS where the tokenizer adds one, and the second half of
+// each window is scored.
+package ppl
+
+import "fmt"
+
+// Windows is text cut for measuring.
+type Windows struct {
+	Ctx    int
+	Tokens [][]int32 // the inputs, with BOS put in
+	// Targets holds the scored tokens: those at positions ctx/2+1 .. ctx-1 of
+	// each window, window by window.
+	Targets []int32
+}
+
+// First returns the first position whose prediction is scored.
+func (w *Windows) First() int { return w.Ctx / 2 }
+
+// PerWindow returns how many predictions of a window are scored.
+func (w *Windows) PerWindow() int { return w.Ctx - 1 - w.First() }
+
+// Cut makes at most chunks windows of ctx tokens (all that fit when chunks <= 0).
+// bos < 0 leaves the first token as it is.
+func Cut(ids []int32, ctx, chunks int, bos int32) (*Windows, error) {
+	if ctx < 4 {
+		return nil, fmt.Errorf("a context of %d tokens is too short to measure anything", ctx)
+	}
+	n := len(ids) / ctx
+	if chunks > 0 {
+		n = min(n, chunks)
+	}
+	if n == 0 {
+		return nil, fmt.Errorf("the text has %d tokens, one window of context %d needs %d", len(ids), ctx, ctx)
+	}
+	w := &Windows{Ctx: ctx}
+	for i := range n {
+		t := append([]int32(nil), ids[i*ctx:(i+1)*ctx]...)
+		w.Targets = append(w.Targets, t[w.First()+1:]...)
+		if bos >= 0 {
+			t[0] = bos
+		}
+		w.Tokens = append(w.Tokens, t)
+	}
+	return w, nil
+}

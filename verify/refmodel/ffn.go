@@ -1,0 +1,165 @@
+package refmodel
+
+import (
+	"sort"
+
+	"phaseconv/format/family"
+	"phaseconv/kernels/fmath"
+	"phaseconv/kernels/gemm"
+)
+
+// ffn adds layer l's feed-forward network to the hidden states of every lane.
+func (m *Model) ffn(l int, b *batch, lanes []*Lane, tap Tap) error {
+	c := m.Config
+	gain, err := m.vector(family.Name(l, "ffn_norm.weight"), false)
+	if err != nil {
+		return err
+	}
+	var post []float32
+	if c.Family.PostNorms {
+		if post, err = m.vector(family.Name(l, "post_ffw_norm.weight"), false); err != nil {
+			return err
+		}
+	}
+	if c.Experts > 0 {
+		return m.mixture(l, b, lanes, tap, gain)
+	}
+	for i, n := range []string{"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"} {
+		if err := m.packAll(&m.mats[i], family.Name(l, n)); err != nil {
+			return err
+		}
+	}
+	for i, lane := range lanes {
+		x := grow(&b.norm, b.rows()*c.Hidden)
+		rmsNorm(x, lane.Hidden, gain, c.NormEps, m.Threads)
+		if tap != nil && i == 0 {
+			if err := tap.FFN(l, x); err != nil {
+				return err
+			}
+		}
+		y := grow(&b.proj, b.rows()*c.Hidden)
+		m.gated(y, x, b.rows(), b, m.mats[:3])
+		if post != nil {
+			rmsNorm(y, y, post, c.NormEps, m.Threads)
+		}
+		addTo(lane.Hidden, y)
+	}
+	return nil
+}
+
+// gated computes y = down(act(gate(x)) * up(x)) for rows of x.
+func (m *Model) gated(y, x []float32, rows int, b *batch, w []gemm.Weights) {
+	f := w[0].N()
+	g, u := grow(&b.gate, rows*f), grow(&b.up, rows*f)
+	gemm.Mul(g, f, x, w[0].K(), rows, &w[0], m.Threads)
+	gemm.Mul(u, f, x, w[1].K(), rows, &w[1], m.Threads)
+	rowsParallel(m.Threads, rows, func(r0, r1 int) {
+		gr, ur := g[r0*f:r1*f], u[r0*f:r1*f]
+		if m.Config.Family.Activation == family.GELUTanh {
+			fmath.GELUTanhMul(gr, gr, ur)
+		} else {
+			fmath.SiLUMul(gr, gr, ur)
+		}
+	})
+	gemm.Mul(y, w[2].N(), g, f, rows, &w[2], m.Threads)
+}
+
+// A route is one token's share in one expert.
+type route struct {
+	row    int
+	weight float32
+}
+
+// mixture is ffn for a mixture of experts. Each expert is loaded once for all
+// lanes. A token's expert outputs are added in the order of the experts.
+func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32) error {
+	c, n := m.Config, b.rows()
+	if err := m.packAll(&m.mats[3], family.Name(l, "ffn_gate_inp.weight")); err != nil {
+		return err
+	}
+	xs := make([][]float32, len(lanes))
+	ys := make([][]float32, len(lanes))
+	routes := make([][][]route, len(lanes))
+	for i, lane := range lanes {
+		xs[i], ys[i] = make([]float32, n*c.Hidden), make([]float32, n*c.Hidden)
+		rmsNorm(xs[i], lane.Hidden, gain, c.NormEps, m.Threads)
+		if tap != nil && i == 0 {
+			if err := tap.FFN(l, xs[i]); err != nil {
+				return err
+			}
+		}
+		logits := make([]float32, n*c.Experts)
+		gemm.Mul(logits, c.Experts, xs[i], c.Hidden, n, &m.mats[3], m.Threads)
+		routes[i] = m.chooseExperts(logits)
+	}
+	names := []string{"ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"}
+	var in, out []float32
+	for e := range c.Experts {
+		used := false
+		for i := range lanes {
+			used = used || len(routes[i][e]) > 0
+		}
+		if !used {
+			continue
+		}
+		for i, name := range names {
+			t, err := m.find(family.Name(l, name))
+			if err != nil {
+				return err
+			}
+			per := t.Rows() / c.Experts
+			if err := m.pack(&m.mats[i], t, e*per, per); err != nil {
+				return err
+			}
+		}
+		for i := range lanes {
+			rs := routes[i][e]
+			if len(rs) == 0 {
+				continue
+			}
+			in, out = grow(&in, len(rs)*c.Hidden), grow(&out, len(rs)*c.Hidden)
+			for r, t := range rs {
+				copy(in[r*c.Hidden:(r+1)*c.Hidden], xs[i][t.row*c.Hidden:])
+			}
+			m.gated(out, in, len(rs), b, m.mats[:3])
+			for r, t := range rs {
+				y := ys[i][t.row*c.Hidden : (t.row+1)*c.Hidden]
+				for k, v := range out[r*c.Hidden : (r+1)*c.Hidden] {
+					y[k] += float32(v * t.weight)
+				}
+			}
+		}
+	}
+	for i, lane := range lanes {
+		addTo(lane.Hidden, ys[i])
+	}
+	return nil
+}
+
+// chooseExperts turns router logits, [rows, experts], into the rows and weights
+// of each expert. Equal probabilities go to the expert with the lower number.
+func (m *Model) chooseExperts(logits []float32) [][]route {
+	c := m.Config
+	out := make([][]route, c.Experts)
+	order := make([]int, c.Experts)
+	for row := range len(logits) / c.Experts {
+		p := logits[row*c.Experts : (row+1)*c.Experts]
+		fmath.Softmax(p, 1)
+		for i := range order {
+			order[i] = i
+		}
+		sort.SliceStable(order, func(a, b int) bool { return p[order[a]] > p[order[b]] })
+		best := order[:c.ExpertsUsed]
+		sum := float32(1)
+		if c.RenormTopK {
+			sum = 0
+			for _, e := range best {
+				sum += p[e]
+			}
+		}
+		for _, e := range best {
+			out[e] = append(out[e], route{row, p[e] / sum})
+		}
+	}
+	return out
+}

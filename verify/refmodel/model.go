@@ -1,0 +1,260 @@
+// Package refmodel computes the exact float32 forward pass of every model
+// family, layer by layer: the weights of one layer (of one expert, in a mixture)
+// are in memory while a whole batch of windows passes through it.
+//
+// The result depends neither on the number of threads nor on the machine:
+// matrix products come from kernels/gemm, transcendental functions from
+// kernels/fmath, and every sum has a fixed order.
+package refmodel
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/family"
+	"phaseconv/kernels/gemm"
+	"phaseconv/kernels/rope"
+)
+
+// Weights is where a model's numbers come from: an open checkpoint, or a view of
+// one with edits applied.
+type Weights interface {
+	Find(name string) (*checkpoint.Tensor, bool)
+	ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
+}
+
+// A Model is a configuration with its weights. Run and Logits reuse its
+// buffers, so one Model serves one call at a time.
+type Model struct {
+	Config  *family.Config
+	Threads int // 0: all that the machine offers
+
+	w       Weights
+	scratch []float32 // one matrix, decoded
+	mats    [4]gemm.Weights
+	ropes   map[ropeKey]*rope.Table
+}
+
+type ropeKey struct {
+	sliding bool
+	n       int
+}
+
+// New returns a model that reads its weights from w as it needs them.
+func New(cfg *family.Config, w Weights, threads int) *Model {
+	if threads <= 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	return &Model{Config: cfg, Threads: threads, w: w, ropes: map[ropeKey]*rope.Table{}}
+}
+
+// A Lane is one stream of hidden states through the model: the same tokens may
+// run in several lanes whose key caches differ, sharing the loaded weights.
+type Lane struct {
+	// Cache stands for the KV cache's storage format; nil keeps float32.
+	Cache Cache
+	// Hidden is the result, [windows*T, hidden], before the final norm.
+	Hidden []float32
+}
+
+// Options of Run.
+type Options struct {
+	// Tap, if set, sees the first lane's activations.
+	Tap Tap
+	// Progress, if set, is called after each layer.
+	Progress func(done, total int)
+}
+
+// A Tap receives activations. The slices are valid only during the call and
+// must not be changed.
+type Tap interface {
+	// Attention is called once per layer, before attention is computed.
+	Attention(a *Attention) error
+	// FFN is called once per layer with the normed input of the FFN, [windows*T, hidden].
+	FFN(layer int, x []float32) error
+}
+
+// Attention is what one layer's attention works on; rows are windows*T tokens.
+type Attention struct {
+	Layer      int
+	T, Windows int
+	QPre, KPre []float32 // before RoPE: [rows, heads*head_dim], [rows, n_kv_heads*head_dim]
+	Q, K       []float32 // after RoPE, same shapes
+	V          []float32 // [rows, n_kv_heads*head_dim]
+	Rope       *rope.Table
+}
+
+// A Cache replaces keys and values by what a cache of some format gives back.
+// Methods are called concurrently for different windows and heads.
+type Cache interface {
+	// Keys takes the post-RoPE keys of one window and KV head, [T, head_dim],
+	// and returns what scores queries against their stored form. A nil Scorer
+	// means that the keys, perhaps changed in place, are used as they are.
+	Keys(layer, head int, k []float32) (Scorer, error)
+	// Values changes the values of one window and KV head, [T, head_dim], in place.
+	Values(layer, head int, v []float32) error
+}
+
+// A Scorer gives inner products of queries with stored keys.
+type Scorer interface {
+	// Score sets dst[r*ldd+j] = q_r . k_j for rows r in [0, n) and keys j in
+	// [n0, n1). Row r of q, at q[r*ldq:], is the query at position pos+r.
+	Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int)
+}
+
+// Run sends windows of token ids, all of the same length, through the model,
+// once per lane. It fails on ids outside the vocabulary and on weights that
+// cannot be read.
+func (m *Model) Run(ctx context.Context, windows [][]int32, lanes []*Lane, opt Options) error {
+	c := m.Config
+	if len(windows) == 0 || len(windows[0]) == 0 || len(lanes) == 0 {
+		return fmt.Errorf("nothing to compute: %d windows, %d lanes", len(windows), len(lanes))
+	}
+	b := &batch{T: len(windows[0]), windows: len(windows)}
+	for _, w := range windows {
+		if len(w) != b.T {
+			return fmt.Errorf("windows of %d and %d tokens in one batch", b.T, len(w))
+		}
+		b.tokens = append(b.tokens, w...)
+	}
+	if err := m.embed(b, lanes); err != nil {
+		return err
+	}
+	for l := range c.Layers {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := m.attention(l, b, lanes, opt.Tap); err != nil {
+			return err
+		}
+		if err := m.ffn(l, b, lanes, opt.Tap); err != nil {
+			return err
+		}
+		if opt.Progress != nil {
+			opt.Progress(l+1, c.Layers)
+		}
+	}
+	return nil
+}
+
+// A batch is the tokens of one Run and the buffers that its layers share.
+type batch struct {
+	T, windows int
+	tokens     []int32
+
+	norm             []float32 // normed hidden states
+	q, k, v, o       []float32
+	qPre, kPre, proj []float32
+	gate, up         []float32
+}
+
+func (b *batch) rows() int { return b.T * b.windows }
+
+// grow returns *s with length n, keeping its memory when it is large enough.
+func grow(s *[]float32, n int) []float32 {
+	if cap(*s) < n {
+		*s = make([]float32, n)
+	}
+	*s = (*s)[:n]
+	return *s
+}
+
+func (m *Model) embed(b *batch, lanes []*Lane) error {
+	t, err := m.find("token_embd.weight")
+	if err != nil {
+		return err
+	}
+	d := m.Config.Hidden
+	x := make([]float32, b.rows()*d)
+	scale := float32(1)
+	if m.Config.Family.ScaleEmbeddings {
+		scale = sqrt32(d)
+	}
+	// Each distinct token is read once: calibration text repeats its words.
+	first := map[int32]int{}
+	for i, id := range b.tokens {
+		row := x[i*d : (i+1)*d]
+		if j, ok := first[id]; ok {
+			copy(row, x[j*d:(j+1)*d])
+			continue
+		}
+		if id < 0 || int(id) >= t.Rows() {
+			return fmt.Errorf("token id %d is outside the vocabulary of %d; tokenizer and model do not belong together", id, t.Rows())
+		}
+		if err := m.w.ReadRows(t, int(id), 1, row); err != nil {
+			return err
+		}
+		if scale != 1 {
+			for k := range row {
+				row[k] *= scale
+			}
+		}
+		first[id] = i
+	}
+	for i, l := range lanes {
+		if i == 0 {
+			l.Hidden = x
+			continue
+		}
+		l.Hidden = append([]float32(nil), x...)
+	}
+	return nil
+}
+
+func (m *Model) find(name string) (*checkpoint.Tensor, error) {
+	t, ok := m.w.Find(name)
+	if !ok {
+		return nil, fmt.Errorf("the model has no tensor %s", name)
+	}
+	return t, nil
+}
+
+// vector reads a one-dimensional tensor; optional ones give nil when absent.
+func (m *Model) vector(name string, optional bool) ([]float32, error) {
+	t, ok := m.w.Find(name)
+	if !ok {
+		if optional {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("the model has no tensor %s", name)
+	}
+	out := make([]float32, t.Elements())
+	return out, m.w.ReadRows(t, 0, t.Rows(), out)
+}
+
+// pack loads rows [row0, row0+n) of a matrix into w.
+func (m *Model) pack(w *gemm.Weights, t *checkpoint.Tensor, row0, n int) error {
+	cols := t.Cols()
+	buf := grow(&m.scratch, n*cols)
+	// About 256 KiB a piece: large enough to make calls rare, small enough to share out.
+	step := max(1, 1<<16/cols)
+	err := parallel(m.Threads, (n+step-1)/step, func(i int) error {
+		r := i * step
+		k := min(step, n-r)
+		return m.w.ReadRows(t, row0+r, k, buf[r*cols:(r+k)*cols])
+	})
+	if err != nil {
+		return err
+	}
+	w.PackRows(n, cols, buf, cols, m.Threads)
+	return nil
+}
+
+func (m *Model) packAll(w *gemm.Weights, name string) error {
+	t, err := m.find(name)
+	if err != nil {
+		return err
+	}
+	return m.pack(w, t, 0, t.Rows())
+}
+
+// ropeTable returns the angles of layer l for n positions.
+func (m *Model) ropeTable(l, n int) *rope.Table {
+	key := ropeKey{m.Config.IsSliding(l), n}
+	if m.ropes[key] == nil {
+		m.ropes[key] = rope.NewTable(m.Config.RopeOf(l), n)
+	}
+	return m.ropes[key]
+}

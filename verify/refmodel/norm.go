@@ -1,0 +1,43 @@
+package refmodel
+
+import (
+	"math"
+
+	"phaseconv/kernels/fmath"
+)
+
+func sqrt32(n int) float32 { return float32(math.Sqrt(float64(n))) }
+
+// rmsNorm sets dst = x / rms(x) * gain for every row of length len(gain).
+// The mean of squares is formed in float64.
+func rmsNorm(dst, x, gain []float32, eps float64, threads int) {
+	d := len(gain)
+	rowsParallel(threads, len(x)/d, func(r0, r1 int) {
+		for r := r0; r < r1; r++ {
+			src, out := x[r*d:(r+1)*d], dst[r*d:(r+1)*d]
+			scale := float32(1 / math.Sqrt(fmath.SumSq(src)/float64(d)+eps))
+			for i, v := range src {
+				out[i] = float32(v*scale) * gain[i]
+			}
+		}
+	})
+}
+
+func addBias(x, bias []float32) {
+	if bias == nil {
+		return
+	}
+	d := len(bias)
+	for r := 0; r < len(x); r += d {
+		row := x[r : r+d]
+		for i, b := range bias {
+			row[i] += b
+		}
+	}
+}
+
+func addTo(dst, src []float32) {
+	for i, v := range src {
+		dst[i] += v
+	}
+}
