@@ -17,12 +17,13 @@ import (
 	"fmt"
 
 	"phaseconv/format/dtype"
+	"phaseconv/spec"
 )
 
-// Limits of a code; spec/ states them for readers.
+// Limits of a code.
 const (
-	MaxDim  = 1 << 12 // head_dim
-	MaxBits = 1 << 14 // signs per key
+	MaxDim  = spec.MaxHeadDim
+	MaxBits = spec.MaxBits // signs per key
 )
 
 // A Code stores keys of one KV head. It is immutable once made and safe for

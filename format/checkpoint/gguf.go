@@ -266,7 +266,7 @@ func (b *ggufBackend) raw(source string) (*io.SectionReader, error) {
 	return b.f.Reader(t), nil
 }
 
-func (b *ggufBackend) files() []string { return []string{b.f.Path} }
+func (b *ggufBackend) files() []string { return b.f.Paths() }
 
 func (b *ggufBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.FromGGUF(metadata{b.f}) }
 

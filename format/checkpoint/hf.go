@@ -110,7 +110,7 @@ func (b *hfBackend) files() []string {
 	return out
 }
 
-func (b *hfBackend) vocab() (*tokenizer.Vocab, error) { return nil, nil }
+func (b *hfBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.ReadHF(b.dir) }
 
 func (b *hfBackend) close() error { return b.set.Close() }
 

@@ -126,3 +126,19 @@ func (f *File) checkShard(i, n int) error {
 	}
 	return nil
 }
+
+// Paths returns the files that f was read from, in the order of their shards.
+func (f *File) Paths() []string {
+	if f.Shards <= 1 {
+		return []string{f.Path}
+	}
+	base, err := splitBase(f.Path, f.Shards)
+	if err != nil { // not possible for a split that Open followed
+		return []string{f.Path}
+	}
+	var out []string
+	for i := range f.Shards {
+		out = append(out, ShardPath(base, i, f.Shards))
+	}
+	return out
+}

@@ -1,0 +1,171 @@
+// Package command is the command line of phaseconv: flags, messages, tables.
+// Everything it does is a call of the library.
+package command
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"phaseconv/convert"
+	"phaseconv/verify"
+	"phaseconv/verify/texts"
+)
+
+// Exit codes.
+const (
+	exitGood   = 0
+	exitFailed = 1 // failed, or a gate was not met
+	exitUsage  = 2 // wrong use
+)
+
+// version is set by the linker in releases.
+var version = "0.1.0-dev"
+
+// Tool names this program and its version in artifacts.
+func Tool() string { return "phaseconv " + version }
+
+// errGate says that the work was done and its result is below a gate.
+var errGate = errors.New("below the gate")
+
+// Run executes the command line and returns the exit code.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	// A model's activations are few large blocks; collecting more often than the
+	// default keeps the peak near what is in use.
+	debug.SetGCPercent(50)
+	app := root(stdout, stderr)
+	err := app.Run(ctx, args)
+	if err == nil {
+		return exitGood
+	}
+	var use *convert.UsageError
+	switch {
+	case errors.Is(err, errGate):
+		return exitFailed
+	case errors.As(err, &use):
+		fmt.Fprintln(stderr, "phaseconv:", err)
+		return exitUsage
+	case errors.Is(err, context.Canceled):
+		fmt.Fprintln(stderr, "phaseconv: interrupted; nothing was left behind")
+	default:
+		fmt.Fprintln(stderr, "phaseconv:", err)
+	}
+	return exitFailed
+}
+
+// root builds the command tree.
+func root(stdout, stderr io.Writer) *cli.Command {
+	usageError := func(_ context.Context, _ *cli.Command, err error, _ bool) error {
+		return &convert.UsageError{Err: err}
+	}
+	app := &cli.Command{
+		Name:      "phaseconv",
+		Usage:     "make language models whose KV cache survives very few bits",
+		Version:   version,
+		Writer:    stdout,
+		ErrWriter: stderr,
+		// Errors are printed once, by Run, and never end the process from inside.
+		ExitErrHandler: func(context.Context, *cli.Command, error) {},
+		OnUsageError:   usageError,
+		Suggest:        true,
+		Commands: []*cli.Command{
+			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
+			auditCommand(stdout, stderr), inspectCommand(stdout, stderr),
+		},
+		Action: func(_ context.Context, c *cli.Command) error {
+			if c.Args().Present() {
+				return usagef("unknown command %q; see phaseconv --help", c.Args().First())
+			}
+			return cli.ShowRootCommandHelp(c)
+		},
+	}
+	for _, c := range app.Commands {
+		c.OnUsageError = usageError
+	}
+	return app
+}
+
+func usagef(format string, args ...any) error {
+	return &convert.UsageError{Err: fmt.Errorf(format, args...)}
+}
+
+// one returns the only positional argument.
+func one(c *cli.Command, what string) (string, error) {
+	if c.Args().Len() != 1 {
+		return "", usagef("%s: expected one %s, got %d arguments", c.Name, what, c.Args().Len())
+	}
+	return c.Args().First(), nil
+}
+
+// text loads a text file, or returns the embedded one when no file is named.
+func text(path string, embedded []byte, name string) (verify.Text, error) {
+	if path == "" {
+		return verify.Text{Name: name, Data: embedded}, nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return verify.Text{}, &convert.UsageError{Err: err}
+	}
+	return verify.Text{Name: filepath.Base(path), Data: data}, nil
+}
+
+func calibrationText(path string) (verify.Text, error) {
+	return text(path, texts.Calibration, texts.CalibrationName)
+}
+
+func evaluationText(path string) (verify.Text, error) {
+	return text(path, texts.Evaluation, texts.EvaluationName)
+}
+
+func printJSON(w io.Writer, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(b, '\n'))
+	return err
+}
+
+// recorded returns the command line for the manifest, without folders: they
+// say something about the machine and nothing about the model.
+func recorded(args []string) []string {
+	out := []string{"phaseconv"}
+	for _, a := range args[1:] {
+		flag, value, ok := strings.Cut(a, "=")
+		switch {
+		case ok && strings.HasPrefix(a, "-"):
+			out = append(out, flag+"="+base(value))
+		default:
+			out = append(out, base(a))
+		}
+	}
+	return out
+}
+
+func base(s string) string {
+	if strings.ContainsRune(s, filepath.Separator) {
+		return filepath.Base(filepath.Clean(s))
+	}
+	return s
+}
+
+func threadsFlag() cli.Flag {
+	return &cli.IntFlag{Name: "threads", Usage: "processor threads; results do not depend on it", Value: runtime.GOMAXPROCS(0)}
+}
+
+func jsonFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "json", Usage: "print machine-readable results to standard output"}
+}
+
+func seedFlag() cli.Flag {
+	return &cli.Uint64Flag{Name: "seed", Usage: "seed of every random number", Value: 1}
+}

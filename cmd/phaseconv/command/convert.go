@@ -1,0 +1,166 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"phaseconv/convert"
+	"phaseconv/format/checkpoint"
+	"phaseconv/rotations"
+	"phaseconv/verify/kvcache"
+)
+
+func convertCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:      "convert",
+		Usage:     "turn a checkpoint into a verified artifact",
+		ArgsUsage: "SRC",
+		Description: `SRC is a Hugging Face folder (safetensors) or a GGUF file.
+
+Examples:
+  phaseconv convert ./SmolLM2-135M -o smol
+  phaseconv convert model.gguf -o out --calib train.txt --eval test.txt
+  phaseconv convert ./Qwen2.5-0.5B -o out --format both --dry-run`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
+			&cli.StringFlag{Name: "format", Usage: "gguf, safetensors or both", Value: "gguf"},
+			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0", Value: "f16"},
+			&cli.StringFlag{Name: "code", Usage: "key code: " + strings.Join(rotations.Kinds, ", "), Value: "frame"},
+			&cli.BoolFlag{Name: "balance", Usage: "fold the K/Q pair balance (identity G3)", Value: true},
+			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key (frame only)", Value: 1},
+			&cli.IntFlag{Name: "anchor", Usage: "block length B to anchor keys to, 0 for none", Value: 64},
+			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16", Value: 4},
+			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: 0},
+			&cli.StringFlag{Name: "calib", Usage: "calibration text (default: an embedded one)"},
+			&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to", Value: 6144},
+			&cli.StringFlag{Name: "eval", Usage: "held-out text to measure on (default: an embedded one)"},
+			&cli.IntFlag{Name: "ctx", Usage: "context length of calibration and measuring", Value: 512},
+			&cli.IntFlag{Name: "chunks", Usage: "windows to measure", Value: 4},
+			seedFlag(), threadsFlag(),
+			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and stop"},
+			jsonFlag(),
+		},
+		Action: func(ctx context.Context, c *cli.Command) error { return runConvert(ctx, c, stdout, stderr) },
+	}
+}
+
+func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
+	src, err := one(c, "source")
+	if err != nil {
+		return err
+	}
+	o := convert.Options{
+		Source: src, Out: c.String("out"), OutType: c.String("outtype"), Code: c.String("code"), Bits: c.Float("bits"),
+		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent")},
+		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Seed: c.Uint64("seed"), Threads: c.Int("threads"),
+		Tool: Tool(), Command: recorded(c.Root().Args().Slice()), Progress: progress(stderr),
+	}
+	switch c.String("format") {
+	case "gguf":
+		o.Formats = []checkpoint.Container{checkpoint.GGUF}
+	case "safetensors":
+		o.Formats = []checkpoint.Container{checkpoint.Safetensors}
+	case "both":
+		o.Formats = []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}
+	default:
+		return usagef("--format %q: expected gguf, safetensors or both", c.String("format"))
+	}
+	if _, ok := convert.OutTypes[o.OutType]; !ok {
+		return usagef("--outtype %q: expected f32, f16, bf16 or q8_0", o.OutType)
+	}
+	if c.Bool("dry-run") {
+		return dryRun(c, o, stdout)
+	}
+	if o.Out == "" {
+		return usagef("convert: name the folder to create with -o")
+	}
+	if o.Calibration, err = calibrationText(c.String("calib")); err != nil {
+		return err
+	}
+	if o.Evaluation, err = evaluationText(c.String("eval")); err != nil {
+		return err
+	}
+	res, err := convert.Convert(ctx, o)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		if err := printJSON(stdout, res.Verify); err != nil {
+			return err
+		}
+	} else {
+		printConversion(stdout, o.Out, res)
+	}
+	if !res.Verify.OK {
+		return errGate
+	}
+	return nil
+}
+
+func dryRun(c *cli.Command, o convert.Options, stdout io.Writer) error {
+	plans, err := convert.Plans(o)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(stdout, plans)
+	}
+	for _, p := range plans {
+		printPlan(stdout, p)
+	}
+	return nil
+}
+
+func printPlan(w io.Writer, p *convert.Plan) {
+	fmt.Fprintf(w, "plan for %s (rotary pairs: %s)\n\n", p.Container, p.PairLayout)
+	t := newTable("identity", "folded", "tensors", "why")
+	for _, id := range p.Identities {
+		t.row(id.ID+" "+id.Name, yes(id.Applied), fmt.Sprint(id.Tensors), id.Why)
+	}
+	t.print(w)
+	fmt.Fprintln(w)
+	for _, x := range p.Warnings {
+		fmt.Fprintf(w, "warning: %s\n", x)
+	}
+	t = newTable("tensor", "shape", "from", "to", "action", "why")
+	counts := map[convert.Action]int{}
+	for _, x := range p.Tensors {
+		why := x.Why
+		if len(x.By) > 0 {
+			why = strings.Join(x.By, ", ") + ": " + why
+		}
+		if x.Reorder {
+			why += "; rotary pairs reordered"
+		}
+		t.row(x.Name, strings.ReplaceAll(strings.Trim(fmt.Sprint(x.Shape), "[]"), " ", "x"), x.From, x.To, string(x.Action), why)
+		counts[x.Action]++
+	}
+	t.print(w)
+	fmt.Fprintf(w, "\n%d tensors: %d copied, %d re-encoded, %d folded, %d dropped\n\n", len(p.Tensors),
+		counts[convert.Copy], counts[convert.Recode], counts[convert.Fold], counts[convert.Drop])
+}
+
+func printConversion(w io.Writer, out string, r *convert.Result) {
+	m := r.Manifest
+	fmt.Fprintf(w, "%s: %s, %d layers, %d KV heads of %d\n", m.Source.Name, m.Model.Family, m.Model.Layers, m.Model.KVHeads, m.Model.HeadDim)
+	for _, id := range m.Identities {
+		if id.Applied {
+			fmt.Fprintf(w, "folded %s (%s) into %d tensors\n", id.ID, id.Name, id.Tensors)
+		}
+	}
+	for _, p := range r.Plans {
+		for _, x := range p.Warnings {
+			fmt.Fprintf(w, "warning: %s\n", x)
+		}
+	}
+	fmt.Fprintln(w)
+	printVerify(w, r.Verify)
+	fmt.Fprintf(w, "\nwritten to %s:\n", out)
+	for _, f := range m.Files {
+		fmt.Fprintf(w, "  %-28s %12d bytes\n", f.Name, f.Bytes)
+	}
+}

@@ -1,0 +1,18 @@
+// Command phaseconv converts language-model checkpoints so that their KV cache
+// survives very few bits, and measures what that costs.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"phaseconv/cmd/phaseconv/command"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(command.Run(ctx, os.Args, os.Stdout, os.Stderr))
+}

@@ -1,0 +1,460 @@
+package convert
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+
+	"phaseconv/format/atomicfile"
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/gguf"
+	"phaseconv/format/hf"
+	"phaseconv/rotations"
+	"phaseconv/spec"
+	"phaseconv/verify"
+	"phaseconv/verify/audit"
+	"phaseconv/verify/calibrate"
+	"phaseconv/verify/contract"
+	"phaseconv/verify/kvcache"
+	"phaseconv/verify/refmodel"
+)
+
+// Options of Convert.
+type Options struct {
+	Source, Out string
+	Formats     []checkpoint.Container
+	OutType     string
+	Code        string
+	Bits        float64
+	Balance     bool
+	Policy      kvcache.Policy
+	Calibration verify.Text
+	// CalibrationTokens is how many tokens are fitted to, in windows of Ctx.
+	CalibrationTokens int
+	Evaluation        verify.Text
+	Ctx, Chunks       int
+	Seed              uint64
+	Threads           int
+	// Tool and Command are recorded in the manifest.
+	Tool     string
+	Command  []string
+	Progress verify.Progress
+}
+
+// UsageError is a mistake in what was asked for, found before any work.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
+
+func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
+
+// Plans opens the source and plans every container, without calibrating.
+func Plans(o Options) ([]*Plan, error) {
+	c, err := checkpoint.Open(o.Source)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return plans(c, o)
+}
+
+func plans(c *checkpoint.Checkpoint, o Options) ([]*Plan, error) {
+	var out []*Plan
+	for _, f := range o.Formats {
+		p, err := MakePlan(c, f, o.OutType, o.Balance)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// check refuses what cannot work before hours are spent on it.
+func (o *Options) check(c *checkpoint.Checkpoint) error {
+	if entries, err := os.ReadDir(o.Out); err == nil {
+		if len(entries) > 0 {
+			return usage("%s exists and is not empty; name a new folder", o.Out)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return usage("%s: %v", o.Out, err)
+	}
+	if len(o.Formats) == 0 {
+		return usage("no output format")
+	}
+	if o.Calibration.SHA256() == o.Evaluation.SHA256() {
+		return usage("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", o.Calibration.Name)
+	}
+	if err := o.Policy.Check(); err != nil {
+		return usage("%v", err)
+	}
+	signs, err := calibrate.Signs(o.Bits, c.Config.HeadDim)
+	if err != nil {
+		return usage("%v", err)
+	}
+	if o.Code != "frame" && signs != c.Config.HeadDim {
+		return usage("code %s has 1 bit per number; only frame takes --bits %g", o.Code, o.Bits)
+	}
+	if o.CalibrationTokens < o.Ctx {
+		return usage("%d calibration tokens do not fill one window of context %d", o.CalibrationTokens, o.Ctx)
+	}
+	return nil
+}
+
+// Result is what a conversion made.
+type Result struct {
+	Plans    []*Plan
+	Manifest *spec.Manifest
+	Verify   *spec.VerifyJSON
+}
+
+// Convert makes the artifact in o.Out and measures it. Nothing appears under
+// o.Out before it is complete.
+func Convert(ctx context.Context, o Options) (*Result, error) {
+	c, err := checkpoint.Open(o.Source)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if err := o.check(c); err != nil {
+		return nil, err
+	}
+	ps, err := plans(c, o)
+	if err != nil {
+		return nil, err
+	}
+	w, err := verify.Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	if err != nil {
+		return nil, err
+	}
+	parent := filepath.Dir(filepath.Clean(o.Out))
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return nil, err
+	}
+	tmp, err := os.MkdirTemp(parent, "."+filepath.Base(filepath.Clean(o.Out))+".*.partial")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return nil, err
+	}
+
+	m := refmodel.New(c.Config, c, o.Threads)
+	fit, err := calibrate.Run(ctx, m, w.Tokens, calibrate.Options{
+		Kinds: kinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ps[0].Identities[0].Applied,
+		Seed: o.Seed, Threads: o.Threads, Progress: step(o.Progress, "calibrating"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	edits := checkpoint.Edits{}
+	for l, layer := range fit.Layers {
+		if layer.Balance == nil {
+			continue
+		}
+		if err := rotations.FoldBalance(edits, c, l, layer.Balance); err != nil {
+			return nil, err
+		}
+	}
+	man, err := manifest(c, o, ps, w.Tokens, fit)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range ps {
+		if err := writeContainer(ctx, tmp, c, o, p, edits, fit, man); err != nil {
+			return nil, err
+		}
+	}
+	if err := writeManifest(tmp, man); err != nil {
+		return nil, err
+	}
+	// An empty folder may stand where the result goes.
+	if err := os.Remove(o.Out); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err := os.Rename(tmp, o.Out); err != nil {
+		return nil, err
+	}
+	res := &Result{Plans: ps, Manifest: man}
+	res.Verify, err = measure(ctx, c, o, fit)
+	if err != nil {
+		return res, err
+	}
+	man.Layers, man.Measured = res.Verify.Layers, res.Verify
+	man.Measured.Layers = nil
+	err = writeManifest(o.Out, man)
+	res.Verify.Layers = man.Layers
+	return res, err
+}
+
+func step(p verify.Progress, name string) func(done, total int) {
+	return func(done, total int) {
+		if p != nil {
+			p(name, done, total)
+		}
+	}
+}
+
+// kinds lists the codes to fit: the one asked for and the columns of the audit.
+func kinds(code string) []string {
+	out := []string{"cen", "learned"}
+	if code != "cen" && code != "learned" {
+		out = append(out, code)
+	}
+	return out
+}
+
+// manifest fills in what is known before files are written.
+func manifest(c *checkpoint.Checkpoint, o Options, ps []*Plan, windows [][]int32, fit *calibrate.Result) (*spec.Manifest, error) {
+	digest, err := c.Digest()
+	if err != nil {
+		return nil, err
+	}
+	abs, err := filepath.Abs(c.Path)
+	if err != nil {
+		return nil, err
+	}
+	cfg := c.Config
+	m := &spec.Manifest{
+		Version: spec.Version, Tool: o.Tool, Command: o.Command,
+		Source: spec.Source{Name: filepath.Base(abs), Container: string(c.Container), SHA256: digest},
+		Model: spec.Model{Family: cfg.Family.Name, Layers: cfg.Layers, Heads: cfg.Heads, KVHeads: cfg.KVHeads, HeadDim: cfg.HeadDim,
+			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts},
+		Code: spec.CodeInfo{Kind: o.Code, Bits: o.Bits, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent},
+		Calibration: spec.Text{Name: o.Calibration.Name, SHA256: o.Calibration.SHA256(), Tokens: len(windows) * o.Ctx,
+			Context: o.Ctx, Windows: len(windows)},
+		Seed: o.Seed, Identities: ps[0].Identities,
+	}
+	for l, layer := range fit.Layers {
+		for h, head := range layer.Heads {
+			for _, kind := range sorted(head.Curves) {
+				curve := spec.Curve{Layer: l, Head: h, Code: kind}
+				for _, p := range head.Curves[kind] {
+					curve.Points = append(curve.Points, [2]float64{float64(p.Step), p.Cos1bit})
+				}
+				m.Curves = append(m.Curves, curve)
+			}
+		}
+	}
+	return m, nil
+}
+
+func sorted[V any](m map[string]V) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	sort.Strings(out)
+	return out
+}
+
+// writeContainer writes one model with its sidecar and records the files.
+func writeContainer(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, p *Plan, edits checkpoint.Edits, fit *calibrate.Result, man *spec.Manifest) error {
+	done, total := 0, len(p.Tensors)
+	w := &writer{ctx: ctx, c: c, view: &checkpoint.View{Checkpoint: c, Edits: edits}, plan: p, tick: func() {
+		done++
+		step(o.Progress, "writing "+string(p.Container))(done, total)
+	}}
+	entry := spec.Artifact{Container: string(p.Container), PairLayout: p.PairLayout, OutType: o.OutType}
+	var files []string
+	switch p.Container {
+	case checkpoint.GGUF:
+		kvs, err := metadata(c, o, man)
+		if err != nil {
+			return err
+		}
+		entry.Model, entry.Sidecar = spec.GGUFModelName, spec.GGUFSidecarName
+		if _, err := w.gguf(filepath.Join(dir, entry.Model), kvs); err != nil {
+			return err
+		}
+		files = append(files, entry.Model)
+	case checkpoint.Safetensors:
+		names, err := w.safetensors(dir)
+		if err != nil {
+			return err
+		}
+		entry.Model, entry.Sidecar, entry.OutType = names[len(names)-1], spec.SafetensorsSidecarName, "source"
+		more, err := writeCompanions(c, dir, man)
+		if err != nil {
+			return err
+		}
+		files = append(names, more...)
+	}
+	model := dir
+	if p.Container == checkpoint.GGUF {
+		model = filepath.Join(dir, entry.Model)
+	}
+	// The digest is taken from what was written, not from what was meant.
+	written, err := checkpoint.Open(model)
+	if err != nil {
+		return fmt.Errorf("the file just written does not open: %w", err)
+	}
+	defer written.Close()
+	if entry.WeightsSHA256, err = written.AttentionDigest(); err != nil {
+		return err
+	}
+	side, err := sidecar(c, o, fit, man, entry.WeightsSHA256)
+	if err != nil {
+		return err
+	}
+	if side, err = side.To(p.Pairs); err != nil {
+		return err
+	}
+	path := filepath.Join(dir, entry.Sidecar)
+	if p.Container == checkpoint.GGUF {
+		err = side.WriteGGUF(path)
+	} else {
+		err = side.WriteSafetensors(path)
+	}
+	if err != nil {
+		return err
+	}
+	man.Artifacts = append(man.Artifacts, entry)
+	return record(dir, append(files, entry.Sidecar), man)
+}
+
+func record(dir string, names []string, man *spec.Manifest) error {
+	for _, n := range names {
+		path := filepath.Join(dir, n)
+		st, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		sum, err := checkpoint.FileDigest(path)
+		if err != nil {
+			return err
+		}
+		man.Files = append(man.Files, spec.File{Name: n, Bytes: st.Size(), SHA256: sum})
+	}
+	return nil
+}
+
+// writeCompanions writes config.json with its phaseconv object and copies the
+// tokenizer and the other small files.
+func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest) ([]string, error) {
+	info := map[string]any{
+		"version": spec.Version,
+		"source":  man.Source,
+		"code":    man.Code,
+		"sidecar": spec.SafetensorsSidecarName,
+		"tool":    man.Tool,
+	}
+	raw, err := configJSON(c.Path, info)
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.WriteFile(filepath.Join(dir, hf.ConfigName), raw); err != nil {
+		return nil, err
+	}
+	names := []string{hf.ConfigName}
+	more, err := companions(c.Path)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range more {
+		if err := copyFile(filepath.Join(c.Path, n), filepath.Join(dir, n)); err != nil {
+			return nil, err
+		}
+	}
+	return append(names, more...), nil
+}
+
+// metadata builds the keys of the GGUF model.
+func metadata(c *checkpoint.Checkpoint, o Options, man *spec.Manifest) ([]gguf.KV, error) {
+	mark := marker(man.Source.SHA256, man.Code, man.Tool)
+	if f := c.File(); f != nil {
+		return retrofitKVs(f, mark), nil
+	}
+	v, err := c.Vocab()
+	if err != nil {
+		return nil, err
+	}
+	return ggufKVs(c, v, o.OutType, mark)
+}
+
+// sidecar gathers the fitted codes in the source's pair layout.
+func sidecar(c *checkpoint.Checkpoint, o Options, fit *calibrate.Result, man *spec.Manifest, weights string) (*rotations.Sidecar, error) {
+	text, err := rotations.RopeText(c.Config.Rope, c.Config.RopeLocal)
+	if err != nil {
+		return nil, err
+	}
+	s := &rotations.Sidecar{
+		Kind: o.Code, HeadDim: c.Config.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Pairs: c.Config.Pairs, Rope: text, SourceSHA256: man.Source.SHA256, WeightsSHA256: weights, Tool: man.Tool,
+		Calibration: rotations.Calibration{SHA256: man.Calibration.SHA256, Tokens: man.Calibration.Tokens, Context: man.Calibration.Context},
+	}
+	for _, layer := range fit.Layers {
+		var row []*rotations.Code
+		for _, h := range layer.Heads {
+			row = append(row, h.Codes[o.Code])
+		}
+		s.Codes = append(s.Codes, row)
+	}
+	return s, nil
+}
+
+func writeManifest(dir string, m *spec.Manifest) error {
+	b, err := json.MarshalIndent(m, "", " ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.WriteFile(filepath.Join(dir, spec.ManifestName), append(b, '\n'))
+}
+
+// measure verifies the artifact as written, from disk.
+func measure(ctx context.Context, c *checkpoint.Checkpoint, o Options, fit *calibrate.Result) (*spec.VerifyJSON, error) {
+	checks := &contract.Checker{}
+	a := contract.Open(o.Out, string(o.Formats[0]), checks)
+	if a == nil {
+		return &spec.VerifyJSON{Contract: checks.Checks}, fmt.Errorf("%s: the artifact does not pass its own contract: %s", o.Out, failed(checks))
+	}
+	defer a.Close()
+	side := a.Sidecar
+	opt := verify.Options{
+		Text: o.Evaluation, Ctx: o.Ctx, Chunks: o.Chunks, Sink: -1, Recent: -1, Seed: o.Seed, Threads: o.Threads,
+		Source: c, Progress: o.Progress,
+	}
+	opt.Head = func(l, h int) audit.Head {
+		head := fit.Layers[l].Heads[h]
+		x := audit.Head{Code: o.Code, Bits: o.Bits, Anchor: o.Policy.Anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[o.Code]}}
+		for k, v := range head.Train {
+			x.Train[k] = v
+		}
+		return x
+	}
+	for _, layer := range fit.Layers {
+		var row []audit.Codes
+		for _, h := range layer.Heads {
+			x := audit.Codes{}
+			for _, k := range []string{"cen", "learned"} {
+				moved, err := (&rotations.Sidecar{HeadDim: side.HeadDim, Pairs: c.Config.Pairs, Codes: [][]*rotations.Code{{h.Codes[k]}}}).To(side.Pairs)
+				if err != nil {
+					return nil, err
+				}
+				x[k] = moved.Codes[0][0]
+			}
+			row = append(row, x)
+		}
+		opt.Fitted = append(opt.Fitted, row)
+	}
+	return verify.Artifact(ctx, a, checks, opt)
+}
+
+func failed(c *contract.Checker) string {
+	for _, x := range c.Checks {
+		if !x.OK {
+			return x.Check + ": " + x.Detail
+		}
+	}
+	return ""
+}
+
+// DefaultFormat returns the container that a source is converted to when none is named.
+func DefaultFormat() checkpoint.Container { return checkpoint.GGUF }

@@ -1,0 +1,283 @@
+// Package convert turns a checkpoint into an artifact: it calibrates, fits,
+// plans what becomes of each tensor, writes models, sidecars and the manifest.
+package convert
+
+import (
+	"fmt"
+	"strings"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/family"
+	"phaseconv/format/gguf"
+	"phaseconv/kernels/rope"
+	"phaseconv/spec"
+)
+
+// Action says what becomes of a tensor.
+type Action string
+
+const (
+	Copy   Action = "copy"   // the stored bytes, unchanged
+	Recode Action = "recode" // the same numbers in another element type
+	Fold   Action = "fold"   // an identity folded in, then encoded
+	Drop   Action = "drop"   // not written
+)
+
+// A TensorPlan is one line of the plan.
+type TensorPlan struct {
+	Name    string   `json:"name"` // in the target container
+	Sources []string `json:"sources"`
+	Shape   []int    `json:"shape"`
+	From    string   `json:"from"` // element type in the source
+	To      string   `json:"to"`
+	Action  Action   `json:"action"`
+	By      []string `json:"by,omitempty"` // identities folded in
+	// Reorder: rotary dimensions move from the source's pair layout to the target's.
+	Reorder bool   `json:"reorder,omitempty"`
+	Why     string `json:"why"`
+
+	tensor *checkpoint.Tensor // nil for tensors outside the graph
+}
+
+// A Plan is everything that will be written for one container.
+type Plan struct {
+	Container  checkpoint.Container `json:"container"`
+	Pairs      rope.Layout          `json:"-"`
+	PairLayout string               `json:"pair_layout"`
+	Identities []spec.Identity      `json:"identities"`
+	Tensors    []TensorPlan         `json:"tensors"`
+	Warnings   []string             `json:"warnings,omitempty"`
+}
+
+// decideBalance says whether and where identity G3 can be folded.
+func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
+	id := spec.Identity{ID: "G3", Name: "K/Q pair balance", Exact: true}
+	if !want {
+		id.Why = "switched off"
+		return id
+	}
+	id.Applied = true
+	switch c.Config.Family.QKNorm {
+	case family.NoQKNorm:
+		id.Why = "one scale per KV head and rotary pair, folded into W_K and, inverted, into W_Q, biases included"
+	case family.NormHead:
+		id.Why = "one scale per layer and rotary pair, folded into the gains of k_norm and, inverted, of q_norm, which all heads share"
+	case family.NormLayers:
+		id.Why = "one scale per KV head and rotary pair, folded into the gains of k_norm and, inverted, of q_norm"
+	}
+	return id
+}
+
+// others lists the identities that this version does not fold, with the reason.
+func others(c *checkpoint.Checkpoint) []spec.Identity {
+	norm := c.Config.Family.QKNorm != family.NoQKNorm
+	angles := "not needed: the codes rotate each head anyway"
+	if norm {
+		angles = "not exact: the gain of a QK-norm differs within a pair"
+	}
+	return []spec.Identity{
+		{ID: "G1", Name: "residual rotation", Exact: true, Why: "not folded by this version"},
+		{ID: "G2", Name: "V/O transform", Exact: true, Why: "not folded by this version; values stay float"},
+		{ID: "G3a", Name: "K/Q pair angles", Exact: true, Why: angles},
+		{ID: "G4", Name: "FFN scales", Exact: true, Why: "not folded by this version"},
+		{ID: "G6", Name: "centring after RoPE", Exact: true, Why: "part of the code, applied at run time"},
+	}
+}
+
+// targets of edits by identity G3, for a plan made before anything is fitted.
+func balanceTargets(c *checkpoint.Checkpoint) map[string][]string {
+	out := map[string][]string{}
+	names := []string{"attn_k.weight", "attn_q.weight", "attn_k.bias", "attn_q.bias"}
+	if c.Config.Family.QKNorm != family.NoQKNorm {
+		names = []string{"attn_k_norm.weight", "attn_q_norm.weight"}
+	}
+	for l := range c.Config.Layers {
+		for _, n := range names {
+			if name := family.Name(l, n); exists(c, name) {
+				out[name] = []string{"G3"}
+			}
+		}
+	}
+	return out
+}
+
+// MakePlan decides what becomes of every tensor in a container. It needs no
+// calibration: which tensors an identity touches does not depend on numbers.
+func MakePlan(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, balance bool) (*Plan, error) {
+	g3 := decideBalance(c, balance)
+	targets := map[string][]string{}
+	if g3.Applied {
+		targets = balanceTargets(c)
+		g3.Tensors = len(targets)
+	}
+	p := &Plan{Container: to, Pairs: rope.Half, Identities: append([]spec.Identity{g3}, others(c)...)}
+	if err := checkUnknown(c, p); err != nil {
+		return nil, err
+	}
+	var err error
+	switch {
+	case to == checkpoint.GGUF && c.Container == checkpoint.GGUF:
+		p.Pairs = c.Config.Pairs
+		err = p.retrofit(c, outtype, targets)
+	case to == checkpoint.GGUF:
+		p.Pairs = c.Config.Family.GGUFPairs
+		err = p.toGGUF(c, outtype, targets)
+	case c.Container == checkpoint.GGUF:
+		err = fmt.Errorf("%s: a GGUF file cannot be written as safetensors, because config.json and tokenizer.json are not in it; use --format gguf", c.Path)
+	default:
+		p.likeSource(c, targets)
+	}
+	p.PairLayout = p.Pairs.String()
+	return p, err
+}
+
+// harmless are endings of tensors that some checkpoints carry and no graph uses.
+var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"}
+
+// checkUnknown refuses tensors that may belong to a graph other than the
+// family's: computing without them would be silently wrong.
+func checkUnknown(c *checkpoint.Checkpoint, p *Plan) error {
+	for _, n := range c.Unknown {
+		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
+			!strings.HasPrefix(n, "model.layers.") && n != "lm_head.weight")
+		for _, h := range harmless {
+			ok = ok || strings.HasSuffix(n, h)
+		}
+		if !ok {
+			return fmt.Errorf("%s: tensor %s is not part of the %s graph; a model that has it is not supported", c.Path, n, c.Config.Family.Name)
+		}
+	}
+	return nil
+}
+
+// likeSource plans a safetensors copy with the source's names, types and shards.
+func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string) {
+	for _, t := range c.Tensors() {
+		for _, s := range t.Sources {
+			x := TensorPlan{Name: s, Sources: []string{s}, Shape: t.Shape, From: t.Type, To: t.Type, Action: Copy, tensor: t, Why: "untouched"}
+			if by := targets[t.Name]; by != nil {
+				x.Action, x.By, x.Why = Fold, by, "folded and rounded to its own type"
+			}
+			p.Tensors = append(p.Tensors, x)
+		}
+	}
+	for _, n := range c.Unknown {
+		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Copy, Why: "not part of the graph; copied as it is"})
+	}
+}
+
+// retrofit plans a GGUF copy in which only edited tensors are re-encoded.
+func (p *Plan) retrofit(c *checkpoint.Checkpoint, outtype string, targets map[string][]string) error {
+	f := c.File()
+	for i := range f.Tensors {
+		src := &f.Tensors[i]
+		t, _ := c.Find(src.Name)
+		x := TensorPlan{Name: src.Name, Sources: []string{src.Name}, Shape: src.Shape(), From: src.Type.String(), To: src.Type.String(), Action: Copy, tensor: t, Why: "untouched"}
+		if by := targets[src.Name]; by != nil {
+			to, err := ggufType(src.Name, src.Shape(), outtype)
+			if err != nil {
+				return err
+			}
+			x.Action, x.By, x.To = Fold, by, to.String()
+			x.Why = "folded and re-encoded"
+		}
+		p.Tensors = append(p.Tensors, x)
+	}
+	return nil
+}
+
+// toGGUF plans the conversion of a Hugging Face checkpoint.
+func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[string][]string) error {
+	cfg := c.Config
+	if cfg.Experts > 0 && cfg.RenormTopK != cfg.Family.Experts.GGUFRenorm {
+		return fmt.Errorf("%s: norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v", c.Path, cfg.RenormTopK, cfg.Family.GGUFArch, cfg.Family.Experts.GGUFRenorm)
+	}
+	if err := checkScale(c); err != nil {
+		return err
+	}
+	if cfg.SlidingWindow > 0 && !cfg.Family.Window.InGGUF && cfg.SlidingWindow < cfg.Context {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("stock GGUF runtimes ignore the sliding window of architecture %s; results differ from the source beyond %d tokens", cfg.Family.GGUFArch, cfg.SlidingWindow))
+	}
+	for _, t := range c.Tensors() {
+		to, err := ggufType(t.Name, t.Shape, outtype)
+		if err != nil {
+			return err
+		}
+		x := TensorPlan{Name: t.Name, Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, tensor: t, Why: "re-encoded for the container"}
+		x.Reorder = p.Pairs != cfg.Pairs && isRotary(t.Name)
+		if by := targets[t.Name]; by != nil {
+			x.Action, x.By, x.Why = Fold, by, "folded and re-encoded"
+		} else if t.Type == x.To && !x.Reorder && t.Add == 0 {
+			x.Action, x.Why = Copy, "untouched"
+		}
+		p.Tensors = append(p.Tensors, x)
+	}
+	if cfg.TiedEmbeddings && cfg.Family.UntiedHead {
+		t, _ := c.Find("token_embd.weight")
+		to, err := ggufType("output.weight", t.Shape, outtype)
+		if err != nil {
+			return err
+		}
+		p.Tensors = append(p.Tensors, TensorPlan{Name: "output.weight", Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, tensor: t, Why: "stock readers of this architecture need a head of its own"})
+	}
+	if d, ok := cfg.Rope.FreqDivisors(); ok {
+		if !cfg.Family.RopeFreqs {
+			return fmt.Errorf("%s: RoPE scaling %s cannot be written for architecture %s", c.Path, cfg.Rope.Scaling, cfg.Family.GGUFArch)
+		}
+		p.Tensors = append(p.Tensors, TensorPlan{Name: ropeFreqs, Shape: []int{len(d)}, From: "-", To: "F32", Action: Recode, Why: "RoPE scaling, as frequency divisors"})
+	}
+	for _, n := range c.Unknown {
+		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Drop, Why: "stock readers refuse tensors outside the architecture"})
+	}
+	return nil
+}
+
+const ropeFreqs = "rope_freqs.weight"
+
+// checkScale refuses attention scales that GGUF readers would not use.
+func checkScale(c *checkpoint.Checkpoint) error {
+	cfg := c.Config
+	stock := 1 / sqrt(float64(cfg.HeadDim))
+	if n := cfg.Family.WideScaleLayers; n > 0 && n == cfg.Layers {
+		stock = 1 / sqrt(float64(cfg.Hidden/cfg.Heads))
+	}
+	if d := cfg.AttnScale/stock - 1; d > 1e-6 || d < -1e-6 {
+		return fmt.Errorf("%s: query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape", c.Path, cfg.AttnScale, stock)
+	}
+	return nil
+}
+
+// isRotary says whether the rows of a tensor are ordered by rotary dimension.
+func isRotary(name string) bool {
+	for _, s := range []string{".attn_q.weight", ".attn_q.bias", ".attn_k.weight", ".attn_k.bias", ".attn_q_norm.weight", ".attn_k_norm.weight"} {
+		if strings.HasSuffix(name, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// OutTypes are the element types for matrices in GGUF.
+var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "bf16": gguf.TypeBF16, "q8_0": gguf.TypeQ8_0}
+
+// fileTypes are the values of general.file_type for OutTypes.
+var fileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+
+// ggufType returns the type a tensor is written in: vectors, norm gains and
+// routers stay F32, as stock converters do and stock readers expect; rows that
+// blocks of 32 do not divide fall back to F16.
+func ggufType(name string, shape []int, outtype string) (gguf.Type, error) {
+	t, ok := OutTypes[outtype]
+	if !ok {
+		return 0, fmt.Errorf("outtype %q is not known (f32, f16, bf16, q8_0)", outtype)
+	}
+	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, "ffn_gate_inp.weight") {
+		return gguf.TypeF32, nil
+	}
+	if n, _ := t.Block(); shape[len(shape)-1]%n != 0 {
+		return gguf.TypeF16, nil
+	}
+	return t, nil
+}
+
+func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name); return ok }

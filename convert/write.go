@@ -1,0 +1,343 @@
+package convert
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"phaseconv/format/atomicfile"
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/gguf"
+	"phaseconv/format/hf"
+	"phaseconv/format/safetensors"
+	"phaseconv/kernels/rope"
+	"phaseconv/spec"
+)
+
+func sqrt(x float64) float64 { return math.Sqrt(x) }
+
+// writer streams the tensors of a plan.
+type writer struct {
+	ctx  context.Context
+	c    *checkpoint.Checkpoint
+	view *checkpoint.View
+	plan *Plan
+	// tick is called after each tensor.
+	tick func()
+}
+
+// rowsPerPiece bounds the numbers that are in memory at a time.
+const numbersPerPiece = 1 << 20
+
+// encode streams a tensor's values, edited and reordered, through enc. part
+// selects one source tensor of several, -1 all of them.
+func (w *writer) encode(o io.Writer, x *TensorPlan, part int, enc func(dst []byte, src []float32) ([]byte, error)) error {
+	t := x.tensor
+	cols, rows, row0 := t.Cols(), t.Rows(), 0
+	if part >= 0 {
+		rows /= len(t.Sources)
+		row0 = part * rows
+	}
+	step := max(1, numbersPerPiece/cols)
+	var order []int
+	if x.Reorder {
+		order = w.rowOrder(x)
+	}
+	vector := len(t.Shape) == 1
+	buf := make([]float32, min(step, rows)*cols)
+	var out []byte
+	for r := 0; r < rows; r += step {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		n := min(step, rows-r)
+		piece := buf[:n*cols]
+		var err error
+		switch {
+		case order == nil || vector:
+			err = w.view.ReadRows(t, row0+r, n, piece)
+		default:
+			for i := range n {
+				if err = w.view.ReadRows(t, order[r+i], 1, piece[i*cols:(i+1)*cols]); err != nil {
+					break
+				}
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if order != nil && vector {
+			moved := make([]float32, len(piece))
+			for i := range moved {
+				moved[i] = piece[order[i]]
+			}
+			piece = moved
+		}
+		if out, err = enc(out[:0], piece); err != nil {
+			return fmt.Errorf("%s: tensor %s: %w", w.c.Path, t.Name, err)
+		}
+		if _, err := o.Write(out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rowOrder returns, for each row of the target, the row of the source.
+func (w *writer) rowOrder(x *TensorPlan) []int {
+	cfg := w.c.Config
+	d := cfg.HeadDim
+	n := x.Shape[0]
+	order := make([]int, n)
+	for i := range order {
+		order[i/d*d+cfg.Pairs.Index(w.plan.Pairs, i%d, d)] = i
+	}
+	return order
+}
+
+// gguf writes the model as one GGUF file and returns its digest.
+func (w *writer) gguf(path string, kvs []gguf.KV) (string, error) {
+	var specs []gguf.TensorSpec
+	for _, x := range w.plan.Tensors {
+		if x.Action == Drop {
+			continue
+		}
+		typ, err := gguf.ParseType(x.To)
+		if err != nil {
+			return "", err
+		}
+		dims := make([]int, len(x.Shape))
+		for i, n := range x.Shape {
+			dims[len(dims)-1-i] = n
+		}
+		specs = append(specs, gguf.TensorSpec{Name: x.Name, Type: typ, Dims: dims})
+	}
+	out, err := gguf.Create(path, kvs, specs, &gguf.Options{SHA256: true})
+	if err != nil {
+		return "", err
+	}
+	defer out.Abort()
+	for i := range w.plan.Tensors {
+		x := &w.plan.Tensors[i]
+		if x.Action == Drop {
+			continue
+		}
+		if err := out.WriteTensor(x.Name, func(o io.Writer) error { return w.ggufTensor(o, x) }); err != nil {
+			return "", err
+		}
+		w.tick()
+	}
+	if err := w.c.Unchanged(); err != nil {
+		return "", err
+	}
+	if err := out.Commit(); err != nil {
+		return "", err
+	}
+	sum, err := out.SHA256()
+	return fmt.Sprintf("%x", sum), err
+}
+
+func (w *writer) ggufTensor(o io.Writer, x *TensorPlan) error {
+	if x.Name == ropeFreqs && x.tensor == nil {
+		d, _ := w.c.Config.Rope.FreqDivisors()
+		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
+		if err != nil {
+			return err
+		}
+		_, err = o.Write(b)
+		return err
+	}
+	if x.Action == Copy {
+		for _, s := range x.Sources {
+			if err := copyRaw(o, w.c, s); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	typ, err := gguf.ParseType(x.To)
+	if err != nil {
+		return err
+	}
+	cols := x.tensor.Cols()
+	return w.encode(o, x, -1, func(dst []byte, src []float32) ([]byte, error) { return encodeGGUF(typ, dst, src, cols) })
+}
+
+// encodeGGUF appends rows of cols numbers in a GGUF element type.
+func encodeGGUF(typ gguf.Type, dst []byte, src []float32, cols int) ([]byte, error) {
+	size, err := gguf.RowBytes(typ, cols)
+	if err != nil {
+		return nil, err
+	}
+	rows := len(src) / cols
+	at := len(dst)
+	dst = append(dst, make([]byte, rows*size)...)
+	for r := range rows {
+		if err := gguf.QuantizeRow(typ, dst[at+r*size:at+(r+1)*size], src[r*cols:(r+1)*cols]); err != nil {
+			return nil, err
+		}
+	}
+	return dst, nil
+}
+
+func narrow(x []float64) []float32 {
+	out := make([]float32, len(x))
+	for i, v := range x {
+		out[i] = float32(v)
+	}
+	return out
+}
+
+func copyRaw(o io.Writer, c *checkpoint.Checkpoint, source string) error {
+	r, err := c.Raw(source)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(o, r); err != nil {
+		return fmt.Errorf("%s: tensor %s: %w", c.Path, source, err)
+	}
+	return nil
+}
+
+// safetensors writes the shards of a Hugging Face checkpoint under their own
+// names, and the index as it was.
+func (w *writer) safetensors(dir string) ([]string, error) {
+	set := w.c.Shards()
+	byName := map[string]*TensorPlan{}
+	for i := range w.plan.Tensors {
+		byName[w.plan.Tensors[i].Name] = &w.plan.Tensors[i]
+	}
+	var names []string
+	for _, f := range set.Files {
+		name := filepath.Base(f.Path)
+		out, err := safetensors.Create(filepath.Join(dir, name), f.Tensors, f.Metadata)
+		if err != nil {
+			return nil, err
+		}
+		defer out.Abort()
+		for i := range f.Tensors {
+			t := &f.Tensors[i]
+			x := byName[t.Name]
+			err := out.WriteTensor(t.Name, func(o io.Writer) error {
+				if x.Action == Copy {
+					return copyRaw(o, w.c, t.Name)
+				}
+				part := 0
+				for i, s := range x.tensor.Sources {
+					if s == t.Name {
+						part = i
+					}
+				}
+				return w.encode(o, x, part, func(dst []byte, src []float32) ([]byte, error) {
+					for i := range src {
+						// Back from the graph's values to the stored ones.
+						src[i] -= x.tensor.Add
+					}
+					at := len(dst)
+					dst = append(dst, make([]byte, len(src)*safetensors.ElementBytes(t.DType))...)
+					safetensors.Encode(t.DType, dst[at:], src)
+					return dst, nil
+				})
+			})
+			if err != nil {
+				return nil, err
+			}
+			w.tick()
+		}
+		if err := w.c.Unchanged(); err != nil {
+			return nil, err
+		}
+		if err := out.Commit(); err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	if set.Index != nil {
+		if err := atomicfile.WriteFile(filepath.Join(dir, safetensors.IndexName), set.Index); err != nil {
+			return nil, err
+		}
+		names = append(names, safetensors.IndexName)
+	}
+	return names, nil
+}
+
+// configJSON returns the source's config.json with the phaseconv object put in,
+// everything else byte for byte.
+func configJSON(dir string, info any) ([]byte, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, hf.ConfigName))
+	if err != nil {
+		return nil, err
+	}
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)
+	}
+	if _, ok := m[spec.ConfigObject]; ok {
+		return nil, fmt.Errorf("%s: the model was converted before (config.json has an object %q); convert the original", dir, spec.ConfigObject)
+	}
+	obj, err := json.MarshalIndent(info, "  ", "  ")
+	if err != nil {
+		return nil, err
+	}
+	text := strings.TrimRight(string(raw), " \t\r\n")
+	body, ok := strings.CutSuffix(text, "}")
+	if !ok {
+		return nil, fmt.Errorf("%s: config.json does not end in }", dir)
+	}
+	body = strings.TrimRight(body, " \t\r\n")
+	sep := ","
+	if strings.HasSuffix(body, "{") {
+		sep = ""
+	}
+	return []byte(body + sep + "\n  \"" + spec.ConfigObject + "\": " + string(obj) + "\n}\n"), nil
+}
+
+// companions are the files beside the weights that a loader needs; others stay
+// behind, weights in other formats above all.
+func companions(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, e := range entries {
+		n := e.Name()
+		if !e.Type().IsRegular() || n == hf.ConfigName || n == safetensors.IndexName || n == spec.ManifestName || n == spec.SafetensorsSidecarName {
+			continue
+		}
+		switch strings.ToLower(filepath.Ext(n)) {
+		case ".json", ".txt", ".model", ".jinja", ".md", ".tiktoken":
+			out = append(out, n)
+		case "":
+			if u := strings.ToUpper(n); strings.HasPrefix(u, "LICENSE") || strings.HasPrefix(u, "NOTICE") {
+				out = append(out, n)
+			}
+		}
+	}
+	return out, nil
+}
+
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := atomicfile.Create(to)
+	if err != nil {
+		return err
+	}
+	defer out.Abort()
+	if _, err := io.Copy(out, in); err != nil {
+		return fmt.Errorf("%s: %w", from, err)
+	}
+	return out.Commit()
+}
+
+// layoutOf names a pair layout in metadata.
+func layoutOf(l rope.Layout) string { return l.String() }

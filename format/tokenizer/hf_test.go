@@ -1,0 +1,321 @@
+package tokenizer
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+// object is a JSON object under construction.
+type object = map[string]any
+
+// smallFolder is a sound byte-level BPE folder of 256 bytes, the token "ab" and
+// one added token; tests change it.
+func smallFolder() map[string]object {
+	vocab := object{}
+	for b, r := range spelling {
+		vocab[string(r)] = b
+	}
+	vocab["ab"] = 256
+	return map[string]object{
+		"tokenizer.json": {
+			"added_tokens":  []any{object{"id": 257, "content": "<|x|>", "special": true}},
+			"normalizer":    nil,
+			"pre_tokenizer": object{"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+			"model":         object{"type": "BPE", "vocab": vocab, "merges": []any{"a b"}},
+		},
+		"tokenizer_config.json": {"add_bos_token": false, "eos_token": "<|x|>"},
+		"config.json":           {"vocab_size": 260},
+	}
+}
+
+func (o objectFS) fs(t testing.TB) fstest.MapFS {
+	files := make(fstest.MapFS)
+	for name, content := range o {
+		data, err := json.Marshal(content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = &fstest.MapFile{Data: data}
+	}
+	return files
+}
+
+type objectFS map[string]object
+
+func split(regex string) object {
+	return object{"type": "Split", "pattern": object{"Regex": regex}, "behavior": "Isolated", "invert": false}
+}
+
+func sequence(kind string, steps ...any) object { return object{"type": "Sequence", kind: steps} }
+
+var rawBytes = object{"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}
+
+func TestReadHFSmall(t *testing.T) {
+	v, err := readHF(objectFS(smallFolder()).fs(t), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Model != ModelBPE || v.Pre != "gpt-2" || v.EOS != 257 || v.BOS != -1 || v.AddBOS || len(v.Tokens) != 260 ||
+		v.Tokens[259] != "[PAD259]" || v.Types[259] != TypeUnused || v.Types[257] != TypeControl || !slices.Equal(v.Merges, []string{"a b"}) {
+		t.Errorf("%+v", v)
+	}
+}
+
+func TestDetectPre(t *testing.T) {
+	unfold := func(s string) string { return strings.Replace(s, reFold, reUnfold, 1) }
+	for i, c := range []struct {
+		pre          any
+		ignoreMerges bool
+		want         string // or what the error says
+	}{
+		{object{"type": "ByteLevel", "use_regex": true}, false, "gpt-2"},
+		{object{"type": "ByteLevel"}, false, "gpt-2"},
+		{sequence("pretokenizers", split(reGPT2), rawBytes), false, "gpt-2"},
+		{sequence("pretokenizers", object{"type": "Digits", "individual_digits": true}, object{"type": "ByteLevel"}), false, "smollm"},
+		{sequence("pretokenizers", split(`\p{N}`), object{"type": "ByteLevel"}), false, "smollm"},
+		{sequence("pretokenizers", split(reLlama3), rawBytes), true, "llama-bpe"},
+		{sequence("pretokenizers", split(unfold(reLlama3)), rawBytes), true, "llama-bpe"},
+		{sequence("pretokenizers", split(reLlama3), rawBytes), false, "smaug-bpe"},
+		{sequence("pretokenizers", split(reQwen2), rawBytes), false, "qwen2"},
+		{sequence("pretokenizers", sequence("pretokenizers", split(reQwen2)), rawBytes), false, "qwen2"},
+		{sequence("pretokenizers", split(reQwen35), rawBytes), false, "qwen35"},
+		{sequence("pretokenizers", split(reTekken), rawBytes), true, "tekken"},
+		{sequence("pretokenizers", split(reGPT4o), rawBytes), false, "gpt-4o"},
+		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"Regex": reGPT4o}, "behavior": "Removed", "invert": true}, rawBytes), false, "gpt-4o"},
+		{sequence("pretokenizers", split(`\p{N}{1,3}`), split(reDSKana), split(reDSWords), rawBytes), false, "deepseek-v3"},
+
+		{sequence("pretokenizers", split(`\w+`), rawBytes), false, `\w+`},
+		{sequence("pretokenizers", object{"type": "Digits", "individual_digits": false}, object{"type": "ByteLevel"}), false, `\\p{N}+`},
+		{object{"type": "Whitespace"}, false, "Whitespace"},
+		{sequence("pretokenizers", rawBytes, object{"type": "Digits"}), false, "after ByteLevel"},
+		{sequence("pretokenizers", split(reQwen2)), false, "without a ByteLevel"},
+		{nil, false, "without a ByteLevel"},
+		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"Regex": reQwen2}, "behavior": "Removed"}, rawBytes), false, "Removed"},
+		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"String": " "}, "behavior": "Isolated"}, rawBytes), false, "Split"},
+	} {
+		f := smallFolder()
+		f["tokenizer.json"]["pre_tokenizer"] = c.pre
+		f["tokenizer.json"]["model"].(object)["ignore_merges"] = c.ignoreMerges
+		v, err := readHF(objectFS(f).fs(t), "x")
+		var unsupported *UnsupportedError
+		switch {
+		case err == nil && v.Pre == c.want:
+			if _, err := New(v); err != nil {
+				t.Errorf("%d: %v", i, err)
+			}
+		case err != nil && errors.As(err, &unsupported) && strings.Contains(err.Error(), c.want):
+		default:
+			t.Errorf("%d: %v, want %s", i, err, c.want)
+		}
+	}
+}
+
+func TestReadHFErrors(t *testing.T) {
+	model := func(f map[string]object) object { return f["tokenizer.json"]["model"].(object) }
+	for name, c := range map[string]struct {
+		change func(map[string]object)
+		kind   any // *FormatError or *UnsupportedError
+		say    string
+	}{
+		"no files":       {func(f map[string]object) { clear(f) }, new(*FormatError), "neither"},
+		"unigram":        {func(f map[string]object) { model(f)["type"] = "Unigram"; model(f)["vocab"] = []any{[]any{"a", -1.5}} }, new(*UnsupportedError), "Unigram"},
+		"no model":       {func(f map[string]object) { delete(f["tokenizer.json"], "model") }, new(*UnsupportedError), "model"},
+		"no vocab":       {func(f map[string]object) { delete(model(f), "vocab") }, new(*FormatError), "model.vocab"},
+		"vocab id":       {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = -1 }, new(*FormatError), "zz"},
+		"vocab id max":   {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = int64(1<<63 - 1) }, new(*FormatError), "zz"},
+		"vocab id float": {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = 1.5 }, new(*FormatError), "1.5"},
+		"vocab id twice": {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = 5 }, new(*FormatError), "id 5"},
+		"merge unknown":  {func(f map[string]object) { model(f)["merges"] = []any{"a c"} }, new(*FormatError), "ac"},
+		"merge text":     {func(f map[string]object) { model(f)["merges"] = []any{"ab"} }, new(*FormatError), "ab"},
+		"merge triple":   {func(f map[string]object) { model(f)["merges"] = []any{[]any{"a", "b", "c"}} }, new(*FormatError), "pair"},
+		"merge number":   {func(f map[string]object) { model(f)["merges"] = []any{5} }, new(*FormatError), "5"},
+		"suffix":         {func(f map[string]object) { model(f)["end_of_word_suffix"] = "</w>" }, new(*UnsupportedError), "suffix"},
+		"dropout":        {func(f map[string]object) { model(f)["dropout"] = 0.1 }, new(*UnsupportedError), "dropout"},
+		"normalizer":     {func(f map[string]object) { f["tokenizer.json"]["normalizer"] = object{"type": "Lowercase"} }, new(*UnsupportedError), "Lowercase"},
+		"fallback":       {func(f map[string]object) { model(f)["byte_fallback"] = true }, new(*UnsupportedError), "byte fallback"},
+		"added id": {func(f map[string]object) {
+			f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = int64(1 << 62)
+		}, new(*FormatError), "<|x|>"},
+		"added id < 0":    {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = -5 }, new(*FormatError), "<|x|>"},
+		"added otherwise": {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["content"] = "ab" }, new(*FormatError), "257"},
+		"small":           {func(f map[string]object) { f["config.json"]["vocab_size"] = 100 }, new(*FormatError), "vocab_size"},
+		"negative":        {func(f map[string]object) { f["config.json"]["vocab_size"] = -1 }, new(*FormatError), "vocab_size"},
+		"huge":            {func(f map[string]object) { f["config.json"]["vocab_size"] = int64(1) << 60 }, new(*FormatError), "vocab_size"},
+		"config":          {func(f map[string]object) { f["config.json"]["vocab_size"] = "many" }, new(*FormatError), "config.json"},
+	} {
+		f := smallFolder()
+		c.change(f)
+		v, err := readHF(objectFS(f).fs(t), "x")
+		if err == nil || !errors.As(err, c.kind) || !strings.Contains(err.Error(), c.say) {
+			t.Errorf("%s: %v, %v", name, v != nil, err)
+		}
+	}
+	files := objectFS(smallFolder()).fs(t)
+	files["tokenizer.json"].Data = files["tokenizer.json"].Data[:1000]
+	var format *FormatError
+	if _, err := readHF(files, "x"); !errors.As(err, &format) || format.Offset != 1000 {
+		t.Errorf("truncated: %v", err)
+	}
+}
+
+func TestReadHFVariants(t *testing.T) {
+	bos := object{"id": 258, "content": "<b>", "special": true}
+	template := func(first, last string) object {
+		parts := []any{object{"Sequence": object{"id": "A"}}}
+		if first != "" {
+			parts = append([]any{object{"SpecialToken": object{"id": first}}}, parts...)
+		}
+		if last != "" {
+			parts = append(parts, object{"SpecialToken": object{"id": last}})
+		}
+		return sequence("processors", object{"type": "ByteLevel"}, object{"type": "TemplateProcessing", "single": parts})
+	}
+	for name, c := range map[string]struct {
+		change func(f map[string]object)
+		check  func(v *Vocab) bool
+	}{
+		"template adds BOS": {func(f map[string]object) {
+			f["tokenizer.json"]["added_tokens"] = append(f["tokenizer.json"]["added_tokens"].([]any), bos)
+			f["tokenizer.json"]["post_processor"] = template("<b>", "")
+			delete(f["tokenizer_config.json"], "add_bos_token")
+		}, func(v *Vocab) bool { return v.AddBOS && v.BOS == 258 && !v.AddEOS }},
+		"config overrules it": {func(f map[string]object) {
+			f["tokenizer.json"]["added_tokens"] = append(f["tokenizer.json"]["added_tokens"].([]any), bos)
+			f["tokenizer.json"]["post_processor"] = template("<b>", "")
+		}, func(v *Vocab) bool { return !v.AddBOS && v.BOS == 258 }},
+		"template ends otherwise": {func(f map[string]object) {
+			f["tokenizer.json"]["added_tokens"] = append(f["tokenizer.json"]["added_tokens"].([]any), bos)
+			f["tokenizer.json"]["post_processor"] = template("", "<b>")
+		}, func(v *Vocab) bool { return v.AddEOS && v.EOS == 258 && v.Extra[keyEOT] == 257 }},
+		"llama pattern without BOS": {func(f map[string]object) {
+			f["tokenizer.json"]["pre_tokenizer"] = sequence("pretokenizers", split(reLlama3), rawBytes)
+			f["tokenizer.json"]["model"].(object)["ignore_merges"] = true
+			delete(f["tokenizer_config.json"], "add_bos_token")
+		}, func(v *Vocab) bool { return !v.AddBOS && strings.Contains(fmt.Sprint(v.Notes), "BOS") }},
+		"a BOS that is nowhere": {func(f map[string]object) { f["tokenizer_config.json"]["add_bos_token"] = true },
+			func(v *Vocab) bool { return !v.AddBOS && strings.Contains(fmt.Sprint(v.Notes), "BOS") }},
+		"list of EOS": {func(f map[string]object) {
+			delete(f["tokenizer_config.json"], "eos_token")
+			f["config.json"]["eos_token_id"] = []any{256, 257}
+		}, func(v *Vocab) bool { return v.EOS == 256 }},
+		"generation_config": {func(f map[string]object) {
+			delete(f["tokenizer_config.json"], "eos_token")
+			f["generation_config.json"] = object{"eos_token_id": 257, "pad_token_id": 3}
+		}, func(v *Vocab) bool { return v.EOS == 257 && v.PAD == 3 }},
+		"special_tokens_map": {func(f map[string]object) {
+			f["special_tokens_map.json"] = object{"pad_token": object{"content": "<|x|>"}, "unk_token": nil}
+		}, func(v *Vocab) bool { return v.PAD == 257 && v.UNK == -1 }},
+		"text_config": {func(f map[string]object) {
+			f["config.json"] = object{"text_config": object{"vocab_size": 300, "bos_token_id": 1}}
+		},
+			func(v *Vocab) bool { return len(v.Tokens) == 300 && v.BOS == 1 }},
+		"no config.json": {func(f map[string]object) { delete(f, "config.json") }, func(v *Vocab) bool { return len(v.Tokens) == 258 }},
+		"added beyond the model": {func(f map[string]object) { f["config.json"]["vocab_size"] = 257 },
+			func(v *Vocab) bool { return len(v.Tokens) == 257 && strings.Contains(fmt.Sprint(v.Notes), "<|x|>") }},
+		"user-defined": {func(f map[string]object) {
+			f["tokenizer.json"]["added_tokens"] = []any{object{"id": 257, "content": "▁▁t"}, object{"id": 258, "content": "<|y|>"}, object{"id": 259, "content": ""}}
+			delete(f["tokenizer_config.json"], "eos_token")
+		}, func(v *Vocab) bool {
+			return v.Tokens[257] == "  t" && v.Types[257] == TypeUserDefined && v.Types[258] == TypeControl && v.Types[259] == TypeUnused
+		}},
+		"flags": {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["lstrip"] = true },
+			func(v *Vocab) bool { return strings.Contains(fmt.Sprint(v.Notes), "lstrip") }},
+		"space in a merge": {func(f map[string]object) {
+			m := f["tokenizer.json"]["model"].(object)
+			m["vocab"].(object)[" b"] = 258
+			m["vocab"].(object)["a b"] = 259
+			m["merges"] = []any{[]any{"a", " b"}}
+		}, func(v *Vocab) bool { return v.Merges[0] == "a Ġb" }},
+		"NFC": {func(f map[string]object) {
+			f["tokenizer.json"]["normalizer"] = sequence("normalizers", object{"type": "NFC"})
+		},
+			func(v *Vocab) bool { return strings.Contains(fmt.Sprint(v.Notes), "NFC") }},
+		"templates": {func(f map[string]object) {
+			f["tokenizer_config.json"]["chat_template"] = []any{object{"name": "default", "template": "A"}, object{"name": "rag/x", "template": "B"}}
+		}, func(v *Vocab) bool { return v.ChatTemplate == "A" && v.ChatTemplates["rag_x"] == "B" }},
+		"template in a file": {func(f map[string]object) { f["chat_template.json"] = object{"chat_template": "C"} },
+			func(v *Vocab) bool { return v.ChatTemplate == "C" }},
+	} {
+		f := smallFolder()
+		c.change(f)
+		v, err := readHF(objectFS(f).fs(t), "x")
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if !c.check(v) {
+			v.Tokens, v.Types, v.Merges = v.Tokens[256:], v.Types[256:], v.Merges[:min(3, len(v.Merges))]
+			t.Errorf("%s: %+v", name, v)
+		}
+	}
+}
+
+// TestSentencePieceOnly reads a folder that has tokenizer.model alone.
+func TestSentencePieceOnly(t *testing.T) {
+	whole := readFolder(t, "spm").Vocab()
+	files := testFiles(t, "spm", "tokenizer.model", "tokenizer_config.json", "config.json")
+	v, err := readHF(files, "spm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(v.Tokens, whole.Tokens) || !slices.Equal(v.Types, whole.Types) || !slices.Equal(v.Scores, whole.Scores) ||
+		v.BOS != whole.BOS || v.EOS != whole.EOS || v.AddSpacePrefix != whole.AddSpacePrefix || v.AddBOS != whole.AddBOS {
+		t.Error("tokenizer.json makes a difference")
+	}
+	// The oldest layout: names of added tokens in a file of their own.
+	files = testFiles(t, "spm", "tokenizer.model")
+	files["added_tokens.json"] = &fstest.MapFile{Data: []byte(`{"<|new|>": 900}`)}
+	v, err = readHF(files, "spm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Tokens[900] != "<|new|>" || v.Types[900] != TypeControl || v.BOS != 1 || v.EOS != 2 || !v.AddBOS {
+		t.Errorf("%q %d %d %d %t", v.Tokens[900], v.Types[900], v.BOS, v.EOS, v.AddBOS)
+	}
+}
+
+func TestBadSentencePiece(t *testing.T) {
+	good := testFiles(t, "spm", "tokenizer.model")["tokenizer.model"].Data
+	for name, data := range map[string][]byte{
+		"empty": nil, "text": []byte("hello world, this is not it"), "truncated": good[:len(good)/2+3],
+		"type": {0x0A, 4, 0x0A, 0, 0x18, 9}, "length": {0x0A, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F}, "group": {0x0B},
+	} {
+		var format *FormatError
+		if _, err := parseSentencePiece("x", data); !errors.As(err, &format) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A piece and trainer_spec.model_type 1.
+	unigram := []byte{0x0A, 3, 0x0A, 1, 'a', 0x12, 2, 0x18, 1}
+	var unsupported *UnsupportedError
+	if _, err := readHF(fstest.MapFS{"tokenizer.model": {Data: unigram}}, "x"); !errors.As(err, &unsupported) {
+		t.Errorf("unigram: %v", err)
+	}
+}
+
+// TestIncompleteMerges: where merges leave out a way to make a token, scores
+// cannot say so, and a note has to.
+func TestIncompleteMerges(t *testing.T) {
+	f := smallFolder()
+	f["tokenizer.json"]["normalizer"] = object{"type": "Replace", "pattern": object{"String": " "}, "content": metaspace}
+	f["tokenizer.json"]["pre_tokenizer"] = nil
+	f["tokenizer.json"]["model"] = object{"type": "BPE", "byte_fallback": true, "unk_token": "<unk>",
+		"vocab":  object{"<unk>": 0, "a": 1, "b": 2, "c": 3, "ab": 4, "bc": 5, "abc": 6, "<0x41>": 7},
+		"merges": []any{"b c", "a b", "ab c"}}
+	delete(f, "config.json")
+	v, err := readHF(objectFS(f).fs(t), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(v.Notes) != 1 || !strings.HasPrefix(v.Notes[0], "1 pairs") {
+		t.Errorf("notes %q", v.Notes)
+	}
+	if v.AddSpacePrefix || v.UNK != 0 || v.Types[0] != TypeUnknown || v.Types[7] != TypeByte || v.Scores[5] <= v.Scores[4] || v.Scores[4] <= v.Scores[6] || v.Scores[6] <= v.Scores[1] {
+		t.Errorf("%+v", v)
+	}
+}

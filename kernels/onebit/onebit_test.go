@@ -1,0 +1,387 @@
+package onebit
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"testing"
+
+	"phaseconv/kernels/internal/asmcheck"
+	"phaseconv/kernels/internal/bench"
+	"phaseconv/kernels/internal/guard"
+	"phaseconv/kernels/internal/impl"
+)
+
+func TestRequires(t *testing.T) {
+	asm, err := os.ReadFile("onebit_amd64.s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	features := map[string][]string{}
+	for tier, f := range asmcheck.AMD64 {
+		features[tier] = f
+	}
+	features["avx2"] = append(slices.Clone(features["avx2"]), "F16C")
+	for _, err := range asmcheck.Requires(string(asm), features) {
+		t.Error(err)
+	}
+}
+
+// define computes one score from the signs as the package comment says it, with
+// nothing shared with the code under test: a recursive tree over single bits.
+func define(q []float32, signs []bool, scale, offset float32) float32 {
+	words := (len(q) + 31) / 32
+	leaves := make([]float32, words*32)
+	for i := range q {
+		leaves[i] = q[i]
+		if !signs[i] {
+			leaves[i] = -q[i]
+		}
+	}
+	var pairs func(s []float32) float32
+	pairs = func(s []float32) float32 {
+		if len(s) == 1 {
+			return s[0]
+		}
+		var up []float32
+		for i := 0; i < len(s); i += 2 {
+			if i+1 < len(s) {
+				up = append(up, s[i]+s[i+1])
+			} else {
+				up = append(up, s[i])
+			}
+		}
+		return pairs(up)
+	}
+	return (offset + 0) + float32(scale*pairs(leaves))
+}
+
+// half returns binary16 numbers: normal, subnormal, zero, of both signs.
+func half(r *rand.Rand) uint16 {
+	h := uint16(r.Uint32())
+	if h&0x7c00 == 0x7c00 {
+		h &^= 0x4000
+	}
+	return h
+}
+
+func TestScore(t *testing.T) {
+	sizes := []int{8, 16, 24, 32, 40, 64, 72, 96, 104, 128, 136, 160, 192, 224, 256, 288, 320, 384, 416, 512, 640, 1000, 1024, 1056, MaxBits}
+	impl.TestAll(t, "onebit", func(t *testing.T) {
+		r := rand.New(rand.NewPCG(1, 1))
+		var tab Tables
+		for trial, b := range sizes {
+			for _, heads := range []int{1, 2, 3, 4, 5, 7, 8} {
+				n := 1 + r.IntN(70)
+				if b == 128 && heads == 8 {
+					n = 1000 // several chunks
+				}
+				side := guard.Sides[(trial+heads)%2]
+				signs := make([][]bool, n)
+				bits := guard.Slice[uint32](t, Len(n, b), side)
+				for i := range bits {
+					bits[i] = r.Uint32() // Pack and Set must overwrite it
+				}
+				Pack(bits, b, n, make([]float32, n*b), b)
+				for i := range signs {
+					words := make([]uint32, Words(b))
+					for w := range words {
+						words[w] = r.Uint32() // with rubbish beyond bit b
+					}
+					signs[i] = make([]bool, b)
+					for j := range signs[i] {
+						signs[i][j] = words[j/32]>>(j%32)&1 == 1
+					}
+					Set(bits, b, i, words)
+				}
+				scales := guard.Slice[uint16](t, n, side)
+				for i := range scales {
+					scales[i] = half(r)
+				}
+				ldq := b + r.IntN(3)
+				q := guard.Slice[float32](t, (heads-1)*ldq+b, side)
+				for i := range q {
+					q[i] = float32(r.NormFloat64())
+				}
+				offsets := make([]float32, heads)
+				for h := range offsets {
+					offsets[h] = float32(r.NormFloat64())
+				}
+				if trial%3 == 0 {
+					offsets = nil
+				}
+				stride := n + r.IntN(5)
+				out := guard.Slice[float32](t, (heads-1)*stride+n, side)
+				for i := range out {
+					out[i] = 12345
+				}
+				tab.Build(q, ldq, heads, b)
+				if tab.Heads() != heads || tab.Bits() != b {
+					t.Fatalf("tables of %d heads, %d bits", tab.Heads(), tab.Bits())
+				}
+				Score(out, stride, &tab, bits, scales, n, offsets)
+				for i, got := range out {
+					h, key := i/stride, i%stride
+					if key >= n {
+						if got != 12345 {
+							t.Fatalf("b %d heads %d: wrote beyond the %d keys of head %d", b, heads, n, h)
+						}
+						continue
+					}
+					var offset float32
+					if offsets != nil {
+						offset = offsets[h]
+					}
+					want := define(q[h*ldq:h*ldq+b], signs[key], widen(scales[key]), offset)
+					if math.Float32bits(got) != math.Float32bits(want) {
+						t.Fatalf("b %d, head %d of %d, key %d of %d: got %x, want %x", b, h, heads, key, n, got, want)
+					}
+				}
+			}
+		}
+	})
+}
+
+// TestExact checks the meaning, not the rounding: small integers are exact in any
+// order, so the score is the plain dot product.
+func TestExact(t *testing.T) {
+	impl.TestAll(t, "onebit", func(t *testing.T) {
+		r := rand.New(rand.NewPCG(2, 2))
+		const n, b = 37, 96
+		keys, q := make([]float32, n*b), make([]float32, b)
+		for i := range keys {
+			keys[i] = float32(r.IntN(5) - 2)
+		}
+		for i := range q {
+			q[i] = float32(r.IntN(41) - 20)
+		}
+		bits := make([]uint32, Len(n, b))
+		Pack(bits, b, n, keys, b)
+		scales := slices.Repeat([]uint16{0x3800}, n) // 0.5
+		var tab Tables
+		tab.Build(q, b, 1, b)
+		out := make([]float32, n)
+		Score(out, n, &tab, bits, scales, n, []float32{-3})
+		for i, got := range out {
+			sum := 0
+			for j := range q {
+				if keys[i*b+j] >= 0 {
+					sum += int(q[j])
+				} else {
+					sum -= int(q[j])
+				}
+			}
+			if want := float32(sum)/2 - 3; got != want {
+				t.Errorf("key %d: got %v, want %v", i, got, want)
+			}
+		}
+	})
+}
+
+// TestZeros: no tier and no combination of signs makes a score of -0.
+func TestZeros(t *testing.T) {
+	impl.TestAll(t, "onebit", func(t *testing.T) {
+		r := rand.New(rand.NewPCG(3, 3))
+		const n, b = 64, 64
+		q := make([]float32, b)
+		for i := range q {
+			q[i] = float32(r.IntN(2)) // many ties and zeros
+		}
+		bits := make([]uint32, Len(n, b))
+		for i := range bits {
+			bits[i] = r.Uint32()
+		}
+		scales := make([]uint16, n)
+		for i := range scales {
+			scales[i] = []uint16{0, 0x8000, 0xbc00, 0x3c00}[r.IntN(4)]
+		}
+		var tab Tables
+		tab.Build(q, b, 1, b)
+		out := make([]float32, n)
+		for _, offsets := range [][]float32{nil, {0}, {float32(math.Copysign(0, -1))}} {
+			Score(out, n, &tab, bits, scales, n, offsets)
+			for i, v := range out {
+				if v == 0 && math.Signbit(float64(v)) {
+					t.Fatalf("offsets %v: score %d is -0", offsets, i)
+				}
+			}
+		}
+	})
+}
+
+// TestLayout spells out where the bits of a key are.
+func TestLayout(t *testing.T) {
+	const n, b = 18, 40
+	if Words(b) != 2 || Len(n, b) != 2*16*2 || Len(16, b) != 32 || Len(0, b) != 0 {
+		t.Fatalf("Words %d, Len %d %d %d", Words(b), Len(n, b), Len(16, b), Len(0, b))
+	}
+	keys := make([]float32, n*b)
+	for i := range keys {
+		keys[i] = -1
+	}
+	keys[17*b+33] = 1 // key 17, bit 33
+	keys[3*b+0] = 0   // zero counts as positive
+	keys[4*b+1] = float32(math.NaN())
+	bits := make([]uint32, Len(n, b))
+	for i := range bits {
+		bits[i] = math.MaxUint32
+	}
+	Pack(bits, b, n, keys, b)
+	for i, w := range bits {
+		want := map[int]uint32{32 + 16 + 1: 1 << 1, 3: 1}[i]
+		if w != want {
+			t.Errorf("word %d is %#x, want %#x", i, w, want)
+		}
+	}
+	Set(bits, b, 17, []uint32{0x89abcdef, 0xffffffff})
+	got := make([]uint32, 2)
+	Get(got, bits, b, 17)
+	if got[0] != 0x89abcdef || got[1] != 0xff {
+		t.Errorf("key 17 reads %x", got)
+	}
+	if bits[32+1] != 0x89abcdef || bits[32+16+1] != 0xff {
+		t.Errorf("key 17 is not at its place: %x", bits[32:])
+	}
+}
+
+func TestWiden(t *testing.T) {
+	for h := range 1 << 16 {
+		exp, man := h>>10&31, h&1023
+		want := math.Ldexp(float64(1024+man), exp-25)
+		switch {
+		case exp == 0:
+			want = math.Ldexp(float64(man), -24)
+		case exp == 31 && man == 0:
+			want = math.Inf(1)
+		case exp == 31:
+			want = math.NaN()
+		}
+		if h&0x8000 != 0 {
+			want = -want
+		}
+		got := widen(uint16(h))
+		if math.Float32bits(got) != math.Float32bits(float32(want)) && (got == got || want == want) {
+			t.Fatalf("widen(%#04x) = %v, want %v", h, got, want)
+		}
+	}
+}
+
+func TestMisuse(t *testing.T) {
+	var tab Tables
+	tab.Build(make([]float32, 128), 64, 2, 64)
+	bits, scales, out := make([]uint32, Len(20, 64)), make([]uint16, 20), make([]float32, 40)
+	for name, f := range map[string]func(){
+		"0 bits":         func() { Words(0) },
+		"12 bits":        func() { Words(12) },
+		"too many bits":  func() { Words(MaxBits + 8) },
+		"no heads":       func() { new(Tables).Build(nil, 0, 0, 64) },
+		"query short":    func() { new(Tables).Build(make([]float32, 127), 64, 2, 64) },
+		"bits short":     func() { Score(out, 20, &tab, bits[:len(bits)-1], scales, 20, nil) },
+		"scales short":   func() { Score(out, 20, &tab, bits, scales[:19], 20, nil) },
+		"out short":      func() { Score(out[:39], 20, &tab, bits, scales, 20, nil) },
+		"rows overlap":   func() { Score(out, 19, &tab, bits, scales, 20, nil) },
+		"offsets short":  func() { Score(out, 20, &tab, bits, scales, 20, []float32{1}) },
+		"key out of set": func() { Set(bits, 64, 32, []uint32{1, 2}) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			f()
+		}()
+	}
+	for i, v := range out {
+		if v != 0 {
+			t.Fatalf("score %d was written before the panic", i)
+		}
+	}
+	Score(nil, 0, &tab, nil, nil, 0, nil)
+	Score(out, 20, new(Tables), bits, scales, 20, nil)
+}
+
+func FuzzTiers(f *testing.F) {
+	f.Add(uint64(1), uint8(4), uint8(3), uint8(40), []byte{1, 2, 3, 4, 5})
+	f.Add(uint64(2), uint8(16), uint8(1), uint8(16), []byte{0xff, 0x7f, 0, 0x80})
+	f.Fuzz(func(t *testing.T, seed uint64, b8, heads8, n8 uint8, raw []byte) {
+		b, heads, n := (int(b8)%40+1)*8, int(heads8)%9+1, int(n8)+1
+		r := rand.New(rand.NewPCG(seed, 1))
+		q := make([]float32, heads*b)
+		for i := range q {
+			q[i] = math.Float32frombits(r.Uint32() &^ (1 << 30)) // finite, below 2
+			if len(raw) > 0 && raw[i%len(raw)]&1 == 1 {
+				q[i] = float32(int8(raw[i%len(raw)]))
+			}
+		}
+		bits := make([]uint32, Len(n, b))
+		for i := range bits {
+			bits[i] = r.Uint32()
+		}
+		scales := make([]uint16, n)
+		for i := range scales {
+			scales[i] = half(r)
+		}
+		run := func() []float32 {
+			var tab Tables
+			tab.Build(q, b, heads, b)
+			out := make([]float32, heads*n)
+			Score(out, n, &tab, bits, scales, n, nil)
+			return out
+		}
+		defer impl.Reset("onebit")
+		impl.Select("onebit", "")
+		want := run()
+		for _, name := range impl.List("onebit") {
+			if !impl.Select("onebit", name) {
+				continue
+			}
+			for i, got := range run() {
+				if math.Float32bits(got) != math.Float32bits(want[i]) {
+					t.Fatalf("%s: b %d heads %d: score %d is %x, want %x", name, b, heads, i, got, want[i])
+				}
+			}
+		}
+	})
+}
+
+func BenchmarkScore(b *testing.B) {
+	impl.TestAll(b, "onebit", func(b *testing.B) {
+		for _, keys := range []int{8 << 10, 1 << 20} {
+			for _, dim := range []int{64, 128, 256} {
+				for _, heads := range []int{1, 2, 4, 8} {
+					b.Run(fmt.Sprintf("keys=%d/dim=%d/heads=%d", keys, dim, heads), func(b *testing.B) {
+						r := rand.New(rand.NewPCG(1, 1))
+						q := make([]float32, heads*dim)
+						for i := range q {
+							q[i] = float32(r.NormFloat64())
+						}
+						bits := make([]uint32, Len(keys, dim))
+						for i := range bits {
+							bits[i] = r.Uint32()
+						}
+						scales := slices.Repeat([]uint16{0x3c00}, keys)
+						out := make([]float32, keys*heads)
+						var tab Tables
+						tab.Build(q, dim, heads, dim)
+						b.SetBytes(int64(keys * (dim/8 + 2)))
+						best := bench.Best(b, func() { Score(out, keys, &tab, bits, scales, keys, nil) })
+						b.ReportMetric(float64(best.Nanoseconds())/float64(keys)/float64(heads), "best-ns/key/head")
+					})
+				}
+			}
+		}
+	})
+}
+
+func BenchmarkBuild(b *testing.B) {
+	impl.TestAll(b, "onebit", func(b *testing.B) {
+		q := make([]float32, 128)
+		var tab Tables
+		for b.Loop() {
+			tab.Build(q, 128, 1, 128)
+		}
+	})
+}

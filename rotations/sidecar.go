@@ -1,0 +1,499 @@
+package rotations
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+
+	"phaseconv/format/gguf"
+	"phaseconv/format/safetensors"
+	"phaseconv/kernels/rope"
+	"phaseconv/spec"
+)
+
+// A Sidecar is everything that a runtime needs to store and score keys of one
+// model in a 1-bit code.
+type Sidecar struct {
+	Kind    string
+	HeadDim int
+	// Anchor, Sink and Recent are the policy that the codes were fitted for.
+	Anchor, Sink, Recent int
+	Pairs                rope.Layout
+	// Rope is the canonical text of the model's RoPE parameters (RopeText).
+	Rope string
+
+	SourceSHA256  string
+	WeightsSHA256 string
+	Calibration   Calibration
+	Tool          string
+
+	Codes [][]*Code // [layer][KV head]
+}
+
+// Calibration identifies the text that codes were fitted to.
+type Calibration struct {
+	SHA256  string
+	Tokens  int
+	Context int
+}
+
+// RopeText writes the RoPE parameters of full-attention and sliding-window
+// layers in one canonical form, so that two texts are equal exactly when all
+// angles are.
+func RopeText(full, local rope.Params) (string, error) {
+	type side struct {
+		Theta    float64   `json:"theta"`
+		Dim      int       `json:"dim"`
+		Scaling  string    `json:"scaling,omitempty"`
+		Factor   float64   `json:"factor,omitempty"`
+		Original int       `json:"original_context,omitempty"`
+		Low      float64   `json:"low_freq_factor,omitempty"`
+		High     float64   `json:"high_freq_factor,omitempty"`
+		BetaFast float64   `json:"beta_fast,omitempty"`
+		BetaSlow float64   `json:"beta_slow,omitempty"`
+		Divisors []float32 `json:"divisors,omitempty"`
+	}
+	make1 := func(p rope.Params) side {
+		s := side{Theta: p.Theta, Dim: p.Dim, Scaling: string(p.Scaling)}
+		if d, ok := p.FreqDivisors(); ok {
+			// llama3 and explicit divisors are one thing in two spellings: the
+			// containers differ in which one they store.
+			s.Scaling = string(rope.Divisor)
+			for _, v := range d {
+				s.Divisors = append(s.Divisors, float32(v))
+			}
+			return s
+		}
+		switch p.Scaling {
+		case rope.Linear:
+			s.Factor = p.Factor
+		case rope.YaRN:
+			s.Factor, s.Original, s.BetaFast, s.BetaSlow = p.Factor, p.OriginalContext, p.BetaFast, p.BetaSlow
+		}
+		return s
+	}
+	b, err := json.Marshal(map[string]side{"full": make1(full), "local": make1(local)})
+	return string(b), err
+}
+
+// TensorName returns the name of one part ("mean", "decode", "encode") of a head's code.
+func TensorName(layer, head int, part string) string {
+	return fmt.Sprintf("blk.%d.k_code.%d.%s", layer, head, part)
+}
+
+// To returns the sidecar for the same weights in another pair layout: the
+// dimensions of means and matrices move as the rows of W_K and W_Q do.
+func (s *Sidecar) To(layout rope.Layout) (*Sidecar, error) {
+	if layout == s.Pairs {
+		return s, nil
+	}
+	out := *s
+	out.Pairs, out.Codes = layout, nil
+	d := s.HeadDim
+	move := func(m []float32) []float32 {
+		if m == nil {
+			return nil
+		}
+		r := make([]float32, len(m))
+		for i, v := range m {
+			r[i/d*d+s.Pairs.Index(layout, i%d, d)] = v
+		}
+		return r
+	}
+	for _, heads := range s.Codes {
+		var row []*Code
+		for _, c := range heads {
+			n, err := New(c.Kind, c.D, c.B, move(c.Mean), move(c.Decode), move(c.Encode))
+			if err != nil {
+				return nil, err
+			}
+			row = append(row, n)
+		}
+		out.Codes = append(out.Codes, row)
+	}
+	return &out, nil
+}
+
+// part is one tensor of the sidecar.
+type part struct {
+	name  string
+	shape []int // row-major
+	data  []float32
+}
+
+func (s *Sidecar) parts() []part {
+	var out []part
+	for l, heads := range s.Codes {
+		for h, c := range heads {
+			out = append(out,
+				part{TensorName(l, h, "mean"), []int{c.D}, c.Mean},
+				part{TensorName(l, h, "decode"), []int{c.B, c.D}, c.Decode})
+			if c.Encode != nil {
+				out = append(out, part{TensorName(l, h, "encode"), []int{c.B, c.D}, c.Encode})
+			}
+		}
+	}
+	return out
+}
+
+// keyValue is one metadata entry; value is a string or an int.
+type keyValue struct {
+	key   string
+	value any
+}
+
+func (s *Sidecar) keys() []keyValue {
+	heads := 0
+	if len(s.Codes) > 0 {
+		heads = len(s.Codes[0])
+	}
+	return []keyValue{
+		{spec.KeyVersion, spec.Version},
+		{spec.KeyCode, s.Kind},
+		{spec.KeyLayers, len(s.Codes)},
+		{spec.KeyHeads, heads},
+		{spec.KeyHeadDim, s.HeadDim},
+		{spec.KeyAnchor, s.Anchor},
+		{spec.KeySink, s.Sink},
+		{spec.KeyRecent, s.Recent},
+		{spec.KeyExceptions, 0},
+		{spec.KeyBasis, spec.BasisPostRope},
+		{spec.KeyPairLayout, s.Pairs.String()},
+		{spec.KeyRope, s.Rope},
+		{spec.KeySourceSHA256, s.SourceSHA256},
+		{spec.KeyWeightsSHA256, s.WeightsSHA256},
+		{spec.KeyCalibrationSHA256, s.Calibration.SHA256},
+		{spec.KeyCalibrationTokens, s.Calibration.Tokens},
+		{spec.KeyCalibrationContext, s.Calibration.Context},
+		{spec.KeyTool, s.Tool},
+	}
+}
+
+// WriteGGUF writes the sidecar as a GGUF file of architecture phaseconv.
+func (s *Sidecar) WriteGGUF(path string) error {
+	kvs := []gguf.KV{
+		gguf.Value("general.architecture", spec.Architecture),
+		gguf.Value("general.type", "k-code"),
+	}
+	for _, kv := range s.keys() {
+		switch v := kv.value.(type) {
+		case int:
+			kvs = append(kvs, gguf.Value(kv.key, uint32(v)))
+		case string:
+			kvs = append(kvs, gguf.Value(kv.key, v))
+		}
+	}
+	parts := s.parts()
+	var specs []gguf.TensorSpec
+	for _, p := range parts {
+		dims := make([]int, len(p.shape))
+		for i, n := range p.shape {
+			dims[len(dims)-1-i] = n
+		}
+		specs = append(specs, gguf.TensorSpec{Name: p.name, Type: gguf.TypeF32, Dims: dims})
+	}
+	w, err := gguf.Create(path, kvs, specs, nil)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	for _, p := range parts {
+		if err := w.WriteTensor(p.name, func(o io.Writer) error { return writeFloats(o, p.data) }); err != nil {
+			return err
+		}
+	}
+	return w.Commit()
+}
+
+// WriteSafetensors writes the sidecar as a safetensors file with the same names and keys.
+func (s *Sidecar) WriteSafetensors(path string) error {
+	meta := map[string]string{"format": "pt"}
+	for _, kv := range s.keys() {
+		meta[kv.key] = fmt.Sprint(kv.value)
+	}
+	parts := s.parts()
+	var ts []safetensors.Tensor
+	for _, p := range parts {
+		ts = append(ts, safetensors.Tensor{Name: p.name, DType: "F32", Shape: p.shape})
+	}
+	w, err := safetensors.Create(path, ts, meta)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	for _, p := range parts {
+		if err := w.WriteTensor(p.name, func(o io.Writer) error { return writeFloats(o, p.data) }); err != nil {
+			return err
+		}
+	}
+	return w.Commit()
+}
+
+func writeFloats(w io.Writer, x []float32) error {
+	b := make([]byte, 4*len(x))
+	for i, v := range x {
+		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
+	}
+	_, err := w.Write(b)
+	return err
+}
+
+// sidecarFile is what reading needs of either container.
+type sidecarFile interface {
+	text(key string) (string, error)
+	number(key string) (int, error)
+	shape(name string) ([]int, bool)
+	read(name string, dst []float32) error
+	names() []string
+	Close() error
+}
+
+// ReadSidecar reads a sidecar of either container and refuses, naming the key
+// or tensor, everything that version 1 does not define.
+func ReadSidecar(path string) (*Sidecar, error) {
+	f, err := openSidecar(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	s, err := readSidecar(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, nil
+}
+
+func openSidecar(path string) (sidecarFile, error) {
+	h, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	var magic [4]byte
+	_, err = io.ReadFull(h, magic[:])
+	h.Close()
+	if err == nil && string(magic[:]) == "GGUF" {
+		f, err := gguf.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		return ggufSidecar{f}, nil
+	}
+	f, err := safetensors.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return stSidecar{f}, nil
+}
+
+func readSidecar(f sidecarFile) (*Sidecar, error) {
+	version, err := f.number(spec.KeyVersion)
+	if err != nil {
+		return nil, err
+	}
+	if version != spec.Version {
+		return nil, fmt.Errorf("key %s is %d; this program reads version %d", spec.KeyVersion, version, spec.Version)
+	}
+	s := &Sidecar{}
+	r := &keyReader{f: f}
+	layers, heads := r.number(spec.KeyLayers, 1, spec.MaxLayers), r.number(spec.KeyHeads, 1, spec.MaxHeads)
+	s.HeadDim = r.number(spec.KeyHeadDim, 1, spec.MaxHeadDim)
+	s.Anchor = r.number(spec.KeyAnchor, 0, spec.MaxAnchor)
+	s.Sink = r.number(spec.KeySink, 0, spec.MaxSink)
+	s.Recent = r.number(spec.KeyRecent, 0, spec.MaxRecent)
+	r.number(spec.KeyExceptions, 0, 0)
+	r.oneOf(spec.KeyBasis, spec.BasisPostRope)
+	s.Kind, s.Rope, s.Tool = r.text(spec.KeyCode), r.text(spec.KeyRope), r.text(spec.KeyTool)
+	s.SourceSHA256, s.WeightsSHA256 = r.digest(spec.KeySourceSHA256), r.digest(spec.KeyWeightsSHA256)
+	s.Calibration = Calibration{r.digest(spec.KeyCalibrationSHA256), r.number(spec.KeyCalibrationTokens, 0, math.MaxInt32), r.number(spec.KeyCalibrationContext, 0, math.MaxInt32)}
+	layout := r.text(spec.KeyPairLayout)
+	if r.err != nil {
+		return nil, r.err
+	}
+	if s.Pairs, err = rope.ParseLayout(layout); err != nil {
+		return nil, fmt.Errorf("key %s: %w", spec.KeyPairLayout, err)
+	}
+	// Every head needs two tensors, so the counts cannot exceed the file.
+	if layers*heads > len(f.names()) {
+		return nil, fmt.Errorf("key %s is %d and %s is %d, but there are only %d tensors", spec.KeyLayers, layers, spec.KeyHeads, heads, len(f.names()))
+	}
+	seen := 0
+	for l := range layers {
+		var row []*Code
+		for h := range heads {
+			c, n, err := readCode(f, s, l, h)
+			if err != nil {
+				return nil, err
+			}
+			row, seen = append(row, c), seen+n
+		}
+		s.Codes = append(s.Codes, row)
+	}
+	if n := len(f.names()); n != seen {
+		return nil, fmt.Errorf("%d tensors, %d of them belong to codes; version 1 defines no others", n, seen)
+	}
+	return s, nil
+}
+
+// readCode reads one head's tensors and returns how many there are.
+func readCode(f sidecarFile, s *Sidecar, l, h int) (*Code, int, error) {
+	shape, ok := f.shape(TensorName(l, h, "decode"))
+	if !ok || len(shape) != 2 || shape[1] != s.HeadDim || shape[0] < 8 || shape[0] > spec.MaxBits {
+		return nil, 0, fmt.Errorf("tensor %s has shape %v; [signs, %d] is needed", TensorName(l, h, "decode"), shape, s.HeadDim)
+	}
+	get := func(part string, want ...int) ([]float32, error) {
+		name := TensorName(l, h, part)
+		got, ok := f.shape(name)
+		if !ok || fmt.Sprint(got) != fmt.Sprint(want) {
+			return nil, fmt.Errorf("tensor %s has shape %v, expected %v", name, got, want)
+		}
+		n := 1
+		for _, d := range want {
+			n *= d
+		}
+		out := make([]float32, n)
+		return out, f.read(name, out)
+	}
+	mean, err := get("mean", s.HeadDim)
+	if err != nil {
+		return nil, 0, err
+	}
+	decode, err := get("decode", shape...)
+	if err != nil {
+		return nil, 0, err
+	}
+	n := 2
+	var encode []float32
+	if _, ok := f.shape(TensorName(l, h, "encode")); ok {
+		if encode, err = get("encode", shape...); err != nil {
+			return nil, 0, err
+		}
+		n++
+	}
+	c, err := New(s.Kind, s.HeadDim, shape[0], mean, decode, encode)
+	if err != nil {
+		return nil, 0, fmt.Errorf("tensor %s: %w", TensorName(l, h, "decode"), err)
+	}
+	return c, n, nil
+}
+
+// keyReader reads keys and remembers the first error.
+type keyReader struct {
+	f   sidecarFile
+	err error
+}
+
+func (r *keyReader) number(key string, lo, hi int) int {
+	if r.err != nil {
+		return 0
+	}
+	v, err := r.f.number(key)
+	if err == nil && (v < lo || v > hi) {
+		err = fmt.Errorf("key %s is %d; version %d allows %d to %d", key, v, spec.Version, lo, hi)
+	}
+	r.err = err
+	return v
+}
+
+func (r *keyReader) text(key string) string {
+	if r.err != nil {
+		return ""
+	}
+	v, err := r.f.text(key)
+	r.err = err
+	return v
+}
+
+func (r *keyReader) oneOf(key, want string) {
+	if v := r.text(key); r.err == nil && v != want {
+		r.err = fmt.Errorf("key %s is %q; version %d knows only %q", key, v, spec.Version, want)
+	}
+}
+
+func (r *keyReader) digest(key string) string {
+	v := r.text(key)
+	if r.err == nil && (len(v) != 64 || strings.Trim(v, "0123456789abcdef") != "") {
+		r.err = fmt.Errorf("key %s is %q, which is not a SHA-256 in hex", key, v)
+	}
+	return v
+}
+
+type ggufSidecar struct{ *gguf.File }
+
+func (g ggufSidecar) text(key string) (string, error) { return g.String(key) }
+
+func (g ggufSidecar) number(key string) (int, error) {
+	v, err := g.Uint(key)
+	if err == nil && v > math.MaxInt32 {
+		err = fmt.Errorf("key %s is %d", key, v)
+	}
+	return int(v), err
+}
+
+func (g ggufSidecar) shape(name string) ([]int, bool) {
+	t, ok := g.Tensor(name)
+	if !ok || t.Type != gguf.TypeF32 {
+		return nil, false
+	}
+	return t.Shape(), true
+}
+
+func (g ggufSidecar) read(name string, dst []float32) error {
+	t, _ := g.Tensor(name)
+	return g.ReadRows(t, 0, t.Rows(), dst)
+}
+
+func (g ggufSidecar) names() []string {
+	var out []string
+	for i := range g.Tensors {
+		out = append(out, g.Tensors[i].Name)
+	}
+	return out
+}
+
+type stSidecar struct{ *safetensors.File }
+
+func (s stSidecar) text(key string) (string, error) {
+	v, ok := s.Metadata[key]
+	if !ok {
+		return "", fmt.Errorf("key %s is missing", key)
+	}
+	return v, nil
+}
+
+func (s stSidecar) number(key string) (int, error) {
+	t, err := s.text(key)
+	if err != nil {
+		return 0, err
+	}
+	v, err := strconv.ParseUint(t, 10, 31)
+	if err != nil {
+		return 0, fmt.Errorf("key %s is %q, expected a number", key, t)
+	}
+	return int(v), nil
+}
+
+func (s stSidecar) shape(name string) ([]int, bool) {
+	t, ok := s.Find(name)
+	if !ok || t.DType != "F32" {
+		return nil, false
+	}
+	return t.Shape, true
+}
+
+func (s stSidecar) read(name string, dst []float32) error {
+	t, _ := s.Find(name)
+	return s.ReadRows(t, 0, t.Rows(), dst)
+}
+
+func (s stSidecar) names() []string {
+	var out []string
+	for i := range s.Tensors {
+		out = append(out, s.Tensors[i].Name)
+	}
+	return out
+}

@@ -1,0 +1,212 @@
+package spec
+
+// A Manifest (phaseconv.json) says what an artifact is, how it was made, what
+// was changed and what was measured. Paths in it are base names.
+type Manifest struct {
+	Version     int         `json:"version"`
+	Tool        string      `json:"tool"`
+	Command     []string    `json:"command"`
+	Source      Source      `json:"source"`
+	Model       Model       `json:"model"`
+	Code        CodeInfo    `json:"code"`
+	Calibration Text        `json:"calibration"`
+	Seed        uint64      `json:"seed"`
+	Identities  []Identity  `json:"identities"`
+	Artifacts   []Artifact  `json:"artifacts"`
+	Files       []File      `json:"files"`
+	Layers      []Layer     `json:"layers,omitempty"`
+	Curves      []Curve     `json:"curves,omitempty"`
+	Measured    *VerifyJSON `json:"measured,omitempty"`
+}
+
+// Source identifies what was converted.
+type Source struct {
+	Name      string `json:"name"` // base name of the folder or file
+	Container string `json:"container"`
+	SHA256    string `json:"sha256"`
+}
+
+// Model is the shape of the model.
+type Model struct {
+	Family  string `json:"family"`
+	Layers  int    `json:"layers"`
+	Heads   int    `json:"n_heads"`
+	KVHeads int    `json:"n_kv_heads"`
+	HeadDim int    `json:"head_dim"`
+	Hidden  int    `json:"hidden_size"`
+	Vocab   int    `json:"vocab_size"`
+	Context int    `json:"context_length"`
+	Experts int    `json:"experts,omitempty"`
+}
+
+// CodeInfo is the key code and the policy that a runtime follows.
+type CodeInfo struct {
+	Kind   string  `json:"kind"`
+	Bits   float64 `json:"bits"` // signs per number, without scales
+	Anchor int     `json:"anchor"`
+	Sink   int     `json:"sink"`
+	Recent int     `json:"recent"`
+}
+
+// Text identifies a text and how it was cut.
+type Text struct {
+	Name    string `json:"name"`
+	SHA256  string `json:"sha256"`
+	Tokens  int    `json:"tokens"`
+	Context int    `json:"context"`
+	Windows int    `json:"windows"`
+}
+
+// Identity is one change of weights that was considered.
+type Identity struct {
+	ID      string `json:"id"` // G1 ... G7, as in the specification
+	Name    string `json:"name"`
+	Applied bool   `json:"applied"`
+	Exact   bool   `json:"exact"`
+	// Tensors counts those that it changed.
+	Tensors int    `json:"tensors"`
+	Why     string `json:"why"`
+}
+
+// Artifact names the files of one container.
+type Artifact struct {
+	Container     string `json:"container"`
+	Model         string `json:"model"` // the GGUF file, or the index or single file of safetensors
+	Sidecar       string `json:"sidecar"`
+	PairLayout    string `json:"pair_layout"`
+	WeightsSHA256 string `json:"weights_sha256"`
+	OutType       string `json:"outtype"`
+}
+
+// File is one file of the artifact.
+type File struct {
+	Name   string `json:"name"`
+	Bytes  int64  `json:"bytes"`
+	SHA256 string `json:"sha256"`
+}
+
+// Columns holds one number per code; null where it was not measured or does not exist.
+type Columns struct {
+	Raw     *float64 `json:"raw"`
+	Cen     *float64 `json:"cen"`
+	SRHT    *float64 `json:"srht"`
+	Random  *float64 `json:"random"`
+	Learned *float64 `json:"learned"`
+	Code    *float64 `json:"code"`
+}
+
+// Set stores the number of a code; names other than the columns' are ignored.
+func (c *Columns) Set(kind string, v float64) {
+	if v != v { // NaN: no such number
+		return
+	}
+	for _, x := range []struct {
+		kind string
+		dst  **float64
+	}{{"raw", &c.Raw}, {"cen", &c.Cen}, {"srht", &c.SRHT}, {"random", &c.Random}, {"learned", &c.Learned}, {"code", &c.Code}} {
+		if x.kind == kind {
+			*x.dst = &v
+		}
+	}
+}
+
+// Layer is the beta audit of one KV head, on text that nothing was fitted to.
+type Layer struct {
+	Layer  int     `json:"layer"`
+	Head   int     `json:"head"`
+	Code   string  `json:"code"`
+	Bits   float64 `json:"bits"`
+	Anchor int     `json:"anchor"`
+	// Cos1bit and MomentRatio are the two units of beta; see the specification.
+	Cos1bit     Columns `json:"cos1bit"`
+	MomentRatio Columns `json:"moment_ratio"`
+	// TrainCos1bit is the code's cos1bit on the keys it was fitted to.
+	TrainCos1bit *float64 `json:"train_cos1bit"`
+	// Train holds the fitted-text numbers of the other columns.
+	Train *Columns `json:"train,omitempty"`
+	// Tokens is the number of calibration keys, TokensPerDim that over head_dim.
+	Tokens       int     `json:"tokens"`
+	TokensPerDim float64 `json:"tokens_per_dim"`
+	// Delta is learned minus srht, held out, in cos1bit.
+	Delta *float64 `json:"delta,omitempty"`
+}
+
+// Curve is the fit of one head, step by step.
+type Curve struct {
+	Layer  int          `json:"layer"`
+	Head   int          `json:"head"`
+	Code   string       `json:"code"`
+	Points [][2]float64 `json:"points"` // step, cos1bit on the fitted keys
+}
+
+// Check is one line of the contract.
+type Check struct {
+	Check  string `json:"check"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail"`
+}
+
+// VerifyJSON is what `phaseconv verify --json` prints. Its keys are stable.
+type VerifyJSON struct {
+	OK       bool          `json:"ok"`
+	Contract []Check       `json:"contract"`
+	PPL      *PPLJSON      `json:"ppl"`
+	KLD      *KLDJSON      `json:"kld"`
+	Function *FunctionJSON `json:"function"`
+	Layers   []Layer       `json:"layers"`
+	Bytes    *BytesJSON    `json:"bytes"`
+	Text     *Text         `json:"text,omitempty"`
+}
+
+// PPLJSON: perplexity with float keys and with 1-bit keys.
+type PPLJSON struct {
+	Float     float64 `json:"float"`
+	FloatErr  float64 `json:"float_err"`
+	OneBit    float64 `json:"onebit"`
+	OneBitErr float64 `json:"onebit_err"`
+	Ratio     float64 `json:"ratio"`
+	RatioErr  float64 `json:"ratio_err"`
+	Tokens    int     `json:"tokens"` // scored tokens
+	Ctx       int     `json:"ctx"`
+	Chunks    int     `json:"chunks"`
+	Sink      int     `json:"sink"`
+	Recent    int     `json:"recent"`
+	Anchor    int     `json:"anchor"`
+	Code      string  `json:"code"`
+}
+
+// KLDJSON: divergence of the 1-bit model from the float model, in nats per token.
+type KLDJSON struct {
+	Mean       float64 `json:"mean"`
+	MeanErr    float64 `json:"mean_err"`
+	Median     float64 `json:"median"`
+	P90        float64 `json:"p90"`
+	P95        float64 `json:"p95"`
+	P99        float64 `json:"p99"`
+	Max        float64 `json:"max"`
+	SameTop    float64 `json:"same_top"`
+	SameTopErr float64 `json:"same_top_err"`
+	DeltaPMean float64 `json:"delta_p_mean"`
+	DeltaPRMS  float64 `json:"delta_p_rms"`
+}
+
+// FunctionJSON: how far the converted weights are from the source with float
+// keys, beside the floor that merely re-rounding the same tensors costs.
+type FunctionJSON struct {
+	MaxAbsDLogit      float64 `json:"max_abs_dlogit"`
+	KLDMean           float64 `json:"kld_mean"`
+	SameTop           float64 `json:"same_top"`
+	FloorMaxAbsDLogit float64 `json:"floor_max_abs_dlogit"`
+	FloorKLDMean      float64 `json:"floor_kld_mean"`
+	FloorSameTop      float64 `json:"floor_same_top"`
+}
+
+// BytesJSON: what keys cost, all layers together.
+type BytesJSON struct {
+	KF16  int `json:"k_f16"`  // bytes per token with F16 keys
+	KCode int `json:"k_code"` // bytes per coded token, scale included
+	// EffectiveBits per number at a context length, sink and recent keys included.
+	EffectiveBits map[string]float64 `json:"effective_bits"`
+	// Sidecar is the size of the sidecar's matrices, once per model.
+	Sidecar int64 `json:"sidecar"`
+}

@@ -1,0 +1,63 @@
+// Package spec holds the names and numbers of the phaseconv format, version 1:
+// metadata keys, tensor names, limits, and the shapes of the manifest and of the
+// reports as JSON. The normative text lies beside it. The package imports nothing
+// of phaseconv, so that other programs can use it alone.
+package spec
+
+// Version is the format version that this package describes. A reader refuses
+// every other.
+const Version = 1
+
+// Names of the files of an artifact.
+const (
+	ManifestName           = "phaseconv.json"
+	GGUFModelName          = "model.gguf"
+	GGUFSidecarName        = "model.phase.gguf"
+	SafetensorsSidecarName = "phaseconv.safetensors"
+	// ConfigObject is the object that a converted config.json carries.
+	ConfigObject = "phaseconv"
+)
+
+// Architecture is general.architecture of a sidecar GGUF.
+const Architecture = "phaseconv"
+
+// Sidecar keys. In a GGUF sidecar they are typed metadata; in a safetensors
+// sidecar they are strings in __metadata__, numbers in decimal.
+const (
+	KeyVersion            = "phaseconv.version"
+	KeyCode               = "phaseconv.code"       // how the code was made, informative
+	KeyLayers             = "phaseconv.layers"     // layers that own keys
+	KeyHeads              = "phaseconv.head_count" // KV heads per layer
+	KeyHeadDim            = "phaseconv.head_dim"
+	KeyAnchor             = "phaseconv.anchor"
+	KeySink               = "phaseconv.sink"
+	KeyRecent             = "phaseconv.recent"
+	KeyExceptions         = "phaseconv.exceptions"
+	KeyBasis              = "phaseconv.basis"
+	KeyPairLayout         = "phaseconv.pair_layout"
+	KeyRope               = "phaseconv.rope"
+	KeySourceSHA256       = "phaseconv.source.sha256"
+	KeyWeightsSHA256      = "phaseconv.weights.sha256"
+	KeyCalibrationSHA256  = "phaseconv.calibration.sha256"
+	KeyCalibrationTokens  = "phaseconv.calibration.tokens"
+	KeyCalibrationContext = "phaseconv.calibration.context"
+	KeyTool               = "phaseconv.tool"
+)
+
+// ModelPrefix begins the keys that a converted model GGUF carries; readers that
+// do not know them ignore keys under "general.".
+const ModelPrefix = "general."
+
+// BasisPostRope is the only basis of version 1: codes apply to keys after RoPE.
+const BasisPostRope = "post_rope"
+
+// Limits of version 1. A reader refuses what exceeds them.
+const (
+	MaxLayers  = 1 << 12
+	MaxHeads   = 1 << 12
+	MaxHeadDim = 1 << 12
+	MaxBits    = 1 << 11
+	MaxAnchor  = 1 << 20
+	MaxSink    = 1 << 20
+	MaxRecent  = 1 << 20
+)

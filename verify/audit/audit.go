@@ -1,0 +1,95 @@
+// Package audit measures beta, in both units, for every layer and KV head on
+// text that nothing was fitted to.
+package audit
+
+import (
+	"phaseconv/format/family"
+	"phaseconv/rotations"
+	"phaseconv/spec"
+	"phaseconv/verify/calibrate"
+	"phaseconv/verify/kvcache"
+	"phaseconv/verify/refmodel"
+)
+
+// Codes holds the codes of one KV head by column name: raw, cen, srht, random,
+// learned, and code for the one in use.
+type Codes map[string]*rotations.Code
+
+// A Tap measures codes on the activations that pass. Rows is filled layer by layer.
+type Tap struct {
+	Config *family.Config
+	// Codes of each layer and KV head; Policy says which keys are coded, and how.
+	Codes  [][]Codes
+	Policy kvcache.Policy
+	// Scale, if set, is applied to the keys first: the balance of each layer, for
+	// auditing a source as its conversion would be.
+	Scale   func(layer, head int) []float32
+	Threads int
+
+	Rows [][]Row
+}
+
+// Row is what was measured for one head.
+type Row map[string]rotations.Beta
+
+// FFN implements refmodel.Tap.
+func (t *Tap) FFN(int, []float32) error { return nil }
+
+// Attention implements refmodel.Tap.
+func (t *Tap) Attention(a *refmodel.Attention) error {
+	rows := make([]Row, t.Config.KVHeads)
+	refmodel.Parallel(t.Threads, t.Config.KVHeads, func(h int) {
+		var scale []float32
+		if t.Scale != nil {
+			scale = t.Scale(a.Layer, h)
+		}
+		keys := calibrate.Keys(t.Config, a, h, scale, t.Policy)
+		rows[h] = Row{}
+		for name, code := range t.Codes[a.Layer][h] {
+			rows[h][name] = code.Measure(keys)
+		}
+	})
+	t.Rows = append(t.Rows, rows)
+	return nil
+}
+
+// Head describes the code in use of one head, for Layers.
+type Head struct {
+	Code   string
+	Bits   float64
+	Anchor int
+	Tokens int // calibration keys, 0 when unknown
+	// Train holds the measures on the fitted keys by column name, nil when unknown.
+	Train Row
+}
+
+// Layers turns measurements into rows of the report.
+func Layers(rows [][]Row, headDim int, head func(layer, head int) Head) []spec.Layer {
+	var out []spec.Layer
+	for l, heads := range rows {
+		for h, row := range heads {
+			x := head(l, h)
+			r := spec.Layer{
+				Layer: l, Head: h, Code: x.Code, Bits: x.Bits, Anchor: x.Anchor,
+				Tokens: x.Tokens, TokensPerDim: float64(x.Tokens) / float64(headDim),
+			}
+			for name, b := range row {
+				r.Cos1bit.Set(name, b.Cos1bit)
+				r.MomentRatio.Set(name, b.MomentRatio)
+			}
+			if x.Train != nil {
+				r.Train = &spec.Columns{}
+				for name, b := range x.Train {
+					r.Train.Set(name, b.Cos1bit)
+				}
+				r.TrainCos1bit = r.Train.Code
+			}
+			if r.Cos1bit.Learned != nil && r.Cos1bit.SRHT != nil {
+				d := *r.Cos1bit.Learned - *r.Cos1bit.SRHT
+				r.Delta = &d
+			}
+			out = append(out, r)
+		}
+	}
+	return out
+}

@@ -1,0 +1,291 @@
+// Package contract opens artifacts and checks that everything in them belongs
+// together. It fails closed: what cannot be checked is not used.
+package contract
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/rotations"
+	"phaseconv/spec"
+)
+
+// MaxManifest bounds phaseconv.json in bytes.
+const MaxManifest = 256 << 20
+
+// An Artifact is one container of an opened artifact folder.
+type Artifact struct {
+	Dir      string
+	Manifest *spec.Manifest
+	Entry    spec.Artifact
+	Model    *checkpoint.Checkpoint
+	Sidecar  *rotations.Sidecar
+}
+
+// Close closes the model.
+func (a *Artifact) Close() error {
+	if a.Model == nil {
+		return nil
+	}
+	return a.Model.Close()
+}
+
+// ReadManifest reads dir/phaseconv.json.
+func ReadManifest(dir string) (*spec.Manifest, error) {
+	path := filepath.Join(dir, spec.ManifestName)
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: not a phaseconv artifact: %s is missing (a conversion writes it last)", dir, spec.ManifestName)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > MaxManifest {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, int64(MaxManifest))
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	m, err := ParseManifest(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return m, nil
+}
+
+// ParseManifest reads the bytes of a manifest. Unknown fields are refused: they
+// would belong to another version.
+func ParseManifest(raw []byte) (*spec.Manifest, error) {
+	var head struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(raw, &head); err != nil {
+		return nil, fmt.Errorf("not a valid manifest: %w", err)
+	}
+	if head.Version != spec.Version {
+		return nil, fmt.Errorf("key version is %d; this program reads version %d", head.Version, spec.Version)
+	}
+	var m spec.Manifest
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&m); err != nil {
+		return nil, fmt.Errorf("not a valid manifest: %w", err)
+	}
+	for _, f := range m.Files {
+		if f.Name != filepath.Base(f.Name) || f.Name == "." || f.Name == ".." {
+			return nil, fmt.Errorf("key files: %q is not a plain file name", f.Name)
+		}
+	}
+	return &m, nil
+}
+
+// Checker collects the results of checks.
+type Checker struct{ Checks []spec.Check }
+
+// Add records a check; err nil means that it passed.
+func (c *Checker) Add(name string, err error, detail string) bool {
+	if err != nil {
+		detail = err.Error()
+	}
+	c.Checks = append(c.Checks, spec.Check{Check: name, OK: err == nil, Detail: detail})
+	return err == nil
+}
+
+// OK says whether all checks passed.
+func (c *Checker) OK() bool {
+	for _, x := range c.Checks {
+		if !x.OK {
+			return false
+		}
+	}
+	return true
+}
+
+// Open opens the artifact in dir and runs the checks that need no text. prefer
+// names the container to use when there are two ("" takes the first). A nil
+// Artifact comes back when a check failed so badly that nothing can be measured.
+func Open(dir, prefer string, c *Checker) *Artifact {
+	m, err := ReadManifest(dir)
+	if !c.Add("manifest", err, "version 1, complete") {
+		return nil
+	}
+	c.Add("files", checkFiles(dir, m), fmt.Sprintf("%d files have the recorded sizes and digests", len(m.Files)))
+	entry, err := choose(m, prefer)
+	if !c.Add("container", err, entry.Container) {
+		return nil
+	}
+	a := &Artifact{Dir: dir, Manifest: m, Entry: entry}
+	path := filepath.Join(dir, entry.Model)
+	if entry.Container == string(checkpoint.Safetensors) {
+		path = dir
+	}
+	a.Model, err = checkpoint.Open(path)
+	if !c.Add("model", err, "the model opens and has the tensors of its family") {
+		return nil
+	}
+	a.Sidecar, err = rotations.ReadSidecar(filepath.Join(dir, entry.Sidecar))
+	if !c.Add("sidecar", err, "version, basis, shapes and numbers are as version 1 demands") {
+		a.Close()
+		return nil
+	}
+	if !c.Add("sidecar fits model", checkFit(a), "layers, KV heads, head_dim, pair layout and RoPE agree") {
+		a.Close()
+		return nil
+	}
+	sum, err := a.Model.AttentionDigest()
+	if err == nil && sum != a.Sidecar.WeightsSHA256 {
+		err = fmt.Errorf("key %s is %s, but the model's query and key tensors have %s: the sidecar belongs to other weights", spec.KeyWeightsSHA256, a.Sidecar.WeightsSHA256, sum)
+	}
+	if !c.Add("weights digest", err, "the query and key tensors are those that the sidecar was made for") {
+		a.Close()
+		return nil
+	}
+	c.Add("manifest fits sidecar", checkManifest(a), "manifest and sidecar tell the same")
+	c.Add("model marker", checkMarker(a), "the model names its format version and source")
+	return a
+}
+
+// choose picks the container to verify.
+func choose(m *spec.Manifest, prefer string) (spec.Artifact, error) {
+	for _, e := range m.Artifacts {
+		if prefer != "" && e.Container != prefer {
+			continue
+		}
+		for _, n := range []string{e.Model, e.Sidecar} {
+			if n == "" || n != filepath.Base(n) {
+				return e, fmt.Errorf("key artifacts: %q is not a plain file name", n)
+			}
+		}
+		return e, nil
+	}
+	return spec.Artifact{}, fmt.Errorf("key artifacts: no container %q", prefer)
+}
+
+func checkFiles(dir string, m *spec.Manifest) error {
+	if len(m.Files) == 0 {
+		return fmt.Errorf("key files is empty")
+	}
+	for _, f := range m.Files {
+		path := filepath.Join(dir, f.Name)
+		st, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		if st.Size() != f.Bytes {
+			return fmt.Errorf("%s: %d bytes, the manifest says %d", path, st.Size(), f.Bytes)
+		}
+		sum, err := checkpoint.FileDigest(path)
+		if err != nil {
+			return err
+		}
+		if sum != f.SHA256 {
+			return fmt.Errorf("%s: SHA-256 is %s, the manifest says %s: the file was changed or damaged", path, sum, f.SHA256)
+		}
+	}
+	return nil
+}
+
+func checkFit(a *Artifact) error {
+	cfg, s := a.Model.Config, a.Sidecar
+	for _, x := range []struct {
+		key       string
+		got, want int
+	}{
+		{spec.KeyLayers, len(s.Codes), cfg.Layers},
+		{spec.KeyHeads, len(s.Codes[0]), cfg.KVHeads},
+		{spec.KeyHeadDim, s.HeadDim, cfg.HeadDim},
+	} {
+		if x.got != x.want {
+			return fmt.Errorf("key %s is %d, the model has %d", x.key, x.got, x.want)
+		}
+	}
+	if s.Pairs != cfg.Pairs {
+		return fmt.Errorf("key %s is %s, the model's keys are %s", spec.KeyPairLayout, s.Pairs, cfg.Pairs)
+	}
+	text, err := rotations.RopeText(cfg.Rope, cfg.RopeLocal)
+	if err != nil {
+		return err
+	}
+	if text != s.Rope {
+		return fmt.Errorf("key %s is %s, the model has %s", spec.KeyRope, s.Rope, text)
+	}
+	return nil
+}
+
+func checkManifest(a *Artifact) error {
+	m, s := a.Manifest, a.Sidecar
+	for _, x := range []struct {
+		what     string
+		got, was any
+	}{
+		{"source.sha256", m.Source.SHA256, s.SourceSHA256},
+		{"code.kind", m.Code.Kind, s.Kind},
+		{"code.anchor", m.Code.Anchor, s.Anchor},
+		{"code.sink", m.Code.Sink, s.Sink},
+		{"code.recent", m.Code.Recent, s.Recent},
+		{"calibration.sha256", m.Calibration.SHA256, s.Calibration.SHA256},
+		{"weights_sha256", a.Entry.WeightsSHA256, s.WeightsSHA256},
+		{"pair_layout", a.Entry.PairLayout, s.Pairs.String()},
+		{"model.family", m.Model.Family, a.Model.Config.Family.Name},
+	} {
+		if x.got != x.was {
+			return fmt.Errorf("key %s is %v in the manifest, %v in the artifact", x.what, x.got, x.was)
+		}
+	}
+	return nil
+}
+
+// checkMarker reads what the model itself says about its conversion.
+func checkMarker(a *Artifact) error {
+	version, source, err := Marker(a.Model)
+	if err != nil {
+		return err
+	}
+	if version != spec.Version {
+		return fmt.Errorf("the model says format version %d; this program reads %d", version, spec.Version)
+	}
+	if source != a.Sidecar.SourceSHA256 {
+		return fmt.Errorf("the model names source %s, the sidecar %s", source, a.Sidecar.SourceSHA256)
+	}
+	return nil
+}
+
+// Marker returns the format version and source digest that a converted model
+// carries: keys under general.phaseconv in GGUF, the object "phaseconv" in
+// config.json. An error means that there is no marker.
+func Marker(c *checkpoint.Checkpoint) (version int, source string, err error) {
+	if f := c.File(); f != nil {
+		v, err := f.Uint(spec.ModelPrefix + spec.KeyVersion)
+		if err != nil {
+			return 0, "", err
+		}
+		source, err = f.String(spec.ModelPrefix + spec.KeySourceSHA256)
+		return int(v), source, err
+	}
+	raw, err := os.ReadFile(filepath.Join(c.Path, "config.json"))
+	if err != nil {
+		return 0, "", err
+	}
+	var m struct {
+		Phaseconv *struct {
+			Version int `json:"version"`
+			Source  struct {
+				SHA256 string `json:"sha256"`
+			} `json:"source"`
+		} `json:"phaseconv"`
+	}
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return 0, "", err
+	}
+	if m.Phaseconv == nil {
+		return 0, "", fmt.Errorf("%s: config.json has no object %q", c.Path, spec.ConfigObject)
+	}
+	return m.Phaseconv.Version, m.Phaseconv.Source.SHA256, nil
+}

@@ -1,0 +1,341 @@
+// Package verify measures artifacts and checkpoints on held-out text.
+package verify
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"strconv"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/dtype"
+	"phaseconv/format/family"
+	"phaseconv/format/tokenizer"
+	"phaseconv/rotations"
+	"phaseconv/spec"
+	"phaseconv/verify/audit"
+	"phaseconv/verify/contract"
+	"phaseconv/verify/kvcache"
+	"phaseconv/verify/ppl"
+	"phaseconv/verify/refmodel"
+)
+
+// A Text is what is calibrated on or measured.
+type Text struct {
+	Name string
+	Data []byte
+}
+
+// SHA256 returns the text's digest in hex.
+func (t Text) SHA256() string {
+	h := sha256.Sum256(t.Data)
+	return hex.EncodeToString(h[:])
+}
+
+// Tokens encodes a text with a checkpoint's own tokenizer and cuts it into at
+// most chunks windows (0: all) of ctx tokens.
+func Tokens(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*ppl.Windows, error) {
+	v, err := c.Vocab()
+	if err != nil {
+		return nil, err
+	}
+	tk, err := tokenizer.New(v)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Path, err)
+	}
+	bos := int32(-1)
+	if v.AddBOS {
+		bos = v.BOS
+	}
+	w, err := ppl.Cut(tk.Encode(string(t.Data), true, false), ctx, chunks, bos)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", t.Name, err)
+	}
+	return w, nil
+}
+
+// Progress receives the steps of a long computation. done counts up to total.
+type Progress func(step string, done, total int)
+
+func (p Progress) of(step string) func(done, total int) {
+	if p == nil {
+		return nil
+	}
+	return func(done, total int) { p(step, done, total) }
+}
+
+// Options of Artifact.
+type Options struct {
+	Text        Text
+	Ctx, Chunks int
+	// Sink and Recent override the policy of the artifact; negative keeps it.
+	Sink, Recent int
+	// Code measures another code than the sidecar's: raw, srht or random, which
+	// need no calibration. "" is the sidecar's.
+	Code    string
+	Seed    uint64
+	Threads int
+	// Source, if set, is what the artifact was made from: the proof that the
+	// function is preserved needs it.
+	Source   *checkpoint.Checkpoint
+	Progress Progress
+
+	// Fitted adds codes of the calibration to the audit, [layer][head]; only a
+	// conversion still has them.
+	Fitted [][]audit.Codes
+	// Head describes the fits behind the audit's rows; nil takes the manifest's.
+	Head func(layer, head int) audit.Head
+}
+
+// Artifact measures an opened artifact: perplexity with float and 1-bit keys,
+// their divergence, the beta audit, and with a source the function proof.
+func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checker, o Options) (*spec.VerifyJSON, error) {
+	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
+		return nil, fmt.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
+	}
+	cfg := a.Model.Config
+	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent}
+	if o.Sink >= 0 {
+		policy.Sink = o.Sink
+	}
+	if o.Recent >= 0 {
+		policy.Recent = o.Recent
+	}
+	codes, kind, err := codesInUse(a.Sidecar, o)
+	if err != nil {
+		return nil, err
+	}
+	if kind != a.Sidecar.Kind {
+		policy.Anchor = 0
+	}
+	cache, err := kvcache.NewCodes(cfg, codes, policy)
+	if err != nil {
+		return nil, err
+	}
+	w, err := Tokens(a.Model, o.Text, o.Ctx, o.Chunks)
+	if err != nil {
+		return nil, err
+	}
+	m := refmodel.New(cfg, a.Model, o.Threads)
+	tap := &audit.Tap{Config: cfg, Policy: policy, Threads: m.Threads}
+	if tap.Codes, err = auditCodes(a.Sidecar, codes, o); err != nil {
+		return nil, err
+	}
+	float, onebit := &refmodel.Lane{}, &refmodel.Lane{Cache: cache}
+	run := refmodel.Options{Tap: tap, Progress: o.Progress.of("measuring float and 1-bit keys")}
+	if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{float, onebit}, run); err != nil {
+		return nil, err
+	}
+	base, err := ppl.Scored(m, w, float)
+	if err != nil {
+		return nil, err
+	}
+	coded, err := ppl.Scored(m, w, onebit)
+	if err != nil {
+		return nil, err
+	}
+	res, err := ppl.Measure(ctx, w, base, coded)
+	if err != nil {
+		return nil, err
+	}
+	out := &spec.VerifyJSON{
+		Contract: checks.Checks,
+		PPL:      pplJSON(res, w, policy, kind), KLD: kldJSON(&res.Divergences[0]),
+		Bytes: Bytes(cfg, codes, policy), Text: TextInfo(o.Text, w),
+	}
+	bits := float64(codes[0][0].B) / float64(cfg.HeadDim)
+	head := o.Head
+	if head == nil {
+		head = fromManifest(a.Manifest, kind, bits, policy.Anchor)
+	}
+	out.Layers = audit.Layers(tap.Rows, cfg.HeadDim, head)
+	if o.Source != nil {
+		if out.Function, err = function(ctx, a, o, w, base, checks); err != nil {
+			return nil, err
+		}
+		out.Contract = checks.Checks
+	}
+	out.OK = checks.OK() && finite(out)
+	return out, nil
+}
+
+// finite: a measurement that is not a number is never good.
+func finite(v *spec.VerifyJSON) bool {
+	for _, x := range []float64{v.PPL.Float, v.PPL.OneBit, v.KLD.Mean} {
+		if math.IsNaN(x) || math.IsInf(x, 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// codesInUse returns the sidecar's codes, or those of a code that needs no fit.
+func codesInUse(s *rotations.Sidecar, o Options) ([][]*rotations.Code, string, error) {
+	switch o.Code {
+	case "", s.Kind:
+		return s.Codes, s.Kind, nil
+	case "raw", "srht", "random":
+	default:
+		return nil, "", fmt.Errorf("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
+	}
+	var out [][]*rotations.Code
+	for l, heads := range s.Codes {
+		var row []*rotations.Code
+		for h := range heads {
+			c, err := rotations.DataFree(o.Code, s.HeadDim, o.Seed, l, h)
+			if err != nil {
+				return nil, "", err
+			}
+			row = append(row, c)
+		}
+		out = append(out, row)
+	}
+	return out, o.Code, nil
+}
+
+// auditCodes lists the audit's columns per head: the code in use, the data-free
+// ones, and what a calibration adds.
+func auditCodes(s *rotations.Sidecar, codes [][]*rotations.Code, o Options) ([][]audit.Codes, error) {
+	var out [][]audit.Codes
+	for l, heads := range codes {
+		var row []audit.Codes
+		for h, c := range heads {
+			x := audit.Codes{"code": c}
+			if o.Fitted != nil {
+				for k, v := range o.Fitted[l][h] {
+					x[k] = v
+				}
+			}
+			for _, kind := range []string{"raw", "srht", "random"} {
+				if x[kind] != nil {
+					continue
+				}
+				free, err := rotations.DataFree(kind, s.HeadDim, o.Seed, l, h)
+				if err != nil {
+					return nil, err
+				}
+				x[kind] = free
+			}
+			if c.Kind == "learned" || c.Kind == "cen" {
+				x[c.Kind] = c
+			}
+			row = append(row, x)
+		}
+		out = append(out, row)
+	}
+	return out, nil
+}
+
+// fromManifest takes what a conversion recorded about its fits.
+func fromManifest(m *spec.Manifest, kind string, bits float64, anchor int) func(l, h int) audit.Head {
+	at := map[[2]int]*spec.Layer{}
+	for i := range m.Layers {
+		at[[2]int{m.Layers[i].Layer, m.Layers[i].Head}] = &m.Layers[i]
+	}
+	return func(l, h int) audit.Head {
+		x := audit.Head{Code: kind, Bits: bits, Anchor: anchor}
+		if r := at[[2]int{l, h}]; r != nil && r.Code == kind {
+			x.Tokens = r.Tokens
+			if r.TrainCos1bit != nil {
+				x.Train = audit.Row{"code": {Cos1bit: *r.TrainCos1bit}}
+			}
+		}
+		return x
+	}
+}
+
+// function compares the artifact's float model with its source, and puts the
+// re-rounding floor beside it.
+func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Stream, checks *contract.Checker) (*spec.FunctionJSON, error) {
+	digest, err := o.Source.Digest()
+	if err != nil {
+		return nil, err
+	}
+	if digest != a.Manifest.Source.SHA256 {
+		err = fmt.Errorf("%s has SHA-256 %s, the artifact was made from %s", o.Source.Path, digest, a.Manifest.Source.SHA256)
+	}
+	if !checks.Add("source", err, "the source is the one that was converted") {
+		return nil, nil
+	}
+	run := func(step string, weights refmodel.Weights) (ppl.Stream, error) {
+		m := refmodel.New(o.Source.Config, weights, o.Threads)
+		lane := &refmodel.Lane{}
+		if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{lane}, refmodel.Options{Progress: o.Progress.of(step)}); err != nil {
+			return ppl.Stream{}, err
+		}
+		return ppl.Scored(m, w, lane)
+	}
+	src, err := run("running the source", o.Source)
+	if err != nil {
+		return nil, err
+	}
+	edits := checkpoint.Edits{}
+	for l := range o.Source.Config.Layers {
+		if err := rotations.FoldBalance(edits, o.Source, l, rotations.FloorBalance(o.Source.Config)); err != nil {
+			return nil, err
+		}
+	}
+	floor, err := run("measuring the rounding floor", &checkpoint.View{Checkpoint: o.Source, Edits: edits, Round: roundBF16})
+	if err != nil {
+		return nil, err
+	}
+	res, err := ppl.Measure(ctx, w, src, got, floor)
+	if err != nil {
+		return nil, err
+	}
+	g, f := &res.Divergences[0], &res.Divergences[1]
+	return &spec.FunctionJSON{
+		MaxAbsDLogit: g.MaxAbsDLogit, KLDMean: g.Mean, SameTop: g.SameTop,
+		FloorMaxAbsDLogit: f.MaxAbsDLogit, FloorKLDMean: f.Mean, FloorSameTop: f.SameTop,
+	}, nil
+}
+
+func roundBF16(x []float32) {
+	for i, v := range x {
+		x[i] = dtype.BF16Round(v)
+	}
+}
+
+func pplJSON(r *ppl.Result, w *ppl.Windows, p kvcache.Policy, kind string) *spec.PPLJSON {
+	d := &r.Divergences[0]
+	return &spec.PPLJSON{
+		Float: r.Base.PPL, FloatErr: r.Base.Err, OneBit: r.Streams[0].PPL, OneBitErr: r.Streams[0].Err,
+		Ratio: d.Ratio, RatioErr: d.RatioErr, Tokens: len(w.Targets), Ctx: w.Ctx, Chunks: len(w.Tokens),
+		Sink: p.Sink, Recent: p.Recent, Anchor: p.Anchor, Code: kind,
+	}
+}
+
+func kldJSON(d *ppl.Divergence) *spec.KLDJSON {
+	return &spec.KLDJSON{
+		Mean: d.Mean, MeanErr: d.MeanErr, Median: d.Median, P90: d.P90, P95: d.P95, P99: d.P99, Max: d.Max,
+		SameTop: d.SameTop, SameTopErr: d.SameTopErr, DeltaPMean: d.DeltaPMean, DeltaPRMS: d.DeltaPRMS,
+	}
+}
+
+// TextInfo describes a cut text for reports.
+func TextInfo(t Text, w *ppl.Windows) *spec.Text {
+	return &spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx, Windows: len(w.Tokens)}
+}
+
+// contexts at which effective bits are stated.
+var contexts = []int{4096, 32768, 131072}
+
+// Bytes computes what keys cost with these codes.
+func Bytes(cfg *family.Config, codes [][]*rotations.Code, p kvcache.Policy) *spec.BytesJSON {
+	numbers := cfg.Layers * cfg.KVHeads * cfg.HeadDim
+	b := &spec.BytesJSON{KF16: 2 * numbers, EffectiveBits: map[string]float64{}}
+	for _, heads := range codes {
+		for _, c := range heads {
+			b.KCode += 4*c.Words() + 2 // stored words, and one F16 scale
+			b.Sidecar += int64(4 * (len(c.Mean) + len(c.Decode) + len(c.Encode)))
+		}
+	}
+	for _, n := range contexts {
+		exact := min(n, p.Sink+p.Recent)
+		total := float64(exact)*float64(b.KF16) + float64(n-exact)*float64(b.KCode)
+		b.EffectiveBits[strconv.Itoa(n)] = 8 * total / (float64(n) * float64(numbers))
+	}
+	return b
+}
