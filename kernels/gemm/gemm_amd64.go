@@ -49,6 +49,18 @@ func tileAVX512(rows, width, kc int, a []float32, lda int, b []float32, ldb int,
 	avx512Tiles[rows-1][width/16-1](kc, &a[0], lda, &b[0], ldb, &c[0], ldc, add)
 }
 
+// interleave8 transposes the first columns of 8 rows for pack.go and returns how
+// many it took, a multiple of 8.
+func interleave8(k int, src []float32, ld int, dst []float32, width int) int {
+	k &^= 7
+	if k == 0 || current() == &generic {
+		return 0
+	}
+	_, _ = src[7*ld+k-1], dst[(k-1)*width+7]
+	avx2Interleave8(k, &src[0], ld, &dst[0], width)
+	return k
+}
+
 func all(features []bool) bool {
 	for _, f := range features {
 		if !f {

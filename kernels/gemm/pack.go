@@ -40,8 +40,6 @@ func (l layout) width(n, q int) int {
 	return min(l.panel, l.round(n)-q*l.panel)
 }
 
-func (l layout) panels(n int) int { return (n + l.panel - 1) / l.panel }
-
 // round returns n rounded up to whole grains.
 func (l layout) round(n int) int { return (n + l.grain - 1) / l.grain * l.grain }
 
@@ -153,14 +151,21 @@ func (w *Weights) PackT(n, k int, b []float32, ldb int, threads int) {
 	if n*k < minTaskWork {
 		threads = 1
 	}
+	// A few rows of b at a time: as many streams as hardware prefetches, and whole
+	// cache lines to write in each panel.
+	const stretch = 16
 	l := w.layout
-	parallel(threads, l.panels(n), func(q int, _ *scratch) {
-		width := l.width(n, q)
-		dst := w.data[q*l.panel*k:]
-		j0, j1 := q*l.panel, min((q+1)*l.panel, n)
-		for p := range k {
-			row := dst[p*width : (p+1)*width]
-			clear(row[copy(row, b[p*ldb+j0:p*ldb+j1]):])
+	parallel(threads, (k+stretch-1)/stretch, func(id int, _ *scratch) {
+		p0, p1 := id*stretch, min((id+1)*stretch, k)
+		for j := 0; j < n; j += l.panel {
+			width := l.width(n, j/l.panel)
+			dst := w.data[j*k+p0*width : j*k+p1*width]
+			src := b[j:]
+			for p := p0; p < p1; p++ {
+				row := dst[(p-p0)*width:][:width]
+				taken := copy(row, src[p*ldb:][:min(width, n-j)])
+				clear(row[taken:])
+			}
 		}
 	})
 }
@@ -186,10 +191,15 @@ func (w *Weights) interleave(j0, j1 int, src []float32, ld int) {
 			continue
 		}
 		s := src[(j-j0)*ld:]
-		k := w.k
-		s0, s1, s2, s3 := s[:k], s[ld:][:k], s[2*ld:][:k], s[3*ld:][:k]
-		s4, s5, s6, s7 := s[4*ld:][:k], s[5*ld:][:k], s[6*ld:][:k], s[7*ld:][:k]
-		for p := range k {
+		p := interleave8(w.k, s, ld, dst, width)
+		if p == w.k {
+			continue
+		}
+		s, dst = s[p:], dst[p*width:]
+		n := w.k - p
+		s0, s1, s2, s3 := s[:n], s[ld:][:n], s[2*ld:][:n], s[3*ld:][:n]
+		s4, s5, s6, s7 := s[4*ld:][:n], s[5*ld:][:n], s[6*ld:][:n], s[7*ld:][:n]
+		for p := range n {
 			d := (*[group]float32)(dst[p*width:])
 			d[0], d[1], d[2], d[3] = s0[p], s1[p], s2[p], s3[p]
 			d[4], d[5], d[6], d[7] = s4[p], s5[p], s6[p], s7[p]

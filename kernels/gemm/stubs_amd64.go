@@ -115,3 +115,6 @@ func avx512Tile8x32(kc int, a *float32, lda int, b *float32, ldb int, c *float32
 func avx512Tile8x48(kc int, a *float32, lda int, b *float32, ldb int, c *float32, ldc int, add bool)
 
 func avx512Peak(iterations int)
+
+//go:noescape
+func avx2Interleave8(k int, src *float32, ld int, dst *float32, width int)

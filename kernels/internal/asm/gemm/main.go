@@ -194,6 +194,67 @@ func (x isa) tile(rows, vectors int) {
 	RET()
 }
 
+// interleave emits the transposition of 8 rows of k numbers, ld apart, to k rows
+// of 8, width apart; k is a multiple of 8. Half rows are joined while loading,
+// which leaves two rounds of shuffles for an 8 x 8 block.
+func interleave() {
+	TEXT("avx2Interleave8", NOSPLIT, "func(k int, src *float32, ld int, dst *float32, width int)")
+	Pragma("noescape")
+	k := Load(Param("k"), GP64())
+	src := Load(Param("src"), GP64())
+	ld := Load(Param("ld"), GP64())
+	dst := Load(Param("dst"), GP64())
+	width := Load(Param("width"), GP64())
+	SHLQ(Imm(2), ld)
+	SHLQ(Imm(2), width)
+	ld3, width3 := GP64(), GP64()
+	LEAQ(Mem{Base: ld, Index: ld, Scale: 2}, ld3)
+	LEAQ(Mem{Base: width, Index: width, Scale: 2}, width3)
+	far, out := GP64(), GP64()
+	row := func(base, ld, ld3 reg.Register, i, disp int) Mem {
+		m := Mem{Base: base, Disp: disp}
+		switch i {
+		case 1, 2:
+			m.Index, m.Scale = ld, uint8(i)
+		case 3:
+			m.Index, m.Scale = ld3, 1
+		}
+		return m
+	}
+	Label("loop")
+	LEAQ(Mem{Base: src, Index: ld, Scale: 4}, far)
+	for half := range 2 {
+		// Numbers 4*half..4*half+3 of rows i and i+4 share register i.
+		var r [4]reg.VecVirtual
+		for i := range r {
+			r[i] = YMM()
+			VMOVUPS(row(src, ld, ld3, i, 16*half), r[i].AsX())
+			VINSERTF128(Imm(1), row(far, ld, ld3, i, 16*half), r[i], r[i])
+		}
+		a, b, c, d := YMM(), YMM(), YMM(), YMM()
+		VUNPCKLPS(r[1], r[0], a)
+		VUNPCKHPS(r[1], r[0], b)
+		VUNPCKLPS(r[3], r[2], c)
+		VUNPCKHPS(r[3], r[2], d)
+		base := dst
+		if half == 1 {
+			LEAQ(Mem{Base: dst, Index: width, Scale: 4}, out)
+			base = out
+		}
+		for i, p := range [][2]reg.VecVirtual{{a, c}, {a, c}, {b, d}, {b, d}} {
+			v := YMM()
+			VSHUFPS(Imm([]uint64{0x44, 0xee}[i%2]), p[1], p[0], v)
+			VMOVUPS(v, row(base, width, width3, i, 0))
+		}
+	}
+	ADDQ(Imm(32), src)
+	LEAQ(Mem{Base: dst, Index: width, Scale: 8}, dst)
+	SUBQ(Imm(8), k)
+	JNZ(LabelRef("loop"))
+	VZEROUPPER()
+	RET()
+}
+
 // peakChains independent chains hide the latency of the multiply-add with room
 // to spare: 12 registers are free on AVX2 too.
 const peakChains = 12
@@ -229,5 +290,6 @@ func main() {
 		}
 		x.peak()
 	}
+	interleave()
 	Generate()
 }
