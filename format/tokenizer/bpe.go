@@ -64,6 +64,7 @@ type pairSlot struct {
 
 const noKey = 1<<64 - 1
 
+// newPairTable makes a table for n pairs, at most two thirds full.
 func newPairTable(n int) *pairTable {
 	log := max(4, bits.Len(uint(n*3/2)))
 	t := &pairTable{slots: make([]pairSlot, 1<<log), shift: uint(64 - log)}
@@ -76,6 +77,7 @@ func newPairTable(n int) *pairTable {
 // find returns the slot of key, or the empty slot where it belongs.
 func (t *pairTable) find(key uint64) *pairSlot {
 	mask := uint64(len(t.slots) - 1)
+	// The top bits of a product with 2^64/phi spread keys that are near each other.
 	for i := key * 0x9E3779B97F4A7C15 >> t.shift; ; i = (i + 1) & mask {
 		if s := &t.slots[i]; s.key == key || s.key == noKey {
 			return s
@@ -163,6 +165,7 @@ func (t *Tokenizer) encodeBytes(dst []int32, w *work, word string) []int32 {
 	if known && (t.pre.ignoreMerges || t.reached[id].Load() == wordReached) {
 		return append(dst, id)
 	}
+	// One symbol per byte, since a spelled byte is one character.
 	w.reset()
 	for i := range len(word) {
 		w.ids = append(w.ids, t.byteSym[word[i]])
@@ -195,7 +198,8 @@ func (t *Tokenizer) noteWord(id int32, w *work) {
 	t.reached[id].Store(state)
 }
 
-// encodeRaw encodes one line with BPE over UTF-8.
+// encodeRaw encodes one line with BPE over UTF-8. A run of newlines that is a
+// token is that token without merging, as in llama.cpp.
 func (t *Tokenizer) encodeRaw(dst []int32, w *work, word string) []int32 {
 	if strings.Trim(word, "\n") == "" {
 		if id, ok := t.ids[word]; ok {

@@ -141,12 +141,13 @@ func (d *hfID) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// hfReader gathers a Vocab from the files of one folder.
+// hfReader gathers a Vocab from the files of one folder: first the tokens, by
+// one of fromBPE, fromPieces and fromMerges, then what refers to them.
 type hfReader struct {
 	fsys fs.FS
 	dir  string
 
-	tok    *hfTokenizer
+	tok    *hfTokenizer     // nil if there is no tokenizer.json
 	vocab  map[string]int64 // model.vocab of tokenizer.json
 	config hfConfig
 	model  hfModelConfig
@@ -204,6 +205,8 @@ func readHF(fsys fs.FS, dir string) (*Vocab, error) {
 	return r.v, nil
 }
 
+// inherit takes from another configuration what c does not say. Multimodal
+// models keep the language model's part in text_config.
 func (c *hfModelConfig) inherit(from *hfModelConfig) {
 	if c.VocabSize == nil {
 		c.VocabSize = from.VocabSize
@@ -241,6 +244,7 @@ func (r *hfReader) read(name string, limit int64) ([]byte, bool, error) {
 	return data, true, nil
 }
 
+// readJSON decodes a file of the folder, and reports whether it is there.
 func (r *hfReader) readJSON(name string, limit int64, to any) (bool, error) {
 	data, ok, err := r.read(name, limit)
 	if !ok || err != nil {
@@ -249,6 +253,7 @@ func (r *hfReader) readJSON(name string, limit int64, to any) (bool, error) {
 	return true, r.parseJSON(name, "", data, to)
 }
 
+// parseJSON decodes data from the named file; key says which value of it, "" all.
 func (r *hfReader) parseJSON(name, key string, data []byte, to any) error {
 	err := json.Unmarshal(data, to)
 	if err == nil {
@@ -353,7 +358,10 @@ func (r *hfReader) parseVocab() error {
 }
 
 // layout makes room for base tokens with ids below n and for the added tokens,
-// all as padding, and returns the size. config.json decides it if it can.
+// all as padding, and returns the size. vocab_size of config.json decides it,
+// since the embedding has that many rows. Base tokens beyond it are an error;
+// added ones are left out, for many fine-tunes name a padding token that their
+// embedding has no row for.
 func (r *hfReader) layout(n int64) (int, error) {
 	size := n
 	if len(r.added) > 0 {
@@ -650,199 +658,5 @@ func (r *hfReader) fromMerges() error {
 		}
 	}
 	r.placeAdded()
-	return nil
-}
-
-// noteFlags reports added tokens whose flags llama.cpp has no place for.
-func (r *hfReader) noteFlags() {
-	count := func(what string, has func(hfAdded) bool) {
-		n, first := 0, ""
-		for _, a := range r.added {
-			if has(a) {
-				if n == 0 {
-					first = a.Content
-				}
-				n++
-			}
-		}
-		if n > 0 {
-			r.note("%s is set for %d added tokens (%q ...); llama.cpp does not know it.", what, n, clip(first, 40))
-		}
-	}
-	count("lstrip", func(a hfAdded) bool { return a.LStrip })
-	count("rstrip", func(a hfAdded) bool { return a.RStrip })
-	count("single_word", func(a hfAdded) bool { return a.SingleWord })
-}
-
-// specialIDs finds the special tokens and whether they are added to text.
-func (r *hfReader) specialIDs() error {
-	v, c := r.v, &r.config
-	var more hfConfig
-	if _, err := r.readJSON("special_tokens_map.json", MaxConfigSize, &more); err != nil {
-		return err
-	}
-	var generation hfModelConfig
-	if _, err := r.readJSON("generation_config.json", MaxConfigSize, &generation); err != nil {
-		return err
-	}
-	r.model.inherit(&generation)
-	r.ids = make(map[string]int32, len(v.Tokens))
-	for i, t := range v.Tokens {
-		r.ids[t] = int32(i)
-	}
-	first, last := r.template()
-	if c.BOS == "" {
-		c.BOS = c.CLS // encoders name their first and last token so
-	}
-	if c.EOS == "" {
-		c.EOS = c.SEP
-	}
-	if c.BOS == "" {
-		c.BOS = hfToken(first)
-	}
-	if last != "" && c.EOS != "" && hfToken(last) != c.EOS {
-		// Text ends with another token than turns do.
-		if id, ok := r.ids[string(c.EOS)]; ok {
-			v.setExtra(keyEOT, id)
-		}
-	}
-	if last != "" {
-		c.EOS = hfToken(last)
-	}
-	set := func(to *int32, id hfID, names ...hfToken) {
-		for _, n := range names {
-			if x, ok := r.ids[string(n)]; ok && n != "" {
-				*to = x
-				return
-			}
-		}
-		if id.id != nil && *id.id >= 0 && *id.id < int64(len(v.Tokens)) {
-			*to = int32(*id.id)
-		}
-	}
-	set(&v.BOS, r.model.BOS, c.BOS, more.BOS)
-	set(&v.EOS, r.model.EOS, c.EOS, more.EOS)
-	set(&v.UNK, hfID{}, c.UNK, more.UNK)
-	set(&v.PAD, r.model.PAD, c.PAD, more.PAD)
-	for _, e := range []struct {
-		key   string
-		names []hfToken
-	}{{keySEP, []hfToken{c.SEP, more.SEP}}, {keyMASK, []hfToken{c.MASK, more.MASK}}} {
-		id := int32(-1)
-		if set(&id, hfID{}, e.names...); id >= 0 {
-			v.setExtra(e.key, id)
-		}
-	}
-
-	firstID, ok := r.ids[first]
-	switch {
-	case c.AddBOS != nil:
-		v.AddBOS = *c.AddBOS
-	case first != "":
-		if v.AddBOS = ok && firstID == v.BOS; !v.AddBOS {
-			r.note("Hugging Face puts %q before the text, which is not the BOS token; llama.cpp cannot.", clip(first, 40))
-		}
-	case v.Model == ModelSPM:
-		// The tokenizer classes for SentencePiece add a BOS unless told not
-		// to; the class that takes tokenizer.json as it is does not.
-		v.AddBOS = r.tok == nil || c.Class != "PreTrainedTokenizerFast" && c.Class != "TokenizersBackend"
-	case preTokenizers[v.Pre].addBOS:
-		r.note("Nothing in the files asks for a BOS token; llama.cpp would add one for %s unless add_bos_token says false.", v.Pre)
-	}
-	v.AddEOS = last != ""
-	if c.AddEOS != nil {
-		v.AddEOS = *c.AddEOS
-	}
-	if v.AddBOS && v.BOS < 0 {
-		r.note("A BOS token is to be added but none is named; none is added.")
-		v.AddBOS = false
-	}
-	if v.AddEOS && v.EOS < 0 {
-		r.note("An EOS token is to be added but none is named; none is added.")
-		v.AddEOS = false
-	}
-	return nil
-}
-
-// template returns the special tokens that the post_processor puts around a
-// single text, "" for none.
-func (r *hfReader) template() (first, last string) {
-	if r.tok == nil {
-		return "", ""
-	}
-	name := func(list []any) string {
-		if len(list) > 0 {
-			if s, ok := list[0].(string); ok {
-				return s
-			}
-		}
-		return ""
-	}
-	for _, s := range r.tok.PostProcessor.flatten() {
-		switch s.Type {
-		case "RobertaProcessing", "BertProcessing":
-			first, last = name(s.Cls), name(s.Sep)
-		case "TemplateProcessing":
-			if n := len(s.Single); n > 1 {
-				if t := s.Single[0].SpecialToken; t != nil {
-					first = t.ID
-				}
-				if t := s.Single[n-1].SpecialToken; t != nil {
-					last = t.ID
-				}
-			}
-		}
-	}
-	return first, last
-}
-
-// chatTemplate finds the chat template. Like the stock converter it prefers the
-// one in tokenizer_config.json.
-func (r *hfReader) chatTemplate() error {
-	raw, key, file := r.config.Template, "chat_template", "tokenizer_config.json"
-	if len(raw) == 0 || string(raw) == "null" {
-		text, found, err := r.read("chat_template.jinja", MaxTemplateSize)
-		if err != nil {
-			return err
-		}
-		if found {
-			r.v.ChatTemplate = string(text)
-			return nil
-		}
-		var old struct {
-			Template json.RawMessage `json:"chat_template"`
-		}
-		file = "chat_template.json"
-		if _, err := r.readJSON(file, MaxConfigSize, &old); err != nil {
-			return err
-		}
-		raw = old.Template
-	}
-	if len(raw) == 0 || string(raw) == "null" {
-		return nil
-	}
-	if raw[0] == '"' {
-		return r.parseJSON(file, key, raw, &r.v.ChatTemplate)
-	}
-	var list []struct{ Name, Template string }
-	if err := r.parseJSON(file, key, raw, &list); err != nil {
-		return err
-	}
-	for _, t := range list {
-		// Names become part of GGUF keys.
-		name := strings.Map(func(c rune) rune {
-			if 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' {
-				return c
-			}
-			return '_'
-		}, t.Name)
-		switch name {
-		case "":
-		case "default":
-			r.v.ChatTemplate = t.Template
-		default:
-			r.v.setTemplate(name, t.Template)
-		}
-	}
 	return nil
 }

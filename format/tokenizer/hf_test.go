@@ -184,6 +184,16 @@ func TestReadHFVariants(t *testing.T) {
 			f["tokenizer.json"]["post_processor"] = template("<b>", "")
 			delete(f["tokenizer_config.json"], "add_bos_token")
 		}, func(v *Vocab) bool { return v.AddBOS && v.BOS == 258 && !v.AddEOS }},
+		"Roberta": {func(f map[string]object) {
+			f["tokenizer.json"]["added_tokens"] = append(f["tokenizer.json"]["added_tokens"].([]any), bos)
+			f["tokenizer.json"]["post_processor"] = object{"type": "RobertaProcessing", "cls": []any{"<b>", 258}, "sep": []any{"<|x|>", 257}}
+			delete(f["tokenizer_config.json"], "add_bos_token")
+		}, func(v *Vocab) bool { return v.AddBOS && v.BOS == 258 && v.AddEOS && v.EOS == 257 }},
+		"template starts otherwise": {func(f map[string]object) {
+			f["tokenizer.json"]["added_tokens"] = append(f["tokenizer.json"]["added_tokens"].([]any), bos)
+			f["tokenizer.json"]["post_processor"] = template("<b>", "")
+			f["tokenizer_config.json"] = object{"bos_token": "<|x|>"}
+		}, func(v *Vocab) bool { return !v.AddBOS && v.BOS == 257 && strings.Contains(fmt.Sprint(v.Notes), "<b>") }},
 		"config overrules it": {func(f map[string]object) {
 			f["tokenizer.json"]["added_tokens"] = append(f["tokenizer.json"]["added_tokens"].([]any), bos)
 			f["tokenizer.json"]["post_processor"] = template("<b>", "")
@@ -279,6 +289,28 @@ func TestSentencePieceOnly(t *testing.T) {
 	}
 }
 
+// TestSentencePieceSpec reads what only tokenizer.model says when it is alone.
+func TestSentencePieceSpec(t *testing.T) {
+	v, err := readHF(testFiles(t, "gemma", "tokenizer.model"), "gemma")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.UNK != 3 || v.BOS != 2 || v.EOS != 1 || v.PAD != 0 || v.AddSpacePrefix || v.RemoveExtraWhitespaces || !v.AddBOS {
+		v.Tokens, v.Scores, v.Types = nil, nil, nil
+		t.Errorf("%+v", v)
+	}
+	kinds := map[string]int32{"<unk>": TypeUnknown, "<bos>": TypeControl, "<0x00>": TypeByte, "\n\n": TypeUserDefined, "  ": TypeUserDefined, "e": TypeNormal}
+	for i, text := range v.Tokens {
+		if want, ok := kinds[text]; ok && v.Types[i] != want {
+			t.Errorf("%q has type %d, want %d", text, v.Types[i], want)
+		}
+		delete(kinds, text)
+	}
+	if len(kinds) > 0 {
+		t.Errorf("no tokens %v", kinds)
+	}
+}
+
 func TestBadSentencePiece(t *testing.T) {
 	good := testFiles(t, "spm", "tokenizer.model")["tokenizer.model"].Data
 	for name, data := range map[string][]byte{
@@ -295,6 +327,51 @@ func TestBadSentencePiece(t *testing.T) {
 	var unsupported *UnsupportedError
 	if _, err := readHF(fstest.MapFS{"tokenizer.model": {Data: unigram}}, "x"); !errors.As(err, &unsupported) {
 		t.Errorf("unigram: %v", err)
+	}
+}
+
+// TestMetaspace: what says whether a space is put before the text.
+func TestMetaspace(t *testing.T) {
+	replace := object{"type": "Replace", "pattern": object{"String": " "}, "content": metaspace}
+	prepend := object{"type": "Prepend", "prepend": metaspace}
+	meta := func(more object) object {
+		o := object{"type": "Metaspace", "replacement": metaspace}
+		for k, v := range more {
+			o[k] = v
+		}
+		return o
+	}
+	for i, c := range []struct {
+		normalizer, pre any
+		config          any // add_prefix_space
+		want            any // bool, or what the error says
+	}{
+		{replace, nil, nil, false},
+		{sequence("normalizers", prepend, replace), nil, nil, true},
+		{sequence("normalizers", prepend, replace), nil, false, false},
+		{sequence("normalizers", object{"type": "NFC"}, replace), nil, true, true},
+		{nil, meta(object{"prepend_scheme": "always"}), nil, true},
+		{nil, meta(object{"prepend_scheme": "first", "split": false}), nil, true},
+		{nil, meta(object{"prepend_scheme": "never"}), nil, false},
+		{nil, meta(object{"add_prefix_space": true}), nil, true},
+		{nil, meta(object{"add_prefix_space": false}), nil, false},
+		{replace, object{"type": "Split", "pattern": object{"String": " "}, "behavior": "MergedWithPrevious"}, nil, false},
+		{nil, nil, nil, "U+2581"},
+		{object{"type": "NFKC"}, meta(nil), nil, "NFKC"},
+		{replace, object{"type": "Whitespace"}, nil, "Whitespace"},
+	} {
+		f := smallFolder()
+		f["tokenizer.json"]["normalizer"], f["tokenizer.json"]["pre_tokenizer"] = c.normalizer, c.pre
+		f["tokenizer.json"]["model"].(object)["byte_fallback"] = true
+		f["tokenizer_config.json"]["add_prefix_space"] = c.config
+		v, err := readHF(objectFS(f).fs(t), "x")
+		if say, ok := c.want.(string); ok {
+			if err == nil || !strings.Contains(err.Error(), say) {
+				t.Errorf("%d: %v, want %s", i, err, say)
+			}
+		} else if err != nil || v.AddSpacePrefix != c.want {
+			t.Errorf("%d: %v, want %v", i, err, c.want)
+		}
 	}
 }
 

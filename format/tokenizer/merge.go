@@ -81,6 +81,8 @@ func (w *work) mergeScan(r ranker, word string) {
 // mergeHeap keeps the pairs in a heap ordered by (rank, position): O(n log n).
 // A heap entry is stale when the pair at its position has another rank by now.
 func (w *work) mergeHeap(r ranker, word string) {
+	// Symbols form a list by position; a merge keeps the left one and unlinks
+	// the right one, so positions, and with them the order, stay what they were.
 	n := int32(len(w.ids))
 	ids, off := w.ids, w.off
 	w.prev, w.next = grow(w.prev, int(n)), grow(w.next, int(n))
@@ -99,7 +101,7 @@ func (w *work) mergeHeap(r ranker, word string) {
 			h = append(h, uint64(p[i].rank)<<32|uint64(i))
 		}
 	}
-	for i := len(h)/2 - 1; i >= 0; i-- {
+	for i := len(h)/2 - 1; i >= 0; i-- { // heapify, linear time
 		siftDown(h, i)
 	}
 	// end returns where symbol i stops: off holds starts of live symbols only.

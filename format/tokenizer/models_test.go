@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -79,12 +80,26 @@ func TestModels(t *testing.T) {
 				LlamaPlain  []string  `json:"llama_plain"`
 				LlamaParsed []string  `json:"llama_parsed"`
 				LlamaAdded  []string  `json:"llama_added"`
+				// Where Hugging Face differs from llama.cpp.
+				HFPlain  map[int]string `json:"hf_plain"`
+				HFParsed map[int]string `json:"hf_parsed"`
 			}
 			if err := json.Unmarshal(golden[name], &g); err != nil {
 				t.Fatal(err)
 			}
 			if g.HFText.n > 0 && g.HFText.digest != g.LlamaText.digest {
 				t.Error("llama.cpp and Hugging Face differ on the text")
+			}
+			for i := range g.HFPlain {
+				if explained(texts[i]) == "" {
+					t.Errorf("unexplained difference from Hugging Face for %s", quote(texts[i]))
+				}
+			}
+			for i := range g.HFParsed {
+				// llama.cpp takes "</s>" for a special token wherever it is one token.
+				if explained(texts[i]) == "" && !strings.Contains(texts[i], "</s>") {
+					t.Errorf("unexplained difference from Hugging Face for %s", quote(texts[i]))
+				}
 			}
 			for from, tok := range modelTokenizers(t, folder, name) {
 				ids := tok.Encode(string(text), false, false)

@@ -41,7 +41,7 @@ func newMatcher(tokens []special) *matcher {
 			}
 			node = next
 		}
-		m.final[node] = int32(i)
+		m.final[node] = int32(i) // texts differ, so no node ends two tokens
 		m.first[tok.text[0]] = true
 	}
 	return m
@@ -92,6 +92,8 @@ func (m *matcher) partition(text string, parseSpecial bool) []span {
 				next = append(next, s)
 				continue
 			}
+			// What lies before a match is free for shorter tokens; what lies
+			// behind it may hold further matches of this one.
 			for {
 				k := strings.Index(text[s.start:s.end], tok.text)
 				if k < 0 {

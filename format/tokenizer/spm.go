@@ -16,6 +16,7 @@ func (r *spmRanker) pair(_, _ int32, text string) pair {
 	return pair{noRank, -1}
 }
 
+// buildSPM prepares the scores, the byte tokens, and the cuts of encodeSPM.
 func (t *Tokenizer) buildSPM() {
 	v := t.vocab
 	t.merges = &spmRanker{t.ids, denseRanks(v.Scores[:len(v.Tokens)])}
@@ -54,6 +55,7 @@ func (t *Tokenizer) encodeSPM(dst []int32, w *work, text string, prefix bool) []
 	text = strings.ReplaceAll(text, " ", metaspace)
 	// Merging the whole text at once would mean a heap of its size. Cutting
 	// it where no token reaches across gives the same ids from short words.
+	// Symbols have no ids yet: merging goes by text, and most units merge.
 	w.reset()
 	start := 0
 	for i := 0; i < len(text); {
@@ -81,7 +83,7 @@ func (t *Tokenizer) encodeSPMWord(dst []int32, w *work, word string) []int32 {
 	w.merge(t.merges, word)
 	for i, id := range w.ids {
 		unit := word[w.off[i]:w.off[i+1]]
-		if id < 0 {
+		if id < 0 { // a unit that merged with nothing
 			var ok bool
 			if id, ok = t.ids[unit]; !ok {
 				for _, b := range []byte(unit) {

@@ -240,6 +240,44 @@ func TestSpecialTokens(t *testing.T) {
 	}
 }
 
+// TestTypesByText: llama.cpp changes the type of some tokens by their text, and
+// with it what is matched: without parsing, only user-defined tokens are.
+func TestTypesByText(t *testing.T) {
+	for i, c := range []struct {
+		kind        int32 // the type of all tokens
+		tokens      []string
+		extra       string // a key that names token 0
+		whole       string
+		parse, want bool // is whole one token?
+	}{
+		{TypeNormal, []string{"<|im_end|>"}, "", "<|im_end|>", true, true},
+		{TypeNormal, []string{"<|im_end|>"}, "", "<|im_end|>", false, false},
+		{TypeNormal, []string{"<|other|>"}, "", "<|other|>", true, false},
+		{TypeControl, []string{"<|start|>"}, "", "<|start|>", false, true},
+		{TypeControl, []string{"<|end|>", "<|call|>"}, "", "<|end|>", false, false},
+		{TypeControl, []string{"<|end|>", "<|call|>", "<|return|>"}, "", "<|end|>", false, true},
+		{TypeControl, []string{"<|end|>", "<|calls|>", "<|flush|>"}, "", "<|end|>", false, true},
+		{TypeControl, []string{"</s>", "<|tool_response>"}, "", "</s>", true, false},
+		{TypeNormal, []string{"x", "<fim_prefix>"}, "", "<fim_prefix>", true, true},
+		{TypeNormal, []string{"x", "<fim_prefix>"}, "tokenizer.ggml.fim_pre_token_id", "<fim_prefix>", true, false},
+		{TypeNormal, []string{"x", "<fim_prefix>"}, "tokenizer.ggml.prefix_token_id", "<fim_prefix>", true, false},
+	} {
+		v := &Vocab{Model: ModelSPM, BOS: -1, EOS: -1, UNK: -1, PAD: -1}
+		for _, s := range c.tokens {
+			v.add(s, c.kind)
+		}
+		v.Scores = make([]float32, len(v.Tokens))
+		if c.extra != "" {
+			v.setExtra(c.extra, 0)
+		}
+		tok := mustNew(t, v)
+		id, _ := tok.ID(c.whole)
+		if got := slices.Equal(tok.Encode(c.whole, false, c.parse), []int32{id}); got != c.want {
+			t.Errorf("%d: %v: %t, want %t", i, c, got, c.want)
+		}
+	}
+}
+
 func TestAddSpecial(t *testing.T) {
 	v := letters()
 	v.BOS = v.add("<b>", TypeControl)
@@ -269,6 +307,29 @@ func TestMissingBytes(t *testing.T) {
 	v = letters("! !")
 	v.Tokens['?'] = "unused"
 	if got := mustNew(t, v).Encode("!?!", false, false); !slices.Equal(got, []int32{'!', '!'}) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestNoByteTokens: SentencePiece without byte tokens falls back to the byte as a
+// text, then to the unknown token, then to nothing.
+func TestNoByteTokens(t *testing.T) {
+	v := &Vocab{Model: ModelSPM, BOS: -1, EOS: -1, UNK: 0, PAD: -1, Tokens: []string{"<unk>", "a", "\xc3"}, Scores: make([]float32, 3)}
+	if got := mustNew(t, v).Encode("aéa", false, false); !slices.Equal(got, []int32{1, 2, 0, 1}) {
+		t.Errorf("%v", got)
+	}
+	w := *v
+	w.UNK = -1
+	if got := mustNew(t, &w).Encode("aéa", false, false); !slices.Equal(got, []int32{1, 2, 1}) {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestRepeatedMerge: of two equal merges the first gives the rank.
+func TestRepeatedMerge(t *testing.T) {
+	v := letters("a b", "b c")
+	v.Merges = append(v.Merges, "a b")
+	if got := mustNew(t, v).Encode("abc", false, false); !slices.Equal(got, []int32{256, 'c'}) {
 		t.Errorf("%v", got)
 	}
 }

@@ -12,15 +12,22 @@
 //   - Normalizers of byte-level BPE (NFC in Qwen and OLMoE) are not applied.
 //   - The added-token flags lstrip, rstrip and single_word have no effect, and
 //     where special tokens overlap the longest wins, not the leftmost.
+//   - User-defined tokens that are runs of spaces (Gemma) are cut out first.
+//   - Some tokens are special by their text whatever their type: "</s>" is one
+//     token in Qwen when special tokens are parsed.
 //   - Character classes follow Unicode 15.1; Hugging Face is at 16.0.
 //   - (?i:'s) knows ASCII only; Hugging Face's also takes U+017F (long s).
 //   - tekken and GPT-4o patterns tell case in ASCII only and leave marks out.
+//   - A byte that the vocabulary cannot spell gives no id in either, but
+//     Hugging Face merges its neighbours across it.
 //   - A space is put before the text after every special token, not only at
 //     the start, where the vocabulary asks for a space prefix.
 //   - Equal scores of SentencePiece models merge leftmost first, whatever the
 //     order of the merges in tokenizer.json.
 //
-// Vocab.Notes lists those that concern a given vocabulary.
+// Vocab.Notes lists those that concern a given vocabulary. One thing that
+// llama.cpp does is left out: in models whose name contains "phi-3" it drops
+// blanks after special tokens.
 package tokenizer
 
 import (
@@ -172,6 +179,7 @@ type Source interface {
 // FromGGUF reads the vocabulary from GGUF metadata. What a file leaves out gets
 // llama.cpp's default, except that byte-level BPE has no BOS and EOS unless the
 // file names them (llama.cpp assumes id 11). The result shares the source's slices.
+// Errors are *FormatError and *UnsupportedError, with the key.
 func FromGGUF(src Source) (*Vocab, error) {
 	v := &Vocab{BOS: -1, EOS: -1, UNK: -1, PAD: -1}
 	var ok bool

@@ -30,20 +30,20 @@ def hostile():
         "foo_bar-baz/qux\\quux", "<<>>", "=>", "::", "//", "/* x */", "a\u2014b\u2026c", "\u00bfqu\u00e9?", "\u3001\u3002\uff01", "\u20ac5 \u00a33 \u00a51", "\u00a9\u00ae\u2122",
         "\u2190\u2191\u2192", "x!\n\ny", "x!\r\n", ",\n", " ,\n\n ", "/\n/", " />\n")
     add("it's", "IT'S", "It'S don't DON'T I'm I'M you're YOU'RE we've WE'VE he'll HE'LL she'd SHE'D", "'s", " 's", "''s", "'", "' ", "'x", "'re", "'r", "'RE'LL've", "a's's",
-        "'\u017f", "l'\u00e9t\u00e9", "\u2019s it\u2019s", "o'clock 'twas")
+        "'\u017f", "it'\u017fx it'Sx", "l'\u00e9t\u00e9", "\u2019s it\u2019s", "o'clock 'twas", "'Sx IT'Sx 'REx 'rex can'Txx I'LLx 'llx")
     add("\u00e9", "e\u0301", "E\u0301\u0302\u0303x", "\u0301", "\u0301a", " \u0301a", "A\u030a\u00c5\u212b", "\ufb01\ufb02", "\u1e9b\u0323", "\u0958\u0915\u093c", "\uac00\u1100\u1161",
         "\u3060\u305f\u3099", "\u0041\u030a\u0323")
     add("\u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440!", "\u0393\u03b5\u03b9\u03ac \u03c3\u03bf\u03c5", "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645",
         "\u0627\u0644\u0633\u0651\u064e\u0644\u064e\u0627\u0645\u064f", "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd", "\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e",
         "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35\u0e0a\u0e32\u0e27\u0e42\u0e25\u0e01", "\u1780\u17b6\u1793\u17cb\u178f\u17c2", "\u10d2\u10d0\u10db\u10d0\u10e0\u10ef\u10dd\u10d1\u10d0", "\u1200\u1208\u1210",
         "\u4f60\u597d\uff0c\u4e16\u754c", "\u6211\u60f3\u5728apple\u5de5\u4f5c1314151\u5929\uff5e", "\u3053\u3093\u306b\u3061\u306f\u4e16\u754c", "\u30ab\u30bf\u30ab\u30ca", "\uc548\ub155\ud558\uc138\uc694 \uc138\uacc4", "\u1112\u1161\u11ab",
-        "\U00020000\U0002a6df", "\U0002ebf0\U0002ee5d", "\u01c5\u01c8", "ABC\u00c9DEF\u00e9ghi", "\u00c9AB", "AB\u00c9", "aB\u00c9cD", "camelCaseWORDSAndMore", "\u02b0\u02b1x", "\u00aa\u00ba", "\u1d400\u1d44e")
+        "\U00020000\U0002a6df", "a\u1c89b \U00013460x", "\U0002ebf0\U0002ee5d", "\u01c5\u01c8", "ABC\u00c9DEF\u00e9ghi", "\u00c9AB", "AB\u00c9", "aB\u00c9cD", "camelCaseWORDSAndMore", "\u02b0\u02b1x", "\u00aa\u00ba", "\u1d400\u1d44e")
     add("\U0001f600", "\U0001f600\U0001f600 \U0001f600", "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466", "\U0001f44d\U0001f3fd", "\U0001f1e9\U0001f1ea\U0001f1ef\U0001f1f5", "\u2764\ufe0f", "1\ufe0f\u20e3",
         "\U0001f636\u200d\U0001f32b\ufe0f", "x\U0001f680y", "\U000e0041", "\ue000\uf8ff", "\U0010fffd", "\U000f0000", "\ufffd", "\ufffe\uffff", "\u0378", "\U0001fffe")
     add("\x00", "a\x00b", "\x00\x00\x00", "\x01\x02\x03", "\x07\x08\x1b[0m", "\x1c\x1d\x1e\x1f", "\x7f", "\x80".encode("latin1").decode("latin1"), "\u009f", "\u00ad", "\u202e\u202d", "\u2060")
     add("<|endoftext|>", "<|im_start|>user\nhi<|im_end|>\n", "<s>", "</s>", "a<s>b", "<s> <s>", "<unk>", "<pad>", "<mask>", "<0x41>", "<0x0A>", "[PAD7]", "<|begin|>x<|begin|>",
         "<|begin|", "|begin|>", "<<|begin|>>", "<|begin|><|begin|>", " <|begin|> ", "x <|begin|>\ny", "<tool>", "<tool>x</tool>", "a<tool> b", "<TOOL>", "\u2581", "\u2581\u2581x", "a\u2581b", "\u0120x", "\u010a",
-        "[multimodal]", "<bos>x<eos>", "<start_of_turn>user\nhi<end_of_turn>\n", "<|a|>b|>", "<a|>bc")
+        "[multimodal]", "<bos>x<eos>", "<start_of_turn>user\nhi<end_of_turn>\n", "<|a|>b|>", "<a|>bc", "<|a|>bcdef", "x<|a|>bcdefg|>bcdef")
     add("The quick brown fox jumps over the lazy dog.", "def f(x):\n    if x > 1:\n        return x**2  # square\n\treturn None\n", '{"a": [1, 2.5, null], "b": "c\\n"}',
         "https://example.org/a/b?c=d&e=%20f#g", "user@example.com", "C:\\Windows\\System32", "\\frac{a}{b} $x^2$", "SELECT * FROM t WHERE a='b';",
         "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife.\n\n"
@@ -290,11 +290,26 @@ def stock(name, pre):
     return out
 
 
+def gemma4():
+    """The vocabulary of gemma with merges instead of scores, as GGUF files of the model "gemma4" have it."""
+    import gguf
+    d = json.loads((GOLD / "gemma.stock.json").read_text())
+    merges = json.loads((HERE / "gemma/tokenizer.json").read_text())["model"]["merges"]
+    w = gguf.GGUFWriter(TMP / "gemma4.gguf", "llama")
+    for key, val in {"context_length": 512, "embedding_length": 64, "block_count": 1, "feed_forward_length": 64, "head_count": 2, "layer_norm_rms_eps": 1e-5,
+                     "rope_dimension_count": 32, "vocab_size": len(d["tokenizer.ggml.tokens"]), "tokenizer_model": "gemma4", "token_list": d["tokenizer.ggml.tokens"],
+                     "token_types": d["tokenizer.ggml.token_type"], "token_merges": [" ".join(m) for m in merges], "bos_token_id": 2, "eos_token_id": 1, "add_bos_token": False}.items():
+        getattr(w, "add_" + key)(val)
+    w.write_header_to_file(); w.write_kv_data_to_file(); w.close()
+    return TMP / "gemma4.gguf"
+
+
 def metadata(gguf_file):
     import gguf
     return {k: f.contents() for k, f in gguf.GGUFReader(gguf_file).fields.items() if k.startswith("tokenizer.")}
 
 
+MODES = (("plain", 0, 0), ("parsed", 0, 1), ("added", 1, 1))
 LLAMA_CFG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
              "intermediate_size": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 512}
 
@@ -311,7 +326,7 @@ def main():
     dump(GOLD / "classes.json", hf_classes())
 
     qwen = {**LLAMA_CFG, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-    byte_level("llama3", HF_PRE["llama-bpe"], 900, ["<|begin|>", "<|end_of_text|>", "<|a|>", "|>b"], [], True,
+    byte_level("llama3", HF_PRE["llama-bpe"], 900, ["<|begin|>", "<|end_of_text|>", "<|a|>", "|>bcdef"], [], True,
                {**LLAMA_CFG, "vocab_size": 912, "bos_token_id": 900, "eos_token_id": [901, 902]}, {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end_of_text|>"},
                ignore_merges=True, bos="<|begin|>")
     (HERE / "llama3/chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}\n")
@@ -331,12 +346,15 @@ def main():
                               {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": False, "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>",
                                "more": ["<start_of_turn>", "<end_of_turn>"]},
                               (("<unk>", "<bos>", "<eos>", "<pad>"), (3, 2, 1, 0)))
-    for name, pre in {"llama3": "llama-bpe", "qwen2": "qwen2", "smollm": "smollm", "spm": None, "gemma": None, "austen-moe": "gpt-2"}.items():
-        g = stock(name, pre)
+    for name, pre in {"llama3": "llama-bpe", "qwen2": "qwen2", "smollm": "smollm", "spm": None, "gemma": None, "austen-moe": "gpt-2", "gemma4": None}.items():
+        g = gemma4() if name == "gemma4" else stock(name, pre)
         dump(GOLD / f"{name}.stock.json", metadata(g))
+        if name == "gemma4":
+            dump(GOLD / "gemma4.ids.json", {key: {"llama": [pack(x) for x in llama_ids(g, data, special, parse)]} for key, special, parse in MODES})
+            continue
         t = Tokenizer.from_file(str(HERE / name / "tokenizer.json"))
         out = {}
-        for key, special, parse in (("plain", 0, 0), ("parsed", 0, 1), ("added", 1, 1)):
+        for key, special, parse in MODES:
             t.encode_special_tokens = not parse
             ours = [pack(x) for x in llama_ids(g, data, special, parse)]
             out[key] = {"llama": ours, "hf": versus(ours, [pack(t.encode(b.decode(), add_special_tokens=bool(special)).ids) if is_text(b) else None for b in data])}
@@ -356,7 +374,7 @@ def models_golden(data):
         g = folder / f"{name}.gguf"
         ids = llama_ids(g, [text], 0, 0)[0]
         o["llama_text"] = {"n": len(ids), "sha256": digest(ids)}
-        for key, special, parse in (("plain", 0, 0), ("parsed", 0, 1), ("added", 1, 1)):
+        for key, special, parse in MODES:
             o["llama_" + key] = [digest(x)[:16] for x in llama_ids(g, data, special, parse)]
         if (folder / name / "tokenizer.json").exists():
             t = Tokenizer.from_file(str(folder / name / "tokenizer.json"))
