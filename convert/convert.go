@@ -17,7 +17,6 @@ import (
 	"phaseconv/rotations"
 	"phaseconv/spec"
 	"phaseconv/verify"
-	"phaseconv/verify/audit"
 	"phaseconv/verify/calibrate"
 	"phaseconv/verify/contract"
 	"phaseconv/verify/kvcache"
@@ -148,7 +147,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 
 	m := refmodel.New(c.Config, c, o.Threads)
 	fit, err := calibrate.Run(ctx, m, w.Tokens, calibrate.Options{
-		Kinds: kinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ps[0].Identities[0].Applied,
+		Kinds: verify.FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ps[0].Identities[0].Applied,
 		Seed: o.Seed, Threads: o.Threads, Progress: step(o.Progress, "calibrating"),
 	})
 	if err != nil {
@@ -200,15 +199,6 @@ func step(p verify.Progress, name string) func(done, total int) {
 			p(name, done, total)
 		}
 	}
-}
-
-// kinds lists the codes to fit: the one asked for and the columns of the audit.
-func kinds(code string) []string {
-	out := []string{"cen", "learned"}
-	if code != "cen" && code != "learned" {
-		out = append(out, code)
-	}
-	return out
 }
 
 // manifest fills in what is known before files are written.
@@ -421,24 +411,17 @@ func measure(ctx context.Context, c *checkpoint.Checkpoint, o Options, fit *cali
 		Text: o.Evaluation, Ctx: o.Ctx, Chunks: o.Chunks, Sink: -1, Recent: -1, Seed: o.Seed, Threads: o.Threads,
 		Source: c, Progress: o.Progress,
 	}
-	opt.Head = func(l, h int) audit.Head {
-		head := fit.Layers[l].Heads[h]
-		x := audit.Head{Code: o.Code, Bits: o.Bits, Anchor: o.Policy.Anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[o.Code]}}
-		for k, v := range head.Train {
-			x.Train[k] = v
-		}
-		return x
-	}
+	opt.Head = verify.FittedHead(fit, o.Code, o.Bits, o.Policy.Anchor)
 	for _, layer := range fit.Layers {
-		var row []audit.Codes
+		var row []map[string]*rotations.Code
 		for _, h := range layer.Heads {
-			x := audit.Codes{}
-			for _, k := range []string{"cen", "learned"} {
-				moved, err := (&rotations.Sidecar{HeadDim: side.HeadDim, Pairs: c.Config.Pairs, Codes: [][]*rotations.Code{{h.Codes[k]}}}).To(side.Pairs)
+			x := map[string]*rotations.Code{}
+			for kind, code := range h.Codes {
+				moved, err := code.To(c.Config.Pairs, side.Pairs)
 				if err != nil {
 					return nil, err
 				}
-				x[k] = moved.Codes[0][0]
+				x[kind] = moved
 			}
 			row = append(row, x)
 		}

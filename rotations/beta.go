@@ -25,34 +25,40 @@ func (c *Code) Measure(keys []float32) Beta {
 	d := c.D
 	var b Beta
 	var cos, abs, sq, lost, total float64
-	words := make([]uint32, c.Words())
-	z, scratch := make([]float32, c.B), make([]float32, 2*c.B)
-	hat := make([]float32, d)
-	for i := 0; i+d <= len(keys); i += d {
-		k := keys[i : i+d]
-		c.project(z, k)
-		alpha := c.encodeProjected(z, words, scratch)
-		c.DecodeKey(hat, words, alpha)
-		var xx, hh, xh float64
-		for j, v := range k {
-			x, h := float64(v)-float64(c.Mean[j]), float64(hat[j])-float64(c.Mean[j])
-			xx += float64(x * x)
-			hh += float64(h * h)
-			xh += float64(x * h)
+	e := newEncoder(c)
+	words := make([]uint32, encodeBatch*c.Words())
+	alpha, hats := make([]float32, encodeBatch), make([]float32, encodeBatch*d)
+	for ; len(keys) >= d; keys = keys[min(len(keys), encodeBatch*d):] {
+		part := keys[:min(len(keys)/d, encodeBatch)*d]
+		n := len(part) / d
+		e.encode(part)
+		for i := range n {
+			alpha[i] = e.result(i, words[i*c.Words():(i+1)*c.Words()])
 		}
-		if xx == 0 {
-			continue
+		c.DecodeKeys(hats[:n*d], words, alpha)
+		for i := range n {
+			var xx, hh, xh float64
+			for j, v := range part[i*d : (i+1)*d] {
+				x, h := float64(v)-float64(c.Mean[j]), float64(hats[i*d+j])-float64(c.Mean[j])
+				xx += float64(x * x)
+				hh += float64(h * h)
+				xh += float64(x * h)
+			}
+			if xx == 0 {
+				continue
+			}
+			b.N++
+			if hh > 0 {
+				cos += xh / math.Sqrt(float64(xx*hh))
+			}
+			lost += xx - 2*xh + hh
+			total += xx
+			z := e.z[i*c.B : (i+1)*c.B]
+			for _, v := range z {
+				abs += math.Abs(float64(v))
+			}
+			sq += dot64(z, z)
 		}
-		b.N++
-		if hh > 0 {
-			cos += xh / math.Sqrt(float64(xx*hh))
-		}
-		lost += xx - 2*xh + hh
-		total += xx
-		for _, v := range z {
-			abs += math.Abs(float64(v))
-		}
-		sq += dot64(z, z)
 	}
 	if b.N == 0 {
 		return Beta{Cos1bit: math.NaN(), MomentRatio: math.NaN(), Energy: math.NaN()}

@@ -16,7 +16,7 @@ package rotations
 import (
 	"fmt"
 
-	"phaseconv/format/dtype"
+	"phaseconv/kernels/gemm"
 	"phaseconv/spec"
 )
 
@@ -41,6 +41,9 @@ type Code struct {
 	Encode []float32
 
 	gram []float32 // [B, B], Encode Decode^T: inner products of decode rows in the metric; nil for orthonormal codes
+
+	// The matrices in the order of the kernels: E, M and the Gram matrix.
+	encode, decode, gramW gemm.Weights
 }
 
 // New checks a code's parts and prepares it for encoding. Encode nil claims that
@@ -64,6 +67,7 @@ func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
 		if err := checkOrthonormal(decode, b, d); err != nil {
 			return nil, err
 		}
+		c.pack()
 		return c, nil
 	}
 	c.gram = make([]float32, b*b)
@@ -84,7 +88,20 @@ func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
 			return nil, fmt.Errorf("sign %d of the code has a negative length in its own metric", i)
 		}
 	}
+	c.pack()
 	return c, nil
+}
+
+func (c *Code) pack() {
+	e := c.Encode
+	if e == nil {
+		e = c.Decode
+	}
+	c.encode.PackRows(c.B, c.D, e, c.D, 1)
+	c.decode.PackT(c.D, c.B, c.Decode, c.D, 1)
+	if c.gram != nil {
+		c.gramW.PackRows(c.B, c.B, c.gram, c.B, 1)
+	}
 }
 
 // orthonormalTolerance allows for float32 rounding of a matrix that was
@@ -125,148 +142,62 @@ func (c *Code) Orthonormal() bool { return c.Encode == nil }
 // Words returns how many 32-bit words hold the signs of a key.
 func (c *Code) Words() int { return (c.B + 31) / 32 }
 
-// project sets z = E (k - mean), the encoder's view of a key.
-func (c *Code) project(z, k []float32) {
-	e := c.Encode
-	if e == nil {
-		e = c.Decode
-	}
-	x := make([]float32, c.D)
-	for i, v := range k[:c.D] {
-		x[i] = v - c.Mean[i]
-	}
-	for i := range c.B {
-		z[i] = float32(dot64(e[i*c.D:(i+1)*c.D], x))
-	}
-}
-
 // MaxAlpha is the largest scale that binary16 holds.
 const MaxAlpha = 65504
 
-// EncodeKey finds the signs and the scale of one key. Sign i is bit i%32 of
-// words[i/32], set for +1; bits past B are clear. The scale is rounded to
-// binary16 and returned as float32.
-//
-// The scale that minimises the error for given signs is s.z / s^T G s with
-// z = E(k - mean) and G the Gram matrix; the signs maximise (s.z)^2 / s^T G s:
-// first one after the other, each as if it were the last, then by flipping
-// single signs while that helps. For orthonormal rows this is sign(z) and the
-// mean of |z|.
+// EncodeKey finds the signs and the scale of one key; see EncodeKeys.
 func (c *Code) EncodeKey(k []float32, words []uint32) (alpha float32) {
-	z := make([]float32, c.B)
-	c.project(z, k)
-	return c.encodeProjected(z, words, make([]float32, 2*c.B))
+	var a [1]float32
+	c.EncodeKeys(k[:c.D], words, a[:])
+	return a[0]
 }
 
-// encodeProjected is EncodeKey from z on; scratch has room for 2*B numbers.
-func (c *Code) encodeProjected(z []float32, words []uint32, scratch []float32) float32 {
-	clear(words[:c.Words()])
-	var num, den float64
-	if c.gram == nil {
-		for i, v := range z {
-			if v >= 0 {
-				words[i/32] |= 1 << (i % 32)
-				num += float64(v)
-			} else {
-				num -= float64(v)
-			}
+// EncodeKeys finds the signs and scales of keys, [n, D]. Sign i of key n is bit
+// i%32 of words[n*Words()+i/32], set for +1; bits past B are clear. A scale is
+// rounded to binary16 and returned as float32.
+//
+// The scale that minimises the error for given signs s is s.z / s^T G s, with
+// z = E(k - mean) and G the Gram matrix of the decode rows in the metric; the
+// signs maximise (s.z)^2 / s^T G s: first one after the other, each as if it were
+// the last, then by flipping single signs while that helps. For orthonormal rows
+// this is sign(z) and the mean of |z|.
+//
+// Each z is one chain of float32 fused multiply-adds over ascending dimensions
+// (kernels/gemm), so one key and many give the same bits on every machine.
+func (c *Code) EncodeKeys(keys []float32, words []uint32, alpha []float32) {
+	e := newEncoder(c)
+	for n := len(keys) / c.D; n > 0; n = len(keys) / c.D {
+		m := min(n, encodeBatch)
+		e.encode(keys[:m*c.D])
+		for i := range m {
+			w := words[i*c.Words() : (i+1)*c.Words()]
+			alpha[i] = e.result(i, w)
 		}
-		den = float64(c.B)
-	} else {
-		s, g := scratch[:c.B], scratch[c.B:2*c.B]
-		num, den = greedySigns(c.gram, z, s, g)
-		num, den = flipSigns(c.gram, z, s, g, num, den)
-		if num < 0 { // the opposite signs fit as well, with a positive scale
-			num = -num
-			for i := range s {
-				s[i] = -s[i]
-			}
-		}
-		for i, v := range s {
-			if v > 0 {
-				words[i/32] |= 1 << (i % 32)
-			}
-		}
+		keys, words, alpha = keys[m*c.D:], words[m*c.Words():], alpha[m:]
 	}
-	if !(den > 0) {
-		return 0
-	}
-	return dtype.F16Round(float32(min(num/den, MaxAlpha)))
-}
-
-// greedySigns chooses the signs in order. On return g = G s, num = s.z and
-// den = s^T G s.
-func greedySigns(gram, z, s, g []float32) (num, den float64) {
-	b := len(s)
-	clear(g)
-	for i := range b {
-		// With s_i the quotient becomes (num + s_i z_i)^2 / (den + 2 s_i g_i + G_ii).
-		zi, gi, gii := float64(z[i]), float64(g[i]), float64(gram[i*b+i])
-		nUp, dUp := num+zi, den+2*gi+gii
-		nDown, dDown := num-zi, den-2*gi+gii
-		up := float64(nUp*nUp)*dDown >= float64(nDown*nDown)*dUp
-		if i == 0 {
-			up = zi >= 0
-		}
-		if up {
-			s[i], num, den = 1, nUp, dUp
-		} else {
-			s[i], num, den = -1, nDown, dDown
-		}
-		row, si := gram[i*b:(i+1)*b], s[i]
-		for j, v := range row {
-			g[j] += float32(si * v)
-		}
-	}
-	return num, den
-}
-
-// maxSweeps bounds the passes over all signs; nearly all keys need two or three.
-const maxSweeps = 8
-
-// flipSigns improves signs one by one until a whole pass changes nothing.
-func flipSigns(gram, z, s, g []float32, num, den float64) (float64, float64) {
-	b := len(s)
-	for range maxSweeps {
-		changed := false
-		for i := range b {
-			si := float64(s[i])
-			n := num - 2*float64(si*float64(z[i]))
-			d := den - 4*float64(si*float64(g[i])) + 4*float64(gram[i*b+i])
-			// The margin keeps rounding noise from flipping back and forth.
-			if !(d > 0) || float64(n*n)*den <= float64(num*num)*d*(1+1e-9) {
-				continue
-			}
-			num, den, changed = n, d, true
-			row, step := gram[i*b:(i+1)*b], -2*s[i]
-			s[i] = -s[i]
-			for j, v := range row {
-				g[j] += float32(step * v)
-			}
-		}
-		if !changed {
-			break
-		}
-	}
-	return num, den
 }
 
 // DecodeKey sets dst = mean + alpha * M s.
 func (c *Code) DecodeKey(dst []float32, words []uint32, alpha float32) {
-	sum := make([]float64, c.D)
-	for i := range c.B {
-		row := c.Decode[i*c.D : (i+1)*c.D]
-		if words[i/32]>>(i%32)&1 != 0 {
-			for j, v := range row {
-				sum[j] += float64(v)
-			}
-		} else {
-			for j, v := range row {
-				sum[j] -= float64(v)
-			}
+	c.DecodeKeys(dst[:c.D], words, []float32{alpha})
+}
+
+// DecodeKeys sets dst, [n, D], to the keys that signs and scales stand for.
+// M s is summed over ascending signs in float32.
+func (c *Code) DecodeKeys(dst []float32, words []uint32, alpha []float32) {
+	n := len(dst) / c.D
+	s := make([]float32, n*c.B)
+	for k := range n {
+		w := words[k*c.Words() : (k+1)*c.Words()]
+		for i := range c.B {
+			s[k*c.B+i] = -1 + 2*float32(w[i/32]>>(i%32)&1)
 		}
 	}
-	for j := range dst[:c.D] {
-		dst[j] = float32(float64(c.Mean[j]) + float64(float64(alpha)*sum[j]))
+	gemm.Mul(dst, c.D, s, c.B, n, &c.decode, 1)
+	for k := range n {
+		row := dst[k*c.D : (k+1)*c.D]
+		for j, v := range row {
+			row[j] = c.Mean[j] + float32(alpha[k]*v)
+		}
 	}
 }

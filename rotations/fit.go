@@ -111,8 +111,9 @@ func (s *Sample) learned(mean []float32) (best []float32, curve []Point) {
 	if n == 0 {
 		return best, nil
 	}
-	f := &l1max{d: d, n: n, threads: s.Threads, x: x, y: make([]float32, n*d), signs: make([]float32, d*n)}
-	f.xw.PackRows(d, n, transpose(x, n, d), n, s.Threads)
+	f := &l1max{d: d, n: n, threads: s.Threads, y: make([]float32, d*n)}
+	f.keys.PackRows(n, d, x, d, s.Threads)
+	f.dims.PackT(d, n, x, d, s.Threads)
 	r, value := best, -1.0
 	var bestC, c []float32 // the correlation matrix at best, and at r
 	for step := 0; ; step++ {
@@ -124,7 +125,7 @@ func (s *Sample) learned(mean []float32) (best []float32, curve []Point) {
 			if gain > 0 {
 				best = r
 			}
-			return best, curve
+			return linalg.Orthogonal(best, d), curve
 		}
 		next := c
 		switch {
@@ -165,26 +166,26 @@ func (s *Sample) unitKeys(mean []float32) []float32 {
 // l1max holds the buffers of the learned fixed point.
 type l1max struct {
 	d, n, threads int
-	x, y          []float32 // [n, d]
-	signs         []float32 // sign(R x)^T, [d, n]
-	xw, rw        gemm.Weights
+	keys, dims    gemm.Weights // unit keys x as [n, d] and as [d, n]
+	y             []float32    // (R x)^T, then its signs, [d, n]
 }
 
-// objective returns the mean of |R x|_1 / sqrt(d) and stores the signs.
+// objective returns the mean of |R x|_1 / sqrt(d) and leaves the signs in y.
 func (f *l1max) objective(r []float32) float64 {
-	f.rw.PackRows(f.d, f.d, r, f.d, f.threads)
-	gemm.Mul(f.y, f.d, f.x, f.d, f.n, &f.rw, f.threads)
+	gemm.Mul(f.y, f.n, r, f.d, f.d, &f.keys, f.threads)
 	var total float64
-	for i := range f.n {
-		for j, v := range f.y[i*f.d : (i+1)*f.d] {
+	for i := range f.d {
+		var sum float64
+		for j, v := range f.y[i*f.n : (i+1)*f.n] {
 			if v >= 0 {
-				f.signs[j*f.n+i] = 1
-				total += float64(v)
+				sum += float64(v)
+				f.y[i*f.n+j] = 1
 			} else {
-				f.signs[j*f.n+i] = -1
-				total -= float64(v)
+				sum -= float64(v)
+				f.y[i*f.n+j] = -1
 			}
 		}
+		total += sum
 	}
 	return total / float64(f.n) / math.Sqrt(float64(f.d))
 }
@@ -192,7 +193,7 @@ func (f *l1max) objective(r []float32) float64 {
 // correlate returns sum sign(R x) x^T for the signs of the last objective, [d, d].
 func (f *l1max) correlate() []float32 {
 	c := make([]float32, f.d*f.d)
-	gemm.Mul(c, f.d, f.signs, f.n, f.d, &f.xw, f.threads)
+	gemm.Mul(c, f.d, f.y, f.n, f.d, &f.dims, f.threads)
 	return c
 }
 

@@ -250,7 +250,7 @@ func (f *frameFit) sortRows(sol []float64) {
 // the signs there are, which makes the error fall step by step.
 func (f *frameFit) encode(warm bool) {
 	d, n, b := f.d, f.n, f.b
-	var w gemm.Weights
+	var w, gw gemm.Weights
 	w.PackRows(b, d, f.m, d, f.threads)
 	z := make([]float32, n*b)
 	gemm.Mul(z, b, f.x, d, n, &w, f.threads)
@@ -261,38 +261,16 @@ func (f *frameFit) encode(warm bool) {
 			gram[i*b+j], gram[j*b+i] = v, v
 		}
 	}
+	gw.PackRows(b, b, gram, b, f.threads)
 	f.num, f.den = make([]float64, n), make([]float64, n)
-	g := make([]float32, b)
-	for k := range n {
-		s, zk := f.s[k*b:(k+1)*b], z[k*b:(k+1)*b]
-		var num, den float64
-		if warm {
-			num, den = quotient(gram, zk, s, g)
-		} else {
-			num, den = greedySigns(gram, zk, s, g)
-		}
-		num, den = flipSigns(gram, zk, s, g, num, den)
-		if num < 0 {
-			num = -num
-			for i := range s {
-				s[i] = -s[i]
-			}
-		}
-		f.num[k], f.den[k], f.alpha[k] = num, den, 0
-		if den > 0 {
-			f.alpha[k] = num / den
+	for k0 := 0; k0 < n; k0 += encodeBatch {
+		k1 := min(n, k0+encodeBatch)
+		e := &encoder{b: b, gram: gram, gramW: &gw, z: z[k0*b : k1*b], s: f.s[k0*b : k1*b], num: f.num[k0:k1], den: f.den[k0:k1]}
+		e.search(k1-k0, warm)
+		for k := k0; k < k1; k++ {
+			f.alpha[k] = e.alpha(k - k0)
 		}
 	}
-}
-
-// quotient sets g = G s and returns s.z and s^T G s.
-func quotient(gram, z, s, g []float32) (num, den float64) {
-	b := len(s)
-	for i := range b {
-		g[i] = float32(dot64(gram[i*b:(i+1)*b], s))
-		num += float64(s[i]) * float64(z[i])
-	}
-	return num, dot64(s, g)
 }
 
 // cosine is the mean cosine between keys and codes in the metric.

@@ -89,26 +89,12 @@ func TensorName(layer, head int, part string) string {
 // To returns the sidecar for the same weights in another pair layout: the
 // dimensions of means and matrices move as the rows of W_K and W_Q do.
 func (s *Sidecar) To(layout rope.Layout) (*Sidecar, error) {
-	if layout == s.Pairs {
-		return s, nil
-	}
 	out := *s
 	out.Pairs, out.Codes = layout, nil
-	d := s.HeadDim
-	move := func(m []float32) []float32 {
-		if m == nil {
-			return nil
-		}
-		r := make([]float32, len(m))
-		for i, v := range m {
-			r[i/d*d+s.Pairs.Index(layout, i%d, d)] = v
-		}
-		return r
-	}
 	for _, heads := range s.Codes {
 		var row []*Code
 		for _, c := range heads {
-			n, err := New(c.Kind, c.D, c.B, move(c.Mean), move(c.Decode), move(c.Encode))
+			n, err := c.To(s.Pairs, layout)
 			if err != nil {
 				return nil, err
 			}
@@ -117,6 +103,24 @@ func (s *Sidecar) To(layout rope.Layout) (*Sidecar, error) {
 		out.Codes = append(out.Codes, row)
 	}
 	return &out, nil
+}
+
+// To returns the code for keys whose dimensions moved from one pair layout to another.
+func (c *Code) To(from, to rope.Layout) (*Code, error) {
+	if from == to {
+		return c, nil
+	}
+	move := func(m []float32) []float32 {
+		if m == nil {
+			return nil
+		}
+		r := make([]float32, len(m))
+		for i, v := range m {
+			r[i/c.D*c.D+from.Index(to, i%c.D, c.D)] = v
+		}
+		return r
+	}
+	return New(c.Kind, c.D, c.B, move(c.Mean), move(c.Decode), move(c.Encode))
 }
 
 // part is one tensor of the sidecar.

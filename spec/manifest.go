@@ -210,3 +210,14 @@ type BytesJSON struct {
 	// Sidecar is the size of the sidecar's matrices, once per model.
 	Sidecar int64 `json:"sidecar"`
 }
+
+// AuditJSON is what `phaseconv audit --json` prints.
+type AuditJSON struct {
+	Calibration Text       `json:"calibration"`
+	Text        Text       `json:"text"`
+	Balance     bool       `json:"balance"`
+	Layers      []Layer    `json:"layers"`
+	PPL         *PPLJSON   `json:"ppl"`
+	KLD         *KLDJSON   `json:"kld"`
+	Bytes       *BytesJSON `json:"bytes"`
+}

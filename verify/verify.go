@@ -84,7 +84,7 @@ type Options struct {
 
 	// Fitted adds codes of the calibration to the audit, [layer][head]; only a
 	// conversion still has them.
-	Fitted [][]audit.Codes
+	Fitted [][]map[string]*rotations.Code
 	// Head describes the fits behind the audit's rows; nil takes the manifest's.
 	Head func(layer, head int) audit.Head
 }
@@ -120,7 +120,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	}
 	m := refmodel.New(cfg, a.Model, o.Threads)
 	tap := &audit.Tap{Config: cfg, Policy: policy, Threads: m.Threads}
-	if tap.Codes, err = auditCodes(a.Sidecar, codes, o); err != nil {
+	if tap.Codes, err = auditCodes(codes, o); err != nil {
 		return nil, err
 	}
 	float, onebit := &refmodel.Lane{}, &refmodel.Lane{Cache: cache}
@@ -195,31 +195,19 @@ func codesInUse(s *rotations.Sidecar, o Options) ([][]*rotations.Code, string, e
 	return out, o.Code, nil
 }
 
-// auditCodes lists the audit's columns per head: the code in use, the data-free
-// ones, and what a calibration adds.
-func auditCodes(s *rotations.Sidecar, codes [][]*rotations.Code, o Options) ([][]audit.Codes, error) {
+// auditCodes lists the audit's columns per head.
+func auditCodes(codes [][]*rotations.Code, o Options) ([][]audit.Codes, error) {
 	var out [][]audit.Codes
 	for l, heads := range codes {
 		var row []audit.Codes
 		for h, c := range heads {
-			x := audit.Codes{"code": c}
+			var fitted map[string]*rotations.Code
 			if o.Fitted != nil {
-				for k, v := range o.Fitted[l][h] {
-					x[k] = v
-				}
+				fitted = o.Fitted[l][h]
 			}
-			for _, kind := range []string{"raw", "srht", "random"} {
-				if x[kind] != nil {
-					continue
-				}
-				free, err := rotations.DataFree(kind, s.HeadDim, o.Seed, l, h)
-				if err != nil {
-					return nil, err
-				}
-				x[kind] = free
-			}
-			if c.Kind == "learned" || c.Kind == "cen" {
-				x[c.Kind] = c
+			x, err := columns(c, fitted, o.Seed, l, h)
+			if err != nil {
+				return nil, err
 			}
 			row = append(row, x)
 		}

@@ -52,6 +52,15 @@ type Result struct {
 	Layers []Layer
 }
 
+// KeyScale returns what the balance multiplies the keys of a head by, as a
+// function of layer and head that gives nil where nothing was balanced.
+func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
+	if r.Layers[0].Balance == nil {
+		return nil
+	}
+	return func(l, h int) []float32 { return r.Layers[l].Balance.RowScale(h, c.HeadDim, c.Pairs, false) }
+}
+
 // Signs returns how many signs per key b bits per number make: a multiple of 8.
 func Signs(bits float64, d int) (int, error) {
 	n := bits * float64(d)

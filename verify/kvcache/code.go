@@ -34,8 +34,13 @@ func (p Policy) Check() error {
 // 1-bit code, and values in float32.
 type Codes struct {
 	Policy Policy
-	cfg    *family.Config
-	codes  [][]*rotations.Code // [layer][KV head]
+	// Scale, if set, gives per layer and head what keys are multiplied by before
+	// they are coded and divided by afterwards: codes that were fitted to balanced
+	// keys can then be tried on a model that is not balanced.
+	Scale func(layer, head int) []float32
+
+	cfg   *family.Config
+	codes [][]*rotations.Code // [layer][KV head]
 }
 
 // NewCodes returns a cache for codes[layer][head].
@@ -56,7 +61,7 @@ func NewCodes(cfg *family.Config, codes [][]*rotations.Code, p Policy) (*Codes, 
 			}
 		}
 	}
-	return &Codes{p, cfg, codes}, nil
+	return &Codes{Policy: p, cfg: cfg, codes: codes}, nil
 }
 
 // Anchored turns keys, [n, d] at positions pos0, pos0+1, ..., back to the start
@@ -85,19 +90,29 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	for i, v := range k {
 		exact[i] = dtype.F16Round(v)
 	}
+	var scale []float32
+	if c.Scale != nil {
+		scale = c.Scale(layer, head)
+		for i := range k {
+			k[i] *= scale[i%d]
+		}
+	}
 	var table *rope.Table
 	if c.Policy.Anchor > 0 {
 		table = rope.NewTable(c.cfg.RopeOf(layer).Pure(), T)
 		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, false)
 	}
-	words := make([]uint32, code.Words())
-	for i := min(c.Policy.Sink, T); i < T; i++ {
-		row := k[i*d : (i+1)*d]
-		alpha := code.EncodeKey(row, words)
-		code.DecodeKey(row, words, alpha)
-	}
+	words, alpha := make([]uint32, T*code.Words()), make([]float32, T)
+	coded := k[min(c.Policy.Sink, T)*d:]
+	code.EncodeKeys(coded, words, alpha)
+	code.DecodeKeys(coded, words, alpha)
 	if table != nil {
 		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, true)
+	}
+	if scale != nil {
+		for i := range k {
+			k[i] /= scale[i%d]
+		}
 	}
 	copy(k, exact[:min(c.Policy.Sink, T)*d])
 	s := &decoded{d: d, recent: c.Policy.Recent}

@@ -129,9 +129,9 @@ func Measure(ctx context.Context, w *Windows, base Stream, streams ...Stream) (*
 			scratch := make([]float32, width)
 			for r := part * span; r < min(n, (part+1)*span); r++ {
 				zb := bufs[0][r*width : (r+1)*width]
-				m := maximum(zb)
-				e := expShifted(scratch, zb, m)
-				bOld, bNew := acc[0][r].merge(float64(m), sum(e))
+				m := fmath.Max(zb)
+				e := scratch[:len(zb)]
+				bOld, bNew := acc[0][r].merge(float64(m), fmath.ExpSum(e, zb, m, 1))
 				acc[0][r].see(zb, v0, w.Targets[r])
 				for i := 1; i < len(all); i++ {
 					z := bufs[i][r*width : (r+1)*width]
@@ -147,8 +147,8 @@ func Measure(ctx context.Context, w *Windows, base Stream, streams ...Stream) (*
 				}
 				for i := 1; i < len(all); i++ {
 					z := bufs[i][r*width : (r+1)*width]
-					m := maximum(z)
-					acc[i][r].merge(float64(m), sum(expShifted(scratch, z, m)))
+					m := fmath.Max(z)
+					acc[i][r].merge(float64(m), fmath.ExpSum(e, z, m, 1))
 					acc[i][r].see(z, v0, w.Targets[r])
 				}
 			}
@@ -209,30 +209,6 @@ func (r *row) see(z []float32, v0 int, target int32) {
 	if t := int(target) - v0; t >= 0 && t < len(z) {
 		r.target = float64(z[t])
 	}
-}
-
-func maximum(z []float32) float32 {
-	m := z[0]
-	for _, v := range z {
-		m = max(m, v)
-	}
-	return m
-}
-
-func expShifted(dst, z []float32, m float32) []float32 {
-	dst = dst[:len(z)]
-	for i, v := range z {
-		dst[i] = float32(fmath.Exp(float64(v - m)))
-	}
-	return dst
-}
-
-func sum(x []float32) float64 {
-	var s float64
-	for _, v := range x {
-		s += float64(v)
-	}
-	return s
 }
 
 func perplexity(rows []row) Perplexity {

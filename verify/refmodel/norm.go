@@ -16,9 +16,7 @@ func rmsNorm(dst, x, gain []float32, eps float64, threads int) {
 		for r := r0; r < r1; r++ {
 			src, out := x[r*d:(r+1)*d], dst[r*d:(r+1)*d]
 			scale := float32(1 / math.Sqrt(fmath.SumSq(src)/float64(d)+eps))
-			for i, v := range src {
-				out[i] = float32(v*scale) * gain[i]
-			}
+			fmath.ScaleMul(out, src, scale, gain)
 		}
 	})
 }

@@ -136,7 +136,7 @@ func printPlan(w io.Writer, p *convert.Plan) {
 		if x.Reorder {
 			why += "; rotary pairs reordered"
 		}
-		t.row(x.Name, strings.ReplaceAll(strings.Trim(fmt.Sprint(x.Shape), "[]"), " ", "x"), x.From, x.To, string(x.Action), why)
+		t.row(x.Name, shapeText(x.Shape), x.From, x.To, string(x.Action), why)
 		counts[x.Action]++
 	}
 	t.print(w)

@@ -215,9 +215,9 @@ func Dot(x, y []float64) float64 {
 func Norm(x []float64) float64 { return math.Sqrt(Dot(x, x)) }
 
 // Polar returns the orthogonal polar factor of the n x n matrix c, the
-// orthogonal R that maximises trace(R^T c). Newton-Schulz in float32 on the
-// matrix kernels, then one Gram-Schmidt pass in float64 that takes out the
-// float32 rounding. threads <= 0 uses all.
+// orthogonal R that maximises trace(R^T c), by Newton-Schulz iteration in float32
+// on the matrix kernels. Its rows are orthonormal to a few units of float32
+// rounding; Orthogonal takes that out too. threads <= 0 uses all.
 func Polar(c []float32, n, threads int) []float32 {
 	// The Frobenius norm bounds the largest singular value, as convergence needs;
 	// a few power steps give a far tighter bound and so save iterations.
@@ -257,15 +257,21 @@ func Polar(c []float32, n, threads int) []float32 {
 			x[i] = float32(1.5*x[i]) - float32(0.5*y[i])
 		}
 	}
+	return x
+}
+
+// Orthogonal returns the matrix with rows made orthonormal in float64.
+func Orthogonal(x []float32, n int) []float32 {
 	f := make([]float64, n*n)
 	for i, v := range x {
 		f[i] = float64(v)
 	}
 	Orthonormalize(f, n)
+	out := make([]float32, n*n)
 	for i, v := range f {
-		x[i] = float32(v)
+		out[i] = float32(v)
 	}
-	return x
+	return out
 }
 
 // spectralBound estimates the largest singular value from above.

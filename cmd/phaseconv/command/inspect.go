@@ -1,0 +1,212 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"phaseconv/format/gguf"
+	"phaseconv/format/safetensors"
+	"phaseconv/rotations"
+	"phaseconv/spec"
+)
+
+func inspectCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:      "inspect",
+		Usage:     "show what is in GGUF, safetensors or sidecar files",
+		ArgsUsage: "FILE...",
+		Description: `Examples:
+  phaseconv inspect model.gguf
+  phaseconv inspect out/model.phase.gguf --json`,
+		Flags: []cli.Flag{jsonFlag()},
+		Action: func(ctx context.Context, c *cli.Command) error {
+			if !c.Args().Present() {
+				return usagef("inspect: name at least one file")
+			}
+			var all []*fileInfo
+			for _, path := range c.Args().Slice() {
+				f, err := inspect(path)
+				if err != nil {
+					return err
+				}
+				all = append(all, f)
+			}
+			if c.Bool("json") {
+				return printJSON(stdout, all)
+			}
+			for _, f := range all {
+				f.print(stdout)
+			}
+			return nil
+		},
+	}
+}
+
+// fileInfo is what inspect shows of one file.
+type fileInfo struct {
+	File      string       `json:"file"`
+	Container string       `json:"container"`
+	Bytes     int64        `json:"bytes"`
+	Keys      []keyInfo    `json:"keys"`
+	Tensors   []tensorInfo `json:"tensors"`
+	Sidecar   *sidecarInfo `json:"sidecar,omitempty"`
+}
+
+type keyInfo struct {
+	Key   string `json:"key"`
+	Type  string `json:"type"`
+	Value string `json:"value"`
+}
+
+type tensorInfo struct {
+	Name  string `json:"name"`
+	Type  string `json:"type"`
+	Shape []int  `json:"shape"`
+	Bytes int64  `json:"bytes"`
+}
+
+type sidecarInfo struct {
+	Code    string  `json:"code"`
+	Layers  int     `json:"layers"`
+	Heads   int     `json:"heads"`
+	HeadDim int     `json:"head_dim"`
+	Bits    float64 `json:"bits"`
+	Anchor  int     `json:"anchor"`
+	Sink    int     `json:"sink"`
+	Recent  int     `json:"recent"`
+}
+
+func inspect(path string) (*fileInfo, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.IsDir() {
+		return nil, fmt.Errorf("%s is a folder; name the files in it", path)
+	}
+	info := &fileInfo{File: path, Bytes: st.Size()}
+	magic, err := first4(path)
+	if err != nil {
+		return nil, err
+	}
+	if magic == "GGUF" {
+		err = info.gguf(path)
+	} else {
+		err = info.safetensors(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range info.Keys {
+		if k.Key == spec.KeyVersion {
+			return info, info.sidecar(path)
+		}
+	}
+	return info, nil
+}
+
+func first4(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	var b [4]byte
+	if _, err := io.ReadFull(f, b[:]); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", err
+	}
+	return string(b[:]), nil
+}
+
+func (i *fileInfo) gguf(path string) error {
+	f, err := gguf.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	i.Container = fmt.Sprintf("gguf version %d", f.Version)
+	if f.Shards > 1 {
+		i.Container += fmt.Sprintf(", %d shards", f.Shards)
+	}
+	for _, kv := range f.KVs {
+		typ := kv.Kind().String()
+		if e, ok := kv.Elem(); ok {
+			typ = fmt.Sprintf("[%d]%s", kv.Len(), e)
+		}
+		i.Keys = append(i.Keys, keyInfo{kv.Key, typ, shorten(kv.String())})
+	}
+	for k := range f.Tensors {
+		t := &f.Tensors[k]
+		i.Tensors = append(i.Tensors, tensorInfo{t.Name, t.Type.String(), t.Shape(), t.Size})
+	}
+	return nil
+}
+
+func (i *fileInfo) safetensors(path string) error {
+	f, err := safetensors.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	i.Container = "safetensors"
+	for _, k := range sortedKeys(f.Metadata) {
+		i.Keys = append(i.Keys, keyInfo{k, "string", shorten(f.Metadata[k])})
+	}
+	for k := range f.Tensors {
+		t := &f.Tensors[k]
+		i.Tensors = append(i.Tensors, tensorInfo{t.Name, t.DType, t.Shape, t.Size()})
+	}
+	return nil
+}
+
+func (i *fileInfo) sidecar(path string) error {
+	s, err := rotations.ReadSidecar(path)
+	if err != nil {
+		return err
+	}
+	signs, n := 0, 0
+	for _, heads := range s.Codes {
+		for _, c := range heads {
+			signs, n = signs+c.B, n+c.D
+		}
+	}
+	i.Sidecar = &sidecarInfo{
+		Code: s.Kind, Layers: len(s.Codes), Heads: len(s.Codes[0]), HeadDim: s.HeadDim,
+		Bits: float64(signs) / float64(n), Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent,
+	}
+	return nil
+}
+
+// shorten keeps long values, such as vocabularies and chat templates, to a line.
+func shorten(s string) string {
+	const most = 100
+	s = strings.ToValidUTF8(strings.ReplaceAll(s, "\n", `\n`), "?")
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "..."
+	}
+	return s
+}
+
+func (i *fileInfo) print(w io.Writer) {
+	fmt.Fprintf(w, "%s: %s, %d bytes, %d keys, %d tensors\n", i.File, i.Container, i.Bytes, len(i.Keys), len(i.Tensors))
+	if s := i.Sidecar; s != nil {
+		fmt.Fprintf(w, "sidecar: code %s, %d layers, %d KV heads of %d, %.3g bits per number, anchor %d, sink %d, recent %d\n",
+			s.Code, s.Layers, s.Heads, s.HeadDim, s.Bits, s.Anchor, s.Sink, s.Recent)
+	}
+	t := newTable("key", "type", "value")
+	for _, k := range i.Keys {
+		t.row(k.Key, k.Type, k.Value)
+	}
+	t.print(w)
+	t = newTable("tensor", "type", "shape", "bytes")
+	for _, x := range i.Tensors {
+		t.row(x.Name, x.Type, shapeText(x.Shape), fmt.Sprint(x.Bytes))
+	}
+	t.print(w)
+}

@@ -1,0 +1,142 @@
+package verify
+
+import (
+	"context"
+	"fmt"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/rotations"
+	"phaseconv/spec"
+	"phaseconv/verify/audit"
+	"phaseconv/verify/calibrate"
+	"phaseconv/verify/kvcache"
+	"phaseconv/verify/ppl"
+	"phaseconv/verify/refmodel"
+)
+
+// AuditOptions of Audit.
+type AuditOptions struct {
+	Calibration       Text
+	CalibrationTokens int
+	Text              Text
+	Ctx, Chunks       int
+	Code              string
+	Bits              float64
+	Balance           bool
+	Policy            kvcache.Policy
+	Seed              uint64
+	Threads           int
+	Progress          Progress
+}
+
+// Audit fits every column's code to one text and measures them on another,
+// without changing or writing anything. With Balance the keys are those that a
+// conversion would leave.
+func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec.AuditJSON, error) {
+	if o.Text.SHA256() == o.Calibration.SHA256() {
+		return nil, fmt.Errorf("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", o.Text.Name)
+	}
+	cal, err := Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	if err != nil {
+		return nil, err
+	}
+	w, err := Tokens(c, o.Text, o.Ctx, o.Chunks)
+	if err != nil {
+		return nil, err
+	}
+	m := refmodel.New(c.Config, c, o.Threads)
+	kinds := FitKinds(o.Code)
+	fit, err := calibrate.Run(ctx, m, cal.Tokens, calibrate.Options{
+		Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
+		Progress: o.Progress.of("calibrating"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	tap := &audit.Tap{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
+	codes := make([][]*rotations.Code, c.Config.Layers)
+	for l, layer := range fit.Layers {
+		var row []audit.Codes
+		for h, head := range layer.Heads {
+			x, err := columns(head.Codes[o.Code], head.Codes, o.Seed, l, h)
+			if err != nil {
+				return nil, err
+			}
+			row, codes[l] = append(row, x), append(codes[l], head.Codes[o.Code])
+		}
+		tap.Codes = append(tap.Codes, row)
+	}
+	// The 1-bit lane scores keys as the source has them, so it needs codes for
+	// unbalanced keys: the balance is undone around the code.
+	cache, err := kvcache.NewCodes(c.Config, codes, o.Policy)
+	if err != nil {
+		return nil, err
+	}
+	cache.Scale = tap.Scale
+	float, onebit := &refmodel.Lane{}, &refmodel.Lane{Cache: cache}
+	err = m.Run(ctx, w.Tokens, []*refmodel.Lane{float, onebit}, refmodel.Options{Tap: tap, Progress: o.Progress.of("measuring")})
+	if err != nil {
+		return nil, err
+	}
+	base, err := ppl.Scored(m, w, float)
+	if err != nil {
+		return nil, err
+	}
+	coded, err := ppl.Scored(m, w, onebit)
+	if err != nil {
+		return nil, err
+	}
+	res, err := ppl.Measure(ctx, w, base, coded)
+	if err != nil {
+		return nil, err
+	}
+	return &spec.AuditJSON{
+		Calibration: *TextInfo(o.Calibration, cal), Text: *TextInfo(o.Text, w), Balance: o.Balance,
+		PPL: pplJSON(res, w, o.Policy, o.Code), KLD: kldJSON(&res.Divergences[0]),
+		Layers: audit.Layers(tap.Rows, c.Config.HeadDim, FittedHead(fit, o.Code, o.Bits, o.Policy.Anchor)),
+		Bytes:  Bytes(c.Config, codes, o.Policy),
+	}, nil
+}
+
+// FitKinds lists the codes to fit for an audit: the one in use and the columns
+// that need calibration.
+func FitKinds(code string) []string {
+	out := []string{"cen", "learned"}
+	if code != "cen" && code != "learned" {
+		out = append(out, code)
+	}
+	return out
+}
+
+// FittedHead describes the fits of a calibration to the audit.
+func FittedHead(fit *calibrate.Result, code string, bits float64, anchor int) func(layer, head int) audit.Head {
+	return func(l, h int) audit.Head {
+		head := fit.Layers[l].Heads[h]
+		x := audit.Head{Code: code, Bits: bits, Anchor: anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[code]}}
+		for k, v := range head.Train {
+			x.Train[k] = v
+		}
+		return x
+	}
+}
+
+// columns collects the codes of one head's audit: the one in use, those that
+// were fitted beside it, and the data-free ones.
+func columns(inUse *rotations.Code, fitted map[string]*rotations.Code, seed uint64, layer, head int) (audit.Codes, error) {
+	x := audit.Codes{"code": inUse}
+	for _, kind := range []string{"cen", "learned"} {
+		if c := fitted[kind]; c != nil {
+			x[kind] = c
+		} else if inUse.Kind == kind {
+			x[kind] = inUse
+		}
+	}
+	for _, kind := range []string{"raw", "srht", "random"} {
+		c, err := rotations.DataFree(kind, inUse.D, seed, layer, head)
+		if err != nil {
+			return nil, err
+		}
+		x[kind] = c
+	}
+	return x, nil
+}
