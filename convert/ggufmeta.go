@@ -56,7 +56,12 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, outtype string, mark 
 	u32("block_count", cfg.Layers)
 	u32("context_length", cfg.Context)
 	u32("embedding_length", cfg.Hidden)
-	u32("feed_forward_length", cfg.FFN)
+	if cfg.DenseFFN > 0 {
+		u32("feed_forward_length", cfg.DenseFFN)
+		u32("expert_feed_forward_length", cfg.FFN)
+	} else {
+		u32("feed_forward_length", cfg.FFN)
+	}
 	u32("attention.head_count", cfg.Heads)
 	u32("attention.head_count_kv", cfg.KVHeads)
 	u32("attention.key_length", cfg.HeadDim)
@@ -70,19 +75,16 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, outtype string, mark 
 	case rope.Linear:
 		out = append(out, gguf.Value(arch+".rope.scaling.type", "linear"))
 		f32("rope.scaling.factor", cfg.Rope.Factor)
-	case rope.YaRN:
+	case rope.YaRN: // with the default ramp: the plan refuses others
 		out = append(out, gguf.Value(arch+".rope.scaling.type", "yarn"))
 		f32("rope.scaling.factor", cfg.Rope.Factor)
 		u32("rope.scaling.original_context_length", cfg.Rope.OriginalContext)
-		f32("rope.scaling.yarn_beta_fast", cfg.Rope.BetaFast)
-		f32("rope.scaling.yarn_beta_slow", cfg.Rope.BetaSlow)
 	default:
 		return nil, fmt.Errorf("RoPE scaling %s cannot be written to GGUF", cfg.Rope.Scaling)
 	}
 	if cfg.Experts > 0 {
 		u32("expert_count", cfg.Experts)
 		u32("expert_used_count", cfg.ExpertsUsed)
-		u32("expert_feed_forward_length", cfg.FFN)
 	}
 	if cfg.SlidingWindow > 0 && cfg.Family.Window.InGGUF {
 		u32("attention.sliding_window", cfg.SlidingWindow)

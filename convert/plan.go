@@ -139,7 +139,7 @@ var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias
 func checkUnknown(c *checkpoint.Checkpoint, p *Plan) error {
 	for _, n := range c.Unknown {
 		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
-			!strings.HasPrefix(n, "model.layers.") && n != "lm_head.weight")
+			!strings.HasPrefix(n, "model.") && !strings.HasPrefix(n, "lm_head."))
 		for _, h := range harmless {
 			ok = ok || strings.HasSuffix(n, h)
 		}
@@ -153,8 +153,12 @@ func checkUnknown(c *checkpoint.Checkpoint, p *Plan) error {
 // likeSource plans a safetensors copy with the source's names, types and shards.
 func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string) {
 	for _, t := range c.Tensors() {
+		shape := t.Shape
+		if len(t.Sources) > 1 { // one matrix per expert
+			shape = shape[1:]
+		}
 		for _, s := range t.Sources {
-			x := TensorPlan{Name: s, Sources: []string{s}, Shape: t.Shape, From: t.Type, To: t.Type, Action: Copy, tensor: t, Why: "untouched"}
+			x := TensorPlan{Name: s, Sources: []string{s}, Shape: shape, From: t.Type, To: t.Type, Action: Copy, tensor: t, Why: "untouched"}
 			if by := targets[t.Name]; by != nil {
 				x.Action, x.By, x.Why = Fold, by, "folded and rounded to its own type"
 			}
@@ -192,7 +196,7 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 	if cfg.Experts > 0 && cfg.RenormTopK != cfg.Family.Experts.GGUFRenorm {
 		return fmt.Errorf("%s: norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v", c.Path, cfg.RenormTopK, cfg.Family.GGUFArch, cfg.Family.Experts.GGUFRenorm)
 	}
-	if err := checkScale(c); err != nil {
+	if err := checkStock(c); err != nil {
 		return err
 	}
 	if cfg.SlidingWindow > 0 && !cfg.Family.Window.InGGUF && cfg.SlidingWindow < cfg.Context {
@@ -234,15 +238,28 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 
 const ropeFreqs = "rope_freqs.weight"
 
-// checkScale refuses attention scales that GGUF readers would not use.
-func checkScale(c *checkpoint.Checkpoint) error {
-	cfg := c.Config
+// checkStock refuses models that stock GGUF readers would refuse, or would
+// compute otherwise because their architecture has no key for a number.
+func checkStock(c *checkpoint.Checkpoint) error {
+	cfg, f := c.Config, c.Config.Family
 	stock := 1 / sqrt(float64(cfg.HeadDim))
-	if n := cfg.Family.WideScaleLayers; n > 0 && n == cfg.Layers {
+	if n := f.WideScaleLayers; n > 0 && n == cfg.Layers {
 		stock = 1 / sqrt(float64(cfg.Hidden/cfg.Heads))
 	}
 	if d := cfg.AttnScale/stock - 1; d > 1e-6 || d < -1e-6 {
 		return fmt.Errorf("%s: query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape", c.Path, cfg.AttnScale, stock)
+	}
+	if f.SquareAttention && cfg.Heads*cfg.HeadDim != cfg.Hidden {
+		return fmt.Errorf("%s: %d heads with head_dim %d for hidden_size %d: stock GGUF runtimes demand that the product is the hidden size in architecture %s", c.Path, cfg.Heads, cfg.HeadDim, cfg.Hidden, f.GGUFArch)
+	}
+	if f.SquareAttention && f.QKNorm == family.NormLayers && cfg.KVHeads != cfg.Heads {
+		return fmt.Errorf("%s: num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", c.Path, cfg.KVHeads, cfg.Heads, f.GGUFArch)
+	}
+	if r := cfg.Rope; r.Scaling == rope.YaRN && (r.BetaFast != 32 || r.BetaSlow != 1) {
+		return fmt.Errorf("%s: RoPE scaling yarn with beta_fast %g and beta_slow %g: stock GGUF runtimes use 32 and 1 in architecture %s", c.Path, r.BetaFast, r.BetaSlow, f.GGUFArch)
+	}
+	if cfg.SlidingWindow > 0 && f.Window.InGGUF && cfg.RopeLocal.Scaling != rope.None {
+		return fmt.Errorf("%s: RoPE scaling %s of sliding-window layers cannot be written for architecture %s", c.Path, cfg.RopeLocal.Scaling, f.GGUFArch)
 	}
 	return nil
 }

@@ -68,8 +68,8 @@ func (c *Checkpoint) addRopeFreqs(f *gguf.File) error {
 	if !cfg.Family.RopeFreqs || cfg.Rope.Scaling != rope.None {
 		return fmt.Errorf("%s: tensor %s does not go with architecture %s and RoPE scaling %q", c.Path, ropeFreqs, cfg.Family.GGUFArch, cfg.Rope.Scaling)
 	}
-	if t.Elements() != cfg.HeadDim/2 {
-		return fmt.Errorf("%s: tensor %s has %d numbers, head_dim %d needs %d", c.Path, ropeFreqs, t.Elements(), cfg.HeadDim, cfg.HeadDim/2)
+	if !sameShape(t.Shape(), []int{cfg.HeadDim / 2}) {
+		return fmt.Errorf("%s: tensor %s has shape %v, head_dim %d needs [%d]", c.Path, ropeFreqs, t.Shape(), cfg.HeadDim, cfg.HeadDim/2)
 	}
 	d := make([]float32, t.Elements())
 	if err := f.ReadRows(t, 0, t.Rows(), d); err != nil {
@@ -88,6 +88,9 @@ func (c *Checkpoint) addRopeFreqs(f *gguf.File) error {
 	}
 	return nil
 }
+
+// What stock readers of the known architectures use for YaRN's ramp.
+const stockBetaFast, stockBetaSlow = 32, 1
 
 // keys reads the metadata keys of one architecture and remembers the first error.
 type keys struct {
@@ -138,17 +141,23 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
 	c := &family.Config{
-		Family: fam, Pairs: fam.GGUFPairs,
+		Family: fam, Pairs: fam.GGUFPairs, AttnBias: fam.AttnBias,
 		Layers: k.int("block_count", -1), Hidden: k.int("embedding_length", -1), Heads: k.int("attention.head_count", -1),
 		Context: k.int("context_length", -1), NormEps: k.float("attention.layer_norm_rms_epsilon", 0),
 		Experts: experts, ExpertsUsed: k.int("expert_used_count", 0),
-		LogitSoftcap: k.float("final_logit_softcapping", 0), BOS: -1, EOS: -1,
+		BOS: -1, EOS: -1,
+	}
+	if fam.ScoreKeys {
+		c.LogitSoftcap = k.float("final_logit_softcapping", 0)
 	}
 	c.KVHeads = k.int("attention.head_count_kv", c.Heads)
 	c.FFN = k.int("feed_forward_length", -1)
 	if experts > 0 {
 		c.RenormTopK = fam.Experts.GGUFRenorm
-		c.FFN = k.int("expert_feed_forward_length", c.FFN)
+		if fam.Experts.OwnSize {
+			c.DenseFFN = c.FFN
+			c.FFN = k.int("expert_feed_forward_length", c.FFN/max(1, c.ExpertsUsed)) // the default of stock readers
+		}
 	}
 	if k.err != nil {
 		return nil, k.err
@@ -159,6 +168,9 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	c.HeadDim = k.int("attention.key_length", c.Hidden/c.Heads)
 	if v := k.int("attention.value_length", c.HeadDim); v != c.HeadDim {
 		return nil, fmt.Errorf("%s: key %s.attention.value_length is %d and key_length %d; different lengths are not supported", f.Path, arch, v, c.HeadDim)
+	}
+	if causal, err := f.Bool(arch + ".attention.causal"); err == nil && !causal {
+		return nil, fmt.Errorf("%s: key %s.attention.causal is false; only causal models are supported", f.Path, arch)
 	}
 	c.AttnScale = 1 / math.Sqrt(float64(c.HeadDim))
 	if fam.WideScaleLayers > 0 && c.Layers == fam.WideScaleLayers {
@@ -232,19 +244,31 @@ func (k *keys) rope(c *family.Config) error {
 			return err
 		}
 	}
-	switch {
-	case kind == "none" || factor == 0 || factor == 1:
-	case kind == "linear":
-		p.Scaling, p.Factor = rope.Linear, factor
-	case kind == "yarn":
-		p.Scaling, p.Factor = rope.YaRN, factor
-		p.OriginalContext = k.int("rope.scaling.original_context_length", c.Context)
-		p.BetaFast, p.BetaSlow = k.float("rope.scaling.yarn_beta_fast", 32), k.float("rope.scaling.yarn_beta_slow", 1)
-		if k.float("rope.scaling.yarn_ext_factor", 1) != 1 || k.float("rope.scaling.attn_factor", 1) != 1 || k.float("rope.scaling.yarn_log_multiplier", 0) != 0 {
-			return fmt.Errorf("%s: YaRN with yarn_ext_factor, attn_factor or yarn_log_multiplier of its own is not supported", k.f.Path)
+	scaled := factor != 0 && factor != 1
+	switch kind {
+	case "none":
+	case "linear":
+		if scaled {
+			p.Scaling, p.Factor = rope.Linear, factor
+		}
+	case "yarn":
+		if scaled {
+			p.Scaling, p.Factor = rope.YaRN, factor
+			p.OriginalContext = k.int("rope.scaling.original_context_length", c.Context)
+			p.BetaFast, p.BetaSlow = stockBetaFast, stockBetaSlow
 		}
 	default:
 		return fmt.Errorf("%s: key %s.rope.scaling.type is %q; linear and yarn are supported", k.f.Path, k.arch, kind)
+	}
+	// Stock readers of these architectures heed the first of these keys only, so
+	// a file with another value means one thing and computes another.
+	for _, x := range []struct {
+		key  string
+		want float64
+	}{{"attn_factor", 1}, {"yarn_beta_fast", stockBetaFast}, {"yarn_beta_slow", stockBetaSlow}, {"yarn_ext_factor", 1}, {"yarn_attn_factor", 1}, {"yarn_log_multiplier", 0}} {
+		if v := k.float("rope.scaling."+x.key, x.want); v != x.want {
+			return fmt.Errorf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v, x.want)
+		}
 	}
 	c.Rope, c.RopeLocal = p, p
 	if c.SlidingWindow > 0 {

@@ -31,8 +31,11 @@ type Config struct {
 	KVHeads int // key/value heads (GQA: Heads is a multiple)
 	HeadDim int // length of one query or key head
 	FFN     int // intermediate size of a dense FFN, or of one expert
-	Vocab   int // rows of the embedding
-	Context int // trained context length, in tokens
+	// DenseFFN is the intermediate size of dense layers where experts have their
+	// OwnSize, else 0. No graph here uses it, GGUF files record it.
+	DenseFFN int
+	Vocab    int // rows of the embedding
+	Context  int // trained context length, in tokens
 
 	Experts     int // 0 for a dense model
 	ExpertsUsed int
@@ -54,8 +57,10 @@ type Config struct {
 	Sliding       []bool // one per layer, nil when SlidingWindow is 0
 
 	TiedEmbeddings bool
-	AttnScale      float64 // scores are multiplied by it; 1/sqrt(HeadDim) in most families
-	LogitSoftcap   float64 // 0: none
+	// AttnBias says which projections may have a bias in this model.
+	AttnBias     Biases
+	AttnScale    float64 // scores are multiplied by it; 1/sqrt(HeadDim) in most families
+	LogitSoftcap float64 // 0: none
 
 	BOS, EOS int // token ids, -1 when the source names none
 }
@@ -107,6 +112,9 @@ func (c *Config) Check() error {
 	}
 	if !(c.AttnScale > 0 && c.AttnScale <= 16) {
 		return fmt.Errorf("attention scale is %g, expected a positive number", c.AttnScale)
+	}
+	if !(c.LogitSoftcap >= 0 && c.LogitSoftcap < 1e6) {
+		return fmt.Errorf("final_logit_softcapping is %g, expected a positive number or none", c.LogitSoftcap)
 	}
 	if c.Experts < 0 || c.Experts > MaxExperts || c.Experts > 0 && (c.ExpertsUsed < 1 || c.ExpertsUsed > c.Experts) {
 		return fmt.Errorf("%d experts of which %d are used per token", c.Experts, c.ExpertsUsed)

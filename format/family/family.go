@@ -61,10 +61,19 @@ type Family struct {
 	RopeFreqs bool
 	// AttnBias says which projections may carry a bias.
 	AttnBias Biases
-	Experts  *Experts
-	Window   Window
-	// TiedByDefault: an absent tie_word_embeddings means true.
-	TiedByDefault bool
+	// Biases that Hugging Face files have depend on attention_bias if BiasKey is
+	// set; otherwise they are as AttnBias says.
+	BiasKey bool
+	Experts *Experts
+	Window  Window
+	// ScoreKeys: query_pre_attn_scalar and final_logit_softcapping are keys of
+	// this family; in others they have no meaning.
+	ScoreKeys bool
+	// SquareAttention: stock GGUF readers demand that heads times head_dim is the
+	// hidden size (and with NormLayers that there are as many KV heads as heads).
+	SquareAttention bool
+	// Defaults stand in for keys that config.json leaves out.
+	Defaults Defaults
 
 	// names maps a canonical name with a %d for the layer to its Hugging Face
 	// template (layer %d, then expert %d).
@@ -74,14 +83,48 @@ type Family struct {
 // Biases lists which attention projections can have a bias tensor in stock readers.
 type Biases struct{ Q, K, V, O bool }
 
-// Window says where sliding-window attention applies when a configuration
-// gives a window.
+// Defaults are the values that the reference's configuration class of a family
+// gives to keys of config.json that are absent. After the semicolon stands what
+// a zero here means.
+type Defaults struct {
+	RopeTheta          float64 // rope_theta; 10000
+	LocalRopeTheta     float64 // rope_local_base_freq; the family has one base for all layers
+	HeadDim            int     // head_dim; hidden_size / num_attention_heads
+	QueryPreAttnScalar float64 // query_pre_attn_scalar, where that is a key
+	SlidingWindow      int     // sliding_window; none
+	MaxWindowLayers    int     // max_window_layers
+	Tied               bool    // tie_word_embeddings
+}
+
+// allows says whether a tensor with this name pattern can be in a model with
+// biases b: anything but a bias that b does not have.
+func (b Biases) allows(pattern string) bool {
+	switch pattern {
+	case "blk.%d.attn_q.bias":
+		return b.Q
+	case "blk.%d.attn_k.bias":
+		return b.K
+	case "blk.%d.attn_v.bias":
+		return b.V
+	case "blk.%d.attn_output.bias":
+		return b.O
+	}
+	return true
+}
+
+// Window says in which layers sliding-window attention applies when a
+// configuration gives a window. The zero value: in none.
 type Window struct {
-	// AllLayers: an absent layer_types means every layer slides (mistral).
+	// LayerTypes: the layer_types of a configuration decide, if present. Other
+	// families ignore that key.
+	LayerTypes bool
+	// AllLayers: every layer slides (mistral).
 	AllLayers bool
-	// Period: an absent layer_types means that all but every Period-th layer slide (gemma3: 6).
+	// Period: all but every Period-th layer slide (gemma3: 6).
 	Period int
-	// NeedsFlag: the window counts only with use_sliding_window, from layer max_window_layers on (qwen).
+	// FromLayer: layers from max_window_layers on slide (qwen).
+	FromLayer bool
+	// NeedsFlag: the window counts only with use_sliding_window.
 	NeedsFlag bool
 	// InGGUF: stock GGUF runtimes apply the window; elsewhere they attend to
 	// everything, and differ from the source beyond the window.
@@ -97,6 +140,9 @@ type Experts struct {
 	// GGUFRenorm: what stock runtimes hard-code for the GGUF architecture; a
 	// model that does otherwise cannot be written as GGUF.
 	GGUFRenorm bool
+	// OwnSize: experts have an intermediate size of their own
+	// (moe_intermediate_size) beside the intermediate_size of dense layers.
+	OwnSize bool
 }
 
 type nameRule struct {
@@ -176,6 +222,8 @@ var (
 	allBiases = Biases{Q: true, K: true, V: true, O: true}
 	qkvBiases = Biases{Q: true, K: true, V: true}
 	noBiases  = Biases{}
+
+	qwenWindow = Window{LayerTypes: true, FromLayer: true, NeedsFlag: true}
 )
 
 // table holds every family. Order matters only where two entries share a GGUF
@@ -183,44 +231,50 @@ var (
 var table = []*Family{
 	{
 		Name: "llama", GGUFArch: "llama", Classes: []string{"LlamaForCausalLM"},
-		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: allBiases,
+		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: allBiases, BiasKey: true,
 		names: rules(attention(allBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "mistral", GGUFArch: "llama", Classes: []string{"MistralForCausalLM"},
 		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases, Window: Window{AllLayers: true},
-		names: rules(attention(noBiases, NoQKNorm), preNorm(), denseFFN()),
+		Defaults: Defaults{SlidingWindow: 4096},
+		names:    rules(attention(noBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "mixtral", GGUFArch: "llama", Classes: []string{"MixtralForCausalLM"},
 		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases, Window: Window{AllLayers: true},
-		Experts: &Experts{AlwaysRenorm: true, GGUFRenorm: true},
-		names:   rules(attention(noBiases, NoQKNorm), preNorm(), expertFFN("block_sparse_moe", "w1", "w3", "w2")),
+		Experts:  &Experts{AlwaysRenorm: true, GGUFRenorm: true},
+		Defaults: Defaults{RopeTheta: 1e6},
+		names:    rules(attention(noBiases, NoQKNorm), preNorm(), expertFFN("block_sparse_moe", "w1", "w3", "w2")),
 	},
 	{
 		Name: "qwen2", GGUFArch: "qwen2", Classes: []string{"Qwen2ForCausalLM"},
-		AttnBias: qkvBiases, Window: Window{NeedsFlag: true},
-		names: rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN()),
+		AttnBias: qkvBiases, Window: qwenWindow, SquareAttention: true,
+		Defaults: Defaults{SlidingWindow: 4096, MaxWindowLayers: 28},
+		names:    rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "qwen3", GGUFArch: "qwen3", Classes: []string{"Qwen3ForCausalLM"},
-		QKNorm: NormHead, AttnBias: noBiases, Window: Window{NeedsFlag: true},
-		names: rules(attention(noBiases, NormHead), preNorm(), denseFFN()),
+		QKNorm: NormHead, AttnBias: noBiases, Window: qwenWindow,
+		Defaults: Defaults{HeadDim: 128, SlidingWindow: 4096, MaxWindowLayers: 28},
+		names:    rules(attention(noBiases, NormHead), preNorm(), denseFFN()),
 	},
 	{
 		Name: "qwen3_moe", GGUFArch: "qwen3moe", Classes: []string{"Qwen3MoeForCausalLM"},
-		QKNorm: NormHead, AttnBias: noBiases, Window: Window{NeedsFlag: true}, Experts: &Experts{GGUFRenorm: true},
-		names: rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
+		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true}, Experts: &Experts{GGUFRenorm: true, OwnSize: true},
+		Defaults: Defaults{SlidingWindow: 4096},
+		names:    rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
 	{
 		Name: "olmoe", GGUFArch: "olmoe", Classes: []string{"OlmoeForCausalLM"},
-		QKNorm: NormLayers, AttnBias: noBiases, Experts: &Experts{GGUFRenorm: false}, UntiedHead: true,
+		QKNorm: NormLayers, AttnBias: noBiases, Experts: &Experts{GGUFRenorm: false}, UntiedHead: true, SquareAttention: true,
 		names: rules(attention(noBiases, NormLayers), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
 	{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
-		TiedByDefault: true, WideScaleLayers: 62, Window: Window{Period: 6, InGGUF: true},
+		ScoreKeys: true, WideScaleLayers: 62, Window: Window{LayerTypes: true, Period: 6, InGGUF: true},
+		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096, Tied: true},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
@@ -328,7 +382,8 @@ type Tensor struct {
 }
 
 // Tensors lists all canonical tensors of a model with configuration c, globals
-// first, then layer by layer. Optional ones (biases, a head of its own) are marked.
+// first, then layer by layer. Optional ones (biases, a head of its own) are
+// marked. A bias that c.AttnBias rules out is not among them.
 func (c *Config) Tensors() []Tensor {
 	var out []Tensor
 	for _, r := range c.Family.names {
@@ -338,7 +393,7 @@ func (c *Config) Tensors() []Tensor {
 	}
 	for l := range c.Layers {
 		for _, r := range c.Family.names {
-			if strings.Contains(r.canonical, "%d") {
+			if strings.Contains(r.canonical, "%d") && c.AttnBias.allows(r.canonical) {
 				out = append(out, Tensor{fmt.Sprintf(r.canonical, l), l, c.shape(r.canonical), r.optional})
 			}
 		}

@@ -41,15 +41,15 @@ type config struct {
 	BOS              tokenID  `json:"bos_token_id"`
 	EOS              tokenID  `json:"eos_token_id"`
 
-	RopeTheta      *float64     `json:"rope_theta"`
-	RopeLocalTheta *float64     `json:"rope_local_base_freq"`
-	RopeScaling    *ropeScaling `json:"rope_scaling"`
+	RopeTheta      *float64        `json:"rope_theta"`
+	RopeLocalTheta *float64        `json:"rope_local_base_freq"`
+	RopeScaling    json.RawMessage `json:"rope_scaling"`
 	// RopeParameters is the newer spelling: one object, or one per layer type.
 	RopeParameters json.RawMessage `json:"rope_parameters"`
 	PartialRotary  *float64        `json:"partial_rotary_factor"`
 	OriginalMax    *int            `json:"original_max_position_embeddings"`
 
-	SlidingWindow        *int     `json:"sliding_window"`
+	SlidingWindow        nullable `json:"sliding_window"`
 	UseSlidingWindow     *bool    `json:"use_sliding_window"`
 	MaxWindowLayers      *int     `json:"max_window_layers"`
 	SlidingWindowPattern *int     `json:"sliding_window_pattern"`
@@ -70,6 +70,7 @@ type config struct {
 	ClipQKV         *float64 `json:"clip_qkv"`
 	MLPBias         *bool    `json:"mlp_bias"`
 	PretrainingTP   *int     `json:"pretraining_tp"`
+	AttentionBias   *bool    `json:"attention_bias"`
 
 	Quantization json.RawMessage `json:"quantization_config"`
 	IsCausal     *bool           `json:"is_causal"`
@@ -91,6 +92,17 @@ type ropeScaling struct {
 	Truncate    *bool    `json:"truncate"`
 	Partial     *float64 `json:"partial_rotary_factor"`
 	ExtrapScale *float64 `json:"extrapolation_factor"`
+}
+
+// nullable tells an absent key from one that is null: defaults are for the first.
+type nullable struct {
+	present bool
+	value   *int
+}
+
+func (n *nullable) UnmarshalJSON(b []byte) error {
+	n.present = true
+	return json.Unmarshal(b, &n.value)
 }
 
 // tokenID accepts a number, a list of numbers (the first counts) or null.
@@ -175,18 +187,26 @@ func ParseConfig(raw []byte) (*family.Config, error) {
 		Family: fam, Layers: h.Layers, Hidden: h.HiddenSize, Heads: h.Heads, KVHeads: or(h.KVHeads, h.Heads),
 		FFN: h.IntermediateSize, Vocab: h.VocabSize, Context: h.MaxPositions,
 		NormEps: *h.NormEps, Pairs: rope.Half,
-		TiedEmbeddings: or(h.Tied, fam.TiedByDefault), BOS: h.BOS.value(), EOS: h.EOS.value(),
+		TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
 	}
 	if c.Heads < 1 {
-		return nil, fmt.Errorf("num_attention_heads is %d", c.Heads)
+		return nil, fmt.Errorf("num_attention_heads is %d, expected at least 1", c.Heads)
 	}
-	c.HeadDim = or(h.HeadDim, c.Hidden/c.Heads)
-	c.AttnScale = 1 / math.Sqrt(or(h.QueryPreAttnScalar, float64(c.HeadDim)))
+	if !fam.BiasKey || or(h.AttentionBias, false) {
+		c.AttnBias = fam.AttnBias
+	}
+	c.HeadDim = or(h.HeadDim, nonzero(fam.Defaults.HeadDim, c.Hidden/c.Heads))
+	c.AttnScale = 1 / math.Sqrt(or(h.QueryPreAttnScalar, nonzero(fam.Defaults.QueryPreAttnScalar, float64(c.HeadDim))))
 	c.LogitSoftcap = or(h.FinalLogitSoftcap, 0)
 	if fam.Experts != nil {
 		c.Experts = or(h.Experts, or(h.NumExperts, 0))
 		c.ExpertsUsed = or(h.ExpertsPerTok, 0)
-		c.FFN = or(h.MoEIntermediate, c.FFN)
+		if fam.Experts.OwnSize {
+			if h.MoEIntermediate == nil {
+				return nil, fmt.Errorf("moe_intermediate_size is missing")
+			}
+			c.FFN, c.DenseFFN = *h.MoEIntermediate, c.FFN
+		}
 		c.RenormTopK = fam.Experts.AlwaysRenorm || or(h.NormTopK, false)
 	}
 	if err := h.sliding(c); err != nil {
@@ -195,7 +215,10 @@ func ParseConfig(raw []byte) (*family.Config, error) {
 	if err := h.rope(c); err != nil {
 		return nil, err
 	}
-	return c, c.Check()
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func or[T any](p *T, def T) T {
@@ -203,6 +226,18 @@ func or[T any](p *T, def T) T {
 		return def
 	}
 	return *p
+}
+
+func nonzero[T int | float64](x, def T) T {
+	if x == 0 {
+		return def
+	}
+	return x
+}
+
+// isSet says whether a raw value is there and not null.
+func isSet(raw json.RawMessage) bool {
+	return len(raw) > 0 && !bytes.Equal(raw, []byte("null"))
 }
 
 // refuse names each key whose meaning the forward graph does not implement, and
@@ -229,13 +264,16 @@ func (h *config) refuse(f *family.Family) error {
 		key string
 		on  bool
 	}{
-		{"quantization_config (already quantised weights)", len(h.Quantization) > 0 && !bytes.Equal(h.Quantization, []byte("null"))},
+		{"quantization_config (already quantised weights)", isSet(h.Quantization)},
 		{"partial_rotary_factor", h.PartialRotary != nil && *h.PartialRotary != 1},
 		{"attn_logit_softcapping", h.AttnLogitSoftcap != nil && *h.AttnLogitSoftcap != 0},
 		{"use_bidirectional_attention", or(h.BidirectionalAttn, false)},
 		{"is_causal = false", !or(h.IsCausal, true)},
 		{"clip_qkv", h.ClipQKV != nil},
 		{"mlp_bias", or(h.MLPBias, false)},
+		{"attention_bias", or(h.AttentionBias, false) && f.AttnBias == family.Biases{}},
+		{"query_pre_attn_scalar", h.QueryPreAttnScalar != nil && !f.ScoreKeys},
+		{"final_logit_softcapping", or(h.FinalLogitSoftcap, 0) != 0 && !f.ScoreKeys},
 		{"pretraining_tp", or(h.PretrainingTP, 1) > 1},
 		{"mlp_only_layers", len(h.MLPOnlyLayers) > 0},
 		{"decoder_sparse_step", or(h.SparseStep, 1) != 1},
@@ -249,91 +287,146 @@ func (h *config) refuse(f *family.Family) error {
 
 // sliding fills in the window and which layers have it.
 func (h *config) sliding(c *family.Config) error {
-	w, rule := or(h.SlidingWindow, 0), c.Family.Window
-	if w <= 0 || rule.NeedsFlag && !or(h.UseSlidingWindow, false) {
-		return nil
+	rule := c.Family.Window
+	window := h.SlidingWindow.value
+	if d := c.Family.Defaults.SlidingWindow; !h.SlidingWindow.present && d > 0 {
+		window = &d
 	}
-	period := or(h.SlidingWindowPattern, rule.Period)
+	if rule.NeedsFlag && !or(h.UseSlidingWindow, false) {
+		window = nil
+	}
 	if c.Layers < 0 || c.Layers > family.MaxLayers {
 		return nil // Check names it
 	}
-	flags, any := make([]bool, c.Layers), false
+	types, err := h.layerTypes(c.Layers)
+	if err != nil {
+		return err
+	}
+	period := or(h.SlidingWindowPattern, rule.Period)
+	if rule.Period > 0 && period < 1 {
+		return fmt.Errorf("sliding_window_pattern is %d, expected a positive number", period)
+	}
+	flags, first := make([]bool, c.Layers), -1
 	for l := range flags {
 		switch {
-		case len(h.LayerTypes) > 0:
-			if len(h.LayerTypes) != c.Layers {
-				return fmt.Errorf("layer_types has %d entries for %d layers", len(h.LayerTypes), c.Layers)
-			}
-			switch h.LayerTypes[l] {
-			case "sliding_attention":
-				flags[l] = true
-			case "full_attention":
-			default:
-				return fmt.Errorf("layer_types[%d] is %q; full_attention and sliding_attention are supported", l, h.LayerTypes[l])
-			}
-		case rule.NeedsFlag:
-			flags[l] = l >= or(h.MaxWindowLayers, 0)
+		case rule.LayerTypes && types != nil:
+			flags[l] = types[l]
+		case rule.Period > 0:
+			flags[l] = (l+1)%period != 0
+		case window == nil:
 		case rule.AllLayers:
 			flags[l] = true
-		case period > 0:
-			flags[l] = (l+1)%period != 0
+		case rule.FromLayer:
+			flags[l] = l >= or(h.MaxWindowLayers, c.Family.Defaults.MaxWindowLayers)
 		}
-		any = any || flags[l]
+		if flags[l] && first < 0 {
+			first = l
+		}
+		if types != nil && types[l] != flags[l] {
+			return fmt.Errorf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l, h.LayerTypes[l], c.Family.Name)
+		}
 	}
-	if any {
-		c.SlidingWindow, c.Sliding = w, flags
+	if first < 0 {
+		return nil
 	}
+	if window == nil {
+		return fmt.Errorf("layer %d has sliding-window attention, but sliding_window is null or switched off", first)
+	}
+	if *window < 1 {
+		return fmt.Errorf("sliding_window is %d, expected a positive number or null", *window)
+	}
+	c.SlidingWindow, c.Sliding = *window, flags
 	return nil
 }
 
-// rope reads both spellings of the RoPE parameters.
+// layerTypes reads layer_types: true for layers that slide; nil when absent.
+func (h *config) layerTypes(layers int) ([]bool, error) {
+	if len(h.LayerTypes) == 0 {
+		return nil, nil
+	}
+	if len(h.LayerTypes) != layers {
+		return nil, fmt.Errorf("layer_types has %d entries for %d layers", len(h.LayerTypes), layers)
+	}
+	out := make([]bool, layers)
+	for l, t := range h.LayerTypes {
+		switch t {
+		case "sliding_attention":
+			out[l] = true
+		case "full_attention":
+		default:
+			return nil, fmt.Errorf("layer_types[%d] is %q; full_attention and sliding_attention are supported", l, t)
+		}
+	}
+	return out, nil
+}
+
+// rope reads both spellings of the RoPE parameters, with the reference's
+// precedence: where both are present, the older rope_scaling wins.
 func (h *config) rope(c *family.Config) error {
-	global, local := h.RopeScaling, (*ropeScaling)(nil)
-	if len(h.RopeParameters) > 0 && !bytes.Equal(h.RopeParameters, []byte("null")) {
-		var perType map[string]json.RawMessage
+	d := c.Family.Defaults
+	theta := or(h.RopeTheta, nonzero(d.RopeTheta, 10000))
+	perType := map[string]json.RawMessage{}
+	if isSet(h.RopeParameters) {
 		if err := json.Unmarshal(h.RopeParameters, &perType); err != nil {
 			return fmt.Errorf("rope_parameters: %w", err)
 		}
-		full := h.RopeParameters
-		if raw, ok := perType["full_attention"]; ok {
-			full = raw
-			if raw, ok := perType["sliding_attention"]; ok {
-				if err := json.Unmarshal(raw, &local); err != nil {
-					return fmt.Errorf("rope_parameters.sliding_attention: %w", err)
-				}
-			}
-		}
-		if err := json.Unmarshal(full, &global); err != nil {
-			return fmt.Errorf("rope_parameters: %w", err)
-		}
 	}
-	var err error
-	if c.Rope, err = h.ropeParams(c, global, h.RopeTheta); err != nil {
+	rawFull, rawLocal := perType["full_attention"], perType["sliding_attention"]
+	nested := isSet(rawFull) || isSet(rawLocal)
+	if d.LocalRopeTheta == 0 {
+		if nested {
+			return fmt.Errorf("rope_parameters differ by layer type, which models of type %s do not support", c.Family.Name)
+		}
+		s, err := decodeRope(h.RopeScaling)
+		if err == nil && *s == (ropeScaling{}) {
+			s, err = decodeRope(h.RopeParameters)
+		}
+		if err != nil {
+			return err
+		}
+		if h.OriginalMax != nil {
+			s.Original = h.OriginalMax
+		}
+		c.Rope, err = ropeParams(c, s, theta)
+		c.RopeLocal = c.Rope
 		return err
 	}
-	c.RopeLocal = c.Rope
-	switch {
-	case local != nil:
-		c.RopeLocal, err = h.ropeParams(c, local, h.RopeLocalTheta)
-	case h.RopeLocalTheta != nil:
-		// The local layers of families with two bases are never scaled.
-		c.RopeLocal, err = h.ropeParams(c, nil, h.RopeLocalTheta)
+	if len(perType) > 0 && !nested {
+		return fmt.Errorf("rope_parameters has neither full_attention nor sliding_attention, which models of type %s need", c.Family.Name)
 	}
+	full, err := decodeRope(rawFull, h.RopeScaling)
+	if err != nil {
+		return err
+	}
+	local, err := decodeRope(rawLocal)
+	if err != nil {
+		return err
+	}
+	if c.Rope, err = ropeParams(c, full, theta); err != nil {
+		return err
+	}
+	c.RopeLocal, err = ropeParams(c, local, or(h.RopeLocalTheta, d.LocalRopeTheta))
 	return err
 }
 
-func (h *config) ropeParams(c *family.Config, s *ropeScaling, theta *float64) (rope.Params, error) {
-	p := rope.Params{Dim: c.HeadDim}
-	if s != nil && s.Theta != nil {
-		theta = s.Theta
+// decodeRope reads objects of RoPE parameters, later ones over earlier ones.
+func decodeRope(raws ...json.RawMessage) (*ropeScaling, error) {
+	s := &ropeScaling{}
+	for _, raw := range raws {
+		if !isSet(raw) {
+			continue
+		}
+		if err := json.Unmarshal(raw, s); err != nil {
+			return nil, fmt.Errorf("rope_scaling or rope_parameters: %w", err)
+		}
 	}
-	if theta == nil {
-		return p, fmt.Errorf("rope_theta is missing")
-	}
-	p.Theta = *theta
-	if s == nil {
-		return p, nil
-	}
+	return s, nil
+}
+
+// ropeParams interprets one object of RoPE parameters; theta is the base if the
+// object has none.
+func ropeParams(c *family.Config, s *ropeScaling, theta float64) (rope.Params, error) {
+	p := rope.Params{Dim: c.HeadDim, Theta: or(s.Theta, theta)}
 	kind := s.RopeType
 	if kind == "" {
 		kind = s.Type
@@ -352,17 +445,15 @@ func (h *config) ropeParams(c *family.Config, s *ropeScaling, theta *float64) (r
 		return p, fmt.Errorf("RoPE scaling %s has no factor", kind)
 	}
 	p.Scaling, p.Factor = rope.Scaling(kind), *s.Factor
-	p.OriginalContext = or(s.Original, or(h.OriginalMax, 0))
 	switch p.Scaling {
 	case rope.Llama3:
+		p.OriginalContext = or(s.Original, c.Context)
 		if s.LowFreq == nil || s.HighFreq == nil {
 			return p, fmt.Errorf("RoPE scaling llama3 needs low_freq_factor and high_freq_factor")
 		}
 		p.LowFreqFactor, p.HighFreqFactor = *s.LowFreq, *s.HighFreq
 	case rope.YaRN:
-		if p.OriginalContext == 0 {
-			p.OriginalContext = c.Context // the reference's fallback
-		}
+		p.OriginalContext = or(s.Original, c.Context)
 		p.BetaFast, p.BetaSlow = or(s.BetaFast, 32), or(s.BetaSlow, 1)
 		if !or(s.Truncate, true) || s.MScale != nil || s.MScaleAll != nil || s.ExtrapScale != nil && *s.ExtrapScale != 1 {
 			return p, fmt.Errorf("RoPE scaling yarn with truncate = false, mscale, mscale_all_dim or extrapolation_factor is not supported")

@@ -71,6 +71,13 @@ const (
 	Divisor Scaling = "divisor" // explicit divisor per pair (GGUF rope_freqs tensor)
 )
 
+// Limits on numbers read from a file. They are far beyond every published model,
+// and inside them all angles are ordinary numbers.
+const (
+	MaxTheta  = 1e15
+	MaxFactor = 1e6 // of a scaling; 1/MaxFactor is the least
+)
+
 // Params is everything that determines the angles of one kind of layer.
 type Params struct {
 	Theta float64 // rope_theta, the base
@@ -91,13 +98,13 @@ type Params struct {
 // Check refuses parameters with which no angle can be computed.
 func (p Params) Check() error {
 	bad := func(name string, v float64) error {
-		return fmt.Errorf("RoPE %s is %g, expected a positive finite number", name, v)
+		return fmt.Errorf("RoPE %s is %g, expected a positive number of usual size", name, v)
 	}
-	pos := func(v float64) bool { return v > 0 && !math.IsInf(v, 0) }
+	pos := func(v float64) bool { return v >= 1/MaxFactor && v <= MaxFactor }
 	if p.Dim < 2 || p.Dim%2 != 0 {
 		return fmt.Errorf("RoPE dimension is %d, expected a positive even number", p.Dim)
 	}
-	if !pos(p.Theta) || p.Theta <= 1 {
+	if !(p.Theta > 1 && p.Theta <= MaxTheta) {
 		return bad("theta", p.Theta)
 	}
 	switch p.Scaling {
@@ -113,7 +120,7 @@ func (p Params) Check() error {
 		if p.OriginalContext < 1 {
 			return bad("original_max_position_embeddings", float64(p.OriginalContext))
 		}
-		if p.Scaling == Llama3 && (!pos(p.LowFreqFactor) || !(p.HighFreqFactor > p.LowFreqFactor)) {
+		if p.Scaling == Llama3 && (!pos(p.LowFreqFactor) || !pos(p.HighFreqFactor) || p.HighFreqFactor <= p.LowFreqFactor) {
 			return fmt.Errorf("RoPE low_freq_factor %g and high_freq_factor %g, expected 0 < low < high", p.LowFreqFactor, p.HighFreqFactor)
 		}
 		if p.Scaling == YaRN && (!pos(p.BetaFast) || !pos(p.BetaSlow)) {
@@ -124,7 +131,8 @@ func (p Params) Check() error {
 			return fmt.Errorf("%d RoPE frequency divisors for %d pairs", len(p.Divisors), p.Dim/2)
 		}
 		for _, d := range p.Divisors {
-			if !pos(d) {
+			// A huge divisor is how files say that a pair does not turn.
+			if !(d >= 1e-9) || math.IsInf(d, 1) {
 				return bad("frequency divisor", d)
 			}
 		}

@@ -180,6 +180,34 @@ func (m *Model) attendHead(o []float32, a *Attention, cache Cache, window, head 
 	return nil
 }
 
+// Probabilities calls visit for every query of one window and query head with
+// its attention probabilities p over keys [lo, i]; p is valid during the call.
+func (a *Attention) Probabilities(c *family.Config, window, head int, visit func(i, lo int, p []float32)) {
+	T, d := a.T, c.HeadDim
+	kvWidth, qWidth := c.KVHeads*d, c.Heads*d
+	base := window * T
+	var kw gemm.Weights
+	kw.PackRows(T, d, a.K[base*kvWidth+head/c.Group()*d:], kvWidth, 1)
+	span := 0
+	if c.IsSliding(a.Layer) {
+		span = c.SlidingWindow
+	}
+	s := make([]float32, queryBlock*T)
+	for i0 := 0; i0 < T; i0 += queryBlock {
+		i1 := min(T, i0+queryBlock)
+		gemm.MulRange(s, T, a.Q[(base+i0)*qWidth+head*d:], qWidth, i1-i0, &kw, 0, i1, 0, d, false, 1)
+		for i := i0; i < i1; i++ {
+			lo := 0
+			if span > 0 {
+				lo = max(0, i-span+1)
+			}
+			p := s[(i-i0)*T+lo : (i-i0)*T+i+1]
+			fmath.Softmax(p, float32(c.AttnScale))
+			visit(i, lo, p)
+		}
+	}
+}
+
 // gather copies one head's rows to contiguous memory.
 func gather(x []float32, ld, rows, d int) []float32 {
 	out := make([]float32, rows*d)

@@ -1,0 +1,253 @@
+#!/usr/bin/env python3
+"""Makes the tiny models of verify/refmodel/testdata and their golden logits.
+
+The oracle is Hugging Face transformers: each model is built from the config.json
+that the Go side will read, filled with random weights, saved by
+save_pretrained, loaded again in float32 and run on a fixed token sequence.
+
+    python -m venv venv && venv/bin/pip install torch transformers safetensors numpy
+    venv/bin/python scripts/oracles/make_tiny.py verify/refmodel/testdata
+
+Made with torch 2.15.0 and transformers 5.23.0. Weights, tokens and configs
+depend on the seeds alone; golden logits may move by a rounding error with
+another torch or CPU.
+
+A folder holds
+  config.json           in the spelling of transformers 4 or 5, see SPELLING
+  config.resaved.json   the same model as transformers writes it back
+  model*.safetensors    weights
+  tokenizer.json, tokenizer_config.json   104 tokens: printable ASCII, a few merges
+  golden.json           the tokens, and what the run was like
+  golden.f32            logits [windows, T, vocab], little-endian float32
+"""
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+WINDOWS, T = 2, 36
+LONG, LONG_T = ("llama", "mistral-window", "gemma3"), 80  # longer than the blocks of 64 queries in the Go code
+VOCAB = 104
+FIRST_TOKEN = 3  # below are <unk>, <s> and </s>
+
+BASE = dict(
+    vocab_size=VOCAB, hidden_size=48, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, rope_theta=10000.0,
+    tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,
+)
+
+
+def family(model_type, cls, **defaults):
+    return lambda **kw: {"architectures": [cls], "model_type": model_type, **BASE, **defaults, **kw}
+
+
+llama = family("llama", "LlamaForCausalLM", hidden_act="silu")
+mistral = family("mistral", "MistralForCausalLM", hidden_act="silu", sliding_window=None)
+mixtral = family("mixtral", "MixtralForCausalLM", hidden_act="silu", sliding_window=None,
+                 head_dim=16, intermediate_size=24, num_local_experts=5, num_experts_per_tok=2)
+qwen2 = family("qwen2", "Qwen2ForCausalLM", hidden_act="silu", hidden_size=64, use_sliding_window=False, sliding_window=16)
+qwen3 = family("qwen3", "Qwen3ForCausalLM", hidden_act="silu", attention_bias=False, head_dim=16)
+qwen3_moe = family("qwen3_moe", "Qwen3MoeForCausalLM", hidden_act="silu", head_dim=16, num_experts=6,
+                   num_experts_per_tok=3, moe_intermediate_size=20, decoder_sparse_step=1, mlp_only_layers=[])
+olmoe = family("olmoe", "OlmoeForCausalLM", hidden_act="silu", hidden_size=64, intermediate_size=16, num_experts=6,
+               num_experts_per_tok=3, clip_qkv=None, num_key_value_heads=4)
+gemma3 = family("gemma3_text", "Gemma3ForCausalLM", hidden_activation="gelu_pytorch_tanh", hidden_size=40,
+                head_dim=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=7, sliding_window=12, intermediate_size=28,
+                query_pre_attn_scalar=16, rope_theta=1000000.0, rope_local_base_freq=10000.0,
+                tie_word_embeddings=True, rms_norm_eps=1e-6)
+
+
+def without(cfg, *keys):
+    return {k: v for k, v in cfg.items() if k not in keys}
+
+
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+
+# name -> (config, weights' dtype, bytes per shard or None). Where the config has
+# rope_parameters it is the spelling of transformers 5, otherwise that of 4.
+MODELS = {
+    "llama": (llama(), "bfloat16", None),
+    # The oldest configs name neither rope_theta nor num_key_value_heads.
+    "llama-old": (without(llama(), "rope_theta", "num_key_value_heads"), "float16", None),
+    "llama-linear": (without(llama(num_key_value_heads=4, tie_word_embeddings=True,
+                                   rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=10000.0)), "rope_theta"), "bfloat16", None),
+    "llama-llama3": (llama(head_dim=16, rope_theta=500000.0,
+                           rope_scaling=dict(LLAMA3, original_max_position_embeddings=64)), "bfloat16", None),
+    "llama-yarn": (llama(head_dim=16, rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=32)), "bfloat16", None),
+    # Without original_max_position_embeddings: max_position_embeddings stands in.
+    "llama-yarn-context": (llama(head_dim=16, rope_scaling=dict(rope_type="yarn", factor=2.0, beta_fast=4.0, beta_slow=0.25)), "bfloat16", None),
+    # A top-level original_max_position_embeddings wins over that of the scaling.
+    "llama-yarn-top": (without(llama(head_dim=16, max_position_embeddings=256, original_max_position_embeddings=32,
+                                     rope_parameters=dict(rope_type="yarn", factor=4.0, rope_theta=10000.0, original_max_position_embeddings=64)), "rope_theta"), "bfloat16", None),
+    "llama-bias": (llama(attention_bias=True, head_dim=20, num_key_value_heads=1), "bfloat16", 24_000),
+    "llama-hd80": (llama(hidden_size=40, head_dim=80, num_attention_heads=2, num_key_value_heads=1, intermediate_size=36,
+                         num_hidden_layers=1), "float32", None),
+    "mistral": (mistral(head_dim=16), "bfloat16", None),
+    "mistral-window": (mistral(sliding_window=10, num_key_value_heads=4), "bfloat16", None),
+    "mixtral": (mixtral(), "bfloat16", None),
+    "mixtral-window": (mixtral(sliding_window=10, num_hidden_layers=1, head_dim=8), "bfloat16", None),
+    "qwen2": (qwen2(tie_word_embeddings=True, num_key_value_heads=1), "bfloat16", None),
+    "qwen2-yarn": (without(qwen2(rope_parameters=dict(rope_type="yarn", factor=4.0, rope_theta=1000000.0,
+                                                      original_max_position_embeddings=32)), "rope_theta"), "bfloat16", None),
+    "qwen2-window": (qwen2(use_sliding_window=True, max_window_layers=1, sliding_window=10), "bfloat16", None),
+    "qwen2-headdim": (qwen2(hidden_size=48, head_dim=16, num_hidden_layers=1), "bfloat16", None),
+    "qwen3": (qwen3(hidden_size=40, head_dim=32, tie_word_embeddings=True), "bfloat16", None),
+    "qwen3-window": (without(qwen3(use_sliding_window=True, sliding_window=10, max_window_layers=0, num_hidden_layers=3,
+                                   layer_types=["full_attention", "sliding_attention", "full_attention"],
+                                   rope_parameters=dict(rope_type="default", rope_theta=10000.0)), "rope_theta"), "bfloat16", None),
+    "qwen3moe": (qwen3_moe(norm_topk_prob=True), "bfloat16", None),
+    "qwen3moe-raw": (qwen3_moe(norm_topk_prob=False, num_hidden_layers=1), "bfloat16", None),
+    # This family slides in every layer, whatever max_window_layers says.
+    "qwen3moe-window": (qwen3_moe(norm_topk_prob=True, use_sliding_window=True, sliding_window=10, max_window_layers=1), "bfloat16", None),
+    "olmoe": (olmoe(norm_topk_prob=False), "bfloat16", None),
+    "olmoe-tied": (olmoe(norm_topk_prob=False, tie_word_embeddings=True, num_hidden_layers=1), "bfloat16", None),
+    "olmoe-gqa": (olmoe(norm_topk_prob=True, num_key_value_heads=2, num_hidden_layers=1), "bfloat16", None),
+    "gemma3": (gemma3(sliding_window_pattern=6), "bfloat16", None),
+    "gemma3-linear": (without(gemma3(num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                                     layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                                     rope_parameters=dict(full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1000000.0),
+                                                          sliding_attention=dict(rope_type="default", rope_theta=10000.0))),
+                              "rope_theta", "rope_local_base_freq"), "bfloat16", None),
+    # Nothing but what has no default: bases, scale and period are the reference's.
+    "gemma3-defaults": (without(gemma3(rope_scaling=dict(rope_type="linear", factor=8.0)), "rope_theta", "rope_local_base_freq",
+                                "query_pre_attn_scalar", "tie_word_embeddings"), "bfloat16", None),
+    "gemma3-scale": (gemma3(num_hidden_layers=2, sliding_window_pattern=2, query_pre_attn_scalar=24,
+                            final_logit_softcapping=5.0, tie_word_embeddings=False), "bfloat16", None),
+    # 62 layers: stock GGUF runtimes take 1/sqrt(hidden/heads) for the scale.
+    "gemma3-62": (gemma3(num_hidden_layers=62, hidden_size=16, intermediate_size=8, head_dim=4, query_pre_attn_scalar=8,
+                         sliding_window_pattern=6), "bfloat16", None),
+}
+
+
+def seed(name):
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+def fill(model, name):
+    """Random weights under which attention and logits are far from uniform, and
+    every gain and bias matters."""
+    rng = np.random.default_rng(seed(name))
+    gemma = model.config.model_type == "gemma3_text"
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            x = rng.standard_normal(p.shape)
+            if n.endswith("norm.weight"):
+                # Gains of queries and keys set how sharp attention is.
+                mean = 1.5 if n.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
+                # In a deep sandwich small steps keep rounding errors from growing layer by layer.
+                if gemma and ".post_" in n:
+                    mean = min(1.0, 7 / model.config.num_hidden_layers)
+                x = mean + 0.3 * x - (1.0 if gemma else 0.0)
+            elif n.endswith(".bias"):
+                x = 0.7 * x
+            elif "embed_tokens" in n:
+                x = 0.4 * x
+            elif "lm_head" in n:
+                x = 2.0 * x / math.sqrt(p.shape[-1])
+            else:
+                gain = 1.6 if ("q_proj" in n or "k_proj" in n) else 1.2
+                if "mlp.gate.weight" in n:  # the router
+                    gain = 2.0
+                x = gain * x / math.sqrt(p.shape[-1])
+            p.copy_(torch.from_numpy(x))
+
+
+def tokens(name):
+    rng = np.random.default_rng(seed("tokens " + name))
+    t = rng.integers(FIRST_TOKEN, VOCAB - 1, size=(WINDOWS, LONG_T if name in LONG else T))
+    t[0, 0] = 1
+    t[1, 7:14] = t[1, 27:34]  # a repetition: distinct positions must still tell it apart
+    return t
+
+
+def byte_chars():
+    """The printable stand-ins for bytes of byte-level BPE."""
+    keep = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return {b: chr(b) if b in keep else chr(0x100 + [c for c in range(256) if c not in keep].index(b)) for b in range(256)}
+
+
+def write_tokenizer(folder):
+    chars = byte_chars()
+    special = ["<unk>", "<s>", "</s>"]
+    merges = [("t", "h"), ("h", "e"), ("i", "n"), ("a", "n")]
+    words = special + [chars[b] for b in [0x0A, *range(0x20, 0x7F)]] + ["".join(m) for m in merges] + ["<pad>"]
+    assert len(words) == VOCAB, len(words)
+    added = [dict(id=words.index(s), content=s, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+             for s in special + ["<pad>"]]
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
+    doc = dict(version="1.0", truncation=None, padding=None, added_tokens=added, normalizer=None, pre_tokenizer=level,
+               post_processor=None, decoder=level,
+               model=dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None,
+                          fuse_unk=False, byte_fallback=False, ignore_merges=False,
+                          vocab={w: i for i, w in enumerate(words)}, merges=[list(m) for m in merges]))
+    dump(folder, "tokenizer.json", doc, indent=None)
+    dump(folder, "tokenizer_config.json", dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>",
+                                               unk_token="<unk>", pad_token="<pad>", add_bos_token=False))
+
+
+def dump(folder, name, doc, indent=1):
+    with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
+        json.dump(doc, f, indent=indent, ensure_ascii=False)
+        f.write("\n")
+
+
+def load(folder, dtype):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager").eval()
+
+
+def run(model, ids):
+    with torch.no_grad():
+        out = model(input_ids=torch.from_numpy(ids), use_cache=False, output_attentions=True)
+    return out.logits.double().numpy(), out.attentions
+
+
+def make(root, name):
+    cfg, dtype, shard = MODELS[name]
+    folder = os.path.join(root, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    dump(folder, "config.json", cfg)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    fill(model, name)
+    with tempfile.TemporaryDirectory() as tmp:
+        model.to(getattr(torch, dtype)).save_pretrained(tmp, **({"max_shard_size": shard} if shard else {}))
+        for f in sorted(os.listdir(tmp)):
+            if f.startswith("model"):
+                shutil.copyfile(os.path.join(tmp, f), os.path.join(folder, f))
+        with open(os.path.join(tmp, "config.json"), encoding="utf-8") as f:
+            dump(folder, "config.resaved.json", json.load(f))
+    write_tokenizer(folder)
+    # Everything below comes from the files, as the Go side sees them.
+    ids = tokens(name)
+    logits, attn = run(load(folder, torch.float32), ids)
+    exact, _ = run(load(folder, torch.float64), ids)
+    logits.astype("<f4").tofile(os.path.join(folder, "golden.f32"))
+    # How sharp attention is: the largest weight of a late query, below 0.05 when uniform.
+    top = float(np.mean([a[:, :, T // 2:, :].max(-1).values.mean().item() for a in attn]))
+    stats = dict(std=float(logits.std()), max=float(np.abs(logits).max()), top_attention=top,
+                 rounding=float(np.abs(logits - exact).max()))
+    dump(folder, "golden.json", dict(made_with=dict(transformers=transformers.__version__, torch=torch.__version__.split("+")[0]),
+                                     tokens=ids.tolist(), stats={k: round(v, 9) for k, v in stats.items()}), indent=None)
+    size = sum(os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder))
+    print(f"{name:20} {size:8d} bytes  std {stats['std']:.3f}  largest {stats['max']:.2f}  attention {top:.3f}  float32 - float64 {stats['rounding']:.2e}", flush=True)
+    return size
+
+
+def main():
+    root = sys.argv[1]
+    torch.set_num_threads(1)  # the order of sums, and so the golden bits
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    print(sum(make(root, n) for n in (sys.argv[2:] or MODELS)), "bytes")
+
+
+if __name__ == "__main__":
+    main()
