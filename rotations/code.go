@@ -24,6 +24,9 @@ import (
 const (
 	MaxDim  = spec.MaxHeadDim
 	MaxBits = spec.MaxBits // signs per key
+	// MaxBitsPerNumber bounds the signs per number of a key. The Gram matrix grows
+	// with the square of the signs, so without it a small file could ask for much memory.
+	MaxBitsPerNumber = 8
 )
 
 // A Code stores keys of one KV head. It is immutable once made and safe for
@@ -49,8 +52,8 @@ type Code struct {
 // New checks a code's parts and prepares it for encoding. Encode nil claims that
 // the rows of decode are orthonormal; that is checked.
 func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
-	if d < 1 || d > MaxDim || b < 8 || b > MaxBits || b%8 != 0 {
-		return nil, fmt.Errorf("a code of %d signs for keys of %d numbers: signs must be a multiple of 8 up to %d, numbers at most %d", b, d, MaxBits, MaxDim)
+	if err := checkSize(d, b); err != nil {
+		return nil, err
 	}
 	if len(mean) != d || len(decode) != b*d || encode != nil && len(encode) != b*d {
 		return nil, fmt.Errorf("code of %d signs for keys of %d numbers has mean of %d, decode of %d and encode of %d numbers", b, d, len(mean), len(decode), len(encode))
@@ -82,14 +85,24 @@ func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
 	for i := range b {
 		for j := range i {
 			v := 0.5 * (c.gram[i*b+j] + c.gram[j*b+i])
+			if v-v != 0 {
+				return nil, fmt.Errorf("signs %d and %d of the code have an inner product of %g: the matrices are too large", i, j, v)
+			}
 			c.gram[i*b+j], c.gram[j*b+i] = v, v
 		}
-		if !(c.gram[i*b+i] >= 0) {
-			return nil, fmt.Errorf("sign %d of the code has a negative length in its own metric", i)
+		if v := c.gram[i*b+i]; !(v >= 0) || v-v != 0 {
+			return nil, fmt.Errorf("sign %d of the code has the squared length %g in its own metric", i, v)
 		}
 	}
 	c.pack()
 	return c, nil
+}
+
+func checkSize(d, b int) error {
+	if d < 1 || d > MaxDim || b < 8 || b > min(MaxBits, MaxBitsPerNumber*d) || b%8 != 0 {
+		return fmt.Errorf("a code of %d signs for keys of %d numbers: signs must be a multiple of 8 up to %d and %d times the numbers, numbers at most %d", b, d, MaxBits, MaxBitsPerNumber, MaxDim)
+	}
+	return nil
 }
 
 func (c *Code) pack() {

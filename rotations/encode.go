@@ -12,6 +12,11 @@ const encodeBatch = 1024
 // brought in as one matrix product.
 const signBlock = 16
 
+// vanishing is the squared length of a sum of rows, as a share of that of its
+// terms, below which float32 rounding makes up most of it: where rows depend on
+// each other such sums occur, and their quotients mean nothing.
+const vanishing = 1e-6
+
 // An encoder finds signs for batches of keys. All sums over signs run in
 // ascending order of the signs, so batches and blocks do not change a bit.
 type encoder struct {
@@ -108,7 +113,8 @@ func (e *encoder) greedy(n int) {
 				nDown, dDown := num-zi, den-2*gi+gii
 				up := zi >= 0
 				if i > 0 {
-					up = float64(nUp*nUp)*dDown >= float64(nDown*nDown)*dUp
+					least := float64(vanishing * (den + gii))
+					up = dDown <= least || dUp > least && float64(nUp*nUp)*dDown >= float64(nDown*nDown)*dUp
 				}
 				row := e.gram[i*b+i0 : i*b+i1]
 				if up {
@@ -148,7 +154,7 @@ func (e *encoder) flip(k int) {
 		n := num - 2*float64(si*float64(z[i]))
 		d := den - 4*float64(si*float64(g[i])) + 4*float64(e.gram[i*b+i])
 		// The margin keeps rounding noise from flipping back and forth.
-		if d > 0 && float64(n*n)*den > float64(num*num)*d*(1+1e-9) {
+		if d > float64(vanishing*den) && float64(n*n)*den > float64(num*num)*d*(1+1e-9) {
 			num, den, last = n, d, i
 			row, step := e.gram[i*b:(i+1)*b], -2*s[i]
 			s[i] = -s[i]

@@ -44,6 +44,9 @@ func Fit(kind string, b int, s *Sample) (*Code, []Point, error) {
 	if kind != "frame" && b != s.D {
 		return nil, nil, fmt.Errorf("code %s has one sign per number; only frame can use %d signs for %d numbers", kind, b, s.D)
 	}
+	if err := checkSize(s.D, b); err != nil {
+		return nil, nil, err
+	}
 	if s.N() == 0 && kind != "raw" {
 		return nil, nil, fmt.Errorf("no calibration keys for layer %d, head %d", s.Layer, s.Head)
 	}
@@ -170,20 +173,24 @@ type l1max struct {
 	y             []float32    // (R x)^T, then its signs, [d, n]
 }
 
+// Bits of a float32: the sign, and the number 1.
+const (
+	signBit = 1 << 31
+	one     = 0x3f800000
+)
+
 // objective returns the mean of |R x|_1 / sqrt(d) and leaves the signs in y.
 func (f *l1max) objective(r []float32) float64 {
 	gemm.Mul(f.y, f.n, r, f.d, f.d, &f.keys, f.threads)
 	var total float64
 	for i := range f.d {
 		var sum float64
-		for j, v := range f.y[i*f.n : (i+1)*f.n] {
-			if v >= 0 {
-				sum += float64(v)
-				f.y[i*f.n+j] = 1
-			} else {
-				sum -= float64(v)
-				f.y[i*f.n+j] = -1
-			}
+		row := f.y[i*f.n : (i+1)*f.n]
+		for j, v := range row {
+			// Signs are as good as random, so a branch on them would be missed half the time.
+			bits := math.Float32bits(v)
+			sum += float64(math.Float32frombits(bits &^ signBit))
+			row[j] = math.Float32frombits(bits&signBit | one)
 		}
 		total += sum
 	}

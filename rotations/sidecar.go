@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"phaseconv/format/gguf"
 	"phaseconv/format/safetensors"
@@ -59,6 +60,9 @@ func RopeText(full, local rope.Params) (string, error) {
 		Divisors []float32 `json:"divisors,omitempty"`
 	}
 	make1 := func(p rope.Params) side {
+		if (p.Scaling == rope.Linear || p.Scaling == rope.YaRN) && p.Factor == 1 {
+			p.Scaling = rope.None // as containers that leave a factor of one out have it
+		}
 		s := side{Theta: p.Theta, Dim: p.Dim, Scaling: string(p.Scaling)}
 		if d, ok := p.FreqDivisors(); ok {
 			// llama3 and explicit divisors are one thing in two spellings: the
@@ -273,6 +277,12 @@ func ReadSidecar(path string) (*Sidecar, error) {
 }
 
 func openSidecar(path string) (sidecarFile, error) {
+	// Opening a named pipe would wait for a writer.
+	if st, err := os.Stat(path); err != nil {
+		return nil, err
+	} else if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
 	h, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -284,6 +294,10 @@ func openSidecar(path string) (sidecarFile, error) {
 		f, err := gguf.Open(path)
 		if err != nil {
 			return nil, err
+		}
+		if arch, err := f.String("general.architecture"); err != nil || arch != spec.Architecture {
+			f.Close()
+			return nil, fmt.Errorf("%s: key general.architecture is %q, a sidecar has %q", path, arch, spec.Architecture)
 		}
 		return ggufSidecar{f}, nil
 	}
@@ -305,7 +319,10 @@ func readSidecar(f sidecarFile) (*Sidecar, error) {
 	s := &Sidecar{}
 	r := &keyReader{f: f}
 	layers, heads := r.number(spec.KeyLayers, 1, spec.MaxLayers), r.number(spec.KeyHeads, 1, spec.MaxHeads)
-	s.HeadDim = r.number(spec.KeyHeadDim, 1, spec.MaxHeadDim)
+	s.HeadDim = r.number(spec.KeyHeadDim, 2, spec.MaxHeadDim)
+	if r.err == nil && s.HeadDim%2 != 0 {
+		return nil, fmt.Errorf("key %s is %d; RoPE pairs need an even number", spec.KeyHeadDim, s.HeadDim)
+	}
 	s.Anchor = r.number(spec.KeyAnchor, 0, spec.MaxAnchor)
 	s.Sink = r.number(spec.KeySink, 0, spec.MaxSink)
 	s.Recent = r.number(spec.KeyRecent, 0, spec.MaxRecent)
@@ -408,6 +425,9 @@ func (r *keyReader) text(key string) string {
 		return ""
 	}
 	v, err := r.f.text(key)
+	if err == nil && !utf8.ValidString(v) {
+		err = fmt.Errorf("key %s is not valid UTF-8", key)
+	}
 	r.err = err
 	return v
 }

@@ -7,6 +7,8 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 )
@@ -29,21 +31,32 @@ type File struct {
 // the final rename stays within one file system. An existing path is replaced
 // by Commit; callers that must not overwrite check before.
 func Create(path string) (*File, error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
+	f, err := createTemp(path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: cannot create a temporary file beside it: %w", path, err)
-	}
-	// CreateTemp makes the file private; a model file is meant to be read by others.
-	if err := f.Chmod(0o644); err != nil {
-		f.Close()
-		os.Remove(f.Name())
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return &File{path: path, f: f, w: bufio.NewWriterSize(f, bufferSize)}, nil
 }
 
+// createTemp is like os.CreateTemp, but the file gets the permissions that the
+// user's umask gives to new files: those of CreateTemp, private to the user, are
+// not meant for a model, and a fixed mode would overrule the umask.
+func createTemp(path string) (*os.File, error) {
+	dir, base := filepath.Split(path)
+	for try := 0; ; try++ {
+		name := fmt.Sprintf("%s.%s.%08x.tmp", dir, base, rand.Uint32())
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+		if err == nil || !errors.Is(err, fs.ErrExist) || try == 100 {
+			return f, err
+		}
+	}
+}
+
 // Write appends p. After the first error every later call returns that error.
 func (f *File) Write(p []byte) (int, error) {
+	if f.done && f.err == nil {
+		f.err = fmt.Errorf("%s: written to after Commit or Abort", f.path)
+	}
 	if f.err != nil {
 		return 0, f.err
 	}
@@ -61,10 +74,11 @@ func (f *File) Offset() int64 { return f.n }
 // Path returns the final name.
 func (f *File) Path() string { return f.path }
 
-// Commit flushes, syncs and renames. On error nothing is left under either name.
+// Commit flushes, syncs and renames. On error the temporary file is removed and
+// the final name is as it was.
 func (f *File) Commit() error {
 	if f.done {
-		return errors.New("atomicfile: Commit or Abort was called before")
+		return fmt.Errorf("%s: Commit or Abort was called before", f.path)
 	}
 	err := f.err
 	if err == nil {

@@ -169,8 +169,8 @@ func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) { return c.b.vocab() }
 // refuses numbers that are not finite, by name: no model can be computed with them.
 func (c *Checkpoint) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	cols := t.Cols()
-	if row0 < 0 || n < 0 || row0+n > t.Rows() || len(dst) < n*cols {
-		return fmt.Errorf("%s: tensor %s: rows [%d, %d) of %d asked for, room for %d values", c.Path, t.Name, row0, row0+n, t.Rows(), len(dst))
+	if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*cols {
+		return fmt.Errorf("%s: tensor %s: %d rows from %d on of %d asked for, room for %d values", c.Path, t.Name, n, row0, t.Rows(), len(dst))
 	}
 	per := t.Rows() / len(t.Sources)
 	for at := row0; at < row0+n; {
@@ -262,6 +262,9 @@ func FileDigest(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
+// headName is the output head, where a model has one of its own.
+const headName = "output.weight"
+
 // attention lists the tensors that determine a layer's queries and keys, in
 // digest order.
 var attention = []string{
@@ -314,6 +317,11 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 	c.tensors = map[string]*Tensor{}
 	used := map[string]bool{}
 	for _, want := range c.Config.Tensors() {
+		// Checkpoints with tied embeddings may still carry a copy of the head,
+		// which the reference then ignores, whatever it holds.
+		if want.Name == headName && c.Config.TiedEmbeddings {
+			continue
+		}
 		sources := names(want)
 		shape, typ, ok := lookup(sources[0])
 		if !ok {

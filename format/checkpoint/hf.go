@@ -52,30 +52,11 @@ func openHF(dir string) (*Checkpoint, error) {
 			t.Add = 1
 		}
 	}
-	if err := checkHead(c); err != nil {
+	if _, ok := c.tensors[headName]; !ok && !cfg.TiedEmbeddings {
 		set.Close()
-		return nil, err
+		return nil, fmt.Errorf("%s: lm_head.weight is missing and tie_word_embeddings is false", dir)
 	}
 	return c, nil
-}
-
-// checkHead settles which matrix is the output head. Checkpoints with tied
-// embeddings may still carry a copy, which the reference then ignores.
-func checkHead(c *Checkpoint) error {
-	const head = "output.weight"
-	t, has := c.tensors[head]
-	if !c.Config.TiedEmbeddings {
-		if !has {
-			return fmt.Errorf("%s: lm_head.weight is missing and tie_word_embeddings is false", c.Path)
-		}
-		return nil
-	}
-	if has {
-		delete(c.tensors, head)
-		c.order = without(c.order, head)
-		c.Unknown = append(c.Unknown, t.Sources...)
-	}
-	return nil
 }
 
 func without(list []string, x string) []string {

@@ -55,7 +55,7 @@ func (v *View) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	}
 	cols := t.Cols()
 	if len(t.Shape) == 1 { // a vector's only dimension is its outermost
-		for i := range dst[:cols] {
+		for i := range dst[:n*cols] {
 			dst[i] *= e.Scale[i]
 		}
 	} else {

@@ -16,19 +16,28 @@ import (
 	"math"
 	"os"
 	"sort"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"phaseconv/format/dtype"
 )
 
 // Limits on what a header may ask for.
 const (
-	MaxHeader  = 100 << 20 // bytes; the reference implementation's own limit
+	MaxHeader  = 100_000_000 // bytes; the reference implementation's own limit
 	MaxTensors = 1 << 20
 	MaxDims    = 16
 	MaxName    = 1 << 10 // bytes
 	// MaxIndex bounds model.safetensors.index.json.
 	MaxIndex = 100 << 20
+	// MaxShards bounds how many files an index may name; all are kept open.
+	MaxShards = 1 << 12
 )
+
+// metadataKey is the one key of a header that is not a tensor.
+const metadataKey = "__metadata__"
 
 // A FormatError says where a file breaks the format.
 type FormatError struct {
@@ -41,7 +50,7 @@ type FormatError struct {
 func (e *FormatError) Error() string {
 	s := e.File
 	if e.Tensor != "" {
-		s += ": tensor " + e.Tensor
+		s += ": tensor " + printable(e.Tensor)
 	}
 	if e.Offset >= 0 {
 		s += fmt.Sprintf(" (offset %d)", e.Offset)
@@ -111,6 +120,9 @@ type File struct {
 
 // Open reads the header of path and checks it against the file's size.
 func Open(path string) (*File, error) {
+	if err := checkRegular(path); err != nil {
+		return nil, err
+	}
 	h, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -121,6 +133,16 @@ func Open(path string) (*File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// checkRegular comes before opening, because opening a named pipe would wait for
+// a writer.
+func checkRegular(path string) error {
+	st, err := os.Stat(path)
+	if err == nil && !st.Mode().IsRegular() {
+		err = &FormatError{File: path, Offset: -1, Msg: "not a regular file"}
+	}
+	return err
 }
 
 // Close closes the file.
@@ -143,9 +165,6 @@ func (f *File) parse() error {
 	st, err := f.f.Stat()
 	if err != nil {
 		return err
-	}
-	if !st.Mode().IsRegular() {
-		return f.fail("", -1, "not a regular file")
 	}
 	f.size = st.Size()
 	var lead [8]byte
@@ -173,74 +192,211 @@ func (f *File) parse() error {
 	return f.checkOffsets()
 }
 
-// parseHeader walks the JSON by tokens, because a map would hide a duplicate name.
+// parseHeader walks the JSON by tokens. Decoding into maps and structs would
+// hide a name that appears twice and would take "DTYPE" for "dtype", so that two
+// readers could see two different files in the same bytes.
 func (f *File) parseHeader(head []byte) error {
-	dec := json.NewDecoder(bytes.NewReader(head))
-	bad := func(err error) error { return f.fail("", 8+dec.InputOffset(), "header is not valid JSON: %v", err) }
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return f.fail("", 8, "header does not start with {")
+	if len(head) == 0 || head[0] != '{' {
+		return f.fail("", 8, "header does not start with {; this is not a safetensors file")
 	}
+	if !utf8.Valid(head) {
+		return f.fail("", 8, "header is not valid UTF-8")
+	}
+	p := &headerParser{f: f, dec: json.NewDecoder(bytes.NewReader(head)), replacement: bytes.Contains(head, []byte("\uFFFD"))}
+	p.dec.UseNumber()
 	f.byName = map[string]int{}
-	for dec.More() {
-		key, err := dec.Token()
-		if err != nil {
-			return bad(err)
-		}
-		name := key.(string)
-		if name == "__metadata__" {
-			if f.Metadata != nil {
-				return f.fail("", 8+dec.InputOffset(), "__metadata__ appears twice")
-			}
-			if err := dec.Decode(&f.Metadata); err != nil {
-				return bad(err)
-			}
-			continue
-		}
-		var e struct {
-			DType   string  `json:"dtype"`
-			Shape   []int64 `json:"shape"`
-			Offsets []int64 `json:"data_offsets"`
-		}
-		if err := dec.Decode(&e); err != nil {
-			return f.fail(clip(name), 8+dec.InputOffset(), "bad header entry: %v", err)
-		}
-		if len(name) > MaxName {
-			return f.fail(clip(name), 8+dec.InputOffset(), "name of %d bytes exceeds the limit of %d", len(name), MaxName)
-		}
-		if _, dup := f.byName[name]; dup {
-			return f.fail(name, 8+dec.InputOffset(), "the name appears twice")
-		}
-		if len(f.Tensors) == MaxTensors {
-			return f.fail("", 8+dec.InputOffset(), "more than %d tensors", MaxTensors)
-		}
-		if len(e.Offsets) != 2 || len(e.Shape) > MaxDims {
-			return f.fail(name, 8+dec.InputOffset(), "data_offsets has %d numbers, shape has %d dimensions", len(e.Offsets), len(e.Shape))
-		}
-		t := Tensor{Name: name, DType: e.DType, Begin: e.Offsets[0], End: e.Offsets[1]}
-		if t.Begin < 0 || t.End < t.Begin || t.End > f.size-f.data {
-			return f.fail(name, 8+dec.InputOffset(), "data_offsets [%d, %d] lie outside the data section of %d bytes; the file is cut off or damaged", t.Begin, t.End, f.size-f.data)
-		}
-		count := int64(1)
-		for _, d := range e.Shape {
-			if d < 0 || d > math.MaxInt32 || d > 0 && count > math.MaxInt64/16/d {
-				return f.fail(name, 8+dec.InputOffset(), "shape %v is not possible", e.Shape)
-			}
-			count *= d
-			t.Shape = append(t.Shape, int(d))
-		}
-		if bits, ok := elementBits[t.DType]; ok && (count*int64(bits)+7)/8 != t.Size() {
-			return f.fail(name, 8+dec.InputOffset(), "shape %v of %s needs %d bytes, data_offsets span %d", e.Shape, t.DType, (count*int64(bits)+7)/8, t.Size())
-		}
-		f.byName[name] = len(f.Tensors)
-		f.Tensors = append(f.Tensors, t)
+	if err := p.object("", p.member); err != nil {
+		return err
 	}
-	if _, err := dec.Token(); err != nil {
-		return bad(err)
-	}
-	if rest := bytes.TrimRight(head[dec.InputOffset():], " "); len(rest) > 0 {
-		return f.fail("", 8+dec.InputOffset(), "bytes after the header's closing brace")
+	if rest := bytes.TrimRight(head[p.dec.InputOffset():], " \t\r\n"); len(rest) > 0 {
+		return p.fail("", "bytes after the header's closing brace")
 	}
 	return nil
+}
+
+// headerParser reads the header of f.
+type headerParser struct {
+	f   *File
+	dec *json.Decoder
+	// replacement: the header itself contains U+FFFD, which the decoder otherwise
+	// puts where an escape is half of a surrogate pair.
+	replacement bool
+	metadata    bool // __metadata__ was there
+}
+
+func (p *headerParser) fail(tensor, format string, args ...any) error {
+	return p.f.fail(clip(tensor), 8+p.dec.InputOffset(), format, args...)
+}
+
+// token returns the next token, which is of type T or in error.
+func token[T json.Delim | string | json.Number](p *headerParser, tensor, what string) (v T, err error) {
+	t, err := p.dec.Token()
+	if err != nil {
+		return v, p.fail(tensor, "header is not valid JSON: %v", err)
+	}
+	v, ok := t.(T)
+	if !ok {
+		return v, p.fail(tensor, "%s expected, found %v", what, t)
+	}
+	if s, ok := t.(string); ok && !p.replacement && strings.ContainsRune(s, utf8.RuneError) {
+		return v, p.fail(tensor, "a text is not valid Unicode")
+	}
+	return v, nil
+}
+
+// object reads an object; member is called with each key and reads its value.
+func (p *headerParser) object(tensor string, member func(key string) error) error {
+	if t, err := token[json.Delim](p, tensor, "{"); err != nil {
+		return err
+	} else if t != '{' {
+		return p.fail(tensor, "{ expected, found %v", t)
+	}
+	for p.dec.More() {
+		key, err := token[string](p, tensor, "a key")
+		if err != nil {
+			return err
+		}
+		if err := member(key); err != nil {
+			return err
+		}
+	}
+	_, err := token[json.Delim](p, tensor, "}")
+	return err
+}
+
+// member reads one entry of the header: a tensor or the metadata.
+func (p *headerParser) member(name string) error {
+	f := p.f
+	if name == metadataKey {
+		return p.readMetadata()
+	}
+	if len(name) > MaxName {
+		return p.fail(name, "name of %d bytes exceeds the limit of %d", len(name), MaxName)
+	}
+	if _, dup := f.byName[name]; dup {
+		return p.fail(name, "the name appears twice")
+	}
+	if len(f.Tensors) == MaxTensors {
+		return p.fail("", "more than %d tensors", MaxTensors)
+	}
+	t := Tensor{Name: name}
+	var offsets []int64
+	seen := map[string]bool{}
+	err := p.object(name, func(key string) (err error) {
+		if seen[key] {
+			return p.fail(name, "%q appears twice", key)
+		}
+		switch key {
+		case "dtype":
+			t.DType, err = token[string](p, name, "an element type")
+		case "shape":
+			var dims []int64
+			if dims, err = p.numbers(name, key, MaxDims); err != nil {
+				return err
+			}
+			for _, d := range dims {
+				if d > math.MaxInt32 {
+					return p.fail(name, "shape %v is not possible", dims)
+				}
+				t.Shape = append(t.Shape, int(d))
+			}
+		case "data_offsets":
+			offsets, err = p.numbers(name, key, 2)
+		default: // other readers ignore what they do not know, too
+			var skip json.RawMessage
+			if e := p.dec.Decode(&skip); e != nil {
+				err = p.fail(name, "header is not valid JSON: %v", e)
+			}
+			return err
+		}
+		seen[key] = true
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, key := range []string{"dtype", "shape", "data_offsets"} {
+		if !seen[key] {
+			return p.fail(name, "%s is missing", key)
+		}
+	}
+	if len(offsets) != 2 {
+		return p.fail(name, "data_offsets has %d numbers, not 2", len(offsets))
+	}
+	t.Begin, t.End = offsets[0], offsets[1]
+	if t.End < t.Begin || t.End > f.size-f.data {
+		return p.fail(name, "data_offsets [%d, %d] lie outside the data section of %d bytes; the file is cut off or damaged", t.Begin, t.End, f.size-f.data)
+	}
+	size, err := storedSize(&t)
+	if err != nil {
+		return p.fail(name, "%v", err)
+	}
+	if size != t.Size() {
+		return p.fail(name, "shape %v of %s needs %d bytes, data_offsets span %d", t.Shape, t.DType, size, t.Size())
+	}
+	f.byName[name] = len(f.Tensors)
+	f.Tensors = append(f.Tensors, t)
+	return nil
+}
+
+// numbers reads a list of at most limit counts.
+func (p *headerParser) numbers(tensor, key string, limit int) ([]int64, error) {
+	if t, err := token[json.Delim](p, tensor, "["); err != nil {
+		return nil, err
+	} else if t != '[' {
+		return nil, p.fail(tensor, "%s: [ expected, found %v", key, t)
+	}
+	out := []int64{}
+	for p.dec.More() {
+		n, err := token[json.Number](p, tensor, "a number")
+		if err != nil {
+			return nil, err
+		}
+		// 2^63 and more exceed every file; signs and fractions are no counts.
+		v, err := strconv.ParseUint(n.String(), 10, 63)
+		if err != nil {
+			return nil, p.fail(tensor, "%s holds %s, expected a count", key, clip(n.String()))
+		}
+		if len(out) == limit {
+			return nil, p.fail(tensor, "%s has more than %d numbers", key, limit)
+		}
+		out = append(out, int64(v))
+	}
+	_, err := token[json.Delim](p, tensor, "]")
+	return out, err
+}
+
+func (p *headerParser) readMetadata() error {
+	if p.metadata {
+		return p.fail("", "%s appears twice", metadataKey)
+	}
+	p.metadata = true
+	p.f.Metadata = map[string]string{}
+	return p.object("", func(key string) (err error) {
+		p.f.Metadata[key], err = token[string](p, "", metadataKey+" may hold only texts; a text")
+		return err
+	})
+}
+
+// storedSize returns the bytes that a tensor's shape and type need; for types
+// that are not known, those it has.
+func storedSize(t *Tensor) (int64, error) {
+	count := int64(1)
+	for _, d := range t.Shape {
+		// Leave room for the largest element, 64 bits, in the product.
+		if d < 0 || d > 0 && count > math.MaxInt64/64/int64(d) {
+			return 0, fmt.Errorf("shape %v is not possible", t.Shape)
+		}
+		count *= int64(d)
+	}
+	bits, ok := elementBits[t.DType]
+	if !ok {
+		return t.Size(), nil
+	}
+	if count*int64(bits)%8 != 0 {
+		return 0, fmt.Errorf("shape %v of %s does not fill whole bytes", t.Shape, t.DType)
+	}
+	return count * int64(bits) / 8, nil
 }
 
 // checkOffsets orders the tensors by data and demands that they tile the data
@@ -264,9 +420,18 @@ func (f *File) checkOffsets() error {
 	return nil
 }
 
+// clip shortens a text from a file for a message.
 func clip(s string) string {
 	if len(s) > 80 {
-		return s[:80] + "..."
+		return strings.ToValidUTF8(s[:80], "") + "..."
+	}
+	return s
+}
+
+// printable quotes a name that could move the cursor of a terminal.
+func printable(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
 	}
 	return s
 }
@@ -285,8 +450,8 @@ func (f *File) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	if !Readable(t.DType) {
 		return &UnsupportedError{f.Path, t.Name, t.DType}
 	}
-	if row0 < 0 || n < 0 || row0+n > t.Rows() || len(dst) < n*t.Cols() {
-		return f.fail(t.Name, -1, "rows [%d, %d) of %d asked for, room for %d numbers", row0, row0+n, t.Rows(), len(dst))
+	if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*t.Cols() {
+		return f.fail(t.Name, -1, "%d rows from %d on of %d asked for, room for %d numbers", n, row0, t.Rows(), len(dst))
 	}
 	w := elementBits[t.DType] / 8
 	count := n * t.Cols()

@@ -52,28 +52,27 @@ func OpenDir(dir string) (*Set, error) {
 		return nil, err
 	}
 	s.Index = raw
-	var index struct {
-		WeightMap map[string]string `json:"weight_map"`
+	shardOf, err := parseIndex(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if err := json.Unmarshal(raw, &index); err != nil {
-		return nil, fmt.Errorf("%s: not a valid index: %w", path, err)
-	}
+	tensors := sortedKeys(shardOf) // so that of several errors always the same is reported
 	shards := map[string]bool{}
-	for name, file := range index.WeightMap {
+	for _, name := range tensors {
 		// A path would let an index reach outside its folder.
-		if file == "" || file != filepath.Base(file) || strings.ContainsAny(file, `/\`) {
-			return nil, fmt.Errorf("%s: tensor %s: shard name %q is not a plain file name", path, name, file)
+		file := shardOf[name]
+		if file == "" || file == "." || file == ".." || strings.ContainsAny(file, "/\\:\x00") {
+			return nil, fmt.Errorf("%s: tensor %s: shard name %q is not a plain file name", path, printable(clip(name)), clip(file))
 		}
 		shards[file] = true
 	}
 	if len(shards) == 0 {
 		return nil, fmt.Errorf("%s: weight_map names no shard", path)
 	}
-	var names []string
-	for f := range shards {
-		names = append(names, f)
+	if len(shards) > MaxShards {
+		return nil, fmt.Errorf("%s: %d shards exceed the limit of %d", path, len(shards), MaxShards)
 	}
-	sort.Strings(names)
+	names := sortedKeys(shards)
 	for _, f := range names {
 		if err := s.add(filepath.Join(dir, f)); err != nil {
 			s.Close()
@@ -83,13 +82,36 @@ func OpenDir(dir string) (*Set, error) {
 			return nil, err
 		}
 	}
-	for name, file := range index.WeightMap {
-		if r, ok := s.byName[name]; !ok || filepath.Base(r.File.Path) != file {
+	for _, name := range tensors {
+		if r, ok := s.byName[name]; !ok || filepath.Base(r.File.Path) != shardOf[name] {
 			s.Close()
-			return nil, fmt.Errorf("%s: tensor %s is not in shard %s as the index says", path, name, file)
+			return nil, fmt.Errorf("%s: tensor %s is not in shard %s as the index says", path, printable(clip(name)), shardOf[name])
 		}
 	}
 	return s, nil
+}
+
+// parseIndex returns the shard of each tensor. The key is looked up in a map
+// because a struct would also take another spelling of it, such as WEIGHT_MAP.
+func parseIndex(raw []byte) (map[string]string, error) {
+	var index map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, fmt.Errorf("not a valid index: %w", err)
+	}
+	var m map[string]string
+	if err := json.Unmarshal(index["weight_map"], &m); err != nil {
+		return nil, fmt.Errorf("weight_map: not a map from tensor to shard: %w", err)
+	}
+	return m, nil
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
 }
 
 func (s *Set) add(path string) error {
@@ -101,7 +123,7 @@ func (s *Set) add(path string) error {
 	for i := range f.Tensors {
 		t := &f.Tensors[i]
 		if other, dup := s.byName[t.Name]; dup {
-			return fmt.Errorf("%s: tensor %s is also in %s", path, t.Name, filepath.Base(other.File.Path))
+			return fmt.Errorf("%s: tensor %s is also in %s", path, printable(t.Name), filepath.Base(other.File.Path))
 		}
 		s.byName[t.Name] = Ref{f, t}
 	}
@@ -121,16 +143,12 @@ func (s *Set) Close() error {
 func (s *Set) Find(name string) (Ref, bool) { r, ok := s.byName[name]; return r, ok }
 
 // Names returns all tensor names, sorted.
-func (s *Set) Names() []string {
-	var n []string
-	for k := range s.byName {
-		n = append(n, k)
-	}
-	sort.Strings(n)
-	return n
-}
+func (s *Set) Names() []string { return sortedKeys(s.byName) }
 
 func readLimited(path string, limit int64) ([]byte, error) {
+	if err := checkRegular(path); err != nil {
+		return nil, err
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

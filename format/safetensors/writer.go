@@ -6,43 +6,54 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"sort"
+	"unicode/utf8"
 
 	"phaseconv/format/atomicfile"
 )
 
 // A Writer writes one file, tensor by tensor in the order given to Create, so
-// that memory does not grow with the file.
+// that memory does not grow with the file. It is not safe for concurrent use.
 type Writer struct {
 	out     *atomicfile.File
 	tensors []Tensor
 	next    int
-	data    int64
+	err     error // the first failure; nothing can be written after it
 }
 
-// Create starts a file with these tensors (Begin and End are computed here) and
+// Create starts a file with these tensors (Begin and End are computed here; for
+// element types of unknown size their difference is the tensor's size) and
 // metadata. Readers map tensors by their header, so the data order is free;
-// keeping a source's order keeps its shard layout.
+// keeping a source's order keeps its shard layout. It refuses what Open would
+// refuse; no file is created then.
 func Create(path string, tensors []Tensor, metadata map[string]string) (*Writer, error) {
+	if len(tensors) > MaxTensors {
+		return nil, fmt.Errorf("%s: %d tensors exceed the limit of %d", path, len(tensors), MaxTensors)
+	}
 	w := &Writer{tensors: append([]Tensor(nil), tensors...)}
 	var at int64
 	seen := map[string]bool{}
 	for i := range w.tensors {
 		t := &w.tensors[i]
-		size := t.Size()
-		if bits, ok := elementBits[t.DType]; ok {
-			count := int64(1)
-			for _, d := range t.Shape {
-				count *= int64(d)
-			}
-			size = (count*int64(bits) + 7) / 8
+		size, err := checkNew(t)
+		if err != nil {
+			return nil, &FormatError{path, clip(t.Name), -1, err.Error()}
 		}
 		if seen[t.Name] {
-			return nil, fmt.Errorf("%s: tensor %s is given twice", path, t.Name)
+			return nil, &FormatError{path, t.Name, -1, "the name is given twice"}
+		}
+		if size > math.MaxInt64/2-at {
+			return nil, &FormatError{path, t.Name, -1, "the file would be too large"}
 		}
 		seen[t.Name] = true
 		t.Begin, t.End = at, at+size
 		at += size
+	}
+	for k, v := range metadata {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return nil, &FormatError{path, "", -1, fmt.Sprintf("metadata key %q: not valid UTF-8", clip(k))}
+		}
 	}
 	head, err := header(w.tensors, metadata)
 	if err != nil {
@@ -60,8 +71,27 @@ func Create(path string, tensors []Tensor, metadata map[string]string) (*Writer,
 		w.Abort()
 		return nil, err
 	}
-	w.data = int64(8 + len(head))
 	return w, nil
+}
+
+// checkNew returns the stored size of a tensor that is to be written.
+func checkNew(t *Tensor) (int64, error) {
+	switch {
+	case t.Name == metadataKey:
+		return 0, fmt.Errorf("the name is reserved")
+	case len(t.Name) > MaxName || !utf8.ValidString(t.Name):
+		return 0, fmt.Errorf("the name has %d bytes; valid UTF-8 of at most %d is needed", len(t.Name), MaxName)
+	case len(t.Shape) > MaxDims:
+		return 0, fmt.Errorf("%d dimensions, at most %d are allowed", len(t.Shape), MaxDims)
+	case t.Size() < 0:
+		return 0, fmt.Errorf("the size %d is negative", t.Size())
+	}
+	for _, d := range t.Shape {
+		if d > math.MaxInt32 {
+			return 0, fmt.Errorf("shape %v is not possible", t.Shape)
+		}
+	}
+	return storedSize(t)
 }
 
 // header builds the JSON by hand to keep the tensors in data order; the length
@@ -89,7 +119,7 @@ func header(tensors []Tensor, metadata map[string]string) ([]byte, error) {
 			keys = append(keys, k)
 		}
 		sort.Strings(keys)
-		b.WriteString(`"__metadata__":{`)
+		b.WriteString(`"` + metadataKey + `":{`)
 		for i, k := range keys {
 			if i > 0 {
 				b.WriteByte(',')
@@ -127,36 +157,74 @@ func header(tensors []Tensor, metadata map[string]string) ([]byte, error) {
 		b.WriteByte(' ')
 	}
 	if b.Len() > MaxHeader {
-		return nil, fmt.Errorf("header of %d bytes exceeds the format's limit", b.Len())
+		return nil, fmt.Errorf("header of %d bytes exceeds the format's limit of %d", b.Len(), MaxHeader)
 	}
 	return b.Bytes(), nil
 }
 
 // WriteTensor writes the bytes of the next tensor, which must be name. body
-// must write exactly the tensor's size.
+// must write exactly the tensor's size. After an error only Abort is of use.
 func (w *Writer) WriteTensor(name string, body func(io.Writer) error) error {
-	if w.next >= len(w.tensors) || w.tensors[w.next].Name != name {
-		return fmt.Errorf("%s: tensor %s written out of order", w.out.Path(), name)
+	switch {
+	case w.err != nil:
+		return w.err
+	case w.next == len(w.tensors):
+		return w.fail(name, "all tensors have been written")
+	case w.tensors[w.next].Name != name:
+		return w.fail(name, fmt.Sprintf("tensor %s is to be written next", printable(w.tensors[w.next].Name)))
 	}
-	t := w.tensors[w.next]
-	start := w.out.Offset()
-	if err := body(w.out); err != nil {
-		return fmt.Errorf("%s: tensor %s: %w", w.out.Path(), name, err)
+	tw := &tensorWriter{w: w.out, left: w.tensors[w.next].Size()}
+	err := body(tw)
+	switch {
+	case tw.err != nil: // writing failed, whatever body made of that
+		w.err = tw.err
+	case err != nil:
+		w.err = fmt.Errorf("%s: tensor %s: %w", w.out.Path(), printable(name), err)
+	case tw.left != 0:
+		w.fail(name, fmt.Sprintf("%d bytes too few were written", tw.left))
+	default:
+		w.next++
 	}
-	if n := w.out.Offset() - start; n != t.Size() {
-		return fmt.Errorf("%s: tensor %s: %d bytes written, expected %d", w.out.Path(), name, n, t.Size())
-	}
-	w.next++
-	return nil
+	return w.err
 }
 
-// Commit finishes the file; all tensors must have been written.
-func (w *Writer) Commit() error {
-	if w.next != len(w.tensors) {
-		w.Abort()
-		return fmt.Errorf("%s: only %d of %d tensors were written", w.out.Path(), w.next, len(w.tensors))
+func (w *Writer) fail(tensor, msg string) error {
+	w.err = &FormatError{w.out.Path(), tensor, -1, msg}
+	return w.err
+}
+
+// tensorWriter takes the bytes of one tensor and no more.
+type tensorWriter struct {
+	w    *atomicfile.File
+	left int64
+	err  error
+}
+
+func (t *tensorWriter) Write(p []byte) (int, error) {
+	if t.err == nil && int64(len(p)) > t.left {
+		t.err = fmt.Errorf("%s: %d bytes more were written than the tensor holds", t.w.Path(), int64(len(p))-t.left)
 	}
-	return w.out.Commit()
+	if t.err != nil {
+		return 0, t.err
+	}
+	n, err := t.w.Write(p)
+	t.left -= int64(n)
+	t.err = err
+	return n, err
+}
+
+// Commit finishes the file. If a tensor is missing or anything failed before, it
+// returns an error and leaves no file.
+func (w *Writer) Commit() error {
+	if w.err == nil && w.next < len(w.tensors) {
+		w.fail(w.tensors[w.next].Name, "the tensor was not written")
+	}
+	if w.err != nil {
+		w.Abort()
+		return w.err
+	}
+	w.err = w.out.Commit()
+	return w.err
 }
 
 // Abort discards the file. It does nothing after Commit.

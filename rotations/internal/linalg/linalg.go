@@ -20,8 +20,8 @@ var ErrNotPositive = errors.New("matrix is not positive definite")
 
 // Eigen returns the eigenvalues of the symmetric n x n matrix a, largest first,
 // and the matching orthonormal eigenvectors as the rows of v. a is not changed.
-// Cyclic Jacobi: slower than tridiagonal methods, but small eigenvalues come out
-// accurate and the order of operations is plain.
+// Cyclic Jacobi: slower than tridiagonal methods, but the order of operations is
+// plain. Eigenvalues err by some float64 roundings of the largest.
 func Eigen(a []float64, n int) (values []float64, v []float64) {
 	m := append([]float64(nil), a...)
 	v = Identity(n)
@@ -234,6 +234,7 @@ func Polar(c []float32, n, threads int) []float32 {
 	}
 	var w gemm.Weights
 	g, y := make([]float32, n*n), make([]float32, n*n)
+	last := float32(math.Inf(1))
 	for range 60 {
 		// X <- 1.5 X - 0.5 (X X^T) X
 		w.PackRows(n, n, x, n, threads)
@@ -249,15 +250,81 @@ func Polar(c []float32, n, threads int) []float32 {
 			}
 		}
 		if worst < 4e-6 {
+			return x
+		}
+		// Singular values above sqrt(3) run away: the bound was none, because the
+		// power steps began at right angles to the largest singular vector.
+		if !(worst <= 4) {
 			break
 		}
+		last = worst
 		w.PackT(n, n, x, n, threads)
 		gemm.Mul(y, n, g, n, n, &w, threads)
 		for i := range x {
 			x[i] = float32(1.5*x[i]) - float32(0.5*y[i])
 		}
 	}
-	return x
+	if last < polarTolerance {
+		return x
+	}
+	return polarByEigen(c, n)
+}
+
+// polarTolerance is how far from orthonormal the iteration may end. What exceeds
+// it had singular values of zero, which no iteration brings to one.
+const polarTolerance = 1e-4
+
+// polarByEigen finds the polar factor from the eigenvectors of c^T c, in float64:
+// slow, but it needs no full rank. Where c has none, any orthogonal completion
+// gives the same trace.
+func polarByEigen(c []float32, n int) []float32 {
+	var top float64
+	for _, v := range c {
+		top = max(top, math.Abs(float64(v)))
+	}
+	out := make([]float32, n*n)
+	if !(top > 0) || math.IsInf(top, 0) {
+		for i := range n {
+			out[i*n+i] = 1
+		}
+		return out
+	}
+	square := make([]float64, n*n)
+	for k := range n {
+		row := c[k*n : (k+1)*n]
+		for i, a := range row {
+			for j, b := range row {
+				square[i*n+j] += float64(float64(a) / top * (float64(b) / top))
+			}
+		}
+	}
+	values, v := Eigen(square, n)
+	u := make([]float64, n*n)
+	for k := range n {
+		// The square of float32 rounding, relative to the largest: beyond that a
+		// direction is noise, and Orthonormalize chooses another.
+		if !(values[k] > 1e-13*values[0]) {
+			break
+		}
+		for i := range n {
+			for j := range n {
+				u[k*n+i] += float64(float64(c[i*n+j]) / top * v[k*n+j])
+			}
+		}
+	}
+	Orthonormalize(u, n)
+	r := make([]float64, n*n)
+	for k := range n {
+		for i := range n {
+			for j := range n {
+				r[i*n+j] += float64(u[k*n+i] * v[k*n+j])
+			}
+		}
+	}
+	for i, x := range r {
+		out[i] = float32(x)
+	}
+	return out
 }
 
 // Orthogonal returns the matrix with rows made orthonormal in float64.
@@ -308,5 +375,5 @@ func spectralBound(c []float32, n int) float32 {
 		fro += float64(x) * float64(x)
 	}
 	// Newton-Schulz converges below sqrt(3); 10 % covers an unfinished power iteration.
-	return float32(min(1.1*s, math.Sqrt(fro)) + 1e-30*math.Sqrt(fro))
+	return float32(min(1.1*s, math.Sqrt(fro)) + float64(1e-30*math.Sqrt(fro)))
 }
