@@ -14,7 +14,7 @@ const (
 	frameSteps = 12
 	// metricShrink mixes the identity into the query metric: directions that no
 	// calibration query used must not become free.
-	metricShrink = 0.05
+	metricShrink = 0.3
 	// gramRidge keeps the least-squares system solvable when two signs always agree.
 	gramRidge = 1e-6
 )

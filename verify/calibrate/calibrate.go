@@ -11,6 +11,7 @@ import (
 	"runtime"
 
 	"phaseconv/format/family"
+	"phaseconv/kernels/fmath"
 	"phaseconv/kernels/gemm"
 	"phaseconv/kernels/rope"
 	"phaseconv/rotations"
@@ -142,8 +143,8 @@ func (f *fitter) fitHead(a *refmodel.Attention, layer *Layer, h, threads int) er
 	keys := Keys(c, a, h, scale, f.o.Policy)
 	s := &rotations.Sample{
 		D: c.HeadDim, Keys: keys, Layer: a.Layer, Head: h, Seed: f.o.Seed, Threads: threads,
-		Metric: metric(c, a, h, scale, f.o.Policy, threads),
 	}
+	s.Metric, s.Weights = attention(c, a, h, scale, f.o.Policy, threads)
 	head := Head{Codes: map[string]*rotations.Code{}, Curves: map[string][]rotations.Point{}, Train: map[string]rotations.Beta{}, Tokens: s.N()}
 	for _, kind := range f.o.Kinds {
 		b := c.HeadDim
@@ -193,10 +194,14 @@ func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvc
 	return out
 }
 
-// metric returns E[q q^T] over the unit-normalised queries of KV head h's group.
-// With anchors a query meets keys in the frame of each block up to its own;
-// every query is turned into one of them, in rotation.
-func metric(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, threads int) []float64 {
+// attention returns the metric E[w q q^T] over the queries of KV head h's group, [head_dim,
+// head_dim], in the frame in which keys are coded. The weight w = 1 - sum p^2 of
+// a query's attention probabilities p is the curvature of softmax: a query that
+// looks at one key alone hardly feels an error in its scores. With anchors a
+// query meets keys in the frame of each block up to its own; every query is
+// turned into one of them, in rotation. It also returns how much attention each
+// coded key gets, the sum of p(1-p) over its queries.
+func attention(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, threads int) (metric, weights []float64) {
 	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
 	var table *rope.Table
 	if p.Anchor > 0 {
@@ -205,36 +210,38 @@ func metric(c *family.Config, a *refmodel.Attention, h int, scale []float32, p k
 	n := a.Windows * a.T * g
 	qt := make([]float32, d*n)
 	q := make([]float32, d)
-	for r := range a.Windows * a.T {
+	for w := range a.Windows {
+		seen := make([]float64, a.T)
 		for j := range g {
-			copy(q, a.Q[r*width+(h*g+j)*d:])
-			var norm float64
-			for i := range q {
-				if scale != nil {
-					q[i] /= scale[i]
+			a.Probabilities(c, w, h*g+j, func(i, lo int, probs []float32) {
+				for k, v := range probs {
+					seen[lo+k] += float64(v) * float64(1-v)
 				}
-				norm += float64(q[i]) * float64(q[i])
-			}
-			if norm == 0 {
-				continue
-			}
-			if table != nil {
-				blocks := r%a.T/p.Anchor + 1
-				table.ApplyInverse(q, r%blocks*p.Anchor, c.Pairs)
-			}
-			inv := float32(1 / math.Sqrt(norm))
-			for i, v := range q {
-				qt[i*n+r*g+j] = v * inv
-			}
+				r := w*a.T + i
+				copy(q, a.Q[r*width+(h*g+j)*d:])
+				if scale != nil {
+					for k := range q {
+						q[k] /= scale[k]
+					}
+				}
+				if table != nil {
+					table.ApplyInverse(q, i%(i/p.Anchor+1)*p.Anchor, c.Pairs)
+				}
+				weight := float32(math.Sqrt(max(0, 1-fmath.SumSq(probs))))
+				for k, v := range q {
+					qt[k*n+r*g+j] = v * weight
+				}
+			})
 		}
+		weights = append(weights, seen[min(p.Sink, a.T):]...)
 	}
 	var w gemm.Weights
 	w.PackRows(d, n, qt, n, threads)
 	m := make([]float32, d*d)
 	gemm.Mul(m, d, qt, n, d, &w, threads)
-	out := make([]float64, d*d)
+	metric = make([]float64, d*d)
 	for i, v := range m {
-		out[i] = float64(v) / float64(n)
+		metric[i] = float64(v) / float64(n)
 	}
-	return out
+	return metric, weights
 }
