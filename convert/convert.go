@@ -12,6 +12,7 @@ import (
 
 	"phaseconv/format/atomicfile"
 	"phaseconv/format/checkpoint"
+	"phaseconv/format/family"
 	"phaseconv/format/gguf"
 	"phaseconv/format/hf"
 	"phaseconv/rotations"
@@ -45,13 +46,9 @@ type Options struct {
 	Progress verify.Progress
 }
 
-// UsageError is a mistake in what was asked for, found before any work.
-type UsageError struct{ Err error }
-
-func (e *UsageError) Error() string { return e.Err.Error() }
-func (e *UsageError) Unwrap() error { return e.Err }
-
-func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
+func usage(format string, args ...any) error {
+	return &verify.UsageError{Err: fmt.Errorf(format, args...)}
+}
 
 // Plans opens the source and plans every container, without calibrating.
 func Plans(o Options) ([]*Plan, error) {
@@ -132,6 +129,10 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A text that is too short is found before hours are spent, not after.
+	if _, err := verify.Tokens(c, o.Evaluation, o.Ctx, o.Chunks); err != nil {
+		return nil, err
+	}
 	parent := filepath.Dir(filepath.Clean(o.Out))
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, err
@@ -147,7 +148,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 
 	m := refmodel.New(c.Config, c, o.Threads)
 	fit, err := calibrate.Run(ctx, m, w.Tokens, calibrate.Options{
-		Kinds: verify.FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ps[0].Identities[0].Applied,
+		Gain: o.Code, Kinds: verify.FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ps[0].Identities[0].Applied,
 		Seed: o.Seed, Threads: o.Threads, Progress: step(o.Progress, "calibrating"),
 	})
 	if err != nil {
@@ -174,23 +175,23 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	if err := writeManifest(tmp, man); err != nil {
 		return nil, err
 	}
+	// Measured before it gets its name: what cannot be measured leaves nothing behind.
+	res := &Result{Plans: ps, Manifest: man}
+	if res.Verify, err = measure(ctx, tmp, c, o, fit); err != nil {
+		return nil, err
+	}
+	man.Layers, man.Measured = res.Verify.Layers, res.Verify
+	man.Measured.Layers = nil
+	err = writeManifest(tmp, man)
+	res.Verify.Layers = man.Layers
+	if err != nil {
+		return nil, err
+	}
 	// An empty folder may stand where the result goes.
 	if err := os.Remove(o.Out); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if err := os.Rename(tmp, o.Out); err != nil {
-		return nil, err
-	}
-	res := &Result{Plans: ps, Manifest: man}
-	res.Verify, err = measure(ctx, c, o, fit)
-	if err != nil {
-		return res, err
-	}
-	man.Layers, man.Measured = res.Verify.Layers, res.Verify
-	man.Measured.Layers = nil
-	err = writeManifest(o.Out, man)
-	res.Verify.Layers = man.Layers
-	return res, err
+	return res, os.Rename(tmp, o.Out)
 }
 
 func step(p verify.Progress, name string) func(done, total int) {
@@ -290,7 +291,7 @@ func writeContainer(ctx context.Context, dir string, c *checkpoint.Checkpoint, o
 	if entry.WeightsSHA256, err = written.AttentionDigest(); err != nil {
 		return err
 	}
-	side, err := sidecar(c, o, fit, man, entry.WeightsSHA256)
+	side, err := sidecar(c, written.Config, o, fit, man, entry.WeightsSHA256)
 	if err != nil {
 		return err
 	}
@@ -369,9 +370,10 @@ func metadata(c *checkpoint.Checkpoint, o Options, man *spec.Manifest) ([]gguf.K
 	return ggufKVs(c, v, o.OutType, mark)
 }
 
-// sidecar gathers the fitted codes in the source's pair layout.
-func sidecar(c *checkpoint.Checkpoint, o Options, fit *calibrate.Result, man *spec.Manifest, weights string) (*rotations.Sidecar, error) {
-	text, err := rotations.RopeText(c.Config.Rope, c.Config.RopeLocal)
+// sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is
+// that of the written model: GGUF rounds the parameters to float32.
+func sidecar(c *checkpoint.Checkpoint, written *family.Config, o Options, fit *calibrate.Result, man *spec.Manifest, weights string) (*rotations.Sidecar, error) {
+	text, err := rotations.RopeText(written.Rope, written.RopeLocal)
 	if err != nil {
 		return nil, err
 	}
@@ -399,9 +401,9 @@ func writeManifest(dir string, m *spec.Manifest) error {
 }
 
 // measure verifies the artifact as written, from disk.
-func measure(ctx context.Context, c *checkpoint.Checkpoint, o Options, fit *calibrate.Result) (*spec.VerifyJSON, error) {
+func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, fit *calibrate.Result) (*spec.VerifyJSON, error) {
 	checks := &contract.Checker{}
-	a := contract.Open(o.Out, string(o.Formats[0]), checks)
+	a := contract.Open(dir, string(o.Formats[0]), checks)
 	if a == nil {
 		return &spec.VerifyJSON{Contract: checks.Checks}, fmt.Errorf("%s: the artifact does not pass its own contract: %s", o.Out, failed(checks))
 	}

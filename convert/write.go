@@ -3,11 +3,14 @@ package convert
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"phaseconv/format/atomicfile"
@@ -78,10 +81,81 @@ func (w *writer) encode(o io.Writer, x *TensorPlan, part int, enc func(dst []byt
 			}
 			piece = moved
 		}
+		if w.plan.Container == checkpoint.Safetensors && t.Add != 0 {
+			for i := range piece { // back from the graph's values to the stored ones
+				piece[i] -= t.Add
+			}
+		}
+		if typ := limits[x.To]; typ != nil {
+			if i := typ.over(piece); i >= 0 {
+				return fmt.Errorf("%s: tensor %s: value at row %d, column %d becomes %g, which %s cannot hold (it goes up to %g); %s",
+					w.c.Path, x.Name, row0+r+i/cols, i%cols, piece[i], x.To, typ.max, overHint(w.plan))
+			}
+		}
 		if out, err = enc(out[:0], piece); err != nil {
 			return fmt.Errorf("%s: tensor %s: %w", w.c.Path, t.Name, err)
 		}
 		if _, err := o.Write(out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A limit is the largest magnitude that an element type stores as a finite number.
+type limit struct {
+	max   float64 // as it is stored
+	first float64 // the smallest magnitude that is rounded to infinity
+}
+
+// limits by element type, named as in both containers. The scale of a Q8_0 block
+// is the largest magnitude over 127, as F16.
+var limits = map[string]*limit{
+	"F32":  {math.MaxFloat32, math.Inf(1)},
+	"BF16": {0x1.fep127, 0x1.ffp127},
+	"F16":  {65504, 65520},
+	"Q8_0": {127 * 65504, 127 * 65520},
+}
+
+// over returns the index of the first number that would not stay finite, or -1.
+// An edit may have made one of finite weights.
+func (l *limit) over(x []float32) int {
+	for i, v := range x {
+		if !(math.Abs(float64(v)) < l.first) { // also NaN
+			return i
+		}
+	}
+	return -1
+}
+
+// overHint says what to do about a number that does not fit.
+func overHint(p *Plan) string {
+	if p.Container == checkpoint.Safetensors {
+		return "use --format gguf with --outtype bf16 or f32, or --balance=false to leave the tensor as it is"
+	}
+	return "use --outtype bf16 or f32"
+}
+
+// checkFinite reads a tensor that is copied as it is (part of it, or with -1 all)
+// and returns an error when a number in it is not finite. Measuring would not
+// notice: it reads only the embeddings of tokens that the text has.
+func (w *writer) checkFinite(x *TensorPlan, part int) error {
+	t := x.tensor
+	if t == nil {
+		return nil // outside the graph
+	}
+	from, to := 0, t.Rows()
+	if part >= 0 {
+		to /= len(t.Sources)
+		from, to = part*to, (part+1)*to
+	}
+	step := max(1, numbersPerPiece/t.Cols())
+	buf := make([]float32, min(step, to-from)*t.Cols())
+	for r := from; r < to; r += step {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		if err := w.c.ReadRows(t, r, min(step, to-r), buf); err != nil {
 			return err
 		}
 	}
@@ -153,6 +227,9 @@ func (w *writer) ggufTensor(o io.Writer, x *TensorPlan) error {
 		return err
 	}
 	if x.Action == Copy {
+		if err := w.checkFinite(x, -1); err != nil {
+			return err
+		}
 		for _, s := range x.Sources {
 			if err := copyRaw(o, w.c, s); err != nil {
 				return err
@@ -224,20 +301,17 @@ func (w *writer) safetensors(dir string) ([]string, error) {
 			t := &f.Tensors[i]
 			x := byName[t.Name]
 			err := out.WriteTensor(t.Name, func(o io.Writer) error {
+				part := 0
+				if x.tensor != nil {
+					part = slices.Index(x.tensor.Sources, t.Name)
+				}
 				if x.Action == Copy {
+					if err := w.checkFinite(x, part); err != nil {
+						return err
+					}
 					return copyRaw(o, w.c, t.Name)
 				}
-				part := 0
-				for i, s := range x.tensor.Sources {
-					if s == t.Name {
-						part = i
-					}
-				}
 				return w.encode(o, x, part, func(dst []byte, src []float32) ([]byte, error) {
-					for i := range src {
-						// Back from the graph's values to the stored ones.
-						src[i] -= x.tensor.Add
-					}
 					at := len(dst)
 					dst = append(dst, make([]byte, len(src)*safetensors.ElementBytes(t.DType))...)
 					safetensors.Encode(t.DType, dst[at:], src)
@@ -307,7 +381,13 @@ func companions(dir string) ([]string, error) {
 	var out []string
 	for _, e := range entries {
 		n := e.Name()
-		if !e.Type().IsRegular() || n == hf.ConfigName || n == safetensors.IndexName || n == spec.ManifestName || n == spec.SafetensorsSidecarName {
+		// Of the file that a link points to: the download cache of the Hugging Face
+		// tools is a folder of links.
+		st, err := os.Stat(filepath.Join(dir, n))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		if err != nil || !st.Mode().IsRegular() || n == hf.ConfigName || n == safetensors.IndexName || n == spec.ManifestName || n == spec.SafetensorsSidecarName {
 			continue
 		}
 		switch strings.ToLower(filepath.Ext(n)) {

@@ -27,6 +27,8 @@ const (
 	// MaxBitsPerNumber bounds the signs per number of a key. The Gram matrix grows
 	// with the square of the signs, so without it a small file could ask for much memory.
 	MaxBitsPerNumber = 8
+	// MaxGain bounds a code's gain and its inverse.
+	MaxGain = 16
 )
 
 // A Code stores keys of one KV head. It is immutable once made and safe for
@@ -42,6 +44,9 @@ type Code struct {
 	// E = M^T C for the metric C in which the error is measured. It is nil for
 	// codes with orthonormal decode rows, for which it equals Decode.
 	Encode []float32
+	// Gain multiplies the scale before it is stored; 1 keeps the best fit of the
+	// key itself. See WithGain.
+	Gain float32
 
 	gram []float32 // [B, B], Encode Decode^T: inner products of decode rows in the metric; nil for orthonormal codes
 
@@ -65,7 +70,7 @@ func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
 			}
 		}
 	}
-	c := &Code{Kind: kind, D: d, B: b, Mean: mean, Decode: decode, Encode: encode}
+	c := &Code{Kind: kind, D: d, B: b, Mean: mean, Decode: decode, Encode: encode, Gain: 1}
 	if encode == nil {
 		if err := checkOrthonormal(decode, b, d); err != nil {
 			return nil, err
@@ -96,6 +101,19 @@ func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
 	}
 	c.pack()
 	return c, nil
+}
+
+// WithGain returns the code with every stored scale multiplied by gain, from
+// 1/MaxGain to MaxGain. The scale that fits a key best makes the decoded key
+// shorter than the key, so scores lose spread and softmax flattens; a gain gives
+// it back. Decoders do not need it: it is part of the stored scale.
+func (c *Code) WithGain(gain float32) (*Code, error) {
+	if !(gain >= 1.0/MaxGain && gain <= MaxGain) {
+		return nil, fmt.Errorf("gain %g of a code: it must be from %g to %g", gain, 1.0/MaxGain, float64(MaxGain))
+	}
+	out := *c
+	out.Gain = gain
+	return &out, nil
 }
 
 func checkSize(d, b int) error {
@@ -167,7 +185,7 @@ func (c *Code) EncodeKey(k []float32, words []uint32) (alpha float32) {
 
 // EncodeKeys finds the signs and scales of keys, [n, D]. Sign i of key n is bit
 // i%32 of words[n*Words()+i/32], set for +1; bits past B are clear. A scale is
-// rounded to binary16 and returned as float32.
+// multiplied by the gain, rounded to binary16 and returned as float32.
 //
 // The scale that minimises the error for given signs s is s.z / s^T G s, with
 // z = E(k - mean) and G the Gram matrix of the decode rows in the metric; the

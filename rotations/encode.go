@@ -189,5 +189,5 @@ func (e *encoder) result(k int, words []uint32) float32 {
 			words[i/32] |= 1 << (i % 32)
 		}
 	}
-	return dtype.F16Round(float32(min(e.alpha(k), MaxAlpha)))
+	return dtype.F16Round(float32(min(e.alpha(k)*float64(e.code.Gain), MaxAlpha)))
 }

@@ -163,14 +163,14 @@ func (s *Sample) mean() []float32 {
 // Settings of the learned rotation's fixed point. Momentum 2 reaches in 30 steps
 // what the plain iteration reaches in 300 (docs/codes.md).
 const (
-	learnedSteps    = 60
+	learnedSteps    = 40
 	learnedGain     = 1e-5 // a step that raises the objective by less is the last
 	learnedMomentum = 2
 )
 
 // learnedStarts is how many starts a learned code chooses from: the identity,
 // then Hadamard bases.
-const learnedStarts = 4
+const learnedStarts = 2
 
 // bestLearned learns from several starts and returns the code that loses least:
 // the objective has many local optima, and a higher one is often no better.

@@ -11,7 +11,7 @@ import (
 
 // Settings of the frame fit, from measurements in docs/.
 const (
-	frameSteps = 12
+	frameSteps = 8
 	// metricShrink mixes the identity into the query metric: directions that no
 	// calibration query used must not become free.
 	metricShrink = 0.3

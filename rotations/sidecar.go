@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"sort"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -85,7 +86,10 @@ func RopeText(full, local rope.Params) (string, error) {
 	return string(b), err
 }
 
-// TensorName returns the name of one part ("mean", "decode", "encode") of a head's code.
+// parts that a head's code may have, as tensors; mean and decode always.
+var partNames = []string{"mean", "decode", "encode", "gain"}
+
+// TensorName returns the name of one part of a head's code: mean, decode, encode or gain.
 func TensorName(layer, head int, part string) string {
 	return fmt.Sprintf("blk.%d.k_code.%d.%s", layer, head, part)
 }
@@ -124,7 +128,11 @@ func (c *Code) To(from, to rope.Layout) (*Code, error) {
 		}
 		return r
 	}
-	return New(c.Kind, c.D, c.B, move(c.Mean), move(c.Decode), move(c.Encode))
+	n, err := New(c.Kind, c.D, c.B, move(c.Mean), move(c.Decode), move(c.Encode))
+	if err != nil {
+		return nil, err
+	}
+	return n.WithGain(c.Gain)
 }
 
 // part is one tensor of the sidecar.
@@ -143,6 +151,9 @@ func (s *Sidecar) parts() []part {
 				part{TensorName(l, h, "decode"), []int{c.B, c.D}, c.Decode})
 			if c.Encode != nil {
 				out = append(out, part{TensorName(l, h, "encode"), []int{c.B, c.D}, c.Encode})
+			}
+			if c.Gain != 1 {
+				out = append(out, part{TensorName(l, h, "gain"), []int{1}, []float32{c.Gain}})
 			}
 		}
 	}
@@ -255,9 +266,11 @@ func writeFloats(w io.Writer, x []float32) error {
 type sidecarFile interface {
 	text(key string) (string, error)
 	number(key string) (int, error)
-	shape(name string) ([]int, bool)
+	has(name string) bool
+	shape(name string) ([]int, bool) // of a tensor of F32
 	read(name string, dst []float32) error
-	names() []string
+	names() []string    // of tensors
+	keyNames() []string // of metadata
 	Close() error
 }
 
@@ -316,6 +329,9 @@ func readSidecar(f sidecarFile) (*Sidecar, error) {
 	if version != spec.Version {
 		return nil, fmt.Errorf("key %s is %d; this program reads version %d", spec.KeyVersion, version, spec.Version)
 	}
+	if err := knownKeys(f); err != nil {
+		return nil, err
+	}
 	s := &Sidecar{}
 	r := &keyReader{f: f}
 	layers, heads := r.number(spec.KeyLayers, 1, spec.MaxLayers), r.number(spec.KeyHeads, 1, spec.MaxHeads)
@@ -342,29 +358,53 @@ func readSidecar(f sidecarFile) (*Sidecar, error) {
 	if layers*heads > len(f.names()) {
 		return nil, fmt.Errorf("key %s is %d and %s is %d, but there are only %d tensors", spec.KeyLayers, layers, spec.KeyHeads, heads, len(f.names()))
 	}
-	seen := 0
+	seen := map[string]bool{}
 	for l := range layers {
 		var row []*Code
 		for h := range heads {
-			c, n, err := readCode(f, s, l, h)
+			c, err := readCode(f, s, l, h)
 			if err != nil {
 				return nil, err
 			}
-			row, seen = append(row, c), seen+n
+			row = append(row, c)
+			for _, part := range partNames {
+				seen[TensorName(l, h, part)] = true
+			}
 		}
 		s.Codes = append(s.Codes, row)
 	}
-	if n := len(f.names()); n != seen {
-		return nil, fmt.Errorf("%d tensors, %d of them belong to codes; version 1 defines no others", n, seen)
+	for _, n := range f.names() {
+		if !seen[n] {
+			return nil, fmt.Errorf("tensor %.80q belongs to no code of %d layers with %d heads, and version %d defines no others; use a program that knows it", n, layers, heads, spec.Version)
+		}
 	}
 	return s, nil
 }
 
-// readCode reads one head's tensors and returns how many there are.
-func readCode(f sidecarFile, s *Sidecar, l, h int) (*Code, int, error) {
+// keyPrefix begins the keys that belong to this format. Other keys, such as a
+// name or an author, are free.
+const keyPrefix = spec.Architecture + "."
+
+// knownKeys refuses keys of the format that version 1 does not define: whoever
+// wrote them meant something by them that this reader would leave out.
+func knownKeys(f sidecarFile) error {
+	known := map[string]bool{}
+	for _, kv := range (&Sidecar{}).keys() {
+		known[kv.key] = true
+	}
+	for _, k := range f.keyNames() {
+		if strings.HasPrefix(k, keyPrefix) && !known[k] {
+			return fmt.Errorf("key %.80q is not one of version %d: the file was made by a later program; use one that knows the key", k, spec.Version)
+		}
+	}
+	return nil
+}
+
+// readCode reads one head's tensors.
+func readCode(f sidecarFile, s *Sidecar, l, h int) (*Code, error) {
 	shape, ok := f.shape(TensorName(l, h, "decode"))
 	if !ok || len(shape) != 2 || shape[1] != s.HeadDim || shape[0] < 8 || shape[0] > spec.MaxBits {
-		return nil, 0, fmt.Errorf("tensor %s has shape %v; [signs, %d] is needed", TensorName(l, h, "decode"), shape, s.HeadDim)
+		return nil, fmt.Errorf("tensor %s has shape %v; [signs, %d] is needed", TensorName(l, h, "decode"), shape, s.HeadDim)
 	}
 	get := func(part string, want ...int) ([]float32, error) {
 		name := TensorName(l, h, part)
@@ -377,29 +417,45 @@ func readCode(f sidecarFile, s *Sidecar, l, h int) (*Code, int, error) {
 			n *= d
 		}
 		out := make([]float32, n)
-		return out, f.read(name, out)
+		if err := f.read(name, out); err != nil {
+			return nil, err
+		}
+		for i, v := range out {
+			if v-v != 0 {
+				return nil, fmt.Errorf("tensor %s: number %d is %v; all must be finite", name, i, v)
+			}
+		}
+		return out, nil
 	}
 	mean, err := get("mean", s.HeadDim)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	decode, err := get("decode", shape...)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	n := 2
 	var encode []float32
-	if _, ok := f.shape(TensorName(l, h, "encode")); ok {
+	if f.has(TensorName(l, h, "encode")) {
 		if encode, err = get("encode", shape...); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
-		n++
 	}
 	c, err := New(s.Kind, s.HeadDim, shape[0], mean, decode, encode)
 	if err != nil {
-		return nil, 0, fmt.Errorf("tensor %s: %w", TensorName(l, h, "decode"), err)
+		return nil, fmt.Errorf("tensor %s: %w", TensorName(l, h, "decode"), err)
 	}
-	return c, n, nil
+	if !f.has(TensorName(l, h, "gain")) {
+		return c, nil
+	}
+	gain, err := get("gain", 1)
+	if err != nil {
+		return nil, err
+	}
+	if c, err = c.WithGain(gain[0]); err != nil {
+		return nil, fmt.Errorf("tensor %s: %w", TensorName(l, h, "gain"), err)
+	}
+	return c, nil
 }
 
 // keyReader reads keys and remembers the first error.
@@ -458,6 +514,8 @@ func (g ggufSidecar) number(key string) (int, error) {
 	return int(v), err
 }
 
+func (g ggufSidecar) has(name string) bool { _, ok := g.Tensor(name); return ok }
+
 func (g ggufSidecar) shape(name string) ([]int, bool) {
 	t, ok := g.Tensor(name)
 	if !ok || t.Type != gguf.TypeF32 {
@@ -469,6 +527,14 @@ func (g ggufSidecar) shape(name string) ([]int, bool) {
 func (g ggufSidecar) read(name string, dst []float32) error {
 	t, _ := g.Tensor(name)
 	return g.ReadRows(t, 0, t.Rows(), dst)
+}
+
+func (g ggufSidecar) keyNames() []string {
+	var out []string
+	for _, kv := range g.KVs {
+		out = append(out, kv.Key)
+	}
+	return out
 }
 
 func (g ggufSidecar) names() []string {
@@ -501,6 +567,8 @@ func (s stSidecar) number(key string) (int, error) {
 	return int(v), nil
 }
 
+func (s stSidecar) has(name string) bool { _, ok := s.Find(name); return ok }
+
 func (s stSidecar) shape(name string) ([]int, bool) {
 	t, ok := s.Find(name)
 	if !ok || t.DType != "F32" {
@@ -512,6 +580,15 @@ func (s stSidecar) shape(name string) ([]int, bool) {
 func (s stSidecar) read(name string, dst []float32) error {
 	t, _ := s.Find(name)
 	return s.ReadRows(t, 0, t.Rows(), dst)
+}
+
+func (s stSidecar) keyNames() []string {
+	var out []string
+	for k := range s.Metadata {
+		out = append(out, k)
+	}
+	sort.Strings(out) // so that of several errors always the same is reported
+	return out
 }
 
 func (s stSidecar) names() []string {

@@ -367,12 +367,17 @@ func TestSidecarRefuses(t *testing.T) {
 		key(spec.KeyCalibrationTokens, 1<<31), key(spec.KeyCalibrationContext, "512 "),
 		{"more layers than tensors", func(d *document) { d.set(spec.KeyLayers, 4000); d.set(spec.KeyHeads, 4000) }, []string{spec.KeyLayers, "10 tensors"}},
 		{"a layer more", func(d *document) { d.set(spec.KeyLayers, 3) }, []string{"blk.2.k_code.0.decode"}},
-		{"a layer less", func(d *document) { d.set(spec.KeyLayers, 1) }, []string{"10 tensors, 5 of them"}},
+		{"a layer less", func(d *document) { d.set(spec.KeyLayers, 1) }, []string{"blk.1.k_code.0.mean", "1 layers"}},
 		{"another head_dim", func(d *document) { d.set(spec.KeyHeadDim, 18) }, []string{"blk.0.k_code.0.decode", "18"}},
-		{"an extra tensor", func(d *document) { d.parts = append(d.parts, part{"extra", []int{1}, []float32{1}}) }, []string{"11 tensors"}},
+		{"an extra tensor", func(d *document) { d.parts = append(d.parts, part{"extra", []int{1}, []float32{1}}) }, []string{`"extra"`}},
+		{"a part that is not defined", func(d *document) {
+			d.parts = append(d.parts, part{TensorName(0, 0, "exceptions"), []int{1}, []float32{1}})
+		}, []string{TensorName(0, 0, "exceptions")}},
+		// What a later version may add is not skipped: it would be meant.
+		key("phaseconv.value_code", "frame"), key("phaseconv.versions", 1), key("phaseconv.calibration.seed", 7), key("phaseconv.", 1),
 		{"a tensor of layer 7", func(d *document) {
 			d.parts = append(d.parts, part{TensorName(7, 0, "mean"), []int{16}, make([]float32, 16)})
-		}, []string{"11 tensors"}},
+		}, []string{TensorName(7, 0, "mean")}},
 		{"no encode", func(d *document) {
 			d.parts = slices.DeleteFunc(d.parts, func(p part) bool { return p.name == TensorName(1, 1, "encode") })
 		}, []string{TensorName(1, 1, "decode"), "encode matrix"}},
@@ -399,8 +404,8 @@ func TestSidecarRefuses(t *testing.T) {
 			test{"no " + name, func(d *document) {
 				d.parts = slices.DeleteFunc(d.parts, func(p part) bool { return p.name == name })
 			}, []string{"tensor"}},
-			test{"NaN in " + name, func(d *document) { d.part(name).data[3] = float32(math.NaN()) }, []string{"finite"}},
-			test{"Inf in " + name, func(d *document) { d.part(name).data[3] = float32(math.Inf(-1)) }, []string{"finite"}},
+			test{"NaN in " + name, func(d *document) { d.part(name).data[3] = float32(math.NaN()) }, []string{name, "number 3", "finite"}},
+			test{"Inf in " + name, func(d *document) { d.part(name).data[3] = float32(math.Inf(-1)) }, []string{name, "number 3", "finite"}},
 			test{"shape of " + name, func(d *document) {
 				p := d.part(name)
 				p.shape = append(p.shape, 1)
@@ -419,6 +424,14 @@ func TestSidecarRefuses(t *testing.T) {
 		newDocument(t).write(t, container, path)
 		if _, err := ReadSidecar(path); err != nil {
 			t.Fatalf("%s: the untouched document: %v", container, err)
+		}
+		// Keys outside of the format are free.
+		free := newDocument(t)
+		free.set("general.author", "somebody")
+		free.set("phaseconverter", 1)
+		free.write(t, container, path)
+		if _, err := ReadSidecar(path); err != nil {
+			t.Errorf("%s: keys of others: %v", container, err)
 		}
 		for _, x := range tests {
 			d := newDocument(t)

@@ -156,6 +156,8 @@ type VerifyJSON struct {
 	Layers   []Layer       `json:"layers"`
 	Bytes    *BytesJSON    `json:"bytes"`
 	Text     *Text         `json:"text,omitempty"`
+	// Stock is there when cache types of a stock runtime were asked for.
+	Stock *StockJSON `json:"stock,omitempty"`
 }
 
 // PPLJSON: perplexity with float keys and with 1-bit keys.

@@ -2,7 +2,6 @@ package verify
 
 import (
 	"context"
-	"fmt"
 
 	"phaseconv/format/checkpoint"
 	"phaseconv/rotations"
@@ -34,7 +33,7 @@ type AuditOptions struct {
 // conversion would leave.
 func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec.AuditJSON, error) {
 	if o.Text.SHA256() == o.Calibration.SHA256() {
-		return nil, fmt.Errorf("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", o.Text.Name)
+		return nil, usage("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", o.Text.Name)
 	}
 	cal, err := Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
 	if err != nil {
@@ -47,7 +46,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	m := refmodel.New(c.Config, c, o.Threads)
 	kinds := FitKinds(o.Code)
 	fit, err := calibrate.Run(ctx, m, cal.Tokens, calibrate.Options{
-		Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
+		Gain: o.Code, Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
 		Progress: o.Progress.of("calibrating"),
 	})
 	if err != nil {

@@ -22,6 +22,14 @@ import (
 	"phaseconv/verify/refmodel"
 )
 
+// UsageError is a mistake in what was asked for, found before any work.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
+
+func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
+
 // A Text is what is calibrated on or measured.
 type Text struct {
 	Name string
@@ -81,6 +89,8 @@ type Options struct {
 	// function is preserved needs it.
 	Source   *checkpoint.Checkpoint
 	Progress Progress
+	// Stock, if set, also measures a stock runtime's cache types.
+	Stock *StockTypes
 
 	// Fitted adds codes of the calibration to the audit, [layer][head]; only a
 	// conversion still has them.
@@ -93,7 +103,7 @@ type Options struct {
 // their divergence, the beta audit, and with a source the function proof.
 func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checker, o Options) (*spec.VerifyJSON, error) {
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
-		return nil, fmt.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
+		return nil, usage("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
 	cfg := a.Model.Config
 	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent}
@@ -157,13 +167,22 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		}
 		out.Contract = checks.Checks
 	}
+	if o.Stock != nil {
+		if out.Stock, err = measureStock(ctx, a.Model, o, w); err != nil {
+			return nil, err
+		}
+	}
 	out.OK = checks.OK() && finite(out)
 	return out, nil
 }
 
 // finite: a measurement that is not a number is never good.
 func finite(v *spec.VerifyJSON) bool {
-	for _, x := range []float64{v.PPL.Float, v.PPL.OneBit, v.KLD.Mean} {
+	numbers := []float64{v.PPL.Float, v.PPL.OneBit, v.KLD.Mean}
+	if v.Stock != nil {
+		numbers = append(numbers, v.Stock.PPL, v.Stock.KLD.Mean)
+	}
+	for _, x := range numbers {
 		if math.IsNaN(x) || math.IsInf(x, 0) {
 			return false
 		}
@@ -178,7 +197,7 @@ func codesInUse(s *rotations.Sidecar, o Options) ([][]*rotations.Code, string, e
 		return s.Codes, s.Kind, nil
 	case "raw", "srht", "random":
 	default:
-		return nil, "", fmt.Errorf("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
+		return nil, "", usage("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
 	}
 	var out [][]*rotations.Code
 	for l, heads := range s.Codes {
@@ -274,10 +293,56 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 		return nil, err
 	}
 	g, f := &res.Divergences[0], &res.Divergences[1]
+	note, err := preserved(a, g, f)
+	checks.Add("function preserved", err, note)
 	return &spec.FunctionJSON{
 		MaxAbsDLogit: g.MaxAbsDLogit, KLDMean: g.Mean, SameTop: g.SameTop,
 		FloorMaxAbsDLogit: f.MaxAbsDLogit, FloorKLDMean: f.Mean, FloorSameTop: f.SameTop,
 	}, nil
+}
+
+// preserved says whether an artifact's float model is its source, from the
+// divergence g of the two and that of the floor: the source with nothing but its
+// query and key tensors rounded to BF16.
+//
+// It is a fuse for models that compute something else (a lost window, a wrong RoPE
+// base, a damaged tensor: 0.01 to several nats), not a measure of quality; the
+// report prints the numbers themselves. KLD grows with the square of the error:
+//   - F32 and F16 are finer than BF16 and measure 0.001 to 0.2 floors.
+//   - BF16 for all tensors, of which the floor rounds a tenth, measures 1 to 30
+//     floors; 100 leave room for sensitive layers.
+//   - Q8_0 rounds to 1/254 of a block's largest magnitude, about four times coarser,
+//     and measures 30 to 130 floors (75 on SmolLM2-135M, a KLD of 0.0014).
+//
+// A floor near zero would demand more than float32 sums can keep, hence 1e-4.
+func preserved(a *contract.Artifact, g, f *ppl.Divergence) (note string, err error) {
+	bound := func(floor float64) float64 {
+		if a.Entry.OutType == "q8_0" {
+			return 500*floor + 5e-4
+		}
+		return 100*floor + 1e-4
+	}
+	mean := bound(f.Mean)
+	for _, id := range a.Manifest.Identities {
+		if id.Applied && !id.Exact {
+			// Measured to cost 0.001 to 0.025 where it pays; more is a mistake.
+			mean += 0.05
+			break
+		}
+	}
+	if a.Model.Config.Experts > 0 {
+		// Any rounding may turn the choice of an expert where two are nearly equal,
+		// which moves one token by as much as 1 nat, in the floor or only here. So
+		// the mean cannot be strict, and the median of all tokens must be.
+		if m := bound(f.Median) + mean - bound(f.Mean); !(g.Median <= m) { // also NaN
+			return "", fmt.Errorf("median KLD of the artifact's float model from its source is %.3g, expected at most %.3g (outtype %s): the artifact computes something else", g.Median, m, a.Entry.OutType)
+		}
+		mean += 0.1
+	}
+	if !(g.Mean <= mean) {
+		return "", fmt.Errorf("mean KLD of the artifact's float model from its source is %.3g, expected at most %.3g (outtype %s): the artifact computes something else", g.Mean, mean, a.Entry.OutType)
+	}
+	return fmt.Sprintf("mean KLD from the source %.2g, at most %.2g", g.Mean, mean), nil
 }
 
 func roundBF16(x []float32) {

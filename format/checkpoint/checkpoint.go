@@ -250,6 +250,12 @@ func (c *Checkpoint) Digest() (string, error) {
 
 // FileDigest returns the SHA-256 of a file in hex.
 func FileDigest(path string) (string, error) {
+	// Looked at before it is opened: opening a named pipe would wait for a writer.
+	if st, err := os.Stat(path); err != nil {
+		return "", err
+	} else if !st.Mode().IsRegular() {
+		return "", fmt.Errorf("%s: not a regular file", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err

@@ -195,6 +195,15 @@ func (kv KV) complete() bool {
 
 // String formats the pair for people; long values are cut.
 func (kv KV) String() string {
+	if !kv.complete() {
+		return kv.Key + " (invalid)"
+	}
+	return kv.Key + " = " + kv.Text()
+}
+
+// Text formats the value for people, without the key; long values are cut. The
+// value of a zero KV is "(invalid)".
+func (kv KV) Text() string {
 	const maxText, maxElems = 60, 5
 	clip := func(s string) string {
 		if len(s) > maxText {
@@ -204,14 +213,14 @@ func (kv KV) String() string {
 	}
 	switch elem, isArray := kv.Elem(); {
 	case !kv.complete():
-		return kv.Key + " (invalid)"
+		return "(invalid)"
 	case kv.kind == KindString:
-		return kv.Key + " = " + clip(string(kv.raw[8:]))
+		return clip(string(kv.raw[8:]))
 	case !isArray:
-		return fmt.Sprintf("%s = %v", kv.Key, kv.Value())
+		return fmt.Sprint(kv.Value())
 	default:
 		var b strings.Builder
-		fmt.Fprintf(&b, "%s = %s[%d]", kv.Key, elem, kv.Len())
+		fmt.Fprintf(&b, "%s[%d]", elem, kv.Len())
 		rest := kv.raw[12:]
 		for i := range min(kv.Len(), maxElems) {
 			var v any

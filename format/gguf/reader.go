@@ -108,15 +108,19 @@ func Open(path string) (*File, error) {
 // OpenShard reads the header of the one file that path names, whether or not it
 // belongs to a split.
 func OpenShard(path string) (*File, error) {
-	osFile, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	info, err := osFile.Stat()
+	// Looked at before it is opened: opening a named pipe would wait for a writer.
+	info, err := os.Stat(path)
 	if err == nil && !info.Mode().IsRegular() {
 		err = &FormatError{File: path, Offset: -1, Msg: "not a regular file"}
 	}
 	if err != nil {
+		return nil, err
+	}
+	osFile, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if info, err = osFile.Stat(); err != nil {
 		osFile.Close()
 		return nil, err
 	}

@@ -147,6 +147,12 @@ func clip(b []byte) string {
 // phaseconv would compute wrongly, by the name of the key.
 func ReadConfig(dir string) (*family.Config, error) {
 	path := filepath.Join(dir, ConfigName)
+	// Looked at before it is opened: opening a named pipe would wait for a writer.
+	if st, err := os.Stat(path); err != nil {
+		return nil, err
+	} else if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

@@ -226,10 +226,18 @@ func (r *hfReader) note(format string, args ...any) {
 
 // read returns a file of the folder, and false if there is none of that name.
 func (r *hfReader) read(name string, limit int64) ([]byte, bool, error) {
-	f, err := r.fsys.Open(name)
+	// Looked at before it is opened: opening a named pipe would wait for a writer.
+	st, err := fs.Stat(r.fsys, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
 	}
+	if err != nil {
+		return nil, false, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, false, &FormatError{File: r.path(name), Offset: -1, Msg: "not a regular file"}
+	}
+	f, err := r.fsys.Open(name)
 	if err != nil {
 		return nil, false, err
 	}

@@ -8,10 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"phaseconv/format/checkpoint"
+	"phaseconv/format/family"
 	"phaseconv/rotations"
 	"phaseconv/spec"
 )
@@ -45,6 +48,9 @@ func ReadManifest(dir string) (*spec.Manifest, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	if !st.Mode().IsRegular() { // opening a named pipe would wait for a writer
+		return nil, fmt.Errorf("%s: not a regular file", path)
 	}
 	if st.Size() > MaxManifest {
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, int64(MaxManifest))
@@ -117,6 +123,7 @@ func Open(dir, prefer string, c *Checker) *Artifact {
 		return nil
 	}
 	c.Add("files", checkFiles(dir, m), fmt.Sprintf("%d files have the recorded sizes and digests", len(m.Files)))
+	c.Add("no other files", checkExtra(dir, m), "nothing else is there that a loader would read")
 	entry, err := choose(m, prefer)
 	if !c.Add("container", err, entry.Container) {
 		return nil
@@ -172,11 +179,28 @@ func checkFiles(dir string, m *spec.Manifest) error {
 	if len(m.Files) == 0 {
 		return fmt.Errorf("key files is empty")
 	}
+	listed := map[string]bool{}
+	for _, f := range m.Files {
+		listed[f.Name] = true
+	}
+	for _, e := range m.Artifacts {
+		for _, n := range []string{e.Model, e.Sidecar} {
+			if !listed[n] {
+				return fmt.Errorf("key files does not list %q, which key artifacts names", n)
+			}
+		}
+	}
 	for _, f := range m.Files {
 		path := filepath.Join(dir, f.Name)
 		st, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: the file is missing; copy the whole folder", path)
+		}
 		if err != nil {
 			return err
+		}
+		if !st.Mode().IsRegular() {
+			return fmt.Errorf("%s: not a regular file", path)
 		}
 		if st.Size() != f.Bytes {
 			return fmt.Errorf("%s: %d bytes, the manifest says %d", path, st.Size(), f.Bytes)
@@ -187,6 +211,36 @@ func checkFiles(dir string, m *spec.Manifest) error {
 		}
 		if sum != f.SHA256 {
 			return fmt.Errorf("%s: SHA-256 is %s, the manifest says %s: the file was changed or damaged", path, sum, f.SHA256)
+		}
+	}
+	return nil
+}
+
+// harmless says whether a file that the manifest does not list may lie in an
+// artifact: no loader reads hidden files, documents and pages.
+func harmless(name string) bool {
+	switch strings.ToLower(filepath.Ext(name)) {
+	case ".md", ".html", ".log", ".png", ".svg":
+		return true
+	}
+	return strings.HasPrefix(name, ".")
+}
+
+// checkExtra refuses what nobody vouches for. Loaders look for files by name: an
+// index, an adapter, a chat template or a second tokenizer that appears beside a
+// model changes what it computes, though every recorded digest still agrees.
+func checkExtra(dir string, m *spec.Manifest) error {
+	known := map[string]bool{spec.ManifestName: true, spec.ReportDataName: true}
+	for _, f := range m.Files {
+		known[f.Name] = true
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if n := e.Name(); !known[n] && !harmless(n) {
+			return fmt.Errorf("%s: the manifest does not list it, and a loader may read it; move it out of the folder", filepath.Join(dir, n))
 		}
 	}
 	return nil
@@ -220,7 +274,30 @@ func checkFit(a *Artifact) error {
 }
 
 func checkManifest(a *Artifact) error {
-	m, s := a.Manifest, a.Sidecar
+	m, s, cfg := a.Manifest, a.Sidecar, a.Model.Config
+	fam, err := family.ByModelType(m.Model.Family, "")
+	if err != nil {
+		return fmt.Errorf("key model.family in the manifest: %w", err)
+	}
+	// Families that share a GGUF architecture cannot be told apart in that
+	// container; all that they compute differently is whether there are experts.
+	got, was := [2]any{fam.Name, ""}, [2]any{cfg.Family.Name, ""}
+	if a.Model.Container == checkpoint.GGUF {
+		got, was = [2]any{fam.GGUFArch, fam.Experts != nil}, [2]any{cfg.Family.GGUFArch, cfg.Family.Experts != nil}
+	}
+	if got != was {
+		return fmt.Errorf("key model.family is %s in the manifest, but the artifact is %s", fam.Name, cfg.Family.Name)
+	}
+	signs, numbers := 0, 0
+	for _, heads := range s.Codes {
+		for _, c := range heads {
+			signs, numbers = signs+c.B, numbers+c.D
+		}
+	}
+	// --bits is checked to be a whole number of signs to six digits.
+	if bits := float64(signs) / float64(numbers); !(math.Abs(m.Code.Bits-bits) < 1e-5) {
+		return fmt.Errorf("key code.bits is %g in the manifest, %g in the artifact", m.Code.Bits, bits)
+	}
 	for _, x := range []struct {
 		what     string
 		got, was any
@@ -231,9 +308,19 @@ func checkManifest(a *Artifact) error {
 		{"code.sink", m.Code.Sink, s.Sink},
 		{"code.recent", m.Code.Recent, s.Recent},
 		{"calibration.sha256", m.Calibration.SHA256, s.Calibration.SHA256},
+		{"calibration.tokens", m.Calibration.Tokens, s.Calibration.Tokens},
+		{"calibration.context", m.Calibration.Context, s.Calibration.Context},
+		{"tool", m.Tool, s.Tool},
 		{"weights_sha256", a.Entry.WeightsSHA256, s.WeightsSHA256},
 		{"pair_layout", a.Entry.PairLayout, s.Pairs.String()},
-		{"model.family", m.Model.Family, a.Model.Config.Family.Name},
+		{"model.layers", m.Model.Layers, cfg.Layers},
+		{"model.n_heads", m.Model.Heads, cfg.Heads},
+		{"model.n_kv_heads", m.Model.KVHeads, cfg.KVHeads},
+		{"model.head_dim", m.Model.HeadDim, cfg.HeadDim},
+		{"model.hidden_size", m.Model.Hidden, cfg.Hidden},
+		{"model.vocab_size", m.Model.Vocab, cfg.Vocab},
+		{"model.context_length", m.Model.Context, cfg.Context},
+		{"model.experts", m.Model.Experts, cfg.Experts},
 	} {
 		if x.got != x.was {
 			return fmt.Errorf("key %s is %v in the manifest, %v in the artifact", x.what, x.got, x.was)

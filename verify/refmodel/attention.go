@@ -1,15 +1,30 @@
 package refmodel
 
 import (
+	"sync"
+
 	"phaseconv/format/family"
 	"phaseconv/kernels/fmath"
 	"phaseconv/kernels/gemm"
 	"phaseconv/kernels/rope"
 )
 
-// queryBlock is how many query rows are scored at a time: the score matrix of a
-// task is queryBlock x T, small enough for the cache at usual contexts.
-const queryBlock = 64
+// A task scores a block of query rows at a time: queryRows(T) x T scores, which the
+// softmax and the product with the values walk over again, so they should stay in
+// the second-level cache, and which must not grow with T squared.
+const (
+	maxQueryRows = 64
+	minQueryRows = 8 // fewer would leave the matrix product short of work
+	scoreFloats  = 1 << 18
+)
+
+func queryRows(T int) int {
+	return min(maxQueryRows, max(minQueryRows, scoreFloats/T/minQueryRows*minQueryRows))
+}
+
+// scoreStride is the distance of rows of scores: powers of two would put all rows
+// into the same sets of the cache.
+func scoreStride(T int) int { return (T+15)&^15 + 16 }
 
 // layerAttention holds the small tensors of one layer.
 type layerAttention struct {
@@ -116,72 +131,136 @@ func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Lay
 
 // attend computes softmax attention of every window and head into o.
 func (m *Model) attend(o []float32, a *Attention, cache Cache) error {
-	c := m.Config
-	return parallel(m.Threads, a.Windows*c.KVHeads, func(i int) error {
-		return m.attendHead(o, a, cache, i/c.KVHeads, i%c.KVHeads)
+	units := a.Windows * m.Config.KVHeads
+	if units >= 4*m.Threads {
+		return parallel(m.Threads, units, func(i int) error {
+			h, err := m.prepareHead(a, cache, i)
+			if err == nil {
+				h.queries(o, 0, m.Config.Group()*a.T)
+			}
+			return err
+		})
+	}
+	// Few heads (a long context, a model with one KV head): they are cut along their
+	// queries.
+	heads := make([]*attentionHead, units)
+	err := parallel(m.Threads, units, func(i int) (err error) {
+		heads[i], err = m.prepareHead(a, cache, i)
+		return err
 	})
+	if err != nil {
+		return err
+	}
+	var tasks []func()
+	for _, h := range heads {
+		all := m.Config.Group() * a.T
+		if h.scorer != nil {
+			// Scorers serve one task at a time.
+			tasks = append(tasks, func() { h.queries(o, 0, all) })
+			continue
+		}
+		for head := 0; head < all; head += a.T {
+			for i := 0; i < a.T; i += queryRows(a.T) {
+				tasks = append(tasks, func() { h.queries(o, head+i, head+min(a.T, i+queryRows(a.T))) })
+			}
+		}
+	}
+	Parallel(m.Threads, len(tasks), func(i int) { tasks[i]() })
+	return nil
 }
 
-// attendHead handles one window and KV head with all its query heads.
-func (m *Model) attendHead(o []float32, a *Attention, cache Cache, window, head int) error {
+// An attentionHead is the keys and values of one window and KV head.
+type attentionHead struct {
+	c            *family.Config
+	a            *Attention
+	window, head int
+	scorer       Scorer // nil: keys are used as they are
+	summer       Summer // nil: so are values
+	values       []float32
+	kw, vw       gemm.Weights
+}
+
+// prepareHead sends the keys and values of unit number i, a window and KV head,
+// through the cache and packs them.
+func (m *Model) prepareHead(a *Attention, cache Cache, i int) (*attentionHead, error) {
 	c, T := m.Config, a.T
-	d, kvWidth, qWidth := c.HeadDim, c.KVHeads*c.HeadDim, c.Heads*c.HeadDim
-	base := window * T
-	keys, ldk := a.K[base*kvWidth+head*d:], kvWidth
-	vals, ldv := a.V[base*kvWidth+head*d:], kvWidth
-	var scorer Scorer
+	h := &attentionHead{c: c, a: a, window: i / c.KVHeads, head: i % c.KVHeads}
+	d, width := c.HeadDim, c.KVHeads*c.HeadDim
+	keys, ldk := a.K[h.window*T*width+h.head*d:], width
+	vals, ldv := a.V[h.window*T*width+h.head*d:], width
 	if cache != nil {
 		keys, vals = gather(keys, ldk, T, d), gather(vals, ldv, T, d)
 		ldk, ldv = d, d
 		var err error
-		if scorer, err = cache.Keys(a.Layer, head, keys); err != nil {
-			return err
+		if h.scorer, err = cache.Keys(a.Layer, h.head, keys); err != nil {
+			return nil, err
 		}
-		if err = cache.Values(a.Layer, head, vals); err != nil {
-			return err
+		if err = cache.Values(a.Layer, h.head, vals); err != nil {
+			return nil, err
 		}
-	}
-	var kw, vw gemm.Weights
-	if scorer == nil {
-		kw.PackRows(T, d, keys, ldk, 1)
-	}
-	vw.PackT(d, T, vals, ldv, 1)
-	window0 := 0
-	if c.IsSliding(a.Layer) {
-		window0 = c.SlidingWindow
-	}
-	s := make([]float32, queryBlock*T)
-	for h := head * c.Group(); h < (head+1)*c.Group(); h++ {
-		q := a.Q[base*qWidth+h*d:]
-		for i0 := 0; i0 < T; i0 += queryBlock {
-			i1 := min(T, i0+queryBlock)
-			j0 := 0
-			if window0 > 0 {
-				j0 = max(0, i0-window0+1)
-			}
-			if scorer != nil {
-				scorer.Score(s, T, q[i0*qWidth:], qWidth, i1-i0, i0, j0, i1)
-			} else {
-				gemm.MulRange(s, T, q[i0*qWidth:], qWidth, i1-i0, &kw, j0, i1, 0, d, false, 1)
-			}
-			for i := i0; i < i1; i++ {
-				row := s[(i-i0)*T : (i-i0+1)*T]
-				lo := j0
-				if window0 > 0 {
-					lo = max(0, i-window0+1)
-				}
-				clear(row[j0:lo])
-				fmath.Softmax(row[lo:i+1], float32(c.AttnScale))
-				clear(row[i+1 : i1])
-			}
-			gemm.MulRange(o[(base+i0)*qWidth+h*d:], qWidth, s, T, i1-i0, &vw, 0, d, j0, i1, false, 1)
+		if h.summer, _ = h.scorer.(Summer); h.summer != nil {
+			h.values = vals
+			return h, nil
 		}
 	}
-	return nil
+	if h.scorer == nil {
+		h.kw.PackRows(T, d, keys, ldk, 1)
+	}
+	h.vw.PackT(d, T, vals, ldv, 1)
+	return h, nil
 }
 
-// Probabilities calls visit for every query of one window and query head with
-// its attention probabilities p over keys [lo, i]; p is valid during the call.
+// scores holds buffers of queryRows x scoreStride scores.
+var scores = sync.Pool{New: func() any { return new([]float32) }}
+
+// queries computes rows [r0, r1) of the group's queries: row r is position r mod T
+// of its query head number r div T.
+func (h *attentionHead) queries(o []float32, r0, r1 int) {
+	c, T := h.c, h.a.T
+	d, width := c.HeadDim, c.Heads*c.HeadDim
+	buffer := scores.Get().(*[]float32)
+	defer scores.Put(buffer)
+	ld, rows := scoreStride(T), queryRows(T)
+	s := grow(buffer, rows*ld)
+	span := 0
+	if c.IsSliding(h.a.Layer) {
+		span = c.SlidingWindow
+	}
+	for r0 < r1 {
+		i0 := r0 % T
+		i1 := min(T, i0+rows, i0+r1-r0)
+		at := (h.window*T+i0)*width + (h.head*c.Group()+r0/T)*d
+		j0 := 0
+		if span > 0 {
+			j0 = max(0, i0-span+1)
+		}
+		if h.scorer != nil {
+			h.scorer.Score(s, ld, h.a.Q[at:], width, i1-i0, i0, j0, i1)
+		} else {
+			gemm.MulRange(s, ld, h.a.Q[at:], width, i1-i0, &h.kw, j0, i1, 0, d, false, 1)
+		}
+		for i := i0; i < i1; i++ {
+			row := s[(i-i0)*ld:]
+			lo := j0
+			if span > 0 {
+				lo = max(0, i-span+1)
+			}
+			clear(row[j0:lo])
+			fmath.Softmax(row[lo:i+1], float32(c.AttnScale))
+			clear(row[i+1 : i1])
+		}
+		if h.summer != nil {
+			h.summer.Sum(o[at:], width, s, ld, h.values, i1-i0, i0, j0)
+		} else {
+			gemm.MulRange(o[at:], width, s, ld, i1-i0, &h.vw, 0, d, j0, i1, false, 1)
+		}
+		r0 += i1 - i0
+	}
+}
+
+// Probabilities calls visit for every query of one window and query head, in
+// order, with its attention probabilities p over keys [lo, i]; p is valid during
+// the call. They are what the forward pass multiplies the values with.
 func (a *Attention) Probabilities(c *family.Config, window, head int, visit func(i, lo int, p []float32)) {
 	T, d := a.T, c.HeadDim
 	kvWidth, qWidth := c.KVHeads*d, c.Heads*d
@@ -192,16 +271,23 @@ func (a *Attention) Probabilities(c *family.Config, window, head int, visit func
 	if c.IsSliding(a.Layer) {
 		span = c.SlidingWindow
 	}
-	s := make([]float32, queryBlock*T)
-	for i0 := 0; i0 < T; i0 += queryBlock {
-		i1 := min(T, i0+queryBlock)
-		gemm.MulRange(s, T, a.Q[(base+i0)*qWidth+head*d:], qWidth, i1-i0, &kw, 0, i1, 0, d, false, 1)
+	buffer := scores.Get().(*[]float32)
+	defer scores.Put(buffer)
+	ld, rows := scoreStride(T), queryRows(T)
+	s := grow(buffer, rows*ld)
+	for i0 := 0; i0 < T; i0 += rows {
+		i1 := min(T, i0+rows)
+		j0 := 0
+		if span > 0 {
+			j0 = max(0, i0-span+1)
+		}
+		gemm.MulRange(s, ld, a.Q[(base+i0)*qWidth+head*d:], qWidth, i1-i0, &kw, j0, i1, 0, d, false, 1)
 		for i := i0; i < i1; i++ {
-			lo := 0
+			lo := j0
 			if span > 0 {
 				lo = max(0, i-span+1)
 			}
-			p := s[(i-i0)*T+lo : (i-i0)*T+i+1]
+			p := s[(i-i0)*ld:][lo : i+1]
 			fmath.Softmax(p, float32(c.AttnScale))
 			visit(i, lo, p)
 		}

@@ -104,6 +104,14 @@ type Scorer interface {
 	Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int)
 }
 
+// A Summer is a Scorer whose runtime also adds up values in a way of its own.
+type Summer interface {
+	// Sum sets dst[r*ldd+i] = sum over j of p[r*ldp+j] v[j*d+i] for rows r in
+	// [0, n), dimensions i and keys j in [n0, pos+r]. p holds probabilities, 0
+	// where a key is out of sight; v is [T, head_dim].
+	Sum(dst []float32, ldd int, p []float32, ldp int, v []float32, n, pos, n0 int)
+}
+
 // Run sends windows of token ids, all of the same length, through the model,
 // once per lane. It fails on ids outside the vocabulary and on weights that
 // cannot be read.

@@ -16,7 +16,6 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/convert"
 	"phaseconv/verify"
 	"phaseconv/verify/texts"
 )
@@ -47,7 +46,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitGood
 	}
-	var use *convert.UsageError
+	var use *verify.UsageError
 	switch {
 	case errors.Is(err, errGate):
 		return exitFailed
@@ -65,7 +64,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 // root builds the command tree.
 func root(stdout, stderr io.Writer) *cli.Command {
 	usageError := func(_ context.Context, _ *cli.Command, err error, _ bool) error {
-		return &convert.UsageError{Err: err}
+		return &verify.UsageError{Err: err}
 	}
 	app := &cli.Command{
 		Name:      "phaseconv",
@@ -77,9 +76,14 @@ func root(stdout, stderr io.Writer) *cli.Command {
 		ExitErrHandler: func(context.Context, *cli.Command, error) {},
 		OnUsageError:   usageError,
 		Suggest:        true,
+
+		EnableShellCompletion:           true,
+		ConfigureShellCompletionCommand: completion,
+
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
-			auditCommand(stdout, stderr), inspectCommand(stdout, stderr),
+			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), inspectCommand(stdout, stderr),
+			reportCommand(stdout, stderr), cardCommand(stdout), docsCommand(stdout),
 		},
 		Action: func(_ context.Context, c *cli.Command) error {
 			if c.Args().Present() {
@@ -95,7 +99,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 }
 
 func usagef(format string, args ...any) error {
-	return &convert.UsageError{Err: fmt.Errorf(format, args...)}
+	return &verify.UsageError{Err: fmt.Errorf(format, args...)}
 }
 
 // one returns the only positional argument.
@@ -113,7 +117,7 @@ func text(path string, embedded []byte, name string) (verify.Text, error) {
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return verify.Text{}, &convert.UsageError{Err: err}
+		return verify.Text{}, &verify.UsageError{Err: err}
 	}
 	return verify.Text{Name: filepath.Base(path), Data: data}, nil
 }

@@ -90,6 +90,9 @@ func inspect(path string) (*fileInfo, error) {
 	if st.IsDir() {
 		return nil, fmt.Errorf("%s is a folder; name the files in it", path)
 	}
+	if !st.Mode().IsRegular() { // opening a named pipe would wait for a writer
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
 	info := &fileInfo{File: path, Bytes: st.Size()}
 	magic, err := first4(path)
 	if err != nil {
@@ -139,7 +142,7 @@ func (i *fileInfo) gguf(path string) error {
 		if e, ok := kv.Elem(); ok {
 			typ = fmt.Sprintf("[%d]%s", kv.Len(), e)
 		}
-		i.Keys = append(i.Keys, keyInfo{kv.Key, typ, shorten(kv.String())})
+		i.Keys = append(i.Keys, keyInfo{kv.Key, typ, shorten(kv.Text())})
 	}
 	for k := range f.Tensors {
 		t := &f.Tensors[k]

@@ -6,6 +6,7 @@ import (
 	"io"
 	"sort"
 	"strconv"
+	"strings"
 
 	"github.com/urfave/cli/v3"
 
@@ -13,6 +14,7 @@ import (
 	"phaseconv/spec"
 	"phaseconv/verify"
 	"phaseconv/verify/contract"
+	"phaseconv/verify/kvcache"
 )
 
 func verifyCommand(stdout, stderr io.Writer) *cli.Command {
@@ -35,6 +37,9 @@ Examples:
 			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16 (default: the artifact's)", Value: -1},
 			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16 (default: the artifact's)", Value: -1},
 			&cli.StringFlag{Name: "code", Usage: "measure a code that needs no calibration instead: raw, srht or random"},
+			&cli.StringFlag{Name: "cache-type-k", Usage: "also measure a stock runtime with K in this type: " + strings.Join(kvcache.StockTypes(), ", ")},
+			&cli.StringFlag{Name: "cache-type-v", Usage: "the same for V (default: f16)"},
+			rotationFlag(),
 			seedFlag(), threadsFlag(), jsonFlag(),
 		},
 		Action: func(ctx context.Context, c *cli.Command) error { return runVerify(ctx, c, stdout, stderr) },
@@ -51,6 +56,9 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: progress(stderr),
 	}
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
+		return err
+	}
+	if o.Stock, err = stockTypes(c); err != nil {
 		return err
 	}
 	checks := &contract.Checker{}
@@ -83,6 +91,25 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	return nil
 }
 
+// stockTypes reads the cache types to measure, nil if none is named.
+func stockTypes(c *cli.Command) (*verify.StockTypes, error) {
+	on, err := rotation(c)
+	if err != nil {
+		return nil, err
+	}
+	s := &verify.StockTypes{Rotation: on}
+	if s.K, err = cacheType(c.String("cache-type-k")); err != nil {
+		return nil, err
+	}
+	if s.V, err = cacheType(c.String("cache-type-v")); err != nil {
+		return nil, err
+	}
+	if !c.IsSet("cache-type-k") && !c.IsSet("cache-type-v") {
+		return nil, nil
+	}
+	return s, nil
+}
+
 // printVerify shows a verification; statistics carry llama-perplexity's names.
 func printVerify(w io.Writer, v *spec.VerifyJSON) {
 	fmt.Fprintln(w, "contract")
@@ -110,6 +137,14 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Median  KLD           : %10.6f\n", k.Median)
 		fmt.Fprintf(w, "  RMS Δp                : %9.3f %%\n", 100*k.DeltaPRMS)
 		fmt.Fprintf(w, "  Same top p            : %9.3f ± %.3f %%\n", 100*k.SameTop, 100*k.SameTopErr)
+	}
+	if k := v.Stock; k != nil {
+		fmt.Fprintf(w, "\nstock runtime with K %s, V %s: %d bytes a token; Hadamard K %d, V %d (0: none); compared with the %s, F16 caches\n",
+			k.KType, k.VType, k.BytesPerToken, k.RotationK, k.RotationV, k.Base)
+		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f\n", k.PPL, k.PPLErr)
+		fmt.Fprintf(w, "  Mean PPL(Q)/PPL(base) : %10.4f ± %8.4f\n", k.PPLRatio, k.PPLRatioErr)
+		fmt.Fprintf(w, "  Mean    KLD           : %10.6f ± %8.6f\n", k.KLD.Mean, k.KLD.MeanErr)
+		fmt.Fprintf(w, "  Same top p            : %9.3f ± %.3f %%\n", 100*k.KLD.SameTop, 100*k.KLD.SameTopErr)
 	}
 	if f := v.Function; f != nil {
 		fmt.Fprintln(w, "\nfunction preserved (source against artifact, float keys)")

@@ -1,0 +1,231 @@
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/gguf"
+	"phaseconv/spec"
+	"phaseconv/verify"
+	"phaseconv/verify/contract"
+	"phaseconv/verify/kvcache"
+)
+
+func adviseCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:      "advise",
+		Usage:     "find the smallest KV cache types of a stock runtime that a model stands",
+		ArgsUsage: "SRC | ARTIFACT | SRC CONVERTED",
+		Description: `Measures llama.cpp's cache types, and names the smallest pair below the gate
+with the runtime's options for it. Nothing is written.
+
+Examples:
+  phaseconv advise model.gguf
+  phaseconv advise ./SmolLM2-135M --ctx 512,4096 --max-kld 0.01
+  phaseconv advise smol --source ./SmolLM2-135M --json
+  phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "source", Usage: "what the artifact was made from; it is measured too, and is what both are compared with"},
+			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
+			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
+			&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths", Value: []int{512, 2048}},
+			&cli.IntFlag{Name: "chunks", Usage: "windows of the shortest context, 0 for all; longer ones get as many tokens", Value: 4},
+			&cli.FloatFlag{Name: "max-kld", Usage: "the gate: largest mean KLD, in nats per token", Value: 0.02},
+			&cli.StringSliceFlag{Name: "types", Usage: "cache types to choose from: " + strings.Join(kvcache.StockTypes(), ", ")},
+			&cli.StringSliceFlag{Name: "pairs", Usage: "measure these pairs K/V instead of searching"},
+			rotationFlag(),
+			&cli.BoolFlag{Name: "half-sums", Usage: "sum values in F16 where llama.cpp's CPU backend does (V f16, K another type); slow"},
+			threadsFlag(), jsonFlag(),
+		},
+		Action: func(ctx context.Context, c *cli.Command) error { return runAdvise(ctx, c, stdout, stderr) },
+	}
+}
+
+func rotationFlag() cli.Flag {
+	return &cli.StringFlag{Name: "cache-rotation", Usage: "llama.cpp's attention rotation of quantised caches, on or off (LLAMA_ATTN_ROT_DISABLE=1)", Value: "on"}
+}
+
+func rotation(c *cli.Command) (bool, error) {
+	switch s := c.String("cache-rotation"); s {
+	case "on", "off":
+		return s == "on", nil
+	default:
+		return false, usagef("--cache-rotation is on or off, not %q", s)
+	}
+}
+
+// cacheType reads a cache type; "" gives F16, llama.cpp's default.
+func cacheType(name string) (gguf.Type, error) {
+	if name == "" {
+		return gguf.TypeF16, nil
+	}
+	t, err := kvcache.ParseStockType(name)
+	if err != nil {
+		return 0, usagef("%w", err)
+	}
+	return t, nil
+}
+
+func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
+	o := verify.AdviseOptions{
+		Ctx: c.IntSlice("ctx"), Chunks: c.Int("chunks"), MaxKLD: c.Float("max-kld"), HalfSums: c.Bool("half-sums"),
+		Threads: c.Int("threads"), Progress: progress(stderr),
+	}
+	if !(o.MaxKLD >= 0) {
+		return usagef("--max-kld is %g; a divergence is not negative", o.MaxKLD)
+	}
+	var err error
+	if o.Rotation, err = rotation(c); err != nil {
+		return err
+	}
+	for _, name := range c.StringSlice("types") {
+		t, err := cacheType(name)
+		if err != nil {
+			return err
+		}
+		o.Types = append(o.Types, t)
+	}
+	for _, pair := range c.StringSlice("pairs") {
+		k, v, ok := strings.Cut(pair, "/")
+		if !ok {
+			return usagef("--pairs: %q is not of the form K/V, such as q8_0/q4_0", pair)
+		}
+		p := verify.StockTypes{}
+		if p.K, err = cacheType(k); err != nil {
+			return err
+		}
+		if p.V, err = cacheType(v); err != nil {
+			return err
+		}
+		o.Pairs = append(o.Pairs, p)
+	}
+	if o.Text, err = evaluationText(c.String("text")); err != nil {
+		return err
+	}
+	published, converted, err := adviseModels(c, o.Text)
+	for _, m := range []*checkpoint.Checkpoint{published, converted} {
+		if m != nil {
+			defer m.Close()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	res, err := verify.Advise(ctx, published, converted, o)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(stdout, res)
+	}
+	printAdvise(stdout, res)
+	return nil
+}
+
+// adviseModels opens what the command line names. What it returns is to be
+// closed even with an error.
+func adviseModels(c *cli.Command, text verify.Text) (published, converted *checkpoint.Checkpoint, err error) {
+	args := c.Args().Slice()
+	if src := c.String("source"); src != "" {
+		if len(args) != 1 {
+			return nil, nil, usagef("advise: with --source expected one artifact, got %d arguments", len(args))
+		}
+		args = []string{src, args[0]}
+	}
+	switch len(args) {
+	case 1:
+		if !isArtifact(args[0]) {
+			published, err = checkpoint.Open(args[0])
+			return published, nil, err
+		}
+		converted, _, err = openConverted(args[0], c.String("container"), text)
+		return nil, converted, err
+	case 2:
+		if published, err = checkpoint.Open(args[0]); err != nil {
+			return published, nil, err
+		}
+		var made string
+		if converted, made, err = openConverted(args[1], c.String("container"), text); err != nil || made == "" {
+			return published, converted, err
+		}
+		digest, err := published.Digest()
+		if err == nil && digest != made {
+			err = fmt.Errorf("%s was not made from %s: it names a source with SHA-256 %s, this one has %s", args[1], args[0], made, digest)
+		}
+		return published, converted, err
+	}
+	return nil, nil, usagef("advise: expected a model, or a model and what it was converted to, got %d arguments", len(args))
+}
+
+func isArtifact(path string) bool {
+	_, err := os.Stat(filepath.Join(path, spec.ManifestName))
+	return err == nil
+}
+
+// openConverted opens an artifact, checked, or any other model. made is the
+// digest of the source that an artifact names.
+func openConverted(path, container string, text verify.Text) (m *checkpoint.Checkpoint, made string, err error) {
+	if !isArtifact(path) {
+		m, err = checkpoint.Open(path)
+		return m, "", err
+	}
+	checks := &contract.Checker{}
+	a := contract.Open(path, container, checks)
+	if a != nil {
+		m, made = a.Model, a.Manifest.Source.SHA256
+	}
+	for _, x := range checks.Checks {
+		if !x.OK {
+			err = errors.Join(err, fmt.Errorf("%s: %s: %s", path, x.Check, x.Detail))
+		}
+	}
+	if err == nil && text.SHA256() == a.Sidecar.Calibration.SHA256 {
+		err = fmt.Errorf("%s is the text that %s was fitted to; measure on another", text.Name, path)
+	}
+	return m, made, err
+}
+
+func printAdvise(w io.Writer, a *spec.AdviseJSON) {
+	for i, t := range a.Texts {
+		fmt.Fprintf(w, "%s, %d windows of %d tokens, PPL %.4f\n", t.Name, t.Windows, t.Context, a.BasePPL[i])
+	}
+	rotation := ""
+	if !a.Rotation {
+		rotation = ", attention rotation off"
+	}
+	fmt.Fprintf(w, "compared with: %s%s\n\n", a.Base, rotation)
+	t := newTable("K", "V", "weights", "bytes/token", "context", "PPL ratio", "KLD", "error", "same top %")
+	for _, r := range a.Rows {
+		t.row(r.KType, r.VType, weightsName(r.Converted), fmt.Sprintf("%.0f", r.BytesPerToken), fmt.Sprint(r.Ctx),
+			fmt.Sprintf("%.4f", r.PPLRatio), fmt.Sprintf("%.6f", r.KLD), fmt.Sprintf("%.6f", r.KLDErr), fmt.Sprintf("%.2f", 100*r.SameTop))
+	}
+	t.print(w)
+	fmt.Fprintln(w)
+	if len(a.Choices) == 0 {
+		fmt.Fprintf(w, "no pair of types has a KLD of at most %g at every context\n", a.MaxKLD)
+	}
+	for _, c := range a.Choices {
+		fmt.Fprintf(w, "%s: K %s, V %s: %.0f bytes a token, KLD at most %.6f (gate %g)\n",
+			weightsName(c.Converted), c.KType, c.VType, c.BytesPerToken, c.Worst, a.MaxKLD)
+		if c.Flags != "" {
+			fmt.Fprintf(w, "  llama.cpp options: %s\n", c.Flags)
+		} else {
+			fmt.Fprintln(w, "  llama.cpp's programs have no option for this pair; its library takes it")
+		}
+	}
+}
+
+func weightsName(converted bool) string {
+	if converted {
+		return "converted"
+	}
+	return "published"
+}

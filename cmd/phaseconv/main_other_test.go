@@ -1,0 +1,13 @@
+//go:build !linux
+
+package main
+
+import "github.com/rogpeppe/go-internal/testscript"
+
+// The scripts that need these are skipped.
+const posix = false
+
+func limitFiles(uint64)                              { panic("not here") }
+func fifo(*testscript.TestScript, string)            { panic("not here") }
+func canMount() bool                                 { return false }
+func mountfs(*testscript.TestScript, bool, []string) { panic("not here") }

@@ -1,0 +1,340 @@
+"""Holds decode.py to the golden vectors and, if there is one, to a real artifact.
+
+PHASECONV_ARTIFACT  folder made by phaseconv convert --format both
+PHASECONV_SOURCE    the Hugging Face folder it was made from
+PHASECONV_VECTORS   folder with gguf.json and safetensors.json, what
+                    go run ./rotations/internal/vectors -sidecar FILE prints for the two sidecars
+"""
+import glob
+import hashlib
+import json
+import os
+import struct
+import tempfile
+import unittest
+
+import numpy as np
+
+import decode as ref
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+VECTORS = os.path.join(HERE, "..", "vectors")
+ENV = {k: os.environ.get("PHASECONV_" + k) for k in ("ARTIFACT", "SOURCE", "VECTORS")}
+U = np.uint64
+
+
+def f32(text):
+    return np.array([int(x, 16) for x in text.split()], np.uint32).view(np.float32)
+
+
+def f16(text):
+    return np.array([int(x, 16) for x in text.split()], np.uint16).view(np.float16).astype(np.float32)
+
+
+def u32(lines):
+    return np.array([[int(x, 16) for x in line.split()] for line in lines], np.uint32)
+
+
+def number(seed, i):
+    """vectors.md, section 2."""
+    with np.errstate(over="ignore"):
+        z = U(seed) + (np.asarray(i, U) + U(1)) * U(0x9E3779B97F4A7C15)
+        z = (z ^ z >> U(30)) * U(0xBF58476D1CE4E5B9)
+        z = (z ^ z >> U(27)) * U(0x94D049BB133111EB)
+        return z ^ z >> U(31)
+
+
+def matrix(a, base=None, tensors=None):
+    """The numbers of a matrix object, float32 [rows, columns], digest checked."""
+    rows, n = a["shape"]
+    r, c = np.arange(rows)[:, None], np.arange(n)[None, :]
+    f = a.get("formula", {})
+    seed, rule = f.get("seed", 0), f.get("rule")
+    if tensors is not None:
+        m = np.frombuffer(tensors[a["tensor"]][2], "<f4").reshape(rows, n)
+    elif rule is None:
+        m = np.stack([f32(x) for x in a["hex"]])
+    elif rule == "zeros":
+        m = np.zeros((rows, n))
+    elif rule == "identity":
+        m = np.eye(rows, n)
+    elif rule == "uniform":
+        e = f.get("exponent", 0) - 23 - (c % f["column_mod"] if "column_mod" in f else 0) - (r // f["row_step"] if "row_step" in f else 0)
+        m = ((number(seed, r * n + c) >> U(40)).astype(np.int64) - 2**23) * 2.0**e
+    elif rule == "hadamard":
+        ones = np.array([[bin(i & j).count("1") for j in range(n)] for i in range(rows)])
+        m = (1 - 2.0 * ((ones + (number(seed, c) >> U(63)).astype(int)) % 2)) * np.float32(1 / np.sqrt(n))
+    elif rule == "reflector":
+        axis = (number(seed, np.arange(n)) >> U(61)).astype(np.int64) - 4
+        p = (5 * r + 3) % n
+        m = -(2.0 * axis[p] * axis[c]) / (axis**2).sum() + (p == c)
+        m = m * (1 - 2.0 * (number(seed, n + r) >> U(63)).astype(int)) + 0.0
+    elif rule == "weighted":
+        m = base * (1 + (c % 4) / 2).astype(np.float32)
+    m = m.astype(np.float32)
+    assert hashlib.sha256(m.astype("<f4").tobytes()).hexdigest() == a["sha256"], f"{a.get('formula', a.get('tensor'))}: digest"
+    return m
+
+
+def fma(a, b, c):
+    """float32 a b + c, rounded once: in float64 the product is exact, and the sum is rounded to odd."""
+    p, c = a.astype(np.float64) * b, c.astype(np.float64)
+    s = p + c
+    t = s - p
+    error = (p - (s - t)) + (c - t)
+    bits = s.view(np.uint64)
+    inexact = (error != 0) & (bits & U(1) == 0)
+    away = (error > 0) == (s > 0)
+    odd = np.where(inexact, np.where(away, bits + U(1), bits - U(1)), bits)
+    return odd.view(np.float64).astype(np.float32)
+
+
+def chain(rows, x):
+    """Products of x, [n, d], with rows, [b, d]: chains of fused multiply-adds."""
+    z = np.zeros((len(x), len(rows)), np.float32)
+    for j in range(x.shape[1]):
+        z = fma(np.broadcast_to(rows[:, j], z.shape), x[:, j:j + 1].astype(np.float64), z)
+    return z
+
+
+def encode(keys, mean, dec, enc, gain=1.0):
+    """The reference encoder, code.md, section 7: words and alpha."""
+    z = chain(dec if enc is None else enc, keys - mean)
+    b, n = len(dec), len(keys)
+    s, alpha = np.ones((n, b), np.float32), np.zeros(n)
+    if enc is None:
+        s[~(z >= 0)] = -1
+        for k in range(n):
+            total = 0.0
+            for v in np.abs(z[k]).tolist():
+                total += v
+            alpha[k] = total / b
+    else:
+        gram = np.zeros((b, b))
+        for j in range(keys.shape[1]):
+            gram += np.outer(enc[:, j].astype(np.float64), dec[:, j])
+        gram = gram.astype(np.float32)
+        gram = np.float32(0.5) * (gram + gram.T)
+        for k in range(n):
+            s[k], alpha[k] = search(z[k], gram)
+    words = np.zeros((n, (b + 31) // 32), np.uint32)
+    for i in range(b):
+        words[:, i // 32] |= (s[:, i] > 0).astype(np.uint32) << np.uint32(i % 32)
+    return words, np.minimum(alpha * gain, 65504).astype(np.float32).astype(np.float16).view(np.uint16)
+
+
+def search(z, gram):
+    b = len(z)
+    z = [float(x) for x in z]
+    diagonal = [float(x) for x in np.diag(gram)]
+    s, g, num, den = np.ones(b, np.float32), np.zeros(b, np.float32), 0.0, 0.0
+    for i in range(b):
+        gi, gii = float(g[i]), diagonal[i]
+        up, down = (num + z[i], den + 2 * gi + gii), (num - z[i], den - 2 * gi + gii)
+        if i == 0:
+            plus = z[i] >= 0
+        else:
+            least = 1e-6 * (den + gii)
+            plus = down[1] <= least or up[1] > least and up[0] * up[0] * down[1] >= down[0] * down[0] * up[1]
+        s[i] = 1 if plus else -1
+        num, den = up if plus else down
+        g = g + s[i] * gram[i]
+    last, i = b, 0
+    for _ in range(8 * b):
+        si = float(s[i])
+        n = num - 2 * si * z[i]
+        e = den - 4 * si * float(g[i]) + 4 * diagonal[i]
+        if e > 1e-6 * den and n * n * den > num * num * e * (1 + 1e-9):
+            num, den, last = n, e, i
+            g = g - np.float32(2 * si) * gram[i]
+            s[i] = -s[i]
+        elif i == last:
+            break
+        i += 1
+        if i == b:
+            i = 0
+            if last == b:
+                break
+    if num < 0:
+        num, s = -num, -s
+    return s, num / den if den > 0 else 0.0
+
+
+class Golden(unittest.TestCase):
+    def load(self, name):
+        with open(os.path.join(VECTORS, name)) as f:
+            return json.load(f)
+
+    def test_generator(self):
+        g = self.load("generator.json")
+        for x in g["numbers"]:
+            self.assertEqual(f"{int(number(x['seed'], x['i'])):016x}", x["value"])
+        base = next(matrix(a) for a in g["arrays"] if a["formula"]["rule"] == "uniform")
+        for a in g["arrays"]:
+            np.testing.assert_array_equal(matrix(a, base), np.stack([f32(x) for x in a["hex"]]))
+
+    def test_edge(self):
+        e = self.load("edge.json")
+        d = e["head_dim"]
+        for x in e["keys"]:
+            words, alpha = encode(f32(x["key"])[None], np.zeros(d, np.float32), np.eye(d, dtype=np.float32), None)
+            self.assertEqual((f"{words[0, 0]:08x}", f"{alpha[0]:04x}"), (x["words"], x["alpha"]), x["why"])
+
+    def test_scores(self):
+        for x in self.load("scores.json")["cases"]:
+            b, n, words = x["signs"], x["keys"], u32(x["words"])
+            check_stored(self, u32(x["stored"]), words)
+            q, scales, want = f32(x["query"]), f16(x["scales"]), f32(x["scores"])
+            s = ref.signs(words, b)
+            exact = f32(x["offset"]).astype(float) + scales.astype(float) * (s.astype(float) @ q)
+            self.assertEqual(len(exact), n)
+            np.testing.assert_array_equal(exact.astype(np.float32), want, f"{b} signs")
+
+    def test_heads(self):
+        files = sorted(glob.glob(os.path.join(VECTORS, "head-*.json")))
+        self.assertGreater(len(files), 15)
+        for path in files:
+            with self.subTest(os.path.basename(path)):
+                with open(path) as f:
+                    check_head(self, json.load(f))
+
+
+def check_stored(test, stored, words):
+    """The interchange layout: blocks of 16 keys, word by word."""
+    flat, width = stored.reshape(-1), words.shape[1]
+    for n, key in enumerate(words):
+        for w, word in enumerate(key):
+            test.assertEqual(flat[n // 16 * 16 * width + 16 * w + n % 16], word)
+    test.assertEqual(np.count_nonzero(flat), np.count_nonzero(words))
+
+
+def check_head(test, v, tensors=None):
+    """One KV head from keys to scores."""
+    mean, dec = matrix(v["mean"], tensors=tensors)[0], matrix(v["decode"], tensors=tensors)
+    enc = matrix(v["encode"], dec, tensors) if "encode" in v else None
+    keys, queries = matrix(v["keys"]), matrix(v["queries"])
+    words, alpha, scores = u32(v["words"]), f16(v["alpha"]), np.stack([f32(x) for x in v["scores"]])
+    d, b, layout = v["head_dim"], v["signs"], v["pair_layout"]
+    gain = float(f32(v.get("gain", "3f800000"))[0])
+    if tensors is not None and (stored := tensors.get(v["decode"]["tensor"].replace("decode", "gain"))):
+        test.assertEqual(np.frombuffer(stored[2], "<f4")[0], gain)
+    check_stored(test, u32(v["stored"]), words)
+    hats = ref.decode(words, alpha, mean, dec)
+    for x in v["decoded"]:
+        np.testing.assert_array_equal(hats[x["key"]], f32(x["k_hat"]))
+    angle = v["rope_theta"] ** (-2 * np.arange(d // 2) / d)
+    at = 0
+    for block in v["blocks"]:
+        part = slice(at, at + block["keys"])
+        k, q = keys[part], queries
+        if v["anchor"]:
+            for n in (at, at + block["keys"] - 1):
+                position = v["first_position"] + n
+                test.assertEqual(block["start"], position - position % v["anchor"])
+            cos, sin = f32(block["cos"]), f32(block["sin"])
+            np.testing.assert_allclose(cos, np.cos(block["start"] * angle), atol=1e-7)
+            np.testing.assert_allclose(sin, np.sin(block["start"] * angle), atol=1e-7)
+            k, q = ref.turn_back(k, cos, sin, layout), ref.turn_back(q, cos, sin, layout)
+        got_words, got_alpha = encode(k, mean, dec, enc, gain)
+        np.testing.assert_array_equal(got_words, words[part])
+        np.testing.assert_array_equal(got_alpha, alpha[part].astype(np.float16).view(np.uint16))
+        turned, offset = chain(dec, q), chain(mean[None], q)[:, 0]
+        np.testing.assert_array_equal(turned, np.stack([f32(x) for x in block["transformed"]]))
+        np.testing.assert_array_equal(offset, f32(block["offsets"]))
+        got = ref.score(q, words[part], alpha[part], mean, dec)
+        for h in range(len(q)):
+            # Rounding to float32, and sums of float64 in another order.
+            room = 1e-7 * abs(got[h]) + 1e-12 * ((abs(q[h]) * abs(mean)).sum() + alpha[part] * (abs(dec) @ abs(q[h])).sum())
+            test.assertTrue((abs(got[h] - scores[h, part]) <= room).all())
+        # Decoding the keys and multiplying is the same.
+        other = q.astype(float) @ hats[part].astype(float).T
+        np.testing.assert_allclose(other, scores[:, part], atol=1e-3)
+        at += block["keys"]
+    test.assertEqual(at, len(keys))
+
+
+SIX = ["attn_q.weight", "attn_q.bias", "attn_q_norm.weight", "attn_k.weight", "attn_k.bias", "attn_k_norm.weight"]
+
+
+def weights_digest(tensors, layers):
+    """sidecar.md, section 6, for either container."""
+    h = hashlib.sha256()
+    for l in range(layers):
+        for part in SIX:
+            name = f"blk.{l}.{part}"
+            module, kind = part.removeprefix("attn_").split(".")
+            hf = f"model.layers.{l}.self_attn.{module if module.endswith('norm') else module + '_proj'}.{kind}"
+            if (found := tensors.get(name) or tensors.get(hf)) is not None:
+                kind, shape, data = found
+                h.update(f"{name}\0{kind}\0{'x'.join(map(str, shape))}\0".encode() + data)
+    return h.hexdigest()
+
+
+def source_digest(folder, files):
+    lines = [hashlib.sha256(open(os.path.join(folder, f), "rb").read()).hexdigest() + "  " + f + "\n" for f in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@unittest.skipUnless(all(ENV.values()), "PHASECONV_ARTIFACT, PHASECONV_SOURCE and PHASECONV_VECTORS name no artifact")
+class Artifact(unittest.TestCase):
+    def setUp(self):
+        self.paths = {"gguf": ("model.gguf", "model.phase.gguf"), "safetensors": ("model.safetensors", "phaseconv.safetensors")}
+        self.paths = {k: [os.path.join(ENV["ARTIFACT"], x) for x in v] for k, v in self.paths.items()}
+
+    def test_vectors(self):
+        for container, (_, sidecar) in self.paths.items():
+            with open(os.path.join(ENV["VECTORS"], container + ".json")) as f:
+                vectors = json.load(f)
+            self.assertEqual(len(vectors), 2)
+            for v in vectors:
+                check_head(self, v, ref.read_model(sidecar)[1])
+
+    def test_digests(self):
+        for model, sidecar in self.paths.values():
+            s = ref.Sidecar(sidecar)
+            self.assertEqual(weights_digest(ref.read_model(model)[1], s.keys["layers"]), s.keys["weights.sha256"])
+            self.assertEqual(source_digest(ENV["SOURCE"], ["config.json", "model.safetensors"]), s.keys["source.sha256"])
+
+    def test_layouts(self):
+        """The two sidecars of one conversion differ in the order of dimensions and the weights' digest only."""
+        a, b = [ref.Sidecar(self.paths[k][1]) for k in ("gguf", "safetensors")]
+        self.assertEqual((a.keys["pair_layout"], b.keys["pair_layout"]), ("interleaved", "half"))
+        i, d = np.arange(a.keys["head_dim"]), a.keys["head_dim"]
+        place = 2 * (i % (d // 2)) + i // (d // 2)
+        for x, y in zip(sum(a.codes, []), sum(b.codes, [])):
+            for m, n in zip(x, y):
+                if m is not None:
+                    np.testing.assert_array_equal(m if len(m) == 1 else m[..., place], n)
+        self.assertFalse(np.array_equal(x[1], y[1]))
+        same = set(a.keys) - {"pair_layout", "weights.sha256", "version"}
+        self.assertEqual({k: a.keys[k] for k in same}, {k: b.keys[k] for k in same})
+
+    def test_refuses(self):
+        meta, tensors = ref.read_model(self.paths["safetensors"][1])
+        name = "blk.0.k_code.0.decode"
+        kind, shape, data = tensors[name]
+        bad = [({**meta, "phaseconv." + k: v}, tensors) for k, v in {
+            "version": "2", "basis": "pre_rope", "exceptions": "1", "anchor": "-1", "head_dim": "3", "layers": "4097", "new": "1",
+            "pair_layout": "neox", "weights.sha256": "0" * 63, "source.sha256": "G" * 64, "recent": "1 "}.items()]
+        bad += [({k: v for k, v in meta.items() if k != key}, tensors) for key in meta if key != "format"]
+        bad += [(meta, {**tensors, "extra": tensors[name]}), (meta, {**tensors, name: (kind, shape, b"\0\0\x80\x7f" + data[4:])}),
+                (meta, {**tensors, name: ("F16", shape, data)}), (meta, {k: v for k, v in tensors.items() if k != name})]
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "s.safetensors")
+            for i, (m, t) in enumerate([(meta, tensors)] + bad):
+                head, body = {"__metadata__": m}, b""
+                for n, (k, s, x) in t.items():
+                    head[n] = {"dtype": k, "shape": list(s), "data_offsets": [len(body), len(body) + len(x)]}
+                    body += x
+                head = json.dumps(head).encode()
+                with open(path, "wb") as f:
+                    f.write(struct.pack("<Q", len(head)) + head + body)
+                if i == 0:
+                    ref.Sidecar(path)
+                else:
+                    with self.assertRaises((ValueError, KeyError), msg=f"case {i}"):
+                        ref.Sidecar(path)
+
+
+if __name__ == "__main__":
+    unittest.main()

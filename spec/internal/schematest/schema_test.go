@@ -1,0 +1,189 @@
+// Package schematest holds what phaseconv writes and prints against the JSON
+// Schema of the format, with a validator of others. It is a module of its own, so
+// that phaseconv does not depend on the validator.
+package schematest
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+const id = "urn:phaseconv:manifest:1"
+
+// compiler returns the schema under a pointer ("" is the manifest).
+func compiler(t *testing.T) func(pointer string) *jsonschema.Schema {
+	t.Helper()
+	raw, err := os.ReadFile("../../manifest.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	c.DefaultDraft(jsonschema.Draft2020)
+	if err := c.AddResource(id, doc); err != nil {
+		t.Fatal(err)
+	}
+	return func(pointer string) *jsonschema.Schema {
+		s, err := c.Compile(id + pointer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+}
+
+func parse(t *testing.T, raw []byte) any {
+	t.Helper()
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatalf("%v\n%.300s", err, raw)
+	}
+	return v
+}
+
+// TestOutputs makes an artifact from the fixture and validates everything that
+// the commands print about it.
+func TestOutputs(t *testing.T) {
+	root, err := filepath.Abs("../../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	program := filepath.Join(dir, "phaseconv")
+	run := func(wantCode int, name string, args ...string) []byte {
+		t.Helper()
+		cmd := exec.Command(name, args...)
+		cmd.Dir = root
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if code := cmd.ProcessState.ExitCode(); code != wantCode {
+			t.Fatalf("%v: exit code %d, %v\n%s", args, code, err, stderr.Bytes())
+		}
+		return out
+	}
+	run(0, "go", "build", "-o", program, "./cmd/phaseconv")
+	schema := compiler(t)
+	valid := func(pointer string, raw []byte, list bool) {
+		t.Helper()
+		s := schema(pointer)
+		values := []any{parse(t, raw)}
+		if list {
+			values = values[0].([]any)
+		}
+		if len(values) == 0 {
+			t.Errorf("%s: an empty list", pointer)
+		}
+		for _, v := range values {
+			if err := s.Validate(v); err != nil {
+				t.Errorf("%s: %v", pointer, err)
+			}
+		}
+	}
+	source, out := "testdata/austen-moe", filepath.Join(dir, "out")
+	small := []string{"--ctx", "64", "--chunks", "1", "--json"}
+	with := func(args ...string) []string { return append(args, small...) }
+
+	for _, format := range []string{"gguf", "both"} {
+		valid("#/$defs/Plan", run(0, program, "convert", source, "-o", out, "--format", format, "--dry-run", "--json"), true)
+	}
+	valid("#/$defs/VerifyJSON", run(0, program, with("convert", source, "-o", out, "--format", "both", "--calib-tokens", "256")...), false)
+	manifest, err := os.ReadFile(filepath.Join(out, "phaseconv.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	valid("", manifest, false)
+	for _, container := range []string{"gguf", "safetensors"} {
+		valid("#/$defs/VerifyJSON", run(0, program, with("verify", out, "--container", container, "--source", source)...), false)
+	}
+	valid("#/$defs/VerifyJSON", run(0, program, with("verify", out, "--code", "raw")...), false)
+	valid("#/$defs/AuditJSON", run(0, program, with("audit", filepath.Join(out, "model.gguf"), "--calib-tokens", "256", "--code", "learned")...), false)
+	files, err := filepath.Glob(filepath.Join(out, "*s*.*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var binary []string
+	for _, f := range files {
+		if strings.HasSuffix(f, ".gguf") || strings.HasSuffix(f, ".safetensors") {
+			binary = append(binary, f)
+		}
+	}
+	valid("#/$defs/FileInfo", run(0, program, append([]string{"inspect", "--json", source + "/model.safetensors"}, binary...)...), true)
+
+	// What fails is valid too.
+	if err := os.WriteFile(filepath.Join(out, "config.json"), []byte("{}"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	valid("#/$defs/VerifyJSON", run(1, program, with("verify", out, "--container", "safetensors")...), false)
+	if err := os.Remove(filepath.Join(out, "phaseconv.json")); err != nil {
+		t.Fatal(err)
+	}
+	valid("#/$defs/VerifyJSON", run(1, program, with("verify", out)...), false)
+	run(2, program, "verify", out, "--no-such-flag")
+
+	refused(t, schema(""), manifest)
+}
+
+// refused: the schema does notice what is wrong with a manifest.
+func refused(t *testing.T, s *jsonschema.Schema, manifest []byte) {
+	t.Helper()
+	for name, change := range map[string]func(m map[string]any){
+		"version":            func(m map[string]any) { m["version"] = 2 },
+		"no version":         func(m map[string]any) { delete(m, "version") },
+		"unknown member":     func(m map[string]any) { m["extra"] = 1 },
+		"unknown member two": func(m map[string]any) { m["code"].(map[string]any)["exceptions"] = 0 },
+		"digest":             func(m map[string]any) { m["source"].(map[string]any)["sha256"] = "ABC" },
+		"kind":               func(m map[string]any) { m["code"].(map[string]any)["kind"] = "magic" },
+		"path":               func(m map[string]any) { m["files"].([]any)[0].(map[string]any)["name"] = "../x" },
+		"beta as text":       func(m map[string]any) { m["layers"].([]any)[0].(map[string]any)["cos1bit"] = "0.8" },
+		"no column": func(m map[string]any) {
+			delete(m["layers"].([]any)[0].(map[string]any)["cos1bit"].(map[string]any), "raw")
+		},
+		"curve":         func(m map[string]any) { m["curves"].([]any)[0].(map[string]any)["points"] = []any{[]any{1, 2, 3}} },
+		"nested report": func(m map[string]any) { m["measured"].(map[string]any)["ppl"].(map[string]any)["float"] = nil },
+	} {
+		var m map[string]any
+		if err := json.Unmarshal(manifest, &m); err != nil {
+			t.Fatal(err)
+		}
+		change(m)
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Validate(parse(t, b)) == nil {
+			t.Errorf("%s: the schema takes it", name)
+		}
+	}
+}
+
+// TestSchemaItself: the schema is a schema, whatever its references.
+func TestSchemaItself(t *testing.T) {
+	raw, err := os.ReadFile("../../manifest.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var root struct {
+		Defs map[string]any `json:"$defs"`
+	}
+	if err := json.Unmarshal(raw, &root); err != nil {
+		t.Fatal(err)
+	}
+	schema := compiler(t)
+	for name := range root.Defs {
+		schema("#/$defs/" + name)
+	}
+	if len(root.Defs) < 20 {
+		t.Errorf("%d definitions", len(root.Defs))
+	}
+}

@@ -1,0 +1,427 @@
+package verify
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/gguf"
+	"phaseconv/spec"
+	"phaseconv/verify/kvcache"
+	"phaseconv/verify/ppl"
+	"phaseconv/verify/refmodel"
+)
+
+// StockTypes names a pair of llama.cpp's cache types.
+type StockTypes struct {
+	K, V gguf.Type
+	// Rotation: llama.cpp's attention rotation is on, its default.
+	Rotation bool
+}
+
+// halves is the pair that everything is compared with, llama.cpp's default.
+var halves = StockTypes{gguf.TypeF16, gguf.TypeF16, true}
+
+// AdviseOptions of Advise.
+type AdviseOptions struct {
+	Text Text
+	// Ctx lists context lengths. The shortest is measured on Chunks windows (0: all
+	// that the text gives), longer ones on as many tokens, but at least one window.
+	Ctx    []int
+	Chunks int
+	MaxKLD float64
+	// Types are the types to choose from, F16 always among them. Pairs, if set, are
+	// measured instead of a search.
+	Types []gguf.Type
+	Pairs []StockTypes
+	// Rotation: llama.cpp's attention rotation is on, its default.
+	Rotation bool
+	// HalfSums reproduces the F16 sums of llama.cpp's CPU backend, see kvcache.Stock.
+	HalfSums bool
+	Threads  int
+	Progress Progress
+}
+
+// adviseTypes is what Advise tries when it is not told.
+var adviseTypes = []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ5_1, gguf.TypeQ5_0, gguf.TypeQ4_1, gguf.TypeIQ4_NL, gguf.TypeQ4_0}
+
+// maxStreams bounds how many streams of logits are held at a time: each takes
+// 32 KiB a scored token.
+const maxStreams = 6
+
+// slack of the search: the divergences of K and V alone nearly add up in the pair
+// (on SmolLM2 and seven pairs, 0.95 to 1.25 times the sum), so a pair whose sum is
+// beyond slack times the gate has no chance.
+const slack = 1.25
+
+// pairsPerRun is how many pairs of the search are measured in one pass.
+const pairsPerRun = 3
+
+// adviser holds what the steps of Advise share.
+type adviser struct {
+	o      AdviseOptions
+	models []adviseModel
+	base   []ppl.Stream // per context: models[0] with F16 caches
+	ppl    []float64    // of base
+	texts  []*ppl.Windows
+	rows   []spec.AdviseRow
+	worst  map[adviseKey]float64 // largest KLD over contexts
+}
+
+type adviseModel struct {
+	m         *refmodel.Model
+	converted bool
+}
+
+type adviseKey struct {
+	k, v      gguf.Type
+	converted bool
+}
+
+// Advise measures stock cache types with a model as published, as converted, or
+// both (either may be nil), and names the smallest pair of types whose mean KLD
+// from the published model with F16 caches (the converted one, if it is alone)
+// is at most MaxKLD at every context.
+//
+// It measures each type for K alone and for V alone, and then, from the smallest
+// pair on, those pairs whose parts promise to pass.
+func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o AdviseOptions) (*spec.AdviseJSON, error) {
+	a := &adviser{o: o, worst: map[adviseKey]float64{}}
+	out := &spec.AdviseJSON{MaxKLD: o.MaxKLD, Rotation: o.Rotation, Choices: []spec.AdviseChoice{}}
+	for _, x := range []struct {
+		c         *checkpoint.Checkpoint
+		name      string
+		converted bool
+	}{{published, "published", false}, {converted, "converted", true}} {
+		if x.c == nil {
+			continue
+		}
+		if out.Base == "" {
+			out.Base = x.name + " model, F16 caches"
+		}
+		a.models = append(a.models, adviseModel{refmodel.New(x.c.Config, x.c, o.Threads), x.converted})
+	}
+	if len(a.models) == 0 {
+		return nil, fmt.Errorf("no model to advise on")
+	}
+	if err := a.checkTypes(); err != nil {
+		return nil, err
+	}
+	base := published
+	if base == nil {
+		base = converted
+	}
+	if len(o.Ctx) == 0 {
+		return nil, fmt.Errorf("no context length to measure at")
+	}
+	contexts := slices.Compact(slices.Sorted(slices.Values(o.Ctx)))
+	for _, n := range contexts {
+		chunks := o.Chunks
+		if chunks > 0 {
+			chunks = max(1, chunks*contexts[0]/n)
+		}
+		w, err := Tokens(base, o.Text, n, chunks)
+		if err != nil {
+			return nil, err
+		}
+		a.texts = append(a.texts, w)
+		out.Texts = append(out.Texts, *TextInfo(o.Text, w))
+	}
+	if err := a.search(ctx); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(a.rows, func(x, y spec.AdviseRow) int {
+		return cmp.Or(compareBool(x.Converted, y.Converted), cmp.Compare(y.BytesPerToken, x.BytesPerToken),
+			cmp.Compare(x.KType, y.KType), cmp.Compare(x.VType, y.VType), cmp.Compare(x.Ctx, y.Ctx))
+	})
+	out.Rows, out.BasePPL = a.rows, a.ppl
+	for _, m := range a.models {
+		if c, ok := a.choose(m); ok {
+			out.Choices = append(out.Choices, c)
+		}
+	}
+	return out, nil
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// checkTypes fills in the types and refuses those that a model cannot have.
+func (a *adviser) checkTypes() error {
+	cfg := a.models[0].m.Config
+	fits := func(k, v gguf.Type) error {
+		for _, m := range a.models {
+			if _, err := kvcache.NewStock(m.m.Config, k, v, a.o.Rotation); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(a.o.Pairs) > 0 {
+		for _, p := range a.o.Pairs {
+			if err := fits(p.K, p.V); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	asked := len(a.o.Types) > 0
+	types := a.o.Types
+	if !asked {
+		types = adviseTypes
+	}
+	a.o.Types = nil
+	for _, t := range types {
+		if err := fits(t, t); err != nil {
+			if asked {
+				return err
+			}
+			continue // an odd head_dim; the other types may do
+		}
+		if t != gguf.TypeF16 && !slices.Contains(a.o.Types, t) {
+			a.o.Types = append(a.o.Types, t)
+		}
+	}
+	if len(a.o.Types) == 0 && !asked {
+		return fmt.Errorf("head_dim %d is not a multiple of 32: stock runtimes have no quantised cache type for this model", cfg.HeadDim)
+	}
+	return nil
+}
+
+func (a *adviser) search(ctx context.Context) error {
+	if len(a.o.Pairs) > 0 {
+		for _, m := range a.models {
+			if err := a.measure(ctx, m, a.o.Pairs, "measuring cache types"); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, m := range a.models {
+		pairs := []StockTypes{halves}
+		for _, t := range a.o.Types {
+			pairs = append(pairs, StockTypes{K: t, V: gguf.TypeF16}, StockTypes{K: gguf.TypeF16, V: t})
+		}
+		if err := a.measure(ctx, m, pairs, "measuring K alone and V alone"); err != nil {
+			return err
+		}
+		candidates := a.candidates(m)
+		for len(candidates) > 0 {
+			n := min(pairsPerRun, len(candidates))
+			if err := a.measure(ctx, m, candidates[:n], "measuring pairs"); err != nil {
+				return err
+			}
+			passed := slices.ContainsFunc(candidates[:n], func(p StockTypes) bool {
+				return a.worst[adviseKey{p.K, p.V, m.converted}] <= a.o.MaxKLD
+			})
+			if passed {
+				break // all others are larger
+			}
+			candidates = candidates[n:]
+		}
+	}
+	return nil
+}
+
+// candidates lists the pairs that are smaller than every passing type of K or V
+// alone and may pass themselves, smallest first.
+func (a *adviser) candidates(m adviseModel) []StockTypes {
+	alone := func(p StockTypes) float64 { return a.worst[adviseKey{p.K, p.V, m.converted}] }
+	limit := math.MaxInt
+	for _, t := range a.o.Types {
+		for _, p := range []StockTypes{{K: t, V: gguf.TypeF16}, {K: gguf.TypeF16, V: t}} {
+			if alone(p) <= a.o.MaxKLD {
+				limit = min(limit, a.bytes(m, p))
+			}
+		}
+	}
+	sum := func(p StockTypes) float64 {
+		return alone(StockTypes{K: p.K, V: gguf.TypeF16}) + alone(StockTypes{K: gguf.TypeF16, V: p.V})
+	}
+	var out []StockTypes
+	for _, k := range a.o.Types {
+		for _, v := range a.o.Types {
+			p := StockTypes{K: k, V: v}
+			if a.bytes(m, p) < limit && sum(p) <= slack*a.o.MaxKLD {
+				out = append(out, p)
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(x, y StockTypes) int {
+		return cmp.Or(cmp.Compare(a.bytes(m, x), a.bytes(m, y)), cmp.Compare(sum(x), sum(y)))
+	})
+	return out
+}
+
+func (a *adviser) stock(m adviseModel, p StockTypes) *kvcache.Stock {
+	s, err := kvcache.NewStock(m.m.Config, p.K, p.V, a.o.Rotation)
+	if err != nil {
+		return nil // checkTypes has tried them all
+	}
+	s.FloatSums = !a.o.HalfSums
+	return s
+}
+
+func (a *adviser) bytes(m adviseModel, p StockTypes) int { return a.stock(m, p).BytesPerToken() }
+
+// measure runs pairs of one model at all contexts and appends their rows.
+func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []StockTypes, step string) error {
+	for i, w := range a.texts {
+		caches := make([]*kvcache.Stock, 0, len(pairs)+1)
+		first := len(a.base) <= i
+		if first {
+			// The base is the first model's own default; it runs along in the first pass.
+			caches = append(caches, a.stock(a.models[0], halves))
+		}
+		for _, p := range pairs {
+			caches = append(caches, a.stock(m, p))
+		}
+		streams, err := runStock(ctx, m.m, w, caches, a.o.Progress.of(fmt.Sprintf("%s at context %d%s", step, w.Ctx, suffix(m.converted))))
+		if err != nil {
+			return err
+		}
+		if first {
+			a.base, streams = append(a.base, streams[0]), streams[1:]
+		}
+		for at := 0; at < len(streams); at += maxStreams {
+			group := streams[at:min(len(streams), at+maxStreams)]
+			res, err := ppl.Measure(ctx, w, a.base[i], group...)
+			if err != nil {
+				return err
+			}
+			if len(a.ppl) <= i {
+				a.ppl = append(a.ppl, res.Base.PPL)
+			}
+			for j := range group {
+				if err := a.add(m, pairs[at+j], w.Ctx, &res.Divergences[j]); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func suffix(converted bool) string {
+	if converted {
+		return ", converted"
+	}
+	return ""
+}
+
+func (a *adviser) add(m adviseModel, p StockTypes, ctx int, d *ppl.Divergence) error {
+	s := a.stock(m, p)
+	for _, x := range []float64{d.Mean, d.Ratio} {
+		if math.IsNaN(x) || math.IsInf(x, 0) {
+			return fmt.Errorf("cache types %s at context %d: the result is not a number", s, ctx)
+		}
+	}
+	a.rows = append(a.rows, spec.AdviseRow{
+		KType: kvcache.StockName(p.K), VType: kvcache.StockName(p.V), Ctx: ctx, Converted: m.converted,
+		BytesPerToken: float64(s.BytesPerToken()), PPLRatio: d.Ratio, KLD: d.Mean, KLDErr: d.MeanErr, SameTop: d.SameTop,
+	})
+	key := adviseKey{p.K, p.V, m.converted}
+	a.worst[key] = max(a.worst[key], d.Mean)
+	return nil
+}
+
+// choose names the smallest pair of a model that passed, of equal ones the better.
+func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
+	var best spec.AdviseChoice
+	found := false
+	for key, worst := range a.worst {
+		if key.converted != m.converted || !(worst <= a.o.MaxKLD) {
+			continue
+		}
+		s := a.stock(m, StockTypes{K: key.k, V: key.v})
+		c := spec.AdviseChoice{
+			KType: kvcache.StockName(key.k), VType: kvcache.StockName(key.v), Converted: key.converted,
+			BytesPerToken: float64(s.BytesPerToken()), Worst: worst, Flags: s.Flags(),
+		}
+		better := cmp.Or(cmp.Compare(c.BytesPerToken, best.BytesPerToken), cmp.Compare(c.Worst, best.Worst),
+			cmp.Compare(c.KType, best.KType), cmp.Compare(c.VType, best.VType)) < 0
+		if !found || better {
+			best, found = c, true
+		}
+	}
+	return best, found
+}
+
+// runStock runs a model over the windows once, with one lane per cache.
+func runStock(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []*kvcache.Stock, progress func(done, total int)) ([]ppl.Stream, error) {
+	var lanes []*refmodel.Lane
+	for _, c := range caches {
+		lanes = append(lanes, &refmodel.Lane{Cache: c})
+	}
+	if err := m.Run(ctx, w.Tokens, lanes, refmodel.Options{Progress: progress}); err != nil {
+		return nil, err
+	}
+	var out []ppl.Stream
+	for _, l := range lanes {
+		s, err := ppl.Scored(m, w, l)
+		if err != nil {
+			return nil, err
+		}
+		l.Hidden = nil
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// measureStock measures an artifact with stock cache types: against its source
+// with F16 caches if that is at hand, else against itself with F16 caches.
+func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, w *ppl.Windows) (*spec.StockJSON, error) {
+	cache, err := kvcache.NewStock(model.Config, o.Stock.K, o.Stock.V, o.Stock.Rotation)
+	if err != nil {
+		return nil, err
+	}
+	float := func(c *checkpoint.Checkpoint) (*kvcache.Stock, error) {
+		return kvcache.NewStock(c.Config, halves.K, halves.V, true)
+	}
+	own, err := float(model)
+	if err != nil {
+		return nil, err
+	}
+	caches := []*kvcache.Stock{cache}
+	if o.Source == nil {
+		caches = append(caches, own)
+	}
+	streams, err := runStock(ctx, refmodel.New(model.Config, model, o.Threads), w, caches, o.Progress.of("measuring stock cache types"))
+	if err != nil {
+		return nil, err
+	}
+	out := &spec.StockJSON{
+		KType: kvcache.StockName(cache.K), VType: kvcache.StockName(cache.V), Rotation: cache.Rotation,
+		RotationK: cache.RotationK(), RotationV: cache.RotationV(), BytesPerToken: cache.BytesPerToken(), Base: "artifact",
+	}
+	if o.Source != nil {
+		out.Base = "source"
+		theirs, err := float(o.Source)
+		if err != nil {
+			return nil, err
+		}
+		base, err := runStock(ctx, refmodel.New(o.Source.Config, o.Source, o.Threads), w, []*kvcache.Stock{theirs}, o.Progress.of("running the source with F16 caches"))
+		if err != nil {
+			return nil, err
+		}
+		streams = append(streams, base...)
+	}
+	res, err := ppl.Measure(ctx, w, streams[1], streams[0])
+	if err != nil {
+		return nil, err
+	}
+	d := &res.Divergences[0]
+	out.PPL, out.PPLErr = res.Streams[0].PPL, res.Streams[0].Err
+	out.PPLRatio, out.PPLRatioErr, out.KLD = d.Ratio, d.RatioErr, kldJSON(d)
+	return out, nil
+}

@@ -1,0 +1,241 @@
+package verify
+
+import (
+	"context"
+	"encoding/json"
+	"math"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/gguf"
+	"phaseconv/internal/tiny"
+	"phaseconv/spec"
+	"phaseconv/verify/texts"
+)
+
+// tinyModel has heads of 64, so that blocks of 32 and the rotation apply.
+func tinyModel(t testing.TB, headDim int, seed uint64) *checkpoint.Checkpoint {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "m.gguf")
+	tiny.GGUF(t, path, "llama", tiny.Options{HeadDim: headDim, Heads: 2, KVHeads: 1, Hidden: 2 * headDim, Seed: seed})
+	c, err := checkpoint.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func adviseOptions() AdviseOptions {
+	return AdviseOptions{
+		Text: Text{"text", texts.Evaluation[:4000]}, Ctx: []int{64, 32}, Chunks: 4, MaxKLD: 1, Rotation: true,
+		Types: []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ4_0},
+	}
+}
+
+func TestAdvise(t *testing.T) {
+	c := tinyModel(t, 64, 1)
+	o := adviseOptions()
+	o.Threads = 1
+	res, err := Advise(context.Background(), c, nil, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	find := func(k, v string, ctx int) *spec.AdviseRow {
+		for i, r := range res.Rows {
+			if r.KType == k && r.VType == v && r.Ctx == ctx {
+				return &res.Rows[i]
+			}
+		}
+		t.Fatalf("no row %s/%s at %d in %+v", k, v, ctx, res.Rows)
+		return nil
+	}
+	for _, ctx := range o.Ctx {
+		// The base against itself.
+		if r := find("f16", "f16", ctx); math.Abs(r.KLD) > 1e-12 || r.PPLRatio != 1 || r.SameTop != 1 || r.BytesPerToken != 2*2*64*2 {
+			t.Errorf("F16 row: %+v", r)
+		}
+		// Each type alone costs something, and the coarser one more.
+		for _, x := range [][4]string{{"q8_0", "f16", "q4_0", "f16"}, {"f16", "q8_0", "f16", "q4_0"}} {
+			fine, coarse := find(x[0], x[1], ctx), find(x[2], x[3], ctx)
+			if !(0 < fine.KLD && fine.KLD < coarse.KLD && coarse.BytesPerToken < fine.BytesPerToken && coarse.KLDErr > 0) {
+				t.Errorf("%v: %+v, %+v", x, fine, coarse)
+			}
+		}
+	}
+	if len(res.Choices) != 1 {
+		t.Fatal(res.Choices)
+	}
+	// With a gate that all pass the smallest pair is found.
+	want := spec.AdviseChoice{KType: "q4_0", VType: "q4_0", BytesPerToken: 2 * 2 * 36, Flags: "--cache-type-k q4_0 --cache-type-v q4_0 --flash-attn on",
+		Worst: max(find("q4_0", "q4_0", 32).KLD, find("q4_0", "q4_0", 64).KLD)}
+	if res.Choices[0] != want {
+		t.Errorf("chose %+v, want %+v", res.Choices[0], want)
+	}
+	if len(res.Texts) != 2 || res.Texts[0].Context != 32 || res.Texts[0].Windows != 4 || res.Texts[1].Windows != 2 {
+		t.Errorf("texts %+v", res.Texts)
+	}
+
+	t.Run("threads", func(t *testing.T) {
+		o := o
+		o.Threads = 3
+		again, err := Advise(context.Background(), c, nil, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, _ := json.Marshal(res)
+		b, _ := json.Marshal(again)
+		if string(a) != string(b) {
+			t.Errorf("another number of threads gave\n%s\nnot\n%s", b, a)
+		}
+	})
+	t.Run("gate", func(t *testing.T) {
+		o := o
+		// Between V and K in q4_0: V alone passes.
+		k, v := max(find("q4_0", "f16", 32).KLD, find("q4_0", "f16", 64).KLD), max(find("f16", "q4_0", 32).KLD, find("f16", "q4_0", 64).KLD)
+		q8 := max(find("q8_0", "f16", 32).KLD, find("q8_0", "f16", 64).KLD)
+		if k == v {
+			t.Fatal("K and V cost the same")
+		}
+		o.MaxKLD = min(k, v) * 1.01
+		res, err := Advise(context.Background(), c, nil, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := res.Choices[0]
+		if c.Worst > o.MaxKLD || c.KType == "q4_0" && c.VType == "q4_0" || q8 < o.MaxKLD/100 && (c.KType != "q4_0" && c.VType != "q4_0") {
+			t.Errorf("gate %g: chose %+v", o.MaxKLD, c)
+		}
+		for _, r := range res.Rows {
+			if r.BytesPerToken < c.BytesPerToken && r.KLD <= o.MaxKLD {
+				other := slices.IndexFunc(res.Rows, func(x spec.AdviseRow) bool {
+					return x.KType == r.KType && x.VType == r.VType && x.KLD > o.MaxKLD
+				})
+				if other < 0 {
+					t.Errorf("chose %+v, but %+v is smaller and passes", c, r)
+				}
+			}
+		}
+		o.MaxKLD = 0
+		if res, err = Advise(context.Background(), tinyModel(t, 64, 1), nil, o); err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Choices) != 1 || res.Choices[0].KType != "f16" || res.Choices[0].Flags != "--cache-type-k f16 --cache-type-v f16" {
+			t.Errorf("gate 0: %+v", res.Choices)
+		}
+	})
+	t.Run("pairs", func(t *testing.T) {
+		o := o
+		o.Pairs = []StockTypes{{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0}, {K: gguf.TypeQ8_0, V: gguf.TypeF16}}
+		only, err := Advise(context.Background(), c, nil, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(only.Rows) != 4 {
+			t.Fatal(only.Rows)
+		}
+		for _, r := range only.Rows {
+			if r != *find(r.KType, r.VType, r.Ctx) {
+				t.Errorf("alone %+v, in the search %+v", r, *find(r.KType, r.VType, r.Ctx))
+			}
+		}
+		// Each option that changes the arithmetic changes a result.
+		turned, halved := o, o
+		turned.Rotation, halved.HalfSums = false, true
+		for i, x := range []AdviseOptions{turned, halved} {
+			r, err := Advise(context.Background(), c, nil, x)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.Equal(r.Rows, only.Rows) {
+				t.Errorf("option %d changes nothing", i)
+			}
+		}
+	})
+	t.Run("verify", func(t *testing.T) {
+		// verify measures the same thing, with the CPU backend's sums.
+		o := o
+		o.Pairs, o.HalfSums, o.Ctx = []StockTypes{{K: gguf.TypeQ4_0, V: gguf.TypeF16}}, true, []int{32}
+		want, err := Advise(context.Background(), c, nil, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := Tokens(c, o.Text, 32, 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, source := range []*checkpoint.Checkpoint{nil, tinyModel(t, 64, 1)} {
+			got, err := measureStock(context.Background(), c, Options{Stock: &StockTypes{gguf.TypeQ4_0, gguf.TypeF16, true}, Source: source}, w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r := want.Rows[0]; got.KLD.Mean != r.KLD || got.PPLRatio != r.PPLRatio || got.RotationK != 64 || got.RotationV != 0 || (got.Base == "source") != (source != nil) {
+				t.Errorf("verify %+v %+v, advise %+v", got, got.KLD, r)
+			}
+		}
+		if _, err := measureStock(context.Background(), c, Options{Stock: &StockTypes{gguf.TypeQ1_0, gguf.TypeF16, true}}, w); err == nil {
+			t.Error("q1_0 with head_dim 64 was accepted")
+		}
+	})
+	t.Run("converted", func(t *testing.T) {
+		// The same weights twice: the same rows twice.
+		both, err := Advise(context.Background(), c, tinyModel(t, 64, 1), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var published, converted []spec.AdviseRow
+		for _, r := range both.Rows {
+			if r.Converted {
+				r.Converted = false
+				converted = append(converted, r)
+			} else {
+				published = append(published, r)
+			}
+		}
+		if !slices.Equal(published, res.Rows) || !slices.Equal(converted, published) || len(both.Choices) != 2 || !both.Choices[1].Converted {
+			t.Errorf("published %+v\nconverted %+v\nchoices %+v", published, converted, both.Choices)
+		}
+		// Other weights: their F16 row shows what the change costs.
+		other, err := Advise(context.Background(), c, tinyModel(t, 64, 2), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(other.Rows, func(r spec.AdviseRow) bool { return r.Converted && r.KType == "f16" && r.VType == "f16" })
+		if i < 0 || other.Rows[i].KLD < 1e-3 {
+			t.Errorf("other weights: %+v", other.Rows)
+		}
+		alone, err := Advise(context.Background(), nil, c, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(alone.Base, "converted") || len(alone.Rows) != len(res.Rows) || alone.Rows[0].KLD > 1e-12 {
+			t.Errorf("an artifact alone: base %q, rows %+v", alone.Base, alone.Rows)
+		}
+	})
+}
+
+func TestAdviseRefuses(t *testing.T) {
+	c16, c64 := tinyModel(t, 16, 1), tinyModel(t, 64, 1)
+	for _, x := range []struct {
+		name   string
+		c      *checkpoint.Checkpoint
+		change func(*AdviseOptions)
+		want   string
+	}{
+		{"no model", nil, func(*AdviseOptions) {}, "no model"},
+		{"no quantised type fits", c16, func(o *AdviseOptions) { o.Types = nil }, "head_dim 16 is not a multiple of 32"},
+		{"a type does not fit", c16, func(*AdviseOptions) {}, "K cache of type q8_0"},
+		{"a pair does not fit", c64, func(o *AdviseOptions) { o.Pairs = []StockTypes{{K: gguf.TypeF16, V: gguf.TypeQ1_0}} }, "V cache of type q1_0"},
+		{"no context", c64, func(o *AdviseOptions) { o.Ctx = nil }, "no context"},
+		{"a context beyond the text", c64, func(o *AdviseOptions) { o.Ctx = []int{1 << 20} }, "one window of context"},
+	} {
+		o := adviseOptions()
+		x.change(&o)
+		if _, err := Advise(context.Background(), x.c, nil, o); err == nil || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("%s: %v", x.name, err)
+		}
+	}
+}

@@ -1,0 +1,335 @@
+package calibrate
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"runtime"
+
+	"phaseconv/format/family"
+	"phaseconv/kernels/fmath"
+	"phaseconv/kernels/gemm"
+	"phaseconv/kernels/rope"
+	"phaseconv/rotations"
+	"phaseconv/verify/refmodel"
+)
+
+// StatsOptions of NewKeyStats.
+type StatsOptions struct {
+	// Queries is how many queries of each window and query head are looked at; 0
+	// takes 64. They lie in equal strata of the window.
+	Queries int
+	// Sink keys at the start of each window do not count in the moments of keys.
+	// Attention to them still does.
+	Sink int
+	// Samples is how many keys of each window are kept for fits to single keys,
+	// their share of attention with them; 0 keeps none.
+	Samples int
+	Seed    uint64
+	Threads int
+}
+
+// KeyStats is a refmodel.Tap that reduces activations to rotations.KeyStats while
+// they pass. Run it over window after window of the context that the model will
+// be used at: sums go on, and memory does not grow with the number of windows
+// (but for Samples). Per thread it needs queries x context numbers.
+type KeyStats struct {
+	cfg     *family.Config
+	o       StatsOptions
+	windows int        // started, per layer 0
+	heads   []*keySums // [layer*KVHeads + head]
+}
+
+// keySums are the sums of one KV head.
+type keySums struct {
+	key, key2   []float64 // [D], [D/2]: sum a_j k_j, sum a_j |k_jp|^2
+	attention   float64   // sum a_j
+	query       []float64 // [D/2]
+	weight      float64   // sum w_i
+	queries     float64   // number of queries
+	drift       []float64 // [D, D]
+	metric      []float64 // [D, D]
+	samples     []float32 // [n, D] keys after RoPE
+	sampleShare []float64 // [n]
+	windows     int
+}
+
+// minProbability: keys with less attention than this are left out of the drift.
+const minProbability = 1e-7
+
+// NewKeyStats starts empty statistics. It refuses what cannot be measured.
+func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
+	if o.Queries < 0 || o.Sink < 0 || o.Samples < 0 {
+		return nil, fmt.Errorf("key statistics with %d queries, %d sinks and %d samples: none may be negative", o.Queries, o.Sink, o.Samples)
+	}
+	if o.Queries == 0 {
+		o.Queries = 64
+	}
+	if o.Threads <= 0 {
+		o.Threads = runtime.GOMAXPROCS(0)
+	}
+	s := &KeyStats{cfg: cfg, o: o}
+	d := cfg.HeadDim
+	for range cfg.Layers * cfg.KVHeads {
+		s.heads = append(s.heads, &keySums{
+			key: make([]float64, d), key2: make([]float64, d/2), query: make([]float64, d/2),
+			drift: make([]float64, d*d), metric: make([]float64, d*d),
+		})
+	}
+	return s, nil
+}
+
+// FFN implements refmodel.Tap.
+func (s *KeyStats) FFN(int, []float32) error { return nil }
+
+// Attention implements refmodel.Tap.
+func (s *KeyStats) Attention(a *refmodel.Attention) error {
+	c := s.cfg
+	g := c.Group()
+	parts := make([]*querySums, c.Heads)
+	for w := range a.Windows {
+		refmodel.Parallel(s.o.Threads, c.Heads, func(h int) {
+			parts[h] = s.queryHead(a, w, h)
+		})
+		// Sums are merged in the order of the heads, so that threads change no bit.
+		for k := range c.KVHeads {
+			s.heads[a.Layer*c.KVHeads+k].merge(c, s.o, a, w, k, parts[k*g:(k+1)*g])
+		}
+	}
+	return nil
+}
+
+// querySums are the sums of one query head over the sampled queries of a window.
+type querySums struct {
+	seen          []float64 // [T] sum over queries of p(1-p)
+	query         []float64
+	weight        float64
+	n             int
+	drift, metric []float64
+}
+
+// queryHead looks at sampled queries of one window and query head.
+func (s *KeyStats) queryHead(a *refmodel.Attention, window, head int) *querySums {
+	c, d, T := s.cfg, s.cfg.HeadDim, a.T
+	half := d / 2
+	out := &querySums{seen: make([]float64, T), query: make([]float64, half), drift: make([]float64, d*d), metric: make([]float64, d*d)}
+	kw, qw := c.KVHeads*d, c.Heads*d
+	base := window * T
+	at := s.positions(T, a.Layer, head)
+	q := make([]float32, len(at)*d)
+	for n, i := range at {
+		copy(q[n*d:(n+1)*d], a.Q[(base+i)*qw+head*d:])
+	}
+	var keys gemm.Weights
+	keys.PackRows(T, d, a.K[base*kw+head/c.Group()*d:], kw, 1)
+	scores := make([]float32, len(at)*T)
+	gemm.Mul(scores, T, q, d, len(at), &keys, 1)
+	span := 0
+	if c.IsSliding(a.Layer) {
+		span = c.SlidingWindow
+	}
+	acc := newOuter(d)
+	for n, i := range at {
+		lo := 0
+		if span > 0 {
+			lo = max(0, i-span+1)
+		}
+		p := scores[n*T+lo : n*T+i+1]
+		fmath.Softmax(p, float32(c.AttnScale))
+		w := max(0, 1-fmath.SumSq(p))
+		for j, v := range p {
+			out.seen[lo+j] += float64(float64(v) * (1 - float64(v)))
+		}
+		row := q[n*d : (n+1)*d]
+		for k := range half {
+			x, y := c.Pairs.Dims(k, d)
+			e := float64(row[x])*float64(row[x]) + float64(float64(row[y])*float64(row[y]))
+			out.query[k] += float64(w * e)
+		}
+		acc.drift(a.Rope, row, p, lo, float32(c.AttnScale), c.Pairs)
+		for x := range d {
+			for y := range d {
+				out.metric[x*d+y] += float64(float64(w*float64(row[x])) * float64(row[y]))
+			}
+		}
+		out.weight += w
+		out.n++
+	}
+	acc.flush()
+	out.drift = acc.sum
+	return out
+}
+
+// positions samples queries, one from each stratum of the window.
+func (s *KeyStats) positions(T, layer, head int) []int {
+	k := s.heads[layer*s.cfg.KVHeads+head/s.cfg.Group()]
+	r := rand.New(rand.NewPCG(s.o.Seed, uint64(layer)<<40|uint64(head)<<24|uint64(k.windows)))
+	n := min(s.o.Queries, T)
+	out := make([]int, n)
+	for i := range out {
+		lo, hi := i*T/n, (i+1)*T/n
+		out[i] = lo + r.IntN(hi-lo)
+	}
+	return out
+}
+
+// outer sums E_i Cov_j(F_ij) as a matrix product of many rows at a time.
+type outer struct {
+	d, n int
+	x    []float32 // [d, outerRows]: column r is sqrt(p_j) (F_ij - mean)
+	c    []float32
+	w    gemm.Weights
+	sum  []float64
+}
+
+const outerRows = 2048
+
+func newOuter(d int) *outer {
+	return &outer{d: d, x: make([]float32, d*outerRows), c: make([]float32, d*d), sum: make([]float64, d*d)}
+}
+
+// drift adds the covariance of F_ij = R(j)^T q_i scale over keys j ~ p of one
+// query, where q_i is the query after RoPE and R(j) the rotation of position j.
+func (o *outer) drift(t *rope.Table, q, p []float32, lo int, scale float32, pairs rope.Layout) {
+	d := o.d
+	f, mean := make([]float32, d), make([]float64, d)
+	var total float64
+	for j, v := range p {
+		if v < minProbability {
+			continue
+		}
+		copy(f, q)
+		t.ApplyInverse(f, lo+j, pairs)
+		for k, x := range f {
+			mean[k] += float64(float64(v) * float64(x))
+		}
+		total += float64(v)
+	}
+	if total == 0 {
+		return
+	}
+	for k := range mean {
+		mean[k] /= total
+	}
+	for j, v := range p {
+		if v < minProbability {
+			continue
+		}
+		if o.n == outerRows {
+			o.flush()
+		}
+		copy(f, q)
+		t.ApplyInverse(f, lo+j, pairs)
+		r := float64(scale) * math.Sqrt(float64(v))
+		for k, x := range f {
+			o.x[k*outerRows+o.n] = float32(r * (float64(x) - mean[k]))
+		}
+		o.n++
+	}
+}
+
+func (o *outer) flush() {
+	if o.n == 0 {
+		return
+	}
+	o.w.PackRows(o.d, o.n, o.x, outerRows, 1)
+	gemm.Mul(o.c, o.d, o.x, outerRows, o.d, &o.w, 1)
+	for i, v := range o.c {
+		o.sum[i] += float64(v)
+	}
+	o.n = 0
+}
+
+// merge adds what the queries of a group saw in one window.
+func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention, window, head int, parts []*querySums) {
+	d, T, kw := c.HeadDim, a.T, c.KVHeads*c.HeadDim
+	seen := make([]float64, T)
+	for _, p := range parts {
+		for j, v := range p.seen {
+			seen[j] += v
+		}
+		addTo(k.query, p.query)
+		addTo(k.drift, p.drift)
+		addTo(k.metric, p.metric)
+		k.weight += p.weight
+		k.queries += float64(p.n)
+	}
+	for j := min(o.Sink, T); j < T; j++ {
+		row := a.KPre[(window*T+j)*kw+head*d:][:d]
+		w := seen[j]
+		for i, v := range row {
+			k.key[i] += float64(w * float64(v))
+		}
+		for p := range d / 2 {
+			x, y := c.Pairs.Dims(p, d)
+			e := float64(row[x])*float64(row[x]) + float64(float64(row[y])*float64(row[y]))
+			k.key2[p] += float64(w * e)
+		}
+		k.attention += w
+	}
+	if o.Samples > 0 {
+		k.sample(o, a, window, head, c, seen)
+	}
+	k.windows++
+}
+
+func addTo(dst, x []float64) {
+	for i, v := range x {
+		dst[i] += v
+	}
+}
+
+// firstSamples keys of each window are always kept: attention sinks.
+const firstSamples = 4
+
+// sample keeps keys of a window: the first ones, and one of each stratum of the
+// rest, which then stands for the attention of the whole stratum.
+func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int, c *family.Config, seen []float64) {
+	d, T, kw := c.HeadDim, a.T, c.KVHeads*c.HeadDim
+	keep := func(j int, share float64) {
+		k.samples = append(k.samples, a.K[(window*T+j)*kw+head*d:][:d]...)
+		k.sampleShare = append(k.sampleShare, share)
+	}
+	first := min(firstSamples, T)
+	for j := range first {
+		keep(j, seen[j])
+	}
+	r := rand.New(rand.NewPCG(o.Seed+1, uint64(a.Layer)<<40|uint64(head)<<24|uint64(k.windows)))
+	n := min(o.Samples, T-first)
+	for i := range n {
+		lo, hi := first+i*(T-first)/n, first+(i+1)*(T-first)/n
+		j := lo + r.IntN(hi-lo)
+		var share float64
+		for _, v := range seen[lo:hi] {
+			share += v
+		}
+		keep(j, share)
+	}
+}
+
+// Head returns the statistics of one KV head.
+func (s *KeyStats) Head(layer, head int) (*rotations.KeyStats, error) {
+	c, d := s.cfg, s.cfg.HeadDim
+	k := s.heads[layer*c.KVHeads+head]
+	if k.queries == 0 || k.attention <= 0 || k.weight <= 0 {
+		return nil, fmt.Errorf("layer %d, KV head %d: no attention was seen", layer, head)
+	}
+	out := &rotations.KeyStats{
+		D: d, Pairs: c.Pairs, Group: c.Group(), Scale: c.AttnScale * c.AttnScale,
+		Mean: make([]float64, d), Var: make([]float64, d/2), Query: make([]float64, d/2), Drift: make([]float64, d*d),
+		Curvature: k.weight / k.queries,
+	}
+	for i := range d {
+		out.Mean[i] = k.key[i] / k.attention
+	}
+	for p := range d / 2 {
+		x, y := c.Pairs.Dims(p, d)
+		m := float64(out.Mean[x]*out.Mean[x]) + float64(out.Mean[y]*out.Mean[y])
+		out.Var[p] = max(0, k.key2[p]/k.attention-m)
+		out.Query[p] = k.query[p] / k.weight
+	}
+	for i, v := range k.drift {
+		out.Drift[i] = v / k.queries
+	}
+	return out, out.Check()
+}
