@@ -2,7 +2,6 @@ package convert
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -44,6 +43,9 @@ type Options struct {
 	Tool     string
 	Command  []string
 	Progress verify.Progress
+	// Report adds report.html and report.json to the artifact; ReportDetail measures
+	// more for them, see probe.Options.
+	Report, ReportDetail bool
 }
 
 func usage(format string, args ...any) error {
@@ -148,7 +150,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 
 	m := refmodel.New(c.Config, c, o.Threads)
 	fit, err := calibrate.Run(ctx, m, w.Tokens, calibrate.Options{
-		Gain: o.Code, Kinds: verify.FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ps[0].Identities[0].Applied,
+		Kinds: verify.FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ps[0].Identities[0].Applied,
 		Seed: o.Seed, Threads: o.Threads, Progress: step(o.Progress, "calibrating"),
 	})
 	if err != nil {
@@ -177,7 +179,8 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	}
 	// Measured before it gets its name: what cannot be measured leaves nothing behind.
 	res := &Result{Plans: ps, Manifest: man}
-	if res.Verify, err = measure(ctx, tmp, c, o, fit); err != nil {
+	var detail *spec.Detail
+	if res.Verify, detail, err = measure(ctx, tmp, c, o, fit, w.Tokens); err != nil {
 		return nil, err
 	}
 	man.Layers, man.Measured = res.Verify.Layers, res.Verify
@@ -186,6 +189,11 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	res.Verify.Layers = man.Layers
 	if err != nil {
 		return nil, err
+	}
+	if o.Report {
+		if err := UpdateReport(tmp, func(r *spec.ReportJSON) { r.Detail = detail }); err != nil {
+			return nil, err
+		}
 	}
 	// An empty folder may stand where the result goes.
 	if err := os.Remove(o.Out); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -393,19 +401,19 @@ func sidecar(c *checkpoint.Checkpoint, written *family.Config, o Options, fit *c
 }
 
 func writeManifest(dir string, m *spec.Manifest) error {
-	b, err := json.MarshalIndent(m, "", " ")
+	b, err := contract.MarshalManifest(m)
 	if err != nil {
 		return err
 	}
-	return atomicfile.WriteFile(filepath.Join(dir, spec.ManifestName), append(b, '\n'))
+	return atomicfile.WriteFile(filepath.Join(dir, spec.ManifestName), b)
 }
 
 // measure verifies the artifact as written, from disk.
-func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, fit *calibrate.Result) (*spec.VerifyJSON, error) {
+func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, fit *calibrate.Result, windows [][]int32) (*spec.VerifyJSON, *spec.Detail, error) {
 	checks := &contract.Checker{}
 	a := contract.Open(dir, string(o.Formats[0]), checks)
 	if a == nil {
-		return &spec.VerifyJSON{Contract: checks.Checks}, fmt.Errorf("%s: the artifact does not pass its own contract: %s", o.Out, failed(checks))
+		return nil, nil, fmt.Errorf("%s: the artifact does not pass its own contract: %s", o.Out, failed(checks))
 	}
 	defer a.Close()
 	side := a.Sidecar
@@ -421,7 +429,7 @@ func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Option
 			for kind, code := range h.Codes {
 				moved, err := code.To(c.Config.Pairs, side.Pairs)
 				if err != nil {
-					return nil, err
+					return nil, nil, err
 				}
 				x[kind] = moved
 			}
@@ -429,7 +437,12 @@ func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Option
 		}
 		opt.Fitted = append(opt.Fitted, row)
 	}
-	return verify.Artifact(ctx, a, checks, opt)
+	v, err := verify.Artifact(ctx, a, checks, opt)
+	if err != nil || !o.Report {
+		return v, nil, err
+	}
+	d, err := detail(ctx, a, o, v, opt.Fitted, windows)
+	return v, d, err
 }
 
 func failed(c *contract.Checker) string {

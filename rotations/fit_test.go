@@ -436,3 +436,40 @@ func TestFrameCurve(t *testing.T) {
 		t.Errorf("curve ends at %.4f, measured %.4f", curve[len(curve)-1].Cos1bit, m)
 	}
 }
+
+// TestGain: keys that a fitted frame decodes are as long as the keys, on average,
+// though the best fit of each would be shorter.
+func TestGain(t *testing.T) {
+	r := rand.New(rand.NewPCG(8, 8))
+	const d, n = 32, 1500
+	keys := normal(r, n*d)
+	c, _ := fit(t, "frame", d, &Sample{D: d, Keys: keys, Threads: 1})
+	plain, err := c.WithGain(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	length := func(c *Code) float64 {
+		words, alpha, got := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*d)
+		c.EncodeKeys(keys, words, alpha)
+		c.DecodeKeys(got, words, alpha)
+		var a, b float64
+		for i, v := range got {
+			mu := float64(c.Mean[i%d])
+			a += (float64(v) - mu) * (float64(v) - mu)
+			b += (float64(keys[i]) - mu) * (float64(keys[i]) - mu)
+		}
+		return math.Sqrt(a / b)
+	}
+	// Scales are rounded to 11 bits, and the two averages weigh keys a little differently.
+	if l := length(c); math.Abs(l-1) > 0.02 {
+		t.Errorf("decoded keys are %.4f as long as the keys", l)
+	}
+	if l := length(plain); l > 0.9 {
+		t.Errorf("without gain decoded keys are %.4f as long as the keys: nothing to correct", l)
+	}
+	for _, g := range []float32{0, -1, float32(math.NaN()), float32(math.Inf(1)), 17, 0.06} {
+		if _, err := c.WithGain(g); err == nil {
+			t.Errorf("a gain of %g is accepted", g)
+		}
+	}
+}

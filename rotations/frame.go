@@ -54,6 +54,14 @@ func (s *Sample) frame(b int) (*Code, []Point, error) {
 	decode := multiply(f.m, invRoot, b, d)
 	encode := multiply(f.m, root, b, d)
 	c, err := New("frame", d, b, mean, decode, encode)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Decoded keys as long as the keys, on average (docs/codes.md): the best fit of
+	// a key is shorter, which flattens every softmax, and over the layers that adds up.
+	if energy := c.Measure(s.Keys).Energy; energy > 0 {
+		c, err = c.WithGain(float32(1 / math.Sqrt(max(energy, 1.0/(MaxGain*MaxGain)))))
+	}
 	return c, curve, err
 }
 

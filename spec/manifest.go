@@ -3,7 +3,9 @@ package spec
 // A Manifest (phaseconv.json) says what an artifact is, how it was made, what
 // was changed and what was measured. Paths in it are base names.
 type Manifest struct {
-	Version     int         `json:"version"`
+	Version int `json:"version"`
+	// SHA256 is the digest of the manifest's own bytes, see ManifestDigest.
+	SHA256      string      `json:"manifest_sha256"`
 	Tool        string      `json:"tool"`
 	Command     []string    `json:"command"`
 	Source      Source      `json:"source"`

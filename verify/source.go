@@ -10,6 +10,7 @@ import (
 	"phaseconv/verify/calibrate"
 	"phaseconv/verify/kvcache"
 	"phaseconv/verify/ppl"
+	"phaseconv/verify/probe"
 	"phaseconv/verify/refmodel"
 )
 
@@ -26,6 +27,21 @@ type AuditOptions struct {
 	Seed              uint64
 	Threads           int
 	Progress          Progress
+	// Probe, if set, is called at the end with what the audit has in hand, for a
+	// report: options of probe.Run, all but Detail filled in.
+	Probe func(p probe.Options) error
+}
+
+// Longer returns what cuts one window of n tokens from a text, nil from a text
+// that is too short.
+func Longer(c *checkpoint.Checkpoint, t Text) func(n int) [][]int32 {
+	return func(n int) [][]int32 {
+		w, err := Tokens(c, t, n, 1)
+		if err != nil {
+			return nil
+		}
+		return w.Tokens
+	}
 }
 
 // Audit fits every column's code to one text and measures them on another,
@@ -46,7 +62,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	m := refmodel.New(c.Config, c, o.Threads)
 	kinds := FitKinds(o.Code)
 	fit, err := calibrate.Run(ctx, m, cal.Tokens, calibrate.Options{
-		Gain: o.Code, Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
+		Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
 		Progress: o.Progress.of("calibrating"),
 	})
 	if err != nil {
@@ -89,12 +105,28 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err != nil {
 		return nil, err
 	}
-	return &spec.AuditJSON{
+	out := &spec.AuditJSON{
 		Calibration: *TextInfo(o.Calibration, cal), Text: *TextInfo(o.Text, w), Balance: o.Balance,
 		PPL: pplJSON(res, w, o.Policy, o.Code), KLD: kldJSON(&res.Divergences[0]),
 		Layers: audit.Layers(tap.Rows, c.Config.HeadDim, FittedHead(fit, o.Code, o.Bits, o.Policy.Anchor)),
 		Bytes:  Bytes(c.Config, codes, o.Policy),
-	}, nil
+	}
+	if o.Probe == nil {
+		return out, nil
+	}
+	p := probe.Options{
+		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: tap.Scale, Windows: w.Tokens, Text: out.Text,
+		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: Longer(c, o.Text), Rows: out.Layers,
+		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
+	}
+	for _, layer := range fit.Layers {
+		var row []map[string]*rotations.Code
+		for _, h := range layer.Heads {
+			row = append(row, h.Codes)
+		}
+		p.Fitted = append(p.Fitted, row)
+	}
+	return out, o.Probe(p)
 }
 
 // FitKinds lists the codes to fit for an audit: the one in use and the columns

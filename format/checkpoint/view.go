@@ -1,28 +1,112 @@
 package checkpoint
 
-import "sort"
+import (
+	"fmt"
+	"sort"
+)
 
-// An Edit changes one tensor: the value at index i of the outermost dimension is
-// multiplied by Scale[i]. It is the folded form of an identity.
+// An Edit changes one tensor. For rows x_i, the slices along the outermost
+// dimension, it makes
+//
+//	y_i = (Scale[i] x_i + Cross[i] x_Partner[i]) Cols + Shift[i]
+//
+// with Cols multiplying column by column. It is the folded form of identities;
+// nil fields do nothing. Partner and Cross turn rotary pairs by an angle; Shift
+// moves biases.
 type Edit struct {
-	Scale []float32
-	By    []string // ids of the identities, such as G3
+	Scale   []float32
+	Partner []int
+	Cross   []float32
+	Cols    []float32
+	Shift   []float32
+	By      []string // ids of the identities, such as G3
 }
 
 // Edits maps canonical tensor names to what is done to them.
 type Edits map[string]*Edit
 
-// Scale multiplies the rows of a tensor, on top of what is there.
-func (e Edits) Scale(name, id string, factors []float32) {
+func (e Edits) at(name, id string) *Edit {
 	x := e[name]
 	if x == nil {
-		e[name] = &Edit{Scale: append([]float32(nil), factors...), By: []string{id}}
-		return
+		x = &Edit{}
+		e[name] = x
 	}
-	for i, f := range factors {
-		x.Scale[i] *= f
+	for _, b := range x.By {
+		if b == id {
+			return x
+		}
 	}
 	x.By = append(x.By, id)
+	return x
+}
+
+// Scale multiplies the rows of a tensor, on top of what is there.
+func (e Edits) Scale(name, id string, factors []float32) {
+	x := e.at(name, id)
+	x.Scale = times(x.Scale, factors)
+	for i, f := range factors {
+		if x.Cross != nil {
+			x.Cross[i] *= f
+		}
+		if x.Shift != nil {
+			x.Shift[i] *= f
+		}
+	}
+}
+
+// times multiplies factors into dst, which may be nil.
+func times(dst, factors []float32) []float32 {
+	if dst == nil {
+		return append([]float32(nil), factors...)
+	}
+	for i, f := range factors {
+		dst[i] *= f
+	}
+	return dst
+}
+
+// ScaleColumns multiplies the columns of a tensor, on top of what is there.
+func (e Edits) ScaleColumns(name, id string, factors []float32) {
+	x := e.at(name, id)
+	x.Cols = times(x.Cols, factors)
+}
+
+// Shift adds to the rows of a tensor, after all that is there.
+func (e Edits) Shift(name, id string, add []float32) {
+	x := e.at(name, id)
+	if x.Shift == nil {
+		x.Shift = make([]float32, len(add))
+	}
+	for i, v := range add {
+		x.Shift[i] += v
+	}
+}
+
+// Turn replaces row i by own[i] x_i + cross[i] x_partner[i], after all that is
+// there. partner must be its own inverse, and the same in every Turn of a tensor.
+func (e Edits) Turn(name, id string, partner []int, own, cross []float32) {
+	x := e.at(name, id)
+	n := len(partner)
+	s, c := make([]float32, n), make([]float32, n)
+	var shift []float32
+	if x.Shift != nil {
+		shift = make([]float32, n)
+	}
+	get := func(v []float32, i int, def float32) float32 {
+		if v == nil {
+			return def
+		}
+		return v[i]
+	}
+	for i, p := range partner {
+		// x_i and x_p are what earlier edits made of source rows i and p.
+		s[i] = float32(own[i]*get(x.Scale, i, 1)) + float32(cross[i]*get(x.Cross, p, 0))
+		c[i] = float32(own[i]*get(x.Cross, i, 0)) + float32(cross[i]*get(x.Scale, p, 1))
+		if shift != nil {
+			shift[i] = float32(own[i]*x.Shift[i]) + float32(cross[i]*x.Shift[p])
+		}
+	}
+	x.Scale, x.Cross, x.Partner, x.Shift = s, c, partner, shift
 }
 
 // Names returns the edited tensors, sorted.
@@ -40,36 +124,142 @@ func (e Edits) Names() []string {
 type View struct {
 	*Checkpoint
 	Edits Edits
+	// Added are tensors that the checkpoint lacks, zero before their edits: biases.
+	Added map[string]*Tensor
 	// Round, if set, rounds the values of edited tensors as storing them would.
 	Round func(x []float32)
 }
 
+// Find returns the canonical tensor with this name, an added one too.
+func (v *View) Find(name string) (*Tensor, bool) {
+	if t, ok := v.Checkpoint.Find(name); ok {
+		return t, true
+	}
+	t, ok := v.Added[name]
+	return t, ok
+}
+
+// source reads rows before edits.
+func (v *View) source(t *Tensor, row0, n int, dst []float32) error {
+	if v.Added[t.Name] == t {
+		if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*t.Cols() {
+			return fmt.Errorf("%s: added tensor %s: %d rows from %d on of %d asked for, room for %d values", v.Path, t.Name, n, row0, t.Rows(), len(dst))
+		}
+		clear(dst[:n*t.Cols()])
+		return nil
+	}
+	return v.Checkpoint.ReadRows(t, row0, n, dst)
+}
+
 // ReadRows reads rows of the edited tensor.
 func (v *View) ReadRows(t *Tensor, row0, n int, dst []float32) error {
-	if err := v.Checkpoint.ReadRows(t, row0, n, dst); err != nil {
+	if err := v.source(t, row0, n, dst); err != nil {
 		return err
 	}
 	e := v.Edits[t.Name]
 	if e == nil {
 		return nil
 	}
+	if err := e.check(t); err != nil {
+		return fmt.Errorf("%s: %w", v.Path, err)
+	}
 	cols := t.Cols()
+	dst = dst[:n*cols]
+	var err error
 	if len(t.Shape) == 1 { // a vector's only dimension is its outermost
-		for i := range dst[:n*cols] {
-			dst[i] *= e.Scale[i]
-		}
+		err = v.vector(t, e, dst)
 	} else {
-		per := t.Rows() / t.Shape[0]
-		for r := range n {
-			s := e.Scale[(row0+r)/per]
-			row := dst[r*cols : (r+1)*cols]
-			for i := range row {
-				row[i] *= s
-			}
+		err = v.rows(t, e, row0, n, dst)
+	}
+	if err == nil && v.Round != nil {
+		v.Round(dst)
+	}
+	return err
+}
+
+// check refuses an edit that does not fit its tensor.
+func (e *Edit) check(t *Tensor) error {
+	for _, x := range []struct {
+		what    string
+		n, want int
+	}{
+		{"row scales", len(e.Scale), t.Shape[0]}, {"row partners", len(e.Partner), t.Shape[0]}, {"row mixtures", len(e.Cross), t.Shape[0]},
+		{"column scales", len(e.Cols), t.Cols()}, {"row shifts", len(e.Shift), t.Shape[0]},
+	} {
+		if x.n != 0 && x.n != x.want {
+			return fmt.Errorf("edit of tensor %s has %d %s, the tensor has %d", t.Name, x.n, x.what, x.want)
 		}
 	}
-	if v.Round != nil {
-		v.Round(dst[:n*cols])
+	if e.Cols != nil && e.Shift != nil {
+		return fmt.Errorf("edit of tensor %s scales columns and shifts rows, whose order is not defined", t.Name)
+	}
+	if (e.Cross == nil) != (e.Partner == nil) || e.Cross != nil && e.Scale == nil {
+		return fmt.Errorf("edit of tensor %s mixes rows without partners or without scales", t.Name)
+	}
+	for i, p := range e.Partner {
+		if p < 0 || p >= t.Shape[0] || e.Partner[p] != i {
+			return fmt.Errorf("edit of tensor %s: row %d has partner %d, which is not its pair", t.Name, i, p)
+		}
+	}
+	if e.Cross != nil && len(t.Shape) > 2 {
+		return fmt.Errorf("edit of tensor %s mixes rows of a tensor with %d dimensions", t.Name, len(t.Shape))
 	}
 	return nil
+}
+
+func (v *View) vector(t *Tensor, e *Edit, dst []float32) error {
+	if e.Cross == nil {
+		for i := range dst {
+			dst[i] = e.apply(i, 0, dst[i], 0)
+		}
+		return nil
+	}
+	src := append([]float32(nil), dst...)
+	for i := range dst {
+		dst[i] = e.apply(i, 0, src[i], src[e.Partner[i]])
+	}
+	return nil
+}
+
+func (v *View) rows(t *Tensor, e *Edit, row0, n int, dst []float32) error {
+	cols := t.Cols()
+	per := t.Rows() / t.Shape[0]
+	var other []float32
+	if e.Cross != nil {
+		other = make([]float32, cols)
+	}
+	for r := range n {
+		i := (row0 + r) / per
+		row := dst[r*cols : (r+1)*cols]
+		if e.Cross != nil && e.Cross[i] != 0 {
+			if err := v.source(t, e.Partner[i], 1, other); err != nil {
+				return err
+			}
+			for k := range row {
+				row[k] = e.apply(i, k, row[k], other[k])
+			}
+			continue
+		}
+		for k := range row {
+			row[k] = e.apply(i, k, row[k], 0)
+		}
+	}
+	return nil
+}
+
+// apply edits the value x in row i and column k, whose partner row has the value y.
+func (e *Edit) apply(i, k int, x, y float32) float32 {
+	if e.Scale != nil {
+		x = float32(x * e.Scale[i])
+	}
+	if e.Cross != nil {
+		x += float32(y * e.Cross[i])
+	}
+	if e.Cols != nil {
+		x = float32(x * e.Cols[k])
+	}
+	if e.Shift != nil {
+		x += e.Shift[i]
+	}
+	return x
 }

@@ -1,7 +1,8 @@
 // Package halfdot computes attention scores against keys in IEEE binary16, the
-// usual KV cache: the baseline that package onebit is measured against.
+// usual KV cache, and in GGML's Q8_0 and Q4_0: the baselines that package onebit is
+// measured against.
 //
-// All tiers give the same bits: with t[i] = element i, t goes to the partial sum
+// All tiers give the same bits. For binary16: with t[i] = element i, t goes to the partial sum
 // i mod 64 by a fused multiply-add in float32, in ascending order from +0. The 64
 // sums are added as (s[j] + s[j+16]) + (s[j+32] + s[j+48]) for j < 16, then the
 // upper half to the lower half until one is left.

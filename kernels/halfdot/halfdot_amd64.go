@@ -12,7 +12,8 @@ import (
 // for AVX2 too, so that GODEBUG=cpu.avx2=off takes both tiers away.
 var (
 	useAVX2   = cpu.X86.HasAVX && cpu.X86.HasAVX2 && cpu.X86.HasFMA && cpu.X86.HasF16C
-	useAVX512 = cpu.X86.HasAVX512F && cpu.X86.HasAVX && cpu.X86.HasAVX2
+	useAVX512 = cpu.X86.HasAVX512F && useAVX2
+	hasVNNI   = cpu.X86.HasAVX512VL && cpu.X86.HasAVX512VNNI && useAVX2
 )
 
 func init() {
@@ -29,4 +30,30 @@ func scoreRows(out, q []float32, keys []uint16) {
 	} else {
 		avx2Score(len(out), len(q)/partial, &q[0], &keys[0], &out[0])
 	}
+}
+
+// scoreQ8 and scoreQ4 report whether this machine has a kernel for blocks. The tier
+// avx512 asks for VNNI on top; without it, AVX2 serves.
+func scoreQ8(out []float32, q []block, keys []byte) bool {
+	switch {
+	case useAVX512 && hasVNNI:
+		avx512vnniQ8(len(out), len(q), &q[0].q[0], &keys[0], &out[0])
+	case vectorised():
+		avx2Q8(len(out), len(q), &q[0].q[0], &keys[0], &out[0])
+	default:
+		return false
+	}
+	return true
+}
+
+func scoreQ4(out []float32, q []block, keys []byte) bool {
+	switch {
+	case useAVX512 && hasVNNI:
+		avx512vnniQ4(len(out), len(q), &q[0].q[0], &keys[0], &out[0])
+	case vectorised():
+		avx2Q4(len(out), len(q), &q[0].q[0], &keys[0], &out[0])
+	default:
+		return false
+	}
+	return true
 }

@@ -113,3 +113,303 @@ strip:
 	JNZ           key
 	VZEROUPPER
 	RET
+
+DATA constants<>+0(SB)/4, $0x0f0f0f0f
+DATA constants<>+4(SB)/4, $0x00010001
+DATA constants<>+8(SB)/4, $0x80808080
+GLOBL constants<>(SB), RODATA|NOPTR, $12
+
+// func avx2Q8(n int, blocks int, q *int8, keys *byte, out *float32)
+// Requires: AVX, AVX2, F16C, FMA3
+TEXT ·avx2Q8(SB), NOSPLIT, $0-40
+	MOVQ         n+0(FP), AX
+	MOVQ         blocks+8(FP), CX
+	MOVQ         q+16(FP), DX
+	MOVQ         keys+24(FP), BX
+	MOVQ         out+32(FP), SI
+	VPBROADCASTD constants<>+4(SB), Y0
+
+key:
+	MOVQ   DX, DI
+	VXORPS Y1, Y1, Y1
+	MOVQ   CX, R8
+	SUBQ   $0x02, R8
+	JL     last
+
+two:
+	VPBROADCASTW (BX), X3
+	VCVTPH2PS    X3, Y3
+	VMULPS       96(DI), Y3, Y3
+	VMOVDQU      2(BX), Y2
+	VMOVDQU      (DI), Y4
+	VPSIGNB      Y2, Y4, Y4
+	VPABSB       Y2, Y2
+	VPMADDUBSW   Y4, Y2, Y2
+	VPMADDWD     Y0, Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VFMADD231PS  Y3, Y2, Y1
+	VPBROADCASTW 34(BX), X3
+	VCVTPH2PS    X3, Y3
+	VMULPS       224(DI), Y3, Y3
+	VMOVDQU      36(BX), Y2
+	VMOVDQU      128(DI), Y4
+	VPSIGNB      Y2, Y4, Y4
+	VPABSB       Y2, Y2
+	VPMADDUBSW   Y4, Y2, Y2
+	VPMADDWD     Y0, Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VFMADD231PS  Y3, Y2, Y1
+	ADDQ         $0x44, BX
+	ADDQ         $0x00000100, DI
+	SUBQ         $0x02, R8
+	JGE          two
+
+last:
+	CMPQ         R8, $-1
+	JNE          store
+	VPBROADCASTW (BX), X3
+	VCVTPH2PS    X3, Y3
+	VMULPS       96(DI), Y3, Y3
+	VMOVDQU      2(BX), Y2
+	VMOVDQU      (DI), Y4
+	VPSIGNB      Y2, Y4, Y4
+	VPABSB       Y2, Y2
+	VPMADDUBSW   Y4, Y2, Y2
+	VPMADDWD     Y0, Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VFMADD231PS  Y3, Y2, Y1
+	ADDQ         $0x22, BX
+
+store:
+	VEXTRACTF128 $0x01, Y1, X2
+	VADDPS       X2, X1, X2
+	VMOVHLPS     X2, X2, X1
+	VADDPS       X1, X2, X2
+	VMOVSHDUP    X2, X1
+	VADDSS       X1, X2, X2
+	VMOVSS       X2, (SI)
+	ADDQ         $0x04, SI
+	DECQ         AX
+	JNZ          key
+	VZEROUPPER
+	RET
+
+// func avx2Q4(n int, blocks int, q *int8, keys *byte, out *float32)
+// Requires: AVX, AVX2, F16C, FMA3
+TEXT ·avx2Q4(SB), NOSPLIT, $0-40
+	MOVQ         n+0(FP), AX
+	MOVQ         blocks+8(FP), CX
+	MOVQ         q+16(FP), DX
+	MOVQ         keys+24(FP), BX
+	MOVQ         out+32(FP), SI
+	VPBROADCASTD constants<>+0(SB), Y0
+	VPBROADCASTD constants<>+4(SB), Y1
+
+key:
+	MOVQ   DX, DI
+	VXORPS Y2, Y2, Y2
+	MOVQ   CX, R8
+	SUBQ   $0x02, R8
+	JL     last
+
+two:
+	VPBROADCASTW (BX), X5
+	VCVTPH2PS    X5, Y5
+	VMULPS       96(DI), Y5, Y5
+	VMOVDQU      2(BX), X3
+	VPSRLW       $0x04, X3, X4
+	VINSERTI128  $0x01, X4, Y3, Y3
+	VPAND        Y0, Y3, Y3
+	VPMADDUBSW   (DI), Y3, Y4
+	VPMADDWD     Y1, Y4, Y4
+	VPADDD       64(DI), Y4, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD231PS  Y5, Y4, Y2
+	VPBROADCASTW 18(BX), X5
+	VCVTPH2PS    X5, Y5
+	VMULPS       224(DI), Y5, Y5
+	VMOVDQU      20(BX), X6
+	VPSRLW       $0x04, X6, X4
+	VINSERTI128  $0x01, X4, Y6, Y6
+	VPAND        Y0, Y6, Y6
+	VPMADDUBSW   128(DI), Y6, Y4
+	VPMADDWD     Y1, Y4, Y4
+	VPADDD       192(DI), Y4, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD231PS  Y5, Y4, Y2
+	ADDQ         $0x24, BX
+	ADDQ         $0x00000100, DI
+	SUBQ         $0x02, R8
+	JGE          two
+
+last:
+	CMPQ         R8, $-1
+	JNE          store
+	VPBROADCASTW (BX), X5
+	VCVTPH2PS    X5, Y5
+	VMULPS       96(DI), Y5, Y5
+	VMOVDQU      2(BX), X7
+	VPSRLW       $0x04, X7, X4
+	VINSERTI128  $0x01, X4, Y7, Y7
+	VPAND        Y0, Y7, Y7
+	VPMADDUBSW   (DI), Y7, Y4
+	VPMADDWD     Y1, Y4, Y4
+	VPADDD       64(DI), Y4, Y4
+	VCVTDQ2PS    Y4, Y4
+	VFMADD231PS  Y5, Y4, Y2
+	ADDQ         $0x12, BX
+
+store:
+	VEXTRACTF128 $0x01, Y2, X3
+	VADDPS       X3, X2, X3
+	VMOVHLPS     X3, X3, X2
+	VADDPS       X2, X3, X3
+	VMOVSHDUP    X3, X2
+	VADDSS       X2, X3, X3
+	VMOVSS       X3, (SI)
+	ADDQ         $0x04, SI
+	DECQ         AX
+	JNZ          key
+	VZEROUPPER
+	RET
+
+// func avx512vnniQ8(n int, blocks int, q *int8, keys *byte, out *float32)
+// Requires: AVX, AVX2, AVX512VL, AVX512VNNI, F16C, FMA3
+TEXT ·avx512vnniQ8(SB), NOSPLIT, $0-40
+	MOVQ         n+0(FP), AX
+	MOVQ         blocks+8(FP), CX
+	MOVQ         q+16(FP), DX
+	MOVQ         keys+24(FP), BX
+	MOVQ         out+32(FP), SI
+	VPBROADCASTD constants<>+8(SB), Y0
+
+key:
+	MOVQ   DX, DI
+	VXORPS Y1, Y1, Y1
+	MOVQ   CX, R8
+	SUBQ   $0x02, R8
+	JL     last
+
+two:
+	VPBROADCASTW (BX), X4
+	VCVTPH2PS    X4, Y4
+	VMULPS       96(DI), Y4, Y4
+	VPXOR        2(BX), Y0, Y2
+	VMOVDQU      32(DI), Y3
+	VPDPBUSD     (DI), Y2, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD231PS  Y4, Y3, Y1
+	VPBROADCASTW 34(BX), X4
+	VCVTPH2PS    X4, Y4
+	VMULPS       224(DI), Y4, Y4
+	VPXOR        36(BX), Y0, Y2
+	VMOVDQU      160(DI), Y3
+	VPDPBUSD     128(DI), Y2, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD231PS  Y4, Y3, Y1
+	ADDQ         $0x44, BX
+	ADDQ         $0x00000100, DI
+	SUBQ         $0x02, R8
+	JGE          two
+
+last:
+	CMPQ         R8, $-1
+	JNE          store
+	VPBROADCASTW (BX), X4
+	VCVTPH2PS    X4, Y4
+	VMULPS       96(DI), Y4, Y4
+	VPXOR        2(BX), Y0, Y2
+	VMOVDQU      32(DI), Y3
+	VPDPBUSD     (DI), Y2, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD231PS  Y4, Y3, Y1
+	ADDQ         $0x22, BX
+
+store:
+	VEXTRACTF128 $0x01, Y1, X2
+	VADDPS       X2, X1, X2
+	VMOVHLPS     X2, X2, X1
+	VADDPS       X1, X2, X2
+	VMOVSHDUP    X2, X1
+	VADDSS       X1, X2, X2
+	VMOVSS       X2, (SI)
+	ADDQ         $0x04, SI
+	DECQ         AX
+	JNZ          key
+	VZEROUPPER
+	RET
+
+// func avx512vnniQ4(n int, blocks int, q *int8, keys *byte, out *float32)
+// Requires: AVX, AVX2, AVX512VL, AVX512VNNI, F16C, FMA3
+TEXT ·avx512vnniQ4(SB), NOSPLIT, $0-40
+	MOVQ         n+0(FP), AX
+	MOVQ         blocks+8(FP), CX
+	MOVQ         q+16(FP), DX
+	MOVQ         keys+24(FP), BX
+	MOVQ         out+32(FP), SI
+	VPBROADCASTD constants<>+0(SB), Y0
+
+key:
+	MOVQ   DX, DI
+	VXORPS Y1, Y1, Y1
+	MOVQ   CX, R8
+	SUBQ   $0x02, R8
+	JL     last
+
+two:
+	VPBROADCASTW (BX), X4
+	VCVTPH2PS    X4, Y4
+	VMULPS       96(DI), Y4, Y4
+	VMOVDQU      2(BX), X2
+	VPSRLW       $0x04, X2, X3
+	VINSERTI128  $0x01, X3, Y2, Y2
+	VPAND        Y0, Y2, Y2
+	VMOVDQU      64(DI), Y3
+	VPDPBUSD     (DI), Y2, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD231PS  Y4, Y3, Y1
+	VPBROADCASTW 18(BX), X4
+	VCVTPH2PS    X4, Y4
+	VMULPS       224(DI), Y4, Y4
+	VMOVDQU      20(BX), X5
+	VPSRLW       $0x04, X5, X3
+	VINSERTI128  $0x01, X3, Y5, Y5
+	VPAND        Y0, Y5, Y5
+	VMOVDQU      192(DI), Y3
+	VPDPBUSD     128(DI), Y5, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD231PS  Y4, Y3, Y1
+	ADDQ         $0x24, BX
+	ADDQ         $0x00000100, DI
+	SUBQ         $0x02, R8
+	JGE          two
+
+last:
+	CMPQ         R8, $-1
+	JNE          store
+	VPBROADCASTW (BX), X4
+	VCVTPH2PS    X4, Y4
+	VMULPS       96(DI), Y4, Y4
+	VMOVDQU      2(BX), X6
+	VPSRLW       $0x04, X6, X3
+	VINSERTI128  $0x01, X3, Y6, Y6
+	VPAND        Y0, Y6, Y6
+	VMOVDQU      64(DI), Y3
+	VPDPBUSD     (DI), Y6, Y3
+	VCVTDQ2PS    Y3, Y3
+	VFMADD231PS  Y4, Y3, Y1
+	ADDQ         $0x12, BX
+
+store:
+	VEXTRACTF128 $0x01, Y1, X2
+	VADDPS       X2, X1, X2
+	VMOVHLPS     X2, X2, X1
+	VADDPS       X1, X2, X2
+	VMOVSHDUP    X2, X1
+	VADDSS       X1, X2, X2
+	VMOVSS       X2, (SI)
+	ADDQ         $0x04, SI
+	DECQ         AX
+	JNZ          key
+	VZEROUPPER
+	RET

@@ -25,6 +25,7 @@ func TestRequires(t *testing.T) {
 		features[tier] = f
 	}
 	features["avx2"] = append(slices.Clone(features["avx2"]), "F16C")
+	features["avx512vnni"] = append(slices.Clone(features["avx512"]), "F16C", "AVX512VL", "AVX512VNNI")
 	for _, err := range asmcheck.Requires(string(asm), features) {
 		t.Error(err)
 	}

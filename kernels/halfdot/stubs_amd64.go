@@ -9,3 +9,15 @@ func avx2Score(n int, strips int, q *float32, keys *uint16, out *float32)
 
 //go:noescape
 func avx512Score(n int, strips int, q *float32, keys *uint16, out *float32)
+
+//go:noescape
+func avx2Q8(n int, blocks int, q *int8, keys *byte, out *float32)
+
+//go:noescape
+func avx2Q4(n int, blocks int, q *int8, keys *byte, out *float32)
+
+//go:noescape
+func avx512vnniQ8(n int, blocks int, q *int8, keys *byte, out *float32)
+
+//go:noescape
+func avx512vnniQ4(n int, blocks int, q *int8, keys *byte, out *float32)

@@ -21,6 +21,6 @@ func Example() {
 	t.Build(q, b, 1, b)
 	scores := make([]float32, 2)
 	onebit.Score(scores, 2, &t, bits, scales, 2, nil)
-	fmt.Println(scores)
-	// Output: [36 8]
+	fmt.Printf("%.1f\n", scores)
+	// Output: [36.0 8.0]
 }

@@ -24,22 +24,28 @@
 // The scales are IEEE binary16 numbers, one per key in the order of the keys, in
 // an array of their own. They are widened to float32 without rounding.
 //
-// # Order of summation
+// # Arithmetic
 //
-// All arithmetic is float32, each operation rounded to nearest even, none fused.
-// A key is summed as a binary tree, so that every vector width can follow it:
+// The query is rounded to integers once, and everything after that is exact up to
+// the last few operations, so that every instruction set gives the same bits. With
+// all numbers float32, rounded to nearest even and never fused:
 //
-//   - Four bits i..i+3 (i a multiple of 4): (t0 + t1) + (t2 + t3), where tj is
-//     q[i+j] for a set bit and -q[i+j] for a clear one.
-//   - A byte: its lower four bits plus its upper four bits.
-//   - A word: (byte 0 + byte 1) + (byte 2 + byte 3).
-//   - A key: neighbours are added, word 0 + word 1, word 2 + word 3, ...; a last one
-//     without a neighbour stays as it is; the same again with the results, until
-//     one is left. Six words give ((w0+w1) + (w2+w3)) + (w4+w5).
+//	S     = max over i = 0, 4, 8, ... of (|q[i]|+|q[i+1]|) + (|q[i+2]|+|q[i+3]|)
+//	step  = S / 8124
+//	Q[i]  = round(q[i] * (8124 / S)), ties to even
+//	score = offset + ((sum_i Q[i] s_i) * step) * scale
 //
-// Bits from b on have q = 0. The score is offset + (scale * sum), where an offset
-// of -0 or none counts as +0, so no score is -0. The tiers AVX-512, AVX2 and plain Go give the
-// same bits, whatever the number of heads.
+// where the sum is an exact integer below 2^22 in magnitude. The magnitudes of a
+// quad of Q add up to at most 8127, which two digits of 7 bits hold: the form in
+// which table lookups by bytes give them. An offset of -0 or none counts as +0, so
+// no score is -0. S below 2^-100 gives Q = 0 and step = 0; an S that is infinite
+// or NaN gives NaN for every key. The result does not depend on the number of
+// heads.
+//
+// Against real numbers the sum is off by at most b/2 * step, and with signs that
+// know nothing of the rounding by sqrt(b/12) * step in the root mean square: for
+// normal q and b = 128 that is 2e-4 of the standard deviation of a score, about the
+// rounding of keys to binary16.
 package onebit
 
 import (
@@ -56,8 +62,20 @@ const MaxBits = 2048
 const (
 	wordBits   = 32
 	maxWords   = MaxBits / wordBits
-	tableWord  = 8 * 16  // entries of one word: 8 tables of 4 bits
-	tableWordB = 4 * 256 // the same for tables of a byte
+	tableWord  = 256     // bytes of the digit tables of one word
+	tableWordB = 4 * 256 // numbers of the byte tables of one word
+
+	// Sums of quads are at most quadMax; quadScale leaves room for the rounding of
+	// four numbers and of the scale itself.
+	quadMax   = 127*radix + 127 - digitBias
+	quadScale = quadMax - 3
+	// A sum T of a quad is held as the digits of T + digitBias in base radix, each
+	// from 0 to 127.
+	radix     = 128
+	digitZero = 64
+	digitBias = digitZero*radix + digitZero
+	// What tables of words without queries add up to.
+	wordBias = 8 * digitBias
 )
 
 // Words returns the number W of 32-bit words that a key of b bits takes. It
@@ -118,12 +136,16 @@ func Pack(bits []uint32, b, n int, keys []float32, ld int) {
 // Tables.
 type Tables struct {
 	heads, bits, words int
-	// nibbles[((h*words+w)*8+i)*16+x] is the sum of bits 4i..4i+3 of word w for
-	// head h when they read x.
-	nibbles []float32
-	// bytes[((h*words+w)*4+i)*256+x], the same for whole bytes: the generic tier
-	// looks these up. Empty when another tier was in use.
-	bytes []float32
+	// digits[(h*words+w)*256 + n*128 + d*64 + 16*i + x] is digit d (0 the lower) of
+	// T + digitBias, where T is the sum of bits 8i+4n..8i+4n+3 of word w for head h
+	// when they read x.
+	digits []byte
+	// bytes[((h*words+w)*4+i)*256+x] is the sum of bits 8i..8i+7 when they read x:
+	// the generic tier looks these up. Empty when another tier was in use.
+	bytes []int16
+	// Per head, as the kernels read it: step and offset (float32), and twice the 16
+	// bits that the counters of avx2Sum start from.
+	consts [][4]uint32
 }
 
 // Heads returns the number of queries in t.
@@ -132,65 +154,113 @@ func (t *Tables) Heads() int { return t.heads }
 // Bits returns the number of bits per key that t was built for.
 func (t *Tables) Bits() int { return t.bits }
 
+// Step returns the unit that the query of a head was rounded to.
+func (t *Tables) Step(head int) float32 { return math.Float32frombits(t.consts[head][0]) }
+
 // Build makes the tables of heads queries of b numbers each; query h is
-// q[h*ldq : h*ldq+b]. Building costs about as much as scoring a few hundred keys.
+// q[h*ldq : h*ldq+b].
 func (t *Tables) Build(q []float32, ldq, heads, b int) {
 	words := Words(b)
 	if heads < 1 {
 		panic(fmt.Sprintf("onebit: tables for %d heads", heads))
 	}
-	t.heads, t.bits, t.words = heads, b, words
-	t.nibbles = grow(t.nibbles, heads*words*tableWord)
-	var quad [4]float32
-	for h := range heads {
-		row := q[h*ldq : h*ldq+b]
-		for g := range words * 8 {
-			quad = [4]float32{}
-			if 4*g < b {
-				quad = [4]float32(row[4*g:])
-			}
-			fillNibble((*[16]float32)(t.nibbles[(h*words*8+g)*16:]), quad)
-		}
+	if ldq < 0 || len(q) < (heads-1)*ldq+b {
+		panic(fmt.Sprintf("onebit: %d numbers are too few for %d queries of %d at distance %d", len(q), heads, b, ldq))
 	}
+	t.heads, t.bits, t.words = heads, b, words
+	t.digits = grow(t.digits, heads*words*tableWord)
+	t.consts = grow(t.consts, heads)
 	t.bytes = t.bytes[:0]
 	if !vectorised() {
 		t.bytes = grow(t.bytes, heads*words*tableWordB)
-		for g := range heads * words * 4 {
-			lo, hi := t.nibbles[g*32:][:16], t.nibbles[g*32+16:][:16]
-			row := t.bytes[g*256:][:256]
-			for x := range row {
-				row[x] = lo[x&15] + hi[x>>4]
-			}
+	}
+	var quads [maxWords * 8][4]int16
+	for h := range heads {
+		step := roundQuery(quads[:words*8], q[h*ldq:h*ldq+b])
+		// Where sums of even and odd bytes are told apart only at the end, see avx2Sum,
+		// all - 256*odd and odd must both start from minus the bias of the digits.
+		odd := -uint32(words * 8 * digitZero)
+		t.consts[h] = [4]uint32{math.Float32bits(step), 0, (odd * 257 & 0xffff) * 0x10001, (odd & 0xffff) * 0x10001}
+		buildDigits(t.digits[h*words*tableWord:][:words*tableWord], quads[:words*8])
+		if len(t.bytes) > 0 {
+			buildBytes(t.bytes[h*words*tableWordB:][:words*tableWordB], quads[:words*8])
 		}
 	}
 }
 
-func grow(s []float32, n int) []float32 {
+func grow[T any](s []T, n int) []T {
 	if cap(s) < n {
-		return make([]float32, n)
+		return make([]T, n)
 	}
 	return s[:n]
 }
 
-// fillNibble makes the table of four numbers. Turning all signs turns the sum and
-// nothing else, which the AVX2 kernel relies on: it looks up half of the table.
-func fillNibble(t *[16]float32, q [4]float32) {
-	var lo, hi [4]float32
-	for x := range 4 {
-		lo[x] = signed(q[0], x&1) + signed(q[1], x>>1)
-		hi[x] = signed(q[2], x&1) + signed(q[3], x>>1)
+// roundQuery rounds q to integers, see the package comment, and returns their unit.
+func roundQuery(quads [][4]int16, q []float32) (step float32) {
+	// Negated comparisons would lose a NaN; as bits, magnitudes order like integers
+	// with infinity and NaN above all numbers.
+	var most uint32
+	for i := 0; i+4 <= len(q); i += 4 {
+		v := (*[4]float32)(q[i:])
+		s := (magnitude(v[0]) + magnitude(v[1])) + (magnitude(v[2]) + magnitude(v[3]))
+		most = max(most, math.Float32bits(s))
 	}
-	for x := range 8 {
-		s := lo[x&3] + hi[x>>2]
-		t[x], t[15-x] = s, -s
+	clear(quads)
+	S := math.Float32frombits(most)
+	if most >= 0x7f800000 {
+		return float32(math.NaN())
+	}
+	if S < 0x1p-100 {
+		return 0
+	}
+	inverse := quadScale / S
+	for i := 0; i+4 <= len(q); i += 4 {
+		v := (*[4]float32)(q[i:])
+		quads[i/4] = [4]int16{roundInt(v[0] * inverse), roundInt(v[1] * inverse), roundInt(v[2] * inverse), roundInt(v[3] * inverse)}
+	}
+	return S / quadScale
+}
+
+func magnitude(x float32) float32 { return math.Float32frombits(math.Float32bits(x) &^ (1 << 31)) }
+
+// roundInt rounds |x| < 2^15 to an integer, ties to even: adding 1.5 * 2^23 leaves
+// it in the low bits.
+func roundInt(x float32) int16 {
+	const magic = 0x1.8p23
+	return int16(math.Float32bits(float32(x) + magic))
+}
+
+// nibbleSums returns the 16 sums of four numbers with signs.
+func nibbleSums(q *[4]int16) (t [16]int32) {
+	a, b, c, d := int32(q[0]), int32(q[1]), int32(q[2]), int32(q[3])
+	lo := [4]int32{-a - b, a - b, b - a, a + b}
+	hi := [4]int32{-c - d, c - d, d - c, c + d}
+	for x := range t {
+		t[x] = lo[x&3] + hi[x>>2]
+	}
+	return t
+}
+
+func digitsGeneric(digits []byte, quads [][4]int16) {
+	for g := range quads {
+		// Nibble g%8 of word g/8 is nibble g%2 of byte g/2%4.
+		at := digits[g/8*tableWord+g%2*128+g/2%4*16:]
+		lo, hi := (*[16]byte)(at), (*[16]byte)(at[64:])
+		for x, s := range nibbleSums(&quads[g]) {
+			u := uint32(s + digitBias)
+			lo[x], hi[x] = byte(u%radix), byte(u/radix)
+		}
 	}
 }
 
-func signed(v float32, bit int) float32 {
-	if bit == 0 {
-		return -v
+func buildBytes(bytes []int16, quads [][4]int16) {
+	for g := 0; g < len(quads); g += 2 {
+		lo, hi := nibbleSums(&quads[g]), nibbleSums(&quads[g+1])
+		row := (*[256]int16)(bytes[g/2*256:])
+		for x := range row {
+			row[x] = int16(lo[x&15] + hi[x>>4])
+		}
 	}
-	return v
 }
 
 // Score computes the scores of keys 0..n-1 for every head of t: out[h*ostride+i]
@@ -203,7 +273,35 @@ func Score(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 	if n <= 0 || t.heads == 0 {
 		return
 	}
-	// All checks come before the first write.
+	check(out, ostride, t, bits, scales, n, offsets)
+	// Offsets are part of what kernels read, and t may be in use elsewhere.
+	var few [8][4]uint32
+	consts := append(few[:0], t.consts...)
+	for h := range consts {
+		if offsets != nil {
+			consts[h][1] = math.Float32bits(offsets[h] + 0) // -0 becomes +0
+		}
+	}
+
+	full := n / BlockKeys
+	if full > 0 {
+		scoreBlocks(out, ostride, t, bits, scales, full, consts)
+	}
+	if rest := n % BlockKeys; rest > 0 {
+		// The kernels write whole blocks; the last one goes through buffers.
+		var sc [BlockKeys]uint16
+		copy(sc[:], scales[full*BlockKeys:])
+		var few [8 * BlockKeys]float32
+		tail := append(few[:0], make([]float32, t.heads*BlockKeys)...)
+		scoreBlocks(tail, BlockKeys, t, bits[full*BlockKeys*t.words:], sc[:], 1, consts)
+		for h := range t.heads {
+			copy(out[h*ostride+full*BlockKeys:][:rest], tail[h*BlockKeys:])
+		}
+	}
+}
+
+// check panics, before anything is written, when slices are too short.
+func check(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, n int, offsets []float32) {
 	if len(bits) < Len(n, t.bits) || len(scales) < n {
 		panic(fmt.Sprintf("onebit: %d words and %d scales are too few for %d keys of %d bits", len(bits), len(scales), n, t.bits))
 	}
@@ -213,109 +311,53 @@ func Score(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 	if offsets != nil && len(offsets) != t.heads {
 		panic(fmt.Sprintf("onebit: %d offsets for %d heads", len(offsets), t.heads))
 	}
-	var few [8]float32
-	off := append(few[:0], make([]float32, t.heads)...)
-	if offsets != nil {
-		for h := range off {
-			off[h] = offsets[h] + 0 // -0 becomes +0
-		}
-	}
-
-	full := n / BlockKeys
-	if full > 0 {
-		scoreBlocks(out, ostride, t, bits, scales, full, off)
-	}
-	if rest := n % BlockKeys; rest > 0 {
-		// The kernels write whole blocks; the last one goes through buffers.
-		var sc [BlockKeys]uint16
-		copy(sc[:], scales[full*BlockKeys:])
-		tail := make([]float32, t.heads*BlockKeys)
-		scoreBlocks(tail, BlockKeys, t, bits[full*BlockKeys*t.words:], sc[:], 1, off)
-		for h := range t.heads {
-			copy(out[h*ostride+full*BlockKeys:][:rest], tail[h*BlockKeys:])
-		}
-	}
 }
 
 // scoreGeneric scores whole blocks and is the reference for the other tiers.
-func scoreGeneric(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, offsets []float32) {
-	var nodes [maxWords]float32
+func scoreGeneric(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
 	for b := range blocks {
 		block := bits[b*BlockKeys*t.words:][:BlockKeys*t.words]
 		for h := range t.heads {
+			step, offset := math.Float32frombits(consts[h][0]), math.Float32frombits(consts[h][1])
 			row := out[h*ostride+b*BlockKeys:][:BlockKeys]
 			for j := range row {
-				var n int
+				var sum int32
 				if len(t.bytes) > 0 {
-					n = quadsByBytes(&nodes, t.bytes[h*t.words*tableWordB:], block[j:], t.words)
+					sum = sumByBytes(t.bytes[h*t.words*tableWordB:], block[j:], t.words)
 				} else {
-					tab := t.nibbles[h*t.words*tableWord:]
-					for n = range t.words {
-						nodes[n] = wordByNibbles((*[tableWord]float32)(tab[n*tableWord:]), block[n*BlockKeys+j])
-					}
-					n = t.words
+					sum = sumByDigits(t.digits[h*t.words*tableWord:], block[j:], t.words)
 				}
-				sum := nodes[0]
-				if n > 1 {
-					sum = tree(nodes[:n])
-				}
-				row[j] = offsets[h] + float32(widen(scales[b*BlockKeys+j])*sum)
+				row[j] = offset + float32(float32(float32(sum)*step)*widen(scales[b*BlockKeys+j]))
 			}
 		}
 	}
 }
 
-// quadsByBytes puts the sums of four words each into nodes and returns their
-// number; the last may be of fewer words. Four words are a whole subtree, so the
-// tree over the nodes is that of the key.
-func quadsByBytes(nodes *[maxWords]float32, tab []float32, block []uint32, words int) int {
-	n := 0
-	w := 0
-	for ; w+4 <= words; w += 4 {
-		t := (*[4 * tableWordB]float32)(tab[w*tableWordB:])
-		s0 := wordByBytes((*[tableWordB]float32)(t[0:]), block[w*BlockKeys])
-		s1 := wordByBytes((*[tableWordB]float32)(t[tableWordB:]), block[w*BlockKeys+BlockKeys])
-		s2 := wordByBytes((*[tableWordB]float32)(t[2*tableWordB:]), block[w*BlockKeys+2*BlockKeys])
-		s3 := wordByBytes((*[tableWordB]float32)(t[3*tableWordB:]), block[w*BlockKeys+3*BlockKeys])
-		nodes[n] = (s0 + s1) + (s2 + s3)
-		n++
+// sumByBytes sums a key with one lookup per byte.
+func sumByBytes(tab []int16, block []uint32, words int) int32 {
+	var s0, s1 int32
+	for i := range words {
+		t := (*[tableWordB]int16)(tab[i*tableWordB:])
+		w := block[i*BlockKeys]
+		s0 += int32(t[w&255]) + int32(t[256+w>>8&255])
+		s1 += int32(t[512+w>>16&255]) + int32(t[768+w>>24])
 	}
-	if w == words {
-		return n
-	}
-	rest := nodes[n:]
-	for i := range words - w {
-		rest[i] = wordByBytes((*[tableWordB]float32)(tab[(w+i)*tableWordB:]), block[(w+i)*BlockKeys])
-	}
-	rest[0] = tree(rest[:words-w])
-	return n + 1
+	return s0 + s1
 }
 
-// wordByBytes sums a word with one lookup per byte, in four tables of 256.
-func wordByBytes(t *[tableWordB]float32, w uint32) float32 {
-	return (t[w&255] + t[256+w>>8&255]) + (t[512+w>>16&255] + t[768+w>>24])
-}
-
-// wordByNibbles sums a word with eight tables of 16.
-func wordByNibbles(t *[tableWord]float32, w uint32) float32 {
-	b0 := t[w&15] + t[16+w>>4&15]
-	b1 := t[32+w>>8&15] + t[48+w>>12&15]
-	b2 := t[64+w>>16&15] + t[80+w>>20&15]
-	b3 := t[96+w>>24&15] + t[112+w>>28]
-	return (b0 + b1) + (b2 + b3)
-}
-
-// tree adds neighbours until one number is left. It overwrites s.
-func tree(s []float32) float32 {
-	for n := len(s); n > 1; n = (n + 1) / 2 {
-		for i := range n / 2 {
-			s[i] = s[2*i] + s[2*i+1]
-		}
-		if n%2 == 1 {
-			s[n/2] = s[n-1]
+// sumByDigits sums a key with the tables of the other tiers.
+func sumByDigits(tab []byte, block []uint32, words int) int32 {
+	sum := int32(-wordBias * words)
+	for i := range words {
+		t := (*[tableWord]byte)(tab[i*tableWord:])
+		w := block[i*BlockKeys]
+		for at := 0; at < 64; at += 16 {
+			lo, hi := at+int(w&15), 128+at+int(w>>4&15)
+			sum += int32(t[lo]) + int32(t[hi]) + radix*(int32(t[64+lo])+int32(t[64+hi]))
+			w >>= 8
 		}
 	}
-	return s[0]
+	return sum
 }
 
 // widen converts an IEEE binary16 number to float32, which is exact.

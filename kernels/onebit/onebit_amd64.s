@@ -4,3127 +4,1277 @@
 
 #include "textflag.h"
 
-DATA constants<>+0(SB)/4, $0x11111111
-DATA constants<>+4(SB)/4, $0x11111111
-DATA constants<>+8(SB)/4, $0x11111111
-DATA constants<>+12(SB)/4, $0x11111111
-DATA constants<>+16(SB)/4, $0x11111111
-DATA constants<>+20(SB)/4, $0x11111111
-DATA constants<>+24(SB)/4, $0x11111111
-DATA constants<>+28(SB)/4, $0x11111111
-DATA constants<>+32(SB)/4, $0x80000000
-DATA constants<>+36(SB)/4, $0x80000000
-DATA constants<>+40(SB)/4, $0x80000000
-DATA constants<>+44(SB)/4, $0x80000000
-DATA constants<>+48(SB)/4, $0x80000000
-DATA constants<>+52(SB)/4, $0x80000000
-DATA constants<>+56(SB)/4, $0x80000000
-DATA constants<>+60(SB)/4, $0x80000000
-GLOBL constants<>(SB), RODATA|NOPTR, $64
+DATA signs<>+0(SB)/8, $0xffffffffffffffff
+DATA signs<>+8(SB)/8, $0xffffffffffff0001
+DATA signs<>+16(SB)/8, $0x0001ffffffffffff
+DATA signs<>+24(SB)/8, $0x0001ffffffff0001
+DATA signs<>+32(SB)/8, $0xffffffff0001ffff
+DATA signs<>+40(SB)/8, $0xffffffff00010001
+DATA signs<>+48(SB)/8, $0x0001ffff0001ffff
+DATA signs<>+56(SB)/8, $0x0001ffff00010001
+DATA signs<>+64(SB)/8, $0xffff0001ffffffff
+DATA signs<>+72(SB)/8, $0xffff0001ffff0001
+DATA signs<>+80(SB)/8, $0x00010001ffffffff
+DATA signs<>+88(SB)/8, $0x00010001ffff0001
+DATA signs<>+96(SB)/8, $0xffff00010001ffff
+DATA signs<>+104(SB)/8, $0xffff000100010001
+DATA signs<>+112(SB)/8, $0x000100010001ffff
+DATA signs<>+120(SB)/8, $0x0001000100010001
+GLOBL signs<>(SB), RODATA|NOPTR, $128
 
-// func avx2Score1(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
+DATA bias<>+0(SB)/4, $0x20402040
+DATA bias<>+4(SB)/4, $0x00000000
+DATA bias<>+8(SB)/4, $0x00000000
+DATA bias<>+12(SB)/4, $0x00000000
+GLOBL bias<>(SB), RODATA|NOPTR, $16
+
+DATA digit<>+0(SB)/4, $0x007f007f
+DATA digit<>+4(SB)/4, $0x00000000
+DATA digit<>+8(SB)/4, $0x00000000
+DATA digit<>+12(SB)/4, $0x00000000
+GLOBL digit<>(SB), RODATA|NOPTR, $16
+
+// func avx2Digits(words int, quads *int16, digits *byte)
+// Requires: AVX, AVX2
+TEXT ·avx2Digits(SB), NOSPLIT, $0-24
+	MOVQ         words+0(FP), AX
+	MOVQ         quads+8(FP), CX
+	MOVQ         digits+16(FP), DX
+	VMOVDQU      signs<>+0(SB), Y0
+	VMOVDQU      signs<>+32(SB), Y1
+	VMOVDQU      signs<>+64(SB), Y2
+	VMOVDQU      signs<>+96(SB), Y3
+	VPBROADCASTD bias<>+0(SB), Y4
+	VPBROADCASTD digit<>+0(SB), Y5
+
+word:
+	VPBROADCASTQ (CX), Y6
+	VPMADDWD     Y0, Y6, Y7
+	VPMADDWD     Y1, Y6, Y8
+	VPMADDWD     Y2, Y6, Y9
+	VPMADDWD     Y3, Y6, Y6
+	VPHADDD      Y8, Y7, Y7
+	VPHADDD      Y6, Y9, Y9
+	VPACKSSDW    Y9, Y7, Y7
+	VPADDW       Y4, Y7, Y7
+	VPAND        Y5, Y7, Y8
+	VPSRLW       $0x07, Y7, Y7
+	VPACKUSWB    Y7, Y8, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VMOVDQU      X7, (DX)
+	VEXTRACTI128 $0x01, Y7, 64(DX)
+	VPBROADCASTQ 8(CX), Y6
+	VPMADDWD     Y0, Y6, Y7
+	VPMADDWD     Y1, Y6, Y8
+	VPMADDWD     Y2, Y6, Y9
+	VPMADDWD     Y3, Y6, Y6
+	VPHADDD      Y8, Y7, Y7
+	VPHADDD      Y6, Y9, Y9
+	VPACKSSDW    Y9, Y7, Y7
+	VPADDW       Y4, Y7, Y7
+	VPAND        Y5, Y7, Y8
+	VPSRLW       $0x07, Y7, Y7
+	VPACKUSWB    Y7, Y8, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VMOVDQU      X7, 128(DX)
+	VEXTRACTI128 $0x01, Y7, 192(DX)
+	VPBROADCASTQ 16(CX), Y6
+	VPMADDWD     Y0, Y6, Y7
+	VPMADDWD     Y1, Y6, Y8
+	VPMADDWD     Y2, Y6, Y9
+	VPMADDWD     Y3, Y6, Y6
+	VPHADDD      Y8, Y7, Y7
+	VPHADDD      Y6, Y9, Y9
+	VPACKSSDW    Y9, Y7, Y7
+	VPADDW       Y4, Y7, Y7
+	VPAND        Y5, Y7, Y8
+	VPSRLW       $0x07, Y7, Y7
+	VPACKUSWB    Y7, Y8, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VMOVDQU      X7, 16(DX)
+	VEXTRACTI128 $0x01, Y7, 80(DX)
+	VPBROADCASTQ 24(CX), Y6
+	VPMADDWD     Y0, Y6, Y7
+	VPMADDWD     Y1, Y6, Y8
+	VPMADDWD     Y2, Y6, Y9
+	VPMADDWD     Y3, Y6, Y6
+	VPHADDD      Y8, Y7, Y7
+	VPHADDD      Y6, Y9, Y9
+	VPACKSSDW    Y9, Y7, Y7
+	VPADDW       Y4, Y7, Y7
+	VPAND        Y5, Y7, Y8
+	VPSRLW       $0x07, Y7, Y7
+	VPACKUSWB    Y7, Y8, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VMOVDQU      X7, 144(DX)
+	VEXTRACTI128 $0x01, Y7, 208(DX)
+	VPBROADCASTQ 32(CX), Y6
+	VPMADDWD     Y0, Y6, Y7
+	VPMADDWD     Y1, Y6, Y8
+	VPMADDWD     Y2, Y6, Y9
+	VPMADDWD     Y3, Y6, Y6
+	VPHADDD      Y8, Y7, Y7
+	VPHADDD      Y6, Y9, Y9
+	VPACKSSDW    Y9, Y7, Y7
+	VPADDW       Y4, Y7, Y7
+	VPAND        Y5, Y7, Y8
+	VPSRLW       $0x07, Y7, Y7
+	VPACKUSWB    Y7, Y8, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VMOVDQU      X7, 32(DX)
+	VEXTRACTI128 $0x01, Y7, 96(DX)
+	VPBROADCASTQ 40(CX), Y6
+	VPMADDWD     Y0, Y6, Y7
+	VPMADDWD     Y1, Y6, Y8
+	VPMADDWD     Y2, Y6, Y9
+	VPMADDWD     Y3, Y6, Y6
+	VPHADDD      Y8, Y7, Y7
+	VPHADDD      Y6, Y9, Y9
+	VPACKSSDW    Y9, Y7, Y7
+	VPADDW       Y4, Y7, Y7
+	VPAND        Y5, Y7, Y8
+	VPSRLW       $0x07, Y7, Y7
+	VPACKUSWB    Y7, Y8, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VMOVDQU      X7, 160(DX)
+	VEXTRACTI128 $0x01, Y7, 224(DX)
+	VPBROADCASTQ 48(CX), Y6
+	VPMADDWD     Y0, Y6, Y7
+	VPMADDWD     Y1, Y6, Y8
+	VPMADDWD     Y2, Y6, Y9
+	VPMADDWD     Y3, Y6, Y6
+	VPHADDD      Y8, Y7, Y7
+	VPHADDD      Y6, Y9, Y9
+	VPACKSSDW    Y9, Y7, Y7
+	VPADDW       Y4, Y7, Y7
+	VPAND        Y5, Y7, Y8
+	VPSRLW       $0x07, Y7, Y7
+	VPACKUSWB    Y7, Y8, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VMOVDQU      X7, 48(DX)
+	VEXTRACTI128 $0x01, Y7, 112(DX)
+	VPBROADCASTQ 56(CX), Y6
+	VPMADDWD     Y0, Y6, Y7
+	VPMADDWD     Y1, Y6, Y8
+	VPMADDWD     Y2, Y6, Y9
+	VPMADDWD     Y3, Y6, Y6
+	VPHADDD      Y8, Y7, Y7
+	VPHADDD      Y6, Y9, Y9
+	VPACKSSDW    Y9, Y7, Y7
+	VPADDW       Y4, Y7, Y7
+	VPAND        Y5, Y7, Y8
+	VPSRLW       $0x07, Y7, Y7
+	VPACKUSWB    Y7, Y8, Y7
+	VPERMQ       $0xd8, Y7, Y7
+	VMOVDQU      X7, 176(DX)
+	VEXTRACTI128 $0x01, Y7, 240(DX)
+	ADDQ         $0x40, CX
+	ADDQ         $0x00000100, DX
+	DECQ         AX
+	JNZ          word
+	VZEROUPPER
+	RET
+
+DATA transpose<>+0(SB)/4, $0x0c080400
+DATA transpose<>+4(SB)/4, $0x0d090501
+DATA transpose<>+8(SB)/4, $0x0e0a0602
+DATA transpose<>+12(SB)/4, $0x0f0b0703
+GLOBL transpose<>(SB), RODATA|NOPTR, $16
+
+DATA lownibbles<>+0(SB)/4, $0x0f0f0f0f
+DATA lownibbles<>+4(SB)/4, $0x00000000
+DATA lownibbles<>+8(SB)/4, $0x00000000
+DATA lownibbles<>+12(SB)/4, $0x00000000
+GLOBL lownibbles<>(SB), RODATA|NOPTR, $16
+
+// func avx2Split(pairs int, words int, bits *uint32, planes *byte)
+// Requires: AVX, AVX2
+TEXT ·avx2Split(SB), NOSPLIT, $0-32
+	MOVQ           pairs+0(FP), AX
+	MOVQ           words+8(FP), CX
+	MOVQ           bits+16(FP), DX
+	MOVQ           planes+24(FP), BX
+	VBROADCASTI128 transpose<>+0(SB), Y0
+	VPBROADCASTD   lownibbles<>+0(SB), Y1
+	MOVQ           CX, SI
+	SHLQ           $0x06, SI
+
+pair:
+	MOVQ CX, DI
+
+word:
+	VMOVDQU     (DX), Y2
+	VPSHUFB     Y0, Y2, Y2
+	VMOVDQU     32(DX), Y3
+	VPSHUFB     Y0, Y3, Y3
+	VMOVDQU     (DX)(SI*1), Y4
+	VPSHUFB     Y0, Y4, Y4
+	VMOVDQU     32(DX)(SI*1), Y5
+	VPSHUFB     Y0, Y5, Y5
+	VPUNPCKLBW  Y3, Y2, Y6
+	VPUNPCKHBW  Y3, Y2, Y2
+	VPUNPCKLBW  Y5, Y4, Y3
+	VPUNPCKHBW  Y5, Y4, Y4
+	VPUNPCKLQDQ Y3, Y6, Y5
+	VPAND       Y1, Y5, Y7
+	VPSRLW      $0x04, Y5, Y5
+	VPAND       Y1, Y5, Y5
+	VMOVDQU     Y7, (BX)
+	VMOVDQU     Y5, 32(BX)
+	VPUNPCKHQDQ Y3, Y6, Y3
+	VPAND       Y1, Y3, Y5
+	VPSRLW      $0x04, Y3, Y3
+	VPAND       Y1, Y3, Y3
+	VMOVDQU     Y5, 64(BX)
+	VMOVDQU     Y3, 96(BX)
+	VPUNPCKLQDQ Y4, Y2, Y3
+	VPAND       Y1, Y3, Y5
+	VPSRLW      $0x04, Y3, Y3
+	VPAND       Y1, Y3, Y3
+	VMOVDQU     Y5, 128(BX)
+	VMOVDQU     Y3, 160(BX)
+	VPUNPCKHQDQ Y4, Y2, Y2
+	VPAND       Y1, Y2, Y3
+	VPSRLW      $0x04, Y2, Y2
+	VPAND       Y1, Y2, Y2
+	VMOVDQU     Y3, 192(BX)
+	VMOVDQU     Y2, 224(BX)
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, BX
+	DECQ        DI
+	JNZ         word
+	ADDQ        SI, DX
+	DECQ        AX
+	JNZ         pair
+	VZEROUPPER
+	RET
+
+DATA radix<>+0(SB)/4, $0x00800001
+DATA radix<>+4(SB)/4, $0x00000000
+DATA radix<>+8(SB)/4, $0x00000000
+DATA radix<>+12(SB)/4, $0x00000000
+GLOBL radix<>(SB), RODATA|NOPTR, $16
+
+// func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32)
 // Requires: AVX, AVX2, F16C
-TEXT ·avx2Score1(SB), NOSPLIT, $0-72
-	MOVQ blocks+0(FP), AX
+TEXT ·avx2Sum(SB), NOSPLIT, $0-56
+	MOVQ groups+0(FP), AX
 	MOVQ words+8(FP), CX
-	MOVQ bits+24(FP), DX
-	MOVQ scales+32(FP), BX
-	MOVQ out+48(FP), SI
-	ADDQ AX, AX
+	MOVQ tab+16(FP), DX
+	MOVQ planes+24(FP), BX
+	MOVQ scales+32(FP), SI
+	MOVQ head+40(FP), DI
+	MOVQ out+48(FP), R8
+	MOVQ CX, R9
+	SHLQ $0x08, R9
 
-block:
-	MOVQ tab+16(FP), DI
-	MOVQ stack+64(FP), R8
-	XORQ R9, R9
+group:
+	VPBROADCASTD 8(DI), Y0
+	VPBROADCASTD 12(DI), Y1
+	VPBROADCASTD 8(DI), Y2
+	VPBROADCASTD 12(DI), Y3
+	VPBROADCASTD 8(DI), Y4
+	VPBROADCASTD 12(DI), Y5
+	VPBROADCASTD 8(DI), Y6
+	VPBROADCASTD 12(DI), Y7
+	MOVQ         DX, R10
+	MOVQ         CX, R11
 
-quads:
-	LEAQ    4(R9), R10
-	CMPQ    R10, CX
-	JGT     rest
-	VMOVDQU (DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS (DI), Y2, Y3
-	VXORPS  Y1, Y3, Y3
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 64(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 128(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y4
-	VPSLLD  $0x10, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 192(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 256(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VPSRLD  $0x14, Y2, Y4
-	VPSLLD  $0x08, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 320(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VPSRLD  $0x18, Y2, Y4
-	VPSLLD  $0x04, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 384(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 448(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VMOVDQU 64(DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS 512(DI), Y2, Y4
-	VXORPS  Y1, Y4, Y4
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 576(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 640(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y5
-	VPSLLD  $0x10, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 704(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 768(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x14, Y2, Y5
-	VPSLLD  $0x08, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 832(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VPSRLD  $0x18, Y2, Y5
-	VPSLLD  $0x04, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 896(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 960(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VADDPS  Y4, Y3, Y3
-	VMOVDQU 128(DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS 1024(DI), Y2, Y4
-	VXORPS  Y1, Y4, Y4
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 1088(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 1152(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y5
-	VPSLLD  $0x10, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 1216(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 1280(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x14, Y2, Y5
-	VPSLLD  $0x08, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 1344(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VPSRLD  $0x18, Y2, Y5
-	VPSLLD  $0x04, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 1408(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 1472(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VMOVDQU 192(DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS 1536(DI), Y2, Y5
-	VXORPS  Y1, Y5, Y5
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 1600(DI), Y1, Y1
-	VXORPS  Y6, Y1, Y1
-	VADDPS  Y1, Y5, Y5
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 1664(DI), Y1, Y1
-	VXORPS  Y6, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y6
-	VPSLLD  $0x10, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 1728(DI), Y6, Y6
-	VXORPS  Y7, Y6, Y6
-	VADDPS  Y6, Y1, Y1
-	VADDPS  Y1, Y5, Y5
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 1792(DI), Y1, Y1
-	VXORPS  Y6, Y1, Y1
-	VPSRLD  $0x14, Y2, Y6
-	VPSLLD  $0x08, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 1856(DI), Y6, Y6
-	VXORPS  Y7, Y6, Y6
-	VADDPS  Y6, Y1, Y1
-	VPSRLD  $0x18, Y2, Y6
-	VPSLLD  $0x04, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 1920(DI), Y6, Y6
-	VXORPS  Y7, Y6, Y6
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 1984(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VADDPS  Y6, Y1, Y1
-	VADDPS  Y1, Y5, Y5
-	VADDPS  Y5, Y4, Y4
-	VADDPS  Y4, Y3, Y3
-	VMOVAPS Y3, Y0
-	ADDQ    $0x00000100, DX
-	ADDQ    $0x00000800, DI
-	ADDQ    $0x04, R9
-	CMPQ    R9, CX
-	JEQ     collapse
-	MOVQ    R9, R10
+word:
+	VBROADCASTI128 (R10), Y8
+	VBROADCASTI128 128(R10), Y9
+	VPSHUFB        (BX), Y8, Y10
+	VPSHUFB        32(BX), Y9, Y11
+	VPADDB         Y11, Y10, Y10
+	VPSRLW         $0x08, Y10, Y11
+	VPADDW         Y10, Y0, Y0
+	VPADDW         Y11, Y1, Y1
+	VPSHUFB        (BX)(R9*1), Y8, Y8
+	VPSHUFB        32(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSRLW         $0x08, Y8, Y9
+	VPADDW         Y8, Y4, Y4
+	VPADDW         Y9, Y5, Y5
+	VBROADCASTI128 64(R10), Y8
+	VBROADCASTI128 192(R10), Y9
+	VPSHUFB        (BX), Y8, Y10
+	VPSHUFB        32(BX), Y9, Y11
+	VPADDB         Y11, Y10, Y10
+	VPSRLW         $0x08, Y10, Y11
+	VPADDW         Y10, Y2, Y2
+	VPADDW         Y11, Y3, Y3
+	VPSHUFB        (BX)(R9*1), Y8, Y8
+	VPSHUFB        32(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSRLW         $0x08, Y8, Y9
+	VPADDW         Y8, Y6, Y6
+	VPADDW         Y9, Y7, Y7
+	VBROADCASTI128 16(R10), Y8
+	VBROADCASTI128 144(R10), Y9
+	VPSHUFB        64(BX), Y8, Y10
+	VPSHUFB        96(BX), Y9, Y11
+	VPADDB         Y11, Y10, Y10
+	VPSRLW         $0x08, Y10, Y11
+	VPADDW         Y10, Y0, Y0
+	VPADDW         Y11, Y1, Y1
+	VPSHUFB        64(BX)(R9*1), Y8, Y8
+	VPSHUFB        96(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSRLW         $0x08, Y8, Y9
+	VPADDW         Y8, Y4, Y4
+	VPADDW         Y9, Y5, Y5
+	VBROADCASTI128 80(R10), Y8
+	VBROADCASTI128 208(R10), Y9
+	VPSHUFB        64(BX), Y8, Y10
+	VPSHUFB        96(BX), Y9, Y11
+	VPADDB         Y11, Y10, Y10
+	VPSRLW         $0x08, Y10, Y11
+	VPADDW         Y10, Y2, Y2
+	VPADDW         Y11, Y3, Y3
+	VPSHUFB        64(BX)(R9*1), Y8, Y8
+	VPSHUFB        96(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSRLW         $0x08, Y8, Y9
+	VPADDW         Y8, Y6, Y6
+	VPADDW         Y9, Y7, Y7
+	VBROADCASTI128 32(R10), Y8
+	VBROADCASTI128 160(R10), Y9
+	VPSHUFB        128(BX), Y8, Y10
+	VPSHUFB        160(BX), Y9, Y11
+	VPADDB         Y11, Y10, Y10
+	VPSRLW         $0x08, Y10, Y11
+	VPADDW         Y10, Y0, Y0
+	VPADDW         Y11, Y1, Y1
+	VPSHUFB        128(BX)(R9*1), Y8, Y8
+	VPSHUFB        160(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSRLW         $0x08, Y8, Y9
+	VPADDW         Y8, Y4, Y4
+	VPADDW         Y9, Y5, Y5
+	VBROADCASTI128 96(R10), Y8
+	VBROADCASTI128 224(R10), Y9
+	VPSHUFB        128(BX), Y8, Y10
+	VPSHUFB        160(BX), Y9, Y11
+	VPADDB         Y11, Y10, Y10
+	VPSRLW         $0x08, Y10, Y11
+	VPADDW         Y10, Y2, Y2
+	VPADDW         Y11, Y3, Y3
+	VPSHUFB        128(BX)(R9*1), Y8, Y8
+	VPSHUFB        160(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSRLW         $0x08, Y8, Y9
+	VPADDW         Y8, Y6, Y6
+	VPADDW         Y9, Y7, Y7
+	VBROADCASTI128 48(R10), Y8
+	VBROADCASTI128 176(R10), Y9
+	VPSHUFB        192(BX), Y8, Y10
+	VPSHUFB        224(BX), Y9, Y11
+	VPADDB         Y11, Y10, Y10
+	VPSRLW         $0x08, Y10, Y11
+	VPADDW         Y10, Y0, Y0
+	VPADDW         Y11, Y1, Y1
+	VPSHUFB        192(BX)(R9*1), Y8, Y8
+	VPSHUFB        224(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSRLW         $0x08, Y8, Y9
+	VPADDW         Y8, Y4, Y4
+	VPADDW         Y9, Y5, Y5
+	VBROADCASTI128 112(R10), Y8
+	VBROADCASTI128 240(R10), Y9
+	VPSHUFB        192(BX), Y8, Y10
+	VPSHUFB        224(BX), Y9, Y11
+	VPADDB         Y11, Y10, Y10
+	VPSRLW         $0x08, Y10, Y11
+	VPADDW         Y10, Y2, Y2
+	VPADDW         Y11, Y3, Y3
+	VPSHUFB        192(BX)(R9*1), Y8, Y8
+	VPSHUFB        224(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSRLW         $0x08, Y8, Y9
+	VPADDW         Y8, Y6, Y6
+	VPADDW         Y9, Y7, Y7
+	ADDQ           $0x00000100, BX
+	ADDQ           $0x00000100, R10
+	DECQ           R11
+	JNZ            word
+	ADDQ           R9, BX
+	VPSLLW         $0x08, Y1, Y8
+	VPSUBW         Y8, Y0, Y0
+	VPSLLW         $0x08, Y3, Y8
+	VPSUBW         Y8, Y2, Y2
+	VPUNPCKLWD     Y2, Y0, Y8
+	VPBROADCASTD   radix<>+0(SB), Y9
+	VPMADDWD       Y9, Y8, Y8
+	VCVTDQ2PS      Y8, Y8
+	VBROADCASTSS   (DI), Y9
+	VMULPS         Y9, Y8, Y8
+	VCVTPH2PS      (SI), Y9
+	VMULPS         Y9, Y8, Y8
+	VBROADCASTSS   4(DI), Y9
+	VADDPS         Y9, Y8, Y8
+	VMOVUPS        Y8, (R8)
+	VPUNPCKLWD     Y3, Y1, Y8
+	VPBROADCASTD   radix<>+0(SB), Y9
+	VPMADDWD       Y9, Y8, Y8
+	VCVTDQ2PS      Y8, Y8
+	VBROADCASTSS   (DI), Y9
+	VMULPS         Y9, Y8, Y8
+	VCVTPH2PS      16(SI), Y9
+	VMULPS         Y9, Y8, Y8
+	VBROADCASTSS   4(DI), Y9
+	VADDPS         Y9, Y8, Y8
+	VMOVUPS        Y8, 32(R8)
+	VPUNPCKHWD     Y2, Y0, Y0
+	VPBROADCASTD   radix<>+0(SB), Y2
+	VPMADDWD       Y2, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (DI), Y2
+	VMULPS         Y2, Y0, Y0
+	VCVTPH2PS      32(SI), Y2
+	VMULPS         Y2, Y0, Y0
+	VBROADCASTSS   4(DI), Y2
+	VADDPS         Y2, Y0, Y0
+	VMOVUPS        Y0, 64(R8)
+	VPUNPCKHWD     Y3, Y1, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (DI), Y1
+	VMULPS         Y1, Y0, Y0
+	VCVTPH2PS      48(SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VBROADCASTSS   4(DI), Y1
+	VADDPS         Y1, Y0, Y0
+	VMOVUPS        Y0, 96(R8)
+	VPSLLW         $0x08, Y5, Y0
+	VPSUBW         Y0, Y4, Y4
+	VPSLLW         $0x08, Y7, Y0
+	VPSUBW         Y0, Y6, Y6
+	VPUNPCKLWD     Y6, Y4, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (DI), Y1
+	VMULPS         Y1, Y0, Y0
+	VCVTPH2PS      64(SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VBROADCASTSS   4(DI), Y1
+	VADDPS         Y1, Y0, Y0
+	VMOVUPS        Y0, 128(R8)
+	VPUNPCKLWD     Y7, Y5, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (DI), Y1
+	VMULPS         Y1, Y0, Y0
+	VCVTPH2PS      80(SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VBROADCASTSS   4(DI), Y1
+	VADDPS         Y1, Y0, Y0
+	VMOVUPS        Y0, 160(R8)
+	VPUNPCKHWD     Y6, Y4, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (DI), Y1
+	VMULPS         Y1, Y0, Y0
+	VCVTPH2PS      96(SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VBROADCASTSS   4(DI), Y1
+	VADDPS         Y1, Y0, Y0
+	VMOVUPS        Y0, 192(R8)
+	VPUNPCKHWD     Y7, Y5, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (DI), Y1
+	VMULPS         Y1, Y0, Y0
+	VCVTPH2PS      112(SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VBROADCASTSS   4(DI), Y1
+	VADDPS         Y1, Y0, Y0
+	VMOVUPS        Y0, 224(R8)
+	ADDQ           $0x00000080, SI
+	ADDQ           $0x00000100, R8
+	DECQ           AX
+	JNZ            group
+	VZEROUPPER
+	RET
 
-merge:
-	TESTQ  $0x00000004, R10
-	JNZ    push
-	SUBQ   $0x00000020, R8
-	VADDPS (R8), Y0, Y0
-	SHRQ   $0x01, R10
-	JMP    merge
+DATA low1<>+0(SB)/4, $0x0f0f0f0f
+DATA low1<>+4(SB)/4, $0x00000000
+DATA low1<>+8(SB)/4, $0x00000000
+DATA low1<>+12(SB)/4, $0x00000000
+GLOBL low1<>(SB), RODATA|NOPTR, $16
 
-push:
-	VMOVUPS Y0, (R8)
-	ADDQ    $0x00000020, R8
-	JMP     quads
+DATA place1<>+0(SB)/4, $0x30201000
+DATA place1<>+4(SB)/4, $0x00000000
+DATA place1<>+8(SB)/4, $0x00000000
+DATA place1<>+12(SB)/4, $0x00000000
+GLOBL place1<>(SB), RODATA|NOPTR, $16
 
-rest:
-	MOVQ    CX, R10
-	SUBQ    R9, R10
-	CMPQ    R10, $0x02
-	JEQ     rest2
-	JGT     rest3
-	VMOVDQU (DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS (DI), Y2, Y3
-	VXORPS  Y1, Y3, Y3
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 64(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 128(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y4
-	VPSLLD  $0x10, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 192(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 256(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VPSRLD  $0x14, Y2, Y4
-	VPSLLD  $0x08, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 320(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VPSRLD  $0x18, Y2, Y4
-	VPSLLD  $0x04, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 384(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 448(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VMOVAPS Y3, Y0
-	ADDQ    $0x00000040, DX
-	JMP     collapse
+DATA weight1<>+0(SB)/4, $0x01010101
+DATA weight1<>+4(SB)/4, $0x80808080
+DATA weight1<>+8(SB)/4, $0x00000000
+DATA weight1<>+12(SB)/4, $0x00000000
+GLOBL weight1<>(SB), RODATA|NOPTR, $16
 
-rest2:
-	VMOVDQU (DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS (DI), Y2, Y3
-	VXORPS  Y1, Y3, Y3
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 64(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 128(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y4
-	VPSLLD  $0x10, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 192(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 256(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VPSRLD  $0x14, Y2, Y4
-	VPSLLD  $0x08, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 320(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VPSRLD  $0x18, Y2, Y4
-	VPSLLD  $0x04, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 384(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 448(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VMOVDQU 64(DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS 512(DI), Y2, Y4
-	VXORPS  Y1, Y4, Y4
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 576(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 640(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y5
-	VPSLLD  $0x10, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 704(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 768(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x14, Y2, Y5
-	VPSLLD  $0x08, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 832(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VPSRLD  $0x18, Y2, Y5
-	VPSLLD  $0x04, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 896(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 960(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VADDPS  Y4, Y3, Y3
-	VMOVAPS Y3, Y0
-	ADDQ    $0x00000080, DX
-	JMP     collapse
+// func avx512vbmiScore1(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI
+TEXT ·avx512vbmiScore1(SB), NOSPLIT, $0-64
+	MOVQ         blocks+0(FP), AX
+	MOVQ         words+8(FP), CX
+	MOVQ         bits+24(FP), DX
+	MOVQ         scales+32(FP), BX
+	MOVQ         head+40(FP), SI
+	MOVQ         out+48(FP), DI
+	MOVQ         ostride+56(FP), R8
+	SHLQ         $0x02, R8
+	MOVQ         CX, R8
+	SHLQ         $0x08, R8
+	MOVQ         CX, R8
+	SHLQ         $0x06, R8
+	VPBROADCASTD low1<>+0(SB), Z0
+	VPBROADCASTD place1<>+0(SB), Z1
+	VPBROADCASTD weight1<>+0(SB), Z2
+	VPBROADCASTD weight1<>+4(SB), Z3
+	IMUL3Q       $-66048, CX, R11
+	VPBROADCASTD R11, Z4
 
-rest3:
-	VMOVDQU (DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS (DI), Y2, Y3
-	VXORPS  Y1, Y3, Y3
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 64(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 128(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y4
-	VPSLLD  $0x10, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 192(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS 256(DI), Y1, Y1
-	VXORPS  Y4, Y1, Y1
-	VPSRLD  $0x14, Y2, Y4
-	VPSLLD  $0x08, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 320(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VPSRLD  $0x18, Y2, Y4
-	VPSLLD  $0x04, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 384(DI), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 448(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VADDPS  Y1, Y3, Y3
-	VMOVDQU 64(DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS 512(DI), Y2, Y4
-	VXORPS  Y1, Y4, Y4
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 576(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 640(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y5
-	VPSLLD  $0x10, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 704(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 768(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x14, Y2, Y5
-	VPSLLD  $0x08, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 832(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VPSRLD  $0x18, Y2, Y5
-	VPSLLD  $0x04, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 896(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 960(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VADDPS  Y4, Y3, Y3
-	VMOVDQU 128(DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y1
-	VPAND   constants<>+32(SB), Y1, Y1
-	VPERMPS 1024(DI), Y2, Y4
-	VXORPS  Y1, Y4, Y4
-	VPSRLD  $0x04, Y2, Y1
-	VPSLLD  $0x18, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 1088(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x08, Y2, Y1
-	VPSLLD  $0x14, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 1152(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x0c, Y2, Y5
-	VPSLLD  $0x10, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 1216(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VPSRLD  $0x10, Y2, Y1
-	VPSLLD  $0x0c, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 1280(DI), Y1, Y1
-	VXORPS  Y5, Y1, Y1
-	VPSRLD  $0x14, Y2, Y5
-	VPSLLD  $0x08, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 1344(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VPSRLD  $0x18, Y2, Y5
-	VPSLLD  $0x04, Y0, Y6
-	VPAND   constants<>+32(SB), Y6, Y6
-	VPERMPS 1408(DI), Y5, Y5
-	VXORPS  Y6, Y5, Y5
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 1472(DI), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y5, Y5
-	VADDPS  Y5, Y1, Y1
-	VADDPS  Y1, Y4, Y4
-	VADDPS  Y4, Y3, Y3
-	VMOVAPS Y3, Y0
-	ADDQ    $0x000000c0, DX
+blocks4:
+	CMPQ      AX, $0x04
+	JLT       end4
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	VMOVDQA32 Z4, Z7
+	VMOVDQA32 Z4, Z8
+	MOVQ      tab+16(FP), R9
+	MOVQ      CX, R10
 
-collapse:
-	MOVQ stack+64(FP), R10
+word4:
+	MOVQ        DX, R11
+	VMOVDQU32   (R11), Z9
+	ADDQ        R8, R11
+	VPSRLD      $0x04, Z9, Z10
+	VPTERNLOGD  $0xea, Z1, Z0, Z9
+	VPTERNLOGD  $0xea, Z1, Z0, Z10
+	VMOVDQU32   (R11), Z11
+	ADDQ        R8, R11
+	VPSRLD      $0x04, Z11, Z12
+	VPTERNLOGD  $0xea, Z1, Z0, Z11
+	VPTERNLOGD  $0xea, Z1, Z0, Z12
+	VMOVDQU32   (R11), Z13
+	ADDQ        R8, R11
+	VPSRLD      $0x04, Z13, Z14
+	VPTERNLOGD  $0xea, Z1, Z0, Z13
+	VPTERNLOGD  $0xea, Z1, Z0, Z14
+	VMOVDQU32   (R11), Z15
+	VPSRLD      $0x04, Z15, Z16
+	VPTERNLOGD  $0xea, Z1, Z0, Z15
+	VPTERNLOGD  $0xea, Z1, Z0, Z16
+	MOVQ        R9, R11
+	VMOVDQU8    (R11), Z17
+	VPERMB      Z17, Z9, Z18
+	VPDPBUSD    Z18, Z2, Z5
+	VPERMB      Z17, Z11, Z18
+	VPDPBUSD    Z18, Z2, Z6
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z7
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z8
+	VMOVDQU8    64(R11), Z17
+	VPERMB      Z17, Z9, Z9
+	VPDPBUSD    Z9, Z3, Z5
+	VPERMB      Z17, Z11, Z9
+	VPDPBUSD    Z9, Z3, Z6
+	VPERMB      Z17, Z13, Z9
+	VPDPBUSD    Z9, Z3, Z7
+	VPERMB      Z17, Z15, Z9
+	VPDPBUSD    Z9, Z3, Z8
+	VMOVDQU8    128(R11), Z9
+	VPERMB      Z9, Z10, Z11
+	VPDPBUSD    Z11, Z2, Z5
+	VPERMB      Z9, Z12, Z11
+	VPDPBUSD    Z11, Z2, Z6
+	VPERMB      Z9, Z14, Z11
+	VPDPBUSD    Z11, Z2, Z7
+	VPERMB      Z9, Z16, Z9
+	VPDPBUSD    Z9, Z2, Z8
+	VMOVDQU8    192(R11), Z9
+	VPERMB      Z9, Z10, Z10
+	VPDPBUSD    Z10, Z3, Z5
+	VPERMB      Z9, Z12, Z10
+	VPDPBUSD    Z10, Z3, Z6
+	VPERMB      Z9, Z14, Z10
+	VPDPBUSD    Z10, Z3, Z7
+	VPERMB      Z9, Z16, Z9
+	VPDPBUSD    Z9, Z3, Z8
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R9
+	DECQ        R10
+	JNZ         word4
+	ADDQ        R8, DX
+	ADDQ        R8, DX
+	ADDQ        R8, DX
+	VCVTPH2PS   (BX), Z9
+	VCVTPH2PS   32(BX), Z10
+	VCVTPH2PS   64(BX), Z11
+	VCVTPH2PS   96(BX), Z12
+	MOVQ        DI, R9
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (SI), Z5, Z5
+	VMULPS      Z9, Z5, Z5
+	VADDPS.BCST 4(SI), Z5, Z5
+	VMOVUPS     Z5, (R9)
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST (SI), Z6, Z6
+	VMULPS      Z10, Z6, Z6
+	VADDPS.BCST 4(SI), Z6, Z6
+	VMOVUPS     Z6, 64(R9)
+	VCVTDQ2PS   Z7, Z7
+	VMULPS.BCST (SI), Z7, Z7
+	VMULPS      Z11, Z7, Z7
+	VADDPS.BCST 4(SI), Z7, Z7
+	VMOVUPS     Z7, 128(R9)
+	VCVTDQ2PS   Z8, Z8
+	VMULPS.BCST (SI), Z8, Z8
+	VMULPS      Z12, Z8, Z8
+	VADDPS.BCST 4(SI), Z8, Z8
+	VMOVUPS     Z8, 192(R9)
+	ADDQ        $0x00000080, BX
+	ADDQ        $0x00000100, DI
+	SUBQ        $0x04, AX
+	JMP         blocks4
 
-collapsing:
-	CMPQ   R8, R10
-	JEQ    finish
-	SUBQ   $0x00000020, R8
-	VADDPS (R8), Y0, Y0
-	JMP    collapsing
+end4:
+blocks1:
+	CMPQ      AX, $0x01
+	JLT       end1
+	VMOVDQA32 Z4, Z5
+	MOVQ      tab+16(FP), R9
+	MOVQ      CX, R10
 
-finish:
-	VCVTPH2PS    (BX), Y1
-	MOVQ         offsets+40(FP), R10
-	MOVQ         ostride+56(FP), R9
-	MOVQ         SI, R8
-	VBROADCASTSS (R10), Y2
-	VMULPS       Y1, Y0, Y0
-	VADDPS       Y2, Y0, Y0
-	VMOVUPS      Y0, (R8)
-	ADDQ         $0x10, BX
-	ADDQ         $0x20, SI
-	TESTQ        $0x00000001, AX
-	JNZ          next
-	ADDQ         $0x40, DX
+word1:
+	MOVQ        DX, R11
+	VMOVDQU32   (R11), Z6
+	VPSRLD      $0x04, Z6, Z7
+	VPTERNLOGD  $0xea, Z1, Z0, Z6
+	VPTERNLOGD  $0xea, Z1, Z0, Z7
+	MOVQ        R9, R11
+	VMOVDQU8    (R11), Z8
+	VPERMB      Z8, Z6, Z8
+	VPDPBUSD    Z8, Z2, Z5
+	VMOVDQU8    64(R11), Z8
+	VPERMB      Z8, Z6, Z6
+	VPDPBUSD    Z6, Z3, Z5
+	VMOVDQU8    128(R11), Z6
+	VPERMB      Z6, Z7, Z6
+	VPDPBUSD    Z6, Z2, Z5
+	VMOVDQU8    192(R11), Z6
+	VPERMB      Z6, Z7, Z6
+	VPDPBUSD    Z6, Z3, Z5
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R9
+	DECQ        R10
+	JNZ         word1
+	VCVTPH2PS   (BX), Z6
+	MOVQ        DI, R9
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (SI), Z5, Z5
+	VMULPS      Z6, Z5, Z5
+	VADDPS.BCST 4(SI), Z5, Z5
+	VMOVUPS     Z5, (R9)
+	ADDQ        $0x00000020, BX
+	ADDQ        $0x00000040, DI
+	SUBQ        $0x01, AX
+	JMP         blocks1
+
+end1:
+	VZEROUPPER
+	RET
+
+DATA low2<>+0(SB)/4, $0x0f0f0f0f
+DATA low2<>+4(SB)/4, $0x00000000
+DATA low2<>+8(SB)/4, $0x00000000
+DATA low2<>+12(SB)/4, $0x00000000
+GLOBL low2<>(SB), RODATA|NOPTR, $16
+
+DATA place2<>+0(SB)/4, $0x30201000
+DATA place2<>+4(SB)/4, $0x00000000
+DATA place2<>+8(SB)/4, $0x00000000
+DATA place2<>+12(SB)/4, $0x00000000
+GLOBL place2<>(SB), RODATA|NOPTR, $16
+
+DATA weight2<>+0(SB)/4, $0x01010101
+DATA weight2<>+4(SB)/4, $0x80808080
+DATA weight2<>+8(SB)/4, $0x00000000
+DATA weight2<>+12(SB)/4, $0x00000000
+GLOBL weight2<>(SB), RODATA|NOPTR, $16
+
+// func avx512vbmiScore2(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI
+TEXT ·avx512vbmiScore2(SB), NOSPLIT, $0-64
+	MOVQ         blocks+0(FP), AX
+	MOVQ         words+8(FP), CX
+	MOVQ         bits+24(FP), DX
+	MOVQ         scales+32(FP), BX
+	MOVQ         head+40(FP), SI
+	MOVQ         out+48(FP), DI
+	MOVQ         ostride+56(FP), R8
+	SHLQ         $0x02, R8
+	MOVQ         CX, R9
+	SHLQ         $0x08, R9
 	MOVQ         CX, R10
 	SHLQ         $0x06, R10
-	SUBQ         R10, DX
+	VPBROADCASTD low2<>+0(SB), Z0
+	VPBROADCASTD place2<>+0(SB), Z1
+	VPBROADCASTD weight2<>+0(SB), Z2
+	VPBROADCASTD weight2<>+4(SB), Z3
+	IMUL3Q       $-66048, CX, R13
+	VPBROADCASTD R13, Z4
 
-next:
-	SUBQ $0x20, DX
-	DECQ AX
-	JNZ  block
-	VZEROUPPER
-	RET
-
-// func avx2Score2(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
-// Requires: AVX, AVX2, F16C
-TEXT ·avx2Score2(SB), NOSPLIT, $0-72
-	MOVQ blocks+0(FP), AX
-	MOVQ words+8(FP), CX
-	MOVQ bits+24(FP), DX
-	MOVQ scales+32(FP), BX
-	MOVQ out+48(FP), SI
-	MOVQ CX, R8
-	SHLQ $0x09, R8
-	ADDQ AX, AX
-
-block:
-	MOVQ tab+16(FP), DI
-	MOVQ stack+64(FP), R9
-	XORQ R10, R10
-
-quads:
-	LEAQ    4(R10), R11
-	CMPQ    R11, CX
-	JGT     rest
-	VMOVDQU (DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y3
-	VPAND   constants<>+32(SB), Y3, Y3
-	VPERMPS (DI), Y2, Y4
-	VXORPS  Y3, Y4, Y4
-	VPERMPS (DI)(R8*1), Y2, Y1
-	VXORPS  Y3, Y1, Y1
-	VPSRLD  $0x04, Y2, Y3
-	VPSLLD  $0x18, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 64(DI), Y3, Y6
-	VXORPS  Y5, Y6, Y6
-	VADDPS  Y6, Y4, Y4
-	VPERMPS 64(DI)(R8*1), Y3, Y3
-	VXORPS  Y5, Y3, Y3
-	VADDPS  Y3, Y1, Y1
-	VPSRLD  $0x08, Y2, Y3
-	VPSLLD  $0x14, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 128(DI), Y3, Y6
-	VXORPS  Y5, Y6, Y6
-	VPERMPS 128(DI)(R8*1), Y3, Y3
-	VXORPS  Y5, Y3, Y3
-	VPSRLD  $0x0c, Y2, Y5
-	VPSLLD  $0x10, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 192(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VADDPS  Y6, Y4, Y4
-	VPERMPS 192(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VADDPS  Y5, Y3, Y3
-	VADDPS  Y3, Y1, Y1
-	VPSRLD  $0x10, Y2, Y3
-	VPSLLD  $0x0c, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 256(DI), Y3, Y6
-	VXORPS  Y5, Y6, Y6
-	VPERMPS 256(DI)(R8*1), Y3, Y3
-	VXORPS  Y5, Y3, Y3
-	VPSRLD  $0x14, Y2, Y5
-	VPSLLD  $0x08, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 320(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VPERMPS 320(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VADDPS  Y5, Y3, Y3
-	VPSRLD  $0x18, Y2, Y5
-	VPSLLD  $0x04, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 384(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 384(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 448(DI), Y2, Y7
-	VXORPS  Y0, Y7, Y7
-	VADDPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VADDPS  Y6, Y4, Y4
-	VPERMPS 448(DI)(R8*1), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y5, Y5
-	VADDPS  Y5, Y3, Y3
-	VADDPS  Y3, Y1, Y1
-	VMOVDQU 64(DX), Y0
-	VPSRLD  $0x03, Y0, Y3
-	VPAND   constants<>+0(SB), Y3, Y3
-	VPSLLD  $0x03, Y3, Y2
-	VPSUBD  Y3, Y2, Y2
-	VPXOR   Y2, Y0, Y3
-	VPSLLD  $0x1c, Y0, Y2
-	VPAND   constants<>+32(SB), Y2, Y2
-	VPERMPS 512(DI), Y3, Y5
-	VXORPS  Y2, Y5, Y5
-	VPERMPS 512(DI)(R8*1), Y3, Y6
-	VXORPS  Y2, Y6, Y6
-	VPSRLD  $0x04, Y3, Y2
-	VPSLLD  $0x18, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 576(DI), Y2, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 576(DI)(R8*1), Y2, Y2
-	VXORPS  Y7, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VPSRLD  $0x08, Y3, Y2
-	VPSLLD  $0x14, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 640(DI), Y2, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 640(DI)(R8*1), Y2, Y2
-	VXORPS  Y7, Y2, Y2
-	VPSRLD  $0x0c, Y3, Y7
-	VPSLLD  $0x10, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 704(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 704(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VPSRLD  $0x10, Y3, Y2
-	VPSLLD  $0x0c, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 768(DI), Y2, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 768(DI)(R8*1), Y2, Y2
-	VXORPS  Y7, Y2, Y2
-	VPSRLD  $0x14, Y3, Y7
-	VPSLLD  $0x08, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 832(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VPERMPS 832(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y2, Y2
-	VPSRLD  $0x18, Y3, Y7
-	VPSLLD  $0x04, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 896(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VPERMPS 896(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VPSRLD  $0x1c, Y3, Y3
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 960(DI), Y3, Y9
-	VXORPS  Y0, Y9, Y9
-	VADDPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 960(DI)(R8*1), Y3, Y3
-	VXORPS  Y0, Y3, Y3
-	VADDPS  Y3, Y7, Y7
-	VADDPS  Y7, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VADDPS  Y5, Y4, Y4
-	VADDPS  Y6, Y1, Y1
-	VMOVDQU 128(DX), Y0
-	VPSRLD  $0x03, Y0, Y3
-	VPAND   constants<>+0(SB), Y3, Y3
-	VPSLLD  $0x03, Y3, Y2
-	VPSUBD  Y3, Y2, Y2
-	VPXOR   Y2, Y0, Y3
-	VPSLLD  $0x1c, Y0, Y2
-	VPAND   constants<>+32(SB), Y2, Y2
-	VPERMPS 1024(DI), Y3, Y5
-	VXORPS  Y2, Y5, Y5
-	VPERMPS 1024(DI)(R8*1), Y3, Y6
-	VXORPS  Y2, Y6, Y6
-	VPSRLD  $0x04, Y3, Y2
-	VPSLLD  $0x18, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 1088(DI), Y2, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 1088(DI)(R8*1), Y2, Y2
-	VXORPS  Y7, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VPSRLD  $0x08, Y3, Y2
-	VPSLLD  $0x14, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 1152(DI), Y2, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 1152(DI)(R8*1), Y2, Y2
-	VXORPS  Y7, Y2, Y2
-	VPSRLD  $0x0c, Y3, Y7
-	VPSLLD  $0x10, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 1216(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 1216(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VPSRLD  $0x10, Y3, Y2
-	VPSLLD  $0x0c, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 1280(DI), Y2, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 1280(DI)(R8*1), Y2, Y2
-	VXORPS  Y7, Y2, Y2
-	VPSRLD  $0x14, Y3, Y7
-	VPSLLD  $0x08, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 1344(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VPERMPS 1344(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y2, Y2
-	VPSRLD  $0x18, Y3, Y7
-	VPSLLD  $0x04, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 1408(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VPERMPS 1408(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VPSRLD  $0x1c, Y3, Y3
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 1472(DI), Y3, Y9
-	VXORPS  Y0, Y9, Y9
-	VADDPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 1472(DI)(R8*1), Y3, Y3
-	VXORPS  Y0, Y3, Y3
-	VADDPS  Y3, Y7, Y7
-	VADDPS  Y7, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VMOVDQU 192(DX), Y0
-	VPSRLD  $0x03, Y0, Y3
-	VPAND   constants<>+0(SB), Y3, Y3
-	VPSLLD  $0x03, Y3, Y2
-	VPSUBD  Y3, Y2, Y2
-	VPXOR   Y2, Y0, Y3
-	VPSLLD  $0x1c, Y0, Y2
-	VPAND   constants<>+32(SB), Y2, Y2
-	VPERMPS 1536(DI), Y3, Y7
-	VXORPS  Y2, Y7, Y7
-	VPERMPS 1536(DI)(R8*1), Y3, Y8
-	VXORPS  Y2, Y8, Y8
-	VPSRLD  $0x04, Y3, Y2
-	VPSLLD  $0x18, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 1600(DI), Y2, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y7, Y7
-	VPERMPS 1600(DI)(R8*1), Y2, Y2
-	VXORPS  Y9, Y2, Y2
-	VADDPS  Y2, Y8, Y8
-	VPSRLD  $0x08, Y3, Y2
-	VPSLLD  $0x14, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 1664(DI), Y2, Y10
-	VXORPS  Y9, Y10, Y10
-	VPERMPS 1664(DI)(R8*1), Y2, Y2
-	VXORPS  Y9, Y2, Y2
-	VPSRLD  $0x0c, Y3, Y9
-	VPSLLD  $0x10, Y0, Y11
-	VPAND   constants<>+32(SB), Y11, Y11
-	VPERMPS 1728(DI), Y9, Y12
-	VXORPS  Y11, Y12, Y12
-	VADDPS  Y12, Y10, Y10
-	VADDPS  Y10, Y7, Y7
-	VPERMPS 1728(DI)(R8*1), Y9, Y9
-	VXORPS  Y11, Y9, Y9
-	VADDPS  Y9, Y2, Y2
-	VADDPS  Y2, Y8, Y8
-	VPSRLD  $0x10, Y3, Y2
-	VPSLLD  $0x0c, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 1792(DI), Y2, Y10
-	VXORPS  Y9, Y10, Y10
-	VPERMPS 1792(DI)(R8*1), Y2, Y2
-	VXORPS  Y9, Y2, Y2
-	VPSRLD  $0x14, Y3, Y9
-	VPSLLD  $0x08, Y0, Y11
-	VPAND   constants<>+32(SB), Y11, Y11
-	VPERMPS 1856(DI), Y9, Y12
-	VXORPS  Y11, Y12, Y12
-	VADDPS  Y12, Y10, Y10
-	VPERMPS 1856(DI)(R8*1), Y9, Y9
-	VXORPS  Y11, Y9, Y9
-	VADDPS  Y9, Y2, Y2
-	VPSRLD  $0x18, Y3, Y9
-	VPSLLD  $0x04, Y0, Y11
-	VPAND   constants<>+32(SB), Y11, Y11
-	VPERMPS 1920(DI), Y9, Y12
-	VXORPS  Y11, Y12, Y12
-	VPERMPS 1920(DI)(R8*1), Y9, Y9
-	VXORPS  Y11, Y9, Y9
-	VPSRLD  $0x1c, Y3, Y3
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 1984(DI), Y3, Y11
-	VXORPS  Y0, Y11, Y11
-	VADDPS  Y11, Y12, Y12
-	VADDPS  Y12, Y10, Y10
-	VADDPS  Y10, Y7, Y7
-	VPERMPS 1984(DI)(R8*1), Y3, Y3
-	VXORPS  Y0, Y3, Y3
-	VADDPS  Y3, Y9, Y9
-	VADDPS  Y9, Y2, Y2
-	VADDPS  Y2, Y8, Y8
-	VADDPS  Y7, Y5, Y5
-	VADDPS  Y5, Y4, Y4
-	VADDPS  Y8, Y6, Y6
-	VADDPS  Y6, Y1, Y1
-	VMOVAPS Y4, Y0
-	VMOVAPS Y1, Y1
-	ADDQ    $0x00000100, DX
-	ADDQ    $0x00000800, DI
-	ADDQ    $0x04, R10
-	CMPQ    R10, CX
-	JEQ     collapse
-	MOVQ    R10, R11
-
-merge:
-	TESTQ  $0x00000004, R11
-	JNZ    push
-	SUBQ   $0x00000040, R9
-	VADDPS (R9), Y0, Y0
-	VADDPS 32(R9), Y1, Y1
-	SHRQ   $0x01, R11
-	JMP    merge
-
-push:
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	ADDQ    $0x00000040, R9
-	JMP     quads
-
-rest:
-	MOVQ    CX, R11
-	SUBQ    R10, R11
-	CMPQ    R11, $0x02
-	JEQ     rest2
-	JGT     rest3
-	VMOVDQU (DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y3
-	VPAND   constants<>+32(SB), Y3, Y3
-	VPERMPS (DI), Y2, Y4
-	VXORPS  Y3, Y4, Y4
-	VPERMPS (DI)(R8*1), Y2, Y1
-	VXORPS  Y3, Y1, Y1
-	VPSRLD  $0x04, Y2, Y3
-	VPSLLD  $0x18, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 64(DI), Y3, Y6
-	VXORPS  Y5, Y6, Y6
-	VADDPS  Y6, Y4, Y4
-	VPERMPS 64(DI)(R8*1), Y3, Y3
-	VXORPS  Y5, Y3, Y3
-	VADDPS  Y3, Y1, Y1
-	VPSRLD  $0x08, Y2, Y3
-	VPSLLD  $0x14, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 128(DI), Y3, Y6
-	VXORPS  Y5, Y6, Y6
-	VPERMPS 128(DI)(R8*1), Y3, Y3
-	VXORPS  Y5, Y3, Y3
-	VPSRLD  $0x0c, Y2, Y5
-	VPSLLD  $0x10, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 192(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VADDPS  Y6, Y4, Y4
-	VPERMPS 192(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VADDPS  Y5, Y3, Y3
-	VADDPS  Y3, Y1, Y1
-	VPSRLD  $0x10, Y2, Y3
-	VPSLLD  $0x0c, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 256(DI), Y3, Y6
-	VXORPS  Y5, Y6, Y6
-	VPERMPS 256(DI)(R8*1), Y3, Y3
-	VXORPS  Y5, Y3, Y3
-	VPSRLD  $0x14, Y2, Y5
-	VPSLLD  $0x08, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 320(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VPERMPS 320(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VADDPS  Y5, Y3, Y3
-	VPSRLD  $0x18, Y2, Y5
-	VPSLLD  $0x04, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 384(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 384(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 448(DI), Y2, Y7
-	VXORPS  Y0, Y7, Y7
-	VADDPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VADDPS  Y6, Y4, Y4
-	VPERMPS 448(DI)(R8*1), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y5, Y5
-	VADDPS  Y5, Y3, Y3
-	VADDPS  Y3, Y1, Y1
-	VMOVAPS Y4, Y0
-	VMOVAPS Y1, Y1
-	ADDQ    $0x00000040, DX
-	JMP     collapse
-
-rest2:
-	VMOVDQU (DX), Y0
-	VPSRLD  $0x03, Y0, Y2
-	VPAND   constants<>+0(SB), Y2, Y2
-	VPSLLD  $0x03, Y2, Y1
-	VPSUBD  Y2, Y1, Y1
-	VPXOR   Y1, Y0, Y2
-	VPSLLD  $0x1c, Y0, Y3
-	VPAND   constants<>+32(SB), Y3, Y3
-	VPERMPS (DI), Y2, Y4
-	VXORPS  Y3, Y4, Y4
-	VPERMPS (DI)(R8*1), Y2, Y1
-	VXORPS  Y3, Y1, Y1
-	VPSRLD  $0x04, Y2, Y3
-	VPSLLD  $0x18, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 64(DI), Y3, Y6
-	VXORPS  Y5, Y6, Y6
-	VADDPS  Y6, Y4, Y4
-	VPERMPS 64(DI)(R8*1), Y3, Y3
-	VXORPS  Y5, Y3, Y3
-	VADDPS  Y3, Y1, Y1
-	VPSRLD  $0x08, Y2, Y3
-	VPSLLD  $0x14, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 128(DI), Y3, Y6
-	VXORPS  Y5, Y6, Y6
-	VPERMPS 128(DI)(R8*1), Y3, Y3
-	VXORPS  Y5, Y3, Y3
-	VPSRLD  $0x0c, Y2, Y5
-	VPSLLD  $0x10, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 192(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VADDPS  Y6, Y4, Y4
-	VPERMPS 192(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VADDPS  Y5, Y3, Y3
-	VADDPS  Y3, Y1, Y1
-	VPSRLD  $0x10, Y2, Y3
-	VPSLLD  $0x0c, Y0, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 256(DI), Y3, Y6
-	VXORPS  Y5, Y6, Y6
-	VPERMPS 256(DI)(R8*1), Y3, Y3
-	VXORPS  Y5, Y3, Y3
-	VPSRLD  $0x14, Y2, Y5
-	VPSLLD  $0x08, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 320(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VPERMPS 320(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VADDPS  Y5, Y3, Y3
-	VPSRLD  $0x18, Y2, Y5
-	VPSLLD  $0x04, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 384(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 384(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VPSRLD  $0x1c, Y2, Y2
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 448(DI), Y2, Y7
-	VXORPS  Y0, Y7, Y7
-	VADDPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VADDPS  Y6, Y4, Y4
-	VPERMPS 448(DI)(R8*1), Y2, Y2
-	VXORPS  Y0, Y2, Y2
-	VADDPS  Y2, Y5, Y5
-	VADDPS  Y5, Y3, Y3
-	VADDPS  Y3, Y1, Y1
-	VMOVDQU 64(DX), Y0
-	VPSRLD  $0x03, Y0, Y3
-	VPAND   constants<>+0(SB), Y3, Y3
-	VPSLLD  $0x03, Y3, Y2
-	VPSUBD  Y3, Y2, Y2
-	VPXOR   Y2, Y0, Y3
-	VPSLLD  $0x1c, Y0, Y2
-	VPAND   constants<>+32(SB), Y2, Y2
-	VPERMPS 512(DI), Y3, Y5
-	VXORPS  Y2, Y5, Y5
-	VPERMPS 512(DI)(R8*1), Y3, Y6
-	VXORPS  Y2, Y6, Y6
-	VPSRLD  $0x04, Y3, Y2
-	VPSLLD  $0x18, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 576(DI), Y2, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 576(DI)(R8*1), Y2, Y2
-	VXORPS  Y7, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VPSRLD  $0x08, Y3, Y2
-	VPSLLD  $0x14, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 640(DI), Y2, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 640(DI)(R8*1), Y2, Y2
-	VXORPS  Y7, Y2, Y2
-	VPSRLD  $0x0c, Y3, Y7
-	VPSLLD  $0x10, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 704(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 704(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VPSRLD  $0x10, Y3, Y2
-	VPSLLD  $0x0c, Y0, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 768(DI), Y2, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 768(DI)(R8*1), Y2, Y2
-	VXORPS  Y7, Y2, Y2
-	VPSRLD  $0x14, Y3, Y7
-	VPSLLD  $0x08, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 832(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VPERMPS 832(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y2, Y2
-	VPSRLD  $0x18, Y3, Y7
-	VPSLLD  $0x04, Y0, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 896(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VPERMPS 896(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VPSRLD  $0x1c, Y3, Y3
-	VPAND   constants<>+32(SB), Y0, Y0
-	VPERMPS 960(DI), Y3, Y9
-	VXORPS  Y0, Y9, Y9
-	VADDPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 960(DI)(R8*1), Y3, Y3
-	VXORPS  Y0, Y3, Y3
-	VADDPS  Y3, Y7, Y7
-	VADDPS  Y7, Y2, Y2
-	VADDPS  Y2, Y6, Y6
-	VADDPS  Y5, Y4, Y4
-	VADDPS  Y6, Y1, Y1
-	VMOVAPS Y4, Y0
-	VMOVAPS Y1, Y1
-	ADDQ    $0x00000080, DX
-	JMP     collapse
-
-rest3:
-	VMOVDQU (DX), Y2
-	VPSRLD  $0x03, Y2, Y3
-	VPAND   constants<>+0(SB), Y3, Y3
-	VPSLLD  $0x03, Y3, Y0
-	VPSUBD  Y3, Y0, Y0
-	VPXOR   Y0, Y2, Y3
-	VPSLLD  $0x1c, Y2, Y4
-	VPAND   constants<>+32(SB), Y4, Y4
-	VPERMPS (DI), Y3, Y0
-	VXORPS  Y4, Y0, Y0
-	VPERMPS (DI)(R8*1), Y3, Y1
-	VXORPS  Y4, Y1, Y1
-	VPSRLD  $0x04, Y3, Y4
-	VPSLLD  $0x18, Y2, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 64(DI), Y4, Y6
-	VXORPS  Y5, Y6, Y6
-	VADDPS  Y6, Y0, Y0
-	VPERMPS 64(DI)(R8*1), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VPSRLD  $0x08, Y3, Y4
-	VPSLLD  $0x14, Y2, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 128(DI), Y4, Y6
-	VXORPS  Y5, Y6, Y6
-	VPERMPS 128(DI)(R8*1), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VPSRLD  $0x0c, Y3, Y5
-	VPSLLD  $0x10, Y2, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 192(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VADDPS  Y6, Y0, Y0
-	VPERMPS 192(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VADDPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VPSRLD  $0x10, Y3, Y4
-	VPSLLD  $0x0c, Y2, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 256(DI), Y4, Y6
-	VXORPS  Y5, Y6, Y6
-	VPERMPS 256(DI)(R8*1), Y4, Y4
-	VXORPS  Y5, Y4, Y4
-	VPSRLD  $0x14, Y3, Y5
-	VPSLLD  $0x08, Y2, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 320(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VPERMPS 320(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VADDPS  Y5, Y4, Y4
-	VPSRLD  $0x18, Y3, Y5
-	VPSLLD  $0x04, Y2, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 384(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 384(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VPSRLD  $0x1c, Y3, Y3
-	VPAND   constants<>+32(SB), Y2, Y2
-	VPERMPS 448(DI), Y3, Y7
-	VXORPS  Y2, Y7, Y7
-	VADDPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VADDPS  Y6, Y0, Y0
-	VPERMPS 448(DI)(R8*1), Y3, Y3
-	VXORPS  Y2, Y3, Y3
-	VADDPS  Y3, Y5, Y5
-	VADDPS  Y5, Y4, Y4
-	VADDPS  Y4, Y1, Y1
-	VMOVDQU 64(DX), Y2
-	VPSRLD  $0x03, Y2, Y4
-	VPAND   constants<>+0(SB), Y4, Y4
-	VPSLLD  $0x03, Y4, Y3
-	VPSUBD  Y4, Y3, Y3
-	VPXOR   Y3, Y2, Y4
-	VPSLLD  $0x1c, Y2, Y3
-	VPAND   constants<>+32(SB), Y3, Y3
-	VPERMPS 512(DI), Y4, Y5
-	VXORPS  Y3, Y5, Y5
-	VPERMPS 512(DI)(R8*1), Y4, Y6
-	VXORPS  Y3, Y6, Y6
-	VPSRLD  $0x04, Y4, Y3
-	VPSLLD  $0x18, Y2, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 576(DI), Y3, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 576(DI)(R8*1), Y3, Y3
-	VXORPS  Y7, Y3, Y3
-	VADDPS  Y3, Y6, Y6
-	VPSRLD  $0x08, Y4, Y3
-	VPSLLD  $0x14, Y2, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 640(DI), Y3, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 640(DI)(R8*1), Y3, Y3
-	VXORPS  Y7, Y3, Y3
-	VPSRLD  $0x0c, Y4, Y7
-	VPSLLD  $0x10, Y2, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 704(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 704(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y3, Y3
-	VADDPS  Y3, Y6, Y6
-	VPSRLD  $0x10, Y4, Y3
-	VPSLLD  $0x0c, Y2, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 768(DI), Y3, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 768(DI)(R8*1), Y3, Y3
-	VXORPS  Y7, Y3, Y3
-	VPSRLD  $0x14, Y4, Y7
-	VPSLLD  $0x08, Y2, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 832(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VPERMPS 832(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y3, Y3
-	VPSRLD  $0x18, Y4, Y7
-	VPSLLD  $0x04, Y2, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 896(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VPERMPS 896(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VPSRLD  $0x1c, Y4, Y4
-	VPAND   constants<>+32(SB), Y2, Y2
-	VPERMPS 960(DI), Y4, Y9
-	VXORPS  Y2, Y9, Y9
-	VADDPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y5, Y5
-	VPERMPS 960(DI)(R8*1), Y4, Y4
-	VXORPS  Y2, Y4, Y4
-	VADDPS  Y4, Y7, Y7
-	VADDPS  Y7, Y3, Y3
-	VADDPS  Y3, Y6, Y6
-	VADDPS  Y5, Y0, Y0
-	VADDPS  Y6, Y1, Y1
-	VMOVDQU 128(DX), Y3
-	VPSRLD  $0x03, Y3, Y4
-	VPAND   constants<>+0(SB), Y4, Y4
-	VPSLLD  $0x03, Y4, Y2
-	VPSUBD  Y4, Y2, Y2
-	VPXOR   Y2, Y3, Y4
-	VPSLLD  $0x1c, Y3, Y5
-	VPAND   constants<>+32(SB), Y5, Y5
-	VPERMPS 1024(DI), Y4, Y6
-	VXORPS  Y5, Y6, Y6
-	VPERMPS 1024(DI)(R8*1), Y4, Y2
-	VXORPS  Y5, Y2, Y2
-	VPSRLD  $0x04, Y4, Y5
-	VPSLLD  $0x18, Y3, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 1088(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VPERMPS 1088(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VADDPS  Y5, Y2, Y2
-	VPSRLD  $0x08, Y4, Y5
-	VPSLLD  $0x14, Y3, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 1152(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 1152(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VPSRLD  $0x0c, Y4, Y7
-	VPSLLD  $0x10, Y3, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 1216(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VPERMPS 1216(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y5, Y5
-	VADDPS  Y5, Y2, Y2
-	VPSRLD  $0x10, Y4, Y5
-	VPSLLD  $0x0c, Y3, Y7
-	VPAND   constants<>+32(SB), Y7, Y7
-	VPERMPS 1280(DI), Y5, Y8
-	VXORPS  Y7, Y8, Y8
-	VPERMPS 1280(DI)(R8*1), Y5, Y5
-	VXORPS  Y7, Y5, Y5
-	VPSRLD  $0x14, Y4, Y7
-	VPSLLD  $0x08, Y3, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 1344(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VPERMPS 1344(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VADDPS  Y7, Y5, Y5
-	VPSRLD  $0x18, Y4, Y7
-	VPSLLD  $0x04, Y3, Y9
-	VPAND   constants<>+32(SB), Y9, Y9
-	VPERMPS 1408(DI), Y7, Y10
-	VXORPS  Y9, Y10, Y10
-	VPERMPS 1408(DI)(R8*1), Y7, Y7
-	VXORPS  Y9, Y7, Y7
-	VPSRLD  $0x1c, Y4, Y4
-	VPAND   constants<>+32(SB), Y3, Y3
-	VPERMPS 1472(DI), Y4, Y9
-	VXORPS  Y3, Y9, Y9
-	VADDPS  Y9, Y10, Y10
-	VADDPS  Y10, Y8, Y8
-	VADDPS  Y8, Y6, Y6
-	VPERMPS 1472(DI)(R8*1), Y4, Y4
-	VXORPS  Y3, Y4, Y4
-	VADDPS  Y4, Y7, Y7
-	VADDPS  Y7, Y5, Y5
-	VADDPS  Y5, Y2, Y2
-	VADDPS  Y6, Y0, Y0
-	VMOVAPS Y0, Y0
-	VADDPS  Y2, Y1, Y1
-	VMOVAPS Y1, Y1
-	ADDQ    $0x000000c0, DX
-
-collapse:
-	MOVQ stack+64(FP), R11
-
-collapsing:
-	CMPQ   R9, R11
-	JEQ    finish
-	SUBQ   $0x00000040, R9
-	VADDPS (R9), Y0, Y0
-	VADDPS 32(R9), Y1, Y1
-	JMP    collapsing
-
-finish:
-	VCVTPH2PS    (BX), Y2
-	MOVQ         offsets+40(FP), R11
-	MOVQ         ostride+56(FP), R10
-	MOVQ         SI, R9
-	VBROADCASTSS (R11), Y3
-	VMULPS       Y2, Y0, Y0
-	VADDPS       Y3, Y0, Y0
-	VMOVUPS      Y0, (R9)
-	LEAQ         (R9)(R10*4), R9
-	VBROADCASTSS 4(R11), Y0
-	VMULPS       Y2, Y1, Y1
-	VADDPS       Y0, Y1, Y1
-	VMOVUPS      Y1, (R9)
-	ADDQ         $0x10, BX
-	ADDQ         $0x20, SI
-	TESTQ        $0x00000001, AX
-	JNZ          next
-	ADDQ         $0x40, DX
-	MOVQ         CX, R11
-	SHLQ         $0x06, R11
-	SUBQ         R11, DX
-
-next:
-	SUBQ $0x20, DX
-	DECQ AX
-	JNZ  block
-	VZEROUPPER
-	RET
-
-// func avx512Score1(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
-// Requires: AVX, AVX512F
-TEXT ·avx512Score1(SB), NOSPLIT, $0-72
-	MOVQ blocks+0(FP), AX
-	MOVQ words+8(FP), CX
-	MOVQ bits+24(FP), DX
-	MOVQ scales+32(FP), BX
-	MOVQ out+48(FP), SI
-
-block:
-	MOVQ tab+16(FP), DI
-	MOVQ stack+64(FP), R8
-	XORQ R9, R9
-
-quads:
-	LEAQ      4(R9), R10
-	CMPQ      R10, CX
-	JGT       rest
-	VMOVDQU32 (DX), Z0
-	VPSRLD    $0x04, Z0, Z1
-	VPSRLD    $0x08, Z0, Z2
-	VPSRLD    $0x0c, Z0, Z3
-	VPSRLD    $0x10, Z0, Z4
-	VPSRLD    $0x14, Z0, Z5
-	VPSRLD    $0x18, Z0, Z6
-	VPSRLD    $0x1c, Z0, Z7
-	VPERMPS   (DI), Z0, Z0
-	VPERMPS   64(DI), Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   128(DI), Z2, Z1
-	VPERMPS   192(DI), Z3, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   256(DI), Z4, Z1
-	VPERMPS   320(DI), Z5, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   384(DI), Z6, Z2
-	VPERMPS   448(DI), Z7, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VMOVDQU32 64(DX), Z1
-	VPSRLD    $0x04, Z1, Z2
-	VPSRLD    $0x08, Z1, Z3
-	VPSRLD    $0x0c, Z1, Z4
-	VPSRLD    $0x10, Z1, Z5
-	VPSRLD    $0x14, Z1, Z6
-	VPSRLD    $0x18, Z1, Z7
-	VPSRLD    $0x1c, Z1, Z8
-	VPERMPS   512(DI), Z1, Z1
-	VPERMPS   576(DI), Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   640(DI), Z3, Z2
-	VPERMPS   704(DI), Z4, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   768(DI), Z5, Z2
-	VPERMPS   832(DI), Z6, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   896(DI), Z7, Z3
-	VPERMPS   960(DI), Z8, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VMOVDQU32 128(DX), Z1
-	VPSRLD    $0x04, Z1, Z2
-	VPSRLD    $0x08, Z1, Z3
-	VPSRLD    $0x0c, Z1, Z4
-	VPSRLD    $0x10, Z1, Z5
-	VPSRLD    $0x14, Z1, Z6
-	VPSRLD    $0x18, Z1, Z7
-	VPSRLD    $0x1c, Z1, Z8
-	VPERMPS   1024(DI), Z1, Z1
-	VPERMPS   1088(DI), Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   1152(DI), Z3, Z2
-	VPERMPS   1216(DI), Z4, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   1280(DI), Z5, Z2
-	VPERMPS   1344(DI), Z6, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   1408(DI), Z7, Z3
-	VPERMPS   1472(DI), Z8, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VMOVDQU32 192(DX), Z2
-	VPSRLD    $0x04, Z2, Z3
-	VPSRLD    $0x08, Z2, Z4
-	VPSRLD    $0x0c, Z2, Z5
-	VPSRLD    $0x10, Z2, Z6
-	VPSRLD    $0x14, Z2, Z7
-	VPSRLD    $0x18, Z2, Z8
-	VPSRLD    $0x1c, Z2, Z9
-	VPERMPS   1536(DI), Z2, Z2
-	VPERMPS   1600(DI), Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   1664(DI), Z4, Z3
-	VPERMPS   1728(DI), Z5, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   1792(DI), Z6, Z3
-	VPERMPS   1856(DI), Z7, Z4
-	VADDPS    Z4, Z3, Z3
-	VPERMPS   1920(DI), Z8, Z4
-	VPERMPS   1984(DI), Z9, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VMOVAPS   Z0, Z0
-	ADDQ      $0x00000100, DX
-	ADDQ      $0x00000800, DI
-	ADDQ      $0x04, R9
-	CMPQ      R9, CX
-	JEQ       collapse
-	MOVQ      R9, R10
-
-merge:
-	TESTQ  $0x00000004, R10
-	JNZ    push
-	SUBQ   $0x00000040, R8
-	VADDPS (R8), Z0, Z0
-	SHRQ   $0x01, R10
-	JMP    merge
-
-push:
-	VMOVUPS Z0, (R8)
-	ADDQ    $0x00000040, R8
-	JMP     quads
-
-rest:
-	MOVQ      CX, R10
-	SUBQ      R9, R10
-	CMPQ      R10, $0x02
-	JEQ       rest2
-	JGT       rest3
-	VMOVDQU32 (DX), Z0
-	VPSRLD    $0x04, Z0, Z1
-	VPSRLD    $0x08, Z0, Z2
-	VPSRLD    $0x0c, Z0, Z3
-	VPSRLD    $0x10, Z0, Z4
-	VPSRLD    $0x14, Z0, Z5
-	VPSRLD    $0x18, Z0, Z6
-	VPSRLD    $0x1c, Z0, Z7
-	VPERMPS   (DI), Z0, Z0
-	VPERMPS   64(DI), Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   128(DI), Z2, Z1
-	VPERMPS   192(DI), Z3, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   256(DI), Z4, Z1
-	VPERMPS   320(DI), Z5, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   384(DI), Z6, Z2
-	VPERMPS   448(DI), Z7, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VMOVAPS   Z0, Z0
-	ADDQ      $0x00000040, DX
-	JMP       collapse
-
-rest2:
-	VMOVDQU32 (DX), Z0
-	VPSRLD    $0x04, Z0, Z1
-	VPSRLD    $0x08, Z0, Z2
-	VPSRLD    $0x0c, Z0, Z3
-	VPSRLD    $0x10, Z0, Z4
-	VPSRLD    $0x14, Z0, Z5
-	VPSRLD    $0x18, Z0, Z6
-	VPSRLD    $0x1c, Z0, Z7
-	VPERMPS   (DI), Z0, Z0
-	VPERMPS   64(DI), Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   128(DI), Z2, Z1
-	VPERMPS   192(DI), Z3, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   256(DI), Z4, Z1
-	VPERMPS   320(DI), Z5, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   384(DI), Z6, Z2
-	VPERMPS   448(DI), Z7, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VMOVDQU32 64(DX), Z1
-	VPSRLD    $0x04, Z1, Z2
-	VPSRLD    $0x08, Z1, Z3
-	VPSRLD    $0x0c, Z1, Z4
-	VPSRLD    $0x10, Z1, Z5
-	VPSRLD    $0x14, Z1, Z6
-	VPSRLD    $0x18, Z1, Z7
-	VPSRLD    $0x1c, Z1, Z8
-	VPERMPS   512(DI), Z1, Z1
-	VPERMPS   576(DI), Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   640(DI), Z3, Z2
-	VPERMPS   704(DI), Z4, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   768(DI), Z5, Z2
-	VPERMPS   832(DI), Z6, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   896(DI), Z7, Z3
-	VPERMPS   960(DI), Z8, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VMOVAPS   Z0, Z0
-	ADDQ      $0x00000080, DX
-	JMP       collapse
-
-rest3:
-	VMOVDQU32 (DX), Z0
-	VPSRLD    $0x04, Z0, Z1
-	VPSRLD    $0x08, Z0, Z2
-	VPSRLD    $0x0c, Z0, Z3
-	VPSRLD    $0x10, Z0, Z4
-	VPSRLD    $0x14, Z0, Z5
-	VPSRLD    $0x18, Z0, Z6
-	VPSRLD    $0x1c, Z0, Z7
-	VPERMPS   (DI), Z0, Z0
-	VPERMPS   64(DI), Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   128(DI), Z2, Z1
-	VPERMPS   192(DI), Z3, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   256(DI), Z4, Z1
-	VPERMPS   320(DI), Z5, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   384(DI), Z6, Z2
-	VPERMPS   448(DI), Z7, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VMOVDQU32 64(DX), Z1
-	VPSRLD    $0x04, Z1, Z2
-	VPSRLD    $0x08, Z1, Z3
-	VPSRLD    $0x0c, Z1, Z4
-	VPSRLD    $0x10, Z1, Z5
-	VPSRLD    $0x14, Z1, Z6
-	VPSRLD    $0x18, Z1, Z7
-	VPSRLD    $0x1c, Z1, Z8
-	VPERMPS   512(DI), Z1, Z1
-	VPERMPS   576(DI), Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   640(DI), Z3, Z2
-	VPERMPS   704(DI), Z4, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   768(DI), Z5, Z2
-	VPERMPS   832(DI), Z6, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   896(DI), Z7, Z3
-	VPERMPS   960(DI), Z8, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VMOVDQU32 128(DX), Z1
-	VPSRLD    $0x04, Z1, Z2
-	VPSRLD    $0x08, Z1, Z3
-	VPSRLD    $0x0c, Z1, Z4
-	VPSRLD    $0x10, Z1, Z5
-	VPSRLD    $0x14, Z1, Z6
-	VPSRLD    $0x18, Z1, Z7
-	VPSRLD    $0x1c, Z1, Z8
-	VPERMPS   1024(DI), Z1, Z1
-	VPERMPS   1088(DI), Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   1152(DI), Z3, Z2
-	VPERMPS   1216(DI), Z4, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   1280(DI), Z5, Z2
-	VPERMPS   1344(DI), Z6, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   1408(DI), Z7, Z3
-	VPERMPS   1472(DI), Z8, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VMOVAPS   Z0, Z0
-	ADDQ      $0x000000c0, DX
-
-collapse:
-	MOVQ stack+64(FP), R10
-
-collapsing:
-	CMPQ   R8, R10
-	JEQ    finish
-	SUBQ   $0x00000040, R8
-	VADDPS (R8), Z0, Z0
-	JMP    collapsing
-
-finish:
-	VCVTPH2PS    (BX), Z1
-	MOVQ         offsets+40(FP), R10
-	MOVQ         ostride+56(FP), R9
-	MOVQ         SI, R8
-	VBROADCASTSS (R10), Z2
-	VMULPS       Z1, Z0, Z0
-	VADDPS       Z2, Z0, Z0
-	VMOVUPS      Z0, (R8)
-	ADDQ         $0x20, BX
-	ADDQ         $0x40, SI
-	DECQ         AX
-	JNZ          block
-	VZEROUPPER
-	RET
-
-// func avx512Score2(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
-// Requires: AVX, AVX512F
-TEXT ·avx512Score2(SB), NOSPLIT, $0-72
-	MOVQ blocks+0(FP), AX
-	MOVQ words+8(FP), CX
-	MOVQ bits+24(FP), DX
-	MOVQ scales+32(FP), BX
-	MOVQ out+48(FP), SI
-	MOVQ CX, R8
-	SHLQ $0x09, R8
-
-block:
-	MOVQ tab+16(FP), DI
-	MOVQ stack+64(FP), R9
-	XORQ R10, R10
-
-quads:
-	LEAQ      4(R10), R11
-	CMPQ      R11, CX
-	JGT       rest
-	VMOVDQU32 (DX), Z1
-	VPSRLD    $0x04, Z1, Z0
-	VPSRLD    $0x08, Z1, Z2
-	VPSRLD    $0x0c, Z1, Z3
-	VPSRLD    $0x10, Z1, Z4
-	VPSRLD    $0x14, Z1, Z5
-	VPSRLD    $0x18, Z1, Z6
-	VPSRLD    $0x1c, Z1, Z7
-	VPERMPS   (DI), Z1, Z8
-	VPERMPS   64(DI), Z0, Z9
-	VADDPS    Z9, Z8, Z8
-	VPERMPS   128(DI), Z2, Z9
-	VPERMPS   192(DI), Z3, Z10
-	VADDPS    Z10, Z9, Z9
-	VADDPS    Z9, Z8, Z8
-	VPERMPS   256(DI), Z4, Z9
-	VPERMPS   320(DI), Z5, Z10
-	VADDPS    Z10, Z9, Z9
-	VPERMPS   384(DI), Z6, Z10
-	VPERMPS   448(DI), Z7, Z11
-	VADDPS    Z11, Z10, Z10
-	VADDPS    Z10, Z9, Z9
-	VADDPS    Z9, Z8, Z8
-	VPERMPS   (DI)(R8*1), Z1, Z1
-	VPERMPS   64(DI)(R8*1), Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VPERMPS   128(DI)(R8*1), Z2, Z0
-	VPERMPS   192(DI)(R8*1), Z3, Z2
-	VADDPS    Z2, Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VPERMPS   256(DI)(R8*1), Z4, Z0
-	VPERMPS   320(DI)(R8*1), Z5, Z2
-	VADDPS    Z2, Z0, Z0
-	VPERMPS   384(DI)(R8*1), Z6, Z2
-	VPERMPS   448(DI)(R8*1), Z7, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VMOVDQU32 64(DX), Z0
-	VPSRLD    $0x04, Z0, Z2
-	VPSRLD    $0x08, Z0, Z3
-	VPSRLD    $0x0c, Z0, Z4
-	VPSRLD    $0x10, Z0, Z5
-	VPSRLD    $0x14, Z0, Z6
-	VPSRLD    $0x18, Z0, Z7
-	VPSRLD    $0x1c, Z0, Z9
-	VPERMPS   512(DI), Z0, Z10
-	VPERMPS   576(DI), Z2, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   640(DI), Z3, Z11
-	VPERMPS   704(DI), Z4, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   768(DI), Z5, Z11
-	VPERMPS   832(DI), Z6, Z12
-	VADDPS    Z12, Z11, Z11
-	VPERMPS   896(DI), Z7, Z12
-	VPERMPS   960(DI), Z9, Z13
-	VADDPS    Z13, Z12, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   512(DI)(R8*1), Z0, Z0
-	VPERMPS   576(DI)(R8*1), Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VPERMPS   640(DI)(R8*1), Z3, Z2
-	VPERMPS   704(DI)(R8*1), Z4, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VPERMPS   768(DI)(R8*1), Z5, Z2
-	VPERMPS   832(DI)(R8*1), Z6, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   896(DI)(R8*1), Z7, Z3
-	VPERMPS   960(DI)(R8*1), Z9, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VADDPS    Z10, Z8, Z8
-	VADDPS    Z0, Z1, Z1
-	VMOVDQU32 128(DX), Z0
-	VPSRLD    $0x04, Z0, Z2
-	VPSRLD    $0x08, Z0, Z3
-	VPSRLD    $0x0c, Z0, Z4
-	VPSRLD    $0x10, Z0, Z5
-	VPSRLD    $0x14, Z0, Z6
-	VPSRLD    $0x18, Z0, Z7
-	VPSRLD    $0x1c, Z0, Z9
-	VPERMPS   1024(DI), Z0, Z10
-	VPERMPS   1088(DI), Z2, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   1152(DI), Z3, Z11
-	VPERMPS   1216(DI), Z4, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   1280(DI), Z5, Z11
-	VPERMPS   1344(DI), Z6, Z12
-	VADDPS    Z12, Z11, Z11
-	VPERMPS   1408(DI), Z7, Z12
-	VPERMPS   1472(DI), Z9, Z13
-	VADDPS    Z13, Z12, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   1024(DI)(R8*1), Z0, Z0
-	VPERMPS   1088(DI)(R8*1), Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VPERMPS   1152(DI)(R8*1), Z3, Z2
-	VPERMPS   1216(DI)(R8*1), Z4, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VPERMPS   1280(DI)(R8*1), Z5, Z2
-	VPERMPS   1344(DI)(R8*1), Z6, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   1408(DI)(R8*1), Z7, Z3
-	VPERMPS   1472(DI)(R8*1), Z9, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VMOVDQU32 192(DX), Z2
-	VPSRLD    $0x04, Z2, Z3
-	VPSRLD    $0x08, Z2, Z4
-	VPSRLD    $0x0c, Z2, Z5
-	VPSRLD    $0x10, Z2, Z6
-	VPSRLD    $0x14, Z2, Z7
-	VPSRLD    $0x18, Z2, Z9
-	VPSRLD    $0x1c, Z2, Z11
-	VPERMPS   1536(DI), Z2, Z12
-	VPERMPS   1600(DI), Z3, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   1664(DI), Z4, Z13
-	VPERMPS   1728(DI), Z5, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   1792(DI), Z6, Z13
-	VPERMPS   1856(DI), Z7, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   1920(DI), Z9, Z14
-	VPERMPS   1984(DI), Z11, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   1536(DI)(R8*1), Z2, Z2
-	VPERMPS   1600(DI)(R8*1), Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   1664(DI)(R8*1), Z4, Z3
-	VPERMPS   1728(DI)(R8*1), Z5, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   1792(DI)(R8*1), Z6, Z3
-	VPERMPS   1856(DI)(R8*1), Z7, Z4
-	VADDPS    Z4, Z3, Z3
-	VPERMPS   1920(DI)(R8*1), Z9, Z4
-	VPERMPS   1984(DI)(R8*1), Z11, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z12, Z10, Z10
-	VADDPS    Z10, Z8, Z8
-	VADDPS    Z2, Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VMOVAPS   Z8, Z0
-	VMOVAPS   Z1, Z1
-	ADDQ      $0x00000100, DX
-	ADDQ      $0x00000800, DI
-	ADDQ      $0x04, R10
-	CMPQ      R10, CX
-	JEQ       collapse
-	MOVQ      R10, R11
-
-merge:
-	TESTQ  $0x00000004, R11
-	JNZ    push
-	SUBQ   $0x00000080, R9
-	VADDPS (R9), Z0, Z0
-	VADDPS 64(R9), Z1, Z1
-	SHRQ   $0x01, R11
-	JMP    merge
-
-push:
-	VMOVUPS Z0, (R9)
-	VMOVUPS Z1, 64(R9)
-	ADDQ    $0x00000080, R9
-	JMP     quads
-
-rest:
-	MOVQ      CX, R11
-	SUBQ      R10, R11
-	CMPQ      R11, $0x02
-	JEQ       rest2
-	JGT       rest3
-	VMOVDQU32 (DX), Z1
-	VPSRLD    $0x04, Z1, Z0
-	VPSRLD    $0x08, Z1, Z2
-	VPSRLD    $0x0c, Z1, Z3
-	VPSRLD    $0x10, Z1, Z4
-	VPSRLD    $0x14, Z1, Z5
-	VPSRLD    $0x18, Z1, Z6
-	VPSRLD    $0x1c, Z1, Z7
-	VPERMPS   (DI), Z1, Z8
-	VPERMPS   64(DI), Z0, Z9
-	VADDPS    Z9, Z8, Z8
-	VPERMPS   128(DI), Z2, Z9
-	VPERMPS   192(DI), Z3, Z10
-	VADDPS    Z10, Z9, Z9
-	VADDPS    Z9, Z8, Z8
-	VPERMPS   256(DI), Z4, Z9
-	VPERMPS   320(DI), Z5, Z10
-	VADDPS    Z10, Z9, Z9
-	VPERMPS   384(DI), Z6, Z10
-	VPERMPS   448(DI), Z7, Z11
-	VADDPS    Z11, Z10, Z10
-	VADDPS    Z10, Z9, Z9
-	VADDPS    Z9, Z8, Z8
-	VPERMPS   (DI)(R8*1), Z1, Z1
-	VPERMPS   64(DI)(R8*1), Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VPERMPS   128(DI)(R8*1), Z2, Z0
-	VPERMPS   192(DI)(R8*1), Z3, Z2
-	VADDPS    Z2, Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VPERMPS   256(DI)(R8*1), Z4, Z0
-	VPERMPS   320(DI)(R8*1), Z5, Z2
-	VADDPS    Z2, Z0, Z0
-	VPERMPS   384(DI)(R8*1), Z6, Z2
-	VPERMPS   448(DI)(R8*1), Z7, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VMOVAPS   Z8, Z0
-	VMOVAPS   Z1, Z1
-	ADDQ      $0x00000040, DX
-	JMP       collapse
-
-rest2:
-	VMOVDQU32 (DX), Z1
-	VPSRLD    $0x04, Z1, Z0
-	VPSRLD    $0x08, Z1, Z2
-	VPSRLD    $0x0c, Z1, Z3
-	VPSRLD    $0x10, Z1, Z4
-	VPSRLD    $0x14, Z1, Z5
-	VPSRLD    $0x18, Z1, Z6
-	VPSRLD    $0x1c, Z1, Z7
-	VPERMPS   (DI), Z1, Z8
-	VPERMPS   64(DI), Z0, Z9
-	VADDPS    Z9, Z8, Z8
-	VPERMPS   128(DI), Z2, Z9
-	VPERMPS   192(DI), Z3, Z10
-	VADDPS    Z10, Z9, Z9
-	VADDPS    Z9, Z8, Z8
-	VPERMPS   256(DI), Z4, Z9
-	VPERMPS   320(DI), Z5, Z10
-	VADDPS    Z10, Z9, Z9
-	VPERMPS   384(DI), Z6, Z10
-	VPERMPS   448(DI), Z7, Z11
-	VADDPS    Z11, Z10, Z10
-	VADDPS    Z10, Z9, Z9
-	VADDPS    Z9, Z8, Z8
-	VPERMPS   (DI)(R8*1), Z1, Z1
-	VPERMPS   64(DI)(R8*1), Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VPERMPS   128(DI)(R8*1), Z2, Z0
-	VPERMPS   192(DI)(R8*1), Z3, Z2
-	VADDPS    Z2, Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VPERMPS   256(DI)(R8*1), Z4, Z0
-	VPERMPS   320(DI)(R8*1), Z5, Z2
-	VADDPS    Z2, Z0, Z0
-	VPERMPS   384(DI)(R8*1), Z6, Z2
-	VPERMPS   448(DI)(R8*1), Z7, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VADDPS    Z0, Z1, Z1
-	VMOVDQU32 64(DX), Z0
-	VPSRLD    $0x04, Z0, Z2
-	VPSRLD    $0x08, Z0, Z3
-	VPSRLD    $0x0c, Z0, Z4
-	VPSRLD    $0x10, Z0, Z5
-	VPSRLD    $0x14, Z0, Z6
-	VPSRLD    $0x18, Z0, Z7
-	VPSRLD    $0x1c, Z0, Z9
-	VPERMPS   512(DI), Z0, Z10
-	VPERMPS   576(DI), Z2, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   640(DI), Z3, Z11
-	VPERMPS   704(DI), Z4, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   768(DI), Z5, Z11
-	VPERMPS   832(DI), Z6, Z12
-	VADDPS    Z12, Z11, Z11
-	VPERMPS   896(DI), Z7, Z12
-	VPERMPS   960(DI), Z9, Z13
-	VADDPS    Z13, Z12, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   512(DI)(R8*1), Z0, Z0
-	VPERMPS   576(DI)(R8*1), Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VPERMPS   640(DI)(R8*1), Z3, Z2
-	VPERMPS   704(DI)(R8*1), Z4, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VPERMPS   768(DI)(R8*1), Z5, Z2
-	VPERMPS   832(DI)(R8*1), Z6, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   896(DI)(R8*1), Z7, Z3
-	VPERMPS   960(DI)(R8*1), Z9, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z0, Z0
-	VADDPS    Z10, Z8, Z8
-	VADDPS    Z0, Z1, Z1
-	VMOVAPS   Z8, Z0
-	VMOVAPS   Z1, Z1
-	ADDQ      $0x00000080, DX
-	JMP       collapse
-
-rest3:
-	VMOVDQU32 (DX), Z1
-	VPSRLD    $0x04, Z1, Z2
-	VPSRLD    $0x08, Z1, Z3
-	VPSRLD    $0x0c, Z1, Z4
-	VPSRLD    $0x10, Z1, Z5
-	VPSRLD    $0x14, Z1, Z6
-	VPSRLD    $0x18, Z1, Z7
-	VPSRLD    $0x1c, Z1, Z8
-	VPERMPS   (DI), Z1, Z0
-	VPERMPS   64(DI), Z2, Z9
-	VADDPS    Z9, Z0, Z0
-	VPERMPS   128(DI), Z3, Z9
-	VPERMPS   192(DI), Z4, Z10
-	VADDPS    Z10, Z9, Z9
-	VADDPS    Z9, Z0, Z0
-	VPERMPS   256(DI), Z5, Z9
-	VPERMPS   320(DI), Z6, Z10
-	VADDPS    Z10, Z9, Z9
-	VPERMPS   384(DI), Z7, Z10
-	VPERMPS   448(DI), Z8, Z11
-	VADDPS    Z11, Z10, Z10
-	VADDPS    Z10, Z9, Z9
-	VADDPS    Z9, Z0, Z0
-	VPERMPS   (DI)(R8*1), Z1, Z1
-	VPERMPS   64(DI)(R8*1), Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   128(DI)(R8*1), Z3, Z2
-	VPERMPS   192(DI)(R8*1), Z4, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   256(DI)(R8*1), Z5, Z2
-	VPERMPS   320(DI)(R8*1), Z6, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   384(DI)(R8*1), Z7, Z3
-	VPERMPS   448(DI)(R8*1), Z8, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VMOVDQU32 64(DX), Z2
-	VPSRLD    $0x04, Z2, Z3
-	VPSRLD    $0x08, Z2, Z4
-	VPSRLD    $0x0c, Z2, Z5
-	VPSRLD    $0x10, Z2, Z6
-	VPSRLD    $0x14, Z2, Z7
-	VPSRLD    $0x18, Z2, Z8
-	VPSRLD    $0x1c, Z2, Z9
-	VPERMPS   512(DI), Z2, Z10
-	VPERMPS   576(DI), Z3, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   640(DI), Z4, Z11
-	VPERMPS   704(DI), Z5, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   768(DI), Z6, Z11
-	VPERMPS   832(DI), Z7, Z12
-	VADDPS    Z12, Z11, Z11
-	VPERMPS   896(DI), Z8, Z12
-	VPERMPS   960(DI), Z9, Z13
-	VADDPS    Z13, Z12, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   512(DI)(R8*1), Z2, Z2
-	VPERMPS   576(DI)(R8*1), Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   640(DI)(R8*1), Z4, Z3
-	VPERMPS   704(DI)(R8*1), Z5, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   768(DI)(R8*1), Z6, Z3
-	VPERMPS   832(DI)(R8*1), Z7, Z4
-	VADDPS    Z4, Z3, Z3
-	VPERMPS   896(DI)(R8*1), Z8, Z4
-	VPERMPS   960(DI)(R8*1), Z9, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z10, Z0, Z0
-	VADDPS    Z2, Z1, Z1
-	VMOVDQU32 128(DX), Z2
-	VPSRLD    $0x04, Z2, Z3
-	VPSRLD    $0x08, Z2, Z4
-	VPSRLD    $0x0c, Z2, Z5
-	VPSRLD    $0x10, Z2, Z6
-	VPSRLD    $0x14, Z2, Z7
-	VPSRLD    $0x18, Z2, Z8
-	VPSRLD    $0x1c, Z2, Z9
-	VPERMPS   1024(DI), Z2, Z10
-	VPERMPS   1088(DI), Z3, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   1152(DI), Z4, Z11
-	VPERMPS   1216(DI), Z5, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   1280(DI), Z6, Z11
-	VPERMPS   1344(DI), Z7, Z12
-	VADDPS    Z12, Z11, Z11
-	VPERMPS   1408(DI), Z8, Z12
-	VPERMPS   1472(DI), Z9, Z13
-	VADDPS    Z13, Z12, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z10, Z10
-	VPERMPS   1024(DI)(R8*1), Z2, Z2
-	VPERMPS   1088(DI)(R8*1), Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   1152(DI)(R8*1), Z4, Z3
-	VPERMPS   1216(DI)(R8*1), Z5, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VPERMPS   1280(DI)(R8*1), Z6, Z3
-	VPERMPS   1344(DI)(R8*1), Z7, Z4
-	VADDPS    Z4, Z3, Z3
-	VPERMPS   1408(DI)(R8*1), Z8, Z4
-	VPERMPS   1472(DI)(R8*1), Z9, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z3, Z3
-	VADDPS    Z3, Z2, Z2
-	VADDPS    Z10, Z0, Z0
-	VMOVAPS   Z0, Z0
-	VADDPS    Z2, Z1, Z1
-	VMOVAPS   Z1, Z1
-	ADDQ      $0x000000c0, DX
-
-collapse:
-	MOVQ stack+64(FP), R11
-
-collapsing:
-	CMPQ   R9, R11
-	JEQ    finish
-	SUBQ   $0x00000080, R9
-	VADDPS (R9), Z0, Z0
-	VADDPS 64(R9), Z1, Z1
-	JMP    collapsing
-
-finish:
-	VCVTPH2PS    (BX), Z2
-	MOVQ         offsets+40(FP), R11
-	MOVQ         ostride+56(FP), R10
-	MOVQ         SI, R9
-	VBROADCASTSS (R11), Z3
-	VMULPS       Z2, Z0, Z0
-	VADDPS       Z3, Z0, Z0
-	VMOVUPS      Z0, (R9)
-	LEAQ         (R9)(R10*4), R9
-	VBROADCASTSS 4(R11), Z0
-	VMULPS       Z2, Z1, Z1
-	VADDPS       Z0, Z1, Z1
-	VMOVUPS      Z1, (R9)
-	ADDQ         $0x20, BX
-	ADDQ         $0x40, SI
-	DECQ         AX
-	JNZ          block
-	VZEROUPPER
-	RET
-
-// func avx512Score4(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
-// Requires: AVX, AVX512F
-TEXT ·avx512Score4(SB), NOSPLIT, $0-72
-	MOVQ blocks+0(FP), AX
-	MOVQ words+8(FP), CX
-	MOVQ bits+24(FP), DX
-	MOVQ scales+32(FP), BX
-	MOVQ out+48(FP), SI
-	MOVQ CX, R8
-	SHLQ $0x09, R8
-	LEAQ (R8)(R8*2), R9
-
-block:
-	MOVQ tab+16(FP), DI
-	MOVQ stack+64(FP), R10
-	XORQ R11, R11
-
-quads:
-	LEAQ      4(R11), R12
-	CMPQ      R12, CX
-	JGT       rest
-	VMOVDQU32 (DX), Z3
-	VPSRLD    $0x04, Z3, Z0
-	VPSRLD    $0x08, Z3, Z4
-	VPSRLD    $0x0c, Z3, Z5
-	VPSRLD    $0x10, Z3, Z6
-	VPSRLD    $0x14, Z3, Z7
-	VPSRLD    $0x18, Z3, Z8
-	VPSRLD    $0x1c, Z3, Z9
-	VPERMPS   (DI), Z3, Z10
-	VPERMPS   64(DI), Z0, Z1
-	VADDPS    Z1, Z10, Z10
-	VPERMPS   128(DI), Z4, Z1
-	VPERMPS   192(DI), Z5, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z10, Z10
-	VPERMPS   256(DI), Z6, Z1
-	VPERMPS   320(DI), Z7, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   384(DI), Z8, Z2
-	VPERMPS   448(DI), Z9, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z10, Z10
-	VPERMPS   (DI)(R8*1), Z3, Z1
-	VPERMPS   64(DI)(R8*1), Z0, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   128(DI)(R8*1), Z4, Z2
-	VPERMPS   192(DI)(R8*1), Z5, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   256(DI)(R8*1), Z6, Z2
-	VPERMPS   320(DI)(R8*1), Z7, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   384(DI)(R8*1), Z8, Z11
-	VPERMPS   448(DI)(R8*1), Z9, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   (DI)(R8*2), Z3, Z2
-	VPERMPS   64(DI)(R8*2), Z0, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   128(DI)(R8*2), Z4, Z11
-	VPERMPS   192(DI)(R8*2), Z5, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   256(DI)(R8*2), Z6, Z11
-	VPERMPS   320(DI)(R8*2), Z7, Z12
-	VADDPS    Z12, Z11, Z11
-	VPERMPS   384(DI)(R8*2), Z8, Z12
-	VPERMPS   448(DI)(R8*2), Z9, Z13
-	VADDPS    Z13, Z12, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   (DI)(R9*1), Z3, Z3
-	VPERMPS   64(DI)(R9*1), Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VPERMPS   128(DI)(R9*1), Z4, Z0
-	VPERMPS   192(DI)(R9*1), Z5, Z4
-	VADDPS    Z4, Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VPERMPS   256(DI)(R9*1), Z6, Z0
-	VPERMPS   320(DI)(R9*1), Z7, Z4
-	VADDPS    Z4, Z0, Z0
-	VPERMPS   384(DI)(R9*1), Z8, Z4
-	VPERMPS   448(DI)(R9*1), Z9, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VMOVDQU32 64(DX), Z0
-	VPSRLD    $0x04, Z0, Z4
-	VPSRLD    $0x08, Z0, Z5
-	VPSRLD    $0x0c, Z0, Z6
-	VPSRLD    $0x10, Z0, Z7
-	VPSRLD    $0x14, Z0, Z8
-	VPSRLD    $0x18, Z0, Z9
-	VPSRLD    $0x1c, Z0, Z11
-	VPERMPS   512(DI), Z0, Z12
-	VPERMPS   576(DI), Z4, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   640(DI), Z5, Z13
-	VPERMPS   704(DI), Z6, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   768(DI), Z7, Z13
-	VPERMPS   832(DI), Z8, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   896(DI), Z9, Z14
-	VPERMPS   960(DI), Z11, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   512(DI)(R8*1), Z0, Z13
-	VPERMPS   576(DI)(R8*1), Z4, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   640(DI)(R8*1), Z5, Z14
-	VPERMPS   704(DI)(R8*1), Z6, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   768(DI)(R8*1), Z7, Z14
-	VPERMPS   832(DI)(R8*1), Z8, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   896(DI)(R8*1), Z9, Z15
-	VPERMPS   960(DI)(R8*1), Z11, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   512(DI)(R8*2), Z0, Z14
-	VPERMPS   576(DI)(R8*2), Z4, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   640(DI)(R8*2), Z5, Z15
-	VPERMPS   704(DI)(R8*2), Z6, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   768(DI)(R8*2), Z7, Z15
-	VPERMPS   832(DI)(R8*2), Z8, Z16
-	VADDPS    Z16, Z15, Z15
-	VPERMPS   896(DI)(R8*2), Z9, Z16
-	VPERMPS   960(DI)(R8*2), Z11, Z17
-	VADDPS    Z17, Z16, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   512(DI)(R9*1), Z0, Z0
-	VPERMPS   576(DI)(R9*1), Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VPERMPS   640(DI)(R9*1), Z5, Z4
-	VPERMPS   704(DI)(R9*1), Z6, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VPERMPS   768(DI)(R9*1), Z7, Z4
-	VPERMPS   832(DI)(R9*1), Z8, Z5
-	VADDPS    Z5, Z4, Z4
-	VPERMPS   896(DI)(R9*1), Z9, Z5
-	VPERMPS   960(DI)(R9*1), Z11, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VADDPS    Z12, Z10, Z10
-	VADDPS    Z13, Z1, Z1
-	VADDPS    Z14, Z2, Z2
-	VADDPS    Z0, Z3, Z3
-	VMOVDQU32 128(DX), Z0
-	VPSRLD    $0x04, Z0, Z4
-	VPSRLD    $0x08, Z0, Z5
-	VPSRLD    $0x0c, Z0, Z6
-	VPSRLD    $0x10, Z0, Z7
-	VPSRLD    $0x14, Z0, Z8
-	VPSRLD    $0x18, Z0, Z9
-	VPSRLD    $0x1c, Z0, Z11
-	VPERMPS   1024(DI), Z0, Z12
-	VPERMPS   1088(DI), Z4, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   1152(DI), Z5, Z13
-	VPERMPS   1216(DI), Z6, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   1280(DI), Z7, Z13
-	VPERMPS   1344(DI), Z8, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   1408(DI), Z9, Z14
-	VPERMPS   1472(DI), Z11, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   1024(DI)(R8*1), Z0, Z13
-	VPERMPS   1088(DI)(R8*1), Z4, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   1152(DI)(R8*1), Z5, Z14
-	VPERMPS   1216(DI)(R8*1), Z6, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   1280(DI)(R8*1), Z7, Z14
-	VPERMPS   1344(DI)(R8*1), Z8, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   1408(DI)(R8*1), Z9, Z15
-	VPERMPS   1472(DI)(R8*1), Z11, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   1024(DI)(R8*2), Z0, Z14
-	VPERMPS   1088(DI)(R8*2), Z4, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   1152(DI)(R8*2), Z5, Z15
-	VPERMPS   1216(DI)(R8*2), Z6, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   1280(DI)(R8*2), Z7, Z15
-	VPERMPS   1344(DI)(R8*2), Z8, Z16
-	VADDPS    Z16, Z15, Z15
-	VPERMPS   1408(DI)(R8*2), Z9, Z16
-	VPERMPS   1472(DI)(R8*2), Z11, Z17
-	VADDPS    Z17, Z16, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   1024(DI)(R9*1), Z0, Z0
-	VPERMPS   1088(DI)(R9*1), Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VPERMPS   1152(DI)(R9*1), Z5, Z4
-	VPERMPS   1216(DI)(R9*1), Z6, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VPERMPS   1280(DI)(R9*1), Z7, Z4
-	VPERMPS   1344(DI)(R9*1), Z8, Z5
-	VADDPS    Z5, Z4, Z4
-	VPERMPS   1408(DI)(R9*1), Z9, Z5
-	VPERMPS   1472(DI)(R9*1), Z11, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VMOVDQU32 192(DX), Z4
-	VPSRLD    $0x04, Z4, Z5
-	VPSRLD    $0x08, Z4, Z6
-	VPSRLD    $0x0c, Z4, Z7
-	VPSRLD    $0x10, Z4, Z8
-	VPSRLD    $0x14, Z4, Z9
-	VPSRLD    $0x18, Z4, Z11
-	VPSRLD    $0x1c, Z4, Z15
-	VPERMPS   1536(DI), Z4, Z16
-	VPERMPS   1600(DI), Z5, Z17
-	VADDPS    Z17, Z16, Z16
-	VPERMPS   1664(DI), Z6, Z17
-	VPERMPS   1728(DI), Z7, Z18
-	VADDPS    Z18, Z17, Z17
-	VADDPS    Z17, Z16, Z16
-	VPERMPS   1792(DI), Z8, Z17
-	VPERMPS   1856(DI), Z9, Z18
-	VADDPS    Z18, Z17, Z17
-	VPERMPS   1920(DI), Z11, Z18
-	VPERMPS   1984(DI), Z15, Z19
-	VADDPS    Z19, Z18, Z18
-	VADDPS    Z18, Z17, Z17
-	VADDPS    Z17, Z16, Z16
-	VPERMPS   1536(DI)(R8*1), Z4, Z17
-	VPERMPS   1600(DI)(R8*1), Z5, Z18
-	VADDPS    Z18, Z17, Z17
-	VPERMPS   1664(DI)(R8*1), Z6, Z18
-	VPERMPS   1728(DI)(R8*1), Z7, Z19
-	VADDPS    Z19, Z18, Z18
-	VADDPS    Z18, Z17, Z17
-	VPERMPS   1792(DI)(R8*1), Z8, Z18
-	VPERMPS   1856(DI)(R8*1), Z9, Z19
-	VADDPS    Z19, Z18, Z18
-	VPERMPS   1920(DI)(R8*1), Z11, Z19
-	VPERMPS   1984(DI)(R8*1), Z15, Z20
-	VADDPS    Z20, Z19, Z19
-	VADDPS    Z19, Z18, Z18
-	VADDPS    Z18, Z17, Z17
-	VPERMPS   1536(DI)(R8*2), Z4, Z18
-	VPERMPS   1600(DI)(R8*2), Z5, Z19
-	VADDPS    Z19, Z18, Z18
-	VPERMPS   1664(DI)(R8*2), Z6, Z19
-	VPERMPS   1728(DI)(R8*2), Z7, Z20
-	VADDPS    Z20, Z19, Z19
-	VADDPS    Z19, Z18, Z18
-	VPERMPS   1792(DI)(R8*2), Z8, Z19
-	VPERMPS   1856(DI)(R8*2), Z9, Z20
-	VADDPS    Z20, Z19, Z19
-	VPERMPS   1920(DI)(R8*2), Z11, Z20
-	VPERMPS   1984(DI)(R8*2), Z15, Z21
-	VADDPS    Z21, Z20, Z20
-	VADDPS    Z20, Z19, Z19
-	VADDPS    Z19, Z18, Z18
-	VPERMPS   1536(DI)(R9*1), Z4, Z4
-	VPERMPS   1600(DI)(R9*1), Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VPERMPS   1664(DI)(R9*1), Z6, Z5
-	VPERMPS   1728(DI)(R9*1), Z7, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VPERMPS   1792(DI)(R9*1), Z8, Z5
-	VPERMPS   1856(DI)(R9*1), Z9, Z6
-	VADDPS    Z6, Z5, Z5
-	VPERMPS   1920(DI)(R9*1), Z11, Z6
-	VPERMPS   1984(DI)(R9*1), Z15, Z7
-	VADDPS    Z7, Z6, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z16, Z12, Z12
-	VADDPS    Z12, Z10, Z10
-	VADDPS    Z17, Z13, Z13
-	VADDPS    Z13, Z1, Z1
-	VADDPS    Z18, Z14, Z14
-	VADDPS    Z14, Z2, Z2
-	VADDPS    Z4, Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VMOVAPS   Z10, Z0
-	VMOVAPS   Z1, Z1
-	VMOVAPS   Z2, Z2
-	VMOVAPS   Z3, Z3
-	ADDQ      $0x00000100, DX
-	ADDQ      $0x00000800, DI
-	ADDQ      $0x04, R11
-	CMPQ      R11, CX
-	JEQ       collapse
-	MOVQ      R11, R12
-
-merge:
-	TESTQ  $0x00000004, R12
-	JNZ    push
-	SUBQ   $0x00000100, R10
-	VADDPS (R10), Z0, Z0
-	VADDPS 64(R10), Z1, Z1
-	VADDPS 128(R10), Z2, Z2
-	VADDPS 192(R10), Z3, Z3
-	SHRQ   $0x01, R12
-	JMP    merge
-
-push:
-	VMOVUPS Z0, (R10)
-	VMOVUPS Z1, 64(R10)
-	VMOVUPS Z2, 128(R10)
-	VMOVUPS Z3, 192(R10)
-	ADDQ    $0x00000100, R10
-	JMP     quads
-
-rest:
+blocks4:
+	CMPQ      AX, $0x04
+	JLT       end4
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	VMOVDQA32 Z4, Z7
+	VMOVDQA32 Z4, Z8
+	VMOVDQA32 Z4, Z9
+	VMOVDQA32 Z4, Z10
+	VMOVDQA32 Z4, Z11
+	VMOVDQA32 Z4, Z12
+	MOVQ      tab+16(FP), R11
 	MOVQ      CX, R12
-	SUBQ      R11, R12
-	CMPQ      R12, $0x02
-	JEQ       rest2
-	JGT       rest3
-	VMOVDQU32 (DX), Z3
-	VPSRLD    $0x04, Z3, Z0
-	VPSRLD    $0x08, Z3, Z4
-	VPSRLD    $0x0c, Z3, Z5
-	VPSRLD    $0x10, Z3, Z6
-	VPSRLD    $0x14, Z3, Z7
-	VPSRLD    $0x18, Z3, Z8
-	VPSRLD    $0x1c, Z3, Z9
-	VPERMPS   (DI), Z3, Z10
-	VPERMPS   64(DI), Z0, Z1
-	VADDPS    Z1, Z10, Z10
-	VPERMPS   128(DI), Z4, Z1
-	VPERMPS   192(DI), Z5, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z10, Z10
-	VPERMPS   256(DI), Z6, Z1
-	VPERMPS   320(DI), Z7, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   384(DI), Z8, Z2
-	VPERMPS   448(DI), Z9, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z10, Z10
-	VPERMPS   (DI)(R8*1), Z3, Z1
-	VPERMPS   64(DI)(R8*1), Z0, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   128(DI)(R8*1), Z4, Z2
-	VPERMPS   192(DI)(R8*1), Z5, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   256(DI)(R8*1), Z6, Z2
-	VPERMPS   320(DI)(R8*1), Z7, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   384(DI)(R8*1), Z8, Z11
-	VPERMPS   448(DI)(R8*1), Z9, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   (DI)(R8*2), Z3, Z2
-	VPERMPS   64(DI)(R8*2), Z0, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   128(DI)(R8*2), Z4, Z11
-	VPERMPS   192(DI)(R8*2), Z5, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   256(DI)(R8*2), Z6, Z11
-	VPERMPS   320(DI)(R8*2), Z7, Z12
-	VADDPS    Z12, Z11, Z11
-	VPERMPS   384(DI)(R8*2), Z8, Z12
-	VPERMPS   448(DI)(R8*2), Z9, Z13
-	VADDPS    Z13, Z12, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   (DI)(R9*1), Z3, Z3
-	VPERMPS   64(DI)(R9*1), Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VPERMPS   128(DI)(R9*1), Z4, Z0
-	VPERMPS   192(DI)(R9*1), Z5, Z4
-	VADDPS    Z4, Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VPERMPS   256(DI)(R9*1), Z6, Z0
-	VPERMPS   320(DI)(R9*1), Z7, Z4
-	VADDPS    Z4, Z0, Z0
-	VPERMPS   384(DI)(R9*1), Z8, Z4
-	VPERMPS   448(DI)(R9*1), Z9, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VMOVAPS   Z10, Z0
-	VMOVAPS   Z1, Z1
-	VMOVAPS   Z2, Z2
-	VMOVAPS   Z3, Z3
-	ADDQ      $0x00000040, DX
-	JMP       collapse
 
-rest2:
-	VMOVDQU32 (DX), Z3
-	VPSRLD    $0x04, Z3, Z0
-	VPSRLD    $0x08, Z3, Z4
-	VPSRLD    $0x0c, Z3, Z5
-	VPSRLD    $0x10, Z3, Z6
-	VPSRLD    $0x14, Z3, Z7
-	VPSRLD    $0x18, Z3, Z8
-	VPSRLD    $0x1c, Z3, Z9
-	VPERMPS   (DI), Z3, Z10
-	VPERMPS   64(DI), Z0, Z1
-	VADDPS    Z1, Z10, Z10
-	VPERMPS   128(DI), Z4, Z1
-	VPERMPS   192(DI), Z5, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z10, Z10
-	VPERMPS   256(DI), Z6, Z1
-	VPERMPS   320(DI), Z7, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   384(DI), Z8, Z2
-	VPERMPS   448(DI), Z9, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z10, Z10
-	VPERMPS   (DI)(R8*1), Z3, Z1
-	VPERMPS   64(DI)(R8*1), Z0, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   128(DI)(R8*1), Z4, Z2
-	VPERMPS   192(DI)(R8*1), Z5, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   256(DI)(R8*1), Z6, Z2
-	VPERMPS   320(DI)(R8*1), Z7, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   384(DI)(R8*1), Z8, Z11
-	VPERMPS   448(DI)(R8*1), Z9, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   (DI)(R8*2), Z3, Z2
-	VPERMPS   64(DI)(R8*2), Z0, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   128(DI)(R8*2), Z4, Z11
-	VPERMPS   192(DI)(R8*2), Z5, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   256(DI)(R8*2), Z6, Z11
-	VPERMPS   320(DI)(R8*2), Z7, Z12
-	VADDPS    Z12, Z11, Z11
-	VPERMPS   384(DI)(R8*2), Z8, Z12
-	VPERMPS   448(DI)(R8*2), Z9, Z13
-	VADDPS    Z13, Z12, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   (DI)(R9*1), Z3, Z3
-	VPERMPS   64(DI)(R9*1), Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VPERMPS   128(DI)(R9*1), Z4, Z0
-	VPERMPS   192(DI)(R9*1), Z5, Z4
-	VADDPS    Z4, Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VPERMPS   256(DI)(R9*1), Z6, Z0
-	VPERMPS   320(DI)(R9*1), Z7, Z4
-	VADDPS    Z4, Z0, Z0
-	VPERMPS   384(DI)(R9*1), Z8, Z4
-	VPERMPS   448(DI)(R9*1), Z9, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VADDPS    Z0, Z3, Z3
-	VMOVDQU32 64(DX), Z0
-	VPSRLD    $0x04, Z0, Z4
-	VPSRLD    $0x08, Z0, Z5
-	VPSRLD    $0x0c, Z0, Z6
-	VPSRLD    $0x10, Z0, Z7
-	VPSRLD    $0x14, Z0, Z8
-	VPSRLD    $0x18, Z0, Z9
-	VPSRLD    $0x1c, Z0, Z11
-	VPERMPS   512(DI), Z0, Z12
-	VPERMPS   576(DI), Z4, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   640(DI), Z5, Z13
-	VPERMPS   704(DI), Z6, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   768(DI), Z7, Z13
-	VPERMPS   832(DI), Z8, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   896(DI), Z9, Z14
-	VPERMPS   960(DI), Z11, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   512(DI)(R8*1), Z0, Z13
-	VPERMPS   576(DI)(R8*1), Z4, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   640(DI)(R8*1), Z5, Z14
-	VPERMPS   704(DI)(R8*1), Z6, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   768(DI)(R8*1), Z7, Z14
-	VPERMPS   832(DI)(R8*1), Z8, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   896(DI)(R8*1), Z9, Z15
-	VPERMPS   960(DI)(R8*1), Z11, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   512(DI)(R8*2), Z0, Z14
-	VPERMPS   576(DI)(R8*2), Z4, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   640(DI)(R8*2), Z5, Z15
-	VPERMPS   704(DI)(R8*2), Z6, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   768(DI)(R8*2), Z7, Z15
-	VPERMPS   832(DI)(R8*2), Z8, Z16
-	VADDPS    Z16, Z15, Z15
-	VPERMPS   896(DI)(R8*2), Z9, Z16
-	VPERMPS   960(DI)(R8*2), Z11, Z17
-	VADDPS    Z17, Z16, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   512(DI)(R9*1), Z0, Z0
-	VPERMPS   576(DI)(R9*1), Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VPERMPS   640(DI)(R9*1), Z5, Z4
-	VPERMPS   704(DI)(R9*1), Z6, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VPERMPS   768(DI)(R9*1), Z7, Z4
-	VPERMPS   832(DI)(R9*1), Z8, Z5
-	VADDPS    Z5, Z4, Z4
-	VPERMPS   896(DI)(R9*1), Z9, Z5
-	VPERMPS   960(DI)(R9*1), Z11, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z0, Z0
-	VADDPS    Z12, Z10, Z10
-	VADDPS    Z13, Z1, Z1
-	VADDPS    Z14, Z2, Z2
-	VADDPS    Z0, Z3, Z3
-	VMOVAPS   Z10, Z0
-	VMOVAPS   Z1, Z1
-	VMOVAPS   Z2, Z2
-	VMOVAPS   Z3, Z3
-	ADDQ      $0x00000080, DX
-	JMP       collapse
+word4:
+	MOVQ        DX, R13
+	VMOVDQU32   (R13), Z13
+	ADDQ        R10, R13
+	VPSRLD      $0x04, Z13, Z14
+	VPTERNLOGD  $0xea, Z1, Z0, Z13
+	VPTERNLOGD  $0xea, Z1, Z0, Z14
+	VMOVDQU32   (R13), Z15
+	ADDQ        R10, R13
+	VPSRLD      $0x04, Z15, Z16
+	VPTERNLOGD  $0xea, Z1, Z0, Z15
+	VPTERNLOGD  $0xea, Z1, Z0, Z16
+	VMOVDQU32   (R13), Z17
+	ADDQ        R10, R13
+	VPSRLD      $0x04, Z17, Z18
+	VPTERNLOGD  $0xea, Z1, Z0, Z17
+	VPTERNLOGD  $0xea, Z1, Z0, Z18
+	VMOVDQU32   (R13), Z19
+	VPSRLD      $0x04, Z19, Z20
+	VPTERNLOGD  $0xea, Z1, Z0, Z19
+	VPTERNLOGD  $0xea, Z1, Z0, Z20
+	MOVQ        R11, R13
+	VMOVDQU8    (R13), Z21
+	VPERMB      Z21, Z13, Z22
+	VPDPBUSD    Z22, Z2, Z5
+	VPERMB      Z21, Z15, Z22
+	VPDPBUSD    Z22, Z2, Z6
+	VPERMB      Z21, Z17, Z22
+	VPDPBUSD    Z22, Z2, Z7
+	VPERMB      Z21, Z19, Z21
+	VPDPBUSD    Z21, Z2, Z8
+	VMOVDQU8    64(R13), Z21
+	VPERMB      Z21, Z13, Z22
+	VPDPBUSD    Z22, Z3, Z5
+	VPERMB      Z21, Z15, Z22
+	VPDPBUSD    Z22, Z3, Z6
+	VPERMB      Z21, Z17, Z22
+	VPDPBUSD    Z22, Z3, Z7
+	VPERMB      Z21, Z19, Z21
+	VPDPBUSD    Z21, Z3, Z8
+	VMOVDQU8    128(R13), Z21
+	VPERMB      Z21, Z14, Z22
+	VPDPBUSD    Z22, Z2, Z5
+	VPERMB      Z21, Z16, Z22
+	VPDPBUSD    Z22, Z2, Z6
+	VPERMB      Z21, Z18, Z22
+	VPDPBUSD    Z22, Z2, Z7
+	VPERMB      Z21, Z20, Z21
+	VPDPBUSD    Z21, Z2, Z8
+	VMOVDQU8    192(R13), Z21
+	VPERMB      Z21, Z14, Z22
+	VPDPBUSD    Z22, Z3, Z5
+	VPERMB      Z21, Z16, Z22
+	VPDPBUSD    Z22, Z3, Z6
+	VPERMB      Z21, Z18, Z22
+	VPDPBUSD    Z22, Z3, Z7
+	VPERMB      Z21, Z20, Z21
+	VPDPBUSD    Z21, Z3, Z8
+	ADDQ        R9, R13
+	VMOVDQU8    (R13), Z21
+	VPERMB      Z21, Z13, Z22
+	VPDPBUSD    Z22, Z2, Z9
+	VPERMB      Z21, Z15, Z22
+	VPDPBUSD    Z22, Z2, Z10
+	VPERMB      Z21, Z17, Z22
+	VPDPBUSD    Z22, Z2, Z11
+	VPERMB      Z21, Z19, Z21
+	VPDPBUSD    Z21, Z2, Z12
+	VMOVDQU8    64(R13), Z21
+	VPERMB      Z21, Z13, Z13
+	VPDPBUSD    Z13, Z3, Z9
+	VPERMB      Z21, Z15, Z13
+	VPDPBUSD    Z13, Z3, Z10
+	VPERMB      Z21, Z17, Z13
+	VPDPBUSD    Z13, Z3, Z11
+	VPERMB      Z21, Z19, Z13
+	VPDPBUSD    Z13, Z3, Z12
+	VMOVDQU8    128(R13), Z13
+	VPERMB      Z13, Z14, Z15
+	VPDPBUSD    Z15, Z2, Z9
+	VPERMB      Z13, Z16, Z15
+	VPDPBUSD    Z15, Z2, Z10
+	VPERMB      Z13, Z18, Z15
+	VPDPBUSD    Z15, Z2, Z11
+	VPERMB      Z13, Z20, Z13
+	VPDPBUSD    Z13, Z2, Z12
+	VMOVDQU8    192(R13), Z13
+	VPERMB      Z13, Z14, Z14
+	VPDPBUSD    Z14, Z3, Z9
+	VPERMB      Z13, Z16, Z14
+	VPDPBUSD    Z14, Z3, Z10
+	VPERMB      Z13, Z18, Z14
+	VPDPBUSD    Z14, Z3, Z11
+	VPERMB      Z13, Z20, Z13
+	VPDPBUSD    Z13, Z3, Z12
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R11
+	DECQ        R12
+	JNZ         word4
+	ADDQ        R10, DX
+	ADDQ        R10, DX
+	ADDQ        R10, DX
+	VCVTPH2PS   (BX), Z13
+	VCVTPH2PS   32(BX), Z14
+	VCVTPH2PS   64(BX), Z15
+	VCVTPH2PS   96(BX), Z16
+	MOVQ        DI, R11
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (SI), Z5, Z5
+	VMULPS      Z13, Z5, Z5
+	VADDPS.BCST 4(SI), Z5, Z5
+	VMOVUPS     Z5, (R11)
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST (SI), Z6, Z6
+	VMULPS      Z14, Z6, Z6
+	VADDPS.BCST 4(SI), Z6, Z6
+	VMOVUPS     Z6, 64(R11)
+	VCVTDQ2PS   Z7, Z7
+	VMULPS.BCST (SI), Z7, Z7
+	VMULPS      Z15, Z7, Z7
+	VADDPS.BCST 4(SI), Z7, Z7
+	VMOVUPS     Z7, 128(R11)
+	VCVTDQ2PS   Z8, Z8
+	VMULPS.BCST (SI), Z8, Z8
+	VMULPS      Z16, Z8, Z8
+	VADDPS.BCST 4(SI), Z8, Z8
+	VMOVUPS     Z8, 192(R11)
+	ADDQ        R8, R11
+	VCVTDQ2PS   Z9, Z9
+	VMULPS.BCST 16(SI), Z9, Z9
+	VMULPS      Z13, Z9, Z9
+	VADDPS.BCST 20(SI), Z9, Z9
+	VMOVUPS     Z9, (R11)
+	VCVTDQ2PS   Z10, Z10
+	VMULPS.BCST 16(SI), Z10, Z10
+	VMULPS      Z14, Z10, Z10
+	VADDPS.BCST 20(SI), Z10, Z10
+	VMOVUPS     Z10, 64(R11)
+	VCVTDQ2PS   Z11, Z11
+	VMULPS.BCST 16(SI), Z11, Z11
+	VMULPS      Z15, Z11, Z11
+	VADDPS.BCST 20(SI), Z11, Z11
+	VMOVUPS     Z11, 128(R11)
+	VCVTDQ2PS   Z12, Z12
+	VMULPS.BCST 16(SI), Z12, Z12
+	VMULPS      Z16, Z12, Z12
+	VADDPS.BCST 20(SI), Z12, Z12
+	VMOVUPS     Z12, 192(R11)
+	ADDQ        $0x00000080, BX
+	ADDQ        $0x00000100, DI
+	SUBQ        $0x04, AX
+	JMP         blocks4
 
-rest3:
-	VMOVDQU32 (DX), Z3
-	VPSRLD    $0x04, Z3, Z4
-	VPSRLD    $0x08, Z3, Z5
-	VPSRLD    $0x0c, Z3, Z6
-	VPSRLD    $0x10, Z3, Z7
-	VPSRLD    $0x14, Z3, Z8
-	VPSRLD    $0x18, Z3, Z9
-	VPSRLD    $0x1c, Z3, Z10
-	VPERMPS   (DI), Z3, Z0
-	VPERMPS   64(DI), Z4, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   128(DI), Z5, Z1
-	VPERMPS   192(DI), Z6, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   256(DI), Z7, Z1
-	VPERMPS   320(DI), Z8, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   384(DI), Z9, Z2
-	VPERMPS   448(DI), Z10, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VADDPS    Z1, Z0, Z0
-	VPERMPS   (DI)(R8*1), Z3, Z1
-	VPERMPS   64(DI)(R8*1), Z4, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   128(DI)(R8*1), Z5, Z2
-	VPERMPS   192(DI)(R8*1), Z6, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   256(DI)(R8*1), Z7, Z2
-	VPERMPS   320(DI)(R8*1), Z8, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   384(DI)(R8*1), Z9, Z11
-	VPERMPS   448(DI)(R8*1), Z10, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VADDPS    Z2, Z1, Z1
-	VPERMPS   (DI)(R8*2), Z3, Z2
-	VPERMPS   64(DI)(R8*2), Z4, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   128(DI)(R8*2), Z5, Z11
-	VPERMPS   192(DI)(R8*2), Z6, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   256(DI)(R8*2), Z7, Z11
-	VPERMPS   320(DI)(R8*2), Z8, Z12
-	VADDPS    Z12, Z11, Z11
-	VPERMPS   384(DI)(R8*2), Z9, Z12
-	VPERMPS   448(DI)(R8*2), Z10, Z13
-	VADDPS    Z13, Z12, Z12
-	VADDPS    Z12, Z11, Z11
-	VADDPS    Z11, Z2, Z2
-	VPERMPS   (DI)(R9*1), Z3, Z3
-	VPERMPS   64(DI)(R9*1), Z4, Z4
-	VADDPS    Z4, Z3, Z3
-	VPERMPS   128(DI)(R9*1), Z5, Z4
-	VPERMPS   192(DI)(R9*1), Z6, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z3, Z3
-	VPERMPS   256(DI)(R9*1), Z7, Z4
-	VPERMPS   320(DI)(R9*1), Z8, Z5
-	VADDPS    Z5, Z4, Z4
-	VPERMPS   384(DI)(R9*1), Z9, Z5
-	VPERMPS   448(DI)(R9*1), Z10, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z4, Z3, Z3
-	VMOVDQU32 64(DX), Z4
-	VPSRLD    $0x04, Z4, Z5
-	VPSRLD    $0x08, Z4, Z6
-	VPSRLD    $0x0c, Z4, Z7
-	VPSRLD    $0x10, Z4, Z8
-	VPSRLD    $0x14, Z4, Z9
-	VPSRLD    $0x18, Z4, Z10
-	VPSRLD    $0x1c, Z4, Z11
-	VPERMPS   512(DI), Z4, Z12
-	VPERMPS   576(DI), Z5, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   640(DI), Z6, Z13
-	VPERMPS   704(DI), Z7, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   768(DI), Z8, Z13
-	VPERMPS   832(DI), Z9, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   896(DI), Z10, Z14
-	VPERMPS   960(DI), Z11, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VADDPS    Z13, Z12, Z12
-	VPERMPS   512(DI)(R8*1), Z4, Z13
-	VPERMPS   576(DI)(R8*1), Z5, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   640(DI)(R8*1), Z6, Z14
-	VPERMPS   704(DI)(R8*1), Z7, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   768(DI)(R8*1), Z8, Z14
-	VPERMPS   832(DI)(R8*1), Z9, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   896(DI)(R8*1), Z10, Z15
-	VPERMPS   960(DI)(R8*1), Z11, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VADDPS    Z14, Z13, Z13
-	VPERMPS   512(DI)(R8*2), Z4, Z14
-	VPERMPS   576(DI)(R8*2), Z5, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   640(DI)(R8*2), Z6, Z15
-	VPERMPS   704(DI)(R8*2), Z7, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   768(DI)(R8*2), Z8, Z15
-	VPERMPS   832(DI)(R8*2), Z9, Z16
-	VADDPS    Z16, Z15, Z15
-	VPERMPS   896(DI)(R8*2), Z10, Z16
-	VPERMPS   960(DI)(R8*2), Z11, Z17
-	VADDPS    Z17, Z16, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z14, Z14
-	VPERMPS   512(DI)(R9*1), Z4, Z4
-	VPERMPS   576(DI)(R9*1), Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VPERMPS   640(DI)(R9*1), Z6, Z5
-	VPERMPS   704(DI)(R9*1), Z7, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VPERMPS   768(DI)(R9*1), Z8, Z5
-	VPERMPS   832(DI)(R9*1), Z9, Z6
-	VADDPS    Z6, Z5, Z5
-	VPERMPS   896(DI)(R9*1), Z10, Z6
-	VPERMPS   960(DI)(R9*1), Z11, Z7
-	VADDPS    Z7, Z6, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z4, Z4
-	VADDPS    Z12, Z0, Z0
-	VADDPS    Z13, Z1, Z1
-	VADDPS    Z14, Z2, Z2
-	VADDPS    Z4, Z3, Z3
-	VMOVDQU32 128(DX), Z4
-	VPSRLD    $0x04, Z4, Z7
-	VPSRLD    $0x08, Z4, Z8
-	VPSRLD    $0x0c, Z4, Z9
-	VPSRLD    $0x10, Z4, Z10
-	VPSRLD    $0x14, Z4, Z11
-	VPSRLD    $0x18, Z4, Z12
-	VPSRLD    $0x1c, Z4, Z13
-	VPERMPS   1024(DI), Z4, Z14
-	VPERMPS   1088(DI), Z7, Z5
-	VADDPS    Z5, Z14, Z14
-	VPERMPS   1152(DI), Z8, Z5
-	VPERMPS   1216(DI), Z9, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z14, Z14
-	VPERMPS   1280(DI), Z10, Z5
-	VPERMPS   1344(DI), Z11, Z6
-	VADDPS    Z6, Z5, Z5
-	VPERMPS   1408(DI), Z12, Z6
-	VPERMPS   1472(DI), Z13, Z15
-	VADDPS    Z15, Z6, Z6
-	VADDPS    Z6, Z5, Z5
-	VADDPS    Z5, Z14, Z14
-	VPERMPS   1024(DI)(R8*1), Z4, Z6
-	VPERMPS   1088(DI)(R8*1), Z7, Z5
-	VADDPS    Z5, Z6, Z6
-	VPERMPS   1152(DI)(R8*1), Z8, Z5
-	VPERMPS   1216(DI)(R8*1), Z9, Z15
-	VADDPS    Z15, Z5, Z5
-	VADDPS    Z5, Z6, Z6
-	VPERMPS   1280(DI)(R8*1), Z10, Z5
-	VPERMPS   1344(DI)(R8*1), Z11, Z15
-	VADDPS    Z15, Z5, Z5
-	VPERMPS   1408(DI)(R8*1), Z12, Z15
-	VPERMPS   1472(DI)(R8*1), Z13, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z5, Z5
-	VADDPS    Z5, Z6, Z6
-	VPERMPS   1024(DI)(R8*2), Z4, Z5
-	VPERMPS   1088(DI)(R8*2), Z7, Z15
-	VADDPS    Z15, Z5, Z5
-	VPERMPS   1152(DI)(R8*2), Z8, Z15
-	VPERMPS   1216(DI)(R8*2), Z9, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z5, Z5
-	VPERMPS   1280(DI)(R8*2), Z10, Z15
-	VPERMPS   1344(DI)(R8*2), Z11, Z16
-	VADDPS    Z16, Z15, Z15
-	VPERMPS   1408(DI)(R8*2), Z12, Z16
-	VPERMPS   1472(DI)(R8*2), Z13, Z17
-	VADDPS    Z17, Z16, Z16
-	VADDPS    Z16, Z15, Z15
-	VADDPS    Z15, Z5, Z5
-	VPERMPS   1024(DI)(R9*1), Z4, Z4
-	VPERMPS   1088(DI)(R9*1), Z7, Z7
-	VADDPS    Z7, Z4, Z4
-	VPERMPS   1152(DI)(R9*1), Z8, Z7
-	VPERMPS   1216(DI)(R9*1), Z9, Z8
-	VADDPS    Z8, Z7, Z7
-	VADDPS    Z7, Z4, Z4
-	VPERMPS   1280(DI)(R9*1), Z10, Z7
-	VPERMPS   1344(DI)(R9*1), Z11, Z8
-	VADDPS    Z8, Z7, Z7
-	VPERMPS   1408(DI)(R9*1), Z12, Z8
-	VPERMPS   1472(DI)(R9*1), Z13, Z9
-	VADDPS    Z9, Z8, Z8
-	VADDPS    Z8, Z7, Z7
-	VADDPS    Z7, Z4, Z4
-	VADDPS    Z14, Z0, Z0
-	VMOVAPS   Z0, Z0
-	VADDPS    Z6, Z1, Z1
-	VMOVAPS   Z1, Z1
-	VADDPS    Z5, Z2, Z2
-	VMOVAPS   Z2, Z2
-	VADDPS    Z4, Z3, Z3
-	VMOVAPS   Z3, Z3
-	ADDQ      $0x000000c0, DX
+end4:
+blocks1:
+	CMPQ      AX, $0x01
+	JLT       end1
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	MOVQ      tab+16(FP), R11
+	MOVQ      CX, R12
 
-collapse:
-	MOVQ stack+64(FP), R12
+word1:
+	MOVQ        DX, R13
+	VMOVDQU32   (R13), Z7
+	VPSRLD      $0x04, Z7, Z8
+	VPTERNLOGD  $0xea, Z1, Z0, Z7
+	VPTERNLOGD  $0xea, Z1, Z0, Z8
+	MOVQ        R11, R13
+	VMOVDQU8    (R13), Z9
+	VPERMB      Z9, Z7, Z9
+	VPDPBUSD    Z9, Z2, Z5
+	VMOVDQU8    64(R13), Z9
+	VPERMB      Z9, Z7, Z9
+	VPDPBUSD    Z9, Z3, Z5
+	VMOVDQU8    128(R13), Z9
+	VPERMB      Z9, Z8, Z9
+	VPDPBUSD    Z9, Z2, Z5
+	VMOVDQU8    192(R13), Z9
+	VPERMB      Z9, Z8, Z9
+	VPDPBUSD    Z9, Z3, Z5
+	ADDQ        R9, R13
+	VMOVDQU8    (R13), Z9
+	VPERMB      Z9, Z7, Z9
+	VPDPBUSD    Z9, Z2, Z6
+	VMOVDQU8    64(R13), Z9
+	VPERMB      Z9, Z7, Z7
+	VPDPBUSD    Z7, Z3, Z6
+	VMOVDQU8    128(R13), Z7
+	VPERMB      Z7, Z8, Z7
+	VPDPBUSD    Z7, Z2, Z6
+	VMOVDQU8    192(R13), Z7
+	VPERMB      Z7, Z8, Z7
+	VPDPBUSD    Z7, Z3, Z6
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R11
+	DECQ        R12
+	JNZ         word1
+	VCVTPH2PS   (BX), Z7
+	MOVQ        DI, R11
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (SI), Z5, Z5
+	VMULPS      Z7, Z5, Z5
+	VADDPS.BCST 4(SI), Z5, Z5
+	VMOVUPS     Z5, (R11)
+	ADDQ        R8, R11
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST 16(SI), Z6, Z6
+	VMULPS      Z7, Z6, Z6
+	VADDPS.BCST 20(SI), Z6, Z6
+	VMOVUPS     Z6, (R11)
+	ADDQ        $0x00000020, BX
+	ADDQ        $0x00000040, DI
+	SUBQ        $0x01, AX
+	JMP         blocks1
 
-collapsing:
-	CMPQ   R10, R12
-	JEQ    finish
-	SUBQ   $0x00000100, R10
-	VADDPS (R10), Z0, Z0
-	VADDPS 64(R10), Z1, Z1
-	VADDPS 128(R10), Z2, Z2
-	VADDPS 192(R10), Z3, Z3
-	JMP    collapsing
+end1:
+	VZEROUPPER
+	RET
 
-finish:
-	VCVTPH2PS    (BX), Z4
-	MOVQ         offsets+40(FP), R12
-	MOVQ         ostride+56(FP), R11
-	MOVQ         SI, R10
-	VBROADCASTSS (R12), Z5
-	VMULPS       Z4, Z0, Z0
-	VADDPS       Z5, Z0, Z0
-	VMOVUPS      Z0, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VBROADCASTSS 4(R12), Z0
-	VMULPS       Z4, Z1, Z1
-	VADDPS       Z0, Z1, Z1
-	VMOVUPS      Z1, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VBROADCASTSS 8(R12), Z0
-	VMULPS       Z4, Z2, Z2
-	VADDPS       Z0, Z2, Z2
-	VMOVUPS      Z2, (R10)
-	LEAQ         (R10)(R11*4), R10
-	VBROADCASTSS 12(R12), Z0
-	VMULPS       Z4, Z3, Z3
-	VADDPS       Z0, Z3, Z3
-	VMOVUPS      Z3, (R10)
-	ADDQ         $0x20, BX
-	ADDQ         $0x40, SI
-	DECQ         AX
-	JNZ          block
+DATA low4<>+0(SB)/4, $0x0f0f0f0f
+DATA low4<>+4(SB)/4, $0x00000000
+DATA low4<>+8(SB)/4, $0x00000000
+DATA low4<>+12(SB)/4, $0x00000000
+GLOBL low4<>(SB), RODATA|NOPTR, $16
+
+DATA place4<>+0(SB)/4, $0x30201000
+DATA place4<>+4(SB)/4, $0x00000000
+DATA place4<>+8(SB)/4, $0x00000000
+DATA place4<>+12(SB)/4, $0x00000000
+GLOBL place4<>(SB), RODATA|NOPTR, $16
+
+DATA weight4<>+0(SB)/4, $0x01010101
+DATA weight4<>+4(SB)/4, $0x80808080
+DATA weight4<>+8(SB)/4, $0x00000000
+DATA weight4<>+12(SB)/4, $0x00000000
+GLOBL weight4<>(SB), RODATA|NOPTR, $16
+
+// func avx512vbmiScore4(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI
+TEXT ·avx512vbmiScore4(SB), NOSPLIT, $0-64
+	MOVQ         blocks+0(FP), AX
+	MOVQ         words+8(FP), CX
+	MOVQ         bits+24(FP), DX
+	MOVQ         scales+32(FP), BX
+	MOVQ         head+40(FP), SI
+	MOVQ         out+48(FP), DI
+	MOVQ         ostride+56(FP), R8
+	SHLQ         $0x02, R8
+	MOVQ         CX, R9
+	SHLQ         $0x08, R9
+	MOVQ         CX, R10
+	SHLQ         $0x06, R10
+	VPBROADCASTD low4<>+0(SB), Z0
+	VPBROADCASTD place4<>+0(SB), Z1
+	VPBROADCASTD weight4<>+0(SB), Z2
+	VPBROADCASTD weight4<>+4(SB), Z3
+	IMUL3Q       $-66048, CX, R13
+	VPBROADCASTD R13, Z4
+
+blocks2:
+	CMPQ      AX, $0x02
+	JLT       end2
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	VMOVDQA32 Z4, Z7
+	VMOVDQA32 Z4, Z8
+	VMOVDQA32 Z4, Z9
+	VMOVDQA32 Z4, Z10
+	VMOVDQA32 Z4, Z11
+	VMOVDQA32 Z4, Z12
+	MOVQ      tab+16(FP), R11
+	MOVQ      CX, R12
+
+word2:
+	MOVQ        DX, R13
+	VMOVDQU32   (R13), Z13
+	ADDQ        R10, R13
+	VPSRLD      $0x04, Z13, Z14
+	VPTERNLOGD  $0xea, Z1, Z0, Z13
+	VPTERNLOGD  $0xea, Z1, Z0, Z14
+	VMOVDQU32   (R13), Z15
+	VPSRLD      $0x04, Z15, Z16
+	VPTERNLOGD  $0xea, Z1, Z0, Z15
+	VPTERNLOGD  $0xea, Z1, Z0, Z16
+	MOVQ        R11, R13
+	VMOVDQU8    (R13), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z5
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z6
+	VMOVDQU8    64(R13), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z3, Z5
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z3, Z6
+	VMOVDQU8    128(R13), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z2, Z5
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z2, Z6
+	VMOVDQU8    192(R13), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z3, Z5
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z3, Z6
+	ADDQ        R9, R13
+	VMOVDQU8    (R13), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z7
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z8
+	VMOVDQU8    64(R13), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z3, Z7
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z3, Z8
+	VMOVDQU8    128(R13), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z2, Z7
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z2, Z8
+	VMOVDQU8    192(R13), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z3, Z7
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z3, Z8
+	ADDQ        R9, R13
+	VMOVDQU8    (R13), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z9
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z10
+	VMOVDQU8    64(R13), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z3, Z9
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z3, Z10
+	VMOVDQU8    128(R13), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z2, Z9
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z2, Z10
+	VMOVDQU8    192(R13), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z3, Z9
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z3, Z10
+	ADDQ        R9, R13
+	VMOVDQU8    (R13), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z11
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z12
+	VMOVDQU8    64(R13), Z17
+	VPERMB      Z17, Z13, Z13
+	VPDPBUSD    Z13, Z3, Z11
+	VPERMB      Z17, Z15, Z13
+	VPDPBUSD    Z13, Z3, Z12
+	VMOVDQU8    128(R13), Z13
+	VPERMB      Z13, Z14, Z15
+	VPDPBUSD    Z15, Z2, Z11
+	VPERMB      Z13, Z16, Z13
+	VPDPBUSD    Z13, Z2, Z12
+	VMOVDQU8    192(R13), Z13
+	VPERMB      Z13, Z14, Z14
+	VPDPBUSD    Z14, Z3, Z11
+	VPERMB      Z13, Z16, Z13
+	VPDPBUSD    Z13, Z3, Z12
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R11
+	DECQ        R12
+	JNZ         word2
+	ADDQ        R10, DX
+	VCVTPH2PS   (BX), Z13
+	VCVTPH2PS   32(BX), Z14
+	MOVQ        DI, R11
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (SI), Z5, Z5
+	VMULPS      Z13, Z5, Z5
+	VADDPS.BCST 4(SI), Z5, Z5
+	VMOVUPS     Z5, (R11)
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST (SI), Z6, Z6
+	VMULPS      Z14, Z6, Z6
+	VADDPS.BCST 4(SI), Z6, Z6
+	VMOVUPS     Z6, 64(R11)
+	ADDQ        R8, R11
+	VCVTDQ2PS   Z7, Z7
+	VMULPS.BCST 16(SI), Z7, Z7
+	VMULPS      Z13, Z7, Z7
+	VADDPS.BCST 20(SI), Z7, Z7
+	VMOVUPS     Z7, (R11)
+	VCVTDQ2PS   Z8, Z8
+	VMULPS.BCST 16(SI), Z8, Z8
+	VMULPS      Z14, Z8, Z8
+	VADDPS.BCST 20(SI), Z8, Z8
+	VMOVUPS     Z8, 64(R11)
+	ADDQ        R8, R11
+	VCVTDQ2PS   Z9, Z9
+	VMULPS.BCST 32(SI), Z9, Z9
+	VMULPS      Z13, Z9, Z9
+	VADDPS.BCST 36(SI), Z9, Z9
+	VMOVUPS     Z9, (R11)
+	VCVTDQ2PS   Z10, Z10
+	VMULPS.BCST 32(SI), Z10, Z10
+	VMULPS      Z14, Z10, Z10
+	VADDPS.BCST 36(SI), Z10, Z10
+	VMOVUPS     Z10, 64(R11)
+	ADDQ        R8, R11
+	VCVTDQ2PS   Z11, Z11
+	VMULPS.BCST 48(SI), Z11, Z11
+	VMULPS      Z13, Z11, Z11
+	VADDPS.BCST 52(SI), Z11, Z11
+	VMOVUPS     Z11, (R11)
+	VCVTDQ2PS   Z12, Z12
+	VMULPS.BCST 48(SI), Z12, Z12
+	VMULPS      Z14, Z12, Z12
+	VADDPS.BCST 52(SI), Z12, Z12
+	VMOVUPS     Z12, 64(R11)
+	ADDQ        $0x00000040, BX
+	ADDQ        $0x00000080, DI
+	SUBQ        $0x02, AX
+	JMP         blocks2
+
+end2:
+blocks1:
+	CMPQ      AX, $0x01
+	JLT       end1
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	VMOVDQA32 Z4, Z7
+	VMOVDQA32 Z4, Z8
+	MOVQ      tab+16(FP), R11
+	MOVQ      CX, R12
+
+word1:
+	MOVQ        DX, R13
+	VMOVDQU32   (R13), Z9
+	VPSRLD      $0x04, Z9, Z10
+	VPTERNLOGD  $0xea, Z1, Z0, Z9
+	VPTERNLOGD  $0xea, Z1, Z0, Z10
+	MOVQ        R11, R13
+	VMOVDQU8    (R13), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z2, Z5
+	VMOVDQU8    64(R13), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z3, Z5
+	VMOVDQU8    128(R13), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z2, Z5
+	VMOVDQU8    192(R13), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z3, Z5
+	ADDQ        R9, R13
+	VMOVDQU8    (R13), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z2, Z6
+	VMOVDQU8    64(R13), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z3, Z6
+	VMOVDQU8    128(R13), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z2, Z6
+	VMOVDQU8    192(R13), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z3, Z6
+	ADDQ        R9, R13
+	VMOVDQU8    (R13), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z2, Z7
+	VMOVDQU8    64(R13), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z3, Z7
+	VMOVDQU8    128(R13), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z2, Z7
+	VMOVDQU8    192(R13), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z3, Z7
+	ADDQ        R9, R13
+	VMOVDQU8    (R13), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z2, Z8
+	VMOVDQU8    64(R13), Z11
+	VPERMB      Z11, Z9, Z9
+	VPDPBUSD    Z9, Z3, Z8
+	VMOVDQU8    128(R13), Z9
+	VPERMB      Z9, Z10, Z9
+	VPDPBUSD    Z9, Z2, Z8
+	VMOVDQU8    192(R13), Z9
+	VPERMB      Z9, Z10, Z9
+	VPDPBUSD    Z9, Z3, Z8
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R11
+	DECQ        R12
+	JNZ         word1
+	VCVTPH2PS   (BX), Z9
+	MOVQ        DI, R11
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (SI), Z5, Z5
+	VMULPS      Z9, Z5, Z5
+	VADDPS.BCST 4(SI), Z5, Z5
+	VMOVUPS     Z5, (R11)
+	ADDQ        R8, R11
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST 16(SI), Z6, Z6
+	VMULPS      Z9, Z6, Z6
+	VADDPS.BCST 20(SI), Z6, Z6
+	VMOVUPS     Z6, (R11)
+	ADDQ        R8, R11
+	VCVTDQ2PS   Z7, Z7
+	VMULPS.BCST 32(SI), Z7, Z7
+	VMULPS      Z9, Z7, Z7
+	VADDPS.BCST 36(SI), Z7, Z7
+	VMOVUPS     Z7, (R11)
+	ADDQ        R8, R11
+	VCVTDQ2PS   Z8, Z8
+	VMULPS.BCST 48(SI), Z8, Z8
+	VMULPS      Z9, Z8, Z8
+	VADDPS.BCST 52(SI), Z8, Z8
+	VMOVUPS     Z8, (R11)
+	ADDQ        $0x00000020, BX
+	ADDQ        $0x00000040, DI
+	SUBQ        $0x01, AX
+	JMP         blocks1
+
+end1:
 	VZEROUPPER
 	RET

@@ -24,38 +24,51 @@ func TestRequires(t *testing.T) {
 		features[tier] = f
 	}
 	features["avx2"] = append(slices.Clone(features["avx2"]), "F16C")
+	features["avx512vbmi"] = append(slices.Clone(features["avx512"]), "AVX512BW", "AVX512VBMI", "AVX512VNNI")
 	for _, err := range asmcheck.Requires(string(asm), features) {
 		t.Error(err)
 	}
 }
 
-// define computes one score from the signs as the package comment says it, with
-// nothing shared with the code under test: a recursive tree over single bits.
+// define computes one score as the package comment says it, with nothing shared
+// with the code under test.
 func define(q []float32, signs []bool, scale, offset float32) float32 {
-	words := (len(q) + 31) / 32
-	leaves := make([]float32, words*32)
-	for i := range q {
-		leaves[i] = q[i]
-		if !signs[i] {
-			leaves[i] = -q[i]
+	Q, step := integers(q)
+	sum := 0
+	for i, v := range Q {
+		if signs[i] {
+			sum += v
+		} else {
+			sum -= v
 		}
 	}
-	var pairs func(s []float32) float32
-	pairs = func(s []float32) float32 {
-		if len(s) == 1 {
-			return s[0]
+	return (offset + 0) + float32(float32(float32(sum)*step)*scale)
+}
+
+// integers rounds a query as the package comment says it.
+func integers(q []float32) (Q []int, step float32) {
+	abs := func(i int) float32 { return float32(math.Abs(float64(q[i]))) }
+	var s float32
+	for i := 0; i < len(q); i += 4 {
+		quad := (abs(i) + abs(i+1)) + (abs(i+2) + abs(i+3))
+		if quad > s || quad != quad {
+			s = quad
 		}
-		var up []float32
-		for i := 0; i < len(s); i += 2 {
-			if i+1 < len(s) {
-				up = append(up, s[i]+s[i+1])
-			} else {
-				up = append(up, s[i])
-			}
+		if s != s {
+			break
 		}
-		return pairs(up)
 	}
-	return (offset + 0) + float32(scale*pairs(leaves))
+	Q = make([]int, len(q))
+	switch {
+	case s != s || math.IsInf(float64(s), 0):
+		return Q, float32(math.NaN())
+	case s < 0x1p-100:
+		return Q, 0
+	}
+	for i, v := range q {
+		Q[i] = int(math.RoundToEven(float64(float32(v * float32(8124/s)))))
+	}
+	return Q, s / 8124
 }
 
 // half returns binary16 numbers: normal, subnormal, zero, of both signs.
@@ -144,24 +157,29 @@ func TestScore(t *testing.T) {
 	})
 }
 
-// TestExact checks the meaning, not the rounding: small integers are exact in any
-// order, so the score is the plain dot product.
+// TestExact checks the meaning, not the rounding: a query of integers whose largest
+// quad adds up to quadScale is its own Q with step 1, so the score is the plain dot
+// product.
 func TestExact(t *testing.T) {
 	impl.TestAll(t, "onebit", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(2, 2))
-		const n, b = 37, 96
+		const n, b = 137, 96
 		keys, q := make([]float32, n*b), make([]float32, b)
 		for i := range keys {
 			keys[i] = float32(r.IntN(5) - 2)
 		}
 		for i := range q {
-			q[i] = float32(r.IntN(41) - 20)
+			q[i] = float32(r.IntN(4001) - 2000)
 		}
+		copy(q[48:], []float32{-8000, 100, 0, 24})
 		bits := make([]uint32, Len(n, b))
 		Pack(bits, b, n, keys, b)
 		scales := slices.Repeat([]uint16{0x3800}, n) // 0.5
 		var tab Tables
 		tab.Build(q, b, 1, b)
+		if tab.Step(0) != 1 {
+			t.Fatalf("step %v", tab.Step(0))
+		}
 		out := make([]float32, n)
 		Score(out, n, &tab, bits, scales, n, []float32{-3})
 		for i, got := range out {
@@ -175,6 +193,116 @@ func TestExact(t *testing.T) {
 			}
 			if want := float32(sum)/2 - 3; got != want {
 				t.Errorf("key %d: got %v, want %v", i, got, want)
+			}
+		}
+	})
+}
+
+// TestExtremes: the digits hold the largest sums there can be, in the longest keys.
+func TestExtremes(t *testing.T) {
+	impl.TestAll(t, "onebit", func(t *testing.T) {
+		for _, b := range []int{8, 128, MaxBits} {
+			q := make([]float32, b)
+			for i := range q {
+				q[i] = 1
+				if b == 128 && i%4 != 1 {
+					q[i] = 0
+				}
+			}
+			keys := make([]float32, 3*b)
+			for i := range b {
+				keys[b+i] = -1
+				keys[2*b+i] = float32(1 - 2*(i/4%2))
+			}
+			bits := make([]uint32, Len(3, b))
+			Pack(bits, b, 3, keys, b)
+			var tab Tables
+			tab.Build(q, b, 1, b)
+			out := make([]float32, 3)
+			Score(out, 3, &tab, bits, []uint16{0x3c00, 0x3c00, 0x3c00}, 3, nil)
+			sum := float32(b) * 2031 * tab.Step(0)
+			if b == 128 {
+				sum = 32 * 8124 * tab.Step(0)
+			}
+			if out[0] != sum || out[1] != -sum || out[2] != 0 {
+				t.Errorf("b %d: %v, want %v, %v, 0", b, out, sum, -sum)
+			}
+		}
+	})
+}
+
+// TestErrorBound holds scores against exact arithmetic with the query as it was:
+// always within the bound of the package comment, and near its mean.
+func TestErrorBound(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	const n = 2000
+	for _, b := range []int{64, 128, 256} {
+		for _, outlier := range []float32{1, 100} {
+			q := make([]float32, b)
+			for i := range q {
+				q[i] = float32(r.NormFloat64())
+			}
+			q[5] *= outlier
+			bits := make([]uint32, Len(n, b))
+			for i := range bits {
+				bits[i] = r.Uint32()
+			}
+			var tab Tables
+			tab.Build(q, b, 1, b)
+			step := float64(tab.Step(0))
+			out := make([]float32, n)
+			Score(out, n, &tab, bits, slices.Repeat([]uint16{0x3c00}, n), n, nil)
+			var errs, scores float64
+			signs := make([]uint32, Words(b))
+			for key, got := range out {
+				Get(signs, bits, b, key)
+				var want float64
+				for i, v := range q {
+					want += float64(v) * float64(2*int(signs[i/32]>>(i%32)&1)-1)
+				}
+				e := float64(got) - want
+				if math.Abs(e) > float64(b)/2*step*(1+1e-4) {
+					t.Fatalf("b %d, key %d: error %v with a step of %v", b, key, e, step)
+				}
+				errs += e * e
+				scores += want * want
+			}
+			rms := math.Sqrt(errs / n)
+			// Over queries the mean square is b/12; for one query the roundings differ.
+			if expect := math.Sqrt(float64(b)/12) * step; rms > 1.5*expect {
+				t.Errorf("b %d: error %v, expected about %v", b, rms, expect)
+			}
+			if outlier == 1 && rms/math.Sqrt(scores/n) > 3e-4 {
+				t.Errorf("b %d: error %v of scores of %v", b, rms, math.Sqrt(scores/n))
+			}
+		}
+	}
+}
+
+// TestOddQueries: what cannot be scaled does not end in rubbish.
+func TestOddQueries(t *testing.T) {
+	inf, nan := float32(math.Inf(-1)), float32(math.NaN())
+	impl.TestAll(t, "onebit", func(t *testing.T) {
+		for _, c := range []struct {
+			odd  float32
+			want func(float32) bool
+		}{
+			{inf, func(v float32) bool { return v != v }},
+			{nan, func(v float32) bool { return v != v }},
+			{math.MaxFloat32, func(v float32) bool { return v == v }},
+			{1e-40, func(v float32) bool { return v == 2 }},
+			{0, func(v float32) bool { return v == 2 }},
+		} {
+			q := make([]float32, 64)
+			q[17] = c.odd
+			var tab Tables
+			tab.Build(q, 64, 1, 64)
+			out := make([]float32, 20)
+			Score(out, 20, &tab, make([]uint32, Len(20, 64)), make([]uint16, 20), 20, []float32{2})
+			for _, v := range out {
+				if !c.want(v) {
+					t.Fatalf("query with %v: score %v", c.odd, v)
+				}
 			}
 		}
 	})

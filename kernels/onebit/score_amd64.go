@@ -3,71 +3,122 @@
 package onebit
 
 import (
+	"sync"
+
 	"golang.org/x/sys/cpu"
 
 	"phaseconv/kernels/internal/impl"
 )
 
 // The gates name everything that the functions of a tier execute. AVX-512 asks
-// for AVX2 too, so that GODEBUG=cpu.avx2=off takes both tiers away.
+// for AVX2 too, so that GODEBUG=cpu.avx2=off takes both tiers away. Without VBMI
+// and VNNI (Skylake-X, Cascade Lake), AVX2 serves.
 var (
 	useAVX2   = cpu.X86.HasAVX && cpu.X86.HasAVX2 && cpu.X86.HasF16C
-	useAVX512 = cpu.X86.HasAVX512F && cpu.X86.HasAVX && cpu.X86.HasAVX2
+	useAVX512 = cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512VBMI && cpu.X86.HasAVX512VNNI && useAVX2
 )
 
 func init() {
-	impl.Register("onebit", "avx512", &useAVX512)
+	impl.Register("onebit", "avx512vbmi", &useAVX512)
 	impl.Register("onebit", "avx2", &useAVX2)
 }
 
 func vectorised() bool { return useAVX512 || useAVX2 }
 
-// stackNodes is the most sums of subtrees that wait for their neighbour: one per
-// bit of the number of quads, and the rest of a key that is no whole quad.
-const stackNodes = 6
+func buildDigits(digits []byte, quads [][4]int16) {
+	if vectorised() {
+		avx2Digits(len(quads)/8, &quads[0][0], &digits[0])
+	} else {
+		digitsGeneric(digits, quads)
+	}
+}
+
+func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
+	switch {
+	case useAVX512:
+		scoreVBMI(out, ostride, t, bits, scales, blocks, consts)
+	case useAVX2:
+		scoreAVX2(out, ostride, t, bits, scales, blocks, consts)
+	default:
+		scoreGeneric(out, ostride, t, bits, scales, blocks, consts)
+	}
+}
 
 // chunkWords is how many words of keys are scored for one group of heads before
 // the next group takes them: they stay in the first-level cache meanwhile.
 const chunkWords = 4096
 
-func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, offsets []float32) {
-	if !vectorised() {
-		scoreGeneric(out, ostride, t, bits, scales, blocks, offsets)
-		return
-	}
-	most := 2 // heads per pass that fit in the registers
-	if useAVX512 {
-		most = 4
-	}
+func scoreVBMI(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
 	chunk := blocks
-	if t.heads > most {
-		chunk = max(1, chunkWords/(t.words*BlockKeys))
+	if t.heads > 4 {
+		chunk = max(4, chunkWords/(t.words*BlockKeys))
 	}
-	var stack [stackNodes * 4 * BlockKeys]float32
 	for b := 0; b < blocks; b += chunk {
 		n := min(chunk, blocks-b)
 		for h := 0; h < t.heads; {
 			// Direct calls: through a variable, all these pointers would count as
 			// escaping to the heap.
-			tab, words := &t.nibbles[h*t.words*tableWord], &bits[b*BlockKeys*t.words]
-			sc, off, o := &scales[b*BlockKeys], &offsets[h], &out[h*ostride+b*BlockKeys]
+			tab, words := &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words]
+			sc, c, o := &scales[b*BlockKeys], &consts[h][0], &out[h*ostride+b*BlockKeys]
 			switch left := t.heads - h; {
-			case useAVX512 && left >= 4:
-				avx512Score4(n, t.words, tab, words, sc, off, o, ostride, &stack[0])
+			case left >= 4:
+				avx512vbmiScore4(n, t.words, tab, words, sc, c, o, ostride)
 				h += 4
-			case useAVX512 && left >= 2:
-				avx512Score2(n, t.words, tab, words, sc, off, o, ostride, &stack[0])
-				h += 2
-			case useAVX512:
-				avx512Score1(n, t.words, tab, words, sc, off, o, ostride, &stack[0])
-				h++
 			case left >= 2:
-				avx2Score2(n, t.words, tab, words, sc, off, o, ostride, &stack[0])
+				avx512vbmiScore2(n, t.words, tab, words, sc, c, o, ostride)
 				h += 2
 			default:
-				avx2Score1(n, t.words, tab, words, sc, off, o, ostride, &stack[0])
+				avx512vbmiScore1(n, t.words, tab, words, sc, c, o, ostride)
 				h++
 			}
 		}
 	}
 }
+
+// The AVX2 tier works on groups of four blocks. Their nibbles are spread out once,
+// to planeBytes bytes a word and pair of blocks, and then serve all heads.
+const (
+	groupBlocks = 4
+	groupKeys   = groupBlocks * BlockKeys
+	planeBytes  = 256
+	maxPlanes   = 1 << 15 // at least one group of the longest keys
+)
+
+type planes struct {
+	nibbles [maxPlanes]byte
+	// A group that is not full is worked on in copies.
+	bits   [groupKeys * maxWords]uint32
+	scales [groupKeys]uint16
+	out    [groupKeys]float32
+}
+
+var planesPool = sync.Pool{New: func() any { return new(planes) }}
+
+func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
+	p := planesPool.Get().(*planes)
+	defer planesPool.Put(p)
+	groups := blocks / groupBlocks
+	chunk := max(1, planeChunk/(2*planeBytes*t.words))
+	for g := 0; g < groups; g += chunk {
+		n, key := min(chunk, groups-g), g*groupKeys
+		avx2Split(2*n, t.words, &bits[key*t.words], &p.nibbles[0])
+		for h := range t.heads {
+			avx2Sum(n, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &scales[key], &consts[h][0], &out[h*ostride+key])
+		}
+	}
+	rest := blocks % groupBlocks * BlockKeys
+	if rest == 0 {
+		return
+	}
+	key := groups * groupKeys
+	copy(p.bits[:], bits[key*t.words:(key+rest)*t.words])
+	copy(p.scales[:], scales[key:key+rest])
+	avx2Split(2, t.words, &p.bits[0], &p.nibbles[0])
+	for h := range t.heads {
+		avx2Sum(1, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &p.scales[0], &consts[h][0], &p.out[0])
+		copy(out[h*ostride+key:][:rest], p.out[:])
+	}
+}
+
+// planeChunk is how many bytes of nibbles are made before the heads use them.
+const planeChunk = 16 << 10

@@ -1,9 +1,11 @@
-//go:build !amd64 || !gc || noasm
+//go:build (!amd64 && !arm64) || !gc || noasm
 
 package onebit
 
 func vectorised() bool { return false }
 
-func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, offsets []float32) {
-	scoreGeneric(out, ostride, t, bits, scales, blocks, offsets)
+func buildDigits(digits []byte, quads [][4]int16) { digitsGeneric(digits, quads) }
+
+func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
+	scoreGeneric(out, ostride, t, bits, scales, blocks, consts)
 }

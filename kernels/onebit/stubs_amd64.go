@@ -5,16 +5,19 @@
 package onebit
 
 //go:noescape
-func avx2Score1(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
+func avx2Digits(words int, quads *int16, digits *byte)
 
 //go:noescape
-func avx2Score2(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
+func avx2Split(pairs int, words int, bits *uint32, planes *byte)
 
 //go:noescape
-func avx512Score1(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
+func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32)
 
 //go:noescape
-func avx512Score2(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
+func avx512vbmiScore1(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 
 //go:noescape
-func avx512Score4(blocks int, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)
+func avx512vbmiScore2(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+
+//go:noescape
+func avx512vbmiScore4(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)

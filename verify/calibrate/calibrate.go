@@ -23,8 +23,6 @@ import (
 type Options struct {
 	// Kinds are the codes to fit for each head.
 	Kinds []string
-	// Gain names the one of them whose gain is fitted too; "" for none.
-	Gain string
 	// Bits is the number of signs per number of a frame; other codes have one.
 	Bits    float64
 	Policy  kvcache.Policy
@@ -156,11 +154,6 @@ func (f *fitter) fitHead(a *refmodel.Attention, layer *Layer, h, threads int) er
 		code, curve, err := rotations.Fit(kind, b, s)
 		if err != nil {
 			return err
-		}
-		if kind == f.o.Gain {
-			if code, err = fitGain(c, a, code, h, keys, scale, f.o.Policy); err != nil {
-				return err
-			}
 		}
 		head.Codes[kind], head.Train[kind] = code, code.Measure(keys)
 		if curve != nil {

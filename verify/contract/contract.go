@@ -66,8 +66,24 @@ func ReadManifest(dir string) (*spec.Manifest, error) {
 	return m, nil
 }
 
-// ParseManifest reads the bytes of a manifest. Unknown fields are refused: they
-// would belong to another version.
+// MarshalManifest returns the bytes of a manifest, its own digest computed and
+// filled in.
+func MarshalManifest(m *spec.Manifest) ([]byte, error) {
+	m.SHA256 = strings.Repeat("0", 64) // room for the digest
+	b, err := json.MarshalIndent(m, "", " ")
+	if err != nil {
+		return nil, err
+	}
+	b = append(b, '\n')
+	if err := spec.SealManifest(b); err != nil {
+		return nil, err
+	}
+	m.SHA256, _, err = spec.ManifestDigest(b)
+	return b, err
+}
+
+// ParseManifest reads the bytes of a manifest. Unknown fields are refused, because
+// they would belong to another version, and so is a digest that does not fit.
 func ParseManifest(raw []byte) (*spec.Manifest, error) {
 	var head struct {
 		Version int `json:"version"`
@@ -83,6 +99,12 @@ func ParseManifest(raw []byte) (*spec.Manifest, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(&m); err != nil {
 		return nil, fmt.Errorf("not a valid manifest: %w", err)
+	}
+	if d.More() {
+		return nil, fmt.Errorf("not a valid manifest: something follows the object")
+	}
+	if err := spec.CheckManifest(raw); err != nil {
+		return nil, err
 	}
 	for _, f := range m.Files {
 		if f.Name != filepath.Base(f.Name) || f.Name == "." || f.Name == ".." {

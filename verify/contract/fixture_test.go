@@ -2,7 +2,6 @@ package contract_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -182,7 +181,7 @@ func editManifest(t *testing.T, dir string, edit func(m *spec.Manifest)) {
 		t.Fatal(err)
 	}
 	edit(m)
-	b, err := json.MarshalIndent(m, "", " ")
+	b, err := contract.MarshalManifest(m)
 	if err != nil {
 		t.Fatal(err)
 	}

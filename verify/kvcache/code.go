@@ -81,63 +81,44 @@ func Anchored(k []float32, d, pos0, B int, t *rope.Table, pairs rope.Layout, und
 	}
 }
 
-// Decoded returns what a cache gives back for the keys of one window of a layer,
-// [T, head_dim], and, for the same keys, the part of it that comes from the
-// code's mean. scale is what keys are multiplied by before they are coded; nil
-// for nothing. The first keys are exact in both, as the policy says.
-func Decoded(cfg *family.Config, layer int, code *rotations.Code, keys, scale []float32, p Policy) (coded, mean []float32) {
-	d := code.D
-	T := len(keys) / d
-	sink := min(p.Sink, T) * d
-	coded, mean = append([]float32(nil), keys...), make([]float32, len(keys))
-	for i := range mean {
-		mean[i] = code.Mean[i%d]
-		if scale != nil {
-			coded[i] *= scale[i%d]
-		}
-	}
-	var table *rope.Table
-	if p.Anchor > 0 {
-		table = rope.NewTable(cfg.RopeOf(layer).Pure(), T)
-		Anchored(coded, d, 0, p.Anchor, table, cfg.Pairs, false)
-	}
-	words, alpha := make([]uint32, T*code.Words()), make([]float32, T)
-	code.EncodeKeys(coded[sink:], words, alpha)
-	code.DecodeKeys(coded[sink:], words, alpha)
-	if table != nil {
-		Anchored(coded, d, 0, p.Anchor, table, cfg.Pairs, true)
-		Anchored(mean, d, 0, p.Anchor, table, cfg.Pairs, true)
-	}
-	if scale != nil {
-		for i := range coded {
-			coded[i] /= scale[i%d]
-			mean[i] /= scale[i%d]
-		}
-	}
-	for i, v := range keys[:sink] {
-		coded[i] = dtype.F16Round(v)
-		mean[i] = coded[i]
-	}
-	return coded, mean
-}
-
 // Keys codes the keys of one window.
 func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	code := c.codes[layer][head]
 	d := code.D
 	T := len(k) / d
+	exact := make([]float32, len(k))
+	for i, v := range k {
+		exact[i] = dtype.F16Round(v)
+	}
 	var scale []float32
 	if c.Scale != nil {
 		scale = c.Scale(layer, head)
-	}
-	coded, _ := Decoded(c.cfg, layer, code, k, scale, c.Policy)
-	s := &decoded{d: d, recent: c.Policy.Recent}
-	s.coded.PackRows(T, d, coded, d, 1)
-	if s.recent > 0 {
-		for i, v := range k {
-			k[i] = dtype.F16Round(v)
+		for i := range k {
+			k[i] *= scale[i%d]
 		}
-		s.exact.PackRows(T, d, k, d, 1)
+	}
+	var table *rope.Table
+	if c.Policy.Anchor > 0 {
+		table = rope.NewTable(c.cfg.RopeOf(layer).Pure(), T)
+		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, false)
+	}
+	words, alpha := make([]uint32, T*code.Words()), make([]float32, T)
+	coded := k[min(c.Policy.Sink, T)*d:]
+	code.EncodeKeys(coded, words, alpha)
+	code.DecodeKeys(coded, words, alpha)
+	if table != nil {
+		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, true)
+	}
+	if scale != nil {
+		for i := range k {
+			k[i] /= scale[i%d]
+		}
+	}
+	copy(k, exact[:min(c.Policy.Sink, T)*d])
+	s := &decoded{d: d, recent: c.Policy.Recent}
+	s.coded.PackRows(T, d, k, d, 1)
+	if s.recent > 0 {
+		s.exact.PackRows(T, d, exact, d, 1)
 	}
 	return s, nil
 }

@@ -72,9 +72,9 @@ type Stock struct {
 	// Rotation says whether llama.cpp's attention rotation is on, its default. It
 	// takes effect where RotationK and RotationV are not 0.
 	Rotation bool
-	// FloatSums adds up values in float32 in every case, as other backends do. The
-	// sums in F16 that it replaces take several times as long to reproduce as all
-	// the rest of attention.
+	// FloatSums adds up values in float32 in every case. The sums in F16 that it
+	// replaces are a trait of one backend, cost little beside what the cache types
+	// do, and take several times as long to reproduce as all the rest of attention.
 	FloatSums bool
 
 	cfg *family.Config

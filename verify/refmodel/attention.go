@@ -22,9 +22,9 @@ func queryRows(T int) int {
 	return min(maxQueryRows, max(minQueryRows, scoreFloats/T/minQueryRows*minQueryRows))
 }
 
-// scoreStride is the distance of rows of scores: powers of two would put all rows
-// into the same sets of the cache.
-func scoreStride(T int) int { return (T+15)&^15 + 16 }
+// scoreStride is the distance of rows of scores, an odd number of cache lines:
+// multiples of large powers of two would put all rows into the same sets.
+func scoreStride(T int) int { return ((T+15)/16 | 1) * 16 }
 
 // layerAttention holds the small tensors of one layer.
 type layerAttention struct {

@@ -216,7 +216,11 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 		fmt.Fprintf(w, "%s: K %s, V %s: %.0f bytes a token, KLD at most %.6f (gate %g)\n",
 			weightsName(c.Converted), c.KType, c.VType, c.BytesPerToken, c.Worst, a.MaxKLD)
 		if c.Flags != "" {
-			fmt.Fprintf(w, "  llama.cpp options: %s\n", c.Flags)
+			env := ""
+			if !a.Rotation {
+				env = ", with LLAMA_ATTN_ROT_DISABLE=1 in the environment"
+			}
+			fmt.Fprintf(w, "  llama.cpp options: %s%s\n", c.Flags, env)
 		} else {
 			fmt.Fprintln(w, "  llama.cpp's programs have no option for this pair; its library takes it")
 		}

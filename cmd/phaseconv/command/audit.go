@@ -4,14 +4,18 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 
+	"phaseconv/convert"
 	"phaseconv/format/checkpoint"
 	"phaseconv/rotations"
 	"phaseconv/verify"
 	"phaseconv/verify/kvcache"
+	"phaseconv/verify/probe"
+	"phaseconv/verify/report"
 )
 
 func auditCommand(stdout, stderr io.Writer) *cli.Command {
@@ -36,6 +40,7 @@ Examples:
 			&cli.IntFlag{Name: "anchor", Usage: "block length B to anchor keys to, 0 for none", Value: 64},
 			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16", Value: 4},
 			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: 0},
+			reportFlag(), reportDetailFlag(),
 			seedFlag(), threadsFlag(), jsonFlag(),
 		},
 		Action: func(ctx context.Context, c *cli.Command) error { return runAudit(ctx, c, stdout, stderr) },
@@ -63,9 +68,23 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	defer ck.Close()
+	page := report.Model{Name: filepath.Base(filepath.Clean(src)), License: report.License(src)}
+	if c.String("report") != "" {
+		o.Probe = func(p probe.Options) (err error) {
+			p.Detail = c.Bool("report-detail")
+			page.Detail, err = probe.Run(ctx, p)
+			return err
+		}
+	}
 	res, err := verify.Audit(ctx, ck, o)
 	if err != nil {
 		return err
+	}
+	if path := c.String("report"); path != "" {
+		page.Audit = res
+		if err := convert.WriteReport(path, page); err != nil {
+			return err
+		}
 	}
 	if c.Bool("json") {
 		return printJSON(stdout, res)

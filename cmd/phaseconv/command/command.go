@@ -83,7 +83,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
 			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), inspectCommand(stdout, stderr),
-			reportCommand(stdout, stderr), cardCommand(stdout), docsCommand(stdout),
+			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), docsCommand(stdout),
 		},
 		Action: func(_ context.Context, c *cli.Command) error {
 			if c.Args().Present() {
@@ -139,11 +139,12 @@ func printJSON(w io.Writer, v any) error {
 	return err
 }
 
-// recorded returns the command line for the manifest, without folders: they
-// say something about the machine and nothing about the model.
+// recorded returns the command line for the manifest, given what follows the
+// program's name, without folders: they say something about the machine and
+// nothing about the model.
 func recorded(args []string) []string {
 	out := []string{"phaseconv"}
-	for _, a := range args[1:] {
+	for _, a := range args {
 		flag, value, ok := strings.Cut(a, "=")
 		switch {
 		case ok && strings.HasPrefix(a, "-"):

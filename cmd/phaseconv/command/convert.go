@@ -41,6 +41,8 @@ Examples:
 			&cli.IntFlag{Name: "ctx", Usage: "context length of calibration and measuring", Value: 512},
 			&cli.IntFlag{Name: "chunks", Usage: "windows to measure", Value: 4},
 			seedFlag(), threadsFlag(),
+			&cli.BoolFlag{Name: "report", Usage: "write report.html into the artifact", Value: true},
+			&cli.BoolFlag{Name: "report-detail", Usage: "measure more for it: each layer alone, other codes, other contexts"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and stop"},
 			jsonFlag(),
 		},
@@ -58,6 +60,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent")},
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Seed: c.Uint64("seed"), Threads: c.Int("threads"),
 		Tool: Tool(), Command: recorded(c.Root().Args().Slice()), Progress: progress(stderr),
+		Report: c.Bool("report"), ReportDetail: c.Bool("report-detail"),
 	}
 	switch c.String("format") {
 	case "gguf":

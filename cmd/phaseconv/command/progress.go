@@ -30,7 +30,7 @@ func bars(f *os.File) verify.Progress {
 		if step != current {
 			current = step
 			bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(f), progressbar.OptionSetDescription(step),
-				progressbar.OptionShowCount(), progressbar.OptionSetPredictTime(true), progressbar.OptionThrottle(100*time.Millisecond),
+				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetPredictTime(true), progressbar.OptionThrottle(100*time.Millisecond),
 				progressbar.OptionSetWidth(24), progressbar.OptionClearOnFinish())
 		}
 		_ = bar.Set(done)
@@ -41,14 +41,25 @@ func bars(f *os.File) verify.Progress {
 	}
 }
 
+// pace says how fast a step goes and how long the rest will take, from what was
+// done in the time since its first report.
+func pace(done, rest int, spent time.Duration) string {
+	if done <= 0 || rest < 0 || spent <= 0 {
+		return ""
+	}
+	rate := float64(done) / spent.Seconds()
+	left := time.Duration(float64(spent) / float64(done) * float64(rest))
+	return fmt.Sprintf(", %.3g/s, %s left", rate, left.Round(time.Second))
+}
+
 func lines(w io.Writer) verify.Progress {
 	var last time.Time
 	var begin time.Time
-	current := ""
+	current, first := "", 0
 	return func(step string, done, total int) {
 		now := time.Now()
 		if step != current {
-			current, begin, last = step, now, now
+			current, begin, last, first = step, now, now, done
 		}
 		if done == total {
 			fmt.Fprintf(w, "%s: done, %d of %d, %s\n", step, done, total, now.Sub(begin).Round(100*time.Millisecond))
@@ -57,7 +68,7 @@ func lines(w io.Writer) verify.Progress {
 		}
 		if now.Sub(last) >= logEvery {
 			last = now
-			fmt.Fprintf(w, "%s: %d of %d\n", step, done, total)
+			fmt.Fprintf(w, "%s: %d of %d%s\n", step, done, total, pace(done-first, total-done, now.Sub(begin)))
 		}
 	}
 }

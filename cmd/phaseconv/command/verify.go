@@ -40,7 +40,7 @@ Examples:
 			&cli.StringFlag{Name: "cache-type-k", Usage: "also measure a stock runtime with K in this type: " + strings.Join(kvcache.StockTypes(), ", ")},
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the same for V (default: f16)"},
 			rotationFlag(),
-			seedFlag(), threadsFlag(), jsonFlag(),
+			reportFlag(), seedFlag(), threadsFlag(), jsonFlag(),
 		},
 		Action: func(ctx context.Context, c *cli.Command) error { return runVerify(ctx, c, stdout, stderr) },
 	}
@@ -75,6 +75,11 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 			defer o.Source.Close()
 		}
 		if res, err = verify.Artifact(ctx, a, checks, o); err != nil {
+			return err
+		}
+	}
+	if path := c.String("report"); path != "" {
+		if err := verifyReport(path, dir, res); err != nil {
 			return err
 		}
 	}

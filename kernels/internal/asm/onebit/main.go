@@ -1,5 +1,5 @@
 // Command onebit generates the amd64 kernels of package kernels/onebit, whose
-// documentation has the storage and the order of summation.
+// documentation has the storage and the meaning of the tables.
 package main
 
 import (
@@ -7,306 +7,390 @@ import (
 
 	"github.com/mmcloughlin/avo/attr"
 	. "github.com/mmcloughlin/avo/build"
+	"github.com/mmcloughlin/avo/ir"
 	. "github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
 )
 
 const (
 	wordBytes  = 64  // one word of 16 keys
-	tableBytes = 512 // tables of one word: 8 of 16 float32
-	quad       = 4   // words whose tree is unrolled
+	tableBytes = 256 // tables of one word: [nibble of the byte][digit][byte of the word][16]
+	planeBytes = 256 // indices of one word of 32 keys: [nibble of the word][32]
+	constBytes = 16  // one head's step, offset and initial counters
+	wordBias   = 8 * (64*128 + 64)
 )
 
-const signature = "func(blocks, words int, tab *float32, bits *uint32, scales *uint16, offsets *float32, out *float32, ostride int, stack *float32)"
-
-// A kernel scores keys for a number of heads. AVX-512 takes the 16 keys of a
-// block at once, AVX2 the lower eight and then the upper eight.
-type kernel struct {
-	wide  bool
-	heads int
-
-	tab, bits reg.Register
-	tabs      func(head, disp int) Mem // tables of a head, from tab on
+// tableAt is where the table of a nibble and digit starts.
+func tableAt(byteOfWord, nibble, digit int) int {
+	return nibble*128 + digit*64 + byteOfWord*16
 }
 
-func (k *kernel) reg() reg.VecVirtual {
-	if k.wide {
-		return ZMM()
-	}
-	return YMM()
-}
+// Offsets into the constants of a head.
+const (
+	atStep   = 0
+	atOffset = 4
+	atAll    = 8 // initial counters of sum: 16 bits, twice
+	atOdd    = 12
+)
 
-// lanes is the number of keys at once.
-func (k *kernel) lanes() int {
-	if k.wide {
-		return 16
-	}
-	return 8
-}
-
-var consts Mem
-
-func defineConstants() {
-	consts = GLOBL("constants", attr.RODATA|attr.NOPTR)
-	for i, c := range []uint32{0x11111111, 0x80000000} {
-		for j := range 8 {
-			DATA(32*i+4*j, U32(c))
+func constants(name string, quads ...[4]uint32) Mem {
+	m := GLOBL(name, attr.RODATA|attr.NOPTR)
+	for i, q := range quads {
+		for j, v := range q {
+			DATA(16*i+4*j, U32(v))
 		}
 	}
+	return m
 }
 
-// word emits the sums of one word for all heads.
-func (k *kernel) word(w int) []reg.VecVirtual {
-	out := make([]reg.VecVirtual, k.heads)
-	if k.wide {
-		// VPERMPS looks up 16 entries by the low 4 bits of each index.
-		var index [8]reg.VecVirtual
-		for i := range index {
-			index[i] = k.reg()
-			if i == 0 {
-				VMOVDQU32(Mem{Base: k.bits, Disp: w * wordBytes}, index[0])
-			} else {
-				VPSRLD(Imm(uint64(4*i)), index[0], index[i])
+// split emits avx2Split: the keys of two blocks, word by word, become vectors of
+// nibbles, each of one place in the word. Byte 2i of a lane of 128 bits is a key of
+// the first block, byte 2i+1 (i < 4) the key eight further on, and so on for the
+// second block in bytes 8 to 15: then the even bytes of all lanes, in order, are
+// eight keys in order, and no permutation is needed at the end.
+func split() {
+	shuffle := constants("transpose", [4]uint32{0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703})
+	low := constants("lownibbles", [4]uint32{0x0f0f0f0f})
+	TEXT("avx2Split", NOSPLIT, "func(pairs, words int, bits *uint32, planes *byte)")
+	Pragma("noescape")
+	pairs := Load(Param("pairs"), GP64())
+	words := Load(Param("words"), GP64())
+	bits := Load(Param("bits"), GP64())
+	planes := Load(Param("planes"), GP64())
+	order, mask := YMM(), YMM()
+	VBROADCASTI128(shuffle, order)
+	VPBROADCASTD(low, mask)
+	block := GP64()
+	MOVQ(words, block)
+	SHLQ(Imm(6), block)
+	left := GP64()
+	Label("pair")
+	MOVQ(words, left)
+	Label("word")
+	v := []reg.VecVirtual{YMM(), YMM(), YMM(), YMM()}
+	for i, m := range []Mem{{Base: bits}, {Base: bits, Disp: 32}, {Base: bits, Index: block, Scale: 1}, {Base: bits, Index: block, Scale: 1, Disp: 32}} {
+		VMOVDQU(m, v[i])
+		VPSHUFB(order, v[i], v[i])
+	}
+	ab, cd := []reg.VecVirtual{YMM(), YMM()}, []reg.VecVirtual{YMM(), YMM()}
+	for i, s := range [][]reg.VecVirtual{ab, cd} {
+		VPUNPCKLBW(v[2*i+1], v[2*i], s[0])
+		VPUNPCKHBW(v[2*i+1], v[2*i], s[1])
+	}
+	for j := range 4 {
+		p, lo := YMM(), YMM()
+		if j%2 == 0 {
+			VPUNPCKLQDQ(cd[j/2], ab[j/2], p)
+		} else {
+			VPUNPCKHQDQ(cd[j/2], ab[j/2], p)
+		}
+		VPAND(mask, p, lo)
+		VPSRLW(Imm(4), p, p)
+		VPAND(mask, p, p)
+		VMOVDQU(lo, Mem{Base: planes, Disp: 64 * j})
+		VMOVDQU(p, Mem{Base: planes, Disp: 64*j + 32})
+	}
+	ADDQ(Imm(wordBytes), bits)
+	ADDQ(U32(planeBytes), planes)
+	DECQ(left)
+	JNZ(LabelRef("word"))
+	ADDQ(block, bits)
+	DECQ(pairs)
+	JNZ(LabelRef("pair"))
+	VZEROUPPER()
+	RET()
+}
+
+// sum emits avx2Sum: the scores of one head for groups of 64 keys that avx2Split
+// has prepared. Table lookups give bytes below 128; two are added as bytes, and
+// the sums of even bytes and of odd bytes are kept apart in 16 bits: one counter
+// takes both, the other the odd ones, and the difference is left to the end.
+func sum() {
+	weights := constants("radix", [4]uint32{128<<16 | 1})
+	TEXT("avx2Sum", NOSPLIT, "func(groups, words int, tab, planes *byte, scales *uint16, head *uint32, out *float32)")
+	Pragma("noescape")
+	groups := Load(Param("groups"), GP64())
+	words := Load(Param("words"), GP64())
+	tables := Load(Param("tab"), GP64())
+	planes := Load(Param("planes"), GP64())
+	scales := Load(Param("scales"), GP64())
+	head := Load(Param("head"), GP64())
+	out := Load(Param("out"), GP64())
+	second := GP64() // distance of the second 32 keys
+	MOVQ(words, second)
+	SHLQ(Imm(8), second)
+	tab, left := GP64(), GP64()
+
+	Label("group")
+	var all, odd [2][2]reg.VecVirtual // [keys][digit]
+	for v := range 2 {
+		for d := range 2 {
+			all[v][d], odd[v][d] = YMM(), YMM()
+			VPBROADCASTD(Mem{Base: head, Disp: atAll}, all[v][d])
+			VPBROADCASTD(Mem{Base: head, Disp: atOdd}, odd[v][d])
+		}
+	}
+	MOVQ(tables, tab)
+	MOVQ(words, left)
+	Label("word")
+	for j := range 4 {
+		for d := range 2 {
+			var t [2]reg.VecVirtual
+			for n := range t {
+				t[n] = YMM()
+				VBROADCASTI128(Mem{Base: tab, Disp: tableAt(j, n, d)}, t[n])
+			}
+			for v := range 2 {
+				a, b := YMM(), YMM()
+				m := Mem{Base: planes, Disp: 64 * j}
+				if v == 1 {
+					m.Index, m.Scale = second, 1
+				}
+				VPSHUFB(m, t[0], a)
+				VPSHUFB(m.Offset(32), t[1], b)
+				VPADDB(b, a, a)
+				VPSRLW(Imm(8), a, b)
+				VPADDW(a, all[v][d], all[v][d])
+				VPADDW(b, odd[v][d], odd[v][d])
 			}
 		}
-		for h := range out {
-			out[h] = treeOf(8, func(i int) reg.VecVirtual {
-				t := k.reg()
-				VPERMPS(k.tabs(h, w*tableBytes+i*64), index[i], t)
-				return t
-			})
-		}
-		return out
 	}
-	// VPERMPS looks up 8 entries. The entry of x >= 8 is that of 15-x with its
-	// sign turned: where bit 3 of a nibble is set, bits 0..2 are inverted, and bit
-	// 3 becomes the sign.
-	word, t, folded := k.reg(), k.reg(), k.reg()
-	VMOVDQU(Mem{Base: k.bits, Disp: w * wordBytes}, word)
-	VPSRLD(Imm(3), word, folded)
-	VPAND(consts.Offset(0), folded, folded)
-	VPSLLD(Imm(3), folded, t)
-	VPSUBD(folded, t, t) // 7 in the nibbles with bit 3
-	VPXOR(t, word, folded)
-	// Nibble by nibble with all heads, so that index and sign are made once.
-	partial := make([][]reg.VecVirtual, k.heads)
-	for i := range 8 {
-		index, sign := k.reg(), k.reg()
-		if i == 0 {
-			index = folded
-		} else {
-			VPSRLD(Imm(uint64(4*i)), folded, index)
+	ADDQ(U32(planeBytes), planes)
+	ADDQ(U32(tableBytes), tab)
+	DECQ(left)
+	JNZ(LabelRef("word"))
+	ADDQ(second, planes)
+
+	for v := range 2 {
+		for d := range 2 {
+			t := YMM()
+			VPSLLW(Imm(8), odd[v][d], t)
+			VPSUBW(t, all[v][d], all[v][d]) // the even bytes
 		}
-		if i == 7 {
-			VPAND(consts.Offset(32), word, sign)
-		} else {
-			VPSLLD(Imm(uint64(28-4*i)), word, sign)
-			VPAND(consts.Offset(32), sign, sign)
-		}
-		for h := range k.heads {
-			t := k.reg()
-			VPERMPS(k.tabs(h, w*tableBytes+i*64), index, t)
-			VXORPS(sign, t, t)
-			partial[h] = pushNode(partial[h], i, t)
+		for i, pick := range []func(ops ...Op){VPUNPCKLWD, VPUNPCKHWD} {
+			for o, s := range [][2]reg.VecVirtual{all[v], odd[v]} {
+				at := 32*v + 16*i + 8*o
+				x, w, f := YMM(), YMM(), YMM()
+				pick(s[1], s[0], x)
+				VPBROADCASTD(weights, w)
+				VPMADDWD(w, x, x)
+				VCVTDQ2PS(x, x)
+				VBROADCASTSS(Mem{Base: head, Disp: atStep}, w)
+				VMULPS(w, x, x)
+				VCVTPH2PS(Mem{Base: scales, Disp: 2 * at}, f)
+				VMULPS(f, x, x)
+				VBROADCASTSS(Mem{Base: head, Disp: atOffset}, w)
+				VADDPS(w, x, x)
+				VMOVUPS(x, Mem{Base: out, Disp: 4 * at})
+			}
 		}
 	}
-	for h := range out {
-		out[h] = partial[h][0]
-	}
-	return out
+	ADDQ(U32(128), scales)
+	ADDQ(U32(256), out)
+	DECQ(groups)
+	JNZ(LabelRef("group"))
+	VZEROUPPER()
+	RET()
 }
 
-// pushNode adds leaf number i to the stack of nodes that wait for a neighbour.
-func pushNode(stack []reg.VecVirtual, i int, v reg.VecVirtual) []reg.VecVirtual {
-	for ; i&1 == 1; i >>= 1 {
-		left := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		VADDPS(v, left, left)
-		v = left
-	}
-	return append(stack, v)
-}
-
-// treeOf emits the tree of n leaves, a power of two.
-func treeOf(n int, leaf func(i int) reg.VecVirtual) reg.VecVirtual {
-	var stack []reg.VecVirtual
-	for i := range n {
-		stack = pushNode(stack, i, leaf(i))
-	}
-	return stack[0]
-}
-
-// sum emits the tree of n words, at most a quad, into acc.
-func (k *kernel) sum(n int, acc []reg.VecVirtual) {
-	stacks := make([][]reg.VecVirtual, k.heads)
-	for w := range n {
-		for h, v := range k.word(w) {
-			stacks[h] = pushNode(stacks[h], w, v)
+// digits emits avx2Digits: the tables of whole words from queries rounded to
+// integers, eight quads of int16 a word.
+func digits() {
+	signs := GLOBL("signs", attr.RODATA|attr.NOPTR)
+	// In this order VPHADDD and VPACKSSDW leave the 16 sums in theirs.
+	for k := range 4 {
+		for lane := range 2 {
+			for i := range 2 {
+				x := lane*8 + k*2 + i
+				var c uint64
+				for bit := range 4 {
+					v := uint64(0xffff)
+					if x>>bit&1 == 1 {
+						v = 1
+					}
+					c |= v << (16 * bit)
+				}
+				DATA(32*k+16*lane+8*i, U64(c))
+			}
 		}
 	}
-	for h, s := range stacks {
-		// What is left has no neighbour at its level; right to left is the tree.
-		for len(s) > 1 {
-			VADDPS(s[len(s)-1], s[len(s)-2], s[len(s)-2])
-			s = s[:len(s)-1]
-		}
-		VMOVAPS(s[0], acc[h])
+	bias := constants("bias", [4]uint32{0x20402040})
+	digit := constants("digit", [4]uint32{0x007f007f})
+	TEXT("avx2Digits", NOSPLIT, "func(words int, quads *int16, digits *byte)")
+	Pragma("noescape")
+	words := Load(Param("words"), GP64())
+	quads := Load(Param("quads"), GP64())
+	out := Load(Param("digits"), GP64())
+	var c [4]reg.VecVirtual
+	for k := range c {
+		c[k] = YMM()
+		VMOVDQU(signs.Offset(32*k), c[k])
 	}
+	zero, mask := YMM(), YMM()
+	VPBROADCASTD(bias, zero)
+	VPBROADCASTD(digit, mask)
+	Label("word")
+	for g := range 8 {
+		var m [4]reg.VecVirtual
+		q := YMM()
+		VPBROADCASTQ(Mem{Base: quads, Disp: 8 * g}, q)
+		for k := range m {
+			m[k] = YMM()
+			VPMADDWD(c[k], q, m[k])
+		}
+		VPHADDD(m[1], m[0], m[0])
+		VPHADDD(m[3], m[2], m[2])
+		VPACKSSDW(m[2], m[0], m[0])
+		VPADDW(zero, m[0], m[0])
+		VPAND(mask, m[0], m[1])
+		VPSRLW(Imm(7), m[0], m[0])
+		VPACKUSWB(m[0], m[1], m[0])
+		VPERMQ(Imm(0xd8), m[0], m[0])
+		VMOVDQU(m[0].AsX(), Mem{Base: out, Disp: tableAt(g/2, g%2, 0)})
+		VEXTRACTI128(Imm(1), m[0], Mem{Base: out, Disp: tableAt(g/2, g%2, 1)})
+	}
+	ADDQ(Imm(64), quads)
+	ADDQ(U32(tableBytes), out)
+	DECQ(words)
+	JNZ(LabelRef("word"))
+	VZEROUPPER()
+	RET()
 }
 
-// emit writes the kernel. Nodes of whole quads that wait for a neighbour go to
-// the stack in memory, as a binary counter: after quad number q as many nodes are
-// merged as q has trailing ones.
-func (k *kernel) emit() {
-	name, step := fmt.Sprintf("avx2Score%d", k.heads), 32
-	if k.wide {
-		name, step = fmt.Sprintf("avx512Score%d", k.heads), 64
-	}
-	TEXT(name, NOSPLIT, signature)
+// vpdpbusd adds to each number of sum the products of four unsigned bytes of u
+// with signed bytes of s. avo 0.5.0 does not know the instruction.
+func vpdpbusd(s, u, sum reg.VecVirtual) {
+	Instruction(&ir.Instruction{
+		Opcode: "VPDPBUSD", Operands: []Op{s, u, sum},
+		Inputs: []Op{s, u, sum}, Outputs: []Op{sum}, ISA: []string{"AVX512VNNI"},
+	})
+}
+
+// wide emits the kernel of AVX-512 with VBMI and VNNI for a number of heads. A
+// register holds a word of 16 keys, and the four tables of its low or high nibbles
+// fill a register too: VPERMB looks up the byte of each place in its own table,
+// and VPDPBUSD adds the four bytes of a key.
+func wide(heads, most int) {
+	low := constants(fmt.Sprintf("low%d", heads), [4]uint32{0x0f0f0f0f})
+	place := constants(fmt.Sprintf("place%d", heads), [4]uint32{0x30201000})
+	weight := constants(fmt.Sprintf("weight%d", heads), [4]uint32{0x01010101, 0x80808080})
+	TEXT(fmt.Sprintf("avx512vbmiScore%d", heads), NOSPLIT, "func(blocks, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)")
 	Pragma("noescape")
 	count := Load(Param("blocks"), GP64())
 	words := Load(Param("words"), GP64())
-	k.bits = Load(Param("bits"), GP64())
+	bits := Load(Param("bits"), GP64())
 	scales := Load(Param("scales"), GP64())
+	head := Load(Param("head"), GP64())
 	out := Load(Param("out"), GP64())
-	k.tab = GP64()
-	var stride reg.Register
-	if k.heads > 1 {
-		stride = GP64()
-		MOVQ(words, stride)
-		SHLQ(Imm(9), stride) // tableBytes
+	ostride := Load(Param("ostride"), GP64())
+	SHLQ(Imm(2), ostride)
+	tables := GP64() // distance between heads
+	MOVQ(words, tables)
+	SHLQ(Imm(8), tables)
+	block := GP64() // distance between blocks
+	MOVQ(words, block)
+	SHLQ(Imm(6), block)
+	mask, places := ZMM(), ZMM()
+	VPBROADCASTD(low, mask)
+	VPBROADCASTD(place, places)
+	weights := []reg.VecVirtual{ZMM(), ZMM()}
+	for d := range weights {
+		VPBROADCASTD(weight.Offset(4*d), weights[d])
 	}
-	var stride3 reg.Register
-	if k.heads > 2 {
-		stride3 = GP64()
-		LEAQ(Mem{Base: stride, Index: stride, Scale: 2}, stride3)
-	}
-	k.tabs = func(head, disp int) Mem {
-		m := Mem{Base: k.tab, Disp: disp}
-		switch head {
-		case 1, 2:
-			m.Index, m.Scale = stride, uint8(head)
-		case 3:
-			m.Index, m.Scale = stride3, 1
+	tab, left, t, o := GP64(), GP64(), GP64(), GP64()
+	start := ZMM()
+	IMUL3Q(I32(-wordBias), words, t)
+	VPBROADCASTD(t.As32(), start)
+
+	for _, g := range []int{most, 1} {
+		loop, word, end := fmt.Sprintf("blocks%d", g), fmt.Sprintf("word%d", g), fmt.Sprintf("end%d", g)
+		Label(loop)
+		CMPQ(count, Imm(uint64(g)))
+		JLT(LabelRef(end))
+		acc := make([][]reg.VecVirtual, heads)
+		for h := range acc {
+			for range g {
+				a := ZMM()
+				VMOVDQA32(start, a)
+				acc[h] = append(acc[h], a)
+			}
 		}
-		return m
-	}
-	if !k.wide {
-		ADDQ(count, count) // halves of blocks
-	}
-	acc := make([]reg.VecVirtual, k.heads)
-	for h := range acc {
-		acc[h] = k.reg()
-	}
-	top, q, t := GP64(), GP64(), GP64()
-
-	Label("block")
-	Load(Param("tab"), k.tab)
-	Load(Param("stack"), top)
-	XORQ(q, q)
-
-	Label("quads")
-	LEAQ(Mem{Base: q, Disp: quad}, t)
-	CMPQ(t, words)
-	JGT(LabelRef("rest"))
-	k.sum(quad, acc)
-	ADDQ(U32(quad*wordBytes), k.bits)
-	ADDQ(U32(quad*tableBytes), k.tab)
-	ADDQ(Imm(quad), q)
-	CMPQ(q, words)
-	JEQ(LabelRef("collapse"))
-	// Merge with as many waiting nodes as q/quad has trailing zeros, now that it
-	// has been counted up.
-	MOVQ(q, t)
-	Label("merge")
-	TESTQ(U32(quad), t)
-	JNZ(LabelRef("push"))
-	SUBQ(U32(uint32(k.heads*step)), top)
-	for h := range acc {
-		VADDPS(Mem{Base: top, Disp: h * step}, acc[h], acc[h])
-	}
-	SHRQ(Imm(1), t)
-	JMP(LabelRef("merge"))
-	Label("push")
-	for h := range acc {
-		VMOVUPS(acc[h], Mem{Base: top, Disp: h * step})
-	}
-	ADDQ(U32(uint32(k.heads*step)), top)
-	JMP(LabelRef("quads"))
-
-	Label("rest")
-	MOVQ(words, t)
-	SUBQ(q, t)
-	CMPQ(t, Imm(2))
-	JEQ(LabelRef("rest2"))
-	JGT(LabelRef("rest3"))
-	for n := 1; n < quad; n++ {
-		if n > 1 {
-			Label(fmt.Sprintf("rest%d", n))
+		Load(Param("tab"), tab)
+		MOVQ(words, left)
+		Label(word)
+		index := make([][2]reg.VecVirtual, g)
+		MOVQ(bits, t)
+		for i := range index {
+			lo, hi := ZMM(), ZMM()
+			VMOVDQU32(Mem{Base: t}, lo)
+			if i+1 < g {
+				ADDQ(block, t)
+			}
+			VPSRLD(Imm(4), lo, hi)
+			// (x AND mask) OR places; what is above bit 5 of a byte does not count.
+			VPTERNLOGD(U8(0xea), places, mask, lo)
+			VPTERNLOGD(U8(0xea), places, mask, hi)
+			index[i] = [2]reg.VecVirtual{lo, hi}
 		}
-		k.sum(n, acc)
-		ADDQ(U32(uint32(n*wordBytes)), k.bits)
-		if n < quad-1 {
-			JMP(LabelRef("collapse"))
+		MOVQ(tab, t)
+		for h := range heads {
+			for n := range 2 {
+				for d := range 2 {
+					table := ZMM()
+					VMOVDQU8(Mem{Base: t, Disp: tableAt(0, n, d)}, table)
+					for i := range index {
+						x := ZMM()
+						VPERMB(table, index[i][n], x)
+						vpdpbusd(x, weights[d], acc[h][i])
+					}
+				}
+			}
+			if h+1 < heads {
+				ADDQ(tables, t)
+			}
 		}
-	}
-
-	// The last node of the key takes in all that wait, right to left.
-	Label("collapse")
-	Load(Param("stack"), t)
-	Label("collapsing")
-	CMPQ(top, t)
-	JEQ(LabelRef("finish"))
-	SUBQ(U32(uint32(k.heads*step)), top)
-	for h := range acc {
-		VADDPS(Mem{Base: top, Disp: h * step}, acc[h], acc[h])
-	}
-	JMP(LabelRef("collapsing"))
-
-	Label("finish")
-	scale := k.reg()
-	VCVTPH2PS(Mem{Base: scales}, scale)
-	Load(Param("offsets"), t)
-	Load(Param("ostride"), q)
-	MOVQ(out, top)
-	for h := range acc {
-		offset := k.reg()
-		VBROADCASTSS(Mem{Base: t, Disp: 4 * h}, offset)
-		VMULPS(scale, acc[h], acc[h])
-		VADDPS(offset, acc[h], acc[h])
-		VMOVUPS(acc[h], Mem{Base: top})
-		if h+1 < k.heads {
-			LEAQ(Mem{Base: top, Index: q, Scale: 4}, top)
+		ADDQ(Imm(wordBytes), bits)
+		ADDQ(U32(tableBytes), tab)
+		DECQ(left)
+		JNZ(LabelRef(word))
+		for range g - 1 {
+			ADDQ(block, bits)
 		}
+		scale := make([]reg.VecVirtual, g)
+		for i := range scale {
+			scale[i] = ZMM()
+			VCVTPH2PS(Mem{Base: scales, Disp: 32 * i}, scale[i])
+		}
+		MOVQ(out, o)
+		for h := range heads {
+			for i, a := range acc[h] {
+				VCVTDQ2PS(a, a)
+				VMULPS_BCST(Mem{Base: head, Disp: constBytes*h + atStep}, a, a)
+				VMULPS(scale[i], a, a)
+				VADDPS_BCST(Mem{Base: head, Disp: constBytes*h + atOffset}, a, a)
+				VMOVUPS(a, Mem{Base: o, Disp: 64 * i})
+			}
+			if h+1 < heads {
+				ADDQ(ostride, o)
+			}
+		}
+		ADDQ(U32(uint32(32*g)), scales)
+		ADDQ(U32(uint32(64*g)), out)
+		SUBQ(Imm(uint64(g)), count)
+		JMP(LabelRef(loop))
+		Label(end)
 	}
-	ADDQ(Imm(uint64(2*k.lanes())), scales)
-	ADDQ(Imm(uint64(4*k.lanes())), out)
-	if !k.wide {
-		// From the lower half to the upper half of the same block and on to the next
-		// block: bits has run one block ahead.
-		TESTQ(U32(1), count)
-		JNZ(LabelRef("next"))
-		ADDQ(Imm(32+32), k.bits)
-		MOVQ(words, t)
-		SHLQ(Imm(6), t) // wordBytes
-		SUBQ(t, k.bits)
-		Label("next")
-		SUBQ(Imm(32), k.bits)
-	}
-	DECQ(count)
-	JNZ(LabelRef("block"))
 	VZEROUPPER()
 	RET()
 }
 
 func main() {
 	ConstraintExpr("amd64,gc,!noasm")
-	defineConstants()
-	for _, heads := range []int{1, 2} {
-		(&kernel{heads: heads}).emit()
-	}
-	for _, heads := range []int{1, 2, 4} {
-		(&kernel{wide: true, heads: heads}).emit()
-	}
+	digits()
+	split()
+	sum()
+	wide(1, 4)
+	wide(2, 4)
+	wide(4, 2)
 	Generate()
 }

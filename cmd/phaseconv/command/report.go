@@ -1,0 +1,147 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/urfave/cli/v3"
+
+	"phaseconv/convert"
+	"phaseconv/spec"
+	"phaseconv/verify"
+	"phaseconv/verify/contract"
+	"phaseconv/verify/report"
+	"phaseconv/verify/texts"
+)
+
+func reportCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:      "report",
+		Usage:     "write report.html about one model or several side by side",
+		ArgsUsage: "ARTIFACT|JSON...",
+		Description: `ARTIFACT is a folder that "phaseconv convert" wrote. JSON is what verify, audit
+or advise print with --json, a manifest, or a report.json; the results of verify
+and advise belong to the model named before them. The page is one file and asks
+no network for anything.
+
+Examples:
+  phaseconv report smol
+  phaseconv report smol advise.json -o smol.html
+  phaseconv report smol qwen gemma -o compared.html
+  phaseconv report smol --measure --text test.txt --calib train.txt --report-detail`,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "file to write (default: report.html in the artifact if there is just one, else here)"},
+			&cli.BoolFlag{Name: "measure", Usage: "measure positions, angles and samples of the artifacts again and keep them in report.json"},
+			&cli.BoolFlag{Name: "report-detail", Usage: "with --measure: also each layer alone, other codes and other contexts; about one forward pass for each layer"},
+			&cli.StringFlag{Name: "text", Usage: "with --measure: held-out text (default: an embedded one)"},
+			&cli.StringFlag{Name: "calib", Usage: "with --measure: the text that was fitted to, for codes of other sizes in the last probe (default: the embedded one, if it was that)"},
+			&cli.IntFlag{Name: "calib-tokens", Usage: "with --measure: tokens to fit those to", Value: 4096},
+			&cli.IntFlag{Name: "ctx", Usage: "with --measure: context length", Value: 512},
+			&cli.IntFlag{Name: "chunks", Usage: "with --measure: windows", Value: 2},
+			seedFlag(), threadsFlag(),
+		},
+		Action: func(ctx context.Context, c *cli.Command) error { return runReport(ctx, c, stdout, stderr) },
+	}
+}
+
+func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
+	args := c.Args().Slice()
+	switch {
+	case len(args) == 0:
+		return usagef("report: name at least one artifact or file of JSON")
+	case len(args) > 4*report.MaxModels:
+		return usagef("report: %d arguments; at most %d models can be shown", len(args), report.MaxModels)
+	case c.Bool("report-detail") && !c.Bool("measure"):
+		return usagef("report: --report-detail needs --measure")
+	}
+	folders := 0
+	for _, a := range args {
+		st, err := os.Stat(a)
+		if err != nil {
+			return &verify.UsageError{Err: err}
+		}
+		if !st.IsDir() {
+			continue
+		}
+		folders++
+		if c.Bool("measure") {
+			if err := measureReport(ctx, c, a, stderr); err != nil {
+				return err
+			}
+		}
+	}
+	if c.Bool("measure") && folders == 0 {
+		return usagef("report: --measure needs an artifact folder")
+	}
+	out := c.String("out")
+	if out == "" {
+		out = spec.ReportName
+		if st, err := os.Stat(args[0]); err == nil && st.IsDir() && folders == 1 {
+			out = filepath.Join(args[0], spec.ReportName)
+		}
+	}
+	if err := convert.RenderReport(args, out); err != nil {
+		return err
+	}
+	fmt.Fprintln(stdout, "written to", out)
+	return nil
+}
+
+// measureReport fills an artifact's report.json.
+func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Writer) error {
+	checks := &contract.Checker{}
+	a := contract.Open(dir, "", checks)
+	if a != nil {
+		defer a.Close()
+	}
+	for _, x := range checks.Checks {
+		if !x.OK {
+			return fmt.Errorf("%s does not pass its contract: %s: %s", dir, x.Check, x.Detail)
+		}
+	}
+	o := convert.ReportOptions{
+		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Full: c.Bool("report-detail"),
+		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: progress(stderr),
+	}
+	var err error
+	if o.Text, err = evaluationText(c.String("text")); err != nil {
+		return err
+	}
+	embedded := verify.Text{Name: texts.CalibrationName, Data: texts.Calibration}
+	if c.String("calib") != "" || embedded.SHA256() == a.Sidecar.Calibration.SHA256 {
+		if o.Calibration, err = calibrationText(c.String("calib")); err != nil {
+			return err
+		}
+		if got := o.Calibration.SHA256(); got != a.Sidecar.Calibration.SHA256 {
+			return usagef("--calib %s has SHA-256 %s, but the artifact was fitted to a text with %s", o.Calibration.Name, got, a.Sidecar.Calibration.SHA256)
+		}
+	}
+	d, err := convert.Detail(ctx, a, o)
+	if err != nil {
+		return err
+	}
+	return convert.UpdateReport(dir, func(r *spec.ReportJSON) { r.Detail = d })
+}
+
+// reportFlag of commands that measure.
+func reportFlag() cli.Flag {
+	return &cli.StringFlag{Name: "report", Usage: "write a page about the result to this file"}
+}
+
+func reportDetailFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "report-detail", Usage: "measure more for it: each layer alone, other codes, other contexts"}
+}
+
+// verifyReport writes a page about an artifact with a verification of its own. Of
+// an artifact whose manifest cannot be read it shows the failed contract.
+func verifyReport(path, dir string, res *spec.VerifyJSON) error {
+	models, err := report.Load([]string{dir})
+	if err != nil {
+		models = []report.Model{{Name: filepath.Base(filepath.Clean(dir))}}
+	}
+	models[0].Verify = res
+	return convert.WriteReport(path, models...)
+}

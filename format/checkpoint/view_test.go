@@ -1,0 +1,146 @@
+package checkpoint_test
+
+import (
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/internal/tiny"
+)
+
+// TestViewEdits: scales, turns and shifts in any order act as their matrices do,
+// one after the other, whatever rows are read.
+func TestViewEdits(t *testing.T) {
+	dir := t.TempDir()
+	tiny.GGUF(t, filepath.Join(dir, "m.gguf"), "qwen2", tiny.Options{Layers: 1})
+	c := open(t, filepath.Join(dir, "m.gguf"))
+	r := rand.New(rand.NewPCG(1, 9))
+	draw := func(n int) []float32 {
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = float32(0.5 + r.Float64())
+		}
+		return x
+	}
+	for _, name := range []string{"blk.0.attn_k.weight", "blk.0.attn_k.bias", "added"} {
+		v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}
+		x, ok := c.Find(name)
+		if !ok {
+			x = &checkpoint.Tensor{Name: name, Shape: []int{32}, Type: "F32"}
+			v.Added = map[string]*checkpoint.Tensor{name: x}
+			if _, ok := v.Find(name); !ok {
+				t.Fatal("an added tensor is not found")
+			}
+		}
+		n := x.Shape[0]
+		per := x.Elements() / n
+		want := make([]float64, x.Elements())
+		if ok {
+			all, err := c.ReadAll(x)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, a := range all {
+				want[i] = float64(a)
+			}
+		}
+		partner := make([]int, n)
+		for i := range partner {
+			partner[i] = i ^ 4
+		}
+		for range 8 {
+			switch r.IntN(3) {
+			case 0:
+				s := draw(n)
+				v.Edits.Scale(name, "G3", s)
+				for i := range want {
+					want[i] *= float64(s[i/per])
+				}
+			case 1:
+				own, cross := draw(n), draw(n)
+				v.Edits.Turn(name, "G3", partner, own, cross)
+				old := slices.Clone(want)
+				for i := range want {
+					want[i] = float64(own[i/per])*old[i] + float64(cross[i/per])*old[partner[i/per]*per+i%per]
+				}
+			case 2:
+				s := draw(n)
+				v.Edits.Shift(name, "G7", s)
+				for i := range want {
+					want[i] += float64(s[i/per])
+				}
+			}
+		}
+		for row := range x.Rows() {
+			got := make([]float32, x.Cols())
+			if err := v.ReadRows(x, row, 1, got); err != nil {
+				t.Fatal(err)
+			}
+			for k, g := range got {
+				w := want[row*x.Cols()+k]
+				if math.Abs(float64(g)-w) > 1e-5*math.Max(1, math.Abs(w)) {
+					t.Fatalf("%s: row %d, column %d is %g, want %g", name, row, k, g, w)
+				}
+			}
+		}
+		if err := v.ReadRows(x, x.Rows(), 1, make([]float32, x.Cols())); err == nil {
+			t.Errorf("%s: a row behind the end was read", name)
+		}
+	}
+	// Columns, in a matrix whose rows are scaled too.
+	const name = "blk.0.attn_output.weight"
+	x, _ := c.Find(name)
+	v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}
+	rows, cols := draw(x.Shape[0]), draw(x.Cols())
+	v.Edits.ScaleColumns(name, "G2", cols)
+	v.Edits.Scale(name, "G1", rows)
+	v.Edits.ScaleColumns(name, "G2", cols)
+	got, err := c.ReadAll(x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := make([]float32, len(got))
+	if err := v.ReadRows(x, 0, x.Rows(), edited); err != nil {
+		t.Fatal(err)
+	}
+	for i, g := range got {
+		k := i % x.Cols()
+		want := float64(g) * float64(rows[i/x.Cols()]) * float64(cols[k]) * float64(cols[k])
+		if math.Abs(want-float64(edited[i])) > 1e-6 {
+			t.Fatalf("value %d is %g, want %g", i, edited[i], want)
+		}
+	}
+}
+
+// TestViewRefuses: an edit that does not fit its tensor is an error, not a panic.
+func TestViewRefuses(t *testing.T) {
+	dir := t.TempDir()
+	tiny.GGUF(t, filepath.Join(dir, "m.gguf"), "llama", tiny.Options{Layers: 1})
+	c := open(t, filepath.Join(dir, "m.gguf"))
+	const name = "blk.0.attn_k.weight"
+	x, _ := c.Find(name)
+	n := x.Shape[0]
+	full := make([]float32, n)
+	self := make([]int, n)
+	far := make([]int, n)
+	for i := range self {
+		self[i], far[i] = i, n
+	}
+	for what, e := range map[string]*checkpoint.Edit{
+		"scale":           {Scale: full[1:]},
+		"shift":           {Shift: full[1:]},
+		"columns":         {Cols: make([]float32, x.Cols()+1)},
+		"both":            {Cols: make([]float32, x.Cols()), Shift: full},
+		"lonely":          {Cross: full, Scale: full},
+		"unscaled":        {Cross: full, Partner: self},
+		"distant partner": {Cross: full, Scale: full, Partner: far},
+	} {
+		v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{name: e}}
+		if err := v.ReadRows(x, 0, 1, make([]float32, x.Cols())); err == nil {
+			t.Errorf("%s: accepted", what)
+		}
+	}
+}

@@ -1,0 +1,215 @@
+package rotations
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/family"
+)
+
+// IDValues is identity G2 between W_V and W_O.
+const IDValues = "G2"
+
+// A KeyEdit is what a change of weights does to the keys of one KV head before
+// RoPE: k becomes A (k - delta), and the queries that meet it turn inversely.
+type KeyEdit struct {
+	// Turn is A, identity G3; nil for none.
+	Turn *PairTurn
+	// Removal holds delta, near-identity G7; nil for none.
+	Removal *SlowMean
+}
+
+// ErrNoKeyBias is why a model's keys cannot be shifted.
+var ErrNoKeyBias = errors.New("keys take no bias")
+
+// CheckKeyBias says whether a constant can be taken out of the keys of a model,
+// through the key bias it has or one that stock readers of its family accept.
+func CheckKeyBias(c *family.Config) error {
+	switch {
+	case c.Family.QKNorm != family.NoQKNorm:
+		return fmt.Errorf("%w: family %s normalises keys after their projection (QK-norm), and nothing can be added behind the norm", ErrNoKeyBias, c.Family.Name)
+	case !c.Family.AttnBias.K:
+		return fmt.Errorf("%w: stock readers of family %s know no bias of the key projection", ErrNoKeyBias, c.Family.Name)
+	}
+	return nil
+}
+
+// FoldKeys adds the edits of one layer's KV heads to a view of the checkpoint:
+// delta to the key bias, which becomes a new tensor of the view where the model
+// has none, scales and angles to the rows of W_K and W_Q and to their biases, or
+// with QK-norm scales alone to the norms' gains.
+func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
+	cfg := v.Config
+	if len(heads) != cfg.KVHeads {
+		return fmt.Errorf("layer %d: key edits for %d of %d KV heads", layer, len(heads), cfg.KVHeads)
+	}
+	fail := func(h int, err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, h, err) }
+	shifted, turned := false, false
+	for h, e := range heads {
+		if e.Turn != nil {
+			if err := e.Turn.Check(cfg.HeadDim); err != nil {
+				return fail(h, err)
+			}
+			if e.Turn.Angle != nil && cfg.Family.QKNorm != family.NoQKNorm {
+				return fail(h, errors.New("angles do not pass through the gain of a QK-norm"))
+			}
+			turned = true
+		}
+		if e.Removal != nil {
+			if err := CheckKeyBias(cfg); err != nil {
+				return fail(h, err)
+			}
+			if len(e.Removal.Delta) != cfg.HeadDim {
+				return fail(h, fmt.Errorf("%d shifts for head_dim %d", len(e.Removal.Delta), cfg.HeadDim))
+			}
+			for _, x := range e.Removal.Delta {
+				if math.IsNaN(x) || math.IsInf(x, 0) {
+					return fail(h, fmt.Errorf("shift of %g", x))
+				}
+			}
+			shifted = true
+		}
+	}
+	if v.Edits == nil {
+		v.Edits = checkpoint.Edits{}
+	}
+	if shifted {
+		foldShift(v, layer, heads)
+	}
+	if !turned {
+		return nil
+	}
+	if cfg.Family.QKNorm != family.NoQKNorm {
+		return foldGains(v, layer, heads)
+	}
+	foldTurns(v, layer, heads)
+	return nil
+}
+
+func foldShift(v *checkpoint.View, layer int, heads []KeyEdit) {
+	d := v.Config.HeadDim
+	shift := make([]float32, len(heads)*d)
+	for h, e := range heads {
+		if e.Removal != nil {
+			for i, x := range e.Removal.Delta {
+				shift[h*d+i] = float32(-x)
+			}
+		}
+	}
+	name := family.Name(layer, "attn_k.bias")
+	if _, ok := v.Find(name); !ok {
+		if v.Added == nil {
+			v.Added = map[string]*checkpoint.Tensor{}
+		}
+		v.Added[name] = &checkpoint.Tensor{Name: name, Layer: layer, Shape: []int{len(shift)}, Type: "F32"}
+	}
+	v.Edits.Shift(name, IDSlowMean, shift)
+}
+
+// foldGains folds scales into the gains of a QK-norm.
+func foldGains(v *checkpoint.View, layer int, heads []KeyEdit) error {
+	b := &Balance{PerLayer: v.Config.Family.QKNorm == family.NormHead}
+	for h, e := range heads {
+		s := make([]float32, v.Config.HeadDim/2)
+		for p := range s {
+			s[p] = 1
+			if e.Turn != nil {
+				s[p] = e.Turn.Scale[p]
+			}
+			if b.PerLayer && s[p] != b.first(p, s[p]) {
+				return fmt.Errorf("layer %d, KV head %d: one gain vector serves all heads, so the balance must be one for all heads too", layer, h)
+			}
+		}
+		b.Scale = append(b.Scale, s)
+	}
+	return FoldBalance(v.Edits, v.Checkpoint, layer, b)
+}
+
+// first returns the scale of pair p in the first head, or s where there is none yet.
+func (b *Balance) first(p int, s float32) float32 {
+	if len(b.Scale) == 0 {
+		return s
+	}
+	return b.Scale[0][p]
+}
+
+func foldTurns(v *checkpoint.View, layer int, heads []KeyEdit) {
+	cfg := v.Config
+	d := cfg.HeadDim
+	angles := false
+	for _, e := range heads {
+		angles = angles || e.Turn != nil && e.Turn.Angle != nil
+	}
+	for _, side := range []struct {
+		names []string
+		times int // heads of the projection per KV head
+		query bool
+	}{{[]string{"attn_k.weight", "attn_k.bias"}, 1, false}, {[]string{"attn_q.weight", "attn_q.bias"}, cfg.Group(), true}} {
+		n := len(heads) * side.times * d
+		partner, own, cross := make([]int, n), make([]float32, n), make([]float32, n)
+		for h := range len(heads) * side.times {
+			e := heads[h/side.times]
+			for p := range d / 2 {
+				i, j := cfg.Pairs.Dims(p, d)
+				i, j = h*d+i, h*d+j
+				re, im := 1.0, 0.0
+				if e.Turn != nil {
+					re, im = e.Turn.factor(p, side.query)
+				}
+				partner[i], partner[j] = j, i
+				own[i], own[j] = float32(re), float32(re)
+				cross[i], cross[j] = float32(-im), float32(im)
+			}
+		}
+		for _, part := range side.names {
+			name := family.Name(layer, part)
+			if _, ok := v.Find(name); !ok {
+				continue
+			}
+			if angles {
+				v.Edits.Turn(name, IDBalance, partner, own, cross)
+			} else {
+				v.Edits.Scale(name, IDBalance, own)
+			}
+		}
+	}
+}
+
+// FoldValues adds a balance of values to a view: dimension i of KV head h is
+// multiplied by scale[h][i] in W_V and its bias, and divided again in the columns
+// of W_O that its query heads meet. It changes nothing that leaves the layer.
+func FoldValues(v *checkpoint.View, layer int, scale [][]float32) error {
+	cfg := v.Config
+	if len(scale) != cfg.KVHeads {
+		return fmt.Errorf("layer %d: value scales for %d of %d KV heads", layer, len(scale), cfg.KVHeads)
+	}
+	var rows, cols []float32
+	for h, s := range scale {
+		if len(s) != cfg.HeadDim {
+			return fmt.Errorf("layer %d, KV head %d: %d value scales for head_dim %d", layer, h, len(s), cfg.HeadDim)
+		}
+		inverse := make([]float32, len(s))
+		for i, t := range s {
+			if !(t > 0) || math.IsInf(float64(t), 0) {
+				return fmt.Errorf("layer %d, KV head %d: value scale %g", layer, h, t)
+			}
+			inverse[i] = 1 / t
+		}
+		rows = append(rows, s...)
+		for range cfg.Group() {
+			cols = append(cols, inverse...)
+		}
+	}
+	if v.Edits == nil {
+		v.Edits = checkpoint.Edits{}
+	}
+	for _, part := range []string{"attn_v.weight", "attn_v.bias"} {
+		if name := family.Name(layer, part); exists(v.Checkpoint, name) {
+			v.Edits.Scale(name, IDValues, rows)
+		}
+	}
+	v.Edits.ScaleColumns(family.Name(layer, "attn_output.weight"), IDValues, cols)
+	return nil
+}

@@ -1,0 +1,332 @@
+package calibrate
+
+import (
+	"fmt"
+	"math"
+
+	"phaseconv/format/family"
+	"phaseconv/kernels/rope"
+	"phaseconv/rotations"
+	"phaseconv/verify/refmodel"
+)
+
+// BalanceKind says how the pairs of a head are scaled.
+type BalanceKind int
+
+const (
+	// NoBalance leaves scales as they are.
+	NoBalance BalanceKind = iota
+	// ClosedForm takes the scales that suit any type with errors alike in all directions.
+	ClosedForm
+	// PowerOfTwo rounds those to powers of two: rows of quantised weights then keep
+	// their stored digits.
+	PowerOfTwo
+	// ForType starts from the closed form and tunes it to the cache type. It needs
+	// StatsOptions.Samples.
+	ForType
+)
+
+func (k BalanceKind) String() string {
+	switch k {
+	case NoBalance:
+		return "none"
+	case ClosedForm:
+		return "closed form"
+	case PowerOfTwo:
+		return "powers of two"
+	}
+	return "tuned"
+}
+
+// A KeyFit is one candidate for what is done to keys. Candidates are compared by
+// measured divergence, see EditedKeys; the zero value changes nothing.
+type KeyFit struct {
+	// Remove takes slow means out; nil does not. A Noise of 0 is measured, head by
+	// head, by storing sampled keys in Cache.
+	Remove  *rotations.SlowMeanOptions
+	Balance BalanceKind
+	// Cache is what the edits are for; Tune goes with Balance ForType.
+	Cache rotations.CacheRow
+	Tune  rotations.TuneOptions
+	// Only, if set, limits both changes to some heads.
+	Only func(layer, head int) bool
+}
+
+// Fit makes the edits of all heads, [layer][KV head]. It refuses a removal on
+// models whose keys take no bias.
+func (s *KeyStats) Fit(f KeyFit) ([][]rotations.KeyEdit, error) {
+	c := s.cfg
+	if f.Remove != nil {
+		if err := rotations.CheckKeyBias(c); err != nil {
+			return nil, err
+		}
+	}
+	norm := c.Family.QKNorm
+	if norm != family.NoQKNorm {
+		f.Tune.Angles = false
+	}
+	out := make([][]rotations.KeyEdit, c.Layers)
+	for l := range out {
+		out[l] = make([]rotations.KeyEdit, c.KVHeads)
+	}
+	// With one gain vector for all heads a layer is one task.
+	per := 1
+	if norm == family.NormHead {
+		per = c.KVHeads
+	}
+	tasks := c.Layers * c.KVHeads / per
+	errs := make([]error, tasks)
+	refmodel.Parallel(s.o.Threads, tasks, func(i int) {
+		l, h := i*per/c.KVHeads, i*per%c.KVHeads
+		errs[i] = s.fitHeads(f, l, h, out[l][h:h+per])
+	})
+	for _, err := range errs {
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// fitHeads fits KV heads [head, head+len(out)) of a layer, which share a balance.
+func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) error {
+	if f.Only != nil && !f.Only(layer, head) {
+		return nil
+	}
+	fail := func(err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, head, err) }
+	half := s.cfg.HeadDim / 2
+	q, k := make([]float64, half), make([]float64, half)
+	for i := range out {
+		stats, err := s.Head(layer, head+i)
+		if err != nil {
+			return err
+		}
+		var delta []float64
+		if f.Remove != nil {
+			if out[i].Removal, err = s.remove(f, stats, layer, head+i); err != nil {
+				return fail(err)
+			}
+			delta = out[i].Removal.Delta
+		}
+		stats.AddPairEnergies(q, k, delta)
+	}
+	if f.Balance == NoBalance {
+		return nil
+	}
+	turn := &rotations.PairTurn{Scale: rotations.BalanceOf(q, k)}
+	switch f.Balance {
+	case PowerOfTwo:
+		for p, t := range turn.Scale {
+			turn.Scale[p] = nearestPower(t)
+		}
+	case ForType:
+		var samples []*rotations.KeySample
+		for i := range out {
+			x, err := s.Sample(layer, head+i, out[i].Removal)
+			if err != nil {
+				return err
+			}
+			samples = append(samples, x)
+		}
+		o := f.Tune
+		o.Seed ^= uint64(layer)<<32 | uint64(head)
+		t, err := rotations.TuneBalance(samples, turn, f.Cache, o)
+		if err != nil {
+			return fail(err)
+		}
+		turn = t.Turn
+	}
+	for i := range out {
+		out[i].Turn = turn
+	}
+	return nil
+}
+
+// noiseRounds is how often a removal is repeated with the noise of what it leaves:
+// keys that are nearly all mean store better than what comes after them.
+const noiseRounds = 2
+
+// remove solves the program of one head, with its noise measured if need be.
+func (s *KeyStats) remove(f KeyFit, stats *rotations.KeyStats, layer, head int) (*rotations.SlowMean, error) {
+	o := *f.Remove
+	if o.Noise != 0 {
+		return rotations.RemoveSlowMean(stats, o)
+	}
+	var m *rotations.SlowMean
+	o.Noise = rotations.NoiseQ4_0
+	for round := 0; ; round++ {
+		var err error
+		if m, err = rotations.RemoveSlowMean(stats, o); err != nil || round == noiseRounds {
+			return m, err
+		}
+		sample, err := s.Sample(layer, head, m)
+		if err != nil {
+			return nil, err
+		}
+		half := s.cfg.HeadDim / 2
+		q, k := make([]float64, half), make([]float64, half)
+		stats.AddPairEnergies(q, k, m.Delta)
+		if o.Noise, err = sample.Noise(&rotations.PairTurn{Scale: rotations.BalanceOf(q, k)}, f.Cache); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// A Candidate is a named KeyFit.
+type Candidate struct {
+	Name string
+	// Near: the model's function changes a little, see rotations.IDSlowMean.
+	Near bool
+	Fit  KeyFit
+}
+
+// Candidates lists what is worth measuring for a cache, the least change first.
+// The first changes nothing.
+func Candidates(cfg *family.Config, cache rotations.CacheRow, seed uint64) []Candidate {
+	tune := rotations.TuneOptions{Sweeps: 4, Angles: true, Seed: seed}
+	out := []Candidate{
+		{Name: "as published"},
+		{Name: "balance, powers of two", Fit: KeyFit{Balance: PowerOfTwo, Cache: cache}},
+		{Name: "balance", Fit: KeyFit{Balance: ClosedForm, Cache: cache}},
+		{Name: "balance for the type", Fit: KeyFit{Balance: ForType, Cache: cache, Tune: tune}},
+	}
+	if rotations.CheckKeyBias(cfg) != nil {
+		return out
+	}
+	for _, kappa := range []float64{16, 4, 1} {
+		out = append(out, Candidate{
+			Name: fmt.Sprintf("slow means removed (drift weight %g), balance for the type", kappa), Near: true,
+			Fit: KeyFit{Remove: &rotations.SlowMeanOptions{Kappa: kappa}, Balance: ForType, Cache: cache, Tune: tune},
+		})
+	}
+	return out
+}
+
+// nearestPower rounds t > 0 to the power of two with the nearest logarithm.
+func nearestPower(t float32) float32 {
+	frac, exp := math.Frexp(float64(t))
+	if frac < math.Sqrt2/2 {
+		exp--
+	}
+	return float32(math.Ldexp(1, exp))
+}
+
+// EditedKeys stands for the cache of a model whose weights have been edited, on
+// top of the unedited model: candidates run as lanes of one forward pass. Inner
+// is the cache format.
+type EditedKeys struct {
+	Inner refmodel.Cache
+
+	cfg   *family.Config
+	edits [][]rotations.KeyEdit
+	ropes [2]*rope.Table // of full and of sliding layers
+}
+
+// NewEditedKeys returns the cache for contexts of up to n tokens.
+func NewEditedKeys(cfg *family.Config, edits [][]rotations.KeyEdit, inner refmodel.Cache, n int) (*EditedKeys, error) {
+	if len(edits) != cfg.Layers {
+		return nil, fmt.Errorf("key edits for %d of %d layers", len(edits), cfg.Layers)
+	}
+	e := &EditedKeys{Inner: inner, cfg: cfg, edits: edits}
+	for l, heads := range edits {
+		if len(heads) != cfg.KVHeads {
+			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), cfg.KVHeads)
+		}
+		if i := sliding(cfg, l); e.ropes[i] == nil {
+			e.ropes[i] = rope.NewTable(cfg.RopeOf(l), n)
+		}
+	}
+	return e, nil
+}
+
+func sliding(cfg *family.Config, layer int) int {
+	if cfg.IsSliding(layer) {
+		return 1
+	}
+	return 0
+}
+
+// Keys implements refmodel.Cache.
+func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
+	edit := e.edits[layer][head]
+	d := e.cfg.HeadDim
+	if edit.Removal != nil {
+		t := e.ropes[sliding(e.cfg, layer)]
+		if len(k)/d > t.Positions() {
+			return nil, fmt.Errorf("layer %d: %d keys, the edited cache was made for %d", layer, len(k)/d, t.Positions())
+		}
+		unshift(k, d, edit.Removal.Delta, func(i int) int { return i }, t, e.cfg.Pairs)
+	}
+	if edit.Turn != nil {
+		for i := 0; i < len(k); i += d {
+			edit.Turn.Apply(k[i:i+d], e.cfg.Pairs, false)
+		}
+	}
+	if e.Inner != nil {
+		s, err := e.Inner.Keys(layer, head, k)
+		if err != nil || s != nil && edit.Turn == nil {
+			return s, err
+		}
+		if s != nil {
+			return &turnedQueries{s, edit.Turn, e.cfg.Pairs, d}, nil
+		}
+	}
+	if edit.Turn != nil {
+		for i := 0; i < len(k); i += d {
+			edit.Turn.Undo(k[i:i+d], e.cfg.Pairs)
+		}
+	}
+	return nil, nil
+}
+
+// Values implements refmodel.Cache.
+func (e *EditedKeys) Values(layer, head int, v []float32) error {
+	if e.Inner == nil {
+		return nil
+	}
+	return e.Inner.Values(layer, head, v)
+}
+
+// unshift takes delta, turned to each key's position, out of keys after RoPE.
+func unshift(k []float32, d int, delta []float64, pos func(i int) int, t *rope.Table, pairs rope.Layout) {
+	x := make([]float32, d)
+	for i := 0; i < len(k); i += d {
+		for j, v := range delta {
+			x[j] = float32(v)
+		}
+		t.Apply(x, pos(i/d), pairs)
+		for j, v := range x {
+			k[i+j] -= v
+		}
+	}
+}
+
+// turnedQueries scores queries that edited weights would have made.
+type turnedQueries struct {
+	refmodel.Scorer
+	turn  *rotations.PairTurn
+	pairs rope.Layout
+	d     int
+}
+
+func (s *turnedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+	x := make([]float32, n*s.d)
+	for r := range n {
+		row := x[r*s.d : (r+1)*s.d]
+		copy(row, q[r*ldq:])
+		s.turn.Apply(row, s.pairs, true)
+	}
+	s.Scorer.Score(dst, ldd, x, s.d, n, pos, n0, n1)
+}
+
+// ValueBalance returns scales for the dimensions of one KV head's values, [D],
+// that suit a cache type with errors alike in all directions (identity G2):
+// s^2 = sqrt(O / E), for the energy O of W_O's columns and E of the values,
+// weighted by squared attention. It needs StatsOptions.Weights.
+func (s *KeyStats) ValueBalance(layer, head int) ([]float32, error) {
+	k := s.heads[layer*s.cfg.KVHeads+head]
+	if s.o.Weights == nil || k.out == nil {
+		return nil, fmt.Errorf("layer %d, KV head %d: statistics of values need the model's weights", layer, head)
+	}
+	return rotations.BalanceOf(k.out, k.value2), nil
+}

@@ -1,0 +1,265 @@
+package report
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+
+	"phaseconv/spec"
+)
+
+// CardOptions are what a model card says that an artifact does not know.
+type CardOptions struct {
+	// BaseModel is the id of the source on the hub, such as Org/Name; "" leaves it out.
+	BaseModel string
+	// Name of the converted model; "" takes the source's.
+	Name string
+}
+
+// Card writes README.md for an artifact: front matter, numbers that were
+// measured, and how to load the files. m.Manifest must be there.
+func Card(w io.Writer, m Model, o CardOptions) error {
+	if m.Manifest == nil {
+		return fmt.Errorf("a model card needs an artifact's manifest")
+	}
+	v, err := newView(0, &m)
+	if err != nil {
+		return err
+	}
+	name := o.Name
+	if name == "" {
+		name = v.Manifest.Source.Name
+	}
+	c := &card{v: v, o: o, name: oneLine(name)}
+	c.front()
+	c.intro()
+	c.numbers()
+	c.loading()
+	c.details()
+	_, err = io.WriteString(w, c.b.String())
+	return err
+}
+
+type card struct {
+	v    *view
+	o    CardOptions
+	name string
+	b    strings.Builder
+}
+
+func (c *card) line(format string, args ...any) { fmt.Fprintf(&c.b, format+"\n", args...) }
+
+// container returns the artifact's entry for a container.
+func (c *card) container(name string) (spec.Artifact, bool) {
+	for _, a := range c.v.Manifest.Artifacts {
+		if a.Container == name {
+			return a, true
+		}
+	}
+	return spec.Artifact{}, false
+}
+
+// yaml quotes a string; JSON strings are YAML.
+func yaml(s string) string {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return `""`
+	}
+	return string(b)
+}
+
+// oneLine keeps names from ending a line or a code span.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == '`' || r == '|' {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+func (c *card) front() {
+	c.line("---")
+	if l := c.v.License; l != "" && !strings.HasPrefix(l, "see ") {
+		c.line("license: %s", yaml(l))
+	}
+	if c.o.BaseModel != "" {
+		c.line("base_model: %s", yaml(c.o.BaseModel))
+		c.line("base_model_relation: quantized")
+	}
+	c.line("pipeline_tag: text-generation")
+	if _, ok := c.container("safetensors"); ok {
+		c.line("library_name: transformers")
+	}
+	c.line("tags:")
+	c.line("- phaseconv")
+	c.line("- kv-cache")
+	for _, a := range c.v.Manifest.Artifacts {
+		c.line("- %s", yaml(a.Container))
+	}
+	c.line("---")
+}
+
+func (c *card) intro() {
+	m := c.v.Manifest
+	c.line("# %s", c.name)
+	c.line("")
+	c.line("`%s` (%s, %d layers, %d KV heads of %d), converted by %s so that its KV cache survives few bits.",
+		oneLine(m.Source.Name), m.Model.Family, m.Model.Layers, m.Model.KVHeads, m.Model.HeadDim, oneLine(m.Tool))
+	c.line("")
+	if a := c.v.Verdict.Alarm; a != "" {
+		c.line("**%s**", a)
+		c.line("")
+	}
+	c.line("%s", c.v.Verdict.Headline)
+	c.line("%s", c.v.Verdict.Text)
+	c.line("")
+	c.line("%s", c.v.Verdict.Advice)
+	c.line("")
+	c.line("Stock runtimes load the model as an ordinary one and keep their own cache types; the 1-bit keys need a runtime that reads the sidecar.")
+	c.line("")
+}
+
+func (c *card) numbers() {
+	v := c.v
+	c.line("## Measured")
+	c.line("")
+	if v.PPL == nil || v.KLD == nil || v.Bytes == nil {
+		c.line("Nothing was measured.")
+		c.line("")
+		return
+	}
+	p, k, b := v.PPL, v.KLD, v.Bytes
+	c.line("On %s tokens of `%s` (%d windows of %d, second halves scored), which nothing was fitted to; keys in code `%s`, anchor %d, first %d and last %d keys F16, values float.",
+		comma(p.Tokens), oneLine(v.Text.Name), p.Chunks, p.Ctx, p.Code, p.Anchor, p.Sink, p.Recent)
+	c.line("")
+	c.line("| | float keys | coded keys |")
+	c.line("|---|---:|---:|")
+	c.line("| perplexity | %s ± %s | %s ± %s |", fix(p.Float, 3), fix(p.FloatErr, 3), fix(p.OneBit, 3), fix(p.OneBitErr, 3))
+	c.line("| ratio | 1 | %s ± %s |", fix(p.Ratio, 4), fix(p.RatioErr, 4))
+	c.line("| KL divergence, nats per token | 0 | %s ± %s |", sig(k.Mean), pm(k.Mean, k.MeanErr))
+	c.line("| same most likely token | 100 %% | %s |", pct(k.SameTop, 1))
+	c.line("| bytes of keys per token | %s (F16) | %s |", comma(b.KF16), comma(b.KCode))
+	c.line("")
+	if f := v.Function; f != nil {
+		c.line("With float keys the converted weights differ from the source by a KLD of %s (largest change of a logit %s); rounding the same tensors to BF16 costs %s (%s).",
+			sig(f.KLDMean), sig(f.MaxAbsDLogit), sig(f.FloorKLDMean), sig(f.FloorMaxAbsDLogit))
+		c.line("")
+	}
+	rows := v.Advise
+	if len(rows) == 0 {
+		return
+	}
+	c.line("Stock cache types of llama.cpp:")
+	c.line("")
+	c.line("| K | V | context | weights | bytes per token | perplexity ratio | KLD |")
+	c.line("|---|---|---:|---|---:|---:|---:|")
+	for _, r := range rows {
+		weights := "as published"
+		if r.Converted {
+			weights = "this file"
+		}
+		c.line("| %s | %s | %s | %s | %s | %s | %s ± %s |", oneLine(r.KType), oneLine(r.VType), comma(r.Ctx), weights, comma(int64(math.Round(r.BytesPerToken))), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
+	}
+	c.line("")
+}
+
+func (c *card) loading() {
+	g, gguf := c.container("gguf")
+	_, safe := c.container("safetensors")
+	c.line("## Load it")
+	c.line("")
+	if gguf {
+		c.line("llama.cpp:")
+		c.line("")
+		c.line("```sh")
+		c.line("llama-cli -m %s -p \"Once upon a time\"", g.Model)
+		c.line("```")
+		c.line("")
+	}
+	if safe {
+		c.line("transformers:")
+	} else {
+		c.line("transformers, for the architectures that its GGUF reader knows:")
+	}
+	c.line("")
+	c.line("```python")
+	c.line("from transformers import AutoModelForCausalLM, AutoTokenizer")
+	if safe {
+		c.line("tokenizer = AutoTokenizer.from_pretrained(\".\")")
+		c.line("model = AutoModelForCausalLM.from_pretrained(\".\")")
+	} else {
+		c.line("tokenizer = AutoTokenizer.from_pretrained(\".\", gguf_file=%s)", yaml(g.Model))
+		c.line("model = AutoModelForCausalLM.from_pretrained(\".\", gguf_file=%s)", yaml(g.Model))
+	}
+	c.line("```")
+	c.line("")
+	if gguf {
+		c.line("ollama:")
+		c.line("")
+		c.line("```sh")
+		c.line("echo 'FROM ./%s' > Modelfile", g.Model)
+		c.line("ollama create %s -f Modelfile", slug(c.name))
+		c.line("ollama run %s", slug(c.name))
+		c.line("```")
+		c.line("")
+	}
+	c.line("Check it, with the text of your choice:")
+	c.line("")
+	c.line("```sh")
+	c.line("phaseconv verify .")
+	c.line("```")
+	c.line("")
+}
+
+// slug makes a name that ollama and shells take.
+func slug(s string) string {
+	var b strings.Builder
+	for _, r := range strings.ToLower(s) {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '.':
+			b.WriteRune(r)
+		default:
+			b.WriteRune('-')
+		}
+	}
+	if t := strings.Trim(b.String(), "-."); t != "" {
+		return t
+	}
+	return "model"
+}
+
+func (c *card) details() {
+	m := c.v.Manifest
+	c.line("## How it was made")
+	c.line("")
+	c.line("```sh")
+	c.line("%s", oneLine(shellJoin(m.Command)))
+	c.line("```")
+	c.line("")
+	for _, id := range m.Identities {
+		if id.Applied {
+			exact := "exact"
+			if !id.Exact {
+				exact = "not exact"
+			}
+			c.line("- folded into %d tensors: %s, %s (%s)", id.Tensors, id.ID, oneLine(id.Name), exact)
+		}
+	}
+	c.line("- source: `%s`, SHA-256 `%s`", oneLine(m.Source.Name), m.Source.SHA256)
+	c.line("- calibration: `%s`, %s tokens, SHA-256 `%s`", oneLine(m.Calibration.Name), comma(m.Calibration.Tokens), m.Calibration.SHA256)
+	c.line("")
+	c.line("| file | bytes | SHA-256 |")
+	c.line("|---|---:|---|")
+	for _, f := range m.Files {
+		c.line("| `%s` | %s | `%s` |", oneLine(f.Name), comma(f.Bytes), f.SHA256)
+	}
+	c.line("")
+	c.line("The licence is that of the source%s.", map[bool]string{true: "; its files in this folder do not state it", false: ""}[c.v.License == ""])
+	c.line("")
+	c.line("```bibtex")
+	c.line("%s", c.v.BibTeX)
+	c.line("```")
+}

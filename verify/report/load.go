@@ -1,0 +1,226 @@
+package report
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"phaseconv/spec"
+	"phaseconv/verify/contract"
+)
+
+// maxJSON bounds a JSON file of the report, in bytes.
+const maxJSON = contract.MaxManifest
+
+// Load reads the models that arguments name: artifact folders, and files of
+// JSON. A manifest, an audit and a report of an audit begin a model; the results
+// of verify, advice and other parts belong to the model before them, or begin
+// one when there is none.
+func Load(args []string) ([]Model, error) {
+	var models []Model
+	for _, arg := range args {
+		st, err := os.Stat(arg)
+		if err != nil {
+			return nil, err
+		}
+		if st.IsDir() {
+			m, err := loadArtifact(arg)
+			if err != nil {
+				return nil, err
+			}
+			models = append(models, *m)
+			continue
+		}
+		raw, err := readJSON(arg)
+		if err != nil {
+			return nil, err
+		}
+		if models, err = add(models, raw, strings.TrimSuffix(filepath.Base(arg), ".json")); err != nil {
+			return nil, fmt.Errorf("%s: %w", arg, err)
+		}
+	}
+	return models, nil
+}
+
+func readJSON(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > maxJSON {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, int64(maxJSON))
+	}
+	return os.ReadFile(path)
+}
+
+// loadArtifact reads a folder's manifest and, if it is there, its report.json.
+func loadArtifact(dir string) (*Model, error) {
+	man, err := contract.ReadManifest(dir)
+	if err != nil {
+		return nil, err
+	}
+	m := &Model{Name: man.Source.Name, Manifest: man, License: License(dir)}
+	path := filepath.Join(dir, spec.ReportDataName)
+	raw, err := readJSON(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r, err := parseReport(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	m.take(r)
+	return m, nil
+}
+
+// take adds what a report.json holds.
+func (m *Model) take(r *spec.ReportJSON) {
+	if r.Verify != nil {
+		m.Verify = r.Verify
+	}
+	if r.Audit != nil {
+		m.Audit = r.Audit
+	}
+	if r.Detail != nil {
+		m.Detail = r.Detail
+	}
+	m.Advise, m.FFN, m.Pareto = append(m.Advise, r.Advise...), append(m.FFN, r.FFN...), append(m.Pareto, r.Pareto...)
+}
+
+func parseReport(raw []byte) (*spec.ReportJSON, error) {
+	var r spec.ReportJSON
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return nil, err
+	}
+	if r.Version != spec.ReportVersion {
+		return nil, fmt.Errorf("key report is %d; this program reads version %d", r.Version, spec.ReportVersion)
+	}
+	return &r, nil
+}
+
+// add tells the kinds of JSON apart by their keys.
+func add(models []Model, raw []byte, name string) ([]Model, error) {
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &keys); err != nil {
+		return nil, err
+	}
+	has := func(k string) bool { _, ok := keys[k]; return ok }
+	switch {
+	case has("report"):
+		r, err := parseReport(raw)
+		if err != nil {
+			return nil, err
+		}
+		if r.Audit != nil {
+			models = append(models, Model{Name: name})
+			if r.Name != "" {
+				models[len(models)-1].Name = r.Name
+			}
+		}
+		last(&models, name).take(r)
+	case has("artifacts"):
+		m, err := contract.ParseManifest(raw)
+		if err != nil {
+			return nil, err
+		}
+		models = append(models, Model{Name: m.Source.Name, Manifest: m})
+	case has("contract"):
+		var v spec.VerifyJSON
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return nil, err
+		}
+		last(&models, name).Verify = &v
+	case has("calibration") && has("layers"):
+		var a spec.AuditJSON
+		if err := json.Unmarshal(raw, &a); err != nil {
+			return nil, err
+		}
+		models = append(models, Model{Name: name, Audit: &a})
+	case has("rows") && has("choices"):
+		var a spec.AdviseJSON
+		if err := json.Unmarshal(raw, &a); err != nil {
+			return nil, err
+		}
+		last(&models, name).Advise = append(last(&models, name).Advise, a.Rows...)
+	default:
+		return nil, fmt.Errorf("not what phaseconv writes or prints: neither a manifest (key artifacts) nor a result of verify (contract), audit (calibration) or advise (choices), nor a report.json (report)")
+	}
+	return models, nil
+}
+
+// last returns the model that a part belongs to, a new one when there is none.
+func last(models *[]Model, name string) *Model {
+	if len(*models) == 0 {
+		*models = append(*models, Model{Name: name})
+	}
+	return &(*models)[len(*models)-1]
+}
+
+// License returns what a folder's README.md says in its front matter, or that a
+// licence file is there; "" when neither is.
+func License(dir string) string {
+	if raw, err := head(filepath.Join(dir, "README.md")); err == nil {
+		if l := frontMatter(raw)["license"]; l != "" {
+			if n := frontMatter(raw)["license_name"]; l == "other" && n != "" {
+				return n
+			}
+			return l
+		}
+	}
+	for _, name := range []string{"LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING"} {
+		raw, err := head(filepath.Join(dir, name))
+		if err != nil {
+			continue
+		}
+		for _, k := range []struct{ id, a, b string }{
+			{"apache-2.0", "Apache License", "Version 2.0"}, {"mit", "MIT License", "Permission is hereby granted"},
+			{"gpl-3.0", "GNU GENERAL PUBLIC LICENSE", "Version 3"}, {"cc-by-4.0", "Attribution 4.0 International", ""},
+		} {
+			if strings.Contains(raw, k.a) && strings.Contains(raw, k.b) {
+				return k.id
+			}
+		}
+		return "see " + name
+	}
+	return ""
+}
+
+// head returns the first bytes of a file, enough for front matter and the title of a licence.
+func head(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b := make([]byte, 16<<10)
+	n, err := f.Read(b)
+	if n == 0 && err != nil {
+		return "", err
+	}
+	return string(b[:n]), nil
+}
+
+// frontMatter reads the plain "key: value" lines between the leading "---" lines.
+func frontMatter(text string) map[string]string {
+	out := map[string]string{}
+	lines := strings.Split(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
+	if len(lines) == 0 || strings.TrimSpace(lines[0]) != "---" {
+		return out
+	}
+	for _, l := range lines[1:] {
+		if strings.TrimSpace(l) == "---" {
+			break
+		}
+		if k, v, ok := strings.Cut(l, ":"); ok && k == strings.TrimSpace(k) {
+			out[k] = strings.Trim(strings.TrimSpace(v), `"'`)
+		}
+	}
+	return out
+}

@@ -1,0 +1,143 @@
+// Package report writes report.html: one file without any request to a network,
+// the same bytes for the same data on every machine. It shows only what was
+// measured; what is missing is named as missing.
+package report
+
+import (
+	"bytes"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"io"
+	"strings"
+	"sync"
+
+	"phaseconv/spec"
+)
+
+//go:embed page.html style.css probes.js
+var assets embed.FS
+
+// MaxModels bounds how many models one report compares.
+const MaxModels = 32
+
+// A Model is what is known about one model. Manifest is nil for a source that
+// was only audited; every other part may be missing too.
+type Model struct {
+	Name     string
+	Manifest *spec.Manifest
+	Verify   *spec.VerifyJSON
+	Audit    *spec.AuditJSON
+	Detail   *spec.Detail
+	Advise   []spec.AdviseRow
+	FFN      []spec.FFNRow
+	Pareto   []spec.ParetoPoint
+	// License of the source as its own files state it, "" when they do not.
+	License string
+}
+
+// Write renders models side by side. Claims is the ledger of spec/claims.json,
+// nil when there is none.
+func Write(w io.Writer, models []Model, claims []spec.Claim) error {
+	if len(models) == 0 || len(models) > MaxModels {
+		return fmt.Errorf("report: %d models; between 1 and %d can be shown", len(models), MaxModels)
+	}
+	t, err := layout()
+	if err != nil {
+		return err
+	}
+	p := &page{Claims: ledger(claims)}
+	for i := range models {
+		v, err := newView(i, &models[i])
+		if err != nil {
+			return err
+		}
+		p.Models = append(p.Models, v)
+	}
+	p.Title = p.Models[0].Name
+	if len(models) > 1 {
+		p.Title = fmt.Sprintf("%d models compared", len(models))
+	}
+	css, err := assets.ReadFile("style.css")
+	if err != nil {
+		return err
+	}
+	js, err := assets.ReadFile("probes.js")
+	if err != nil {
+		return err
+	}
+	p.CSS, p.JS = template.CSS(css), template.JS(js)
+	var b bytes.Buffer
+	if err := t.Execute(&b, p); err != nil {
+		return err
+	}
+	_, err = w.Write(squeeze(b.Bytes()))
+	return err
+}
+
+// layout is the page's template, parsed once.
+var layout = sync.OnceValues(func() (*template.Template, error) {
+	return template.New("page.html").Funcs(funcs).ParseFS(assets, "page.html")
+})
+
+// squeeze drops the empty lines that template directives leave behind.
+func squeeze(b []byte) []byte {
+	var out []byte
+	for line := range bytes.Lines(b) {
+		if len(bytes.TrimSpace(line)) > 0 {
+			out = append(out, line...)
+		}
+	}
+	return out
+}
+
+// page is the root of the template.
+type page struct {
+	Title  string
+	CSS    template.CSS
+	JS     template.JS
+	Models []*view
+	Claims *claimsView
+}
+
+// Many says that there is something to compare.
+func (p *page) Many() bool { return len(p.Models) > 1 }
+
+type claimsView struct {
+	Rows   []spec.Claim
+	Counts string
+}
+
+// ledger counts claims by status.
+func ledger(claims []spec.Claim) *claimsView {
+	if len(claims) == 0 {
+		return nil
+	}
+	counts := map[string]int{}
+	for _, c := range claims {
+		counts[c.Status]++
+	}
+	var parts []string
+	for _, s := range []string{"proved", "tested", "refuted", "open"} {
+		if counts[s] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", counts[s], s))
+		}
+	}
+	return &claimsView{Rows: claims, Counts: strings.Join(parts, ", ")}
+}
+
+// probeData is what the script of a page needs of one model.
+type probeData struct {
+	Cloud  *spec.Cloud  `json:"cloud,omitempty"`
+	Scores *spec.Scores `json:"scores,omitempty"`
+}
+
+// jsonScript embeds data for the script; json.Marshal escapes what could end the element.
+func jsonScript(id string, v any) (template.HTML, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return "", err
+	}
+	return template.HTML(`<script type="application/json" id="` + template.HTMLEscapeString(id) + `">` + string(b) + `</script>`), nil
+}

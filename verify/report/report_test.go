@@ -1,0 +1,482 @@
+package report
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"flag"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/html"
+
+	"phaseconv/spec"
+	"phaseconv/verify/contract"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func render(t testing.TB, claims []spec.Claim, models ...Model) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := Write(&b, models, claims); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got == string(want) {
+		return
+	}
+	i := 0
+	for i < len(got) && i < len(want) && got[i] == want[i] {
+		i++
+	}
+	t.Errorf("%s differs at byte %d: %.120q, want %.120q (look at both, then go test -update)", name, i, got[i:], want[i:])
+}
+
+func TestGolden(t *testing.T) {
+	page := render(t, claims(), fixture())
+	golden(t, "golden.html", page)
+	if render(t, claims(), fixture()) != page {
+		t.Error("a second page of the same data has other bytes")
+	}
+}
+
+func TestGoldenCard(t *testing.T) {
+	var b bytes.Buffer
+	if err := Card(&b, fixture(), CardOptions{BaseModel: "Org/Fixture", Name: "Fixture"}); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "card.md", b.String())
+}
+
+// void elements have no end tag.
+var void = map[string]bool{"meta": true, "input": true, "br": true, "wbr": true, "link": true, "img": true}
+
+// wellFormed checks that elements nest, that ids are unique and references to
+// them resolve, that nothing is loaded from elsewhere, and that each picture is
+// XML. It returns the text outside of scripts and styles.
+func wellFormed(t *testing.T, page string) string {
+	t.Helper()
+	z := html.NewTokenizer(strings.NewReader(page))
+	var open []string
+	ids, refs := map[string]bool{}, map[string]string{}
+	var text strings.Builder
+	for {
+		tt := z.Next()
+		if tt == html.ErrorToken {
+			if !errors.Is(z.Err(), io.EOF) {
+				t.Fatal(z.Err())
+			}
+			break
+		}
+		tok := z.Token()
+		switch tt {
+		case html.TextToken:
+			if n := len(open); n == 0 || open[n-1] != "script" && open[n-1] != "style" {
+				text.WriteString(tok.Data)
+			}
+		case html.StartTagToken, html.SelfClosingTagToken:
+			for _, a := range tok.Attr {
+				switch a.Key {
+				case "id":
+					if ids[a.Val] {
+						t.Errorf("id %q twice", a.Val)
+					}
+					ids[a.Val] = true
+				case "for":
+					refs[a.Val] = "for"
+				case "href":
+					if id, ok := strings.CutPrefix(a.Val, "#"); ok {
+						refs[id] = "href"
+					} else if tok.Data != "a" {
+						t.Errorf("<%s> loads %q", tok.Data, a.Val)
+					}
+				case "src", "srcset", "poster", "data", "action":
+					t.Errorf("<%s> has %s=%q", tok.Data, a.Key, a.Val)
+				}
+				if strings.HasPrefix(a.Key, "on") {
+					t.Errorf("<%s> has a handler %s", tok.Data, a.Key)
+				}
+			}
+			if tt == html.StartTagToken && !void[tok.Data] {
+				open = append(open, tok.Data)
+			}
+		case html.EndTagToken:
+			if n := len(open); n == 0 || open[n-1] != tok.Data {
+				t.Fatalf("</%s> ends %v", tok.Data, open)
+			}
+			open = open[:len(open)-1]
+		}
+	}
+	if len(open) > 0 {
+		t.Errorf("still open at the end: %v", open)
+	}
+	for id, what := range refs {
+		if !ids[id] {
+			t.Errorf("%s points at %q, which is not there", what, id)
+		}
+	}
+	for _, bad := range []string{"@import", "url(", "fetch(", "XMLHttpRequest", "ZgotmplZ", "NaN", "Infinity", "<no value>", "%!"} {
+		if strings.Contains(page, bad) {
+			t.Errorf("the page contains %s", bad)
+		}
+	}
+	for _, pic := range regexp.MustCompile(`(?s)<svg.*?</svg>`).FindAllString(page, -1) {
+		d := xml.NewDecoder(strings.NewReader(pic))
+		for {
+			if _, err := d.Token(); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatalf("%v in %.200s", err, pic)
+			}
+		}
+	}
+	return text.String()
+}
+
+func TestWellFormed(t *testing.T) {
+	text := wellFormed(t, render(t, claims(), fixture()))
+	// Names come from files and must arrive as text.
+	for _, want := range []string{"fixture <b>&", "Scores stay <the same>.", "'fixture & co'", "apache-2.0", "1,234,567"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+	for n := 2; n <= 9; n++ {
+		if !strings.Contains(text, string(rune('0'+n))+" ") {
+			t.Errorf("section %d is missing", n)
+		}
+	}
+	if strings.Contains(text, "Not measured") {
+		t.Error("the fixture has everything, yet something was not measured")
+	}
+	m := fixture()
+	wellFormed(t, render(t, nil, m, m, Model{Name: "empty"}))
+}
+
+// TestMissing: a model of which nothing is known gives a page that says so and
+// shows no number in its place.
+func TestMissing(t *testing.T) {
+	text := wellFormed(t, render(t, nil, Model{Name: "empty"}))
+	for _, want := range []string{"has not been measured yet", "Not measured in this run", "not part of this run", "No sample of keys was kept"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+	if err := Write(io.Discard, nil, nil); err == nil {
+		t.Error("a page about no model")
+	}
+	if err := Write(io.Discard, make([]Model, MaxModels+1), nil); err == nil {
+		t.Error("a page about too many models")
+	}
+	if err := Card(io.Discard, Model{}, CardOptions{}); err == nil {
+		t.Error("a card without a manifest")
+	}
+	m := fixture()
+	m.Manifest.Measured, m.Detail, m.Advise = nil, nil, nil
+	var b bytes.Buffer
+	if err := Card(&b, m, CardOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.String(); !strings.Contains(s, "Nothing was measured.") || strings.Contains(s, "KL divergence") || strings.Contains(s, "base_model") {
+		t.Errorf("a card of something that was not measured:\n%s", s)
+	}
+}
+
+// TestHostile: data that contradicts itself gives a page or an error, never a panic.
+func TestHostile(t *testing.T) {
+	m := fixture()
+	m.Detail.Scores.Codes[0].Scores = m.Detail.Scores.Codes[0].Scores[:3]
+	wellFormed(t, render(t, nil, m))
+	m = fixture()
+	m.Detail.Angles[0].Layer, m.Detail.Angles[1].Layer = -5, 1<<40
+	m.FFN[0].Layer = 1 << 40
+	m.Detail.Layers[0].KLD = 1e300
+	m.Detail.Positions[0].To = -1
+	m.Detail.Cloud.Points[0] = [2]float64{1e300, -1e300}
+	m.Detail.Scores.Sink = 1000
+	m.Manifest.Curves[0].Points = nil
+	*m.Manifest.Layers[0].Cos1bit.Raw = 1e300
+	m.Manifest.Measured.Bytes.KF16 = 0
+	m.Manifest.Code.Bits, m.Manifest.Code.Anchor = -1, -7
+	wellFormed(t, render(t, nil, m))
+}
+
+func FuzzJSON(f *testing.F) {
+	m := fixture()
+	for _, v := range []any{
+		spec.ReportJSON{Version: spec.ReportVersion, Detail: m.Detail, Advise: m.Advise, FFN: m.FFN}, m.Manifest, m.Manifest.Measured,
+		spec.AuditJSON{Layers: m.Manifest.Layers[:1], PPL: m.Manifest.Measured.PPL, KLD: m.Manifest.Measured.KLD, Bytes: m.Manifest.Measured.Bytes},
+		spec.AdviseJSON{Rows: m.Advise, Choices: []spec.AdviseChoice{}},
+	} {
+		b, err := json.Marshal(v)
+		if m, ok := v.(*spec.Manifest); ok {
+			b, err = contract.MarshalManifest(m)
+		}
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if len(raw) > 1<<16 {
+			return
+		}
+		raw = bytes.Clone(raw)
+		_ = spec.SealManifest(raw) // so that what is behind the digest is reached
+		models, err := add([]Model{{Name: "x"}}, raw, "y")
+		if err == nil {
+			_ = Write(io.Discard, models, nil)
+		}
+	})
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, v any) string {
+		b, err := json.Marshal(v)
+		if m, ok := v.(*spec.Manifest); ok {
+			b, err = contract.MarshalManifest(m)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	m := fixture()
+	art := filepath.Dir(write("art/"+spec.ManifestName, m.Manifest))
+	write("art/"+spec.ReportDataName, spec.ReportJSON{Version: spec.ReportVersion, Detail: m.Detail})
+	advise := write("advise.json", spec.AdviseJSON{Rows: m.Advise, Choices: []spec.AdviseChoice{}})
+	audit := write("some-model.json", spec.AuditJSON{Layers: m.Manifest.Layers})
+	ver := write("verify.json", m.Manifest.Measured)
+	got, err := Load([]string{art, advise, audit, ver})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0].Detail == nil || len(got[0].Advise) != len(m.Advise) || got[1].Name != "some-model" || got[1].Audit == nil || got[1].Verify == nil {
+		t.Fatalf("loaded %d models: %+v", len(got), got)
+	}
+	wellFormed(t, render(t, nil, got...))
+	for name, v := range map[string]any{
+		"other.json": map[string]int{"a": 1}, "version.json": map[string]int{"report": 99}, "manifest.json": map[string]any{"artifacts": nil, "version": 99},
+		"list.json": []int{1}, "kind.json": map[string]any{"contract": 7},
+	} {
+		path := write(name, v)
+		if _, err := Load([]string{path}); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+	if _, err := Load([]string{filepath.Join(dir, "none")}); err == nil {
+		t.Error("a file that is not there was loaded")
+	}
+	if _, err := Load([]string{dir}); err == nil {
+		t.Error("a folder without a manifest was loaded")
+	}
+}
+
+func TestLicense(t *testing.T) {
+	for _, x := range []struct{ file, text, want string }{
+		{"README.md", "---\nlicense: apache-2.0\ntags:\n- a\n---\n# x\nlicense: mit\n", "apache-2.0"},
+		{"README.md", "---\r\nlicense: \"mit\"\r\n---\r\n", "mit"},
+		{"README.md", "---\nlicense: other\nlicense_name: gemma\n---\n", "gemma"},
+		{"README.md", "# no front matter\nlicense: mit\n", ""},
+		{"LICENSE", "   Apache License\n   Version 2.0, January 2004\n", "apache-2.0"},
+		{"LICENSE", "Anything else", "see LICENSE"},
+		{"other.txt", "MIT License", ""},
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, x.file), []byte(x.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := License(dir); got != x.want {
+			t.Errorf("%s %q: licence %q, want %q", x.file, x.text, got, x.want)
+		}
+	}
+}
+
+func TestClaims(t *testing.T) {
+	got, err := Claims()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range got {
+		if statusClass(c.Status) != c.Status {
+			t.Errorf("claim %s has status %q", c.Name, c.Status)
+		}
+	}
+	if _, err := parseClaims([]byte(`[{"name": "x"}]`)); err == nil {
+		t.Error("a claim without a statement was accepted")
+	}
+	if c, err := parseClaims([]byte(`{"claims": [{"name": "x", "statement": "y", "status": "open"}]}`)); err != nil || len(c) != 1 {
+		t.Errorf("%v, %v", c, err)
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	for _, x := range []struct {
+		name   string
+		change func(m *Model)
+		want   string
+	}{
+		{"better but larger", func(*Model) {}, "Better choice unless memory forbids it: q4_0 keys of a stock runtime, with this file at context 512, cost a KLD of 0.0300"},
+		{"better and smaller", func(m *Model) { m.Advise[4].BytesPerToken = 280 }, "Smaller and more faithful, so use it instead."},
+		{"none better", func(m *Model) { m.Manifest.Measured.KLD.Mean = 1e-4 }, "No stock K cache type measured here is more faithful"},
+		{"not measured", func(m *Model) { m.Advise = nil }, "Stock K cache types were not measured"},
+		{"only coded values", func(m *Model) {
+			for i := range m.Advise {
+				m.Advise[i].VType = "q8_0"
+			}
+		}, "Stock K cache types were not measured"},
+		{"other context", func(m *Model) { m.Advise[4].Ctx = 4096 }, "q8_0 keys of a stock runtime"},
+		{"failed", func(m *Model) {
+			m.Manifest.Measured.Contract[1] = spec.Check{Check: "files", Detail: "damaged"}
+		}, "Not verified. files: damaged."},
+		{"free", func(m *Model) {
+			m.Manifest.Measured.PPL.Ratio, m.Manifest.Measured.PPL.RatioErr, m.Manifest.Measured.KLD.Mean = 1.01, 0.01, 0.001
+		}, "no change in perplexity beyond the error"},
+		{"hidden", func(m *Model) { m.Manifest.Measured.PPL.Ratio, m.Manifest.Measured.PPL.RatioErr = 1.01, 0.01 }, "at a KLD of 0.123 nats, a cost that perplexity on this text does not resolve"},
+		{"heavy", func(m *Model) { m.Manifest.Measured.PPL.Ratio = 2.63 }, "at 2.63 times the perplexity"},
+		{"more", func(*Model) {}, "in 2 bits a number at 15 % more perplexity"},
+		{"less", func(m *Model) { m.Manifest.Measured.PPL.Ratio, m.Manifest.Measured.PPL.RatioErr = 0.9, 0.01 }, "at 10 % less perplexity"},
+		{"broken", func(m *Model) { m.Manifest.Measured.PPL.Ratio = math.Inf(1) }, "no longer predicts text"},
+	} {
+		m := fixture()
+		x.change(&m)
+		v, err := newView(0, &m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := v.Verdict.Headline + "\n" + v.Verdict.Advice + "\n" + v.Verdict.Alarm; !strings.Contains(got, x.want) {
+			t.Errorf("%s: %s\nwant %q", x.name, got, x.want)
+		}
+	}
+}
+
+func TestFormat(t *testing.T) {
+	for _, x := range []struct{ got, want string }{
+		{sig(0), "0"}, {sig(1234.5), "1,235"}, {sig(123.4), "123"}, {sig(12.34), "12.3"}, {sig(1.234), "1.23"}, {sig(0.1234), "0.123"},
+		{sig(0.01234), "0.0123"}, {sig(2.16e-8), "2.2×10⁻⁸"}, {sig(-3.1e-5), "−3.1×10⁻⁵"}, {sig(math.NaN()), missing},
+		{fix(-0.5, 2), "−0.50"}, {comma(1234567), "1,234,567"}, {comma(-1234), "−1,234"}, {comma(999), "999"}, {pm(0.368, 0.0144), "0.014"},
+		{pm(0.368, 0.0000144), "1.4×10⁻⁵"}, {pm(2e-7, 1e-8), "1.0×10⁻⁸"}, {size(1536), "1.5 KiB"}, {size(12), "12 B"},
+		{shellJoin([]string{"a", "b c", "it's", ""}), `a 'b c' 'it'\''s' ''`}, {trim("1.250"), "1.25"}, {trim("100"), "100"},
+		{bibEscape("a_b{c}%\\"), `a\_bc`},
+	} {
+		if x.got != x.want {
+			t.Errorf("got %q, want %q", x.got, x.want)
+		}
+	}
+}
+
+// TestShape compares the one-bit numbers of the generalised Gaussian with the
+// standard library and with integrals of the density.
+func TestShape(t *testing.T) {
+	for x := 0.01; x < 40; x *= 1.3 {
+		want, _ := math.Lgamma(x)
+		if got := lgamma(x); math.Abs(got-want) > 1e-12*(1+math.Abs(want)) {
+			t.Errorf("lgamma(%g) = %.15g, want %.15g", x, got, want)
+		}
+	}
+	for _, s := range []struct{ t, want float64 }{{1, 0.5}, {0.5, 2 / math.Pi}, {0, 0.75}, {1e-6, 0.75}} {
+		if got := momentRatio(s.t); math.Abs(got-s.want) > 1e-9 {
+			t.Errorf("moment ratio at %g is %.12g, want %.12g", s.t, got, s.want)
+		}
+	}
+	for _, shape := range []float64{1, 0.8, 0.5, 0.3, 0.15} {
+		const step = 1e-3
+		var mass, abs, sq float64
+		for x := -60 + step/2; x < 60; x += step {
+			p := density(shape, x) * step
+			mass += p
+			abs += p * math.Abs(x)
+			sq += p * x * x
+		}
+		// The midpoint rule errs by about the square of the step at the Laplace cusp.
+		for _, c := range []struct {
+			name      string
+			got, want float64
+		}{{"mass", mass, 1}, {"variance", sq, 1}, {"moment ratio", abs * abs, momentRatio(shape)}} {
+			if math.Abs(c.got-c.want) > 1e-5 {
+				t.Errorf("shape %g: %s is %.8g, want %.8g", shape, c.name, c.got, c.want)
+			}
+		}
+	}
+	if a := angle(math.Sqrt(2 / math.Pi)); math.Abs(a-math.Acos(math.Sqrt(2/math.Pi))*180/math.Pi) > 1e-9 {
+		t.Errorf("angle of Gaussian keys %g", a)
+	}
+}
+
+func TestPlane(t *testing.T) {
+	axes := [][2]float64{{1, 0}, {0, 2}, {-3, 0}}
+	if c, _ := planeBeta(axes, 45); math.Abs(c-1) > 1e-12 {
+		t.Errorf("keys on the axes, turned to the diagonals: cosine %g, want 1", c)
+	}
+	if c, _ := planeBeta(axes, 0); math.Abs(c-math.Sqrt(0.5)) > 1e-12 {
+		t.Errorf("keys on the axes: cosine %g, want %g", c, math.Sqrt(0.5))
+	}
+	if b := bestTurn(axes); b != 45 {
+		t.Errorf("best turn %g, want 45", b)
+	}
+	// Every turn of points all around is alike: 4/pi / sqrt 2.
+	var ring [][2]float64
+	for k := range 720 {
+		ring = append(ring, [2]float64{math.Cos(float64(k) * math.Pi / 360), math.Sin(float64(k) * math.Pi / 360)})
+	}
+	c, r := planeBeta(ring, 17)
+	// 720 points miss the integral by about the square of their distance.
+	if math.Abs(c-0.9003163) > 1e-4 || math.Abs(r-8/(math.Pi*math.Pi)) > 1e-4 {
+		t.Errorf("ring: cosine %g, moment ratio %g", c, r)
+	}
+	if c, r := planeBeta([][2]float64{{0, 0}}, 5); c != 0 || r != 0 {
+		t.Errorf("no key: %g, %g", c, r)
+	}
+}
+
+func TestScoreStats(t *testing.T) {
+	f := []float64{9, 1, -1, 0.5, 2}
+	coded := []float64{9, 1.5, -0.5, 1, 2.5}
+	s := scoreStats(f, coded, 1)
+	if s.shift != 0.5 || s.rms > 1e-15 || math.Abs(s.r-1) > 1e-15 || !s.same {
+		t.Errorf("a shift alone: %+v", s)
+	}
+	p, q := softmax(f), softmax(coded)
+	var kl float64
+	for i := range p {
+		kl += p[i] * math.Log(p[i]/q[i])
+	}
+	if math.Abs(s.kl-kl) > 1e-12 {
+		t.Errorf("KL %g, want %g", s.kl, kl)
+	}
+	if s := scoreStats(f, []float64{9, 1, -1, 0.5, 20}, 1); s.same || s.kl < 1 {
+		t.Errorf("another key on top: %+v", s)
+	}
+	if s := scoreStats(f, f, 99); s.kl != 0 {
+		t.Errorf("nothing coded: %+v", s)
+	}
+}
