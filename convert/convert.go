@@ -20,7 +20,6 @@ import (
 	"phaseconv/verify/calibrate"
 	"phaseconv/verify/contract"
 	"phaseconv/verify/kvcache"
-	"phaseconv/verify/refmodel"
 )
 
 // Options of Convert.
@@ -32,6 +31,12 @@ type Options struct {
 	Bits        float64
 	Balance     bool
 	Policy      kvcache.Policy
+	// Fuse says which changes of weights are allowed: none, exact or near.
+	Fuse string
+	// Cache, if set, names the stock cache types that the weights are changed for,
+	// and TargetCtx the context that they will be used at.
+	Cache       *verify.StockTypes
+	TargetCtx   int
 	Calibration verify.Text
 	// CalibrationTokens is how many tokens are fitted to, in windows of Ctx.
 	CalibrationTokens int
@@ -43,9 +48,20 @@ type Options struct {
 	Tool     string
 	Command  []string
 	Progress verify.Progress
+	// Work, if set, is a folder in which fitted layers are kept, and looked for, so
+	// that a run that was interrupted can be taken up and several processes can
+	// share the fitting. It is removed after success unless KeepWork is set. Merge
+	// demands that all layers are in it.
+	Work            string
+	KeepWork, Merge bool
+	// Notice, if set, is told what is worth knowing and is no error.
+	Notice func(text string)
 	// Report adds report.html and report.json to the artifact; ReportDetail measures
 	// more for them, see probe.Options.
 	Report, ReportDetail bool
+
+	// companions, if set, are the files to copy beside safetensors; others stay behind.
+	companions map[string]bool
 }
 
 func usage(format string, args ...any) error {
@@ -59,13 +75,13 @@ func Plans(o Options) ([]*Plan, error) {
 		return nil, err
 	}
 	defer c.Close()
-	return plans(c, o)
+	return plans(c, o, planned(c, &o))
 }
 
-func plans(c *checkpoint.Checkpoint, o Options) ([]*Plan, error) {
+func plans(c *checkpoint.Checkpoint, o Options, ch *changes) ([]*Plan, error) {
 	var out []*Plan
 	for _, f := range o.Formats {
-		p, err := MakePlan(c, f, o.OutType, o.Balance)
+		p, err := makePlan(c, f, o.OutType, ch)
 		if err != nil {
 			return nil, err
 		}
@@ -99,6 +115,22 @@ func (o *Options) check(c *checkpoint.Checkpoint) error {
 	if o.Code != "frame" && signs != c.Config.HeadDim {
 		return usage("code %s has 1 bit per number; only frame takes --bits %g", o.Code, o.Bits)
 	}
+	switch o.Fuse {
+	case "", FuseNone, FuseExact, FuseNear: // the default is exact
+	default:
+		return usage("--fuse %q: expected none, exact or near", o.Fuse)
+	}
+	if o.Cache == nil && o.Fuse == FuseNear {
+		return usage("--fuse near is for a cache type: name one with --cache-type-k")
+	}
+	if o.Cache != nil {
+		if _, err := kvcache.NewStock(c.Config, o.Cache.K, o.Cache.V, o.Cache.Rotation); err != nil {
+			return usage("%v", err)
+		}
+		if o.TargetCtx < 16 || c.Config.Context > 0 && o.TargetCtx > c.Config.Context {
+			return usage("--target-ctx %d: expected 16 to %d, the model's context", o.TargetCtx, c.Config.Context)
+		}
+	}
 	if o.CalibrationTokens < o.Ctx {
 		return usage("%d calibration tokens do not fill one window of context %d", o.CalibrationTokens, o.Ctx)
 	}
@@ -123,8 +155,8 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	if err := o.check(c); err != nil {
 		return nil, err
 	}
-	ps, err := plans(c, o)
-	if err != nil {
+	ch := planned(c, &o)
+	if _, err := plans(c, o, ch); err != nil {
 		return nil, err
 	}
 	w, err := verify.Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
@@ -135,33 +167,29 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	if _, err := verify.Tokens(c, o.Evaluation, o.Ctx, o.Chunks); err != nil {
 		return nil, err
 	}
-	parent := filepath.Dir(filepath.Clean(o.Out))
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return nil, err
-	}
-	tmp, err := os.MkdirTemp(parent, "."+filepath.Base(filepath.Clean(o.Out))+".*.partial")
+	f, err := newFolder(o.Out, o.Notice)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(tmp)
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		return nil, err
-	}
+	defer f.abort()
+	tmp := f.path
 
-	m := refmodel.New(c.Config, c, o.Threads)
-	fit, err := calibrate.Run(ctx, m, w.Tokens, calibrate.Options{
-		Kinds: verify.FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ps[0].Identities[0].Applied,
-		Seed: o.Seed, Threads: o.Threads, Progress: step(o.Progress, "calibrating"),
-	})
+	if ch, err = fuse(ctx, c, &o, ch); err != nil {
+		return nil, err
+	}
+	ps, err := plans(c, o, ch)
 	if err != nil {
 		return nil, err
 	}
-	edits := checkpoint.Edits{}
+	fit, err := o.fit(ctx, c, ch, w.Tokens, nil)
+	if err != nil {
+		return nil, err
+	}
 	for l, layer := range fit.Layers {
 		if layer.Balance == nil {
 			continue
 		}
-		if err := rotations.FoldBalance(edits, c, l, layer.Balance); err != nil {
+		if err := rotations.FoldBalance(ch.view.Edits, c, l, layer.Balance); err != nil {
 			return nil, err
 		}
 	}
@@ -169,8 +197,16 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	man.Fusion = ch.report
+	fold := &rotations.Fold{SourceSHA256: man.Source.SHA256, Edits: ch.view.Edits, Added: ch.view.Added}
+	if err := fold.Write(filepath.Join(tmp, spec.FoldName)); err != nil {
+		return nil, err
+	}
+	if err := record(tmp, []string{spec.FoldName}, man); err != nil {
+		return nil, err
+	}
 	for _, p := range ps {
-		if err := writeContainer(ctx, tmp, c, o, p, edits, fit, man); err != nil {
+		if err := writeContainer(ctx, tmp, c, o, p, ch.view, fit, man); err != nil {
 			return nil, err
 		}
 	}
@@ -183,6 +219,15 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	if res.Verify, detail, err = measure(ctx, tmp, c, o, fit, w.Tokens); err != nil {
 		return nil, err
 	}
+	var advice *spec.AdviseJSON
+	if o.Cache != nil {
+		if advice, err = compare(ctx, c, tmp, &o); err != nil {
+			return nil, err
+		}
+		if man.Fusion != nil {
+			man.Fusion.Measured = advice.Rows
+		}
+	}
 	man.Layers, man.Measured = res.Verify.Layers, res.Verify
 	man.Measured.Layers = nil
 	err = writeManifest(tmp, man)
@@ -191,15 +236,19 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	if o.Report {
-		if err := UpdateReport(tmp, func(r *spec.ReportJSON) { r.Detail = detail }); err != nil {
+		if err := UpdateReport(tmp, func(r *spec.ReportJSON) {
+			if r.Detail = detail; advice != nil {
+				r.Advise = advice.Rows
+			}
+		}); err != nil {
 			return nil, err
 		}
 	}
-	// An empty folder may stand where the result goes.
-	if err := os.Remove(o.Out); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := f.commit(); err != nil {
 		return nil, err
 	}
-	return res, os.Rename(tmp, o.Out)
+	o.done(c.Config.Layers)
+	return res, nil
 }
 
 func step(p verify.Progress, name string) func(done, total int) {
@@ -254,46 +303,63 @@ func sorted[V any](m map[string]V) []string {
 	return out
 }
 
-// writeContainer writes one model with its sidecar and records the files.
-func writeContainer(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, p *Plan, edits checkpoint.Edits, fit *calibrate.Result, man *spec.Manifest) error {
+// writeModel writes one model without its sidecar and returns its entry in the
+// manifest, the digest still to be filled in, and the files.
+func writeModel(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, p *Plan, view *checkpoint.View, man *spec.Manifest) (entry spec.Artifact, files []string, err error) {
 	done, total := 0, len(p.Tensors)
-	w := &writer{ctx: ctx, c: c, view: &checkpoint.View{Checkpoint: c, Edits: edits}, plan: p, tick: func() {
+	w := &writer{ctx: ctx, c: c, view: view, plan: p, tick: func() {
 		done++
 		step(o.Progress, "writing "+string(p.Container))(done, total)
 	}}
-	entry := spec.Artifact{Container: string(p.Container), PairLayout: p.PairLayout, OutType: o.OutType}
-	var files []string
+	entry = spec.Artifact{Container: string(p.Container), PairLayout: p.PairLayout, OutType: o.OutType}
 	switch p.Container {
 	case checkpoint.GGUF:
 		kvs, err := metadata(c, o, man)
 		if err != nil {
-			return err
+			return entry, nil, err
 		}
 		entry.Model, entry.Sidecar = spec.GGUFModelName, spec.GGUFSidecarName
 		if _, err := w.gguf(filepath.Join(dir, entry.Model), kvs); err != nil {
-			return err
+			return entry, nil, err
 		}
 		files = append(files, entry.Model)
 	case checkpoint.Safetensors:
 		names, err := w.safetensors(dir)
 		if err != nil {
-			return err
+			return entry, nil, err
 		}
 		entry.Model, entry.Sidecar, entry.OutType = names[len(names)-1], spec.SafetensorsSidecarName, "source"
-		more, err := writeCompanions(c, dir, man)
+		more, err := writeCompanions(c, dir, man, o.companions)
 		if err != nil {
-			return err
+			return entry, nil, err
 		}
 		files = append(names, more...)
 	}
-	model := dir
-	if p.Container == checkpoint.GGUF {
-		model = filepath.Join(dir, entry.Model)
+	return entry, files, nil
+}
+
+// openModel opens a model that was written into dir.
+func openModel(dir string, e spec.Artifact) (*checkpoint.Checkpoint, error) {
+	if e.Container == string(checkpoint.GGUF) {
+		dir = filepath.Join(dir, e.Model)
+	}
+	c, err := checkpoint.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("the file just written does not open: %w", err)
+	}
+	return c, nil
+}
+
+// writeContainer writes one model with its sidecar and records the files.
+func writeContainer(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, p *Plan, view *checkpoint.View, fit *calibrate.Result, man *spec.Manifest) error {
+	entry, files, err := writeModel(ctx, dir, c, o, p, view, man)
+	if err != nil {
+		return err
 	}
 	// The digest is taken from what was written, not from what was meant.
-	written, err := checkpoint.Open(model)
+	written, err := openModel(dir, entry)
 	if err != nil {
-		return fmt.Errorf("the file just written does not open: %w", err)
+		return err
 	}
 	defer written.Close()
 	if entry.WeightsSHA256, err = written.AttentionDigest(); err != nil {
@@ -336,8 +402,8 @@ func record(dir string, names []string, man *spec.Manifest) error {
 }
 
 // writeCompanions writes config.json with its phaseconv object and copies the
-// tokenizer and the other small files.
-func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest) ([]string, error) {
+// tokenizer and the other small files, only those named if only is not nil.
+func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, only map[string]bool) ([]string, error) {
 	info := map[string]any{
 		"version": spec.Version,
 		"source":  man.Source,
@@ -358,11 +424,15 @@ func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest) (
 		return nil, err
 	}
 	for _, n := range more {
+		if only != nil && !only[n] {
+			continue
+		}
 		if err := copyFile(filepath.Join(c.Path, n), filepath.Join(dir, n)); err != nil {
 			return nil, err
 		}
+		names = append(names, n)
 	}
-	return append(names, more...), nil
+	return names, nil
 }
 
 // metadata builds the keys of the GGUF model.

@@ -163,7 +163,7 @@ func convertedLogits(t *testing.T, m *tinyModel, p *Plan, dir, outtype string) [
 func keep(t *testing.T, m *tinyModel, dir string, want []float32) {
 	t.Helper()
 	for _, outtype := range []string{"f16", "bf16", "q8_0"} {
-		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, outtype, false)
+		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: outtype, Balance: false})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +182,7 @@ func keep(t *testing.T, m *tinyModel, dir string, want []float32) {
 // logits with those of transformers for the source.
 func TestGGUFOracle(t *testing.T) {
 	eachTiny(t, func(t *testing.T, m *tinyModel) {
-		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, "f32", false)
+		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: "f32", Balance: false})
 		if want := refused[m.name]; want != "" {
 			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), m.Path) {
 				t.Fatalf("planned with error %v; the error should name the folder and %q", err, want)
@@ -221,7 +221,7 @@ func TestGGUFOracle(t *testing.T) {
 			return
 		}
 		// The matrices came as BF16, so this loses nothing.
-		if p, err = MakePlan(m.Checkpoint, checkpoint.GGUF, "bf16", false); err != nil {
+		if p, err = MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: "bf16", Balance: false}); err != nil {
 			t.Fatal(err)
 		}
 		if d := farthest(convertedLogits(t, m, p, dir, "bf16"), f32); d != 0 {
@@ -233,7 +233,7 @@ func TestGGUFOracle(t *testing.T) {
 // TestSafetensorsOracle copies every tiny model and finds every tensor's bytes.
 func TestSafetensorsOracle(t *testing.T) {
 	eachTiny(t, func(t *testing.T, m *tinyModel) {
-		p, err := MakePlan(m.Checkpoint, checkpoint.Safetensors, "f32", false)
+		p, err := MakePlan(m.Checkpoint, checkpoint.Safetensors, &Options{OutType: "f32", Balance: false})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -291,7 +291,7 @@ func TestBalanceIsExact(t *testing.T) {
 		if d := farthest(logitsOf(t, cfg, &checkpoint.View{Checkpoint: m.Checkpoint, Edits: half}, m.Tokens), m.logits); d < 1000*limit {
 			t.Errorf("folding into keys alone moves logits by only %g: this test sees nothing", d)
 		}
-		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, "f32", true)
+		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: "f32", Balance: true})
 		if refused[m.name] != "" {
 			return // TestGGUFOracle looks at the error
 		}

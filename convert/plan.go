@@ -101,16 +101,15 @@ func balanceTargets(c *checkpoint.Checkpoint) map[string][]string {
 	return out
 }
 
-// MakePlan decides what becomes of every tensor in a container. It needs no
-// calibration: which tensors an identity touches does not depend on numbers.
-func MakePlan(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, balance bool) (*Plan, error) {
-	g3 := decideBalance(c, balance)
-	targets := map[string][]string{}
-	if g3.Applied {
-		targets = balanceTargets(c)
-		g3.Tensors = len(targets)
-	}
-	p := &Plan{Container: to, Pairs: rope.Half, Identities: append([]spec.Identity{g3}, others(c)...)}
+// MakePlan decides what becomes of every tensor in a container. With o.Cache set
+// measurements will say which of the changes it lists are made.
+func MakePlan(c *checkpoint.Checkpoint, to checkpoint.Container, o *Options) (*Plan, error) {
+	return makePlan(c, to, o.OutType, planned(c, o))
+}
+
+func makePlan(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *changes) (*Plan, error) {
+	targets := ch.targets
+	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.identities}
 	if err := checkUnknown(c, p); err != nil {
 		return nil, err
 	}
@@ -118,10 +117,14 @@ func MakePlan(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string,
 	switch {
 	case to == checkpoint.GGUF && c.Container == checkpoint.GGUF:
 		p.Pairs = c.Config.Pairs
-		err = p.retrofit(c, outtype, targets)
+		if err = p.retrofit(c, outtype, targets); err == nil {
+			p.added(c, ch)
+		}
 	case to == checkpoint.GGUF:
 		p.Pairs = c.Config.Family.GGUFPairs
-		err = p.toGGUF(c, outtype, targets)
+		if err = p.toGGUF(c, outtype, targets); err == nil {
+			p.added(c, ch)
+		}
 	case c.Container == checkpoint.GGUF:
 		err = fmt.Errorf("%s: a GGUF file cannot be written as safetensors, because config.json and tokenizer.json are not in it; use --format gguf", c.Path)
 	default:

@@ -12,6 +12,7 @@ import (
 	"phaseconv/format/dtype"
 	"phaseconv/format/gguf"
 	"phaseconv/internal/tiny"
+	"phaseconv/spec"
 	"phaseconv/verify"
 	"phaseconv/verify/kvcache"
 	"phaseconv/verify/texts"
@@ -190,7 +191,7 @@ func TestLinks(t *testing.T) {
 	if _, err := quick(links, filepath.Join(dir, "out"), checkpoint.Safetensors, "f32"); err != nil {
 		t.Fatal(err)
 	}
-	want := append(left(t, src), "phaseconv.json", "phaseconv.safetensors")
+	want := append(left(t, src), spec.ManifestName, spec.SafetensorsSidecarName, spec.FoldName)
 	got := left(t, filepath.Join(dir, "out"))
 	if len(got) != len(want) {
 		t.Errorf("%v, want %v in any order", got, want)

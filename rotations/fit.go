@@ -23,6 +23,17 @@ type Sample struct {
 	Seed        uint64
 	// Threads for matrix products; results do not depend on it.
 	Threads int
+	// Stop, if set, is asked between the steps of a fit; an error that it returns
+	// ends the fit.
+	Stop func() error
+}
+
+// stopped asks Stop.
+func (s *Sample) stopped() error {
+	if s.Stop == nil {
+		return nil
+	}
+	return s.Stop()
 }
 
 // N returns the number of keys.
@@ -88,6 +99,9 @@ func (s *Sample) bestSRHT() (*Code, []Point, error) {
 	var best *Code
 	least := math.Inf(1)
 	for range srhtTries {
+		if err := s.stopped(); err != nil {
+			return nil, nil, err
+		}
 		c, err := New("srht", s.D, s.D, mean, toFloat32(srht(s.D, r)), nil)
 		if err != nil {
 			return nil, nil, err
@@ -185,7 +199,10 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 		if i > 0 {
 			start = srht(s.D, r)
 		}
-		m, points := s.learned(mean, toFloat32(start))
+		m, points, err := s.learned(mean, toFloat32(start))
+		if err != nil {
+			return nil, nil, err
+		}
 		c, err := New("learned", s.D, s.D, mean, m, nil)
 		if err != nil {
 			return nil, nil, err
@@ -202,13 +219,13 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 // x normalised, which never decreases it and needs no step size (the L1-max
 // objective). Each step is stretched along the change of C; when that fails to
 // help, the best R so far takes a plain step instead.
-func (s *Sample) learned(mean, start []float32) (best []float32, curve []Point) {
+func (s *Sample) learned(mean, start []float32) (best []float32, curve []Point, err error) {
 	d := s.D
 	x := s.unitKeys(mean)
 	n := len(x) / d
 	best = start
 	if n == 0 {
-		return best, nil
+		return best, nil, nil
 	}
 	f := &l1max{d: d, n: n, threads: s.Threads, y: make([]float32, d*n)}
 	f.keys.PackRows(n, d, x, d, s.Threads)
@@ -216,6 +233,9 @@ func (s *Sample) learned(mean, start []float32) (best []float32, curve []Point) 
 	r, value := best, -1.0
 	var bestC, c []float32 // the correlation matrix at best, and at r
 	for step := 0; ; step++ {
+		if err := s.stopped(); err != nil {
+			return nil, nil, err
+		}
 		v := f.objective(r)
 		c = f.correlate()
 		curve = append(curve, Point{step, max(v, value)})
@@ -224,7 +244,7 @@ func (s *Sample) learned(mean, start []float32) (best []float32, curve []Point) 
 			if gain > 0 {
 				best = r
 			}
-			return linalg.Orthogonal(best, d), curve
+			return linalg.Orthogonal(best, d), curve, nil
 		}
 		next := c
 		switch {

@@ -44,7 +44,9 @@ func (s *Sample) frame(b int) (*Code, []Point, error) {
 			return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
 		}
 		// The last rounds use the encoder as a runtime will: from scratch.
-		f.encode(step < frameSteps-3)
+		if err := f.encode(step < frameSteps-3, s.stopped); err != nil {
+			return nil, nil, err
+		}
 		curve = append(curve, Point{step, f.cosine()})
 	}
 	if err := f.solve(); err != nil {
@@ -256,7 +258,7 @@ func (f *frameFit) sortRows(sol []float64) {
 
 // encode finds new signs and scales for the current matrix; warm starts from
 // the signs there are, which makes the error fall step by step.
-func (f *frameFit) encode(warm bool) {
+func (f *frameFit) encode(warm bool, stopped func() error) error {
 	d, n, b := f.d, f.n, f.b
 	var w, gw gemm.Weights
 	w.PackRows(b, d, f.m, d, f.threads)
@@ -272,6 +274,9 @@ func (f *frameFit) encode(warm bool) {
 	gw.PackRows(b, b, gram, b, f.threads)
 	f.num, f.den = make([]float64, n), make([]float64, n)
 	for k0 := 0; k0 < n; k0 += encodeBatch {
+		if err := stopped(); err != nil {
+			return err
+		}
 		k1 := min(n, k0+encodeBatch)
 		e := &encoder{b: b, gram: gram, gramW: &gw, z: z[k0*b : k1*b], s: f.s[k0*b : k1*b], num: f.num[k0:k1], den: f.den[k0:k1]}
 		e.search(k1-k0, warm)
@@ -279,6 +284,7 @@ func (f *frameFit) encode(warm bool) {
 			f.alpha[k] = e.alpha(k - k0)
 		}
 	}
+	return nil
 }
 
 // cosine is the mean cosine between keys and codes in the metric.

@@ -14,6 +14,7 @@ type Manifest struct {
 	Calibration Text        `json:"calibration"`
 	Seed        uint64      `json:"seed"`
 	Identities  []Identity  `json:"identities"`
+	Fusion      *Fusion     `json:"fusion,omitempty"`
 	Artifacts   []Artifact  `json:"artifacts"`
 	Files       []File      `json:"files"`
 	Layers      []Layer     `json:"layers,omitempty"`
@@ -224,4 +225,6 @@ type AuditJSON struct {
 	PPL         *PPLJSON   `json:"ppl"`
 	KLD         *KLDJSON   `json:"kld"`
 	Bytes       *BytesJSON `json:"bytes"`
+	// FFN is there when it was asked for.
+	FFN []FFNRow `json:"ffn,omitempty"`
 }

@@ -50,8 +50,20 @@ type FFNRow struct {
 	Rotation    string  `json:"rotation"`
 	Cos1bit     float64 `json:"cos1bit"`
 	MomentRatio float64 `json:"moment_ratio"`
-	// EffectiveBits per weight, with the storage of the rotation.
+	// EffectiveBits per weight: the sign, an F16 scale per row, and the storage of a
+	// learned rotation over the weights that share it.
 	EffectiveBits float64 `json:"effective_bits"`
+	Dims          int     `json:"dims"`     // numbers of a row
+	HeldOut       int     `json:"held_out"` // rows measured
+	// Block: rotations are block-diagonal with blocks of so many numbers; 0 for none.
+	Block int `json:"block"`
+	// Rows fitted, RowsPerDim that over Block; 0 where nothing is fitted.
+	Rows       int     `json:"rows"`
+	RowsPerDim float64 `json:"rows_per_dim"`
+	// TrainCos1bit is the cosine on the fitted rows of this matrix, NoiseCos1bit
+	// what the same fit reaches on as many rows of Gaussian noise.
+	TrainCos1bit *float64 `json:"train_cos1bit"`
+	NoiseCos1bit *float64 `json:"noise_cos1bit"`
 }
 
 // ParetoPoint is one setting of a code measured on the whole model, values float.

@@ -25,7 +25,9 @@ var types = map[string]reflect.Type{
 	"VerifyJSON": reflect.TypeFor[VerifyJSON](), "PPLJSON": reflect.TypeFor[PPLJSON](), "KLDJSON": reflect.TypeFor[KLDJSON](),
 	"FunctionJSON": reflect.TypeFor[FunctionJSON](), "BytesJSON": reflect.TypeFor[BytesJSON](), "AuditJSON": reflect.TypeFor[AuditJSON](),
 	"StockJSON": reflect.TypeFor[StockJSON](), "AdviseJSON": reflect.TypeFor[AdviseJSON](), "AdviseChoice": reflect.TypeFor[AdviseChoice](),
-	"AdviseRow": reflect.TypeFor[AdviseRow](),
+	"AdviseRow": reflect.TypeFor[AdviseRow](), "FFNRow": reflect.TypeFor[FFNRow](),
+	"UnitsJSON": reflect.TypeFor[UnitsJSON](), "Unit": reflect.TypeFor[Unit](), "UnitLayer": reflect.TypeFor[UnitLayer](), "ChecksJSON": reflect.TypeFor[ChecksJSON](),
+	"DiffJSON": reflect.TypeFor[DiffJSON](), "DiffKey": reflect.TypeFor[DiffKey](), "DiffHead": reflect.TypeFor[DiffHead](), "DiffTensor": reflect.TypeFor[DiffTensor](),
 }
 
 // object is what the tests need of a schema.
@@ -210,7 +212,7 @@ func compare(t *testing.T, what string, a, b map[string]string) {
 // TestTypes: no type of manifest.go and advise.go escapes TestSchema.
 func TestTypes(t *testing.T) {
 	n := 0
-	for _, name := range []string{"manifest.go", "advise.go"} {
+	for _, name := range []string{"manifest.go", "advise.go", "units.go", "diff.go"} {
 		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -264,7 +266,7 @@ func TestKeysInText(t *testing.T) {
 		}
 		all += string(b)
 	}
-	for _, s := range []string{ManifestName, GGUFModelName, GGUFSidecarName, SafetensorsSidecarName, `"` + ConfigObject + `": {`, `"` + BasisPostRope + `"`,
+	for _, s := range []string{ManifestName, GGUFModelName, GGUFSidecarName, SafetensorsSidecarName, FoldName, "`" + FoldList + "`", `"` + ConfigObject + `": {`, `"` + BasisPostRope + `"`,
 		"layers, 1 to 4096", "per layer, 1 to 4096", "even, 2 to 4096", "0 to 1048576", "min(2048, 8 d)", ModelPrefix + KeyVersion, ModelPrefix + KeySourceSHA256, ModelPrefix + KeyCode, ModelPrefix + KeyTool} {
 		if !strings.Contains(all, s) {
 			t.Errorf("the text lacks %q", s)

@@ -14,6 +14,7 @@ const (
 	GGUFModelName          = "model.gguf"
 	GGUFSidecarName        = "model.phase.gguf"
 	SafetensorsSidecarName = "phaseconv.safetensors"
+	FoldName               = "phaseconv.fold.safetensors"
 	// ConfigObject is the object that a converted config.json carries.
 	ConfigObject = "phaseconv"
 )
@@ -43,6 +44,9 @@ const (
 	KeyCalibrationContext = "phaseconv.calibration.context"
 	KeyTool               = "phaseconv.tool"
 )
+
+// FoldList is the key of a fold file that lists the edited tensors.
+const FoldList = "phaseconv.fold"
 
 // ModelPrefix begins the keys that a converted model GGUF carries; readers that
 // do not know them ignore keys under "general.".

@@ -27,6 +27,9 @@ type AuditOptions struct {
 	Seed              uint64
 	Threads           int
 	Progress          Progress
+	// FFN, if set, asks for the audit of the FFN matrices too; seed, threads and
+	// progress are filled in.
+	FFN *audit.FFNOptions
 	// Probe, if set, is called at the end with what the audit has in hand, for a
 	// report: options of probe.Run, all but Detail filled in.
 	Probe func(p probe.Options) error
@@ -110,6 +113,13 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		PPL: pplJSON(res, w, o.Policy, o.Code), KLD: kldJSON(&res.Divergences[0]),
 		Layers: audit.Layers(tap.Rows, c.Config.HeadDim, FittedHead(fit, o.Code, o.Bits, o.Policy.Anchor)),
 		Bytes:  Bytes(c.Config, codes, o.Policy),
+	}
+	if o.FFN != nil {
+		f := *o.FFN
+		f.Seed, f.Threads, f.Progress = o.Seed, m.Threads, o.Progress.of("FFN matrices")
+		if out.FFN, err = audit.FFN(ctx, c.Config, c, f); err != nil {
+			return nil, err
+		}
 	}
 	if o.Probe == nil {
 		return out, nil

@@ -14,5 +14,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// A second signal ends the program at once, for those who cannot wait.
+	context.AfterFunc(ctx, stop)
 	os.Exit(command.Run(ctx, os.Args, os.Stdout, os.Stderr))
 }

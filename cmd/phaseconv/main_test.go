@@ -127,6 +127,8 @@ func model(ts *testscript.TestScript, t *testing.T, args []string) *tiny.Model {
 			ts.Fatalf("%s: %v", a, err)
 		case name == "seed":
 			o.Seed = uint64(n)
+		case name == "layers":
+			o.Layers = n
 		case name == "shards":
 			o.Shards = n
 		case name == "window":

@@ -160,7 +160,7 @@ func (v *View) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	if e == nil {
 		return nil
 	}
-	if err := e.check(t); err != nil {
+	if err := e.Check(t); err != nil {
 		return fmt.Errorf("%s: %w", v.Path, err)
 	}
 	cols := t.Cols()
@@ -177,8 +177,8 @@ func (v *View) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	return err
 }
 
-// check refuses an edit that does not fit its tensor.
-func (e *Edit) check(t *Tensor) error {
+// Check refuses an edit that does not fit its tensor.
+func (e *Edit) Check(t *Tensor) error {
 	for _, x := range []struct {
 		what    string
 		n, want int

@@ -6,6 +6,7 @@ package calibrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"runtime"
@@ -31,6 +32,11 @@ type Options struct {
 	Threads int
 	// Progress is called after each layer.
 	Progress func(done, total int)
+	// Only, if set, says which layers to fit; the forward pass goes through the
+	// others, and ends behind the last that is needed.
+	Only func(layer int) bool
+	// Store, if set, keeps fitted layers, and gives back those that it has.
+	Store Store
 }
 
 // Head is what was fitted to one KV head.
@@ -72,7 +78,8 @@ func Signs(bits float64, d int) (int, error) {
 	return b, nil
 }
 
-// Run fits on windows of token ids.
+// Run fits on windows of token ids. When ctx ends, it returns the error of ctx
+// after at most one step of one fit.
 func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (*Result, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
@@ -84,17 +91,52 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	if err != nil {
 		return nil, err
 	}
-	f := &fitter{cfg: m.Config, o: o, signs: b, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
-	err = m.Run(ctx, windows, []*refmodel.Lane{{}}, refmodel.Options{Tap: f, Progress: o.Progress})
-	return f.res, err
+	f := &fitter{ctx: ctx, cfg: m.Config, o: o, signs: b, last: -1, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
+	f.todo = make([]bool, m.Config.Layers)
+	for l := range f.todo {
+		if o.Only != nil && !o.Only(l) {
+			continue
+		}
+		if o.Store != nil {
+			if x := o.Store.Load(l); x != nil {
+				f.res.Layers[l] = *x
+				continue
+			}
+		}
+		f.todo[l], f.last = true, l
+	}
+	if f.last >= 0 {
+		// Progress is that of the layers that the pass goes through.
+		opt := refmodel.Options{Tap: f, Progress: func(done, _ int) { f.progress(done) }}
+		if err := m.Run(ctx, windows, []*refmodel.Lane{{}}, opt); !errors.Is(err, errDone) {
+			if err == nil {
+				err = fmt.Errorf("layer %d was not reached", f.last)
+			}
+			return nil, err
+		}
+		f.progress(f.last + 1)
+	}
+	return f.res, nil
 }
+
+// errDone ends a forward pass whose rest nobody needs.
+var errDone = errors.New("all layers are fitted")
 
 // fitter is the tap that fits a layer as its activations pass.
 type fitter struct {
+	ctx   context.Context
 	cfg   *family.Config
 	o     Options
 	signs int
+	todo  []bool // layers to fit
+	last  int    // of them, -1 for none
 	res   *Result
+}
+
+func (f *fitter) progress(done int) {
+	if f.o.Progress != nil {
+		f.o.Progress(done, f.last+1)
+	}
 }
 
 // FFN implements refmodel.Tap.
@@ -102,6 +144,9 @@ func (f *fitter) FFN(int, []float32) error { return nil }
 
 // Attention implements refmodel.Tap.
 func (f *fitter) Attention(a *refmodel.Attention) error {
+	if !f.todo[a.Layer] {
+		return nil
+	}
 	c := f.cfg
 	layer := &f.res.Layers[a.Layer]
 	layer.Heads = make([]Head, c.KVHeads)
@@ -118,6 +163,14 @@ func (f *fitter) Attention(a *refmodel.Attention) error {
 		if err != nil {
 			return fmt.Errorf("layer %d, KV head %d: %w", a.Layer, h, err)
 		}
+	}
+	if f.o.Store != nil {
+		if err := f.o.Store.Save(a.Layer, layer); err != nil {
+			return err
+		}
+	}
+	if a.Layer == f.last {
+		return errDone
 	}
 	return nil
 }
@@ -142,11 +195,17 @@ func (f *fitter) fitHead(a *refmodel.Attention, layer *Layer, h, threads int) er
 	}
 	keys := Keys(c, a, h, scale, f.o.Policy)
 	s := &rotations.Sample{
-		D: c.HeadDim, Keys: keys, Layer: a.Layer, Head: h, Seed: f.o.Seed, Threads: threads,
+		D: c.HeadDim, Keys: keys, Layer: a.Layer, Head: h, Seed: f.o.Seed, Threads: threads, Stop: f.ctx.Err,
 	}
-	s.Metric, s.Weights = attention(c, a, h, scale, f.o.Policy, threads)
+	var err error
+	if s.Metric, s.Weights, err = attention(f.ctx, c, a, h, scale, f.o.Policy, threads); err != nil {
+		return err
+	}
 	head := Head{Codes: map[string]*rotations.Code{}, Curves: map[string][]rotations.Point{}, Train: map[string]rotations.Beta{}, Tokens: s.N()}
 	for _, kind := range f.o.Kinds {
+		if err := f.ctx.Err(); err != nil {
+			return err
+		}
 		b := c.HeadDim
 		if kind == "frame" {
 			b = f.signs
@@ -201,7 +260,7 @@ func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvc
 // query meets keys in the frame of each block up to its own; every query is
 // turned into one of them, in rotation. It also returns how much attention each
 // coded key gets, the sum of p(1-p) over its queries.
-func attention(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, threads int) (metric, weights []float64) {
+func attention(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, threads int) (metric, weights []float64, err error) {
 	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
 	var table *rope.Table
 	if p.Anchor > 0 {
@@ -213,6 +272,9 @@ func attention(c *family.Config, a *refmodel.Attention, h int, scale []float32, 
 	for w := range a.Windows {
 		seen := make([]float64, a.T)
 		for j := range g {
+			if err := ctx.Err(); err != nil {
+				return nil, nil, err
+			}
 			a.Probabilities(c, w, h*g+j, func(i, lo int, probs []float32) {
 				for k, v := range probs {
 					seen[lo+k] += float64(v) * float64(1-v)
@@ -243,5 +305,5 @@ func attention(c *family.Config, a *refmodel.Attention, h int, scale []float32, 
 	for i, v := range m {
 		metric[i] = float64(v) / float64(n)
 	}
-	return metric, weights
+	return metric, weights, nil
 }

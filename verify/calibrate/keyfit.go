@@ -181,25 +181,32 @@ type Candidate struct {
 }
 
 // Candidates lists what is worth measuring for a cache, the least change first.
-// The first changes nothing.
-func Candidates(cfg *family.Config, cache rotations.CacheRow, seed uint64) []Candidate {
-	tune := rotations.TuneOptions{Sweeps: 4, Angles: true, Seed: seed}
+// The first changes nothing. None takes long to fit; see Tuned.
+func Candidates(cfg *family.Config, cache rotations.CacheRow) []Candidate {
 	out := []Candidate{
 		{Name: "as published"},
 		{Name: "balance, powers of two", Fit: KeyFit{Balance: PowerOfTwo, Cache: cache}},
 		{Name: "balance", Fit: KeyFit{Balance: ClosedForm, Cache: cache}},
-		{Name: "balance for the type", Fit: KeyFit{Balance: ForType, Cache: cache, Tune: tune}},
 	}
 	if rotations.CheckKeyBias(cfg) != nil {
 		return out
 	}
-	for _, kappa := range []float64{16, 4, 1} {
+	for _, kappa := range []float64{32, 8, 2} {
 		out = append(out, Candidate{
-			Name: fmt.Sprintf("slow means removed (drift weight %g), balance for the type", kappa), Near: true,
-			Fit: KeyFit{Remove: &rotations.SlowMeanOptions{Kappa: kappa}, Balance: ForType, Cache: cache, Tune: tune},
+			Name: fmt.Sprintf("slow means removed (drift weight %g), balance", kappa), Near: true,
+			Fit: KeyFit{Remove: &rotations.SlowMeanOptions{Kappa: kappa}, Balance: ClosedForm, Cache: cache},
 		})
 	}
 	return out
+}
+
+// Tuned returns the candidate with its balance tuned to the cache type: scales
+// and, where there is no QK-norm, angles. It takes minutes to fit on a real model.
+func (c Candidate) Tuned(seed uint64) Candidate {
+	c.Name += " for the type"
+	c.Fit.Balance = ForType
+	c.Fit.Tune = rotations.TuneOptions{Sweeps: 3, Angles: true, Seed: seed}
+	return c
 }
 
 // nearestPower rounds t > 0 to the power of two with the nearest logarithm.

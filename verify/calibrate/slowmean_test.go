@@ -338,7 +338,7 @@ func TestMeasuredNoise(t *testing.T) {
 	c := open(t, "qwen2", tiny.Options{Seed: 7, HeadDim: 32, Hidden: 128})
 	s := collect(t, c, StatsOptions{Samples: 40, Seed: 1, Threads: 2}, windows(c.Config, 3, 48))
 	row := rotations.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
-	for i, x := range Candidates(c.Config, row, 1) {
+	for i, x := range Candidates(c.Config, row) {
 		edits, err := s.Fit(x.Fit)
 		if err != nil {
 			t.Fatalf("%s: %v", x.Name, err)
@@ -396,7 +396,7 @@ func TestFitRefuses(t *testing.T) {
 	if _, err := s.Fit(KeyFit{Balance: ForType, Cache: rotations.CacheRow{Type: gguf.TypeQ4_0}}); err == nil {
 		t.Error("a balance was tuned without keys")
 	}
-	if n := len(Candidates(c.Config, rotations.CacheRow{}, 1)); n != 4 {
+	if n := len(Candidates(c.Config, rotations.CacheRow{})); n != 3 {
 		t.Errorf("%d candidates where nothing can be removed", n)
 	}
 	if _, err := s.ValueBalance(0, 0); err == nil {

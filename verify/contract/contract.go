@@ -213,26 +213,8 @@ func checkFiles(dir string, m *spec.Manifest) error {
 		}
 	}
 	for _, f := range m.Files {
-		path := filepath.Join(dir, f.Name)
-		st, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s: the file is missing; copy the whole folder", path)
-		}
-		if err != nil {
+		if err := checkFile(dir, f); err != nil {
 			return err
-		}
-		if !st.Mode().IsRegular() {
-			return fmt.Errorf("%s: not a regular file", path)
-		}
-		if st.Size() != f.Bytes {
-			return fmt.Errorf("%s: %d bytes, the manifest says %d", path, st.Size(), f.Bytes)
-		}
-		sum, err := checkpoint.FileDigest(path)
-		if err != nil {
-			return err
-		}
-		if sum != f.SHA256 {
-			return fmt.Errorf("%s: SHA-256 is %s, the manifest says %s: the file was changed or damaged", path, sum, f.SHA256)
 		}
 	}
 	return nil
@@ -320,35 +302,16 @@ func checkManifest(a *Artifact) error {
 	if bits := float64(signs) / float64(numbers); !(math.Abs(m.Code.Bits-bits) < 1e-5) {
 		return fmt.Errorf("key code.bits is %g in the manifest, %g in the artifact", m.Code.Bits, bits)
 	}
-	for _, x := range []struct {
-		what     string
-		got, was any
-	}{
-		{"source.sha256", m.Source.SHA256, s.SourceSHA256},
-		{"code.kind", m.Code.Kind, s.Kind},
-		{"code.anchor", m.Code.Anchor, s.Anchor},
-		{"code.sink", m.Code.Sink, s.Sink},
-		{"code.recent", m.Code.Recent, s.Recent},
-		{"calibration.sha256", m.Calibration.SHA256, s.Calibration.SHA256},
-		{"calibration.tokens", m.Calibration.Tokens, s.Calibration.Tokens},
-		{"calibration.context", m.Calibration.Context, s.Calibration.Context},
-		{"tool", m.Tool, s.Tool},
-		{"weights_sha256", a.Entry.WeightsSHA256, s.WeightsSHA256},
-		{"pair_layout", a.Entry.PairLayout, s.Pairs.String()},
-		{"model.layers", m.Model.Layers, cfg.Layers},
-		{"model.n_heads", m.Model.Heads, cfg.Heads},
-		{"model.n_kv_heads", m.Model.KVHeads, cfg.KVHeads},
-		{"model.head_dim", m.Model.HeadDim, cfg.HeadDim},
-		{"model.hidden_size", m.Model.Hidden, cfg.Hidden},
-		{"model.vocab_size", m.Model.Vocab, cfg.Vocab},
-		{"model.context_length", m.Model.Context, cfg.Context},
-		{"model.experts", m.Model.Experts, cfg.Experts},
-	} {
-		if x.got != x.was {
-			return fmt.Errorf("key %s is %v in the manifest, %v in the artifact", x.what, x.got, x.was)
-		}
-	}
-	return nil
+	return compareFacts(append(sidecarFacts(m, a.Entry, s),
+		fact{"model.layers", m.Model.Layers, cfg.Layers},
+		fact{"model.n_heads", m.Model.Heads, cfg.Heads},
+		fact{"model.n_kv_heads", m.Model.KVHeads, cfg.KVHeads},
+		fact{"model.head_dim", m.Model.HeadDim, cfg.HeadDim},
+		fact{"model.hidden_size", m.Model.Hidden, cfg.Hidden},
+		fact{"model.vocab_size", m.Model.Vocab, cfg.Vocab},
+		fact{"model.context_length", m.Model.Context, cfg.Context},
+		fact{"model.experts", m.Model.Experts, cfg.Experts},
+	), "the artifact")
 }
 
 // checkMarker reads what the model itself says about its conversion.

@@ -12,7 +12,9 @@ import (
 	"phaseconv/convert"
 	"phaseconv/format/checkpoint"
 	"phaseconv/rotations"
+	"phaseconv/spec"
 	"phaseconv/verify"
+	"phaseconv/verify/audit"
 	"phaseconv/verify/kvcache"
 	"phaseconv/verify/probe"
 	"phaseconv/verify/report"
@@ -30,7 +32,7 @@ Examples:
   phaseconv audit model.gguf --calib train.txt --text test.txt --json`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "calib", Usage: "calibration text (default: an embedded one)"},
-			&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to", Value: 6144},
+			&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to", Value: 12288},
 			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
 			&cli.IntFlag{Name: "ctx", Usage: "context length", Value: 512},
 			&cli.IntFlag{Name: "chunks", Usage: "windows to measure, 0 for all", Value: 4},
@@ -40,6 +42,8 @@ Examples:
 			&cli.IntFlag{Name: "anchor", Usage: "block length B to anchor keys to, 0 for none", Value: 64},
 			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16", Value: 4},
 			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: 0},
+			&cli.BoolFlag{Name: "ffn", Usage: "also measure 1-bit rows of the FFN matrices: as they stand, Hadamard, learned rotations"},
+			&cli.IntFlag{Name: "ffn-block", Usage: "with --ffn: largest block of a learned rotation", Value: 128},
 			reportFlag(), reportDetailFlag(),
 			seedFlag(), threadsFlag(), jsonFlag(),
 		},
@@ -68,6 +72,12 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	defer ck.Close()
+	if c.Bool("ffn") {
+		if b := c.Int("ffn-block"); b < 1 || b > rotations.MaxDim {
+			return usagef("--ffn-block %d: it must be from 1 to %d", b, rotations.MaxDim)
+		}
+		o.FFN = &audit.FFNOptions{Block: c.Int("ffn-block")}
+	}
 	page := report.Model{Name: filepath.Base(filepath.Clean(src)), License: report.License(src)}
 	if c.String("report") != "" {
 		o.Probe = func(p probe.Options) (err error) {
@@ -81,7 +91,7 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	if path := c.String("report"); path != "" {
-		page.Audit = res
+		page.Audit, page.FFN = res, res.FFN
 		if err := convert.WriteReport(path, page); err != nil {
 			return err
 		}
@@ -90,8 +100,57 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return printJSON(stdout, res)
 	}
 	printBeta(stdout, res.Layers)
+	printFFN(stdout, res.FFN)
 	p, k := res.PPL, res.KLD
 	fmt.Fprintf(stdout, "\nPPL %.4f with float keys, %.4f with code %s (%.4fx), KLD %.4f, on %d tokens of %s; fitted to %d tokens of %s\n",
 		p.Float, p.OneBit, p.Code, p.Ratio, k.Mean, p.Tokens, res.Text.Name, res.Calibration.Tokens, res.Calibration.Name)
 	return nil
+}
+
+// printFFN prints means over layers, and over experts of those that were looked at
+// one by one.
+func printFFN(w io.Writer, rows []spec.FFNRow) {
+	if len(rows) == 0 {
+		return
+	}
+	type key struct {
+		matrix, rotation string
+		each             bool
+	}
+	type sum struct {
+		n, trained                             float64
+		cos, moment, bits, train, noise, ratio float64
+		dims, block                            int
+	}
+	sums := map[key]*sum{}
+	var keys []key
+	for _, r := range rows {
+		k := key{r.Matrix, r.Rotation, r.Expert >= 0}
+		s := sums[k]
+		if s == nil {
+			s = &sum{dims: r.Dims, block: r.Block}
+			sums[k], keys = s, append(keys, k)
+		}
+		s.n++
+		s.cos, s.moment, s.bits, s.ratio = s.cos+r.Cos1bit, s.moment+r.MomentRatio, s.bits+r.EffectiveBits, s.ratio+r.RowsPerDim
+		if r.TrainCos1bit != nil && r.NoiseCos1bit != nil {
+			s.trained++
+			s.train, s.noise = s.train+*r.TrainCos1bit, s.noise+*r.NoiseCos1bit
+		}
+	}
+	fmt.Fprintln(w, "\nbeta of FFN rows, means over layers; learned on every other row, cos1bit and moment_ratio are of the rows between (Gaussian floors 0.798 and 0.637)")
+	t := newTable("matrix", "rows of", "rotation", "dims", "block", "rows/dim", "train", "on noise", "cos1bit", "moment_ratio", "bits/weight")
+	for _, k := range keys {
+		s := sums[k]
+		of, train, noise := "all", "-", "-"
+		if k.each {
+			of = "one expert"
+		}
+		if s.trained > 0 {
+			train, noise = fmt.Sprintf("%.4f", s.train/s.trained), fmt.Sprintf("%.4f", s.noise/s.trained)
+		}
+		t.row(k.matrix, of, k.rotation, fmt.Sprint(s.dims), fmt.Sprint(s.block), fmt.Sprintf("%.2f", s.ratio/s.n), train, noise,
+			fmt.Sprintf("%.4f", s.cos/s.n), fmt.Sprintf("%.4f", s.moment/s.n), fmt.Sprintf("%.3f", s.bits/s.n))
+	}
+	t.print(w)
 }

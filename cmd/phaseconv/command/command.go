@@ -61,11 +61,12 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitFailed
 }
 
+func usageError(_ context.Context, _ *cli.Command, err error, _ bool) error {
+	return &verify.UsageError{Err: err}
+}
+
 // root builds the command tree.
 func root(stdout, stderr io.Writer) *cli.Command {
-	usageError := func(_ context.Context, _ *cli.Command, err error, _ bool) error {
-		return &verify.UsageError{Err: err}
-	}
 	app := &cli.Command{
 		Name:      "phaseconv",
 		Usage:     "make language models whose KV cache survives very few bits",
@@ -82,7 +83,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
-			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), inspectCommand(stdout, stderr),
+			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), inspectCommand(stdout, stderr), rotationsCommand(stdout, stderr),
 			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), docsCommand(stdout),
 		},
 		Action: func(_ context.Context, c *cli.Command) error {

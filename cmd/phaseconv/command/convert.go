@@ -11,6 +11,7 @@ import (
 	"phaseconv/convert"
 	"phaseconv/format/checkpoint"
 	"phaseconv/rotations"
+	"phaseconv/spec"
 	"phaseconv/verify/kvcache"
 )
 
@@ -24,19 +25,27 @@ func convertCommand(stdout, stderr io.Writer) *cli.Command {
 Examples:
   phaseconv convert ./SmolLM2-135M -o smol
   phaseconv convert model.gguf -o out --calib train.txt --eval test.txt
-  phaseconv convert ./Qwen2.5-0.5B -o out --format both --dry-run`,
-		Flags: []cli.Flag{
+  phaseconv convert ./Qwen2.5-0.5B -o out --format both --dry-run
+  phaseconv convert ./Llama-3-70B -o out --resume
+  phaseconv convert ./Llama-3-70B -o out --unit 3/8    # one of eight processes, then
+  phaseconv convert ./Llama-3-70B -o out --merge`,
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
 			&cli.StringFlag{Name: "format", Usage: "gguf, safetensors or both", Value: "gguf"},
 			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0", Value: "f16"},
 			&cli.StringFlag{Name: "code", Usage: "key code: " + strings.Join(rotations.Kinds, ", "), Value: "frame"},
 			&cli.BoolFlag{Name: "balance", Usage: "fold the K/Q pair balance (identity G3)", Value: true},
+			&cli.StringFlag{Name: "cache-type-k", Usage: "change the weights for this stock key cache: q8_0, q4_0, ... (what helps is measured)", Value: "f16"},
+			&cli.StringFlag{Name: "cache-type-v", Usage: "the value cache type beside it", Value: "f16"},
+			&cli.StringFlag{Name: "cache-rotation", Usage: "llama.cpp's attention rotation: on or off", Value: "on"},
+			&cli.IntFlag{Name: "target-ctx", Usage: "context at which that cache will be used", Value: 4096},
+			&cli.StringFlag{Name: "fuse", Usage: "changes of weights that are allowed: none, exact, or near (near-identities, with --cache-type-k and where they measure far better than they cost; its default)"},
 			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key (frame only)", Value: 1},
 			&cli.IntFlag{Name: "anchor", Usage: "block length B to anchor keys to, 0 for none", Value: 64},
 			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16", Value: 4},
 			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: 0},
 			&cli.StringFlag{Name: "calib", Usage: "calibration text (default: an embedded one)"},
-			&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to", Value: 6144},
+			&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to", Value: 12288},
 			&cli.StringFlag{Name: "eval", Usage: "held-out text to measure on (default: an embedded one)"},
 			&cli.IntFlag{Name: "ctx", Usage: "context length of calibration and measuring", Value: 512},
 			&cli.IntFlag{Name: "chunks", Usage: "windows to measure", Value: 4},
@@ -45,7 +54,7 @@ Examples:
 			&cli.BoolFlag{Name: "report-detail", Usage: "measure more for it: each layer alone, other codes, other contexts"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and stop"},
 			jsonFlag(),
-		},
+		}, unitFlags()...),
 		Action: func(ctx context.Context, c *cli.Command) error { return runConvert(ctx, c, stdout, stderr) },
 	}
 }
@@ -59,7 +68,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		Source: src, Out: c.String("out"), OutType: c.String("outtype"), Code: c.String("code"), Bits: c.Float("bits"),
 		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent")},
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Seed: c.Uint64("seed"), Threads: c.Int("threads"),
-		Tool: Tool(), Command: recorded(c.Root().Args().Slice()), Progress: progress(stderr),
+		Tool: Tool(), Command: recorded(lasting(c.Root().Args().Slice())), Progress: progress(stderr),
 		Report: c.Bool("report"), ReportDetail: c.Bool("report-detail"),
 	}
 	switch c.String("format") {
@@ -75,6 +84,9 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if _, ok := convert.OutTypes[o.OutType]; !ok {
 		return usagef("--outtype %q: expected f32, f16, bf16 or q8_0", o.OutType)
 	}
+	if err := cacheOptions(c, &o); err != nil {
+		return err
+	}
 	if c.Bool("dry-run") {
 		return dryRun(c, o, stdout)
 	}
@@ -87,9 +99,12 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if o.Evaluation, err = evaluationText(c.String("eval")); err != nil {
 		return err
 	}
+	if done, err := unitOptions(ctx, c, &o, stdout, stderr); done || err != nil {
+		return err
+	}
 	res, err := convert.Convert(ctx, o)
 	if err != nil {
-		return err
+		return keptLayers(err, o)
 	}
 	if c.Bool("json") {
 		if err := printJSON(stdout, res.Verify); err != nil {
@@ -100,6 +115,29 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	}
 	if !res.Verify.OK {
 		return errGate
+	}
+	return nil
+}
+
+// cacheOptions reads what to do for stock cache types.
+func cacheOptions(c *cli.Command, o *convert.Options) error {
+	o.Fuse, o.TargetCtx = c.String("fuse"), c.Int("target-ctx")
+	types, err := stockTypes(c)
+	if err != nil {
+		return err
+	}
+	if c.IsSet("cache-type-v") && !c.IsSet("cache-type-k") {
+		return usagef("--cache-type-v goes with --cache-type-k")
+	}
+	o.Cache = types
+	if o.Fuse == "" {
+		o.Fuse = convert.FuseExact
+		if types != nil {
+			o.Fuse = convert.FuseNear
+		}
+	}
+	if types != nil && c.IsSet("balance") {
+		return usagef("--balance and --cache-type-k do not go together: with a cache type, measurements decide about the balance; see --fuse")
 	}
 	return nil
 }
@@ -160,10 +198,47 @@ func printConversion(w io.Writer, out string, r *convert.Result) {
 			fmt.Fprintf(w, "warning: %s\n", x)
 		}
 	}
+	printFusion(w, m.Fusion)
 	fmt.Fprintln(w)
 	printVerify(w, r.Verify)
 	fmt.Fprintf(w, "\nwritten to %s:\n", out)
 	for _, f := range m.Files {
 		fmt.Fprintf(w, "  %-28s %12d bytes\n", f.Name, f.Bytes)
 	}
+}
+
+// printFusion shows how the change of keys was chosen and what it brings.
+func printFusion(w io.Writer, f *spec.Fusion) {
+	if f == nil {
+		return
+	}
+	fmt.Fprintf(w, "\nkeys for a %s/%s cache at context %d, compared on %d later tokens of %s\n", f.KType, f.VType, f.TargetCtx, f.Text.Tokens, f.Text.Name)
+	t := newTable("change", "KLD", "±", "PPL ratio", "same top", "cost with f16 caches", "")
+	for _, x := range f.Tried {
+		cost, mark := "-", ""
+		if x.F16KLD != nil {
+			cost = fmt.Sprintf("%.6f", *x.F16KLD)
+		}
+		if x.Name == f.Chosen {
+			mark = "chosen"
+		}
+		t.row(x.Name, fmt.Sprintf("%.6f", x.KLD), fmt.Sprintf("%.6f", x.KLDErr), fmt.Sprintf("%.4f", x.PPLRatio), fmt.Sprintf("%.1f %%", 100*x.SameTop), cost, mark)
+	}
+	t.print(w)
+	if f.Refused != "" {
+		fmt.Fprintf(w, "near-identities were not tried: %s\n", f.Refused)
+	}
+	if len(f.Measured) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nstock caches on held-out text, against the source with f16 caches")
+	t = newTable("weights", "K", "V", "context", "PPL ratio", "KLD", "±", "same top")
+	for _, x := range f.Measured {
+		who := "source"
+		if x.Converted {
+			who = "converted"
+		}
+		t.row(who, x.KType, x.VType, fmt.Sprint(x.Ctx), fmt.Sprintf("%.4f", x.PPLRatio), fmt.Sprintf("%.6f", x.KLD), fmt.Sprintf("%.6f", x.KLDErr), fmt.Sprintf("%.1f %%", 100*x.SameTop))
+	}
+	t.print(w)
 }

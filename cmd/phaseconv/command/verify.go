@@ -115,16 +115,20 @@ func stockTypes(c *cli.Command) (*verify.StockTypes, error) {
 	return s, nil
 }
 
-// printVerify shows a verification; statistics carry llama-perplexity's names.
-func printVerify(w io.Writer, v *spec.VerifyJSON) {
+func printContract(w io.Writer, checks []spec.Check) {
 	fmt.Fprintln(w, "contract")
-	for _, c := range v.Contract {
+	for _, c := range checks {
 		mark := "ok    "
 		if !c.OK {
 			mark = "FAILED"
 		}
 		fmt.Fprintf(w, "  %s  %s: %s\n", mark, c.Check, c.Detail)
 	}
+}
+
+// printVerify shows a verification; statistics carry llama-perplexity's names.
+func printVerify(w io.Writer, v *spec.VerifyJSON) {
+	printContract(w, v.Contract)
 	if len(v.Layers) > 0 {
 		fmt.Fprintln(w)
 		printBeta(w, v.Layers)

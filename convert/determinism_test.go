@@ -1,0 +1,78 @@
+package convert
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/cpu"
+
+	"phaseconv/internal/tiny"
+)
+
+// TestDeterminism converts a model with one and two threads and with every set of
+// vector instructions that the machine has, in processes of their own, and compares
+// all bytes of the artifacts. Set PHASECONV_LONG to take the model that comes with
+// the repository; that takes two minutes, most of them without vector instructions.
+func TestDeterminism(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	if os.Getenv("PHASECONV_LONG") != "" {
+		src = filepath.Join("..", "testdata", "austen-moe")
+	} else {
+		tiny.HF(t, src, "qwen3_moe", tiny.Options{Seed: 1, DType: "BF16", HeadDim: 32})
+	}
+	convert := func(out string, threads int) {
+		o := small(src, out)
+		o.Threads = threads
+		converted(t, o)
+	}
+	if out := os.Getenv("PHASECONV_DETERMINISM"); out != "" {
+		n, err := strconv.Atoi(os.Getenv("PHASECONV_THREADS"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		convert(out, n)
+		// The parent must know that the switch did something.
+		t.Logf("avx512f %v, avx2 %v", cpu.X86.HasAVX512F, cpu.X86.HasAVX2)
+		return
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := ""
+	type variant struct{ name, godebug, threads, says string }
+	all := []variant{{"1 thread", "", "1", ""}, {"2 threads", "", "2", ""}}
+	if cpu.X86.HasAVX512F {
+		all = append(all, variant{"without AVX-512", "cpu.avx512f=off", "2", "avx512f false, avx2 true"})
+	}
+	if cpu.X86.HasAVX2 {
+		all = append(all, variant{"plain Go", "cpu.avx512f=off,cpu.avx2=off", "1", "avx512f false, avx2 false"})
+	}
+	for _, v := range all {
+		out := filepath.Join(dir, strings.ReplaceAll(v.name, " ", "-"), "out")
+		cmd := exec.CommandContext(context.Background(), exe, "-test.run=^TestDeterminism$", "-test.v")
+		cmd.Env = append(os.Environ(), "PHASECONV_DETERMINISM="+out, "PHASECONV_THREADS="+v.threads, "GODEBUG="+v.godebug)
+		b, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", v.name, err, b)
+		}
+		if !bytes.Contains(b, []byte(v.says)) {
+			t.Errorf("%s: GODEBUG=%s did not switch: %s", v.name, v.godebug, b)
+		}
+		if first == "" {
+			first = out
+			if n := len(left(t, out)); n < 7 {
+				t.Errorf("only %d files", n)
+			}
+			continue
+		}
+		t.Run(v.name, func(t *testing.T) { sameTrees(t, first, out) })
+	}
+}

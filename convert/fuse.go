@@ -1,0 +1,163 @@
+package convert
+
+import (
+	"context"
+	"fmt"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/format/family"
+	"phaseconv/format/gguf"
+	"phaseconv/rotations"
+	"phaseconv/spec"
+	"phaseconv/verify"
+)
+
+// Which changes of weights a conversion may make.
+const (
+	FuseNone  = "none"
+	FuseExact = "exact" // identities
+	FuseNear  = "near"  // near-identities too, where they measure far better than they cost
+)
+
+// changes is what is done to a checkpoint's weights, known or planned.
+type changes struct {
+	view *checkpoint.View
+	// balance: the closed form of G3 is still to be fitted, by the calibration.
+	balance    bool
+	identities []spec.Identity
+	targets    map[string][]string // tensor -> ids of identities
+	report     *spec.Fusion        // nil where no cache types were asked for
+}
+
+// planned says what a conversion would change, before anything is measured.
+func planned(c *checkpoint.Checkpoint, o *Options) *changes {
+	ch := &changes{view: &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}, targets: map[string][]string{}}
+	if o.Cache != nil {
+		return ch.measured(c, o)
+	}
+	g3 := decideBalance(c, o.Balance && o.Fuse != FuseNone)
+	if ch.balance = g3.Applied; g3.Applied {
+		ch.targets = balanceTargets(c)
+		g3.Tensors = len(ch.targets)
+	}
+	g7 := spec.Identity{ID: rotations.IDSlowMean, Name: slowMeanName, Why: "for stock cache types only: name one with --cache-type-k"}
+	ch.identities = append([]spec.Identity{g3, g7}, others(c)...)
+	return ch
+}
+
+const slowMeanName = "slow-mean removal"
+
+// measured is the plan for cache types: what measurements will decide about.
+func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
+	g3 := decideBalance(c, o.Fuse != FuseNone)
+	if g3.Applied {
+		g3.Why = "if it measures better than no change: " + g3.Why
+		ch.targets = balanceTargets(c)
+		g3.Tensors = len(ch.targets)
+	}
+	g7 := spec.Identity{ID: rotations.IDSlowMean, Name: slowMeanName}
+	err := rotations.CheckKeyBias(c.Config)
+	switch reason := o.noKeyBias(c); {
+	case o.Fuse != FuseNear:
+		g7.Why = "not an exact identity; --fuse near allows it"
+	case err != nil:
+		g7.Why = err.Error()
+	case reason != "":
+		g7.Why = reason
+	default:
+		g7.Applied = true
+		g7.Why = "if the divergence falls by ten times what the change costs: a constant out of the key bias"
+		for l := range c.Config.Layers {
+			if name := family.Name(l, "attn_k.bias"); exists(c, name) {
+				ch.targets[name] = append(ch.targets[name], g7.ID)
+				g7.Tensors++
+			}
+		}
+	}
+	ch.identities = append([]spec.Identity{g3, g7}, others(c)...)
+	return ch
+}
+
+// noKeyBias says why a constant cannot be taken out of the keys in all formats asked for.
+func (o *Options) noKeyBias(c *checkpoint.Checkpoint) string {
+	for _, f := range o.Formats {
+		if f == checkpoint.Safetensors && !exists(c, family.Name(0, "attn_k.bias")) {
+			return "the checkpoint has no key bias, and safetensors keep the source's tensors; --format gguf can add one"
+		}
+	}
+	return ""
+}
+
+// fuse measures which changes help the cache types that were asked for and
+// makes them.
+func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *changes) (*changes, error) {
+	if o.Cache == nil || o.Fuse == FuseNone {
+		return plan, nil
+	}
+	choice, err := verify.Choose(ctx, c, verify.ChooseOptions{
+		Cache: *o.Cache, Ctx: o.TargetCtx, Text: o.Calibration, Near: o.Fuse == FuseNear, NoKeyBias: o.noKeyBias(c),
+		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
+	})
+	if err != nil {
+		return nil, err
+	}
+	ch := &changes{view: &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}, targets: map[string][]string{}, report: choice.Report}
+	if choice.Changed() {
+		for l, heads := range choice.Edits {
+			if err := rotations.FoldKeys(ch.view, l, heads); err != nil {
+				return nil, err
+			}
+		}
+	}
+	count := map[string]int{}
+	for name, e := range ch.view.Edits {
+		ch.targets[name] = e.By
+		for _, id := range e.By {
+			count[id]++
+		}
+	}
+	for _, id := range plan.identities {
+		if id.ID == "G3" || id.ID == rotations.IDSlowMean {
+			was := id.Applied
+			id.Tensors = count[id.ID]
+			if id.Applied = id.Tensors > 0; id.Applied || was {
+				id.Why = fmt.Sprintf("measured with %s keys and %s values: chosen is %q", choice.Report.KType, choice.Report.VType, choice.Report.Chosen)
+			}
+		}
+		ch.identities = append(ch.identities, id)
+	}
+	return ch, nil
+}
+
+// added plans the tensors that the source lacks.
+func (p *Plan) added(c *checkpoint.Checkpoint, ch *changes) {
+	for l := range c.Config.Layers {
+		t, ok := ch.view.Added[family.Name(l, "attn_k.bias")]
+		if !ok {
+			continue
+		}
+		p.Tensors = append(p.Tensors, TensorPlan{
+			Name: t.Name, Shape: t.Shape, From: "-", To: gguf.TypeF32.String(), Action: Fold, By: ch.targets[t.Name], tensor: t,
+			Reorder: p.Pairs != c.Config.Pairs, Why: "a key bias, which stock readers of this architecture accept",
+		})
+	}
+}
+
+// compare measures the cache types with the artifact in dir beside the source, at
+// the context of the other measurements and at the one that was fitted for.
+func compare(ctx context.Context, c *checkpoint.Checkpoint, dir string, o *Options) (*spec.AdviseJSON, error) {
+	model := dir
+	if o.Formats[0] == checkpoint.GGUF {
+		model += "/" + spec.GGUFModelName
+	}
+	written, err := checkpoint.Open(model)
+	if err != nil {
+		return nil, err
+	}
+	defer written.Close()
+	half := verify.StockTypes{K: gguf.TypeF16, V: gguf.TypeF16, Rotation: o.Cache.Rotation}
+	return verify.Advise(ctx, c, written, verify.AdviseOptions{
+		Text: o.Evaluation, Ctx: []int{o.Ctx, o.TargetCtx}, Chunks: o.Chunks, Pairs: []verify.StockTypes{*o.Cache, half},
+		Rotation: o.Cache.Rotation, Threads: o.Threads, Progress: o.Progress,
+	})
+}

@@ -1,0 +1,257 @@
+package convert
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/internal/tiny"
+	"phaseconv/verify"
+	"phaseconv/verify/kvcache"
+	"phaseconv/verify/texts"
+)
+
+// small is a conversion of everything there is, in a second.
+func small(src, out string) Options {
+	return Options{
+		Source: src, Out: out, Formats: []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}, OutType: "f16", Code: "frame", Bits: 1, Balance: true,
+		Policy:      kvcache.Policy{Anchor: 16, Sink: 2},
+		Calibration: verify.Text{Name: "calibration", Data: texts.Calibration}, CalibrationTokens: 96,
+		Evaluation: verify.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 48, Chunks: 1, Seed: 1, Threads: 2, Tool: "test", Command: []string{"phaseconv"},
+		Report: true,
+	}
+}
+
+func converted(t *testing.T, o Options) {
+	t.Helper()
+	if _, err := Convert(context.Background(), o); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sameTrees compares two folders, names and bytes.
+func sameTrees(t *testing.T, a, b string) {
+	t.Helper()
+	x, y := left(t, a), left(t, b)
+	if !reflect.DeepEqual(x, y) {
+		t.Fatalf("%s has %v\n%s has %v", a, x, b, y)
+	}
+	for _, n := range x {
+		u, err1 := os.ReadFile(filepath.Join(a, n))
+		v, err2 := os.ReadFile(filepath.Join(b, n))
+		if err1 != nil || err2 != nil || string(u) != string(v) {
+			t.Errorf("%s differs (%v, %v)", n, err1, err2)
+		}
+	}
+}
+
+// TestUnitsMerge: units in any order, by several processes' worth of calls, give
+// after the merge what one run gives; so does a run that finds some layers.
+func TestUnitsMerge(t *testing.T) {
+	dir := t.TempDir()
+	at := func(s string) string { return filepath.Join(dir, s) }
+	tiny.HF(t, at("src"), "qwen2", tiny.Options{Seed: 1, Layers: 3, DType: "BF16"})
+	converted(t, small(at("src"), at("one/out")))
+
+	o := small(at("src"), at("two/out"))
+	o.Work, o.Merge = WorkDir(o.Out), true
+	if _, err := Convert(context.Background(), o); err == nil || !strings.Contains(err.Error(), "3 of 3 layers") {
+		t.Fatalf("a merge of nothing: %v", err)
+	}
+	if _, err := os.Stat(at("two")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a failed run left its parent: %v", err)
+	}
+	for _, u := range []struct {
+		i      int
+		layers []int
+	}{{4, []int{2}}, {1, nil}, {3, []int{1}}, {2, []int{0}}} {
+		r, err := RunUnit(context.Background(), o, u.i, 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []int
+		for _, l := range r.Units[0].Layers {
+			if got = append(got, l.Layer); l.There {
+				t.Errorf("unit %d: layer %d was there", u.i, l.Layer)
+			}
+		}
+		if !reflect.DeepEqual(got, u.layers) {
+			t.Errorf("unit %d of 4 fitted layers %v, want %v", u.i, got, u.layers)
+		}
+	}
+	if r, err := RunUnit(context.Background(), o, 1, 1); err != nil || !r.Units[0].Layers[2].There {
+		t.Errorf("all layers again: %+v, %v", r, err)
+	}
+	p, err := PlanUnits(o, 2)
+	if err != nil || len(p.Units) != 2 || len(p.Units[0].Layers) != 1 || len(p.Units[1].Layers) != 2 || !p.Units[1].Layers[1].There {
+		t.Errorf("plan %+v, %v", p, err)
+	}
+	other := o
+	other.Seed++
+	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "seed is 1 there and 2 here") {
+		t.Errorf("merged with another seed: %v", err)
+	}
+	converted(t, o)
+	sameTrees(t, at("one/out"), at("two/out"))
+	if got := left(t, at("two")); !reflect.DeepEqual(got, []string{"out"}) {
+		t.Errorf("beside the artifact: %v", got)
+	}
+
+	// A folder of one's own stays; a damaged layer is fitted again, and said so.
+	o = small(at("src"), at("three/out"))
+	o.Work, o.KeepWork = at("work"), true
+	for i := 1; i <= 2; i++ {
+		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(o.Work, "layer-0000.safetensors")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1
+	if err := os.WriteFile(path, b, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	var notices []string
+	o.Notice = func(text string) { notices = append(notices, text) }
+	converted(t, o)
+	sameTrees(t, at("one/out"), at("three/out"))
+	if len(notices) != 1 || !strings.Contains(notices[0], "layer-0000.safetensors") || !strings.Contains(notices[0], "damaged") {
+		t.Errorf("notices %q", notices)
+	}
+	if got := left(t, o.Work); len(got) != 3 {
+		t.Errorf("work folder: %v", got)
+	}
+}
+
+// TestSourceChangesUnderUnit: what was fitted to a source that changed meanwhile
+// is not kept under its digest.
+func TestSourceChangesUnderUnit(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src.gguf")
+	tiny.GGUF(t, src, "llama", tiny.Options{Seed: 1, Layers: 3})
+	o := small(src, filepath.Join(dir, "out"))
+	o.Formats, o.Work = o.Formats[:1], filepath.Join(dir, "work")
+	o.Progress = func(step string, done, _ int) {
+		if step == "calibrating" && done == 1 {
+			b, err := os.ReadFile(src)
+			if err == nil {
+				b[len(b)-1] ^= 1
+				err = os.WriteFile(src, append(b, 0), 0o666)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	_, err := RunUnit(context.Background(), o, 1, 1)
+	if err == nil || !strings.Contains(err.Error(), "src.gguf") || !strings.Contains(err.Error(), "changed") {
+		t.Errorf("error %v", err)
+	}
+	if got := left(t, o.Work); !reflect.DeepEqual(got, []string{"layer-0000.safetensors"}) {
+		t.Errorf("kept %v; only layer 0 was fitted before the change", got)
+	}
+}
+
+func TestUnitLayers(t *testing.T) {
+	for layers := 1; layers < 40; layers++ {
+		for n := 1; n < 50; n++ {
+			next := 0
+			for i := 1; i <= n; i++ {
+				first, end := unitLayers(i, n, layers)
+				if first != next || end < first || end-first > layers/n+1 {
+					t.Fatalf("%d layers, unit %d of %d: [%d, %d) after %d", layers, i, n, first, end, next)
+				}
+				next = end
+			}
+			if next != layers {
+				t.Fatalf("%d layers in %d units: %d", layers, n, next)
+			}
+		}
+	}
+	for _, x := range [][2]int{{0, 0}, {-1, 3}, {4, 3}, {1, 1 << 20}} {
+		var use *verify.UsageError
+		if err := CheckUnits(x[0], x[1]); !errors.As(err, &use) {
+			t.Errorf("unit %d of %d: %v", x[0], x[1], err)
+		}
+	}
+}
+
+// TestStaleFolders: what killed runs left is removed and said so; the folder of a
+// run that is alive, and of other names, stays.
+func TestStaleFolders(t *testing.T) {
+	dir := t.TempDir()
+	out := filepath.Join(dir, "out [1]")
+	for _, n := range []string{".out [1].123.partial", ".out 1.123.partial", ".other.1.partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, n, "sub"), 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if l, err := lockFolder(dir); errors.Is(err, errNoLocks) {
+		t.Skip("folders cannot be locked here")
+	} else if err == nil {
+		l.Close()
+	}
+	var notices []string
+	f, err := newFolder(out, func(s string) { notices = append(notices, s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(notices) != 1 || !strings.Contains(notices[0], ".out [1].123.partial: removed") {
+		t.Errorf("notices %q", notices)
+	}
+	if got := left(t, dir); len(got) != 3 {
+		t.Errorf("%v", got)
+	}
+	// The first is still at work.
+	if _, err := newFolder(out, nil); err == nil || !strings.Contains(err.Error(), "another conversion") {
+		t.Errorf("two at a time: %v", err)
+	}
+	if _, err := os.Stat(f.path); err != nil {
+		t.Error(err)
+	}
+	if err := f.commit(); err != nil {
+		t.Fatal(err)
+	}
+	f.abort() // does nothing now
+	if _, err := os.Stat(out); err != nil {
+		t.Error(err)
+	}
+	if f, err = newFolder(out, nil); err != nil {
+		t.Fatal(err)
+	}
+	f.abort()
+}
+
+// TestParents: parents that were made go away with a failed run, others stay.
+func TestParents(t *testing.T) {
+	dir := t.TempDir()
+	f, err := newFolder(filepath.Join(dir, "a", "b", "c", "out"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.abort()
+	if got := left(t, dir); len(got) != 0 {
+		t.Errorf("left %v", got)
+	}
+	if f, err = newFolder(filepath.Join(dir, "a", "b", "out"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "a", "x"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	f.abort()
+	if got := left(t, filepath.Join(dir, "a")); !reflect.DeepEqual(got, []string{"x"}) {
+		t.Errorf("left %v", got)
+	}
+	if _, err := newFolder(filepath.Join(dir, "a", "x", "out"), nil); err == nil {
+		t.Error("a file was taken for a folder")
+	}
+}

@@ -1,0 +1,231 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+
+	"phaseconv/format/family"
+	"phaseconv/rotations"
+	"phaseconv/spec"
+	"phaseconv/verify/refmodel"
+)
+
+// FFNOptions of FFN; zero values stand for the defaults.
+type FFNOptions struct {
+	// Block is the largest block of a learned rotation (128): rows longer than it
+	// get a block-diagonal one, of the largest divisor of their length.
+	Block int
+	// MaxRows bounds the rows of one matrix, or of a bank's experts together, that
+	// are looked at (16384), evenly spaced over all; half of them are fitted.
+	MaxRows int
+	// Experts bounds the experts of a layer with rows of their own (8), evenly spaced.
+	Experts int
+	// Layers, if set, are the only layers looked at.
+	Layers   []int
+	Seed     uint64
+	Threads  int
+	Progress func(done, total int)
+}
+
+// Storage of the 1-bit form of a row, in bits beside its signs: a scale in F16.
+const scaleBits = 16
+
+// rotationBits is the storage of one number of a learned rotation.
+const rotationBits = 16
+
+// FFN measures how well signs describe the rows of gate, up and down, which lie
+// along each matrix's input side, as they stand (none), after a randomised Hadamard
+// transform (srht), and after a rotation learned on every other row and measured on
+// the rows between: one for all matrices of a layer with the same input (shared:
+// gate and up of all experts; down of all), and one for each matrix of each expert
+// (own). It reads a layer at a time and changes nothing.
+func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptions) ([]spec.FFNRow, error) {
+	if o.Block == 0 {
+		o.Block = 128
+	}
+	if o.MaxRows == 0 {
+		o.MaxRows = 1 << 14
+	}
+	if o.Experts == 0 {
+		o.Experts = 8
+	}
+	if o.Block < 1 || o.Block > rotations.MaxDim || o.MaxRows < 2 || o.Experts < 1 {
+		return nil, fmt.Errorf("FFN audit with blocks of %d, %d rows and %d experts", o.Block, o.MaxRows, o.Experts)
+	}
+	a := &ffnAudit{ctx: ctx, cfg: cfg, w: w, o: o, noise: map[[3]int]float64{}}
+	layers := o.Layers
+	if layers == nil {
+		for l := range cfg.Layers {
+			layers = append(layers, l)
+		}
+	}
+	for i, l := range layers {
+		if l < 0 || l >= cfg.Layers {
+			return nil, fmt.Errorf("layer %d of %d", l, cfg.Layers)
+		}
+		for input, group := range [][]string{{"gate", "up"}, {"down"}} {
+			if err := a.group(l, input, group); err != nil {
+				return nil, err
+			}
+		}
+		if o.Progress != nil {
+			o.Progress(i+1, len(layers))
+		}
+	}
+	return a.out, nil
+}
+
+type ffnAudit struct {
+	ctx context.Context
+	cfg *family.Config
+	w   refmodel.Weights
+	o   FFNOptions
+	out []spec.FFNRow
+	// noise is what a fit to so many rows of so many Gaussian numbers, in blocks of so
+	// many, reaches on them.
+	noise map[[3]int]float64
+}
+
+// sample is rows of one matrix, split for a fit.
+type sample struct {
+	fit, held []float32
+	elements  int // of the whole matrix, or bank
+}
+
+// read takes at most max rows of one expert's matrix, or with expert -1 of all.
+func (a *ffnAudit) read(layer int, which string, expert, max int) (*sample, int, error) {
+	name := bank(a.cfg, layer, which)
+	t, ok := a.w.Find(name)
+	if !ok {
+		return nil, 0, fmt.Errorf("the model has no tensor %s", name)
+	}
+	rows, row0, cols := t.Rows(), 0, t.Cols()
+	if expert >= 0 && a.cfg.Experts > 0 {
+		rows /= a.cfg.Experts
+		row0 = expert * rows
+	}
+	n := min(rows, max)
+	s := &sample{elements: rows * cols}
+	row := make([]float32, cols)
+	for i := range n {
+		if err := a.w.ReadRows(t, row0+i*rows/n, 1, row); err != nil {
+			return nil, 0, err
+		}
+		if i%2 == 0 {
+			s.fit = append(s.fit, row...)
+		} else {
+			s.held = append(s.held, row...)
+		}
+	}
+	return s, cols, a.ctx.Err()
+}
+
+// group measures the matrices of a layer that have the same input.
+func (a *ffnAudit) group(layer, input int, matrices []string) error {
+	var banks []*sample
+	var together []float32
+	d, elements := 0, 0
+	for _, which := range matrices {
+		s, cols, err := a.read(layer, which, -1, a.o.MaxRows)
+		if err != nil {
+			return err
+		}
+		banks, d = append(banks, s), cols
+		elements += s.elements
+		together = append(together, s.fit...)
+	}
+	block := rotations.BlockSize(d, a.o.Block)
+	srht := rotations.HadamardRows(d, block, a.o.Seed, layer, input)
+	shared, err := rotations.FitRows(together, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
+	if err != nil {
+		return err
+	}
+	all := len(together) / d
+	add := func(which string, expert int, s *sample) error {
+		if len(s.held) == 0 {
+			return fmt.Errorf("layer %d, %s: one row cannot be split for a fit", layer, which)
+		}
+		row := func(rotation string, r *rotations.BlockRotation, fitted, shares int) error {
+			b := r.Measure(s.held, d, a.o.Threads)
+			if b.N == 0 {
+				return nil // a matrix of zeros has no directions
+			}
+			x := spec.FFNRow{
+				Layer: layer, Matrix: which, Expert: expert, Rotation: rotation, Cos1bit: b.Cos1bit, MomentRatio: b.MomentRatio,
+				EffectiveBits: 1 + scaleBits/float64(d), Dims: d, HeldOut: b.N,
+			}
+			if r != nil {
+				x.Block = block
+			}
+			if fitted > 0 {
+				x.EffectiveBits += rotationBits * float64(block) * float64(d) / float64(shares)
+				x.Rows, x.RowsPerDim = fitted, float64(fitted)/float64(block)
+				train := r.Measure(s.fit, d, a.o.Threads)
+				noise, err := a.onNoise(fitted, d, block)
+				if err != nil {
+					return err
+				}
+				x.TrainCos1bit, x.NoiseCos1bit = &train.Cos1bit, &noise
+				if train.N == 0 {
+					x.TrainCos1bit = nil
+				}
+			}
+			a.out = append(a.out, x)
+			return nil
+		}
+		if err := row("none", nil, 0, 0); err != nil {
+			return err
+		}
+		if err := row("srht", srht, 0, 0); err != nil {
+			return err
+		}
+		if err := row("shared", shared, all, elements); err != nil {
+			return err
+		}
+		if expert < 0 && a.cfg.Experts > 0 {
+			return nil
+		}
+		if len(matrices) == 1 && a.cfg.Experts == 0 { // the same rows
+			return row("own", shared, all, elements)
+		}
+		own, err := rotations.FitRows(s.fit, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
+		if err != nil {
+			return err
+		}
+		return row("own", own, len(s.fit)/d, s.elements)
+	}
+	for i, which := range matrices {
+		if err := add(which, -1, banks[i]); err != nil {
+			return err
+		}
+	}
+	n := min(a.cfg.Experts, a.o.Experts)
+	for i := range n {
+		for _, which := range matrices {
+			e := i * a.cfg.Experts / n
+			s, _, err := a.read(layer, which, e, a.o.MaxRows)
+			if err != nil {
+				return err
+			}
+			if err := add(which, e, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// onNoise returns the cos1bit that a fit to n rows of noise reaches on them.
+func (a *ffnAudit) onNoise(n, d, block int) (float64, error) {
+	key := [3]int{n, d, block}
+	if v, ok := a.noise[key]; ok {
+		return v, nil
+	}
+	rows := rotations.NoiseRows(n, d, a.o.Seed)
+	r, err := rotations.FitRows(rows, d, block, a.o.Seed, 0, 0, a.o.Threads, a.ctx.Err)
+	if err != nil {
+		return 0, err
+	}
+	a.noise[key] = r.Measure(rows, d, a.o.Threads).Cos1bit
+	return a.noise[key], nil
+}

@@ -1,0 +1,165 @@
+package audit
+
+import (
+	"fmt"
+	"sort"
+
+	"phaseconv/format/family"
+	"phaseconv/kernels/fmath"
+	"phaseconv/kernels/gemm"
+	"phaseconv/verify/refmodel"
+)
+
+// bank names the matrices of a layer's FFN: one of each, or a bank of experts.
+func bank(cfg *family.Config, layer int, matrix string) string {
+	if cfg.Experts > 0 {
+		return family.Name(layer, "ffn_"+matrix+"_exps.weight")
+	}
+	return family.Name(layer, "ffn_"+matrix+".weight")
+}
+
+// matrix reads the matrix of one expert (0 in a dense model), [rows, cols].
+func matrix(cfg *family.Config, w refmodel.Weights, layer int, which string, expert int) (x []float32, rows, cols int, err error) {
+	t, ok := w.Find(bank(cfg, layer, which))
+	if !ok {
+		return nil, 0, 0, fmt.Errorf("the model has no tensor %s", bank(cfg, layer, which))
+	}
+	rows, cols = t.Rows()/max(1, cfg.Experts), t.Cols()
+	x = make([]float32, rows*cols)
+	return x, rows, cols, w.ReadRows(t, expert*rows, rows, x)
+}
+
+// FFNNorms returns, per expert (one in a dense model) and neuron of a layer, the
+// squared lengths of its row in up and of its column in down.
+func FFNNorms(cfg *family.Config, w refmodel.Weights, layer int) (up, down [][]float64, err error) {
+	for e := range max(1, cfg.Experts) {
+		u, rows, cols, err := matrix(cfg, w, layer, "up", e)
+		if err != nil {
+			return nil, nil, err
+		}
+		a, b := make([]float64, rows), make([]float64, rows)
+		for i, v := range u {
+			a[i/cols] += float64(v) * float64(v)
+		}
+		d, _, cols, err := matrix(cfg, w, layer, "down", e)
+		if err != nil {
+			return nil, nil, err
+		}
+		for i, v := range d {
+			b[i%cols] += float64(v) * float64(v)
+		}
+		up, down = append(up, a), append(down, b)
+	}
+	return up, down, nil
+}
+
+// FFNEnergy is a tap that measures what the neurons of every FFN give:
+// Energy[layer][expert][neuron] is the mean over all tokens of the square of up
+// times activated gate, which in an expert counts times its weight, zero where it is
+// not chosen.
+type FFNEnergy struct {
+	Config  *family.Config
+	Weights refmodel.Weights
+	Threads int
+
+	Energy [][][]float64
+}
+
+// Attention implements refmodel.Tap.
+func (f *FFNEnergy) Attention(*refmodel.Attention) error { return nil }
+
+// FFN implements refmodel.Tap.
+func (f *FFNEnergy) FFN(layer int, x []float32) error {
+	cfg := f.Config
+	n := len(x) / cfg.Hidden
+	weights, err := f.route(layer, x, n)
+	if err != nil {
+		return err
+	}
+	var rows [][]float64
+	for e := range max(1, cfg.Experts) {
+		in, share := x, []float32(nil)
+		if weights != nil {
+			in = nil
+			for i := range n {
+				if p := weights[i*cfg.Experts+e]; p > 0 {
+					in, share = append(in, x[i*cfg.Hidden:(i+1)*cfg.Hidden]...), append(share, p)
+				}
+			}
+		}
+		energy := make([]float64, cfg.FFN)
+		rows = append(rows, energy)
+		k := len(in) / cfg.Hidden
+		if k == 0 {
+			continue
+		}
+		var h [2][]float32
+		for i, which := range []string{"gate", "up"} {
+			m, r, cols, err := matrix(cfg, f.Weights, layer, which, e)
+			if err != nil {
+				return err
+			}
+			var w gemm.Weights
+			w.PackRows(r, cols, m, cols, f.Threads)
+			h[i] = make([]float32, k*r)
+			gemm.Mul(h[i], r, in, cols, k, &w, f.Threads)
+		}
+		if cfg.Family.Activation == family.GELUTanh {
+			fmath.GELUTanhMul(h[0], h[0], h[1])
+		} else {
+			fmath.SiLUMul(h[0], h[0], h[1])
+		}
+		for i, v := range h[0] {
+			if share != nil {
+				v *= share[i/cfg.FFN]
+			}
+			energy[i%cfg.FFN] += float64(v) * float64(v) / float64(n)
+		}
+	}
+	f.Energy = append(f.Energy, rows)
+	return nil
+}
+
+// route returns the weight of each expert for each token, [n, experts], 0 where it
+// is not chosen; nil for a dense model.
+func (f *FFNEnergy) route(layer int, x []float32, n int) ([]float32, error) {
+	cfg := f.Config
+	if cfg.Experts == 0 {
+		return nil, nil
+	}
+	name := family.Name(layer, "ffn_gate_inp.weight")
+	t, ok := f.Weights.Find(name)
+	if !ok {
+		return nil, fmt.Errorf("the model has no tensor %s", name)
+	}
+	m := make([]float32, t.Elements())
+	if err := f.Weights.ReadRows(t, 0, t.Rows(), m); err != nil {
+		return nil, err
+	}
+	var w gemm.Weights
+	w.PackRows(cfg.Experts, cfg.Hidden, m, cfg.Hidden, f.Threads)
+	out := make([]float32, n*cfg.Experts)
+	gemm.Mul(out, cfg.Experts, x, cfg.Hidden, n, &w, f.Threads)
+	order := make([]int, cfg.Experts)
+	for i := range n {
+		p := out[i*cfg.Experts : (i+1)*cfg.Experts]
+		fmath.Softmax(p, 1)
+		for j := range order {
+			order[j] = j
+		}
+		sort.SliceStable(order, func(a, b int) bool { return p[order[a]] > p[order[b]] })
+		var sum float32
+		for _, e := range order[:cfg.ExpertsUsed] {
+			sum += p[e]
+		}
+		for k, e := range order {
+			switch {
+			case k >= cfg.ExpertsUsed:
+				p[e] = 0
+			case cfg.RenormTopK:
+				p[e] /= sum
+			}
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,171 @@
+package contract
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"phaseconv/format/checkpoint"
+	"phaseconv/rotations"
+	"phaseconv/spec"
+)
+
+// Published is what a publisher gives away of an artifact: everything but the
+// models, which can be made again from their source.
+type Published struct {
+	Dir      string
+	Manifest *spec.Manifest
+	Sidecars []*rotations.Sidecar // as Manifest.Artifacts
+	Fold     *rotations.Fold
+}
+
+// PublishedFiles lists the files that a manifest vouches for and that are
+// published: the sidecars and the fold.
+func PublishedFiles(m *spec.Manifest) []string {
+	out := []string{spec.FoldName}
+	for _, e := range m.Artifacts {
+		out = append(out, e.Sidecar)
+	}
+	return out
+}
+
+// OpenPublished opens published rotations, or a whole artifact as if it were, and
+// runs the checks that need no model. It returns nil when one failed.
+func OpenPublished(dir string, c *Checker) *Published {
+	m, err := ReadManifest(dir)
+	if !c.Add("manifest", err, "version 1, complete") {
+		return nil
+	}
+	p := &Published{Dir: dir, Manifest: m}
+	if !c.Add("files", checkPublishedFiles(dir, m), "sidecars and fold have the recorded sizes and digests") {
+		return nil
+	}
+	for _, e := range m.Artifacts {
+		s, err := rotations.ReadSidecar(filepath.Join(dir, e.Sidecar))
+		if err != nil {
+			c.Add("sidecar", err, "")
+			return nil
+		}
+		p.Sidecars = append(p.Sidecars, s)
+	}
+	c.Add("sidecar", nil, "version, basis, shapes and numbers are as version 1 demands")
+	p.Fold, err = rotations.ReadFold(filepath.Join(dir, spec.FoldName))
+	if !c.Add("fold", err, "the edits of the weights are complete and finite") {
+		return nil
+	}
+	if !c.Add("manifest fits sidecar", p.agree(), "manifest, sidecars and fold tell the same") {
+		return nil
+	}
+	return p
+}
+
+func checkPublishedFiles(dir string, m *spec.Manifest) error {
+	listed := map[string]spec.File{}
+	for _, f := range m.Files {
+		listed[f.Name] = f
+	}
+	if len(m.Artifacts) == 0 {
+		return fmt.Errorf("key artifacts is empty")
+	}
+	for _, n := range PublishedFiles(m) {
+		f, ok := listed[n]
+		if !ok || n != filepath.Base(n) {
+			return fmt.Errorf("key files does not list %q; artifacts of earlier programs have no fold and cannot be made again from their source", n)
+		}
+		if err := checkFile(dir, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Published) agree() error {
+	m := p.Manifest
+	for i, s := range p.Sidecars {
+		if err := compareFacts(sidecarFacts(m, m.Artifacts[i], s), "the sidecar"); err != nil {
+			return err
+		}
+		if err := compareFacts([]fact{
+			{"model.layers", m.Model.Layers, len(s.Codes)}, {"model.n_kv_heads", m.Model.KVHeads, len(s.Codes[0])}, {"model.head_dim", m.Model.HeadDim, s.HeadDim},
+		}, "the sidecar"); err != nil {
+			return err
+		}
+	}
+	return compareFacts([]fact{{"source.sha256", m.Source.SHA256, p.Fold.SourceSHA256}}, "the fold")
+}
+
+// CheckBase checks that base is what the rotations were made for, and returns it
+// with the fold applied, or nil.
+func (p *Published) CheckBase(base *checkpoint.Checkpoint, c *Checker) *checkpoint.View {
+	digest, err := base.Digest()
+	if err == nil && digest != p.Manifest.Source.SHA256 {
+		err = fmt.Errorf("%s has SHA-256 %s, but the rotations were made for %s (%s): take that very model, not a relative of it",
+			base.Path, digest, p.Manifest.Source.SHA256, p.Manifest.Source.Name)
+	}
+	if !c.Add("source", err, "the base is the model that was converted") {
+		return nil
+	}
+	v, err := p.Fold.View(base)
+	if !c.Add("fold fits source", err, "the base has all tensors that the fold edits, in these shapes") {
+		return nil
+	}
+	return v
+}
+
+// A fact is told by the manifest and by something else.
+type fact struct {
+	what     string
+	got, was any
+}
+
+func compareFacts(facts []fact, where string) error {
+	for _, x := range facts {
+		if x.got != x.was {
+			return fmt.Errorf("key %s is %v in the manifest, %v in %s", x.what, x.got, x.was, where)
+		}
+	}
+	return nil
+}
+
+// sidecarFacts are those that manifest and sidecar both tell.
+func sidecarFacts(m *spec.Manifest, e spec.Artifact, s *rotations.Sidecar) []fact {
+	return []fact{
+		{"source.sha256", m.Source.SHA256, s.SourceSHA256},
+		{"code.kind", m.Code.Kind, s.Kind},
+		{"code.anchor", m.Code.Anchor, s.Anchor},
+		{"code.sink", m.Code.Sink, s.Sink},
+		{"code.recent", m.Code.Recent, s.Recent},
+		{"calibration.sha256", m.Calibration.SHA256, s.Calibration.SHA256},
+		{"calibration.tokens", m.Calibration.Tokens, s.Calibration.Tokens},
+		{"calibration.context", m.Calibration.Context, s.Calibration.Context},
+		{"tool", m.Tool, s.Tool},
+		{"weights_sha256", e.WeightsSHA256, s.WeightsSHA256},
+		{"pair_layout", e.PairLayout, s.Pairs.String()},
+	}
+}
+
+// checkFile compares a file with what the manifest says about it.
+func checkFile(dir string, f spec.File) error {
+	path := filepath.Join(dir, f.Name)
+	st, err := os.Stat(path)
+	if os.IsNotExist(err) {
+		return fmt.Errorf("%s: the file is missing; copy the whole folder", path)
+	}
+	if err != nil {
+		return err
+	}
+	if !st.Mode().IsRegular() {
+		return fmt.Errorf("%s: not a regular file", path)
+	}
+	if st.Size() != f.Bytes {
+		return fmt.Errorf("%s: %d bytes, the manifest says %d", path, st.Size(), f.Bytes)
+	}
+	sum, err := checkpoint.FileDigest(path)
+	if err != nil {
+		return err
+	}
+	if sum != f.SHA256 {
+		return fmt.Errorf("%s: SHA-256 is %s, the manifest says %s: the file was changed or damaged", path, sum, f.SHA256)
+	}
+	return nil
+}
