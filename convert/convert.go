@@ -37,6 +37,7 @@ type Options struct {
 	// and TargetCtx the context that they will be used at.
 	Cache       *verify.StockTypes
 	TargetCtx   int
+	CacheTokens int // calibration tokens for that; 0 takes 8192
 	Calibration verify.Text
 	// CalibrationTokens is how many tokens are fitted to, in windows of Ctx.
 	CalibrationTokens int

@@ -95,7 +95,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 		return plan, nil
 	}
 	choice, err := verify.Choose(ctx, c, verify.ChooseOptions{
-		Cache: *o.Cache, Ctx: o.TargetCtx, Text: o.Calibration, Near: o.Fuse == FuseNear, NoKeyBias: o.noKeyBias(c),
+		Cache: *o.Cache, Ctx: o.TargetCtx, Text: o.Calibration, Tokens: o.CacheTokens, Near: o.Fuse == FuseNear, NoKeyBias: o.noKeyBias(c),
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
 	})
 	if err != nil {

@@ -118,9 +118,10 @@ func FFNBalance(energy, down []float64) []float32 {
 	out := make([]float32, len(energy))
 	var logs float64
 	n := 0
-	for j, e := range energy {
-		if e > 0 && down[j] > 0 {
-			s := math.Sqrt(math.Sqrt(down[j] / e))
+	for j, e := range energy[:min(len(energy), len(down))] {
+		// A quotient that is 0, infinite or NaN comes of numbers that say nothing.
+		if q := down[j] / e; e > 0 && q > 0 && !math.IsInf(q, 0) {
+			s := math.Sqrt(math.Sqrt(q))
 			out[j] = float32(s)
 			logs += fmath.Log(s)
 			n++

@@ -329,6 +329,11 @@ func TestFFNBalance(t *testing.T) {
 	if s := rotations.FFNBalance([]float64{0, 1e-30, 1}, []float64{1, 1e30, 0}); s[0] != 1 || s[2] != 1 || !(s[1] >= 1.0/rotations.MaxFFNScale) || s[1] > rotations.MaxFFNScale {
 		t.Errorf("scales %v of dead and huge neurons", s)
 	}
+	for _, v := range rotations.FFNBalance([]float64{math.Inf(1), math.NaN(), 1, 2, 3}, []float64{1, 1, math.Inf(1), 1}) {
+		if v != 1 {
+			t.Errorf("scale %g where one neuron alone has numbers", v)
+		}
+	}
 }
 
 // TestFitRows: on rows with a rotation hidden in them it is found, held out; on

@@ -22,6 +22,8 @@ type ChooseOptions struct {
 	Ctx int
 	// Text is fitted to in its first windows; candidates are compared on later ones.
 	Text Text
+	// Tokens to fit to; 0 takes 8192. Half as many are compared on.
+	Tokens int
 	// Near admits near-identities too; NoKeyBias rules out those that need a key
 	// bias, and says why.
 	Near      bool
@@ -45,18 +47,17 @@ func (c *Choice) Changed() bool { return c.Report.Chosen != c.Report.Tried[0].Na
 // divergence with the target types must fall by before it is used.
 const nearGain = 10
 
-// Numbers of tokens that statistics are gathered from, that candidates are
-// compared on, and that run at a time; at least two windows to fit and one to compare.
+// chooseTokens is how many tokens are fitted to unless said otherwise, and
+// chooseBatch how many run at a time.
 const (
-	chooseFit     = 8192
-	chooseCompare = 4096
-	chooseBatch   = 4096
+	chooseTokens = 8192
+	chooseBatch  = 4096
 )
 
 // Choose fits the changes of weights that might help a pair of stock cache types,
 // measures each on text it was not fitted to, and returns the best that is worth
 // it: one that changes more is taken only if it beats what changes less by more
-// than the standard error of both, and a near-identity only if the divergence
+// than two standard errors, and a near-identity only if the divergence
 // falls by ten times what the change costs with F16 caches.
 func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Choice, error) {
 	cfg := c.Config
@@ -69,7 +70,10 @@ func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Ch
 	if err != nil {
 		return nil, err
 	}
-	fit, compare := max(2, chooseFit/o.Ctx), max(1, chooseCompare/o.Ctx)
+	if o.Tokens == 0 {
+		o.Tokens = chooseTokens
+	}
+	fit, compare := max(2, o.Tokens/o.Ctx), max(1, o.Tokens/2/o.Ctx)
 	w, err := Tokens(c, o.Text, o.Ctx, fit+compare)
 	if err != nil {
 		return nil, err
@@ -216,9 +220,10 @@ func (h *chooser) try(ctx context.Context) error {
 	return err
 }
 
-// better says whether a beats b by more than chance.
+// better says whether a beats b by more than chance: by two standard errors of
+// the difference, because several candidates are tried.
 func better(a, b ppl.Divergence) bool {
-	return a.Mean+math.Hypot(a.MeanErr, b.MeanErr) < b.Mean
+	return a.Mean+2*math.Hypot(a.MeanErr, b.MeanErr) < b.Mean
 }
 
 // maxTries bounds how many candidates run side by side: each holds its hidden

@@ -139,17 +139,11 @@ func treeDigest(t *testing.T, dir string) string {
 			return err
 		}
 		b, err := os.ReadFile(path)
-		out = append(out, fmt.Sprintf("%s %d %08x", d.Name(), len(b), sum(b)))
+		out = append(out, fmt.Sprintf("%s %d %x", d.Name(), len(b), sha256.Sum256(b)))
 		return err
 	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
 	return strings.Join(out, "\n")
-}
-
-func sum(b []byte) []byte {
-	h := sha256.Sum256(b)
-
-	return h[:8]
 }

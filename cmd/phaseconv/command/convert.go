@@ -39,6 +39,7 @@ Examples:
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the value cache type beside it", Value: "f16"},
 			&cli.StringFlag{Name: "cache-rotation", Usage: "llama.cpp's attention rotation: on or off", Value: "on"},
 			&cli.IntFlag{Name: "target-ctx", Usage: "context at which that cache will be used", Value: 4096},
+			&cli.IntFlag{Name: "cache-tokens", Usage: "calibration tokens to fit changes for that cache to", Value: 8192},
 			&cli.StringFlag{Name: "fuse", Usage: "changes of weights that are allowed: none, exact, or near (near-identities, with --cache-type-k and where they measure far better than they cost; its default)"},
 			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key (frame only)", Value: 1},
 			&cli.IntFlag{Name: "anchor", Usage: "block length B to anchor keys to, 0 for none", Value: 64},
@@ -121,7 +122,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 
 // cacheOptions reads what to do for stock cache types.
 func cacheOptions(c *cli.Command, o *convert.Options) error {
-	o.Fuse, o.TargetCtx = c.String("fuse"), c.Int("target-ctx")
+	o.Fuse, o.TargetCtx, o.CacheTokens = c.String("fuse"), c.Int("target-ctx"), c.Int("cache-tokens")
 	types, err := stockTypes(c)
 	if err != nil {
 		return err

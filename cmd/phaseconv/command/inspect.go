@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -107,7 +108,8 @@ func inspect(path string) (*fileInfo, error) {
 		return nil, err
 	}
 	for _, k := range info.Keys {
-		if k.Key == spec.KeyVersion {
+		// A fold has the version too; its tensors and keys are shown as they are.
+		if k.Key == spec.KeyVersion && !slices.ContainsFunc(info.Keys, func(k keyInfo) bool { return k.Key == spec.FoldList }) {
 			return info, info.sidecar(path)
 		}
 	}

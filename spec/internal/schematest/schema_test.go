@@ -107,6 +107,15 @@ func TestOutputs(t *testing.T) {
 		valid("#/$defs/VerifyJSON", run(0, program, with("verify", out, "--container", container, "--source", source)...), false)
 	}
 	valid("#/$defs/VerifyJSON", run(0, program, with("verify", out, "--code", "raw")...), false)
+	units := filepath.Join(dir, "units")
+	valid("#/$defs/UnitsJSON", run(0, program, "convert", source, "-o", units, "--plan", "--units", "9", "--json"), false)
+	valid("#/$defs/UnitsJSON", run(0, program, with("convert", source, "-o", units, "--calib-tokens", "64", "--unit", "1/4")...), false)
+	published := filepath.Join(dir, "published")
+	run(0, program, "rotations", "export", out, "-o", published)
+	valid("#/$defs/ChecksJSON", run(0, program, "rotations", "check", published, "--base", source, "--json"), false)
+	valid("#/$defs/ChecksJSON", run(1, program, "rotations", "check", dir, "--json"), false)
+	valid("#/$defs/DiffJSON", run(0, program, "rotations", "diff", out, published, "--json"), false)
+	valid("#/$defs/DiffJSON", run(1, program, "rotations", "diff", filepath.Join(out, "model.phase.gguf"), filepath.Join(out, "phaseconv.safetensors"), "--json"), false)
 	valid("#/$defs/AuditJSON", run(0, program, with("audit", filepath.Join(out, "model.gguf"), "--calib-tokens", "256", "--code", "learned")...), false)
 	files, err := filepath.Glob(filepath.Join(out, "*s*.*"))
 	if err != nil {
