@@ -93,7 +93,7 @@ func TestSignRule(t *testing.T) {
 					}
 				}
 				// Half a unit of binary16 in the last place, and the float32 sums.
-				if e := math.Abs(float64(alpha)/mean - 1); !(e < 1.0/2048+1e-5) {
+				if e := math.Abs(float64(alpha)/(mean*float64(c.Gain)) - 1); !(e < 1.0/2048+1e-5) {
 					t.Errorf("%s: scale %g, mean |z| %g", name, alpha, mean)
 				}
 			}
@@ -440,6 +440,10 @@ func TestMeasure(t *testing.T) {
 				w[len(w)-1] &= 1<<(c.B%32) - 1
 			}
 			c.DecodeKey(keys[i*d:(i+1)*d], w, 0.5)
+		}
+		c, err := c.WithGain(1)
+		if err != nil {
+			t.Fatal(err)
 		}
 		b := c.Measure(keys)
 		if c.Orthonormal() && (b.Cos1bit < 1-1e-6 || b.MomentRatio < 1-1e-3 || b.Energy < 1-1e-5) {

@@ -211,7 +211,8 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 			best, curve, least = c, points, loss
 		}
 	}
-	return best, curve, nil
+	best, err := s.lengthen(best)
+	return best, curve, err
 }
 
 // learned maximises the mean of |R x|_1 / (sqrt(d) |x|_2) over orthogonal R for

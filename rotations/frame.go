@@ -59,12 +59,19 @@ func (s *Sample) frame(b int) (*Code, []Point, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	// Decoded keys as long as the keys, on average (docs/codes.md): the best fit of
-	// a key is shorter, which flattens every softmax, and over the layers that adds up.
-	if energy := c.Measure(s.Keys).Energy; energy > 0 {
-		c, err = c.WithGain(float32(1 / math.Sqrt(max(energy, 1.0/(MaxGain*MaxGain)))))
-	}
+	c, err = s.lengthen(c)
 	return c, curve, err
+}
+
+// lengthen gives a code the gain with which decoded keys are as long as the keys,
+// on average (docs/codes.md): the best fit of a key is shorter, which flattens
+// every softmax, and over the layers that adds up.
+func (s *Sample) lengthen(c *Code) (*Code, error) {
+	energy := c.Measure(s.Keys).Energy
+	if !(energy > 0) {
+		return c, nil
+	}
+	return c.WithGain(float32(1 / math.Sqrt(max(energy, 1.0/(MaxGain*MaxGain)))))
 }
 
 // metricRoots returns C^1/2 and C^-1/2 of the shrunk query metric.

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 work=${1:?work folder}
 model=$(scripts/model.sh smollm2-135m "$work/models")
 go build -o "$work/phaseconv" ./cmd/phaseconv
-"$work/phaseconv" convert "$model" -o "$work/smol" --format gguf --chunks 2
+"$work/phaseconv" convert "$model" -o "$work/smol" --format gguf --calib-tokens 6144 --chunks 2
 "$work/phaseconv" verify "$work/smol" --source "$model" --chunks 2 --json >"$work/verify.json"
 python3 - "$work/verify.json" <<'P'
 import json, sys
