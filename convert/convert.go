@@ -20,6 +20,7 @@ import (
 	"phaseconv/verify/calibrate"
 	"phaseconv/verify/contract"
 	"phaseconv/verify/kvcache"
+	"phaseconv/verify/ppl"
 )
 
 // Options of Convert.
@@ -145,25 +146,42 @@ type Result struct {
 	Verify   *spec.VerifyJSON
 }
 
+// open opens the source, refuses what cannot work, and returns what is planned
+// for it and the windows to calibrate on.
+func (o *Options) open() (*checkpoint.Checkpoint, *changes, *ppl.Windows, error) {
+	c, err := checkpoint.Open(o.Source)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ch, w, err := o.prepare(c)
+	if err != nil {
+		c.Close()
+		return nil, nil, nil, err
+	}
+	return c, ch, w, nil
+}
+
+// prepare does what open does on a source that is open.
+func (o *Options) prepare(c *checkpoint.Checkpoint) (*changes, *ppl.Windows, error) {
+	if err := o.check(c); err != nil {
+		return nil, nil, err
+	}
+	ch := planned(c, o)
+	if _, err := plans(c, *o, ch); err != nil {
+		return nil, nil, err
+	}
+	w, err := verify.Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	return ch, w, err
+}
+
 // Convert makes the artifact in o.Out and measures it. Nothing appears under
 // o.Out before it is complete.
 func Convert(ctx context.Context, o Options) (*Result, error) {
-	c, err := checkpoint.Open(o.Source)
+	c, ch, w, err := o.open()
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	if err := o.check(c); err != nil {
-		return nil, err
-	}
-	ch := planned(c, &o)
-	if _, err := plans(c, o, ch); err != nil {
-		return nil, err
-	}
-	w, err := verify.Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
-	if err != nil {
-		return nil, err
-	}
 	// A text that is too short is found before hours are spent, not after.
 	if _, err := verify.Tokens(c, o.Evaluation, o.Ctx, o.Chunks); err != nil {
 		return nil, err
@@ -222,7 +240,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	}
 	var advice *spec.AdviseJSON
 	if o.Cache != nil {
-		if advice, err = compare(ctx, c, tmp, &o); err != nil {
+		if advice, err = compare(ctx, c, tmp, man.Artifacts[0], &o); err != nil {
 			return nil, err
 		}
 		if man.Fusion != nil {
@@ -524,6 +542,3 @@ func failed(c *contract.Checker) string {
 	}
 	return ""
 }
-
-// DefaultFormat returns the container that a source is converted to when none is named.
-func DefaultFormat() checkpoint.Container { return checkpoint.GGUF }

@@ -117,7 +117,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 		}
 	}
 	for _, id := range plan.identities {
-		if id.ID == "G3" || id.ID == rotations.IDSlowMean {
+		if id.ID == rotations.IDBalance || id.ID == rotations.IDSlowMean {
 			was := id.Applied
 			id.Tensors = count[id.ID]
 			if id.Applied = id.Tensors > 0; id.Applied || was {
@@ -143,14 +143,10 @@ func (p *Plan) added(c *checkpoint.Checkpoint, ch *changes) {
 	}
 }
 
-// compare measures the cache types with the artifact in dir beside the source, at
+// compare measures the cache types with the model e in dir beside the source, at
 // the context of the other measurements and at the one that was fitted for.
-func compare(ctx context.Context, c *checkpoint.Checkpoint, dir string, o *Options) (*spec.AdviseJSON, error) {
-	model := dir
-	if o.Formats[0] == checkpoint.GGUF {
-		model += "/" + spec.GGUFModelName
-	}
-	written, err := checkpoint.Open(model)
+func compare(ctx context.Context, c *checkpoint.Checkpoint, dir string, e spec.Artifact, o *Options) (*spec.AdviseJSON, error) {
+	written, err := openModel(dir, e)
 	if err != nil {
 		return nil, err
 	}

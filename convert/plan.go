@@ -10,6 +10,7 @@ import (
 	"phaseconv/format/family"
 	"phaseconv/format/gguf"
 	"phaseconv/kernels/rope"
+	"phaseconv/rotations"
 	"phaseconv/spec"
 )
 
@@ -51,7 +52,7 @@ type Plan struct {
 
 // decideBalance says whether and where identity G3 can be folded.
 func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
-	id := spec.Identity{ID: "G3", Name: "K/Q pair balance", Exact: true}
+	id := spec.Identity{ID: rotations.IDBalance, Name: "K/Q pair balance", Exact: true}
 	if !want {
 		id.Why = "switched off"
 		return id
@@ -94,7 +95,7 @@ func balanceTargets(c *checkpoint.Checkpoint) map[string][]string {
 	for l := range c.Config.Layers {
 		for _, n := range names {
 			if name := family.Name(l, n); exists(c, name) {
-				out[name] = []string{"G3"}
+				out[name] = []string{rotations.IDBalance}
 			}
 		}
 	}

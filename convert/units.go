@@ -203,22 +203,11 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 		return nil, err
 	}
 	o.Merge = false
-	c, err := checkpoint.Open(o.Source)
+	c, ch, w, err := o.open()
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	if err := o.check(c); err != nil {
-		return nil, err
-	}
-	ch := planned(c, &o)
-	if _, err := plans(c, o, ch); err != nil {
-		return nil, err
-	}
-	w, err := verify.Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
-	if err != nil {
-		return nil, err
-	}
 	first, end := unitLayers(i, n, c.Config.Layers)
 	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: c.Config.Layers, Of: n, Units: []spec.Unit{{Unit: i, Layers: []spec.UnitLayer{}}}}
 	if first == end {

@@ -18,7 +18,6 @@ import (
 	"phaseconv/format/gguf"
 	"phaseconv/format/hf"
 	"phaseconv/format/safetensors"
-	"phaseconv/kernels/rope"
 	"phaseconv/spec"
 )
 
@@ -418,6 +417,3 @@ func copyFile(from, to string) error {
 	}
 	return out.Commit()
 }
-
-// layoutOf names a pair layout in metadata.
-func layoutOf(l rope.Layout) string { return l.String() }

@@ -73,16 +73,11 @@ func (e *PairEnergy) Balance(perLayer bool) *Balance {
 	}
 	b := &Balance{PerLayer: perLayer}
 	for head := range e.Heads {
-		s := make([]float32, h)
-		for p := range s {
-			s[p] = 1
-			eq, ek := q[head*h+p]/e.nq, k[head*h+p]/e.nk
-			if eq > 0 && ek > 0 {
-				t := math.Sqrt(math.Sqrt(eq / ek))
-				s[p] = float32(min(max(t, 1.0/maxBalance), maxBalance))
-			}
+		eq, ek := make([]float64, h), make([]float64, h)
+		for p := range h {
+			eq[p], ek[p] = q[head*h+p]/e.nq, k[head*h+p]/e.nk
 		}
-		b.Scale = append(b.Scale, s)
+		b.Scale = append(b.Scale, BalanceOf(eq, ek))
 	}
 	return b
 }

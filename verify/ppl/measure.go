@@ -216,14 +216,14 @@ func perplexity(rows []row) Perplexity {
 	for i := range rows {
 		p.NLL = append(p.NLL, rows[i].lse()-rows[i].target)
 	}
-	mean, err := meanErr(p.NLL)
+	mean, err := MeanErr(p.NLL)
 	p.PPL = fmath.Exp(mean)
 	p.Err = p.PPL * err
 	return p
 }
 
-// meanErr returns the mean and its standard error, sqrt(var/(n-1)).
-func meanErr(x []float64) (mean, err float64) {
+// MeanErr returns the mean and its standard error, sqrt(var/(n-1)).
+func MeanErr(x []float64) (mean, err float64) {
 	n := float64(len(x))
 	for _, v := range x {
 		mean += v / n
@@ -240,7 +240,7 @@ func meanErr(x []float64) (mean, err float64) {
 
 func (d *Divergence) summarise(base, p Perplexity, same int) {
 	n := len(d.KLD)
-	d.Mean, d.MeanErr = meanErr(d.KLD)
+	d.Mean, d.MeanErr = MeanErr(d.KLD)
 	s := append([]float64(nil), d.KLD...)
 	sort.Float64s(s)
 	d.Median, d.P90, d.P95, d.P99, d.Max = Quantile(s, .5), Quantile(s, .9), Quantile(s, .95), Quantile(s, .99), s[n-1]
@@ -257,10 +257,10 @@ func (d *Divergence) summarise(base, p Perplexity, same int) {
 		dp[i] = fmath.Exp(-p.NLL[i]) - fmath.Exp(-base.NLL[i])
 		rms += float64(dp[i] * dp[i])
 	}
-	m, e := meanErr(diff)
+	m, e := MeanErr(diff)
 	d.Ratio = fmath.Exp(m)
 	d.RatioErr = d.Ratio * e
-	d.DeltaPMean, _ = meanErr(dp)
+	d.DeltaPMean, _ = MeanErr(dp)
 	d.DeltaPRMS = math.Sqrt(rms / float64(n))
 }
 

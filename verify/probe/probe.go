@@ -198,26 +198,10 @@ func bands(kld []float64, windows, per int) []spec.PositionBand {
 		for w := range windows {
 			x = append(x, kld[w*per+from:w*per+min(to, per)]...)
 		}
-		mean, err := meanErr(x)
+		mean, err := ppl.MeanErr(x)
 		out = append(out, spec.PositionBand{From: from, To: min(to, per), Tokens: len(x), KLD: mean, KLDErr: err})
 	}
 	return out
-}
-
-// meanErr returns a mean and its standard error.
-func meanErr(x []float64) (mean, err float64) {
-	n := float64(len(x))
-	for _, v := range x {
-		mean += v / n
-	}
-	if len(x) < 2 {
-		return mean, 0
-	}
-	var ss float64
-	for _, v := range x {
-		ss += float64((v - mean) * (v - mean))
-	}
-	return mean, math.Sqrt(ss / n / (n - 1))
 }
 
 // only codes the keys of one layer.

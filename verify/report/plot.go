@@ -151,13 +151,6 @@ func newChart(w, h, left, right float64, narrow bool, label, xTitle, yTitle stri
 
 func (c *chart) px(x, y float64) [2]float64 { return [2]float64{c.x.at(x), c.y.at(y)} }
 
-// rule draws a horizontal reference line with its name at the right end, above it.
-func (c *chart) rule(y float64, class, name string) {
-	py := c.y.at(y)
-	c.Line(c.x.a, py, c.x.b, py, class)
-	c.Text(c.x.b, py-4, "end", "note", name)
-}
-
 // whisker draws a vertical error bar of one standard error each way.
 func (c *chart) whisker(x, y, err float64, class string) {
 	lo := y - err
