@@ -42,7 +42,8 @@ func (s *Sample) N() int { return len(s.Keys) / s.D }
 // A Point is one step of an iterative fit.
 type Point struct {
 	Step int `json:"step"`
-	// Cos1bit is the mean cosine between a key and its code on the fitted keys.
+	// Cos1bit is the mean cosine between a key and its code on the keys that the
+	// step was fitted to: a part of them first, then all.
 	Cos1bit float64 `json:"cos1bit"`
 }
 
@@ -92,9 +93,32 @@ func Fit(kind string, b int, s *Sample) (*Code, []Point, error) {
 // perplexity.
 const srhtTries = 16
 
+// thinned is how many keys per number of a key are enough to tell codes apart, and
+// to bring an iteration near its end.
+const thinned = 16
+
+// thin returns the sample with about n of its keys, evenly spread, or the sample
+// itself if it has less than twice as many.
+func (s *Sample) thin(n int) *Sample {
+	step := s.N() / n
+	if step < 2 {
+		return s
+	}
+	t := *s
+	t.Keys, t.Weights = make([]float32, 0, (n+1)*s.D), nil
+	for i := 0; i < s.N(); i += step {
+		t.Keys = append(t.Keys, s.Keys[i*s.D:(i+1)*s.D]...)
+		if s.Weights != nil {
+			t.Weights = append(t.Weights, s.Weights[i])
+		}
+	}
+	return &t
+}
+
 // bestSRHT returns the Hadamard code, among a few sign patterns, that loses least.
 func (s *Sample) bestSRHT() (*Code, []Point, error) {
 	mean := s.mean()
+	few := s.thin(thinned * s.D)
 	r := stream(s.Seed, s.Layer, s.Head, purposeSRHT)
 	var best *Code
 	least := math.Inf(1)
@@ -106,7 +130,7 @@ func (s *Sample) bestSRHT() (*Code, []Point, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		if loss := s.ScoreLoss(c); loss < least || best == nil {
+		if loss := few.ScoreLoss(c); loss < least || best == nil {
 			best, least = c, loss
 		}
 	}
@@ -178,6 +202,7 @@ func (s *Sample) mean() []float32 {
 // what the plain iteration reaches in 300 (docs/codes.md).
 const (
 	learnedSteps    = 40
+	learnedLast     = 10   // steps with all keys after those with a part
 	learnedGain     = 1e-5 // a step that raises the objective by less is the last
 	learnedMomentum = 2
 )
@@ -187,9 +212,11 @@ const (
 const learnedStarts = 2
 
 // bestLearned learns from several starts and returns the code that loses least:
-// the objective has many local optima, and a higher one is often no better.
+// the objective has many local optima, and a higher one is often no better. Each
+// start learns from a part of the keys; the best of them goes on with all.
 func (s *Sample) bestLearned() (*Code, []Point, error) {
 	mean := s.mean()
+	few := s.thin(2 * thinned * s.D)
 	r := stream(s.Seed, s.Layer, s.Head, purposeLearned)
 	var best *Code
 	var curve []Point
@@ -199,7 +226,7 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 		if i > 0 {
 			start = srht(s.D, r)
 		}
-		m, points, err := s.learned(mean, toFloat32(start))
+		m, points, err := few.learned(mean, toFloat32(start), learnedSteps)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -207,8 +234,20 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		if loss := s.ScoreLoss(c); loss < least || best == nil {
+		if loss := few.ScoreLoss(c); loss < least || best == nil {
 			best, curve, least = c, points, loss
+		}
+	}
+	if few != s {
+		m, points, err := s.learned(mean, best.Decode, learnedLast)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, p := range points {
+			curve = append(curve, Point{len(curve), p.Cos1bit})
+		}
+		if best, err = New("learned", s.D, s.D, mean, m, nil); err != nil {
+			return nil, nil, err
 		}
 	}
 	best, err := s.lengthen(best)
@@ -220,7 +259,7 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 // x normalised, which never decreases it and needs no step size (the L1-max
 // objective). Each step is stretched along the change of C; when that fails to
 // help, the best R so far takes a plain step instead.
-func (s *Sample) learned(mean, start []float32) (best []float32, curve []Point, err error) {
+func (s *Sample) learned(mean, start []float32, steps int) (best []float32, curve []Point, err error) {
 	d := s.D
 	x := s.unitKeys(mean)
 	n := len(x) / d
@@ -241,7 +280,7 @@ func (s *Sample) learned(mean, start []float32) (best []float32, curve []Point, 
 		c = f.correlate()
 		curve = append(curve, Point{step, max(v, value)})
 		gain := v - value
-		if step == learnedSteps || gain >= 0 && gain < learnedGain {
+		if step == steps || gain >= 0 && gain < learnedGain {
 			if gain > 0 {
 				best = r
 			}

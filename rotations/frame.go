@@ -12,6 +12,7 @@ import (
 // Settings of the frame fit, from measurements in docs/.
 const (
 	frameSteps = 8
+	frameLast  = 3 // of them
 	// metricShrink mixes the identity into the query metric: directions that no
 	// calibration query used must not become free.
 	metricShrink = 0.3
@@ -28,23 +29,27 @@ const (
 // squares for the matrix and the search for signs alternate; neither increases
 // the error.
 func (s *Sample) frame(b int) (*Code, []Point, error) {
-	d, n := s.D, s.N()
+	d := s.D
 	root, invRoot, err := s.metricRoots()
 	if err != nil {
 		return nil, nil, err
 	}
 	mean := s.mean()
-	f := &frameFit{d: d, b: b, n: n, threads: s.Threads}
-	f.x = f.project(s.Keys, mean, toFloat32(root))
-	f.xt = transpose(f.x, n, d)
+	few := s.thin(2 * thinned * max(d, b))
+	f := &frameFit{d: d, b: b, threads: s.Threads}
+	f.take(few.Keys, mean, toFloat32(root))
 	f.init()
 	var curve []Point
 	for step := range frameSteps {
 		if err := f.solve(); err != nil {
 			return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
 		}
-		// The last rounds use the encoder as a runtime will: from scratch.
-		if err := f.encode(step < frameSteps-3, s.stopped); err != nil {
+		// The last rounds use the encoder as a runtime will: from scratch; and all keys.
+		last := step >= frameSteps-frameLast
+		if last && f.n < s.N() {
+			f.take(s.Keys, mean, toFloat32(root))
+		}
+		if err := f.encode(!last, s.stopped); err != nil {
 			return nil, nil, err
 		}
 		curve = append(curve, Point{step, f.cosine()})
@@ -67,7 +72,7 @@ func (s *Sample) frame(b int) (*Code, []Point, error) {
 // on average (docs/codes.md): the best fit of a key is shorter, which flattens
 // every softmax, and over the layers that adds up.
 func (s *Sample) lengthen(c *Code) (*Code, error) {
-	energy := c.Measure(s.Keys).Energy
+	energy := c.Measure(s.thin(2 * thinned * s.D).Keys).Energy
 	if !(energy > 0) {
 		return c, nil
 	}
@@ -127,13 +132,20 @@ func (f *frameFit) project(keys, mean, root []float32) []float32 {
 	return out
 }
 
+// take makes keys the ones to fit; signs and scales are still to be found.
+func (f *frameFit) take(keys, mean, root []float32) {
+	f.n = len(keys) / f.d
+	f.x = f.project(keys, mean, root)
+	f.xt = transpose(f.x, f.n, f.d)
+	f.s, f.alpha = make([]float32, f.n*f.b), make([]float64, f.n)
+}
+
 // init sets signs and scales by coding residuals along the principal axes of
 // the keys, each key brought to unit length first, since a scale per key takes
 // its length away.
 func (f *frameFit) init() {
 	d, n, b := f.d, f.n, f.b
 	unit := make([]float32, len(f.x))
-	f.alpha = make([]float64, n)
 	for i := range n {
 		row := f.x[i*d : (i+1)*d]
 		norm := math.Sqrt(dot64(row, row))
@@ -166,7 +178,6 @@ func (f *frameFit) init() {
 			energy[j] += float64(r[i*d+j]) * float64(r[i*d+j])
 		}
 	}
-	f.s = make([]float32, n*b)
 	for i := range b {
 		axis := 0
 		for j := range d {
