@@ -29,9 +29,12 @@ type Options struct {
 	Formats     []checkpoint.Container
 	OutType     string
 	Code        string
-	Bits        float64
-	Balance     bool
-	Policy      kvcache.Policy
+	// Bits is the number of signs per number of a key, on average over all heads, and
+	// Alloc how they are spread; see calibrate.Allocs. "" is uniform.
+	Bits    float64
+	Alloc   string
+	Balance bool
+	Policy  kvcache.Policy
 	// Fuse says which changes of weights are allowed: none, exact or near.
 	Fuse string
 	// Cache, if set, names the stock cache types that the weights are changed for,
@@ -87,6 +90,9 @@ func plans(c *checkpoint.Checkpoint, o Options, ch *changes) ([]*Plan, error) {
 		if err != nil {
 			return nil, err
 		}
+		if p.Keys, err = planKeys(c.Config, &o); err != nil {
+			return nil, err
+		}
 		out = append(out, p)
 	}
 	return out, nil
@@ -107,15 +113,8 @@ func (o *Options) check(c *checkpoint.Checkpoint) error {
 	if o.Calibration.SHA256() == o.Evaluation.SHA256() {
 		return usage("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", o.Calibration.Name)
 	}
-	if err := o.Policy.Check(); err != nil {
-		return usage("%v", err)
-	}
-	signs, err := calibrate.Signs(o.Bits, c.Config.HeadDim)
-	if err != nil {
-		return usage("%v", err)
-	}
-	if o.Code != "frame" && signs != c.Config.HeadDim {
-		return usage("code %s has 1 bit per number; only frame takes --bits %g", o.Code, o.Bits)
+	if _, err := planKeys(c.Config, o); err != nil {
+		return err
 	}
 	switch o.Fuse {
 	case "", FuseNone, FuseExact, FuseNear: // the default is exact
@@ -294,7 +293,7 @@ func manifest(c *checkpoint.Checkpoint, o Options, ps []*Plan, windows [][]int32
 		Source: spec.Source{Name: filepath.Base(abs), Container: string(c.Container), SHA256: digest},
 		Model: spec.Model{Family: cfg.Family.Name, Layers: cfg.Layers, Heads: cfg.Heads, KVHeads: cfg.KVHeads, HeadDim: cfg.HeadDim,
 			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts},
-		Code: spec.CodeInfo{Kind: o.Code, Bits: o.Bits, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent},
+		Code: spec.CodeInfo{Kind: o.Code, Bits: meanBits(fit, o.Code), Alloc: o.alloc(), Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent},
 		Calibration: spec.Text{Name: o.Calibration.Name, SHA256: o.Calibration.SHA256(), Tokens: len(windows) * o.Ctx,
 			Context: o.Ctx, Windows: len(windows)},
 		Seed: o.Seed, Identities: ps[0].Identities,
@@ -348,7 +347,7 @@ func writeModel(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Opt
 			return entry, nil, err
 		}
 		entry.Model, entry.Sidecar, entry.OutType = names[len(names)-1], spec.SafetensorsSidecarName, "source"
-		more, err := writeCompanions(c, dir, man, o.companions)
+		more, err := writeCompanions(c, dir, man, o.companions, len(view.Added) > 0)
 		if err != nil {
 			return entry, nil, err
 		}
@@ -422,7 +421,8 @@ func record(dir string, names []string, man *spec.Manifest) error {
 
 // writeCompanions writes config.json with its phaseconv object and copies the
 // tokenizer and the other small files, only those named if only is not nil.
-func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, only map[string]bool) ([]string, error) {
+// biases says that the model gets its first.
+func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, only map[string]bool, biases bool) ([]string, error) {
 	info := map[string]any{
 		"version": spec.Version,
 		"source":  man.Source,
@@ -430,7 +430,7 @@ func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, o
 		"sidecar": spec.SafetensorsSidecarName,
 		"tool":    man.Tool,
 	}
-	raw, err := configJSON(c.Path, info)
+	raw, err := configJSON(c.Path, info, biases)
 	if err != nil {
 		return nil, err
 	}
@@ -475,7 +475,7 @@ func sidecar(c *checkpoint.Checkpoint, written *family.Config, o Options, fit *c
 		return nil, err
 	}
 	s := &rotations.Sidecar{
-		Kind: o.Code, HeadDim: c.Config.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Kind: o.Code, HeadDim: c.Config.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent, Exceptions: o.Policy.Exceptions,
 		Pairs: c.Config.Pairs, Rope: text, SourceSHA256: man.Source.SHA256, WeightsSHA256: weights, Tool: man.Tool,
 		Calibration: rotations.Calibration{SHA256: man.Calibration.SHA256, Tokens: man.Calibration.Tokens, Context: man.Calibration.Context},
 	}
@@ -510,7 +510,7 @@ func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Option
 		Text: o.Evaluation, Ctx: o.Ctx, Chunks: o.Chunks, Sink: -1, Recent: -1, Seed: o.Seed, Threads: o.Threads,
 		Source: c, Progress: o.Progress,
 	}
-	opt.Head = verify.FittedHead(fit, o.Code, o.Bits, o.Policy.Anchor)
+	opt.Head = verify.FittedHead(fit, o.Code, o.Policy.Anchor)
 	for _, layer := range fit.Layers {
 		var row []map[string]*rotations.Code
 		for _, h := range layer.Heads {

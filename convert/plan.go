@@ -4,6 +4,7 @@ package convert
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"phaseconv/format/checkpoint"
@@ -12,6 +13,7 @@ import (
 	"phaseconv/kernels/rope"
 	"phaseconv/rotations"
 	"phaseconv/spec"
+	"phaseconv/verify/calibrate"
 )
 
 // Action says what becomes of a tensor.
@@ -38,6 +40,7 @@ type TensorPlan struct {
 	Why     string `json:"why"`
 
 	tensor *checkpoint.Tensor // nil for tensors outside the graph
+	shard  string             // source tensor beside which an added one is stored in safetensors
 }
 
 // A Plan is everything that will be written for one container.
@@ -47,7 +50,49 @@ type Plan struct {
 	PairLayout string               `json:"pair_layout"`
 	Identities []spec.Identity      `json:"identities"`
 	Tensors    []TensorPlan         `json:"tensors"`
+	Keys       KeysPlan             `json:"keys"`
 	Warnings   []string             `json:"warnings,omitempty"`
+}
+
+// KeysPlan is what a coded token will take, over all layers and heads.
+type KeysPlan struct {
+	Code       string  `json:"code"`
+	Bits       float64 `json:"bits"` // signs per number, on average
+	Alloc      string  `json:"alloc"`
+	Spread     string  `json:"spread"` // what Alloc means here
+	Signs      int     `json:"signs"`
+	Exceptions int     `json:"exceptions"` // per key
+	// Bytes of signs, scales and exceptions. Signs are stored in words of 32, so
+	// heads that do not fill their last word take more: 3 bytes at most each.
+	Bytes int `json:"bytes"`
+}
+
+// planKeys says what is known of the codes before the calibration.
+func planKeys(c *family.Config, o *Options) (KeysPlan, error) {
+	k := KeysPlan{Code: o.Code, Alloc: o.alloc(), Exceptions: o.Policy.Exceptions}
+	if err := o.checkSigns(c); err != nil {
+		return k, err
+	}
+	if err := o.Policy.Check(c.HeadDim); err != nil {
+		return k, usage("%v", err)
+	}
+	heads := c.Layers * c.KVHeads
+	var err error
+	if k.Signs, err = rotations.Budget(o.Bits, c.HeadDim, heads); err != nil {
+		return k, err
+	}
+	k.Bits = float64(k.Signs) / float64(heads*c.HeadDim)
+	k.Bytes = k.Signs/8 + heads*(2+rotations.ExceptionBytes*k.Exceptions)
+	even := rotations.EvenSigns(k.Signs, heads)
+	switch lo, hi := slices.Min(even), slices.Max(even); {
+	case k.Alloc != calibrate.AllocUniform:
+		k.Spread = "spread over heads by the calibration (" + k.Alloc + ")"
+	case lo == hi:
+		k.Spread = fmt.Sprintf("%d for each head", lo)
+	default:
+		k.Spread = fmt.Sprintf("%d or %d for each head", lo, hi)
+	}
+	return k, nil
 }
 
 // decideBalance says whether and where identity G3 can be folded.
@@ -130,6 +175,7 @@ func makePlan(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string,
 		err = fmt.Errorf("%s: a GGUF file cannot be written as safetensors, because config.json and tokenizer.json are not in it; use --format gguf", c.Path)
 	default:
 		p.likeSource(c, targets)
+		p.addedBiases(c, ch)
 	}
 	p.PairLayout = p.Pairs.String()
 	return p, err

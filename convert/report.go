@@ -59,7 +59,7 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 func artifactProbe(a *contract.Artifact) probe.Options {
 	s := a.Sidecar
 	return probe.Options{Config: a.Model.Config, Weights: a.Model, Codes: s.Codes, Kind: s.Kind,
-		Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent}}
+		Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions}}
 }
 
 // detail is Detail at the end of a conversion, which still has all codes that it

@@ -35,11 +35,19 @@ func (o *Options) fit(ctx context.Context, c *checkpoint.Checkpoint, ch *changes
 		Kinds: verify.FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ch.balance,
 		Seed: o.Seed, Threads: o.Threads, Progress: step(o.Progress, "calibrating"), Only: only,
 	}
+	m := refmodel.New(c.Config, ch.view, o.Threads)
+	var w *calibrate.Work
+	var err error
 	if o.Work != "" {
-		w, err := o.work(c, ch, windows, opt)
-		if err != nil {
+		if w, err = o.work(c, ch, windows, opt); err != nil {
 			return nil, err
 		}
+	}
+	if opt.Signs, err = o.allot(ctx, m, w, windows, opt); err != nil {
+		return nil, err
+	}
+	if w != nil {
+		w.Inputs = append(w.Inputs, calibrate.Input{Name: "signs", Value: signsDigest(opt.Signs)})
 		if o.Merge {
 			if err := complete(w, c.Config.Layers); err != nil {
 				return nil, err
@@ -47,7 +55,7 @@ func (o *Options) fit(ctx context.Context, c *checkpoint.Checkpoint, ch *changes
 		}
 		opt.Store = w
 	}
-	return calibrate.Run(ctx, refmodel.New(c.Config, ch.view, o.Threads), windows, opt)
+	return calibrate.Run(ctx, m, windows, opt)
 }
 
 // complete refuses to merge what is not there.
@@ -85,7 +93,7 @@ func (o *Options) work(c *checkpoint.Checkpoint, ch *changes, windows [][]int32,
 		Dir: o.Work,
 		Inputs: []calibrate.Input{
 			in("program", program(o.Tool)), in("source", source), in("calibration", o.Calibration.SHA256()), in("tokens", tokensDigest(windows)),
-			in("windows", len(windows)), in("ctx", o.Ctx), in("codes", strings.Join(opt.Kinds, ",")), in("bits", strconv.FormatFloat(opt.Bits, 'g', -1, 64)),
+			in("windows", len(windows)), in("ctx", o.Ctx), in("codes", strings.Join(opt.Kinds, ",")), in("bits", strconv.FormatFloat(opt.Bits, 'g', -1, 64)), in("alloc", o.alloc()),
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
 			in("balance", opt.Balance), in("seed", opt.Seed), in("edits", edits),
 		},

@@ -3,6 +3,7 @@ package convert
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -24,6 +25,109 @@ func small(src, out string) Options {
 		Calibration: verify.Text{Name: "calibration", Data: texts.Calibration}, CalibrationTokens: 96,
 		Evaluation: verify.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 48, Chunks: 1, Seed: 1, Threads: 2, Tool: "test", Command: []string{"phaseconv"},
 		Report: true,
+	}
+}
+
+// TestUnitsAllot: units that allot signs by measurements find what one run finds,
+// and keep it for the others; a merge without it is refused.
+func TestUnitsAllot(t *testing.T) {
+	dir := t.TempDir()
+	at := func(s string) string { return filepath.Join(dir, s) }
+	tiny.HF(t, at("src"), "qwen3", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32})
+	allotted := func(out string) Options {
+		o := small(at("src"), at(out))
+		o.Bits, o.Alloc = 1.3, "sensitivity"
+		return o
+	}
+	res, err := Convert(context.Background(), allotted("one/out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := res.Manifest.Code
+	heads := res.Manifest.Model.Layers * res.Manifest.Model.KVHeads
+	want := math.Round(1.3*float64(32*heads)/8) * 8
+	sum := 0.0
+	for _, l := range res.Manifest.Layers {
+		sum += l.Bits * 32
+	}
+	if sum != want || c.Bits != want/float64(32*heads) || c.Alloc != "sensitivity" {
+		t.Errorf("%g signs over all heads, want %g; the manifest has %+v", sum, want, c)
+	}
+	o := allotted("two/out")
+	o.Work = WorkDir(o.Out)
+	for i := 3; i >= 1; i-- {
+		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signs := filepath.Join(o.Work, "allot.json")
+	kept, err := os.ReadFile(signs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(signs); err != nil {
+		t.Fatal(err)
+	}
+	o.Merge = true
+	if _, err := Convert(context.Background(), o); err == nil || !strings.Contains(err.Error(), "allotment") {
+		t.Errorf("a merge without the allotment: %v", err)
+	}
+	if err := os.WriteFile(signs, kept, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	other := o
+	other.Alloc = "angle"
+	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "alloc is sensitivity there and angle here") {
+		t.Errorf("a merge of another allotment: %v", err)
+	}
+	converted(t, o)
+	sameTrees(t, at("one/out"), at("two/out"))
+	if got := left(t, at("two")); !reflect.DeepEqual(got, []string{"out"}) {
+		t.Errorf("beside the artifact: %v", got)
+	}
+}
+
+// TestKeysPlan: what is planned for keys is what they take, and what no code can
+// have is refused.
+func TestKeysPlan(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, HeadDim: 64})
+	o := small(src, filepath.Join(dir, "out"))
+	o.Policy.Exceptions = 5
+	for _, bits := range []float64{0.5, 1, 2} {
+		o.Bits = bits
+		p, err := Plans(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Out += "x"
+		res, err := Convert(context.Background(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k := p[0].Keys; k.Bytes != res.Verify.Bytes.KCode || k.Bits != bits || k.Bits != res.Manifest.Code.Bits || res.Manifest.Code.Exceptions != 5 {
+			t.Errorf("planned %+v, made %d bytes, %+v", k, res.Verify.Bytes.KCode, res.Manifest.Code)
+		}
+	}
+	for _, x := range []struct {
+		says string
+		edit func(o *Options)
+	}{
+		{"--alloc", func(o *Options) { o.Alloc = "fair" }},
+		{"--bits", func(o *Options) { o.Bits = 0.01 }},
+		{"--bits", func(o *Options) { o.Bits = 9 }},
+		{"only frame", func(o *Options) { o.Code, o.Bits = "learned", 2 }},
+		{"only frame", func(o *Options) { o.Code, o.Bits, o.Alloc = "learned", 1, "angle" }},
+		{"exceptions", func(o *Options) { o.Policy.Exceptions = 33 }},
+		{"exceptions", func(o *Options) { o.Policy.Exceptions = -1 }},
+	} {
+		bad := o
+		x.edit(&bad)
+		var u *verify.UsageError
+		if _, err := Plans(bad); !errors.As(err, &u) || !strings.Contains(err.Error(), x.says) {
+			t.Errorf("%s: %v", x.says, err)
+		}
 	}
 }
 

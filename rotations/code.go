@@ -26,7 +26,7 @@ const (
 	MaxBits = spec.MaxBits // signs per key
 	// MaxBitsPerNumber bounds the signs per number of a key. The Gram matrix grows
 	// with the square of the signs, so without it a small file could ask for much memory.
-	MaxBitsPerNumber = 8
+	MaxBitsPerNumber = spec.MaxBitsPerNumber
 	// MaxGain bounds a code's gain and its inverse.
 	MaxGain = 16
 )

@@ -26,6 +26,20 @@ type Sample struct {
 	// Stop, if set, is asked between the steps of a fit; an error that it returns
 	// ends the fit.
 	Stop func() error
+	// Trace, if set, is given what an iterative fit has after each step, without
+	// gain. learned begins from several starts, numbered from 0, and then goes on
+	// from the best with all keys; frame has one start.
+	Trace func(start, step int, c *Code)
+}
+
+// trace calls Trace for an orthogonal matrix.
+func (s *Sample) trace(start, step int, mean, m []float32) {
+	if s.Trace == nil {
+		return
+	}
+	if c, err := New("learned", s.D, s.D, mean, linalg.Orthogonal(m, s.D), nil); err == nil {
+		s.Trace(start, step, c)
+	}
 }
 
 // stopped asks Stop.
@@ -226,7 +240,7 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 		if i > 0 {
 			start = srht(s.D, r)
 		}
-		m, points, err := few.learned(mean, toFloat32(start), learnedSteps)
+		m, points, err := few.learned(i, mean, toFloat32(start), learnedSteps)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -239,7 +253,7 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 		}
 	}
 	if few != s {
-		m, points, err := s.learned(mean, best.Decode, learnedLast)
+		m, points, err := s.learned(learnedStarts, mean, best.Decode, learnedLast)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -259,7 +273,7 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 // x normalised, which never decreases it and needs no step size (the L1-max
 // objective). Each step is stretched along the change of C; when that fails to
 // help, the best R so far takes a plain step instead.
-func (s *Sample) learned(mean, start []float32, steps int) (best []float32, curve []Point, err error) {
+func (s *Sample) learned(number int, mean, start []float32, steps int) (best []float32, curve []Point, err error) {
 	d := s.D
 	x := s.unitKeys(mean)
 	n := len(x) / d
@@ -280,6 +294,11 @@ func (s *Sample) learned(mean, start []float32, steps int) (best []float32, curv
 		c = f.correlate()
 		curve = append(curve, Point{step, max(v, value)})
 		gain := v - value
+		if gain > 0 {
+			s.trace(number, step, mean, r)
+		} else {
+			s.trace(number, step, mean, best)
+		}
 		if step == steps || gain >= 0 && gain < learnedGain {
 			if gain > 0 {
 				best = r

@@ -239,7 +239,7 @@ func TestLearnedCurve(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
 	for name, keys := range map[string][]float32{"Gaussian": normal(r, 800*32), "keys": keyish(r, 800, 32), "lattice": lattice(r, 800, 32, 0.2), "few": normal(r, 20*32)} {
 		s := &Sample{D: 32, Keys: keys, Threads: 1}
-		m, curve, err := s.learned(s.mean(), toFloat32(linalg.Identity(32)), learnedSteps)
+		m, curve, err := s.learned(0, s.mean(), toFloat32(linalg.Identity(32)), learnedSteps)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -437,6 +437,80 @@ func TestFrameCurve(t *testing.T) {
 	// The matrix is solved once more after the last point and the scale is rounded.
 	if m := c.Measure(keys).Cos1bit; math.Abs(m-curve[len(curve)-1].Cos1bit) > 0.01 {
 		t.Errorf("curve ends at %.4f, measured %.4f", curve[len(curve)-1].Cos1bit, m)
+	}
+}
+
+// TestFrameHonesty: on Gaussian noise, where every direction is like every other,
+// signs of a Hadamard rotation are as good as any; a frame seems better on the keys
+// that it was fitted to and is not on others. It comes up to them from below.
+func TestFrameHonesty(t *testing.T) {
+	r := rand.New(rand.NewPCG(6, 6))
+	const d = 32
+	held := normal(r, 3000*d)
+	srht, err := DataFree("srht", d, 1, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	floor := srht.Measure(held).Cos1bit
+	last := 0.0
+	for _, perDim := range []int{4, 16, 64} {
+		train := normal(r, perDim*d*d)
+		c, _ := fit(t, "frame", d, &Sample{D: d, Keys: train, Threads: 1})
+		a, b := c.Measure(train).Cos1bit, c.Measure(held).Cos1bit
+		t.Logf("N/d = %2d: train %.4f, held out %.4f, srht %.4f", perDim, a, b, floor)
+		// 3,000 keys measure a mean cosine to 0.001.
+		if b > floor+0.003 {
+			t.Errorf("N/d = %d: %.4f on other keys, an SRHT has %.4f: noise cannot be learned", perDim, b, floor)
+		}
+		if a < floor+0.01 {
+			t.Errorf("N/d = %d: %.4f on the fitted keys: the test does not see what it guards against", perDim, a)
+		}
+		if b < last {
+			t.Errorf("N/d = %d: %.4f on other keys, %.4f with fewer keys to fit to", perDim, b, last)
+		}
+		last = b
+	}
+	if last < floor-0.01 {
+		t.Errorf("with many keys %.4f, an SRHT has %.4f", last, floor)
+	}
+}
+
+// TestFrameMonotone: neither the least squares nor the search for signs, which
+// starts from those there are, makes the error larger.
+func TestFrameMonotone(t *testing.T) {
+	r := rand.New(rand.NewPCG(11, 12))
+	const d, n = 32, 600
+	for _, b := range []int{16, 32, 64} {
+		f := &frameFit{d: d, b: b, threads: 1}
+		f.take(keyish(r, n, d), make([]float32, d), toFloat32(linalg.Identity(d)))
+		f.init()
+		// Of the signs, scales and rows that there are.
+		lost := func() (sum float64) {
+			for k := range n {
+				for j := range d {
+					v := float64(f.x[k*d+j])
+					for i := range b {
+						v -= f.alpha[k] * float64(f.s[k*b+i]) * float64(f.m[i*d+j])
+					}
+					sum += v * v
+				}
+			}
+			return sum
+		}
+		last := math.Inf(1)
+		for step := range 6 {
+			for name, do := range []func() error{f.solve, func() error { return f.encode(true, func() error { return nil }) }} {
+				if err := do(); err != nil {
+					t.Fatal(err)
+				}
+				// float32 least squares are exact to about this.
+				now := lost()
+				if now > last*(1+1e-5) {
+					t.Errorf("%d signs, step %d: part %d raises the error from %g to %g", b, step, name, last, now)
+				}
+				last = now
+			}
+		}
 	}
 }
 

@@ -53,19 +53,27 @@ func (s *Sample) frame(b int) (*Code, []Point, error) {
 			return nil, nil, err
 		}
 		curve = append(curve, Point{step, f.cosine()})
+		if s.Trace != nil {
+			if c, err := f.code(mean, root, invRoot); err == nil {
+				s.Trace(0, step, c)
+			}
+		}
 	}
 	if err := f.solve(); err != nil {
 		return nil, nil, err
 	}
-	// Back to key space: decode rows M^T = M'^T C^-1/2, encode rows E = M'^T C^1/2.
-	decode := multiply(f.m, invRoot, b, d)
-	encode := multiply(f.m, root, b, d)
-	c, err := New("frame", d, b, mean, decode, encode)
+	c, err := f.code(mean, root, invRoot)
 	if err != nil {
 		return nil, nil, err
 	}
 	c, err = s.lengthen(c)
 	return c, curve, err
+}
+
+// code brings the matrix back to key space: decode rows M^T = M'^T C^-1/2, encode
+// rows E = M'^T C^1/2.
+func (f *frameFit) code(mean []float32, root, invRoot []float64) (*Code, error) {
+	return New("frame", f.d, f.b, mean, multiply(f.m, invRoot, f.b, f.d), multiply(f.m, root, f.b, f.d))
 }
 
 // lengthen gives a code the gain with which decoded keys are as long as the keys,

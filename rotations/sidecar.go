@@ -25,7 +25,9 @@ type Sidecar struct {
 	HeadDim int
 	// Anchor, Sink and Recent are the policy that the codes were fitted for.
 	Anchor, Sink, Recent int
-	Pairs                rope.Layout
+	// Exceptions is how many coordinates a coded key keeps beside its signs.
+	Exceptions int
+	Pairs      rope.Layout
 	// Rope is the canonical text of the model's RoPE parameters (RopeText).
 	Rope string
 
@@ -54,8 +56,6 @@ func RopeText(full, local rope.Params) (string, error) {
 		Scaling  string    `json:"scaling,omitempty"`
 		Factor   float64   `json:"factor,omitempty"`
 		Original int       `json:"original_context,omitempty"`
-		Low      float64   `json:"low_freq_factor,omitempty"`
-		High     float64   `json:"high_freq_factor,omitempty"`
 		BetaFast float64   `json:"beta_fast,omitempty"`
 		BetaSlow float64   `json:"beta_slow,omitempty"`
 		Divisors []float32 `json:"divisors,omitempty"`
@@ -180,7 +180,7 @@ func (s *Sidecar) keys() []keyValue {
 		{spec.KeyAnchor, s.Anchor},
 		{spec.KeySink, s.Sink},
 		{spec.KeyRecent, s.Recent},
-		{spec.KeyExceptions, 0},
+		{spec.KeyExceptions, s.Exceptions},
 		{spec.KeyBasis, spec.BasisPostRope},
 		{spec.KeyPairLayout, s.Pairs.String()},
 		{spec.KeyRope, s.Rope},
@@ -304,9 +304,16 @@ func openSidecar(path string) (sidecarFile, error) {
 	_, err = io.ReadFull(h, magic[:])
 	h.Close()
 	if err == nil && string(magic[:]) == "GGUF" {
-		f, err := gguf.Open(path)
+		// The one file: a sidecar is no split, and its keys must not lead to others.
+		f, err := gguf.OpenShard(path)
 		if err != nil {
 			return nil, err
+		}
+		if _, ok := f.KV(keySplitCount); ok {
+			if n, err := f.Uint(keySplitCount); err != nil || n > 1 {
+				f.Close()
+				return nil, fmt.Errorf("%s: key %s: a sidecar must be one file, not a split; merge it, or take the publisher's own file", path, keySplitCount)
+			}
 		}
 		if arch, err := f.String("general.architecture"); err != nil || arch != spec.Architecture {
 			f.Close()
@@ -342,7 +349,12 @@ func readSidecar(f sidecarFile) (*Sidecar, error) {
 	s.Anchor = r.number(spec.KeyAnchor, 0, spec.MaxAnchor)
 	s.Sink = r.number(spec.KeySink, 0, spec.MaxSink)
 	s.Recent = r.number(spec.KeyRecent, 0, spec.MaxRecent)
-	r.number(spec.KeyExceptions, 0, 0)
+	s.Exceptions = r.number(spec.KeyExceptions, 0, spec.MaxExceptionDim/2)
+	if r.err == nil {
+		if err := CheckExceptions(s.Exceptions, s.HeadDim); err != nil {
+			return nil, fmt.Errorf("key %s: %w", spec.KeyExceptions, err)
+		}
+	}
 	r.oneOf(spec.KeyBasis, spec.BasisPostRope)
 	s.Kind, s.Rope, s.Tool = r.text(spec.KeyCode), r.text(spec.KeyRope), r.text(spec.KeyTool)
 	s.SourceSHA256, s.WeightsSHA256 = r.digest(spec.KeySourceSHA256), r.digest(spec.KeyWeightsSHA256)
@@ -380,6 +392,9 @@ func readSidecar(f sidecarFile) (*Sidecar, error) {
 	}
 	return s, nil
 }
+
+// keySplitCount is the key of GGUF that says how many files a split has.
+const keySplitCount = "split.count"
 
 // keyPrefix begins the keys that belong to this format. Other keys, such as a
 // name or an author, are free.

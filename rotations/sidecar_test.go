@@ -358,7 +358,7 @@ func TestSidecarRefuses(t *testing.T) {
 	tests := []test{
 		key(spec.KeyVersion, 0), key(spec.KeyVersion, 2), key(spec.KeyVersion, "one"), key(spec.KeyVersion, -1), key(spec.KeyVersion, 1.5), key(spec.KeyVersion, 1<<40),
 		key(spec.KeyBasis, "pre_rope"), key(spec.KeyBasis, ""), key(spec.KeyBasis, "POST_ROPE"),
-		key(spec.KeyExceptions, 1), key(spec.KeyExceptions, "0x0"),
+		key(spec.KeyExceptions, 9), key(spec.KeyExceptions, 129), key(spec.KeyExceptions, "0x0"),
 		key(spec.KeyPairLayout, "neox"), key(spec.KeyPairLayout, ""),
 		key(spec.KeyLayers, 0), key(spec.KeyLayers, spec.MaxLayers+1), key(spec.KeyLayers, -1), key(spec.KeyLayers, 1<<33),
 		key(spec.KeyHeads, 0), key(spec.KeyHeads, spec.MaxHeads+1),
@@ -462,6 +462,56 @@ func TestSidecarRefuses(t *testing.T) {
 	}
 	if _, err := ReadSidecar(path + "none"); !os.IsNotExist(err) {
 		t.Errorf("missing file: %v", err)
+	}
+}
+
+// TestSidecarSplit: a sidecar is one file. Of a split no file is read but the one
+// that was named, and that one is refused.
+func TestSidecarSplit(t *testing.T) {
+	dir := t.TempDir()
+	for _, x := range []struct {
+		count  any
+		refuse bool
+	}{{2, true}, {1, false}, {"two", true}, {1 << 30, true}} {
+		d := newDocument(t)
+		d.set("split.count", x.count)
+		d.set("split.no", 0)
+		d.set("split.tensors.count", len(d.parts))
+		path := filepath.Join(dir, "x.gguf")
+		d.write(t, "gguf", path)
+		_, err := ReadSidecar(path)
+		if refused := err != nil; refused != x.refuse {
+			t.Errorf("split.count %v: %v", x.count, err)
+		} else if refused && !strings.Contains(err.Error(), "split.count") {
+			t.Errorf("split.count %v: the error does not name the key: %v", x.count, err)
+		}
+	}
+	// A real split, whole and readable as GGUF: half of the tensors in each file.
+	whole := newDocument(t)
+	for i := range 2 {
+		d := newDocument(t)
+		half := len(whole.parts) / 2
+		d.parts = whole.parts[i*half : (i+1)*half+i*(len(whole.parts)%2)]
+		if i == 1 {
+			d.keys = nil
+		}
+		d.set("split.count", 2)
+		d.set("split.no", i)
+		d.set("split.tensors.count", len(whole.parts))
+		d.write(t, "gguf", gguf.ShardPath(filepath.Join(dir, "model.phase"), i, 2))
+	}
+	first := gguf.ShardPath(filepath.Join(dir, "model.phase"), 0, 2)
+	f, err := gguf.Open(first)
+	if err != nil {
+		t.Fatalf("the split that this test made is none: %v", err)
+	}
+	n := len(f.Tensors)
+	f.Close()
+	if n != len(whole.parts) {
+		t.Fatalf("the split has %d tensors of %d", n, len(whole.parts))
+	}
+	if _, err := ReadSidecar(first); err == nil || !strings.Contains(err.Error(), "one file, not a split") {
+		t.Errorf("a sidecar in two files: %v", err)
 	}
 }
 

@@ -44,11 +44,15 @@ type Model struct {
 
 // CodeInfo is the key code and the policy that a runtime follows.
 type CodeInfo struct {
-	Kind   string  `json:"kind"`
-	Bits   float64 `json:"bits"` // signs per number, without scales
-	Anchor int     `json:"anchor"`
-	Sink   int     `json:"sink"`
-	Recent int     `json:"recent"`
+	Kind string  `json:"kind"`
+	Bits float64 `json:"bits"` // signs per number on average over all heads, without scales
+	// Alloc is how signs were spread over heads: uniform, sensitivity or angle.
+	Alloc string `json:"alloc"`
+	// Exceptions is how many coordinates a coded key keeps beside its signs.
+	Exceptions int `json:"exceptions"`
+	Anchor     int `json:"anchor"`
+	Sink       int `json:"sink"`
+	Recent     int `json:"recent"`
 }
 
 // Text identifies a text and how it was cut.
@@ -209,7 +213,7 @@ type FunctionJSON struct {
 // BytesJSON: what keys cost, all layers together.
 type BytesJSON struct {
 	KF16  int `json:"k_f16"`  // bytes per token with F16 keys
-	KCode int `json:"k_code"` // bytes per coded token, scale included
+	KCode int `json:"k_code"` // bytes per coded token, scales and exceptions included
 	// EffectiveBits per number at a context length, sink and recent keys included.
 	EffectiveBits map[string]float64 `json:"effective_bits"`
 	// Sidecar is the size of the sidecar's matrices, once per model.

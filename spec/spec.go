@@ -60,8 +60,13 @@ const (
 	MaxLayers  = 1 << 12
 	MaxHeads   = 1 << 12
 	MaxHeadDim = 1 << 12
-	MaxBits    = 1 << 11
-	MaxAnchor  = 1 << 20
-	MaxSink    = 1 << 20
-	MaxRecent  = 1 << 20
+	MaxBits    = 1 << 11 // signs per key
+	// MaxBitsPerNumber bounds the signs of a key by its length d: at most 8 d.
+	MaxBitsPerNumber = 1 << 3
+	MaxAnchor        = 1 << 20
+	MaxSink          = 1 << 20
+	MaxRecent        = 1 << 20
+	// MaxExceptionDim is the largest head_dim of keys with exceptions: their
+	// coordinates take 8 bits.
+	MaxExceptionDim = 1 << 8
 )

@@ -135,7 +135,7 @@ func TestVerifyAbsent(t *testing.T) {
 func TestRoundTrip(t *testing.T) {
 	x := 0.5
 	m := Manifest{Version: Version, Tool: "t", Command: []string{"a", "b"}, Source: Source{"n", "gguf", "s"},
-		Model: Model{"llama", 1, 2, 3, 4, 5, 6, 7, 8}, Code: CodeInfo{"frame", 1, 64, 4, 2}, Calibration: Text{"x", "y", 1, 2, 3}, Seed: 9,
+		Model: Model{"llama", 1, 2, 3, 4, 5, 6, 7, 8}, Code: CodeInfo{"frame", 1, "uniform", 3, 64, 4, 2}, Calibration: Text{"x", "y", 1, 2, 3}, Seed: 9,
 		Identities: []Identity{{"G3", "balance", true, true, 4, "why"}}, Artifacts: []Artifact{{"gguf", "m", "s", "half", "w", "f16"}},
 		Files: []File{{"f", 1, "h"}}, Layers: sample().Layers, Curves: []Curve{{1, 2, "learned", [][2]float64{{0, .8}, {1, .9}}}}, Measured: sample()}
 	m.Layers[0].Delta = &x

@@ -22,6 +22,7 @@ type AuditOptions struct {
 	Ctx, Chunks       int
 	Code              string
 	Bits              float64
+	Alloc             string // how they are spread over heads; "" is uniform
 	Balance           bool
 	Policy            kvcache.Policy
 	Seed              uint64
@@ -64,10 +65,22 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	}
 	m := refmodel.New(c.Config, c, o.Threads)
 	kinds := FitKinds(o.Code)
-	fit, err := calibrate.Run(ctx, m, cal.Tokens, calibrate.Options{
+	opt := calibrate.Options{
 		Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
-		Progress: o.Progress.of("calibrating"),
-	})
+		Progress: o.Progress.of("allotting signs"),
+	}
+	if o.Alloc == "" {
+		o.Alloc = calibrate.AllocUniform
+	}
+	if o.Code == "frame" {
+		if opt.Signs, err = calibrate.Allot(ctx, m, cal.Tokens, o.Alloc, opt); err != nil {
+			return nil, err
+		}
+	} else if o.Bits != 1 || o.Alloc != calibrate.AllocUniform {
+		return nil, usage("code %s has 1 bit per number in every head; only frame takes --bits %g and --alloc %s", o.Code, o.Bits, o.Alloc)
+	}
+	opt.Progress = o.Progress.of("calibrating")
+	fit, err := calibrate.Run(ctx, m, cal.Tokens, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +124,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	out := &spec.AuditJSON{
 		Calibration: *TextInfo(o.Calibration, cal), Text: *TextInfo(o.Text, w), Balance: o.Balance,
 		PPL: pplJSON(res, w, o.Policy, o.Code), KLD: kldJSON(&res.Divergences[0]),
-		Layers: audit.Layers(tap.Rows, c.Config.HeadDim, FittedHead(fit, o.Code, o.Bits, o.Policy.Anchor)),
+		Layers: audit.Layers(tap.Rows, c.Config.HeadDim, FittedHead(fit, o.Code, o.Policy.Anchor)),
 		Bytes:  Bytes(c.Config, codes, o.Policy),
 	}
 	if o.FFN != nil {
@@ -149,11 +162,14 @@ func FitKinds(code string) []string {
 	return out
 }
 
+// perNumber returns the signs per number of a code.
+func perNumber(c *rotations.Code) float64 { return float64(c.B) / float64(c.D) }
+
 // FittedHead describes the fits of a calibration to the audit.
-func FittedHead(fit *calibrate.Result, code string, bits float64, anchor int) func(layer, head int) audit.Head {
+func FittedHead(fit *calibrate.Result, code string, anchor int) func(layer, head int) audit.Head {
 	return func(l, h int) audit.Head {
 		head := fit.Layers[l].Heads[h]
-		x := audit.Head{Code: code, Bits: bits, Anchor: anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[code]}}
+		x := audit.Head{Code: code, Bits: perNumber(head.Codes[code]), Anchor: anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[code]}}
 		for k, v := range head.Train {
 			x.Train[k] = v
 		}

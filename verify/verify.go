@@ -106,7 +106,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, usage("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
 	cfg := a.Model.Config
-	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent}
+	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent, Exceptions: a.Sidecar.Exceptions}
 	if o.Sink >= 0 {
 		policy.Sink = o.Sink
 	}
@@ -118,7 +118,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, err
 	}
 	if kind != a.Sidecar.Kind {
-		policy.Anchor = 0
+		policy.Anchor, policy.Exceptions = 0, 0
 	}
 	cache, err := kvcache.NewCodes(cfg, codes, policy)
 	if err != nil {
@@ -155,10 +155,9 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		PPL:      pplJSON(res, w, policy, kind), KLD: kldJSON(&res.Divergences[0]),
 		Bytes: Bytes(cfg, codes, policy), Text: TextInfo(o.Text, w),
 	}
-	bits := float64(codes[0][0].B) / float64(cfg.HeadDim)
 	head := o.Head
 	if head == nil {
-		head = fromManifest(a.Manifest, kind, bits, policy.Anchor)
+		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
 	}
 	out.Layers = audit.Layers(tap.Rows, cfg.HeadDim, head)
 	if o.Source != nil {
@@ -236,13 +235,13 @@ func auditCodes(codes [][]*rotations.Code, o Options) ([][]audit.Codes, error) {
 }
 
 // fromManifest takes what a conversion recorded about its fits.
-func fromManifest(m *spec.Manifest, kind string, bits float64, anchor int) func(l, h int) audit.Head {
+func fromManifest(m *spec.Manifest, kind string, codes [][]*rotations.Code, anchor int) func(l, h int) audit.Head {
 	at := map[[2]int]*spec.Layer{}
 	for i := range m.Layers {
 		at[[2]int{m.Layers[i].Layer, m.Layers[i].Head}] = &m.Layers[i]
 	}
 	return func(l, h int) audit.Head {
-		x := audit.Head{Code: kind, Bits: bits, Anchor: anchor}
+		x := audit.Head{Code: kind, Bits: perNumber(codes[l][h]), Anchor: anchor}
 		if r := at[[2]int{l, h}]; r != nil && r.Code == kind {
 			x.Tokens = r.Tokens
 			if r.TrainCos1bit != nil {
@@ -381,7 +380,7 @@ func Bytes(cfg *family.Config, codes [][]*rotations.Code, p kvcache.Policy) *spe
 	b := &spec.BytesJSON{KF16: 2 * numbers, EffectiveBits: map[string]float64{}}
 	for _, heads := range codes {
 		for _, c := range heads {
-			b.KCode += 4*c.Words() + 2 // stored words, and one F16 scale
+			b.KCode += p.KeyBytes(c)
 			b.Sidecar += int64(4 * (len(c.Mean) + len(c.Decode) + len(c.Encode)))
 		}
 	}

@@ -1,7 +1,6 @@
 """Reads a phaseconv sidecar and decodes and scores 1-bit keys, with numpy alone.
 
-Written from spec/code.md and spec/sidecar.md. Clear rather than fast: see
-test_decode.py for how it is used.
+Written from spec/code.md and spec/sidecar.md, for use see test_decode.py.
 """
 import json
 import re
@@ -10,16 +9,15 @@ import struct
 import numpy as np
 
 LIMITS = {"layers": (1, 4096), "head_count": (1, 4096), "head_dim": (2, 4096), "anchor": (0, 1 << 20), "sink": (0, 1 << 20),
-          "recent": (0, 1 << 20), "exceptions": (0, 0), "calibration.tokens": (0, 2**31 - 1), "calibration.context": (0, 2**31 - 1)}
+          "recent": (0, 1 << 20), "exceptions": (0, 128), "calibration.tokens": (0, 2**31 - 1), "calibration.context": (0, 2**31 - 1)}
 TEXTS = ["code", "basis", "pair_layout", "rope", "source.sha256", "weights.sha256", "calibration.sha256", "tool"]
 
 
 def read_safetensors(raw):
     """Returns metadata and tensors {name: (type, shape, bytes)} of a safetensors file."""
-    size = struct.unpack_from("<Q", raw)[0]
-    head = json.loads(raw[8:8 + size])
+    body = raw[8 + struct.unpack_from("<Q", raw)[0]:]
+    head = json.loads(raw[8:len(raw) - len(body)])
     meta = head.pop("__metadata__", {})
-    body = raw[8 + size:]
     return meta, {n: (t["dtype"], tuple(t["shape"]), body[slice(*t["data_offsets"])]) for n, t in head.items()}
 
 
@@ -89,8 +87,9 @@ class Sidecar:
         for k in TEXTS:
             if not isinstance(keys.get(k), str) or k.endswith("sha256") and not re.fullmatch("[0-9a-f]{64}", keys[k]):
                 raise ValueError(f"key phaseconv.{k} is {keys.get(k)}")
-        if keys["basis"] != "post_rope" or keys["pair_layout"] not in ("half", "interleaved") or keys["head_dim"] % 2:
-            raise ValueError("basis, pair_layout or head_dim")
+        most = keys["head_dim"] // 2 if keys["head_dim"] <= 256 else 0
+        if keys["basis"] != "post_rope" or keys["pair_layout"] not in ("half", "interleaved") or keys["head_dim"] % 2 or keys["exceptions"] > most:
+            raise ValueError("basis, pair_layout, head_dim or exceptions")
         if unknown := set(keys) - set(LIMITS) - set(TEXTS) - {"version"}:
             raise ValueError(f"keys {unknown} are not of version 1")
         d, self.keys, used = keys["head_dim"], keys, 0
@@ -112,8 +111,7 @@ class Sidecar:
         if used != len(tensors):
             raise ValueError("tensors that version 1 does not define")
         for _, decode, encode, gain in sum(self.codes, []):
-            b = len(decode)
-            same = encode is None or encode.shape == decode.shape
+            b, same = len(decode), encode is None or encode.shape == decode.shape
             if b % 8 or not 8 <= b <= min(2048, 8 * d) or not same or gain is not None and not 1 / 16 <= gain <= 16:
                 raise ValueError(f"{b} signs, gain {gain}")
             if encode is None and (b != d or abs(decode.astype("f8") @ decode.T.astype("f8") - np.eye(d)).max() > 1e-5):
@@ -128,22 +126,24 @@ def signs(words, b):
 
 def turn_back(x, cos, sin, layout):
     """RoPE(-n0) of rows x, [n, d], for cos and sin of n0 per pair, in float32."""
-    half = x.shape[-1] // 2
-    i, j = (np.arange(half), np.arange(half) + half) if layout == "half" else (2 * np.arange(half), 2 * np.arange(half) + 1)
+    p = np.arange(x.shape[-1] // 2)
+    i, j = (p, p + len(p)) if layout == "half" else (2 * p, 2 * p + 1)
     out = np.empty_like(x)
     out[:, i], out[:, j] = x[:, i] * cos + x[:, j] * sin, x[:, j] * cos - x[:, i] * sin
     return out
 
 
-def decode(words, alpha, mean, matrix):
-    """k_hat of keys, [n, d], in the frame of the code. matrix is the tensor decode."""
+def decode(words, alpha, mean, matrix, at, values):
+    """k_hat of keys, [n, d], in the frame of the code. matrix is the tensor decode; exceptions are coordinates at and values, [n, X]."""
     s, t = signs(words, len(matrix)), np.zeros((len(words), len(mean)), np.float32)
     for i, row in enumerate(matrix):
         t = t + s[:, i:i + 1] * row
-    return mean + alpha.astype(np.float32)[:, None] * t
+    hat = mean + alpha.astype(np.float32)[:, None] * t
+    hat[np.arange(len(hat))[:, None], at] += values.astype(np.float32)
+    return hat
 
 
-def score(q, words, alpha, mean, matrix):
+def score(q, words, alpha, mean, matrix, at, values):
     """Scores of queries q, [heads, d], for keys of one block, [heads, n]; q is turned back already."""
     q, s = q.astype(np.float64), signs(words, len(matrix)).astype(np.float64)
-    return (q @ mean)[:, None] + alpha.astype(np.float64) * ((q @ matrix.T) @ s.T)
+    return (q @ mean)[:, None] + alpha.astype(np.float64) * ((q @ matrix.T) @ s.T) + (q[:, at] * values.astype(np.float64)).sum(-1)

@@ -208,6 +208,13 @@ def check_stored(test, stored, words):
     test.assertEqual(np.count_nonzero(flat), np.count_nonzero(words))
 
 
+def except_(keys, hats, count):
+    """The reference encoder's exceptions, code.md, section 7."""
+    rest = keys - hats
+    at = np.sort(np.argsort(-abs(rest), axis=1, kind="stable")[:, :count], axis=1)
+    return at, np.clip(np.take_along_axis(rest, at, 1), -65504, 65504).astype(np.float16)
+
+
 def check_head(test, v, tensors=None):
     """One KV head from keys to scores."""
     mean, dec = matrix(v["mean"], tensors=tensors)[0], matrix(v["decode"], tensors=tensors)
@@ -219,7 +226,11 @@ def check_head(test, v, tensors=None):
     if tensors is not None and (stored := tensors.get(v["decode"]["tensor"].replace("decode", "gain"))):
         test.assertEqual(np.frombuffer(stored[2], "<f4")[0], gain)
     check_stored(test, u32(v["stored"]), words)
-    hats = ref.decode(words, alpha, mean, dec)
+    count = v.get("exceptions", 0)
+    at_, values = [np.array([[int(x, 16) for x in line.split()] for line in v.get(name, [""] * len(words))], kind).reshape(len(words), count)
+                   for name, kind in (("coordinates", np.int64), ("values", np.uint16))]
+    values = values.view(np.float16)
+    hats = ref.decode(words, alpha, mean, dec, at_, values)
     for x in v["decoded"]:
         np.testing.assert_array_equal(hats[x["key"]], f32(x["k_hat"]))
     angle = v["rope_theta"] ** (-2 * np.arange(d // 2) / d)
@@ -238,10 +249,13 @@ def check_head(test, v, tensors=None):
         got_words, got_alpha = encode(k, mean, dec, enc, gain)
         np.testing.assert_array_equal(got_words, words[part])
         np.testing.assert_array_equal(got_alpha, alpha[part].astype(np.float16).view(np.uint16))
+        x_at, x_values = except_(k, ref.decode(words[part], alpha[part], mean, dec, at_[part, :0], values[part, :0]), count)
+        np.testing.assert_array_equal(x_at, at_[part])
+        np.testing.assert_array_equal(x_values.view(np.uint16), values[part].view(np.uint16))
         turned, offset = chain(dec, q), chain(mean[None], q)[:, 0]
         np.testing.assert_array_equal(turned, np.stack([f32(x) for x in block["transformed"]]))
         np.testing.assert_array_equal(offset, f32(block["offsets"]))
-        got = ref.score(q, words[part], alpha[part], mean, dec)
+        got = ref.score(q, words[part], alpha[part], mean, dec, at_[part], values[part])
         for h in range(len(q)):
             # Rounding to float32, and sums of float64 in another order.
             room = 1e-7 * abs(got[h]) + 1e-12 * ((abs(q[h]) * abs(mean)).sum() + alpha[part] * (abs(dec) @ abs(q[h])).sum())
@@ -314,7 +328,7 @@ class Artifact(unittest.TestCase):
         name = "blk.0.k_code.0.decode"
         kind, shape, data = tensors[name]
         bad = [({**meta, "phaseconv." + k: v}, tensors) for k, v in {
-            "version": "2", "basis": "pre_rope", "exceptions": "1", "anchor": "-1", "head_dim": "3", "layers": "4097", "new": "1",
+            "version": "2", "basis": "pre_rope", "exceptions": "129", "anchor": "-1", "head_dim": "3", "layers": "4097", "new": "1",
             "pair_layout": "neox", "weights.sha256": "0" * 63, "source.sha256": "G" * 64, "recent": "1 "}.items()]
         bad += [({k: v for k, v in meta.items() if k != key}, tensors) for key in meta if key != "format"]
         bad += [(meta, {**tensors, "extra": tensors[name]}), (meta, {**tensors, name: (kind, shape, b"\0\0\x80\x7f" + data[4:])}),

@@ -24,8 +24,11 @@ import (
 type Options struct {
 	// Kinds are the codes to fit for each head.
 	Kinds []string
-	// Bits is the number of signs per number of a frame; other codes have one.
-	Bits    float64
+	// Bits is the number of signs per number of a frame, on average over all heads;
+	// other codes have one.
+	Bits float64
+	// Signs of the frame of each head, [layer][KV head]; nil spreads Bits evenly.
+	Signs   [][]int
 	Policy  kvcache.Policy
 	Balance bool
 	Seed    uint64
@@ -37,6 +40,9 @@ type Options struct {
 	Only func(layer int) bool
 	// Store, if set, keeps fitted layers, and gives back those that it has.
 	Store Store
+	// Trace, if set, sees the steps of every iterative fit; see rotations.Sample. It
+	// is called from several goroutines.
+	Trace func(s *rotations.Sample, kind string, start, step int, c *rotations.Code)
 }
 
 // Head is what was fitted to one KV head.
@@ -68,30 +74,22 @@ func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
 	return func(l, h int) []float32 { return r.Layers[l].Balance.RowScale(h, c.HeadDim, c.Pairs, false) }
 }
 
-// Signs returns how many signs per key b bits per number make: a multiple of 8.
-func Signs(bits float64, d int) (int, error) {
-	n := bits * float64(d)
-	b := int(math.Round(n/8)) * 8
-	if b < 8 || b > rotations.MaxBits || math.Abs(n-float64(b)) > 1e-6 {
-		return 0, fmt.Errorf("%g bits per number of a head of %d make %g signs; a multiple of 8 is needed", bits, d, n)
-	}
-	return b, nil
-}
-
 // Run fits on windows of token ids. When ctx ends, it returns the error of ctx
 // after at most one step of one fit.
 func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (*Result, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if err := o.Policy.Check(); err != nil {
+	if err := o.Policy.Check(m.Config.HeadDim); err != nil {
 		return nil, err
 	}
-	b, err := Signs(o.Bits, m.Config.HeadDim)
-	if err != nil {
-		return nil, err
+	if o.Signs == nil {
+		var err error
+		if o.Signs, err = Even(m.Config, o.Bits); err != nil {
+			return nil, err
+		}
 	}
-	f := &fitter{ctx: ctx, cfg: m.Config, o: o, signs: b, last: -1, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
+	f := &fitter{ctx: ctx, cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
 	f.todo = make([]bool, m.Config.Layers)
 	for l := range f.todo {
 		if o.Only != nil && !o.Only(l) {
@@ -124,13 +122,12 @@ var errDone = errors.New("all layers are fitted")
 
 // fitter is the tap that fits a layer as its activations pass.
 type fitter struct {
-	ctx   context.Context
-	cfg   *family.Config
-	o     Options
-	signs int
-	todo  []bool // layers to fit
-	last  int    // of them, -1 for none
-	res   *Result
+	ctx  context.Context
+	cfg  *family.Config
+	o    Options
+	todo []bool // layers to fit
+	last int    // of them, -1 for none
+	res  *Result
 }
 
 func (f *fitter) progress(done int) {
@@ -193,14 +190,12 @@ func (f *fitter) fitHead(a *refmodel.Attention, layer *Layer, h, threads int) er
 	if layer.Balance != nil {
 		scale = layer.Balance.RowScale(h, c.HeadDim, c.Pairs, false)
 	}
-	keys := Keys(c, a, h, scale, f.o.Policy)
-	s := &rotations.Sample{
-		D: c.HeadDim, Keys: keys, Layer: a.Layer, Head: h, Seed: f.o.Seed, Threads: threads, Stop: f.ctx.Err,
-	}
-	var err error
-	if s.Metric, s.Weights, err = attention(f.ctx, c, a, h, scale, f.o.Policy, threads); err != nil {
+	s, err := sample(f.ctx, c, a, h, scale, f.o.Policy, threads)
+	if err != nil {
 		return err
 	}
+	s.Seed = f.o.Seed
+	keys := s.Keys
 	head := Head{Codes: map[string]*rotations.Code{}, Curves: map[string][]rotations.Point{}, Train: map[string]rotations.Beta{}, Tokens: s.N()}
 	for _, kind := range f.o.Kinds {
 		if err := f.ctx.Err(); err != nil {
@@ -208,7 +203,10 @@ func (f *fitter) fitHead(a *refmodel.Attention, layer *Layer, h, threads int) er
 		}
 		b := c.HeadDim
 		if kind == "frame" {
-			b = f.signs
+			b = f.o.Signs[a.Layer][h]
+		}
+		if f.o.Trace != nil {
+			s.Trace = func(start, step int, c *rotations.Code) { f.o.Trace(s, kind, start, step, c) }
 		}
 		code, curve, err := rotations.Fit(kind, b, s)
 		if err != nil {
@@ -221,6 +219,14 @@ func (f *fitter) fitHead(a *refmodel.Attention, layer *Layer, h, threads int) er
 	}
 	layer.Heads[h] = head
 	return nil
+}
+
+// sample collects what the codes of KV head h are fitted to.
+func sample(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, threads int) (*rotations.Sample, error) {
+	s := &rotations.Sample{D: c.HeadDim, Keys: Keys(c, a, h, scale, p), Layer: a.Layer, Head: h, Threads: threads, Stop: ctx.Err}
+	var err error
+	s.Metric, s.Weights, err = attention(ctx, c, a, h, scale, p, threads)
+	return s, err
 }
 
 // Keys collects the keys of KV head h that a cache with this policy would code,

@@ -410,17 +410,20 @@ func (w *Work) Clean() error {
 		return nil
 	}
 	for _, f := range found {
-		if ok, _ := filepath.Match(".layer-*.tmp", f.Name()); ok {
+		if ok, _ := filepath.Match(".layer-*.tmp", f.Name()); ok || strings.HasPrefix(f.Name(), "."+allotName+".") {
 			err = errors.Join(err, os.Remove(filepath.Join(w.Dir, f.Name())))
 		}
 	}
 	return err
 }
 
-// Remove deletes the files of the first so many layers, what interrupted runs
+// Remove deletes the allotment, the files of the first so many layers, what interrupted runs
 // left, and the folder if nothing else is in it.
 func (w *Work) Remove(layers int) error {
 	err := w.Clean()
+	if e := os.Remove(w.signsPath()); e != nil && !errors.Is(e, fs.ErrNotExist) {
+		err = errors.Join(err, e)
+	}
 	for l := range layers {
 		if e := os.Remove(w.Path(l)); e != nil && !errors.Is(e, fs.ErrNotExist) {
 			err = errors.Join(err, e)

@@ -135,6 +135,7 @@ func sidecarFacts(m *spec.Manifest, e spec.Artifact, s *rotations.Sidecar) []fac
 		{"code.anchor", m.Code.Anchor, s.Anchor},
 		{"code.sink", m.Code.Sink, s.Sink},
 		{"code.recent", m.Code.Recent, s.Recent},
+		{"code.exceptions", m.Code.Exceptions, s.Exceptions},
 		{"calibration.sha256", m.Calibration.SHA256, s.Calibration.SHA256},
 		{"calibration.tokens", m.Calibration.Tokens, s.Calibration.Tokens},
 		{"calibration.context", m.Calibration.Context, s.Calibration.Context},

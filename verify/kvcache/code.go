@@ -20,23 +20,32 @@ type Policy struct {
 	Anchor int
 	// Sink keys at the start and Recent keys at the end of the context stay F16.
 	Sink, Recent int
+	// Exceptions is how many coordinates of a coded key are kept beside its signs:
+	// those where the decoded key is furthest from the key.
+	Exceptions int
 }
 
-// Check refuses impossible numbers.
-func (p Policy) Check() error {
+// Check refuses impossible numbers, for keys of d numbers.
+func (p Policy) Check(d int) error {
 	if p.Anchor < 0 || p.Sink < 0 || p.Recent < 0 {
 		return fmt.Errorf("anchor %d, sink %d, recent %d: none may be negative", p.Anchor, p.Sink, p.Recent)
 	}
-	return nil
+	return rotations.CheckExceptions(p.Exceptions, d)
 }
 
-// Codes is a cache that stores every key but the policy's exceptions in a
+// KeyBytes returns what a coded key takes: words of signs, a scale in F16, and
+// its exceptions.
+func (p Policy) KeyBytes(c *rotations.Code) int {
+	return 4*c.Words() + 2 + rotations.ExceptionBytes*p.Exceptions
+}
+
+// Codes is a cache that stores every key but those that the policy keeps in a
 // 1-bit code, and values in float32.
 type Codes struct {
 	Policy Policy
 	// Scale, if set, gives per layer and head what keys are multiplied by before
 	// they are coded and divided by afterwards: codes that were fitted to balanced
-	// keys can then be tried on a model that is not balanced.
+	// keys can then be tried on a model that is not balanced. nil is for none.
 	Scale func(layer, head int) []float32
 
 	cfg   *family.Config
@@ -45,7 +54,7 @@ type Codes struct {
 
 // NewCodes returns a cache for codes[layer][head].
 func NewCodes(cfg *family.Config, codes [][]*rotations.Code, p Policy) (*Codes, error) {
-	if err := p.Check(); err != nil {
+	if err := p.Check(cfg.HeadDim); err != nil {
 		return nil, err
 	}
 	if len(codes) != cfg.Layers {
@@ -93,6 +102,8 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	var scale []float32
 	if c.Scale != nil {
 		scale = c.Scale(layer, head)
+	}
+	if scale != nil {
 		for i := range k {
 			k[i] *= scale[i%d]
 		}
@@ -105,7 +116,19 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	words, alpha := make([]uint32, T*code.Words()), make([]float32, T)
 	coded := k[min(c.Policy.Sink, T)*d:]
 	code.EncodeKeys(coded, words, alpha)
-	code.DecodeKeys(coded, words, alpha)
+	hat := coded
+	if c.Policy.Exceptions > 0 {
+		hat = make([]float32, len(coded))
+	}
+	code.DecodeKeys(hat, words, alpha)
+	if c.Policy.Exceptions > 0 {
+		x, err := rotations.Except(coded, hat, d, c.Policy.Exceptions)
+		if err != nil {
+			return nil, err
+		}
+		x.Add(hat, d)
+		copy(coded, hat)
+	}
 	if table != nil {
 		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, true)
 	}
@@ -121,6 +144,23 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		s.exact.PackRows(T, d, exact, d, 1)
 	}
 	return s, nil
+}
+
+// Only returns the cache that codes the keys of one layer and keeps all others as
+// they are.
+func (c *Codes) Only(layer int) refmodel.Cache { return onlyLayer{c, layer} }
+
+type onlyLayer struct {
+	*Codes
+	layer int
+}
+
+// Keys codes the keys of one window if they are the layer's.
+func (o onlyLayer) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
+	if layer != o.layer {
+		return nil, nil
+	}
+	return o.Codes.Keys(layer, head, k)
 }
 
 // Values keeps the values as they are.

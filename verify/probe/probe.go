@@ -62,6 +62,17 @@ type Options struct {
 	Progress func(step string, done, total int)
 }
 
+// meanBits returns the signs per number over all heads.
+func meanBits(codes [][]*rotations.Code) float64 {
+	signs, numbers := 0, 0
+	for _, heads := range codes {
+		for _, c := range heads {
+			signs, numbers = signs+c.B, numbers+c.D
+		}
+	}
+	return float64(signs) / float64(numbers)
+}
+
 type prober struct {
 	ctx context.Context
 	o   Options
@@ -77,9 +88,8 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 	if len(o.Windows) == 0 || len(o.Codes) != o.Config.Layers {
 		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), o.Config.Layers)
 	}
-	c := o.Codes[0][0]
 	p := &prober{ctx: ctx, o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
-		Code: o.Kind, Bits: float64(c.B) / float64(c.D), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Code: o.Kind, Bits: meanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 	}}
 	p.layer, p.head = choose(o.Config, o.Rows)
 	T := len(o.Windows[0])
@@ -204,19 +214,6 @@ func bands(kld []float64, windows, per int) []spec.PositionBand {
 	return out
 }
 
-// only codes the keys of one layer.
-type only struct {
-	*kvcache.Codes
-	layer int
-}
-
-func (c only) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
-	if layer != c.layer {
-		return nil, nil
-	}
-	return c.Codes.Keys(layer, head, k)
-}
-
 // detail measures one layer at a time, other codes and other contexts.
 func (p *prober) detail() error {
 	cache, err := p.cache(p.o.Codes, p.o.Policy)
@@ -230,7 +227,7 @@ func (p *prober) detail() error {
 	for l0 := 0; l0 < layers; l0 += laneBatch {
 		lanes := []*refmodel.Lane{{}}
 		for l := l0; l < min(layers, l0+laneBatch); l++ {
-			lanes = append(lanes, &refmodel.Lane{Cache: only{cache, l}})
+			lanes = append(lanes, &refmodel.Lane{Cache: cache.Only(l)})
 		}
 		if err := p.m.Run(p.ctx, one, lanes, refmodel.Options{}); err != nil {
 			return err
@@ -274,10 +271,10 @@ func (p *prober) codes() error {
 		size := 0
 		for _, heads := range codes {
 			for _, c := range heads {
-				size += 4*c.Words() + 2
+				size += policy.KeyBytes(c)
 			}
 		}
-		points = append(points, spec.ParetoPoint{Code: kind, Bits: float64(codes[0][0].B) / float64(cfg.HeadDim), BytesPerToken: float64(size)})
+		points = append(points, spec.ParetoPoint{Code: kind, Bits: meanBits(codes), BytesPerToken: float64(size)})
 		return nil
 	}
 	for _, kind := range kinds {

@@ -336,8 +336,8 @@ func (p *prober) scores(t *tap, sample *rotations.Sample) error {
 				continue
 			}
 		}
-		b, err := calibrate.Signs(bits, d)
-		if err != nil || sample == nil {
+		b, err := rotations.Budget(bits, d, 1)
+		if err != nil || b != int(bits*float64(d)) || sample == nil {
 			continue // this head_dim has no such size, or there is nothing to fit to
 		}
 		c, _, err := rotations.Fit("frame", b, sample)

@@ -37,7 +37,9 @@ Examples:
 			&cli.IntFlag{Name: "ctx", Usage: "context length", Value: 512},
 			&cli.IntFlag{Name: "chunks", Usage: "windows to measure, 0 for all", Value: 4},
 			&cli.StringFlag{Name: "code", Usage: "code in the last column: " + strings.Join(rotations.Kinds, ", "), Value: "frame"},
-			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key (frame only)", Value: 1},
+			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key, on average over all heads (frame only)", Value: 1},
+			&cli.StringFlag{Name: "alloc", Usage: "how signs are spread over heads: uniform, sensitivity (by measured cost) or angle (default: sensitivity for frames)"},
+			&cli.IntFlag{Name: "exceptions", Usage: "coordinates of each coded key that are kept beside its signs, 0 to head_dim/2"},
 			&cli.BoolFlag{Name: "balance", Usage: "audit the keys as the K/Q pair balance would leave them", Value: true},
 			&cli.IntFlag{Name: "anchor", Usage: "block length B to anchor keys to, 0 for none", Value: 64},
 			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16", Value: 4},
@@ -57,8 +59,8 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	o := verify.AuditOptions{
-		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Code: c.String("code"), Bits: c.Float("bits"),
-		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent")},
+		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Code: c.String("code"), Bits: c.Float("bits"), Alloc: alloc(c),
+		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"), Exceptions: c.Int("exceptions")},
 		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: progress(stderr),
 	}
 	if o.Calibration, err = calibrationText(c.String("calib")); err != nil {

@@ -12,6 +12,7 @@ import (
 	"phaseconv/format/checkpoint"
 	"phaseconv/rotations"
 	"phaseconv/spec"
+	"phaseconv/verify/calibrate"
 	"phaseconv/verify/kvcache"
 )
 
@@ -41,7 +42,9 @@ Examples:
 			&cli.IntFlag{Name: "target-ctx", Usage: "context at which that cache will be used", Value: 4096},
 			&cli.IntFlag{Name: "cache-tokens", Usage: "calibration tokens to fit changes for that cache to", Value: 8192},
 			&cli.StringFlag{Name: "fuse", Usage: "changes of weights that are allowed: none, exact, or near (near-identities, with --cache-type-k and where they measure far better than they cost; its default)"},
-			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key (frame only)", Value: 1},
+			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key, on average over all heads (frame only)", Value: 1},
+			&cli.StringFlag{Name: "alloc", Usage: "how signs are spread over heads: uniform, sensitivity (by measured cost) or angle (default: sensitivity for frames)"},
+			&cli.IntFlag{Name: "exceptions", Usage: "coordinates of each coded key that are kept beside its signs, 0 to head_dim/2"},
 			&cli.IntFlag{Name: "anchor", Usage: "block length B to anchor keys to, 0 for none", Value: 64},
 			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16", Value: 4},
 			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: 0},
@@ -66,8 +69,8 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		return err
 	}
 	o := convert.Options{
-		Source: src, Out: c.String("out"), OutType: c.String("outtype"), Code: c.String("code"), Bits: c.Float("bits"),
-		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent")},
+		Source: src, Out: c.String("out"), OutType: c.String("outtype"), Code: c.String("code"), Bits: c.Float("bits"), Alloc: alloc(c),
+		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"), Exceptions: c.Int("exceptions")},
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Seed: c.Uint64("seed"), Threads: c.Int("threads"),
 		Tool: Tool(), Command: recorded(lasting(c.Root().Args().Slice())), Progress: progress(stderr),
 		Report: c.Bool("report"), ReportDetail: c.Bool("report-detail"),
@@ -118,6 +121,18 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		return errGate
 	}
 	return nil
+}
+
+// alloc returns how signs are spread over heads: as named, or the way that measures
+// best (docs/codes.md). Only frames have a choice.
+func alloc(c *cli.Command) string {
+	switch a := c.String("alloc"); {
+	case a != "":
+		return a
+	case c.String("code") == "frame":
+		return calibrate.AllocSensitivity
+	}
+	return calibrate.AllocUniform
 }
 
 // cacheOptions reads what to do for stock cache types.
@@ -182,8 +197,10 @@ func printPlan(w io.Writer, p *convert.Plan) {
 		counts[x.Action]++
 	}
 	t.print(w)
-	fmt.Fprintf(w, "\n%d tensors: %d copied, %d re-encoded, %d folded, %d dropped\n\n", len(p.Tensors),
+	fmt.Fprintf(w, "\n%d tensors: %d copied, %d re-encoded, %d folded, %d dropped\n", len(p.Tensors),
 		counts[convert.Copy], counts[convert.Recode], counts[convert.Fold], counts[convert.Drop])
+	k := p.Keys
+	fmt.Fprintf(w, "keys: code %s, %d signs a token over all heads (%.4g bits per number), %s, %d exceptions a key: %d bytes a token\n\n", k.Code, k.Signs, k.Bits, k.Spread, k.Exceptions, k.Bytes)
 }
 
 func printConversion(w io.Writer, out string, r *convert.Result) {
@@ -227,7 +244,7 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 	}
 	t.print(w)
 	if f.Refused != "" {
-		fmt.Fprintf(w, "near-identities were not tried: %s\n", f.Refused)
+		fmt.Fprintf(w, "slow means stay: %s\n", f.Refused)
 	}
 	if len(f.Measured) == 0 {
 		return

@@ -81,6 +81,7 @@ type sidecarInfo struct {
 	Anchor  int     `json:"anchor"`
 	Sink    int     `json:"sink"`
 	Recent  int     `json:"recent"`
+	Except  int     `json:"exceptions"` // per key
 }
 
 func inspect(path string) (*fileInfo, error) {
@@ -183,7 +184,7 @@ func (i *fileInfo) sidecar(path string) error {
 	}
 	i.Sidecar = &sidecarInfo{
 		Code: s.Kind, Layers: len(s.Codes), Heads: len(s.Codes[0]), HeadDim: s.HeadDim,
-		Bits: float64(signs) / float64(n), Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent,
+		Bits: float64(signs) / float64(n), Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Except: s.Exceptions,
 	}
 	return nil
 }
@@ -201,8 +202,8 @@ func shorten(s string) string {
 func (i *fileInfo) print(w io.Writer) {
 	fmt.Fprintf(w, "%s: %s, %d bytes, %d keys, %d tensors\n", i.File, i.Container, i.Bytes, len(i.Keys), len(i.Tensors))
 	if s := i.Sidecar; s != nil {
-		fmt.Fprintf(w, "sidecar: code %s, %d layers, %d KV heads of %d, %.3g bits per number, anchor %d, sink %d, recent %d\n",
-			s.Code, s.Layers, s.Heads, s.HeadDim, s.Bits, s.Anchor, s.Sink, s.Recent)
+		fmt.Fprintf(w, "sidecar: code %s, %d layers, %d KV heads of %d, %.3g bits per number, %d exceptions a key, anchor %d, sink %d, recent %d\n",
+			s.Code, s.Layers, s.Heads, s.HeadDim, s.Bits, s.Except, s.Anchor, s.Sink, s.Recent)
 	}
 	t := newTable("key", "type", "value")
 	for _, k := range i.Keys {

@@ -37,6 +37,11 @@ type headVector struct {
 	Alpha  string   `json:"alpha"`  // binary16 per key
 	Stored []string `json:"stored"` // blocks of 16 keys, 16 words a line
 
+	// Exceptions per key, and of each key the coordinates, in hex, and the values.
+	Exceptions  int      `json:"exceptions,omitempty"`
+	Coordinates []string `json:"coordinates,omitempty"`
+	Values      []string `json:"values,omitempty"`
+
 	Decoded []decodedKey `json:"decoded"`
 
 	// Queries after RoPE, a head of the group each, at QueryPosition.
@@ -76,6 +81,7 @@ type headCase struct {
 	decode  formula
 	keyRule formula
 	gain    float32 // 0 for none
+	except  int
 	name    string
 }
 
@@ -120,6 +126,9 @@ func headCases() []headCase {
 		cases = append(cases, headCase{kind: "frame", d: x.d, b: x.b, anchor: x.anchor, pairs: x.pairs, mean: true, encode: true,
 			decode: formula{Rule: "uniform", RowStep: (x.b + 3) / 4}, gain: x.gain})
 	}
+	cases = append(cases,
+		headCase{kind: "frame", d: 64, b: 64, anchor: 64, pairs: rope.Interleaved, mean: true, encode: true, decode: formula{Rule: "uniform", RowStep: 16}, gain: 1.25, except: 8},
+		headCase{kind: "learned", d: 256, pairs: rope.Half, mean: true, decode: formula{Rule: "reflector"}, except: 5})
 	for i := range cases {
 		c := &cases[i]
 		if c.b == 0 {
@@ -131,6 +140,9 @@ func headCases() []headCase {
 		if c.gain != 0 {
 			c.name += "-gain"
 		}
+		if c.except > 0 {
+			c.name += fmt.Sprintf("-x%d", c.except)
+		}
 		if c.decode.Rule != "identity" {
 			c.decode.Seed = c.seed + 1
 		}
@@ -140,7 +152,7 @@ func headCases() []headCase {
 
 func (c headCase) vector() (*headVector, error) {
 	zeros := formula{Rule: "zeros"}
-	v := &headVector{Name: c.name, Kind: c.kind, HeadDim: c.d, Signs: c.b, Anchor: c.anchor, PairLayout: c.pairs.String(), RopeTheta: theta}
+	v := &headVector{Name: c.name, Kind: c.kind, HeadDim: c.d, Signs: c.b, Anchor: c.anchor, PairLayout: c.pairs.String(), RopeTheta: theta, Exceptions: c.except}
 	if v.Mean = generate(zeros, 1, c.d, nil); c.mean {
 		v.Mean = generate(formula{Rule: "uniform", Seed: c.seed + 2}, 1, c.d, nil)
 	}
@@ -164,12 +176,11 @@ func (c headCase) vector() (*headVector, error) {
 			return nil, fmt.Errorf("case %s: %w", c.name, err)
 		}
 	}
-	v.compute(code, c.pairs, rope.NewTable(rope.Params{Theta: theta, Dim: c.d}, queryPosition+1))
-	return v, nil
+	return v, v.compute(code, c.pairs, rope.NewTable(rope.Params{Theta: theta, Dim: c.d}, queryPosition+1))
 }
 
 // compute fills in everything that follows from the code, keys and queries.
-func (v *headVector) compute(code *rotations.Code, pairs rope.Layout, table *rope.Table) {
+func (v *headVector) compute(code *rotations.Code, pairs rope.Layout, table *rope.Table) error {
 	d, b, w := code.D, code.B, code.Words()
 	n, heads := len(v.Keys.data)/d, len(v.Queries.data)/d
 	if code.Gain != 1 {
@@ -187,12 +198,21 @@ func (v *headVector) compute(code *rotations.Code, pairs rope.Layout, table *rop
 	words, alpha, hat := make([]uint32, n*w), make([]float32, n), make([]float32, n*d)
 	code.EncodeKeys(keys, words, alpha)
 	code.DecodeKeys(hat, words, alpha)
+	except, err := rotations.Except(keys, hat, d, v.Exceptions)
+	if err != nil {
+		return err
+	}
+	except.Add(hat, d)
 	scales := make([]uint16, n)
 	stored := make([]uint32, onebit.Len(n, b))
 	for i := range n {
 		scales[i] = dtype.F32ToF16(alpha[i])
 		v.Words = append(v.Words, hexWords(words[i*w:(i+1)*w]))
 		onebit.Set(stored, b, i, words[i*w:(i+1)*w])
+		if x := except.Per; x > 0 {
+			v.Coordinates = append(v.Coordinates, fmt.Sprintf("% x", except.Index[i*x:(i+1)*x]))
+			v.Values = append(v.Values, hexScales(except.Values[i*x:(i+1)*x]))
+		}
 	}
 	v.Alpha = hexScales(scales)
 	for i := 0; i < len(stored); i += onebit.BlockKeys {
@@ -228,7 +248,7 @@ func (v *headVector) compute(code *rotations.Code, pairs rope.Layout, table *rop
 		blk.Offsets = floats(offsets)
 		for h := range heads {
 			for i := from; i < from+blk.Keys; i++ {
-				scores[h*n+i] = score(code, q[h*d:(h+1)*d], words[i*w:(i+1)*w], alpha[i])
+				scores[h*n+i] = score(code, q[h*d:(h+1)*d], words[i*w:(i+1)*w], alpha[i], except.Of(i))
 			}
 		}
 		v.Blocks = append(v.Blocks, blk)
@@ -237,12 +257,13 @@ func (v *headVector) compute(code *rotations.Code, pairs rope.Layout, table *rop
 	for h := range heads {
 		v.Scores = append(v.Scores, floats(scores[h*n:(h+1)*n]))
 	}
+	return nil
 }
 
 // score is the exact score of a key, but for the rounding of float64 sums, in
 // float32. It is computed here and not by kernels/onebit, so that no kernel's
 // way of rounding becomes part of the format; a test holds the kernel to it.
-func score(c *rotations.Code, q []float32, words []uint32, alpha float32) float32 {
+func score(c *rotations.Code, q []float32, words []uint32, alpha float32, x *rotations.Exceptions) float32 {
 	var offset, sum float64
 	for j, v := range q {
 		offset += float64(v) * float64(c.Mean[j])
@@ -256,6 +277,9 @@ func score(c *rotations.Code, q []float32, words []uint32, alpha float32) float3
 			t = -t
 		}
 		sum += t
+	}
+	for e, j := range x.Index {
+		offset += float64(q[j]) * float64(dtype.F16ToF32(x.Values[e]))
 	}
 	return float32(offset + float64(float64(alpha)*sum))
 }
@@ -277,7 +301,7 @@ func sidecarVectors(path string) ([]*headVector, error) {
 		seed := uint64(9000 + 10*i)
 		v := &headVector{
 			Name: fmt.Sprintf("layer %d, KV head %d", at[0], at[1]), Kind: c.Kind, HeadDim: c.D, Signs: c.B, Anchor: s.Anchor,
-			PairLayout: s.Pairs.String(), RopeTheta: theta,
+			PairLayout: s.Pairs.String(), RopeTheta: theta, Exceptions: s.Exceptions,
 			Keys:    generate(formula{Rule: "uniform", Seed: seed, Exponent: 2, ColumnMod: 5}, keysPerCase, c.D, nil),
 			Queries: generate(formula{Rule: "uniform", Seed: seed + 1, Exponent: 1, ColumnMod: 3}, queries, c.D, nil),
 		}
@@ -288,7 +312,9 @@ func sidecarVectors(path string) ([]*headVector, error) {
 		if c.Encode != nil {
 			v.Encode = tensor("encode", c.B, c.Encode)
 		}
-		v.compute(c, s.Pairs, rope.NewTable(rope.Params{Theta: theta, Dim: c.D}, queryPosition+1))
+		if err := v.compute(c, s.Pairs, rope.NewTable(rope.Params{Theta: theta, Dim: c.D}, queryPosition+1)); err != nil {
+			return nil, err
+		}
 		out = append(out, v)
 	}
 	return out, nil

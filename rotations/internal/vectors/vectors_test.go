@@ -110,6 +110,13 @@ func TestScores(t *testing.T) {
 			if len(break1.errors(t)) == 0 {
 				t.Error("a flipped sign goes unnoticed")
 			}
+			if v.Exceptions > 0 {
+				break4 := v
+				break4.Values = append([]string{"7bff" + v.Values[0][4:]}, v.Values[1:]...)
+				if len(break4.errors(t)) == 0 {
+					t.Error("a wrong exception goes unnoticed")
+				}
+			}
 			if v.Anchor > 0 {
 				break2 := v
 				break2.PairLayout = map[string]string{"half": "interleaved", "interleaved": "half"}[v.PairLayout]
@@ -165,6 +172,21 @@ func (v *headVector) errors(t *testing.T) (errs []error) {
 			s := 2*float64(words[j/32]>>(j%32)&1) - 1
 			for k := range d {
 				hat[k] += alpha * s * decode[j*d+k]
+			}
+		}
+		if v.Exceptions > 0 {
+			if len(v.Coordinates) != n || len(v.Values) != n {
+				return append(errs, fmt.Errorf("coordinates of %d and values of %d of %d keys", len(v.Coordinates), len(v.Values), n))
+			}
+			last := -1
+			for e, c := range strings.Fields(v.Coordinates[i]) {
+				k, err := strconv.ParseUint(c, 16, 8)
+				x, err2 := strconv.ParseUint(strings.Fields(v.Values[i])[e], 16, 16)
+				if err != nil || err2 != nil || int(k) <= last {
+					return append(errs, fmt.Errorf("key %d, exception %d: %q after coordinate %d", i, e, c, last))
+				}
+				last = int(k)
+				hat[k] += float64(dtype.F16ToF32(uint16(x)))
 			}
 		}
 		for _, x := range v.Decoded {

@@ -1,0 +1,89 @@
+package kvcache
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"phaseconv/format/family"
+	"phaseconv/kernels/rope"
+	"phaseconv/rotations"
+)
+
+// TestExceptions: scores of a cache with exceptions are those of a runtime, which
+// adds what exceptions give, in the frame of each key's block, to what signs give;
+// more exceptions lose less; one layer alone can be coded.
+func TestExceptions(t *testing.T) {
+	const d, T, sink, anchor = 32, 70, 3, 16
+	params := rope.Params{Theta: 10000, Dim: d}
+	cfg := &family.Config{Layers: 2, Heads: 1, KVHeads: 1, HeadDim: d, Pairs: rope.Half, Rope: params, RopeLocal: params}
+	r := rand.New(rand.NewPCG(1, 2))
+	numbers := func(n int) []float32 {
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = float32(r.NormFloat64())
+		}
+		return x
+	}
+	code, err := rotations.DataFree("srht", d, 1, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, q := numbers(T*d), numbers(d)
+	table := rope.NewTable(params, T)
+	last := math.Inf(1)
+	for _, per := range []int{0, 1, 4, 16} {
+		cache, err := NewCodes(cfg, [][]*rotations.Code{{code}, {code}}, Policy{Anchor: anchor, Sink: sink, Exceptions: per})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := cache.Keys(0, 0, append([]float32(nil), keys...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]float32, T)
+		s.Score(got, T, q, d, 1, T-1, 0, T)
+		var lost float64
+		for n := sink; n < T; n++ {
+			k, turned := append([]float32(nil), keys[n*d:(n+1)*d]...), append([]float32(nil), q...)
+			table.ApplyInverse(k, n-n%anchor, cfg.Pairs)
+			table.ApplyInverse(turned, n-n%anchor, cfg.Pairs)
+			words, hat := make([]uint32, code.Words()), make([]float32, d)
+			alpha := code.EncodeKey(k, words)
+			code.DecodeKey(hat, words, alpha)
+			x, err := rotations.Except(k, hat, d, per)
+			if err != nil {
+				t.Fatal(err)
+			}
+			x.Add(hat, d)
+			var want, exact float64
+			for j, v := range turned {
+				want += float64(v) * float64(hat[j])
+				exact += float64(v) * float64(k[j])
+			}
+			// The cache turns decoded keys forth again, in float32.
+			if math.Abs(float64(got[n])-want) > 1e-4 {
+				t.Fatalf("%d exceptions, key %d: score %g, want %g", per, n, got[n], want)
+			}
+			lost += (want - exact) * (want - exact)
+		}
+		if lost >= last {
+			t.Errorf("%d exceptions: squared error of scores %g, with fewer %g", per, lost, last)
+		}
+		last = lost
+		if s, err := cache.Only(1).Keys(0, 0, append([]float32(nil), keys...)); s != nil || err != nil {
+			t.Errorf("a layer that is not coded has a scorer (%v)", err)
+		}
+		if s, err := cache.Only(1).Keys(1, 0, append([]float32(nil), keys...)); s == nil || err != nil {
+			t.Errorf("the layer that is coded has none (%v)", err)
+		}
+		if b := cache.Policy.KeyBytes(code); b != 4+2+3*per {
+			t.Errorf("%d exceptions: %d bytes a key", per, b)
+		}
+	}
+	for _, bad := range []Policy{{Exceptions: 17}, {Exceptions: -1}, {Sink: -1}} {
+		if _, err := NewCodes(cfg, [][]*rotations.Code{{code}, {code}}, bad); err == nil {
+			t.Errorf("%+v is accepted", bad)
+		}
+	}
+}
