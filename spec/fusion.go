@@ -20,7 +20,7 @@ type Fusion struct {
 	// Measured holds what was written, beside the source, with these cache types and
 	// with F16, on the evaluation text.
 	Measured []AdviseRow `json:"measured,omitempty"`
-	// Refused says why near-identities were not tried, if so.
+	// Refused says why slow means were not removed, if so.
 	Refused string `json:"refused,omitempty"`
 	// Heads lists what near-identity G7 removes, head by head.
 	Heads []FusionHead `json:"heads,omitempty"`

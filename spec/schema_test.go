@@ -267,12 +267,12 @@ func TestKeysInText(t *testing.T) {
 		all += string(b)
 	}
 	for _, s := range []string{ManifestName, GGUFModelName, GGUFSidecarName, SafetensorsSidecarName, FoldName, "`" + FoldList + "`", `"` + ConfigObject + `": {`, `"` + BasisPostRope + `"`,
-		"layers, 1 to 4096", "per layer, 1 to 4096", "even, 2 to 4096", "0 to 1048576", "min(2048, 8 d)", ModelPrefix + KeyVersion, ModelPrefix + KeySourceSHA256, ModelPrefix + KeyCode, ModelPrefix + KeyTool} {
+		"layers, 1 to 4096", "per layer, 1 to 4096", "even, 2 to 4096", "0 to 1048576", "min(2048, 8 d)", "2048 signs and 8 signs per number", ModelPrefix + KeyVersion, ModelPrefix + KeySourceSHA256, ModelPrefix + KeyCode, ModelPrefix + KeyTool} {
 		if !strings.Contains(all, s) {
 			t.Errorf("the text lacks %q", s)
 		}
 	}
-	if MaxLayers != 4096 || MaxHeads != 4096 || MaxHeadDim != 4096 || MaxBits != 2048 || MaxAnchor != 1048576 || MaxSink != MaxAnchor || MaxRecent != MaxAnchor {
+	if MaxLayers != 4096 || MaxHeads != 4096 || MaxHeadDim != 4096 || MaxBits != 2048 || MaxBitsPerNumber != 8 || MaxAnchor != 1048576 || MaxSink != MaxAnchor || MaxRecent != MaxAnchor {
 		t.Error("a limit changed, but not the text")
 	}
 }
@@ -299,6 +299,40 @@ func TestLinks(t *testing.T) {
 			if !strings.Contains(body[m[1]], "\n## "+m[2]+". ") {
 				t.Errorf("%s: %s has no section %s", p, m[1], m[2])
 			}
+		}
+	}
+}
+
+// TestValidateManifest: the reader of the schema knows every word in it, and a
+// word that it does not know is an error, not a check that never fails.
+func TestValidateManifest(t *testing.T) {
+	if _, err := manifestSchema(); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{`{"maxLength": 3}`, `{"properties": {"a": {"multipleOf": 2}}}`, `{"items": {"not": {}}}`} {
+		if err := decodeStrictly([]byte(bad), &node{}); err == nil {
+			t.Errorf("%s is read", bad)
+		}
+	}
+	for _, bad := range []string{`{"$ref": "#/$defs/None"}`, `{"items": {"$ref": "#/$defs/None"}}`, `{"pattern": "("}`} {
+		n := &node{}
+		if err := decodeStrictly([]byte(bad), n); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.prepare(n); err == nil {
+			t.Errorf("%s: no error", bad)
+		}
+	}
+	for raw, says := range map[string]string{
+		"":                                    "EOF",
+		"null":                                "object",
+		"{}":                                  `"version" is missing`,
+		`{"version":1}{}`:                     "follows",
+		"{\"a\": \"\xff\"}":                   "UTF-8",
+		strings.Repeat(`{"measured":`, 20000): "depth",
+	} {
+		if err := ValidateManifest([]byte(raw)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%.40q: %v, want %q", raw, err, says)
 		}
 	}
 }

@@ -70,6 +70,14 @@ func ReadManifest(dir string) (*spec.Manifest, error) {
 // filled in.
 func MarshalManifest(m *spec.Manifest) ([]byte, error) {
 	m.SHA256 = strings.Repeat("0", 64) // room for the digest
+	// Lists that must be there are, even with nothing in them: a conversion that no
+	// command line started has none.
+	if m.Command == nil {
+		m.Command = []string{}
+	}
+	if m.Identities == nil {
+		m.Identities = []spec.Identity{}
+	}
 	b, err := json.MarshalIndent(m, "", " ")
 	if err != nil {
 		return nil, err
@@ -83,7 +91,8 @@ func MarshalManifest(m *spec.Manifest) ([]byte, error) {
 }
 
 // ParseManifest reads the bytes of a manifest. Unknown fields are refused, because
-// they would belong to another version, and so is a digest that does not fit.
+// they would belong to another version, and so is all else that
+// manifest.schema.json does not allow, and a digest that does not fit.
 func ParseManifest(raw []byte) (*spec.Manifest, error) {
 	var head struct {
 		Version int `json:"version"`
@@ -102,6 +111,11 @@ func ParseManifest(raw []byte) (*spec.Manifest, error) {
 	}
 	if d.More() {
 		return nil, fmt.Errorf("not a valid manifest: something follows the object")
+	}
+	// What the decoder lets through: members that are missing or differ in case,
+	// counts below zero, values that nothing else looks at.
+	if err := spec.ValidateManifest(raw); err != nil {
+		return nil, fmt.Errorf("not a valid manifest: %w", err)
 	}
 	if err := spec.CheckManifest(raw); err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -106,8 +107,8 @@ func TestEveryCheckFails(t *testing.T) {
 			os.Remove(side(dir, c))
 			os.Mkdir(side(dir, c), 0o700)
 		}, []string{"not a regular file"}},
-		{"no files listed", "files", func(t *testing.T, dir, _ string) {
-			editManifest(t, dir, func(m *spec.Manifest) { m.Files = nil })
+		{"no files listed", "manifest", func(t *testing.T, dir, _ string) {
+			editManifest(t, dir, func(m *spec.Manifest) { m.Files = []spec.File{} })
 		}, []string{"key files"}},
 		{"sidecar not listed", "files", func(t *testing.T, dir, c string) {
 			editManifest(t, dir, func(m *spec.Manifest) {
@@ -136,12 +137,13 @@ func TestEveryCheckFails(t *testing.T) {
 
 		{"no such container", "container", func(t *testing.T, dir, c string) {
 			editManifest(t, dir, func(m *spec.Manifest) {
-				for i := range m.Artifacts {
-					m.Artifacts[i].Container = "onnx"
-				}
+				m.Artifacts = slices.DeleteFunc(m.Artifacts, func(a spec.Artifact) bool { return a.Container == c })
 			})
 		}, []string{"container"}},
-		{"model outside of the folder", "container", func(t *testing.T, dir, c string) {
+		{"a container of a later version", "manifest", func(t *testing.T, dir, c string) {
+			editManifest(t, dir, func(m *spec.Manifest) { m.Artifacts[0].Container = "onnx" })
+		}, []string{"artifacts[0].container", "onnx"}},
+		{"model outside of the folder", "manifest", func(t *testing.T, dir, c string) {
 			editManifest(t, dir, func(m *spec.Manifest) {
 				for i := range m.Artifacts {
 					m.Artifacts[i].Model = "../src/config.json"

@@ -3,6 +3,8 @@ package contract_test
 import (
 	"bytes"
 	"context"
+	"math/bits"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -15,9 +17,11 @@ import (
 	"phaseconv/format/dtype"
 	"phaseconv/format/gguf"
 	"phaseconv/internal/tiny"
+	"phaseconv/kernels/rope"
 	"phaseconv/rotations"
 	"phaseconv/spec"
 	"phaseconv/verify/contract"
+	"phaseconv/verify/kvcache"
 	"phaseconv/verify/texts"
 )
 
@@ -395,6 +399,56 @@ func TestPeers_CalibrationRecorded(t *testing.T) {
 		}
 		if c := (rotations.Calibration{SHA256: want.SHA256, Tokens: want.Tokens, Context: want.Context}); s.Calibration != c || s.Tool != o.Tool {
 			t.Errorf("%s: %+v, want %+v", n, s.Calibration, c)
+		}
+	}
+}
+
+// TestPeers_ShiftedCache: runtimes drop old tokens by turning the cached keys of the
+// others to new positions. Coded keys cannot be turned; with anchors they need not
+// be if the shift is a whole number of blocks, and only then (spec/code.md, section 4).
+func TestPeers_ShiftedCache(t *testing.T) {
+	const d, B, n = 32, 64, 256
+	c, err := rotations.DataFree("srht", d, 3, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := rope.NewTable(rope.Params{Theta: 10000, Dim: d}, 4*n)
+	rng := rand.New(rand.NewPCG(1, 2))
+	u := make([]float32, n*d) // before RoPE
+	for i := range u {
+		u[i] = float32(rng.NormFloat64())
+	}
+	code := func(pos0, anchor int) []uint32 {
+		k := slices.Clone(u)
+		for i := range n {
+			table.Apply(k[i*d:(i+1)*d], pos0+i, rope.Half)
+		}
+		kvcache.Anchored(k, d, pos0, anchor, table, rope.Half, false)
+		words, alpha := make([]uint32, n*c.Words()), make([]float32, n)
+		c.EncodeKeys(k, words, alpha)
+		return words
+	}
+	differ := func(a, b []uint32) (share float64) {
+		signs := 0
+		for i := range a {
+			signs += bits.OnesCount32(a[i] ^ b[i])
+		}
+		return float64(signs) / (n * d)
+	}
+	for _, x := range []struct {
+		shift, anchor int
+		same          bool
+	}{{B, B, true}, {5 * B, B, true}, {B / 2, B, false}, {1, B, false}, {B, 0, false}} {
+		got := differ(code(0, x.anchor), code(x.shift, x.anchor))
+		// The same angles by way of other positions differ in rounding, which turns
+		// a sign only where a number is within some 1e-5 of 0.
+		if same := got < 1e-3; same != x.same {
+			t.Errorf("anchors of %d, shifted by %d: %.4f of all signs differ", x.anchor, x.shift, got)
+		}
+	}
+	for _, says := range []string{"MUST NOT shift coded keys", "MUST NOT rotate queries or keys in any other way before coding"} {
+		if !strings.Contains(string(read(t, "../../spec/code.md")), says) {
+			t.Errorf("spec/code.md does not say %q", says)
 		}
 	}
 }

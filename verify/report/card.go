@@ -175,7 +175,7 @@ func (c *card) loading() {
 		c.line("llama.cpp:")
 		c.line("")
 		c.line("```sh")
-		c.line("llama-cli -m %s -p \"Once upon a time\"", g.Model)
+		c.line("llama-cli -m %s%s -p \"Once upon a time\"", g.Model, c.cacheFlags())
 		c.line("```")
 		c.line("")
 	}
@@ -214,6 +214,16 @@ func (c *card) loading() {
 	c.line("")
 }
 
+// cacheFlags are llama.cpp's options for the cache types that the weights were
+// changed for.
+func (c *card) cacheFlags() string {
+	f := c.v.Manifest.Fusion
+	if f == nil {
+		return ""
+	}
+	return fmt.Sprintf(" --cache-type-k %s --cache-type-v %s", f.KType, f.VType)
+}
+
 // slug makes a name that ollama and shells take.
 func slug(s string) string {
 	var b strings.Builder
@@ -246,6 +256,15 @@ func (c *card) details() {
 				exact = "not exact"
 			}
 			c.line("- folded into %d tensors: %s, %s (%s)", id.Tensors, id.ID, oneLine(id.Name), exact)
+		}
+	}
+	if f := m.Fusion; f != nil {
+		c.line("- chosen for %s keys and %s values in contexts of %s tokens, among %d changes compared on text that they were not fitted to: %s",
+			f.KType, f.VType, comma(f.TargetCtx), len(f.Tried), oneLine(f.Chosen))
+		for _, x := range f.Tried {
+			if x.Name == f.Chosen && x.F16KLD != nil {
+				c.line("- that change is not exact: it costs a KLD of %s with F16 caches, and %s is left with these types (%s without it)", sig(*x.F16KLD), sig(x.KLD), sig(f.Tried[0].KLD))
+			}
 		}
 	}
 	c.line("- source: `%s`, SHA-256 `%s`", oneLine(m.Source.Name), m.Source.SHA256)

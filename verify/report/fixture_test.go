@@ -2,6 +2,7 @@ package report
 
 import (
 	"math"
+	"strings"
 
 	"phaseconv/spec"
 )
@@ -13,16 +14,16 @@ func fixture() Model {
 	wave := func(i, k int) float64 { return math.Round(1e4*math.Abs(float64((i*37+k*101)%97)/97)) / 1e4 }
 	man := &spec.Manifest{
 		Version: spec.Version, Tool: "phaseconv 0.0.0-test", Command: []string{"phaseconv", "convert", "fixture & co", "-o", "out"},
-		Source:      spec.Source{Name: "fixture <b>&", Container: "safetensors", SHA256: "00ff"},
+		Source:      spec.Source{Name: "fixture <b>&", Container: "safetensors", SHA256: strings.Repeat("00ff", 16)},
 		Model:       spec.Model{Family: "llama", Layers: 4, Heads: 4, KVHeads: 2, HeadDim: 16, Hidden: 64, Vocab: 256, Context: 2048},
-		Code:        spec.CodeInfo{Kind: "frame", Bits: 1, Anchor: 64, Sink: 4},
-		Calibration: spec.Text{Name: "fit.txt", SHA256: "aa", Tokens: 4096, Context: 128, Windows: 32}, Seed: 1,
+		Code:        spec.CodeInfo{Kind: "frame", Bits: 1, Alloc: "uniform", Anchor: 64, Sink: 4},
+		Calibration: spec.Text{Name: "fit.txt", SHA256: strings.Repeat("aa", 32), Tokens: 4096, Context: 128, Windows: 32}, Seed: 1,
 		Identities: []spec.Identity{
 			{ID: "G3", Name: "K/Q pair balance", Applied: true, Exact: true, Tensors: 8, Why: "for the test"},
 			{ID: "G1", Name: "residual rotation", Exact: true, Why: "not folded"},
 		},
-		Artifacts: []spec.Artifact{{Container: "gguf", Model: "model.gguf", Sidecar: "model.phase.gguf", PairLayout: "interleaved", OutType: "f16"}},
-		Files:     []spec.File{{Name: "model.gguf", Bytes: 1234567, SHA256: "01"}, {Name: "model.phase.gguf", Bytes: 89, SHA256: "02"}},
+		Artifacts: []spec.Artifact{{Container: "gguf", Model: "model.gguf", Sidecar: "model.phase.gguf", PairLayout: "interleaved", OutType: "f16", WeightsSHA256: strings.Repeat("03", 32)}},
+		Files:     []spec.File{{Name: "model.gguf", Bytes: 1234567, SHA256: strings.Repeat("01", 32)}, {Name: "model.phase.gguf", Bytes: 89, SHA256: strings.Repeat("02", 32)}},
 	}
 	for l := range 4 {
 		for h := range 2 {
@@ -48,7 +49,7 @@ func fixture() Model {
 		KLD:      &spec.KLDJSON{Mean: 0.123, MeanErr: 0.004, Median: 0.05, P90: 0.3, P95: 0.5, P99: 1.2, Max: 4, SameTop: 0.81, SameTopErr: 0.01},
 		Function: &spec.FunctionJSON{MaxAbsDLogit: 0.01, KLDMean: 2e-7, SameTop: 1, FloorMaxAbsDLogit: 0.2, FloorKLDMean: 3e-5, FloorSameTop: 0.99},
 		Bytes:    &spec.BytesJSON{KF16: 256, KCode: 32, EffectiveBits: map[string]float64{"4096": 2}, Sidecar: 12345},
-		Text:     &spec.Text{Name: "test.txt", SHA256: "bb", Tokens: 2048, Context: 512, Windows: 4},
+		Text:     &spec.Text{Name: "test.txt", SHA256: strings.Repeat("bb", 32), Tokens: 2048, Context: 512, Windows: 4},
 	}
 	d := &spec.Detail{Text: *man.Measured.Text, Code: "frame", Bits: 1, Anchor: 64, Sink: 4,
 		Positions: []spec.PositionBand{{From: 0, To: 8, Tokens: 16, KLD: 0.05, KLDErr: 0.01}, {From: 8, To: 64, Tokens: 112, KLD: 0.1, KLDErr: 0.02}},

@@ -48,6 +48,9 @@ func newView(i int, m *Model) (*view, error) {
 		if m.Verify == nil {
 			v.verify(m.Manifest.Measured)
 		}
+		if f := m.Manifest.Fusion; f != nil && len(v.Advise) == 0 {
+			v.Advise = f.Measured // what the conversion measured of the types it was made for
+		}
 	}
 	v.verify(m.Verify)
 	if v.PPL != nil {
@@ -596,11 +599,18 @@ func runtimeFacts(v *view) []fact {
 	if c.Anchor > 0 {
 		blocks = (n + int64(c.Anchor) - 1) / int64(c.Anchor)
 	}
+	stored := fmt.Sprintf("%d signs and one 16-bit scale for each KV head", b)
+	if c.Alloc != "" && c.Alloc != "uniform" {
+		stored = fmt.Sprintf("%d signs on average and one 16-bit scale for each KV head; signs were allotted by %s", b, c.Alloc)
+	}
+	if c.Exceptions > 0 {
+		stored += fmt.Sprintf(", and %d single numbers of 24 bits", c.Exceptions)
+	}
 	out := []fact{
-		{"Stored per key", fmt.Sprintf("%d signs and one 16-bit scale for each KV head", b)},
+		{"Stored per key", stored},
 		{"F16 keys, per query head", fmt.Sprintf("%s multiply-adds for %s keys, %s bytes read for each KV head", comma(d*n), comma(n), comma(2*d*n))},
 		{"Coded keys, per query head", fmt.Sprintf("%s multiply-adds to turn the query (%s %s of %d × %d), then %s signed additions for %s keys, %s bytes read",
-			comma(blocks*d*b), comma(blocks), plural(blocks, "product", "products"), d, b, comma(b*n), comma(n), comma((4*((b+31)/32)+2)*n))},
+			comma(blocks*d*b), comma(blocks), plural(blocks, "product", "products"), d, b, comma(b*n), comma(n), comma((4*((b+31)/32)+2+3*int64(c.Exceptions))*n))},
 		{"Sidecar", fmt.Sprintf("%s, once per model", size(v.Bytes.Sidecar))},
 	}
 	if c.Sink+c.Recent > 0 {

@@ -6,6 +6,7 @@ package schematest
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"phaseconv/spec"
 )
 
 const id = "urn:phaseconv:manifest:1"
@@ -141,6 +144,65 @@ func TestOutputs(t *testing.T) {
 	run(2, program, "verify", out, "--no-such-flag")
 
 	refused(t, schema(""), manifest)
+	agree(t, schema(""), manifest)
+}
+
+// agree: phaseconv's own reader of the schema says what the validator says, about
+// every change of one member of a manifest.
+func agree(t *testing.T, s *jsonschema.Schema, manifest []byte) {
+	t.Helper()
+	root := parse(t, manifest)
+	verdicts := map[bool]int{}
+	try := func(path string) {
+		t.Helper()
+		b, err := json.Marshal(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		theirs, ours := s.Validate(parse(t, b)), spec.ValidateManifest(b)
+		verdicts[ours == nil]++
+		if (theirs == nil) != (ours == nil) {
+			t.Errorf("%s: the validator says %v, phaseconv %v", path, theirs, ours)
+		}
+	}
+	try("untouched")
+	values := []any{nil, true, "", "x", "0", strings.Repeat("a", 64), json.Number("-1"), json.Number("0"), json.Number("0.5"), json.Number("2"), json.Number("1000000000"),
+		[]any{}, []any{json.Number("1")}, map[string]any{}, map[string]any{"1": json.Number("1")}}
+	var walk func(v any, path string)
+	walk = func(v any, path string) {
+		switch v := v.(type) {
+		case []any:
+			// The last entry stands for all.
+			if i := len(v) - 1; i >= 0 {
+				old := v[i]
+				for _, x := range values {
+					v[i] = x
+					try(fmt.Sprintf("%s[%d] = %v", path, i, x))
+				}
+				v[i] = old
+				walk(old, fmt.Sprintf("%s[%d]", path, i))
+			}
+		case map[string]any:
+			for k, old := range v {
+				delete(v, k)
+				try(path + "." + k + " missing")
+				for _, x := range values {
+					v[k] = x
+					try(fmt.Sprintf("%s.%s = %v", path, k, x))
+				}
+				v[k] = old
+				walk(old, path+"."+k)
+			}
+			v["extra"] = json.Number("1")
+			try(path + ".extra")
+			delete(v, "extra")
+		}
+	}
+	walk(root, "")
+	t.Logf("%d manifests are valid and %d are not, in both", verdicts[true], verdicts[false])
+	if verdicts[true] < 100 || verdicts[false] < 1000 {
+		t.Errorf("too few were tried")
+	}
 }
 
 // refused: the schema does notice what is wrong with a manifest.
@@ -150,7 +212,7 @@ func refused(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 		"version":            func(m map[string]any) { m["version"] = 2 },
 		"no version":         func(m map[string]any) { delete(m, "version") },
 		"unknown member":     func(m map[string]any) { m["extra"] = 1 },
-		"unknown member two": func(m map[string]any) { m["code"].(map[string]any)["exceptions"] = 0 },
+		"unknown member two": func(m map[string]any) { m["code"].(map[string]any)["extra"] = 0 },
 		"digest":             func(m map[string]any) { m["source"].(map[string]any)["sha256"] = "ABC" },
 		"kind":               func(m map[string]any) { m["code"].(map[string]any)["kind"] = "magic" },
 		"path":               func(m map[string]any) { m["files"].([]any)[0].(map[string]any)["name"] = "../x" },
