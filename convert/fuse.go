@@ -3,6 +3,7 @@ package convert
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"phaseconv/format/checkpoint"
 	"phaseconv/format/family"
@@ -40,12 +41,17 @@ func planned(c *checkpoint.Checkpoint, o *Options) *changes {
 		ch.targets = balanceTargets(c)
 		g3.Tensors = len(ch.targets)
 	}
-	g7 := spec.Identity{ID: rotations.IDSlowMean, Name: slowMeanName, Why: "for stock cache types only: name one with --cache-type-k"}
-	ch.identities = append([]spec.Identity{g3, g7}, others(c)...)
+	const why = "for stock cache types only: name one with --cache-type-k"
+	g7 := spec.Identity{ID: rotations.IDSlowMean, Name: slowMeanName, Why: why}
+	g8 := spec.Identity{ID: rotations.IDSlowMix, Name: slowMixName, Why: why}
+	ch.identities = append([]spec.Identity{g3, g7, g8}, others(c)...)
 	return ch
 }
 
-const slowMeanName = "slow-mean removal"
+const (
+	slowMeanName = "slow-mean removal"
+	slowMixName  = "slow-pair mixing"
+)
 
 // measured is the plan for cache types: what measurements will decide about.
 func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
@@ -74,15 +80,28 @@ func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
 			}
 		}
 	}
-	ch.identities = append([]spec.Identity{g3, g7}, others(c)...)
+	g8 := spec.Identity{ID: rotations.IDSlowMix, Name: slowMixName}
+	if err := rotations.CheckMix(c.Config); o.Fuse != FuseNear {
+		g8.Why = g7.Why
+	} else if err != nil {
+		g8.Why = err.Error()
+	} else {
+		g8.Applied = true
+		g8.Why = "if the divergence falls by ten times what the change costs: a matrix over the pairs that hardly turn"
+		for name := range balanceTargets(c) {
+			ch.targets[name] = append(ch.targets[name], g8.ID)
+			g8.Tensors++
+		}
+	}
+	ch.identities = append([]spec.Identity{g3, g7, g8}, others(c)...)
 	return ch
 }
 
 // noKeyBias says why a constant cannot be taken out of the keys in all formats asked for.
 func (o *Options) noKeyBias(c *checkpoint.Checkpoint) string {
 	for _, f := range o.Formats {
-		if f == checkpoint.Safetensors && !exists(c, family.Name(0, "attn_k.bias")) {
-			return "the checkpoint has no key bias, and safetensors keep the source's tensors; --format gguf can add one"
+		if f == checkpoint.Safetensors && !exists(c, family.Name(0, "attn_k.bias")) && !c.Config.Family.BiasKey {
+			return "the checkpoint has no key bias, and config.json of this family cannot announce one; --format gguf can add it"
 		}
 	}
 	return ""
@@ -117,7 +136,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 		}
 	}
 	for _, id := range plan.identities {
-		if id.ID == rotations.IDBalance || id.ID == rotations.IDSlowMean {
+		if slices.Contains([]string{rotations.IDBalance, rotations.IDSlowMean, rotations.IDSlowMix}, id.ID) {
 			was := id.Applied
 			id.Tensors = count[id.ID]
 			if id.Applied = id.Tensors > 0; id.Applied || was {
@@ -140,6 +159,28 @@ func (p *Plan) added(c *checkpoint.Checkpoint, ch *changes) {
 			Name: t.Name, Shape: t.Shape, From: "-", To: gguf.TypeF32.String(), Action: Fold, By: ch.targets[t.Name], tensor: t,
 			Reorder: p.Pairs != c.Config.Pairs, Why: "a key bias, which stock readers of this architecture accept",
 		})
+	}
+}
+
+// addedBiases plans the biases of a checkpoint that gets its first: config.json
+// knows one switch, attention_bias, for those of all four projections in all
+// layers, so beside the key biases there are others, of zeros.
+func (p *Plan) addedBiases(c *checkpoint.Checkpoint, ch *changes) {
+	if len(ch.view.Added) == 0 {
+		return
+	}
+	for l := range c.Config.Layers {
+		for _, part := range []string{"attn_q", "attn_k", "attn_v", "attn_output"} {
+			name := family.Name(l, part+".bias")
+			hf, _ := c.Config.Family.HFNames(name, 0)
+			w, _ := c.Find(family.Name(l, part+".weight"))
+			x := TensorPlan{Name: hf[0], Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{rotations.IDSlowMean},
+				shard: w.Sources[0], Why: "zeros: attention_bias announces biases of all projections"}
+			if t, ok := ch.view.Added[name]; ok {
+				x.tensor, x.By, x.Why = t, ch.targets[name], "a key bias, announced by attention_bias"
+			}
+			p.Tensors = append(p.Tensors, x)
+		}
 	}
 }
 

@@ -1,15 +1,18 @@
 package convert
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -289,17 +292,30 @@ func (w *writer) safetensors(dir string) ([]string, error) {
 		byName[w.plan.Tensors[i].Name] = &w.plan.Tensors[i]
 	}
 	var names []string
+	shardOf := map[string]string{} // of added tensors
 	for _, f := range set.Files {
 		name := filepath.Base(f.Path)
-		out, err := safetensors.Create(filepath.Join(dir, name), f.Tensors, f.Metadata)
+		tensors := slices.Clone(f.Tensors)
+		for i := range w.plan.Tensors {
+			x := &w.plan.Tensors[i]
+			if r, ok := set.Find(x.shard); ok && r.File == f {
+				tensors = append(tensors, safetensors.Tensor{Name: x.Name, DType: r.Tensor.DType, Shape: x.Shape})
+				shardOf[x.Name] = name
+			}
+		}
+		out, err := safetensors.Create(filepath.Join(dir, name), tensors, f.Metadata)
 		if err != nil {
 			return nil, err
 		}
 		defer out.Abort()
-		for i := range f.Tensors {
-			t := &f.Tensors[i]
+		for i := range tensors {
+			t := &tensors[i]
 			x := byName[t.Name]
 			err := out.WriteTensor(t.Name, func(o io.Writer) error {
+				if x.shard != "" && x.tensor == nil {
+					_, err := o.Write(make([]byte, x.Shape[0]*safetensors.ElementBytes(t.DType)))
+					return err
+				}
 				part := 0
 				if x.tensor != nil {
 					part = slices.Index(x.tensor.Sources, t.Name)
@@ -331,7 +347,11 @@ func (w *writer) safetensors(dir string) ([]string, error) {
 		names = append(names, name)
 	}
 	if set.Index != nil {
-		if err := atomicfile.WriteFile(filepath.Join(dir, safetensors.IndexName), set.Index); err != nil {
+		index, err := extendIndex(set.Index, shardOf, w.plan)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(w.c.Path, safetensors.IndexName), err)
+		}
+		if err := atomicfile.WriteFile(filepath.Join(dir, safetensors.IndexName), index); err != nil {
 			return nil, err
 		}
 		names = append(names, safetensors.IndexName)
@@ -339,9 +359,76 @@ func (w *writer) safetensors(dir string) ([]string, error) {
 	return names, nil
 }
 
+// extendIndex returns the index with the added tensors in it, byte for byte the
+// source's where there are none.
+func extendIndex(raw []byte, shardOf map[string]string, p *Plan) ([]byte, error) {
+	if len(shardOf) == 0 {
+		return raw, nil
+	}
+	var index, meta map[string]json.RawMessage
+	var shards map[string]string
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(index["weight_map"], &shards); err != nil {
+		return nil, err
+	}
+	var added int64
+	for i := range p.Tensors {
+		x := &p.Tensors[i]
+		if s, ok := shardOf[x.Name]; ok {
+			shards[x.Name] = s
+			added += int64(x.Shape[0] * safetensors.ElementBytes(x.To))
+		}
+	}
+	var err error
+	if index["weight_map"], err = json.Marshal(shards); err != nil {
+		return nil, err
+	}
+	var total int64
+	if json.Unmarshal(index["metadata"], &meta) == nil && json.Unmarshal(meta["total_size"], &total) == nil {
+		meta["total_size"], _ = json.Marshal(total + added) // numbers marshal
+		if index["metadata"], err = json.Marshal(meta); err != nil {
+			return nil, err
+		}
+	}
+	out, err := json.MarshalIndent(index, "", "  ")
+	return append(out, '\n'), err
+}
+
+// announceBiases sets attention_bias in the text of a config.json and leaves every
+// other byte as it is.
+func announceBiases(raw []byte) ([]byte, error) {
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, err
+	}
+	set := func(raw []byte) bool {
+		var got map[string]json.RawMessage
+		if json.Unmarshal(raw, &got) != nil || string(got["attention_bias"]) != "true" {
+			return false
+		}
+		delete(got, "attention_bias")
+		delete(m, "attention_bias")
+		return maps.EqualFunc(got, m, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
+	}
+	if _, ok := m["attention_bias"]; !ok {
+		at := bytes.IndexByte(raw, '{') + 1
+		raw = slices.Concat(raw[:at], []byte("\n  \"attention_bias\": true,"), raw[at:])
+	} else {
+		raw = biasSwitch.ReplaceAll(raw, []byte("${1}true"))
+	}
+	if !set(raw) {
+		return nil, errors.New("attention_bias cannot be set: use --format gguf")
+	}
+	return raw, nil
+}
+
+var biasSwitch = regexp.MustCompile(`("attention_bias"\s*:\s*)(?:false|null)`)
+
 // configJSON returns the source's config.json with the phaseconv object put in,
-// everything else byte for byte.
-func configJSON(dir string, info any) ([]byte, error) {
+// and with biases attention_bias set, everything else byte for byte.
+func configJSON(dir string, info any, biases bool) ([]byte, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, hf.ConfigName))
 	if err != nil {
 		return nil, err
@@ -352,6 +439,11 @@ func configJSON(dir string, info any) ([]byte, error) {
 	}
 	if _, ok := m[spec.ConfigObject]; ok {
 		return nil, fmt.Errorf("%s: the model was converted before (config.json has an object %q); convert the original", dir, spec.ConfigObject)
+	}
+	if biases {
+		if raw, err = announceBiases(raw); err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)
+		}
 	}
 	obj, err := json.MarshalIndent(info, "  ", "  ")
 	if err != nil {

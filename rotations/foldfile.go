@@ -40,12 +40,19 @@ const (
 )
 
 // parts of an edit in the file, with their element types.
-var foldParts = []struct{ name, dtype string }{{"scale", "F32"}, {"partner", "I32"}, {"cross", "F32"}, {"cols", "F32"}, {"shift", "F32"}}
+var foldParts = []struct{ name, dtype string }{
+	{"mix.rows", "I32"}, {"mix", "F32"}, {"scale", "F32"}, {"partner", "I32"}, {"cross", "F32"}, {"cols", "F32"}, {"shift", "F32"},
+}
 
 // foldBytes returns one part of an edit as it is stored, nil when it has none.
 func foldBytes(e *checkpoint.Edit, part string) []byte {
 	var b bytes.Buffer
 	put := func(x []float32) { _ = binary.Write(&b, binary.LittleEndian, x) } // into memory
+	index := func(x []int) {
+		for _, v := range x {
+			_ = binary.Write(&b, binary.LittleEndian, int32(v))
+		}
+	}
 	switch part {
 	case "scale":
 		put(e.Scale)
@@ -55,12 +62,16 @@ func foldBytes(e *checkpoint.Edit, part string) []byte {
 		put(e.Cols)
 	case "shift":
 		put(e.Shift)
-	case "partner":
-		x := make([]int32, len(e.Partner))
-		for i, p := range e.Partner {
-			x[i] = int32(p)
+	case "mix":
+		for _, m := range e.Mix {
+			put(m.Matrix)
 		}
-		_ = binary.Write(&b, binary.LittleEndian, x)
+	case "mix.rows":
+		for _, m := range e.Mix {
+			index(m.Rows)
+		}
+	case "partner":
+		index(e.Partner)
 	}
 	return b.Bytes()
 }
@@ -180,6 +191,8 @@ func readFold(f *safetensors.File) (*Fold, error) {
 func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoint.Edit, error) {
 	e := &checkpoint.Edit{}
 	rows := -1
+	var mixRows []int
+	var mix []float32
 	for _, p := range foldParts {
 		full := name + "." + p.name
 		t, ok := f.Find(full)
@@ -191,16 +204,22 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 			return nil, fmt.Errorf("tensor %.80s is %s %v, expected %s and one dimension", full, t.DType, t.Shape, p.dtype)
 		}
 		n := t.Shape[0]
-		if p.name != "cols" {
+		if p.name != "cols" && p.name != "mix" && p.name != "mix.rows" {
 			if rows >= 0 && rows != n {
 				return nil, fmt.Errorf("tensor %.80s has %d numbers, the other parts of the edit %d", full, n, rows)
 			}
 			rows = n
 		}
-		if p.name == "partner" {
+		if p.dtype == "I32" {
 			raw := make([]int32, n)
 			if err := binary.Read(f.Reader(t), binary.LittleEndian, raw); err != nil {
 				return nil, err
+			}
+			if p.name == "mix.rows" {
+				for _, v := range raw {
+					mixRows = append(mixRows, int(v))
+				}
+				continue
 			}
 			for i, v := range raw {
 				// A partner of a partner is the row itself: pairs of rows are turned.
@@ -221,6 +240,8 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 			}
 		}
 		switch p.name {
+		case "mix":
+			mix = x
 		case "scale":
 			e.Scale = x
 		case "cross":
@@ -234,7 +255,17 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 	if (e.Partner == nil) != (e.Cross == nil) {
 		return nil, fmt.Errorf("tensor %.80s has one of cross and partner without the other", name)
 	}
-	if rows < 0 && e.Cols == nil {
+	if len(mixRows) > 0 || len(mix) > 0 {
+		// Mixes of one tensor are alike: each has as many rows as its matrix is wide.
+		n := len(mix) / max(len(mixRows), 1)
+		if n == 0 || len(mix) != n*len(mixRows) || len(mixRows)%n != 0 {
+			return nil, fmt.Errorf("tensor %.80s mixes %d rows with %d numbers, which is no list of square matrices", name, len(mixRows), len(mix))
+		}
+		for i := 0; i < len(mixRows); i += n {
+			e.Mix = append(e.Mix, checkpoint.RowMix{Rows: mixRows[i : i+n], Matrix: mix[i*n : (i+n)*n]})
+		}
+	}
+	if rows < 0 && e.Cols == nil && e.Mix == nil {
 		return nil, fmt.Errorf("tensor %.80s is listed as edited, but nothing is done to it", name)
 	}
 	return e, nil
@@ -286,7 +317,7 @@ func (f *Fold) compare(g *Fold) []spec.DiffTensor {
 			}
 			u, v := foldBytes(a, p.name), foldBytes(b, p.name)
 			same = same && bytes.Equal(u, v)
-			if p.name == "partner" {
+			if p.dtype == "I32" {
 				comparable = bytes.Equal(u, v)
 				continue
 			}

@@ -13,10 +13,12 @@ import (
 const IDValues = "G2"
 
 // A KeyEdit is what a change of weights does to the keys of one KV head before
-// RoPE: k becomes A (k - delta), and the queries that meet it turn inversely.
+// RoPE: k becomes T A (k - delta), and the queries that meet it change inversely.
 type KeyEdit struct {
-	// Turn is A, identity G3; nil for none.
+	// Turn is T, identity G3; nil for none.
 	Turn *PairTurn
+	// Mix is A, near-identity G8; nil for none.
+	Mix *SlowMix
 	// Removal holds delta, near-identity G7; nil for none.
 	Removal *SlowMean
 }
@@ -38,7 +40,7 @@ func CheckKeyBias(c *family.Config) error {
 
 // FoldKeys adds the edits of one layer's KV heads to a view of the checkpoint:
 // delta to the key bias, which becomes a new tensor of the view where the model
-// has none, scales and angles to the rows of W_K and W_Q and to their biases, or
+// has none, mixes, scales and angles to the rows of W_K and W_Q and to their biases, or
 // with QK-norm scales alone to the norms' gains.
 func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 	cfg := v.Config
@@ -46,7 +48,7 @@ func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 		return fmt.Errorf("layer %d: key edits for %d of %d KV heads", layer, len(heads), cfg.KVHeads)
 	}
 	fail := func(h int, err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, h, err) }
-	shifted, turned := false, false
+	shifted, mixed, turned := false, false, false
 	for h, e := range heads {
 		if e.Turn != nil {
 			if err := e.Turn.Check(cfg.HeadDim); err != nil {
@@ -56,6 +58,15 @@ func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 				return fail(h, errors.New("angles do not pass through the gain of a QK-norm"))
 			}
 			turned = true
+		}
+		if e.Mix != nil {
+			if err := CheckMix(cfg); err != nil {
+				return fail(h, err)
+			}
+			if err := e.Mix.Check(cfg.HeadDim); err != nil {
+				return fail(h, err)
+			}
+			mixed = true
 		}
 		if e.Removal != nil {
 			if err := CheckKeyBias(cfg); err != nil {
@@ -77,6 +88,11 @@ func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 	}
 	if shifted {
 		foldShift(v, layer, heads)
+	}
+	if mixed {
+		if err := foldMixes(v, layer, heads); err != nil {
+			return fmt.Errorf("layer %d: %w", layer, err)
+		}
 	}
 	if !turned {
 		return nil
@@ -106,6 +122,61 @@ func foldShift(v *checkpoint.View, layer int, heads []KeyEdit) {
 		v.Added[name] = &checkpoint.Tensor{Name: name, Layer: layer, Shape: []int{len(shift)}, Type: "F32"}
 	}
 	v.Edits.Shift(name, IDSlowMean, shift)
+}
+
+// CheckMix says whether dimensions of a model's keys can be mixed.
+func CheckMix(c *family.Config) error {
+	if c.Family.QKNorm != family.NoQKNorm {
+		return fmt.Errorf("family %s normalises queries and keys after their projection (QK-norm), and no matrix passes through the norm", c.Family.Name)
+	}
+	return nil
+}
+
+// sides are the projections that meet in a score: their tensors, how many of
+// their heads share a KV head, and whether they are the queries'.
+func sides(cfg *family.Config) []side {
+	return []side{{[]string{"attn_k.weight", "attn_k.bias"}, 1, false}, {[]string{"attn_q.weight", "attn_q.bias"}, cfg.Group(), true}}
+}
+
+type side struct {
+	names []string
+	times int
+	query bool
+}
+
+func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
+	d := v.Config.HeadDim
+	for _, side := range sides(v.Config) {
+		var mixes []checkpoint.RowMix
+		for h := range len(heads) * side.times {
+			m := heads[h/side.times].Mix
+			if m == nil {
+				continue
+			}
+			x := checkpoint.RowMix{Rows: make([]int, len(m.Dims)), Matrix: make([]float32, len(m.Key))}
+			for i, k := range m.Dims {
+				x.Rows[i] = h*d + k
+			}
+			from := m.Key
+			if side.query {
+				from = m.Query
+			}
+			for i, a := range from {
+				x.Matrix[i] = float32(a)
+			}
+			mixes = append(mixes, x)
+		}
+		for _, part := range side.names {
+			name := family.Name(layer, part)
+			if _, ok := v.Find(name); !ok {
+				continue
+			}
+			if err := v.Edits.Mix(name, IDSlowMix, mixes); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // foldGains folds scales into the gains of a QK-norm.
@@ -142,11 +213,7 @@ func foldTurns(v *checkpoint.View, layer int, heads []KeyEdit) {
 	for _, e := range heads {
 		angles = angles || e.Turn != nil && e.Turn.Angle != nil
 	}
-	for _, side := range []struct {
-		names []string
-		times int // heads of the projection per KV head
-		query bool
-	}{{[]string{"attn_k.weight", "attn_k.bias"}, 1, false}, {[]string{"attn_q.weight", "attn_q.bias"}, cfg.Group(), true}} {
+	for _, side := range sides(cfg) {
 		n := len(heads) * side.times * d
 		partner, own, cross := make([]int, n), make([]float32, n), make([]float32, n)
 		for h := range len(heads) * side.times {

@@ -147,16 +147,16 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 	if err := h.try(ctx); err != nil {
 		return nil, err
 	}
-	// Tuning takes long: only the best of each kind is worth it.
-	leader := map[bool]int{}
-	for i, x := range h.candidates {
-		if j, ok := leader[x.Near]; i > 0 && (!ok || h.kld[i].Mean < h.kld[j].Mean) {
-			leader[x.Near] = i
+	if mixed := h.mixes(); len(mixed) > 0 {
+		h.candidates = append(h.candidates, mixed...)
+		if err := h.try(ctx); err != nil {
+			return nil, err
 		}
 	}
+	// Tuning takes long: only the best of each kind is worth it.
 	for _, near := range []bool{false, true} {
-		i, ok := leader[near]
-		if !ok {
+		i := h.leader(near)
+		if i == 0 {
 			continue
 		}
 		x := h.candidates[i]
@@ -197,6 +197,31 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 	out.Edits, out.Report.Chosen = edits[best], candidates[best].Name
 	h.heads(out)
 	return out, nil
+}
+
+// mixes returns candidates that mix slow pairs too, on top of the best removal, or
+// of the balance where nothing can be removed.
+func (h *chooser) mixes() []calibrate.Candidate {
+	if !h.o.Near || rotations.CheckMix(h.c.Config) != nil {
+		return nil
+	}
+	x := h.candidates[h.leader(false)]
+	x.Name, x.Fit.Balance = "balance", calibrate.ClosedForm
+	if i := h.leader(true); i > 0 {
+		x = h.candidates[i]
+	}
+	return x.Mixed(h.c.Config, h.o.Ctx)
+}
+
+// leader returns the candidate of a kind that measured best, 0 if there is none.
+func (h *chooser) leader(near bool) int {
+	best := 0
+	for i, x := range h.candidates[:len(h.kld)] {
+		if i > 0 && x.Near == near && (best == 0 || h.kld[i].Mean < h.kld[best].Mean) {
+			best = i
+		}
+	}
+	return best
 }
 
 // try fits and measures the candidates that were not tried yet.

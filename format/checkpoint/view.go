@@ -10,16 +10,23 @@ import (
 //
 //	y_i = (Scale[i] x_i + Cross[i] x_Partner[i]) Cols + Shift[i]
 //
-// with Cols multiplying column by column. It is the folded form of identities;
-// nil fields do nothing. Partner and Cross turn rotary pairs by an angle; Shift
-// moves biases.
+// with Cols multiplying column by column, after Mix has replaced the rows that it
+// names. It is the folded form of identities; nil fields do nothing. Partner and
+// Cross turn rotary pairs by an angle; Shift moves biases.
 type Edit struct {
+	Mix     []RowMix
 	Scale   []float32
 	Partner []int
 	Cross   []float32
 	Cols    []float32
 	Shift   []float32
 	By      []string // ids of the identities, such as G3
+}
+
+// A RowMix replaces n rows by linear combinations of them.
+type RowMix struct {
+	Rows   []int     // no row is in two mixes of a tensor
+	Matrix []float32 // [n, n]
 }
 
 // Edits maps canonical tensor names to what is done to them.
@@ -107,6 +114,31 @@ func (e Edits) Turn(name, id string, partner []int, own, cross []float32) {
 		}
 	}
 	x.Scale, x.Cross, x.Partner, x.Shift = s, c, partner, shift
+}
+
+// Mix replaces rows by combinations of rows. Rows must still be the source's but
+// for what was added to them.
+func (e Edits) Mix(name, id string, mixes []RowMix) error {
+	x := e.at(name, id)
+	if x.Mix != nil || x.Scale != nil || x.Cols != nil {
+		return fmt.Errorf("edit of tensor %s mixes rows that are changed already", name)
+	}
+	x.Mix = mixes
+	if x.Shift == nil {
+		return nil
+	}
+	shift := append([]float32(nil), x.Shift...)
+	for _, m := range mixes {
+		for i, r := range m.Rows {
+			var sum float64
+			for j, s := range m.Rows {
+				sum += float64(m.Matrix[i*len(m.Rows)+j]) * float64(x.Shift[s])
+			}
+			shift[r] = float32(sum)
+		}
+	}
+	x.Shift = shift
+	return nil
 }
 
 // Names returns the edited tensors, sorted.
@@ -201,23 +233,98 @@ func (e *Edit) Check(t *Tensor) error {
 			return fmt.Errorf("edit of tensor %s: row %d has partner %d, which is not its pair", t.Name, i, p)
 		}
 	}
-	if e.Cross != nil && len(t.Shape) > 2 {
+	if (e.Cross != nil || e.Mix != nil) && len(t.Shape) > 2 {
 		return fmt.Errorf("edit of tensor %s mixes rows of a tensor with %d dimensions", t.Name, len(t.Shape))
+	}
+	seen := make([]bool, t.Shape[0])
+	for _, m := range e.Mix {
+		if len(m.Rows) == 0 || len(m.Matrix) != len(m.Rows)*len(m.Rows) {
+			return fmt.Errorf("edit of tensor %s mixes %d rows with a matrix of %d numbers", t.Name, len(m.Rows), len(m.Matrix))
+		}
+		for _, r := range m.Rows {
+			if r < 0 || r >= t.Shape[0] || seen[r] {
+				return fmt.Errorf("edit of tensor %s mixes row %d of %d, or mixes it twice", t.Name, r, t.Shape[0])
+			}
+			seen[r] = true
+		}
 	}
 	return nil
 }
 
 func (v *View) vector(t *Tensor, e *Edit, dst []float32) error {
-	if e.Cross == nil {
-		for i := range dst {
-			dst[i] = e.apply(i, 0, dst[i], 0)
-		}
-		return nil
-	}
 	src := append([]float32(nil), dst...)
-	for i := range dst {
-		dst[i] = e.apply(i, 0, src[i], src[e.Partner[i]])
+	for _, m := range e.Mix {
+		for i, r := range m.Rows {
+			m.combine(i, 1, func(j int) []float32 { return dst[m.Rows[j] : m.Rows[j]+1] }, src[r:r+1])
+		}
 	}
+	for i := range dst {
+		var y float32
+		if e.Cross != nil {
+			y = src[e.Partner[i]]
+		}
+		dst[i] = e.apply(i, 0, src[i], y)
+	}
+	return nil
+}
+
+// combine sets dst to row i of the matrix times the mixed rows, summed in float64
+// in their order.
+func (m *RowMix) combine(i, cols int, row func(j int) []float32, dst []float32) {
+	sum := make([]float64, cols)
+	for j := range m.Rows {
+		f := float64(m.Matrix[i*len(m.Rows)+j])
+		for k, x := range row(j) {
+			sum[k] += f * float64(x) // exact products, so fusing changes nothing
+		}
+	}
+	for k, x := range sum {
+		dst[k] = float32(x)
+	}
+}
+
+// mixer reads rows of a tensor after the mixes of its edit. It keeps the rows of
+// one mix, because the rows of a head are read one after the other.
+type mixer struct {
+	v     *View
+	t     *Tensor
+	mixes []RowMix
+	of    map[int][2]int // row -> mix, and place in it
+	held  int
+	rows  []float32
+}
+
+func (v *View) mixer(t *Tensor, e *Edit) *mixer {
+	m := &mixer{v: v, t: t, mixes: e.Mix, held: -1, of: map[int][2]int{}}
+	for g, x := range e.Mix {
+		for i, r := range x.Rows {
+			m.of[r] = [2]int{g, i}
+		}
+	}
+	return m
+}
+
+// row reads row i into dst; where nothing is mixed, dst holds it already if read.
+func (m *mixer) row(i int, dst []float32, read bool) error {
+	at, ok := m.of[i]
+	if !ok {
+		if read {
+			return nil
+		}
+		return m.v.source(m.t, i, 1, dst)
+	}
+	cols, x := m.t.Cols(), &m.mixes[at[0]]
+	if m.held != at[0] {
+		m.held = -1
+		m.rows = make([]float32, len(x.Rows)*cols)
+		for j, r := range x.Rows {
+			if err := m.v.source(m.t, r, 1, m.rows[j*cols:(j+1)*cols]); err != nil {
+				return err
+			}
+		}
+		m.held = at[0]
+	}
+	x.combine(at[1], cols, func(j int) []float32 { return m.rows[j*cols : (j+1)*cols] }, dst)
 	return nil
 }
 
@@ -228,11 +335,15 @@ func (v *View) rows(t *Tensor, e *Edit, row0, n int, dst []float32) error {
 	if e.Cross != nil {
 		other = make([]float32, cols)
 	}
+	mix := v.mixer(t, e)
 	for r := range n {
 		i := (row0 + r) / per
 		row := dst[r*cols : (r+1)*cols]
+		if err := mix.row(i, row, true); err != nil {
+			return err
+		}
 		if e.Cross != nil && e.Cross[i] != 0 {
-			if err := v.source(t, e.Partner[i], 1, other); err != nil {
+			if err := mix.row(e.Partner[i], other, false); err != nil {
 				return err
 			}
 			for k := range row {

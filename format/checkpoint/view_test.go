@@ -11,8 +11,8 @@ import (
 	"phaseconv/internal/tiny"
 )
 
-// TestViewEdits: scales, turns and shifts in any order act as their matrices do,
-// one after the other, whatever rows are read.
+// TestViewEdits: a mix, then scales, turns and shifts in any order act as their
+// matrices do, one after the other, whatever rows are read.
 func TestViewEdits(t *testing.T) {
 	dir := t.TempDir()
 	tiny.GGUF(t, filepath.Join(dir, "m.gguf"), "qwen2", tiny.Options{Layers: 1})
@@ -50,6 +50,32 @@ func TestViewEdits(t *testing.T) {
 		partner := make([]int, n)
 		for i := range partner {
 			partner[i] = i ^ 4
+		}
+		s := draw(n)
+		v.Edits.Shift(name, "G7", s)
+		for i := range want {
+			want[i] += float64(s[i/per])
+		}
+		var mixes []checkpoint.RowMix
+		old := slices.Clone(want)
+		for _, rows := range [][]int{{0, 1, 5, 9}, {20, 18, 4, 21}} {
+			m := checkpoint.RowMix{Rows: rows, Matrix: draw(len(rows) * len(rows))}
+			for i, a := range rows {
+				for k := range per {
+					var sum float64
+					for j, b := range rows {
+						sum += float64(m.Matrix[i*len(rows)+j]) * old[b*per+k]
+					}
+					want[a*per+k] = sum
+				}
+			}
+			mixes = append(mixes, m)
+		}
+		if err := v.Edits.Mix(name, "G8", mixes); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Edits.Mix(name, "G8", mixes); err == nil {
+			t.Errorf("%s: mixed twice", name)
 		}
 		for range 8 {
 			switch r.IntN(3) {

@@ -3,8 +3,10 @@ package calibrate
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"phaseconv/format/family"
+	"phaseconv/kernels/gemm"
 	"phaseconv/kernels/rope"
 	"phaseconv/rotations"
 	"phaseconv/verify/refmodel"
@@ -43,7 +45,10 @@ func (k BalanceKind) String() string {
 type KeyFit struct {
 	// Remove takes slow means out; nil does not. A Noise of 0 is measured, head by
 	// head, by storing sampled keys in Cache.
-	Remove  *rotations.SlowMeanOptions
+	Remove *rotations.SlowMeanOptions
+	// Mix, if not 0, mixes the pairs that turn by at most so many radians over the
+	// context that the statistics come from.
+	Mix     float64
 	Balance BalanceKind
 	// Cache is what the edits are for; Tune goes with Balance ForType.
 	Cache rotations.CacheRow
@@ -109,6 +114,20 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 			delta = out[i].Removal.Delta
 		}
 		stats.AddPairEnergies(q, k, delta)
+		if f.Mix == 0 {
+			continue
+		}
+		if out[i].Mix, err = s.mix(layer, head+i, f.Mix, out[i].Removal); err != nil {
+			return fail(err)
+		}
+		if m := out[i].Mix; m != nil {
+			// A mix balances its pairs among themselves.
+			for p := range half {
+				if x, _ := s.cfg.Pairs.Dims(p, s.cfg.HeadDim); slices.Contains(m.Dims, x) {
+					q[p], k[p] = 1, 1
+				}
+			}
+		}
 	}
 	if f.Balance == NoBalance {
 		return nil
@@ -122,7 +141,7 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 	case ForType:
 		var samples []*rotations.KeySample
 		for i := range out {
-			x, err := s.Sample(layer, head+i, out[i].Removal)
+			x, err := s.Sample(layer, head+i, out[i])
 			if err != nil {
 				return err
 			}
@@ -159,7 +178,7 @@ func (s *KeyStats) remove(f KeyFit, stats *rotations.KeyStats, layer, head int) 
 		if m, err = rotations.RemoveSlowMean(stats, o); err != nil || round == noiseRounds {
 			return m, err
 		}
-		sample, err := s.Sample(layer, head, m)
+		sample, err := s.Sample(layer, head, rotations.KeyEdit{Removal: m})
 		if err != nil {
 			return nil, err
 		}
@@ -200,6 +219,34 @@ func Candidates(cfg *family.Config, cache rotations.CacheRow) []Candidate {
 	return out
 }
 
+// mixLimits are the turns within the context, in radians, up to which pairs are
+// tried as slow: on Qwen2.5-Coder-0.5B at context 512 limits from 0.1 to 1 lower
+// the divergence alike, and 3 ruins it (docs/slowmean.md).
+var mixLimits = []float64{0.1, 1}
+
+// Mixed returns the candidate with slow pairs mixed, once for each limit under
+// which other pairs are slow in contexts of n tokens.
+func (c Candidate) Mixed(cfg *family.Config, n int) []Candidate {
+	var out []Candidate
+	pairs := 0
+	for _, limit := range mixLimits {
+		slow := 0
+		for l := range cfg.Layers {
+			if s := len(rotations.SlowPairs(cfg.RopeOf(l), span(cfg, l, n), limit)); s > 1 {
+				slow += s
+			}
+		}
+		if slow == pairs {
+			continue
+		}
+		pairs = slow
+		x := c
+		x.Name, x.Near, x.Fit.Mix = fmt.Sprintf("%s, pairs mixed that turn by less than %g", c.Name, limit), true, limit
+		out = append(out, x)
+	}
+	return out
+}
+
 // Tuned returns the candidate with its balance tuned to the cache type: scales
 // and, where there is no QK-norm, angles. It takes minutes to fit on a real model.
 func (c Candidate) Tuned(seed uint64) Candidate {
@@ -226,7 +273,18 @@ type EditedKeys struct {
 
 	cfg   *family.Config
 	edits [][]rotations.KeyEdit
-	ropes [2]*rope.Table // of full and of sliding layers
+	ropes [2]ropes // of full and of sliding layers
+}
+
+// ropes are tables of one kind of layer: as the model turns, with YaRN's
+// magnitude, and purely.
+type ropes struct{ turn, pure *rope.Table }
+
+func newRopes(p rope.Params, turn *rope.Table) ropes {
+	if p.Magnitude() == 1 {
+		return ropes{turn, turn}
+	}
+	return ropes{turn, rope.NewTable(p.Pure(), turn.Positions())}
 }
 
 // NewEditedKeys returns the cache for contexts of up to n tokens.
@@ -239,8 +297,8 @@ func NewEditedKeys(cfg *family.Config, edits [][]rotations.KeyEdit, inner refmod
 		if len(heads) != cfg.KVHeads {
 			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), cfg.KVHeads)
 		}
-		if i := sliding(cfg, l); e.ropes[i] == nil {
-			e.ropes[i] = rope.NewTable(cfg.RopeOf(l), n)
+		if i := sliding(cfg, l); e.ropes[i].turn == nil {
+			e.ropes[i] = newRopes(cfg.RopeOf(l), rope.NewTable(cfg.RopeOf(l), n))
 		}
 	}
 	return e, nil
@@ -257,33 +315,32 @@ func sliding(cfg *family.Config, layer int) int {
 func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	edit := e.edits[layer][head]
 	d := e.cfg.HeadDim
-	if edit.Removal != nil {
-		t := e.ropes[sliding(e.cfg, layer)]
-		if len(k)/d > t.Positions() {
-			return nil, fmt.Errorf("layer %d: %d keys, the edited cache was made for %d", layer, len(k)/d, t.Positions())
-		}
-		unshift(k, d, edit.Removal.Delta, func(i int) int { return i }, t, e.cfg.Pairs)
+	t := e.ropes[sliding(e.cfg, layer)]
+	if len(k)/d > t.turn.Positions() {
+		return nil, fmt.Errorf("layer %d: %d keys, the edited cache was made for %d", layer, len(k)/d, t.turn.Positions())
 	}
+	editKeys(k, d, edit, func(i int) int { return i }, t, e.cfg.Pairs)
 	if edit.Turn != nil {
 		for i := 0; i < len(k); i += d {
 			edit.Turn.Apply(k[i:i+d], e.cfg.Pairs, false)
 		}
 	}
+	changed := edit.Turn != nil || edit.Mix != nil
 	if e.Inner != nil {
 		s, err := e.Inner.Keys(layer, head, k)
-		if err != nil || s != nil && edit.Turn == nil {
+		if err != nil || s != nil && !changed {
 			return s, err
 		}
 		if s != nil {
-			return &turnedQueries{s, edit.Turn, e.cfg.Pairs, d}, nil
+			return &editedQueries{s, edit, t.pure, e.cfg.Pairs, d}, nil
 		}
 	}
-	if edit.Turn != nil {
-		for i := 0; i < len(k); i += d {
-			edit.Turn.Undo(k[i:i+d], e.cfg.Pairs)
-		}
+	if !changed {
+		return nil, nil
 	}
-	return nil, nil
+	s := &plainKeys{d: d}
+	s.keys.PackRows(len(k)/d, d, k, d, 1)
+	return &editedQueries{s, edit, t.pure, e.cfg.Pairs, d}, nil
 }
 
 // Values implements refmodel.Cache.
@@ -294,34 +351,72 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 	return e.Inner.Values(layer, head, v)
 }
 
-// unshift takes delta, turned to each key's position, out of keys after RoPE.
-func unshift(k []float32, d int, delta []float64, pos func(i int) int, t *rope.Table, pairs rope.Layout) {
+// editKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
+// before it.
+func editKeys(k []float32, d int, e rotations.KeyEdit, pos func(i int) int, t ropes, pairs rope.Layout) {
+	if e.Removal == nil && e.Mix == nil {
+		return
+	}
 	x := make([]float32, d)
 	for i := 0; i < len(k); i += d {
-		for j, v := range delta {
-			x[j] = float32(v)
+		row, p := k[i:i+d], pos(i/d)
+		if e.Removal != nil {
+			for j, v := range e.Removal.Delta {
+				x[j] = float32(v)
+			}
+			t.turn.Apply(x, p, pairs)
+			for j, v := range x {
+				row[j] -= v
+			}
 		}
-		t.Apply(x, pos(i/d), pairs)
-		for j, v := range x {
-			k[i+j] -= v
+		if e.Mix != nil {
+			mixAt(row, e.Mix, p, t.pure, pairs, false)
 		}
 	}
 }
 
-// turnedQueries scores queries that edited weights would have made.
-type turnedQueries struct {
+// mixAt mixes a key or a query after RoPE as weights would before it. Only the
+// mixed numbers change a bit.
+func mixAt(row []float32, m *rotations.SlowMix, pos int, t *rope.Table, pairs rope.Layout, query bool) {
+	x := append([]float32(nil), row...)
+	t.ApplyInverse(x, pos, pairs)
+	m.Apply(x, query)
+	t.Apply(x, pos, pairs)
+	for _, i := range m.Dims {
+		row[i] = x[i]
+	}
+}
+
+// plainKeys scores keys as they are.
+type plainKeys struct {
+	d    int
+	keys gemm.Weights
+}
+
+func (s *plainKeys) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+	gemm.MulRange(dst, ldd, q, ldq, n, &s.keys, n0, n1, 0, s.d, false, 1)
+}
+
+// editedQueries scores queries that edited weights would have made.
+type editedQueries struct {
 	refmodel.Scorer
-	turn  *rotations.PairTurn
+	edit  rotations.KeyEdit
+	rope  *rope.Table
 	pairs rope.Layout
 	d     int
 }
 
-func (s *turnedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+func (s *editedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
 	x := make([]float32, n*s.d)
 	for r := range n {
 		row := x[r*s.d : (r+1)*s.d]
 		copy(row, q[r*ldq:])
-		s.turn.Apply(row, s.pairs, true)
+		if s.edit.Mix != nil {
+			mixAt(row, s.edit.Mix, pos+r, s.rope, s.pairs, true)
+		}
+		if s.edit.Turn != nil {
+			s.edit.Turn.Apply(row, s.pairs, true)
+		}
 	}
 	s.Scorer.Score(dst, ldd, x, s.d, n, pos, n0, n1)
 }

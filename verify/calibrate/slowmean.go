@@ -42,8 +42,8 @@ type StatsOptions struct {
 type KeyStats struct {
 	cfg   *family.Config
 	o     StatsOptions
-	heads []*keySums     // [layer*KVHeads + head]
-	ropes [2]*rope.Table // of full and of sliding layers, as the windows bring them
+	heads []*keySums // [layer*KVHeads + head]
+	ropes [2]ropes   // of full and of sliding layers, for the longest window
 }
 
 // keySums are the sums of one KV head.
@@ -55,6 +55,7 @@ type keySums struct {
 	queries     float64   // number of queries
 	drift       []float64 // [D, D]
 	metric      []float64 // [D, D] sum w_i q_i q_i^T
+	metricPre   []float64 // the same before RoPE
 	samples     []float32 // [n, D] keys after RoPE
 	sampleShare []float64 // [n]
 	samplePos   []int
@@ -81,7 +82,7 @@ func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	for range cfg.Layers * cfg.KVHeads {
 		s.heads = append(s.heads, &keySums{
 			key: make([]float64, d), key2: make([]float64, d/2), query: make([]float64, d/2),
-			drift: make([]float64, d*d), metric: make([]float64, d*d), value2: make([]float64, d),
+			drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d), value2: make([]float64, d),
 		})
 	}
 	return s, nil
@@ -94,8 +95,8 @@ func (s *KeyStats) FFN(int, []float32) error { return nil }
 func (s *KeyStats) Attention(a *refmodel.Attention) error {
 	c := s.cfg
 	g := c.Group()
-	if i := sliding(c, a.Layer); s.ropes[i] == nil || s.ropes[i].Positions() < a.T {
-		s.ropes[i] = a.Rope
+	if i := sliding(c, a.Layer); s.ropes[i].turn == nil || s.ropes[i].turn.Positions() < a.T {
+		s.ropes[i] = newRopes(c.RopeOf(a.Layer), a.Rope)
 	}
 	parts := make([]*querySums, c.Heads)
 	roots := make([][]float64, c.Heads)
@@ -126,13 +127,14 @@ type querySums struct {
 	weight        float64
 	n             int
 	drift, metric []float64
+	metricPre     []float64
 }
 
 // queryHead looks at sampled queries of one window and query head.
 func (s *KeyStats) queryHead(a *refmodel.Attention, window, head int, root []float64) *querySums {
 	c, d, T := s.cfg, s.cfg.HeadDim, a.T
 	half := d / 2
-	out := &querySums{seen: make([]float64, T), attention: make([]float64, T), squared: make([]float64, T), query: make([]float64, half), drift: make([]float64, d*d), metric: make([]float64, d*d)}
+	out := &querySums{seen: make([]float64, T), attention: make([]float64, T), squared: make([]float64, T), query: make([]float64, half), drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d)}
 	kw, qw := c.KVHeads*d, c.Heads*d
 	base := window * T
 	at := s.positions(T, a.Layer, head)
@@ -180,6 +182,12 @@ func (s *KeyStats) queryHead(a *refmodel.Attention, window, head int, root []flo
 		for x := range d {
 			for y := range d {
 				out.metric[x*d+y] += float64(float64(curvature*float64(row[x])) * float64(row[y]))
+			}
+		}
+		pre := a.QPre[(base+i)*qw+head*d:][:d]
+		for x := range d {
+			for y := range d {
+				out.metricPre[x*d+y] += float64(float64(curvature*float64(pre[x])) * float64(pre[y]))
 			}
 		}
 		out.weight += w
@@ -433,6 +441,7 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 		addTo(k.query, p.query)
 		addTo(k.drift, p.drift)
 		addTo(k.metric, p.metric)
+		addTo(k.metricPre, p.metricPre)
 		k.weight += p.weight
 		k.queries += float64(p.n)
 	}
@@ -522,20 +531,51 @@ func (s *KeyStats) Head(layer, head int) (*rotations.KeyStats, error) {
 	return out, out.Check()
 }
 
-// Sample returns the keys of one KV head that were kept, with a removal (nil for
-// none) taken out of them.
-func (s *KeyStats) Sample(layer, head int, removal *rotations.SlowMean) (*rotations.KeySample, error) {
+// Sample returns the keys of one KV head that were kept, after an edit.
+func (s *KeyStats) Sample(layer, head int, e rotations.KeyEdit) (*rotations.KeySample, error) {
 	c, k := s.cfg, s.heads[layer*s.cfg.KVHeads+head]
 	if len(k.samples) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: no keys were sampled", layer, head)
 	}
-	out := &rotations.KeySample{D: c.HeadDim, Pairs: c.Pairs, Keys: k.samples, Weights: k.sampleShare, Metric: make([]float64, len(k.metric))}
+	out := &rotations.KeySample{D: c.HeadDim, Pairs: c.Pairs, Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare, Metric: make([]float64, len(k.metric))}
 	for i, v := range k.metric {
 		out.Metric[i] = v / k.queries
 	}
-	if removal != nil {
-		out.Keys = append([]float32(nil), k.samples...)
-		unshift(out.Keys, c.HeadDim, removal.Delta, func(i int) int { return k.samplePos[i] }, s.ropes[sliding(c, layer)], c.Pairs)
+	if e.Mix != nil {
+		// Slow pairs hardly turn, so the mix of a query after RoPE is nearly that before.
+		out.Metric = e.Mix.Metric(out.Metric, c.HeadDim)
 	}
+	editKeys(out.Keys, c.HeadDim, e, func(i int) int { return k.samplePos[i] }, s.ropes[sliding(c, layer)], c.Pairs)
 	return out, nil
+}
+
+// mix finds the mix of the pairs of one KV head that turn by at most limit
+// radians over the context that the statistics come from.
+func (s *KeyStats) mix(layer, head int, limit float64, removal *rotations.SlowMean) (*rotations.SlowMix, error) {
+	c, d, k := s.cfg, s.cfg.HeadDim, s.heads[layer*s.cfg.KVHeads+head]
+	slow := rotations.SlowPairs(c.RopeOf(layer), span(c, layer, s.ropes[sliding(c, layer)].turn.Positions()), limit)
+	sample, err := s.Sample(layer, head, rotations.KeyEdit{Removal: removal})
+	if err != nil {
+		return nil, err
+	}
+	t := s.ropes[sliding(c, layer)].pure // a magnitude is the same for all pairs
+	keys := make([]float64, d*d)
+	for n, w := range sample.Weights {
+		x := sample.Keys[n*d : (n+1)*d]
+		t.ApplyInverse(x, k.samplePos[n], c.Pairs)
+		for i, a := range x {
+			for j, b := range x {
+				keys[i*d+j] += float64(w * float64(float64(a)*float64(b)))
+			}
+		}
+	}
+	return rotations.MixSlow(keys, k.metricPre, d, c.Pairs, slow)
+}
+
+// span is how far apart a query and a key of a layer can be in contexts of n tokens.
+func span(c *family.Config, layer, n int) int {
+	if c.IsSliding(layer) {
+		return min(n, c.SlidingWindow)
+	}
+	return n
 }

@@ -290,12 +290,28 @@ func TestKeyStatsDeterministic(t *testing.T) {
 // TestEditedKeys: a lane with edited keys computes what the model with edited
 // weights computes.
 func TestEditedKeys(t *testing.T) {
-	c := open(t, "qwen2", tiny.Options{Seed: 6, HeadDim: 32, Hidden: 128})
-	cfg := c.Config
-	ws := windows(cfg, 2, 40)
-	s := collect(t, c, StatsOptions{Samples: 30, Seed: 1, Threads: 2}, ws)
-	for _, kind := range []BalanceKind{NoBalance, ClosedForm, PowerOfTwo, ForType} {
-		edits, err := s.Fit(KeyFit{Remove: &rotations.SlowMeanOptions{Noise: 0.36, Kappa: 0.01}, Balance: kind,
+	for _, x := range []struct {
+		name    string
+		balance BalanceKind
+		mix     float64
+		options tiny.Options
+	}{
+		{"removal", NoBalance, 0, tiny.Options{}},
+		{"balance", ClosedForm, 0, tiny.Options{}},
+		{"powers of two", PowerOfTwo, 0, tiny.Options{}},
+		{"tuned", ForType, 0, tiny.Options{}},
+		{"mix", NoBalance, 1, tiny.Options{}},
+		{"mix of all pairs, tuned", ForType, 1000, tiny.Options{}},
+		// YaRN turns and multiplies.
+		{"yarn, mix", ClosedForm, 1, tiny.Options{Config: map[string]any{"rope_scaling": map[string]any{
+			"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}}},
+	} {
+		x.options.Seed, x.options.HeadDim, x.options.Hidden = 6, 32, 128
+		c := open(t, "qwen2", x.options)
+		cfg := c.Config
+		ws := windows(cfg, 2, 40)
+		s := collect(t, c, StatsOptions{Samples: 30, Seed: 1, Threads: 2}, ws)
+		edits, err := s.Fit(KeyFit{Remove: &rotations.SlowMeanOptions{Noise: 0.36, Kappa: 0.01}, Balance: x.balance, Mix: x.mix,
 			Cache: rotations.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}, Tune: rotations.TuneOptions{Sweeps: 1, Angles: true}})
 		if err != nil {
 			t.Fatal(err)
@@ -325,7 +341,7 @@ func TestEditedKeys(t *testing.T) {
 				size = max(size, math.Abs(float64(x)))
 			}
 			if !(worst < 1e-4*size) || !(moved > 10*worst) {
-				t.Errorf("%v: hidden states up to %.3g, moved by %.3g, differ by %.3g", kind, size, moved, worst)
+				t.Errorf("%s: hidden states up to %.3g, moved by %.3g, differ by %.3g", x.name, size, moved, worst)
 			}
 		}
 	}
