@@ -558,6 +558,9 @@ func (s *KeyStats) mix(layer, head int, limit float64, removal *rotations.SlowMe
 	if err != nil {
 		return nil, err
 	}
+	// Keys are weighed by sum p(1-p) over queries and queries by 1 - sum p^2 over
+	// keys, so both weights have the same total and the mix comes out on the scale
+	// of the other pairs' balance.
 	t := s.ropes[sliding(c, layer)].pure // a magnitude is the same for all pairs
 	keys := make([]float64, d*d)
 	for n, w := range sample.Weights {
