@@ -1,0 +1,33 @@
+#!/bin/sh
+# What anchors do at contexts longer than the one that codes were fitted at, and on
+# text of another kind: fits frames at context 512 with several block lengths and
+# measures them at contexts that follow. Prints rows of a table in Markdown.
+#
+#   scripts/codes/anchors.sh MODEL FIT TEXT OTHER OUT "ANCHOR..." "CTX:WINDOWS..."
+#
+# OTHER is text of another domain. OUT keeps artifacts and pages between runs.
+set -eu
+model=$1 fit=$2 text=$3 other=$4 out=$5 anchors=$6 contexts=$7
+top=$(cd "$(dirname "$0")/../.." && pwd)
+mkdir -p "$out"
+(cd "$top" && go build -o "$out/phaseconv" ./cmd/phaseconv)
+echo '| anchor | text | context, windows | PPL ratio | KLD | KLD by position |'
+echo '|---|---|---|---|---|---|'
+for a in $anchors; do
+	art=$out/anchor$a
+	[ -d "$art" ] || "$out/phaseconv" convert "$model" -o "$art" --calib "$fit" --calib-tokens 6144 --eval "$text" --chunks 1 --anchor "$a" --report=false >"$art.txt"
+	for x in $contexts "other:512:8"; do
+		file=$text
+		case $x in other:*) file=$other x=${x#other:} ;; esac
+		page=$out/$a.$(basename "$file").$x.html
+		[ -f "$page" ] || "$out/phaseconv" verify "$art" --text "$file" --ctx "${x%:*}" --chunks "${x#*:}" --json --report "$page" >"$page.json"
+		python3 - "$a" "$(basename "$file" .txt)" "$x" "$page" <<'P'
+import json, re, sys
+anchor, text, x, page = sys.argv[1:]
+v = json.load(open(page + ".json"))
+bands = re.findall(r'"from":(\d+),"to":(\d+),"tokens":\d+,"kld":([0-9.e-]+)', open(page).read())
+print(f"| {anchor} | {text} | {x.replace(':', ', ')} | {v['ppl']['ratio']:.3f} | {v['kld']['mean']:.3f} | " +
+      "; ".join(f"{a} to {b}: {float(k):.3f}" for a, b, k in bands) + " |", flush=True)
+P
+	done
+done
