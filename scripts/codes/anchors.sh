@@ -5,13 +5,13 @@
 #
 #   scripts/codes/anchors.sh MODEL FIT TEXT OTHER OUT "ANCHOR..." "CTX:WINDOWS..."
 #
-# OTHER is text of another domain. OUT keeps artifacts and pages between runs.
+# OTHER is text of another domain. OUT keeps artifacts and results between runs.
 set -eu
 model=$1 fit=$2 text=$3 other=$4 out=$5 anchors=$6 contexts=$7
 top=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$out"
 (cd "$top" && go build -o "$out/phaseconv" ./cmd/phaseconv)
-echo '| anchor | text | context, windows | PPL ratio | KLD | KLD by position |'
+echo '| anchor | text | context, windows | PPL ratio | KLD | same top |'
 echo '|---|---|---|---|---|---|'
 for a in $anchors; do
 	art=$out/anchor$a
@@ -19,15 +19,14 @@ for a in $anchors; do
 	for x in $contexts "other:512:8"; do
 		file=$text
 		case $x in other:*) file=$other x=${x#other:} ;; esac
-		page=$out/$a.$(basename "$file").$x.html
-		[ -f "$page" ] || "$out/phaseconv" verify "$art" --text "$file" --ctx "${x%:*}" --chunks "${x#*:}" --json --report "$page" >"$page.json"
-		python3 - "$a" "$(basename "$file" .txt)" "$x" "$page" <<'P'
-import json, re, sys
-anchor, text, x, page = sys.argv[1:]
-v = json.load(open(page + ".json"))
-bands = re.findall(r'"from":(\d+),"to":(\d+),"tokens":\d+,"kld":([0-9.e-]+)', open(page).read())
-print(f"| {anchor} | {text} | {x.replace(':', ', ')} | {v['ppl']['ratio']:.3f} | {v['kld']['mean']:.3f} | " +
-      "; ".join(f"{a} to {b}: {float(k):.3f}" for a, b, k in bands) + " |", flush=True)
+		got=$out/$a.$(basename "$file").$x.json
+		[ -s "$got" ] || "$out/phaseconv" verify "$art" --text "$file" --ctx "${x%:*}" --chunks "${x#*:}" --json >"$got"
+		python3 - "$a" "$(basename "$file" .txt)" "$x" "$got" <<'P'
+import json, sys
+anchor, text, x, got = sys.argv[1:]
+v = json.load(open(got))
+k, p = v["kld"], v["ppl"]
+print(f"| {anchor} | {text} | {x.replace(':', ', ')} | {p['ratio']:.3f} ± {p['ratio_err']:.3f} | {k['mean']:.3f} ± {k['mean_err']:.3f} | {100 * k['same_top']:.1f} % |", flush=True)
 P
 	done
 done
