@@ -143,9 +143,19 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 				id.Why = fmt.Sprintf("measured with %s keys and %s values: chosen is %q", choice.Report.KType, choice.Report.VType, choice.Report.Chosen)
 			}
 		}
+		if id.ID == idAngle && turned(choice) {
+			id.Applied, id.Tensors, id.Why = true, count[rotations.IDBalance], "with the scales of G3, tuned to the cache type"
+		}
 		ch.identities = append(ch.identities, id)
 	}
 	return ch, nil
+}
+
+// turned says whether a choice turns pairs by angles.
+func turned(c *verify.Choice) bool {
+	return c.Changed() && slices.ContainsFunc(c.Edits, func(heads []rotations.KeyEdit) bool {
+		return slices.ContainsFunc(heads, func(e rotations.KeyEdit) bool { return e.Turn != nil && e.Turn.Angle != nil })
+	})
 }
 
 // added plans the tensors that the source lacks.

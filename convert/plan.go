@@ -114,6 +114,9 @@ func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
 	return id
 }
 
+// idAngle is identity G3 with angles.
+const idAngle = "G3-angle"
+
 // others lists the identities that this version does not fold, with the reason.
 func others(c *checkpoint.Checkpoint) []spec.Identity {
 	norm := c.Config.Family.QKNorm != family.NoQKNorm
@@ -124,7 +127,7 @@ func others(c *checkpoint.Checkpoint) []spec.Identity {
 	return []spec.Identity{
 		{ID: "G1", Name: "residual rotation", Exact: true, Why: "not folded by this version"},
 		{ID: "G2", Name: "V/O transform", Exact: true, Why: "not folded by this version; values stay float"},
-		{ID: "G3-angle", Name: "K/Q pair angles", Exact: true, Why: angles},
+		{ID: idAngle, Name: "K/Q pair angles", Exact: true, Why: angles},
 		{ID: "G4", Name: "FFN scales", Exact: true, Why: "not folded by this version"},
 		{ID: "G6", Name: "centring after RoPE", Exact: true, Why: "part of the code, applied at run time"},
 	}
