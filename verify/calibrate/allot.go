@@ -34,7 +34,7 @@ const (
 	allotWindows = 4       // to fit to
 	allotTokens  = 1 << 14 // of one window, once for each layer; so deep models get shorter ones
 	allotLeast   = 64      // but not shorter than this
-	allotLanes   = 8       // layers measured at a time, each with hidden states of its own
+	layerLanes   = 8       // layers measured at a time, each with hidden states of its own
 )
 
 // Even spreads bits per number evenly over the heads of a model, [layer][KV head].
@@ -182,7 +182,7 @@ func damages(ctx context.Context, m *refmodel.Model, fit, measure [][]int32, o O
 		return nil, err
 	}
 	cache.Scale = func(l, h int) []float32 { return s.scale[[2]int{l, h}] }
-	kld, err := layerKLD(ctx, m, measure, cache, func(done int) { o.step(c.Layers+done, 2*c.Layers) })
+	kld, err := LayerKLD(ctx, m, measure, cache, func(done, _ int) { o.step(c.Layers+done, 2*c.Layers) })
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +194,7 @@ func damages(ctx context.Context, m *refmodel.Model, fit, measure [][]int32, o O
 		}
 		for h, x := range heads {
 			// A loss without errors leaves nothing to share out.
-			share := kld[l] * x.loss / max(loss, math.SmallestNonzeroFloat64)
+			share := max(0, kld[l].Mean) * x.loss / max(loss, math.SmallestNonzeroFloat64)
 			floor := rotations.Waterfill(x.spectrum, float64(o.Signs[l][h]))
 			out = append(out, func(signs int) float64 {
 				if floor == 0 {
@@ -261,18 +261,23 @@ func (s *surveyor) head(a *refmodel.Attention, h int) (*rotations.Code, surveyed
 	return code, surveyed{spectrum, x.ScoreLoss(code)}, nil
 }
 
-// layerKLD returns by how much predictions diverge when the keys of one layer
-// alone are coded, for each layer.
-func layerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, cache *kvcache.Codes, tick func(done int)) ([]float64, error) {
+// LayerKLD returns by how much predictions diverge when the keys of one layer
+// alone are coded, for each layer, over the second half of each window. tick, if
+// not nil, is told how many layers are done.
+func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, cache *kvcache.Codes, tick func(done, total int)) ([]ppl.Divergence, error) {
 	w := &ppl.Windows{Ctx: len(windows[0]), Tokens: windows}
 	for _, ids := range windows {
 		w.Targets = append(w.Targets, ids[w.First()+1:]...)
 	}
-	var out []float64
+	var out []ppl.Divergence
+	var base ppl.Stream
 	layers := m.Config.Layers
-	for l0 := 0; l0 < layers; l0 += allotLanes {
-		lanes := []*refmodel.Lane{{}}
-		for l := l0; l < min(layers, l0+allotLanes); l++ {
+	for l0 := 0; l0 < layers; l0 += layerLanes {
+		var lanes []*refmodel.Lane
+		if l0 == 0 {
+			lanes = append(lanes, &refmodel.Lane{})
+		}
+		for l := l0; l < min(layers, l0+layerLanes); l++ {
 			lanes = append(lanes, &refmodel.Lane{Cache: cache.Only(l)})
 		}
 		if err := m.Run(ctx, windows, lanes, refmodel.Options{}); err != nil {
@@ -286,14 +291,17 @@ func layerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, cache *
 			}
 			streams = append(streams, s)
 		}
-		r, err := ppl.Measure(ctx, w, streams[0], streams[1:]...)
+		if l0 == 0 {
+			base, streams = streams[0], streams[1:]
+		}
+		r, err := ppl.Measure(ctx, w, base, streams...)
 		if err != nil {
 			return nil, err
 		}
-		for _, d := range r.Divergences {
-			out = append(out, max(0, d.Mean))
+		out = append(out, r.Divergences...)
+		if tick != nil {
+			tick(len(out), layers)
 		}
-		tick(len(out))
 	}
 	return out, nil
 }

@@ -15,6 +15,7 @@ import (
 	"phaseconv/kernels/fmath"
 	"phaseconv/rotations"
 	"phaseconv/spec"
+	"phaseconv/verify/calibrate"
 	"phaseconv/verify/kvcache"
 	"phaseconv/verify/ppl"
 	"phaseconv/verify/refmodel"
@@ -25,7 +26,6 @@ const (
 	quickTokens = 512  // of held-out text, but at least one window
 	maxTokens   = 1024 // the same with Detail
 	maxContext  = 4096 // longest context, in the detailed part
-	laneBatch   = 8    // lanes at a time, each with its own hidden states
 	cloudPoints = 240
 	fitKeys     = 2048 // calibration keys of the one head that codes are fitted to
 	heldKeys    = 2048
@@ -220,29 +220,12 @@ func (p *prober) detail() error {
 	if err != nil {
 		return err
 	}
-	one := p.o.Windows[:1]
-	layers := p.o.Config.Layers
-	done := 0
-	tick := p.step("coding one layer at a time")
-	for l0 := 0; l0 < layers; l0 += laneBatch {
-		lanes := []*refmodel.Lane{{}}
-		for l := l0; l < min(layers, l0+laneBatch); l++ {
-			lanes = append(lanes, &refmodel.Lane{Cache: cache.Only(l)})
-		}
-		if err := p.m.Run(p.ctx, one, lanes, refmodel.Options{}); err != nil {
-			return err
-		}
-		res, err := p.measure(one, len(one[0])/2, lanes[0], lanes[1:])
-		if err != nil {
-			return err
-		}
-		for i, d := range res.Divergences {
-			p.out.Layers = append(p.out.Layers, spec.LayerKLD{Layer: l0 + i, KLD: d.Mean, KLDErr: d.MeanErr})
-		}
-		done += len(lanes) - 1
-		if tick != nil {
-			tick(done, layers)
-		}
+	kld, err := calibrate.LayerKLD(p.ctx, p.m, p.o.Windows[:1], cache, p.step("coding one layer at a time"))
+	if err != nil {
+		return err
+	}
+	for l, d := range kld {
+		p.out.Layers = append(p.out.Layers, spec.LayerKLD{Layer: l, KLD: d.Mean, KLDErr: d.MeanErr})
 	}
 	if err := p.codes(); err != nil {
 		return err
