@@ -164,7 +164,7 @@ func (s *Sample) Spectrum() ([]float64, error) {
 			a[i*d+j] = 0.5 * (float64(cov[i*d+j]) + float64(cov[j*d+i])) / float64(n)
 		}
 	}
-	a = mul64(mul64(root, a, d), root, d)
+	a = product(product(root, a, d), root, d)
 	for i := range d {
 		for j := range i {
 			m := 0.5 * (a[i*d+j] + a[j*d+i])
@@ -176,19 +176,6 @@ func (s *Sample) Spectrum() ([]float64, error) {
 		values[i] = max(x, 0)
 	}
 	return values, nil
-}
-
-func mul64(a, b []float64, d int) []float64 {
-	out := make([]float64, d*d)
-	for i := range d {
-		for k := range d {
-			v := a[i*d+k]
-			for j := range d {
-				out[i*d+j] += float64(v * b[k*d+j])
-			}
-		}
-	}
-	return out
 }
 
 // Waterfill returns the least mean square error with which b bits can describe

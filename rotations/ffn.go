@@ -223,16 +223,7 @@ func (s *Sample) spread(best []float32) ([]float32, float64, error) {
 		v := f.objective(r)
 		c := f.correlate()
 		gain := v - value
-		next := c
-		switch {
-		case gain < 0: // the stretched step overshot
-			next = bestC
-		case bestC != nil:
-			next = make([]float32, d*d)
-			for i := range next {
-				next[i] = c[i] + float32(learnedMomentum*(c[i]-bestC[i]))
-			}
-		}
+		next := stretched(c, bestC, gain)
 		if gain > 0 {
 			best, bestC, value = r, c, v
 		}

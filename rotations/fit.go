@@ -305,21 +305,30 @@ func (s *Sample) learned(number int, mean, start []float32, steps int) (best []f
 			}
 			return linalg.Orthogonal(best, d), curve, nil
 		}
-		next := c
-		switch {
-		case gain < 0: // the stretched step overshot
-			next = bestC
-		case bestC != nil:
-			next = make([]float32, d*d)
-			for i := range next {
-				next[i] = c[i] + float32(learnedMomentum*(c[i]-bestC[i]))
-			}
-		}
+		next := stretched(c, bestC, gain)
 		if gain > 0 {
 			best, bestC, value = r, c, v
 		}
 		r = linalg.Polar(next, d, s.Threads)
 	}
+}
+
+// stretched returns the correlation matrix from which the next step is taken: c
+// carried on along its change since best, the one of the best step so far, nil
+// before there is one; or best again where the last step lost (gain < 0), because
+// it was stretched too far.
+func stretched(c, best []float32, gain float64) []float32 {
+	if gain < 0 {
+		return best
+	}
+	if best == nil {
+		return c
+	}
+	next := make([]float32, len(c))
+	for i := range next {
+		next[i] = c[i] + float32(learnedMomentum*(c[i]-best[i]))
+	}
+	return next
 }
 
 // unitKeys returns the centred keys with length one; keys equal to the mean

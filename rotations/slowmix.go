@@ -185,7 +185,7 @@ func MixSlow(keys, queries []float64, d int, pairs rope.Layout, slow []int) (*Sl
 	return m, m.Check(d)
 }
 
-// product returns A B, symmetrised inputs not needed, [n, n].
+// product returns A B, [n, n].
 func product(a, b []float64, n int) []float64 {
 	bt := transpose64(b, n)
 	out := make([]float64, n*n)
