@@ -54,6 +54,11 @@ func (w *writer) encode(o io.Writer, x *TensorPlan, part int, enc func(dst []byt
 		order = w.rowOrder(x)
 	}
 	vector := len(t.Shape) == 1
+	if order != nil && !vector {
+		// Rows move inside their head: whole heads are read at a time.
+		d := w.c.Config.HeadDim
+		step = max(1, step/d) * d
+	}
 	buf := make([]float32, min(step, rows)*cols)
 	var out []byte
 	for r := 0; r < rows; r += step {
@@ -62,24 +67,19 @@ func (w *writer) encode(o io.Writer, x *TensorPlan, part int, enc func(dst []byt
 		}
 		n := min(step, rows-r)
 		piece := buf[:n*cols]
-		var err error
-		switch {
-		case order == nil || vector:
-			err = w.view.ReadRows(t, row0+r, n, piece)
-		default:
-			for i := range n {
-				if err = w.view.ReadRows(t, order[r+i], 1, piece[i*cols:(i+1)*cols]); err != nil {
-					break
-				}
-			}
-		}
-		if err != nil {
+		if err := w.view.ReadRows(t, row0+r, n, piece); err != nil {
 			return err
 		}
-		if order != nil && vector {
-			moved := make([]float32, len(piece))
-			for i := range moved {
-				moved[i] = piece[order[i]]
+		if order != nil {
+			// A vector is one row whose numbers move.
+			size := cols
+			if vector {
+				size = 1
+			}
+			moved := make([]float32, 0, len(piece))
+			for i := range len(piece) / size {
+				from := (order[r+i] - r) * size
+				moved = append(moved, piece[from:from+size]...)
 			}
 			piece = moved
 		}
@@ -94,6 +94,7 @@ func (w *writer) encode(o io.Writer, x *TensorPlan, part int, enc func(dst []byt
 					w.c.Path, x.Name, row0+r+i/cols, i%cols, piece[i], x.To, typ.max, overHint(w.plan))
 			}
 		}
+		var err error
 		if out, err = enc(out[:0], piece); err != nil {
 			return fmt.Errorf("%s: tensor %s: %w", w.c.Path, t.Name, err)
 		}
