@@ -182,7 +182,8 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	}
 	defer c.Close()
 	// A text that is too short is found before hours are spent, not after.
-	if _, err := verify.Tokens(c, o.Evaluation, o.Ctx, o.Chunks); err != nil {
+	held, err := verify.Tokens(c, o.Evaluation, o.Ctx, o.Chunks)
+	if err != nil {
 		return nil, err
 	}
 	f, err := newFolder(o.Out, o.Notice)
@@ -234,7 +235,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	// Measured before it gets its name: what cannot be measured leaves nothing behind.
 	res := &Result{Plans: ps, Manifest: man}
 	var detail *spec.Detail
-	if res.Verify, detail, err = measure(ctx, tmp, c, o, fit, w.Tokens); err != nil {
+	if res.Verify, detail, err = measure(ctx, tmp, c, o, fit, w, held); err != nil {
 		return nil, err
 	}
 	var advice *spec.AdviseJSON
@@ -497,8 +498,9 @@ func writeManifest(dir string, m *spec.Manifest) error {
 	return atomicfile.WriteFile(filepath.Join(dir, spec.ManifestName), b)
 }
 
-// measure verifies the artifact as written, from disk.
-func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, fit *calibrate.Result, windows [][]int32) (*spec.VerifyJSON, *spec.Detail, error) {
+// measure verifies the artifact as written, from disk. w is the text that was
+// fitted to, held the other.
+func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, fit *calibrate.Result, w, held *ppl.Windows) (*spec.VerifyJSON, *spec.Detail, error) {
 	checks := &contract.Checker{}
 	a := contract.Open(dir, string(o.Formats[0]), checks)
 	if a == nil {
@@ -530,7 +532,7 @@ func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Option
 	if err != nil || !o.Report {
 		return v, nil, err
 	}
-	d, err := detail(ctx, a, o, v, opt.Fitted, windows)
+	d, err := detail(ctx, a, o, v, opt.Fitted, w, held)
 	return v, d, err
 }
 

@@ -16,6 +16,7 @@ import (
 	"phaseconv/verify"
 	"phaseconv/verify/contract"
 	"phaseconv/verify/kvcache"
+	"phaseconv/verify/ppl"
 	"phaseconv/verify/probe"
 	"phaseconv/verify/report"
 )
@@ -64,15 +65,11 @@ func artifactProbe(a *contract.Artifact) probe.Options {
 
 // detail is Detail at the end of a conversion, which still has all codes that it
 // fitted and the windows of both texts.
-func detail(ctx context.Context, a *contract.Artifact, o Options, v *spec.VerifyJSON, fitted [][]map[string]*rotations.Code, calibration [][]int32) (*spec.Detail, error) {
+func detail(ctx context.Context, a *contract.Artifact, o Options, v *spec.VerifyJSON, fitted [][]map[string]*rotations.Code, w, held *ppl.Windows) (*spec.Detail, error) {
 	p := artifactProbe(a)
 	p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = v.Layers, fitted, o.ReportDetail, o.Seed, o.Threads, o.Progress
-	w, err := verify.Tokens(a.Model, o.Evaluation, o.Ctx, o.Chunks)
-	if err != nil {
-		return nil, err
-	}
-	p.Windows, p.Text, p.Long = w.Tokens, *verify.TextInfo(o.Evaluation, w), verify.Longer(a.Model, o.Evaluation)
-	p.Calibration, p.CalibrationName = calibration, o.Calibration.Name
+	p.Windows, p.Text, p.Long = held.Tokens, *verify.TextInfo(o.Evaluation, held), verify.Longer(a.Model, o.Evaluation)
+	p.Calibration, p.CalibrationName = w.Tokens, o.Calibration.Name
 	return probe.Run(ctx, p)
 }
 

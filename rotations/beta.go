@@ -53,11 +53,15 @@ func (c *Code) Measure(keys []float32) Beta {
 			}
 			lost += xx - 2*xh + hh
 			total += xx
-			z := e.z[i*c.B : (i+1)*c.B]
-			for _, v := range z {
-				abs += math.Abs(float64(v))
+			if !c.Orthonormal() {
+				continue
 			}
-			sq += dot64(z, z)
+			var zz float64
+			for _, v := range e.z[i*c.B : (i+1)*c.B] {
+				abs += math.Abs(float64(v))
+				zz += float64(v) * float64(v)
+			}
+			sq += zz
 		}
 	}
 	if b.N == 0 {

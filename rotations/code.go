@@ -79,10 +79,11 @@ func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
 		return c, nil
 	}
 	c.gram = make([]float32, b*b)
+	sums := make([]float64, b)
 	for i := range b {
-		e := encode[i*d : (i+1)*d]
-		for j := range b {
-			c.gram[i*b+j] = float32(dot64(e, decode[j*d:(j+1)*d]))
+		dotRows(sums, encode[i*d:(i+1)*d], decode)
+		for j, v := range sums {
+			c.gram[i*b+j] = float32(v)
 		}
 	}
 	// The metric is symmetric, so the Gram matrix is too, up to rounding; the
@@ -143,9 +144,10 @@ func checkOrthonormal(m []float32, b, d int) error {
 	if b != d {
 		return fmt.Errorf("a code of %d signs for %d numbers needs an encode matrix", b, d)
 	}
+	sums := make([]float64, b)
 	for i := range b {
-		for j := 0; j <= i; j++ {
-			v := dot64(m[i*d:(i+1)*d], m[j*d:(j+1)*d])
+		dotRows(sums[:i+1], m[i*d:(i+1)*d], m)
+		for j, v := range sums[:i+1] {
 			if i == j {
 				v--
 			}
@@ -165,6 +167,28 @@ func dot64(x, y []float32) float64 {
 		s += float64(v) * float64(y[i])
 	}
 	return s
+}
+
+// dotRows sets dst[j] to dot64 of x and row j of m. A sum waits for its last
+// product, so four run side by side.
+func dotRows(dst []float64, x, m []float32) {
+	d := len(x)
+	j := 0
+	for ; j+4 <= len(dst); j += 4 {
+		m0, m1, m2, m3 := m[j*d:][:d], m[(j+1)*d:][:d], m[(j+2)*d:][:d], m[(j+3)*d:][:d]
+		var s0, s1, s2, s3 float64
+		for i, v := range x {
+			w := float64(v)
+			s0 += w * float64(m0[i])
+			s1 += w * float64(m1[i])
+			s2 += w * float64(m2[i])
+			s3 += w * float64(m3[i])
+		}
+		dst[j], dst[j+1], dst[j+2], dst[j+3] = s0, s1, s2, s3
+	}
+	for ; j < len(dst); j++ {
+		dst[j] = dot64(x, m[j*d:][:d])
+	}
 }
 
 // Orthonormal says whether the decode rows are an orthonormal basis.

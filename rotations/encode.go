@@ -1,12 +1,37 @@
 package rotations
 
 import (
+	"errors"
+	"math"
+	"sync"
+	"sync/atomic"
+
 	"phaseconv/format/dtype"
 	"phaseconv/kernels/gemm"
 )
 
 // encodeBatch is how many keys are encoded at a time; it bounds the buffers.
 const encodeBatch = 1024
+
+// batches calls f for [0, n) in pieces of encodeBatch keys, on up to threads
+// goroutines.
+func batches(n, threads int, f func(k0, k1 int) error) error {
+	pieces := (n + encodeBatch - 1) / encodeBatch
+	errs := make([]error, pieces)
+	var next atomic.Int64
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < pieces; i = int(next.Add(1)) - 1 {
+			errs[i] = f(i*encodeBatch, min(n, (i+1)*encodeBatch))
+		}
+	}
+	var wg sync.WaitGroup
+	for range min(threads, pieces) - 1 {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
+	return errors.Join(errs...)
+}
 
 // signBlock is how many signs are chosen before their effect on all others is
 // brought in as one matrix product.
@@ -27,6 +52,7 @@ type encoder struct {
 
 	x, z, s, g []float32 // centred keys [n, d]; projections, signs and G s, [n, b]
 	num, den   []float64 // s.z and s^T G s
+	diag       []float64 // of the Gram matrix
 }
 
 func newEncoder(c *Code) *encoder { return &encoder{b: c.B, gram: c.gram, gramW: &c.gramW, code: c} }
@@ -44,8 +70,11 @@ func (e *encoder) encode(keys []float32) {
 	d := e.code.D
 	n := len(keys) / d
 	x := grow(&e.x, n*d)
-	for i := range x {
-		x[i] = keys[i] - e.code.Mean[i%d]
+	for i := 0; i < len(x); i += d {
+		row, key := x[i:i+d], keys[i:i+d]
+		for j, v := range e.code.Mean {
+			row[j] = key[j] - v
+		}
 	}
 	z := grow(&e.z, n*e.b)
 	gemm.Mul(z, e.b, x, d, n, &e.code.encode, 1)
@@ -60,25 +89,31 @@ func (e *encoder) search(n int, warm bool) {
 	s := grow(&e.s, n*e.b)
 	if e.gram == nil {
 		for k := range n {
-			e.num[k], e.den[k] = 0, float64(e.b)
+			var num float64
+			sk := s[k*e.b : (k+1)*e.b]
 			for i, v := range e.z[k*e.b : (k+1)*e.b] {
-				if v >= 0 {
-					s[k*e.b+i] = 1
-					e.num[k] += float64(v)
-				} else {
-					s[k*e.b+i] = -1
-					e.num[k] -= float64(v)
-				}
+				sk[i] = sign(v >= 0)
+				num += float64(sk[i] * v)
 			}
+			e.num[k], e.den[k] = num, float64(e.b)
 		}
 		return
+	}
+	for i := range grow(&e.diag, e.b) {
+		e.diag[i] = float64(e.gram[i*e.b+i])
 	}
 	grow(&e.g, n*e.b)
 	if warm {
 		gemm.Mul(e.g, e.b, s, e.b, n, e.gramW, 1)
 		for k := range n {
 			sk := s[k*e.b : (k+1)*e.b]
-			e.num[k], e.den[k] = dot64(sk, e.z[k*e.b:(k+1)*e.b]), dot64(sk, e.g[k*e.b:(k+1)*e.b])
+			zk, gk := e.z[k*e.b:(k+1)*e.b], e.g[k*e.b:(k+1)*e.b]
+			var num, den float64
+			for i, v := range sk {
+				num += float64(v) * float64(zk[i])
+				den += float64(v) * float64(gk[i])
+			}
+			e.num[k], e.den[k] = num, den
 		}
 	} else {
 		e.greedy(n)
@@ -105,29 +140,25 @@ func (e *encoder) greedy(n int) {
 		i1 := min(b, i0+signBlock)
 		for k := range n {
 			num, den := e.num[k], e.den[k]
-			z, s, g := e.z[k*b:(k+1)*b], e.s[k*b:(k+1)*b], e.g[k*b:(k+1)*b]
-			for i := i0; i < i1; i++ {
+			z, s, g := e.z[k*b+i0:k*b+i1], e.s[k*b+i0:k*b+i1], e.g[k*b+i0:k*b+i1]
+			for i, gii := range e.diag[i0:i1] {
 				// With s_i the quotient becomes (num + s_i z_i)^2 / (den + 2 s_i g_i + G_ii).
-				zi, gi, gii := float64(z[i]), float64(g[i]), float64(e.gram[i*b+i])
+				zi, gi := float64(z[i]), float64(g[i])
 				nUp, dUp := num+zi, den+2*gi+gii
 				nDown, dDown := num-zi, den-2*gi+gii
-				up := zi >= 0
-				if i > 0 {
-					least := float64(vanishing * (den + gii))
-					up = dDown <= least || dUp > least && float64(nUp*nUp)*dDown >= float64(nDown*nDown)*dUp
+				up := float64(nUp*nUp)*dDown >= float64(nDown*nDown)*dUp
+				if least := float64(vanishing * (den + gii)); dUp <= least || dDown <= least {
+					up = dDown <= least
 				}
-				row := e.gram[i*b+i0 : i*b+i1]
-				if up {
-					s[i], num, den = 1, nUp, dUp
-					for j, v := range row {
-						g[i0+j] += v
-					}
-				} else {
-					s[i], num, den = -1, nDown, dDown
-					for j, v := range row {
-						g[i0+j] -= v
-					}
+				if i0+i == 0 {
+					up = zi >= 0
 				}
+				// A branch on a sign would be missed half the time.
+				si := sign(up)
+				s[i] = si
+				num += float64(float64(si) * zi)
+				den = den + float64(2*float64(si)*gi) + gii
+				addScaled(g, e.gram[(i0+i)*b+i0:][:len(g)], si)
 			}
 			e.num[k], e.den[k] = num, den
 		}
@@ -140,6 +171,35 @@ func (e *encoder) greedy(n int) {
 	}
 }
 
+// sign returns 1 or -1, without a branch.
+func sign(positive bool) float32 {
+	var negative uint32 = 1
+	if positive {
+		negative = 0
+	}
+	return math.Float32frombits(negative<<31 | one)
+}
+
+// addScaled adds s x to y, of the same length. s is a power of two or its negative,
+// so that products are exact.
+func addScaled(y, x []float32, s float32) {
+	for len(x) >= 8 && len(y) >= 8 {
+		a, b := (*[8]float32)(y), (*[8]float32)(x)
+		a[0] += float32(s * b[0])
+		a[1] += float32(s * b[1])
+		a[2] += float32(s * b[2])
+		a[3] += float32(s * b[3])
+		a[4] += float32(s * b[4])
+		a[5] += float32(s * b[5])
+		a[6] += float32(s * b[6])
+		a[7] += float32(s * b[7])
+		y, x = y[8:], x[8:]
+	}
+	for i, v := range x {
+		y[i] += float32(s * v)
+	}
+}
+
 // maxSweeps bounds the passes over all signs; nearly all keys need two or three.
 const maxSweeps = 8
 
@@ -147,20 +207,20 @@ const maxSweeps = 8
 func (e *encoder) flip(k int) {
 	b := e.b
 	z, s, g := e.z[k*b:(k+1)*b], e.s[k*b:(k+1)*b], e.g[k*b:(k+1)*b]
-	num, den := e.num[k], e.den[k]
+	num, den, diag := e.num[k], e.den[k], e.diag[:b]
+	// The margin keeps rounding noise from flipping back and forth.
+	const margin = 1 + 1e-9
+	square, least := float64(num*num), float64(vanishing*den)
 	last := b // the pass ends where the last change was made, one pass later
 	for i, left := 0, maxSweeps*b; left > 0; left-- {
 		si := float64(s[i])
 		n := num - 2*float64(si*float64(z[i]))
-		d := den - 4*float64(si*float64(g[i])) + 4*float64(e.gram[i*b+i])
-		// The margin keeps rounding noise from flipping back and forth.
-		if d > float64(vanishing*den) && float64(n*n)*den > float64(num*num)*d*(1+1e-9) {
+		d := den - 4*float64(si*float64(g[i])) + 4*diag[i]
+		if float64(n*n)*den > square*d*margin && d > least {
 			num, den, last = n, d, i
-			row, step := e.gram[i*b:(i+1)*b], -2*s[i]
+			square, least = float64(num*num), float64(vanishing*den)
+			addScaled(g, e.gram[i*b:(i+1)*b], -2*s[i])
 			s[i] = -s[i]
-			for j, v := range row {
-				g[j] += float32(step * v)
-			}
 		} else if i == last {
 			break
 		}
@@ -185,9 +245,7 @@ func (e *encoder) alpha(k int) float64 {
 func (e *encoder) result(k int, words []uint32) float32 {
 	clear(words)
 	for i, v := range e.s[k*e.b : (k+1)*e.b] {
-		if v > 0 {
-			words[i/32] |= 1 << (i % 32)
-		}
+		words[i/32] |= (^math.Float32bits(v) >> 31) << (i % 32)
 	}
 	return dtype.F16Round(float32(min(e.alpha(k)*float64(e.code.Gain), MaxAlpha)))
 }

@@ -24,7 +24,7 @@ type Sample struct {
 	// Threads for matrix products; results do not depend on it.
 	Threads int
 	// Stop, if set, is asked between the steps of a fit; an error that it returns
-	// ends the fit.
+	// ends the fit. With several threads it is called from several goroutines.
 	Stop func() error
 	// Trace, if set, is given what an iterative fit has after each step, without
 	// gain. learned begins from several starts, numbered from 0, and then goes on
@@ -165,12 +165,18 @@ func (s *Sample) ScoreLoss(c *Code) float64 {
 	for i := range n {
 		total += s.weight(i)
 	}
-	for i := range e {
-		e[i] = s.Keys[i] - e[i]
-		mean[i%d] += float64(e[i]) * s.weight(i/d) / total
+	for i := range n {
+		row, key, weight := e[i*d:(i+1)*d], s.Keys[i*d:(i+1)*d], s.weight(i)
+		for j, v := range key {
+			row[j] = v - row[j]
+			mean[j] += float64(row[j]) * weight / total
+		}
 	}
-	for i := range e {
-		e[i] = float32((float64(e[i]) - mean[i%d]) * math.Sqrt(s.weight(i/d)))
+	for i := range n {
+		row, weight := e[i*d:(i+1)*d], math.Sqrt(s.weight(i))
+		for j, v := range mean {
+			row[j] = float32((float64(row[j]) - v) * weight)
+		}
 	}
 	et := transpose(e, n, d)
 	var w gemm.Weights
@@ -215,8 +221,8 @@ func (s *Sample) mean() []float32 {
 // Settings of the learned rotation's fixed point. Momentum 2 reaches in 30 steps
 // what the plain iteration reaches in 300 (docs/codes.md).
 const (
-	learnedSteps    = 40
-	learnedLast     = 10   // steps with all keys after those with a part
+	learnedSteps    = 30
+	learnedLast     = 5    // steps with all keys after those with a part
 	learnedGain     = 1e-5 // a step that raises the objective by less is the last
 	learnedMomentum = 2
 )
@@ -367,18 +373,53 @@ const (
 func (f *l1max) objective(r []float32) float64 {
 	gemm.Mul(f.y, f.n, r, f.d, f.d, &f.keys, f.threads)
 	var total float64
-	for i := range f.d {
-		var sum float64
-		row := f.y[i*f.n : (i+1)*f.n]
-		for j, v := range row {
-			// Signs are as good as random, so a branch on them would be missed half the time.
-			bits := math.Float32bits(v)
-			sum += float64(math.Float32frombits(bits &^ signBit))
-			row[j] = math.Float32frombits(bits&signBit | one)
+	for i := 0; i < f.d; i += 4 {
+		// A sum waits for its last number, so the rows' sums run side by side.
+		if i+4 <= f.d {
+			for _, sum := range takeSigns4(f.y[i*f.n:(i+4)*f.n], f.n) {
+				total += sum
+			}
+			continue
 		}
-		total += sum
+		for j := i; j < f.d; j++ {
+			total += takeSigns(f.y[j*f.n : (j+1)*f.n])
+		}
 	}
 	return total / float64(f.n) / math.Sqrt(float64(f.d))
+}
+
+// takeSigns replaces numbers by their signs and returns the sum of their magnitudes.
+func takeSigns(x []float32) (sum float64) {
+	for j, v := range x {
+		var a float64
+		x[j], a = parts(v)
+		sum += a
+	}
+	return sum
+}
+
+// takeSigns4 is takeSigns for four rows of n numbers.
+func takeSigns4(x []float32, n int) (sums [4]float64) {
+	x0, x1, x2, x3 := x[:n], x[n:][:n], x[2*n:][:n], x[3*n:][:n]
+	var s0, s1, s2, s3, a float64
+	for j := range x0 {
+		x0[j], a = parts(x0[j])
+		s0 += a
+		x1[j], a = parts(x1[j])
+		s1 += a
+		x2[j], a = parts(x2[j])
+		s2 += a
+		x3[j], a = parts(x3[j])
+		s3 += a
+	}
+	return [4]float64{s0, s1, s2, s3}
+}
+
+// parts returns the sign and the magnitude of a number. Signs are as good as random,
+// so a branch on them would be missed half the time.
+func parts(v float32) (sign float32, magnitude float64) {
+	bits := math.Float32bits(v)
+	return math.Float32frombits(bits&signBit | one), float64(math.Float32frombits(bits &^ signBit))
 }
 
 // correlate returns sum sign(R x) x^T for the signs of the last objective, [d, d].
@@ -389,10 +430,17 @@ func (f *l1max) correlate() []float32 {
 }
 
 func transpose(x []float32, rows, cols int) []float32 {
+	// In squares: whole columns at once would touch a page of out for every number.
+	const side = 16
 	out := make([]float32, len(x))
-	for i := range rows {
-		for j, v := range x[i*cols : (i+1)*cols] {
-			out[j*rows+i] = v
+	for i0 := 0; i0 < rows; i0 += side {
+		for j0 := 0; j0 < cols; j0 += side {
+			for j := j0; j < min(cols, j0+side); j++ {
+				to := out[j*rows:]
+				for i := i0; i < min(rows, i0+side); i++ {
+					to[i] = x[i*cols+j]
+				}
+			}
 		}
 	}
 	return out

@@ -11,8 +11,8 @@ import (
 
 // Settings of the frame fit, from measurements in docs/.
 const (
-	frameSteps = 8
-	frameLast  = 3 // of them
+	frameSteps = 6
+	frameLast  = 2 // of them
 	// metricShrink mixes the identity into the query metric: directions that no
 	// calibration query used must not become free.
 	metricShrink = 0.3
@@ -35,7 +35,7 @@ func (s *Sample) frame(b int) (*Code, []Point, error) {
 		return nil, nil, err
 	}
 	mean := s.mean()
-	few := s.thin(2 * thinned * max(d, b))
+	few := s.thin(thinned * max(d, b))
 	f := &frameFit{d: d, b: b, threads: s.Threads}
 	f.take(few.Keys, mean, toFloat32(root))
 	f.init()
@@ -123,6 +123,8 @@ type frameFit struct {
 	m                []float32 // decode rows, [b, d]
 	s                []float32 // signs, [n, b]
 	alpha            []float64 // [n]
+	energy           []float64 // squared lengths of x
+	z, p             []float32 // buffers of encode and solve
 	num, den         []float64 // s.z and s^T G s per key
 }
 
@@ -145,6 +147,11 @@ func (f *frameFit) take(keys, mean, root []float32) {
 	f.n = len(keys) / f.d
 	f.x = f.project(keys, mean, root)
 	f.xt = transpose(f.x, f.n, f.d)
+	f.energy = make([]float64, f.n)
+	for i := range f.energy {
+		x := f.x[i*f.d : (i+1)*f.d]
+		f.energy[i] = dot64(x, x)
+	}
 	f.s, f.alpha = make([]float32, f.n*f.b), make([]float64, f.n)
 }
 
@@ -156,7 +163,7 @@ func (f *frameFit) init() {
 	unit := make([]float32, len(f.x))
 	for i := range n {
 		row := f.x[i*d : (i+1)*d]
-		norm := math.Sqrt(dot64(row, row))
+		norm := math.Sqrt(f.energy[i])
 		f.alpha[i] = norm
 		if norm == 0 {
 			continue
@@ -177,14 +184,13 @@ func (f *frameFit) init() {
 		}
 	}
 	_, axes := linalg.Eigen(c, d)
-	w.PackRows(d, d, toFloat32(axes), d, f.threads)
-	r := make([]float32, n*d) // residual coordinates
-	gemm.Mul(r, d, unit, d, n, &w, f.threads)
+	w.PackRows(n, d, unit, d, f.threads)
+	r := make([]float32, d*n) // residual coordinates, axis by axis
+	gemm.Mul(r, n, toFloat32(axes), d, d, &w, f.threads)
 	energy := make([]float64, d)
 	for j := range d {
-		for i := range n {
-			energy[j] += float64(r[i*d+j]) * float64(r[i*d+j])
-		}
+		row := r[j*n : (j+1)*n]
+		energy[j] = dot64(row, row)
 	}
 	for i := range b {
 		axis := 0
@@ -193,23 +199,18 @@ func (f *frameFit) init() {
 				axis = j
 			}
 		}
+		row := r[axis*n : (axis+1)*n]
 		var size float64
-		for k := range n {
-			size += math.Abs(float64(r[k*d+axis])) / float64(n)
+		for _, v := range row {
+			size += math.Abs(float64(v)) / float64(n)
 		}
 		step := float32(size)
-		energy[axis] = 0
-		for k := range n {
-			v := &r[k*d+axis]
-			if *v >= 0 {
-				f.s[k*b+i] = 1
-				*v -= step
-			} else {
-				f.s[k*b+i] = -1
-				*v += step
-			}
-			energy[axis] += float64(*v) * float64(*v)
+		for k, v := range row {
+			s := sign(v >= 0)
+			f.s[k*b+i] = s
+			row[k] = v - float32(s*step)
 		}
+		energy[axis] = dot64(row, row)
 	}
 }
 
@@ -218,11 +219,19 @@ func (f *frameFit) init() {
 // by length, because the encoder decides the longest first.
 func (f *frameFit) solve() error {
 	d, n, b := f.d, f.n, f.b
-	p := make([]float32, b*n) // (alpha s)^T
-	for k := range n {
-		a := float32(f.alpha[k])
-		for i, v := range f.s[k*b : (k+1)*b] {
-			p[i*n+k] = v * a
+	p := grow(&f.p, b*n) // (alpha s)^T
+	const side = 16      // keys at a time, because a row of p is far from the next
+	for k0 := 0; k0 < n; k0 += side {
+		var a [side]float32
+		k1 := min(n, k0+side)
+		for k := k0; k < k1; k++ {
+			a[k-k0] = float32(f.alpha[k])
+		}
+		for i := range b {
+			to := p[i*n+k0 : i*n+k1]
+			for k := range to {
+				to[k] = f.s[(k0+k)*b+i] * a[k]
+			}
 		}
 	}
 	var w gemm.Weights
@@ -288,37 +297,36 @@ func (f *frameFit) encode(warm bool, stopped func() error) error {
 	d, n, b := f.d, f.n, f.b
 	var w, gw gemm.Weights
 	w.PackRows(b, d, f.m, d, f.threads)
-	z := make([]float32, n*b)
+	z := grow(&f.z, n*b)
 	gemm.Mul(z, b, f.x, d, n, &w, f.threads)
 	gram := make([]float32, b*b)
+	sums := make([]float64, b)
 	for i := range b {
-		for j := 0; j <= i; j++ {
-			v := float32(dot64(f.m[i*d:(i+1)*d], f.m[j*d:(j+1)*d]))
-			gram[i*b+j], gram[j*b+i] = v, v
+		dotRows(sums[:i+1], f.m[i*d:(i+1)*d], f.m)
+		for j, v := range sums[:i+1] {
+			gram[i*b+j], gram[j*b+i] = float32(v), float32(v)
 		}
 	}
 	gw.PackRows(b, b, gram, b, f.threads)
 	f.num, f.den = make([]float64, n), make([]float64, n)
-	for k0 := 0; k0 < n; k0 += encodeBatch {
+	return batches(n, f.threads, func(k0, k1 int) error {
 		if err := stopped(); err != nil {
 			return err
 		}
-		k1 := min(n, k0+encodeBatch)
 		e := &encoder{b: b, gram: gram, gramW: &gw, z: z[k0*b : k1*b], s: f.s[k0*b : k1*b], num: f.num[k0:k1], den: f.den[k0:k1]}
 		e.search(k1-k0, warm)
 		for k := k0; k < k1; k++ {
 			f.alpha[k] = e.alpha(k - k0)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // cosine is the mean cosine between keys and codes in the metric.
 func (f *frameFit) cosine() float64 {
 	var total float64
 	for k := range f.n {
-		x := f.x[k*f.d : (k+1)*f.d]
-		if e := dot64(x, x); e > 0 && f.den[k] > 0 {
+		if e := f.energy[k]; e > 0 && f.den[k] > 0 {
 			total += f.num[k] / math.Sqrt(e*f.den[k])
 		}
 	}

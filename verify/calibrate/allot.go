@@ -31,7 +31,7 @@ var Allocs = []string{AllocUniform, AllocSensitivity, AllocAngle}
 
 // How much text an allotment looks at.
 const (
-	allotWindows = 4       // to fit to
+	allotWindows = 2       // to fit to
 	allotTokens  = 1 << 14 // of one window, once for each layer; so deep models get shorter ones
 	allotLeast   = 64      // but not shorter than this
 	layerLanes   = 8       // layers measured at a time, each with hidden states of its own
@@ -229,32 +229,31 @@ func (s *surveyor) FFN(int, []float32) error { return nil }
 // Attention implements refmodel.Tap.
 func (s *surveyor) Attention(a *refmodel.Attention) error {
 	c, o := s.cfg, s.o
-	codes, heads, errs := make([]*rotations.Code, c.KVHeads), make([]surveyed, c.KVHeads), make([]error, c.KVHeads)
 	if o.Balance {
 		b := Energies(c, a, o.Policy.Sink).Balance(c.Family.QKNorm == family.NormHead)
 		for h := range c.KVHeads {
 			s.scale[[2]int{a.Layer, h}] = b.RowScale(h, c.HeadDim, c.Pairs, false)
 		}
 	}
+	xs, err := samples(s.ctx, c, a, func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }, o.Policy, o.Threads)
+	if err != nil {
+		return err
+	}
+	codes, heads, errs := make([]*rotations.Code, c.KVHeads), make([]surveyed, c.KVHeads), make([]error, c.KVHeads)
 	refmodel.Parallel(o.Threads, c.KVHeads, func(h int) {
-		codes[h], heads[h], errs[h] = s.head(a, h)
+		xs[h].Seed = o.Seed
+		codes[h], heads[h], errs[h] = s.head(xs[h])
 	})
 	s.codes, s.heads = append(s.codes, codes), append(s.heads, heads)
 	return errors.Join(errs...)
 }
 
-func (s *surveyor) head(a *refmodel.Attention, h int) (*rotations.Code, surveyed, error) {
-	c, o := s.cfg, s.o
-	x, err := sample(s.ctx, c, a, h, s.scale[[2]int{a.Layer, h}], o.Policy, max(1, o.Threads/c.KVHeads))
-	if err != nil {
-		return nil, surveyed{}, err
-	}
-	x.Seed = o.Seed
+func (s *surveyor) head(x *rotations.Sample) (*rotations.Code, surveyed, error) {
 	spectrum, err := x.Spectrum()
 	if err != nil {
 		return nil, surveyed{}, err
 	}
-	code, _, err := rotations.Fit("frame", o.Signs[a.Layer][h], x)
+	code, _, err := rotations.Fit("frame", s.o.Signs[x.Layer][x.Head], x)
 	if err != nil {
 		return nil, surveyed{}, err
 	}
@@ -271,28 +270,41 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, cache *
 	}
 	var out []ppl.Divergence
 	var base ppl.Stream
+	var start []float32 // float hidden states in front of layer l0
 	layers := m.Config.Layers
 	for l0 := 0; l0 < layers; l0 += layerLanes {
-		var lanes []*refmodel.Lane
+		l1 := min(layers, l0+layerLanes)
+		float := &refmodel.Lane{From: l0, Start: start, Until: l1}
+		next := float
+		lanes := []*refmodel.Lane{float}
 		if l0 == 0 {
-			lanes = append(lanes, &refmodel.Lane{})
+			float.Until, next = 0, &refmodel.Lane{From: l1, Until: l1}
 		}
-		for l := l0; l < min(layers, l0+layerLanes); l++ {
-			lanes = append(lanes, &refmodel.Lane{Cache: cache.Only(l)})
+		for l := l0; l < l1; l++ {
+			// Without a code in front of it, a layer gets what it gets in the float model.
+			lanes = append(lanes, &refmodel.Lane{Cache: cache.Only(l), From: l})
+		}
+		coded := lanes[1:]
+		if next != float {
+			lanes = append(lanes, next)
 		}
 		if err := m.Run(ctx, windows, lanes, refmodel.Options{}); err != nil {
 			return nil, err
 		}
+		start = next.Hidden
+		var err error
+		if l0 == 0 {
+			if base, err = ppl.Scored(m, w, float); err != nil {
+				return nil, err
+			}
+		}
 		var streams []ppl.Stream
-		for _, l := range lanes {
+		for _, l := range coded {
 			s, err := ppl.Scored(m, w, l)
 			if err != nil {
 				return nil, err
 			}
 			streams = append(streams, s)
-		}
-		if l0 == 0 {
-			base, streams = streams[0], streams[1:]
 		}
 		r, err := ppl.Measure(ctx, w, base, streams...)
 		if err != nil {

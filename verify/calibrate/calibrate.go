@@ -5,11 +5,14 @@
 package calibrate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
+	"sync"
 
 	"phaseconv/format/family"
 	"phaseconv/kernels/fmath"
@@ -89,7 +92,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 			return nil, err
 		}
 	}
-	f := &fitter{ctx: ctx, cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
+	f := &fitter{ctx: &ending{Context: ctx}, cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
 	f.todo = make([]bool, m.Config.Layers)
 	for l := range f.todo {
 		if o.Only != nil && !o.Only(l) {
@@ -119,6 +122,24 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 
 // errDone ends a forward pass whose rest nobody needs.
 var errDone = errors.New("all layers are fitted")
+
+// ending is a context that is not asked again once it has ended: fits that run side
+// by side then all end with the one that noticed.
+type ending struct {
+	context.Context
+	mu  sync.Mutex
+	err error
+}
+
+// Err implements context.Context.
+func (e *ending) Err() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.err == nil {
+		e.err = e.Context.Err()
+	}
+	return e.err
+}
 
 // fitter is the tap that fits a layer as its activations pass.
 type fitter struct {
@@ -150,12 +171,16 @@ func (f *fitter) Attention(a *refmodel.Attention) error {
 	if f.o.Balance {
 		layer.Balance = Energies(c, a, f.o.Policy.Sink).Balance(c.Family.QKNorm == family.NormHead)
 	}
-	errs := make([]error, c.KVHeads)
-	// With fewer heads than threads the matrix products inside share them out.
-	inner := max(1, f.o.Threads/c.KVHeads)
-	refmodel.Parallel(f.o.Threads, c.KVHeads, func(h int) {
-		errs[h] = f.fitHead(a, layer, h, inner)
-	})
+	xs, err := samples(f.ctx, c, a, func(h int) []float32 {
+		if layer.Balance == nil {
+			return nil
+		}
+		return layer.Balance.RowScale(h, c.HeadDim, c.Pairs, false)
+	}, f.o.Policy, f.o.Threads)
+	if err != nil {
+		return err
+	}
+	errs := f.fitHeads(xs, layer.Heads)
 	for h, err := range errs {
 		if err != nil {
 			return fmt.Errorf("layer %d, KV head %d: %w", a.Layer, h, err)
@@ -184,62 +209,127 @@ func Energies(c *family.Config, a *refmodel.Attention, sink int) *rotations.Pair
 	return e
 }
 
-func (f *fitter) fitHead(a *refmodel.Attention, layer *Layer, h, threads int) error {
-	c := f.cfg
-	var scale []float32
-	if layer.Balance != nil {
-		scale = layer.Balance.RowScale(h, c.HeadDim, c.Pairs, false)
+// fitHeads fits every kind of code to every head. Each fit is a task of its own:
+// with the few heads of a layer as tasks, threads would wait for the last one.
+func (f *fitter) fitHeads(xs []*rotations.Sample, heads []Head) []error {
+	type task struct {
+		head  int
+		kind  string
+		code  *rotations.Code
+		curve []rotations.Point
+		train rotations.Beta
+		err   error
 	}
-	s, err := sample(f.ctx, c, a, h, scale, f.o.Policy, threads)
-	if err != nil {
-		return err
-	}
-	s.Seed = f.o.Seed
-	keys := s.Keys
-	head := Head{Codes: map[string]*rotations.Code{}, Curves: map[string][]rotations.Point{}, Train: map[string]rotations.Beta{}, Tokens: s.N()}
+	var tasks []*task
 	for _, kind := range f.o.Kinds {
-		if err := f.ctx.Err(); err != nil {
-			return err
+		for h := range xs {
+			tasks = append(tasks, &task{head: h, kind: kind})
 		}
-		b := c.HeadDim
-		if kind == "frame" {
-			b = f.o.Signs[a.Layer][h]
+	}
+	// Long ones first, so that none begins when the others end.
+	slices.SortStableFunc(tasks, func(a, b *task) int {
+		return cmp.Compare(f.effort(b.kind, xs[b.head]), f.effort(a.kind, xs[a.head]))
+	})
+	refmodel.Parallel(f.o.Threads, len(tasks), func(i int) {
+		t := tasks[i]
+		s := *xs[t.head]
+		s.Seed = f.o.Seed
+		if t.err = f.ctx.Err(); t.err != nil {
+			return
 		}
 		if f.o.Trace != nil {
-			s.Trace = func(start, step int, c *rotations.Code) { f.o.Trace(s, kind, start, step, c) }
+			s.Trace = func(start, step int, c *rotations.Code) { f.o.Trace(&s, t.kind, start, step, c) }
 		}
-		code, curve, err := rotations.Fit(kind, b, s)
-		if err != nil {
-			return err
+		if t.code, t.curve, t.err = rotations.Fit(t.kind, f.signs(t.kind, &s), &s); t.err == nil {
+			t.train = t.code.Measure(s.Keys)
 		}
-		head.Codes[kind], head.Train[kind] = code, code.Measure(keys)
-		if curve != nil {
-			head.Curves[kind] = curve
+	})
+	errs := make([]error, len(xs))
+	for h, s := range xs {
+		heads[h] = Head{Codes: map[string]*rotations.Code{}, Curves: map[string][]rotations.Point{}, Train: map[string]rotations.Beta{}, Tokens: s.N()}
+	}
+	for _, t := range tasks {
+		if t.err != nil {
+			errs[t.head] = t.err
+			continue
+		}
+		head := &heads[t.head]
+		head.Codes[t.kind], head.Train[t.kind] = t.code, t.train
+		if t.curve != nil {
+			head.Curves[t.kind] = t.curve
 		}
 	}
-	layer.Heads[h] = head
-	return nil
+	return errs
 }
 
-// sample collects what the codes of KV head h are fitted to.
-func sample(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, threads int) (*rotations.Sample, error) {
-	s := &rotations.Sample{D: c.HeadDim, Keys: Keys(c, a, h, scale, p), Layer: a.Layer, Head: h, Threads: threads, Stop: ctx.Err}
-	var err error
-	s.Metric, s.Weights, err = attention(ctx, c, a, h, scale, p, threads)
-	return s, err
+// signs returns how many signs a code gets.
+func (f *fitter) signs(kind string, s *rotations.Sample) int {
+	if kind == "frame" {
+		return f.o.Signs[s.Layer][s.Head]
+	}
+	return s.D
+}
+
+// effort orders fits by how long they take.
+func (f *fitter) effort(kind string, s *rotations.Sample) float64 {
+	switch kind {
+	case "learned":
+		return 1
+	case "frame":
+		return float64(f.signs(kind, s)) / float64(s.D)
+	case "srht":
+		return 0.5
+	}
+	return 0
+}
+
+// samples collects what the codes of a layer's KV heads are fitted to. scale gives
+// what the balance multiplies a head's keys by, nil for nothing.
+func samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale func(h int) []float32, p kvcache.Policy, threads int) ([]*rotations.Sample, error) {
+	var table *rope.Table
+	if p.Anchor > 0 {
+		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
+	}
+	met := make([][]*meeting, c.KVHeads)
+	for h := range met {
+		met[h] = make([]*meeting, a.Windows)
+	}
+	refmodel.Parallel(threads, c.KVHeads*a.Windows, func(i int) {
+		if h, w := i/a.Windows, i%a.Windows; ctx.Err() == nil {
+			met[h][w] = meet(c, a, h, w, scale(h), p, table)
+		}
+	})
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	out := make([]*rotations.Sample, c.KVHeads)
+	for h := range out {
+		s := &rotations.Sample{D: c.HeadDim, Keys: keys(c, a, h, scale(h), p, table), Layer: a.Layer, Head: h, Threads: threads, Stop: ctx.Err}
+		s.Metric = metric(met[h], c.HeadDim, threads)
+		for _, m := range met[h] {
+			s.Weights = append(s.Weights, m.seen[min(p.Sink, a.T):]...)
+		}
+		out[h] = s
+	}
+	return out, nil
 }
 
 // Keys collects the keys of KV head h that a cache with this policy would code,
 // in the frame it would code them in: scaled by the balance (nil for none),
 // without each window's sinks, anchored. Shape [n, head_dim].
 func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy) []float32 {
-	d, width := c.HeadDim, c.KVHeads*c.HeadDim
-	sink := min(p.Sink, a.T)
-	out := make([]float32, 0, a.Windows*(a.T-sink)*d)
 	var table *rope.Table
 	if p.Anchor > 0 {
 		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
 	}
+	return keys(c, a, h, scale, p, table)
+}
+
+// keys is Keys with the table for anchors, nil for none.
+func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, table *rope.Table) []float32 {
+	d, width := c.HeadDim, c.KVHeads*c.HeadDim
+	sink := min(p.Sink, a.T)
+	out := make([]float32, 0, a.Windows*(a.T-sink)*d)
 	for w := range a.Windows {
 		from := len(out)
 		for i := sink; i < a.T; i++ {
@@ -259,57 +349,81 @@ func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvc
 	return out
 }
 
-// attention returns the metric E[w q q^T] over the queries of KV head h's group, [head_dim,
-// head_dim], in the frame in which keys are coded. The weight w = 1 - sum p^2 of
+// A meeting is how the queries of one window meet the keys of one KV head.
+type meeting struct {
+	queries []float32 // weighted, [T*group, head_dim], query heads of a token side by side
+	seen    []float64 // how much attention each key gets, [T]
+}
+
+// meet collects the queries of KV head h's group in window w, in the frame in
+// which keys are coded, times the root of their weight. The weight 1 - sum p^2 of
 // a query's attention probabilities p is the curvature of softmax: a query that
 // looks at one key alone hardly feels an error in its scores. With anchors a
 // query meets keys in the frame of each block up to its own; every query is
-// turned into one of them, in rotation. It also returns how much attention each
-// coded key gets, the sum of p(1-p) over its queries.
-func attention(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, threads int) (metric, weights []float64, err error) {
+// turned into one of them, in rotation. A key gets the sum of p(1-p) over its
+// queries.
+func meet(c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p kvcache.Policy, table *rope.Table) *meeting {
 	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
-	var table *rope.Table
-	if p.Anchor > 0 {
-		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
-	}
-	n := a.Windows * a.T * g
-	qt := make([]float32, d*n)
-	q := make([]float32, d)
-	for w := range a.Windows {
-		seen := make([]float64, a.T)
-		for j := range g {
-			if err := ctx.Err(); err != nil {
-				return nil, nil, err
+	m := &meeting{queries: make([]float32, a.T*g*d), seen: make([]float64, a.T)}
+	for j := range g {
+		a.Probabilities(c, w, h*g+j, func(i, lo int, probs []float32) {
+			seen := m.seen[lo : lo+len(probs)]
+			for k, v := range probs {
+				seen[k] += float64(v) * float64(1-v)
 			}
-			a.Probabilities(c, w, h*g+j, func(i, lo int, probs []float32) {
-				for k, v := range probs {
-					seen[lo+k] += float64(v) * float64(1-v)
+			q := m.queries[(i*g+j)*d:][:d]
+			copy(q, a.Q[(w*a.T+i)*width+(h*g+j)*d:])
+			if scale != nil {
+				for k := range q {
+					q[k] /= scale[k]
 				}
-				r := w*a.T + i
-				copy(q, a.Q[r*width+(h*g+j)*d:])
-				if scale != nil {
-					for k := range q {
-						q[k] /= scale[k]
-					}
-				}
-				if table != nil {
-					table.ApplyInverse(q, i%(i/p.Anchor+1)*p.Anchor, c.Pairs)
-				}
-				weight := float32(math.Sqrt(max(0, 1-fmath.SumSq(probs))))
-				for k, v := range q {
-					qt[k*n+r*g+j] = v * weight
-				}
-			})
-		}
-		weights = append(weights, seen[min(p.Sink, a.T):]...)
+			}
+			if table != nil {
+				table.ApplyInverse(q, i%(i/p.Anchor+1)*p.Anchor, c.Pairs)
+			}
+			weight := float32(math.Sqrt(max(0, 1-fmath.SumSq(probs))))
+			for k := range q {
+				q[k] *= weight
+			}
+		})
 	}
+	return m
+}
+
+// metric returns E[w q q^T] over the queries of all windows, [d, d].
+func metric(windows []*meeting, d, threads int) []float64 {
 	var w gemm.Weights
-	w.PackRows(d, n, qt, n, threads)
+	var t []float32
 	m := make([]float32, d*d)
-	gemm.Mul(m, d, qt, n, d, &w, threads)
-	metric = make([]float64, d*d)
-	for i, v := range m {
-		metric[i] = float64(v) / float64(n)
+	total := 0
+	for _, x := range windows {
+		n := len(x.queries) / d
+		t = transposed(t[:0], x.queries, n, d)
+		w.PackT(d, n, x.queries, d, threads)
+		gemm.MulAdd(m, d, t, n, d, &w, threads)
+		total += n
 	}
-	return metric, weights, nil
+	out := make([]float64, d*d)
+	for i, v := range m {
+		out[i] = float64(v) / float64(total)
+	}
+	return out
+}
+
+// transposed appends the transpose of x to dst. It goes in squares: whole columns
+// at once would touch a page of dst for every number.
+func transposed(dst, x []float32, rows, cols int) []float32 {
+	const side = 16
+	dst = slices.Grow(dst, len(x))[:len(x)]
+	for i0 := 0; i0 < rows; i0 += side {
+		for j0 := 0; j0 < cols; j0 += side {
+			for j := j0; j < min(cols, j0+side); j++ {
+				to := dst[j*rows:]
+				for i := i0; i < min(rows, i0+side); i++ {
+					to[i] = x[i*cols+j]
+				}
+			}
+		}
+	}
+	return dst
 }

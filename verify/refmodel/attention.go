@@ -108,7 +108,7 @@ func (m *Model) attention(l int, b *batch, lanes []*Lane, tap Tap) error {
 		if w.postGain != nil {
 			rmsNorm(y, y, w.postGain, c.NormEps, m.Threads)
 		}
-		addTo(lane.Hidden, y)
+		addTo(lane.Hidden, y, m.Threads)
 	}
 	return nil
 }

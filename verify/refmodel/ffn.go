@@ -42,7 +42,7 @@ func (m *Model) ffn(l int, b *batch, lanes []*Lane, tap Tap) error {
 		if post != nil {
 			rmsNorm(y, y, post, c.NormEps, m.Threads)
 		}
-		addTo(lane.Hidden, y)
+		addTo(lane.Hidden, y, m.Threads)
 	}
 	return nil
 }
@@ -131,7 +131,7 @@ func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32)
 		}
 	}
 	for i, lane := range lanes {
-		addTo(lane.Hidden, ys[i])
+		addTo(lane.Hidden, ys[i], m.Threads)
 	}
 	return nil
 }

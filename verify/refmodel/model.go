@@ -55,8 +55,25 @@ func New(cfg *family.Config, w Weights, threads int) *Model {
 type Lane struct {
 	// Cache stands for the KV cache's storage format; nil keeps float32.
 	Cache Cache
+	// From is the lane's first layer. Up to there it is the first lane, whose hidden
+	// states it then takes: lanes whose caches change nothing before a layer need
+	// not compute it again. The first lane begins with Start, or with the embeddings
+	// at layer 0.
+	From int
+	// Until, if not 0, is the layer in front of which the lane ends; From of the same
+	// number only takes the first lane's hidden states there.
+	Until int
+	// Start, of the first lane, is the Hidden of another run's lane that ended at From.
+	Start []float32
 	// Hidden is the result, [windows*T, hidden], before the final norm.
 	Hidden []float32
+}
+
+func (l *Lane) end(layers int) int {
+	if l.Until > 0 {
+		return l.Until
+	}
+	return layers
 }
 
 // Options of Run.
@@ -127,24 +144,70 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, lanes []*Lane, opt O
 		}
 		b.tokens = append(b.tokens, w...)
 	}
-	if err := m.embed(b, lanes); err != nil {
+	if err := m.begin(b, lanes); err != nil {
 		return err
 	}
-	for l := range c.Layers {
+	last := 0
+	for _, x := range lanes {
+		last = max(last, x.end(c.Layers))
+	}
+	for l := lanes[0].From; l < last; l++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := m.attention(l, b, lanes, opt.Tap); err != nil {
+		join(lanes, l)
+		var now []*Lane
+		for _, x := range lanes {
+			if x.From <= l && l < x.end(c.Layers) {
+				now = append(now, x)
+			}
+		}
+		tap := opt.Tap
+		if l >= lanes[0].end(c.Layers) {
+			tap = nil
+		}
+		if err := m.attention(l, b, now, tap); err != nil {
 			return err
 		}
-		if err := m.ffn(l, b, lanes, opt.Tap); err != nil {
+		if err := m.ffn(l, b, now, tap); err != nil {
 			return err
 		}
 		if opt.Progress != nil {
 			opt.Progress(l+1, c.Layers)
 		}
 	}
+	join(lanes, last)
 	return nil
+}
+
+// begin checks where lanes begin and end, and gives the first one its hidden states.
+func (m *Model) begin(b *batch, lanes []*Lane) error {
+	first, layers := lanes[0], m.Config.Layers
+	for i, x := range lanes {
+		if x.From < max(0, first.From) || x.From > first.end(layers) || x.end(layers) < x.From || x.end(layers) > layers {
+			return fmt.Errorf("lane %d goes from layer %d to %d, the first one from %d to %d of %d", i, x.From, x.end(layers), first.From, first.end(layers), layers)
+		}
+	}
+	if first.Start == nil {
+		if first.From > 0 {
+			return fmt.Errorf("the first lane begins at layer %d without hidden states", first.From)
+		}
+		return m.embed(b, first)
+	}
+	if len(first.Start) != b.rows()*m.Config.Hidden {
+		return fmt.Errorf("%d hidden values for %d tokens", len(first.Start), b.rows())
+	}
+	first.Hidden = append([]float32(nil), first.Start...)
+	return nil
+}
+
+// join gives the lanes that begin at layer l the first one's hidden states.
+func join(lanes []*Lane, l int) {
+	for i, x := range lanes {
+		if i > 0 && x.From == l {
+			x.Hidden = append([]float32(nil), lanes[0].Hidden...)
+		}
+	}
 }
 
 // A batch is the tokens of one Run and the buffers that its layers share.
@@ -169,7 +232,7 @@ func grow(s *[]float32, n int) []float32 {
 	return *s
 }
 
-func (m *Model) embed(b *batch, lanes []*Lane) error {
+func (m *Model) embed(b *batch, lane *Lane) error {
 	t, err := m.find("token_embd.weight")
 	if err != nil {
 		return err
@@ -201,13 +264,7 @@ func (m *Model) embed(b *batch, lanes []*Lane) error {
 		}
 		first[id] = i
 	}
-	for i, l := range lanes {
-		if i == 0 {
-			l.Hidden = x
-			continue
-		}
-		l.Hidden = append([]float32(nil), x...)
-	}
+	lane.Hidden = x
 	return nil
 }
 

@@ -34,8 +34,13 @@ func addBias(x, bias []float32) {
 	}
 }
 
-func addTo(dst, src []float32) {
-	for i, v := range src {
-		dst[i] += v
-	}
+func addTo(dst, src []float32, threads int) {
+	const piece = 1 << 15
+	Parallel(threads, (len(src)+piece-1)/piece, func(i int) {
+		from, to := i*piece, min(len(src), (i+1)*piece)
+		d := dst[from:to]
+		for k, v := range src[from:to] {
+			d[k] += v
+		}
+	})
 }

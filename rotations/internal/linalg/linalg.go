@@ -86,19 +86,23 @@ func rotate(m, v []float64, n, p, q int) {
 	}
 	c := 1 / math.Sqrt(float64(t*t)+1)
 	s := t * c
-	for k := range n {
-		a, b := m[k*n+p], m[k*n+q]
-		m[k*n+p], m[k*n+q] = float64(c*a)-float64(s*b), float64(s*a)+float64(c*b)
+	turn := func(a, b float64) (float64, float64) {
+		return float64(c*a) - float64(s*b), float64(s*a) + float64(c*b)
 	}
+	// The rows and columns are turned; m being symmetric, both give the same numbers
+	// but where they cross.
 	rp, rq := m[p*n:(p+1)*n], m[q*n:(q+1)*n]
+	pp, pq := turn(rp[p], rp[q])
+	qp, qq := turn(rq[p], rq[q])
+	pp, _ = turn(pp, qp)
+	_, qq = turn(pq, qq)
 	vp, vq := v[p*n:(p+1)*n], v[q*n:(q+1)*n]
 	for k := range n {
-		a, b := rp[k], rq[k]
-		rp[k], rq[k] = float64(c*a)-float64(s*b), float64(s*a)+float64(c*b)
-		a, b = vp[k], vq[k]
-		vp[k], vq[k] = float64(c*a)-float64(s*b), float64(s*a)+float64(c*b)
+		rp[k], rq[k] = turn(rp[k], rq[k])
+		m[k*n+p], m[k*n+q] = rp[k], rq[k]
+		vp[k], vq[k] = turn(vp[k], vq[k])
 	}
-	m[p*n+q], m[q*n+p] = 0, 0
+	rp[p], rp[q], rq[p], rq[q] = pp, 0, 0, qq
 }
 
 // Identity returns the n x n identity.
@@ -153,7 +157,11 @@ func Cholesky(a []float64, n int) ([]float64, error) {
 // A and X are m x n, L is n x n.
 func SolveRight(a []float64, m int, l []float64, n int) []float64 {
 	x := append([]float64(nil), a...)
-	for r := range m {
+	r := 0
+	for ; r+4 <= m; r += 4 {
+		solve4(x[r*n:(r+4)*n], l, n)
+	}
+	for ; r < m; r++ {
 		row := x[r*n : (r+1)*n]
 		for i := range n { // L y = a
 			s := row[i]
@@ -171,6 +179,35 @@ func SolveRight(a []float64, m int, l []float64, n int) []float64 {
 		}
 	}
 	return x
+}
+
+// solve4 is the body of SolveRight for four rows at once: sums wait for their last
+// product, so four run side by side.
+func solve4(x, l []float64, n int) {
+	r0, r1, r2, r3 := x[:n], x[n:][:n], x[2*n:][:n], x[3*n:][:n]
+	for i := range n {
+		s0, s1, s2, s3 := r0[i], r1[i], r2[i], r3[i]
+		for k, v := range l[i*n : i*n+i] {
+			s0 -= float64(v * r0[k])
+			s1 -= float64(v * r1[k])
+			s2 -= float64(v * r2[k])
+			s3 -= float64(v * r3[k])
+		}
+		d := l[i*n+i]
+		r0[i], r1[i], r2[i], r3[i] = s0/d, s1/d, s2/d, s3/d
+	}
+	for i := n - 1; i >= 0; i-- {
+		s0, s1, s2, s3 := r0[i], r1[i], r2[i], r3[i]
+		for k := i + 1; k < n; k++ {
+			v := l[k*n+i]
+			s0 -= float64(v * r0[k])
+			s1 -= float64(v * r1[k])
+			s2 -= float64(v * r2[k])
+			s3 -= float64(v * r3[k])
+		}
+		d := l[i*n+i]
+		r0[i], r1[i], r2[i], r3[i] = s0/d, s1/d, s2/d, s3/d
+	}
 }
 
 // Orthonormalize makes the rows of the n x n matrix a orthonormal by modified
@@ -239,16 +276,7 @@ func Polar(c []float32, n, threads int) []float32 {
 		// X <- 1.5 X - 0.5 (X X^T) X
 		w.PackRows(n, n, x, n, threads)
 		gemm.Mul(g, n, x, n, n, &w, threads)
-		var worst float32
-		for i := range n {
-			for j := range n {
-				v := g[i*n+j]
-				if i == j {
-					v--
-				}
-				worst = max(worst, max(v, -v))
-			}
-		}
+		worst := distance(g, n)
 		if worst < 4e-6 {
 			return x
 		}
@@ -260,14 +288,31 @@ func Polar(c []float32, n, threads int) []float32 {
 		last = worst
 		w.PackT(n, n, x, n, threads)
 		gemm.Mul(y, n, g, n, n, &w, threads)
-		for i := range x {
-			x[i] = float32(1.5*x[i]) - float32(0.5*y[i])
+		for i, v := range y {
+			x[i] = float32(1.5*x[i]) - float32(0.5*v)
 		}
 	}
 	if last < polarTolerance {
 		return x
 	}
 	return polarByEigen(c, n)
+}
+
+// distance returns how far the numbers of the n x n matrix g are from the identity's.
+func distance(g []float32, n int) float32 {
+	// Magnitudes order like their bits, and integers compare faster; a NaN is above all.
+	var worst uint32
+	for i := range n {
+		row := g[i*n : (i+1)*n]
+		for _, v := range row[:i] {
+			worst = max(worst, math.Float32bits(v)&^(1<<31))
+		}
+		worst = max(worst, math.Float32bits(row[i]-1)&^(1<<31))
+		for _, v := range row[i+1:] {
+			worst = max(worst, math.Float32bits(v)&^(1<<31))
+		}
+	}
+	return math.Float32frombits(worst)
 }
 
 // polarTolerance is how far from orthonormal the iteration may end. What exceeds
@@ -350,15 +395,28 @@ func spectralBound(c []float32, n int) float32 {
 	var s float64
 	for range 12 {
 		u := make([]float64, n)
-		for i := range n {
+		i := 0
+		for ; i+4 <= n; i += 4 { // sums wait for their last product; four run side by side
+			c0, c1, c2, c3 := c[i*n:][:n], c[(i+1)*n:][:n], c[(i+2)*n:][:n], c[(i+3)*n:][:n]
+			var s0, s1, s2, s3 float64
+			for j, x := range v[:n] {
+				s0 += float64(float64(c0[j]) * x)
+				s1 += float64(float64(c1[j]) * x)
+				s2 += float64(float64(c2[j]) * x)
+				s3 += float64(float64(c3[j]) * x)
+			}
+			u[i], u[i+1], u[i+2], u[i+3] = s0, s1, s2, s3
+		}
+		for ; i < n; i++ {
 			for j := range n {
 				u[i] += float64(float64(c[i*n+j]) * v[j])
 			}
 		}
 		w := make([]float64, n)
 		for i := range n {
-			for j := range n {
-				w[j] += float64(float64(c[i*n+j]) * u[i])
+			x := u[i]
+			for j, v := range c[i*n : (i+1)*n] {
+				w[j] += float64(float64(v) * x)
 			}
 		}
 		l := Norm(w)
