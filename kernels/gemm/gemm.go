@@ -100,6 +100,10 @@ type tier struct {
 	// is a multiple of layout.grain; b is the first weight of a packed panel,
 	// whose rows are ldb apart. It touches exactly that part of c.
 	tile func(rows, width, kc int, a []float32, lda int, b []float32, ldb int, c []float32, ldc int, add bool)
+	// stream, if not nil, computes one row of C for streams whole panels from kc
+	// columns of A; the panels' first weights are distance apart.
+	stream  func(kc int, a, b []float32, distance int, c []float32, add bool)
+	streams int
 	// peak is a loop of nothing but multiply-adds, peakFlop operations each time.
 	peak     func(iterations int)
 	peakFlop float64
@@ -172,6 +176,10 @@ func (p *product) run(threads int) {
 
 	blocks := (p.k1 - p.k0 + p.t.kc - 1) / p.t.kc
 	p.kc = ((p.k1-p.k0+blocks-1)/blocks + 3) &^ 3
+	if p.m <= p.t.mr {
+		// Every weight is read once, so it is best read in the order of memory.
+		p.kc = p.k1 - p.k0
+	}
 
 	// Rows first into blocks of about mc, as even as whole tiles allow.
 	p.rowTasks = (p.m + p.t.mc - 1) / p.t.mc
@@ -209,9 +217,29 @@ func (p *product) task(id int, s *scratch) {
 		kc := min(p.kc, p.k1-k0)
 		add := p.add || k0 > p.k0
 		for q := q0; q < q1; q++ {
+			if p.stream(q, q1, i0, i1, k0, kc, add) {
+				q += p.t.streams - 1
+				continue
+			}
 			p.panel(q, i0, i1, k0, kc, add, s)
 		}
 	}
+}
+
+// stream computes a single row of several panels from q on, or returns false where
+// that cannot be done.
+func (p *product) stream(q, q1, i0, i1, k0, kc int, add bool) bool {
+	n := p.t.streams
+	width := n * p.w.layout.panel
+	j0 := q * p.w.layout.panel
+	if p.t.stream == nil || i1-i0 != 1 || q+n > q1 || j0 < p.n0 || j0+width > p.n1 {
+		return false
+	}
+	distance := p.w.layout.panel * p.w.k
+	from := q*distance + k0*p.w.layout.panel
+	b := p.w.data[from : from+(n-1)*distance+kc*p.w.layout.panel]
+	p.t.stream(kc, p.a[i0*p.lda+k0:][:kc], b, distance, p.c[i0*p.ldc+j0:][:width], add)
+	return true
 }
 
 // panel computes rows [i0,i1) of panel q over k [k0,k0+kc).

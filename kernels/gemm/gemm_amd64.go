@@ -49,6 +49,14 @@ func tileAVX512(rows, width, kc int, a []float32, lda int, b []float32, ldb int,
 	avx512Tiles[rows-1][width/16-1](kc, &a[0], lda, &b[0], ldb, &c[0], ldc, add)
 }
 
+func streamAVX2(kc int, a, b []float32, distance int, c []float32, add bool) {
+	avx2Stream(kc, &a[0], &b[0], distance, &c[0], add)
+}
+
+func streamAVX512(kc int, a, b []float32, distance int, c []float32, add bool) {
+	avx512Stream(kc, &a[0], &b[0], distance, &c[0], add)
+}
+
 // interleave8 transposes the first columns of 8 rows for pack.go and returns how
 // many it took, a multiple of 8.
 func interleave8(k int, src []float32, ld int, dst []float32, width int) int {
@@ -77,11 +85,11 @@ func init() {
 	tiers = append(tiers,
 		&candidate{enabled: all(avx512Needs), tier: tier{
 			name: "avx512", layout: layout{panel: 48, grain: 16}, mr: 8, mc: 512, kc: 1024,
-			tile: tileAVX512, peak: avx512Peak, peakFlop: 12 * 16 * 2,
+			tile: tileAVX512, stream: streamAVX512, streams: 4, peak: avx512Peak, peakFlop: 12 * 16 * 2,
 		}},
 		&candidate{enabled: all(avx2Needs), tier: tier{
 			name: "avx2", layout: layout{panel: 24, grain: 8}, mr: 4, mc: 512, kc: 1024,
-			tile: tileAVX2, peak: avx2Peak, peakFlop: 12 * 8 * 2,
+			tile: tileAVX2, stream: streamAVX2, streams: 4, peak: avx2Peak, peakFlop: 12 * 8 * 2,
 		}},
 	)
 	for _, t := range tiers {

@@ -83,6 +83,12 @@ func TestMulSizes(t *testing.T) {
 				check(1+r.IntN(20), n, k, 1)
 			}
 		}
+		// One row takes several panels at a time where that many are whole.
+		for _, n := range []int{95, 96, 97, 120, 191, 192, 193, 240, 385, 431} {
+			for _, k := range []int{1, 2, 3, 577, 2*current().kc + 1} {
+				check(1, n, k, 1+r.IntN(3))
+			}
+		}
 		for threads := range 6 {
 			check(67, 97, 131, threads)
 			check(3, 575, 131, threads)
@@ -113,6 +119,9 @@ func TestMulRange(t *testing.T) {
 		}
 		for i := range cases {
 			m, n, k := 1+r.IntN(40), 1+r.IntN(200), 1+r.IntN(150)
+			if i%4 == 0 {
+				m, n = 1, 1+r.IntN(700)
+			}
 			n0, k0 := r.IntN(n), r.IntN(k)
 			n1, k1 := n0+r.IntN(n-n0+1), k0+r.IntN(k-k0+1)
 			lda, ldc := k+r.IntN(9), n+r.IntN(9)

@@ -56,6 +56,7 @@ func (w *Weights) reset(n, k int) error {
 	size := w.layout.round(n) * k
 	if cap(w.data) < size {
 		w.data = make([]float32, size)
+		preferHugePages(w.data)
 	}
 	w.n, w.k, w.data = n, k, w.data[:size]
 	return nil

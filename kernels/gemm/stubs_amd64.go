@@ -40,6 +40,9 @@ func avx2Tile4x16(kc int, a *float32, lda int, b *float32, ldb int, c *float32, 
 //go:noescape
 func avx2Tile4x24(kc int, a *float32, lda int, b *float32, ldb int, c *float32, ldc int, add bool)
 
+//go:noescape
+func avx2Stream(kc int, a *float32, b *float32, distance int, c *float32, add bool)
+
 func avx2Peak(iterations int)
 
 //go:noescape
@@ -113,6 +116,9 @@ func avx512Tile8x32(kc int, a *float32, lda int, b *float32, ldb int, c *float32
 
 //go:noescape
 func avx512Tile8x48(kc int, a *float32, lda int, b *float32, ldb int, c *float32, ldc int, add bool)
+
+//go:noescape
+func avx512Stream(kc int, a *float32, b *float32, distance int, c *float32, add bool)
 
 func avx512Peak(iterations int)
 

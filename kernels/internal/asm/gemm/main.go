@@ -30,6 +30,13 @@ const unroll = 4
 
 const cacheLine = 64
 
+// streamAhead is how many bytes ahead of its loads a single row prefetches the
+// weights of each panel, of which it reads streams at a time.
+const (
+	streamAhead = 4096
+	streams     = 4
+)
+
 // zero clears a register. VXORPS on ZMM would need AVX512DQ.
 func (x isa) zero(r reg.VecVirtual) {
 	if x.lanes == 16 {
@@ -194,6 +201,70 @@ func (x isa) tile(rows, vectors int) {
 	RET()
 }
 
+// stream emits C[1, streams*panel] (+)= A[1, kc] B for so many panels that lie
+// distance apart. One row reads every weight once, so nothing but memory counts,
+// and memory delivers more to several readers than to one.
+func (x isa) stream() {
+	TEXT(x.name+"Stream", NOSPLIT, "func(kc int, a *float32, b *float32, distance int, c *float32, add bool)")
+	Pragma("noescape")
+	kc := Load(Param("kc"), GP64())
+	a := Load(Param("a"), GP64())
+	b := Load(Param("b"), GP64())
+	distance := Load(Param("distance"), GP64())
+	c := Load(Param("c"), GP64())
+	SHLQ(Imm(2), distance)
+	distance3 := GP64()
+	LEAQ(Mem{Base: distance, Index: distance, Scale: 2}, distance3)
+	width := x.vectors * x.lanes * 4
+	bMem := func(s, disp int) Mem {
+		m := Mem{Base: b, Disp: disp}
+		switch s {
+		case 1, 2:
+			m.Index, m.Scale = distance, uint8(s)
+		case 3:
+			m.Index, m.Scale = distance3, 1
+		}
+		return m
+	}
+	var acc [streams][]reg.VecVirtual
+	for s := range acc {
+		for range x.vectors {
+			r := x.reg()
+			x.zero(r)
+			acc[s] = append(acc[s], r)
+		}
+	}
+	each := func(f func(r reg.VecVirtual, m Mem)) {
+		for s := range acc {
+			for j, r := range acc[s] {
+				f(r, Mem{Base: c, Disp: s*width + j*x.lanes*4})
+			}
+		}
+	}
+	add := Load(Param("add"), GP8())
+	TESTB(add, add)
+	JZ(LabelRef("loop"))
+	each(func(r reg.VecVirtual, m Mem) { VMOVUPS(m, r) })
+	Label("loop")
+	t := x.reg()
+	VBROADCASTSS(Mem{Base: a}, t)
+	for s := range acc {
+		for d := 0; d < width; d += cacheLine {
+			PREFETCHT0(bMem(s, streamAhead+d))
+		}
+		for j, r := range acc[s] {
+			VFMADD231PS(bMem(s, j*x.lanes*4), t, r)
+		}
+	}
+	ADDQ(Imm(4), a)
+	ADDQ(U32(uint32(width)), b)
+	DECQ(kc)
+	JNZ(LabelRef("loop"))
+	each(func(r reg.VecVirtual, m Mem) { VMOVUPS(r, m) })
+	VZEROUPPER()
+	RET()
+}
+
 // interleave emits the transposition of 8 rows of k numbers, ld apart, to k rows
 // of 8, width apart; k is a multiple of 8. Half rows are joined while loading,
 // which leaves two rounds of shuffles for an 8 x 8 block.
@@ -288,6 +359,7 @@ func main() {
 				x.tile(rows, v)
 			}
 		}
+		x.stream()
 		x.peak()
 	}
 	interleave()
