@@ -43,14 +43,14 @@ func planned(c *checkpoint.Checkpoint, o *Options) *changes {
 	}
 	const why = "for stock cache types only: name one with --cache-type-k"
 	g7 := spec.Identity{ID: rotations.IDSlowMean, Name: slowMeanName, Why: why}
-	g8 := spec.Identity{ID: rotations.IDSlowMix, Name: slowMixName, Why: why}
+	g8 := spec.Identity{ID: rotations.IDMix, Name: mixName, Why: why}
 	ch.identities = append([]spec.Identity{g3, g7, g8}, others(c)...)
 	return ch
 }
 
 const (
 	slowMeanName = "slow-mean removal"
-	slowMixName  = "slow-pair mixing"
+	mixName  = "pair mixing"
 )
 
 // measured is the plan for cache types: what measurements will decide about.
@@ -80,14 +80,14 @@ func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
 			}
 		}
 	}
-	g8 := spec.Identity{ID: rotations.IDSlowMix, Name: slowMixName}
+	g8 := spec.Identity{ID: rotations.IDMix, Name: mixName}
 	if err := rotations.CheckMix(c.Config); o.Fuse != FuseNear {
 		g8.Why = g7.Why
 	} else if err != nil {
 		g8.Why = err.Error()
 	} else {
 		g8.Applied = true
-		g8.Why = "if the divergence falls by ten times what the change costs: a matrix over the pairs that hardly turn"
+		g8.Why = "if the divergence falls by ten times what the change costs: a matrix over rotary pairs that RoPE hardly notices"
 		for name := range balanceTargets(c) {
 			ch.targets[name] = append(ch.targets[name], g8.ID)
 			g8.Tensors++
@@ -136,7 +136,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 		}
 	}
 	for _, id := range plan.identities {
-		if slices.Contains([]string{rotations.IDBalance, rotations.IDSlowMean, rotations.IDSlowMix}, id.ID) {
+		if slices.Contains([]string{rotations.IDBalance, rotations.IDSlowMean, rotations.IDMix}, id.ID) {
 			was := id.Applied
 			id.Tensors = count[id.ID]
 			if id.Applied = id.Tensors > 0; id.Applied || was {

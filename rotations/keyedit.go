@@ -18,7 +18,7 @@ type KeyEdit struct {
 	// Turn is T, identity G3; nil for none.
 	Turn *PairTurn
 	// Mix is A, near-identity G8; nil for none.
-	Mix *SlowMix
+	Mix *PairMix
 	// Removal holds delta, near-identity G7; nil for none.
 	Removal *SlowMean
 }
@@ -124,14 +124,6 @@ func foldShift(v *checkpoint.View, layer int, heads []KeyEdit) {
 	v.Edits.Shift(name, IDSlowMean, shift)
 }
 
-// CheckMix says whether dimensions of a model's keys can be mixed.
-func CheckMix(c *family.Config) error {
-	if c.Family.QKNorm != family.NoQKNorm {
-		return fmt.Errorf("family %s normalises queries and keys after their projection (QK-norm), and no matrix passes through the norm", c.Family.Name)
-	}
-	return nil
-}
-
 // sides are the projections that meet in a score: their tensors, how many of
 // their heads share a KV head, and whether they are the queries'.
 func sides(cfg *family.Config) []side {
@@ -153,16 +145,12 @@ func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
 			if m == nil {
 				continue
 			}
-			x := checkpoint.RowMix{Rows: make([]int, len(m.Dims)), Matrix: make([]float32, len(m.Key))}
-			for i, k := range m.Dims {
-				x.Rows[i] = h*d + k
-			}
-			from := m.Key
+			x := checkpoint.RowMix{Rows: make([]int, d), Matrix: toFloat32(m.Key)}
 			if side.query {
-				from = m.Query
+				x.Matrix = toFloat32(m.Query)
 			}
-			for i, a := range from {
-				x.Matrix[i] = float32(a)
+			for i := range x.Rows {
+				x.Rows[i] = h*d + i
 			}
 			mixes = append(mixes, x)
 		}
@@ -171,7 +159,7 @@ func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
 			if _, ok := v.Find(name); !ok {
 				continue
 			}
-			if err := v.Edits.Mix(name, IDSlowMix, mixes); err != nil {
+			if err := v.Edits.Mix(name, IDMix, mixes); err != nil {
 				return err
 			}
 		}

@@ -229,10 +229,10 @@ func TestFoldKeysRefuses(t *testing.T) {
 			"scale":  {{Turn: &rotations.PairTurn{Scale: make([]float32, cfg.HeadDim/2)}}, {}},
 			"length": {{Turn: &rotations.PairTurn{Scale: ones[1:]}}, {}},
 			"angle":  {{Turn: &rotations.PairTurn{Scale: ones, Angle: []float64{math.NaN()}}}, {}},
-			"mix":    {{Mix: &rotations.SlowMix{Dims: []int{1, 1}, Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
+			"mix":    {{Mix: &rotations.PairMix{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
 		}
 		if cfg.Family.QKNorm != family.NoQKNorm {
-			bad["mixed norm"] = []rotations.KeyEdit{{Mix: &rotations.SlowMix{Dims: []int{1}, Key: []float64{1}, Query: []float64{1}}}, {}}
+			bad["mixed norm"] = []rotations.KeyEdit{{Mix: &rotations.PairMix{Key: make([]float64, cfg.HeadDim*cfg.HeadDim), Query: make([]float64, cfg.HeadDim*cfg.HeadDim)}}, {}}
 			a := &rotations.PairTurn{Scale: ones, Angle: make([]float64, len(ones))}
 			bad["norm"] = []rotations.KeyEdit{{Turn: a}, {Turn: a}}
 		}

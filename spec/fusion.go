@@ -40,14 +40,14 @@ type FusionTry struct {
 	F16KLD *float64 `json:"f16_kld,omitempty"`
 }
 
-// FusionHead is what is removed from the keys of one KV head.
+// FusionHead is what G7 and G8 do to the keys of one KV head.
 type FusionHead struct {
 	Layer int `json:"layer"`
 	Head  int `json:"head"`
-	// Removed is the share of the key energy that goes.
+	// Removed is the share of the key energy that G7 takes out.
 	Removed float64 `json:"removed"`
 	// Before and After are the predicted divergences that the cache type causes in
-	// this head alone, Cost that of the removal.
+	// this head alone, Cost that of the changes.
 	Before float64 `json:"before"`
 	After  float64 `json:"after"`
 	Cost   float64 `json:"cost"`

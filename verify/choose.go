@@ -199,7 +199,7 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 	return out, nil
 }
 
-// mixes returns candidates that mix slow pairs too, on top of the best removal, or
+// mixes returns candidates that mix pairs too, on top of the best removal, or
 // of the balance where nothing can be removed.
 func (h *chooser) mixes() []calibrate.Candidate {
 	if !h.o.Near || rotations.CheckMix(h.c.Config) != nil {
@@ -210,7 +210,7 @@ func (h *chooser) mixes() []calibrate.Candidate {
 	if i := h.leader(true); i > 0 {
 		x = h.candidates[i]
 	}
-	return x.Mixed(h.c.Config, h.o.Ctx)
+	return x.Mixed()
 }
 
 // leader returns the candidate of a kind that measured best, 0 if there is none.
@@ -296,14 +296,23 @@ func (h *chooser) measure(ctx context.Context, edits [][][]rotations.KeyEdit, in
 	return out, nil
 }
 
-// heads lists what was removed from each head.
+// heads lists what was done to each head.
 func (h *chooser) heads(c *Choice) {
 	for l, heads := range c.Edits {
 		for i, e := range heads {
+			x := spec.FusionHead{Layer: l, Head: i}
 			if m := e.Removal; m != nil {
-				c.Report.Heads = append(c.Report.Heads, spec.FusionHead{
-					Layer: l, Head: i, Removed: m.Removed, Before: m.Before, After: m.After, Cost: m.Cost,
-				})
+				x.Removed, x.Before, x.After, x.Cost = m.Removed, m.Before, m.After, m.Cost
+			}
+			if m := e.Mix; m != nil {
+				if e.Removal == nil {
+					x.Before = m.Before
+				}
+				x.After = m.After
+				x.Cost += m.Cost
+			}
+			if e.Removal != nil || e.Mix != nil {
+				c.Report.Heads = append(c.Report.Heads, x)
 			}
 		}
 	}

@@ -3,7 +3,6 @@ package calibrate
 import (
 	"fmt"
 	"math"
-	"slices"
 
 	"phaseconv/format/family"
 	"phaseconv/kernels/gemm"
@@ -46,8 +45,8 @@ type KeyFit struct {
 	// Remove takes slow means out; nil does not. A Noise of 0 is measured, head by
 	// head, by storing sampled keys in Cache.
 	Remove *rotations.SlowMeanOptions
-	// Mix, if not 0, mixes the pairs that turn by at most so many radians over the
-	// context that the statistics come from.
+	// Mix, if not 0, mixes pairs, with this weight of the drift; see
+	// rotations.MixOptions. It needs StatsOptions.Samples.
 	Mix     float64
 	Balance BalanceKind
 	// Cache is what the edits are for; Tune goes with Balance ForType.
@@ -114,18 +113,9 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 			delta = out[i].Removal.Delta
 		}
 		stats.AddPairEnergies(q, k, delta)
-		if f.Mix == 0 {
-			continue
-		}
-		if out[i].Mix, err = s.mix(layer, head+i, f.Mix, out[i].Removal); err != nil {
-			return fail(err)
-		}
-		if m := out[i].Mix; m != nil {
-			// A mix balances its pairs among themselves.
-			for p := range half {
-				if x, _ := s.cfg.Pairs.Dims(p, s.cfg.HeadDim); slices.Contains(m.Dims, x) {
-					q[p], k[p] = 1, 1
-				}
+		if f.Mix != 0 {
+			if out[i].Mix, err = s.mix(f, stats, layer, head+i, out[i].Removal); err != nil {
+				return fail(err)
 			}
 		}
 	}
@@ -133,6 +123,11 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 		return nil
 	}
 	turn := &rotations.PairTurn{Scale: rotations.BalanceOf(q, k)}
+	if f.Mix != 0 { // which balances the pairs too
+		for p := range turn.Scale {
+			turn.Scale[p] = 1
+		}
+	}
 	switch f.Balance {
 	case PowerOfTwo:
 		for p, t := range turn.Scale {
@@ -165,6 +160,22 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 // keys that are nearly all mean store better than what comes after them.
 const noiseRounds = 2
 
+// noise measures the cache type's relative error on the balanced keys of a head.
+func (s *KeyStats) noise(f KeyFit, stats *rotations.KeyStats, layer, head int, m *rotations.SlowMean) (float64, error) {
+	sample, err := s.Sample(layer, head, rotations.KeyEdit{Removal: m})
+	if err != nil {
+		return 0, err
+	}
+	half := s.cfg.HeadDim / 2
+	q, k := make([]float64, half), make([]float64, half)
+	var delta []float64
+	if m != nil {
+		delta = m.Delta
+	}
+	stats.AddPairEnergies(q, k, delta)
+	return sample.Noise(&rotations.PairTurn{Scale: rotations.BalanceOf(q, k)}, f.Cache)
+}
+
 // remove solves the program of one head, with its noise measured if need be.
 func (s *KeyStats) remove(f KeyFit, stats *rotations.KeyStats, layer, head int) (*rotations.SlowMean, error) {
 	o := *f.Remove
@@ -178,14 +189,7 @@ func (s *KeyStats) remove(f KeyFit, stats *rotations.KeyStats, layer, head int) 
 		if m, err = rotations.RemoveSlowMean(stats, o); err != nil || round == noiseRounds {
 			return m, err
 		}
-		sample, err := s.Sample(layer, head, rotations.KeyEdit{Removal: m})
-		if err != nil {
-			return nil, err
-		}
-		half := s.cfg.HeadDim / 2
-		q, k := make([]float64, half), make([]float64, half)
-		stats.AddPairEnergies(q, k, m.Delta)
-		if o.Noise, err = sample.Noise(&rotations.PairTurn{Scale: rotations.BalanceOf(q, k)}, f.Cache); err != nil {
+		if o.Noise, err = s.noise(f, stats, layer, head, m); err != nil {
 			return nil, err
 		}
 	}
@@ -210,7 +214,7 @@ func Candidates(cfg *family.Config, cache rotations.CacheRow) []Candidate {
 	if rotations.CheckKeyBias(cfg) != nil {
 		return out
 	}
-	for _, kappa := range []float64{32, 8, 2} {
+	for _, kappa := range []float64{128, 32, 8, 2} {
 		out = append(out, Candidate{
 			Name: fmt.Sprintf("slow means removed (drift weight %g), balance", kappa), Near: true,
 			Fit: KeyFit{Remove: &rotations.SlowMeanOptions{Kappa: kappa}, Balance: ClosedForm, Cache: cache},
@@ -219,29 +223,12 @@ func Candidates(cfg *family.Config, cache rotations.CacheRow) []Candidate {
 	return out
 }
 
-// mixLimits are the turns within the context, in radians, up to which pairs are
-// tried as slow: on Qwen2.5-Coder-0.5B at context 512 limits from 0.1 to 1 lower
-// the divergence alike, and 3 ruins it (docs/slowmean.md).
-var mixLimits = []float64{0.1, 1}
-
-// Mixed returns the candidate with slow pairs mixed, once for each limit under
-// which other pairs are slow in contexts of n tokens.
-func (c Candidate) Mixed(cfg *family.Config, n int) []Candidate {
+// Mixed returns the candidate with pairs mixed, with several weights of the drift.
+func (c Candidate) Mixed() []Candidate {
 	var out []Candidate
-	pairs := 0
-	for _, limit := range mixLimits {
-		slow := 0
-		for l := range cfg.Layers {
-			if s := len(rotations.SlowPairs(cfg.RopeOf(l), span(cfg, l, n), limit)); s > 1 {
-				slow += s
-			}
-		}
-		if slow == pairs {
-			continue
-		}
-		pairs = slow
+	for _, kappa := range []float64{16, 4, 1} {
 		x := c
-		x.Name, x.Near, x.Fit.Mix = fmt.Sprintf("%s, pairs mixed that turn by less than %g", c.Name, limit), true, limit
+		x.Name, x.Near, x.Fit.Mix = fmt.Sprintf("%s, pairs mixed (drift weight %g)", c.Name, kappa), true, kappa
 		out = append(out, x)
 	}
 	return out
@@ -278,13 +265,16 @@ type EditedKeys struct {
 
 // ropes are tables of one kind of layer: as the model turns, with YaRN's
 // magnitude, and purely.
-type ropes struct{ turn, pure *rope.Table }
+type ropes struct {
+	turn, pure *rope.Table
+	moved      *gemm.Weights // of KeyStats with the model's weights
+}
 
 func newRopes(p rope.Params, turn *rope.Table) ropes {
 	if p.Magnitude() == 1 {
-		return ropes{turn, turn}
+		return ropes{turn: turn, pure: turn}
 	}
-	return ropes{turn, rope.NewTable(p.Pure(), turn.Positions())}
+	return ropes{turn: turn, pure: rope.NewTable(p.Pure(), turn.Positions())}
 }
 
 // NewEditedKeys returns the cache for contexts of up to n tokens.
@@ -326,21 +316,26 @@ func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error)
 		}
 	}
 	changed := edit.Turn != nil || edit.Mix != nil
+	var s refmodel.Scorer
 	if e.Inner != nil {
-		s, err := e.Inner.Keys(layer, head, k)
-		if err != nil || s != nil && !changed {
+		var err error
+		if s, err = e.Inner.Keys(layer, head, k); err != nil || s != nil && !changed {
 			return s, err
-		}
-		if s != nil {
-			return &editedQueries{s, edit, t.pure, e.cfg.Pairs, d}, nil
 		}
 	}
 	if !changed {
 		return nil, nil
 	}
-	s := &plainKeys{d: d}
-	s.keys.PackRows(len(k)/d, d, k, d, 1)
-	return &editedQueries{s, edit, t.pure, e.cfg.Pairs, d}, nil
+	if s == nil {
+		plain := &plainKeys{d: d}
+		plain.keys.PackRows(len(k)/d, d, k, d, 1)
+		s = plain
+	}
+	out := &editedQueries{Scorer: s, edit: edit, rope: t.pure, pairs: e.cfg.Pairs, d: d}
+	if edit.Mix != nil {
+		out.mix = edit.Mix.Weights(d, true)
+	}
+	return out, nil
 }
 
 // Values implements refmodel.Cache.
@@ -354,36 +349,33 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 // editKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
 // before it.
 func editKeys(k []float32, d int, e rotations.KeyEdit, pos func(i int) int, t ropes, pairs rope.Layout) {
-	if e.Removal == nil && e.Mix == nil {
-		return
-	}
-	x := make([]float32, d)
-	for i := 0; i < len(k); i += d {
-		row, p := k[i:i+d], pos(i/d)
-		if e.Removal != nil {
+	if e.Removal != nil {
+		x := make([]float32, d)
+		for i := 0; i < len(k); i += d {
 			for j, v := range e.Removal.Delta {
 				x[j] = float32(v)
 			}
-			t.turn.Apply(x, p, pairs)
+			t.turn.Apply(x, pos(i/d), pairs)
 			for j, v := range x {
-				row[j] -= v
+				k[i+j] -= v
 			}
 		}
-		if e.Mix != nil {
-			mixAt(row, e.Mix, p, t.pure, pairs, false)
-		}
+	}
+	if e.Mix != nil {
+		mixRows(k, d, e.Mix.Weights(d, false), pos, t.pure, pairs)
 	}
 }
 
-// mixAt mixes a key or a query after RoPE as weights would before it. Only the
-// mixed numbers change a bit.
-func mixAt(row []float32, m *rotations.SlowMix, pos int, t *rope.Table, pairs rope.Layout, query bool) {
-	x := append([]float32(nil), row...)
-	t.ApplyInverse(x, pos, pairs)
-	m.Apply(x, query)
-	t.Apply(x, pos, pairs)
-	for _, i := range m.Dims {
-		row[i] = x[i]
+// mixRows mixes keys or queries after RoPE, [n, d], as weights would before it.
+func mixRows(x []float32, d int, w *gemm.Weights, pos func(i int) int, t *rope.Table, pairs rope.Layout) {
+	for i := 0; i < len(x); i += d {
+		t.ApplyInverse(x[i:i+d], pos(i/d), pairs)
+	}
+	out := make([]float32, len(x))
+	gemm.Mul(out, d, x, d, len(x)/d, w, 1)
+	copy(x, out)
+	for i := 0; i < len(x); i += d {
+		t.Apply(x[i:i+d], pos(i/d), pairs)
 	}
 }
 
@@ -401,6 +393,7 @@ func (s *plainKeys) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, 
 type editedQueries struct {
 	refmodel.Scorer
 	edit  rotations.KeyEdit
+	mix   *gemm.Weights // of queries, nil for none
 	rope  *rope.Table
 	pairs rope.Layout
 	d     int
@@ -409,13 +402,14 @@ type editedQueries struct {
 func (s *editedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
 	x := make([]float32, n*s.d)
 	for r := range n {
-		row := x[r*s.d : (r+1)*s.d]
-		copy(row, q[r*ldq:])
-		if s.edit.Mix != nil {
-			mixAt(row, s.edit.Mix, pos+r, s.rope, s.pairs, true)
-		}
-		if s.edit.Turn != nil {
-			s.edit.Turn.Apply(row, s.pairs, true)
+		copy(x[r*s.d:(r+1)*s.d], q[r*ldq:])
+	}
+	if s.mix != nil {
+		mixRows(x, s.d, s.mix, func(i int) int { return pos + i }, s.rope, s.pairs)
+	}
+	if s.edit.Turn != nil {
+		for r := 0; r < len(x); r += s.d {
+			s.edit.Turn.Apply(x[r:r+s.d], s.pairs, true)
 		}
 	}
 	s.Scorer.Score(dst, ldd, x, s.d, n, pos, n0, n1)

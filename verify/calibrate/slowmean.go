@@ -3,6 +3,7 @@ package calibrate
 import (
 	"fmt"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"runtime"
 
@@ -59,7 +60,8 @@ type keySums struct {
 	samples     []float32 // [n, D] keys after RoPE
 	sampleShare []float64 // [n]
 	samplePos   []int
-	value2, out []float64 // [D]: sum of squared values, weighted; energy of W_O's columns
+	value2, out []float64    // [D]: sum of squared values, weighted; energy of W_O's columns
+	distance    [2]distances // of the first keys of a window, and of the others
 	windows     int
 }
 
@@ -97,6 +99,9 @@ func (s *KeyStats) Attention(a *refmodel.Attention) error {
 	g := c.Group()
 	if i := sliding(c, a.Layer); s.ropes[i].turn == nil || s.ropes[i].turn.Positions() < a.T {
 		s.ropes[i] = newRopes(c.RopeOf(a.Layer), a.Rope)
+		if s.o.Weights != nil {
+			s.ropes[i].moved = movedTable(a.Rope, c.HeadDim, c.Pairs)
+		}
 	}
 	parts := make([]*querySums, c.Heads)
 	roots := make([][]float64, c.Heads)
@@ -128,6 +133,7 @@ type querySums struct {
 	n             int
 	drift, metric []float64
 	metricPre     []float64
+	distance      [2]distances
 }
 
 // queryHead looks at sampled queries of one window and query head.
@@ -150,18 +156,26 @@ func (s *KeyStats) queryHead(a *refmodel.Attention, window, head int, root []flo
 	if c.IsSliding(a.Layer) {
 		span = c.SlidingWindow
 	}
-	acc := newOuter(d)
-	var u []float32
-	if root != nil {
-		u = s.outputs(a, window, head, root)
+	first := func(i int) int {
+		if span > 0 {
+			return max(0, i-span+1)
+		}
+		return 0
 	}
 	for n, i := range at {
-		lo := 0
-		if span > 0 {
-			lo = max(0, i-span+1)
-		}
+		lo, p := first(i), scores[n*T:(n+1)*T]
+		fmath.Softmax(p[lo:i+1], float32(c.AttnScale))
+		clear(p[:lo])
+		clear(p[i+1:])
+	}
+	acc := newOuter(d)
+	var u *headOutputs
+	if root != nil {
+		u = s.outputs(a, window, head, root, scores)
+	}
+	for n, i := range at {
+		lo := first(i)
 		p := scores[n*T+lo : n*T+i+1]
-		fmath.Softmax(p, float32(c.AttnScale))
 		row := q[n*d : (n+1)*d]
 		for j, v := range p {
 			out.squared[lo+j] += float64(float64(v) * float64(v))
@@ -171,8 +185,11 @@ func (s *KeyStats) queryHead(a *refmodel.Attention, window, head int, root []flo
 		w := curvature
 		if root == nil {
 			acc.drift(a.Rope, row, p, lo, float32(c.AttnScale), c.Pairs)
+			for j, v := range p {
+				out.distance[later(lo+j)].add(i-lo-j, float64(v))
+			}
 		} else {
-			w = acc.output(a.Rope, row, p, lo, float32(c.AttnScale), c.Pairs, u, out.seen)
+			w = acc.output(u, n, row, p, lo, float32(c.AttnScale), c.Pairs, out)
 		}
 		for k := range half {
 			x, y := c.Pairs.Dims(k, d)
@@ -216,12 +233,11 @@ func (s *KeyStats) positions(T, layer, head int) []int {
 
 // outer sums E_i Cov_j(F_ij) as a matrix product of many rows at a time.
 type outer struct {
-	d, n     int
-	x        []float32 // [d, outerRows]: column r is sqrt(p_j) (F_ij - mean)
-	c        []float32
-	w        gemm.Weights
-	sum      []float64
-	y, z, yt []float32 // [n, d], [n, d], [d, n]
+	d, n int
+	x    []float32 // [d, outerRows]: column r is sqrt(p_j) (F_ij - mean)
+	c    []float32
+	w    gemm.Weights
+	sum  []float64
 }
 
 const outerRows = 2048
@@ -270,87 +286,93 @@ func (o *outer) drift(t *rope.Table, q, p []float32, lo int, scale float32, pair
 	}
 }
 
+// headOutputs is what the keys of a window contribute to one query head's output.
+type headOutputs struct {
+	moved *gemm.Weights // see movedTable
+	u     []float32     // [D, T]: L^T v of each value
+	mean  []float32     // [queries, D]: sum_j p_j u_j
+	y     []float32     // [D, T]
+	e     []float32     // [T]
+	size  []float64     // [T]
+}
+
 // output adds G^T G for G = sum_j p_j (u_j - u) F_ij^T, what a shift of the keys
-// does to the head's output u = sum_j p_j u_j to first order. It adds to seen
-// what a unit error in the score of each key does, p_j^2 |u_j - u|^2, and returns
-// the sum of that.
-func (o *outer) output(t *rope.Table, q, p []float32, lo int, scale float32, pairs rope.Layout, u []float32, seen []float64) float64 {
-	d := o.d
-	mean := make([]float64, d)
-	var total float64
-	for j, v := range p {
-		if v < minProbability {
-			continue
-		}
-		for k, x := range u[(lo+j)*d : (lo+j+1)*d] {
-			mean[k] += float64(float64(v) * float64(x))
-		}
-		total += float64(v)
-	}
-	if total == 0 {
-		return 0
-	}
-	for k := range mean {
-		mean[k] /= total
-	}
-	// F is taken relative to that of the query's own position: a constant drops
-	// out, and slow pairs would lose their digits in it.
-	last := append([]float32(nil), q...)
-	t.ApplyInverse(last, lo+len(p)-1, pairs)
-	if cap(o.y) < d*len(p) {
-		o.y, o.z = make([]float32, d*len(p)), make([]float32, d*len(p))
-	}
-	m := 0
-	var sum float64
-	for j, v := range p {
-		if v < minProbability {
-			continue
-		}
-		y, z := o.y[m*d:(m+1)*d], o.z[m*d:(m+1)*d]
-		copy(z, q)
-		t.ApplyInverse(z, lo+j, pairs)
-		for k := range z {
-			z[k] = float32((z[k] - last[k]) * scale)
-		}
-		var e float64
-		for k, x := range u[(lo+j)*d : (lo+j+1)*d] {
-			r := float64(x) - mean[k]
-			e += float64(r * r)
-			y[k] = float32(float64(v) * r)
-		}
-		e *= float64(float64(v) * float64(v))
-		seen[lo+j] += e
-		sum += e
-		m++
-	}
-	// g[k, i] = sum_j y[j, k] z[j, i]
-	o.w.PackT(d, m, o.z, d, 1)
-	o.yt = transpose(o.yt, o.y, m, d)
-	gemm.Mul(o.c, d, o.yt, m, d, &o.w, 1)
+// does to the head's output u = sum_j p_j u_j to first order; F as in drift. It adds
+// to seen what a unit error in the score of each key does, p_j^2 |u_j - u|^2, and to
+// the distances what errors would do that agree in all keys, at most, p_j |u_j - u|
+// sum_k p_k |u_k - u|. It returns the sum of the former.
+func (o *outer) output(x *headOutputs, query int, q, p []float32, lo int, scale float32, pairs rope.Layout, out *querySums) float64 {
+	d, T := o.d, len(x.e)
+	e := x.e[lo : lo+len(p)]
+	clear(e)
 	for k := range d {
-		g := o.c[k*d : (k+1)*d]
+		u, y, mean := x.u[k*T+lo:][:len(p)], x.y[k*T+lo:][:len(p)], x.mean[query*d+k]
+		for j, v := range p {
+			r := u[j] - mean
+			y[j] = v * r
+			e[j] += float32(r * r)
+		}
+	}
+	var sum, all float64
+	size := x.size[:len(p)]
+	for j, v := range p {
+		size[j] = float64(v) * math.Sqrt(float64(e[j]))
+		all += size[j]
+		one := float64(size[j] * size[j])
+		out.seen[lo+j] += one
+		sum += one
+	}
+	for j, v := range size {
+		out.distance[later(lo+j)].add(len(p)-1-j, float64(all*v))
+	}
+	// The constant that F is relative to drops out, because the y of a query sum to 0.
+	gemm.MulRange(o.c, d, x.y, T, d, x.moved, 0, d, lo, lo+len(p), false, 1)
+	g := make([]float64, d)
+	for k := range d {
+		row := o.c[k*d : (k+1)*d]
+		for n := range d / 2 {
+			i, j := pairs.Dims(n, d)
+			a, b, cos, sin := float64(scale*q[i]), float64(scale*q[j]), float64(row[2*n]), float64(row[2*n+1])
+			g[i] = float64(a*cos) + float64(b*sin)
+			g[j] = float64(b*cos) - float64(a*sin)
+		}
 		for i, a := range g {
 			row := o.sum[i*d : (i+1)*d]
 			for j, b := range g {
-				row[j] += float64(float64(a) * float64(b))
+				row[j] += float64(a * b)
 			}
 		}
 	}
 	return sum
 }
 
-// transpose returns the d x n transpose of the n x d matrix x, in dst if it is large enough.
-func transpose(dst, x []float32, n, d int) []float32 {
-	if cap(dst) < n*d {
-		dst = make([]float32, n*d)
-	}
-	dst = dst[:n*d]
+// movedTable packs by how much RoPE differs from that of position 0, as a matrix
+// over positions: rows 2p and 2p+1 are cos - 1 and sin of pair p, times the magnitude.
+func movedTable(t *rope.Table, d int, pairs rope.Layout) *gemm.Weights {
+	n := t.Positions()
+	x := make([]float32, d*n)
+	row := make([]float32, d)
 	for j := range n {
-		for k := range d {
-			dst[k*n+j] = x[j*d+k]
+		clear(row)
+		for p := range d / 2 {
+			i, _ := pairs.Dims(p, d)
+			row[i] = 1
+		}
+		t.ApplyInverse(row, j, pairs)
+		for p := range d / 2 {
+			a, b := pairs.Dims(p, d)
+			x[2*p*n+j], x[(2*p+1)*n+j] = row[a]-x[2*p*n], -row[b]
+			if j == 0 {
+				x[2*p*n] = row[a]
+			}
 		}
 	}
-	return dst
+	for i := 0; i < d; i += 2 {
+		x[i*n] = 0
+	}
+	w := &gemm.Weights{}
+	w.PackRows(d, n, x, n, 1)
+	return w
 }
 
 // outputRoots returns, per query head, a factor L with L L^T = W^T W for the
@@ -402,20 +424,25 @@ func (s *KeyStats) outputRoots(layer int) ([][]float64, error) {
 	return out, nil
 }
 
-// outputs returns L^T v of every value of a window, [T, D].
-func (s *KeyStats) outputs(a *refmodel.Attention, window, head int, root []float64) []float32 {
-	d, kw := s.cfg.HeadDim, s.cfg.KVHeads*s.cfg.HeadDim
+// outputs prepares the outputs of a head for the sampled queries' probabilities, [queries, T].
+func (s *KeyStats) outputs(a *refmodel.Attention, window, head int, root []float64, probs []float32) *headOutputs {
+	d, kw, T := s.cfg.HeadDim, s.cfg.KVHeads*s.cfg.HeadDim, a.T
 	lt := make([]float32, d*d)
 	for i := range d {
 		for j := range d {
 			lt[j*d+i] = float32(root[i*d+j])
 		}
 	}
+	out := &headOutputs{
+		moved: s.ropes[sliding(s.cfg, a.Layer)].moved, u: make([]float32, d*T), mean: make([]float32, len(probs)/T*d),
+		y: make([]float32, d*T), e: make([]float32, T), size: make([]float64, T),
+	}
 	var w gemm.Weights
-	w.PackRows(d, d, lt, d, 1)
-	u := make([]float32, a.T*d)
-	gemm.Mul(u, d, a.V[window*a.T*kw+head/s.cfg.Group()*d:], kw, a.T, &w, 1)
-	return u
+	w.PackRows(T, d, a.V[window*T*kw+head/s.cfg.Group()*d:], kw, 1)
+	gemm.Mul(out.u, T, lt, d, d, &w, 1)
+	w.PackRows(d, T, out.u, T, 1)
+	gemm.Mul(out.mean, d, probs, T, len(probs)/T, &w, 1)
+	return out
 }
 
 func (o *outer) flush() {
@@ -442,6 +469,9 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 		addTo(k.drift, p.drift)
 		addTo(k.metric, p.metric)
 		addTo(k.metricPre, p.metricPre)
+		for i := range k.distance {
+			k.distance[i].merge(&p.distance[i])
+		}
 		k.weight += p.weight
 		k.queries += float64(p.n)
 	}
@@ -467,6 +497,48 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 		k.sample(o, a, window, head, c, attention)
 	}
 	k.windows++
+}
+
+// distances is how far keys are from the queries that feel errors in them: weights
+// in bins of one position below 16 and of an eighth of a power of two above.
+type distances struct {
+	weight, sum [distanceBins]float64 // sum: of weight times distance
+}
+
+const distanceBins = 16 + 8*28
+
+func (d *distances) add(n int, w float64) {
+	i := n
+	if n >= 16 {
+		e := bits.Len(uint(n)) - 1
+		i = min(16+8*(e-4)+(n>>(e-3))&7, distanceBins-1)
+	}
+	d.weight[i] += w
+	d.sum[i] += float64(w * float64(n))
+}
+
+// list returns the distances that were seen, with weights relative to total.
+func (d *distances) list(total float64) []rotations.Distance {
+	var out []rotations.Distance
+	for i, w := range d.weight {
+		if w > 0 {
+			out = append(out, rotations.Distance{Positions: d.sum[i] / w, Weight: w / total})
+		}
+	}
+	return out
+}
+
+// later returns 0 for the first keys of a window, which are sampled one by one, else 1.
+func later(pos int) int {
+	if pos < firstSamples {
+		return 0
+	}
+	return 1
+}
+
+func (d *distances) merge(x *distances) {
+	addTo(d.weight[:], x.weight[:])
+	addTo(d.sum[:], x.sum[:])
 }
 
 func addTo(dst, x []float64) {
@@ -542,43 +614,57 @@ func (s *KeyStats) Sample(layer, head int, e rotations.KeyEdit) (*rotations.KeyS
 		out.Metric[i] = v / k.queries
 	}
 	if e.Mix != nil {
-		// Slow pairs hardly turn, so the mix of a query after RoPE is nearly that before.
+		// What is mixed hardly turns, so the mix of a query after RoPE is nearly that before.
 		out.Metric = e.Mix.Metric(out.Metric, c.HeadDim)
 	}
 	editKeys(out.Keys, c.HeadDim, e, func(i int) int { return k.samplePos[i] }, s.ropes[sliding(c, layer)], c.Pairs)
 	return out, nil
 }
 
-// mix finds the mix of the pairs of one KV head that turn by at most limit
-// radians over the context that the statistics come from.
-func (s *KeyStats) mix(layer, head int, limit float64, removal *rotations.SlowMean) (*rotations.SlowMix, error) {
+// mix finds the mix of the pairs of one KV head after a removal.
+func (s *KeyStats) mix(f KeyFit, stats *rotations.KeyStats, layer, head int, removal *rotations.SlowMean) (*rotations.PairMix, error) {
 	c, d, k := s.cfg, s.cfg.HeadDim, s.heads[layer*s.cfg.KVHeads+head]
-	slow := rotations.SlowPairs(c.RopeOf(layer), span(c, layer, s.ropes[sliding(c, layer)].turn.Positions()), limit)
+	noise, err := s.noise(f, stats, layer, head, removal)
+	if err != nil {
+		return nil, err
+	}
 	sample, err := s.Sample(layer, head, rotations.KeyEdit{Removal: removal})
 	if err != nil {
 		return nil, err
 	}
+	x := &rotations.MixStats{D: d, Pairs: c.Pairs, Queries: make([]float64, d*d), Freq: make([]float64, d/2), Curvature: stats.Curvature, Scale: stats.Scale}
+	copy(x.Freq, c.RopeOf(layer).InvFreq())
 	// Keys are weighed by sum p(1-p) over queries and queries by 1 - sum p^2 over
-	// keys, so both weights have the same total and the mix comes out on the scale
-	// of the other pairs' balance.
+	// keys, so both weights have the same total.
+	for i := range k.distance {
+		x.Keys = append(x.Keys, rotations.MixKeys{Moment: make([]float64, d*d), Distances: k.distance[i].list(k.weight)})
+	}
 	t := s.ropes[sliding(c, layer)].pure // a magnitude is the same for all pairs
-	keys := make([]float64, d*d)
+	var total float64
 	for n, w := range sample.Weights {
-		x := sample.Keys[n*d : (n+1)*d]
-		t.ApplyInverse(x, k.samplePos[n], c.Pairs)
-		for i, a := range x {
-			for j, b := range x {
-				keys[i*d+j] += float64(w * float64(float64(a)*float64(b)))
+		key := sample.Keys[n*d : (n+1)*d]
+		t.ApplyInverse(key, k.samplePos[n], c.Pairs)
+		g := &x.Keys[later(k.samplePos[n])]
+		g.Share += w
+		total += w
+		for i, a := range key {
+			for j, b := range key {
+				g.Moment[i*d+j] += float64(w * float64(float64(a)*float64(b)))
 			}
 		}
 	}
-	return rotations.MixSlow(keys, k.metricPre, d, c.Pairs, slow)
-}
-
-// span is how far apart a query and a key of a layer can be in contexts of n tokens.
-func span(c *family.Config, layer, n int) int {
-	if c.IsSliding(layer) {
-		return min(n, c.SlidingWindow)
+	for i := range x.Keys {
+		g := &x.Keys[i]
+		if g.Share == 0 {
+			continue
+		}
+		for j := range g.Moment {
+			g.Moment[j] /= g.Share
+		}
+		g.Share /= total
 	}
-	return n
+	for i, v := range k.metricPre {
+		x.Queries[i] = v / total
+	}
+	return rotations.FindMix(x, rotations.MixOptions{Noise: noise, Kappa: f.Mix})
 }

@@ -301,7 +301,7 @@ func TestEditedKeys(t *testing.T) {
 		{"powers of two", PowerOfTwo, 0, tiny.Options{}},
 		{"tuned", ForType, 0, tiny.Options{}},
 		{"mix", NoBalance, 1, tiny.Options{}},
-		{"mix of all pairs, tuned", ForType, 1000, tiny.Options{}},
+		{"mix, tuned", ForType, 0.01, tiny.Options{}},
 		// YaRN turns and multiplies.
 		{"yarn, mix", ClosedForm, 1, tiny.Options{Config: map[string]any{"rope_scaling": map[string]any{
 			"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}}},
