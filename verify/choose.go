@@ -3,7 +3,6 @@ package verify
 import (
 	"context"
 	"fmt"
-	"math"
 
 	"phaseconv/format/checkpoint"
 	"phaseconv/rotations"
@@ -57,7 +56,7 @@ const (
 // Choose fits the changes of weights that might help a pair of stock cache types,
 // measures each on text it was not fitted to, and returns the best that is worth
 // it: one that changes more is taken only if it beats what changes less by more
-// than two standard errors, and a near-identity only if the divergence
+// than three standard errors of the difference, and a near-identity only if the divergence
 // falls by ten times what the change costs with F16 caches.
 func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Choice, error) {
 	cfg := c.Config
@@ -245,10 +244,16 @@ func (h *chooser) try(ctx context.Context) error {
 	return err
 }
 
-// better says whether a beats b by more than chance: by two standard errors of
-// the difference, because several candidates are tried.
+// better says whether a beats b by more than chance: by three standard errors of
+// the mean difference, token by token, because several candidates are tried and
+// tokens differ more than candidates do.
 func better(a, b ppl.Divergence) bool {
-	return a.Mean+2*math.Hypot(a.MeanErr, b.MeanErr) < b.Mean
+	diff := make([]float64, len(a.KLD))
+	for i, v := range a.KLD {
+		diff[i] = v - b.KLD[i]
+	}
+	mean, err := ppl.MeanErr(diff)
+	return mean+3*err < 0
 }
 
 // maxTries bounds how many candidates run side by side: each holds its hidden

@@ -52,7 +52,7 @@ while [ $i -lt "$rounds" ]; do
 	timed float "$tmp/forward" -model "$gguf" -text "$text" -chunks "$chunks" -threads "$threads"
 	perplexity llama16 "$text" 16
 	rm -rf "$tmp/artifact"
-	timed convert "$tmp/phaseconv" convert "$source" -o "$tmp/artifact" --calib "$calibration" --eval "$text" --threads "$threads"
+	timed convert "$tmp/phaseconv" convert "$source" -o "$tmp/artifact" --calib "$calibration" --calib-tokens 6144 --eval "$text" --threads "$threads"
 	timed onebit "$tmp/forward" -artifact "$tmp/artifact" -text "$text" -chunks "$chunks" -threads "$threads"
 	i=$((i + 1))
 done
