@@ -143,7 +143,7 @@ func (s *Sample) Spectrum() ([]float64, error) {
 	for i, v := range s.Keys {
 		x[i] = v - mean[i%d]
 	}
-	xt := transpose(x, n, d)
+	xt := gemm.Transpose(nil, x, n, d)
 	var w gemm.Weights
 	w.PackRows(d, n, xt, n, s.Threads)
 	cov := make([]float32, d*d)

@@ -178,7 +178,7 @@ func (s *Sample) ScoreLoss(c *Code) float64 {
 			row[j] = float32((float64(row[j]) - v) * weight)
 		}
 	}
-	et := transpose(e, n, d)
+	et := gemm.Transpose(nil, e, n, d)
 	var w gemm.Weights
 	w.PackRows(d, n, et, n, s.Threads)
 	cov := make([]float32, d*d)
@@ -427,23 +427,6 @@ func (f *l1max) correlate() []float32 {
 	c := make([]float32, f.d*f.d)
 	gemm.Mul(c, f.d, f.y, f.n, f.d, &f.dims, f.threads)
 	return c
-}
-
-func transpose(x []float32, rows, cols int) []float32 {
-	// In squares: whole columns at once would touch a page of out for every number.
-	const side = 16
-	out := make([]float32, len(x))
-	for i0 := 0; i0 < rows; i0 += side {
-		for j0 := 0; j0 < cols; j0 += side {
-			for j := j0; j < min(cols, j0+side); j++ {
-				to := out[j*rows:]
-				for i := i0; i < min(rows, i0+side); i++ {
-					to[i] = x[i*cols+j]
-				}
-			}
-		}
-	}
-	return out
 }
 
 // DataFree returns a code that needs no calibration: raw, srht or random,

@@ -146,7 +146,7 @@ func (f *frameFit) project(keys, mean, root []float32) []float32 {
 func (f *frameFit) take(keys, mean, root []float32) {
 	f.n = len(keys) / f.d
 	f.x = f.project(keys, mean, root)
-	f.xt = transpose(f.x, f.n, f.d)
+	f.xt = gemm.Transpose(nil, f.x, f.n, f.d)
 	f.energy = make([]float64, f.n)
 	for i := range f.energy {
 		x := f.x[i*f.d : (i+1)*f.d]
@@ -172,7 +172,7 @@ func (f *frameFit) init() {
 			unit[i*d+j] = float32(float64(v) / norm)
 		}
 	}
-	ut := transpose(unit, n, d)
+	ut := gemm.Transpose(nil, unit, n, d)
 	var w gemm.Weights
 	w.PackRows(d, n, ut, n, f.threads)
 	cov := make([]float32, d*d)

@@ -328,9 +328,9 @@ func (r *Residual) written(t *checkpoint.Tensor, row0, n int, dst []float32) err
 			if err := r.src.ReadRows(t, part*d, d, x); err != nil {
 				return err
 			}
-			byColumn := transpose(x, d, cols)
+			byColumn := gemm.Transpose(nil, x, d, cols)
 			r.q.Apply(byColumn, r.threads)
-			r.last.t, r.last.part, r.last.x = t, part, transpose(byColumn, cols, d)
+			r.last.t, r.last.part, r.last.x = t, part, gemm.Transpose(nil, byColumn, cols, d)
 		}
 		k := min(row0+n, (part+1)*d) - at
 		copy(dst[(at-row0)*cols:], r.last.x[(at-part*d)*cols:(at-part*d+k)*cols])

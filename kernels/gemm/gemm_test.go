@@ -399,3 +399,20 @@ func TestPeak(t *testing.T) {
 		}
 	})
 }
+
+// TestTranspose also reuses a buffer, of another size.
+func TestTranspose(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	var dst []float32
+	for _, s := range [][2]int{{1, 1}, {17, 33}, {16, 16}, {0, 5}, {5, 0}, {64, 15}, {3, 100}} {
+		x := random(r, s[0]*s[1])
+		dst = Transpose(dst, x, s[0], s[1])
+		for i := range s[0] {
+			for j := range s[1] {
+				if dst[j*s[0]+i] != x[i*s[1]+j] {
+					t.Fatalf("%d x %d: wrong number at %d, %d", s[0], s[1], i, j)
+				}
+			}
+		}
+	}
+}

@@ -3,6 +3,7 @@ package gemm
 import (
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 )
 
@@ -206,4 +207,23 @@ func (w *Weights) interleave(j0, j1 int, src []float32, ld int) {
 			d[4], d[5], d[6], d[7] = s4[p], s5[p], s6[p], s7[p]
 		}
 	}
+}
+
+// Transpose returns the transpose of x, rows x cols, in dst where that has room.
+// It goes in squares: whole columns at once would touch a page of the result for
+// every number.
+func Transpose(dst, x []float32, rows, cols int) []float32 {
+	const side = 16
+	dst = slices.Grow(dst[:0], len(x))[:len(x)]
+	for i0 := 0; i0 < rows; i0 += side {
+		for j0 := 0; j0 < cols; j0 += side {
+			for j := j0; j < min(cols, j0+side); j++ {
+				to := dst[j*rows:]
+				for i := i0; i < min(rows, i0+side); i++ {
+					to[i] = x[i*cols+j]
+				}
+			}
+		}
+	}
+	return dst
 }

@@ -398,7 +398,7 @@ func metric(windows []*meeting, d, threads int) []float64 {
 	total := 0
 	for _, x := range windows {
 		n := len(x.queries) / d
-		t = transposed(t[:0], x.queries, n, d)
+		t = gemm.Transpose(t, x.queries, n, d)
 		w.PackT(d, n, x.queries, d, threads)
 		gemm.MulAdd(m, d, t, n, d, &w, threads)
 		total += n
@@ -408,22 +408,4 @@ func metric(windows []*meeting, d, threads int) []float64 {
 		out[i] = float64(v) / float64(total)
 	}
 	return out
-}
-
-// transposed appends the transpose of x to dst. It goes in squares: whole columns
-// at once would touch a page of dst for every number.
-func transposed(dst, x []float32, rows, cols int) []float32 {
-	const side = 16
-	dst = slices.Grow(dst, len(x))[:len(x)]
-	for i0 := 0; i0 < rows; i0 += side {
-		for j0 := 0; j0 < cols; j0 += side {
-			for j := j0; j < min(cols, j0+side); j++ {
-				to := dst[j*rows:]
-				for i := i0; i < min(rows, i0+side); i++ {
-					to[i] = x[i*cols+j]
-				}
-			}
-		}
-	}
-	return dst
 }
