@@ -198,18 +198,24 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 	return out, nil
 }
 
-// mixes returns candidates that mix pairs too, on top of the best removal, or
-// of the balance where nothing can be removed.
+// mixes returns candidates that mix pairs too, on top of the best removal and of the
+// one that drifts less, in case the best one costs too much; or of the balance
+// where nothing can be removed.
 func (h *chooser) mixes() []calibrate.Candidate {
 	if !h.o.Near || rotations.CheckMix(h.c.Config) != nil {
 		return nil
 	}
-	x := h.candidates[h.leader(false)]
-	x.Name, x.Fit.Balance = "balance", calibrate.ClosedForm
-	if i := h.leader(true); i > 0 {
-		x = h.candidates[i]
+	i := h.leader(true)
+	if i == 0 {
+		x := h.candidates[h.leader(false)]
+		x.Name, x.Fit.Balance = "balance", calibrate.ClosedForm
+		return x.Mixed(16, 4, 1)
 	}
-	return x.Mixed()
+	var out []calibrate.Candidate
+	if less := h.candidates[i-1]; less.Near {
+		out = less.Mixed(16, 4)
+	}
+	return append(out, h.candidates[i].Mixed(16, 4, 1)...)
 }
 
 // leader returns the candidate of a kind that measured best, 0 if there is none.

@@ -223,10 +223,10 @@ func Candidates(cfg *family.Config, cache rotations.CacheRow) []Candidate {
 	return out
 }
 
-// Mixed returns the candidate with pairs mixed, with several weights of the drift.
-func (c Candidate) Mixed() []Candidate {
+// Mixed returns the candidate with pairs mixed, once for each weight of the drift.
+func (c Candidate) Mixed(kappas ...float64) []Candidate {
 	var out []Candidate
-	for _, kappa := range []float64{16, 4, 1} {
+	for _, kappa := range kappas {
 		x := c
 		x.Name, x.Near, x.Fit.Mix = fmt.Sprintf("%s, pairs mixed (drift weight %g)", c.Name, kappa), true, kappa
 		out = append(out, x)
