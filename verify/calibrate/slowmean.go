@@ -233,11 +233,12 @@ func (s *KeyStats) positions(T, layer, head int) []int {
 
 // outer sums E_i Cov_j(F_ij) as a matrix product of many rows at a time.
 type outer struct {
-	d, n int
-	x    []float32 // [d, outerRows]: column r is sqrt(p_j) (F_ij - mean)
-	c    []float32
-	w    gemm.Weights
-	sum  []float64
+	d, n  int
+	x     []float32 // [d, outerRows]: column r is sqrt(p_j) (F_ij - mean)
+	c     []float32
+	w     gemm.Weights
+	sum   []float64
+	g, gt []float32 // [d, d], of output
 }
 
 const outerRows = 2048
@@ -327,22 +328,22 @@ func (o *outer) output(x *headOutputs, query int, q, p []float32, lo int, scale 
 	}
 	// The constant that F is relative to drops out, because the y of a query sum to 0.
 	gemm.MulRange(o.c, d, x.y, T, d, x.moved, 0, d, lo, lo+len(p), false, 1)
-	g := make([]float64, d)
+	if o.g == nil {
+		o.g = make([]float32, d*d)
+	}
 	for k := range d {
-		row := o.c[k*d : (k+1)*d]
+		row, g := o.c[k*d:(k+1)*d], o.g[k*d:(k+1)*d]
 		for n := range d / 2 {
 			i, j := pairs.Dims(n, d)
 			a, b, cos, sin := float64(scale*q[i]), float64(scale*q[j]), float64(row[2*n]), float64(row[2*n+1])
-			g[i] = float64(a*cos) + float64(b*sin)
-			g[j] = float64(b*cos) - float64(a*sin)
-		}
-		for i, a := range g {
-			row := o.sum[i*d : (i+1)*d]
-			for j, b := range g {
-				row[j] += float64(a * b)
-			}
+			g[i] = float32(float64(a*cos) + float64(b*sin))
+			g[j] = float32(float64(b*cos) - float64(a*sin))
 		}
 	}
+	o.w.PackT(d, d, o.g, d, 1)
+	o.gt = gemm.Transpose(o.gt, o.g, d, d)
+	gemm.Mul(o.c, d, o.gt, d, d, &o.w, 1)
+	addTo32(o.sum, o.c)
 	return sum
 }
 
@@ -451,9 +452,7 @@ func (o *outer) flush() {
 	}
 	o.w.PackRows(o.d, o.n, o.x, outerRows, 1)
 	gemm.Mul(o.c, o.d, o.x, outerRows, o.d, &o.w, 1)
-	for i, v := range o.c {
-		o.sum[i] += float64(v)
-	}
+	addTo32(o.sum, o.c)
 	o.n = 0
 }
 
@@ -667,4 +666,10 @@ func (s *KeyStats) mix(f KeyFit, stats *rotations.KeyStats, layer, head int, rem
 		x.Queries[i] = v / total
 	}
 	return rotations.FindMix(x, rotations.MixOptions{Noise: noise, Kappa: f.Mix})
+}
+
+func addTo32(dst []float64, x []float32) {
+	for i, v := range x {
+		dst[i] += float64(v)
+	}
 }
