@@ -50,7 +50,7 @@ func planned(c *checkpoint.Checkpoint, o *Options) *changes {
 
 const (
 	slowMeanName = "slow-mean removal"
-	mixName  = "pair mixing"
+	mixName      = "pair mixing"
 )
 
 // measured is the plan for cache types: what measurements will decide about.
