@@ -21,6 +21,8 @@ type Sample struct {
 	// Layer, Head and Seed select the random numbers.
 	Layer, Head int
 	Seed        uint64
+	// Draft ends the fit of a frame early, for codes that are only measured, not used.
+	Draft bool
 	// Threads for matrix products; results do not depend on it.
 	Threads int
 	// Stop, if set, is asked between the steps of a fit; an error that it returns

@@ -12,6 +12,7 @@ import (
 // Settings of the frame fit, from measurements in docs/.
 const (
 	frameSteps = 6
+	frameDraft = 3 // of a draft
 	frameLast  = 2 // of them
 	// metricShrink mixes the identity into the query metric: directions that no
 	// calibration query used must not become free.
@@ -40,12 +41,16 @@ func (s *Sample) frame(b int) (*Code, []Point, error) {
 	f.take(few.Keys, mean, toFloat32(root))
 	f.init()
 	var curve []Point
-	for step := range frameSteps {
+	steps := frameSteps
+	if s.Draft {
+		steps = frameDraft
+	}
+	for step := range steps {
 		if err := f.solve(); err != nil {
 			return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
 		}
 		// The last rounds use the encoder as a runtime will: from scratch; and all keys.
-		last := step >= frameSteps-frameLast
+		last := step >= steps-frameLast
 		if last && f.n < s.N() {
 			f.take(s.Keys, mean, toFloat32(root))
 		}

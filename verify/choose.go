@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"phaseconv/format/checkpoint"
 	"phaseconv/rotations"
@@ -55,9 +56,10 @@ const (
 
 // Choose fits the changes of weights that might help a pair of stock cache types,
 // measures each on text it was not fitted to, and returns the best that is worth
-// it: one that changes more is taken only if it beats what changes less by more
-// than three standard errors of the difference, and a near-identity only if the divergence
-// falls by ten times what the change costs with F16 caches.
+// it. One that changes more is taken only if it beats what changes less by more
+// than chance: exact ones, and near-identities against exact ones, by three standard
+// errors of the difference, near-identities among themselves by one. And the
+// divergence must fall by ten times what a near-identity costs with F16 caches.
 func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Choice, error) {
 	cfg := c.Config
 	target, err := kvcache.NewStock(cfg, o.Cache.K, o.Cache.V, o.Cache.Rotation)
@@ -81,7 +83,7 @@ func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Ch
 		return nil, fmt.Errorf("%s has %d windows of %d tokens; %d are needed to fit changes for this context and to compare them; take a longer text or a shorter --target-ctx",
 			o.Text.Name, len(w.Tokens), o.Ctx, fit+compare)
 	}
-	held := &ppl.Windows{Ctx: w.Ctx, Tokens: w.Tokens[fit:], Targets: w.Targets[fit*w.PerWindow():]}
+	held := w.Part(fit, len(w.Tokens))
 	m := refmodel.New(cfg, c, o.Threads)
 	stats, err := calibrate.NewKeyStats(cfg, calibrate.StatsOptions{
 		Queries: chooseQueries(o.Ctx), Samples: chooseSamples(o.Ctx), Weights: c, Seed: o.Seed, Threads: m.Threads,
@@ -122,8 +124,8 @@ type chooser struct {
 	stats        *calibrate.KeyStats
 	base         ppl.Stream
 
-	candidates []calibrate.Candidate
-	edits      [][][]rotations.KeyEdit // of the candidates, as far as they were tried
+	candidates []calibrate.Candidate // that were tried
+	edits      [][][]rotations.KeyEdit
 	kld        []ppl.Divergence
 }
 
@@ -138,84 +140,126 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 	} else if h.o.Near {
 		out.Report.Refused = h.o.NoKeyBias
 	}
-	for _, x := range calibrate.Candidates(h.c.Config, row) {
-		if !x.Near || h.o.Near && h.o.NoKeyBias == "" {
-			h.candidates = append(h.candidates, x)
-		}
-	}
-	if err := h.try(ctx); err != nil {
+	if err := h.try(ctx, calibrate.Candidates(row)...); err != nil {
 		return nil, err
 	}
-	if mixed := h.mixes(); len(mixed) > 0 {
-		h.candidates = append(h.candidates, mixed...)
-		if err := h.try(ctx); err != nil {
-			return nil, err
-		}
+	if err := h.near(ctx, row); err != nil {
+		return nil, err
 	}
 	// Tuning takes long: only the best of each kind is worth it.
-	for _, near := range []bool{false, true} {
-		i := h.leader(near)
-		if i == 0 {
-			continue
-		}
-		x := h.candidates[i]
-		if !near { // powers of two are no start for finer scales
-			x.Name, x.Fit.Balance = "balance", calibrate.ClosedForm
-		}
-		h.candidates = append(h.candidates, x.Tuned(h.o.Seed))
-	}
-	if err := h.try(ctx); err != nil {
-		return nil, err
-	}
-	kld, candidates, edits := h.kld, h.candidates, h.edits
-	for i, x := range candidates {
-		out.Report.Tried = append(out.Report.Tried, spec.FusionTry{
-			Name: x.Name, Near: x.Near, KLD: kld[i].Mean, KLDErr: kld[i].MeanErr, PPLRatio: kld[i].Ratio, SameTop: kld[i].SameTop,
-		})
-	}
-	best := 0
-	for i, x := range candidates {
-		if !x.Near && better(kld[i], kld[best]) {
-			best = i
-		}
-	}
-	exact := best
-	for i, x := range candidates {
-		if !x.Near || !better(kld[i], kld[best]) {
-			continue
-		}
-		cost, err := h.measure(ctx, edits[i:i+1], h.half, "measuring what the change costs")
-		if err != nil {
+	if i := h.leader(true); i > 0 {
+		if err := h.try(ctx, h.candidates[i].Tuned(h.o.Seed)); err != nil {
 			return nil, err
 		}
-		out.Report.Tried[i].F16KLD = &cost[0].Mean
-		if kld[exact].Mean-kld[i].Mean >= nearGain*cost[0].Mean {
-			best = i
+	}
+	// An exact tuning gains a quarter; where that cannot decide, nothing is lost without it.
+	exact, near := h.leader(false), h.leader(true)
+	if near == 0 || h.kld[near].Mean > hopeless*h.kld[exact].Mean {
+		x := h.candidates[exact] // powers of two are no start for finer scales
+		x.Name, x.Fit.Balance = "balance", calibrate.ClosedForm
+		if err := h.try(ctx, x.Tuned(h.o.Seed)); err != nil {
+			return nil, err
 		}
 	}
-	out.Edits, out.Report.Chosen = edits[best], candidates[best].Name
+	best, err := h.decide(ctx, out.Report)
+	if err != nil {
+		return nil, err
+	}
+	out.Edits, out.Report.Chosen = h.edits[best], h.candidates[best].Name
 	h.heads(out)
 	return out, nil
 }
 
-// mixes returns candidates that mix pairs too, on top of the best removal and of the
-// one that drifts less, in case the best one costs too much; or of the balance
-// where nothing can be removed.
-func (h *chooser) mixes() []calibrate.Candidate {
-	if !h.o.Near || rotations.CheckMix(h.c.Config) != nil {
+// hopeless is the share of the best exact change's divergence below which a
+// near-identity's lies out of reach of tuning.
+const hopeless = 0.5
+
+// near tries near-identities: removals, then mixes on top of the best one.
+func (h *chooser) near(ctx context.Context, row rotations.CacheRow) error {
+	if !h.o.Near {
 		return nil
 	}
-	i := h.leader(true)
-	if i == 0 {
-		x := h.candidates[h.leader(false)]
-		x.Name, x.Fit.Balance = "balance", calibrate.ClosedForm
-		return x.Mixed(16, 4, 1)
+	base := h.candidates[h.leader(false)]
+	base.Name, base.Fit.Balance = "balance", calibrate.ClosedForm
+	var less *calibrate.Candidate // what drifts less than the base of the mixes
+	if rotations.CheckKeyBias(h.c.Config) == nil && h.o.NoKeyBias == "" {
+		removals := []float64{128, 32, 8, 2}
+		at, err := h.descend(ctx, removals, 1, func(k float64) calibrate.Candidate { return calibrate.Removal(k, row) })
+		if err != nil {
+			return err
+		}
+		base = calibrate.Removal(removals[at], row)
+		if at > 0 {
+			x := calibrate.Removal(removals[at-1], row)
+			less = &x
+		}
 	}
-	var out []calibrate.Candidate
-	if less := h.candidates[i-1]; less.Near {
-		out = less.Mixed(16, 4)
+	if rotations.CheckMix(h.c.Config) != nil {
+		return nil
 	}
-	return append(out, h.candidates[i].Mixed(16, 4, 1)...)
+	mixes := []float64{16, 4, 1}
+	at, err := h.descend(ctx, mixes, 0, base.Mixed)
+	if err != nil || less == nil {
+		return err
+	}
+	// In case the best removal costs too much.
+	return h.try(ctx, less.Mixed(mixes[at]))
+}
+
+// descend tries two neighbours of a list of weights, from index start on, and goes
+// on towards the better one until things get worse. It returns where the best is.
+func (h *chooser) descend(ctx context.Context, weights []float64, start int, of func(weight float64) calibrate.Candidate) (int, error) {
+	first := len(h.kld)
+	if err := h.try(ctx, of(weights[start]), of(weights[start+1])); err != nil {
+		return 0, err
+	}
+	at, step, best := start, -1, h.kld[first].Mean
+	if h.kld[first+1].Mean < best {
+		at, step, best = start+1, 1, h.kld[first+1].Mean
+	}
+	for next := at + step; next >= 0 && next < len(weights); next += step {
+		i := len(h.kld)
+		if err := h.try(ctx, of(weights[next])); err != nil {
+			return 0, err
+		}
+		if h.kld[i].Mean >= best {
+			break
+		}
+		at, best = next, h.kld[i].Mean
+	}
+	return at, nil
+}
+
+// decide fills in the report and returns the candidate to take.
+func (h *chooser) decide(ctx context.Context, report *spec.Fusion) (int, error) {
+	order := make([]int, len(h.candidates))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return h.candidates[a].Drift(h.candidates[b]) })
+	exact := order[0]
+	for _, i := range order {
+		if !h.candidates[i].Near && better(h.kld[i], h.kld[exact], 3) {
+			exact = i
+		}
+	}
+	best := exact
+	for _, i := range order {
+		d := &h.kld[i]
+		try := spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Near, KLD: d.Mean, KLDErr: d.MeanErr, PPLRatio: d.Ratio, SameTop: d.SameTop}
+		if try.Near && better(*d, h.kld[exact], 3) && (best == exact || better(*d, h.kld[best], 1)) {
+			cost, err := h.measure(ctx, h.edits[i:i+1], h.half, "measuring what the change costs")
+			if err != nil {
+				return 0, err
+			}
+			try.F16KLD = &cost[0].Mean
+			if h.kld[exact].Mean-d.Mean >= nearGain*cost[0].Mean {
+				best = i
+			}
+		}
+		report.Tried = append(report.Tried, try)
+	}
+	return best, nil
 }
 
 // leader returns the candidate of a kind that measured best, 0 if there is none.
@@ -229,10 +273,10 @@ func (h *chooser) leader(near bool) int {
 	return best
 }
 
-// try fits and measures the candidates that were not tried yet.
-func (h *chooser) try(ctx context.Context) error {
-	from := len(h.edits)
-	for i, x := range h.candidates[from:] {
+// try fits and measures more candidates.
+func (h *chooser) try(ctx context.Context, more ...calibrate.Candidate) error {
+	var edits [][][]rotations.KeyEdit
+	for i, x := range more {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -240,26 +284,25 @@ func (h *chooser) try(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", x.Name, err)
 		}
-		h.edits = append(h.edits, e)
+		edits = append(edits, e)
 		if h.o.Progress != nil {
-			h.o.Progress("fitting changes of keys", i+1, len(h.candidates)-from)
+			h.o.Progress("fitting changes of keys", i+1, len(more))
 		}
 	}
-	kld, err := h.measure(ctx, h.edits[from:], h.target, "comparing changes of keys")
-	h.kld = append(h.kld, kld...)
+	kld, err := h.measure(ctx, edits, h.target, "comparing changes of keys")
+	h.candidates, h.edits, h.kld = append(h.candidates, more...), append(h.edits, edits...), append(h.kld, kld...)
 	return err
 }
 
-// better says whether a beats b by more than chance: by three standard errors of
-// the mean difference, token by token, because several candidates are tried and
-// tokens differ more than candidates do.
-func better(a, b ppl.Divergence) bool {
+// better says whether a beats b by so many standard errors of the mean
+// difference, token by token, because tokens differ more than candidates do.
+func better(a, b ppl.Divergence, errs float64) bool {
 	diff := make([]float64, len(a.KLD))
 	for i, v := range a.KLD {
 		diff[i] = v - b.KLD[i]
 	}
 	mean, err := ppl.MeanErr(diff)
-	return mean+3*err < 0
+	return mean+errs*err < 0
 }
 
 // maxTries bounds how many candidates run side by side: each holds its hidden

@@ -265,7 +265,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if !checks.Add("source", err, "the source is the one that was converted") {
 		return nil, nil
 	}
-	run := func(step string, weights refmodel.Weights) (ppl.Stream, error) {
+	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Stream, error) {
 		m := refmodel.New(o.Source.Config, weights, o.Threads)
 		lane := &refmodel.Lane{}
 		if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{lane}, refmodel.Options{Progress: o.Progress.of(step)}); err != nil {
@@ -273,7 +273,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 		}
 		return ppl.Scored(m, w, lane)
 	}
-	src, err := run("running the source", o.Source)
+	src, err := run("running the source", o.Source, w)
 	if err != nil {
 		return nil, err
 	}
@@ -283,15 +283,20 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 			return nil, err
 		}
 	}
-	floor, err := run("measuring the rounding floor", &checkpoint.View{Checkpoint: o.Source, Edits: edits, Round: roundBF16})
+	first := w.Part(0, 1) // enough for a floor, of which 100 are allowed
+	floor, err := run("measuring the rounding floor", &checkpoint.View{Checkpoint: o.Source, Edits: edits, Round: roundBF16}, first)
 	if err != nil {
 		return nil, err
 	}
-	res, err := ppl.Measure(ctx, w, src, got, floor)
+	res, err := ppl.Measure(ctx, w, src, got)
 	if err != nil {
 		return nil, err
 	}
-	g, f := &res.Divergences[0], &res.Divergences[1]
+	least, err := ppl.Measure(ctx, first, src.Part(w, 1), floor)
+	if err != nil {
+		return nil, err
+	}
+	g, f := &res.Divergences[0], &least.Divergences[0]
 	note, err := preserved(a, g, f)
 	checks.Add("function preserved", err, note)
 	return &spec.FunctionJSON{

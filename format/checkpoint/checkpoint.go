@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 
 	"phaseconv/format/family"
 	"phaseconv/format/tokenizer"
@@ -83,6 +84,9 @@ type Checkpoint struct {
 	order   []string
 	b       backend
 	stamps  map[string]stamp
+
+	digesting sync.Mutex
+	digest    string // once it is known
 }
 
 // stamp recognises a file that changes while it is in use.
@@ -229,8 +233,24 @@ func (c *Checkpoint) Unchanged() error {
 
 // Digest returns the SHA-256 that identifies the source: of the file itself for
 // a single GGUF file, otherwise of the lines "<sha256>  <name>\n" of all model
-// files sorted by name (what `sha256sum` prints).
+// files sorted by name (what `sha256sum` prints). The files are read once; later
+// calls only see to it that they are Unchanged.
 func (c *Checkpoint) Digest() (string, error) {
+	c.digesting.Lock()
+	defer c.digesting.Unlock()
+	var err error
+	if c.digest == "" {
+		c.digest, err = c.readDigest()
+	} else {
+		err = c.Unchanged()
+	}
+	if err != nil {
+		return "", err
+	}
+	return c.digest, nil
+}
+
+func (c *Checkpoint) readDigest() (string, error) {
 	files := c.b.files()
 	if len(files) == 1 && c.Container == GGUF {
 		return FileDigest(files[0])

@@ -32,7 +32,7 @@ var Allocs = []string{AllocUniform, AllocSensitivity, AllocAngle}
 // How much text an allotment looks at.
 const (
 	allotWindows = 2       // to fit to
-	allotTokens  = 1 << 14 // of one window, once for each layer; so deep models get shorter ones
+	allotTokens  = 1 << 13 // of one window, once for each layer; so deep models get shorter ones
 	allotLeast   = 64      // but not shorter than this
 	layerLanes   = 8       // layers measured at a time, each with hidden states of its own
 )
@@ -241,7 +241,7 @@ func (s *surveyor) Attention(a *refmodel.Attention) error {
 	}
 	codes, heads, errs := make([]*rotations.Code, c.KVHeads), make([]surveyed, c.KVHeads), make([]error, c.KVHeads)
 	refmodel.Parallel(o.Threads, c.KVHeads, func(h int) {
-		xs[h].Seed = o.Seed
+		xs[h].Seed, xs[h].Draft = o.Seed, true
 		codes[h], heads[h], errs[h] = s.head(xs[h])
 	})
 	s.codes, s.heads = append(s.codes, codes), append(s.heads, heads)

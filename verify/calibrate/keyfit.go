@@ -1,6 +1,7 @@
 package calibrate
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 
@@ -17,11 +18,11 @@ type BalanceKind int
 const (
 	// NoBalance leaves scales as they are.
 	NoBalance BalanceKind = iota
+	// PowerOfTwo takes the closed form rounded to powers of two: rows of quantised
+	// weights then keep their stored digits.
+	PowerOfTwo
 	// ClosedForm takes the scales that suit any type with errors alike in all directions.
 	ClosedForm
-	// PowerOfTwo rounds those to powers of two: rows of quantised weights then keep
-	// their stored digits.
-	PowerOfTwo
 	// ForType starts from the closed form and tunes it to the cache type. It needs
 	// StatsOptions.Samples.
 	ForType
@@ -203,35 +204,54 @@ type Candidate struct {
 	Fit  KeyFit
 }
 
-// Candidates lists what is worth measuring for a cache, the least change first.
+// Candidates lists the exact changes worth measuring for a cache, the least first.
 // The first changes nothing. None takes long to fit; see Tuned.
-func Candidates(cfg *family.Config, cache rotations.CacheRow) []Candidate {
-	out := []Candidate{
+func Candidates(cache rotations.CacheRow) []Candidate {
+	return []Candidate{
 		{Name: "as published"},
 		{Name: "balance, powers of two", Fit: KeyFit{Balance: PowerOfTwo, Cache: cache}},
 		{Name: "balance", Fit: KeyFit{Balance: ClosedForm, Cache: cache}},
 	}
-	if rotations.CheckKeyBias(cfg) != nil {
-		return out
-	}
-	for _, kappa := range []float64{128, 32, 8, 2} {
-		out = append(out, Candidate{
-			Name: fmt.Sprintf("slow means removed (drift weight %g), balance", kappa), Near: true,
-			Fit: KeyFit{Remove: &rotations.SlowMeanOptions{Kappa: kappa}, Balance: ClosedForm, Cache: cache},
-		})
-	}
-	return out
 }
 
-// Mixed returns the candidate with pairs mixed, once for each weight of the drift.
-func (c Candidate) Mixed(kappas ...float64) []Candidate {
-	var out []Candidate
-	for _, kappa := range kappas {
-		x := c
-		x.Name, x.Near, x.Fit.Mix = fmt.Sprintf("%s, pairs mixed (drift weight %g)", c.Name, kappa), true, kappa
-		out = append(out, x)
+// Removal returns the candidate that takes slow means out, with this weight of the
+// drift, and balances what is left. Models whose keys take no bias cannot have it.
+func Removal(kappa float64, cache rotations.CacheRow) Candidate {
+	return Candidate{
+		Name: fmt.Sprintf("slow means removed (drift weight %g), balance", kappa), Near: true,
+		Fit: KeyFit{Remove: &rotations.SlowMeanOptions{Kappa: kappa}, Balance: ClosedForm, Cache: cache},
 	}
-	return out
+}
+
+// Mixed returns the candidate with pairs mixed, with this weight of the drift.
+func (c Candidate) Mixed(kappa float64) Candidate {
+	c.Name, c.Near, c.Fit.Mix = fmt.Sprintf("%s, pairs mixed (drift weight %g)", c.Name, kappa), true, kappa
+	return c
+}
+
+// Drift compares candidates by how much they may change the model's function: it
+// is negative where c may change less than d.
+func (c Candidate) Drift(d Candidate) int {
+	weights := func(c Candidate) (removal, mix float64) {
+		removal, mix = math.Inf(1), math.Inf(1)
+		if c.Fit.Remove != nil {
+			removal = c.Fit.Remove.Kappa
+		}
+		if c.Fit.Mix != 0 {
+			mix = c.Fit.Mix
+		}
+		return removal, mix
+	}
+	r, m := weights(c)
+	r2, m2 := weights(d)
+	// A mix moves more than any removal.
+	if mixed, mixed2 := !math.IsInf(m, 1), !math.IsInf(m2, 1); mixed != mixed2 {
+		if mixed {
+			return 1
+		}
+		return -1
+	}
+	return cmp.Or(cmp.Compare(r2, r), cmp.Compare(m2, m), cmp.Compare(c.Fit.Balance, d.Fit.Balance))
 }
 
 // Tuned returns the candidate with its balance tuned to the cache type: scales

@@ -1,6 +1,7 @@
 package calibrate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -354,7 +355,7 @@ func TestMeasuredNoise(t *testing.T) {
 	c := open(t, "qwen2", tiny.Options{Seed: 7, HeadDim: 32, Hidden: 128})
 	s := collect(t, c, StatsOptions{Samples: 40, Seed: 1, Threads: 2}, windows(c.Config, 3, 48))
 	row := rotations.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
-	for i, x := range Candidates(c.Config, row) {
+	for i, x := range append(Candidates(row), Removal(32, row)) {
 		edits, err := s.Fit(x.Fit)
 		if err != nil {
 			t.Fatalf("%s: %v", x.Name, err)
@@ -372,6 +373,20 @@ func TestMeasuredNoise(t *testing.T) {
 	}
 	if lo, m, hi := cost(0.003), cost(0), cost(0.015); !(lo < m && m < hi) {
 		t.Errorf("cost %g with measured noise, %g with 0.003, %g with 0.015", m, lo, hi)
+	}
+}
+
+// TestDrift: candidates are ordered by how much they may change a model.
+func TestDrift(t *testing.T) {
+	var row rotations.CacheRow
+	order := append(Candidates(row), Removal(32, row), Removal(8, row), Removal(8, row).Tuned(1),
+		Removal(32, row).Mixed(4), Removal(8, row).Mixed(16), Removal(8, row).Mixed(4), Removal(8, row).Mixed(4).Tuned(1))
+	for i, x := range order {
+		for j, y := range order {
+			if got := x.Drift(y); got != cmp.Compare(i, j) {
+				t.Errorf("%s against %s: %d", x.Name, y.Name, got)
+			}
+		}
 	}
 }
 
@@ -411,9 +426,6 @@ func TestFitRefuses(t *testing.T) {
 	}
 	if _, err := s.Fit(KeyFit{Balance: ForType, Cache: rotations.CacheRow{Type: gguf.TypeQ4_0}}); err == nil {
 		t.Error("a balance was tuned without keys")
-	}
-	if n := len(Candidates(c.Config, rotations.CacheRow{})); n != 3 {
-		t.Errorf("%d candidates where nothing can be removed", n)
 	}
 	if _, err := s.ValueBalance(0, 0); err == nil {
 		t.Error("values were balanced without weights")

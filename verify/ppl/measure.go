@@ -32,6 +32,11 @@ func Scored(m *refmodel.Model, w *Windows, lane *refmodel.Lane) (Stream, error) 
 	return Stream{m, normed}, err
 }
 
+// Part returns the stream of the first n of the windows w.
+func (s Stream) Part(w *Windows, n int) Stream {
+	return Stream{s.Model, s.Normed[:n*w.PerWindow()*s.Model.Config.Hidden]}
+}
+
 // Perplexity is the result of one stream.
 type Perplexity struct {
 	PPL    float64 // exp of the mean negative log-likelihood

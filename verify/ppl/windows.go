@@ -21,6 +21,12 @@ func (w *Windows) First() int { return w.Ctx / 2 }
 // PerWindow returns how many predictions of a window are scored.
 func (w *Windows) PerWindow() int { return w.Ctx - 1 - w.First() }
 
+// Part returns windows [from, to).
+func (w *Windows) Part(from, to int) *Windows {
+	n := w.PerWindow()
+	return &Windows{Ctx: w.Ctx, Tokens: w.Tokens[from:to], Targets: w.Targets[from*n : to*n]}
+}
+
 // Cut makes at most chunks windows of ctx tokens (all that fit when chunks <= 0).
 // bos < 0 leaves the first token as it is.
 func Cut(ids []int32, ctx, chunks int, bos int32) (*Windows, error) {
