@@ -31,10 +31,10 @@ var Allocs = []string{AllocUniform, AllocSensitivity, AllocAngle}
 
 // How much text an allotment looks at.
 const (
-	allotWindows = 2       // to fit to
-	allotTokens  = 1 << 13 // of one window, once for each layer; so deep models get shorter ones
-	allotLeast   = 64      // but not shorter than this
-	layerLanes   = 8       // layers measured at a time, each with hidden states of its own
+	allotWindows = 2        // to fit to
+	allotTokens  = 11 << 10 // of one window, once for each layer; so deep models get shorter ones
+	allotLeast   = 64       // but not shorter than this
+	layerLanes   = 8        // layers measured at a time, each with hidden states of its own
 )
 
 // Even spreads bits per number evenly over the heads of a model, [layer][KV head].
@@ -86,7 +86,7 @@ func Allot(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc stri
 	case AllocSensitivity:
 		last := windows[len(windows)-1]
 		last = last[:min(len(last), max(allotLeast, allotTokens/c.Layers))]
-		damage, err := damages(ctx, m, first, [][]int32{last}, o)
+		damage, err := damages(ctx, m, first, last, o)
 		if err != nil {
 			return nil, err
 		}
@@ -170,7 +170,7 @@ func (t *angleTap) Attention(a *refmodel.Attention) error {
 
 // damages returns what each head is expected to cost with so many signs, in nats
 // of the model's divergence.
-func damages(ctx context.Context, m *refmodel.Model, fit, measure [][]int32, o Options) ([]rotations.DamageCurve, error) {
+func damages(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]rotations.DamageCurve, error) {
 	c := m.Config
 	s := &surveyor{ctx: ctx, cfg: c, o: o, scale: map[[2]int][]float32{}}
 	opt := refmodel.Options{Tap: s, Progress: func(done, _ int) { o.step(done, 2*c.Layers) }}
@@ -182,7 +182,7 @@ func damages(ctx context.Context, m *refmodel.Model, fit, measure [][]int32, o O
 		return nil, err
 	}
 	cache.Scale = func(l, h int) []float32 { return s.scale[[2]int{l, h}] }
-	kld, err := LayerKLD(ctx, m, measure, cache, func(done, _ int) { o.step(c.Layers+done, 2*c.Layers) })
+	kld, err := LayerKLD(ctx, m, [][]int32{measure}, len(measure)/4, cache, func(done, _ int) { o.step(c.Layers+done, 2*c.Layers) })
 	if err != nil {
 		return nil, err
 	}
@@ -261,12 +261,12 @@ func (s *surveyor) head(x *rotations.Sample) (*rotations.Code, surveyed, error) 
 }
 
 // LayerKLD returns by how much predictions diverge when the keys of one layer
-// alone are coded, for each layer, over the second half of each window. tick, if
+// alone are coded, for each layer, at positions from on of each window. tick, if
 // not nil, is told how many layers are done.
-func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, cache *kvcache.Codes, tick func(done, total int)) ([]ppl.Divergence, error) {
+func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache *kvcache.Codes, tick func(done, total int)) ([]ppl.Divergence, error) {
 	w := &ppl.Windows{Ctx: len(windows[0]), Tokens: windows}
 	for _, ids := range windows {
-		w.Targets = append(w.Targets, ids[w.First()+1:]...)
+		w.Targets = append(w.Targets, ids[from+1:]...)
 	}
 	var out []ppl.Divergence
 	var base ppl.Stream
@@ -294,13 +294,13 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, cache *
 		start = next.Hidden
 		var err error
 		if l0 == 0 {
-			if base, err = ppl.Scored(m, w, float); err != nil {
+			if base, err = ppl.ScoredFrom(m, w.Ctx, from, float); err != nil {
 				return nil, err
 			}
 		}
 		var streams []ppl.Stream
 		for _, l := range coded {
-			s, err := ppl.Scored(m, w, l)
+			s, err := ppl.ScoredFrom(m, w.Ctx, from, l)
 			if err != nil {
 				return nil, err
 			}

@@ -22,11 +22,17 @@ type Stream struct {
 
 // Scored returns the Stream of a lane that ran w's windows.
 func Scored(m *refmodel.Model, w *Windows, lane *refmodel.Lane) (Stream, error) {
+	return ScoredFrom(m, w.Ctx, w.First(), lane)
+}
+
+// ScoredFrom returns the Stream of the predictions at positions from on of windows
+// of n tokens.
+func ScoredFrom(m *refmodel.Model, n, from int, lane *refmodel.Lane) (Stream, error) {
 	d := m.Config.Hidden
 	// The last position predicts a token outside the window.
 	var rows []float32
-	for at := 0; at < len(lane.Hidden); at += w.Ctx * d {
-		rows = append(rows, lane.Hidden[at+w.First()*d:at+(w.Ctx-1)*d]...)
+	for at := 0; at < len(lane.Hidden); at += n * d {
+		rows = append(rows, lane.Hidden[at+from*d:at+(n-1)*d]...)
 	}
 	normed, err := m.FinalNorm(rows)
 	return Stream{m, normed}, err

@@ -169,26 +169,18 @@ func (p *prober) quick(windows [][]int32) (*tap, error) {
 
 // measure compares lanes with the base at positions [from, T-1) of every window.
 func (p *prober) measure(windows [][]int32, from int, base *refmodel.Lane, lanes []*refmodel.Lane) (*ppl.Result, error) {
-	T, d := len(windows[0]), p.o.Config.Hidden
+	T := len(windows[0])
 	w := &ppl.Windows{Ctx: T, Tokens: windows}
 	for _, ids := range windows {
 		w.Targets = append(w.Targets, ids[from+1:]...)
 	}
-	stream := func(l *refmodel.Lane) (ppl.Stream, error) {
-		var rows []float32
-		for at := 0; at < len(l.Hidden); at += T * d {
-			rows = append(rows, l.Hidden[at+from*d:at+(T-1)*d]...)
-		}
-		normed, err := p.m.FinalNorm(rows)
-		return ppl.Stream{Model: p.m, Normed: normed}, err
-	}
-	b, err := stream(base)
+	b, err := ppl.ScoredFrom(p.m, T, from, base)
 	if err != nil {
 		return nil, err
 	}
 	var streams []ppl.Stream
 	for _, l := range lanes {
-		s, err := stream(l)
+		s, err := ppl.ScoredFrom(p.m, T, from, l)
 		if err != nil {
 			return nil, err
 		}
@@ -220,7 +212,7 @@ func (p *prober) detail() error {
 	if err != nil {
 		return err
 	}
-	kld, err := calibrate.LayerKLD(p.ctx, p.m, p.o.Windows[:1], cache, p.step("coding one layer at a time"))
+	kld, err := calibrate.LayerKLD(p.ctx, p.m, p.o.Windows[:1], len(p.o.Windows[0])/2, cache, p.step("coding one layer at a time"))
 	if err != nil {
 		return err
 	}
