@@ -42,15 +42,17 @@ func planned(c *checkpoint.Checkpoint, o *Options) *changes {
 		g3.Tensors = len(ch.targets)
 	}
 	const why = "for stock cache types only: name one with --cache-type-k"
+	g2 := spec.Identity{ID: rotations.IDValues, Name: valuesName, Exact: true, Why: "for stock cache types only: name one with --cache-type-v"}
 	g7 := spec.Identity{ID: rotations.IDSlowMean, Name: slowMeanName, Why: why}
 	g8 := spec.Identity{ID: rotations.IDMix, Name: mixName, Why: why}
-	ch.identities = append([]spec.Identity{g3, g7, g8}, others(c)...)
+	ch.identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)
 	return ch
 }
 
 const (
 	slowMeanName = "slow-mean removal"
 	mixName      = "pair mixing"
+	valuesName   = "V/O transform"
 )
 
 // measured is the plan for cache types: what measurements will decide about.
@@ -60,6 +62,23 @@ func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
 		g3.Why = "if it measures better than no change: " + g3.Why
 		ch.targets = balanceTargets(c)
 		g3.Tensors = len(ch.targets)
+	}
+	g2 := spec.Identity{ID: rotations.IDValues, Name: valuesName, Exact: true}
+	switch {
+	case o.Fuse == FuseNone:
+		g2.Why = "switched off"
+	case !o.Cache.V.Quantized():
+		g2.Why = "for quantised values only: name a type with --cache-type-v"
+	default:
+		g2.Applied, g2.Why = true, "if it measures better than no change: a matrix per KV head between values and output projection"
+		for l := range c.Config.Layers {
+			for _, part := range []string{"attn_v.weight", "attn_v.bias", "attn_output.weight"} {
+				if name := family.Name(l, part); exists(c, name) {
+					ch.targets[name] = append(ch.targets[name], g2.ID)
+					g2.Tensors++
+				}
+			}
+		}
 	}
 	g7 := spec.Identity{ID: rotations.IDSlowMean, Name: slowMeanName}
 	err := rotations.CheckKeyBias(c.Config)
@@ -93,7 +112,7 @@ func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
 			g8.Tensors++
 		}
 	}
-	ch.identities = append([]spec.Identity{g3, g7, g8}, others(c)...)
+	ch.identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)
 	return ch
 }
 
@@ -136,7 +155,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 		}
 	}
 	for _, id := range plan.identities {
-		if slices.Contains([]string{rotations.IDBalance, rotations.IDSlowMean, rotations.IDMix}, id.ID) {
+		if slices.Contains([]string{rotations.IDValues, rotations.IDBalance, rotations.IDSlowMean, rotations.IDMix}, id.ID) {
 			was := id.Applied
 			id.Tensors = count[id.ID]
 			if id.Applied = id.Tensors > 0; id.Applied || was {

@@ -126,7 +126,6 @@ func others(c *checkpoint.Checkpoint) []spec.Identity {
 	}
 	return []spec.Identity{
 		{ID: "G1", Name: "residual rotation", Exact: true, Why: "not folded by this version"},
-		{ID: "G2", Name: "V/O transform", Exact: true, Why: "not folded by this version; values stay float"},
 		{ID: idAngle, Name: "K/Q pair angles", Exact: true, Why: angles},
 		{ID: "G4", Name: "FFN scales", Exact: true, Why: "not folded by this version"},
 		{ID: "G6", Name: "centring after RoPE", Exact: true, Why: "part of the code, applied at run time"},

@@ -41,7 +41,7 @@ const (
 
 // parts of an edit in the file, with their element types.
 var foldParts = []struct{ name, dtype string }{
-	{"mix.rows", "I32"}, {"mix", "F32"}, {"scale", "F32"}, {"partner", "I32"}, {"cross", "F32"}, {"cols", "F32"}, {"shift", "F32"},
+	{"mix.rows", "I32"}, {"mix", "F32"}, {"colmix.cols", "I32"}, {"colmix", "F32"}, {"scale", "F32"}, {"partner", "I32"}, {"cross", "F32"}, {"shift", "F32"},
 }
 
 // foldBytes returns one part of an edit as it is stored, nil when it has none.
@@ -58,22 +58,28 @@ func foldBytes(e *checkpoint.Edit, part string) []byte {
 		put(e.Scale)
 	case "cross":
 		put(e.Cross)
-	case "cols":
-		put(e.Cols)
 	case "shift":
 		put(e.Shift)
-	case "mix":
-		for _, m := range e.Mix {
+	case "mix", "colmix":
+		for _, m := range *mixesOf(e, part) {
 			put(m.Matrix)
 		}
-	case "mix.rows":
-		for _, m := range e.Mix {
+	case "mix.rows", "colmix.cols":
+		for _, m := range *mixesOf(e, part) {
 			index(m.Rows)
 		}
 	case "partner":
 		index(e.Partner)
 	}
 	return b.Bytes()
+}
+
+// mixesOf returns the mixes of an edit that a part of the file holds.
+func mixesOf(e *checkpoint.Edit, part string) *[]checkpoint.RowMix {
+	if strings.HasPrefix(part, "col") {
+		return &e.ColMix
+	}
+	return &e.Mix
 }
 
 // Write writes the fold as a safetensors file.
@@ -191,8 +197,7 @@ func readFold(f *safetensors.File) (*Fold, error) {
 func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoint.Edit, error) {
 	e := &checkpoint.Edit{}
 	rows := -1
-	var mixRows []int
-	var mix []float32
+	mixed, matrices := map[string][]int{}, map[string][]float32{}
 	for _, p := range foldParts {
 		full := name + "." + p.name
 		t, ok := f.Find(full)
@@ -204,7 +209,9 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 			return nil, fmt.Errorf("tensor %.80s is %s %v, expected %s and one dimension", full, t.DType, t.Shape, p.dtype)
 		}
 		n := t.Shape[0]
-		if p.name != "cols" && p.name != "mix" && p.name != "mix.rows" {
+		of, _, _ := strings.Cut(p.name, ".")
+		isMix := of == "mix" || of == "colmix"
+		if !isMix {
 			if rows >= 0 && rows != n {
 				return nil, fmt.Errorf("tensor %.80s has %d numbers, the other parts of the edit %d", full, n, rows)
 			}
@@ -215,9 +222,9 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 			if err := binary.Read(f.Reader(t), binary.LittleEndian, raw); err != nil {
 				return nil, err
 			}
-			if p.name == "mix.rows" {
+			if isMix {
 				for _, v := range raw {
-					mixRows = append(mixRows, int(v))
+					mixed[of] = append(mixed[of], int(v))
 				}
 				continue
 			}
@@ -240,14 +247,12 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 			}
 		}
 		switch p.name {
-		case "mix":
-			mix = x
+		case "mix", "colmix":
+			matrices[of] = x
 		case "scale":
 			e.Scale = x
 		case "cross":
 			e.Cross = x
-		case "cols":
-			e.Cols = x
 		case "shift":
 			e.Shift = x
 		}
@@ -255,17 +260,22 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 	if (e.Partner == nil) != (e.Cross == nil) {
 		return nil, fmt.Errorf("tensor %.80s has one of cross and partner without the other", name)
 	}
-	if len(mixRows) > 0 || len(mix) > 0 {
-		// Mixes of one tensor are alike: each has as many rows as its matrix is wide.
-		n := len(mix) / max(len(mixRows), 1)
-		if n == 0 || len(mix) != n*len(mixRows) || len(mixRows)%n != 0 {
-			return nil, fmt.Errorf("tensor %.80s mixes %d rows with %d numbers, which is no list of square matrices", name, len(mixRows), len(mix))
+	for _, part := range []string{"mix", "colmix"} {
+		of, m := mixed[part], matrices[part]
+		if len(of) == 0 && len(m) == 0 {
+			continue
 		}
-		for i := 0; i < len(mixRows); i += n {
-			e.Mix = append(e.Mix, checkpoint.RowMix{Rows: mixRows[i : i+n], Matrix: mix[i*n : (i+n)*n]})
+		// Mixes of one tensor are alike: each has as many rows as its matrix is wide.
+		n := len(m) / max(len(of), 1)
+		if n == 0 || len(m) != n*len(of) || len(of)%n != 0 {
+			return nil, fmt.Errorf("tensor %.80s: %s has %d indices and %d numbers, which is no list of square matrices", name, part, len(of), len(m))
+		}
+		to := mixesOf(e, part)
+		for i := 0; i < len(of); i += n {
+			*to = append(*to, checkpoint.RowMix{Rows: of[i : i+n], Matrix: m[i*n : (i+n)*n]})
 		}
 	}
-	if rows < 0 && e.Cols == nil && e.Mix == nil {
+	if rows < 0 && e.ColMix == nil && e.Mix == nil {
 		return nil, fmt.Errorf("tensor %.80s is listed as edited, but nothing is done to it", name)
 	}
 	return e, nil

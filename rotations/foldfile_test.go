@@ -23,7 +23,7 @@ func testFold() *Fold {
 			"blk.0.attn_k.bias":   {Shift: []float32{1, 2, 3, -4}, By: []string{"G7", "G3"}},
 			"blk.1.attn_k.weight": {By: []string{"G8"}, Mix: []checkpoint.RowMix{
 				{Rows: []int{3, 1}, Matrix: []float32{1, 2, 3, 4}}, {Rows: []int{0, 7}, Matrix: []float32{5, 6, 7, -8}}}},
-			"blk.1.attn_output.weight": {Cols: []float32{7, 8, 9}, By: []string{"G2"}},
+			"blk.1.attn_output.weight": {By: []string{"G2"}, ColMix: []checkpoint.RowMix{{Rows: []int{2}, Matrix: []float32{9}}, {Rows: []int{0}, Matrix: []float32{-7}}}},
 		},
 		Added: map[string]*checkpoint.Tensor{"blk.0.attn_k.bias": {Name: "blk.0.attn_k.bias", Layer: 0, Shape: []int{4}, Type: "F32"}},
 	}
@@ -40,8 +40,8 @@ func writeFold(t testing.TB, f *Fold) string {
 
 // TestFoldFile: what is read is what was written, in every field of an edit.
 func TestFoldFile(t *testing.T) {
-	// The ids are no part, and a mix is two.
-	if n := reflect.TypeFor[checkpoint.Edit]().NumField(); n != len(foldParts) {
+	// The ids are no part, and each mix is two.
+	if n := reflect.TypeFor[checkpoint.Edit]().NumField(); n-1+2 != len(foldParts) {
 		t.Errorf("an edit has %d fields, the file knows %d parts", n, len(foldParts))
 	}
 	for _, f := range []*Fold{testFold(), {SourceSHA256: strings.Repeat("0b", 32), Edits: checkpoint.Edits{}, Added: map[string]*checkpoint.Tensor{}}} {
@@ -70,7 +70,11 @@ func TestFoldRefuses(t *testing.T) {
 		says string
 	}{
 		{"NaN", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Scale[1] = float32(math.NaN()) }, "blk.0.attn_k.weight.scale: number 1"},
-		{"infinite", func(f *Fold) { f.Edits["blk.1.attn_output.weight"].Cols[2] = float32(math.Inf(1)) }, "cols: number 2"},
+		{"infinite", func(f *Fold) { f.Edits["blk.1.attn_output.weight"].ColMix[1].Matrix[0] = float32(math.Inf(1)) }, "colmix: number 1"},
+		{"no square", func(f *Fold) { f.Edits["blk.1.attn_output.weight"].ColMix[1].Matrix = []float32{1, 2} }, "no list of square matrices"},
+		{"rows alone", func(f *Fold) {
+			f.Edits["blk.1.attn_k.weight"].Mix[0].Matrix, f.Edits["blk.1.attn_k.weight"].Mix[1].Matrix = nil, nil
+		}, "mix has 4 indices and 0 numbers"},
 		{"partner outside", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Partner[0] = 4 }, "partner: number 0 is 4"},
 		{"partner negative", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Partner[1] = -1 }, "partner: number 1 is -1"},
 		{"partners that do not meet", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Partner = []int{1, 2, 3, 0} }, "no partner"},
@@ -132,21 +136,19 @@ func TestFoldView(t *testing.T) {
 	v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}
 	for l := range cfg.Layers {
 		var keys []KeyEdit
-		var values [][]float32
 		for h := range cfg.KVHeads {
 			e := KeyEdit{Turn: &PairTurn{Scale: make([]float32, cfg.HeadDim/2), Angle: make([]float64, cfg.HeadDim/2)}, Removal: &SlowMean{Delta: make([]float64, cfg.HeadDim)}}
-			s := make([]float32, cfg.HeadDim)
-			for i := range s {
-				s[i] = 1 + float32(i+h)/7
+			n := cfg.HeadDim
+			e.Values = &PairMix{Key: make([]float64, n*n), Query: make([]float64, n*n)}
+			for i := range n {
+				// What is folded needs not be inverse here.
+				e.Values.Key[i*n+(i+1)%n], e.Values.Query[i*n+(i+3)%n] = 1+float64(i+h)/7, 1+float64(i)/3
 				e.Removal.Delta[i] = float64(i-h) / 3
 				e.Turn.Scale[i/2], e.Turn.Angle[i/2] = 1+float32(i)/5, float64(l+i)/9
 			}
-			keys, values = append(keys, e), append(values, s)
+			keys = append(keys, e)
 		}
 		if err := FoldKeys(v, l, keys); err != nil {
-			t.Fatal(err)
-		}
-		if err := FoldValues(v, l, values); err != nil {
 			t.Fatal(err)
 		}
 	}

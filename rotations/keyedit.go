@@ -13,7 +13,8 @@ import (
 const IDValues = "G2"
 
 // A KeyEdit is what a change of weights does to the keys of one KV head before
-// RoPE: k becomes T A (k - delta), and the queries that meet it change inversely.
+// RoPE: k becomes T A (k - delta), and the queries that meet it change inversely;
+// and to its values.
 type KeyEdit struct {
 	// Turn is T, identity G3; nil for none.
 	Turn *PairTurn
@@ -21,6 +22,9 @@ type KeyEdit struct {
 	Mix *PairMix
 	// Removal holds delta, near-identity G7; nil for none.
 	Removal *SlowMean
+	// Values multiplies values by its Key, and what leaves the head by the inverse,
+	// identity G2; nil for none.
+	Values *PairMix
 }
 
 // ErrNoKeyBias is why a model's keys cannot be shifted.
@@ -41,14 +45,15 @@ func CheckKeyBias(c *family.Config) error {
 // FoldKeys adds the edits of one layer's KV heads to a view of the checkpoint:
 // delta to the key bias, which becomes a new tensor of the view where the model
 // has none, mixes, scales and angles to the rows of W_K and W_Q and to their biases, or
-// with QK-norm scales alone to the norms' gains.
+// with QK-norm scales alone to the norms' gains; mixes of values to the rows of W_V
+// and its bias, and inversely to the columns of W_O that each query head of the group meets.
 func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 	cfg := v.Config
 	if len(heads) != cfg.KVHeads {
 		return fmt.Errorf("layer %d: key edits for %d of %d KV heads", layer, len(heads), cfg.KVHeads)
 	}
 	fail := func(h int, err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, h, err) }
-	shifted, mixed, turned := false, false, false
+	shifted, mixed, turned, valued := false, false, false, false
 	for h, e := range heads {
 		if e.Turn != nil {
 			if err := e.Turn.Check(cfg.HeadDim); err != nil {
@@ -67,6 +72,12 @@ func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 				return fail(h, err)
 			}
 			mixed = true
+		}
+		if e.Values != nil {
+			if err := e.Values.Check(cfg.HeadDim); err != nil {
+				return fail(h, err)
+			}
+			valued = true
 		}
 		if e.Removal != nil {
 			if err := CheckKeyBias(cfg); err != nil {
@@ -91,6 +102,11 @@ func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 	}
 	if mixed {
 		if err := foldMixes(v, layer, heads); err != nil {
+			return fmt.Errorf("layer %d: %w", layer, err)
+		}
+	}
+	if valued {
+		if err := foldValues(v, layer, heads); err != nil {
 			return fmt.Errorf("layer %d: %w", layer, err)
 		}
 	}
@@ -136,35 +152,76 @@ type side struct {
 	query bool
 }
 
-func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	d := v.Config.HeadDim
-	for _, side := range sides(v.Config) {
-		var mixes []checkpoint.RowMix
-		for h := range len(heads) * side.times {
-			m := heads[h/side.times].Mix
-			if m == nil {
-				continue
-			}
-			x := checkpoint.RowMix{Rows: make([]int, d), Matrix: toFloat32(m.Key)}
-			if side.query {
-				x.Matrix = toFloat32(m.Query)
-			}
-			for i := range x.Rows {
-				x.Rows[i] = h*d + i
-			}
-			mixes = append(mixes, x)
+// rowMixes returns the mixes of the rows, or columns, that the heads of a
+// projection have: times of them for each KV head. of picks a KV head's matrix, nil for none.
+func rowMixes(heads []KeyEdit, times, d int, of func(e KeyEdit) []float64) []checkpoint.RowMix {
+	var out []checkpoint.RowMix
+	for h := range len(heads) * times {
+		m := of(heads[h/times])
+		if m == nil {
+			continue
 		}
-		for _, part := range side.names {
-			name := family.Name(layer, part)
-			if _, ok := v.Find(name); !ok {
-				continue
+		x := checkpoint.RowMix{Rows: make([]int, d), Matrix: toFloat32(m)}
+		for i := range x.Rows {
+			x.Rows[i] = h*d + i
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
+	for _, side := range sides(v.Config) {
+		mixes := rowMixes(heads, side.times, v.Config.HeadDim, func(e KeyEdit) []float64 {
+			switch {
+			case e.Mix == nil:
+				return nil
+			case side.query:
+				return e.Mix.Query
 			}
-			if err := v.Edits.Mix(name, IDMix, mixes); err != nil {
-				return err
-			}
+			return e.Mix.Key
+		})
+		if err := mixRows(v, layer, side.names, IDMix, mixes); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// mixRows mixes rows of those of a layer's tensors that are there.
+func mixRows(v *checkpoint.View, layer int, parts []string, id string, mixes []checkpoint.RowMix) error {
+	for _, part := range parts {
+		name := family.Name(layer, part)
+		if _, ok := v.Find(name); !ok {
+			continue
+		}
+		if err := v.Edits.Mix(name, id, mixes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// foldValues mixes values. With W_V x replaced by A W_V x, W_O must meet A^-1: its row w
+// over a head becomes w A^-1, whose entry i is the sum over j of (A^-T)_ij w_j.
+func foldValues(v *checkpoint.View, layer int, heads []KeyEdit) error {
+	d := v.Config.HeadDim
+	rows := rowMixes(heads, 1, d, func(e KeyEdit) []float64 {
+		if e.Values == nil {
+			return nil
+		}
+		return e.Values.Key
+	})
+	if err := mixRows(v, layer, []string{"attn_v.weight", "attn_v.bias"}, IDValues, rows); err != nil {
+		return err
+	}
+	cols := rowMixes(heads, v.Config.Group(), d, func(e KeyEdit) []float64 {
+		if e.Values == nil {
+			return nil
+		}
+		return e.Values.Query
+	})
+	return v.Edits.MixColumns(family.Name(layer, "attn_output.weight"), IDValues, cols)
 }
 
 // foldGains folds scales into the gains of a QK-norm.
@@ -230,41 +287,4 @@ func foldTurns(v *checkpoint.View, layer int, heads []KeyEdit) {
 			}
 		}
 	}
-}
-
-// FoldValues adds a balance of values to a view: dimension i of KV head h is
-// multiplied by scale[h][i] in W_V and its bias, and divided again in the columns
-// of W_O that its query heads meet. It changes nothing that leaves the layer.
-func FoldValues(v *checkpoint.View, layer int, scale [][]float32) error {
-	cfg := v.Config
-	if len(scale) != cfg.KVHeads {
-		return fmt.Errorf("layer %d: value scales for %d of %d KV heads", layer, len(scale), cfg.KVHeads)
-	}
-	var rows, cols []float32
-	for h, s := range scale {
-		if len(s) != cfg.HeadDim {
-			return fmt.Errorf("layer %d, KV head %d: %d value scales for head_dim %d", layer, h, len(s), cfg.HeadDim)
-		}
-		inverse := make([]float32, len(s))
-		for i, t := range s {
-			if !(t > 0) || math.IsInf(float64(t), 0) {
-				return fmt.Errorf("layer %d, KV head %d: value scale %g", layer, h, t)
-			}
-			inverse[i] = 1 / t
-		}
-		rows = append(rows, s...)
-		for range cfg.Group() {
-			cols = append(cols, inverse...)
-		}
-	}
-	if v.Edits == nil {
-		v.Edits = checkpoint.Edits{}
-	}
-	for _, part := range []string{"attn_v.weight", "attn_v.bias"} {
-		if name := family.Name(layer, part); exists(v.Checkpoint, name) {
-			v.Edits.Scale(name, IDValues, rows)
-		}
-	}
-	v.Edits.ScaleColumns(family.Name(layer, "attn_output.weight"), IDValues, cols)
-	return nil
 }

@@ -146,8 +146,9 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 	if err := h.near(ctx, row); err != nil {
 		return nil, err
 	}
-	// Tuning takes long: only the best of each kind is worth it.
-	if i := h.leader(true); i > 0 {
+	// Tuning takes long: only the best of each kind is worth it, and mixes are for the
+	// type as they are.
+	if i := h.leader(true); i > 0 && h.candidates[i].Fit.Mix == 0 {
 		if err := h.try(ctx, h.candidates[i].Tuned(h.o.Seed)); err != nil {
 			return nil, err
 		}
@@ -166,8 +167,48 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 		return nil, err
 	}
 	out.Edits, out.Report.Chosen = h.edits[best], h.candidates[best].Name
+	if err := h.values(ctx, best, out); err != nil {
+		return nil, err
+	}
 	h.heads(out)
 	return out, nil
+}
+
+// values tries to mix values for their cache type on top of what was chosen for keys,
+// and takes that if it is better by more than chance.
+func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
+	if !h.target.V.Quantized() {
+		return nil
+	}
+	edits, err := h.stats.FitValues(c.Edits, rotations.CacheRow{Type: h.target.V, Hadamard: h.target.RotationV()})
+	if err != nil {
+		return err
+	}
+	kld, err := h.measure(ctx, [][][]rotations.KeyEdit{edits}, h.target, "comparing changes of values")
+	if err != nil {
+		return err
+	}
+	try := h.tried(best, &kld[0])
+	if try.Name = valuesMixed; best > 0 {
+		try.Name = h.candidates[best].Name + ", " + valuesMixed
+	}
+	for _, x := range c.Report.Tried { // an exact change costs nothing more
+		if x.Name == c.Report.Chosen {
+			try.F16KLD = x.F16KLD
+		}
+	}
+	c.Report.Tried = append(c.Report.Tried, try)
+	if better(kld[0], h.kld[best], 3) {
+		c.Edits, c.Report.Chosen = edits, try.Name
+	}
+	return nil
+}
+
+const valuesMixed = "values mixed for the type"
+
+// tried describes a candidate that measured d.
+func (h *chooser) tried(i int, d *ppl.Divergence) spec.FusionTry {
+	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Near, KLD: d.Mean, KLDErr: d.MeanErr, PPLRatio: d.Ratio, SameTop: d.SameTop}
 }
 
 // hopeless is the share of the best exact change's divergence below which a
@@ -197,8 +238,8 @@ func (h *chooser) near(ctx context.Context, row rotations.CacheRow) error {
 	if rotations.CheckMix(h.c.Config) != nil {
 		return nil
 	}
-	mixes := []float64{16, 4, 1}
-	at, err := h.descend(ctx, mixes, 0, base.Mixed)
+	mixes := []float64{64, 16, 4, 1}
+	at, err := h.descend(ctx, mixes, 1, base.Mixed)
 	if err != nil || less == nil {
 		return err
 	}
@@ -246,7 +287,7 @@ func (h *chooser) decide(ctx context.Context, report *spec.Fusion) (int, error) 
 	best := exact
 	for _, i := range order {
 		d := &h.kld[i]
-		try := spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Near, KLD: d.Mean, KLDErr: d.MeanErr, PPLRatio: d.Ratio, SameTop: d.SameTop}
+		try := h.tried(i, d)
 		if try.Near && better(*d, h.kld[exact], 3) && (best == exact || better(*d, h.kld[best], 1)) {
 			cost, err := h.measure(ctx, h.edits[i:i+1], h.half, "measuring what the change costs")
 			if err != nil {

@@ -8,24 +8,23 @@ import (
 // An Edit changes one tensor. For rows x_i, the slices along the outermost
 // dimension, it makes
 //
-//	y_i = (Scale[i] x_i + Cross[i] x_Partner[i]) Cols + Shift[i]
+//	y_i = Scale[i] x_i + Cross[i] x_Partner[i] + Shift[i]
 //
-// with Cols multiplying column by column, after Mix has replaced the rows that it
-// names. It is the folded form of identities; nil fields do nothing. Partner and
-// Cross turn rotary pairs by an angle; Shift moves biases.
+// after Mix has replaced the rows that it names and ColMix the columns. It is the folded form of identities; nil fields do
+// nothing. Partner and Cross turn rotary pairs by an angle; Shift moves biases.
 type Edit struct {
 	Mix     []RowMix
+	ColMix  []RowMix // its Rows are columns
 	Scale   []float32
 	Partner []int
 	Cross   []float32
-	Cols    []float32
 	Shift   []float32
 	By      []string // ids of the identities, such as G3
 }
 
-// A RowMix replaces n rows by linear combinations of them.
+// A RowMix replaces n rows, or columns, by linear combinations of them.
 type RowMix struct {
-	Rows   []int     // no row is in two mixes of a tensor
+	Rows   []int     // none is in two mixes of a tensor
 	Matrix []float32 // [n, n]
 }
 
@@ -72,12 +71,6 @@ func times(dst, factors []float32) []float32 {
 	return dst
 }
 
-// ScaleColumns multiplies the columns of a tensor, on top of what is there.
-func (e Edits) ScaleColumns(name, id string, factors []float32) {
-	x := e.at(name, id)
-	x.Cols = times(x.Cols, factors)
-}
-
 // Shift adds to the rows of a tensor, after all that is there.
 func (e Edits) Shift(name, id string, add []float32) {
 	x := e.at(name, id)
@@ -120,7 +113,7 @@ func (e Edits) Turn(name, id string, partner []int, own, cross []float32) {
 // for what was added to them.
 func (e Edits) Mix(name, id string, mixes []RowMix) error {
 	x := e.at(name, id)
-	if x.Mix != nil || x.Scale != nil || x.Cols != nil {
+	if x.Mix != nil || x.Scale != nil {
 		return fmt.Errorf("edit of tensor %s mixes rows that are changed already", name)
 	}
 	x.Mix = mixes
@@ -138,6 +131,16 @@ func (e Edits) Mix(name, id string, mixes []RowMix) error {
 		}
 	}
 	x.Shift = shift
+	return nil
+}
+
+// MixColumns replaces columns by combinations of columns, before all that is there.
+func (e Edits) MixColumns(name, id string, mixes []RowMix) error {
+	x := e.at(name, id)
+	if x.ColMix != nil {
+		return fmt.Errorf("edit of tensor %s mixes columns that are changed already", name)
+	}
+	x.ColMix = mixes
 	return nil
 }
 
@@ -216,14 +219,11 @@ func (e *Edit) Check(t *Tensor) error {
 		n, want int
 	}{
 		{"row scales", len(e.Scale), t.Shape[0]}, {"row partners", len(e.Partner), t.Shape[0]}, {"row mixtures", len(e.Cross), t.Shape[0]},
-		{"column scales", len(e.Cols), t.Cols()}, {"row shifts", len(e.Shift), t.Shape[0]},
+		{"row shifts", len(e.Shift), t.Shape[0]},
 	} {
 		if x.n != 0 && x.n != x.want {
 			return fmt.Errorf("edit of tensor %s has %d %s, the tensor has %d", t.Name, x.n, x.what, x.want)
 		}
-	}
-	if e.Cols != nil && e.Shift != nil {
-		return fmt.Errorf("edit of tensor %s scales columns and shifts rows, whose order is not defined", t.Name)
 	}
 	if (e.Cross == nil) != (e.Partner == nil) || e.Cross != nil && e.Scale == nil {
 		return fmt.Errorf("edit of tensor %s mixes rows without partners or without scales", t.Name)
@@ -236,14 +236,24 @@ func (e *Edit) Check(t *Tensor) error {
 	if (e.Cross != nil || e.Mix != nil) && len(t.Shape) > 2 {
 		return fmt.Errorf("edit of tensor %s mixes rows of a tensor with %d dimensions", t.Name, len(t.Shape))
 	}
-	seen := make([]bool, t.Shape[0])
-	for _, m := range e.Mix {
+	if e.ColMix != nil && len(t.Shape) != 2 {
+		return fmt.Errorf("edit of tensor %s mixes columns of a tensor with %d dimensions", t.Name, len(t.Shape))
+	}
+	if err := checkMixes(t.Name, "row", e.Mix, t.Shape[0]); err != nil {
+		return err
+	}
+	return checkMixes(t.Name, "column", e.ColMix, t.Cols())
+}
+
+func checkMixes(tensor, what string, mixes []RowMix, n int) error {
+	seen := make([]bool, n)
+	for _, m := range mixes {
 		if len(m.Rows) == 0 || len(m.Matrix) != len(m.Rows)*len(m.Rows) {
-			return fmt.Errorf("edit of tensor %s mixes %d rows with a matrix of %d numbers", t.Name, len(m.Rows), len(m.Matrix))
+			return fmt.Errorf("edit of tensor %s mixes %d %ss with a matrix of %d numbers", tensor, len(m.Rows), what, len(m.Matrix))
 		}
 		for _, r := range m.Rows {
-			if r < 0 || r >= t.Shape[0] || seen[r] {
-				return fmt.Errorf("edit of tensor %s mixes row %d of %d, or mixes it twice", t.Name, r, t.Shape[0])
+			if r < 0 || r >= n || seen[r] {
+				return fmt.Errorf("edit of tensor %s mixes %s %d of %d, or mixes it twice", tensor, what, r, n)
 			}
 			seen[r] = true
 		}
@@ -263,7 +273,7 @@ func (v *View) vector(t *Tensor, e *Edit, dst []float32) error {
 		if e.Cross != nil {
 			y = src[e.Partner[i]]
 		}
-		dst[i] = e.apply(i, 0, src[i], y)
+		dst[i] = e.apply(i, src[i], y)
 	}
 	return nil
 }
@@ -342,32 +352,50 @@ func (v *View) rows(t *Tensor, e *Edit, row0, n int, dst []float32) error {
 		if err := mix.row(i, row, true); err != nil {
 			return err
 		}
+		mixColumns(row, e.ColMix)
 		if e.Cross != nil && e.Cross[i] != 0 {
 			if err := mix.row(e.Partner[i], other, false); err != nil {
 				return err
 			}
+			mixColumns(other, e.ColMix)
 			for k := range row {
-				row[k] = e.apply(i, k, row[k], other[k])
+				row[k] = e.apply(i, row[k], other[k])
 			}
 			continue
 		}
 		for k := range row {
-			row[k] = e.apply(i, k, row[k], 0)
+			row[k] = e.apply(i, row[k], 0)
 		}
 	}
 	return nil
 }
 
-// apply edits the value x in row i and column k, whose partner row has the value y.
-func (e *Edit) apply(i, k int, x, y float32) float32 {
+// mixColumns mixes the columns of one row, summed in float64 in their order.
+func mixColumns(row []float32, mixes []RowMix) {
+	for i := range mixes {
+		m := &mixes[i]
+		n := len(m.Rows)
+		x := make([]float64, n)
+		for j, c := range m.Rows {
+			x[j] = float64(row[c])
+		}
+		for j, c := range m.Rows {
+			var sum float64
+			for k, f := range m.Matrix[j*n : (j+1)*n] {
+				sum += float64(f) * x[k] // exact products, so fusing changes nothing
+			}
+			row[c] = float32(sum)
+		}
+	}
+}
+
+// apply edits a value x of row i, where the partner row has the value y.
+func (e *Edit) apply(i int, x, y float32) float32 {
 	if e.Scale != nil {
 		x = float32(x * e.Scale[i])
 	}
 	if e.Cross != nil {
 		x += float32(y * e.Cross[i])
-	}
-	if e.Cols != nil {
-		x = float32(x * e.Cols[k])
 	}
 	if e.Shift != nil {
 		x += e.Shift[i]

@@ -120,10 +120,14 @@ func TestViewEdits(t *testing.T) {
 	const name = "blk.0.attn_output.weight"
 	x, _ := c.Find(name)
 	v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}
-	rows, cols := draw(x.Shape[0]), draw(x.Cols())
-	v.Edits.ScaleColumns(name, "G2", cols)
+	rows, mix := draw(x.Shape[0]), draw(9)
 	v.Edits.Scale(name, "G1", rows)
-	v.Edits.ScaleColumns(name, "G2", cols)
+	if err := v.Edits.MixColumns(name, "G2", []checkpoint.RowMix{{Rows: []int{4, 1, 7}, Matrix: mix}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Edits.MixColumns(name, "G2", nil); err == nil {
+		t.Error("columns were mixed twice")
+	}
 	got, err := c.ReadAll(x)
 	if err != nil {
 		t.Fatal(err)
@@ -132,11 +136,19 @@ func TestViewEdits(t *testing.T) {
 	if err := v.ReadRows(x, 0, x.Rows(), edited); err != nil {
 		t.Fatal(err)
 	}
-	for i, g := range got {
-		k := i % x.Cols()
-		want := float64(g) * float64(rows[i/x.Cols()]) * float64(cols[k]) * float64(cols[k])
-		if math.Abs(want-float64(edited[i])) > 1e-6 {
-			t.Fatalf("value %d is %g, want %g", i, edited[i], want)
+	for r := range x.Rows() {
+		row := got[r*x.Cols() : (r+1)*x.Cols()]
+		for k := range row {
+			want := float64(row[k])
+			for i, c := range []int{4, 1, 7} {
+				if c == k {
+					want = float64(mix[3*i])*float64(row[4]) + float64(mix[3*i+1])*float64(row[1]) + float64(mix[3*i+2])*float64(row[7])
+				}
+			}
+			want *= float64(rows[r])
+			if e := float64(edited[r*x.Cols()+k]); math.Abs(want-e) > 1e-6 {
+				t.Fatalf("row %d, column %d is %g, want %g", r, k, e, want)
+			}
 		}
 	}
 }
@@ -158,8 +170,9 @@ func TestViewRefuses(t *testing.T) {
 	for what, e := range map[string]*checkpoint.Edit{
 		"scale":           {Scale: full[1:]},
 		"shift":           {Shift: full[1:]},
-		"columns":         {Cols: make([]float32, x.Cols()+1)},
-		"both":            {Cols: make([]float32, x.Cols()), Shift: full},
+		"distant column":  {ColMix: []checkpoint.RowMix{{Rows: []int{x.Cols()}, Matrix: full[:1]}}},
+		"column twice":    {ColMix: []checkpoint.RowMix{{Rows: []int{1}, Matrix: full[:1]}, {Rows: []int{1}, Matrix: full[:1]}}},
+		"column matrix":   {ColMix: []checkpoint.RowMix{{Rows: []int{1, 2}, Matrix: full[:3]}}},
 		"lonely":          {Cross: full, Scale: full},
 		"unscaled":        {Cross: full, Partner: self},
 		"distant partner": {Cross: full, Scale: full, Partner: far},

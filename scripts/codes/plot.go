@@ -144,10 +144,14 @@ func run() error {
 			d.Text(px(r.bytes)+7, py(r.kld)-6, "start", "name", r.name)
 		}
 	}
-	for i, s := range series {
-		y := h - bottom - 14 - 18*float64(len(series)-1-i) // few points are small and good
+	y := h - bottom - 14.0 // few points are small and good
+	for i := len(series) - 1; i >= 0; i-- {
+		if !slices.ContainsFunc(rows, func(r row) bool { return r.series == i }) {
+			continue
+		}
 		d.Dot(left+16, y-4, 4, fmt.Sprintf("s%d", i), "")
-		d.Text(left+28, y, "start", "name", s)
+		d.Text(left+28, y, "start", "name", series[i])
+		y -= 18
 	}
 	text := d.String()
 	at := strings.Index(text, ">") + 1

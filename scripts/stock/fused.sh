@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # fused.sh CALIB TEXT "CTX ..." MODEL...: what a conversion for stock cache types
 # brings, measured by stock llama-perplexity. For each model (GGUF, or a Hugging Face
-# folder) and context it converts with --cache-type-k q4_0 --target-ctx CTX and prints
+# folder) and context it converts with q4_0 for K and V and --target-ctx CTX and prints
 # a table row per cache pair: divergence from the published model with F16 caches, of
 # the published file and of the converted one.
 #   LLAMA_CPP_BIN  folder with llama-perplexity
@@ -20,7 +20,7 @@ mkdir -p "$work"
 kld() { # kld MODEL K V CTX CHUNKS BASE: "KLD ± error, PPL ratio"
 	"$bin" -m "$1" -f "$text" -c "$4" --chunks "$5" --no-warmup -ctk "$2" -ctv "$3" --kl-divergence-base "$6" --kl-divergence >"$work/log" 2>&1 ||
 		{ tail -5 "$work/log" >&2; return 1; }
-	awk '/^Mean PPL\(Q\)\/PPL\(base\)/ {r = $3} /^Mean +KLD/ {k = $3; e = $5} END {printf "%.4f ± %.4f, %.3f", k, e, r}' "$work/log"
+	awk '/^Mean PPL\(Q\)\/PPL\(base\)/ {r = $4} /^Mean +KLD/ {k = $3; e = $5} END {printf "%.4f ± %.4f, %.3f", k, e, r}' "$work/log"
 }
 
 echo '| model | target context | K, V | as published: KLD, PPL ratio | converted |'
@@ -36,7 +36,7 @@ for model in "$@"; do
 		chunks=$((${CHUNK_TOKENS:-2048} / ctx))
 		[ $chunks -gt 0 ] || chunks=1
 		out=$work/$name.$ctx
-		[ -f "$out/model.gguf" ] || "$work/phaseconv" convert "$model" -o "$out" --cache-type-k q4_0 --target-ctx "$ctx" --calib "$calib" --eval "$text" \
+		[ -f "$out/model.gguf" ] || "$work/phaseconv" convert "$model" -o "$out" --cache-type-k q4_0 --cache-type-v q4_0 --target-ctx "$ctx" --calib "$calib" --eval "$text" \
 			--code raw --calib-tokens 512 --report=false --chunks 1 >"$out.txt"
 		base=$work/$name.$ctx.base
 		"$bin" -m "$published" -f "$text" -c "$ctx" --chunks "$chunks" --no-warmup --save-all-logits "$base" >"$work/log" 2>&1

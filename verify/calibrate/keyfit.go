@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"slices"
 
 	"phaseconv/format/family"
 	"phaseconv/kernels/gemm"
@@ -23,8 +24,8 @@ const (
 	PowerOfTwo
 	// ClosedForm takes the scales that suit any type with errors alike in all directions.
 	ClosedForm
-	// ForType starts from the closed form and tunes it to the cache type. It needs
-	// StatsOptions.Samples.
+	// ForType starts from the closed form and tunes it to the cache type; with a
+	// mix it is the mix that is fitted to the type. It needs StatsOptions.Samples.
 	ForType
 )
 
@@ -47,10 +48,11 @@ type KeyFit struct {
 	// head, by storing sampled keys in Cache.
 	Remove *rotations.SlowMeanOptions
 	// Mix, if not 0, mixes pairs, with this weight of the drift; see
-	// rotations.MixOptions. It needs StatsOptions.Samples.
+	// rotations.MixOptions. It needs StatsOptions.Samples. A mix balances pairs too:
+	// of Balance it only minds ForType, see rotations.ShapeMix.
 	Mix     float64
 	Balance BalanceKind
-	// Cache is what the edits are for; Tune goes with Balance ForType.
+	// Cache is what the edits are for; Tune goes with Balance ForType without a mix.
 	Cache rotations.CacheRow
 	Tune  rotations.TuneOptions
 	// Only, if set, limits both changes to some heads.
@@ -93,6 +95,28 @@ func (s *KeyStats) Fit(f KeyFit) ([][]rotations.KeyEdit, error) {
 	return out, nil
 }
 
+// FitValues returns the edits with the values of all heads mixed for a cache type,
+// see rotations.MixValues. It needs StatsOptions.Weights and Samples.
+func (s *KeyStats) FitValues(edits [][]rotations.KeyEdit, cache rotations.CacheRow) ([][]rotations.KeyEdit, error) {
+	c := s.cfg
+	out := make([][]rotations.KeyEdit, c.Layers)
+	for l := range out {
+		out[l] = slices.Clone(edits[l])
+	}
+	errs := make([]error, c.Layers*c.KVHeads)
+	refmodel.Parallel(s.o.Threads, len(errs), func(i int) {
+		l, h := i/c.KVHeads, i%c.KVHeads
+		x, err := s.Values(l, h)
+		if err == nil {
+			out[l][h].Values, err = rotations.MixValues(x, cache)
+		}
+		if err != nil {
+			errs[i] = fmt.Errorf("values of layer %d, KV head %d: %w", l, h, err)
+		}
+	})
+	return out, cmp.Or(errs...)
+}
+
 // fitHeads fits KV heads [head, head+len(out)) of a layer, which share a balance.
 func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) error {
 	if f.Only != nil && !f.Only(layer, head) {
@@ -120,15 +144,10 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 			}
 		}
 	}
-	if f.Balance == NoBalance {
+	if f.Balance == NoBalance || f.Mix != 0 {
 		return nil
 	}
 	turn := &rotations.PairTurn{Scale: rotations.BalanceOf(q, k)}
-	if f.Mix != 0 { // which balances the pairs too
-		for p := range turn.Scale {
-			turn.Scale[p] = 1
-		}
-	}
 	switch f.Balance {
 	case PowerOfTwo:
 		for p, t := range turn.Scale {
@@ -223,9 +242,11 @@ func Removal(kappa float64, cache rotations.CacheRow) Candidate {
 	}
 }
 
-// Mixed returns the candidate with pairs mixed, with this weight of the drift.
+// Mixed returns the candidate with pairs mixed for the cache type, with this weight
+// of the drift.
 func (c Candidate) Mixed(kappa float64) Candidate {
-	c.Name, c.Near, c.Fit.Mix = fmt.Sprintf("%s, pairs mixed (drift weight %g)", c.Name, kappa), true, kappa
+	c.Name, c.Near = fmt.Sprintf("%s, pairs mixed (drift weight %g)", c.Name, kappa), true
+	c.Fit.Mix, c.Fit.Balance = kappa, ForType
 	return c
 }
 
@@ -358,12 +379,25 @@ func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error)
 	return out, nil
 }
 
-// Values implements refmodel.Cache.
+// Values implements refmodel.Cache. Mixed values are turned back here instead of in W_O.
 func (e *EditedKeys) Values(layer, head int, v []float32) error {
 	if e.Inner == nil {
 		return nil
 	}
-	return e.Inner.Values(layer, head, v)
+	m, d := e.edits[layer][head].Values, e.cfg.HeadDim
+	if m == nil {
+		return e.Inner.Values(layer, head, v)
+	}
+	x := make([]float32, len(v))
+	gemm.Mul(x, d, v, d, len(v)/d, m.Weights(d, false), 1)
+	if err := e.Inner.Values(layer, head, x); err != nil {
+		return err
+	}
+	for i := 0; i < len(v); i += d {
+		m.Undo(x[i : i+d])
+	}
+	copy(v, x)
+	return nil
 }
 
 // editKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
@@ -433,16 +467,4 @@ func (s *editedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, 
 		}
 	}
 	s.Scorer.Score(dst, ldd, x, s.d, n, pos, n0, n1)
-}
-
-// ValueBalance returns scales for the dimensions of one KV head's values, [D],
-// that suit a cache type with errors alike in all directions (identity G2):
-// s^2 = sqrt(O / E), for the energy O of W_O's columns and E of the values,
-// weighted by squared attention. It needs StatsOptions.Weights.
-func (s *KeyStats) ValueBalance(layer, head int) ([]float32, error) {
-	k := s.heads[layer*s.cfg.KVHeads+head]
-	if s.o.Weights == nil || k.out == nil {
-		return nil, fmt.Errorf("layer %d, KV head %d: statistics of values need the model's weights", layer, head)
-	}
-	return rotations.BalanceOf(k.out, k.value2), nil
 }

@@ -60,7 +60,10 @@ type keySums struct {
 	samples     []float32 // [n, D] keys after RoPE
 	sampleShare []float64 // [n]
 	samplePos   []int
-	value2, out []float64    // [D]: sum of squared values, weighted; energy of W_O's columns
+	values      []float32 // [n, D] at the same positions
+	valueShare  []float64 // [n] sum of p^2
+	out         []float64 // [D, D] W_O^T W_O over the query heads of the group
+	meetings    []rotations.QueryWindow
 	distance    [2]distances // of the first keys of a window, and of the others
 	windows     int
 }
@@ -84,7 +87,7 @@ func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	for range cfg.Layers * cfg.KVHeads {
 		s.heads = append(s.heads, &keySums{
 			key: make([]float64, d), key2: make([]float64, d/2), query: make([]float64, d/2),
-			drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d), value2: make([]float64, d),
+			drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d),
 		})
 	}
 	return s, nil
@@ -392,7 +395,7 @@ func (s *KeyStats) outputRoots(layer int) ([][]float64, error) {
 	}
 	out := make([][]float64, c.Heads)
 	errs := make([]error, c.Heads)
-	columns := make([][]float64, c.Heads)
+	moments := make([][]float64, c.Heads)
 	refmodel.Parallel(s.o.Threads, c.Heads, func(h int) {
 		m := make([]float64, d*d)
 		for r := range t.Rows() {
@@ -403,11 +406,7 @@ func (s *KeyStats) outputRoots(layer int) ([][]float64, error) {
 				}
 			}
 		}
-		energy := make([]float64, d)
-		for i := range energy {
-			energy[i] = m[i*d+i]
-		}
-		columns[h] = energy
+		moments[h] = m
 		out[h], errs[h] = rotations.Root(m, d)
 	})
 	for h, err := range errs {
@@ -416,9 +415,9 @@ func (s *KeyStats) outputRoots(layer int) ([][]float64, error) {
 		}
 	}
 	for k := range c.KVHeads {
-		sum := make([]float64, d)
+		sum := make([]float64, d*d)
 		for g := range c.Group() {
-			addTo(sum, columns[k*c.Group()+g])
+			addTo(sum, moments[k*c.Group()+g])
 		}
 		s.heads[layer*c.KVHeads+k].out = sum
 	}
@@ -474,11 +473,6 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 		k.weight += p.weight
 		k.queries += float64(p.n)
 	}
-	for j, w := range squared {
-		for i, v := range a.V[(window*T+j)*kw+head*d:][:d] {
-			k.value2[i] += float64(w * float64(float64(v)*float64(v)))
-		}
-	}
 	for j := min(o.Sink, T); j < T; j++ {
 		row := a.KPre[(window*T+j)*kw+head*d:][:d]
 		w := seen[j]
@@ -493,7 +487,7 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 		k.attention += w
 	}
 	if o.Samples > 0 {
-		k.sample(o, a, window, head, c, attention)
+		k.sample(o, a, window, head, c, attention, squared)
 	}
 	k.windows++
 }
@@ -549,30 +543,66 @@ func addTo(dst, x []float64) {
 // firstSamples keys of each window are always kept: attention sinks.
 const firstSamples = 4
 
-// sample keeps keys of a window: the first ones, and one of each stratum of the
-// rest, which then stands for the attention of the whole stratum.
-func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int, c *family.Config, seen []float64) {
-	d, T, kw := c.HeadDim, a.T, c.KVHeads*c.HeadDim
-	keep := func(j int, share float64) {
-		k.samples = append(k.samples, a.K[(window*T+j)*kw+head*d:][:d]...)
-		k.sampleShare = append(k.sampleShare, share)
+// keptQueries is how many queries of a window and query head are kept: they cost
+// nothing but memory, and a mix has as many numbers as a thousand of them can tell.
+func keptQueries(T int) int { return min(T, min(192, max(4, T/16))) }
+
+// sample keeps keys and values of a window: the first ones, and one of each stratum
+// of the rest, which then stands for the attention of the whole stratum. And it
+// keeps queries that meet them.
+func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int, c *family.Config, seen, squared []float64) {
+	d, T, kw, qw := c.HeadDim, a.T, c.KVHeads*c.HeadDim, c.Heads*c.HeadDim
+	r := rand.New(rand.NewPCG(o.Seed+1, uint64(a.Layer)<<40|uint64(head)<<24|uint64(k.windows)))
+	meet := rotations.QueryWindow{From: len(k.samplePos)}
+	if c.IsSliding(a.Layer) {
+		meet.Span = c.SlidingWindow
+	}
+	keep := func(j, lo, hi int) {
+		meet.Counts = append(meet.Counts, float64(hi-lo))
+		at := (window*T+j)*kw + head*d
+		k.samples = append(k.samples, a.K[at:at+d]...)
+		k.values = append(k.values, a.V[at:at+d]...)
 		k.samplePos = append(k.samplePos, j)
+		k.sampleShare = append(k.sampleShare, sumOf(seen[lo:hi]))
+		k.valueShare = append(k.valueShare, sumOf(squared[lo:hi]))
 	}
 	first := min(firstSamples, T)
 	for j := range first {
-		keep(j, seen[j])
+		keep(j, j, j+1)
 	}
-	r := rand.New(rand.NewPCG(o.Seed+1, uint64(a.Layer)<<40|uint64(head)<<24|uint64(k.windows)))
 	n := min(o.Samples, T-first)
 	for i := range n {
 		lo, hi := first+i*(T-first)/n, first+(i+1)*(T-first)/n
-		j := lo + r.IntN(hi-lo)
-		var share float64
-		for _, v := range seen[lo:hi] {
-			share += v
-		}
-		keep(j, share)
+		keep(lo+r.IntN(hi-lo), lo, hi)
 	}
+	meet.To = len(k.samplePos)
+	n = keptQueries(T)
+	for q := head * c.Group(); q < (head+1)*c.Group(); q++ {
+		for i := range n {
+			lo, hi := i*T/n, (i+1)*T/n
+			j := lo + r.IntN(hi-lo)
+			meet.Queries, meet.Pos = append(meet.Queries, a.QPre[(window*T+j)*qw+q*d:][:d]...), append(meet.Pos, j)
+		}
+	}
+	k.meetings = append(k.meetings, meet)
+}
+
+func sumOf(x []float64) (sum float64) {
+	for _, v := range x {
+		sum += v
+	}
+	return sum
+}
+
+// Values returns the values of one KV head that were kept, with what an error in each
+// costs: its squared probability times what W_O makes of it. It needs
+// StatsOptions.Weights and Samples.
+func (s *KeyStats) Values(layer, head int) (*rotations.KeySample, error) {
+	k := s.heads[layer*s.cfg.KVHeads+head]
+	if k.out == nil || len(k.values) == 0 {
+		return nil, fmt.Errorf("layer %d, KV head %d: statistics of values need samples and the model's weights", layer, head)
+	}
+	return &rotations.KeySample{D: s.cfg.HeadDim, Pairs: s.cfg.Pairs, Keys: k.values, Weights: k.valueShare, Metric: k.out}, nil
 }
 
 // Head returns the statistics of one KV head.
@@ -620,7 +650,8 @@ func (s *KeyStats) Sample(layer, head int, e rotations.KeyEdit) (*rotations.KeyS
 	return out, nil
 }
 
-// mix finds the mix of the pairs of one KV head after a removal.
+// mix finds the mix of the pairs of one KV head after a removal, for the cache type
+// if the balance is for it.
 func (s *KeyStats) mix(f KeyFit, stats *rotations.KeyStats, layer, head int, removal *rotations.SlowMean) (*rotations.PairMix, error) {
 	c, d, k := s.cfg, s.cfg.HeadDim, s.heads[layer*s.cfg.KVHeads+head]
 	noise, err := s.noise(f, stats, layer, head, removal)
@@ -640,8 +671,9 @@ func (s *KeyStats) mix(f KeyFit, stats *rotations.KeyStats, layer, head int, rem
 	}
 	t := s.ropes[sliding(c, layer)].pure // a magnitude is the same for all pairs
 	var total float64
+	key := make([]float32, d)
 	for n, w := range sample.Weights {
-		key := sample.Keys[n*d : (n+1)*d]
+		copy(key, sample.Keys[n*d:(n+1)*d])
 		t.ApplyInverse(key, k.samplePos[n], c.Pairs)
 		g := &x.Keys[later(k.samplePos[n])]
 		g.Share += w
@@ -665,7 +697,12 @@ func (s *KeyStats) mix(f KeyFit, stats *rotations.KeyStats, layer, head int, rem
 	for i, v := range k.metricPre {
 		x.Queries[i] = v / total
 	}
-	return rotations.FindMix(x, rotations.MixOptions{Noise: noise, Kappa: f.Mix})
+	m, err := rotations.FindMix(x, rotations.MixOptions{Noise: noise, Kappa: f.Mix})
+	if block, _ := f.Cache.Type.Block(); err != nil || f.Balance != ForType || block < 2 {
+		return m, err
+	}
+	meet := &rotations.ShapeSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings, Scale: stats.Scale}
+	return rotations.ShapeMix(m, meet, rotations.ShapeOptions{Cache: f.Cache, Kappa: f.Mix})
 }
 
 func addTo32(dst []float64, x []float32) {

@@ -1,0 +1,87 @@
+package linalg
+
+const (
+	memorySteps = 12 // that Minimize learns the curvature from
+	maxIdle     = 3  // steps in a row that gain too little
+)
+
+// Minimize lowers f, which returns its value and gradient, from x by L-BFGS (Liu and
+// Nocedal 1989), with about the curvature of each coordinate to start from. It ends
+// after so many steps, or when three in a row gain less than gain relative to f. It
+// returns where it ended, the value there and the number of steps. No step goes up.
+// (gonum's has other bits on machines that fuse products and sums.)
+func Minimize(x, curvature []float64, f func([]float64) (float64, []float64), steps int, gain float64) ([]float64, float64, int) {
+	type pair struct {
+		s, y []float64
+		rho  float64
+	}
+	var memory []pair
+	fx, g := f(x)
+	idle, n := 0, 0
+	for ; n < steps && idle < maxIdle; n++ {
+		dir := append([]float64(nil), g...)
+		alpha := make([]float64, len(memory))
+		for i := len(memory) - 1; i >= 0; i-- {
+			m := memory[i]
+			alpha[i] = m.rho * Dot(m.s, dir)
+			for j, v := range m.y {
+				dir[j] -= float64(alpha[i] * v)
+			}
+		}
+		scale := 1.0
+		if len(memory) > 0 {
+			m := memory[len(memory)-1]
+			var yhy float64
+			for j, v := range m.y {
+				yhy += float64(v*v) / curvature[j]
+			}
+			scale = 1 / (m.rho * yhy)
+		}
+		for j := range dir {
+			dir[j] *= scale / curvature[j]
+		}
+		for i, m := range memory {
+			beta := m.rho * Dot(m.y, dir)
+			for j, v := range m.s {
+				dir[j] += float64((alpha[i] - beta) * v)
+			}
+		}
+		slope := -Dot(dir, g)
+		if !(slope < 0) {
+			break
+		}
+		var next []float64
+		var fn float64
+		var gn []float64
+		t := 1.0
+		for ; t > 1e-6; t /= 2 {
+			next = make([]float64, len(x))
+			for j := range x {
+				next[j] = x[j] - float64(t*dir[j])
+			}
+			if fn, gn = f(next); fn < fx+float64(1e-4*float64(t*slope)) {
+				break
+			}
+		}
+		if t <= 1e-6 {
+			break
+		}
+		s, y := make([]float64, len(x)), make([]float64, len(x))
+		for j := range x {
+			s[j], y[j] = next[j]-x[j], gn[j]-g[j]
+		}
+		if sy := Dot(s, y); sy > 1e-12*Norm(s)*Norm(y) {
+			memory = append(memory, pair{s, y, 1 / sy})
+			if len(memory) > memorySteps {
+				memory = memory[1:]
+			}
+		}
+		if fx-fn < gain*fx {
+			idle++
+		} else {
+			idle = 0
+		}
+		x, fx, g = next, fn, gn
+	}
+	return x, fx, n
+}
