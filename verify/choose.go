@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"phaseconv/format/checkpoint"
+	"phaseconv/format/gguf"
 	"phaseconv/rotations"
 	"phaseconv/spec"
 	"phaseconv/verify/calibrate"
@@ -175,7 +176,8 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 }
 
 // values tries to mix values for their cache type on top of what was chosen for keys,
-// and takes that if it is better by more than chance.
+// and takes that if it is better by more than chance beside keys in F16: beside
+// quantised keys, which err much more, chance would decide.
 func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 	if !h.target.V.Quantized() {
 		return nil
@@ -184,11 +186,18 @@ func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 	if err != nil {
 		return err
 	}
-	kld, err := h.measure(ctx, [][][]rotations.KeyEdit{edits}, h.target, "comparing changes of values")
+	alone := *h.target
+	alone.K = gguf.TypeF16
+	const step = "comparing changes of values"
+	apart, err := h.measure(ctx, [][][]rotations.KeyEdit{c.Edits, edits}, &alone, step)
 	if err != nil {
 		return err
 	}
-	try := h.tried(best, &kld[0])
+	both, err := h.measure(ctx, [][][]rotations.KeyEdit{edits}, h.target, step)
+	if err != nil {
+		return err
+	}
+	try := h.tried(best, &both[0])
 	if try.Name = valuesMixed; best > 0 {
 		try.Name = h.candidates[best].Name + ", " + valuesMixed
 	}
@@ -198,7 +207,7 @@ func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 		}
 	}
 	c.Report.Tried = append(c.Report.Tried, try)
-	if better(kld[0], h.kld[best], 3) {
+	if better(apart[1], apart[0], 3) {
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil

@@ -124,6 +124,46 @@ func TestChooseNothing(t *testing.T) {
 	}
 }
 
+// TestChooseValues: values of which a few numbers are large lose the small ones in
+// blocks; mixed for their type they lose less, and the function stays as it is.
+func TestChooseValues(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "model")
+	tiny.New(t, "llama", tiny.Options{Seed: 5, HeadDim: 64, Edit: func(name string, x []float32) {
+		if !strings.HasSuffix(name, "v_proj.weight") {
+			return
+		}
+		for i := range x {
+			if i*8/len(x)%4 == 0 { // an eighth of each of the two heads
+				x[i] *= 8
+			}
+		}
+	}}).HF(t, dir)
+	c, err := checkpoint.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	o := chooseOptions()
+	o.Cache, o.Near = StockTypes{K: gguf.TypeF16, V: gguf.TypeQ4_0, Rotation: false}, false
+	got, err := Choose(context.Background(), c, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried := got.Report.Tried
+	if last := tried[len(tried)-1]; got.Report.Chosen != valuesMixed || last.Name != valuesMixed || last.Near || !(last.KLD < 0.8*tried[0].KLD) {
+		t.Fatalf("chosen is %q of %+v", got.Report.Chosen, tried)
+	}
+	view := &checkpoint.View{Checkpoint: c}
+	for l, heads := range got.Edits {
+		if err := rotations.FoldKeys(view, l, heads); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if view.Edits["blk.0.attn_v.weight"] == nil || view.Edits["blk.0.attn_output.weight"] == nil || view.Edits["blk.0.attn_k.weight"] != nil {
+		t.Errorf("edited are %v", view.Edits.Names())
+	}
+}
+
 // TestChooseThreads: the choice does not depend on the number of threads.
 func TestChooseThreads(t *testing.T) {
 	c := biased(t, 60)

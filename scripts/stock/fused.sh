@@ -6,6 +6,7 @@
 # the published file and of the converted one.
 #   LLAMA_CPP_BIN  folder with llama-perplexity
 #   CHUNK_TOKENS   tokens to measure on, in windows of CTX (2048), at least one window
+#   OUTTYPE        element type of what is written: f32, f16, bf16, q8_0 (phaseconv's default)
 #   WORK           keep models and logits here and reuse them
 set -euo pipefail
 calib=${1:?calibration text} text=${2:?held-out text} contexts=${3:?contexts}
@@ -30,14 +31,14 @@ for model in "$@"; do
 	published=$model
 	if [ -d "$model" ]; then
 		published=$work/$name.published/model.gguf
-		[ -f "$published" ] || "$work/phaseconv" convert "$model" -o "$work/$name.published" --fuse none --code raw --calib-tokens 512 --report=false --chunks 1 >/dev/null
+		[ -f "$published" ] || "$work/phaseconv" convert "$model" -o "$work/$name.published" --fuse none ${OUTTYPE:+--outtype "$OUTTYPE"} --code raw --calib-tokens 512 --report=false --chunks 1 >/dev/null
 	fi
 	for ctx in $contexts; do
 		chunks=$((${CHUNK_TOKENS:-2048} / ctx))
 		[ $chunks -gt 0 ] || chunks=1
 		out=$work/$name.$ctx
 		[ -f "$out/model.gguf" ] || "$work/phaseconv" convert "$model" -o "$out" --cache-type-k q4_0 --cache-type-v q4_0 --target-ctx "$ctx" --calib "$calib" --eval "$text" \
-			--code raw --calib-tokens 512 --report=false --chunks 1 >"$out.txt"
+			${OUTTYPE:+--outtype "$OUTTYPE"} --code raw --calib-tokens 512 --report=false --chunks 1 >"$out.txt"
 		base=$work/$name.$ctx.base
 		"$bin" -m "$published" -f "$text" -c "$ctx" --chunks "$chunks" --no-warmup --save-all-logits "$base" >"$work/log" 2>&1
 		for pair in f16:f16 q8_0:f16 q4_0:f16 q4_0:q4_0; do
