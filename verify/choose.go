@@ -60,7 +60,8 @@ const (
 // it. One that changes more is taken only if it beats what changes less by more
 // than chance: exact ones, and near-identities against exact ones, by three standard
 // errors of the difference, near-identities among themselves by one. And the
-// divergence must fall by ten times what a near-identity costs with F16 caches.
+// divergence must fall by ten times what a near-identity costs with F16 caches, and
+// by ten times what it costs more than another one.
 func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Choice, error) {
 	cfg := c.Config
 	target, err := kvcache.NewStock(cfg, o.Cache.K, o.Cache.V, o.Cache.Rotation)
@@ -106,7 +107,7 @@ func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Ch
 			return nil, err
 		}
 	}
-	ch := &chooser{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats}
+	ch := &chooser{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, cost: map[int]*float64{}}
 	return ch.choose(ctx, len(w.Tokens[:fit]))
 }
 
@@ -128,6 +129,7 @@ type chooser struct {
 	candidates []calibrate.Candidate // that were tried
 	edits      [][][]rotations.KeyEdit
 	kld        []ppl.Divergence
+	cost       map[int]*float64 // KLD with F16 caches, of those that it was measured for
 }
 
 func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
@@ -201,13 +203,9 @@ func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 	if try.Name = valuesMixed; best > 0 {
 		try.Name = h.candidates[best].Name + ", " + valuesMixed
 	}
-	for _, x := range c.Report.Tried { // an exact change costs nothing more
-		if x.Name == c.Report.Chosen {
-			try.F16KLD = x.F16KLD
-		}
-	}
+	try.F16KLD = h.cost[best] // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if better(apart[1], apart[0], 3) {
+	if better(apart[1], apart[0], 2) { // one try, and nothing is lost
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
@@ -303,9 +301,15 @@ func (h *chooser) decide(ctx context.Context, report *spec.Fusion) (int, error) 
 				return 0, err
 			}
 			try.F16KLD = &cost[0].Mean
-			if h.kld[exact].Mean-d.Mean >= nearGain*cost[0].Mean {
+			// At the margin: so the gain over exact changes is ten times the whole cost.
+			var paid float64
+			if p := h.cost[best]; p != nil {
+				paid = *p
+			}
+			if h.kld[best].Mean-d.Mean >= nearGain*(cost[0].Mean-paid) {
 				best = i
 			}
+			h.cost[i] = try.F16KLD
 		}
 		report.Tried = append(report.Tried, try)
 	}
