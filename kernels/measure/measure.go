@@ -288,20 +288,22 @@ func scoreEntries(n, dim int) []*entry {
 	for i := range q {
 		q[i] = float32(r.NormFloat64())
 	}
-	out := make([]float32, heads[len(heads)-1]*n)
+	// Scores of a segment stay in cache, where attention in blocks uses them up; what is
+	// to be read from memory is keys.
+	out := make([]float32, heads[len(heads)-1]*segment)
 	var entries []*entry
 	add := func(format string, heads int, bytes float64, run func(from, to int)) {
 		entries = append(entries, &entry{Score: Score{Format: format, Keys: n, Dim: dim, Heads: heads, Bytes: bytes}, run: run})
 	}
 	half := slices.Repeat([]uint16{0x3c00}, n*dim)
-	add("F16", 1, float64(2*dim), func(from, to int) { halfdot.Score(out[from:], q[:dim], half[from*dim:], to-from) })
+	add("F16", 1, float64(2*dim), func(from, to int) { halfdot.Score(out, q[:dim], half[from*dim:], to-from) })
 	var query halfdot.Query
 	query.Set(q[:dim])
 	// Any bytes will do that give no NaN: 0x3c3c is about 1.
 	size8, size4 := dim/halfdot.BlockLen*halfdot.BytesQ8, dim/halfdot.BlockLen*halfdot.BytesQ4
 	q8, q4 := slices.Repeat([]byte{0x3c}, n*size8), slices.Repeat([]byte{0x3c}, n*size4)
-	add("Q8_0", 1, float64(size8), func(from, to int) { halfdot.ScoreQ8(out[from:], &query, q8[from*size8:], to-from) })
-	add("Q4_0", 1, float64(size4), func(from, to int) { halfdot.ScoreQ4(out[from:], &query, q4[from*size4:], to-from) })
+	add("Q8_0", 1, float64(size8), func(from, to int) { halfdot.ScoreQ8(out, &query, q8[from*size8:], to-from) })
+	add("Q4_0", 1, float64(size4), func(from, to int) { halfdot.ScoreQ4(out, &query, q4[from*size4:], to-from) })
 	bits := make([]uint32, onebit.Len(n, dim))
 	for i := range bits {
 		bits[i] = r.Uint32()
@@ -313,7 +315,7 @@ func scoreEntries(n, dim int) []*entry {
 			if from == 0 {
 				t.Build(q, dim, h, dim) // once per pass is part of the work
 			}
-			onebit.Score(out[from:], n, &t, bits[onebit.Len(from, dim):], scales[from:], to-from, nil)
+			onebit.Score(out, segment, &t, bits[onebit.Len(from, dim):], scales[from:], to-from, nil)
 		})
 	}
 	return entries
