@@ -540,7 +540,7 @@ func (p *shape) drifts(it []float64) []float64 {
 		w.turns.apply(w.gq, d, -1)
 		addTo32(out, p.outer(w.gq, w.queries, n))
 	}
-	p.drift *= 0.5 * p.kappa / p.queries
+	p.drift = float64(p.drift * (0.5 * p.kappa / p.queries))
 	return out
 }
 

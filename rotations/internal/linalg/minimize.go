@@ -23,7 +23,7 @@ func Minimize(x, curvature []float64, f func([]float64) (float64, []float64), st
 		alpha := make([]float64, len(memory))
 		for i := len(memory) - 1; i >= 0; i-- {
 			m := memory[i]
-			alpha[i] = m.rho * Dot(m.s, dir)
+			alpha[i] = float64(m.rho * Dot(m.s, dir))
 			for j, v := range m.y {
 				dir[j] -= float64(alpha[i] * v)
 			}
@@ -41,7 +41,7 @@ func Minimize(x, curvature []float64, f func([]float64) (float64, []float64), st
 			dir[j] *= scale / curvature[j]
 		}
 		for i, m := range memory {
-			beta := m.rho * Dot(m.y, dir)
+			beta := float64(m.rho * Dot(m.y, dir))
 			for j, v := range m.s {
 				dir[j] += float64((alpha[i] - beta) * v)
 			}
