@@ -105,12 +105,9 @@ func MixValues(x *KeySample, cache CacheRow) (*PairMix, error) {
 	if d < 2 || len(x.Keys) != len(x.Weights)*d {
 		return nil, fmt.Errorf("a sample of %d values and %d weights does not fit head_dim %d", len(x.Keys), len(x.Weights), d)
 	}
-	var total float64
-	for _, w := range x.Weights {
-		total += w
-	}
-	if !(total > 0) {
-		return nil, fmt.Errorf("a sample of %d values that no query looks at", len(x.Weights))
+	total, err := x.total()
+	if err != nil {
+		return nil, err
 	}
 	for n, w := range x.Weights {
 		addOuter(s.Keys[0].Moment, x.Keys[n*d:(n+1)*d], w/total)
@@ -153,7 +150,9 @@ type shape struct {
 	noise, drift float64 // of the last value
 	k, z, g      []float32
 	w            gemm.Weights
-	c32          []float32
+	c32, t       []float32
+	// of drifts: the mix of queries, and the keys of a window
+	mix, byRow, byColumn gemm.Weights
 }
 
 // shapeWindow is a QueryWindow with what scores are without a mix. Queries are in the
@@ -174,33 +173,30 @@ const shapeStretch = 64
 
 // turns are the rotations of RoPE of some rows.
 type turns struct {
-	pairs    rope.Layout
-	cos, sin []float32 // [n, d/2]
+	table *rope.Table
+	pairs rope.Layout
+	pos   []int // [n]
 }
 
 func newTurns(t *rope.Table, pos []int, pairs rope.Layout) (turns, error) {
-	out := turns{pairs: pairs}
 	for _, p := range pos {
 		if p < 0 || p >= t.Positions() {
-			return out, fmt.Errorf("position %d, the table has %d", p, t.Positions())
+			return turns{}, fmt.Errorf("position %d, the table has %d", p, t.Positions())
 		}
-		cos, sin := t.Row(p)
-		out.cos, out.sin = append(out.cos, cos...), append(out.sin, sin...)
 	}
-	return out, nil
+	return turns{t, pairs, pos}, nil
 }
 
-// apply turns rows of d numbers; sign -1 turns them back.
-func (t *turns) apply(x []float32, d int, sign float32) {
-	half := d / 2
-	for r := 0; r*d < len(x); r++ {
-		row, cos, sin := x[r*d:(r+1)*d], t.cos[r*half:(r+1)*half], t.sin[r*half:(r+1)*half]
-		for k := range half {
-			i, j := t.pairs.Dims(k, d)
-			a, b, s := row[i], row[j], sign*sin[k]
-			row[i] = float32(a*cos[k]) - float32(b*s)
-			row[j] = float32(a*s) + float32(b*cos[k])
-		}
+// apply turns rows of d numbers, undo turns them back.
+func (t *turns) apply(x []float32, d int) {
+	for r, p := range t.pos {
+		t.table.Apply(x[r*d:(r+1)*d], p, t.pairs)
+	}
+}
+
+func (t *turns) undo(x []float32, d int) {
+	for r, p := range t.pos {
+		t.table.ApplyInverse(x[r*d:(r+1)*d], p, t.pairs)
 	}
 }
 
@@ -224,17 +220,13 @@ func newShape(m *PairMix, x *ShapeSample, o ShapeOptions) (*shape, error) {
 	}
 	p := &shape{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d), kappa: o.Kappa, scale: float32(math.Sqrt(x.Scale)),
 		k: make([]float32, n*d), z: make([]float32, n*d), g: make([]float32, n*d), c32: make([]float32, d*d)}
-	var total float64
-	for _, w := range x.Weights {
-		total += w
-	}
-	if !(total > 0) {
-		return nil, fmt.Errorf("a sample of %d keys that no query looks at", n)
+	total, err := x.total()
+	if err != nil {
+		return nil, err
 	}
 	for _, w := range x.Weights {
 		p.weights = append(p.weights, float64((1-shapeEven)*w/total)+shapeEven/float64(n))
 	}
-	var err error
 	if p.turns, err = newTurns(x.Table, x.Pos, x.Pairs); err != nil {
 		return nil, fmt.Errorf("keys: %w", err)
 	}
@@ -251,7 +243,7 @@ func newShape(m *PairMix, x *ShapeSample, o ShapeOptions) (*shape, error) {
 		}
 	}
 	plain := append([]float32(nil), x.Keys...)
-	p.turns.apply(plain, d, -1)
+	p.turns.undo(plain, d)
 	p.keys = make([]float32, n*d)
 	gemm.Mul(p.keys, d, plain, d, n, m.Weights(d, false), 1)
 	// The error of the sample as it is gives the objective its size.
@@ -318,7 +310,7 @@ func (p *shape) window(m *PairMix, x *ShapeSample, w *QueryWindow) error {
 		copy(out.q[i*d:(i+1)*d], w.Queries[at*d:(at+1)*d])
 	}
 	gemm.Mul(out.queries, d, out.q, d, n, m.Weights(d, true), 1)
-	out.turns.apply(out.q, d, 1)
+	out.turns.apply(out.q, d)
 	p.w.PackRows(keys, d, x.Keys[w.From*d:w.To*d], d, 1)
 	gemm.Mul(out.s, keys, out.q, d, n, &p.w, 1)
 	last := 0
@@ -327,13 +319,13 @@ func (p *shape) window(m *PairMix, x *ShapeSample, w *QueryWindow) error {
 		top := float32(math.Inf(-1))
 		for j := range s {
 			s[j] = float32(s[j] * p.scale)
-			if p.sees(at, x.Pos[w.From+j], w.Span) {
+			if sees(at, x.Pos[w.From+j], w.Span) {
 				top = max(top, s[j])
 			}
 		}
 		var sum float64
 		for j := range s {
-			if p.sees(at, x.Pos[w.From+j], w.Span) {
+			if sees(at, x.Pos[w.From+j], w.Span) {
 				e := float64(w.Counts[j] * fmath.Exp(float64(s[j])-float64(top)))
 				prob[j] = float32(e)
 				sum += e
@@ -352,25 +344,25 @@ func (p *shape) window(m *PairMix, x *ShapeSample, w *QueryWindow) error {
 	return nil
 }
 
-func (p *shape) sees(query, key, span int) bool {
+func sees(query, key, span int) bool {
 	return key <= query && (span == 0 || query-key < span)
 }
 
 // store computes the keys after RoPE, and the numbers that would be stored, for C.
 func (p *shape) store(c []float64) {
 	d := p.d
-	p.pack(c)
+	p.pack(&p.w, c)
 	gemm.Mul(p.k, d, p.keys, d, p.n, &p.w, 1)
-	p.turns.apply(p.k, d, 1)
+	p.turns.apply(p.k, d)
 	copy(p.z, p.k)
-	hadamard(p.z, p.row.Hadamard)
+	Hadamard(p.z, p.row.Hadamard)
 }
 
-func (p *shape) pack(c []float64) {
+func (p *shape) pack(w *gemm.Weights, c []float64) {
 	for i, v := range c {
 		p.c32[i] = float32(v)
 	}
-	p.w.PackRows(p.d, p.d, p.c32, p.d, 1)
+	w.PackRows(p.d, p.d, p.c32, p.d, 1)
 }
 
 // stored returns the error of the scores that the cache type makes at C = 1.
@@ -426,9 +418,9 @@ func (p *shape) value(c []float64) (float64, []float64) {
 	q := product(product(it, p.query, d), inverse, d)
 	p.store(c)
 	energy := p.stores(p.blocks(q))
-	hadamard(p.g, p.row.Hadamard)
+	Hadamard(p.g, p.row.Hadamard)
 	gd := p.drifts(it) // and adds to the gradient of the keys
-	p.turns.apply(p.g, d, -1)
+	p.turns.undo(p.g, d)
 	g := make([]float64, d*d)
 	addTo32(g, p.outer(p.g, p.keys, p.n))
 	// Through Q': dJ/dQ' = M.
@@ -507,27 +499,26 @@ func (p *shape) drifts(it []float64) []float64 {
 	d := p.d
 	out := make([]float64, d*d)
 	factor := float32(p.kappa / p.queries * float64(p.scale))
+	p.pack(&p.mix, it)
 	for i := range p.windows {
 		w := &p.windows[i]
 		n, keys := len(w.q)/d, w.to-w.from
-		p.pack(it)
-		gemm.Mul(w.q, d, w.queries, d, n, &p.w, 1)
-		w.turns.apply(w.q, d, 1)
-		var byRow, byColumn gemm.Weights // keys
+		gemm.Mul(w.q, d, w.queries, d, n, &p.mix, 1)
+		w.turns.apply(w.q, d)
 		k := p.k[w.from*d : w.to*d]
-		byRow.PackRows(keys, d, k, d, 1)
-		byColumn.PackT(d, keys, k, d, 1)
+		p.byRow.PackRows(keys, d, k, d, 1)
+		p.byColumn.PackT(d, keys, k, d, 1)
 		for part, seen := range w.seen {
 			at := part * shapeStretch
 			rows := min(shapeStretch, n-at)
-			gemm.MulRange(w.ds[at*keys:], keys, w.q[at*d:], d, rows, &byRow, 0, seen, 0, d, false, 1)
+			gemm.MulRange(w.ds[at*keys:], keys, w.q[at*d:], d, rows, &p.byRow, 0, seen, 0, d, false, 1)
 			for r := at; r < at+rows; r++ {
 				p.drift += w.differ(r, seen, p.scale, factor)
 			}
 			// Gradients: of the queries G k, of the keys G^T q.
-			gemm.MulRange(w.gq[at*d:], d, w.ds[at*keys:], keys, rows, &byColumn, 0, d, 0, seen, false, 1)
+			gemm.MulRange(w.gq[at*d:], d, w.ds[at*keys:], keys, rows, &p.byColumn, 0, d, 0, seen, false, 1)
 		}
-		gt := gemm.Transpose(nil, w.ds, n, keys)
+		p.t = gemm.Transpose(p.t, w.ds, n, keys)
 		p.w.PackT(d, n, w.q, d, 1)
 		at := 0 // the stretch of queries that is the first to see a key
 		for j := 0; j < keys; j += shapeStretch {
@@ -535,9 +526,9 @@ func (p *shape) drifts(it []float64) []float64 {
 				at++
 			}
 			rows := min(shapeStretch, keys-j)
-			gemm.MulRange(p.g[(w.from+j)*d:], d, gt[j*n:], n, rows, &p.w, 0, d, min(at*shapeStretch, n), n, true, 1)
+			gemm.MulRange(p.g[(w.from+j)*d:], d, p.t[j*n:], n, rows, &p.w, 0, d, min(at*shapeStretch, n), n, true, 1)
 		}
-		w.turns.apply(w.gq, d, -1)
+		w.turns.undo(w.gq, d)
 		addTo32(out, p.outer(w.gq, w.queries, n))
 	}
 	p.drift = float64(p.drift * (0.5 * p.kappa / p.queries))
@@ -565,31 +556,11 @@ func (w *shapeWindow) differ(r, seen int, scale, factor float32) float64 {
 
 // outer returns the sum over n rows of a x b^T, [d, d].
 func (p *shape) outer(a, b []float32, n int) []float32 {
-	at := gemm.Transpose(nil, a, n, p.d)
+	p.t = gemm.Transpose(p.t, a, n, p.d)
 	p.w.PackT(p.d, n, b, p.d, 1)
 	out := make([]float32, p.d*p.d)
-	gemm.Mul(out, p.d, at, n, p.d, &p.w, 1)
+	gemm.Mul(out, p.d, p.t, n, p.d, &p.w, 1)
 	return out
-}
-
-// hadamard is the orthonormal transform of each run of n numbers; 0 does nothing.
-func hadamard(x []float32, n int) {
-	if n == 0 {
-		return
-	}
-	for at := 0; at < len(x); at += n {
-		y := x[at : at+n]
-		for step := 1; step < n; step *= 2 {
-			for i := 0; i < n; i += 2 * step {
-				lo, hi := y[i:i+step:i+step], y[i+step:i+2*step:i+2*step]
-				for j, u := range lo {
-					v := hi[j]
-					lo[j], hi[j] = u+v, u-v
-				}
-			}
-		}
-		fmath.Scale(y, float32(1/math.Sqrt(float64(n))))
-	}
 }
 
 func addTo32(dst []float64, x []float32) {

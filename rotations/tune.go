@@ -49,6 +49,29 @@ func (c CacheRow) matrix(d int) []float64 {
 	return m
 }
 
+// Hadamard multiplies every run of n numbers of x by the orthonormal Hadamard
+// matrix of size n, a power of two; n = 0 does nothing. The order of operations
+// is that of ggml's fast transform, so that the bits are too: scaled first, then
+// neighbours, then ever larger distances.
+func Hadamard(x []float32, n int) {
+	if n == 0 {
+		return
+	}
+	scale := 1 / float32(math.Sqrt(float64(n)))
+	for i, v := range x {
+		x[i] = v * scale
+	}
+	for step := 1; step < n; step *= 2 {
+		for at := 0; at+2*step <= len(x); at += 2 * step {
+			lo, hi := x[at:at+step:at+step], x[at+step:at+2*step:at+2*step]
+			for i, u := range lo {
+				v := hi[i]
+				lo[i], hi[i] = u+v, u-v
+			}
+		}
+	}
+}
+
 // A KeySample is keys of one KV head with what an error in them costs.
 type KeySample struct {
 	D     int
@@ -58,6 +81,17 @@ type KeySample struct {
 	Weights []float64
 	// Metric is the mean of q q^T over the queries that meet the keys, [D, D].
 	Metric []float64
+}
+
+// total returns the sum of the weights, which must be positive.
+func (s *KeySample) total() (sum float64, err error) {
+	for _, w := range s.Weights {
+		sum += w
+	}
+	if !(sum > 0) {
+		return 0, fmt.Errorf("a sample of %d keys that no query looks at", len(s.Weights))
+	}
+	return sum, nil
 }
 
 // Noise returns the cache's error relative to the energy of the turned keys,
@@ -317,12 +351,9 @@ func newTuner(s *KeySample, d int, row CacheRow) (*tuner, error) {
 			t.root[j*d+i] = l[i*d+j]
 		}
 	}
-	var total float64
-	for _, w := range s.Weights {
-		total += w
-	}
-	if !(total > 0) {
-		return nil, fmt.Errorf("a sample of %d keys that no query looks at", n)
+	total, err := s.total()
+	if err != nil {
+		return nil, err
 	}
 	for _, w := range s.Weights {
 		t.weights = append(t.weights, w/total)

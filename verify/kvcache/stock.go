@@ -7,6 +7,7 @@ import (
 
 	"phaseconv/format/family"
 	"phaseconv/format/gguf"
+	"phaseconv/rotations"
 	"phaseconv/verify/refmodel"
 )
 
@@ -173,18 +174,18 @@ func store(t gguf.Type, x []float32, what string, layer, head int) ([]byte, erro
 // their sum: the transform is linear and its own inverse.
 func (s *Stock) Values(layer, head int, v []float32) error {
 	n := s.RotationV()
-	hadamard(v, n)
+	rotations.Hadamard(v, n)
 	if _, err := store(s.V, v, "values", layer, head); err != nil {
 		return err
 	}
-	hadamard(v, n)
+	rotations.Hadamard(v, n)
 	return nil
 }
 
 // Keys implements refmodel.Cache.
 func (s *Stock) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	n := s.RotationK()
-	hadamard(k, n)
+	rotations.Hadamard(k, n)
 	stored, err := store(s.K, k, "keys", layer, head)
 	if err != nil {
 		return nil, err

@@ -18,6 +18,7 @@ import (
 	"phaseconv/format/gguf"
 	"phaseconv/kernels/fmath"
 	"phaseconv/kernels/gemm"
+	"phaseconv/rotations"
 	"phaseconv/verify/refmodel"
 )
 
@@ -129,7 +130,7 @@ func TestStockGolden(t *testing.T) {
 				want string
 			}{{s.K, hk, keys, kHash}, {s.V, hv, vals, vHash}} {
 				y := slices.Clone(x.x)
-				hadamard(y, x.n)
+				rotations.Hadamard(y, x.n)
 				stored, err := store(x.t, y, "", 0, 0)
 				if err != nil {
 					t.Fatal(err)
@@ -241,7 +242,7 @@ func TestHadamard(t *testing.T) {
 			x[i] = float32(rng.NormFloat64())
 		}
 		y := slices.Clone(x)
-		hadamard(y, n)
+		rotations.Hadamard(y, n)
 		// Against the definition: entry (i, j) is (-1)^popcount(i&j) / sqrt(n).
 		for i := range x {
 			var want float64
@@ -256,13 +257,13 @@ func TestHadamard(t *testing.T) {
 				t.Fatalf("size %d, number %d: %g, want %g", n, i, y[i], want)
 			}
 		}
-		hadamard(y, n)
+		rotations.Hadamard(y, n)
 		if e := rel(y, x); e > 1e-6 {
 			t.Errorf("size %d: twice differs from the identity by %g", n, e)
 		}
 	}
 	x := []float32{1, 2, 3}
-	hadamard(x, 0)
+	rotations.Hadamard(x, 0)
 	if !slices.Equal(x, []float32{1, 2, 3}) {
 		t.Error("size 0 changed the numbers")
 	}

@@ -7,33 +7,11 @@ import (
 	"phaseconv/format/dtype"
 	"phaseconv/format/gguf"
 	"phaseconv/kernels/gemm"
+	"phaseconv/rotations"
 )
 
 // stockBlock is how many numbers share a scale in Q8_0, Q8_1, Q4_1 and Q5_1.
 const stockBlock = 32
-
-// hadamard multiplies every run of n numbers of x by the orthonormal Hadamard
-// matrix of size n, a power of two; n = 0 does nothing. The order of operations
-// is that of ggml's fast transform, so that the bits are too: scaled first, then
-// neighbours, then ever larger distances.
-func hadamard(x []float32, n int) {
-	if n == 0 {
-		return
-	}
-	scale := 1 / float32(math.Sqrt(float64(n)))
-	for i, v := range x {
-		x[i] = v * scale
-	}
-	for step := 1; step < n; step *= 2 {
-		for at := 0; at+2*step <= len(x); at += 2 * step {
-			lo, hi := x[at:at+step:at+step], x[at+step:at+2*step:at+2*step]
-			for i, u := range lo {
-				v := hi[i]
-				lo[i], hi[i] = u+v, u-v
-			}
-		}
-	}
-}
 
 // stockScorer gives the inner products of rounded queries with stored keys. It
 // serves one window and KV head, so its buffers are not shared.
@@ -56,7 +34,7 @@ func (s *stockScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0
 	for r := range n {
 		row := rows[r*s.width : (r+1)*s.width]
 		copy(row, q[r*ldq:r*ldq+s.d])
-		hadamard(row[:s.d], s.hadamard)
+		rotations.Hadamard(row[:s.d], s.hadamard)
 		s.round(row)
 	}
 	gemm.MulRange(dst, ldd, rows, s.width, n, &s.keys, n0, n1, 0, s.width, false, 1)
