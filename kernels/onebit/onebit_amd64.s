@@ -4,6 +4,24 @@
 
 #include "textflag.h"
 
+DATA transpose<>+0(SB)/4, $0x0c080400
+DATA transpose<>+4(SB)/4, $0x0d090501
+DATA transpose<>+8(SB)/4, $0x0e0a0602
+DATA transpose<>+12(SB)/4, $0x0f0b0703
+GLOBL transpose<>(SB), RODATA|NOPTR, $16
+
+DATA lownibbles<>+0(SB)/4, $0x0f0f0f0f
+DATA lownibbles<>+4(SB)/4, $0x00000000
+DATA lownibbles<>+8(SB)/4, $0x00000000
+DATA lownibbles<>+12(SB)/4, $0x00000000
+GLOBL lownibbles<>(SB), RODATA|NOPTR, $16
+
+DATA radix<>+0(SB)/4, $0x00400001
+DATA radix<>+4(SB)/4, $0x00000000
+DATA radix<>+8(SB)/4, $0x00000000
+DATA radix<>+12(SB)/4, $0x00000000
+GLOBL radix<>(SB), RODATA|NOPTR, $16
+
 DATA signs<>+0(SB)/8, $0xffffffffffffffff
 DATA signs<>+8(SB)/8, $0xffffffffffff0001
 DATA signs<>+16(SB)/8, $0x0001ffffffffffff
@@ -22,13 +40,13 @@ DATA signs<>+112(SB)/8, $0x000100010001ffff
 DATA signs<>+120(SB)/8, $0x0001000100010001
 GLOBL signs<>(SB), RODATA|NOPTR, $128
 
-DATA bias<>+0(SB)/4, $0x20402040
+DATA bias<>+0(SB)/4, $0x08200820
 DATA bias<>+4(SB)/4, $0x00000000
 DATA bias<>+8(SB)/4, $0x00000000
 DATA bias<>+12(SB)/4, $0x00000000
 GLOBL bias<>(SB), RODATA|NOPTR, $16
 
-DATA digit<>+0(SB)/4, $0x007f007f
+DATA digit<>+0(SB)/4, $0x003f003f
 DATA digit<>+4(SB)/4, $0x00000000
 DATA digit<>+8(SB)/4, $0x00000000
 DATA digit<>+12(SB)/4, $0x00000000
@@ -58,7 +76,7 @@ word:
 	VPACKSSDW    Y9, Y7, Y7
 	VPADDW       Y4, Y7, Y7
 	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x07, Y7, Y7
+	VPSRLW       $0x06, Y7, Y7
 	VPACKUSWB    Y7, Y8, Y7
 	VPERMQ       $0xd8, Y7, Y7
 	VMOVDQU      X7, (DX)
@@ -73,7 +91,7 @@ word:
 	VPACKSSDW    Y9, Y7, Y7
 	VPADDW       Y4, Y7, Y7
 	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x07, Y7, Y7
+	VPSRLW       $0x06, Y7, Y7
 	VPACKUSWB    Y7, Y8, Y7
 	VPERMQ       $0xd8, Y7, Y7
 	VMOVDQU      X7, 128(DX)
@@ -88,7 +106,7 @@ word:
 	VPACKSSDW    Y9, Y7, Y7
 	VPADDW       Y4, Y7, Y7
 	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x07, Y7, Y7
+	VPSRLW       $0x06, Y7, Y7
 	VPACKUSWB    Y7, Y8, Y7
 	VPERMQ       $0xd8, Y7, Y7
 	VMOVDQU      X7, 16(DX)
@@ -103,7 +121,7 @@ word:
 	VPACKSSDW    Y9, Y7, Y7
 	VPADDW       Y4, Y7, Y7
 	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x07, Y7, Y7
+	VPSRLW       $0x06, Y7, Y7
 	VPACKUSWB    Y7, Y8, Y7
 	VPERMQ       $0xd8, Y7, Y7
 	VMOVDQU      X7, 144(DX)
@@ -118,7 +136,7 @@ word:
 	VPACKSSDW    Y9, Y7, Y7
 	VPADDW       Y4, Y7, Y7
 	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x07, Y7, Y7
+	VPSRLW       $0x06, Y7, Y7
 	VPACKUSWB    Y7, Y8, Y7
 	VPERMQ       $0xd8, Y7, Y7
 	VMOVDQU      X7, 32(DX)
@@ -133,7 +151,7 @@ word:
 	VPACKSSDW    Y9, Y7, Y7
 	VPADDW       Y4, Y7, Y7
 	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x07, Y7, Y7
+	VPSRLW       $0x06, Y7, Y7
 	VPACKUSWB    Y7, Y8, Y7
 	VPERMQ       $0xd8, Y7, Y7
 	VMOVDQU      X7, 160(DX)
@@ -148,7 +166,7 @@ word:
 	VPACKSSDW    Y9, Y7, Y7
 	VPADDW       Y4, Y7, Y7
 	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x07, Y7, Y7
+	VPSRLW       $0x06, Y7, Y7
 	VPACKUSWB    Y7, Y8, Y7
 	VPERMQ       $0xd8, Y7, Y7
 	VMOVDQU      X7, 48(DX)
@@ -163,7 +181,7 @@ word:
 	VPACKSSDW    Y9, Y7, Y7
 	VPADDW       Y4, Y7, Y7
 	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x07, Y7, Y7
+	VPSRLW       $0x06, Y7, Y7
 	VPACKUSWB    Y7, Y8, Y7
 	VPERMQ       $0xd8, Y7, Y7
 	VMOVDQU      X7, 176(DX)
@@ -174,18 +192,6 @@ word:
 	JNZ          word
 	VZEROUPPER
 	RET
-
-DATA transpose<>+0(SB)/4, $0x0c080400
-DATA transpose<>+4(SB)/4, $0x0d090501
-DATA transpose<>+8(SB)/4, $0x0e0a0602
-DATA transpose<>+12(SB)/4, $0x0f0b0703
-GLOBL transpose<>(SB), RODATA|NOPTR, $16
-
-DATA lownibbles<>+0(SB)/4, $0x0f0f0f0f
-DATA lownibbles<>+4(SB)/4, $0x00000000
-DATA lownibbles<>+8(SB)/4, $0x00000000
-DATA lownibbles<>+12(SB)/4, $0x00000000
-GLOBL lownibbles<>(SB), RODATA|NOPTR, $16
 
 // func avx2Split(pairs int, words int, bits *uint32, planes *byte)
 // Requires: AVX, AVX2
@@ -249,15 +255,9 @@ word:
 	VZEROUPPER
 	RET
 
-DATA radix<>+0(SB)/4, $0x00800001
-DATA radix<>+4(SB)/4, $0x00000000
-DATA radix<>+8(SB)/4, $0x00000000
-DATA radix<>+12(SB)/4, $0x00000000
-GLOBL radix<>(SB), RODATA|NOPTR, $16
-
-// func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32)
-// Requires: AVX, AVX2, F16C
-TEXT ·avx2Sum(SB), NOSPLIT, $0-56
+// func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)
+// Requires: AVX, AVX2, F16C, MMX+
+TEXT ·avx2Sum(SB), NOSPLIT, $0-64
 	MOVQ groups+0(FP), AX
 	MOVQ words+8(FP), CX
 	MOVQ tab+16(FP), DX
@@ -265,8 +265,9 @@ TEXT ·avx2Sum(SB), NOSPLIT, $0-56
 	MOVQ scales+32(FP), SI
 	MOVQ head+40(FP), DI
 	MOVQ out+48(FP), R8
-	MOVQ CX, R9
-	SHLQ $0x08, R9
+	MOVQ ahead+56(FP), R9
+	MOVQ CX, R10
+	SHLQ $0x08, R10
 
 group:
 	VPBROADCASTD 8(DI), Y0
@@ -277,127 +278,116 @@ group:
 	VPBROADCASTD 12(DI), Y5
 	VPBROADCASTD 8(DI), Y6
 	VPBROADCASTD 12(DI), Y7
-	MOVQ         DX, R10
-	MOVQ         CX, R11
+	MOVQ         DX, R11
+	MOVQ         CX, R12
 
 word:
-	VBROADCASTI128 (R10), Y8
-	VBROADCASTI128 128(R10), Y9
-	VPSHUFB        (BX), Y8, Y10
-	VPSHUFB        32(BX), Y9, Y11
-	VPADDB         Y11, Y10, Y10
-	VPSRLW         $0x08, Y10, Y11
-	VPADDW         Y10, Y0, Y0
-	VPADDW         Y11, Y1, Y1
-	VPSHUFB        (BX)(R9*1), Y8, Y8
-	VPSHUFB        32(BX)(R9*1), Y9, Y9
+	PREFETCHT0     (R9)
+	VBROADCASTI128 (R11), Y8
+	VBROADCASTI128 128(R11), Y9
+	VBROADCASTI128 16(R11), Y10
+	VBROADCASTI128 144(R11), Y11
+	VPSHUFB        (BX), Y8, Y12
+	VPSHUFB        32(BX), Y9, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        64(BX), Y10, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        96(BX), Y11, Y13
+	VPADDB         Y13, Y12, Y12
+	VPADDW         Y12, Y0, Y0
+	VPSRLW         $0x08, Y12, Y12
+	VPADDW         Y12, Y1, Y1
+	VPSHUFB        (BX)(R10*1), Y8, Y8
+	VPSHUFB        32(BX)(R10*1), Y9, Y9
 	VPADDB         Y9, Y8, Y8
-	VPSRLW         $0x08, Y8, Y9
+	VPSHUFB        64(BX)(R10*1), Y10, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        96(BX)(R10*1), Y11, Y9
+	VPADDB         Y9, Y8, Y8
 	VPADDW         Y8, Y4, Y4
-	VPADDW         Y9, Y5, Y5
-	VBROADCASTI128 64(R10), Y8
-	VBROADCASTI128 192(R10), Y9
-	VPSHUFB        (BX), Y8, Y10
-	VPSHUFB        32(BX), Y9, Y11
-	VPADDB         Y11, Y10, Y10
-	VPSRLW         $0x08, Y10, Y11
-	VPADDW         Y10, Y2, Y2
-	VPADDW         Y11, Y3, Y3
-	VPSHUFB        (BX)(R9*1), Y8, Y8
-	VPSHUFB        32(BX)(R9*1), Y9, Y9
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y5, Y5
+	PREFETCHT0     64(R9)
+	VBROADCASTI128 64(R11), Y8
+	VBROADCASTI128 192(R11), Y9
+	VBROADCASTI128 80(R11), Y10
+	VBROADCASTI128 208(R11), Y11
+	VPSHUFB        (BX), Y8, Y12
+	VPSHUFB        32(BX), Y9, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        64(BX), Y10, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        96(BX), Y11, Y13
+	VPADDB         Y13, Y12, Y12
+	VPADDW         Y12, Y2, Y2
+	VPSRLW         $0x08, Y12, Y12
+	VPADDW         Y12, Y3, Y3
+	VPSHUFB        (BX)(R10*1), Y8, Y8
+	VPSHUFB        32(BX)(R10*1), Y9, Y9
 	VPADDB         Y9, Y8, Y8
-	VPSRLW         $0x08, Y8, Y9
+	VPSHUFB        64(BX)(R10*1), Y10, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        96(BX)(R10*1), Y11, Y9
+	VPADDB         Y9, Y8, Y8
 	VPADDW         Y8, Y6, Y6
-	VPADDW         Y9, Y7, Y7
-	VBROADCASTI128 16(R10), Y8
-	VBROADCASTI128 144(R10), Y9
-	VPSHUFB        64(BX), Y8, Y10
-	VPSHUFB        96(BX), Y9, Y11
-	VPADDB         Y11, Y10, Y10
-	VPSRLW         $0x08, Y10, Y11
-	VPADDW         Y10, Y0, Y0
-	VPADDW         Y11, Y1, Y1
-	VPSHUFB        64(BX)(R9*1), Y8, Y8
-	VPSHUFB        96(BX)(R9*1), Y9, Y9
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y7, Y7
+	PREFETCHT0     128(R9)
+	VBROADCASTI128 32(R11), Y8
+	VBROADCASTI128 160(R11), Y9
+	VBROADCASTI128 48(R11), Y10
+	VBROADCASTI128 176(R11), Y11
+	VPSHUFB        128(BX), Y8, Y12
+	VPSHUFB        160(BX), Y9, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        192(BX), Y10, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        224(BX), Y11, Y13
+	VPADDB         Y13, Y12, Y12
+	VPADDW         Y12, Y0, Y0
+	VPSRLW         $0x08, Y12, Y12
+	VPADDW         Y12, Y1, Y1
+	VPSHUFB        128(BX)(R10*1), Y8, Y8
+	VPSHUFB        160(BX)(R10*1), Y9, Y9
 	VPADDB         Y9, Y8, Y8
-	VPSRLW         $0x08, Y8, Y9
+	VPSHUFB        192(BX)(R10*1), Y10, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        224(BX)(R10*1), Y11, Y9
+	VPADDB         Y9, Y8, Y8
 	VPADDW         Y8, Y4, Y4
-	VPADDW         Y9, Y5, Y5
-	VBROADCASTI128 80(R10), Y8
-	VBROADCASTI128 208(R10), Y9
-	VPSHUFB        64(BX), Y8, Y10
-	VPSHUFB        96(BX), Y9, Y11
-	VPADDB         Y11, Y10, Y10
-	VPSRLW         $0x08, Y10, Y11
-	VPADDW         Y10, Y2, Y2
-	VPADDW         Y11, Y3, Y3
-	VPSHUFB        64(BX)(R9*1), Y8, Y8
-	VPSHUFB        96(BX)(R9*1), Y9, Y9
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y5, Y5
+	PREFETCHT0     192(R9)
+	VBROADCASTI128 96(R11), Y8
+	VBROADCASTI128 224(R11), Y9
+	VBROADCASTI128 112(R11), Y10
+	VBROADCASTI128 240(R11), Y11
+	VPSHUFB        128(BX), Y8, Y12
+	VPSHUFB        160(BX), Y9, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        192(BX), Y10, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        224(BX), Y11, Y13
+	VPADDB         Y13, Y12, Y12
+	VPADDW         Y12, Y2, Y2
+	VPSRLW         $0x08, Y12, Y12
+	VPADDW         Y12, Y3, Y3
+	VPSHUFB        128(BX)(R10*1), Y8, Y8
+	VPSHUFB        160(BX)(R10*1), Y9, Y9
 	VPADDB         Y9, Y8, Y8
-	VPSRLW         $0x08, Y8, Y9
+	VPSHUFB        192(BX)(R10*1), Y10, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        224(BX)(R10*1), Y11, Y9
+	VPADDB         Y9, Y8, Y8
 	VPADDW         Y8, Y6, Y6
-	VPADDW         Y9, Y7, Y7
-	VBROADCASTI128 32(R10), Y8
-	VBROADCASTI128 160(R10), Y9
-	VPSHUFB        128(BX), Y8, Y10
-	VPSHUFB        160(BX), Y9, Y11
-	VPADDB         Y11, Y10, Y10
-	VPSRLW         $0x08, Y10, Y11
-	VPADDW         Y10, Y0, Y0
-	VPADDW         Y11, Y1, Y1
-	VPSHUFB        128(BX)(R9*1), Y8, Y8
-	VPSHUFB        160(BX)(R9*1), Y9, Y9
-	VPADDB         Y9, Y8, Y8
-	VPSRLW         $0x08, Y8, Y9
-	VPADDW         Y8, Y4, Y4
-	VPADDW         Y9, Y5, Y5
-	VBROADCASTI128 96(R10), Y8
-	VBROADCASTI128 224(R10), Y9
-	VPSHUFB        128(BX), Y8, Y10
-	VPSHUFB        160(BX), Y9, Y11
-	VPADDB         Y11, Y10, Y10
-	VPSRLW         $0x08, Y10, Y11
-	VPADDW         Y10, Y2, Y2
-	VPADDW         Y11, Y3, Y3
-	VPSHUFB        128(BX)(R9*1), Y8, Y8
-	VPSHUFB        160(BX)(R9*1), Y9, Y9
-	VPADDB         Y9, Y8, Y8
-	VPSRLW         $0x08, Y8, Y9
-	VPADDW         Y8, Y6, Y6
-	VPADDW         Y9, Y7, Y7
-	VBROADCASTI128 48(R10), Y8
-	VBROADCASTI128 176(R10), Y9
-	VPSHUFB        192(BX), Y8, Y10
-	VPSHUFB        224(BX), Y9, Y11
-	VPADDB         Y11, Y10, Y10
-	VPSRLW         $0x08, Y10, Y11
-	VPADDW         Y10, Y0, Y0
-	VPADDW         Y11, Y1, Y1
-	VPSHUFB        192(BX)(R9*1), Y8, Y8
-	VPSHUFB        224(BX)(R9*1), Y9, Y9
-	VPADDB         Y9, Y8, Y8
-	VPSRLW         $0x08, Y8, Y9
-	VPADDW         Y8, Y4, Y4
-	VPADDW         Y9, Y5, Y5
-	VBROADCASTI128 112(R10), Y8
-	VBROADCASTI128 240(R10), Y9
-	VPSHUFB        192(BX), Y8, Y10
-	VPSHUFB        224(BX), Y9, Y11
-	VPADDB         Y11, Y10, Y10
-	VPSRLW         $0x08, Y10, Y11
-	VPADDW         Y10, Y2, Y2
-	VPADDW         Y11, Y3, Y3
-	VPSHUFB        192(BX)(R9*1), Y8, Y8
-	VPSHUFB        224(BX)(R9*1), Y9, Y9
-	VPADDB         Y9, Y8, Y8
-	VPSRLW         $0x08, Y8, Y9
-	VPADDW         Y8, Y6, Y6
-	VPADDW         Y9, Y7, Y7
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y7, Y7
 	ADDQ           $0x00000100, BX
-	ADDQ           $0x00000100, R10
-	DECQ           R11
+	ADDQ           $0x00000100, R11
+	ADDQ           $0x00000100, R9
+	DECQ           R12
 	JNZ            word
-	ADDQ           R9, BX
+	ADDQ           R10, BX
 	VPSLLW         $0x08, Y1, Y8
 	VPSUBW         Y8, Y0, Y0
 	VPSLLW         $0x08, Y3, Y8
@@ -501,6 +491,176 @@ word:
 	VZEROUPPER
 	RET
 
+// func avx2Single(pairs int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
+// Requires: AVX, AVX2, F16C, MMX+
+TEXT ·avx2Single(SB), NOSPLIT, $0-56
+	MOVQ           pairs+0(FP), AX
+	MOVQ           words+8(FP), CX
+	MOVQ           tab+16(FP), DX
+	MOVQ           bits+24(FP), BX
+	MOVQ           scales+32(FP), SI
+	MOVQ           head+40(FP), DI
+	MOVQ           out+48(FP), R8
+	MOVQ           CX, R9
+	SHLQ           $0x06, R9
+	VBROADCASTI128 transpose<>+0(SB), Y0
+	VPBROADCASTD   lownibbles<>+0(SB), Y1
+
+pair:
+	VPBROADCASTD 8(DI), Y2
+	VPBROADCASTD 12(DI), Y3
+	VPBROADCASTD 8(DI), Y4
+	VPBROADCASTD 12(DI), Y5
+	MOVQ         DX, R10
+	MOVQ         CX, R11
+
+word:
+	PREFETCHT0     4096(BX)
+	PREFETCHT0     4096(BX)(R9*1)
+	VMOVDQU        (BX), Y6
+	VPSHUFB        Y0, Y6, Y6
+	VMOVDQU        32(BX), Y7
+	VPSHUFB        Y0, Y7, Y7
+	VMOVDQU        (BX)(R9*1), Y8
+	VPSHUFB        Y0, Y8, Y8
+	VMOVDQU        32(BX)(R9*1), Y9
+	VPSHUFB        Y0, Y9, Y9
+	VPUNPCKLBW     Y7, Y6, Y10
+	VPUNPCKHBW     Y7, Y6, Y6
+	VPUNPCKLBW     Y9, Y8, Y7
+	VPUNPCKHBW     Y9, Y8, Y8
+	VPUNPCKLQDQ    Y7, Y10, Y9
+	VPAND          Y1, Y9, Y11
+	VPSRLW         $0x04, Y9, Y9
+	VPAND          Y1, Y9, Y9
+	VBROADCASTI128 (R10), Y12
+	VBROADCASTI128 128(R10), Y13
+	VPSHUFB        Y11, Y12, Y12
+	VPSHUFB        Y9, Y13, Y13
+	VPADDB         Y13, Y12, Y12
+	VBROADCASTI128 64(R10), Y13
+	VBROADCASTI128 192(R10), Y14
+	VPSHUFB        Y11, Y13, Y13
+	VPSHUFB        Y9, Y14, Y14
+	VPADDB         Y14, Y13, Y13
+	VPUNPCKHQDQ    Y7, Y10, Y7
+	VPAND          Y1, Y7, Y9
+	VPSRLW         $0x04, Y7, Y7
+	VPAND          Y1, Y7, Y7
+	VBROADCASTI128 16(R10), Y10
+	VBROADCASTI128 144(R10), Y11
+	VPSHUFB        Y9, Y10, Y10
+	VPSHUFB        Y7, Y11, Y11
+	VPADDB         Y11, Y10, Y10
+	VPADDB         Y12, Y10, Y10
+	VPADDW         Y10, Y2, Y2
+	VPSRLW         $0x08, Y10, Y10
+	VPADDW         Y10, Y3, Y3
+	VBROADCASTI128 80(R10), Y10
+	VBROADCASTI128 208(R10), Y11
+	VPSHUFB        Y9, Y10, Y10
+	VPSHUFB        Y7, Y11, Y11
+	VPADDB         Y11, Y10, Y10
+	VPADDB         Y13, Y10, Y10
+	VPADDW         Y10, Y4, Y4
+	VPSRLW         $0x08, Y10, Y10
+	VPADDW         Y10, Y5, Y5
+	VPUNPCKLQDQ    Y8, Y6, Y7
+	VPAND          Y1, Y7, Y9
+	VPSRLW         $0x04, Y7, Y7
+	VPAND          Y1, Y7, Y7
+	VBROADCASTI128 32(R10), Y10
+	VBROADCASTI128 160(R10), Y11
+	VPSHUFB        Y9, Y10, Y10
+	VPSHUFB        Y7, Y11, Y11
+	VPADDB         Y11, Y10, Y10
+	VBROADCASTI128 96(R10), Y11
+	VBROADCASTI128 224(R10), Y12
+	VPSHUFB        Y9, Y11, Y11
+	VPSHUFB        Y7, Y12, Y12
+	VPADDB         Y12, Y11, Y11
+	VPUNPCKHQDQ    Y8, Y6, Y6
+	VPAND          Y1, Y6, Y7
+	VPSRLW         $0x04, Y6, Y6
+	VPAND          Y1, Y6, Y6
+	VBROADCASTI128 48(R10), Y8
+	VBROADCASTI128 176(R10), Y9
+	VPSHUFB        Y7, Y8, Y8
+	VPSHUFB        Y6, Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDB         Y10, Y8, Y8
+	VPADDW         Y8, Y2, Y2
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y3, Y3
+	VBROADCASTI128 112(R10), Y8
+	VBROADCASTI128 240(R10), Y9
+	VPSHUFB        Y7, Y8, Y8
+	VPSHUFB        Y6, Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDB         Y11, Y8, Y8
+	VPADDW         Y8, Y4, Y4
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y5, Y5
+	ADDQ           $0x40, BX
+	ADDQ           $0x00000100, R10
+	DECQ           R11
+	JNZ            word
+	ADDQ           R9, BX
+	VPSLLW         $0x08, Y3, Y6
+	VPSUBW         Y6, Y2, Y2
+	VPSLLW         $0x08, Y5, Y6
+	VPSUBW         Y6, Y4, Y4
+	VPUNPCKLWD     Y4, Y2, Y6
+	VPBROADCASTD   radix<>+0(SB), Y7
+	VPMADDWD       Y7, Y6, Y6
+	VCVTDQ2PS      Y6, Y6
+	VBROADCASTSS   (DI), Y7
+	VMULPS         Y7, Y6, Y6
+	VCVTPH2PS      (SI), Y7
+	VMULPS         Y7, Y6, Y6
+	VBROADCASTSS   4(DI), Y7
+	VADDPS         Y7, Y6, Y6
+	VMOVUPS        Y6, (R8)
+	VPUNPCKLWD     Y5, Y3, Y6
+	VPBROADCASTD   radix<>+0(SB), Y7
+	VPMADDWD       Y7, Y6, Y6
+	VCVTDQ2PS      Y6, Y6
+	VBROADCASTSS   (DI), Y7
+	VMULPS         Y7, Y6, Y6
+	VCVTPH2PS      16(SI), Y7
+	VMULPS         Y7, Y6, Y6
+	VBROADCASTSS   4(DI), Y7
+	VADDPS         Y7, Y6, Y6
+	VMOVUPS        Y6, 32(R8)
+	VPUNPCKHWD     Y4, Y2, Y2
+	VPBROADCASTD   radix<>+0(SB), Y4
+	VPMADDWD       Y4, Y2, Y2
+	VCVTDQ2PS      Y2, Y2
+	VBROADCASTSS   (DI), Y4
+	VMULPS         Y4, Y2, Y2
+	VCVTPH2PS      32(SI), Y4
+	VMULPS         Y4, Y2, Y2
+	VBROADCASTSS   4(DI), Y4
+	VADDPS         Y4, Y2, Y2
+	VMOVUPS        Y2, 64(R8)
+	VPUNPCKHWD     Y5, Y3, Y2
+	VPBROADCASTD   radix<>+0(SB), Y3
+	VPMADDWD       Y3, Y2, Y2
+	VCVTDQ2PS      Y2, Y2
+	VBROADCASTSS   (DI), Y3
+	VMULPS         Y3, Y2, Y2
+	VCVTPH2PS      48(SI), Y3
+	VMULPS         Y3, Y2, Y2
+	VBROADCASTSS   4(DI), Y3
+	VADDPS         Y3, Y2, Y2
+	VMOVUPS        Y2, 96(R8)
+	ADDQ           $0x40, SI
+	ADDQ           $0x00000080, R8
+	DECQ           AX
+	JNZ            pair
+	VZEROUPPER
+	RET
+
 DATA low1<>+0(SB)/4, $0x0f0f0f0f
 DATA low1<>+4(SB)/4, $0x00000000
 DATA low1<>+8(SB)/4, $0x00000000
@@ -514,13 +674,13 @@ DATA place1<>+12(SB)/4, $0x00000000
 GLOBL place1<>(SB), RODATA|NOPTR, $16
 
 DATA weight1<>+0(SB)/4, $0x01010101
-DATA weight1<>+4(SB)/4, $0x80808080
+DATA weight1<>+4(SB)/4, $0x40404040
 DATA weight1<>+8(SB)/4, $0x00000000
 DATA weight1<>+12(SB)/4, $0x00000000
 GLOBL weight1<>(SB), RODATA|NOPTR, $16
 
 // func avx512vbmiScore1(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
 TEXT ·avx512vbmiScore1(SB), NOSPLIT, $0-64
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
@@ -538,7 +698,7 @@ TEXT ·avx512vbmiScore1(SB), NOSPLIT, $0-64
 	VPBROADCASTD place1<>+0(SB), Z1
 	VPBROADCASTD weight1<>+0(SB), Z2
 	VPBROADCASTD weight1<>+4(SB), Z3
-	IMUL3Q       $-66048, CX, R11
+	IMUL3Q       $-16640, CX, R11
 	VPBROADCASTD R11, Z4
 
 blocks4:
@@ -554,21 +714,25 @@ blocks4:
 word4:
 	MOVQ        DX, R11
 	VMOVDQU32   (R11), Z9
+	PREFETCHT0  4096(R11)
 	ADDQ        R8, R11
 	VPSRLD      $0x04, Z9, Z10
 	VPTERNLOGD  $0xea, Z1, Z0, Z9
 	VPTERNLOGD  $0xea, Z1, Z0, Z10
 	VMOVDQU32   (R11), Z11
+	PREFETCHT0  4096(R11)
 	ADDQ        R8, R11
 	VPSRLD      $0x04, Z11, Z12
 	VPTERNLOGD  $0xea, Z1, Z0, Z11
 	VPTERNLOGD  $0xea, Z1, Z0, Z12
 	VMOVDQU32   (R11), Z13
+	PREFETCHT0  4096(R11)
 	ADDQ        R8, R11
 	VPSRLD      $0x04, Z13, Z14
 	VPTERNLOGD  $0xea, Z1, Z0, Z13
 	VPTERNLOGD  $0xea, Z1, Z0, Z14
 	VMOVDQU32   (R11), Z15
+	PREFETCHT0  4096(R11)
 	VPSRLD      $0x04, Z15, Z16
 	VPTERNLOGD  $0xea, Z1, Z0, Z15
 	VPTERNLOGD  $0xea, Z1, Z0, Z16
@@ -657,6 +821,7 @@ blocks1:
 word1:
 	MOVQ        DX, R11
 	VMOVDQU32   (R11), Z6
+	PREFETCHT0  4096(R11)
 	VPSRLD      $0x04, Z6, Z7
 	VPTERNLOGD  $0xea, Z1, Z0, Z6
 	VPTERNLOGD  $0xea, Z1, Z0, Z7
@@ -706,13 +871,13 @@ DATA place2<>+12(SB)/4, $0x00000000
 GLOBL place2<>(SB), RODATA|NOPTR, $16
 
 DATA weight2<>+0(SB)/4, $0x01010101
-DATA weight2<>+4(SB)/4, $0x80808080
+DATA weight2<>+4(SB)/4, $0x40404040
 DATA weight2<>+8(SB)/4, $0x00000000
 DATA weight2<>+12(SB)/4, $0x00000000
 GLOBL weight2<>(SB), RODATA|NOPTR, $16
 
 // func avx512vbmiScore2(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
 TEXT ·avx512vbmiScore2(SB), NOSPLIT, $0-64
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
@@ -730,7 +895,7 @@ TEXT ·avx512vbmiScore2(SB), NOSPLIT, $0-64
 	VPBROADCASTD place2<>+0(SB), Z1
 	VPBROADCASTD weight2<>+0(SB), Z2
 	VPBROADCASTD weight2<>+4(SB), Z3
-	IMUL3Q       $-66048, CX, R13
+	IMUL3Q       $-16640, CX, R13
 	VPBROADCASTD R13, Z4
 
 blocks4:
@@ -750,21 +915,25 @@ blocks4:
 word4:
 	MOVQ        DX, R13
 	VMOVDQU32   (R13), Z13
+	PREFETCHT0  4096(R13)
 	ADDQ        R10, R13
 	VPSRLD      $0x04, Z13, Z14
 	VPTERNLOGD  $0xea, Z1, Z0, Z13
 	VPTERNLOGD  $0xea, Z1, Z0, Z14
 	VMOVDQU32   (R13), Z15
+	PREFETCHT0  4096(R13)
 	ADDQ        R10, R13
 	VPSRLD      $0x04, Z15, Z16
 	VPTERNLOGD  $0xea, Z1, Z0, Z15
 	VPTERNLOGD  $0xea, Z1, Z0, Z16
 	VMOVDQU32   (R13), Z17
+	PREFETCHT0  4096(R13)
 	ADDQ        R10, R13
 	VPSRLD      $0x04, Z17, Z18
 	VPTERNLOGD  $0xea, Z1, Z0, Z17
 	VPTERNLOGD  $0xea, Z1, Z0, Z18
 	VMOVDQU32   (R13), Z19
+	PREFETCHT0  4096(R13)
 	VPSRLD      $0x04, Z19, Z20
 	VPTERNLOGD  $0xea, Z1, Z0, Z19
 	VPTERNLOGD  $0xea, Z1, Z0, Z20
@@ -912,6 +1081,7 @@ blocks1:
 word1:
 	MOVQ        DX, R13
 	VMOVDQU32   (R13), Z7
+	PREFETCHT0  4096(R13)
 	VPSRLD      $0x04, Z7, Z8
 	VPTERNLOGD  $0xea, Z1, Z0, Z7
 	VPTERNLOGD  $0xea, Z1, Z0, Z8
@@ -980,13 +1150,13 @@ DATA place4<>+12(SB)/4, $0x00000000
 GLOBL place4<>(SB), RODATA|NOPTR, $16
 
 DATA weight4<>+0(SB)/4, $0x01010101
-DATA weight4<>+4(SB)/4, $0x80808080
+DATA weight4<>+4(SB)/4, $0x40404040
 DATA weight4<>+8(SB)/4, $0x00000000
 DATA weight4<>+12(SB)/4, $0x00000000
 GLOBL weight4<>(SB), RODATA|NOPTR, $16
 
 // func avx512vbmiScore4(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
 TEXT ·avx512vbmiScore4(SB), NOSPLIT, $0-64
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
@@ -1004,7 +1174,7 @@ TEXT ·avx512vbmiScore4(SB), NOSPLIT, $0-64
 	VPBROADCASTD place4<>+0(SB), Z1
 	VPBROADCASTD weight4<>+0(SB), Z2
 	VPBROADCASTD weight4<>+4(SB), Z3
-	IMUL3Q       $-66048, CX, R13
+	IMUL3Q       $-16640, CX, R13
 	VPBROADCASTD R13, Z4
 
 blocks2:
@@ -1024,11 +1194,13 @@ blocks2:
 word2:
 	MOVQ        DX, R13
 	VMOVDQU32   (R13), Z13
+	PREFETCHT0  4096(R13)
 	ADDQ        R10, R13
 	VPSRLD      $0x04, Z13, Z14
 	VPTERNLOGD  $0xea, Z1, Z0, Z13
 	VPTERNLOGD  $0xea, Z1, Z0, Z14
 	VMOVDQU32   (R13), Z15
+	PREFETCHT0  4096(R13)
 	VPSRLD      $0x04, Z15, Z16
 	VPTERNLOGD  $0xea, Z1, Z0, Z15
 	VPTERNLOGD  $0xea, Z1, Z0, Z16
@@ -1186,6 +1358,7 @@ blocks1:
 word1:
 	MOVQ        DX, R13
 	VMOVDQU32   (R13), Z9
+	PREFETCHT0  4096(R13)
 	VPSRLD      $0x04, Z9, Z10
 	VPTERNLOGD  $0xea, Z1, Z0, Z9
 	VPTERNLOGD  $0xea, Z1, Z0, Z10

@@ -17,7 +17,7 @@
 	FMOVQ (16*j+192)(R5), F11
 
 // Adds what byte p of 16 keys looks up to the counters of 16 bits: l0 and l1 for
-// the low digit, h0 and h1 for the high one. Two digits fit in a byte.
+// the low digit, h0 and h1 for the high one. Four digits would fit in a byte.
 #define BYTE(p, l0, l1, h0, h1) \
 	VAND    V31.B16, p.B16, V24.B16;     \
 	VUSHR   $4, p.B16, V25.B16;          \
@@ -36,8 +36,8 @@
 #define FINISH(lo, hi) \
 	VUSHLL  $0, lo.H4, V24.S4;        \
 	VUSHLL2 $0, lo.H8, V25.S4;        \
-	VUSHLL  $7, hi.H4, V26.S4;        \
-	VUSHLL2 $7, hi.H8, V27.S4;        \
+	VUSHLL  $6, hi.H4, V26.S4;        \
+	VUSHLL2 $6, hi.H8, V27.S4;        \
 	VADD    V26.S4, V24.S4, V24.S4;   \
 	VADD    V27.S4, V25.S4, V25.S4;   \
 	VSUB    V30.S4, V24.S4, V24.S4;   \
@@ -74,7 +74,7 @@ TEXT ·neonScore(SB), NOSPLIT, $0-56
 	ADD   $4, R6, R6
 	VLD1R (R6), [V15.S4]
 	VMOVI $15, V31.B16
-	MOVD  $66048, R8
+	MOVD  $16640, R8
 	MUL   R1, R8, R8
 	VDUP  R8, V30.S4        // what the tables add up to without a query
 	LSL   $6, R1, R9        // bytes of a block

@@ -95,6 +95,15 @@ type planes struct {
 var planesPool = sync.Pool{New: func() any { return new(planes) }}
 
 func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
+	if t.heads == 1 && blocks >= 2 {
+		n := blocks / 2
+		avx2Single(n, t.words, &t.digits[0], &bits[0], &scales[0], &consts[0][0], &out[0])
+		if blocks%2 == 0 {
+			return
+		}
+		key := 2 * n * BlockKeys
+		out, bits, scales, blocks = out[key:], bits[key*t.words:], scales[key:], 1
+	}
 	p := planesPool.Get().(*planes)
 	defer planesPool.Put(p)
 	groups := blocks / groupBlocks
@@ -102,8 +111,10 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 	for g := 0; g < groups; g += chunk {
 		n, key := min(chunk, groups-g), g*groupKeys
 		avx2Split(2*n, t.words, &bits[key*t.words], &p.nibbles[0])
+		// The first head fetches the next chunk, as long as there is one.
+		ahead := &bits[min(g+chunk, max(0, groups-chunk))*groupKeys*t.words]
 		for h := range t.heads {
-			avx2Sum(n, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &scales[key], &consts[h][0], &out[h*ostride+key])
+			avx2Sum(n, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &scales[key], &consts[h][0], &out[h*ostride+key], ahead)
 		}
 	}
 	rest := blocks % groupBlocks * BlockKeys
@@ -115,7 +126,7 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 	copy(p.scales[:], scales[key:key+rest])
 	avx2Split(2, t.words, &p.bits[0], &p.nibbles[0])
 	for h := range t.heads {
-		avx2Sum(1, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &p.scales[0], &consts[h][0], &p.out[0])
+		avx2Sum(1, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &p.scales[0], &consts[h][0], &p.out[0], &p.bits[0])
 		copy(out[h*ostride+key:][:rest], p.out[:])
 	}
 }

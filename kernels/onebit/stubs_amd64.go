@@ -11,7 +11,10 @@ func avx2Digits(words int, quads *int16, digits *byte)
 func avx2Split(pairs int, words int, bits *uint32, planes *byte)
 
 //go:noescape
-func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32)
+func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)
+
+//go:noescape
+func avx2Single(pairs int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
 
 //go:noescape
 func avx512vbmiScore1(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)

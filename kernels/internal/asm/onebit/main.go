@@ -13,11 +13,13 @@ import (
 )
 
 const (
-	wordBytes  = 64  // one word of 16 keys
-	tableBytes = 256 // tables of one word: [nibble of the byte][digit][byte of the word][16]
-	planeBytes = 256 // indices of one word of 32 keys: [nibble of the word][32]
-	constBytes = 16  // one head's step, offset and initial counters
-	wordBias   = 8 * (64*128 + 64)
+	wordBytes  = 64   // one word of 16 keys
+	tableBytes = 256  // tables of one word: [nibble of the byte][digit][byte of the word][16]
+	planeBytes = 256  // indices of one word of 32 keys: [nibble of the word][32]
+	aheadBytes = 4096 // how far before their use signs are fetched
+	constBytes = 16   // one head's step, offset and initial counters
+	radix      = 64   // of digits
+	wordBias   = 8 * (radix/2*radix + radix/2)
 )
 
 // tableAt is where the table of a nibble and digit starts.
@@ -43,30 +45,12 @@ func constants(name string, quads ...[4]uint32) Mem {
 	return m
 }
 
-// split emits avx2Split: the keys of two blocks, word by word, become vectors of
-// nibbles, each of one place in the word. Byte 2i of a lane of 128 bits is a key of
-// the first block, byte 2i+1 (i < 4) the key eight further on, and so on for the
-// second block in bytes 8 to 15: then the even bytes of all lanes, in order, are
-// eight keys in order, and no permutation is needed at the end.
-func split() {
-	shuffle := constants("transpose", [4]uint32{0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703})
-	low := constants("lownibbles", [4]uint32{0x0f0f0f0f})
-	TEXT("avx2Split", NOSPLIT, "func(pairs, words int, bits *uint32, planes *byte)")
-	Pragma("noescape")
-	pairs := Load(Param("pairs"), GP64())
-	words := Load(Param("words"), GP64())
-	bits := Load(Param("bits"), GP64())
-	planes := Load(Param("planes"), GP64())
-	order, mask := YMM(), YMM()
-	VBROADCASTI128(shuffle, order)
-	VPBROADCASTD(low, mask)
-	block := GP64()
-	MOVQ(words, block)
-	SHLQ(Imm(6), block)
-	left := GP64()
-	Label("pair")
-	MOVQ(words, left)
-	Label("word")
+// byPlace emits the loads of a word of 32 keys, two blocks, and calls use for each
+// byte of the word with the low and the high nibbles of it. Byte 2i of a lane of 128
+// bits is a key of the first block, byte 2i+1 (i < 4) the key eight further on, and
+// so on for the second block in bytes 8 to 15: then the even bytes of all lanes, in
+// order, are eight keys in order, and no permutation is needed at the end.
+func byPlace(bits, block reg.Register, order, mask reg.VecVirtual, use func(j int, lo, hi reg.VecVirtual)) {
 	v := []reg.VecVirtual{YMM(), YMM(), YMM(), YMM()}
 	for i, m := range []Mem{{Base: bits}, {Base: bits, Disp: 32}, {Base: bits, Index: block, Scale: 1}, {Base: bits, Index: block, Scale: 1, Disp: 32}} {
 		VMOVDQU(m, v[i])
@@ -78,18 +62,78 @@ func split() {
 		VPUNPCKHBW(v[2*i+1], v[2*i], s[1])
 	}
 	for j := range 4 {
-		p, lo := YMM(), YMM()
+		hi, lo := YMM(), YMM()
 		if j%2 == 0 {
-			VPUNPCKLQDQ(cd[j/2], ab[j/2], p)
+			VPUNPCKLQDQ(cd[j/2], ab[j/2], hi)
 		} else {
-			VPUNPCKHQDQ(cd[j/2], ab[j/2], p)
+			VPUNPCKHQDQ(cd[j/2], ab[j/2], hi)
 		}
-		VPAND(mask, p, lo)
-		VPSRLW(Imm(4), p, p)
-		VPAND(mask, p, p)
-		VMOVDQU(lo, Mem{Base: planes, Disp: 64 * j})
-		VMOVDQU(p, Mem{Base: planes, Disp: 64*j + 32})
+		VPAND(mask, hi, lo)
+		VPSRLW(Imm(4), hi, hi)
+		VPAND(mask, hi, hi)
+		use(j, lo, hi)
 	}
+}
+
+// count adds bytes to the counters of 16 bits. One takes even and odd bytes
+// together, the other the odd ones, and the difference is left to the end. It
+// overwrites a.
+func count(a, all, odd reg.VecVirtual) {
+	VPADDW(a, all, all)
+	VPSRLW(Imm(8), a, a)
+	VPADDW(a, odd, odd)
+}
+
+// store emits the scores of 32 keys, from number at of scales and out on, from their
+// counters, one of each for the low and the high digits.
+func store(all, odd [2]reg.VecVirtual, head, scales, out reg.Register, at int) {
+	for d := range 2 {
+		t := YMM()
+		VPSLLW(Imm(8), odd[d], t)
+		VPSUBW(t, all[d], all[d]) // the even bytes
+	}
+	for i, pick := range []func(ops ...Op){VPUNPCKLWD, VPUNPCKHWD} {
+		for o, s := range [][2]reg.VecVirtual{all, odd} {
+			at := at + 16*i + 8*o
+			x, w, f := YMM(), YMM(), YMM()
+			pick(s[1], s[0], x)
+			VPBROADCASTD(digitWeights, w)
+			VPMADDWD(w, x, x)
+			VCVTDQ2PS(x, x)
+			VBROADCASTSS(Mem{Base: head, Disp: atStep}, w)
+			VMULPS(w, x, x)
+			VCVTPH2PS(Mem{Base: scales, Disp: 2 * at}, f)
+			VMULPS(f, x, x)
+			VBROADCASTSS(Mem{Base: head, Disp: atOffset}, w)
+			VADDPS(w, x, x)
+			VMOVUPS(x, Mem{Base: out, Disp: 4 * at})
+		}
+	}
+}
+
+// split emits avx2Split: the keys of two blocks, word by word, become vectors of
+// nibbles, each of one place in the word.
+func split() {
+	TEXT("avx2Split", NOSPLIT, "func(pairs, words int, bits *uint32, planes *byte)")
+	Pragma("noescape")
+	pairs := Load(Param("pairs"), GP64())
+	words := Load(Param("words"), GP64())
+	bits := Load(Param("bits"), GP64())
+	planes := Load(Param("planes"), GP64())
+	order, mask := YMM(), YMM()
+	VBROADCASTI128(transpose, order)
+	VPBROADCASTD(lowNibbles, mask)
+	block := GP64()
+	MOVQ(words, block)
+	SHLQ(Imm(6), block)
+	left := GP64()
+	Label("pair")
+	MOVQ(words, left)
+	Label("word")
+	byPlace(bits, block, order, mask, func(j int, lo, hi reg.VecVirtual) {
+		VMOVDQU(lo, Mem{Base: planes, Disp: 64 * j})
+		VMOVDQU(hi, Mem{Base: planes, Disp: 64*j + 32})
+	})
 	ADDQ(Imm(wordBytes), bits)
 	ADDQ(U32(planeBytes), planes)
 	DECQ(left)
@@ -102,12 +146,10 @@ func split() {
 }
 
 // sum emits avx2Sum: the scores of one head for groups of 64 keys that avx2Split
-// has prepared. Table lookups give bytes below 128; two are added as bytes, and
-// the sums of even bytes and of odd bytes are kept apart in 16 bits: one counter
-// takes both, the other the odd ones, and the difference is left to the end.
+// has prepared, in twice the counters of avx2Single. Signs of as many keys are fetched from ahead meanwhile: the bursts in which avx2Split
+// reads them leave the machine's own prefetching behind.
 func sum() {
-	weights := constants("radix", [4]uint32{128<<16 | 1})
-	TEXT("avx2Sum", NOSPLIT, "func(groups, words int, tab, planes *byte, scales *uint16, head *uint32, out *float32)")
+	TEXT("avx2Sum", NOSPLIT, "func(groups, words int, tab, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)")
 	Pragma("noescape")
 	groups := Load(Param("groups"), GP64())
 	words := Load(Param("words"), GP64())
@@ -116,6 +158,7 @@ func sum() {
 	scales := Load(Param("scales"), GP64())
 	head := Load(Param("head"), GP64())
 	out := Load(Param("out"), GP64())
+	ahead := Load(Param("ahead"), GP64())
 	second := GP64() // distance of the second 32 keys
 	MOVQ(words, second)
 	SHLQ(Imm(8), second)
@@ -133,62 +176,106 @@ func sum() {
 	MOVQ(tables, tab)
 	MOVQ(words, left)
 	Label("word")
-	for j := range 4 {
+	for j := 0; j < 4; j += 2 {
 		for d := range 2 {
-			var t [2]reg.VecVirtual
+			PREFETCHT0(Mem{Base: ahead, Disp: wordBytes * (j + d)})
+			var t [4]reg.VecVirtual
 			for n := range t {
 				t[n] = YMM()
-				VBROADCASTI128(Mem{Base: tab, Disp: tableAt(j, n, d)}, t[n])
+				VBROADCASTI128(Mem{Base: tab, Disp: tableAt(j+n/2, n%2, d)}, t[n])
 			}
 			for v := range 2 {
-				a, b := YMM(), YMM()
 				m := Mem{Base: planes, Disp: 64 * j}
 				if v == 1 {
 					m.Index, m.Scale = second, 1
 				}
+				a, b := YMM(), YMM()
 				VPSHUFB(m, t[0], a)
-				VPSHUFB(m.Offset(32), t[1], b)
-				VPADDB(b, a, a)
-				VPSRLW(Imm(8), a, b)
-				VPADDW(a, all[v][d], all[v][d])
-				VPADDW(b, odd[v][d], odd[v][d])
+				for n, t := range t[1:] {
+					VPSHUFB(m.Offset(32*(n+1)), t, b)
+					VPADDB(b, a, a)
+				}
+				count(a, all[v][d], odd[v][d])
 			}
 		}
 	}
 	ADDQ(U32(planeBytes), planes)
 	ADDQ(U32(tableBytes), tab)
+	ADDQ(U32(4*wordBytes), ahead)
 	DECQ(left)
 	JNZ(LabelRef("word"))
 	ADDQ(second, planes)
 
 	for v := range 2 {
-		for d := range 2 {
-			t := YMM()
-			VPSLLW(Imm(8), odd[v][d], t)
-			VPSUBW(t, all[v][d], all[v][d]) // the even bytes
-		}
-		for i, pick := range []func(ops ...Op){VPUNPCKLWD, VPUNPCKHWD} {
-			for o, s := range [][2]reg.VecVirtual{all[v], odd[v]} {
-				at := 32*v + 16*i + 8*o
-				x, w, f := YMM(), YMM(), YMM()
-				pick(s[1], s[0], x)
-				VPBROADCASTD(weights, w)
-				VPMADDWD(w, x, x)
-				VCVTDQ2PS(x, x)
-				VBROADCASTSS(Mem{Base: head, Disp: atStep}, w)
-				VMULPS(w, x, x)
-				VCVTPH2PS(Mem{Base: scales, Disp: 2 * at}, f)
-				VMULPS(f, x, x)
-				VBROADCASTSS(Mem{Base: head, Disp: atOffset}, w)
-				VADDPS(w, x, x)
-				VMOVUPS(x, Mem{Base: out, Disp: 4 * at})
-			}
-		}
+		store(all[v], odd[v], head, scales, out, 32*v)
 	}
 	ADDQ(U32(128), scales)
 	ADDQ(U32(256), out)
 	DECQ(groups)
 	JNZ(LabelRef("group"))
+	VZEROUPPER()
+	RET()
+}
+
+// single emits avx2Single: what avx2Split and avx2Sum do, for one head and pairs of
+// blocks. The nibbles stay in registers, for no other head wants them.
+func single() {
+	TEXT("avx2Single", NOSPLIT, "func(pairs, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)")
+	Pragma("noescape")
+	pairs := Load(Param("pairs"), GP64())
+	words := Load(Param("words"), GP64())
+	tables := Load(Param("tab"), GP64())
+	bits := Load(Param("bits"), GP64())
+	scales := Load(Param("scales"), GP64())
+	head := Load(Param("head"), GP64())
+	out := Load(Param("out"), GP64())
+	block := GP64() // distance between blocks
+	MOVQ(words, block)
+	SHLQ(Imm(6), block)
+	tab, left := GP64(), GP64()
+	order, mask := YMM(), YMM()
+	VBROADCASTI128(transpose, order)
+	VPBROADCASTD(lowNibbles, mask)
+
+	Label("pair")
+	var all, odd [2]reg.VecVirtual // [digit]
+	for d := range 2 {
+		all[d], odd[d] = YMM(), YMM()
+		VPBROADCASTD(Mem{Base: head, Disp: atAll}, all[d])
+		VPBROADCASTD(Mem{Base: head, Disp: atOdd}, odd[d])
+	}
+	MOVQ(tables, tab)
+	MOVQ(words, left)
+	Label("word")
+	PREFETCHT0(Mem{Base: bits, Disp: aheadBytes})
+	PREFETCHT0(Mem{Base: bits, Index: block, Scale: 1, Disp: aheadBytes})
+	var sums [2]reg.VecVirtual
+	byPlace(bits, block, order, mask, func(j int, lo, hi reg.VecVirtual) {
+		for d, s := range sums {
+			a, b := YMM(), YMM()
+			VBROADCASTI128(Mem{Base: tab, Disp: tableAt(j, 0, d)}, a)
+			VBROADCASTI128(Mem{Base: tab, Disp: tableAt(j, 1, d)}, b)
+			VPSHUFB(lo, a, a)
+			VPSHUFB(hi, b, b)
+			VPADDB(b, a, a)
+			if j%2 == 0 {
+				sums[d] = a
+				continue
+			}
+			VPADDB(s, a, a)
+			count(a, all[d], odd[d])
+		}
+	})
+	ADDQ(Imm(wordBytes), bits)
+	ADDQ(U32(tableBytes), tab)
+	DECQ(left)
+	JNZ(LabelRef("word"))
+	ADDQ(block, bits)
+	store(all, odd, head, scales, out, 0)
+	ADDQ(Imm(64), scales)
+	ADDQ(U32(128), out)
+	DECQ(pairs)
+	JNZ(LabelRef("pair"))
 	VZEROUPPER()
 	RET()
 }
@@ -214,8 +301,8 @@ func digits() {
 			}
 		}
 	}
-	bias := constants("bias", [4]uint32{0x20402040})
-	digit := constants("digit", [4]uint32{0x007f007f})
+	bias := constants("bias", [4]uint32{0x08200820})
+	digit := constants("digit", [4]uint32{0x003f003f})
 	TEXT("avx2Digits", NOSPLIT, "func(words int, quads *int16, digits *byte)")
 	Pragma("noescape")
 	words := Load(Param("words"), GP64())
@@ -243,7 +330,7 @@ func digits() {
 		VPACKSSDW(m[2], m[0], m[0])
 		VPADDW(zero, m[0], m[0])
 		VPAND(mask, m[0], m[1])
-		VPSRLW(Imm(7), m[0], m[0])
+		VPSRLW(Imm(6), m[0], m[0])
 		VPACKUSWB(m[0], m[1], m[0])
 		VPERMQ(Imm(0xd8), m[0], m[0])
 		VMOVDQU(m[0].AsX(), Mem{Base: out, Disp: tableAt(g/2, g%2, 0)})
@@ -273,7 +360,7 @@ func vpdpbusd(s, u, sum reg.VecVirtual) {
 func wide(heads, most int) {
 	low := constants(fmt.Sprintf("low%d", heads), [4]uint32{0x0f0f0f0f})
 	place := constants(fmt.Sprintf("place%d", heads), [4]uint32{0x30201000})
-	weight := constants(fmt.Sprintf("weight%d", heads), [4]uint32{0x01010101, 0x80808080})
+	weight := constants(fmt.Sprintf("weight%d", heads), [4]uint32{0x01010101, 0x40404040})
 	TEXT(fmt.Sprintf("avx512vbmiScore%d", heads), NOSPLIT, "func(blocks, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)")
 	Pragma("noescape")
 	count := Load(Param("blocks"), GP64())
@@ -323,6 +410,7 @@ func wide(heads, most int) {
 		for i := range index {
 			lo, hi := ZMM(), ZMM()
 			VMOVDQU32(Mem{Base: t}, lo)
+			PREFETCHT0(Mem{Base: t, Disp: aheadBytes})
 			if i+1 < g {
 				ADDQ(block, t)
 			}
@@ -384,11 +472,18 @@ func wide(heads, most int) {
 	RET()
 }
 
+// What the AVX2 kernels share.
+var transpose, lowNibbles, digitWeights Mem
+
 func main() {
 	ConstraintExpr("amd64,gc,!noasm")
+	transpose = constants("transpose", [4]uint32{0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703})
+	lowNibbles = constants("lownibbles", [4]uint32{0x0f0f0f0f})
+	digitWeights = constants("radix", [4]uint32{radix<<16 | 1})
 	digits()
 	split()
 	sum()
+	single()
 	wide(1, 4)
 	wide(2, 4)
 	wide(4, 2)
