@@ -182,6 +182,9 @@ type PPLJSON struct {
 	Recent    int     `json:"recent"`
 	Anchor    int     `json:"anchor"`
 	Code      string  `json:"code"`
+	// Kernels says that keys were scored with the decode kernels, which round
+	// queries, instead of as products with decoded keys.
+	Kernels bool `json:"kernels,omitempty"`
 }
 
 // KLDJSON: divergence of the 1-bit model from the float model, in nats per token.

@@ -85,6 +85,10 @@ type Options struct {
 	Code    string
 	Seed    uint64
 	Threads int
+	// Kernels scores coded keys with the decode kernels, token by token as a runtime
+	// does, instead of as products with decoded keys: the same but for the rounding
+	// of queries, and slower.
+	Kernels bool
 	// Source, if set, is what the artifact was made from: the proof that the
 	// function is preserved needs it.
 	Source   *checkpoint.Checkpoint
@@ -124,6 +128,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if err != nil {
 		return nil, err
 	}
+	cache.Kernels = o.Kernels
 	w, err := Tokens(a.Model, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
@@ -155,6 +160,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		PPL:      pplJSON(res, w, policy, kind), KLD: kldJSON(&res.Divergences[0]),
 		Bytes: Bytes(cfg, codes, policy), Text: TextInfo(o.Text, w),
 	}
+	out.PPL.Kernels = o.Kernels
 	head := o.Head
 	if head == nil {
 		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)

@@ -47,6 +47,10 @@ type Codes struct {
 	// they are coded and divided by afterwards: codes that were fitted to balanced
 	// keys can then be tried on a model that is not balanced. nil is for none.
 	Scale func(layer, head int) []float32
+	// Kernels scores keys with the kernels of package onebit, as a runtime does for
+	// one query after the other, instead of as products with decoded keys. Scores
+	// then carry the rounding of queries that the kernels do.
+	Kernels bool
 
 	cfg   *family.Config
 	codes [][]*rotations.Code // [layer][KV head]
@@ -121,13 +125,24 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		hat = make([]float32, len(coded))
 	}
 	code.DecodeKeys(hat, words, alpha)
+	var x *rotations.Exceptions
 	if c.Policy.Exceptions > 0 {
-		x, err := rotations.Except(coded, hat, d, c.Policy.Exceptions)
-		if err != nil {
+		var err error
+		if x, err = rotations.Except(coded, hat, d, c.Policy.Exceptions); err != nil {
 			return nil, err
 		}
 		x.Add(hat, d)
 		copy(coded, hat)
+	}
+	if c.Kernels {
+		n := len(coded) / d
+		s, err := newKernel(code, c.Policy, T-n, words, alpha[:n], x)
+		if err != nil {
+			return nil, err
+		}
+		s.table, s.pairs, s.scale = table, c.cfg.Pairs, scale
+		s.exact.pack(exact, d, T-n, c.Policy.Recent)
+		return s, nil
 	}
 	if table != nil {
 		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, true)
@@ -138,11 +153,9 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		}
 	}
 	copy(k, exact[:min(c.Policy.Sink, T)*d])
-	s := &decoded{d: d, recent: c.Policy.Recent}
+	s := &decoded{d: d}
 	s.coded.PackRows(T, d, k, d, 1)
-	if s.recent > 0 {
-		s.exact.PackRows(T, d, exact, d, 1)
-	}
+	s.exact.pack(exact, d, 0, c.Policy.Recent) // the first are among the coded
 	return s, nil
 }
 
@@ -168,24 +181,49 @@ func (c *Codes) Values(layer, head int, v []float32) error { return nil }
 
 // decoded scores keys that were coded and read back, as a matrix product.
 type decoded struct {
-	d, recent    int
-	coded, exact gemm.Weights
+	d     int
+	coded gemm.Weights
+	exact exactKeys
 }
 
 // Score implements refmodel.Scorer.
 func (s *decoded) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
 	gemm.MulRange(dst, ldd, q, ldq, n, &s.coded, n0, n1, 0, s.d, false, 1)
-	if s.recent == 0 {
+	s.exact.overlay(dst, ldd, q, ldq, n, pos, n0, n1)
+}
+
+// exactKeys are the keys that a policy keeps: the first of a window, and the latest
+// of each query's own context.
+type exactKeys struct {
+	d, sink, recent int
+	keys            gemm.Weights
+	scores          []float32
+}
+
+// pack keeps keys, [T, d], if any of them are exact for anyone.
+func (e *exactKeys) pack(keys []float32, d, sink, recent int) {
+	e.d, e.sink, e.recent = d, sink, recent
+	if sink > 0 || recent > 0 {
+		e.keys.PackRows(len(keys)/d, d, keys, d, 1)
+	}
+}
+
+// overlay replaces scores of coded keys by those of exact ones. Arguments are those
+// of refmodel.Scorer.
+func (e *exactKeys) overlay(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+	if first := min(e.sink, n1); n0 < first {
+		gemm.MulRange(dst, ldd, q, ldq, n, &e.keys, n0, first, 0, e.d, false, 1)
+	}
+	if e.recent == 0 {
 		return
 	}
-	// The last recent keys of each query's own context are exact.
-	tmp := make([]float32, n*ldd)
-	lo := max(n0, pos-s.recent+1)
-	gemm.MulRange(tmp, ldd, q, ldq, n, &s.exact, lo, n1, 0, s.d, false, 1)
+	e.scores = grow(e.scores, n*ldd)
+	lo := max(n0, pos-e.recent+1)
+	gemm.MulRange(e.scores, ldd, q, ldq, n, &e.keys, lo, n1, 0, e.d, false, 1)
 	for r := range n {
-		from, to := max(n0, pos+r-s.recent+1), min(n1, pos+r+1)
+		from, to := max(n0, pos+r-e.recent+1), min(n1, pos+r+1)
 		if from < to {
-			copy(dst[r*ldd+from:r*ldd+to], tmp[r*ldd+from:r*ldd+to])
+			copy(dst[r*ldd+from:r*ldd+to], e.scores[r*ldd+from:r*ldd+to])
 		}
 	}
 }

@@ -37,6 +37,7 @@ Examples:
 			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16 (default: the artifact's)", Value: -1},
 			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16 (default: the artifact's)", Value: -1},
 			&cli.StringFlag{Name: "code", Usage: "measure a code that needs no calibration instead: raw, srht or random"},
+			&cli.BoolFlag{Name: "kernels", Usage: "score coded keys with the decode kernels, as a runtime does (slower)"},
 			&cli.StringFlag{Name: "cache-type-k", Usage: "also measure a stock runtime with K in this type: " + strings.Join(kvcache.StockTypes(), ", ")},
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the same for V (default: f16)"},
 			rotationFlag(),
@@ -53,7 +54,8 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	o := verify.Options{
 		Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Sink: c.Int("sink"), Recent: c.Int("recent"), Code: c.String("code"),
-		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: progress(stderr),
+		Kernels: c.Bool("kernels"),
+		Seed:    c.Uint64("seed"), Threads: c.Int("threads"), Progress: progress(stderr),
 	}
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
@@ -135,8 +137,12 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 	}
 	if p := v.PPL; p != nil {
 		k := v.KLD
-		fmt.Fprintf(w, "\n%s, %d windows of %d tokens, %d tokens scored, code %s, anchor %d, sink %d, recent %d\n",
-			v.Text.Name, p.Chunks, p.Ctx, p.Tokens, p.Code, p.Anchor, p.Sink, p.Recent)
+		by := "decoded keys"
+		if p.Kernels {
+			by = "decode kernels"
+		}
+		fmt.Fprintf(w, "\n%s, %d windows of %d tokens, %d tokens scored, code %s, anchor %d, sink %d, recent %d, %s\n",
+			v.Text.Name, p.Chunks, p.Ctx, p.Tokens, p.Code, p.Anchor, p.Sink, p.Recent, by)
 		fmt.Fprintf(w, "  Mean PPL(base)        : %10.4f ± %8.4f   float keys\n", p.Float, p.FloatErr)
 		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   1-bit keys\n", p.OneBit, p.OneBitErr)
 		fmt.Fprintf(w, "  Mean PPL(Q)/PPL(base) : %10.4f ± %8.4f\n", p.Ratio, p.RatioErr)

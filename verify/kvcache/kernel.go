@@ -1,0 +1,102 @@
+package kvcache
+
+import (
+	"fmt"
+
+	"phaseconv/format/dtype"
+	"phaseconv/kernels/gemm"
+	"phaseconv/kernels/onebit"
+	"phaseconv/kernels/rope"
+	"phaseconv/rotations"
+)
+
+// byKernel scores keys as a runtime does that decodes one token after the other:
+// with the kernels of package onebit on stored signs and scales, for queries that
+// are turned to each block's anchor and projected onto the code.
+type byKernel struct {
+	d, b, anchor, sink int
+	table              *rope.Table // nil without anchors
+	pairs              rope.Layout
+	scale              []float32 // what keys were multiplied by, nil for none
+
+	bits       []uint32
+	scales     []uint16
+	project    gemm.Weights // decode rows and the mean: a query becomes b numbers and its offset
+	exceptions *rotations.Exceptions
+	exact      exactKeys
+
+	tables         onebit.Tables
+	turned, coords []float32
+	offsets        []float32
+}
+
+// newKernel stores what coded keys consist of: words, alpha and x are those of the
+// keys from sink on.
+func newKernel(c *rotations.Code, p Policy, sink int, words []uint32, alpha []float32, x *rotations.Exceptions) (*byKernel, error) {
+	if p.Anchor%onebit.BlockKeys != 0 {
+		return nil, fmt.Errorf("anchors of %d keys: the kernels score keys in blocks of %d", p.Anchor, onebit.BlockKeys)
+	}
+	coded := len(alpha)
+	T := sink + coded
+	k := &byKernel{
+		d: c.D, b: c.B, anchor: p.Anchor, sink: sink, exceptions: x,
+		bits: make([]uint32, onebit.Len(T, c.B)), scales: make([]uint16, T),
+	}
+	w := c.Words()
+	for i, a := range alpha {
+		onebit.Set(k.bits, c.B, sink+i, words[i*w:(i+1)*w])
+		k.scales[sink+i] = dtype.F32ToF16(a)
+	}
+	rows := append(append(make([]float32, 0, (c.B+1)*c.D), c.Decode...), c.Mean...)
+	k.project.PackRows(c.B+1, c.D, rows, c.D, 1)
+	return k, nil
+}
+
+// Score implements refmodel.Scorer. The rows of a call are the heads of a kernel's
+// pass over the keys.
+func (k *byKernel) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+	block := k.anchor
+	if block == 0 {
+		block = len(k.scales)
+	}
+	k.turned, k.coords, k.offsets = grow(k.turned, n*k.d), grow(k.coords, n*(k.b+1)), grow(k.offsets, n)
+	for from := n0 / block * block; from < n1; from += block {
+		for r := range n {
+			row := k.turned[r*k.d : (r+1)*k.d]
+			copy(row, q[r*ldq:])
+			for i := range k.scale {
+				row[i] /= k.scale[i]
+			}
+			if k.table != nil {
+				k.table.ApplyInverse(row, from, k.pairs)
+			}
+		}
+		gemm.MulRange(k.coords, k.b+1, k.turned, k.d, n, &k.project, 0, k.b+1, 0, k.d, false, 1)
+		for r := range n {
+			k.offsets[r] = k.coords[r*(k.b+1)+k.b]
+		}
+		k.tables.Build(k.coords, k.b+1, n, k.b)
+		// Rows of dst before n0 belong to nobody, so whole blocks of keys may be written.
+		lo := max(from, n0/onebit.BlockKeys*onebit.BlockKeys)
+		hi := min(from+block, n1)
+		onebit.Score(dst[lo:], ldd, &k.tables, k.bits[lo*((k.b+31)/32):], k.scales[lo:], hi-lo, k.offsets)
+		if k.exceptions == nil {
+			continue
+		}
+		lo = max(lo, k.sink)
+		per := k.exceptions.Per
+		for r := range n {
+			if at := lo - k.sink; lo < hi {
+				onebit.AddExceptions(dst[r*ldd+lo:], k.turned[r*k.d:(r+1)*k.d], k.exceptions.Index[at*per:], k.exceptions.Values[at*per:], per, hi-lo)
+			}
+		}
+	}
+	k.exact.overlay(dst, ldd, q, ldq, n, pos, n0, n1)
+}
+
+func grow(x []float32, n int) []float32 {
+	if cap(x) < n {
+		return make([]float32, n)
+	}
+	return x[:n]
+}
