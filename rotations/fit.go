@@ -29,8 +29,8 @@ type Sample struct {
 	// ends the fit. With several threads it is called from several goroutines.
 	Stop func() error
 	// Trace, if set, is given what an iterative fit has after each step, without
-	// gain. learned begins from several starts, numbered from 0, and then goes on
-	// from the best with all keys; frame has one start.
+	// gain. learned begins from several starts, numbered from 0, goes on from the best
+	// under its number, and ends with all keys under the next; frame has one start.
 	Trace func(start, step int, c *Code)
 }
 
@@ -223,7 +223,8 @@ func (s *Sample) mean() []float32 {
 // Settings of the learned rotation's fixed point. Momentum 2 reaches in 30 steps
 // what the plain iteration reaches in 300 (docs/codes.md).
 const (
-	learnedSteps    = 30
+	learnedFirst    = 10   // steps from each start
+	learnedSteps    = 30   // steps from the best of them, the first included
 	learnedLast     = 5    // steps with all keys after those with a part
 	learnedGain     = 1e-5 // a step that raises the objective by less is the last
 	learnedMomentum = 2
@@ -233,47 +234,60 @@ const (
 // then Hadamard bases.
 const learnedStarts = 2
 
-// bestLearned learns from several starts and returns the code that loses least:
-// the objective has many local optima, and a higher one is often no better. Each
-// start learns from a part of the keys; the best of them goes on with all.
+// bestLearned learns from several starts for a while, goes on from the one whose code
+// loses least (the objective has many local optima, and a higher one is often no
+// better), and ends with all keys: until then a part of them has to do.
 func (s *Sample) bestLearned() (*Code, []Point, error) {
 	mean := s.mean()
 	few := s.thin(2 * thinned * s.D)
 	r := stream(s.Seed, s.Layer, s.Head, purposeLearned)
 	var best *Code
 	var curve []Point
-	least := math.Inf(1)
+	from, least := 0, math.Inf(1)
 	for i := range learnedStarts {
 		start := linalg.Identity(s.D)
 		if i > 0 {
 			start = srht(s.D, r)
 		}
-		m, points, err := few.learned(i, mean, toFloat32(start), learnedSteps)
-		if err != nil {
-			return nil, nil, err
-		}
-		c, err := New("learned", s.D, s.D, mean, m, nil)
+		c, points, err := few.learnedCode(learnedRun{start: i, steps: learnedFirst}, mean, toFloat32(start))
 		if err != nil {
 			return nil, nil, err
 		}
 		if loss := few.ScoreLoss(c); loss < least || best == nil {
-			best, curve, least = c, points, loss
+			best, curve, from, least = c, points, i, loss
 		}
+	}
+	best, points, err := few.learnedCode(learnedRun{from, learnedFirst, learnedSteps - learnedFirst}, mean, best.Decode)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(points) > 1 {
+		curve = append(curve, points[1:]...) // the first is where the start ended
 	}
 	if few != s {
-		m, points, err := s.learned(learnedStarts, mean, best.Decode, learnedLast)
-		if err != nil {
+		if best, points, err = s.learnedCode(learnedRun{start: learnedStarts, steps: learnedLast}, mean, best.Decode); err != nil {
 			return nil, nil, err
 		}
-		for _, p := range points {
-			curve = append(curve, Point{len(curve), p.Cos1bit})
-		}
-		if best, err = New("learned", s.D, s.D, mean, m, nil); err != nil {
-			return nil, nil, err
-		}
+		curve = append(curve, points...)
 	}
-	best, err := s.lengthen(best)
+	for i := range curve {
+		curve[i].Step = i
+	}
+	best, err = s.lengthen(best)
 	return best, curve, err
+}
+
+// A learnedRun is a part of the way of a learned code: so many steps, traced as
+// those of a start after the first few.
+type learnedRun struct{ start, after, steps int }
+
+func (s *Sample) learnedCode(run learnedRun, mean, start []float32) (*Code, []Point, error) {
+	m, points, err := s.learned(run, mean, start)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := New("learned", s.D, s.D, mean, m, nil)
+	return c, points, err
 }
 
 // learned maximises the mean of |R x|_1 / (sqrt(d) |x|_2) over orthogonal R for
@@ -281,7 +295,7 @@ func (s *Sample) bestLearned() (*Code, []Point, error) {
 // x normalised, which never decreases it and needs no step size (the L1-max
 // objective). Each step is stretched along the change of C; when that fails to
 // help, the best R so far takes a plain step instead.
-func (s *Sample) learned(number int, mean, start []float32, steps int) (best []float32, curve []Point, err error) {
+func (s *Sample) learned(run learnedRun, mean, start []float32) (best []float32, curve []Point, err error) {
 	d := s.D
 	x := s.unitKeys(mean)
 	n := len(x) / d
@@ -303,11 +317,11 @@ func (s *Sample) learned(number int, mean, start []float32, steps int) (best []f
 		curve = append(curve, Point{step, max(v, value)})
 		gain := v - value
 		if gain > 0 {
-			s.trace(number, step, mean, r)
+			s.trace(run.start, run.after+step, mean, r)
 		} else {
-			s.trace(number, step, mean, best)
+			s.trace(run.start, run.after+step, mean, best)
 		}
-		if step == steps || gain >= 0 && gain < learnedGain {
+		if step == run.steps || gain >= 0 && gain < learnedGain {
 			if gain > 0 {
 				best = r
 			}

@@ -239,7 +239,7 @@ func TestLearnedCurve(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
 	for name, keys := range map[string][]float32{"Gaussian": normal(r, 800*32), "keys": keyish(r, 800, 32), "lattice": lattice(r, 800, 32, 0.2), "few": normal(r, 20*32)} {
 		s := &Sample{D: 32, Keys: keys, Threads: 1}
-		m, curve, err := s.learned(0, s.mean(), toFloat32(linalg.Identity(32)), learnedSteps)
+		m, curve, err := s.learned(learnedRun{steps: learnedSteps}, s.mean(), toFloat32(linalg.Identity(32)))
 		if err != nil {
 			t.Fatal(err)
 		}
