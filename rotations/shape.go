@@ -5,7 +5,6 @@ import (
 	"math"
 	"slices"
 
-	"phaseconv/format/gguf"
 	"phaseconv/kernels/fmath"
 	"phaseconv/kernels/gemm"
 	"phaseconv/kernels/rope"
@@ -368,15 +367,8 @@ func (p *shape) pack(w *gemm.Weights, c []float64) {
 // stored returns the error of the scores that the cache type makes at C = 1.
 func (p *shape) stored() (float64, error) {
 	d := p.d
-	size, err := gguf.RowBytes(p.row.Type, len(p.z))
+	e, err := p.row.errors(p.z)
 	if err != nil {
-		return 0, err
-	}
-	buf, e := make([]byte, size), make([]float32, len(p.z))
-	if err := gguf.QuantizeCacheRow(p.row.Type, buf, p.z); err != nil {
-		return 0, err
-	}
-	if err := gguf.DequantizeRow(p.row.Type, e, buf); err != nil {
 		return 0, err
 	}
 	tq := p.blocks(p.query)
@@ -385,9 +377,8 @@ func (p *shape) stored() (float64, error) {
 		for b, q := range tq {
 			var s float64
 			at := r*d + b*p.block
-			for i := at; i < at+p.block; i++ {
-				v := float64(e[i]) - float64(p.z[i])
-				s += float64(v * v)
+			for _, v := range e[at : at+p.block] {
+				s += float64(float64(v) * float64(v))
 			}
 			sum += float64(w * float64(s*q))
 		}
@@ -413,6 +404,12 @@ func (p *shape) value(c []float64) (float64, []float64) {
 	if err != nil {
 		return math.Inf(1), nil
 	}
+	return p.at(c, inverse)
+}
+
+// at is value for a matrix whose inverse is known.
+func (p *shape) at(c, inverse []float64) (float64, []float64) {
+	d := p.d
 	// The second moment of queries: Q' = C^-T Q C^-1.
 	it := transpose64(inverse, d)
 	q := product(product(it, p.query, d), inverse, d)

@@ -3,10 +3,12 @@ package rotations
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"phaseconv/format/gguf"
 	"phaseconv/kernels/rope"
+	"phaseconv/rotations/internal/linalg"
 )
 
 // slowStats makes statistics like those of a model with large key biases: the
@@ -283,8 +285,7 @@ func TestTuneBalance(t *testing.T) {
 		for p := range start.Scale {
 			start.Scale[p] = 1
 		}
-		o := TuneOptions{Sweeps: 2, Angles: true, Seed: 5}
-		got, err := TuneBalance([]*KeySample{s}, start, row, o)
+		got, err := TuneBalance([]*KeySample{s}, start, row, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -305,13 +306,55 @@ func TestTuneBalance(t *testing.T) {
 		if b, a := bruteLoss(t, other, start, row), bruteLoss(t, other, got.Turn, row); !(a < b) {
 			t.Errorf("%v: on other keys loss %g before, %g after", row, b, a)
 		}
-		again, err := TuneBalance([]*KeySample{s}, start, row, o)
+		again, err := TuneBalance([]*KeySample{s}, start, row, true)
 		if err != nil || again.After != got.After || again.Turn.Scale[3] != got.Turn.Scale[3] || again.Turn.Angle[3] != got.Turn.Angle[3] {
 			t.Errorf("%v: a second run differs (%v)", row, err)
 		}
-		none, err := TuneBalance([]*KeySample{s}, start, row, TuneOptions{})
-		if err != nil || none.After != none.Before || none.Turn.Angle != nil {
-			t.Errorf("%v: no sweeps give %+v, %v", row, none, err)
+		scales, err := TuneBalance([]*KeySample{s}, start, row, false)
+		if err != nil || scales.Turn.Angle != nil || !(scales.After < scales.Before) {
+			t.Errorf("%v: scales alone give %+v, %v", row, scales, err)
+		}
+	}
+}
+
+// TestTurnGradient: the gradient that the search follows is that of its objective.
+func TestTurnGradient(t *testing.T) {
+	const d = 32
+	for i, angles := range []bool{false, true} {
+		r := rand.New(rand.NewPCG(11, uint64(i)))
+		pairs := layouts[i]
+		start := &PairTurn{Scale: make([]float32, d/2)}
+		for p := range start.Scale {
+			start.Scale[p] = float32(math.Exp(r.NormFloat64()))
+		}
+		s := &turnSearch{d: d, pairs: pairs, angles: angles}
+		still := rope.NewTable(rope.Params{Dim: d, Theta: 1}, 1)
+		for range 2 {
+			k := keySample(r, 60, d, pairs)
+			p, err := newShape(start.mix(d, pairs), &ShapeSample{KeySample: *k, Pos: make([]int, 60), Table: still, Scale: 1},
+				ShapeOptions{Cache: CacheRow{gguf.TypeQ4_0, 32}, Kappa: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.heads = append(s.heads, p)
+		}
+		x := make([]float64, s.size())
+		for j := range x {
+			x[j] = 0.3 * r.NormFloat64()
+		}
+		_, g := s.value(x)
+		for j := range x {
+			const h = 3e-3
+			at := func(step float64) float64 {
+				y := slices.Clone(x)
+				y[j] += step
+				v, _ := s.value(y)
+				return v
+			}
+			// Numbers are float32, and the largest of a block may change along the way.
+			if want := (at(h) - at(-h)) / (2 * h); math.Abs(g[j]-want) > 2e-3*linalg.Norm(g) {
+				t.Errorf("angles %v: derivative %d is %g, by differences %g", angles, j, g[j], want)
+			}
 		}
 	}
 }
@@ -325,22 +368,22 @@ func TestTuneRefusals(t *testing.T) {
 	}
 	for what, f := range map[string]func() error{
 		"size": func() error {
-			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_0, 48}, TuneOptions{})
+			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_0, 48}, true)
 			return err
 		},
 		"type": func() error {
-			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_K, 0}, TuneOptions{})
+			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_K, 0}, true)
 			return err
 		},
-		"none": func() error { _, err := TuneBalance(nil, ones, CacheRow{gguf.TypeQ4_0, 0}, TuneOptions{}); return err },
+		"none": func() error { _, err := TuneBalance(nil, ones, CacheRow{gguf.TypeQ4_0, 0}, true); return err },
 		"scales": func() error {
-			_, err := TuneBalance([]*KeySample{s}, &PairTurn{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0}, TuneOptions{})
+			_, err := TuneBalance([]*KeySample{s}, &PairTurn{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0}, true)
 			return err
 		},
 		"sample": func() error {
 			x := *s
 			x.Weights = x.Weights[:5]
-			_, err := TuneBalance([]*KeySample{&x}, ones, CacheRow{gguf.TypeQ4_0, 0}, TuneOptions{})
+			_, err := TuneBalance([]*KeySample{&x}, ones, CacheRow{gguf.TypeQ4_0, 0}, true)
 			return err
 		},
 	} {

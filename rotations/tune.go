@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
-	"math/rand/v2"
 
 	"phaseconv/format/gguf"
 	"phaseconv/kernels/fmath"
@@ -47,6 +46,25 @@ func (c CacheRow) matrix(d int) []float64 {
 		}
 	}
 	return m
+}
+
+// errors stores numbers and returns how far what comes back is off.
+func (c CacheRow) errors(x []float32) ([]float32, error) {
+	size, err := gguf.RowBytes(c.Type, len(x))
+	if err != nil {
+		return nil, err
+	}
+	buf, e := make([]byte, size), make([]float32, len(x))
+	if err := gguf.QuantizeCacheRow(c.Type, buf, x); err != nil {
+		return nil, err
+	}
+	if err := gguf.DequantizeRow(c.Type, e, buf); err != nil {
+		return nil, err
+	}
+	for i, v := range x {
+		e[i] -= v
+	}
+	return e, nil
 }
 
 // Hadamard multiplies every run of n numbers of x by the orthonormal Hadamard
@@ -104,22 +122,68 @@ func (s *KeySample) Noise(turn *PairTurn, cache CacheRow) (float64, error) {
 	if err := cache.check(s.D); err != nil {
 		return 0, err
 	}
-	t, err := newTuner(s, s.D, cache)
+	n := len(s.Weights)
+	if n == 0 || len(s.Keys) != n*s.D {
+		return 0, fmt.Errorf("a sample of %d keys and %d values does not fit head_dim %d", n, len(s.Keys), s.D)
+	}
+	if _, err := s.total(); err != nil {
+		return 0, err
+	}
+	y, e, err := s.store(turn, cache)
 	if err != nil {
 		return 0, err
 	}
-	if _, err := reset([]*tuner{t}, turn); err != nil {
-		return 0, err
-	}
 	var noise, energy float64
-	for i, w := range t.weights {
-		noise += float64(w * fmath.SumSq(t.e[i*s.D:(i+1)*s.D]))
-		energy += float64(w * fmath.SumSq(t.now.y[i*s.D:(i+1)*s.D]))
+	for i, w := range s.Weights {
+		noise += float64(w * fmath.SumSq(e[i*s.D:(i+1)*s.D]))
+		energy += float64(w * fmath.SumSq(y[i*s.D:(i+1)*s.D]))
 	}
 	if energy == 0 {
-		return 0, fmt.Errorf("a sample of %d keys without energy", t.n)
+		return 0, fmt.Errorf("a sample of %d keys without energy", n)
 	}
 	return noise / energy, nil
+}
+
+// store returns the sample's keys as a cache would store them, and their errors.
+func (s *KeySample) store(turn *PairTurn, cache CacheRow) (y, e []float32, err error) {
+	y = append([]float32(nil), s.Keys...)
+	for i := 0; i < len(y); i += s.D {
+		turn.Apply(y[i:i+s.D], s.Pairs, false)
+	}
+	Hadamard(y, cache.Hadamard)
+	e, err = cache.errors(y)
+	return y, e, err
+}
+
+// loss returns the mean square error of scores that a cache causes.
+func (s *KeySample) loss(turn *PairTurn, cache CacheRow) (float64, error) {
+	total, err := s.total()
+	if err != nil {
+		return 0, err
+	}
+	_, e, err := s.store(turn, cache)
+	if err != nil {
+		return 0, err
+	}
+	d := s.D
+	Hadamard(e, cache.Hadamard)
+	metric, image := make([]float32, d*d), make([]float32, len(e))
+	for i, v := range s.Metric {
+		metric[i] = float32(v)
+	}
+	for i := 0; i < len(e); i += d {
+		turn.Undo(e[i:i+d], s.Pairs)
+	}
+	var w gemm.Weights
+	w.PackRows(d, d, metric, d, 1)
+	gemm.Mul(image, d, e, d, len(s.Weights), &w, 1)
+	var sum float64
+	for r, weight := range s.Weights {
+		for i := r * d; i < (r+1)*d; i++ {
+			sum += float64(weight * float64(float64(e[i])*float64(image[i])))
+		}
+	}
+	return sum / total, nil
 }
 
 // PairTurn multiplies each rotary pair of a head, as a complex number, by
@@ -184,30 +248,43 @@ func (t *PairTurn) Undo(x []float32, pairs rope.Layout) {
 	}
 }
 
-// TuneOptions of TuneBalance.
-type TuneOptions struct {
-	// Sweeps over all pairs; 3 is a good number.
-	Sweeps int
-	// Angles are searched too, not scales alone.
-	Angles bool
-	Seed   uint64
+// over returns the row (x, y) times the inverse of the matrix of re + i im.
+func over(x, y, re, im float64) (float64, float64) {
+	n := float64(re*re) + float64(im*im)
+	return (float64(x*re) - float64(y*im)) / n, (float64(x*im) + float64(y*re)) / n
+}
+
+// mix returns the turn as a mix of all numbers.
+func (t *PairTurn) mix(d int, pairs rope.Layout) *PairMix {
+	m := &PairMix{Key: make([]float64, d*d), Query: make([]float64, d*d)}
+	for p := range t.Scale {
+		i, j := pairs.Dims(p, d)
+		for _, x := range []struct {
+			m     []float64
+			query bool
+		}{{m.Key, false}, {m.Query, true}} {
+			re, im := t.factor(p, x.query)
+			x.m[i*d+i], x.m[i*d+j], x.m[j*d+i], x.m[j*d+j] = re, -im, im, re
+		}
+	}
+	return m
 }
 
 // Tuned is the result of TuneBalance.
 type Tuned struct {
 	Turn *PairTurn
-	// Before and After are the mean square errors of scores on the sample, with
-	// the closed form and with the result.
+	// Before and After are the mean square errors of scores that the type makes on the
+	// sample, with the start and with the result.
 	Before, After float64
 }
 
-// TuneBalance improves a balance for one cache type: it stores the sampled keys
-// as the cache would, and looks pair by pair for scales and angles with which
-// what comes back does less harm to scores. Where the closed form takes every
-// error for noise alike in all directions, this sees the blocks, the Hadamard
-// transform and the keys that always come back with the same error, such as
-// attention sinks. All samples share the result: heads whose scales must be one.
-func TuneBalance(samples []*KeySample, start *PairTurn, cache CacheRow, o TuneOptions) (*Tuned, error) {
+// TuneBalance improves a balance for a cache type with blocks: by descent on what
+// ShapeMix minimises, over one scale and, with angles, one angle per pair. RoPE
+// commutes with those, so nothing drifts. Where the closed form takes every error for
+// noise alike in all directions, this sees the blocks, the Hadamard transform and the
+// largest number of each block. All samples share the result: heads whose scales must be
+// one. It is never worse than the start for the type itself on the sample.
+func TuneBalance(samples []*KeySample, start *PairTurn, cache CacheRow, angles bool) (*Tuned, error) {
 	if len(samples) == 0 {
 		return nil, fmt.Errorf("no keys to tune a balance with")
 	}
@@ -218,260 +295,115 @@ func TuneBalance(samples []*KeySample, start *PairTurn, cache CacheRow, o TuneOp
 	if err := cache.check(d); err != nil {
 		return nil, err
 	}
-	turn := start.clone()
-	if o.Angles && len(turn.Angle) == 0 {
-		turn.Angle = make([]float64, d/2)
-	} else if len(turn.Angle) == 0 {
-		turn.Angle = nil
-	}
-	var heads []*tuner
+	t := &turnSearch{d: d, pairs: samples[0].Pairs, angles: angles}
+	still := rope.NewTable(rope.Params{Dim: d, Theta: 1}, 1)
 	for _, s := range samples {
-		t, err := newTuner(s, d, cache)
+		if s.D != d {
+			return nil, fmt.Errorf("samples of head_dim %d and %d", d, s.D)
+		}
+		p, err := newShape(start.mix(d, s.Pairs), &ShapeSample{KeySample: *s, Pos: make([]int, len(s.Weights)), Table: still, Scale: 1},
+			ShapeOptions{Cache: cache, Kappa: 1})
 		if err != nil {
 			return nil, err
 		}
-		heads = append(heads, t)
+		t.heads = append(t.heads, p)
 	}
-	out := &Tuned{Turn: turn}
-	r := rand.New(rand.NewPCG(o.Seed, uint64(d)))
-	for sweep := range max(o.Sweeps, 1) {
-		loss, err := reset(heads, turn)
+	out := &Tuned{Turn: start}
+	x, _, _ := linalg.Minimize(make([]float64, t.size()), t.curvature(), t.value, shapeSteps, shapeGain)
+	turn := start.clone()
+	if angles && turn.Angle == nil {
+		turn.Angle = make([]float64, d/2)
+	}
+	for p := range turn.Scale {
+		turn.Scale[p] = float32(float64(turn.Scale[p]) * fmath.Exp(x[p]))
+		if angles {
+			turn.Angle[p] += x[d/2+p]
+		}
+	}
+	if err := turn.Check(d); err != nil {
+		return nil, fmt.Errorf("the search for a balance ended badly: %w", err)
+	}
+	for _, s := range samples {
+		before, err := s.loss(start, cache)
 		if err != nil {
 			return nil, err
 		}
-		if sweep == 0 {
-			out.Before = loss
+		after, err := s.loss(turn, cache)
+		if err != nil {
+			return nil, err
 		}
-		out.After = loss
-		if o.Sweeps <= 0 {
-			break
-		}
-		for _, p := range r.Perm(d / 2) {
-			if loss, err = improve(heads, turn, p, loss, sweep, r); err != nil {
-				return nil, err
-			}
-		}
-		out.After = loss
+		out.Before, out.After = out.Before+before, out.After+after
+	}
+	if out.After < out.Before {
+		out.Turn = turn
+	} else {
+		out.After = out.Before
 	}
 	return out, nil
 }
 
-// improve tries other factors for pair p and keeps the best.
-func improve(heads []*tuner, turn *PairTurn, p int, loss float64, sweep int, r *rand.Rand) (float64, error) {
-	shrink := 1 / (1 + 0.5*float64(sweep))
-	for kind := range 2 {
-		if kind == 1 && turn.Angle == nil {
-			break
-		}
-		scale := turn.Scale[p]
-		var angle float64
-		if turn.Angle != nil {
-			angle = turn.Angle[p]
-		}
-		bestScale, bestAngle := scale, angle
-		for sign := range 2 {
-			step := shrink * (0.5 + r.Float64())
-			if kind == 0 {
-				f := 1 + float64(0.25*step)
-				if sign == 0 {
-					f = 1 / f
-				}
-				turn.Scale[p] = float32(float64(scale) * f)
-			} else {
-				turn.Angle[p] = angle + float64(0.8*step*float64(2*sign-1))
-			}
-			var got float64
-			for _, h := range heads {
-				l, err := h.try(turn, p)
-				if err != nil {
-					return 0, err
-				}
-				got += l
-			}
-			if got < loss {
-				loss, bestScale = got, turn.Scale[p]
-				if turn.Angle != nil {
-					bestAngle = turn.Angle[p]
-				}
-				for _, h := range heads {
-					h.keep()
-				}
-			}
-			turn.Scale[p] = scale
-			if turn.Angle != nil {
-				turn.Angle[p] = angle
-			}
-		}
-		turn.Scale[p] = bestScale
-		if turn.Angle != nil {
-			turn.Angle[p] = bestAngle
-		}
-	}
-	return loss, nil
+// turnSearch is the objective of TuneBalance over logarithms of scales, then angles,
+// each relative to the start.
+type turnSearch struct {
+	d      int
+	pairs  rope.Layout
+	angles bool
+	heads  []*shape
 }
 
-// tuner holds one head's sample in the frame of the cache.
-type tuner struct {
-	d, n    int
-	pairs   rope.Layout
-	keys    []float32 // [n, d]
-	weights []float64 // sum to one
-	root    []float64 // [d, d] L^T with metric L L^T
-	h       []float64 // [d, d] Hadamard
-	row     CacheRow
-
-	now, tried state
-	buf        []byte
-	e, out     []float32 // [n, d]
-	w          gemm.Weights
-	scratch    []float32 // [d, d]
+func (t *turnSearch) size() int {
+	if t.angles {
+		return t.d
+	}
+	return t.d / 2
 }
 
-// state is keys before storing, y = H A k, and B = L^T A^-1 H, which takes their
-// errors to what queries feel.
-type state struct {
-	y []float32
-	b []float64
-	// re, im are the factors of A.
-	re, im []float64
-}
-
-func newTuner(s *KeySample, d int, row CacheRow) (*tuner, error) {
-	n := len(s.Weights)
-	if s.D != d || n == 0 || len(s.Keys) != n*d || len(s.Metric) != d*d {
-		return nil, fmt.Errorf("a sample of %d keys, %d values and %d metric entries does not fit head_dim %d", n, len(s.Keys), len(s.Metric), d)
-	}
-	l, err := Root(s.Metric, d)
-	if err != nil {
-		return nil, err
-	}
-	t := &tuner{d: d, n: n, pairs: s.Pairs, keys: s.Keys, row: row, h: row.matrix(d), root: make([]float64, d*d)}
-	for i := range d {
-		for j := range d {
-			t.root[j*d+i] = l[i*d+j]
-		}
-	}
-	total, err := s.total()
-	if err != nil {
-		return nil, err
-	}
-	for _, w := range s.Weights {
-		t.weights = append(t.weights, w/total)
-	}
-	size, err := gguf.RowBytes(row.Type, n*d)
-	if err != nil {
-		return nil, err
-	}
-	t.buf = make([]byte, size)
-	t.e, t.out, t.scratch = make([]float32, n*d), make([]float32, n*d), make([]float32, d*d)
-	for _, x := range []*state{&t.now, &t.tried} {
-		*x = state{make([]float32, n*d), make([]float64, d*d), make([]float64, d/2), make([]float64, d/2)}
-	}
-	return t, nil
-}
-
-// reset computes the state of a turn from scratch, so that the roundings of
-// updates do not add up, and returns the loss.
-func reset(heads []*tuner, turn *PairTurn) (float64, error) {
-	var sum float64
-	for _, t := range heads {
-		d, s := t.d, &t.now
-		h := make([]float32, d*d)
-		for i, v := range t.h {
-			h[i] = float32(v)
-		}
-		z := append([]float32(nil), t.keys...)
-		for i := 0; i < len(z); i += d {
-			turn.Apply(z[i:i+d], t.pairs, false)
-		}
-		t.w.PackRows(d, d, h, d, 1)
-		gemm.Mul(s.y, d, z, d, t.n, &t.w, 1)
-		p := append([]float64(nil), t.root...)
-		for k := range d / 2 {
-			i, j := t.pairs.Dims(k, d)
-			s.re[k], s.im[k] = turn.factor(k, false)
-			for r := range d {
-				x, y := p[r*d+i], p[r*d+j]
-				p[r*d+i], p[r*d+j] = over(x, y, s.re[k], s.im[k])
+// curvature adds up that of the numbers of the matrix that a scale or an angle moves.
+func (t *turnSearch) curvature() []float64 {
+	out := make([]float64, t.size())
+	for _, p := range t.heads {
+		for k := range t.d / 2 {
+			i, j := t.pairs.Dims(k, t.d)
+			out[k] += p.curvature[i*t.d+i] + p.curvature[j*t.d+j]
+			if t.angles {
+				out[t.d/2+k] += p.curvature[i*t.d+j] + p.curvature[j*t.d+i]
 			}
 		}
-		for r := range d {
-			for c := range d {
-				// H is symmetric.
-				s.b[r*d+c] = linalg.Dot(p[r*d:(r+1)*d], t.h[c*d:(c+1)*d])
-			}
-		}
-		l, err := t.loss(s)
-		if err != nil {
-			return 0, err
-		}
-		sum += l
 	}
-	return sum, nil
+	return out
 }
 
-// over returns the row (x, y) times the inverse of the matrix of re + i im.
-func over(x, y, re, im float64) (float64, float64) {
-	n := float64(re*re) + float64(im*im)
-	return (float64(x*re) - float64(y*im)) / n, (float64(x*im) + float64(y*re)) / n
-}
-
-// try computes the loss with pair p as turn has it and the rest as it is.
-func (t *tuner) try(turn *PairTurn, p int) (float64, error) {
+// value returns the objective and its gradient.
+func (t *turnSearch) value(x []float64) (float64, []float64) {
 	d := t.d
-	i, j := t.pairs.Dims(p, d)
-	from, to := &t.now, &t.tried
-	copy(to.re, from.re)
-	copy(to.im, from.im)
-	to.re[p], to.im[p] = turn.factor(p, false)
-	// y changes by the columns i and j of H times the change of the pair.
-	dr, di := to.re[p]-from.re[p], to.im[p]-from.im[p]
-	hi, hj := make([]float32, d), make([]float32, d)
-	for c := range d {
-		hi[c], hj[c] = float32(t.h[i*d+c]), float32(t.h[j*d+c])
+	turn := &PairTurn{Scale: make([]float32, d/2)}
+	c, inverse := make([]float64, d*d), make([]float64, d*d)
+	for p := range turn.Scale {
+		i, j := t.pairs.Dims(p, d)
+		re, im := fmath.Exp(x[p]), 0.0
+		if t.angles {
+			sin, cos := fmath.SinCos(x[d/2+p])
+			re, im = float64(re*cos), float64(re*sin)
+		}
+		c[i*d+i], c[i*d+j], c[j*d+i], c[j*d+j] = re, -im, im, re
+		n := float64(re*re) + float64(im*im)
+		re, im = re/n, -im/n
+		inverse[i*d+i], inverse[i*d+j], inverse[j*d+i], inverse[j*d+j] = re, -im, im, re
 	}
-	for k := range t.n {
-		x, y := float64(t.keys[k*d+i]), float64(t.keys[k*d+j])
-		a, b := float32(float64(dr*x)-float64(di*y)), float32(float64(di*x)+float64(dr*y))
-		src, dst := from.y[k*d:(k+1)*d], to.y[k*d:(k+1)*d]
-		for c, v := range src {
-			dst[c] = v + float32(a*hi[c]) + float32(b*hj[c])
+	var f float64
+	out := make([]float64, len(x))
+	for _, h := range t.heads {
+		v, g := h.at(c, inverse)
+		f += v
+		for p := range d / 2 {
+			i, j := t.pairs.Dims(p, d)
+			re, im := c[i*d+i], c[j*d+i]
+			// A scale moves the pair's matrix along itself, an angle along itself times i.
+			out[p] += float64(re*(g[i*d+i]+g[j*d+j])) + float64(im*(g[j*d+i]-g[i*d+j]))
+			if t.angles {
+				out[d/2+p] += float64(re*(g[j*d+i]-g[i*d+j])) - float64(im*(g[i*d+i]+g[j*d+j]))
+			}
 		}
 	}
-	for r := range d {
-		x, y := t.root[r*d+i], t.root[r*d+j]
-		a0, b0 := over(x, y, from.re[p], from.im[p])
-		a1, b1 := over(x, y, to.re[p], to.im[p])
-		a, b := a1-a0, b1-b0
-		for c := range d {
-			to.b[r*d+c] = from.b[r*d+c] + float64(a*t.h[i*d+c]) + float64(b*t.h[j*d+c])
-		}
-	}
-	return t.loss(to)
-}
-
-// keep makes what was tried last the present state.
-func (t *tuner) keep() { t.now, t.tried = t.tried, t.now }
-
-// loss is the mean square error of scores on the sample.
-func (t *tuner) loss(s *state) (float64, error) {
-	if err := gguf.QuantizeCacheRow(t.row.Type, t.buf, s.y); err != nil {
-		return 0, err
-	}
-	if err := gguf.DequantizeRow(t.row.Type, t.e, t.buf); err != nil {
-		return 0, err
-	}
-	for i, v := range s.y {
-		t.e[i] -= v
-	}
-	for i, v := range s.b {
-		t.scratch[i] = float32(v)
-	}
-	t.w.PackRows(t.d, t.d, t.scratch, t.d, 1)
-	gemm.Mul(t.out, t.d, t.e, t.d, t.n, &t.w, 1)
-	var sum float64
-	for k, w := range t.weights {
-		sum += float64(w * fmath.SumSq(t.out[k*t.d:(k+1)*t.d]))
-	}
-	return sum, nil
+	return f, out
 }

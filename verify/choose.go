@@ -149,19 +149,9 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 	if err := h.near(ctx, row); err != nil {
 		return nil, err
 	}
-	// Tuning takes long: only the best of each kind is worth it, and mixes are for the
-	// type as they are.
+	// Mixes are for the type as they are.
 	if i := h.leader(true); i > 0 && h.candidates[i].Fit.Mix == 0 {
-		if err := h.try(ctx, h.candidates[i].Tuned(h.o.Seed)); err != nil {
-			return nil, err
-		}
-	}
-	// An exact tuning gains a quarter; where that cannot decide, nothing is lost without it.
-	exact, near := h.leader(false), h.leader(true)
-	if near == 0 || h.kld[near].Mean > hopeless*h.kld[exact].Mean {
-		x := h.candidates[exact] // powers of two are no start for finer scales
-		x.Name, x.Fit.Balance = "balance", calibrate.ClosedForm
-		if err := h.try(ctx, x.Tuned(h.o.Seed)); err != nil {
+		if err := h.try(ctx, h.candidates[i].Tuned()); err != nil {
 			return nil, err
 		}
 	}
@@ -205,7 +195,7 @@ func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 	}
 	try.F16KLD = h.cost[best] // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if better(apart[1], apart[0], 2) { // one try, and nothing is lost
+	if better(apart[1], apart[0], 1) { // one try, and nothing is lost
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
@@ -218,13 +208,9 @@ func (h *chooser) tried(i int, d *ppl.Divergence) spec.FusionTry {
 	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Near, KLD: d.Mean, KLDErr: d.MeanErr, PPLRatio: d.Ratio, SameTop: d.SameTop}
 }
 
-// hopeless is the share of the best exact change's divergence below which a
-// near-identity's lies out of reach of tuning.
-const hopeless = 0.5
-
 // near tries near-identities: removals, then mixes on top of the best one.
 func (h *chooser) near(ctx context.Context, row rotations.CacheRow) error {
-	if !h.o.Near {
+	if !h.o.Near || !h.target.K.Quantized() {
 		return nil
 	}
 	base := h.candidates[h.leader(false)]

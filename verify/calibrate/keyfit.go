@@ -52,9 +52,7 @@ type KeyFit struct {
 	// of Balance it only minds ForType, see rotations.ShapeMix.
 	Mix     float64
 	Balance BalanceKind
-	// Cache is what the edits are for; Tune goes with Balance ForType without a mix.
-	Cache rotations.CacheRow
-	Tune  rotations.TuneOptions
+	Cache   rotations.CacheRow // what the edits are for
 	// Only, if set, limits both changes to some heads.
 	Only func(layer, head int) bool
 }
@@ -68,17 +66,13 @@ func (s *KeyStats) Fit(f KeyFit) ([][]rotations.KeyEdit, error) {
 			return nil, err
 		}
 	}
-	norm := c.Family.QKNorm
-	if norm != family.NoQKNorm {
-		f.Tune.Angles = false
-	}
 	out := make([][]rotations.KeyEdit, c.Layers)
 	for l := range out {
 		out[l] = make([]rotations.KeyEdit, c.KVHeads)
 	}
 	// With one gain vector for all heads a layer is one task.
 	per := 1
-	if norm == family.NormHead {
+	if c.Family.QKNorm == family.NormHead {
 		per = c.KVHeads
 	}
 	tasks := c.Layers * c.KVHeads / per
@@ -162,9 +156,8 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 			}
 			samples = append(samples, x)
 		}
-		o := f.Tune
-		o.Seed ^= uint64(layer)<<32 | uint64(head)
-		t, err := rotations.TuneBalance(samples, turn, f.Cache, o)
+		// Gains of a QK-norm scale, and do not turn.
+		t, err := rotations.TuneBalance(samples, turn, f.Cache, s.cfg.Family.QKNorm == family.NoQKNorm)
 		if err != nil {
 			return fail(err)
 		}
@@ -224,13 +217,14 @@ type Candidate struct {
 }
 
 // Candidates lists the exact changes worth measuring for a cache, the least first.
-// The first changes nothing. None takes long to fit; see Tuned.
+// The first changes nothing, and types without blocks need nothing.
 func Candidates(cache rotations.CacheRow) []Candidate {
-	return []Candidate{
-		{Name: "as published"},
-		{Name: "balance, powers of two", Fit: KeyFit{Balance: PowerOfTwo, Cache: cache}},
-		{Name: "balance", Fit: KeyFit{Balance: ClosedForm, Cache: cache}},
+	out := []Candidate{{Name: "as published"}}
+	if cache.Type.Quantized() {
+		balance := Candidate{Name: "balance", Fit: KeyFit{Balance: ClosedForm, Cache: cache}}
+		out = append(out, Candidate{Name: "balance, powers of two", Fit: KeyFit{Balance: PowerOfTwo, Cache: cache}}, balance, balance.Tuned())
 	}
+	return out
 }
 
 // Removal returns the candidate that takes slow means out, with this weight of the
@@ -276,11 +270,10 @@ func (c Candidate) Drift(d Candidate) int {
 }
 
 // Tuned returns the candidate with its balance tuned to the cache type: scales
-// and, where there is no QK-norm, angles. It takes minutes to fit on a real model.
-func (c Candidate) Tuned(seed uint64) Candidate {
+// and, where there is no QK-norm, angles.
+func (c Candidate) Tuned() Candidate {
 	c.Name += " for the type"
 	c.Fit.Balance = ForType
-	c.Fit.Tune = rotations.TuneOptions{Sweeps: 3, Angles: true, Seed: seed}
 	return c
 }
 

@@ -265,7 +265,7 @@ func TestKeyStatsDeterministic(t *testing.T) {
 				t.Errorf("%d threads, %d runs: other sums", threads, len(batches))
 			}
 			f := KeyFit{Remove: &rotations.SlowMeanOptions{Noise: rotations.NoiseQ4_0, Kappa: 1}, Balance: ForType,
-				Cache: rotations.CacheRow{Type: gguf.TypeQ8_0}, Tune: rotations.TuneOptions{Sweeps: 1, Angles: true}}
+				Cache: rotations.CacheRow{Type: gguf.TypeQ8_0}}
 			f.Cache.Type = gguf.TypeQ8_0
 			a, errA := first.Fit(f)
 			b, errB := s.Fit(f)
@@ -318,7 +318,7 @@ func TestEditedKeys(t *testing.T) {
 		}
 		s := collect(t, c, o, ws)
 		edits, err := s.Fit(KeyFit{Remove: &rotations.SlowMeanOptions{Noise: 0.36, Kappa: 0.01}, Balance: x.balance, Mix: x.mix,
-			Cache: rotations.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}, Tune: rotations.TuneOptions{Sweeps: 1, Angles: true}})
+			Cache: rotations.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -389,7 +389,7 @@ func TestMeasuredNoise(t *testing.T) {
 // TestDrift: candidates are ordered by how much they may change a model.
 func TestDrift(t *testing.T) {
 	var row rotations.CacheRow
-	order := append(Candidates(row), Removal(32, row), Removal(8, row), Removal(8, row).Tuned(1),
+	order := append(Candidates(row), Removal(32, row), Removal(8, row), Removal(8, row).Tuned(),
 		Removal(32, row).Mixed(4), Removal(8, row).Mixed(16), Removal(8, row).Mixed(4))
 	for i, x := range order {
 		for j, y := range order {

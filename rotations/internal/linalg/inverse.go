@@ -38,10 +38,9 @@ func Inverse(a []float64, n int) ([]float64, error) {
 			if r == c || f == 0 {
 				continue
 			}
-			for j := range n {
-				m[r*n+j] -= float64(f * m[c*n+j])
-				out[r*n+j] -= float64(f * out[c*n+j])
-			}
+			// What is left of the pivot is 0 in m, and nothing reads it.
+			less(m[r*n+c+1:(r+1)*n], m[c*n+c+1:(c+1)*n], f)
+			less(out[r*n:(r+1)*n], out[c*n:(c+1)*n], f)
 		}
 	}
 	for _, v := range out {
@@ -50,4 +49,12 @@ func Inverse(a []float64, n int) ([]float64, error) {
 		}
 	}
 	return out, nil
+}
+
+// less takes f times y from x.
+func less(x, y []float64, f float64) {
+	y = y[:len(x)]
+	for i := range x {
+		x[i] -= float64(f * y[i])
+	}
 }
