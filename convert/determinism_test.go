@@ -12,8 +12,13 @@ import (
 
 	"golang.org/x/sys/cpu"
 
+	"phaseconv/format/gguf"
 	"phaseconv/internal/tiny"
+	"phaseconv/verify"
 )
+
+// stock is where a conversion for stock caches lies beside another.
+func stock(out string) string { return out + ".stock" }
 
 // TestDeterminism converts a model with one and two threads and with every set of
 // vector instructions that the machine has, in processes of their own, and compares
@@ -27,12 +32,22 @@ func TestDeterminism(t *testing.T) {
 	} else {
 		tiny.HF(t, src, "qwen3_moe", tiny.Options{Seed: 1, DType: "BF16", HeadDim: 32})
 	}
+	biased := filepath.Join(dir, "biased")
+	tiny.HF(t, biased, "qwen2", tiny.Options{Seed: 2, HeadDim: 32, Hidden: 128})
 	convert := func(out string, threads int) {
 		o := small(src, out)
 		o.Threads = threads
 		// What is measured before the fit must not depend on threads either.
 		o.Bits, o.Alloc, o.Policy.Exceptions = 1.25, "sensitivity", 3
 		converted(t, o)
+		// Changes for stock caches are searched for, and chosen by measurements.
+		o = small(biased, stock(out))
+		o.Threads, o.Code, o.Report = threads, "raw", false
+		o.Cache, o.Fuse, o.TargetCtx, o.CacheTokens = &verify.StockTypes{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0, Rotation: true}, FuseNear, 32, 256
+		res := converted(t, o)
+		if f := res.Manifest.Fusion; f == nil || f.Chosen == f.Tried[0].Name {
+			t.Errorf("nothing was changed for the caches: %+v", f)
+		}
 	}
 	if out := os.Getenv("PHASECONV_DETERMINISM"); out != "" {
 		n, err := strconv.Atoi(os.Getenv("PHASECONV_THREADS"))
@@ -75,6 +90,9 @@ func TestDeterminism(t *testing.T) {
 			}
 			continue
 		}
-		t.Run(v.name, func(t *testing.T) { sameTrees(t, first, out) })
+		t.Run(v.name, func(t *testing.T) {
+			sameTrees(t, first, out)
+			sameTrees(t, stock(first), stock(out))
+		})
 	}
 }

@@ -131,11 +131,13 @@ func TestKeysPlan(t *testing.T) {
 	}
 }
 
-func converted(t *testing.T, o Options) {
+func converted(t *testing.T, o Options) *Result {
 	t.Helper()
-	if _, err := Convert(context.Background(), o); err != nil {
+	res, err := Convert(context.Background(), o)
+	if err != nil {
 		t.Fatal(err)
 	}
+	return res
 }
 
 // sameTrees compares two folders, names and bytes.

@@ -115,6 +115,7 @@ func MixValues(x *KeySample, cache CacheRow) (*PairMix, error) {
 	if err != nil {
 		return nil, err
 	}
+	cache.Pairs = x.Pairs // values are stored as they are
 	still := rope.NewTable(rope.Params{Dim: d, Theta: 1}, 1)
 	return ShapeMix(m, &ShapeSample{KeySample: *x, Pos: make([]int, len(x.Weights)), Table: still, Scale: 1},
 		ShapeOptions{Cache: cache, Kappa: 1})
@@ -217,7 +218,7 @@ func newShape(m *PairMix, x *ShapeSample, o ShapeOptions) (*shape, error) {
 	if !(o.Kappa > 0) || !(x.Scale > 0) {
 		return nil, fmt.Errorf("a mix with drift weight %g and scale %g: both must be positive", o.Kappa, x.Scale)
 	}
-	p := &shape{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d), kappa: o.Kappa, scale: float32(math.Sqrt(x.Scale)),
+	p := &shape{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d, x.Pairs), kappa: o.Kappa, scale: float32(math.Sqrt(x.Scale)),
 		k: make([]float32, n*d), z: make([]float32, n*d), g: make([]float32, n*d), c32: make([]float32, d*d)}
 	total, err := x.total()
 	if err != nil {
@@ -354,7 +355,7 @@ func (p *shape) store(c []float64) {
 	gemm.Mul(p.k, d, p.keys, d, p.n, &p.w, 1)
 	p.turns.apply(p.k, d)
 	copy(p.z, p.k)
-	Hadamard(p.z, p.row.Hadamard)
+	p.row.Enter(p.z, p.d, p.pairs)
 }
 
 func (p *shape) pack(w *gemm.Weights, c []float64) {
@@ -415,7 +416,7 @@ func (p *shape) at(c, inverse []float64) (float64, []float64) {
 	q := product(product(it, p.query, d), inverse, d)
 	p.store(c)
 	energy := p.stores(p.blocks(q))
-	Hadamard(p.g, p.row.Hadamard)
+	p.row.Leave(p.g, d, p.pairs)
 	gd := p.drifts(it) // and adds to the gradient of the keys
 	p.turns.undo(p.g, d)
 	g := make([]float64, d*d)

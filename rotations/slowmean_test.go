@@ -231,13 +231,17 @@ func keySample(r *rand.Rand, n, d int, pairs rope.Layout) *KeySample {
 func bruteLoss(t *testing.T, s *KeySample, turn *PairTurn, row CacheRow) float64 {
 	t.Helper()
 	d := s.D
-	h := row.matrix(d)
-	times := func(x []float32) {
+	h := row.matrix(d, s.Pairs)
+	times := func(x []float32, back bool) {
 		y := make([]float32, d)
 		for i := range y {
 			var v float64
 			for j, w := range x {
-				v += h[i*d+j] * float64(w)
+				at := i*d + j
+				if back {
+					at = j*d + i
+				}
+				v += h[at] * float64(w)
 			}
 			y[i] = float32(v)
 		}
@@ -252,14 +256,14 @@ func bruteLoss(t *testing.T, s *KeySample, turn *PairTurn, row CacheRow) float64
 	for i, w := range s.Weights {
 		x := append([]float32(nil), s.Keys[i*d:(i+1)*d]...)
 		turn.Apply(x, s.Pairs, false)
-		times(x)
+		times(x, false)
 		if err := gguf.QuantizeCacheRow(row.Type, buf, x); err != nil {
 			t.Fatal(err)
 		}
 		if err := gguf.DequantizeRow(row.Type, x, buf); err != nil {
 			t.Fatal(err)
 		}
-		times(x)
+		times(x, true)
 		turn.Undo(x, s.Pairs)
 		e := make([]float64, d)
 		for j := range e {
@@ -278,7 +282,7 @@ func bruteLoss(t *testing.T, s *KeySample, turn *PairTurn, row CacheRow) float64
 // TestTuneBalance: the loss that is searched is that of keys stored one by one,
 // and it falls, on keys that were not searched too.
 func TestTuneBalance(t *testing.T) {
-	for i, row := range []CacheRow{{gguf.TypeQ4_0, 64}, {gguf.TypeQ4_0, 0}, {gguf.TypeIQ4_NL, 32}} {
+	for i, row := range []CacheRow{{gguf.TypeQ4_0, 64, rope.Half}, {gguf.TypeQ4_0, 0, rope.Half}, {gguf.TypeIQ4_NL, 32, rope.Interleaved}} {
 		pairs := layouts[i%2]
 		s := keySample(rand.New(rand.NewPCG(7, 7)), 96, 64, pairs)
 		start := &PairTurn{Scale: make([]float32, 32)}
@@ -332,7 +336,7 @@ func TestTurnGradient(t *testing.T) {
 		for range 2 {
 			k := keySample(r, 60, d, pairs)
 			p, err := newShape(start.mix(d, pairs), &ShapeSample{KeySample: *k, Pos: make([]int, 60), Table: still, Scale: 1},
-				ShapeOptions{Cache: CacheRow{gguf.TypeQ4_0, 32}, Kappa: 1})
+				ShapeOptions{Cache: CacheRow{gguf.TypeQ4_0, 32, rope.Interleaved}, Kappa: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -368,22 +372,22 @@ func TestTuneRefusals(t *testing.T) {
 	}
 	for what, f := range map[string]func() error{
 		"size": func() error {
-			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_0, 48}, true)
+			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_0, 48, rope.Interleaved}, true)
 			return err
 		},
 		"type": func() error {
-			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_K, 0}, true)
+			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_K, 0, rope.Interleaved}, true)
 			return err
 		},
-		"none": func() error { _, err := TuneBalance(nil, ones, CacheRow{gguf.TypeQ4_0, 0}, true); return err },
+		"none": func() error { _, err := TuneBalance(nil, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true); return err },
 		"scales": func() error {
-			_, err := TuneBalance([]*KeySample{s}, &PairTurn{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0}, true)
+			_, err := TuneBalance([]*KeySample{s}, &PairTurn{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err
 		},
 		"sample": func() error {
 			x := *s
 			x.Weights = x.Weights[:5]
-			_, err := TuneBalance([]*KeySample{&x}, ones, CacheRow{gguf.TypeQ4_0, 0}, true)
+			_, err := TuneBalance([]*KeySample{&x}, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err
 		},
 	} {

@@ -18,6 +18,36 @@ type CacheRow struct {
 	// Hadamard is the size of the orthonormal Hadamard matrix that turns each
 	// stretch of so many numbers of a head first; 0 for none.
 	Hadamard int
+	// Pairs is the order of a head's numbers in the runtime, which decides what stands
+	// in a stretch and in a block: that of the GGUF file, whatever the checkpoint's is.
+	Pairs rope.Layout
+}
+
+// Enter brings heads of d numbers in layout from, in place, to what is stored: in
+// the runtime's order, turned.
+func (c CacheRow) Enter(x []float32, d int, from rope.Layout) {
+	reorder(x, d, from, c.Pairs)
+	Hadamard(x, c.Hadamard)
+}
+
+// Leave is the inverse of Enter. As Enter is orthogonal, it is also its transpose.
+func (c CacheRow) Leave(x []float32, d int, to rope.Layout) {
+	Hadamard(x, c.Hadamard)
+	reorder(x, d, c.Pairs, to)
+}
+
+// reorder moves the numbers of heads from one layout to another.
+func reorder(x []float32, d int, from, to rope.Layout) {
+	if from == to {
+		return
+	}
+	old := make([]float32, d)
+	for at := 0; at+d <= len(x); at += d {
+		copy(old, x[at:at+d])
+		for i, v := range old {
+			x[at+from.Index(to, i, d)] = v
+		}
+	}
 }
 
 // check refuses rows that no cache has.
@@ -31,17 +61,18 @@ func (c CacheRow) check(d int) error {
 	return nil
 }
 
-// matrix returns the d x d transform before storing; it is its own inverse.
-func (c CacheRow) matrix(d int) []float64 {
-	m := linalg.Identity(d)
-	if n := c.Hadamard; n > 0 {
-		f := 1 / math.Sqrt(float64(n))
-		for i := range d {
-			for j := i - i%n; j < i-i%n+n; j++ {
-				m[i*d+j] = f
-				if bits.OnesCount(uint(i%n&(j%n)))%2 == 1 {
-					m[i*d+j] = -f
-				}
+// matrix returns the d x d transform before storing, of heads in layout from: Enter
+// as an orthogonal matrix.
+func (c CacheRow) matrix(d int, from rope.Layout) []float64 {
+	m := make([]float64, d*d)
+	n := max(c.Hadamard, 1)
+	f := 1 / math.Sqrt(float64(n))
+	for k := range d { // a number, and where the runtime has it
+		j := from.Index(c.Pairs, k, d)
+		for i := j - j%n; i < j-j%n+n; i++ {
+			m[i*d+k] = f
+			if bits.OnesCount(uint(i%n&(j%n)))%2 == 1 {
+				m[i*d+k] = -f
 			}
 		}
 	}
@@ -150,7 +181,7 @@ func (s *KeySample) store(turn *PairTurn, cache CacheRow) (y, e []float32, err e
 	for i := 0; i < len(y); i += s.D {
 		turn.Apply(y[i:i+s.D], s.Pairs, false)
 	}
-	Hadamard(y, cache.Hadamard)
+	cache.Enter(y, s.D, s.Pairs)
 	e, err = cache.errors(y)
 	return y, e, err
 }
@@ -166,7 +197,7 @@ func (s *KeySample) loss(turn *PairTurn, cache CacheRow) (float64, error) {
 		return 0, err
 	}
 	d := s.D
-	Hadamard(e, cache.Hadamard)
+	cache.Leave(e, d, s.Pairs)
 	metric, image := make([]float32, d*d), make([]float32, len(e))
 	for i, v := range s.Metric {
 		metric[i] = float32(v)

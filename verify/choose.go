@@ -133,7 +133,7 @@ type chooser struct {
 }
 
 func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
-	row := rotations.CacheRow{Type: h.target.K, Hadamard: h.target.RotationK()}
+	row := h.target.KeyRow()
 	out := &Choice{Report: &spec.Fusion{
 		KType: kvcache.StockName(h.target.K), VType: kvcache.StockName(h.target.V), Rotation: h.target.Rotation, TargetCtx: h.o.Ctx,
 		Text: *TextInfo(h.o.Text, h.held), FitWindows: windows,
@@ -174,7 +174,7 @@ func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 	if !h.target.V.Quantized() {
 		return nil
 	}
-	edits, err := h.stats.FitValues(c.Edits, rotations.CacheRow{Type: h.target.V, Hadamard: h.target.RotationV()})
+	edits, err := h.stats.FitValues(c.Edits, h.target.ValueRow())
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,8 @@ func ParseStockType(name string) (gguf.Type, error) {
 //   - If K's type is quantised and head_dim is a multiple of 64, K and Q are
 //     turned by a Hadamard matrix whose size is the largest power of two that
 //     divides head_dim. V, under the same condition on its own type, is turned
-//     in blocks of 64, and the sum of values is turned back. LLAMA_ATTN_ROT_DISABLE=1
+//     in blocks of 64, and the sum of values is turned back. Numbers of K and Q are
+//     in the order of the GGUF file, which is not the checkpoint's in the llama family. LLAMA_ATTN_ROT_DISABLE=1
 //     switches both off. One condition is out of reach here: all layers must have
 //     the same head_dim, which is so in every family that refmodel computes.
 //   - With F16 for both K and V queries stay float32. Otherwise they are rounded
@@ -122,6 +123,17 @@ func (s *Stock) rotates(t gguf.Type) bool {
 	return s.Rotation && t.Quantized() && s.cfg.HeadDim%minHadamard == 0
 }
 
+// KeyRow returns what is done to a key before it is stored.
+func (s *Stock) KeyRow() rotations.CacheRow {
+	return rotations.CacheRow{Type: s.K, Hadamard: s.RotationK(), Pairs: s.cfg.Family.GGUFPairs}
+}
+
+// ValueRow returns what is done to a value before it is stored. Values have no pairs
+// to be ordered by.
+func (s *Stock) ValueRow() rotations.CacheRow {
+	return rotations.CacheRow{Type: s.V, Hadamard: s.RotationV()}
+}
+
 // String names the pair: "q8_0/q4_0", K first.
 func (s *Stock) String() string { return StockName(s.K) + "/" + StockName(s.V) }
 
@@ -184,16 +196,17 @@ func (s *Stock) Values(layer, head int, v []float32) error {
 
 // Keys implements refmodel.Cache.
 func (s *Stock) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
-	n := s.RotationK()
-	rotations.Hadamard(k, n)
+	if s.K == gguf.TypeF16 && s.V == gguf.TypeF16 {
+		_, err := store(s.K, k, "keys", layer, head)
+		return nil, err
+	}
+	row := s.KeyRow()
+	row.Enter(k, s.cfg.HeadDim, s.cfg.Pairs)
 	stored, err := store(s.K, k, "keys", layer, head)
 	if err != nil {
 		return nil, err
 	}
-	if s.K == gguf.TypeF16 && s.V == gguf.TypeF16 {
-		return nil, nil
-	}
-	q := &stockScorer{d: s.cfg.HeadDim, width: s.cfg.HeadDim, hadamard: n, query: queryType(s.K)}
+	q := &stockScorer{d: s.cfg.HeadDim, width: s.cfg.HeadDim, row: row, pairs: s.cfg.Pairs, query: queryType(s.K)}
 	if q.query == gguf.TypeQ8_1 {
 		q.packWithMinima(s.K, stored, k)
 	} else {

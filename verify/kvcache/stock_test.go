@@ -18,12 +18,13 @@ import (
 	"phaseconv/format/gguf"
 	"phaseconv/kernels/fmath"
 	"phaseconv/kernels/gemm"
+	"phaseconv/kernels/rope"
 	"phaseconv/rotations"
 	"phaseconv/verify/refmodel"
 )
 
 func stockConfig(d int) *family.Config {
-	return &family.Config{Layers: 2, Heads: 1, KVHeads: 1, HeadDim: d}
+	return &family.Config{Family: &family.Family{}, Layers: 2, Heads: 1, KVHeads: 1, HeadDim: d}
 }
 
 func stock(t testing.TB, d int, k, v string, rotation bool) *Stock {
@@ -395,5 +396,51 @@ func BenchmarkStock(b *testing.B) {
 				attended(b, s, q, slices.Clone(k), slices.Clone(v), d)
 			}
 		})
+	}
+}
+
+// TestStockOrder: a checkpoint whose pairs lie apart measures what the GGUF file does
+// that is made of it, in which they are neighbours: blocks and Hadamard matrices take in
+// other numbers there.
+func TestStockOrder(t *testing.T) {
+	const d, T = 64, 40
+	r := rand.New(rand.NewPCG(4, 2))
+	k, q := make([]float32, T*d), make([]float32, T*d)
+	for i := range k {
+		// Large numbers in the first pairs, so that order matters.
+		k[i], q[i] = float32(r.NormFloat64()*math.Exp(float64(-i%(d/2))/8)), float32(r.NormFloat64())
+	}
+	reordered := func(x []float32) []float32 {
+		y := make([]float32, len(x))
+		for i, v := range x {
+			y[i/d*d+rope.Half.Index(rope.Interleaved, i%d, d)] = v
+		}
+		return y
+	}
+	scores := func(cfg *family.Config, typ gguf.Type, k, q []float32) []float32 {
+		t.Helper()
+		s, err := NewStock(cfg, typ, gguf.TypeF16, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		scorer, err := s.Keys(0, 0, slices.Clone(k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := make([]float32, T*T)
+		scorer.Score(out, T, q, d, T, 0, 0, T)
+		return out
+	}
+	llama := &family.Family{GGUFPairs: rope.Interleaved}
+	for _, typ := range []gguf.Type{gguf.TypeQ4_0, gguf.TypeQ8_0, gguf.TypeQ4_1} {
+		file := scores(&family.Config{Family: llama, Pairs: rope.Interleaved, Layers: 1, HeadDim: d}, typ, reordered(k), reordered(q))
+		checkpoint := scores(&family.Config{Family: llama, Pairs: rope.Half, Layers: 1, HeadDim: d}, typ, k, q)
+		if !slices.Equal(file, checkpoint) {
+			t.Errorf("%v: the checkpoint scores otherwise than its file", typ)
+		}
+		other := scores(&family.Config{Family: &family.Family{}, Pairs: rope.Half, Layers: 1, HeadDim: d}, typ, k, q)
+		if slices.Equal(file, other) {
+			t.Errorf("%v: the order does not matter to the test", typ)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"phaseconv/format/dtype"
 	"phaseconv/format/gguf"
 	"phaseconv/kernels/gemm"
+	"phaseconv/kernels/rope"
 	"phaseconv/rotations"
 )
 
@@ -16,13 +17,14 @@ const stockBlock = 32
 // stockScorer gives the inner products of rounded queries with stored keys. It
 // serves one window and KV head, so its buffers are not shared.
 type stockScorer struct {
-	d        int // head_dim
-	width    int // columns of keys: d, and for Q8_1 queries one per block
-	hadamard int
-	query    gguf.Type
-	keys     gemm.Weights
-	q        []float32
-	bytes    []byte
+	d     int // head_dim
+	width int // columns of keys: d, and for Q8_1 queries one per block
+	row   rotations.CacheRow
+	pairs rope.Layout // of queries
+	query gguf.Type
+	keys  gemm.Weights
+	q     []float32
+	bytes []byte
 }
 
 // Score implements refmodel.Scorer.
@@ -34,7 +36,7 @@ func (s *stockScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0
 	for r := range n {
 		row := rows[r*s.width : (r+1)*s.width]
 		copy(row, q[r*ldq:r*ldq+s.d])
-		rotations.Hadamard(row[:s.d], s.hadamard)
+		s.row.Enter(row[:s.d], s.d, s.pairs)
 		s.round(row)
 	}
 	gemm.MulRange(dst, ldd, rows, s.width, n, &s.keys, n0, n1, 0, s.width, false, 1)
