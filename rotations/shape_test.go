@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"phaseconv/format/gguf"
@@ -151,13 +152,22 @@ func TestShapeGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ones := &PairTurn{Scale: slices.Repeat([]float32{1}, 32)}
+	tuned, err := TuneBalance([]*KeySample{&x[0].KeySample, &x[1].KeySample}, ones, CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64, Pairs: rope.Interleaved}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scales := make([]float64, 32)
+	for i, v := range tuned.Turn.Scale {
+		scales[i] = float64(v)
+	}
 	h := sha256.New()
-	for _, part := range [][]float64{got.Key, got.Query, {got.Before, got.After, got.Cost}} {
+	for _, part := range [][]float64{got.Key, got.Query, {got.Before, got.After, got.Cost}, scales, tuned.Turn.Angle, {tuned.Before, tuned.After}} {
 		if err := binary.Write(h, binary.LittleEndian, part); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := fmt.Sprintf("%x", h.Sum(nil)[:8]); got != "15bc425883e4ae72" {
+	if got := fmt.Sprintf("%x", h.Sum(nil)[:8]); got != "9c877142b584c153" {
 		t.Errorf("the digest is %s", got)
 	}
 }
