@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -59,9 +60,9 @@ const (
 // measures each on text it was not fitted to, and returns the best that is worth
 // it. One that changes more is taken only if it beats what changes less by more
 // than chance: exact ones, and near-identities against exact ones, by three standard
-// errors of the difference, near-identities among themselves by one. And the
-// divergence must fall by ten times what a near-identity costs with F16 caches, and
-// by ten times what it costs more than another one.
+// errors of the difference, near-identities among themselves by one. And what a
+// near-identity costs more than a cheaper one, or than an exact change, with F16 caches must
+// make the divergence fall by ten times that.
 func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Choice, error) {
 	cfg := c.Config
 	target, err := kvcache.NewStock(cfg, o.Cache.K, o.Cache.V, o.Cache.Rotation)
@@ -277,27 +278,44 @@ func (h *chooser) decide(ctx context.Context, report *spec.Fusion) (int, error) 
 			exact = i
 		}
 	}
-	best := exact
+	best, err := h.cheapest(ctx, exact, order)
+	if err != nil {
+		return 0, err
+	}
 	for _, i := range order {
-		d := &h.kld[i]
-		try := h.tried(i, d)
-		if try.Near && better(*d, h.kld[exact], 3) && (best == exact || better(*d, h.kld[best], 1)) {
-			cost, err := h.measure(ctx, h.edits[i:i+1], h.half, "measuring what the change costs")
-			if err != nil {
-				return 0, err
-			}
-			try.F16KLD = &cost[0].Mean
-			// At the margin: so the gain over exact changes is ten times the whole cost.
-			var paid float64
-			if p := h.cost[best]; p != nil {
-				paid = *p
-			}
-			if h.kld[best].Mean-d.Mean >= nearGain*(cost[0].Mean-paid) {
-				best = i
-			}
-			h.cost[i] = try.F16KLD
-		}
+		try := h.tried(i, &h.kld[i])
+		try.F16KLD = h.cost[i]
 		report.Tried = append(report.Tried, try)
+	}
+	return best, nil
+}
+
+// cheapest measures what near-identities cost with F16 caches, and takes them in the
+// order of their costs as long as each gains enough on the one before. Those that
+// something with less drift beats are left out, and are not measured.
+func (h *chooser) cheapest(ctx context.Context, exact int, order []int) (int, error) {
+	var near []int
+	var edits [][][]rotations.KeyEdit
+	for _, i := range order {
+		if h.candidates[i].Near && better(h.kld[i], h.kld[exact], 3) &&
+			!slices.ContainsFunc(near, func(j int) bool { return h.kld[j].Mean <= h.kld[i].Mean && h.candidates[j].Below(h.candidates[i]) }) {
+			near, edits = append(near, i), append(edits, h.edits[i])
+		}
+	}
+	cost, err := h.measure(ctx, edits, h.half, "measuring what changes cost")
+	if err != nil {
+		return 0, err
+	}
+	for n, i := range near {
+		h.cost[i] = &cost[n].Mean
+	}
+	slices.SortStableFunc(near, func(a, b int) int { return cmp.Compare(*h.cost[a], *h.cost[b]) })
+	best, paid := exact, 0.0
+	for _, i := range near {
+		// At the margin: so the gain over exact changes is ten times the whole cost.
+		if better(h.kld[i], h.kld[best], 1) && h.kld[best].Mean-h.kld[i].Mean >= nearGain*(*h.cost[i]-paid) {
+			best, paid = i, *h.cost[i]
+		}
 	}
 	return best, nil
 }

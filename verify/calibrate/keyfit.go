@@ -244,21 +244,31 @@ func (c Candidate) Mixed(kappa float64) Candidate {
 	return c
 }
 
+// driftWeights returns the weights of drift in a removal and in a mix, infinite
+// where there is none.
+func (c Candidate) driftWeights() (removal, mix float64) {
+	removal, mix = math.Inf(1), math.Inf(1)
+	if c.Fit.Remove != nil {
+		removal = c.Fit.Remove.Kappa
+	}
+	if c.Fit.Mix != 0 {
+		mix = c.Fit.Mix
+	}
+	return removal, mix
+}
+
+// Below says whether both of c's changes drift no more than d's.
+func (c Candidate) Below(d Candidate) bool {
+	r, m := c.driftWeights()
+	r2, m2 := d.driftWeights()
+	return r >= r2 && m >= m2
+}
+
 // Drift compares candidates by how much they may change the model's function: it
 // is negative where c may change less than d.
 func (c Candidate) Drift(d Candidate) int {
-	weights := func(c Candidate) (removal, mix float64) {
-		removal, mix = math.Inf(1), math.Inf(1)
-		if c.Fit.Remove != nil {
-			removal = c.Fit.Remove.Kappa
-		}
-		if c.Fit.Mix != 0 {
-			mix = c.Fit.Mix
-		}
-		return removal, mix
-	}
-	r, m := weights(c)
-	r2, m2 := weights(d)
+	r, m := c.driftWeights()
+	r2, m2 := d.driftWeights()
 	// A mix moves more than any removal.
 	if mixed, mixed2 := !math.IsInf(m, 1), !math.IsInf(m2, 1); mixed != mixed2 {
 		if mixed {

@@ -386,7 +386,8 @@ func TestMeasuredNoise(t *testing.T) {
 	}
 }
 
-// TestDrift: candidates are ordered by how much they may change a model.
+// TestDrift: candidates are ordered by how much they may change a model; Below is the
+// part of that order in which a removal and a mix agree.
 func TestDrift(t *testing.T) {
 	var row rotations.CacheRow
 	order := append(Candidates(row), Removal(32, row), Removal(8, row), Removal(8, row).Tuned(),
@@ -396,7 +397,16 @@ func TestDrift(t *testing.T) {
 			if got := x.Drift(y); got != cmp.Compare(i, j) {
 				t.Errorf("%s against %s: %d", x.Name, y.Name, got)
 			}
+			if x.Below(y) && i > j && x.Near {
+				t.Errorf("%s drifts no more than %s", x.Name, y.Name)
+			}
 		}
+	}
+	if a, b := Removal(32, row).Mixed(4), Removal(8, row).Mixed(16); a.Below(b) || b.Below(a) {
+		t.Error("a removal and a mix that disagree are ordered")
+	}
+	if a, b := Removal(32, row), Removal(8, row).Mixed(16); !a.Below(b) {
+		t.Error("a removal drifts more than a stronger one with a mix")
 	}
 }
 
