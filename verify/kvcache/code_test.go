@@ -10,27 +10,33 @@ import (
 	"phaseconv/rotations"
 )
 
+// codedConfig is a model with one head of d numbers.
+func codedConfig(layers, d int) *family.Config {
+	params := rope.Params{Theta: 10000, Dim: d}
+	return &family.Config{Layers: layers, Heads: 1, KVHeads: 1, HeadDim: d, Pairs: rope.Half, Rope: params, RopeLocal: params}
+}
+
+func normals(r *rand.Rand, n int) []float32 {
+	x := make([]float32, n)
+	for i := range x {
+		x[i] = float32(r.NormFloat64())
+	}
+	return x
+}
+
 // TestExceptions: scores of a cache with exceptions are those of a runtime, which
 // adds what exceptions give, in the frame of each key's block, to what signs give;
 // more exceptions lose less; one layer alone can be coded.
 func TestExceptions(t *testing.T) {
 	const d, T, sink, anchor = 32, 70, 3, 16
-	params := rope.Params{Theta: 10000, Dim: d}
-	cfg := &family.Config{Layers: 2, Heads: 1, KVHeads: 1, HeadDim: d, Pairs: rope.Half, Rope: params, RopeLocal: params}
+	cfg := codedConfig(2, d)
 	r := rand.New(rand.NewPCG(1, 2))
-	numbers := func(n int) []float32 {
-		x := make([]float32, n)
-		for i := range x {
-			x[i] = float32(r.NormFloat64())
-		}
-		return x
-	}
 	code, err := rotations.DataFree("srht", d, 1, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, q := numbers(T*d), numbers(d)
-	table := rope.NewTable(params, T)
+	keys, q := normals(r, T*d), normals(r, d)
+	table := rope.NewTable(cfg.Rope, T)
 	last := math.Inf(1)
 	for _, per := range []int{0, 1, 4, 16} {
 		cache, err := NewCodes(cfg, [][]*rotations.Code{{code}, {code}}, Policy{Anchor: anchor, Sink: sink, Exceptions: per})

@@ -5,8 +5,6 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/rope"
 	"phaseconv/rotations"
 )
 
@@ -14,24 +12,16 @@ import (
 // rounding of queries, whatever is kept beside the signs and wherever a call begins.
 func TestKernels(t *testing.T) {
 	const d, T, rows, ldq = 64, 150, 5, 70
-	params := rope.Params{Theta: 10000, Dim: d}
-	cfg := &family.Config{Layers: 1, Heads: 1, KVHeads: 1, HeadDim: d, Pairs: rope.Half, Rope: params, RopeLocal: params}
+	cfg := codedConfig(1, d)
 	r := rand.New(rand.NewPCG(3, 1))
-	numbers := func(n int) []float32 {
-		x := make([]float32, n)
-		for i := range x {
-			x[i] = float32(r.NormFloat64())
-		}
-		return x
-	}
 	code, err := rotations.DataFree("random", d, 1, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if code, err = rotations.New("cen", d, d, numbers(d), code.Decode, nil); err != nil {
+	if code, err = rotations.New("cen", d, d, normals(r, d), code.Decode, nil); err != nil {
 		t.Fatal(err)
 	}
-	keys, q, scale := numbers(T*d), numbers(rows*ldq), numbers(d)
+	keys, q, scale := normals(r, T*d), normals(r, rows*ldq), normals(r, d)
 	for i, v := range scale {
 		scale[i] = float32(math.Exp(float64(v)))
 	}
