@@ -31,7 +31,7 @@ var Allocs = []string{AllocUniform, AllocSensitivity, AllocAngle}
 
 // How much text an allotment looks at.
 const (
-	allotWindows = 2        // to fit to
+	allotKeys    = 16       // per number of a key, to fit to, in whole windows
 	allotTokens  = 11 << 10 // of one window, once for each layer; so deep models get shorter ones
 	allotLeast   = 64       // but not shorter than this
 	layerLanes   = 8        // layers measured at a time, each with hidden states of its own
@@ -74,7 +74,9 @@ func Allot(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc stri
 	if err != nil {
 		return nil, err
 	}
-	first := windows[:max(1, min(allotWindows, len(windows)-1))]
+	// A frame has head_dim numbers for each sign, so wide heads need more keys.
+	fit := (allotKeys*c.HeadDim + len(windows[0]) - 1) / len(windows[0])
+	first := windows[:max(1, min(fit, len(windows)-1))]
 	o.Threads, o.Signs = m.Threads, even
 	switch alloc {
 	case AllocAngle:
