@@ -95,23 +95,23 @@ func ShapeMix(m *PairMix, x *ShapeSample, o ShapeOptions) (*PairMix, error) {
 // output projection by the inverse, so that a cache type with blocks errs least: identity
 // G2, exact for every invertible A, because nothing stands between values and W_O but
 // sums over keys. x holds values, how much an error of each counts (the sum of its squared
-// probabilities), and as Metric W_O^T W_O, over the query heads of the group. FindMix and ShapeMix
-// do the work, with a RoPE that stands still.
+// probabilities), and as Metric W_O^T W_O, over the query heads of the group. For errors alike in
+// all directions the best A^T A is the geometric mean of the inverse second moment of the values
+// and the metric; ShapeMix goes on from there, with a RoPE that stands still.
 func MixValues(x *KeySample, cache CacheRow) (*PairMix, error) {
 	d := x.D
-	s := &MixStats{D: d, Pairs: rope.Half, Queries: x.Metric, Freq: make([]float64, d/2), Curvature: 1, Scale: 1,
-		Keys: []MixKeys{{Moment: make([]float64, d*d), Share: 1}}}
-	if d < 2 || len(x.Keys) != len(x.Weights)*d {
-		return nil, fmt.Errorf("a sample of %d values and %d weights does not fit head_dim %d", len(x.Keys), len(x.Weights), d)
+	if d < 2 || len(x.Keys) != len(x.Weights)*d || len(x.Metric) != d*d {
+		return nil, fmt.Errorf("a sample of %d values, %d weights and %d metric entries does not fit head_dim %d", len(x.Keys), len(x.Weights), len(x.Metric), d)
 	}
 	total, err := x.total()
 	if err != nil {
 		return nil, err
 	}
+	moment := make([]float64, d*d)
 	for n, w := range x.Weights {
-		addOuter(s.Keys[0].Moment, x.Keys[n*d:(n+1)*d], w/total)
+		addOuter(moment, x.Keys[n*d:(n+1)*d], w/total)
 	}
-	m, err := FindMix(s, MixOptions{Noise: NoiseQ4_0, Kappa: 1})
+	m, err := meanMix(moment, x.Metric, d)
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +119,45 @@ func MixValues(x *KeySample, cache CacheRow) (*PairMix, error) {
 	still := rope.NewTable(rope.Params{Dim: d, Theta: 1}, 1)
 	return ShapeMix(m, &ShapeSample{KeySample: *x, Pos: make([]int, len(x.Weights)), Table: still, Scale: 1},
 		ShapeOptions{Cache: cache, Kappa: 1})
+}
+
+// meanMix returns the mix that leaves tr(A K A^T) tr(A^-T Q A^-1) least: with K = L L^T and
+// B = L^T Q L it is A = B^1/4 L^-1, up to an orthogonal matrix. Off the diagonal
+// both matrices count a little less, see mixShrink.
+func meanMix(k, q []float64, d int) (*PairMix, error) {
+	shrunk := func(a []float64) []float64 {
+		out := make([]float64, d*d)
+		var trace float64
+		for i := range d {
+			trace += a[i*d+i]
+		}
+		for i := range d {
+			for j := range d {
+				out[i*d+j] = 0.5 * (1 - mixShrink) * (a[i*d+j] + a[j*d+i])
+			}
+			out[i*d+i] = a[i*d+i] + 1e-6*trace/float64(d) // dead dimensions must not grow without bound
+		}
+		return out
+	}
+	l, err := linalg.Cholesky(shrunk(k), d)
+	if err != nil {
+		return nil, fmt.Errorf("second moment of values: %w", err)
+	}
+	inverse, err := linalg.Inverse(l, d)
+	if err != nil {
+		return nil, fmt.Errorf("second moment of values: %w", err)
+	}
+	lt := transpose64(l, d)
+	values, vectors := linalg.Eigen(product(product(lt, shrunk(q), d), l, d), d)
+	if !(slices.Min(values) > 0) {
+		return nil, fmt.Errorf("a metric with the eigenvalue %g", slices.Min(values))
+	}
+	power := func(f func(float64) float64) []float64 { return linalg.SymmetricPower(values, vectors, d, f) }
+	m := &PairMix{
+		Key:   product(power(func(v float64) float64 { return math.Sqrt(math.Sqrt(v)) }), inverse, d),
+		Query: product(power(func(v float64) float64 { return 1 / math.Sqrt(math.Sqrt(v)) }), lt, d),
+	}
+	return m, m.Check(d)
 }
 
 // addOuter adds w x x^T to sum.
