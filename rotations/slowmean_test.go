@@ -379,7 +379,10 @@ func TestTuneRefusals(t *testing.T) {
 			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_K, 0, rope.Interleaved}, true)
 			return err
 		},
-		"none": func() error { _, err := TuneBalance(nil, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true); return err },
+		"none": func() error {
+			_, err := TuneBalance(nil, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
+			return err
+		},
 		"scales": func() error {
 			_, err := TuneBalance([]*KeySample{s}, &PairTurn{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err

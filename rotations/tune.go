@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 
 	"phaseconv/format/gguf"
 	"phaseconv/kernels/fmath"
@@ -130,6 +131,14 @@ type KeySample struct {
 	Weights []float64
 	// Metric is the mean of q q^T over the queries that meet the keys, [D, D].
 	Metric []float64
+}
+
+// Silent says whether nothing in the sample can err or nobody would notice: keys, weights
+// or the metric are all zero.
+func (s *KeySample) Silent() bool {
+	some := func(v float64) bool { return v != 0 }
+	return !slices.ContainsFunc(s.Keys, func(v float32) bool { return v != 0 }) ||
+		!slices.ContainsFunc(s.Weights, some) || !slices.ContainsFunc(s.Metric, some)
 }
 
 // total returns the sum of the weights, which must be positive.

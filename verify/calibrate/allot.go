@@ -31,10 +31,10 @@ var Allocs = []string{AllocUniform, AllocSensitivity, AllocAngle}
 
 // How much text an allotment looks at.
 const (
-	allotKeys    = 16       // per number of a key, to fit to, in whole windows
-	allotTokens  = 11 << 10 // of one window, once for each layer; so deep models get shorter ones
-	allotLeast   = 64       // but not shorter than this
-	layerLanes   = 8        // layers measured at a time, each with hidden states of its own
+	allotKeys   = 16       // per number of a key, to fit to, in whole windows
+	allotTokens = 11 << 10 // of one window, once for each layer; so deep models get shorter ones
+	allotLeast  = 64       // but not shorter than this
+	layerLanes  = 8        // layers measured at a time, each with hidden states of its own
 )
 
 // Even spreads bits per number evenly over the heads of a model, [layer][KV head].

@@ -101,7 +101,7 @@ func (s *KeyStats) FitValues(edits [][]rotations.KeyEdit, cache rotations.CacheR
 	refmodel.Parallel(s.o.Threads, len(errs), func(i int) {
 		l, h := i/c.KVHeads, i%c.KVHeads
 		x, err := s.Values(l, h)
-		if err == nil {
+		if err == nil && !x.Silent() {
 			out[l][h].Values, err = rotations.MixValues(x, cache)
 		}
 		if err != nil {
@@ -112,6 +112,7 @@ func (s *KeyStats) FitValues(edits [][]rotations.KeyEdit, cache rotations.CacheR
 }
 
 // fitHeads fits KV heads [head, head+len(out)) of a layer, which share a balance.
+// Heads whose keys, queries or values are all zero, as pruning leaves them, stay as they are.
 func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) error {
 	if f.Only != nil && !f.Only(layer, head) {
 		return nil
@@ -119,11 +120,19 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 	fail := func(err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, head, err) }
 	half := s.cfg.HeadDim / 2
 	q, k := make([]float64, half), make([]float64, half)
+	var alive []int
 	for i := range out {
+		if x := s.heads[layer*s.cfg.KVHeads+head+i]; x.queries > 0 && (x.attention <= 0 || x.weight <= 0) {
+			continue // what attention looks at weighs nothing: values or W_O are zero
+		}
 		stats, err := s.Head(layer, head+i)
 		if err != nil {
 			return err
 		}
+		if scoreless(stats) {
+			continue
+		}
+		alive = append(alive, i)
 		var delta []float64
 		if f.Remove != nil {
 			if out[i].Removal, err = s.remove(f, stats, layer, head+i); err != nil {
@@ -138,7 +147,7 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 			}
 		}
 	}
-	if f.Balance == NoBalance || f.Mix != 0 {
+	if f.Balance == NoBalance || f.Mix != 0 || len(alive) == 0 {
 		return nil
 	}
 	turn := &rotations.PairTurn{Scale: rotations.BalanceOf(q, k)}
@@ -149,7 +158,7 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 		}
 	case ForType:
 		var samples []*rotations.KeySample
-		for i := range out {
+		for _, i := range alive {
 			x, err := s.Sample(layer, head+i, out[i])
 			if err != nil {
 				return err
@@ -167,6 +176,13 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 		out[i].Turn = turn
 	}
 	return nil
+}
+
+// scoreless says whether a head's scores are all zero.
+func scoreless(s *rotations.KeyStats) bool {
+	q, k := make([]float64, s.D/2), make([]float64, s.D/2)
+	s.AddPairEnergies(q, k, nil)
+	return slices.Max(q) == 0 || slices.Max(k) == 0
 }
 
 // noiseRounds is how often a removal is repeated with the noise of what it leaves:

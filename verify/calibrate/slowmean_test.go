@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"phaseconv/format/checkpoint"
@@ -383,6 +384,70 @@ func TestMeasuredNoise(t *testing.T) {
 	}
 	if lo, m, hi := cost(0.003), cost(0), cost(0.015); !(lo < m && m < hi) {
 		t.Errorf("cost %g with measured noise, %g with 0.003, %g with 0.015", m, lo, hi)
+	}
+}
+
+// pruned is a model some of whose rows are zero.
+type pruned struct {
+	refmodel.Weights
+	rows map[string][2]int // [from, to) of a tensor
+}
+
+func (p pruned) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error {
+	err := p.Weights.ReadRows(t, row0, n, dst)
+	if r, ok := p.rows[t.Name]; ok {
+		width := len(dst) / n
+		if strings.HasSuffix(t.Name, "bias") { // one row
+			clear(dst[r[0]:r[1]])
+			return err
+		}
+		for i := max(r[0], row0); i < min(r[1], row0+n); i++ {
+			clear(dst[(i-row0)*width : (i-row0+1)*width])
+		}
+	}
+	return err
+}
+
+// TestSilentHeads: heads that pruning has left without keys, queries or values are
+// no reason to fail, and are not changed.
+func TestSilentHeads(t *testing.T) {
+	c := open(t, "qwen2", tiny.Options{Seed: 6, HeadDim: 32, Hidden: 128})
+	d, group := c.Config.HeadDim, c.Config.Group()
+	w := pruned{c, map[string][2]int{
+		"blk.0.attn_k.weight": {0, d}, "blk.0.attn_k.bias": {0, d},
+		"blk.1.attn_q.weight": {group * d, 2 * group * d}, "blk.1.attn_q.bias": {group * d, 2 * group * d},
+		"blk.0.attn_v.weight": {d, 2 * d}, "blk.0.attn_v.bias": {d, 2 * d},
+	}}
+	s, err := NewKeyStats(c.Config, StatsOptions{Queries: 8, Samples: 30, Weights: w, Seed: 1, Threads: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := refmodel.New(c.Config, w, 2)
+	if err := m.Run(context.Background(), windows(c.Config, 2, 40), []*refmodel.Lane{{}}, refmodel.Options{Tap: s}); err != nil {
+		t.Fatal(err)
+	}
+	row := rotations.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
+	for _, x := range append(Candidates(row), Removal(32, row).Tuned(), Removal(32, row).Mixed(4)) {
+		edits, err := s.Fit(x.Fit)
+		if err != nil {
+			t.Errorf("%s: %v", x.Name, err)
+			continue
+		}
+		if edits, err = s.FitValues(edits, row); err != nil {
+			t.Errorf("%s, values: %v", x.Name, err)
+			continue
+		}
+		for l, heads := range edits {
+			for h, e := range heads {
+				dead := l == h || l == 0 && h == 1
+				if keys := e.Removal != nil || e.Turn != nil || e.Mix != nil; keys == (dead || x.Name == "as published") {
+					t.Errorf("%s: layer %d, head %d: changed %v", x.Name, l, h, keys)
+				}
+				if values := e.Values != nil; values == (l == 0 && h == 1) {
+					t.Errorf("%s: layer %d, head %d: values changed %v", x.Name, l, h, values)
+				}
+			}
+		}
 	}
 }
 

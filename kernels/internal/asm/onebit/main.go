@@ -75,7 +75,7 @@ func byPlace(bits, block reg.Register, order, mask reg.VecVirtual, use func(j in
 	}
 }
 
-// count adds bytes to the counters of 16 bits. One takes even and odd bytes
+// count adds bytes, sums of four digits below 64, to the counters of 16 bits. One takes even and odd bytes
 // together, the other the odd ones, and the difference is left to the end. It
 // overwrites a.
 func count(a, all, odd reg.VecVirtual) {
@@ -146,8 +146,9 @@ func split() {
 }
 
 // sum emits avx2Sum: the scores of one head for groups of 64 keys that avx2Split
-// has prepared, in twice the counters of avx2Single. Signs of as many keys are fetched from ahead meanwhile: the bursts in which avx2Split
-// reads them leave the machine's own prefetching behind.
+// has prepared, in twice the counters of avx2Single. Signs of as many keys are fetched
+// from ahead meanwhile: the bursts in which avx2Split reads them leave the machine's
+// own prefetching behind.
 func sum() {
 	TEXT("avx2Sum", NOSPLIT, "func(groups, words int, tab, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)")
 	Pragma("noescape")
