@@ -196,7 +196,7 @@ func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 	}
 	try.F16KLD = h.cost[best] // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if better(apart[1], apart[0], 1) { // one try, and nothing is lost
+	if better(apart[1], apart[0], 2) { // one try, and nothing is lost with F16 caches
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
