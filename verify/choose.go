@@ -169,8 +169,9 @@ func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
 }
 
 // values tries to mix values for their cache type on top of what was chosen for keys,
-// and takes that if it is better by more than chance beside keys in F16: beside
-// quantised keys, which err much more, chance would decide.
+// and takes that if it is better by more than chance beside keys in F16 (beside
+// quantised keys, which err much more, chance would decide) and no worse beside keys in
+// their type: where keys drown the gain, W_V and W_O had better stay as they are.
 func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 	if !h.target.V.Quantized() {
 		return nil
@@ -196,7 +197,7 @@ func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 	}
 	try.F16KLD = h.cost[best] // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if better(apart[1], apart[0], 2) { // one try, and nothing is lost with F16 caches
+	if better(apart[1], apart[0], 2) && both[0].Mean <= h.kld[best].Mean {
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
