@@ -169,9 +169,9 @@ func dot64(x, y []float32) float64 {
 	return s
 }
 
-// dotRows sets dst[j] to dot64 of x and row j of m. A sum waits for its last
-// product, so four run side by side.
-func dotRows(dst []float64, x, m []float32) {
+// dotRows sets dst[j] to the inner product of x and row j of m, summed in float64 and in
+// index order. A sum waits for its last product, so four run side by side.
+func dotRows[T float32 | float64](dst []float64, x, m []T) {
 	d := len(x)
 	j := 0
 	for ; j+4 <= len(dst); j += 4 {
@@ -179,15 +179,19 @@ func dotRows(dst []float64, x, m []float32) {
 		var s0, s1, s2, s3 float64
 		for i, v := range x {
 			w := float64(v)
-			s0 += w * float64(m0[i])
-			s1 += w * float64(m1[i])
-			s2 += w * float64(m2[i])
-			s3 += w * float64(m3[i])
+			s0 += float64(w * float64(m0[i]))
+			s1 += float64(w * float64(m1[i]))
+			s2 += float64(w * float64(m2[i]))
+			s3 += float64(w * float64(m3[i]))
 		}
 		dst[j], dst[j+1], dst[j+2], dst[j+3] = s0, s1, s2, s3
 	}
 	for ; j < len(dst); j++ {
-		dst[j] = dot64(x, m[j*d:][:d])
+		var s float64
+		for i, v := range x {
+			s += float64(float64(v) * float64(m[j*d+i]))
+		}
+		dst[j] = s
 	}
 }
 

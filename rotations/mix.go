@@ -408,23 +408,7 @@ func product(a, b []float64, n int) []float64 {
 	bt := transpose64(b, n)
 	out := make([]float64, n*n)
 	for i := range n {
-		x := a[i*n : (i+1)*n]
-		j := 0
-		for ; j+4 <= n; j += 4 {
-			// A sum waits for its last product, so four run side by side.
-			y0, y1, y2, y3 := bt[j*n:][:n], bt[(j+1)*n:][:n], bt[(j+2)*n:][:n], bt[(j+3)*n:][:n]
-			var s0, s1, s2, s3 float64
-			for k, v := range x {
-				s0 += float64(v * y0[k])
-				s1 += float64(v * y1[k])
-				s2 += float64(v * y2[k])
-				s3 += float64(v * y3[k])
-			}
-			out[i*n+j], out[i*n+j+1], out[i*n+j+2], out[i*n+j+3] = s0, s1, s2, s3
-		}
-		for ; j < n; j++ {
-			out[i*n+j] = linalg.Dot(x, bt[j*n:(j+1)*n])
-		}
+		dotRows(out[i*n:(i+1)*n], a[i*n:(i+1)*n], bt)
 	}
 	return out
 }

@@ -116,9 +116,12 @@ func MixValues(x *KeySample, cache CacheRow) (*PairMix, error) {
 		return nil, err
 	}
 	cache.Pairs = x.Pairs // values are stored as they are
-	still := rope.NewTable(rope.Params{Dim: d, Theta: 1}, 1)
-	return ShapeMix(m, &ShapeSample{KeySample: *x, Pos: make([]int, len(x.Weights)), Table: still, Scale: 1},
-		ShapeOptions{Cache: cache, Kappa: 1})
+	return ShapeMix(m, x.still(), ShapeOptions{Cache: cache, Kappa: 1})
+}
+
+// still returns the sample for a search in which RoPE has no say and nothing drifts.
+func (s *KeySample) still() *ShapeSample {
+	return &ShapeSample{KeySample: *s, Pos: make([]int, len(s.Weights)), Table: rope.NewTable(rope.Params{Dim: s.D, Theta: 1}, 1), Scale: 1}
 }
 
 // meanMix returns the mix that leaves tr(A K A^T) tr(A^-T Q A^-1) least: with K = L L^T and

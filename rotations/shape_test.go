@@ -183,9 +183,8 @@ func TestMixValues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	still := rope.NewTable(rope.Params{Dim: d, Theta: 1}, 1)
 	loss := func(m *PairMix) float64 {
-		p, err := newShape(m, &ShapeSample{KeySample: x[1].KeySample, Pos: make([]int, n), Table: still, Scale: 1}, ShapeOptions{Cache: row, Kappa: 1})
+		p, err := newShape(m, x[1].KeySample.still(), ShapeOptions{Cache: row, Kappa: 1})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -332,10 +332,9 @@ func TestTurnGradient(t *testing.T) {
 			start.Scale[p] = float32(math.Exp(r.NormFloat64()))
 		}
 		s := &turnSearch{d: d, pairs: pairs, angles: angles}
-		still := rope.NewTable(rope.Params{Dim: d, Theta: 1}, 1)
 		for range 2 {
 			k := keySample(r, 60, d, pairs)
-			p, err := newShape(start.mix(d, pairs), &ShapeSample{KeySample: *k, Pos: make([]int, 60), Table: still, Scale: 1},
+			p, err := newShape(start.mix(d, pairs), k.still(),
 				ShapeOptions{Cache: CacheRow{gguf.TypeQ4_0, 32, rope.Interleaved}, Kappa: 1})
 			if err != nil {
 				t.Fatal(err)

@@ -336,13 +336,11 @@ func TuneBalance(samples []*KeySample, start *PairTurn, cache CacheRow, angles b
 		return nil, err
 	}
 	t := &turnSearch{d: d, pairs: samples[0].Pairs, angles: angles}
-	still := rope.NewTable(rope.Params{Dim: d, Theta: 1}, 1)
 	for _, s := range samples {
 		if s.D != d {
 			return nil, fmt.Errorf("samples of head_dim %d and %d", d, s.D)
 		}
-		p, err := newShape(start.mix(d, s.Pairs), &ShapeSample{KeySample: *s, Pos: make([]int, len(s.Weights)), Table: still, Scale: 1},
-			ShapeOptions{Cache: cache, Kappa: 1})
+		p, err := newShape(start.mix(d, s.Pairs), s.still(), ShapeOptions{Cache: cache, Kappa: 1})
 		if err != nil {
 			return nil, err
 		}

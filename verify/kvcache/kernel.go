@@ -79,16 +79,15 @@ func (k *byKernel) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n
 		// Rows of dst before n0 belong to nobody, so whole blocks of keys may be written.
 		lo := max(from, n0/onebit.BlockKeys*onebit.BlockKeys)
 		hi := min(from+block, n1)
-		onebit.Score(dst[lo:], ldd, &k.tables, k.bits[lo*((k.b+31)/32):], k.scales[lo:], hi-lo, k.offsets)
-		if k.exceptions == nil {
+		onebit.Score(dst[lo:], ldd, &k.tables, k.bits[lo*onebit.Words(k.b):], k.scales[lo:], hi-lo, k.offsets)
+		lo = max(lo, k.sink)
+		if k.exceptions == nil || lo >= hi {
 			continue
 		}
-		lo = max(lo, k.sink)
 		per := k.exceptions.Per
+		at := (lo - k.sink) * per
 		for r := range n {
-			if at := lo - k.sink; lo < hi {
-				onebit.AddExceptions(dst[r*ldd+lo:], k.turned[r*k.d:(r+1)*k.d], k.exceptions.Index[at*per:], k.exceptions.Values[at*per:], per, hi-lo)
-			}
+			onebit.AddExceptions(dst[r*ldd+lo:], k.turned[r*k.d:(r+1)*k.d], k.exceptions.Index[at:], k.exceptions.Values[at:], per, hi-lo)
 		}
 	}
 	k.exact.overlay(dst, ldd, q, ldq, n, pos, n0, n1)

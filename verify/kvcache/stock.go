@@ -55,9 +55,9 @@ func ParseStockType(name string) (gguf.Type, error) {
 //   - If K's type is quantised and head_dim is a multiple of 64, K and Q are
 //     turned by a Hadamard matrix whose size is the largest power of two that
 //     divides head_dim. V, under the same condition on its own type, is turned
-//     in blocks of 64, and the sum of values is turned back. Numbers of K and Q are
-//     in the order of the GGUF file, which is not the checkpoint's in the llama family. LLAMA_ATTN_ROT_DISABLE=1
-//     switches both off. One condition is out of reach here: all layers must have
+//     in blocks of 64, and the sum of values is turned back. Numbers of K and Q are in
+//     the order of the GGUF file, which is not the checkpoint's in the llama family.
+//     LLAMA_ATTN_ROT_DISABLE=1 switches both rotations off. One condition is out of reach here: all layers must have
 //     the same head_dim, which is so in every family that refmodel computes.
 //   - With F16 for both K and V queries stay float32. Otherwise they are rounded
 //     to what K's dot product takes: F16 for F16, BF16 for BF16, Q8_1 for Q4_1 and

@@ -29,10 +29,8 @@ type stockScorer struct {
 
 // Score implements refmodel.Scorer.
 func (s *stockScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	if cap(s.q) < n*s.width {
-		s.q = make([]float32, n*s.width)
-	}
-	rows := s.q[:n*s.width]
+	s.q = grow(s.q, n*s.width)
+	rows := s.q
 	for r := range n {
 		row := rows[r*s.width : (r+1)*s.width]
 		copy(row, q[r*ldq:r*ldq+s.d])
@@ -113,10 +111,8 @@ type halfSummer struct {
 // exp(s_j - s_max) is p_j / p_max, over the keys up to j.
 func (s *halfSummer) Sum(dst []float32, ldd int, p []float32, ldp int, v []float32, n, pos, n0 int) {
 	d := s.d
-	if cap(s.sum) < d {
-		s.sum = make([]float32, d)
-	}
-	acc := s.sum[:d]
+	s.sum = grow(s.sum, d)
+	acc := s.sum
 	for r := range n {
 		clear(acc)
 		var top, total float32

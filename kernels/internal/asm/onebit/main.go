@@ -75,9 +75,9 @@ func byPlace(bits, block reg.Register, order, mask reg.VecVirtual, use func(j in
 	}
 }
 
-// count adds bytes, sums of four digits below 64, to the counters of 16 bits. One takes even and odd bytes
-// together, the other the odd ones, and the difference is left to the end. It
-// overwrites a.
+// count adds bytes, sums of four digits below 64, to the counters of 16 bits. One
+// takes even and odd bytes together, the other the odd ones, and the difference is left
+// to the end. It overwrites a.
 func count(a, all, odd reg.VecVirtual) {
 	VPADDW(a, all, all)
 	VPSRLW(Imm(8), a, a)
