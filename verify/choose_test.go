@@ -3,6 +3,8 @@ package verify
 import (
 	"context"
 	"encoding/json"
+	"math"
+	"math/rand/v2"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"phaseconv/format/gguf"
 	"phaseconv/internal/tiny"
 	"phaseconv/rotations"
+	"phaseconv/verify/ppl"
 	"phaseconv/verify/texts"
 )
 
@@ -124,25 +127,33 @@ func TestChooseNothing(t *testing.T) {
 	}
 }
 
-// TestChooseValues: values of which a few numbers are large lose the small ones in
-// blocks; mixed for their type they lose less, and the function stays as it is.
-func TestChooseValues(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "model")
-	tiny.New(t, "llama", tiny.Options{Seed: 5, HeadDim: 64, Edit: func(name string, x []float32) {
-		if !strings.HasSuffix(name, "v_proj.weight") {
+// lopsided opens the GGUF file of a random model, matrices in typ, of whose keys or
+// values, as the name says, an eighth is by a factor larger.
+func lopsided(t *testing.T, typ, matrix string, factor float32) *checkpoint.Checkpoint {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "model.gguf")
+	tiny.New(t, "llama", tiny.Options{Seed: 5, HeadDim: 64, DType: typ, Edit: func(name string, x []float32) {
+		if !strings.HasSuffix(name, matrix+".weight") {
 			return
 		}
 		for i := range x {
-			if i*8/len(x)%4 == 0 { // an eighth of each of the two heads
-				x[i] *= 8
+			if i*8/len(x)%4 == 0 { // in each of the two heads
+				x[i] *= factor
 			}
 		}
-	}}).HF(t, dir)
-	c, err := checkpoint.Open(dir)
+	}}).GGUF(t, path)
+	c, err := checkpoint.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestChooseValues: values of which a few numbers are large lose the small ones in
+// blocks; mixed for their type they lose less, and the function stays as it is.
+func TestChooseValues(t *testing.T) {
+	c := lopsided(t, "F32", "v_proj", 8)
 	o := chooseOptions()
 	o.Cache, o.Near = StockTypes{K: gguf.TypeF16, V: gguf.TypeQ4_0, Rotation: false}, false
 	got, err := Choose(context.Background(), c, o)
@@ -161,6 +172,55 @@ func TestChooseValues(t *testing.T) {
 	}
 	if view.Edits["blk.0.attn_v.weight"] == nil || view.Edits["blk.0.attn_output.weight"] == nil || view.Edits["blk.0.attn_k.weight"] != nil {
 		t.Errorf("edited are %v", view.Edits.Names())
+	}
+}
+
+// TestChooseQuantized: where matrices are quantised, a change of digits that gains less
+// than half is left alone, and powers of two are taken instead.
+func TestChooseQuantized(t *testing.T) {
+	o := chooseOptions()
+	o.Near, o.Tokens, o.Text.Data = false, 4096, texts.Calibration[:40000]
+	for typ, want := range map[string]string{"F32": "balance for the type", "Q8_0": "balance, powers of two"} {
+		got, err := Choose(context.Background(), lopsided(t, typ, "k_proj", 9), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tried := got.Report.Tried
+		if last := tried[len(tried)-1]; got.Report.Chosen != want || last.Name != "balance for the type" || !(last.KLD < 0.9*tried[1].KLD) || !(tried[1].KLD < tried[0].KLD) {
+			t.Errorf("%s: chosen is %q of %+v", typ, got.Report.Chosen, tried)
+		}
+	}
+}
+
+// TestBetter: a few tokens with large divergences hide a difference that all others
+// show, but not from a comparison of roots; chance is not mistaken for a difference,
+// and neither is a lower divergence of most tokens with a higher mean.
+func TestBetter(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	draw := func(scale float64) ppl.Divergence {
+		var d ppl.Divergence
+		for i := range 2000 {
+			x := scale * math.Exp(2*r.NormFloat64()) // heavy tails, as divergences have
+			if i == 0 {
+				x = -1e-9 // 0, rounded
+			}
+			d.KLD = append(d.KLD, x)
+			d.Mean += x / 2000
+		}
+		return d
+	}
+	a, b, c := draw(0.01), draw(0.01), draw(0.007)
+	if better(a, b, 3) || better(b, a, 3) {
+		t.Error("equal distributions differ")
+	}
+	if !better(c, a, 3) || better(a, c, 3) {
+		t.Error("a difference of 30 % is not seen")
+	}
+	worst := draw(0.007)
+	worst.KLD[7] += 2000 * a.Mean
+	worst.Mean += a.Mean
+	if better(worst, a, 1) {
+		t.Error("a higher mean is better")
 	}
 }
 

@@ -280,6 +280,11 @@ func (c Candidate) Below(d Candidate) bool {
 	return r >= r2 && m >= m2
 }
 
+// KeepsDigits says whether the candidate changes no digit of a weight but its exponent.
+func (c Candidate) KeepsDigits() bool {
+	return !c.Near && (c.Fit.Balance == NoBalance || c.Fit.Balance == PowerOfTwo)
+}
+
 // Drift compares candidates by how much they may change the model's function: it
 // is negative where c may change less than d.
 func (c Candidate) Drift(d Candidate) int {
