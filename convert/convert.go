@@ -244,7 +244,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 			return nil, err
 		}
 		if man.Fusion != nil {
-			man.Fusion.Measured = advice.Rows
+			man.Fusion.Measured, man.Fusion.RoundedInputs = advice.Rows, advice.RoundedInputs
 		}
 	}
 	man.Layers, man.Measured = res.Verify.Layers, res.Verify

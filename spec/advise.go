@@ -8,8 +8,11 @@ type AdviseJSON struct {
 	// every context.
 	MaxKLD float64 `json:"max_kld"`
 	// Rotation says whether llama.cpp's attention rotation was on.
-	Rotation bool        `json:"rotation"`
-	Rows     []AdviseRow `json:"rows"`
+	Rotation bool `json:"rotation"`
+	// RoundedInputs says whether the inputs of matrix products were rounded as llama.cpp's
+	// CPU backend does for the types of the file, so that divergences are those it shows.
+	RoundedInputs bool        `json:"rounded_inputs"`
+	Rows          []AdviseRow `json:"rows"`
 	// Choices holds the smallest pair of types below the gate, for the published
 	// and for the converted weights where both were measured; empty if none passes.
 	Choices []AdviseChoice `json:"choices"`
@@ -42,6 +45,8 @@ type StockJSON struct {
 	Rotation  bool `json:"rotation"`
 	RotationK int  `json:"rotation_k"`
 	RotationV int  `json:"rotation_v"`
+	// RoundedInputs: see AdviseJSON.
+	RoundedInputs bool `json:"rounded_inputs"`
 	// Base is what the rest is compared with: "source" or "artifact", with F16 caches.
 	Base          string   `json:"base"`
 	BytesPerToken int      `json:"bytes_per_token"`

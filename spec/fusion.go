@@ -20,6 +20,8 @@ type Fusion struct {
 	// Measured holds what was written, beside the source, with these cache types and
 	// with F16, on the evaluation text.
 	Measured []AdviseRow `json:"measured,omitempty"`
+	// RoundedInputs of what was measured: see AdviseJSON.
+	RoundedInputs bool `json:"rounded_inputs"`
 	// Refused says why slow means were not removed, if so.
 	Refused string `json:"refused,omitempty"`
 	// Heads lists what near-identity G7 removes, head by head.

@@ -41,8 +41,11 @@ type AdviseOptions struct {
 	Rotation bool
 	// HalfSums reproduces the F16 sums of llama.cpp's CPU backend, see kvcache.Stock.
 	HalfSums bool
-	Threads  int
-	Progress Progress
+	// FloatInputs leaves the inputs of matrix products in float32. Without it those of
+	// GGUF files are rounded as llama.cpp's CPU backend does, see refmodel.Model.
+	FloatInputs bool
+	Threads     int
+	Progress    Progress
 }
 
 // adviseTypes is what Advise tries when it is not told.
@@ -90,7 +93,8 @@ type adviseKey struct {
 // pair on, those pairs whose parts promise to pass.
 func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o AdviseOptions) (*spec.AdviseJSON, error) {
 	a := &adviser{o: o, worst: map[adviseKey]float64{}}
-	out := &spec.AdviseJSON{MaxKLD: o.MaxKLD, Rotation: o.Rotation, Choices: []spec.AdviseChoice{}}
+	round := !o.FloatInputs && runAsTheyAre(published, converted)
+	out := &spec.AdviseJSON{MaxKLD: o.MaxKLD, Rotation: o.Rotation, RoundedInputs: round, Choices: []spec.AdviseChoice{}}
 	for _, x := range []struct {
 		c         *checkpoint.Checkpoint
 		name      string
@@ -102,7 +106,9 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		if out.Base == "" {
 			out.Base = x.name + " model, F16 caches"
 		}
-		a.models = append(a.models, adviseModel{refmodel.New(x.c.Config, x.c, o.Threads), x.converted})
+		m := refmodel.New(x.c.Config, x.c, o.Threads)
+		m.RoundInputs = round
+		a.models = append(a.models, adviseModel{m, x.converted})
 	}
 	if len(a.models) == 0 {
 		return nil, fmt.Errorf("no model to advise on")
@@ -144,6 +150,12 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		}
 	}
 	return out, nil
+}
+
+// runAsTheyAre says whether a stock runtime takes all of the models (nil for none) as
+// they are, so that the types of their matrices are those it computes with.
+func runAsTheyAre(models ...*checkpoint.Checkpoint) bool {
+	return !slices.ContainsFunc(models, func(c *checkpoint.Checkpoint) bool { return c != nil && c.Container != checkpoint.GGUF })
 }
 
 func compareBool(a, b bool) int {
@@ -396,13 +408,15 @@ func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, 
 	if o.Source == nil {
 		caches = append(caches, own)
 	}
-	streams, err := runStock(ctx, refmodel.New(model.Config, model, o.Threads), w, caches, o.Progress.of("measuring stock cache types"))
+	m := refmodel.New(model.Config, model, o.Threads)
+	m.RoundInputs = runAsTheyAre(model, o.Source)
+	streams, err := runStock(ctx, m, w, caches, o.Progress.of("measuring stock cache types"))
 	if err != nil {
 		return nil, err
 	}
 	out := &spec.StockJSON{
 		KType: kvcache.StockName(cache.K), VType: kvcache.StockName(cache.V), Rotation: cache.Rotation,
-		RotationK: cache.RotationK(), RotationV: cache.RotationV(), BytesPerToken: cache.BytesPerToken(), Base: "artifact",
+		RotationK: cache.RotationK(), RotationV: cache.RotationV(), RoundedInputs: m.RoundInputs, BytesPerToken: cache.BytesPerToken(), Base: "artifact",
 	}
 	if o.Source != nil {
 		out.Base = "source"
@@ -410,7 +424,9 @@ func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, 
 		if err != nil {
 			return nil, err
 		}
-		base, err := runStock(ctx, refmodel.New(o.Source.Config, o.Source, o.Threads), w, []*kvcache.Stock{theirs}, o.Progress.of("running the source with F16 caches"))
+		src := refmodel.New(o.Source.Config, o.Source, o.Threads)
+		src.RoundInputs = m.RoundInputs
+		base, err := runStock(ctx, src, w, []*kvcache.Stock{theirs}, o.Progress.of("running the source with F16 caches"))
 		if err != nil {
 			return nil, err
 		}

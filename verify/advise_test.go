@@ -155,6 +155,41 @@ func TestAdvise(t *testing.T) {
 			}
 		}
 	})
+	t.Run("inputs", func(t *testing.T) {
+		// Of quantised GGUF files alone the inputs of products are rounded, unless told otherwise.
+		dir := t.TempDir()
+		options := tiny.Options{HeadDim: 64, Seed: 1, DType: "Q8_0"}
+		tiny.GGUF(t, filepath.Join(dir, "m.gguf"), "llama", options)
+		options.DType = "F32"
+		tiny.HF(t, filepath.Join(dir, "hf"), "llama", options)
+		file, err := checkpoint.Open(filepath.Join(dir, "m.gguf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		folder, err := checkpoint.Open(filepath.Join(dir, "hf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer folder.Close()
+		o := o
+		o.Pairs = []StockTypes{{K: gguf.TypeQ8_0, V: gguf.TypeF16}}
+		advise := func(published, converted *checkpoint.Checkpoint, float bool) *spec.AdviseJSON {
+			o.FloatInputs = float
+			r, err := Advise(context.Background(), published, converted, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		rounded, float := advise(file, nil, false), advise(file, nil, true)
+		if !rounded.RoundedInputs || float.RoundedInputs || !(rounded.Rows[0].KLD > float.Rows[0].KLD) || rounded.BasePPL[0] == float.BasePPL[0] {
+			t.Errorf("rounded %+v, float %+v", rounded, float)
+		}
+		if r := advise(folder, file, false); r.RoundedInputs {
+			t.Error("inputs are rounded for a file beside a folder that no stock runtime runs")
+		}
+	})
 	t.Run("verify", func(t *testing.T) {
 		// verify measures the same thing, with the CPU backend's sums.
 		o := o

@@ -7,9 +7,10 @@
 For every model and pair of cache types it runs llama-perplexity, with the
 model's own F16 caches as the base, and `phaseconv advise` on the same file and
 text, and writes both KLDs with their errors. It fails if a pair of KLDs differs
-by more than two standard errors. Models should hold F32 weights:
-with quantised ones llama.cpp also quantises the activations of every matrix
-product, which has nothing to do with the cache. Only a CPU build is comparable.
+by more than two standard errors. Only a CPU build is comparable: --weights says
+what the models hold, because with other types than F32 llama.cpp also rounds the
+inputs of every matrix product, and so do we. Both docs/stock-cache.md (F32) and
+docs/stock-cache-published.md (quantised files as published) are made by this.
 
 Results of llama-perplexity are kept in the work folder, so that a second run
 measures only phaseconv. Standard library only.
@@ -119,6 +120,7 @@ def main():
     p.add_argument("--ctx", type=int, default=512)
     p.add_argument("--chunks", type=int, default=4)
     p.add_argument("--threads", type=int, default=os.cpu_count())
+    p.add_argument("--weights", default="F32 weights", help="what the page says of the models")
     p.add_argument("--others", type=int, default=1, help="also measure the other types, on this many models")
     p.add_argument("--stock-only", action="store_true", help="fill the work folder and stop")
     a = p.parse_args()
@@ -152,7 +154,7 @@ def main():
         return
     text = "\n".join([
         "# Stock cache types: emulation and llama.cpp", "",
-        f"Written by `scripts/stock/compare.py`: {a.chunks} windows of {a.ctx} tokens of {os.path.basename(a.text)}, F32 weights.",
+        f"Written by `scripts/stock/compare.py`: {a.chunks} windows of {a.ctx} tokens of {os.path.basename(a.text)}, {a.weights}.",
         "KLD is against the same model with F16 caches. *llama.cpp* is llama-perplexity of a CPU build, *phaseconv* is",
         "`phaseconv advise` on the same file; the difference is in units of both standard errors together.",
         "The rules that the emulation follows stand at `kvcache.Stock`. llama-perplexity compares perplexities with those in its",

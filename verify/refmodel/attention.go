@@ -113,8 +113,8 @@ func (m *Model) attention(l int, b *batch, lanes []*Lane, tap Tap) error {
 	return nil
 }
 
-func (m *Model) linear(dst, x []float32, rows int, w *gemm.Weights, bias []float32) {
-	gemm.Mul(dst, w.N(), x, w.K(), rows, w, m.Threads)
+func (m *Model) linear(dst, x []float32, rows int, w *matrix, bias []float32) {
+	m.mul(dst, x, rows, w)
 	addBias(dst, bias)
 }
 

@@ -5,7 +5,6 @@ import (
 
 	"phaseconv/format/family"
 	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
 )
 
 // ffn adds layer l's feed-forward network to the hidden states of every lane.
@@ -48,11 +47,11 @@ func (m *Model) ffn(l int, b *batch, lanes []*Lane, tap Tap) error {
 }
 
 // gated computes y = down(act(gate(x)) * up(x)) for rows of x.
-func (m *Model) gated(y, x []float32, rows int, b *batch, w []gemm.Weights) {
+func (m *Model) gated(y, x []float32, rows int, b *batch, w []matrix) {
 	f := w[0].N()
 	g, u := grow(&b.gate, rows*f), grow(&b.up, rows*f)
-	gemm.Mul(g, f, x, w[0].K(), rows, &w[0], m.Threads)
-	gemm.Mul(u, f, x, w[1].K(), rows, &w[1], m.Threads)
+	m.mul(g, x, rows, &w[0])
+	m.mul(u, x, rows, &w[1])
 	rowsParallel(m.Threads, rows, func(r0, r1 int) {
 		gr, ur := g[r0*f:r1*f], u[r0*f:r1*f]
 		if m.Config.Family.Activation == family.GELUTanh {
@@ -61,7 +60,7 @@ func (m *Model) gated(y, x []float32, rows int, b *batch, w []gemm.Weights) {
 			fmath.SiLUMul(gr, gr, ur)
 		}
 	})
-	gemm.Mul(y, w[2].N(), g, f, rows, &w[2], m.Threads)
+	m.mul(y, g, rows, &w[2])
 }
 
 // A route is one token's share in one expert.
@@ -89,7 +88,7 @@ func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32)
 			}
 		}
 		logits := make([]float32, n*c.Experts)
-		gemm.Mul(logits, c.Experts, xs[i], c.Hidden, n, &m.mats[3], m.Threads)
+		m.mul(logits, xs[i], n, &m.mats[3])
 		routes[i] = m.chooseExperts(logits)
 	}
 	names := []string{"ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"}

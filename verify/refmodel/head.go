@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
 )
 
 // Select picks rows of a lane's hidden states: those at positions [from, T) of
@@ -46,7 +45,7 @@ func (m *Model) Logits(dst, normed [][]float32, v0, v1 int) error {
 	}
 	d := m.Config.Hidden
 	for i, x := range normed {
-		gemm.Mul(dst[i], v1-v0, x, d, len(x)/d, w, m.Threads)
+		m.mul(dst[i], x, len(x)/d, w)
 		if c := m.Config.LogitSoftcap; c > 0 {
 			for j, v := range dst[i][:len(x)/d*(v1-v0)] {
 				dst[i][j] = float32(c * fmath.Tanh(float64(v)/c))

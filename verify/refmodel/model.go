@@ -14,7 +14,6 @@ import (
 
 	"phaseconv/format/checkpoint"
 	"phaseconv/format/family"
-	"phaseconv/kernels/gemm"
 	"phaseconv/kernels/rope"
 )
 
@@ -30,10 +29,15 @@ type Weights interface {
 type Model struct {
 	Config  *family.Config
 	Threads int // 0: all that the machine offers
+	// RoundInputs rounds the inputs of products as ggml's CPU backend does, to a type
+	// that depends on the matrix's (Q8_K for Q4_K, F16 for F16). Without it all that
+	// is rounded is what the matrices hold.
+	RoundInputs bool
 
 	w       Weights
 	scratch []float32 // one matrix, decoded
-	mats    [4]gemm.Weights
+	rounded []float32 // inputs
+	mats    [4]matrix
 	ropes   map[ropeKey]*rope.Table
 }
 
@@ -290,7 +294,7 @@ func (m *Model) vector(name string, optional bool) ([]float32, error) {
 }
 
 // pack loads rows [row0, row0+n) of a matrix into w.
-func (m *Model) pack(w *gemm.Weights, t *checkpoint.Tensor, row0, n int) error {
+func (m *Model) pack(w *matrix, t *checkpoint.Tensor, row0, n int) error {
 	cols := t.Cols()
 	buf := grow(&m.scratch, n*cols)
 	// About 256 KiB a piece: large enough to make calls rare, small enough to share out.
@@ -304,10 +308,11 @@ func (m *Model) pack(w *gemm.Weights, t *checkpoint.Tensor, row0, n int) error {
 		return err
 	}
 	w.PackRows(n, cols, buf, cols, m.Threads)
+	w.input = inputType(t.Type)
 	return nil
 }
 
-func (m *Model) packAll(w *gemm.Weights, name string) error {
+func (m *Model) packAll(w *matrix, name string) error {
 	t, err := m.find(name)
 	if err != nil {
 		return err

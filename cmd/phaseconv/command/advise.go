@@ -42,6 +42,7 @@ Examples:
 			&cli.StringSliceFlag{Name: "types", Usage: "cache types to choose from: " + strings.Join(kvcache.StockTypes(), ", ")},
 			&cli.StringSliceFlag{Name: "pairs", Usage: "measure these pairs K/V instead of searching"},
 			rotationFlag(),
+			&cli.BoolFlag{Name: "float-inputs", Usage: "do not round the inputs of matrix products as llama.cpp's CPU backend does for a GGUF file's types"},
 			&cli.BoolFlag{Name: "half-sums", Usage: "sum values in F16 where llama.cpp's CPU backend does (V f16, K another type); slow"},
 			threadsFlag(), jsonFlag(),
 		},
@@ -76,7 +77,7 @@ func cacheType(name string) (gguf.Type, error) {
 
 func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
 	o := verify.AdviseOptions{
-		Ctx: c.IntSlice("ctx"), Chunks: c.Int("chunks"), MaxKLD: c.Float("max-kld"), HalfSums: c.Bool("half-sums"),
+		Ctx: c.IntSlice("ctx"), Chunks: c.Int("chunks"), MaxKLD: c.Float("max-kld"), HalfSums: c.Bool("half-sums"), FloatInputs: c.Bool("float-inputs"),
 		Threads: c.Int("threads"), Progress: progress(stderr),
 	}
 	if !(o.MaxKLD >= 0) {
@@ -201,7 +202,7 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	if !a.Rotation {
 		rotation = ", attention rotation off"
 	}
-	fmt.Fprintf(w, "compared with: %s%s\n\n", a.Base, rotation)
+	fmt.Fprintf(w, "compared with: %s%s%s\n\n", a.Base, rotation, roundedNote(a.RoundedInputs))
 	t := newTable("K", "V", "weights", "bytes/token", "context", "PPL ratio", "KLD", "error", "same top %")
 	for _, r := range a.Rows {
 		t.row(r.KType, r.VType, weightsName(r.Converted), fmt.Sprintf("%.0f", r.BytesPerToken), fmt.Sprint(r.Ctx),
@@ -225,6 +226,15 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 			fmt.Fprintln(w, "  llama.cpp's programs have no option for this pair; its library takes it")
 		}
 	}
+}
+
+// roundedNote says in a line of text that products were computed as llama.cpp's CPU
+// backend does for a file's types.
+func roundedNote(rounded bool) string {
+	if rounded {
+		return "; inputs of products rounded for the types of the file"
+	}
+	return ""
 }
 
 func weightsName(converted bool) string {

@@ -154,8 +154,8 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Same top p            : %9.3f ± %.3f %%\n", 100*k.SameTop, 100*k.SameTopErr)
 	}
 	if k := v.Stock; k != nil {
-		fmt.Fprintf(w, "\nstock runtime with K %s, V %s: %d bytes a token; Hadamard K %d, V %d (0: none); compared with the %s, F16 caches\n",
-			k.KType, k.VType, k.BytesPerToken, k.RotationK, k.RotationV, k.Base)
+		fmt.Fprintf(w, "\nstock runtime with K %s, V %s: %d bytes a token; Hadamard K %d, V %d (0: none); compared with the %s, F16 caches%s\n",
+			k.KType, k.VType, k.BytesPerToken, k.RotationK, k.RotationV, k.Base, roundedNote(k.RoundedInputs))
 		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f\n", k.PPL, k.PPLErr)
 		fmt.Fprintf(w, "  Mean PPL(Q)/PPL(base) : %10.4f ± %8.4f\n", k.PPLRatio, k.PPLRatioErr)
 		fmt.Fprintf(w, "  Mean    KLD           : %10.6f ± %8.6f\n", k.KLD.Mean, k.KLD.MeanErr)

@@ -5,7 +5,9 @@ package libllama
 import (
 	"context"
 	"encoding/binary"
+	"io"
 	"math"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 	"testing"
 
 	"phaseconv/format/checkpoint"
+	"phaseconv/format/dtype"
 	"phaseconv/format/gguf"
 	"phaseconv/internal/tiny"
 	"phaseconv/verify"
@@ -115,6 +118,12 @@ type difference struct {
 // compare itself), there with float32 caches and plain attention.
 func compare(t *testing.T, here, there string, windows [][]int32) difference {
 	t.Helper()
+	return compareRounded(t, here, there, windows, true)
+}
+
+// compareRounded is compare with the inputs of our products rounded or not.
+func compareRounded(t *testing.T, here, there string, windows [][]int32, round bool) difference {
+	t.Helper()
 	c, err := checkpoint.Open(here)
 	if err != nil {
 		t.Fatal(err)
@@ -122,6 +131,7 @@ func compare(t *testing.T, here, there string, windows [][]int32) difference {
 	defer c.Close()
 	T, vocab := len(windows[0]), c.Config.Vocab
 	m := refmodel.New(c.Config, c, 2)
+	m.RoundInputs = round
 	lane := &refmodel.Lane{}
 	if err := m.Run(context.Background(), windows, []*refmodel.Lane{lane}, refmodel.Options{}); err != nil {
 		t.Fatal(err)
@@ -234,8 +244,9 @@ const (
 	// With F32 weights both programs compute in float32 and differ by the order of
 	// sums: a few hundred roundings of 2^-24 along the way, times what layers amplify.
 	exactLimit = 1e-4
-	// With F16 weights llama.cpp rounds every input of a matrix product to F16 too,
-	// by up to 2^-11 of it; such errors of thousands of products add up at random.
+	// With F16 weights every input of a matrix product is rounded to F16 too, by up to
+	// 2^-11 of it. We round them as llama.cpp does (TestRoundedInputs), but a few fall to the
+	// other side of a tie, and from there on more and more do.
 	halfLimit = 0.02
 	// ggml looks GELU up in a table for F16 arguments: again 2^-11 per value.
 	geluLimit = 0.02
@@ -270,6 +281,113 @@ func TestAustenMoE(t *testing.T) {
 			}
 		})
 	}
+}
+
+// headScales are the offsets of the F16 numbers in a block of the types of output heads
+// that TestRoundedInputs tries.
+var headScales = map[gguf.Type][]int{
+	gguf.TypeF16: nil, gguf.TypeBF16: nil, gguf.TypeQ8_0: {0}, gguf.TypeQ4_0: {0}, gguf.TypeQ4_1: {0, 2}, gguf.TypeQ5_0: {0}, gguf.TypeQ5_1: {0, 2},
+	gguf.TypeIQ4_NL: {0}, gguf.TypeQ2_K: {80, 82}, gguf.TypeQ3_K: {108}, gguf.TypeQ4_K: {0, 2}, gguf.TypeQ5_K: {0, 2}, gguf.TypeQ6_K: {208},
+}
+
+// withHead copies a GGUF file with another output head, of random blocks.
+func withHead(t *testing.T, path string, typ gguf.Type) string {
+	t.Helper()
+	f, err := gguf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(3, uint64(typ)))
+	var specs []gguf.TensorSpec
+	data := map[string][]byte{}
+	for i := range f.Tensors {
+		x := &f.Tensors[i]
+		s := gguf.TensorSpec{Name: x.Name, Type: x.Type, Dims: x.Dims}
+		size, err := gguf.RowBytes(x.Type, x.Elements())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := raw[x.Offset:][:size]
+		if x.Name == "output.weight" {
+			s.Type = typ
+			if size, err = gguf.RowBytes(typ, x.Elements()); err != nil {
+				t.Fatal(err)
+			}
+			b = make([]byte, size)
+			for j := range b {
+				b[j] = byte(r.Uint32())
+			}
+			_, block := typ.Block()
+			for at := 0; at < size; at += block {
+				for _, o := range headScales[typ] {
+					binary.LittleEndian.PutUint16(b[at+o:], dtype.F32ToF16(0.01+0.01*r.Float32()))
+				}
+				switch typ { // these are numbers without blocks
+				case gguf.TypeF16:
+					binary.LittleEndian.PutUint16(b[at:], dtype.F32ToF16(float32(r.NormFloat64())))
+				case gguf.TypeBF16:
+					binary.LittleEndian.PutUint16(b[at:], uint16(math.Float32bits(float32(r.NormFloat64()))>>16))
+				}
+			}
+		}
+		specs, data[x.Name] = append(specs, s), b
+	}
+	out := filepath.Join(t.TempDir(), "head.gguf")
+	w, err := gguf.Create(out, f.KVs, specs, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	for _, s := range specs {
+		if err := w.WriteTensor(s.Name, func(o io.Writer) error { _, err := o.Write(data[s.Name]); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// TestRoundedInputs: the inputs of products are rounded as llama.cpp's CPU backend rounds
+// them for each type of matrix. Only one product of the model has such a type, the output
+// head: errors of rounding grow like roots from one product to the next, because what is
+// a little different before rounding may be a step different behind it.
+func TestRoundedInputs(t *testing.T) {
+	library(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "model.gguf")
+	tiny.GGUF(t, path, "llama", tiny.Options{Seed: 2, Hidden: 256, Untied: true})
+	for typ := range headScales {
+		t.Run(typ.String(), func(t *testing.T) {
+			head := withHead(t, path, typ)
+			w := windowsOf(t, head, 64, 2)
+			d := compareRounded(t, head, head, w.Tokens, true)
+			bare := compareRounded(t, head, head, w.Tokens, false)
+			t.Logf("rms difference %.1e, without rounding %.1e of the logits' deviation %.2f", d.rms/d.std, bare.rms/d.std, d.std)
+			// A number that lies a float32 rounding away from a tie may fall to its other side.
+			// Of F16 inputs that is one in a thousand, which leaves a thirtieth of the difference
+			// or a little more; of Q8_K inputs nearly none.
+			limit := bare.rms / 4
+			if inputsOf256(typ) {
+				limit = 1e-5 * d.std
+			}
+			if !(d.rms <= limit) {
+				t.Errorf("logits differ by %.1e of their deviation, more than %.1e", d.rms/d.std, limit/d.std)
+			}
+		})
+	}
+}
+
+// inputsOf256: types whose inputs are rounded in blocks of 256.
+func inputsOf256(typ gguf.Type) bool {
+	numbers, _ := typ.Block()
+	return numbers == 256
 }
 
 // TestFamilies converts a tiny model of every family with random weights.

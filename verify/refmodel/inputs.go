@@ -1,0 +1,99 @@
+package refmodel
+
+import (
+	"math"
+
+	"phaseconv/format/dtype"
+	"phaseconv/format/gguf"
+	"phaseconv/kernels/gemm"
+)
+
+// matrix is a packed matrix and what ggml's CPU backend rounds its inputs to.
+type matrix struct {
+	gemm.Weights
+	input gguf.Type
+}
+
+// inputType is the type that ggml's CPU backend rounds the inputs of a product to
+// (vec_dot_type), by the name of the matrix's type. Matrices with minima (Q4_1, Q5_1) get the
+// codes of Q8_0 too; that their blocks also carry a rounded sum is left out here.
+func inputType(matrix string) gguf.Type {
+	t, err := gguf.ParseType(matrix)
+	if err != nil {
+		return gguf.TypeF32
+	}
+	switch t {
+	case gguf.TypeF16, gguf.TypeBF16:
+		return t
+	case gguf.TypeQ2_K, gguf.TypeQ3_K, gguf.TypeQ4_K, gguf.TypeQ5_K, gguf.TypeQ6_K:
+		return gguf.TypeQ8_K
+	}
+	if t.Quantized() {
+		return gguf.TypeQ8_0
+	}
+	return gguf.TypeF32
+}
+
+// mul sets dst to the products of rows of x with a matrix.
+func (m *Model) mul(dst, x []float32, rows int, w *matrix) {
+	k := w.K()
+	if m.RoundInputs && w.input != gguf.TypeF32 {
+		y := grow(&m.rounded, rows*k)
+		rowsParallel(m.Threads, rows, func(r0, r1 int) {
+			copy(y[r0*k:r1*k], x[r0*k:])
+			roundInputs(w.input, y[r0*k:r1*k])
+		})
+		x = y
+	}
+	gemm.Mul(dst, w.N(), x, k, rows, &w.Weights, m.Threads)
+}
+
+// roundInputs replaces numbers, a whole number of blocks, by what a type leaves of them.
+func roundInputs(t gguf.Type, x []float32) {
+	switch t {
+	case gguf.TypeF16:
+		for i, v := range x {
+			x[i] = dtype.F16Round(v)
+		}
+	case gguf.TypeBF16:
+		for i, v := range x {
+			x[i] = dtype.BF16Round(v)
+		}
+	case gguf.TypeQ8_0:
+		for ; len(x) >= 32; x = x[32:] {
+			b := x[:32:32]
+			if max := extreme(b); max != 0 {
+				max = float32(math.Abs(float64(max)))
+				roundBlock(b, 127/max, dtype.F16Round(max/127))
+			}
+		}
+	case gguf.TypeQ8_K:
+		for ; len(x) >= 256; x = x[256:] {
+			b := x[:256:256]
+			if max := extreme(b); max != 0 {
+				inverse := -127 / max
+				roundBlock(b, inverse, 1/inverse)
+			}
+		}
+	}
+}
+
+// extreme returns the number of largest magnitude, the first of several.
+func extreme(x []float32) float32 {
+	var e, abs float32
+	for _, v := range x {
+		if a := float32(math.Abs(float64(v))); a > abs {
+			e, abs = v, a
+		}
+	}
+	return e
+}
+
+// roundBlock rounds numbers to multiples of a scale, ties to even, at most 127 of them.
+// Adding 1.5 * 2^23 leaves no bits for a fraction, so the adder rounds.
+func roundBlock(x []float32, inverse, scale float32) {
+	for i, v := range x {
+		code := float32(v*inverse) + 0x1.8p23
+		x[i] = float32(min(code-0x1.8p23, 127) * scale)
+	}
+}
