@@ -52,9 +52,9 @@ const nearGain = 10
 
 // redrawGain is how many times the divergence must fall before the digits of weights
 // are changed in a file with quantised matrices. There runtimes round the inputs of
-// products too, and whatever moves a number draws these errors anew: another 0.001 to
-// 0.005 nats with any cache (docs/slowmean.md), which our own products do not show.
-// Powers of two move no digit.
+// products too, and whatever moves a number draws these errors anew. Quantised caches do
+// that anyway, but who stays with F16 caches is 0.001 to 0.005 nats away from the published
+// file then (docs/slowmean.md), though no worse. Powers of two move no digit.
 const redrawGain = 2
 
 // chooseTokens is how many tokens are fitted to unless said otherwise, and
