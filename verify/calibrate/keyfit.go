@@ -467,6 +467,9 @@ func (s *plainKeys) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, 
 	gemm.MulRange(dst, ldd, q, ldq, n, &s.keys, n0, n1, 0, s.d, false, 1)
 }
 
+// Fork implements refmodel.Scorer. There are no buffers.
+func (s *plainKeys) Fork() refmodel.Scorer { return s }
+
 // editedQueries scores queries that edited weights would have made.
 type editedQueries struct {
 	refmodel.Scorer
@@ -475,6 +478,13 @@ type editedQueries struct {
 	rope  *rope.Table
 	pairs rope.Layout
 	d     int
+}
+
+// Fork implements refmodel.Scorer.
+func (s *editedQueries) Fork() refmodel.Scorer {
+	f := *s
+	f.Scorer = s.Scorer.Fork()
+	return &f
 }
 
 func (s *editedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {

@@ -490,6 +490,8 @@ func (halves) Keys(_, _ int, k []float32) (refmodel.Scorer, error) {
 
 type halfScorer struct{ k []float32 }
 
+func (s halfScorer) Fork() refmodel.Scorer { return s }
+
 func (s halfScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
 	const d = 32
 	for r := range n {

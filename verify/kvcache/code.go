@@ -192,6 +192,13 @@ func (s *decoded) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1
 	s.exact.overlay(dst, ldd, q, ldq, n, pos, n0, n1)
 }
 
+// Fork implements refmodel.Scorer.
+func (s *decoded) Fork() refmodel.Scorer {
+	f := *s
+	f.exact.scores = nil
+	return &f
+}
+
 // exactKeys are the keys that a policy keeps: the first of a window, and the latest
 // of each query's own context.
 type exactKeys struct {

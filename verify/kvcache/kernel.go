@@ -8,6 +8,7 @@ import (
 	"phaseconv/kernels/onebit"
 	"phaseconv/kernels/rope"
 	"phaseconv/rotations"
+	"phaseconv/verify/refmodel"
 )
 
 // byKernel scores keys as a runtime does that decodes one token after the other:
@@ -91,6 +92,13 @@ func (k *byKernel) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n
 		}
 	}
 	k.exact.overlay(dst, ldd, q, ldq, n, pos, n0, n1)
+}
+
+// Fork implements refmodel.Scorer.
+func (k *byKernel) Fork() refmodel.Scorer {
+	f := *k
+	f.tables, f.turned, f.coords, f.offsets, f.exact.scores = onebit.Tables{}, nil, nil, nil, nil
+	return &f
 }
 
 func grow(x []float32, n int) []float32 {

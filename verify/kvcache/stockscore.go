@@ -9,6 +9,7 @@ import (
 	"phaseconv/kernels/gemm"
 	"phaseconv/kernels/rope"
 	"phaseconv/rotations"
+	"phaseconv/verify/refmodel"
 )
 
 // stockBlock is how many numbers share a scale in Q8_0, Q8_1, Q4_1 and Q5_1.
@@ -38,6 +39,15 @@ func (s *stockScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0
 		s.round(row)
 	}
 	gemm.MulRange(dst, ldd, rows, s.width, n, &s.keys, n0, n1, 0, s.width, false, 1)
+}
+
+// Fork implements refmodel.Scorer.
+func (s *stockScorer) Fork() refmodel.Scorer { return s.fork() }
+
+func (s *stockScorer) fork() *stockScorer {
+	f := *s
+	f.q, f.bytes = nil, nil
+	return &f
 }
 
 // round replaces a query by what is left of it after rounding. Numbers that the
@@ -106,6 +116,9 @@ type halfSummer struct {
 	*stockScorer
 	sum []float32
 }
+
+// Fork implements refmodel.Scorer.
+func (s *halfSummer) Fork() refmodel.Scorer { return &halfSummer{stockScorer: s.fork()} }
 
 // Sum implements refmodel.Summer. Softmax probabilities say all that is needed:
 // exp(s_j - s_max) is p_j / p_max, over the keys up to j.

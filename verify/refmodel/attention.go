@@ -153,15 +153,9 @@ func (m *Model) attend(o []float32, a *Attention, cache Cache) error {
 	}
 	var tasks []func()
 	for _, h := range heads {
-		all := m.Config.Group() * a.T
-		if h.scorer != nil {
-			// Scorers serve one task at a time.
-			tasks = append(tasks, func() { h.queries(o, 0, all) })
-			continue
-		}
-		for head := 0; head < all; head += a.T {
+		for head := 0; head < m.Config.Group()*a.T; head += a.T {
 			for i := 0; i < a.T; i += queryRows(a.T) {
-				tasks = append(tasks, func() { h.queries(o, head+i, head+min(a.T, i+queryRows(a.T))) })
+				tasks = append(tasks, func() { h.fork().queries(o, head+i, head+min(a.T, i+queryRows(a.T))) })
 			}
 		}
 	}
@@ -208,6 +202,17 @@ func (m *Model) prepareHead(a *Attention, cache Cache, i int) (*attentionHead, e
 	}
 	h.vw.PackT(d, T, vals, ldv, 1)
 	return h, nil
+}
+
+// fork returns the head with a scorer of its own.
+func (h *attentionHead) fork() *attentionHead {
+	if h.scorer == nil {
+		return h
+	}
+	f := *h
+	f.scorer = h.scorer.Fork()
+	f.summer, _ = f.scorer.(Summer)
+	return &f
 }
 
 // scores holds buffers of queryRows x scoreStride scores.

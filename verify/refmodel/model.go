@@ -123,9 +123,13 @@ type Scorer interface {
 	// Score sets dst[r*ldd+j] = q_r . k_j for rows r in [0, n) and keys j in
 	// [n0, n1). Row r of q, at q[r*ldq:], is the query at position pos+r.
 	Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int)
+	// Fork returns a scorer of the same keys for use beside this one: a Scorer may keep
+	// buffers, so each serves one goroutine.
+	Fork() Scorer
 }
 
-// A Summer is a Scorer whose runtime also adds up values in a way of its own.
+// A Summer is a Scorer whose runtime also adds up values in a way of its own. Its
+// forks are Summers too.
 type Summer interface {
 	// Sum sets dst[r*ldd+i] = sum over j of p[r*ldp+j] v[j*d+i] for rows r in
 	// [0, n), dimensions i and keys j in [n0, pos+r]. p holds probabilities, 0
