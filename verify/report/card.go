@@ -164,6 +164,10 @@ func (c *card) numbers() {
 		c.line("| %s | %s | %s | %s | %s | %s | %s ± %s |", oneLine(r.KType), oneLine(r.VType), comma(r.Ctx), weights, comma(int64(math.Round(r.BytesPerToken))), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
 	}
 	c.line("")
+	if v.Rounded {
+		c.line(roundedNote)
+		c.line("")
+	}
 }
 
 func (c *card) loading() {

@@ -92,6 +92,19 @@ func fixture() Model {
 		m.Advise = append(m.Advise, spec.AdviseRow{KType: x.k, VType: "f16", Ctx: 512, Converted: x.converted, BytesPerToken: x.bytes,
 			PPLRatio: 1 + x.kld, KLD: x.kld, KLDErr: x.kld / 10, SameTop: 1 - x.kld})
 	}
+	man.Fusion = &spec.Fusion{KType: "q4_0", VType: "f16", Rotation: true, TargetCtx: 512, FitWindows: 16, Chosen: "slow means <removed>",
+		Text: spec.Text{Name: "fit.txt", SHA256: strings.Repeat("cc", 32), Tokens: 4096, Context: 512, Windows: 8}, Measured: m.Advise[3:],
+		Tried: []spec.FusionTry{
+			{Name: "as published", KLD: 0.4, KLDErr: 0.04, PPLRatio: 1.5, SameTop: 0.6},
+			{Name: "balance", KLD: 0.1, KLDErr: 0.01, PPLRatio: 1.1, SameTop: 0.8},
+			{Name: "slow means <removed>", Near: true, KLD: 0.03, KLDErr: 0.003, PPLRatio: 1.03, SameTop: 0.97, F16KLD: p(0.0004)},
+		}}
+	for l := range 4 {
+		for h := range 2 {
+			man.Fusion.Heads = append(man.Fusion.Heads, spec.FusionHead{Layer: l, Head: h, Removed: 0.5 + 0.1*wave(l, h), Before: 0.1, After: 0.01 * wave(h, l), Cost: 0.0002})
+		}
+	}
+	m.Rounded = true
 	for l := range 4 {
 		for _, r := range []string{"srht", "shared"} {
 			m.FFN = append(m.FFN, spec.FFNRow{Layer: l, Matrix: "up", Expert: -1, Rotation: r, Cos1bit: 0.8 + 0.02*wave(l, len(r)), MomentRatio: 0.64, EffectiveBits: 1.5})

@@ -148,7 +148,8 @@ func add(models []Model, raw []byte, name string) ([]Model, error) {
 		if err := json.Unmarshal(raw, &a); err != nil {
 			return nil, err
 		}
-		last(&models, name).Advise = append(last(&models, name).Advise, a.Rows...)
+		m := last(&models, name)
+		m.Advise, m.Rounded = append(m.Advise, a.Rows...), m.Rounded || a.RoundedInputs
 	default:
 		return nil, fmt.Errorf("not what phaseconv writes or prints: neither a manifest (key artifacts) nor a result of verify (contract), audit (calibration) or advise (choices), nor a report.json (report)")
 	}

@@ -31,6 +31,7 @@ type Model struct {
 	Audit    *spec.AuditJSON
 	Detail   *spec.Detail
 	Advise   []spec.AdviseRow
+	Rounded  bool // the inputs of products were, for Advise: see spec.AdviseJSON
 	FFN      []spec.FFNRow
 	Pareto   []spec.ParetoPoint
 	// License of the source as its own files state it, "" when they do not.

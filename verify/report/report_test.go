@@ -348,7 +348,7 @@ func TestVerdict(t *testing.T) {
 		{"better but larger", func(*Model) {}, "Better choice unless memory forbids it: q4_0 keys of a stock runtime, with this file at context 512, cost a KLD of 0.0300"},
 		{"better and smaller", func(m *Model) { m.Advise[4].BytesPerToken = 280 }, "Smaller and more faithful, so use it instead."},
 		{"none better", func(m *Model) { m.Manifest.Measured.KLD.Mean = 1e-4 }, "No stock K cache type measured here is more faithful"},
-		{"not measured", func(m *Model) { m.Advise = nil }, "Stock K cache types were not measured"},
+		{"not measured", func(m *Model) { m.Advise, m.Manifest.Fusion = nil, nil }, "Stock K cache types were not measured"},
 		{"only coded values", func(m *Model) {
 			for i := range m.Advise {
 				m.Advise[i].VType = "q8_0"

@@ -29,6 +29,7 @@ type view struct {
 	Converge *convergeView
 	FFNView  *ffnView
 	Quality  *qualityView
+	Stock    *stockView
 	Runtime  []fact
 	Probes   *probesView
 	BibTeX   string
@@ -49,7 +50,7 @@ func newView(i int, m *Model) (*view, error) {
 			v.verify(m.Manifest.Measured)
 		}
 		if f := m.Manifest.Fusion; f != nil && len(v.Advise) == 0 {
-			v.Advise = f.Measured // what the conversion measured of the types it was made for
+			v.Advise, v.Rounded = f.Measured, f.RoundedInputs // what the conversion measured of the types it was made for
 		}
 	}
 	v.verify(m.Verify)
@@ -71,6 +72,7 @@ func newView(i int, m *Model) (*view, error) {
 	v.Converge = newConverge(v)
 	v.FFNView = newFFN(v)
 	v.Quality = newQuality(v)
+	v.Stock = newStock(v)
 	v.Runtime = runtimeFacts(v)
 	v.BibTeX = bibtex(v)
 	d := probeData{}
@@ -109,6 +111,7 @@ func (v *view) verify(r *spec.VerifyJSON) {
 		v.Layers = r.Layers
 	}
 	if s := r.Stock; s != nil && s.KLD != nil && r.Text != nil {
+		v.Rounded = v.Rounded || s.RoundedInputs
 		v.Advise = append(v.Advise[:len(v.Advise):len(v.Advise)], spec.AdviseRow{KType: s.KType, VType: s.VType, Ctx: r.Text.Context, Converted: true,
 			BytesPerToken: float64(s.BytesPerToken), PPLRatio: s.PPLRatio, KLD: s.KLD.Mean, KLDErr: s.KLD.MeanErr, SameTop: s.KLD.SameTop})
 	}
