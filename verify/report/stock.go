@@ -75,4 +75,4 @@ func newStock(v *view) *stockView {
 }
 
 // roundedNote tells what stands under every divergence of a quantised file.
-const roundedNote = "Inputs of matrix products are rounded as llama.cpp’s CPU backend does for the types of the file. Where its matrices are quantised, whatever moves a number draws these errors anew, and no divergence but 0 is below what that makes."
+const roundedNote = "Inputs of matrix products are rounded as llama.cpp’s CPU backend does for the types of the file. Where its matrices are quantised, whatever moves a number draws these errors anew, so even a harmless change shows as a small divergence."
