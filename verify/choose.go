@@ -70,8 +70,18 @@ const (
 // than chance (see better): exact ones, and near-identities against exact ones, by three standard
 // errors of the difference, near-identities among themselves by one. And what a
 // near-identity costs more than a cheaper one, or than an exact change, with F16 caches must
-// make the divergence fall by ten times that. In files with quantised matrices see redrawGain.
+// make the divergence fall by ten times that; if none does, the cheapest is tried
+// with larger drift weights and on fewer heads. In files with quantised matrices see redrawGain.
 func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Choice, error) {
+	h, err := newChooser(ctx, c, o)
+	if err != nil {
+		return nil, err
+	}
+	return h.choose(ctx)
+}
+
+// newChooser takes the statistics that changes are fitted to.
+func newChooser(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*chooser, error) {
 	cfg := c.Config
 	target, err := kvcache.NewStock(cfg, o.Cache.K, o.Cache.V, o.Cache.Rotation)
 	if err != nil {
@@ -116,8 +126,7 @@ func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Ch
 			return nil, err
 		}
 	}
-	ch := &chooser{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, cost: map[int]*float64{}, redraws: quantized(c)}
-	return ch.choose(ctx, len(w.Tokens[:fit]))
+	return &chooser{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit, cost: map[int]*float64{}, redraws: quantized(c)}, nil
 }
 
 // chooseQueries and chooseSamples keep the work of the statistics in bounds at
@@ -141,6 +150,7 @@ type chooser struct {
 	held         *ppl.Windows
 	target, half *kvcache.Stock
 	stats        *calibrate.KeyStats
+	fitted       int // windows
 	base         ppl.Stream
 	redraws      bool // a change of digits costs what is not measured, see redrawGain
 
@@ -150,11 +160,11 @@ type chooser struct {
 	cost       map[int]*float64 // KLD with F16 caches, of those that it was measured for
 }
 
-func (h *chooser) choose(ctx context.Context, windows int) (*Choice, error) {
+func (h *chooser) choose(ctx context.Context) (*Choice, error) {
 	row := h.target.KeyRow()
 	out := &Choice{Report: &spec.Fusion{
 		KType: kvcache.StockName(h.target.K), VType: kvcache.StockName(h.target.V), Rotation: h.target.Rotation, TargetCtx: h.o.Ctx,
-		Text: *TextInfo(h.o.Text, h.held), FitWindows: windows,
+		Text: *TextInfo(h.o.Text, h.held), FitWindows: h.fitted,
 	}}
 	if err := rotations.CheckKeyBias(h.c.Config); h.o.Near && err != nil {
 		out.Report.Refused = err.Error()
@@ -285,11 +295,7 @@ func (h *chooser) descend(ctx context.Context, weights []float64, start int, of 
 
 // decide fills in the report and returns the candidate to take.
 func (h *chooser) decide(ctx context.Context, report *spec.Fusion) (int, error) {
-	order := make([]int, len(h.candidates))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(a, b int) int { return h.candidates[a].Drift(h.candidates[b]) })
+	order := h.byDrift()
 	exact := order[0]
 	for _, i := range order {
 		if !h.candidates[i].Near && h.beats(i, exact) {
@@ -300,12 +306,22 @@ func (h *chooser) decide(ctx context.Context, report *spec.Fusion) (int, error) 
 	if err != nil {
 		return 0, err
 	}
-	for _, i := range order {
+	for _, i := range h.byDrift() {
 		try := h.tried(i, &h.kld[i])
 		try.F16KLD = h.cost[i]
 		report.Tried = append(report.Tried, try)
 	}
 	return best, nil
+}
+
+// byDrift lists the candidates, those that may change the function less before others.
+func (h *chooser) byDrift() []int {
+	order := make([]int, len(h.candidates))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return h.candidates[a].Drift(h.candidates[b]) })
+	return order
 }
 
 // cheapest measures what near-identities cost with F16 caches, and takes them in the
@@ -335,7 +351,87 @@ func (h *chooser) cheapest(ctx context.Context, exact int, order []int) (int, er
 			best, paid = i, *h.cost[i]
 		}
 	}
+	if best == exact && len(near) > 0 {
+		return h.backOff(ctx, exact, near[0])
+	}
 	return best, nil
+}
+
+// backOff makes less of a near-identity that costs too much: it tries larger drift
+// weights, then half and a quarter of the heads, those where it promises most for its
+// price, the others with the best exact change. It returns the first that gains enough,
+// or the exact change.
+func (h *chooser) backOff(ctx context.Context, exact, near int) (int, error) {
+	pays := func(c calibrate.Candidate, edits [][]rotations.KeyEdit) (bool, error) {
+		i, tries := len(h.candidates), [][][]rotations.KeyEdit{edits}
+		kld, err := h.measure(ctx, tries, h.target, "comparing changes of keys")
+		if err != nil {
+			return false, err
+		}
+		cost, err := h.measure(ctx, tries, h.half, "measuring what changes cost")
+		if err != nil {
+			return false, err
+		}
+		h.candidates, h.edits, h.kld = append(h.candidates, c), append(h.edits, edits), append(h.kld, kld[0])
+		h.cost[i] = &cost[0].Mean
+		return h.beats(i, exact) && h.kld[exact].Mean-kld[0].Mean >= nearGain*cost[0].Mean, nil
+	}
+	for _, factor := range []float64{4, 16} {
+		c := h.candidates[near].Milder(factor)
+		if slices.ContainsFunc(h.candidates, func(x calibrate.Candidate) bool { return x.Name == c.Name }) {
+			continue // and did not pay
+		}
+		edits, err := h.stats.Fit(c.Fit)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", c.Name, err)
+		}
+		if ok, err := pays(c, edits); ok || err != nil {
+			return len(h.candidates) - 1, err
+		}
+	}
+	heads := worthwhile(h.edits[near])
+	for _, part := range []struct {
+		of   int
+		name string
+	}{{2, "half of the heads"}, {4, "a quarter of the heads"}} {
+		edits := make([][]rotations.KeyEdit, len(h.edits[exact]))
+		for l := range edits {
+			edits[l] = slices.Clone(h.edits[exact][l])
+		}
+		for _, x := range heads[:(len(heads)+part.of-1)/part.of] {
+			edits[x[0]][x[1]] = h.edits[near][x[0]][x[1]]
+		}
+		c := h.candidates[near]
+		c.Name += ", " + part.name
+		if ok, err := pays(c, edits); ok || err != nil {
+			return len(h.candidates) - 1, err
+		}
+	}
+	return exact, nil
+}
+
+// worthwhile lists layers and KV heads, those first whose near-identities are predicted
+// to gain most for what they cost.
+func worthwhile(edits [][]rotations.KeyEdit) [][2]int {
+	var out [][2]int
+	for l := range edits {
+		for i := range edits[l] {
+			out = append(out, [2]int{l, i})
+		}
+	}
+	ratio := func(x [2]int) float64 {
+		gain, cost := 0.0, 0.0
+		e := edits[x[0]][x[1]]
+		if e.Removal != nil {
+			gain, cost = e.Removal.Before-e.Removal.After, e.Removal.Cost
+		}
+		if e.Mix != nil {
+			gain, cost = gain+e.Mix.Before-e.Mix.After, cost+e.Mix.Cost
+		}
+		return gain / max(cost, math.SmallestNonzeroFloat32) // heads without a change cost nothing
+	}
+	slices.SortStableFunc(out, func(a, b [2]int) int { return cmp.Compare(ratio(b), ratio(a)) })
+	return out
 }
 
 // beats says whether candidate i, which changes more than j, does better by more than

@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,6 +14,7 @@ import (
 	"phaseconv/format/gguf"
 	"phaseconv/internal/tiny"
 	"phaseconv/rotations"
+	"phaseconv/verify/calibrate"
 	"phaseconv/verify/ppl"
 	"phaseconv/verify/texts"
 )
@@ -221,6 +223,76 @@ func TestBetter(t *testing.T) {
 	worst.Mean += a.Mean
 	if better(worst, a, 1) {
 		t.Error("a higher mean is better")
+	}
+}
+
+// TestBackOff: what costs too much with F16 caches is tried with larger drift weights and
+// on the heads where it promises most, and the first that pays is taken.
+func TestBackOff(t *testing.T) {
+	ctx := context.Background()
+	start := func(typ gguf.Type, size float32) *chooser {
+		o := chooseOptions()
+		o.Cache.K = typ
+		h, err := newChooser(ctx, biased(t, size), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		row := h.target.KeyRow()
+		if err := h.try(ctx, append(calibrate.Candidates(row), calibrate.Removal(2, row))...); err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	// Against the balance that is tuned to q8_0 nothing pays: all is tried.
+	h := start(gguf.TypeQ8_0, 20)
+	tuned, removal := 3, 4
+	if got, err := h.backOff(ctx, tuned, removal); err != nil || got != tuned {
+		t.Fatalf("taken is candidate %d: %v", got, err)
+	}
+	var names []string
+	for i, c := range h.candidates[removal+1:] {
+		if i += removal + 1; h.cost[i] == nil || !(*h.cost[i] > 0) {
+			t.Errorf("what %s costs was not measured", c.Name)
+		}
+		names = append(names, c.Name)
+	}
+	all := h.candidates[removal].Name
+	want := []string{strings.Replace(all, "weight 2)", "weight 8)", 1), strings.Replace(all, "weight 2)", "weight 32)", 1), all + ", half of the heads", all + ", a quarter of the heads"}
+	if !slices.Equal(names, want) {
+		t.Errorf("tried %q, expected %q", names, want)
+	}
+	changed := func(i int) (n int) {
+		for l, heads := range h.edits[i] {
+			for k, e := range heads {
+				if e.Removal != nil {
+					n++
+				} else if e.Turn != h.edits[tuned][l][k].Turn {
+					t.Errorf("layer %d, head %d has neither the one change nor the other", l, k)
+				}
+			}
+		}
+		return n
+	}
+	n := len(h.candidates)
+	if half, quarter := changed(n-2), changed(n-1); half != 2 || quarter != 1 {
+		t.Errorf("%d and %d of 4 heads are changed", half, quarter)
+	}
+	// Against nothing at all a larger weight pays, and the search ends.
+	h = start(gguf.TypeQ4_0, 60)
+	if got, err := h.backOff(ctx, 0, removal); err != nil || got != removal+1 || h.candidates[got].Name != want[0] {
+		t.Errorf("taken is candidate %d of %d: %v", got, len(h.candidates), err)
+	}
+}
+
+// TestWorthwhile: heads come in the order of what they promise for their price.
+func TestWorthwhile(t *testing.T) {
+	head := func(gain, cost float64) rotations.KeyEdit {
+		return rotations.KeyEdit{Removal: &rotations.SlowMean{Before: 1 + gain/2, After: 1, Cost: cost}, Mix: &rotations.PairMix{Before: 1, After: 1 - gain/2}}
+	}
+	got := worthwhile([][]rotations.KeyEdit{{head(1, 0.5), head(3, 0.5), {}}, {head(1, 0.1), head(-1, 0.1), head(2, 0)}})
+	want := [][2]int{{1, 2}, {1, 0}, {0, 1}, {0, 0}, {0, 2}, {1, 1}}
+	if !slices.Equal(got, want) {
+		t.Errorf("order %v, expected %v", got, want)
 	}
 }
 

@@ -53,8 +53,6 @@ type KeyFit struct {
 	Mix     float64
 	Balance BalanceKind
 	Cache   rotations.CacheRow // what the edits are for
-	// Only, if set, limits both changes to some heads.
-	Only func(layer, head int) bool
 }
 
 // Fit makes the edits of all heads, [layer][KV head]. It refuses a removal on
@@ -114,9 +112,6 @@ func (s *KeyStats) FitValues(edits [][]rotations.KeyEdit, cache rotations.CacheR
 // fitHeads fits KV heads [head, head+len(out)) of a layer, which share a balance.
 // Heads whose keys, queries or values are all zero, as pruning leaves them, stay as they are.
 func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) error {
-	if f.Only != nil && !f.Only(layer, head) {
-		return nil
-	}
 	fail := func(err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, head, err) }
 	half := s.cfg.HeadDim / 2
 	q, k := make([]float64, half), make([]float64, half)
@@ -250,6 +245,19 @@ func Removal(kappa float64, cache rotations.CacheRow) Candidate {
 		Name: fmt.Sprintf("slow means removed (drift weight %g), balance", kappa), Near: true,
 		Fit: KeyFit{Remove: &rotations.SlowMeanOptions{Kappa: kappa}, Balance: ClosedForm, Cache: cache},
 	}
+}
+
+// Milder returns the candidate with its drift weights, at least one, so many times larger.
+func (c Candidate) Milder(factor float64) Candidate {
+	removal, mix := c.driftWeights()
+	out := Candidate{Name: "balance", Fit: KeyFit{Balance: ClosedForm, Cache: c.Fit.Cache}}
+	if !math.IsInf(removal, 1) {
+		out = Removal(factor*removal, c.Fit.Cache)
+	}
+	if !math.IsInf(mix, 1) {
+		return out.Mixed(factor * mix)
+	}
+	return out
 }
 
 // Mixed returns the candidate with pairs mixed for the cache type, with this weight
