@@ -8,7 +8,7 @@ import (
 	"phaseconv/rotations/internal/linalg"
 )
 
-// IDSlowMean is the near-identity of design 3.5: a constant is taken out of the
+// IDSlowMean is a near-identity (docs/slowmean.md): a constant is taken out of the
 // keys before RoPE.
 const IDSlowMean = "G7"
 
@@ -196,7 +196,7 @@ const newtonSteps = 100
 
 // RemoveSlowMean finds the constant whose removal from the keys of a head costs
 // least, drift of the scores and error of the cache type after a balance (G3) of
-// what is left taken together (design 3.5). The program is convex and smooth, so
+// what is left taken together. The program is convex and smooth, so
 // damped Newton steps from "remove nothing" end at its only minimum, and no step
 // makes it worse.
 func RemoveSlowMean(s *KeyStats, o SlowMeanOptions) (*SlowMean, error) {
