@@ -9,6 +9,7 @@
 #   OUTTYPE        element type of what is written: f32, f16, bf16, q8_0 (phaseconv's default)
 #   PAIRS          cache pairs K:V (f16:f16 q8_0:f16 q4_0:f16 q4_0:q4_0)
 #   WORK           keep models and results here, and go on from what is there
+#   KEPT           if set, run nothing and print what is there, "–" for what is not
 # The page is docs/fused.md:
 #   OUTTYPE=f32 WORK=... scripts/stock/fused.sh wikitext-2-valid.txt wikitext-2-test.txt "512 8192" MODEL... >docs/fused.md
 set -euo pipefail
@@ -19,12 +20,12 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 work=${WORK:-$(mktemp -d)}
 mkdir -p "$work"
 [ -n "${WORK:-}" ] || trap 'rm -rf "$work"' EXIT
-(cd "$here" && go build -o "$work/phaseconv" ./cmd/phaseconv)
+[ -n "${KEPT:-}" ] || (cd "$here" && go build -o "$work/phaseconv" ./cmd/phaseconv)
 
 convert() { # convert MODEL OUT OPTIONS...
 	local model=$1 out=$2
 	shift 2
-	[ -f "$out/phaseconv.json" ] ||
+	[ -f "$out/phaseconv.json" ] || [ -n "${KEPT:-}" ] ||
 		"$work/phaseconv" convert "$model" -o "$out" ${OUTTYPE:+--outtype "$OUTTYPE"} --code raw --calib-tokens 512 --report=false --chunks 1 "$@" >"$out.log" 2>&1 ||
 		{ tail -5 "$out.log" >&2; return 1; }
 }
@@ -35,6 +36,10 @@ perplexity() { # perplexity MODEL OPTIONS...: its output is in $work/log
 }
 cell() { # cell FILE MODEL K V CTX CHUNKS PUBLISHED: "KLD ± error, PPL ratio", from FILE if it is there
 	local base=$work/$name.$5.base
+	if [ ! -f "$1" ] && [ -n "${KEPT:-}" ]; then
+		echo –
+		return
+	fi
 	if [ ! -f "$1" ]; then
 		[ -f "$base" ] || { perplexity "$7" -c "$5" --chunks "$6" --save-all-logits "$base.part" && mv "$base.part" "$base"; }
 		perplexity "$2" -c "$5" --chunks "$6" -ctk "$3" -ctv "$4" --kl-divergence-base "$base" --kl-divergence
@@ -73,8 +78,10 @@ for model in "$@"; do
 			now=$(cell "$out.converted.$k.$v" "$out/model.gguf" "$k" "$v" "$ctx" $chunks "$published")
 			echo "| $name | $ctx | $k | $v | $was | $now |"
 		done
-		rm -f "$work/$name.$ctx.base"
-		chosen+="| $name | $ctx | $(sed -n 's/^ *"chosen": "\(.*\)",\{0,1\}$/\1/p' "$out/phaseconv.json") |"$'\n'
+		[ -n "${KEPT:-}" ] || rm -f "$work/$name.$ctx.base"
+		if [ -f "$out/phaseconv.json" ]; then
+			chosen+="| $name | $ctx | $(sed -n 's/^ *"chosen": "\(.*\)",\{0,1\}$/\1/p' "$out/phaseconv.json") |"$'\n'
+		fi
 	done
 done
 printf '\n| model | target context | chosen |\n|---|---|---|\n%s' "$chosen"
