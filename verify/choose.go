@@ -54,7 +54,7 @@ const nearGain = 10
 // are changed in a file with quantised matrices. There runtimes round the inputs of
 // products too, and whatever moves a number draws these errors anew. Quantised caches do
 // that anyway, but who stays with F16 caches is 0.001 to 0.005 nats away from the published
-// file then (docs/slowmean.md), though no worse. Powers of two move no digit.
+// file then (docs/slowmean.md). Powers of two move no digit.
 const redrawGain = 2
 
 // chooseTokens is how many tokens are fitted to unless said otherwise, and
