@@ -204,19 +204,26 @@ func windowsOf(t *testing.T, path string, ctx, chunks int) *ppl.Windows {
 	return w
 }
 
-// disturb copies a GGUF file of F32 matrices and doubles one weight of it, the
-// largest of a tensor's first row.
-func disturb(t *testing.T, path, tensor string) string {
+// rawFile opens a GGUF file, until the test ends, and reads its bytes.
+func rawFile(t *testing.T, path string) (*gguf.File, []byte) {
 	t.Helper()
 	f, err := gguf.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() { f.Close() })
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return f, raw
+}
+
+// disturb copies a GGUF file of F32 matrices and doubles one weight of it, the
+// largest of a tensor's first row.
+func disturb(t *testing.T, path, tensor string) string {
+	t.Helper()
+	f, raw := rawFile(t, path)
 	for i := range f.Tensors {
 		if f.Tensors[i].Name != tensor || f.Tensors[i].Type != gguf.TypeF32 {
 			continue
@@ -293,15 +300,7 @@ var headScales = map[gguf.Type][]int{
 // withHead copies a GGUF file with another output head, of random blocks.
 func withHead(t *testing.T, path string, typ gguf.Type) string {
 	t.Helper()
-	f, err := gguf.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f, raw := rawFile(t, path)
 	r := rand.New(rand.NewPCG(3, uint64(typ)))
 	var specs []gguf.TensorSpec
 	data := map[string][]byte{}
