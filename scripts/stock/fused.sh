@@ -9,7 +9,7 @@
 #   OUTTYPE        element type of what is written: f32, f16, bf16, q8_0 (phaseconv's default)
 #   PAIRS          cache pairs K:V (f16:f16 q8_0:f16 q4_0:f16 q4_0:q4_0)
 #   WORK           keep models and results here, and go on from what is there
-#   KEPT           if set, run nothing and print what is there, "–" for what is not
+#   KEPT           if set, run nothing and print rows of what is there, "–" for what is not
 # The page is docs/fused.md:
 #   OUTTYPE=f32 WORK=... scripts/stock/fused.sh wikitext-2-valid.txt wikitext-2-test.txt "512 8192" MODEL... >docs/fused.md
 set -euo pipefail
@@ -76,7 +76,7 @@ for model in "$@"; do
 			k=${pair%:*} v=${pair#*:}
 			was=$(cell "$out.published.$k.$v" "$published" "$k" "$v" "$ctx" $chunks "$published")
 			now=$(cell "$out.converted.$k.$v" "$out/model.gguf" "$k" "$v" "$ctx" $chunks "$published")
-			echo "| $name | $ctx | $k | $v | $was | $now |"
+			[ "$was$now" = –– ] || echo "| $name | $ctx | $k | $v | $was | $now |"
 		done
 		[ -n "${KEPT:-}" ] || rm -f "$work/$name.$ctx.base"
 		if [ -f "$out/phaseconv.json" ]; then
