@@ -364,17 +364,15 @@ func (h *chooser) cheapest(ctx context.Context, exact int, order []int) (int, er
 func (h *chooser) backOff(ctx context.Context, exact, near int) (int, error) {
 	pays := func(c calibrate.Candidate, edits [][]rotations.KeyEdit) (bool, error) {
 		i, tries := len(h.candidates), [][][]rotations.KeyEdit{edits}
-		kld, err := h.measure(ctx, tries, h.target, "comparing changes of keys")
-		if err != nil {
+		if err := h.compare(ctx, []calibrate.Candidate{c}, tries); err != nil {
 			return false, err
 		}
 		cost, err := h.measure(ctx, tries, h.half, "measuring what changes cost")
 		if err != nil {
 			return false, err
 		}
-		h.candidates, h.edits, h.kld = append(h.candidates, c), append(h.edits, edits), append(h.kld, kld[0])
 		h.cost[i] = &cost[0].Mean
-		return h.beats(i, exact) && h.kld[exact].Mean-kld[0].Mean >= nearGain*cost[0].Mean, nil
+		return h.beats(i, exact) && h.kld[exact].Mean-h.kld[i].Mean >= nearGain*cost[0].Mean, nil
 	}
 	for _, factor := range []float64{4, 16} {
 		c := h.candidates[near].Milder(factor)
@@ -477,6 +475,11 @@ func (h *chooser) try(ctx context.Context, more ...calibrate.Candidate) error {
 			h.o.Progress("fitting changes of keys", i+1, len(more))
 		}
 	}
+	return h.compare(ctx, more, edits)
+}
+
+// compare measures candidates with the edits that were fitted for them.
+func (h *chooser) compare(ctx context.Context, more []calibrate.Candidate, edits [][][]rotations.KeyEdit) error {
 	kld, err := h.measure(ctx, edits, h.target, "comparing changes of keys")
 	h.candidates, h.edits, h.kld = append(h.candidates, more...), append(h.edits, edits...), append(h.kld, kld...)
 	return err

@@ -41,14 +41,17 @@ func (m *Model) mul(dst, x []float32, rows int, w *matrix) {
 		y := grow(&m.rounded, rows*k)
 		rowsParallel(m.Threads, rows, func(r0, r1 int) {
 			copy(y[r0*k:r1*k], x[r0*k:])
-			roundInputs(w.input, y[r0*k:r1*k])
+			for r := r0; r < r1; r++ {
+				roundInputs(w.input, y[r*k:(r+1)*k])
+			}
 		})
 		x = y
 	}
 	gemm.Mul(dst, w.N(), x, k, rows, &w.Weights, m.Threads)
 }
 
-// roundInputs replaces numbers, a whole number of blocks, by what a type leaves of them.
+// roundInputs replaces a row, a whole number of blocks, by what a type leaves of it: NaN
+// where it cannot hold the numbers.
 func roundInputs(t gguf.Type, x []float32) {
 	switch t {
 	case gguf.TypeF16:
@@ -60,11 +63,11 @@ func roundInputs(t gguf.Type, x []float32) {
 			x[i] = dtype.BF16Round(v)
 		}
 	case gguf.TypeQ8_0:
-		for ; len(x) >= 32; x = x[32:] {
-			b := x[:32:32]
-			if max := extreme(b); max != 0 {
-				max = float32(math.Abs(float64(max)))
-				roundBlock(b, 127/max, dtype.F16Round(max/127))
+		// The CPU backend rounds inputs and rows of a cache alike.
+		b := make([]byte, len(x)/32*34)
+		if gguf.QuantizeCacheRow(t, b, x) != nil || gguf.DequantizeRow(t, x, b) != nil {
+			for i := range x {
+				x[i] = float32(math.NaN())
 			}
 		}
 	case gguf.TypeQ8_K:

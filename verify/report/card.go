@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math"
 	"strings"
 
 	"phaseconv/spec"
@@ -148,20 +147,15 @@ func (c *card) numbers() {
 			sig(f.KLDMean), sig(f.MaxAbsDLogit), sig(f.FloorKLDMean), sig(f.FloorMaxAbsDLogit))
 		c.line("")
 	}
-	rows := v.Advise
-	if len(rows) == 0 {
+	if v.Stock == nil || len(v.Stock.Rows) == 0 {
 		return
 	}
 	c.line("Stock cache types of llama.cpp:")
 	c.line("")
 	c.line("| K | V | context | weights | bytes per token | perplexity ratio | KLD |")
 	c.line("|---|---|---:|---|---:|---:|---:|")
-	for _, r := range rows {
-		weights := "as published"
-		if r.Converted {
-			weights = "this file"
-		}
-		c.line("| %s | %s | %s | %s | %s | %s | %s ± %s |", oneLine(r.KType), oneLine(r.VType), comma(r.Ctx), weights, comma(int64(math.Round(r.BytesPerToken))), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
+	for _, r := range v.Stock.Rows {
+		c.line("| %s | %s | %s | %s | %s | %s | %s ± %s |", oneLine(r.KType), oneLine(r.VType), comma(r.Ctx), r.Weights, r.Bytes(), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
 	}
 	c.line("")
 	if v.Rounded {
