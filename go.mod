@@ -1,4 +1,4 @@
-module phaseconv
+module github.com/phaseconv/phaseconv
 
 go 1.26.0
 

@@ -10,10 +10,10 @@ import (
 	"slices"
 	"strings"
 
-	"phaseconv/format/family"
-	"phaseconv/rotations"
-	"phaseconv/verify/calibrate"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // alloc names how signs are spread.

@@ -7,10 +7,10 @@ import (
 	"os"
 	"path/filepath"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/contract"
 )
 
 // Export writes what a publisher gives away of the artifact in dir to a new folder

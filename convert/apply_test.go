@@ -8,12 +8,12 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/contract"
 )
 
 // TestApply: export and apply give the publisher's bytes, for every family, for

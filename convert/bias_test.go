@@ -6,10 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/internal/tiny"
-	"phaseconv/rotations"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // TestAddedBiases: a Hugging Face checkpoint without biases gets key biases, with

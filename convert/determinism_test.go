@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/cpu"
 
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/verify"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/verify"
 )
 
 // stock is where a conversion for stock caches lies beside another.

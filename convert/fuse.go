@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"slices"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/format/gguf"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
 )
 
 // Which changes of weights a conversion may make.

@@ -5,11 +5,11 @@ import (
 	"path/filepath"
 	"strings"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/gguf"
-	"phaseconv/format/tokenizer"
-	"phaseconv/kernels/rope"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // marker returns the keys that a converted model carries.

@@ -7,13 +7,13 @@ import (
 	"slices"
 	"strings"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/format/gguf"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
 )
 
 // Action says what becomes of a tensor.

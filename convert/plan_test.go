@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 type keys = map[string]any

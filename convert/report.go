@@ -10,15 +10,15 @@ import (
 	"os"
 	"path/filepath"
 
-	"phaseconv/format/atomicfile"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/contract"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/ppl"
-	"phaseconv/verify/probe"
-	"phaseconv/verify/report"
+	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/probe"
+	"github.com/phaseconv/phaseconv/verify/report"
 )
 
 // ReportOptions of Detail.

@@ -16,12 +16,12 @@ import (
 	"strconv"
 	"strings"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/calibrate"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // WorkDir is where fitted layers are kept when no folder is named.

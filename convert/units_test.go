@@ -10,11 +10,11 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/internal/tiny"
-	"phaseconv/verify"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/texts"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 // small is a conversion of everything there is, in a second.

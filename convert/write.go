@@ -16,12 +16,12 @@ import (
 	"slices"
 	"strings"
 
-	"phaseconv/format/atomicfile"
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/gguf"
-	"phaseconv/format/hf"
-	"phaseconv/format/safetensors"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/hf"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 func sqrt(x float64) float64 { return math.Sqrt(x) }

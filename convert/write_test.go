@@ -8,14 +8,14 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/dtype"
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/texts"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 // quick converts with as little fitting as there can be.

@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // signStep is the least difference between numbers of signs, and the least number.

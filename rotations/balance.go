@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // Balance is identity G3 as a scale: key pair p of a KV head is multiplied by

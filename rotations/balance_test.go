@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 var layouts = []rope.Layout{rope.Half, rope.Interleaved}

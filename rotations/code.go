@@ -16,8 +16,8 @@ package rotations
 import (
 	"fmt"
 
-	"phaseconv/kernels/gemm"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // Limits of a code.

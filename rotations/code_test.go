@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/dtype"
 )
 
 // TestScoreIdentity: q.k_hat = q.mean + alpha (M^T q).s, which a runtime relies on

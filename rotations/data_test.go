@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // random returns n numbers from [-1, 1), the same on every machine.

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // distance is |x - y| / max(|x|, |y|) with Euclidean norms, 0 for equal vectors;

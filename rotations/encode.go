@@ -6,8 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"phaseconv/format/dtype"
-	"phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 )
 
 // encodeBatch is how many keys are encoded at a time; it bounds the buffers.

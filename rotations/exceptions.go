@@ -5,8 +5,8 @@ import (
 	"math"
 	"slices"
 
-	"phaseconv/format/dtype"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // ExceptionBytes is what one exception of a key takes: its coordinate in 8 bits

@@ -6,8 +6,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"phaseconv/format/dtype"
-	"phaseconv/kernels/onebit"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/onebit"
 )
 
 // TestExceptionScores: a score from signs and exceptions is the product of the

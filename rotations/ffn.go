@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // IDNeurons is identity G4, a positive diagonal between up and down of an FFN.

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/kernels/gemm"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // Sample is what the codes of one KV head are fitted to.

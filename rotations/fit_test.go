@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 func fit(t testing.TB, kind string, b int, s *Sample) (*Code, []Point) {

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 )
 
 // IDBalance is the identity that Balance folds.

@@ -10,9 +10,9 @@ import (
 	"strconv"
 	"strings"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/safetensors"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // A Fold is what a conversion did to the weights, as numbers: with it and the

@@ -9,10 +9,10 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/safetensors"
-	"phaseconv/internal/tiny"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 func testFold() *Fold {

@@ -5,8 +5,8 @@ import (
 	"math"
 	"sort"
 
-	"phaseconv/kernels/gemm"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // Settings of the frame fit, from measurements in docs/.

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 )
 
 // IDValues is identity G2 between W_V and W_O.

@@ -8,12 +8,12 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/internal/tiny"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 func open(t *testing.T, fam string, o tiny.Options) *checkpoint.Checkpoint {

@@ -5,9 +5,9 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // secondMoment returns that of random rows whose dimensions are correlated and

@@ -5,8 +5,8 @@ import (
 	"math/bits"
 	"math/rand/v2"
 
-	"phaseconv/kernels/fmath"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // stream returns the random numbers for one purpose. PCG is specified bit by bit,

@@ -7,9 +7,9 @@ import (
 	"math/bits"
 	"sync"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 )
 
 // IDResidual is identity G1, a rotation of the residual stream.

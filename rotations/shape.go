@@ -5,10 +5,10 @@ import (
 	"math"
 	"slices"
 
-	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // ShapeOptions of ShapeMix.

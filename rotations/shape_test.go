@@ -9,9 +9,9 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/format/gguf"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // shapeCase is a head of d numbers, the mix of FindMix, and two samples of the same

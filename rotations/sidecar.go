@@ -12,10 +12,10 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"phaseconv/format/gguf"
-	"phaseconv/format/safetensors"
-	"phaseconv/kernels/rope"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // A Sidecar is everything that a runtime needs to store and score keys of one

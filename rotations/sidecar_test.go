@@ -14,10 +14,10 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/gguf"
-	"phaseconv/format/safetensors"
-	"phaseconv/kernels/rope"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // sidecar returns one with two layers of two heads: codes with and without an

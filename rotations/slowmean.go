@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // IDSlowMean is a near-identity (docs/slowmean.md): a constant is taken out of the

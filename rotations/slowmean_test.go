@@ -6,9 +6,9 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/format/gguf"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // slowStats makes statistics like those of a model with large key biases: the

@@ -6,11 +6,11 @@ import (
 	"math/bits"
 	"slices"
 
-	"phaseconv/format/gguf"
-	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations/internal/linalg"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/internal/linalg"
 )
 
 // A CacheRow is what a runtime does to a key before it stores it.

@@ -9,11 +9,11 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/spec"
-	"phaseconv/verify/texts"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 // tinyModel has heads of 64, so that blocks of 32 and the rotation apply.

@@ -7,14 +7,14 @@ import (
 	"math"
 	"slices"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/gguf"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/calibrate"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/ppl"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // ChooseOptions of Choose.

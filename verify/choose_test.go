@@ -10,13 +10,13 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/rotations"
-	"phaseconv/verify/calibrate"
-	"phaseconv/verify/ppl"
-	"phaseconv/verify/texts"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 // biased opens a random model whose keys are nearly all bias in their slowest

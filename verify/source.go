@@ -3,15 +3,15 @@ package verify
 import (
 	"context"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/audit"
-	"phaseconv/verify/calibrate"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/ppl"
-	"phaseconv/verify/probe"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/audit"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/probe"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // AuditOptions of Audit.

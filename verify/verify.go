@@ -9,17 +9,17 @@ import (
 	"math"
 	"strconv"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/dtype"
-	"phaseconv/format/family"
-	"phaseconv/format/tokenizer"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/audit"
-	"phaseconv/verify/contract"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/ppl"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/audit"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // UsageError is a mistake in what was asked for, found before any work.

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/internal/tiny"
 )
 
 // TestKills kills conversions with SIGKILL at random moments, takes each up with

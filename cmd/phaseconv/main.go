@@ -8,7 +8,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"phaseconv/cmd/phaseconv/command"
+	"github.com/phaseconv/phaseconv/cmd/phaseconv/command"
 )
 
 func main() {

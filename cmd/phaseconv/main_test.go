@@ -17,7 +17,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/internal/tiny"
 )
 
 func TestMain(m *testing.M) {

@@ -21,8 +21,8 @@ import (
 	"strings"
 	"sync"
 
-	"phaseconv/format/family"
-	"phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
 )
 
 // Container is a file format for models.

@@ -12,12 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/format/gguf"
-	"phaseconv/format/safetensors"
-	"phaseconv/internal/tiny"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 func open(t *testing.T, path string) *checkpoint.Checkpoint {

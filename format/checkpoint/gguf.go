@@ -5,10 +5,10 @@ import (
 	"io"
 	"math"
 
-	"phaseconv/format/family"
-	"phaseconv/format/gguf"
-	"phaseconv/format/tokenizer"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // ropeFreqs is a tensor of frequency divisors that some GGUF files carry; it has

@@ -7,11 +7,11 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // withKeys copies a GGUF file with keys set, or removed where the value is nil.

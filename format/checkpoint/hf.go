@@ -5,10 +5,10 @@ import (
 	"io"
 	"path/filepath"
 
-	"phaseconv/format/family"
-	"phaseconv/format/hf"
-	"phaseconv/format/safetensors"
-	"phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/hf"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
 )
 
 // hfBackend reads a Hugging Face folder.

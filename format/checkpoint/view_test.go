@@ -7,8 +7,8 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/internal/tiny"
 )
 
 // TestViewEdits: a mix, then scales, turns and shifts in any order act as their

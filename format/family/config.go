@@ -3,7 +3,7 @@ package family
 import (
 	"fmt"
 
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // Limits on numbers read from a configuration. They are far above every

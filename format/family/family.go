@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"strings"
 
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // QKNorm says over what the queries and keys are RMS-normalised before RoPE.

@@ -9,10 +9,10 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/family"
-	"phaseconv/format/hf"
-	"phaseconv/format/safetensors"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/hf"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // tiny lists the folders of tiny checkpoints that transformers wrote

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/dtype"
 )
 
 // dequantizers convert whole blocks; len(dst) is a multiple of the block and src

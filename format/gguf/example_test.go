@@ -7,7 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/gguf"
 )
 
 // Write a small file, then read its metadata and a row of its tensor.

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/dtype"
 )
 
 // quantizers convert whole blocks of finite numbers, the inverse of dequantizers.

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/dtype"
 )
 
 // Every type that can be written, against libggml's reference functions.

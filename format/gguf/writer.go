@@ -10,7 +10,7 @@ import (
 	"math"
 	"sync"
 
-	"phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/atomicfile"
 )
 
 // A TensorSpec describes a tensor that is to be written.

@@ -10,8 +10,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // ConfigName is the file that makes a folder a checkpoint.

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // testdata holds tiny models of every family, made with transformers by

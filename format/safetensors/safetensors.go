@@ -21,7 +21,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/dtype"
 )
 
 // Limits on what a header may ask for.

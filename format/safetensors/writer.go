@@ -10,7 +10,7 @@ import (
 	"sort"
 	"unicode/utf8"
 
-	"phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/atomicfile"
 )
 
 // A Writer writes one file, tensor by tensor in the order given to Create, so

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"log"
 
-	"phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
 )
 
 func Example() {

@@ -24,9 +24,24 @@ var outside = map[string][]string{
 	"spec":    {},
 }
 
+const module = "github.com/phaseconv/phaseconv"
+
 type pkg struct {
 	ImportPath                         string
 	Imports, TestImports, XTestImports []string
+}
+
+// shorten takes the host and owner off the module's own paths, which are written
+// as phaseconv/... below.
+func (p *pkg) shorten() {
+	for _, l := range [][]string{p.Imports, p.TestImports, p.XTestImports} {
+		for i, path := range l {
+			if rest, ok := strings.CutPrefix(path, module); ok {
+				l[i] = "phaseconv" + rest
+			}
+		}
+	}
+	p.ImportPath = strings.Replace(p.ImportPath, module, "phaseconv", 1)
 }
 
 // layerOf returns the index of a package's layer, -1 for one that has none.
@@ -89,7 +104,7 @@ func check(p pkg) (errs []error) {
 }
 
 func TestArrows(t *testing.T) {
-	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "phaseconv/...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", module+"/...")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -105,6 +120,7 @@ func TestArrows(t *testing.T) {
 		} else if err != nil {
 			t.Fatal(err)
 		}
+		p.shorten()
 		l := layerOf(p.ImportPath)
 		if l >= 0 {
 			seen[l] = true

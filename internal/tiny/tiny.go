@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/dtype"
 )
 
 // Families lists the model types that New knows.

@@ -7,10 +7,10 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/tokenizer"
-	"phaseconv/internal/tiny"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // logits runs one window through a model and returns the logits of all positions.

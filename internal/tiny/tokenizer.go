@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/gguf"
 )
 
 // merges of the byte-level tokenizer, best first; Ġ is a space.

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/gguf"
-	"phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/safetensors"
 )
 
 const (

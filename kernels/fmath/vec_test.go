@@ -8,9 +8,9 @@ import (
 	"os"
 	"testing"
 
-	"phaseconv/kernels/internal/asmcheck"
-	"phaseconv/kernels/internal/guard"
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/asmcheck"
+	"github.com/phaseconv/phaseconv/kernels/internal/guard"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 func TestRequires(t *testing.T) {

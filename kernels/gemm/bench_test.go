@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"phaseconv/kernels/internal/bench"
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/bench"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 // BenchmarkMul gives the speed of the whole product with packed weights, in

@@ -3,7 +3,7 @@ package gemm_test
 import (
 	"fmt"
 
-	"phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 )
 
 func Example() {

@@ -5,7 +5,7 @@ package gemm
 import (
 	"golang.org/x/sys/cpu"
 
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 // avx512Needs and avx2Needs list everything that the kernels of a tier execute

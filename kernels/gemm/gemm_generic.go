@@ -1,6 +1,6 @@
 package gemm
 
-import "phaseconv/kernels/internal/fma32"
+import "github.com/phaseconv/phaseconv/kernels/internal/fma32"
 
 // tileGeneric is the tile of the generic tier, and the reference for the others.
 // It takes any number of rows and any width that is a multiple of 4.

@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"phaseconv/kernels/internal/fma32"
-	"phaseconv/kernels/internal/guard"
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/fma32"
+	"github.com/phaseconv/phaseconv/kernels/internal/guard"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 // reference is the definition of the package comment, one chain after another.

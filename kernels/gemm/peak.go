@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"phaseconv/kernels/internal/fma32"
+	"github.com/phaseconv/phaseconv/kernels/internal/fma32"
 )
 
 // Peak measures how many floating point operations per second the machine

@@ -4,7 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"phaseconv/kernels/internal/asmcheck"
+	"github.com/phaseconv/phaseconv/kernels/internal/asmcheck"
 )
 
 // TestRequires holds the assembly against the gates of gemm_amd64.go.

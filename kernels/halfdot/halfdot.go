@@ -12,7 +12,7 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/kernels/internal/fma32"
+	"github.com/phaseconv/phaseconv/kernels/internal/fma32"
 )
 
 // partial is the number of partial sums: four registers of AVX-512.

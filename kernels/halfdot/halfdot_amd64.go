@@ -5,7 +5,7 @@ package halfdot
 import (
 	"golang.org/x/sys/cpu"
 
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 // The gates name everything that the functions of a tier execute. AVX-512 asks

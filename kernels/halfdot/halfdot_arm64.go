@@ -5,7 +5,7 @@ package halfdot
 import (
 	"golang.org/x/sys/cpu"
 
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 var useNEON = cpu.ARM64.HasASIMD

@@ -8,11 +8,11 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/kernels/internal/asmcheck"
-	"phaseconv/kernels/internal/bench"
-	"phaseconv/kernels/internal/fma32"
-	"phaseconv/kernels/internal/guard"
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/asmcheck"
+	"github.com/phaseconv/phaseconv/kernels/internal/bench"
+	"github.com/phaseconv/phaseconv/kernels/internal/fma32"
+	"github.com/phaseconv/phaseconv/kernels/internal/guard"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 func TestRequires(t *testing.T) {

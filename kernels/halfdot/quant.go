@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/kernels/internal/fma32"
+	"github.com/phaseconv/phaseconv/kernels/internal/fma32"
 )
 
 // Sizes of GGML's blocks of 32 numbers: a binary16 factor d, then the numbers divided

@@ -7,10 +7,10 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"phaseconv/kernels/internal/bench"
-	"phaseconv/kernels/internal/fma32"
-	"phaseconv/kernels/internal/guard"
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/bench"
+	"github.com/phaseconv/phaseconv/kernels/internal/fma32"
+	"github.com/phaseconv/phaseconv/kernels/internal/guard"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 // A format is one of the two of blocks.

@@ -15,9 +15,9 @@ import (
 	"sync"
 	"time"
 
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/halfdot"
-	"phaseconv/kernels/onebit"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/halfdot"
+	"github.com/phaseconv/phaseconv/kernels/onebit"
 )
 
 // Options of Run. The zero value stands for the defaults that it names.

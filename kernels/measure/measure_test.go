@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"phaseconv/kernels/internal/asmcheck"
-	"phaseconv/kernels/internal/guard"
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/asmcheck"
+	"github.com/phaseconv/phaseconv/kernels/internal/guard"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 func TestRequires(t *testing.T) {

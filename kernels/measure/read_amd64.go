@@ -5,7 +5,7 @@ package measure
 import (
 	"golang.org/x/sys/cpu"
 
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 var useAVX2 = cpu.X86.HasAVX && cpu.X86.HasAVX2

@@ -3,7 +3,7 @@ package onebit_test
 import (
 	"fmt"
 
-	"phaseconv/kernels/onebit"
+	"github.com/phaseconv/phaseconv/kernels/onebit"
 )
 
 func Example() {

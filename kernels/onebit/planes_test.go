@@ -4,7 +4,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 // sample returns n random keys of b bits with their scales, and heads queries.

@@ -5,7 +5,7 @@ package onebit
 import (
 	"golang.org/x/sys/cpu"
 
-	"phaseconv/kernels/internal/impl"
+	"github.com/phaseconv/phaseconv/kernels/internal/impl"
 )
 
 var useNEON = cpu.ARM64.HasASIMD

@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 )
 
 // Layout says which two dimensions of a head of length d form pair p.

@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"time"
 
-	"phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 )
 
 func main() {

@@ -15,11 +15,11 @@ import (
 	"os"
 	"path/filepath"
 
-	"phaseconv/verify"
-	"phaseconv/verify/contract"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/ppl"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 func main() {

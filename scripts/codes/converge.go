@@ -18,12 +18,12 @@ import (
 	"slices"
 	"sync"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/rotations"
-	"phaseconv/verify"
-	"phaseconv/verify/calibrate"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 func main() {

@@ -16,7 +16,7 @@ import (
 	"strconv"
 	"strings"
 
-	"phaseconv/verify/report/svg"
+	"github.com/phaseconv/phaseconv/verify/report/svg"
 )
 
 // style makes the picture independent of a page.

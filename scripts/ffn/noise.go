@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"os"
 
-	"phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations"
 )
 
 func main() {

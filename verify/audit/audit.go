@@ -3,12 +3,12 @@
 package audit
 
 import (
-	"phaseconv/format/family"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/calibrate"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Codes holds the codes of one KV head by column name: raw, cen, srht, random,

@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 
-	"phaseconv/format/family"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // FFNOptions of FFN; zero values stand for the defaults.

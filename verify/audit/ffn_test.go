@@ -10,12 +10,12 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/internal/tiny"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/audit"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/audit"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 func open(t *testing.T, fam string, o tiny.Options) *checkpoint.Checkpoint {

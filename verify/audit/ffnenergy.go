@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"sort"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // bank names the matrices of a layer's FFN: one of each, or a bank of experts.

@@ -11,12 +11,12 @@ import (
 	"path/filepath"
 	"slices"
 
-	"phaseconv/format/atomicfile"
-	"phaseconv/format/family"
-	"phaseconv/rotations"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/ppl"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Ways of spreading the signs of a frame over the heads of a model.

@@ -14,13 +14,13 @@ import (
 	"slices"
 	"sync"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Options says what to fit.

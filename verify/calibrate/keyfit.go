@@ -6,11 +6,11 @@ import (
 	"math"
 	"slices"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // BalanceKind says how the pairs of a head are scaled.

@@ -17,8 +17,8 @@ import (
 	"strconv"
 	"strings"
 
-	"phaseconv/format/safetensors"
-	"phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/rotations"
 )
 
 // A Store keeps fitted layers for later runs.

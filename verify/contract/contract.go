@@ -13,10 +13,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/rotations"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // MaxManifest bounds phaseconv.json in bytes.

@@ -13,12 +13,12 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
 )
 
 // checkNames are all checks, in order; the last two need the source.

@@ -10,16 +10,16 @@ import (
 	"sync"
 	"testing"
 
-	"phaseconv/convert"
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/contract"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/texts"
+	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 // ctx is the length of the windows that tests fit to and measure on.

@@ -8,8 +8,8 @@ import (
 	"reflect"
 	"testing"
 
-	"phaseconv/spec"
-	"phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
 )
 
 // FuzzManifest: whatever the bytes, ParseManifest returns, and a manifest that it

@@ -12,17 +12,17 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/convert"
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/dtype"
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/contract"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/texts"
+	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 // The tests below are named after what went wrong in other programs that rotate,

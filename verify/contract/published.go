@@ -5,9 +5,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/rotations"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // Published is what a publisher gives away of an artifact: everything but the

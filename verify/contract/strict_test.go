@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/spec"
-	"phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
 )
 
 // optional lists the members of a manifest that may be missing, by the last part of

@@ -5,9 +5,9 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
 )
 
 // codedConfig is a model with one head of d numbers.

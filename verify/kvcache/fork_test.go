@@ -6,8 +6,8 @@ import (
 	"sync"
 	"testing"
 
-	"phaseconv/rotations"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // TestFork: forks score the same keys side by side with the bits of the scorer that they

@@ -3,12 +3,12 @@ package kvcache
 import (
 	"fmt"
 
-	"phaseconv/format/dtype"
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/onebit"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/onebit"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // byKernel scores keys as a runtime does that decodes one token after the other:

@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations"
 )
 
 // TestKernels: the kernels score as products with decoded keys do, but for the

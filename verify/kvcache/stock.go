@@ -5,10 +5,10 @@ import (
 	"math/bits"
 	"strings"
 
-	"phaseconv/format/family"
-	"phaseconv/format/gguf"
-	"phaseconv/rotations"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // stockTypes are the cache types of llama.cpp that Stock knows, smallest first.

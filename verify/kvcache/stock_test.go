@@ -13,14 +13,14 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/dtype"
-	"phaseconv/format/family"
-	"phaseconv/format/gguf"
-	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 func stockConfig(d int) *family.Config {

@@ -4,12 +4,12 @@ import (
 	"encoding/binary"
 	"math"
 
-	"phaseconv/format/dtype"
-	"phaseconv/format/gguf"
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // stockBlock is how many numbers share a scale in Q8_0, Q8_1, Q4_1 and Q5_1.

@@ -6,8 +6,8 @@ import (
 	"math"
 	"sort"
 
-	"phaseconv/kernels/fmath"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // vocabPiece is how many logits of a row are held at a time.

@@ -3,9 +3,9 @@ package probe
 import (
 	"math"
 
-	"phaseconv/kernels/gemm"
-	"phaseconv/rotations"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // Settings of the shown iteration.

@@ -11,14 +11,14 @@ import (
 	"math"
 	"slices"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/fmath"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/calibrate"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/ppl"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Bounds of what is measured.

@@ -7,11 +7,11 @@ import (
 	"reflect"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/internal/tiny"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
 func model(t *testing.T, family string) *checkpoint.Checkpoint {

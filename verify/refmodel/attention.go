@@ -3,10 +3,10 @@ package refmodel
 import (
 	"sync"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/fmath"
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // A task scores a block of query rows at a time: queryRows(T) x T scores, which the

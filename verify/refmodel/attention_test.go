@@ -6,7 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/family"
 )
 
 // randomAttention returns queries, keys and values with scores of several units,

@@ -3,8 +3,8 @@ package refmodel
 import (
 	"sort"
 
-	"phaseconv/format/family"
-	"phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 )
 
 // ffn adds layer l's feed-forward network to the hidden states of every lane.

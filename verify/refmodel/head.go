@@ -3,7 +3,7 @@ package refmodel
 import (
 	"fmt"
 
-	"phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 )
 
 // Select picks rows of a lane's hidden states: those at positions [from, T) of

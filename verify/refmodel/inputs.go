@@ -3,9 +3,9 @@ package refmodel
 import (
 	"math"
 
-	"phaseconv/format/dtype"
-	"phaseconv/format/gguf"
-	"phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 )
 
 // matrix is a packed matrix and what ggml's CPU backend rounds its inputs to.

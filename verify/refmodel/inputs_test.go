@@ -8,9 +8,9 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
 )
 
 // TestRoundInputs: blocks of Q8_0 and Q8_K keep their largest number and have no number

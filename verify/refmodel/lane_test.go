@@ -6,9 +6,9 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/internal/tiny"
-	"phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // lateCache changes the values of one layer.

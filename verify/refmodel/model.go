@@ -12,9 +12,9 @@ import (
 	"fmt"
 	"runtime"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // Weights is where a model's numbers come from: an open checkpoint, or a view of

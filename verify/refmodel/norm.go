@@ -3,7 +3,7 @@ package refmodel
 import (
 	"math"
 
-	"phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 )
 
 func sqrt32(n int) float32 { return float32(math.Sqrt(float64(n))) }

@@ -10,9 +10,9 @@ import (
 	"slices"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/family"
-	"phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // golden is what scripts/oracles/make_tiny.py recorded beside a tiny model:

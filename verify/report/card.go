@@ -6,7 +6,7 @@ import (
 	"io"
 	"strings"
 
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // CardOptions are what a model card says that an artifact does not know.

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // Claims reads the ledger that the specification carries; nil when it carries none.

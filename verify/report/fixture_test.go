@@ -4,7 +4,7 @@ import (
 	"math"
 	"strings"
 
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // fixture is a small artifact with every part of the page. Its numbers are made

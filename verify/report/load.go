@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"phaseconv/spec"
-	"phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
 )
 
 // maxJSON bounds a JSON file of the report, in bytes.

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"sync"
 
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 //go:embed page.html style.css probes.js

@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/net/html"
 
-	"phaseconv/spec"
-	"phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // stockView is what was measured of a stock runtime's cache types, and how the weights

@@ -6,7 +6,7 @@ import (
 	"sort"
 	"strings"
 
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // A verdict is what stands on top of the page.

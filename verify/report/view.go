@@ -6,7 +6,7 @@ import (
 	"sort"
 	"strconv"
 
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // A view is a model made ready for the template.

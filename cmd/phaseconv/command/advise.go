@@ -11,12 +11,12 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/gguf"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/contract"
-	"phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
 func adviseCommand(stdout, stderr io.Writer) *cli.Command {

@@ -9,15 +9,15 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/convert"
-	"phaseconv/format/checkpoint"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/audit"
-	"phaseconv/verify/kvcache"
-	"phaseconv/verify/probe"
-	"phaseconv/verify/report"
+	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/audit"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/probe"
+	"github.com/phaseconv/phaseconv/verify/report"
 )
 
 func auditCommand(stdout, stderr io.Writer) *cli.Command {

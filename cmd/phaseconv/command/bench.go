@@ -9,7 +9,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/kernels/measure"
+	"github.com/phaseconv/phaseconv/kernels/measure"
 )
 
 func benchCommand(stdout, stderr io.Writer) *cli.Command {

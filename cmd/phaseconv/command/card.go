@@ -14,9 +14,9 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/format/atomicfile"
-	"phaseconv/verify/contract"
-	"phaseconv/verify/report"
+	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/report"
 )
 
 func cardCommand(stdout io.Writer) *cli.Command {

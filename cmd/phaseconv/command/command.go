@@ -16,8 +16,8 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/verify"
-	"phaseconv/verify/texts"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 // Exit codes.

@@ -8,12 +8,12 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/convert"
-	"phaseconv/format/checkpoint"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/calibrate"
-	"phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
 func convertCommand(stdout, stderr io.Writer) *cli.Command {

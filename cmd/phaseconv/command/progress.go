@@ -9,7 +9,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 
-	"phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify"
 )
 
 // logEvery is how often progress is written where there is no terminal.

@@ -9,12 +9,12 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/convert"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/contract"
-	"phaseconv/verify/report"
-	"phaseconv/verify/texts"
+	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/report"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 func reportCommand(stdout, stderr io.Writer) *cli.Command {

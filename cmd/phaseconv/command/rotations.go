@@ -9,10 +9,10 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/convert"
-	"phaseconv/rotations"
-	"phaseconv/spec"
-	"phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
 )
 
 func rotationsCommand(stdout, stderr io.Writer) *cli.Command {

@@ -11,8 +11,8 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"phaseconv/convert"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // unitFlags are those of convert that say where and when fitting is done. No

@@ -1,4 +1,4 @@
-module phaseconv/kernels/internal/asm
+module github.com/phaseconv/phaseconv/kernels/internal/asm
 
 go 1.26
 

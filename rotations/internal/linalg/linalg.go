@@ -12,7 +12,7 @@ import (
 	"math"
 	"sort"
 
-	"phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 )
 
 // ErrNotPositive is returned by Cholesky for a matrix that is not positive definite.

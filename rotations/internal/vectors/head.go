@@ -3,12 +3,12 @@ package main
 import (
 	"fmt"
 
-	"phaseconv/format/dtype"
-	"phaseconv/kernels/gemm"
-	"phaseconv/kernels/onebit"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/onebit"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // A headVector takes one KV head from keys to scores. All numbers are bits in

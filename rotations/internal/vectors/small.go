@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/format/dtype"
-	"phaseconv/kernels/onebit"
-	"phaseconv/rotations"
-	"phaseconv/spec"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/onebit"
+	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // generatorVector lets authors check their number generator first.

@@ -11,10 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"phaseconv/format/dtype"
-	"phaseconv/kernels/onebit"
-	"phaseconv/kernels/rope"
-	"phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/onebit"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations"
 )
 
 const golden = "../../../spec/vectors"

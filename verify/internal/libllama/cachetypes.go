@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"slices"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/gguf"
-	"phaseconv/spec"
-	"phaseconv/verify"
-	"phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
 // CacheKeys are the key cache types that CacheTypes measures, largest first.

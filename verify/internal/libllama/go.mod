@@ -1,12 +1,12 @@
-module phaseconv/verify/internal/libllama
+module github.com/phaseconv/phaseconv/verify/internal/libllama
 
 go 1.26.0
 
 require (
 	github.com/ebitengine/purego v0.11.3
-	phaseconv v0.0.0
+	github.com/phaseconv/phaseconv v0.0.0
 )
 
 require golang.org/x/sys v0.49.0 // indirect
 
-replace phaseconv => ../../..
+replace github.com/phaseconv/phaseconv => ../../..

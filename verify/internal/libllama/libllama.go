@@ -22,7 +22,7 @@ import (
 
 	"github.com/ebitengine/purego"
 
-	"phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/gguf"
 )
 
 // Env names the folder with the libraries.

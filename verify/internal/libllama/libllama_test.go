@@ -15,14 +15,14 @@ import (
 	"sync"
 	"testing"
 
-	"phaseconv/format/checkpoint"
-	"phaseconv/format/dtype"
-	"phaseconv/format/gguf"
-	"phaseconv/internal/tiny"
-	"phaseconv/verify"
-	"phaseconv/verify/ppl"
-	"phaseconv/verify/refmodel"
-	"phaseconv/verify/texts"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 var open = sync.OnceValues(func() (*Library, error) { return Open(os.Getenv(Env)) })

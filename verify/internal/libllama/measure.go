@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"math"
 
-	"phaseconv/kernels/fmath"
-	"phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 )
 
 // Result compares one context with a base, in the numbers of llama-perplexity.

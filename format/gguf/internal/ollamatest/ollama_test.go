@@ -14,7 +14,7 @@ import (
 	"github.com/ollama/ollama/fs/ggml"
 	ollama "github.com/ollama/ollama/fs/gguf"
 
-	"phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/gguf"
 )
 
 // compare reads path with this module's reader and ollama's two.

@@ -15,7 +15,7 @@ import (
 
 	nlp "github.com/nlpodyssey/safetensors"
 
-	"phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/format/safetensors"
 )
 
 // compare holds our view of raw against nlpodyssey's.

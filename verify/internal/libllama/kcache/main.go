@@ -15,9 +15,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"phaseconv/verify"
-	"phaseconv/verify/internal/libllama"
-	"phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/internal/libllama"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
 func main() {
