@@ -1,5 +1,3 @@
-//go:build ignore
-
 // Command fold writes a GGUF model again as F32 with identities folded into its
 // weights, for scripts/ffn/quantize.py:
 //

@@ -1,5 +1,3 @@
-//go:build ignore
-
 // Command learned measures two fits that "phaseconv audit --ffn" leaves out, for
 // docs/ffn.md: one rotation of the residual stream for the FFN readers of all
 // layers, gains folded (what a learned G1 would use), and one full rotation, not in

@@ -1,5 +1,3 @@
-//go:build ignore
-
 // Command plot draws the rows that pareto measured, bytes per key against KL
 // divergence, both logarithmic, as an SVG that stands by itself.
 //

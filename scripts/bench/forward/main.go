@@ -1,5 +1,3 @@
-//go:build ignore
-
 // Command forward times the forward pass that "phaseconv verify" measures with, for
 // float keys or for 1-bit keys alone, and prints one line of JSON: seconds, tokens
 // per second and perplexity. scripts/bench/llama.sh holds it against llama-perplexity.

@@ -1,5 +1,3 @@
-//go:build ignore
-
 // Command bands measures how the divergence of 1-bit keys grows along a long window,
 // for artifacts of one model that were fitted alike but for their anchors, say. It
 // prints a table in Markdown: KL divergence from float keys per band of positions.

@@ -1,5 +1,3 @@
-//go:build ignore
-
 // Command noise prints what L1-max fits reach on Gaussian noise: rows per
 // dimension, mean cosine on the fitted rows and on others. For docs/ffn.md.
 package main

@@ -1,5 +1,3 @@
-//go:build ignore
-
 // gemm prints the best rate of C = A W^T, in GFLOP/s, for shapes "M,N,K" given as
 // arguments, each tried for SECONDS; it is one side of scripts/bench/blas.py.
 package main

@@ -1,5 +1,3 @@
-//go:build ignore
-
 // Command pareto measures what keys cost and lose with many codes, and with cache
 // types of stock llama.cpp, for docs/codes.md: bytes per key against divergence and
 // perplexity. Rows are appended to a TSV file as they are measured; points that are

@@ -1,5 +1,3 @@
-//go:build ignore
-
 // Command converge tabulates how the learned rotation and the frame of one bit
 // converge, for docs/codes.md: the mean cosine of keys with their codes (cos1bit)
 // and moment_ratio, step by step, on the fitted keys and on keys of another text,
