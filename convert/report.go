@@ -1,24 +1,14 @@
 package convert
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 
-	"github.com/phaseconv/phaseconv/format/atomicfile"
-	"github.com/phaseconv/phaseconv/rotations"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
-	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/probe"
-	"github.com/phaseconv/phaseconv/verify/report"
 )
 
 // ReportOptions of Detail.
@@ -61,64 +51,4 @@ func artifactProbe(a *contract.Artifact) probe.Options {
 	s := a.Sidecar
 	return probe.Options{Config: a.Model.Config, Weights: a.Model, Codes: s.Codes, Kind: s.Kind,
 		Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions}}
-}
-
-// detail is Detail at the end of a conversion, which still has all codes that it
-// fitted and the windows of both texts.
-func detail(ctx context.Context, a *contract.Artifact, o Options, v *spec.VerifyJSON, fitted [][]map[string]*rotations.Code, w, held *ppl.Windows) (*spec.Detail, error) {
-	p := artifactProbe(a)
-	p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = v.Layers, fitted, o.ReportDetail, o.Seed, o.Threads, o.Progress
-	p.Windows, p.Text, p.Long = held.Tokens, *verify.TextInfo(o.Evaluation, held), verify.Longer(a.Model, o.Evaluation)
-	p.Calibration, p.CalibrationName = w.Tokens, o.Calibration.Name
-	return probe.Run(ctx, p)
-}
-
-// UpdateReport changes an artifact's report.json, which need not exist yet, and
-// writes report.html beside it.
-func UpdateReport(dir string, change func(r *spec.ReportJSON)) error {
-	r := &spec.ReportJSON{}
-	path := filepath.Join(dir, spec.ReportDataName)
-	raw, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	default:
-		// A file of another version or a damaged one is made anew.
-		if json.Unmarshal(raw, r) != nil || r.Version != spec.ReportVersion {
-			r = &spec.ReportJSON{}
-		}
-	}
-	change(r)
-	r.Version = spec.ReportVersion
-	b, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := atomicfile.WriteFile(path, append(b, '\n')); err != nil {
-		return err
-	}
-	return RenderReport([]string{dir}, filepath.Join(dir, spec.ReportName))
-}
-
-// RenderReport writes one page about what args name; see report.Load.
-func RenderReport(args []string, path string) error {
-	models, err := report.Load(args)
-	if err != nil {
-		return err
-	}
-	return WriteReport(path, models...)
-}
-
-// WriteReport writes one page about models.
-func WriteReport(path string, models ...report.Model) error {
-	claims, err := report.Claims()
-	if err != nil {
-		return err
-	}
-	var page bytes.Buffer
-	if err := report.Write(&page, models, claims); err != nil {
-		return err
-	}
-	return atomicfile.WriteFile(path, page.Bytes())
 }

@@ -159,42 +159,6 @@ func checkOrthonormal(m []float32, b, d int) error {
 	return nil
 }
 
-// dot64 sums the products of float32 numbers in float64, in index order. Each
-// product is exact there, so fusing it would change nothing.
-func dot64(x, y []float32) float64 {
-	var s float64
-	for i, v := range x {
-		s += float64(v) * float64(y[i])
-	}
-	return s
-}
-
-// dotRows sets dst[j] to the inner product of x and row j of m, summed in float64 and in
-// index order. A sum waits for its last product, so four run side by side.
-func dotRows[T float32 | float64](dst []float64, x, m []T) {
-	d := len(x)
-	j := 0
-	for ; j+4 <= len(dst); j += 4 {
-		m0, m1, m2, m3 := m[j*d:][:d], m[(j+1)*d:][:d], m[(j+2)*d:][:d], m[(j+3)*d:][:d]
-		var s0, s1, s2, s3 float64
-		for i, v := range x {
-			w := float64(v)
-			s0 += float64(w * float64(m0[i]))
-			s1 += float64(w * float64(m1[i]))
-			s2 += float64(w * float64(m2[i]))
-			s3 += float64(w * float64(m3[i]))
-		}
-		dst[j], dst[j+1], dst[j+2], dst[j+3] = s0, s1, s2, s3
-	}
-	for ; j < len(dst); j++ {
-		var s float64
-		for i, v := range x {
-			s += float64(float64(v) * float64(m[j*d+i]))
-		}
-		dst[j] = s
-	}
-}
-
 // Orthonormal says whether the decode rows are an orthonormal basis.
 func (c *Code) Orthonormal() bool { return c.Encode == nil }
 

@@ -13,26 +13,6 @@ import (
 // encodeBatch is how many keys are encoded at a time; it bounds the buffers.
 const encodeBatch = 1024
 
-// batches calls f for [0, n) in pieces of encodeBatch keys, on up to threads
-// goroutines.
-func batches(n, threads int, f func(k0, k1 int) error) error {
-	pieces := (n + encodeBatch - 1) / encodeBatch
-	errs := make([]error, pieces)
-	var next atomic.Int64
-	work := func() {
-		for i := int(next.Add(1)) - 1; i < pieces; i = int(next.Add(1)) - 1 {
-			errs[i] = f(i*encodeBatch, min(n, (i+1)*encodeBatch))
-		}
-	}
-	var wg sync.WaitGroup
-	for range min(threads, pieces) - 1 {
-		wg.Go(work)
-	}
-	work()
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
 // signBlock is how many signs are chosen before their effect on all others is
 // brought in as one matrix product.
 const signBlock = 16
@@ -56,14 +36,6 @@ type encoder struct {
 }
 
 func newEncoder(c *Code) *encoder { return &encoder{b: c.B, gram: c.gram, gramW: &c.gramW, code: c} }
-
-func grow[T any](s *[]T, n int) []T {
-	if cap(*s) < n {
-		*s = make([]T, n)
-	}
-	*s = (*s)[:n]
-	return *s
-}
 
 // encode chooses signs for keys, [n, d].
 func (e *encoder) encode(keys []float32) {
@@ -171,35 +143,6 @@ func (e *encoder) greedy(n int) {
 	}
 }
 
-// sign returns 1 or -1, without a branch.
-func sign(positive bool) float32 {
-	var negative uint32 = 1
-	if positive {
-		negative = 0
-	}
-	return math.Float32frombits(negative<<31 | one)
-}
-
-// addScaled adds s x to y, of the same length. s is a power of two or its negative,
-// so that products are exact.
-func addScaled(y, x []float32, s float32) {
-	for len(x) >= 8 && len(y) >= 8 {
-		a, b := (*[8]float32)(y), (*[8]float32)(x)
-		a[0] += float32(s * b[0])
-		a[1] += float32(s * b[1])
-		a[2] += float32(s * b[2])
-		a[3] += float32(s * b[3])
-		a[4] += float32(s * b[4])
-		a[5] += float32(s * b[5])
-		a[6] += float32(s * b[6])
-		a[7] += float32(s * b[7])
-		y, x = y[8:], x[8:]
-	}
-	for i, v := range x {
-		y[i] += float32(s * v)
-	}
-}
-
 // maxSweeps bounds the passes over all signs; nearly all keys need two or three.
 const maxSweeps = 8
 
@@ -233,10 +176,20 @@ func (e *encoder) flip(k int) {
 	e.num[k], e.den[k] = num, den
 }
 
-// alpha returns the best scale of key k, unrounded.
-func (e *encoder) alpha(k int) float64 {
-	if e.den[k] > 0 {
-		return e.num[k] / e.den[k]
+// SearchSigns chooses signs s, [n, b] of +1 and -1, for the projections z, [n, b], of n
+// keys on the b rows of a code whose Gram matrix is gram, [b, b], packed as packed, or nil
+// for orthonormal rows. warm starts from the signs in s. It sets num[k] = s.z and
+// den[k] = s^T G s of each key, from which Scale takes the best scale.
+func SearchSigns(b int, gram []float32, packed *gemm.Weights, z, s []float32, num, den []float64, warm bool) {
+	e := &encoder{b: b, gram: gram, gramW: packed, z: z, s: s, num: num, den: den}
+	e.search(len(num), warm)
+}
+
+// Scale returns the best scale of a key, unrounded, from num = s.z and den = s^T G s:
+// 0 where den is.
+func Scale(num, den float64) float64 {
+	if den > 0 {
+		return num / den
 	}
 	return 0
 }
@@ -247,5 +200,45 @@ func (e *encoder) result(k int, words []uint32) float32 {
 	for i, v := range e.s[k*e.b : (k+1)*e.b] {
 		words[i/32] |= (^math.Float32bits(v) >> 31) << (i % 32)
 	}
-	return dtype.F16Round(float32(min(e.alpha(k)*float64(e.code.Gain), MaxAlpha)))
+	return dtype.F16Round(float32(min(Scale(e.num[k], e.den[k])*float64(e.code.Gain), MaxAlpha)))
+}
+
+// batches calls f for [0, n) in pieces of encodeBatch keys, on up to threads
+// goroutines.
+func batches(n, threads int, f func(k0, k1 int) error) error {
+	pieces := (n + encodeBatch - 1) / encodeBatch
+	errs := make([]error, pieces)
+	var next atomic.Int64
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < pieces; i = int(next.Add(1)) - 1 {
+			errs[i] = f(i*encodeBatch, min(n, (i+1)*encodeBatch))
+		}
+	}
+	var wg sync.WaitGroup
+	for range min(threads, pieces) - 1 {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// addScaled adds s x to y, of the same length. s is a power of two or its negative,
+// so that products are exact.
+func addScaled(y, x []float32, s float32) {
+	for len(x) >= 8 && len(y) >= 8 {
+		a, b := (*[8]float32)(y), (*[8]float32)(x)
+		a[0] += float32(s * b[0])
+		a[1] += float32(s * b[1])
+		a[2] += float32(s * b[2])
+		a[3] += float32(s * b[3])
+		a[4] += float32(s * b[4])
+		a[5] += float32(s * b[5])
+		a[6] += float32(s * b[6])
+		a[7] += float32(s * b[7])
+		y, x = y[8:], x[8:]
+	}
+	for i, v := range x {
+		y[i] += float32(s * v)
+	}
 }

@@ -80,4 +80,4 @@ func (x *Exceptions) Of(i int) *Exceptions {
 	return &Exceptions{x.Per, x.Index[from:to], x.Values[from:to]}
 }
 
-func abs32(x float32) float32 { return math.Float32frombits(math.Float32bits(x) &^ signBit) }
+func abs32(x float32) float32 { return math.Float32frombits(math.Float32bits(x) &^ (1 << 31)) }

@@ -63,9 +63,6 @@ type Point struct {
 	Cos1bit float64 `json:"cos1bit"`
 }
 
-// Kinds lists the codes that Fit knows.
-var Kinds = []string{"raw", "cen", "srht", "random", "learned", "frame"}
-
 // Fit fits a code with b signs per key. Only frame takes b other than D. The
 // curve is nil for codes that are not found step by step.
 func Fit(kind string, b int, s *Sample) (*Code, []Point, error) {
@@ -443,21 +440,4 @@ func (f *l1max) correlate() []float32 {
 	c := make([]float32, f.d*f.d)
 	gemm.Mul(c, f.d, f.y, f.n, f.d, &f.dims, f.threads)
 	return c
-}
-
-// DataFree returns a code that needs no calibration: raw, srht or random,
-// without a mean.
-func DataFree(kind string, d int, seed uint64, layer, head int) (*Code, error) {
-	var m []float64
-	switch kind {
-	case "raw":
-		m = linalg.Identity(d)
-	case "srht":
-		m = srht(d, stream(seed, layer, head, purposeSRHT))
-	case "random":
-		m = randomOrthogonal(d, stream(seed, layer, head, purposeRandom))
-	default:
-		return nil, fmt.Errorf("code %q needs calibration", kind)
-	}
-	return New(kind, d, d, make([]float32, d), toFloat32(m), nil)
 }

@@ -318,10 +318,9 @@ func (f *frameFit) encode(warm bool, stopped func() error) error {
 		if err := stopped(); err != nil {
 			return err
 		}
-		e := &encoder{b: b, gram: gram, gramW: &gw, z: z[k0*b : k1*b], s: f.s[k0*b : k1*b], num: f.num[k0:k1], den: f.den[k0:k1]}
-		e.search(k1-k0, warm)
+		SearchSigns(b, gram, &gw, z[k0*b:k1*b], f.s[k0*b:k1*b], f.num[k0:k1], f.den[k0:k1], warm)
 		for k := k0; k < k1; k++ {
-			f.alpha[k] = e.alpha(k - k0)
+			f.alpha[k] = Scale(f.num[k], f.den[k])
 		}
 		return nil
 	})
@@ -336,23 +335,4 @@ func (f *frameFit) cosine() float64 {
 		}
 	}
 	return total / float64(f.n)
-}
-
-// multiply returns A B for A [m, d] and B [d, d], summed in float64.
-func multiply(a []float32, b []float64, m, d int) []float32 {
-	out := make([]float32, m*d)
-	sum := make([]float64, d)
-	for i := range m {
-		clear(sum)
-		for k := range d {
-			v := float64(a[i*d+k])
-			for j, w := range b[k*d : (k+1)*d] {
-				sum[j] += float64(v * w)
-			}
-		}
-		for j, v := range sum {
-			out[i*d+j] = float32(v)
-		}
-	}
-	return out
 }

@@ -68,24 +68,16 @@ func digests(t *testing.T, threads int) map[string]string {
 			if err != nil {
 				t.Fatal(err)
 			}
-			out[fmt.Sprintf("encode %d %d", d, b)] = encoded(code, keys)
+			out[fmt.Sprintf("encode %d %d", d, b)] = encodedDigest(code, keys)
 			f, curve := fit(t, "frame", b, s)
 			out[fmt.Sprintf("frame %d %d", d, b)] = hash(f.Mean, f.Decode, f.Encode, int32(len(curve)))
-			out[fmt.Sprintf("frame %d %d encode", d, b)] = encoded(f, keys)
+			out[fmt.Sprintf("frame %d %d encode", d, b)] = encodedDigest(f, keys)
 		}
 		l, curve := fit(t, "learned", d, s)
 		out[fmt.Sprintf("learned %d", d)] = hash(l.Mean, l.Decode, int32(len(curve)))
-		out[fmt.Sprintf("learned %d encode", d)] = encoded(l, keys)
+		out[fmt.Sprintf("learned %d encode", d)] = encodedDigest(l, keys)
 	}
 	return out
-}
-
-func encoded(c *Code, keys []float32) string {
-	n := len(keys) / c.D
-	words, alpha, hat := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*c.D)
-	c.EncodeKeys(keys, words, alpha)
-	c.DecodeKeys(hat, words, alpha)
-	return hash(words, alpha, hat)
 }
 
 // TestGolden: the bits are those of testdata/golden.json on every machine, with
@@ -137,4 +129,13 @@ func TestTiers(t *testing.T) {
 			t.Errorf("GODEBUG=%s: %v\n%s", o, err, out)
 		}
 	}
+}
+
+// encodedDigest covers what a code makes of keys: words, scales and decoded keys.
+func encodedDigest(c *Code, keys []float32) string {
+	n := len(keys) / c.D
+	words, alpha, hat := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*c.D)
+	c.EncodeKeys(keys, words, alpha)
+	c.DecodeKeys(hat, words, alpha)
+	return hash(words, alpha, hat)
 }

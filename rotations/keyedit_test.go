@@ -4,7 +4,6 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
 	"testing"
 
@@ -15,18 +14,6 @@ import (
 	"github.com/phaseconv/phaseconv/rotations"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
-
-func open(t *testing.T, fam string, o tiny.Options) *checkpoint.Checkpoint {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "m.gguf")
-	tiny.GGUF(t, path, fam, o)
-	c, err := checkpoint.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
 
 // turns draws scales and, where they are exact, angles for every head.
 func turns(r *rand.Rand, cfg *family.Config) []rotations.KeyEdit {
@@ -52,7 +39,7 @@ func turns(r *rand.Rand, cfg *family.Config) []rotations.KeyEdit {
 // TestFoldTurns: scales and angles of pairs change no logit, in every family.
 func TestFoldTurns(t *testing.T) {
 	for _, fam := range tiny.Families {
-		c := open(t, fam, tiny.Options{Seed: 3, Bias: true})
+		c := tiny.Open(t, fam, tiny.Options{Seed: 3, Bias: true})
 		v := &checkpoint.View{Checkpoint: c}
 		r := rand.New(rand.NewPCG(1, 2))
 		want := logits(t, c.Config, c, nil)
@@ -115,7 +102,7 @@ func TestFoldRemoval(t *testing.T) {
 		fam  string
 		bias bool
 	}{{"qwen2", true}, {"llama", true}, {"llama", false}} {
-		c := open(t, x.fam, tiny.Options{Seed: 4, Bias: x.bias})
+		c := tiny.Open(t, x.fam, tiny.Options{Seed: 4, Bias: x.bias})
 		cfg := c.Config
 		d, kw, qw := cfg.HeadDim, cfg.KVHeads*cfg.HeadDim, cfg.Heads*cfg.HeadDim
 		r := rand.New(rand.NewPCG(3, 4))
@@ -199,7 +186,7 @@ func invertible(r *rand.Rand, d int) *rotations.PairMix {
 // TestFoldValues: a mix of values changes no logit, in every family.
 func TestFoldValues(t *testing.T) {
 	for _, fam := range tiny.Families {
-		c := open(t, fam, tiny.Options{Seed: 5, Bias: true})
+		c := tiny.Open(t, fam, tiny.Options{Seed: 5, Bias: true})
 		r := rand.New(rand.NewPCG(5, 6))
 		v := &checkpoint.View{Checkpoint: c}
 		for l := range c.Config.Layers {
@@ -228,7 +215,7 @@ func TestFoldValues(t *testing.T) {
 // TestFoldKeysRefuses: what no weight can do is refused, and nothing is edited.
 func TestFoldKeysRefuses(t *testing.T) {
 	for _, fam := range tiny.Families {
-		c := open(t, fam, tiny.Options{})
+		c := tiny.Open(t, fam, tiny.Options{})
 		cfg := c.Config
 		v := &checkpoint.View{Checkpoint: c}
 		shift := make([]rotations.KeyEdit, cfg.KVHeads)

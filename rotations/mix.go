@@ -392,23 +392,3 @@ func (p *mixProgram) traceGradient(m *mixPoint, a []float64, sign float64) []flo
 	}
 	return product(product(vt, t, d), m.vectors, d)
 }
-
-func transpose64(a []float64, n int) []float64 {
-	out := make([]float64, len(a))
-	for i := range n {
-		for j := range n {
-			out[j*n+i] = a[i*n+j]
-		}
-	}
-	return out
-}
-
-// product returns A B, [n, n].
-func product(a, b []float64, n int) []float64 {
-	bt := transpose64(b, n)
-	out := make([]float64, n*n)
-	for i := range n {
-		dotRows(out[i*n:(i+1)*n], a[i*n:(i+1)*n], bt)
-	}
-	return out
-}

@@ -70,11 +70,3 @@ func srht(d int, r *rand.PCG) []float64 {
 	}
 	return out
 }
-
-func toFloat32(x []float64) []float32 {
-	out := make([]float32, len(x))
-	for i, v := range x {
-		out[i] = float32(v)
-	}
-	return out
-}

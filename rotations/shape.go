@@ -163,15 +163,6 @@ func meanMix(k, q []float64, d int) (*PairMix, error) {
 	return m, m.Check(d)
 }
 
-// addOuter adds w x x^T to sum.
-func addOuter(sum []float64, x []float32, w float64) {
-	for i, a := range x {
-		for j, b := range x {
-			sum[i*len(x)+j] += float64(w * float64(float64(a)*float64(b)))
-		}
-	}
-}
-
 // shape is what ShapeMix minimises, over C with A = C A_0.
 type shape struct {
 	d, block, n int
@@ -601,10 +592,4 @@ func (p *shape) outer(a, b []float32, n int) []float32 {
 	out := make([]float32, p.d*p.d)
 	gemm.Mul(out, p.d, p.t, n, p.d, &p.w, 1)
 	return out
-}
-
-func addTo32(dst []float64, x []float32) {
-	for i, v := range x {
-		dst[i] += float64(v)
-	}
 }

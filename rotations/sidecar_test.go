@@ -612,7 +612,7 @@ func FuzzReadSidecar(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, layout := range layouts {
+		for _, layout := range []rope.Layout{rope.Half, rope.Interleaved} {
 			if _, err := s.To(layout); err != nil {
 				// Moving numbers changes the order of sums, which may tip a matrix over
 				// the tolerance; it must not panic.

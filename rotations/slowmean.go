@@ -358,27 +358,3 @@ func BalanceOf(q, k []float64) []float32 {
 	}
 	return out
 }
-
-// Root returns the lower triangle L with L L^T = a for a symmetric positive
-// semidefinite n x n matrix; a little is added to the diagonal of a singular one.
-func Root(a []float64, n int) ([]float64, error) {
-	var top float64
-	for i := range n {
-		top = max(top, a[i*n+i])
-	}
-	if top == 0 {
-		return make([]float64, n*n), nil
-	}
-	var err error
-	for damp := 1e-12; damp < 1e-3; damp *= 100 {
-		m := append([]float64(nil), a...)
-		for i := range n {
-			m[i*n+i] += float64(damp * top)
-		}
-		var l []float64
-		if l, err = linalg.Cholesky(m, n); err == nil {
-			return l, nil
-		}
-	}
-	return nil, err
-}

@@ -15,16 +15,6 @@ import (
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// StockTypes names a pair of llama.cpp's cache types.
-type StockTypes struct {
-	K, V gguf.Type
-	// Rotation: llama.cpp's attention rotation is on, its default.
-	Rotation bool
-}
-
-// halves is the pair that everything is compared with, llama.cpp's default.
-var halves = StockTypes{gguf.TypeF16, gguf.TypeF16, true}
-
 // AdviseOptions of Advise.
 type AdviseOptions struct {
 	Text Text
@@ -150,12 +140,6 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		}
 	}
 	return out, nil
-}
-
-// runAsTheyAre says whether a stock runtime takes all of the models (nil for none) as
-// they are, so that the types of their matrices are those it computes with.
-func runAsTheyAre(models ...*checkpoint.Checkpoint) bool {
-	return !slices.ContainsFunc(models, func(c *checkpoint.Checkpoint) bool { return c != nil && c.Container != checkpoint.GGUF })
 }
 
 func compareBool(a, b bool) int {
@@ -367,77 +351,4 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 		}
 	}
 	return best, found
-}
-
-// runStock runs a model over the windows once, with one lane per cache.
-func runStock(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []*kvcache.Stock, progress func(done, total int)) ([]ppl.Stream, error) {
-	var lanes []*refmodel.Lane
-	for _, c := range caches {
-		lanes = append(lanes, &refmodel.Lane{Cache: c})
-	}
-	if err := m.Run(ctx, w.Tokens, lanes, refmodel.Options{Progress: progress}); err != nil {
-		return nil, err
-	}
-	var out []ppl.Stream
-	for _, l := range lanes {
-		s, err := ppl.Scored(m, w, l)
-		if err != nil {
-			return nil, err
-		}
-		l.Hidden = nil
-		out = append(out, s)
-	}
-	return out, nil
-}
-
-// measureStock measures an artifact with stock cache types: against its source
-// with F16 caches if that is at hand, else against itself with F16 caches.
-func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, w *ppl.Windows) (*spec.StockJSON, error) {
-	cache, err := kvcache.NewStock(model.Config, o.Stock.K, o.Stock.V, o.Stock.Rotation)
-	if err != nil {
-		return nil, err
-	}
-	float := func(c *checkpoint.Checkpoint) (*kvcache.Stock, error) {
-		return kvcache.NewStock(c.Config, halves.K, halves.V, true)
-	}
-	own, err := float(model)
-	if err != nil {
-		return nil, err
-	}
-	caches := []*kvcache.Stock{cache}
-	if o.Source == nil {
-		caches = append(caches, own)
-	}
-	m := refmodel.New(model.Config, model, o.Threads)
-	m.RoundInputs = runAsTheyAre(model, o.Source)
-	streams, err := runStock(ctx, m, w, caches, o.Progress.of("measuring stock cache types"))
-	if err != nil {
-		return nil, err
-	}
-	out := &spec.StockJSON{
-		KType: kvcache.StockName(cache.K), VType: kvcache.StockName(cache.V), Rotation: cache.Rotation,
-		RotationK: cache.RotationK(), RotationV: cache.RotationV(), RoundedInputs: m.RoundInputs, BytesPerToken: cache.BytesPerToken(), Base: "artifact",
-	}
-	if o.Source != nil {
-		out.Base = "source"
-		theirs, err := float(o.Source)
-		if err != nil {
-			return nil, err
-		}
-		src := refmodel.New(o.Source.Config, o.Source, o.Threads)
-		src.RoundInputs = m.RoundInputs
-		base, err := runStock(ctx, src, w, []*kvcache.Stock{theirs}, o.Progress.of("running the source with F16 caches"))
-		if err != nil {
-			return nil, err
-		}
-		streams = append(streams, base...)
-	}
-	res, err := ppl.Measure(ctx, w, streams[1], streams[0])
-	if err != nil {
-		return nil, err
-	}
-	d := &res.Divergences[0]
-	out.PPL, out.PPLErr = res.Streams[0].PPL, res.Streams[0].Err
-	out.PPLRatio, out.PPLRatioErr, out.KLD = d.Ratio, d.RatioErr, kldJSON(d)
-	return out, nil
 }

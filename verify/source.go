@@ -36,18 +36,6 @@ type AuditOptions struct {
 	Probe func(p probe.Options) error
 }
 
-// Longer returns what cuts one window of n tokens from a text, nil from a text
-// that is too short.
-func Longer(c *checkpoint.Checkpoint, t Text) func(n int) [][]int32 {
-	return func(n int) [][]int32 {
-		w, err := Tokens(c, t, n, 1)
-		if err != nil {
-			return nil
-		}
-		return w.Tokens
-	}
-}
-
 // Audit fits every column's code to one text and measures them on another,
 // without changing or writing anything. With Balance the keys are those that a
 // conversion would leave.
@@ -162,9 +150,6 @@ func FitKinds(code string) []string {
 	return out
 }
 
-// perNumber returns the signs per number of a code.
-func perNumber(c *rotations.Code) float64 { return float64(c.B) / float64(c.D) }
-
 // FittedHead describes the fits of a calibration to the audit.
 func FittedHead(fit *calibrate.Result, code string, anchor int) func(layer, head int) audit.Head {
 	return func(l, h int) audit.Head {
@@ -175,25 +160,4 @@ func FittedHead(fit *calibrate.Result, code string, anchor int) func(layer, head
 		}
 		return x
 	}
-}
-
-// columns collects the codes of one head's audit: the one in use, those that
-// were fitted beside it, and the data-free ones.
-func columns(inUse *rotations.Code, fitted map[string]*rotations.Code, seed uint64, layer, head int) (audit.Codes, error) {
-	x := audit.Codes{"code": inUse}
-	for _, kind := range []string{"cen", "learned"} {
-		if c := fitted[kind]; c != nil {
-			x[kind] = c
-		} else if inUse.Kind == kind {
-			x[kind] = inUse
-		}
-	}
-	for _, kind := range []string{"raw", "srht", "random"} {
-		c, err := rotations.DataFree(kind, inUse.D, seed, layer, head)
-		if err != nil {
-			return nil, err
-		}
-		x[kind] = c
-	}
-	return x, nil
 }

@@ -3,16 +3,11 @@ package verify
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"math"
-	"strconv"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
-	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/rotations"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
@@ -21,58 +16,6 @@ import (
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
-
-// UsageError is a mistake in what was asked for, found before any work.
-type UsageError struct{ Err error }
-
-func (e *UsageError) Error() string { return e.Err.Error() }
-func (e *UsageError) Unwrap() error { return e.Err }
-
-func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
-
-// A Text is what is calibrated on or measured.
-type Text struct {
-	Name string
-	Data []byte
-}
-
-// SHA256 returns the text's digest in hex.
-func (t Text) SHA256() string {
-	h := sha256.Sum256(t.Data)
-	return hex.EncodeToString(h[:])
-}
-
-// Tokens encodes a text with a checkpoint's own tokenizer and cuts it into at
-// most chunks windows (0: all) of ctx tokens.
-func Tokens(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*ppl.Windows, error) {
-	v, err := c.Vocab()
-	if err != nil {
-		return nil, err
-	}
-	tk, err := tokenizer.New(v)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.Path, err)
-	}
-	bos := int32(-1)
-	if v.AddBOS {
-		bos = v.BOS
-	}
-	w, err := ppl.Cut(tk.Encode(string(t.Data), true, false), ctx, chunks, bos)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.Name, err)
-	}
-	return w, nil
-}
-
-// Progress receives the steps of a long computation. done counts up to total.
-type Progress func(step string, done, total int)
-
-func (p Progress) of(step string) func(done, total int) {
-	if p == nil {
-		return nil
-	}
-	return func(done, total int) { p(step, done, total) }
-}
 
 // Options of Artifact.
 type Options struct {
@@ -359,46 +302,4 @@ func roundBF16(x []float32) {
 	for i, v := range x {
 		x[i] = dtype.BF16Round(v)
 	}
-}
-
-func pplJSON(r *ppl.Result, w *ppl.Windows, p kvcache.Policy, kind string) *spec.PPLJSON {
-	d := &r.Divergences[0]
-	return &spec.PPLJSON{
-		Float: r.Base.PPL, FloatErr: r.Base.Err, OneBit: r.Streams[0].PPL, OneBitErr: r.Streams[0].Err,
-		Ratio: d.Ratio, RatioErr: d.RatioErr, Tokens: len(w.Targets), Ctx: w.Ctx, Chunks: len(w.Tokens),
-		Sink: p.Sink, Recent: p.Recent, Anchor: p.Anchor, Code: kind,
-	}
-}
-
-func kldJSON(d *ppl.Divergence) *spec.KLDJSON {
-	return &spec.KLDJSON{
-		Mean: d.Mean, MeanErr: d.MeanErr, Median: d.Median, P90: d.P90, P95: d.P95, P99: d.P99, Max: d.Max,
-		SameTop: d.SameTop, SameTopErr: d.SameTopErr, DeltaPMean: d.DeltaPMean, DeltaPRMS: d.DeltaPRMS,
-	}
-}
-
-// TextInfo describes a cut text for reports.
-func TextInfo(t Text, w *ppl.Windows) *spec.Text {
-	return &spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx, Windows: len(w.Tokens)}
-}
-
-// contexts at which effective bits are stated.
-var contexts = []int{4096, 32768, 131072}
-
-// Bytes computes what keys cost with these codes.
-func Bytes(cfg *family.Config, codes [][]*rotations.Code, p kvcache.Policy) *spec.BytesJSON {
-	numbers := cfg.Layers * cfg.KVHeads * cfg.HeadDim
-	b := &spec.BytesJSON{KF16: 2 * numbers, EffectiveBits: map[string]float64{}}
-	for _, heads := range codes {
-		for _, c := range heads {
-			b.KCode += p.KeyBytes(c)
-			b.Sidecar += int64(4 * (len(c.Mean) + len(c.Decode) + len(c.Encode)))
-		}
-	}
-	for _, n := range contexts {
-		exact := min(n, p.Sink+p.Recent)
-		total := float64(exact)*float64(b.KF16) + float64(n-exact)*float64(b.KCode)
-		b.EffectiveBits[strconv.Itoa(n)] = 8 * total / (float64(n) * float64(numbers))
-	}
-	return b
 }

@@ -74,7 +74,7 @@ def main():
             json.dump(kept, f, indent=1)
 
     def fold(name, out):
-        flags = VARIANTS[name] + (["-text", a.fit] if "text" in VARIANTS[name] else []) + (["-dither"] if a.dither else [])
+        flags = VARIANTS[name] + (["-text", os.path.abspath(a.fit)] if "text" in VARIANTS[name] else []) + (["-dither"] if a.dither else [])
         run(*a.fold.split(), "-in", os.path.abspath(a.model), "-out", os.path.abspath(out), "-threads", str(a.threads), *flags)
 
     logits, full, small = stem + ".logits", stem + ".f32.gguf", stem + ".q.gguf"

@@ -2,20 +2,14 @@ package calibrate
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 
-	"github.com/phaseconv/phaseconv/format/atomicfile"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
-	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -34,21 +28,7 @@ const (
 	allotKeys   = 16       // per number of a key, to fit to, in whole windows
 	allotTokens = 11 << 10 // of one window, once for each layer; so deep models get shorter ones
 	allotLeast  = 64       // but not shorter than this
-	layerLanes  = 8        // layers measured at a time, each with hidden states of its own
 )
-
-// Even spreads bits per number evenly over the heads of a model, [layer][KV head].
-func Even(c *family.Config, bits float64) ([][]int, error) {
-	total, err := rotations.Budget(bits, c.HeadDim, c.Layers*c.KVHeads)
-	if err != nil {
-		return nil, err
-	}
-	return layered(c, rotations.EvenSigns(total, c.Layers*c.KVHeads)), nil
-}
-
-func layered(c *family.Config, signs []int) [][]int {
-	return slices.Collect(slices.Chunk(signs, c.KVHeads))
-}
 
 // Allot decides how many signs the frame of each head gets, [layer][KV head], so
 // that they are o.Bits per number on average: exactly the budget that
@@ -262,141 +242,8 @@ func (s *surveyor) head(x *rotations.Sample) (*rotations.Code, surveyed, error) 
 	return code, surveyed{spectrum, x.ScoreLoss(code)}, nil
 }
 
-// LayerKLD returns by how much predictions diverge when the keys of one layer
-// alone are coded, for each layer, at positions from on of each window. tick, if
-// not nil, is told how many layers are done.
-func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache *kvcache.Codes, tick func(done, total int)) ([]ppl.Divergence, error) {
-	w := &ppl.Windows{Ctx: len(windows[0]), Tokens: windows}
-	for _, ids := range windows {
-		w.Targets = append(w.Targets, ids[from+1:]...)
-	}
-	var out []ppl.Divergence
-	var base ppl.Stream
-	var start []float32 // float hidden states in front of layer l0
-	layers := m.Config.Layers
-	for l0 := 0; l0 < layers; l0 += layerLanes {
-		l1 := min(layers, l0+layerLanes)
-		float := &refmodel.Lane{From: l0, Start: start, Until: l1}
-		next := float
-		lanes := []*refmodel.Lane{float}
-		if l0 == 0 {
-			float.Until, next = 0, &refmodel.Lane{From: l1, Until: l1}
-		}
-		for l := l0; l < l1; l++ {
-			// Without a code in front of it, a layer gets what it gets in the float model.
-			lanes = append(lanes, &refmodel.Lane{Cache: cache.Only(l), From: l})
-		}
-		coded := lanes[1:]
-		if next != float {
-			lanes = append(lanes, next)
-		}
-		if err := m.Run(ctx, windows, lanes, refmodel.Options{}); err != nil {
-			return nil, err
-		}
-		start = next.Hidden
-		var err error
-		if l0 == 0 {
-			if base, err = ppl.ScoredFrom(m, w.Ctx, from, float); err != nil {
-				return nil, err
-			}
-		}
-		var streams []ppl.Stream
-		for _, l := range coded {
-			s, err := ppl.ScoredFrom(m, w.Ctx, from, l)
-			if err != nil {
-				return nil, err
-			}
-			streams = append(streams, s)
-		}
-		r, err := ppl.Measure(ctx, w, base, streams...)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, r.Divergences...)
-		if tick != nil {
-			tick(len(out), layers)
-		}
-	}
-	return out, nil
-}
-
 func (o *Options) step(done, total int) {
 	if o.Progress != nil {
 		o.Progress(done, total)
 	}
-}
-
-// allotName is the file of a work folder that says how signs were allotted.
-const allotName = "allot.json"
-
-type allotFile struct {
-	Inputs []Input `json:"inputs"`
-	Signs  [][]int `json:"signs"`
-}
-
-func (w *Work) signsPath() string { return filepath.Join(w.Dir, allotName) }
-
-// ReadSigns returns the allotment that a work folder has for w.Inputs, which must
-// sum up to total. The error says why there is none that can be used; it is
-// fs.ErrNotExist when there is no file.
-func (w *Work) ReadSigns(layers, total int) ([][]int, error) {
-	signs, err := w.readSigns(layers, total)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", w.signsPath(), err)
-	}
-	return signs, err
-}
-
-func (w *Work) readSigns(layers, total int) ([][]int, error) {
-	st, err := os.Stat(w.signsPath())
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() || st.Size() > maxInputs+int64(16*layers*(w.KVHeads+1)) {
-		return nil, fmt.Errorf("not an allotment of %d layers with %d heads", layers, w.KVHeads)
-	}
-	raw, err := os.ReadFile(w.signsPath())
-	if err != nil {
-		return nil, err
-	}
-	var f allotFile
-	if err := json.Unmarshal(raw, &f); err != nil {
-		return nil, err
-	}
-	have, err := json.Marshal(f.Inputs)
-	if err != nil {
-		return nil, err
-	}
-	if err := w.sameInputs(string(have)); err != nil {
-		return nil, err
-	}
-	sum, ok := 0, len(f.Signs) == layers
-	for _, heads := range f.Signs {
-		ok = ok && len(heads) == w.KVHeads
-		for _, b := range heads {
-			ok = ok && b >= 8 && b%8 == 0 && b <= rotations.MaxBits
-			sum += b
-		}
-	}
-	if !ok || sum != total {
-		return nil, fmt.Errorf("not an allotment of %d signs to %d layers with %d heads", total, layers, w.KVHeads)
-	}
-	return f.Signs, nil
-}
-
-// SaveSigns keeps an allotment, beside the layers that will be fitted with it.
-func (w *Work) SaveSigns(signs [][]int) error {
-	if w.Check != nil {
-		if err := w.Check(); err != nil {
-			return err
-		}
-	}
-	b, err := json.Marshal(allotFile{w.Inputs, signs})
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(w.Dir, 0o777); err != nil {
-		return err
-	}
-	return atomicfile.WriteFile(w.signsPath(), append(b, '\n'))
 }

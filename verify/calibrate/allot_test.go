@@ -3,9 +3,6 @@ package calibrate
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -13,6 +10,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -32,9 +30,9 @@ func (s silent) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
 
 func allot(t *testing.T, w refmodel.Weights, c *checkpoint.Checkpoint, alloc string, threads int) [][]int {
 	t.Helper()
-	o := fitOptions()
+	o := surveyOptions()
 	o.Threads = threads
-	signs, err := Allot(context.Background(), refmodel.New(c.Config, w, threads), windows(c.Config, 3, 24), alloc, o)
+	signs, err := Allot(context.Background(), refmodel.New(c.Config, w, threads), tiny.Windows(c.Config, 3, 24), alloc, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +51,7 @@ func sum(signs [][]int) (n int) {
 // TestAllot: every way of spreading signs spends the budget exactly and finds the
 // same with any number of threads; and a layer that cannot do harm gets least.
 func TestAllot(t *testing.T) {
-	c := open(t, "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32})
+	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32})
 	heads := c.Config.Layers * c.Config.KVHeads
 	budget, err := rotations.Budget(1.5, c.Config.HeadDim, heads)
 	if err != nil {
@@ -68,9 +66,9 @@ func TestAllot(t *testing.T) {
 			t.Errorf("%s: %v, want %d signs in all", alloc, one, budget)
 		}
 	}
-	o := fitOptions()
+	o := surveyOptions()
 	o.Balance = false
-	plain, err := Allot(context.Background(), refmodel.New(c.Config, c, 2), windows(c.Config, 1, 24), AllocSensitivity, o)
+	plain, err := Allot(context.Background(), refmodel.New(c.Config, c, 2), tiny.Windows(c.Config, 1, 24), AllocSensitivity, o)
 	if err != nil || sum(plain) != budget {
 		t.Errorf("without balance, one window: %v, %v", plain, err)
 	}
@@ -84,7 +82,7 @@ func TestAllot(t *testing.T) {
 		}
 	}
 	m := refmodel.New(c.Config, c, 1)
-	if _, err := Allot(context.Background(), m, windows(c.Config, 3, 24), "fair", o); err == nil || !strings.Contains(err.Error(), "fair") {
+	if _, err := Allot(context.Background(), m, tiny.Windows(c.Config, 3, 24), "fair", o); err == nil || !strings.Contains(err.Error(), "fair") {
 		t.Errorf("an unknown way: %v", err)
 	}
 	if _, err := Allot(context.Background(), m, nil, AllocAngle, o); err == nil {
@@ -93,56 +91,13 @@ func TestAllot(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	for _, alloc := range Allocs[1:] {
-		if _, err := Allot(ctx, m, windows(c.Config, 3, 24), alloc, o); !errors.Is(err, context.Canceled) {
+		if _, err := Allot(ctx, m, tiny.Windows(c.Config, 3, 24), alloc, o); !errors.Is(err, context.Canceled) {
 			t.Errorf("%s, cancelled: %v", alloc, err)
 		}
 	}
 }
 
-// TestWorkSigns: an allotment reads back as it was kept, and nothing else does.
-func TestWorkSigns(t *testing.T) {
-	c := open(t, "llama", tiny.Options{Seed: 1, Layers: 2})
-	w := work(t, c, fitOptions())
-	if _, err := w.ReadSigns(2, 64); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no folder: %v", err)
-	}
-	row := make([]int, c.Config.KVHeads)
-	for h := range row {
-		row[h] = 8 * (h + 1)
-	}
-	signs := [][]int{row, row}
-	if err := w.SaveSigns(signs); err != nil {
-		t.Fatal(err)
-	}
-	got, err := w.ReadSigns(2, sum(signs))
-	if err != nil || !reflect.DeepEqual(got, signs) {
-		t.Fatalf("%v, %v", got, err)
-	}
-	if _, err := w.ReadSigns(2, sum(signs)+8); err == nil {
-		t.Error("another budget: no error")
-	}
-	if _, err := w.ReadSigns(3, sum(signs)); err == nil {
-		t.Error("another number of layers: no error")
-	}
-	other := *w
-	other.Inputs = []Input{{"program", "test"}, {"seed", "4"}}
-	if _, err := other.ReadSigns(2, sum(signs)); err == nil || !strings.Contains(err.Error(), "seed is 3 there and 4 here") {
-		t.Errorf("other inputs: %v", err)
-	}
-	path := filepath.Join(w.Dir, "allot.json")
-	for _, bad := range []string{"", "{}", "[]", strings.Repeat("[", 1000), `{"inputs":[{"name":"program","value":"test"},{"name":"seed","value":"3"}],"signs":[[-8,8],[8,8]]}`,
-		`{"inputs":[{"name":"program","value":"test"},{"name":"seed","value":"3"}],"signs":[[7,9],[8,8]]}`} {
-		if err := os.WriteFile(path, []byte(bad), 0o666); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := w.ReadSigns(2, 32); err == nil || !strings.Contains(err.Error(), path) {
-			t.Errorf("%.30q: %v, %v", bad, got, err)
-		}
-	}
-	if err := w.Remove(2); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(w.Dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the folder is still there: %v", err)
-	}
+// surveyOptions fit a small model with everything that a layer can have.
+func surveyOptions() Options {
+	return Options{Kinds: []string{"frame"}, Bits: 1.5, Policy: kvcache.Policy{Anchor: 8, Sink: 2}, Balance: true, Seed: 3, Threads: 2}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -18,29 +17,6 @@ import (
 	"github.com/phaseconv/phaseconv/rotations"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
-
-func open(t *testing.T, fam string, o tiny.Options) *checkpoint.Checkpoint {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "m.gguf")
-	tiny.GGUF(t, path, fam, o)
-	c, err := checkpoint.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
-
-func windows(c *family.Config, n, T int) [][]int32 {
-	r := rand.New(rand.NewPCG(1, 1))
-	out := make([][]int32, n)
-	for w := range out {
-		for range T {
-			out[w] = append(out[w], int32(r.IntN(c.Vocab)))
-		}
-	}
-	return out
-}
 
 func collect(t *testing.T, c *checkpoint.Checkpoint, o StatsOptions, batches ...[][]int32) *KeyStats {
 	t.Helper()
@@ -209,8 +185,8 @@ func TestKeyStats(t *testing.T) {
 	const T = 40
 	for _, fam := range []string{"qwen2", "llama", "gemma3_text", "olmoe"} {
 		for _, out := range []bool{false, true} {
-			c := open(t, fam, tiny.Options{Seed: 2, Bias: true})
-			ws := windows(c.Config, 2, T)
+			c := tiny.Open(t, fam, tiny.Options{Seed: 2, Bias: true})
+			ws := tiny.Windows(c.Config, 2, T)
 			o := StatsOptions{Queries: T, Sink: 2, Threads: 2}
 			b := &brute{c: c.Config}
 			if out {
@@ -252,8 +228,8 @@ func TestKeyStats(t *testing.T) {
 
 // TestKeyStatsDeterministic: neither threads nor the cut into runs change a bit.
 func TestKeyStatsDeterministic(t *testing.T) {
-	c := open(t, "qwen2", tiny.Options{Seed: 3})
-	ws := windows(c.Config, 3, 48)
+	c := tiny.Open(t, "qwen2", tiny.Options{Seed: 3})
+	ws := tiny.Windows(c.Config, 3, 48)
 	var first *KeyStats
 	for _, threads := range []int{1, 2, 5} {
 		for _, batches := range [][][][]int32{{ws}, {ws[:1], ws[1:]}} {
@@ -310,9 +286,9 @@ func TestEditedKeys(t *testing.T) {
 			"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}}},
 	} {
 		x.options.Seed, x.options.HeadDim, x.options.Hidden = 6, 32, 128
-		c := open(t, "qwen2", x.options)
+		c := tiny.Open(t, "qwen2", x.options)
 		cfg := c.Config
-		ws := windows(cfg, 2, 40)
+		ws := tiny.Windows(cfg, 2, 40)
 		o := StatsOptions{Samples: 30, Seed: 1, Threads: 2}
 		if x.name == "values" {
 			o.Weights = c
@@ -363,8 +339,8 @@ func TestEditedKeys(t *testing.T) {
 // that of the stored keys, near what Gaussian numbers in blocks of 32 give, so the
 // result lies between those for noises below and above.
 func TestMeasuredNoise(t *testing.T) {
-	c := open(t, "qwen2", tiny.Options{Seed: 7, HeadDim: 32, Hidden: 128})
-	s := collect(t, c, StatsOptions{Samples: 40, Seed: 1, Threads: 2}, windows(c.Config, 3, 48))
+	c := tiny.Open(t, "qwen2", tiny.Options{Seed: 7, HeadDim: 32, Hidden: 128})
+	s := collect(t, c, StatsOptions{Samples: 40, Seed: 1, Threads: 2}, tiny.Windows(c.Config, 3, 48))
 	row := rotations.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
 	for i, x := range append(Candidates(row), Removal(32, row)) {
 		edits, err := s.Fit(x.Fit)
@@ -411,7 +387,7 @@ func (p pruned) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
 // TestSilentHeads: heads that pruning has left without keys, queries or values are
 // no reason to fail, and are not changed.
 func TestSilentHeads(t *testing.T) {
-	c := open(t, "qwen2", tiny.Options{Seed: 6, HeadDim: 32, Hidden: 128})
+	c := tiny.Open(t, "qwen2", tiny.Options{Seed: 6, HeadDim: 32, Hidden: 128})
 	d, group := c.Config.HeadDim, c.Config.Group()
 	w := pruned{c, map[string][2]int{
 		"blk.0.attn_k.weight": {0, d}, "blk.0.attn_k.bias": {0, d},
@@ -423,7 +399,7 @@ func TestSilentHeads(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := refmodel.New(c.Config, w, 2)
-	if err := m.Run(context.Background(), windows(c.Config, 2, 40), []*refmodel.Lane{{}}, refmodel.Options{Tap: s}); err != nil {
+	if err := m.Run(context.Background(), tiny.Windows(c.Config, 2, 40), []*refmodel.Lane{{}}, refmodel.Options{Tap: s}); err != nil {
 		t.Fatal(err)
 	}
 	row := rotations.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
@@ -504,8 +480,8 @@ func (s halfScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, 
 // TestFitRefuses: no removal behind a QK-norm, no tuning without keys, no
 // statistics without attention.
 func TestFitRefuses(t *testing.T) {
-	c := open(t, "gemma3_text", tiny.Options{})
-	s := collect(t, c, StatsOptions{Threads: 1}, windows(c.Config, 1, 16))
+	c := tiny.Open(t, "gemma3_text", tiny.Options{})
+	s := collect(t, c, StatsOptions{Threads: 1}, tiny.Windows(c.Config, 1, 16))
 	if _, err := s.Fit(KeyFit{Remove: &rotations.SlowMeanOptions{Noise: 0.002, Kappa: 1}}); !errors.Is(err, rotations.ErrNoKeyBias) {
 		t.Errorf("a removal behind a QK-norm gives %v", err)
 	}

@@ -26,7 +26,7 @@ func fitOptions() Options {
 
 func fit(t *testing.T, c *checkpoint.Checkpoint, o Options) *Result {
 	t.Helper()
-	r, err := Run(context.Background(), refmodel.New(c.Config, c, 2), windows(c.Config, 2, 24), o)
+	r, err := Run(context.Background(), refmodel.New(c.Config, c, 2), tiny.Windows(c.Config, 2, 24), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestStoreKeepsAll(t *testing.T) {
 		t.Errorf("rotations.Code has %d exported fields, the store knows 7", exported)
 	}
 	for _, fam := range []string{"llama", "qwen3"} { // a balance per head, and one per layer
-		c := open(t, fam, tiny.Options{Seed: 1})
+		c := tiny.Open(t, fam, tiny.Options{Seed: 1})
 		o := fitOptions()
 		if fam == "qwen3" {
 			o.Bits, o.Kinds = 1, []string{"raw", "srht", "frame"}
@@ -113,7 +113,7 @@ func TestStoreKeepsAll(t *testing.T) {
 
 // TestStoreRefuses: every changed bit and every other input is noticed.
 func TestStoreRefuses(t *testing.T) {
-	c := open(t, "llama", tiny.Options{Seed: 1})
+	c := tiny.Open(t, "llama", tiny.Options{Seed: 1})
 	o := fitOptions()
 	r := fit(t, c, o)
 	w := work(t, c, o)
@@ -185,7 +185,7 @@ func TestStoreRefuses(t *testing.T) {
 // TestUnits: layers fitted one by one, in any order, are those of one run, and a
 // run that finds some of them fits the others to the same bits.
 func TestUnits(t *testing.T) {
-	c := open(t, "llama", tiny.Options{Seed: 1, Layers: 3})
+	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 3})
 	want := fit(t, c, fitOptions())
 	o := fitOptions()
 	w := work(t, c, o)
@@ -250,12 +250,12 @@ func (c *counted) Err() error {
 // TestCancelFit: a fit of a single head asks its context at every step, and ends
 // with the first that says no.
 func TestCancelFit(t *testing.T) {
-	c := open(t, "llama", tiny.Options{Seed: 1, Layers: 1, KVHeads: 1, Heads: 1, HeadDim: 64})
+	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 1, KVHeads: 1, Heads: 1, HeadDim: 64})
 	o := fitOptions()
 	o.Kinds, o.Threads = []string{"srht", "learned", "frame"}, 1
 	run := func(limit int) (int, error) {
 		ctx := &counted{Context: context.Background(), limit: limit}
-		_, err := Run(ctx, refmodel.New(c.Config, c, 1), windows(c.Config, 2, 64), o)
+		_, err := Run(ctx, refmodel.New(c.Config, c, 1), tiny.Windows(c.Config, 2, 64), o)
 		return ctx.asked, err
 	}
 	whole, err := run(0)
