@@ -10,32 +10,34 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
+	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/convert/fitcache"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/rotations"
-	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // alloc names how signs are spread.
 func (o *Options) alloc() string {
 	if o.Alloc == "" {
-		return calibrate.AllocUniform
+		return bits.AllocUniform
 	}
 	return o.Alloc
 }
 
 // checkSigns refuses numbers of signs that no code can have.
 func (o *Options) checkSigns(c *family.Config) error {
-	if !slices.Contains(calibrate.Allocs, o.alloc()) {
-		return usage("--alloc %q: expected %s", o.Alloc, strings.Join(calibrate.Allocs, ", "))
+	if !slices.Contains(bits.Allocs, o.alloc()) {
+		return usage("--alloc %q: expected %s", o.Alloc, strings.Join(bits.Allocs, ", "))
 	}
 	if o.Code != "frame" && o.Bits != 1 {
 		return usage("code %s has 1 bit per number; only frame takes --bits %g", o.Code, o.Bits)
 	}
-	if o.Code != "frame" && o.alloc() != calibrate.AllocUniform {
+	if o.Code != "frame" && o.alloc() != bits.AllocUniform {
 		return usage("code %s has 1 bit per number in every head; only frame takes --alloc %s", o.Code, o.Alloc)
 	}
-	if _, err := rotations.Budget(o.Bits, c.HeadDim, c.Layers*c.KVHeads); err != nil {
+	if _, err := codec.Budget(o.Bits, c.HeadDim, c.Layers*c.KVHeads); err != nil {
 		return usage("--bits: %v", err)
 	}
 	return nil
@@ -44,13 +46,13 @@ func (o *Options) checkSigns(c *family.Config) error {
 // allot decides about signs before anything is fitted. With a work folder w, which
 // may be nil, it takes the allotment that is there or leaves its own, so that all
 // units fit to the same one; each would find the same by itself.
-func (o *Options) allot(ctx context.Context, m *refmodel.Model, w *calibrate.Work, windows [][]int32, opt calibrate.Options) ([][]int, error) {
+func (o *Options) allot(ctx context.Context, m *refmodel.Model, w *fitcache.Cache, windows [][]int32, opt calibrate.Options) ([][]int, error) {
 	c := m.Config
-	if o.Code != "frame" || o.alloc() == calibrate.AllocUniform {
-		return calibrate.Even(c, opt.Bits)
+	if o.Code != "frame" || o.alloc() == bits.AllocUniform {
+		return bits.Even(c, opt.Bits)
 	}
 	if w != nil {
-		total, err := rotations.Budget(opt.Bits, c.HeadDim, c.Layers*c.KVHeads)
+		total, err := codec.Budget(opt.Bits, c.HeadDim, c.Layers*c.KVHeads)
 		if err != nil {
 			return nil, err
 		}
@@ -66,8 +68,8 @@ func (o *Options) allot(ctx context.Context, m *refmodel.Model, w *calibrate.Wor
 			o.Notice(fmt.Sprintf("%v; signs are allotted again", err))
 		}
 	}
-	opt.Progress = step(o.Progress, "allotting signs")
-	signs, err := calibrate.Allot(ctx, m, windows, o.alloc(), opt)
+	opt.Progress = o.Progress.Of("allotting signs")
+	signs, err := bits.Allocate(ctx, m, windows, o.alloc(), opt.Allocation())
 	if err == nil && w != nil {
 		err = w.SaveSigns(signs)
 	}

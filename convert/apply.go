@@ -9,8 +9,8 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
 // Export writes what a publisher gives away of the artifact in dir to a new folder
@@ -69,7 +69,7 @@ type ApplyOptions struct {
 	Dir, Base, Out string
 	// Tool is this program; it matters only for the message when results differ.
 	Tool     string
-	Progress verify.Progress
+	Progress progress.Func
 	Notice   func(text string)
 }
 

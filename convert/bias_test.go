@@ -8,7 +8,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -28,15 +28,15 @@ func TestAddedBiases(t *testing.T) {
 		}
 		defer c.Close()
 		ch := &changes{view: &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}, targets: map[string][]string{}}
-		heads := make([]rotations.KeyEdit, c.Config.KVHeads)
+		heads := make([]transform.KeyEdit, c.Config.KVHeads)
 		for h := range heads {
-			m := &rotations.SlowMean{Delta: make([]float64, c.Config.HeadDim)}
+			m := &transform.SlowMean{Delta: make([]float64, c.Config.HeadDim)}
 			for i := range m.Delta {
 				m.Delta[i] = float64(i-h) / 4
 			}
 			heads[h].Removal = m
 		}
-		if err := rotations.FoldKeys(ch.view, 1, heads); err != nil {
+		if err := transform.FoldKeys(ch.view, 1, heads); err != nil {
 			t.Fatal(err)
 		}
 		for n, e := range ch.view.Edits {

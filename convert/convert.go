@@ -9,18 +9,24 @@ import (
 	"path/filepath"
 	"sort"
 
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
+
+	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/atomicfile"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/hf"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
-	"github.com/phaseconv/phaseconv/verify/calibrate"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/report"
 )
 
 // Options of Convert.
@@ -39,20 +45,20 @@ type Options struct {
 	Fuse string
 	// Cache, if set, names the stock cache types that the weights are changed for,
 	// and TargetCtx the context that they will be used at.
-	Cache       *verify.StockTypes
+	Cache       *kvcache.CacheTypes
 	TargetCtx   int
 	CacheTokens int // calibration tokens for that; 0 takes 8192
-	Calibration verify.Text
+	Calibration ppl.Text
 	// CalibrationTokens is how many tokens are fitted to, in windows of Ctx.
 	CalibrationTokens int
-	Evaluation        verify.Text
+	Evaluation        ppl.Text
 	Ctx, Chunks       int
 	Seed              uint64
 	Threads           int
 	// Tool and Command are recorded in the manifest.
 	Tool     string
 	Command  []string
-	Progress verify.Progress
+	Progress progress.Func
 	// Work, if set, is a folder in which fitted layers are kept, and looked for, so
 	// that a run that was interrupted can be taken up and several processes can
 	// share the fitting. It is removed after success unless KeepWork is set. Merge
@@ -70,7 +76,7 @@ type Options struct {
 }
 
 func usage(format string, args ...any) error {
-	return &verify.UsageError{Err: fmt.Errorf(format, args...)}
+	return &option.Error{Err: fmt.Errorf(format, args...)}
 }
 
 // Plans opens the source and plans every container, without calibrating.
@@ -169,7 +175,7 @@ func (o *Options) prepare(c *checkpoint.Checkpoint) (*changes, *ppl.Windows, err
 	if _, err := plans(c, *o, ch); err != nil {
 		return nil, nil, err
 	}
-	w, err := verify.Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	w, err := ppl.Tokenize(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
 	return ch, w, err
 }
 
@@ -182,7 +188,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	}
 	defer c.Close()
 	// A text that is too short is found before hours are spent, not after.
-	held, err := verify.Tokens(c, o.Evaluation, o.Ctx, o.Chunks)
+	held, err := ppl.Tokenize(c, o.Evaluation, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +214,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 		if layer.Balance == nil {
 			continue
 		}
-		if err := rotations.FoldBalance(ch.view.Edits, c, l, layer.Balance); err != nil {
+		if err := transform.FoldBalance(ch.view.Edits, c, l, layer.Balance); err != nil {
 			return nil, err
 		}
 	}
@@ -217,7 +223,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	man.Fusion = ch.report
-	fold := &rotations.Fold{SourceSHA256: man.Source.SHA256, Edits: ch.view.Edits, Added: ch.view.Added}
+	fold := &sidecar.Fold{SourceSHA256: man.Source.SHA256, Edits: ch.view.Edits, Added: ch.view.Added}
 	if err := fold.Write(filepath.Join(tmp, spec.FoldName)); err != nil {
 		return nil, err
 	}
@@ -255,7 +261,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	if o.Report {
-		if err := UpdateReport(tmp, func(r *spec.ReportJSON) {
+		if err := report.Update(tmp, func(r *spec.ReportJSON) {
 			if r.Detail = detail; advice != nil {
 				r.Advise = advice.Rows
 			}
@@ -268,14 +274,6 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	}
 	o.done(c.Config.Layers)
 	return res, nil
-}
-
-func step(p verify.Progress, name string) func(done, total int) {
-	return func(done, total int) {
-		if p != nil {
-			p(name, done, total)
-		}
-	}
 }
 
 // manifest fills in what is known before files are written.
@@ -328,7 +326,7 @@ func writeModel(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Opt
 	done, total := 0, len(p.Tensors)
 	w := &writer{ctx: ctx, c: c, view: view, plan: p, tick: func() {
 		done++
-		step(o.Progress, "writing "+string(p.Container))(done, total)
+		o.Progress.Of("writing "+string(p.Container))(done, total)
 	}}
 	entry = spec.Artifact{Container: string(p.Container), PairLayout: p.PairLayout, OutType: o.OutType}
 	switch p.Container {
@@ -384,7 +382,7 @@ func writeContainer(ctx context.Context, dir string, c *checkpoint.Checkpoint, o
 	if entry.WeightsSHA256, err = written.AttentionDigest(); err != nil {
 		return err
 	}
-	side, err := sidecar(c, written.Config, o, fit, man, entry.WeightsSHA256)
+	side, err := newSidecar(c, written.Config, o, fit, man, entry.WeightsSHA256)
 	if err != nil {
 		return err
 	}
@@ -468,20 +466,20 @@ func metadata(c *checkpoint.Checkpoint, o Options, man *spec.Manifest) ([]gguf.K
 	return ggufKVs(c, v, o.OutType, mark)
 }
 
-// sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is
+// newSidecar gathers the fitted codes in the source's pair layout. Its RoPE text is
 // that of the written model: GGUF rounds the parameters to float32.
-func sidecar(c *checkpoint.Checkpoint, written *family.Config, o Options, fit *calibrate.Result, man *spec.Manifest, weights string) (*rotations.Sidecar, error) {
-	text, err := rotations.RopeText(written.Rope, written.RopeLocal)
+func newSidecar(c *checkpoint.Checkpoint, written *family.Config, o Options, fit *calibrate.Result, man *spec.Manifest, weights string) (*sidecar.Sidecar, error) {
+	text, err := sidecar.RopeText(written.Rope, written.RopeLocal)
 	if err != nil {
 		return nil, err
 	}
-	s := &rotations.Sidecar{
+	s := &sidecar.Sidecar{
 		Kind: o.Code, HeadDim: c.Config.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent, Exceptions: o.Policy.Exceptions,
 		Pairs: c.Config.Pairs, Rope: text, SourceSHA256: man.Source.SHA256, WeightsSHA256: weights, Tool: man.Tool,
-		Calibration: rotations.Calibration{SHA256: man.Calibration.SHA256, Tokens: man.Calibration.Tokens, Context: man.Calibration.Context},
+		Calibration: sidecar.Calibration{SHA256: man.Calibration.SHA256, Tokens: man.Calibration.Tokens, Context: man.Calibration.Context},
 	}
 	for _, layer := range fit.Layers {
-		var row []*rotations.Code
+		var row []*codec.Code
 		for _, h := range layer.Heads {
 			row = append(row, h.Codes[o.Code])
 		}
@@ -512,11 +510,11 @@ func measure(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Option
 		Text: o.Evaluation, Ctx: o.Ctx, Chunks: o.Chunks, Sink: -1, Recent: -1, Seed: o.Seed, Threads: o.Threads,
 		Source: c, Progress: o.Progress,
 	}
-	opt.Head = verify.FittedHead(fit, o.Code, o.Policy.Anchor)
+	opt.Head = FittedHead(fit, o.Code, o.Policy.Anchor)
 	for _, layer := range fit.Layers {
-		var row []map[string]*rotations.Code
+		var row []map[string]*codec.Code
 		for _, h := range layer.Heads {
-			x := map[string]*rotations.Code{}
+			x := map[string]*codec.Code{}
 			for kind, code := range h.Codes {
 				moved, err := code.To(c.Config.Pairs, side.Pairs)
 				if err != nil {

@@ -3,20 +3,19 @@ package convert
 import (
 	"context"
 
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/figures"
 	"github.com/phaseconv/phaseconv/verify/ppl"
-	"github.com/phaseconv/phaseconv/verify/probe"
 )
 
 // detail is Detail at the end of a conversion, which still has all codes that it
 // fitted and the windows of both texts.
-func detail(ctx context.Context, a *contract.Artifact, o Options, v *spec.VerifyJSON, fitted [][]map[string]*rotations.Code, w, held *ppl.Windows) (*spec.Detail, error) {
-	p := artifactProbe(a)
+func detail(ctx context.Context, a *contract.Artifact, o Options, v *spec.VerifyJSON, fitted [][]map[string]*codec.Code, w, held *ppl.Windows) (*spec.Detail, error) {
+	p := figures.OfArtifact(a)
 	p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = v.Layers, fitted, o.ReportDetail, o.Seed, o.Threads, o.Progress
-	p.Windows, p.Text, p.Long = held.Tokens, *verify.TextInfo(o.Evaluation, held), verify.Longer(a.Model, o.Evaluation)
+	p.Windows, p.Text, p.Long = held.Tokens, *ppl.TextInfo(o.Evaluation, held), ppl.Longer(a.Model, o.Evaluation)
 	p.Calibration, p.CalibrationName = w.Tokens, o.Calibration.Name
-	return probe.Run(ctx, p)
+	return figures.Run(ctx, p)
 }

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/phaseconv/phaseconv/convert/edits"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
 // Which changes of weights a conversion may make.
@@ -42,9 +44,9 @@ func planned(c *checkpoint.Checkpoint, o *Options) *changes {
 		g3.Tensors = len(ch.targets)
 	}
 	const why = "for stock cache types only: name one with --cache-type-k"
-	g2 := spec.Identity{ID: rotations.IDValues, Name: valuesName, Exact: true, Why: "for stock cache types only: name one with --cache-type-v"}
-	g7 := spec.Identity{ID: rotations.IDSlowMean, Name: slowMeanName, Why: why}
-	g8 := spec.Identity{ID: rotations.IDMix, Name: mixName, Why: why}
+	g2 := spec.Identity{ID: transform.IDValues, Name: valuesName, Exact: true, Why: "for stock cache types only: name one with --cache-type-v"}
+	g7 := spec.Identity{ID: transform.IDSlowMean, Name: slowMeanName, Why: why}
+	g8 := spec.Identity{ID: transform.IDMix, Name: mixName, Why: why}
 	ch.identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)
 	return ch
 }
@@ -63,7 +65,7 @@ func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
 		ch.targets = balanceTargets(c)
 		g3.Tensors = len(ch.targets)
 	}
-	g2 := spec.Identity{ID: rotations.IDValues, Name: valuesName, Exact: true}
+	g2 := spec.Identity{ID: transform.IDValues, Name: valuesName, Exact: true}
 	switch {
 	case o.Fuse == FuseNone:
 		g2.Why = "switched off"
@@ -80,8 +82,8 @@ func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
 			}
 		}
 	}
-	g7 := spec.Identity{ID: rotations.IDSlowMean, Name: slowMeanName}
-	err := rotations.CheckKeyBias(c.Config)
+	g7 := spec.Identity{ID: transform.IDSlowMean, Name: slowMeanName}
+	err := transform.CheckKeyBias(c.Config)
 	switch reason := o.noKeyBias(c); {
 	case o.Fuse != FuseNear:
 		g7.Why = "not an exact identity; --fuse near allows it"
@@ -99,8 +101,8 @@ func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
 			}
 		}
 	}
-	g8 := spec.Identity{ID: rotations.IDMix, Name: mixName}
-	if err := rotations.CheckMix(c.Config); o.Fuse != FuseNear {
+	g8 := spec.Identity{ID: transform.IDMix, Name: mixName}
+	if err := transform.CheckMix(c.Config); o.Fuse != FuseNear {
 		g8.Why = g7.Why
 	} else if err != nil {
 		g8.Why = err.Error()
@@ -132,7 +134,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 	if o.Cache == nil || o.Fuse == FuseNone {
 		return plan, nil
 	}
-	choice, err := verify.Choose(ctx, c, verify.ChooseOptions{
+	choice, err := edits.Choose(ctx, c, edits.ChooseOptions{
 		Cache: *o.Cache, Ctx: o.TargetCtx, Text: o.Calibration, Tokens: o.CacheTokens, Near: o.Fuse == FuseNear, NoKeyBias: o.noKeyBias(c),
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
 	})
@@ -142,7 +144,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 	ch := &changes{view: &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}, targets: map[string][]string{}, report: choice.Report}
 	if choice.Changed() {
 		for l, heads := range choice.Edits {
-			if err := rotations.FoldKeys(ch.view, l, heads); err != nil {
+			if err := transform.FoldKeys(ch.view, l, heads); err != nil {
 				return nil, err
 			}
 		}
@@ -155,7 +157,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 		}
 	}
 	for _, id := range plan.identities {
-		if slices.Contains([]string{rotations.IDValues, rotations.IDBalance, rotations.IDSlowMean, rotations.IDMix}, id.ID) {
+		if slices.Contains([]string{transform.IDValues, transform.IDBalance, transform.IDSlowMean, transform.IDMix}, id.ID) {
 			was := id.Applied
 			id.Tensors = count[id.ID]
 			if id.Applied = id.Tensors > 0; id.Applied || was {
@@ -163,7 +165,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 			}
 		}
 		if id.ID == idAngle && turned(choice) {
-			id.Applied, id.Tensors, id.Why = true, count[rotations.IDBalance], "with the scales of G3, tuned to the cache type"
+			id.Applied, id.Tensors, id.Why = true, count[transform.IDBalance], "with the scales of G3, tuned to the cache type"
 		}
 		ch.identities = append(ch.identities, id)
 	}
@@ -171,9 +173,9 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 }
 
 // turned says whether a choice turns pairs by angles.
-func turned(c *verify.Choice) bool {
-	return c.Changed() && slices.ContainsFunc(c.Edits, func(heads []rotations.KeyEdit) bool {
-		return slices.ContainsFunc(heads, func(e rotations.KeyEdit) bool { return e.Turn != nil && e.Turn.Angle != nil })
+func turned(c *edits.Choice) bool {
+	return c.Changed() && slices.ContainsFunc(c.Edits, func(heads []transform.KeyEdit) bool {
+		return slices.ContainsFunc(heads, func(e transform.KeyEdit) bool { return e.Turn != nil && e.Turn.Angle != nil })
 	})
 }
 
@@ -203,7 +205,7 @@ func (p *Plan) addedBiases(c *checkpoint.Checkpoint, ch *changes) {
 			name := family.Name(l, part+".bias")
 			hf, _ := c.Config.Family.HFNames(name, 0)
 			w, _ := c.Find(family.Name(l, part+".weight"))
-			x := TensorPlan{Name: hf[0], Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{rotations.IDSlowMean},
+			x := TensorPlan{Name: hf[0], Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{transform.IDSlowMean},
 				shard: w.Sources[0], Why: "zeros: attention_bias announces biases of all projections"}
 			if t, ok := ch.view.Added[name]; ok {
 				x.tensor, x.By, x.Why = t, ch.targets[name], "a key bias, announced by attention_bias"
@@ -221,9 +223,9 @@ func compare(ctx context.Context, c *checkpoint.Checkpoint, dir string, e spec.A
 		return nil, err
 	}
 	defer written.Close()
-	half := verify.StockTypes{K: gguf.TypeF16, V: gguf.TypeF16, Rotation: o.Cache.Rotation}
+	half := kvcache.CacheTypes{K: gguf.TypeF16, V: gguf.TypeF16, Rotation: o.Cache.Rotation}
 	return verify.Advise(ctx, c, written, verify.AdviseOptions{
-		Text: o.Evaluation, Ctx: []int{o.Ctx, o.TargetCtx}, Chunks: o.Chunks, Pairs: []verify.StockTypes{*o.Cache, half},
+		Text: o.Evaluation, Ctx: []int{o.Ctx, o.TargetCtx}, Chunks: o.Chunks, Pairs: []kvcache.CacheTypes{*o.Cache, half},
 		Rotation: o.Cache.Rotation, Threads: o.Threads, Progress: o.Progress,
 	})
 }

@@ -13,7 +13,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
@@ -260,7 +260,7 @@ func TestBalanceIsExact(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, uint64(len(m.name))))
 		m.edits = checkpoint.Edits{}
 		for l := range cfg.Layers {
-			b := &rotations.Balance{PerLayer: cfg.Family.QKNorm == family.NormHead}
+			b := &transform.Balance{PerLayer: cfg.Family.QKNorm == family.NormHead}
 			for h := range cfg.KVHeads {
 				s := make([]float32, cfg.HeadDim/2)
 				for i := range s {
@@ -271,7 +271,7 @@ func TestBalanceIsExact(t *testing.T) {
 				}
 				b.Scale = append(b.Scale, s)
 			}
-			if err := rotations.FoldBalance(m.edits, m.Checkpoint, l, b); err != nil {
+			if err := transform.FoldBalance(m.edits, m.Checkpoint, l, b); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -7,13 +7,14 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify/calibrate"
 )
 
 // Action says what becomes of a tensor.
@@ -78,14 +79,14 @@ func planKeys(c *family.Config, o *Options) (KeysPlan, error) {
 	}
 	heads := c.Layers * c.KVHeads
 	var err error
-	if k.Signs, err = rotations.Budget(o.Bits, c.HeadDim, heads); err != nil {
+	if k.Signs, err = codec.Budget(o.Bits, c.HeadDim, heads); err != nil {
 		return k, err
 	}
 	k.Bits = float64(k.Signs) / float64(heads*c.HeadDim)
-	k.Bytes = k.Signs/8 + heads*(2+rotations.ExceptionBytes*k.Exceptions)
-	even := rotations.EvenSigns(k.Signs, heads)
+	k.Bytes = k.Signs/8 + heads*(2+codec.ExceptionBytes*k.Exceptions)
+	even := bits.EvenSigns(k.Signs, heads)
 	switch lo, hi := slices.Min(even), slices.Max(even); {
-	case k.Alloc != calibrate.AllocUniform:
+	case k.Alloc != bits.AllocUniform:
 		k.Spread = "spread over heads by the calibration (" + k.Alloc + ")"
 	case lo == hi:
 		k.Spread = fmt.Sprintf("%d for each head", lo)
@@ -97,7 +98,7 @@ func planKeys(c *family.Config, o *Options) (KeysPlan, error) {
 
 // decideBalance says whether and where identity G3 can be folded.
 func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
-	id := spec.Identity{ID: rotations.IDBalance, Name: "K/Q pair balance", Exact: true}
+	id := spec.Identity{ID: transform.IDBalance, Name: "K/Q pair balance", Exact: true}
 	if !want {
 		id.Why = "switched off"
 		return id
@@ -142,7 +143,7 @@ func balanceTargets(c *checkpoint.Checkpoint) map[string][]string {
 	for l := range c.Config.Layers {
 		for _, n := range names {
 			if name := family.Name(l, n); exists(c, name) {
-				out[name] = []string{rotations.IDBalance}
+				out[name] = []string{transform.IDBalance}
 			}
 		}
 	}

@@ -16,11 +16,11 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/convert/fitcache"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify"
-	"github.com/phaseconv/phaseconv/verify/calibrate"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -32,11 +32,11 @@ func WorkDir(out string) string { return filepath.Clean(out) + ".work" }
 // view, whose edits the fits depend on.
 func (o *Options) fit(ctx context.Context, c *checkpoint.Checkpoint, ch *changes, windows [][]int32, only func(layer int) bool) (*calibrate.Result, error) {
 	opt := calibrate.Options{
-		Kinds: verify.FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ch.balance,
-		Seed: o.Seed, Threads: o.Threads, Progress: step(o.Progress, "calibrating"), Only: only,
+		Kinds: FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ch.balance,
+		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress.Of("calibrating"), Only: only,
 	}
 	m := refmodel.New(c.Config, ch.view, o.Threads)
-	var w *calibrate.Work
+	var w *fitcache.Cache
 	var err error
 	if o.Work != "" {
 		if w, err = o.work(c, ch, windows, opt); err != nil {
@@ -47,7 +47,7 @@ func (o *Options) fit(ctx context.Context, c *checkpoint.Checkpoint, ch *changes
 		return nil, err
 	}
 	if w != nil {
-		w.Inputs = append(w.Inputs, calibrate.Input{Name: "signs", Value: signsDigest(opt.Signs)})
+		w.Inputs = append(w.Inputs, fitcache.Input{Name: "signs", Value: signsDigest(opt.Signs)})
 		if o.Merge {
 			if err := complete(w, c.Config.Layers); err != nil {
 				return nil, err
@@ -59,7 +59,7 @@ func (o *Options) fit(ctx context.Context, c *checkpoint.Checkpoint, ch *changes
 }
 
 // complete refuses to merge what is not there.
-func complete(w *calibrate.Work, layers int) error {
+func complete(w *fitcache.Cache, layers int) error {
 	missing := 0
 	var first error
 	for l := range layers {
@@ -76,7 +76,7 @@ func complete(w *calibrate.Work, layers int) error {
 }
 
 // work opens the folder of fitted layers.
-func (o *Options) work(c *checkpoint.Checkpoint, ch *changes, windows [][]int32, opt calibrate.Options) (*calibrate.Work, error) {
+func (o *Options) work(c *checkpoint.Checkpoint, ch *changes, windows [][]int32, opt calibrate.Options) (*fitcache.Cache, error) {
 	if st, err := os.Stat(o.Work); err == nil && !st.IsDir() {
 		return nil, usage("%s is not a folder", o.Work)
 	}
@@ -88,10 +88,10 @@ func (o *Options) work(c *checkpoint.Checkpoint, ch *changes, windows [][]int32,
 	if err != nil {
 		return nil, err
 	}
-	in := func(name string, v any) calibrate.Input { return calibrate.Input{Name: name, Value: fmt.Sprint(v)} }
-	return &calibrate.Work{
+	in := func(name string, v any) fitcache.Input { return fitcache.Input{Name: name, Value: fmt.Sprint(v)} }
+	return &fitcache.Cache{
 		Dir: o.Work,
-		Inputs: []calibrate.Input{
+		Inputs: []fitcache.Input{
 			in("program", program(o.Tool)), in("source", source), in("calibration", o.Calibration.SHA256()), in("tokens", tokensDigest(windows)),
 			in("windows", len(windows)), in("ctx", o.Ctx), in("codes", strings.Join(opt.Kinds, ",")), in("bits", strconv.FormatFloat(opt.Bits, 'g', -1, 64)), in("alloc", o.alloc()),
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
@@ -147,7 +147,7 @@ func (o *Options) done(layers int) {
 	if o.Work == "" || o.KeepWork {
 		return
 	}
-	if err := (&calibrate.Work{Dir: o.Work}).Remove(layers); err != nil && o.Notice != nil {
+	if err := (&fitcache.Cache{Dir: o.Work}).Remove(layers); err != nil && o.Notice != nil {
 		o.Notice(fmt.Sprintf("the artifact is complete, but fitted layers could not be removed: %v", err))
 	}
 }
@@ -181,7 +181,7 @@ func PlanUnits(o Options, n int) (*spec.UnitsJSON, error) {
 		return nil, err
 	}
 	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: cfg.Layers, Of: n, Units: []spec.Unit{}}
-	w := &calibrate.Work{Dir: o.Work}
+	w := &fitcache.Cache{Dir: o.Work}
 	for i := 1; i <= n; i++ {
 		u := spec.Unit{Unit: i, Layers: []spec.UnitLayer{}}
 		first, end := unitLayers(i, n, cfg.Layers)
@@ -225,7 +225,7 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 		return nil, err
 	}
 	before := map[int]fs.FileInfo{}
-	files := &calibrate.Work{Dir: o.Work}
+	files := &fitcache.Cache{Dir: o.Work}
 	for l := first; l < end; l++ {
 		if st, err := os.Stat(files.Path(l)); err == nil {
 			before[l] = st

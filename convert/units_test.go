@@ -12,8 +12,9 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
@@ -22,8 +23,8 @@ func small(src, out string) Options {
 	return Options{
 		Source: src, Out: out, Formats: []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}, OutType: "f16", Code: "frame", Bits: 1, Balance: true,
 		Policy:      kvcache.Policy{Anchor: 16, Sink: 2},
-		Calibration: verify.Text{Name: "calibration", Data: texts.Calibration}, CalibrationTokens: 96,
-		Evaluation: verify.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 48, Chunks: 1, Seed: 1, Threads: 2, Tool: "test", Command: []string{"phaseconv"},
+		Calibration: ppl.Text{Name: "calibration", Data: texts.Calibration}, CalibrationTokens: 96,
+		Evaluation: ppl.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 48, Chunks: 1, Seed: 1, Threads: 2, Tool: "test", Command: []string{"phaseconv"},
 		Report: true,
 	}
 }
@@ -124,7 +125,7 @@ func TestKeysPlan(t *testing.T) {
 	} {
 		bad := o
 		x.edit(&bad)
-		var u *verify.UsageError
+		var u *option.Error
 		if _, err := Plans(bad); !errors.As(err, &u) || !strings.Contains(err.Error(), x.says) {
 			t.Errorf("%s: %v", x.says, err)
 		}
@@ -283,7 +284,7 @@ func TestUnitLayers(t *testing.T) {
 		}
 	}
 	for _, x := range [][2]int{{0, 0}, {-1, 3}, {4, 3}, {1, 1 << 20}} {
-		var use *verify.UsageError
+		var use *option.Error
 		if err := CheckUnits(x[0], x[1]); !errors.As(err, &use) {
 			t.Errorf("unit %d of %d: %v", x[0], x[1], err)
 		}

@@ -13,8 +13,8 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
@@ -22,8 +22,8 @@ import (
 func quick(src, out string, to checkpoint.Container, outtype string) (*Result, error) {
 	return Convert(context.Background(), Options{
 		Source: src, Out: out, Formats: []checkpoint.Container{to}, OutType: outtype, Code: "srht", Bits: 1, Balance: true, Policy: kvcache.Policy{Sink: 1},
-		Calibration: verify.Text{Name: "calibration", Data: texts.Calibration}, CalibrationTokens: 32,
-		Evaluation: verify.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 32, Chunks: 1, Seed: 1, Threads: 1, Tool: "test",
+		Calibration: ppl.Text{Name: "calibration", Data: texts.Calibration}, CalibrationTokens: 32,
+		Evaluation: ppl.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 32, Chunks: 1, Seed: 1, Threads: 1, Tool: "test",
 	})
 }
 

@@ -12,12 +12,13 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // AdviseOptions of Advise.
 type AdviseOptions struct {
-	Text Text
+	Text ppl.Text
 	// Ctx lists context lengths. The shortest is measured on Chunks windows (0: all
 	// that the text gives), longer ones on as many tokens, but at least one window.
 	Ctx    []int
@@ -26,7 +27,7 @@ type AdviseOptions struct {
 	// Types are the types to choose from, F16 always among them. Pairs, if set, are
 	// measured instead of a search.
 	Types []gguf.Type
-	Pairs []StockTypes
+	Pairs []kvcache.CacheTypes
 	// Rotation: llama.cpp's attention rotation is on, its default.
 	Rotation bool
 	// HalfSums reproduces the F16 sums of llama.cpp's CPU backend, see kvcache.Stock.
@@ -35,7 +36,7 @@ type AdviseOptions struct {
 	// GGUF files are rounded as llama.cpp's CPU backend does, see refmodel.Model.
 	FloatInputs bool
 	Threads     int
-	Progress    Progress
+	Progress    progress.Func
 }
 
 // adviseTypes is what Advise tries when it is not told.
@@ -119,12 +120,12 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		if chunks > 0 {
 			chunks = max(1, chunks*contexts[0]/n)
 		}
-		w, err := Tokens(base, o.Text, n, chunks)
+		w, err := ppl.Tokenize(base, o.Text, n, chunks)
 		if err != nil {
 			return nil, err
 		}
 		a.texts = append(a.texts, w)
-		out.Texts = append(out.Texts, *TextInfo(o.Text, w))
+		out.Texts = append(out.Texts, *ppl.TextInfo(o.Text, w))
 	}
 	if err := a.search(ctx); err != nil {
 		return nil, err
@@ -204,9 +205,9 @@ func (a *adviser) search(ctx context.Context) error {
 		return nil
 	}
 	for _, m := range a.models {
-		pairs := []StockTypes{halves}
+		pairs := []kvcache.CacheTypes{kvcache.F16}
 		for _, t := range a.o.Types {
-			pairs = append(pairs, StockTypes{K: t, V: gguf.TypeF16}, StockTypes{K: gguf.TypeF16, V: t})
+			pairs = append(pairs, kvcache.CacheTypes{K: t, V: gguf.TypeF16}, kvcache.CacheTypes{K: gguf.TypeF16, V: t})
 		}
 		if err := a.measure(ctx, m, pairs, "measuring K alone and V alone"); err != nil {
 			return err
@@ -217,7 +218,7 @@ func (a *adviser) search(ctx context.Context) error {
 			if err := a.measure(ctx, m, candidates[:n], "measuring pairs"); err != nil {
 				return err
 			}
-			passed := slices.ContainsFunc(candidates[:n], func(p StockTypes) bool {
+			passed := slices.ContainsFunc(candidates[:n], func(p kvcache.CacheTypes) bool {
 				return a.worst[adviseKey{p.K, p.V, m.converted}] <= a.o.MaxKLD
 			})
 			if passed {
@@ -231,35 +232,35 @@ func (a *adviser) search(ctx context.Context) error {
 
 // candidates lists the pairs that are smaller than every passing type of K or V
 // alone and may pass themselves, smallest first.
-func (a *adviser) candidates(m adviseModel) []StockTypes {
-	alone := func(p StockTypes) float64 { return a.worst[adviseKey{p.K, p.V, m.converted}] }
+func (a *adviser) candidates(m adviseModel) []kvcache.CacheTypes {
+	alone := func(p kvcache.CacheTypes) float64 { return a.worst[adviseKey{p.K, p.V, m.converted}] }
 	limit := math.MaxInt
 	for _, t := range a.o.Types {
-		for _, p := range []StockTypes{{K: t, V: gguf.TypeF16}, {K: gguf.TypeF16, V: t}} {
+		for _, p := range []kvcache.CacheTypes{{K: t, V: gguf.TypeF16}, {K: gguf.TypeF16, V: t}} {
 			if alone(p) <= a.o.MaxKLD {
 				limit = min(limit, a.bytes(m, p))
 			}
 		}
 	}
-	sum := func(p StockTypes) float64 {
-		return alone(StockTypes{K: p.K, V: gguf.TypeF16}) + alone(StockTypes{K: gguf.TypeF16, V: p.V})
+	sum := func(p kvcache.CacheTypes) float64 {
+		return alone(kvcache.CacheTypes{K: p.K, V: gguf.TypeF16}) + alone(kvcache.CacheTypes{K: gguf.TypeF16, V: p.V})
 	}
-	var out []StockTypes
+	var out []kvcache.CacheTypes
 	for _, k := range a.o.Types {
 		for _, v := range a.o.Types {
-			p := StockTypes{K: k, V: v}
+			p := kvcache.CacheTypes{K: k, V: v}
 			if a.bytes(m, p) < limit && sum(p) <= slack*a.o.MaxKLD {
 				out = append(out, p)
 			}
 		}
 	}
-	slices.SortStableFunc(out, func(x, y StockTypes) int {
+	slices.SortStableFunc(out, func(x, y kvcache.CacheTypes) int {
 		return cmp.Or(cmp.Compare(a.bytes(m, x), a.bytes(m, y)), cmp.Compare(sum(x), sum(y)))
 	})
 	return out
 }
 
-func (a *adviser) stock(m adviseModel, p StockTypes) *kvcache.Stock {
+func (a *adviser) stock(m adviseModel, p kvcache.CacheTypes) *kvcache.Stock {
 	s, err := kvcache.NewStock(m.m.Config, p.K, p.V, a.o.Rotation)
 	if err != nil {
 		return nil // checkTypes has tried them all
@@ -268,21 +269,23 @@ func (a *adviser) stock(m adviseModel, p StockTypes) *kvcache.Stock {
 	return s
 }
 
-func (a *adviser) bytes(m adviseModel, p StockTypes) int { return a.stock(m, p).BytesPerToken() }
+func (a *adviser) bytes(m adviseModel, p kvcache.CacheTypes) int {
+	return a.stock(m, p).BytesPerToken()
+}
 
 // measure runs pairs of one model at all contexts and appends their rows.
-func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []StockTypes, step string) error {
+func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.CacheTypes, step string) error {
 	for i, w := range a.texts {
 		caches := make([]*kvcache.Stock, 0, len(pairs)+1)
 		first := len(a.base) <= i
 		if first {
 			// The base is the first model's own default; it runs along in the first pass.
-			caches = append(caches, a.stock(a.models[0], halves))
+			caches = append(caches, a.stock(a.models[0], kvcache.F16))
 		}
 		for _, p := range pairs {
 			caches = append(caches, a.stock(m, p))
 		}
-		streams, err := runStock(ctx, m.m, w, caches, a.o.Progress.of(fmt.Sprintf("%s at context %d%s", step, w.Ctx, suffix(m.converted))))
+		streams, err := runStock(ctx, m.m, w, caches, a.o.Progress.Of(fmt.Sprintf("%s at context %d%s", step, w.Ctx, suffix(m.converted))))
 		if err != nil {
 			return err
 		}
@@ -315,7 +318,7 @@ func suffix(converted bool) string {
 	return ""
 }
 
-func (a *adviser) add(m adviseModel, p StockTypes, ctx int, d *ppl.Divergence) error {
+func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, ctx int, d *ppl.Divergence) error {
 	s := a.stock(m, p)
 	for _, x := range []float64{d.Mean, d.Ratio} {
 		if math.IsNaN(x) || math.IsInf(x, 0) {
@@ -339,7 +342,7 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 		if key.converted != m.converted || !(worst <= a.o.MaxKLD) {
 			continue
 		}
-		s := a.stock(m, StockTypes{K: key.k, V: key.v})
+		s := a.stock(m, kvcache.CacheTypes{K: key.k, V: key.v})
 		c := spec.AdviseChoice{
 			KType: kvcache.StockName(key.k), VType: kvcache.StockName(key.v), Converted: key.converted,
 			BytesPerToken: float64(s.BytesPerToken()), Worst: worst, Flags: s.Flags(),

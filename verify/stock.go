@@ -46,7 +46,7 @@ func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, 
 		return nil, err
 	}
 	float := func(c *checkpoint.Checkpoint) (*kvcache.Stock, error) {
-		return kvcache.NewStock(c.Config, halves.K, halves.V, true)
+		return kvcache.NewStock(c.Config, kvcache.F16.K, kvcache.F16.V, true)
 	}
 	own, err := float(model)
 	if err != nil {
@@ -58,7 +58,7 @@ func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, 
 	}
 	m := refmodel.New(model.Config, model, o.Threads)
 	m.RoundInputs = runAsTheyAre(model, o.Source)
-	streams, err := runStock(ctx, m, w, caches, o.Progress.of("measuring stock cache types"))
+	streams, err := runStock(ctx, m, w, caches, o.Progress.Of("measuring stock cache types"))
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, 
 		}
 		src := refmodel.New(o.Source.Config, o.Source, o.Threads)
 		src.RoundInputs = m.RoundInputs
-		base, err := runStock(ctx, src, w, []*kvcache.Stock{theirs}, o.Progress.of("running the source with F16 caches"))
+		base, err := runStock(ctx, src, w, []*kvcache.Stock{theirs}, o.Progress.Of("running the source with F16 caches"))
 		if err != nil {
 			return nil, err
 		}
@@ -86,6 +86,6 @@ func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, 
 	}
 	d := &res.Divergences[0]
 	out.PPL, out.PPLErr = res.Streams[0].PPL, res.Streams[0].Err
-	out.PPLRatio, out.PPLRatioErr, out.KLD = d.Ratio, d.RatioErr, kldJSON(d)
+	out.PPLRatio, out.PPLRatioErr, out.KLD = d.Ratio, d.RatioErr, ppl.KLDJSON(d)
 	return out, nil
 }

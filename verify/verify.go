@@ -8,18 +8,22 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Options of Artifact.
 type Options struct {
-	Text        Text
+	Text        ppl.Text
 	Ctx, Chunks int
 	// Sink and Recent override the policy of the artifact; negative keeps it.
 	Sink, Recent int
@@ -35,13 +39,13 @@ type Options struct {
 	// Source, if set, is what the artifact was made from: the proof that the
 	// function is preserved needs it.
 	Source   *checkpoint.Checkpoint
-	Progress Progress
+	Progress progress.Func
 	// Stock, if set, also measures a stock runtime's cache types.
-	Stock *StockTypes
+	Stock *kvcache.CacheTypes
 
 	// Fitted adds codes of the calibration to the audit, [layer][head]; only a
 	// conversion still has them.
-	Fitted [][]map[string]*rotations.Code
+	Fitted [][]map[string]*codec.Code
 	// Head describes the fits behind the audit's rows; nil takes the manifest's.
 	Head func(layer, head int) audit.Head
 }
@@ -50,7 +54,7 @@ type Options struct {
 // their divergence, the beta audit, and with a source the function proof.
 func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checker, o Options) (*spec.VerifyJSON, error) {
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
-		return nil, usage("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
+		return nil, option.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
 	cfg := a.Model.Config
 	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent, Exceptions: a.Sidecar.Exceptions}
@@ -72,7 +76,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, err
 	}
 	cache.Kernels = o.Kernels
-	w, err := Tokens(a.Model, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(a.Model, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +86,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, err
 	}
 	float, onebit := &refmodel.Lane{}, &refmodel.Lane{Cache: cache}
-	run := refmodel.Options{Tap: tap, Progress: o.Progress.of("measuring float and 1-bit keys")}
+	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring float and 1-bit keys")}
 	if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{float, onebit}, run); err != nil {
 		return nil, err
 	}
@@ -100,8 +104,8 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	}
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
-		PPL:      pplJSON(res, w, policy, kind), KLD: kldJSON(&res.Divergences[0]),
-		Bytes: Bytes(cfg, codes, policy), Text: TextInfo(o.Text, w),
+		PPL:      ppl.PPLJSON(res, w, policy, kind), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		Bytes: kvcache.Bytes(cfg, codes, policy), Text: ppl.TextInfo(o.Text, w),
 	}
 	out.PPL.Kernels = o.Kernels
 	head := o.Head
@@ -139,19 +143,19 @@ func finite(v *spec.VerifyJSON) bool {
 }
 
 // codesInUse returns the sidecar's codes, or those of a code that needs no fit.
-func codesInUse(s *rotations.Sidecar, o Options) ([][]*rotations.Code, string, error) {
+func codesInUse(s *sidecar.Sidecar, o Options) ([][]*codec.Code, string, error) {
 	switch o.Code {
 	case "", s.Kind:
 		return s.Codes, s.Kind, nil
 	case "raw", "srht", "random":
 	default:
-		return nil, "", usage("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
+		return nil, "", option.Errorf("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
 	}
-	var out [][]*rotations.Code
+	var out [][]*codec.Code
 	for l, heads := range s.Codes {
-		var row []*rotations.Code
+		var row []*codec.Code
 		for h := range heads {
-			c, err := rotations.DataFree(o.Code, s.HeadDim, o.Seed, l, h)
+			c, err := codec.DataFree(o.Code, s.HeadDim, o.Seed, l, h)
 			if err != nil {
 				return nil, "", err
 			}
@@ -163,16 +167,16 @@ func codesInUse(s *rotations.Sidecar, o Options) ([][]*rotations.Code, string, e
 }
 
 // auditCodes lists the audit's columns per head.
-func auditCodes(codes [][]*rotations.Code, o Options) ([][]audit.Codes, error) {
+func auditCodes(codes [][]*codec.Code, o Options) ([][]audit.Codes, error) {
 	var out [][]audit.Codes
 	for l, heads := range codes {
 		var row []audit.Codes
 		for h, c := range heads {
-			var fitted map[string]*rotations.Code
+			var fitted map[string]*codec.Code
 			if o.Fitted != nil {
 				fitted = o.Fitted[l][h]
 			}
-			x, err := columns(c, fitted, o.Seed, l, h)
+			x, err := audit.Columns(c, fitted, o.Seed, l, h)
 			if err != nil {
 				return nil, err
 			}
@@ -184,13 +188,13 @@ func auditCodes(codes [][]*rotations.Code, o Options) ([][]audit.Codes, error) {
 }
 
 // fromManifest takes what a conversion recorded about its fits.
-func fromManifest(m *spec.Manifest, kind string, codes [][]*rotations.Code, anchor int) func(l, h int) audit.Head {
+func fromManifest(m *spec.Manifest, kind string, codes [][]*codec.Code, anchor int) func(l, h int) audit.Head {
 	at := map[[2]int]*spec.Layer{}
 	for i := range m.Layers {
 		at[[2]int{m.Layers[i].Layer, m.Layers[i].Head}] = &m.Layers[i]
 	}
 	return func(l, h int) audit.Head {
-		x := audit.Head{Code: kind, Bits: perNumber(codes[l][h]), Anchor: anchor}
+		x := audit.Head{Code: kind, Bits: audit.BitsPerNumber(codes[l][h]), Anchor: anchor}
 		if r := at[[2]int{l, h}]; r != nil && r.Code == kind {
 			x.Tokens = r.Tokens
 			if r.TrainCos1bit != nil {
@@ -217,7 +221,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Stream, error) {
 		m := refmodel.New(o.Source.Config, weights, o.Threads)
 		lane := &refmodel.Lane{}
-		if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{lane}, refmodel.Options{Progress: o.Progress.of(step)}); err != nil {
+		if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{lane}, refmodel.Options{Progress: o.Progress.Of(step)}); err != nil {
 			return ppl.Stream{}, err
 		}
 		return ppl.Scored(m, w, lane)
@@ -228,7 +232,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	}
 	edits := checkpoint.Edits{}
 	for l := range o.Source.Config.Layers {
-		if err := rotations.FoldBalance(edits, o.Source, l, rotations.FloorBalance(o.Source.Config)); err != nil {
+		if err := transform.FoldBalance(edits, o.Source, l, transform.FloorBalance(o.Source.Config)); err != nil {
 			return nil, err
 		}
 	}

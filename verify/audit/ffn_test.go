@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -187,7 +187,7 @@ func TestFFNEnergy(t *testing.T) {
 			}
 			double[0] = append(double[0], s)
 		}
-		f, err := rotations.FoldFFN(c, c.Config, double)
+		f, err := transform.FoldFFN(c, c.Config, double)
 		if err != nil {
 			t.Fatal(err)
 		}

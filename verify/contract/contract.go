@@ -15,7 +15,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -28,7 +28,7 @@ type Artifact struct {
 	Manifest *spec.Manifest
 	Entry    spec.Artifact
 	Model    *checkpoint.Checkpoint
-	Sidecar  *rotations.Sidecar
+	Sidecar  *sidecar.Sidecar
 }
 
 // Close closes the model.
@@ -173,7 +173,7 @@ func Open(dir, prefer string, c *Checker) *Artifact {
 	if !c.Add("model", err, "the model opens and has the tensors of its family") {
 		return nil
 	}
-	a.Sidecar, err = rotations.ReadSidecar(filepath.Join(dir, entry.Sidecar))
+	a.Sidecar, err = sidecar.ReadSidecar(filepath.Join(dir, entry.Sidecar))
 	if !c.Add("sidecar", err, "version, basis, shapes and numbers are as version 1 demands") {
 		a.Close()
 		return nil
@@ -281,7 +281,7 @@ func checkFit(a *Artifact) error {
 	if s.Pairs != cfg.Pairs {
 		return fmt.Errorf("key %s is %s, the model's keys are %s", spec.KeyPairLayout, s.Pairs, cfg.Pairs)
 	}
-	text, err := rotations.RopeText(cfg.Rope, cfg.RopeLocal)
+	text, err := sidecar.RopeText(cfg.Rope, cfg.RopeLocal)
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -15,8 +15,8 @@ import (
 type Published struct {
 	Dir      string
 	Manifest *spec.Manifest
-	Sidecars []*rotations.Sidecar // as Manifest.Artifacts
-	Fold     *rotations.Fold
+	Sidecars []*sidecar.Sidecar // as Manifest.Artifacts
+	Fold     *sidecar.Fold
 }
 
 // PublishedFiles lists the files that a manifest vouches for and that are
@@ -41,7 +41,7 @@ func OpenPublished(dir string, c *Checker) *Published {
 		return nil
 	}
 	for _, e := range m.Artifacts {
-		s, err := rotations.ReadSidecar(filepath.Join(dir, e.Sidecar))
+		s, err := sidecar.ReadSidecar(filepath.Join(dir, e.Sidecar))
 		if err != nil {
 			c.Add("sidecar", err, "")
 			return nil
@@ -49,7 +49,7 @@ func OpenPublished(dir string, c *Checker) *Published {
 		p.Sidecars = append(p.Sidecars, s)
 	}
 	c.Add("sidecar", nil, "version, basis, shapes and numbers are as version 1 demands")
-	p.Fold, err = rotations.ReadFold(filepath.Join(dir, spec.FoldName))
+	p.Fold, err = sidecar.ReadFold(filepath.Join(dir, spec.FoldName))
 	if !c.Add("fold", err, "the edits of the weights are complete and finite") {
 		return nil
 	}
@@ -128,7 +128,7 @@ func compareFacts(facts []fact, where string) error {
 }
 
 // sidecarFacts are those that manifest and sidecar both tell.
-func sidecarFacts(m *spec.Manifest, e spec.Artifact, s *rotations.Sidecar) []fact {
+func sidecarFacts(m *spec.Manifest, e spec.Artifact, s *sidecar.Sidecar) []fact {
 	return []fact{
 		{"source.sha256", m.Source.SHA256, s.SourceSHA256},
 		{"code.kind", m.Code.Kind, s.Kind},

@@ -7,7 +7,8 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -124,14 +125,14 @@ func (s *Stock) rotates(t gguf.Type) bool {
 }
 
 // KeyRow returns what is done to a key before it is stored.
-func (s *Stock) KeyRow() rotations.CacheRow {
-	return rotations.CacheRow{Type: s.K, Hadamard: s.RotationK(), Pairs: s.cfg.Family.GGUFPairs}
+func (s *Stock) KeyRow() transform.CacheRow {
+	return transform.CacheRow{Type: s.K, Hadamard: s.RotationK(), Pairs: s.cfg.Family.GGUFPairs}
 }
 
 // ValueRow returns what is done to a value before it is stored. Values have no pairs
 // to be ordered by.
-func (s *Stock) ValueRow() rotations.CacheRow {
-	return rotations.CacheRow{Type: s.V, Hadamard: s.RotationV()}
+func (s *Stock) ValueRow() transform.CacheRow {
+	return transform.CacheRow{Type: s.V, Hadamard: s.RotationV()}
 }
 
 // String names the pair: "q8_0/q4_0", K first.
@@ -186,11 +187,11 @@ func store(t gguf.Type, x []float32, what string, layer, head int) ([]byte, erro
 // their sum: the transform is linear and its own inverse.
 func (s *Stock) Values(layer, head int, v []float32) error {
 	n := s.RotationV()
-	rotations.Hadamard(v, n)
+	linalg.Hadamard(v, n)
 	if _, err := store(s.V, v, "values", layer, head); err != nil {
 		return err
 	}
-	rotations.Hadamard(v, n)
+	linalg.Hadamard(v, n)
 	return nil
 }
 

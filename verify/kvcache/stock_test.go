@@ -18,8 +18,8 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -131,7 +131,7 @@ func TestStockGolden(t *testing.T) {
 				want string
 			}{{s.K, hk, keys, kHash}, {s.V, hv, vals, vHash}} {
 				y := slices.Clone(x.x)
-				rotations.Hadamard(y, x.n)
+				linalg.Hadamard(y, x.n)
 				stored, err := store(x.t, y, "", 0, 0)
 				if err != nil {
 					t.Fatal(err)
@@ -243,7 +243,7 @@ func TestHadamard(t *testing.T) {
 			x[i] = float32(rng.NormFloat64())
 		}
 		y := slices.Clone(x)
-		rotations.Hadamard(y, n)
+		linalg.Hadamard(y, n)
 		// Against the definition: entry (i, j) is (-1)^popcount(i&j) / sqrt(n).
 		for i := range x {
 			var want float64
@@ -258,13 +258,13 @@ func TestHadamard(t *testing.T) {
 				t.Fatalf("size %d, number %d: %g, want %g", n, i, y[i], want)
 			}
 		}
-		rotations.Hadamard(y, n)
+		linalg.Hadamard(y, n)
 		if e := rel(y, x); e > 1e-6 {
 			t.Errorf("size %d: twice differs from the identity by %g", n, e)
 		}
 	}
 	x := []float32{1, 2, 3}
-	rotations.Hadamard(x, 0)
+	linalg.Hadamard(x, 0)
 	if !slices.Equal(x, []float32{1, 2, 3}) {
 		t.Error("size 0 changed the numbers")
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -20,7 +20,7 @@ const stockBlock = 32
 type stockScorer struct {
 	d     int // head_dim
 	width int // columns of keys: d, and for Q8_1 queries one per block
-	row   rotations.CacheRow
+	row   transform.CacheRow
 	pairs rope.Layout // of queries
 	query gguf.Type
 	keys  gemm.Weights

@@ -7,6 +7,7 @@ import (
 	"sort"
 
 	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -135,7 +136,7 @@ func Measure(ctx context.Context, w *Windows, base Stream, streams ...Stream) (*
 		width := v1 - v0
 		deltas := make([][]float64, base.Model.Threads)
 		span := (n + len(deltas) - 1) / len(deltas)
-		refmodel.Parallel(base.Model.Threads, len(deltas), func(part int) {
+		parallel.Do(base.Model.Threads, len(deltas), func(part int) {
 			deltas[part] = make([]float64, len(all))
 			scratch := make([]float32, width)
 			for r := part * span; r < min(n, (part+1)*span); r++ {

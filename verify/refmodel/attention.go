@@ -6,6 +6,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -120,7 +121,7 @@ func (m *Model) linear(dst, x []float32, rows int, w *matrix, bias []float32) {
 
 // turnHeads applies RoPE to all heads of all rows; row r is position r mod T.
 func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Layout, threads int) {
-	rowsParallel(threads, rows, func(r0, r1 int) {
+	parallel.Rows(threads, rows, func(r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			for h := range heads {
 				t.Apply(x[(r*heads+h)*d:][:d], r%T, pairs)
@@ -133,7 +134,7 @@ func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Lay
 func (m *Model) attend(o []float32, a *Attention, cache Cache) error {
 	units := a.Windows * m.Config.KVHeads
 	if units >= 4*m.Threads {
-		return parallel(m.Threads, units, func(i int) error {
+		return parallel.For(m.Threads, units, func(i int) error {
 			h, err := m.prepareHead(a, cache, i)
 			if err == nil {
 				h.queries(o, 0, m.Config.Group()*a.T)
@@ -144,7 +145,7 @@ func (m *Model) attend(o []float32, a *Attention, cache Cache) error {
 	// Few heads (a long context, a model with one KV head): they are cut along their
 	// queries.
 	heads := make([]*attentionHead, units)
-	err := parallel(m.Threads, units, func(i int) (err error) {
+	err := parallel.For(m.Threads, units, func(i int) (err error) {
 		heads[i], err = m.prepareHead(a, cache, i)
 		return err
 	})
@@ -159,7 +160,7 @@ func (m *Model) attend(o []float32, a *Attention, cache Cache) error {
 			}
 		}
 	}
-	Parallel(m.Threads, len(tasks), func(i int) { tasks[i]() })
+	parallel.Do(m.Threads, len(tasks), func(i int) { tasks[i]() })
 	return nil
 }
 

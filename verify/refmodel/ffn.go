@@ -5,6 +5,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
 // ffn adds layer l's feed-forward network to the hidden states of every lane.
@@ -52,7 +53,7 @@ func (m *Model) gated(y, x []float32, rows int, b *batch, w []matrix) {
 	g, u := grow(&b.gate, rows*f), grow(&b.up, rows*f)
 	m.mul(g, x, rows, &w[0])
 	m.mul(u, x, rows, &w[1])
-	rowsParallel(m.Threads, rows, func(r0, r1 int) {
+	parallel.Rows(m.Threads, rows, func(r0, r1 int) {
 		gr, ur := g[r0*f:r1*f], u[r0*f:r1*f]
 		if m.Config.Family.Activation == family.GELUTanh {
 			fmath.GELUTanhMul(gr, gr, ur)

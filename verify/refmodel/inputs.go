@@ -6,6 +6,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
 // matrix is a packed matrix and what ggml's CPU backend rounds its inputs to.
@@ -39,7 +40,7 @@ func (m *Model) mul(dst, x []float32, rows int, w *matrix) {
 	k := w.K()
 	if m.RoundInputs && w.input != gguf.TypeF32 {
 		y := grow(&m.rounded, rows*k)
-		rowsParallel(m.Threads, rows, func(r0, r1 int) {
+		parallel.Rows(m.Threads, rows, func(r0, r1 int) {
 			copy(y[r0*k:r1*k], x[r0*k:])
 			for r := r0; r < r1; r++ {
 				roundInputs(w.input, y[r*k:(r+1)*k])

@@ -14,6 +14,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -303,7 +304,7 @@ func (m *Model) pack(w *matrix, t *checkpoint.Tensor, row0, n int) error {
 	buf := grow(&m.scratch, n*cols)
 	// About 256 KiB a piece: large enough to make calls rare, small enough to share out.
 	step := max(1, 1<<16/cols)
-	err := parallel(m.Threads, (n+step-1)/step, func(i int) error {
+	err := parallel.For(m.Threads, (n+step-1)/step, func(i int) error {
 		r := i * step
 		k := min(step, n-r)
 		return m.w.ReadRows(t, row0+r, k, buf[r*cols:(r+k)*cols])

@@ -11,12 +11,11 @@ import (
 
 	"github.com/phaseconv/phaseconv/convert"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/audit"
+	"github.com/phaseconv/phaseconv/verify/figures"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
-	"github.com/phaseconv/phaseconv/verify/probe"
 	"github.com/phaseconv/phaseconv/verify/report"
 )
 
@@ -36,7 +35,7 @@ Examples:
 			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
 			&cli.IntFlag{Name: "ctx", Usage: "context length", Value: 512},
 			&cli.IntFlag{Name: "chunks", Usage: "windows to measure, 0 for all", Value: 4},
-			&cli.StringFlag{Name: "code", Usage: "code in the last column: " + strings.Join(rotations.Kinds, ", "), Value: "frame"},
+			&cli.StringFlag{Name: "code", Usage: "code in the last column: " + strings.Join(codec.Kinds, ", "), Value: "frame"},
 			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key, on average over all heads (frame only)", Value: 1},
 			&cli.StringFlag{Name: "alloc", Usage: "how signs are spread over heads: uniform, sensitivity (by measured cost) or angle (default: sensitivity for frames)"},
 			&cli.IntFlag{Name: "exceptions", Usage: "coordinates of each coded key that are kept beside its signs, 0 to head_dim/2"},
@@ -58,10 +57,10 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	if err != nil {
 		return err
 	}
-	o := verify.AuditOptions{
+	o := convert.AuditOptions{
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Code: c.String("code"), Bits: c.Float("bits"), Alloc: alloc(c),
 		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"), Exceptions: c.Int("exceptions")},
-		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: progress(stderr),
+		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
 	if o.Calibration, err = calibrationText(c.String("calib")); err != nil {
 		return err
@@ -75,26 +74,26 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	}
 	defer ck.Close()
 	if c.Bool("ffn") {
-		if b := c.Int("ffn-block"); b < 1 || b > rotations.MaxDim {
-			return usagef("--ffn-block %d: it must be from 1 to %d", b, rotations.MaxDim)
+		if b := c.Int("ffn-block"); b < 1 || b > codec.MaxDim {
+			return usagef("--ffn-block %d: it must be from 1 to %d", b, codec.MaxDim)
 		}
 		o.FFN = &audit.FFNOptions{Block: c.Int("ffn-block")}
 	}
 	page := report.Model{Name: filepath.Base(filepath.Clean(src)), License: report.License(src)}
 	if c.String("report") != "" {
-		o.Probe = func(p probe.Options) (err error) {
+		o.Probe = func(p figures.Options) (err error) {
 			p.Detail = c.Bool("report-detail")
-			page.Detail, err = probe.Run(ctx, p)
+			page.Detail, err = figures.Run(ctx, p)
 			return err
 		}
 	}
-	res, err := verify.Audit(ctx, ck, o)
+	res, err := convert.Audit(ctx, ck, o)
 	if err != nil {
 		return err
 	}
 	if path := c.String("report"); path != "" {
 		page.Audit, page.FFN = res, res.FFN
-		if err := convert.WriteReport(path, page); err != nil {
+		if err := report.WriteFile(path, page); err != nil {
 			return err
 		}
 	}

@@ -16,7 +16,8 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/option"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
@@ -46,7 +47,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitGood
 	}
-	var use *verify.UsageError
+	var use *option.Error
 	switch {
 	case errors.Is(err, errGate):
 		return exitFailed
@@ -62,7 +63,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 func usageError(_ context.Context, _ *cli.Command, err error, _ bool) error {
-	return &verify.UsageError{Err: err}
+	return &option.Error{Err: err}
 }
 
 // root builds the command tree.
@@ -100,7 +101,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 }
 
 func usagef(format string, args ...any) error {
-	return &verify.UsageError{Err: fmt.Errorf(format, args...)}
+	return &option.Error{Err: fmt.Errorf(format, args...)}
 }
 
 // one returns the only positional argument.
@@ -112,22 +113,22 @@ func one(c *cli.Command, what string) (string, error) {
 }
 
 // text loads a text file, or returns the embedded one when no file is named.
-func text(path string, embedded []byte, name string) (verify.Text, error) {
+func text(path string, embedded []byte, name string) (ppl.Text, error) {
 	if path == "" {
-		return verify.Text{Name: name, Data: embedded}, nil
+		return ppl.Text{Name: name, Data: embedded}, nil
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return verify.Text{}, &verify.UsageError{Err: err}
+		return ppl.Text{}, &option.Error{Err: err}
 	}
-	return verify.Text{Name: filepath.Base(path), Data: data}, nil
+	return ppl.Text{Name: filepath.Base(path), Data: data}, nil
 }
 
-func calibrationText(path string) (verify.Text, error) {
+func calibrationText(path string) (ppl.Text, error) {
 	return text(path, texts.Calibration, texts.CalibrationName)
 }
 
-func evaluationText(path string) (verify.Text, error) {
+func evaluationText(path string) (ppl.Text, error) {
 	return text(path, texts.Evaluation, texts.EvaluationName)
 }
 

@@ -9,10 +9,10 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify/calibrate"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
@@ -34,7 +34,7 @@ Examples:
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
 			&cli.StringFlag{Name: "format", Usage: "gguf, safetensors or both", Value: "gguf"},
 			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0", Value: "f16"},
-			&cli.StringFlag{Name: "code", Usage: "key code: " + strings.Join(rotations.Kinds, ", "), Value: "frame"},
+			&cli.StringFlag{Name: "code", Usage: "key code: " + strings.Join(codec.Kinds, ", "), Value: "frame"},
 			&cli.BoolFlag{Name: "balance", Usage: "fold the K/Q pair balance (identity G3)", Value: true},
 			&cli.StringFlag{Name: "cache-type-k", Usage: "change the weights for this stock key cache: q8_0, q4_0, ... (what helps is measured)", Value: "f16"},
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the value cache type beside it", Value: "f16"},
@@ -72,7 +72,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		Source: src, Out: c.String("out"), OutType: c.String("outtype"), Code: c.String("code"), Bits: c.Float("bits"), Alloc: alloc(c),
 		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"), Exceptions: c.Int("exceptions")},
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Seed: c.Uint64("seed"), Threads: c.Int("threads"),
-		Tool: Tool(), Command: recorded(lasting(c.Root().Args().Slice())), Progress: progress(stderr),
+		Tool: Tool(), Command: recorded(lasting(c.Root().Args().Slice())), Progress: showProgress(stderr),
 		Report: c.Bool("report"), ReportDetail: c.Bool("report-detail"),
 	}
 	switch c.String("format") {
@@ -130,9 +130,9 @@ func alloc(c *cli.Command) string {
 	case a != "":
 		return a
 	case c.String("code") == "frame":
-		return calibrate.AllocSensitivity
+		return bits.AllocSensitivity
 	}
-	return calibrate.AllocUniform
+	return bits.AllocUniform
 }
 
 // cacheOptions reads what to do for stock cache types.

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -47,7 +46,7 @@ func run() error {
 		return err
 	}
 	defer c.Close()
-	w, err := verify.Tokens(c, verify.Text{Name: *file, Data: data}, *ctx, *chunks)
+	w, err := ppl.Tokenize(c, ppl.Text{Name: *file, Data: data}, *ctx, *chunks)
 	if err != nil {
 		return err
 	}

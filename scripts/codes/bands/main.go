@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -47,7 +46,7 @@ func run() error {
 	var all [][]float64 // [artifact][token]
 	for _, dir := range flag.Args() {
 		fmt.Print("---|")
-		kld, err := measure(dir, verify.Text{Name: *file, Data: data}, *ctx, *threads)
+		kld, err := measure(dir, ppl.Text{Name: *file, Data: data}, *ctx, *threads)
 		if err != nil {
 			return fmt.Errorf("%s: %w", dir, err)
 		}
@@ -66,7 +65,7 @@ func run() error {
 	return nil
 }
 
-func measure(dir string, text verify.Text, n, threads int) ([]float64, error) {
+func measure(dir string, text ppl.Text, n, threads int) ([]float64, error) {
 	checks := &contract.Checker{}
 	a := contract.Open(dir, "", checks)
 	if a == nil {
@@ -78,7 +77,7 @@ func measure(dir string, text verify.Text, n, threads int) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := verify.Tokens(a.Model, text, n, 1)
+	w, err := ppl.Tokenize(a.Model, text, n, 1)
 	if err != nil {
 		return nil, err
 	}

@@ -11,16 +11,18 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"github.com/phaseconv/phaseconv/rotations/fit"
 	"math"
 	"os"
 	"slices"
 	"sync"
 
+	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
-	"github.com/phaseconv/phaseconv/rotations"
-	"github.com/phaseconv/phaseconv/verify"
-	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/activations"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -39,14 +41,14 @@ const (
 // point sums over heads what one step has.
 type point struct{ train, held, trainRatio, heldRatio, n float64 }
 
-func (p *point) add(train, held rotations.Beta) {
+func (p *point) add(train, held codec.Beta) {
 	p.train, p.held = p.train+train.Cos1bit, p.held+held.Cos1bit
 	p.trainRatio, p.heldRatio = p.trainRatio+train.MomentRatio, p.heldRatio+held.MomentRatio
 	p.n++
 }
 
 // A curve is what one start of one head has at each step: train, held out.
-type curve [][2]rotations.Beta
+type curve [][2]codec.Beta
 
 // mean returns step i of the mean over heads; a head whose fit has ended stays
 // where it is. ok is false when all have.
@@ -70,7 +72,7 @@ func (t *heldKeys) FFN(int, []float32) error { return nil }
 
 func (t *heldKeys) Attention(a *refmodel.Attention) error {
 	for h := range t.c.Config.KVHeads {
-		t.keys[[2]int{a.Layer, h}] = calibrate.Keys(t.c.Config, a, h, nil, t.policy)
+		t.keys[[2]int{a.Layer, h}] = activations.Keys(t.c.Config, a, h, nil, t.policy)
 	}
 	return nil
 }
@@ -80,7 +82,7 @@ func cut(c *checkpoint.Checkpoint, path string, n int) ([][]int32, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := verify.Tokens(c, verify.Text{Name: path, Data: raw}, 512, n)
+	w, err := ppl.Tokenize(c, ppl.Text{Name: path, Data: raw}, 512, n)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +95,7 @@ var crossings = []float64{.85, .90, .92}
 
 func run() error {
 	model := flag.String("model", "", "checkpoint")
-	fit := flag.String("fit", "", "text to fit to")
+	fitText := flag.String("fit", "", "text to fit to")
 	text := flag.String("text", "", "text to measure on")
 	seeds := flag.Int("seeds", 5, "seeds")
 	every := flag.Int("every", 3, "take every so many layers")
@@ -116,7 +118,7 @@ func run() error {
 	if err := m.Run(ctx, test, []*refmodel.Lane{{}}, refmodel.Options{Tap: held}); err != nil {
 		return err
 	}
-	cal, err := cut(c, *fit, windows**seeds)
+	cal, err := cut(c, *fitText, windows**seeds)
 	if err != nil {
 		return err
 	}
@@ -131,13 +133,13 @@ func run() error {
 		curves := map[head]curve{}
 		o := calibrate.Options{Kinds: []string{"learned", "frame"}, Bits: 1, Policy: policy, Seed: uint64(seed), Threads: *threads,
 			Only: func(l int) bool { return l%*every == 0 },
-			Trace: func(s *rotations.Sample, kind string, start, step int, k *rotations.Code) {
+			Trace: func(s *fit.Sample, kind string, start, step int, k *codec.Code) {
 				keys := held.keys[[2]int{s.Layer, s.Head}]
 				train, test := k.Measure(few(s.Keys, d)), k.Measure(few(keys, d))
 				mu.Lock()
 				defer mu.Unlock()
 				h := head{kind, start, s.Layer, s.Head}
-				curves[h] = append(curves[h], [2]rotations.Beta{train, test})
+				curves[h] = append(curves[h], [2]codec.Beta{train, test})
 			}}
 		res, err := calibrate.Run(ctx, m, cal[seed*windows:(seed+1)*windows], o)
 		if err != nil {
@@ -169,12 +171,12 @@ func run() error {
 			for l := 0; l < c.Config.Layers; l += *every {
 				for h, x := range res.Layers[l].Heads {
 					keys := few(held.keys[[2]int{l, h}], d)
-					srht, err := rotations.DataFree("srht", d, uint64(seed), l, h)
+					srht, err := codec.DataFree("srht", d, uint64(seed), l, h)
 					if err != nil {
 						return err
 					}
 					// The floor is that of centred keys, as the codes see them.
-					if srht, err = rotations.New("srht", d, d, x.Codes[kind].Mean, srht.Decode, nil); err != nil {
+					if srht, err = codec.New("srht", d, d, x.Codes[kind].Mean, srht.Decode, nil); err != nil {
 						return err
 					}
 					b := x.Codes[kind].Measure(keys)
@@ -189,7 +191,7 @@ func run() error {
 				for side, name := range []string{"fitted", "other"} {
 					n, sum := 0, 0
 					for _, c := range first {
-						at := slices.IndexFunc(c, func(p [2]rotations.Beta) bool { return p[side].Cos1bit >= x })
+						at := slices.IndexFunc(c, func(p [2]codec.Beta) bool { return p[side].Cos1bit >= x })
 						if at >= 0 {
 							n, sum = n+1, sum+at
 						}

@@ -15,17 +15,17 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
-	"github.com/phaseconv/phaseconv/rotations"
-	"github.com/phaseconv/phaseconv/verify"
-	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -110,7 +110,7 @@ func cut(c *checkpoint.Checkpoint, path string, windows int) (*ppl.Windows, erro
 	if err != nil {
 		return nil, err
 	}
-	return verify.Tokens(c, verify.Text{Name: path, Data: raw}, 512, windows)
+	return ppl.Tokenize(c, ppl.Text{Name: path, Data: raw}, 512, windows)
 }
 
 // lane is one row to measure.
@@ -151,13 +151,13 @@ func (b *bench) point(p string) error {
 		return fmt.Errorf("expected code:bits:alloc:exceptions")
 	}
 	code, alloc := f[0], f[2]
-	bits, err := strconv.ParseFloat(f[1], 64)
+	perNumber, err := strconv.ParseFloat(f[1], 64)
 	if err != nil {
 		return err
 	}
 	var todo []string
 	for _, x := range strings.Split(f[3], "+") {
-		if !b.done[b.key(code, bits, alloc, x)] {
+		if !b.done[b.key(code, perNumber, alloc, x)] {
 			todo = append(todo, x)
 		}
 	}
@@ -166,9 +166,9 @@ func (b *bench) point(p string) error {
 	}
 	ctx := context.Background()
 	policy := kvcache.Policy{Anchor: 64, Sink: 4}
-	o := calibrate.Options{Kinds: []string{code}, Bits: bits, Policy: policy, Balance: true, Seed: b.seed, Threads: b.threads}
+	o := calibrate.Options{Kinds: []string{code}, Bits: perNumber, Policy: policy, Balance: true, Seed: b.seed, Threads: b.threads}
 	if code == "frame" {
-		if o.Signs, err = calibrate.Allot(ctx, b.m, b.fit.Tokens, alloc, o); err != nil {
+		if o.Signs, err = bits.Allocate(ctx, b.m, b.fit.Tokens, alloc, o.Allocation()); err != nil {
 			return err
 		}
 	}
@@ -183,7 +183,7 @@ func (b *bench) point(p string) error {
 		if policy.Exceptions, err = strconv.Atoi(digits); err != nil {
 			return err
 		}
-		codes := make([][]*rotations.Code, cfg.Layers)
+		codes := make([][]*codec.Code, cfg.Layers)
 		size := 0
 		for l, layer := range fit.Layers {
 			for _, h := range layer.Heads {
@@ -202,7 +202,7 @@ func (b *bench) point(p string) error {
 			return err
 		}
 		cache.Scale = fit.KeyScale(cfg)
-		lanes = append(lanes, lane{b.key(code, bits, alloc, x), float64(size) / float64(heads), cache})
+		lanes = append(lanes, lane{b.key(code, perNumber, alloc, x), float64(size) / float64(heads), cache})
 	}
 	return b.measure(lanes)
 }

@@ -14,7 +14,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/phaseconv/phaseconv/verify/report/svg"
+	"github.com/phaseconv/phaseconv/internal/svg"
 )
 
 // style makes the picture independent of a page.

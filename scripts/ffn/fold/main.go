@@ -20,9 +20,9 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
-	"github.com/phaseconv/phaseconv/rotations"
-	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/audit"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -34,7 +34,7 @@ func main() {
 }
 
 // dithered is a Source with noise on its matrices.
-type dithered struct{ rotations.Source }
+type dithered struct{ transform.Source }
 
 func (d dithered) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error {
 	if err := d.Source.ReadRows(t, row0, n, dst); err != nil || len(t.Shape) < 2 {
@@ -76,7 +76,7 @@ func run() error {
 	if c.Container != checkpoint.GGUF {
 		return errors.New("not a GGUF file")
 	}
-	var src rotations.Source = c
+	var src transform.Source = c
 	if *dither {
 		src = dithered{c}
 	}
@@ -85,17 +85,17 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		if src, err = rotations.FoldFFN(src, c.Config, scale); err != nil {
+		if src, err = transform.FoldFFN(src, c.Config, scale); err != nil {
 			return err
 		}
 	}
 	var untied *checkpoint.Tensor
 	if *g1 != "" {
-		q, err := rotations.NewResidualRotation(*g1, c.Config.Hidden, 1)
+		q, err := transform.NewResidualRotation(*g1, c.Config.Hidden, 1)
 		if err != nil {
 			return err
 		}
-		f, err := rotations.FoldResidual(src, c.Config, q, *threads)
+		f, err := transform.FoldResidual(src, c.Config, q, *threads)
 		if err != nil {
 			return err
 		}
@@ -105,7 +105,7 @@ func run() error {
 }
 
 // scales returns those of G4.
-func scales(c *checkpoint.Checkpoint, w rotations.Source, how, text string, threads int) ([][][]float32, error) {
+func scales(c *checkpoint.Checkpoint, w transform.Source, how, text string, threads int) ([][][]float32, error) {
 	cfg := c.Config
 	var energy [][][]float64
 	switch how {
@@ -115,7 +115,7 @@ func scales(c *checkpoint.Checkpoint, w rotations.Source, how, text string, thre
 		if err != nil {
 			return nil, err
 		}
-		win, err := verify.Tokens(c, verify.Text{Name: text, Data: data}, 512, 12)
+		win, err := ppl.Tokenize(c, ppl.Text{Name: text, Data: data}, 512, 12)
 		if err != nil {
 			return nil, err
 		}
@@ -138,13 +138,13 @@ func scales(c *checkpoint.Checkpoint, w rotations.Source, how, text string, thre
 			if energy != nil {
 				a = energy[l][e]
 			}
-			out[l] = append(out[l], rotations.FFNBalance(a, down[e]))
+			out[l] = append(out[l], transform.FFNBalance(a, down[e]))
 		}
 	}
 	return out, nil
 }
 
-func write(path string, c *checkpoint.Checkpoint, src rotations.Source, untied *checkpoint.Tensor) error {
+func write(path string, c *checkpoint.Checkpoint, src transform.Source, untied *checkpoint.Tensor) error {
 	f := c.File()
 	var tensors []*checkpoint.Tensor
 	var specs []gguf.TensorSpec

@@ -9,11 +9,12 @@ package main
 import (
 	"flag"
 	"fmt"
+	"github.com/phaseconv/phaseconv/rotations/fit"
 	"os"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 )
 
 func main() {
@@ -35,15 +36,15 @@ func run() error {
 	}
 	defer c.Close()
 	cfg, d := c.Config, c.Config.Hidden
-	q, err := rotations.NewResidualRotation("none", d, 0)
+	q, err := transform.NewResidualRotation("none", d, 0)
 	if err != nil {
 		return err
 	}
-	folded, err := rotations.FoldResidual(c, cfg, q, 1) // gains alone
+	folded, err := transform.FoldResidual(c, cfg, q, 1) // gains alone
 	if err != nil {
 		return err
 	}
-	split := func(l int, matrices ...string) (fit, held []float32, err error) {
+	split := func(l int, matrices ...string) (fitted, held []float32, err error) {
 		for _, m := range matrices {
 			t, ok := folded.Find(family.Name(l, m))
 			if !ok {
@@ -54,44 +55,44 @@ func run() error {
 				return nil, nil, err
 			}
 			for i := 0; i < len(x); i += 2 * d {
-				fit = append(fit, x[i:i+d]...)
+				fitted = append(fitted, x[i:i+d]...)
 				if i+d < len(x) {
 					held = append(held, x[i+d:i+2*d]...)
 				}
 			}
 		}
-		return fit, held, nil
+		return fitted, held, nil
 	}
-	show := func(what string, fit, held []float32, block int) error {
-		r, err := rotations.FitRows(fit, d, block, 1, 0, 0, *threads, nil)
+	show := func(what string, fitted, held []float32, block int) error {
+		r, err := fit.FitRows(fitted, d, block, 1, 0, 0, *threads, nil)
 		if err != nil {
 			return err
 		}
-		srht := rotations.HadamardRows(d, block, 1, 0, 0)
-		var none *rotations.BlockRotation
+		srht := fit.HadamardRows(d, block, 1, 0, 0)
+		var none *fit.BlockRotation
 		h := r.Measure(held, d, *threads)
 		fmt.Printf("%s: %d rows of %d, block %d, %.2f rows per dimension: cos1bit train %.4f, held out %.4f (moment_ratio %.4f), srht %.4f, none %.4f\n",
-			what, len(fit)/d, d, block, float64(len(fit)/d)/float64(block), r.Measure(fit, d, *threads).Cos1bit, h.Cos1bit, h.MomentRatio,
+			what, len(fitted)/d, d, block, float64(len(fitted)/d)/float64(block), r.Measure(fitted, d, *threads).Cos1bit, h.Cos1bit, h.MomentRatio,
 			srht.Measure(held, d, *threads).Cos1bit, none.Measure(held, d, *threads).Cos1bit)
 		return nil
 	}
-	var fit, held []float32
+	var fitted, held []float32
 	for l := range cfg.Layers {
 		f, h, err := split(l, "ffn_gate.weight", "ffn_up.weight")
 		if err != nil {
 			return err
 		}
-		fit, held = append(fit, f...), append(held, h...)
+		fitted, held = append(fitted, f...), append(held, h...)
 	}
-	if err := show("all layers", fit, held, rotations.BlockSize(d, *block)); err != nil || *layer < 0 {
+	if err := show("all layers", fitted, held, fit.BlockSize(d, *block)); err != nil || *layer < 0 {
 		return err
 	}
-	if fit, held, err = split(*layer, "ffn_gate.weight"); err != nil {
+	if fitted, held, err = split(*layer, "ffn_gate.weight"); err != nil {
 		return err
 	}
-	if err := show(fmt.Sprintf("layer %d gate, full", *layer), fit, held, d); err != nil {
+	if err := show(fmt.Sprintf("layer %d gate, full", *layer), fitted, held, d); err != nil {
 		return err
 	}
-	n := len(fit) / d
-	return show("the same of noise", rotations.NoiseRows(n, d, 1), rotations.NoiseRows(n, d, 2), d)
+	n := len(fitted) / d
+	return show("the same of noise", fit.NoiseRows(n, d, 1), fit.NoiseRows(n, d, 2), d)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 )
 
 // CacheKeys are the key cache types that CacheTypes measures, largest first.
@@ -23,7 +24,7 @@ type CacheOptions struct {
 	// others llama.cpp also rounds activations. Converted may be empty.
 	Published, Converted string
 	// Text is cut into Chunks windows of Ctx tokens, whose second halves are scored.
-	Text        verify.Text
+	Text        ppl.Text
 	Ctx, Chunks int
 	Threads     int
 	// Emulate lists the types of keys that package kvcache's emulation is measured
@@ -63,7 +64,7 @@ func CacheTypes(ctx context.Context, l *Library, o CacheOptions) (rows []CacheRo
 		return nil, base, err
 	}
 	defer c.Close()
-	w, err := verify.Tokens(c, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(c, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, base, err
 	}
@@ -123,7 +124,7 @@ func emulate(ctx context.Context, published *checkpoint.Checkpoint, o CacheOptio
 	}
 	for _, r := range rows {
 		if !r.Converted && r.Refused == "" && slices.Contains(o.Emulate, r.K) {
-			a.Pairs = append(a.Pairs, verify.StockTypes{K: r.K, V: gguf.TypeF16, Rotation: true})
+			a.Pairs = append(a.Pairs, kvcache.CacheTypes{K: r.K, V: gguf.TypeF16, Rotation: true})
 		}
 	}
 	if len(a.Pairs) == 0 {

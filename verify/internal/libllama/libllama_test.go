@@ -19,7 +19,6 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 	"github.com/phaseconv/phaseconv/verify/texts"
@@ -197,7 +196,7 @@ func windowsOf(t *testing.T, path string, ctx, chunks int) *ppl.Windows {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	w, err := verify.Tokens(c, verify.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, ctx, chunks)
+	w, err := ppl.Tokenize(c, ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, ctx, chunks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -470,7 +469,7 @@ func TestCacheTypes(t *testing.T) {
 	}
 	o := CacheOptions{
 		Published: files.published, Converted: files.converted, Emulate: CacheKeys, Ctx: 256, Chunks: 2,
-		Text: verify.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
+		Text: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
 	}
 	rows, base, err := CacheTypes(context.Background(), l, o)
 	if err != nil {

@@ -1,0 +1,69 @@
+package ppl
+
+import (
+	"context"
+
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// layerLanes is how many layers are measured at a time, each with hidden states of its own.
+const layerLanes = 8
+
+// LayerKLD returns by how much predictions diverge when the keys of one layer
+// alone are coded, for each layer, at positions from on of each window. tick, if
+// not nil, is told how many layers are done.
+func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache *kvcache.Codes, tick func(done, total int)) ([]Divergence, error) {
+	w := &Windows{Ctx: len(windows[0]), Tokens: windows}
+	for _, ids := range windows {
+		w.Targets = append(w.Targets, ids[from+1:]...)
+	}
+	var out []Divergence
+	var base Stream
+	var start []float32 // float hidden states in front of layer l0
+	layers := m.Config.Layers
+	for l0 := 0; l0 < layers; l0 += layerLanes {
+		l1 := min(layers, l0+layerLanes)
+		float := &refmodel.Lane{From: l0, Start: start, Until: l1}
+		next := float
+		lanes := []*refmodel.Lane{float}
+		if l0 == 0 {
+			float.Until, next = 0, &refmodel.Lane{From: l1, Until: l1}
+		}
+		for l := l0; l < l1; l++ {
+			// Without a code in front of it, a layer gets what it gets in the float model.
+			lanes = append(lanes, &refmodel.Lane{Cache: cache.Only(l), From: l})
+		}
+		coded := lanes[1:]
+		if next != float {
+			lanes = append(lanes, next)
+		}
+		if err := m.Run(ctx, windows, lanes, refmodel.Options{}); err != nil {
+			return nil, err
+		}
+		start = next.Hidden
+		var err error
+		if l0 == 0 {
+			if base, err = ScoredFrom(m, w.Ctx, from, float); err != nil {
+				return nil, err
+			}
+		}
+		var streams []Stream
+		for _, l := range coded {
+			s, err := ScoredFrom(m, w.Ctx, from, l)
+			if err != nil {
+				return nil, err
+			}
+			streams = append(streams, s)
+		}
+		r, err := Measure(ctx, w, base, streams...)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r.Divergences...)
+		if tick != nil {
+			tick(len(out), layers)
+		}
+	}
+	return out, nil
+}
