@@ -35,7 +35,7 @@ type AuditOptions struct {
 	// progress are filled in.
 	FFN *audit.FFNOptions
 	// Probe, if set, is called at the end with what the audit has in hand, for a
-	// report: options of probe.Run, all but Detail filled in.
+	// report: options of figures.Run, all but Detail filled in.
 	Probe func(p figures.Options) error
 }
 
@@ -88,23 +88,23 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		}
 		tap.Codes = append(tap.Codes, row)
 	}
-	// The 1-bit lane scores keys as the source has them, so it needs codes for
+	// The 1-bit variant scores keys as the source has them, so it needs codes for
 	// unbalanced keys: the balance is undone around the code.
 	cache, err := kvcache.NewCodes(c.Config, codes, o.Policy)
 	if err != nil {
 		return nil, err
 	}
 	cache.Scale = tap.Scale
-	float, onebit := &refmodel.Lane{}, &refmodel.Lane{Cache: cache}
-	err = m.Run(ctx, w.Tokens, []*refmodel.Lane{float, onebit}, refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring")})
+	float, onebit := &refmodel.Variant{}, &refmodel.Variant{Cache: cache}
+	err = m.Run(ctx, w.Tokens, []*refmodel.Variant{float, onebit}, refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring")})
 	if err != nil {
 		return nil, err
 	}
-	base, err := ppl.Scored(m, w, float)
+	base, err := ppl.NewPositions(m, w, float)
 	if err != nil {
 		return nil, err
 	}
-	coded, err := ppl.Scored(m, w, onebit)
+	coded, err := ppl.NewPositions(m, w, onebit)
 	if err != nil {
 		return nil, err
 	}

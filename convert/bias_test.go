@@ -30,11 +30,11 @@ func TestAddedBiases(t *testing.T) {
 		ch := &changes{view: &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}, targets: map[string][]string{}}
 		heads := make([]transform.KeyEdit, c.Config.KVHeads)
 		for h := range heads {
-			m := &transform.SlowMean{Delta: make([]float64, c.Config.HeadDim)}
+			m := &transform.BiasShift{Delta: make([]float64, c.Config.HeadDim)}
 			for i := range m.Delta {
 				m.Delta[i] = float64(i-h) / 4
 			}
-			heads[h].Removal = m
+			heads[h].Shift = m
 		}
 		if err := transform.FoldKeys(ch.view, 1, heads); err != nil {
 			t.Fatal(err)

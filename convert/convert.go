@@ -42,7 +42,7 @@ type Options struct {
 	Balance bool
 	Policy  kvcache.Policy
 	// Fuse says which changes of weights are allowed: none, exact or near.
-	Fuse string
+	WeightEdits string
 	// Cache, if set, names the stock cache types that the weights are changed for,
 	// and TargetCtx the context that they will be used at.
 	Cache       *kvcache.CacheTypes
@@ -68,7 +68,7 @@ type Options struct {
 	// Notice, if set, is told what is worth knowing and is no error.
 	Notice func(text string)
 	// Report adds report.html and report.json to the artifact; ReportDetail measures
-	// more for them, see probe.Options.
+	// more for them, see figures.Options.
 	Report, ReportDetail bool
 
 	// companions, if set, are the files to copy beside safetensors; others stay behind.
@@ -122,16 +122,16 @@ func (o *Options) check(c *checkpoint.Checkpoint) error {
 	if _, err := planKeys(c.Config, o); err != nil {
 		return err
 	}
-	switch o.Fuse {
-	case "", FuseNone, FuseExact, FuseNear: // the default is exact
+	switch o.WeightEdits {
+	case "", EditsNone, EditsExact, EditsApproximate: // the default is exact
 	default:
-		return usage("--fuse %q: expected none, exact or near", o.Fuse)
+		return usage("--fuse %q: expected none, exact or near", o.WeightEdits)
 	}
-	if o.Cache == nil && o.Fuse == FuseNear {
+	if o.Cache == nil && o.WeightEdits == EditsApproximate {
 		return usage("--fuse near is for a cache type: name one with --cache-type-k")
 	}
 	if o.Cache != nil {
-		if _, err := kvcache.NewStock(c.Config, o.Cache.K, o.Cache.V, o.Cache.Rotation); err != nil {
+		if _, err := kvcache.NewLlamaCpp(c.Config, o.Cache.K, o.Cache.V, o.Cache.Rotation); err != nil {
 			return usage("%v", err)
 		}
 		if o.TargetCtx < 16 || c.Config.Context > 0 && o.TargetCtx > c.Config.Context {
@@ -199,7 +199,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	defer f.abort()
 	tmp := f.path
 
-	if ch, err = fuse(ctx, c, &o, ch); err != nil {
+	if ch, err = searchEdits(ctx, c, &o, ch); err != nil {
 		return nil, err
 	}
 	ps, err := plans(c, o, ch)
@@ -211,10 +211,10 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	for l, layer := range fit.Layers {
-		if layer.Balance == nil {
+		if layer.PairScale == nil {
 			continue
 		}
-		if err := transform.FoldBalance(ch.view.Edits, c, l, layer.Balance); err != nil {
+		if err := transform.FoldPairScale(ch.view.Edits, c, l, layer.PairScale); err != nil {
 			return nil, err
 		}
 	}
@@ -346,7 +346,7 @@ func writeModel(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Opt
 			return entry, nil, err
 		}
 		entry.Model, entry.Sidecar, entry.OutType = names[len(names)-1], spec.SafetensorsSidecarName, "source"
-		more, err := writeCompanions(c, dir, man, o.companions, len(view.Added) > 0)
+		more, err := writeAuxiliary(c, dir, man, o.companions, len(view.Added) > 0)
 		if err != nil {
 			return entry, nil, err
 		}
@@ -421,7 +421,7 @@ func record(dir string, names []string, man *spec.Manifest) error {
 // writeCompanions writes config.json with its phaseconv object and copies the
 // tokenizer and the other small files, only those named if only is not nil.
 // biases says that the model gets its first.
-func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, only map[string]bool, biases bool) ([]string, error) {
+func writeAuxiliary(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, only map[string]bool, biases bool) ([]string, error) {
 	info := map[string]any{
 		"version": spec.Version,
 		"source":  man.Source,
@@ -437,7 +437,7 @@ func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, o
 		return nil, err
 	}
 	names := []string{hf.ConfigName}
-	more, err := companions(c.Path)
+	more, err := auxiliaryFiles(c.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -455,9 +455,9 @@ func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, o
 
 // metadata builds the keys of the GGUF model.
 func metadata(c *checkpoint.Checkpoint, o Options, man *spec.Manifest) ([]gguf.KV, error) {
-	mark := marker(man.Source.SHA256, man.Code, man.Tool)
+	mark := provenanceTag(man.Source.SHA256, man.Code, man.Tool)
 	if f := c.File(); f != nil {
-		return retrofitKVs(f, mark), nil
+		return copyWithTag(f, mark), nil
 	}
 	v, err := c.Vocab()
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 )
 
 // marker returns the keys that a converted model carries.
-func marker(source string, code spec.CodeInfo, tool string) []gguf.KV {
+func provenanceTag(source string, code spec.CodeInfo, tool string) []gguf.KV {
 	key := func(k string) string { return spec.ModelPrefix + k }
 	return []gguf.KV{
 		gguf.Value(key(spec.KeyVersion), uint32(spec.Version)),
@@ -25,7 +25,7 @@ func marker(source string, code spec.CodeInfo, tool string) []gguf.KV {
 
 // retrofitKVs copies a GGUF file's keys byte for byte and adds the marker;
 // markers of an earlier conversion are replaced.
-func retrofitKVs(f *gguf.File, mark []gguf.KV) []gguf.KV {
+func copyWithTag(f *gguf.File, mark []gguf.KV) []gguf.KV {
 	var out []gguf.KV
 	for _, kv := range f.KVs {
 		if !strings.HasPrefix(kv.Key, spec.ModelPrefix+"phaseconv.") {

@@ -92,11 +92,11 @@ func eachTiny(t *testing.T, f func(t *testing.T, m *tinyModel)) {
 func logitsOf(t *testing.T, cfg *family.Config, c refmodel.Weights, tokens [][]int32) []float32 {
 	t.Helper()
 	m := refmodel.New(cfg, c, 2)
-	lane := &refmodel.Lane{}
-	if err := m.Run(context.Background(), tokens, []*refmodel.Lane{lane}, refmodel.Options{}); err != nil {
+	variant := &refmodel.Variant{}
+	if err := m.Run(context.Background(), tokens, []*refmodel.Variant{variant}, refmodel.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	normed, err := m.FinalNorm(lane.Hidden)
+	normed, err := m.FinalNorm(variant.Hidden)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func writeTiny(t *testing.T, m *tinyModel, p *Plan, dir, outtype string) string 
 	if err != nil {
 		t.Fatal(err)
 	}
-	kvs, err := ggufKVs(m.Checkpoint, v, outtype, marker("0", spec.CodeInfo{Kind: "raw"}, "test"))
+	kvs, err := ggufKVs(m.Checkpoint, v, outtype, provenanceTag("0", spec.CodeInfo{Kind: "raw"}, "test"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestBalanceIsExact(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, uint64(len(m.name))))
 		m.edits = checkpoint.Edits{}
 		for l := range cfg.Layers {
-			b := &transform.Balance{PerLayer: cfg.Family.QKNorm == family.NormHead}
+			b := &transform.PairScale{PerLayer: cfg.Family.QKNorm == family.NormHead}
 			for h := range cfg.KVHeads {
 				s := make([]float32, cfg.HeadDim/2)
 				for i := range s {
@@ -271,7 +271,7 @@ func TestBalanceIsExact(t *testing.T) {
 				}
 				b.Scale = append(b.Scale, s)
 			}
-			if err := transform.FoldBalance(m.edits, m.Checkpoint, l, b); err != nil {
+			if err := transform.FoldPairScale(m.edits, m.Checkpoint, l, b); err != nil {
 				t.Fatal(err)
 			}
 		}

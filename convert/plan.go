@@ -98,7 +98,7 @@ func planKeys(c *family.Config, o *Options) (KeysPlan, error) {
 
 // decideBalance says whether and where identity G3 can be folded.
 func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
-	id := spec.Identity{ID: transform.IDBalance, Name: "K/Q pair balance", Exact: true}
+	id := spec.Identity{ID: transform.IDPairScale, Name: "K/Q pair balance", Exact: true}
 	if !want {
 		id.Why = "switched off"
 		return id
@@ -143,7 +143,7 @@ func balanceTargets(c *checkpoint.Checkpoint) map[string][]string {
 	for l := range c.Config.Layers {
 		for _, n := range names {
 			if name := family.Name(l, n); exists(c, name) {
-				out[name] = []string{transform.IDBalance}
+				out[name] = []string{transform.IDPairScale}
 			}
 		}
 	}

@@ -221,7 +221,7 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 	if first == end {
 		return out, nil
 	}
-	if ch, err = fuse(ctx, c, &o, ch); err != nil {
+	if ch, err = searchEdits(ctx, c, &o, ch); err != nil {
 		return nil, err
 	}
 	before := map[int]fs.FileInfo{}

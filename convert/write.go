@@ -465,7 +465,7 @@ func configJSON(dir string, info any, biases bool) ([]byte, error) {
 
 // companions are the files beside the weights that a loader needs; others stay
 // behind, weights in other formats above all.
-func companions(dir string) ([]string, error) {
+func auxiliaryFiles(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err

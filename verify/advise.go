@@ -30,7 +30,7 @@ type AdviseOptions struct {
 	Pairs []kvcache.CacheTypes
 	// Rotation: llama.cpp's attention rotation is on, its default.
 	Rotation bool
-	// HalfSums reproduces the F16 sums of llama.cpp's CPU backend, see kvcache.Stock.
+	// HalfSums reproduces the F16 sums of llama.cpp's CPU backend, see kvcache.LlamaCpp.
 	HalfSums bool
 	// FloatInputs leaves the inputs of matrix products in float32. Without it those of
 	// GGUF files are rounded as llama.cpp's CPU backend does, see refmodel.Model.
@@ -58,8 +58,8 @@ const pairsPerRun = 3
 type adviser struct {
 	o      AdviseOptions
 	models []adviseModel
-	base   []ppl.Stream // per context: models[0] with F16 caches
-	ppl    []float64    // of base
+	base   []ppl.Positions // per context: models[0] with F16 caches
+	ppl    []float64       // of base
 	texts  []*ppl.Windows
 	rows   []spec.AdviseRow
 	worst  map[adviseKey]float64 // largest KLD over contexts
@@ -158,7 +158,7 @@ func (a *adviser) checkTypes() error {
 	cfg := a.models[0].m.Config
 	fits := func(k, v gguf.Type) error {
 		for _, m := range a.models {
-			if _, err := kvcache.NewStock(m.m.Config, k, v, a.o.Rotation); err != nil {
+			if _, err := kvcache.NewLlamaCpp(m.m.Config, k, v, a.o.Rotation); err != nil {
 				return err
 			}
 		}
@@ -260,8 +260,8 @@ func (a *adviser) candidates(m adviseModel) []kvcache.CacheTypes {
 	return out
 }
 
-func (a *adviser) stock(m adviseModel, p kvcache.CacheTypes) *kvcache.Stock {
-	s, err := kvcache.NewStock(m.m.Config, p.K, p.V, a.o.Rotation)
+func (a *adviser) stock(m adviseModel, p kvcache.CacheTypes) *kvcache.LlamaCpp {
+	s, err := kvcache.NewLlamaCpp(m.m.Config, p.K, p.V, a.o.Rotation)
 	if err != nil {
 		return nil // checkTypes has tried them all
 	}
@@ -276,7 +276,7 @@ func (a *adviser) bytes(m adviseModel, p kvcache.CacheTypes) int {
 // measure runs pairs of one model at all contexts and appends their rows.
 func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.CacheTypes, step string) error {
 	for i, w := range a.texts {
-		caches := make([]*kvcache.Stock, 0, len(pairs)+1)
+		caches := make([]*kvcache.LlamaCpp, 0, len(pairs)+1)
 		first := len(a.base) <= i
 		if first {
 			// The base is the first model's own default; it runs along in the first pass.
@@ -285,7 +285,7 @@ func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.Ca
 		for _, p := range pairs {
 			caches = append(caches, a.stock(m, p))
 		}
-		streams, err := runStock(ctx, m.m, w, caches, a.o.Progress.Of(fmt.Sprintf("%s at context %d%s", step, w.Ctx, suffix(m.converted))))
+		streams, err := runCaches(ctx, m.m, w, caches, a.o.Progress.Of(fmt.Sprintf("%s at context %d%s", step, w.Ctx, suffix(m.converted))))
 		if err != nil {
 			return err
 		}
@@ -326,7 +326,7 @@ func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, ctx int, d *ppl.Diver
 		}
 	}
 	a.rows = append(a.rows, spec.AdviseRow{
-		KType: kvcache.StockName(p.K), VType: kvcache.StockName(p.V), Ctx: ctx, Converted: m.converted,
+		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Ctx: ctx, Converted: m.converted,
 		BytesPerToken: float64(s.BytesPerToken()), PPLRatio: d.Ratio, KLD: d.Mean, KLDErr: d.MeanErr, SameTop: d.SameTop,
 	})
 	key := adviseKey{p.K, p.V, m.converted}
@@ -344,7 +344,7 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 		}
 		s := a.stock(m, kvcache.CacheTypes{K: key.k, V: key.v})
 		c := spec.AdviseChoice{
-			KType: kvcache.StockName(key.k), VType: kvcache.StockName(key.v), Converted: key.converted,
+			KType: kvcache.TypeName(key.k), VType: kvcache.TypeName(key.v), Converted: key.converted,
 			BytesPerToken: float64(s.BytesPerToken()), Worst: worst, Flags: s.Flags(),
 		}
 		better := cmp.Or(cmp.Compare(c.BytesPerToken, best.BytesPerToken), cmp.Compare(c.Worst, best.Worst),

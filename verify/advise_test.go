@@ -205,7 +205,7 @@ func TestAdvise(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, source := range []*checkpoint.Checkpoint{nil, tinyModel(t, 64, 1)} {
-			got, err := measureStock(context.Background(), c, Options{Stock: &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeF16, Rotation: true}, Source: source}, w)
+			got, err := measureCacheTypes(context.Background(), c, Options{CacheTypes: &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeF16, Rotation: true}, Source: source}, w)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -213,7 +213,7 @@ func TestAdvise(t *testing.T) {
 				t.Errorf("verify %+v %+v, advise %+v", got, got.KLD, r)
 			}
 		}
-		if _, err := measureStock(context.Background(), c, Options{Stock: &kvcache.CacheTypes{K: gguf.TypeQ1_0, V: gguf.TypeF16, Rotation: true}}, w); err == nil {
+		if _, err := measureCacheTypes(context.Background(), c, Options{CacheTypes: &kvcache.CacheTypes{K: gguf.TypeQ1_0, V: gguf.TypeF16, Rotation: true}}, w); err == nil {
 			t.Error("q1_0 with head_dim 64 was accepted")
 		}
 	})

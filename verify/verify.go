@@ -41,7 +41,7 @@ type Options struct {
 	Source   *checkpoint.Checkpoint
 	Progress progress.Func
 	// Stock, if set, also measures a stock runtime's cache types.
-	Stock *kvcache.CacheTypes
+	CacheTypes *kvcache.CacheTypes
 
 	// Fitted adds codes of the calibration to the audit, [layer][head]; only a
 	// conversion still has them.
@@ -85,16 +85,16 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if tap.Codes, err = auditCodes(codes, o); err != nil {
 		return nil, err
 	}
-	float, onebit := &refmodel.Lane{}, &refmodel.Lane{Cache: cache}
+	float, onebit := &refmodel.Variant{}, &refmodel.Variant{Cache: cache}
 	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring float and 1-bit keys")}
-	if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{float, onebit}, run); err != nil {
+	if err := m.Run(ctx, w.Tokens, []*refmodel.Variant{float, onebit}, run); err != nil {
 		return nil, err
 	}
-	base, err := ppl.Scored(m, w, float)
+	base, err := ppl.NewPositions(m, w, float)
 	if err != nil {
 		return nil, err
 	}
-	coded, err := ppl.Scored(m, w, onebit)
+	coded, err := ppl.NewPositions(m, w, onebit)
 	if err != nil {
 		return nil, err
 	}
@@ -119,8 +119,8 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		}
 		out.Contract = checks.Checks
 	}
-	if o.Stock != nil {
-		if out.Stock, err = measureStock(ctx, a.Model, o, w); err != nil {
+	if o.CacheTypes != nil {
+		if out.Stock, err = measureCacheTypes(ctx, a.Model, o, w); err != nil {
 			return nil, err
 		}
 	}
@@ -207,7 +207,7 @@ func fromManifest(m *spec.Manifest, kind string, codes [][]*codec.Code, anchor i
 
 // function compares the artifact's float model with its source, and puts the
 // re-rounding floor beside it.
-func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Stream, checks *contract.Checker) (*spec.FunctionJSON, error) {
+func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions, checks *contract.Checker) (*spec.FunctionJSON, error) {
 	digest, err := o.Source.Digest()
 	if err != nil {
 		return nil, err
@@ -218,13 +218,13 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if !checks.Add("source", err, "the source is the one that was converted") {
 		return nil, nil
 	}
-	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Stream, error) {
+	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Positions, error) {
 		m := refmodel.New(o.Source.Config, weights, o.Threads)
-		lane := &refmodel.Lane{}
-		if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{lane}, refmodel.Options{Progress: o.Progress.Of(step)}); err != nil {
-			return ppl.Stream{}, err
+		variant := &refmodel.Variant{}
+		if err := m.Run(ctx, w.Tokens, []*refmodel.Variant{variant}, refmodel.Options{Progress: o.Progress.Of(step)}); err != nil {
+			return ppl.Positions{}, err
 		}
-		return ppl.Scored(m, w, lane)
+		return ppl.NewPositions(m, w, variant)
 	}
 	src, err := run("running the source", o.Source, w)
 	if err != nil {
@@ -232,7 +232,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	}
 	edits := checkpoint.Edits{}
 	for l := range o.Source.Config.Layers {
-		if err := transform.FoldBalance(edits, o.Source, l, transform.FloorBalance(o.Source.Config)); err != nil {
+		if err := transform.FoldPairScale(edits, o.Source, l, transform.FloorPairScale(o.Source.Config)); err != nil {
 			return nil, err
 		}
 	}

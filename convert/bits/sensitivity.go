@@ -52,7 +52,7 @@ const (
 
 // Allot decides how many signs the frame of each head gets, [layer][KV head], so
 // that they are o.Bits per number on average: exactly the budget that
-// rotations.Budget names. It looks at the first windows of the calibration text;
+// codec.Budget names. It looks at the first windows of the calibration text;
 // the result depends on them and on o, not on the number of threads.
 //
 // sensitivity measures for each layer how much the model's predictions diverge
@@ -109,7 +109,7 @@ func angleWeights(ctx context.Context, m *refmodel.Model, windows [][]int32, o O
 	c := m.Config
 	t := &angleTap{cfg: c, o: o}
 	opt := refmodel.Options{Tap: t, Progress: func(done, total int) { o.step(done, total) }}
-	if err := m.Run(ctx, windows, []*refmodel.Lane{{}}, opt); !errors.Is(err, errDone) {
+	if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
 		if err == nil {
 			err = fmt.Errorf("layer %d was not reached", c.Layers-1)
 		}
@@ -176,7 +176,7 @@ func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measur
 	c := m.Config
 	s := &survey{ctx: ctx, cfg: c, o: o, scale: map[[2]int][]float32{}}
 	opt := refmodel.Options{Tap: s, Progress: func(done, _ int) { o.step(done, 2*c.Layers) }}
-	if err := m.Run(ctx, fit, []*refmodel.Lane{{}}, opt); err != nil {
+	if err := m.Run(ctx, fit, []*refmodel.Variant{{}}, opt); err != nil {
 		return nil, err
 	}
 	cache, err := kvcache.NewCodes(c, s.codes, o.Policy)
@@ -232,7 +232,7 @@ func (s *survey) FFN(int, []float32) error { return nil }
 func (s *survey) Attention(a *refmodel.Attention) error {
 	c, o := s.cfg, s.o
 	if o.Balance {
-		b := activations.Energies(c, a, o.Policy.Sink).Balance(c.Family.QKNorm == family.NormHead)
+		b := activations.Energies(c, a, o.Policy.Sink).PairScale(c.Family.QKNorm == family.NormHead)
 		for h := range c.KVHeads {
 			s.scale[[2]int{a.Layer, h}] = b.RowScale(h, c.HeadDim, c.Pairs, false)
 		}

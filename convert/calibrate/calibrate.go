@@ -44,7 +44,7 @@ type Options struct {
 	Only func(layer int) bool
 	// Store, if set, keeps fitted layers, and gives back those that it has.
 	Store Store
-	// Trace, if set, sees the steps of every iterative fit; see rotations.Sample. It
+	// Trace, if set, sees the steps of every iterative fit; see fit.Sample. It
 	// is called from several goroutines.
 	Trace func(s *fit.Sample, kind string, start, step int, c *codec.Code)
 }
@@ -74,8 +74,8 @@ type Head struct {
 
 // Layer is what was fitted to one layer.
 type Layer struct {
-	Balance *transform.Balance // nil when not asked for
-	Heads   []Head
+	PairScale *transform.PairScale // nil when not asked for
+	Heads     []Head
 }
 
 // Result of Run.
@@ -86,10 +86,10 @@ type Result struct {
 // KeyScale returns what the balance multiplies the keys of a head by, as a
 // function of layer and head that gives nil where nothing was balanced.
 func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
-	if r.Layers[0].Balance == nil {
+	if r.Layers[0].PairScale == nil {
 		return nil
 	}
-	return func(l, h int) []float32 { return r.Layers[l].Balance.RowScale(h, c.HeadDim, c.Pairs, false) }
+	return func(l, h int) []float32 { return r.Layers[l].PairScale.RowScale(h, c.HeadDim, c.Pairs, false) }
 }
 
 // Run fits on windows of token ids. When ctx ends, it returns the error of ctx
@@ -124,7 +124,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	if f.last >= 0 {
 		// Progress is that of the layers that the pass goes through.
 		opt := refmodel.Options{Tap: f, Progress: func(done, _ int) { f.progress(done) }}
-		if err := m.Run(ctx, windows, []*refmodel.Lane{{}}, opt); !errors.Is(err, errDone) {
+		if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
 			if err == nil {
 				err = fmt.Errorf("layer %d was not reached", f.last)
 			}
@@ -184,13 +184,13 @@ func (f *fitter) Attention(a *refmodel.Attention) error {
 	layer := &f.res.Layers[a.Layer]
 	layer.Heads = make([]Head, c.KVHeads)
 	if f.o.Balance {
-		layer.Balance = activations.Energies(c, a, f.o.Policy.Sink).Balance(c.Family.QKNorm == family.NormHead)
+		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(c.Family.QKNorm == family.NormHead)
 	}
 	xs, err := activations.Samples(f.ctx, c, a, func(h int) []float32 {
-		if layer.Balance == nil {
+		if layer.PairScale == nil {
 			return nil
 		}
-		return layer.Balance.RowScale(h, c.HeadDim, c.Pairs, false)
+		return layer.PairScale.RowScale(h, c.HeadDim, c.Pairs, false)
 	}, f.o.Policy, f.o.Threads)
 	if err != nil {
 		return err

@@ -11,11 +11,11 @@ import (
 )
 
 // BalanceKind says how the pairs of a head are scaled.
-type BalanceKind int
+type PairScaling int
 
 const (
 	// NoBalance leaves scales as they are.
-	NoBalance BalanceKind = iota
+	NoPairScaling PairScaling = iota
 	// PowerOfTwo takes the closed form rounded to powers of two: rows of quantised
 	// weights then keep their stored digits.
 	PowerOfTwo
@@ -26,9 +26,9 @@ const (
 	ForType
 )
 
-func (k BalanceKind) String() string {
+func (k PairScaling) String() string {
 	switch k {
-	case NoBalance:
+	case NoPairScaling:
 		return "none"
 	case ClosedForm:
 		return "closed form"
@@ -43,20 +43,20 @@ func (k BalanceKind) String() string {
 type KeyFit struct {
 	// Remove takes slow means out; nil does not. A Noise of 0 is measured, head by
 	// head, by storing sampled keys in Cache.
-	Remove *transform.SlowMeanOptions
+	Shift *transform.BiasShiftOptions
 	// Mix, if not 0, mixes pairs, with this weight of the drift; see
-	// rotations.MixOptions. It needs StatsOptions.Samples. A mix balances pairs too:
-	// of Balance it only minds ForType, see rotations.ShapeMix.
-	Mix     float64
-	Balance BalanceKind
-	Cache   transform.CacheRow // what the edits are for
+	// transform.KeyTransformOptions. It needs StatsOptions.Samples. A mix balances pairs too:
+	// of Balance it only minds ForType, see transform.RefineKeyTransform.
+	Transform float64
+	Pairs     PairScaling
+	Cache     transform.CacheRow // what the edits are for
 }
 
 // Fit makes the edits of all heads, [layer][KV head]. It refuses a removal on
 // models whose keys take no bias.
 func (s *KeyStats) Fit(f KeyFit) ([][]transform.KeyEdit, error) {
 	c := s.cfg
-	if f.Remove != nil {
+	if f.Shift != nil {
 		if err := transform.CheckKeyBias(c); err != nil {
 			return nil, err
 		}
@@ -85,7 +85,7 @@ func (s *KeyStats) Fit(f KeyFit) ([][]transform.KeyEdit, error) {
 }
 
 // FitValues returns the edits with the values of all heads mixed for a cache type,
-// see rotations.MixValues. It needs StatsOptions.Weights and Samples.
+// see transform.FitValueTransform. It needs StatsOptions.Weights and Samples.
 func (s *KeyStats) FitValues(edits [][]transform.KeyEdit, cache transform.CacheRow) ([][]transform.KeyEdit, error) {
 	c := s.cfg
 	out := make([][]transform.KeyEdit, c.Layers)
@@ -96,8 +96,8 @@ func (s *KeyStats) FitValues(edits [][]transform.KeyEdit, cache transform.CacheR
 	parallel.Do(s.o.Threads, len(errs), func(i int) {
 		l, h := i/c.KVHeads, i%c.KVHeads
 		x, err := s.Values(l, h)
-		if err == nil && !x.Silent() {
-			out[l][h].Values, err = transform.MixValues(x, cache)
+		if err == nil && !x.IsZero() {
+			out[l][h].Values, err = transform.FitValueTransform(x, cache)
 		}
 		if err != nil {
 			errs[i] = fmt.Errorf("values of layer %d, KV head %d: %w", l, h, err)
@@ -126,24 +126,24 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []transform.KeyEdit) 
 		}
 		alive = append(alive, i)
 		var delta []float64
-		if f.Remove != nil {
-			if out[i].Removal, err = s.remove(f, stats, layer, head+i); err != nil {
+		if f.Shift != nil {
+			if out[i].Shift, err = s.remove(f, stats, layer, head+i); err != nil {
 				return fail(err)
 			}
-			delta = out[i].Removal.Delta
+			delta = out[i].Shift.Delta
 		}
 		stats.AddPairEnergies(q, k, delta)
-		if f.Mix != 0 {
-			if out[i].Mix, err = s.mix(f, stats, layer, head+i, out[i].Removal); err != nil {
+		if f.Transform != 0 {
+			if out[i].Transform, err = s.mix(f, stats, layer, head+i, out[i].Shift); err != nil {
 				return fail(err)
 			}
 		}
 	}
-	if f.Balance == NoBalance || f.Mix != 0 || len(alive) == 0 {
+	if f.Pairs == NoPairScaling || f.Transform != 0 || len(alive) == 0 {
 		return nil
 	}
-	turn := &transform.PairTurn{Scale: transform.BalanceOf(q, k)}
-	switch f.Balance {
+	turn := &transform.PairRotation{Scale: transform.PairScaleOf(q, k)}
+	switch f.Pairs {
 	case PowerOfTwo:
 		for p, t := range turn.Scale {
 			turn.Scale[p] = nearestPower(t)
@@ -158,14 +158,14 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []transform.KeyEdit) 
 			samples = append(samples, x)
 		}
 		// Gains of a QK-norm scale, and do not turn.
-		t, err := transform.TuneBalance(samples, turn, f.Cache, s.cfg.Family.QKNorm == family.NoQKNorm)
+		t, err := transform.TunePairScale(samples, turn, f.Cache, s.cfg.Family.QKNorm == family.NoQKNorm)
 		if err != nil {
 			return fail(err)
 		}
 		turn = t.Turn
 	}
 	for i := range out {
-		out[i].Turn = turn
+		out[i].Pairs = turn
 	}
 	return nil
 }
@@ -182,8 +182,8 @@ func scoreless(s *transform.KeyStats) bool {
 const noiseRounds = 2
 
 // noise measures the cache type's relative error on the balanced keys of a head.
-func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m *transform.SlowMean) (float64, error) {
-	sample, err := s.Sample(layer, head, transform.KeyEdit{Removal: m})
+func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m *transform.BiasShift) (float64, error) {
+	sample, err := s.Sample(layer, head, transform.KeyEdit{Shift: m})
 	if err != nil {
 		return 0, err
 	}
@@ -194,20 +194,20 @@ func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m
 		delta = m.Delta
 	}
 	stats.AddPairEnergies(q, k, delta)
-	return sample.Noise(&transform.PairTurn{Scale: transform.BalanceOf(q, k)}, f.Cache)
+	return sample.Noise(&transform.PairRotation{Scale: transform.PairScaleOf(q, k)}, f.Cache)
 }
 
 // remove solves the program of one head, with its noise measured if need be.
-func (s *KeyStats) remove(f KeyFit, stats *transform.KeyStats, layer, head int) (*transform.SlowMean, error) {
-	o := *f.Remove
+func (s *KeyStats) remove(f KeyFit, stats *transform.KeyStats, layer, head int) (*transform.BiasShift, error) {
+	o := *f.Shift
 	if o.Noise != 0 {
-		return transform.RemoveSlowMean(stats, o)
+		return transform.FitBiasShift(stats, o)
 	}
-	var m *transform.SlowMean
+	var m *transform.BiasShift
 	o.Noise = transform.NoiseQ4_0
 	for round := 0; ; round++ {
 		var err error
-		if m, err = transform.RemoveSlowMean(stats, o); err != nil || round == noiseRounds {
+		if m, err = transform.FitBiasShift(stats, o); err != nil || round == noiseRounds {
 			return m, err
 		}
 		if o.Noise, err = s.noise(f, stats, layer, head, m); err != nil {

@@ -39,7 +39,7 @@ type StatsOptions struct {
 	Threads int
 }
 
-// KeyStats is a refmodel.Tap that reduces activations to rotations.KeyStats while
+// KeyStats is a refmodel.Tap that reduces activations to transform.KeyStats while
 // they pass. Run it over window after window of the context that the model will
 // be used at: sums go on, and memory does not grow with the number of windows
 // (but for Samples). Per thread it needs queries x context numbers.
@@ -645,9 +645,9 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 	for i, v := range k.metric {
 		out.Metric[i] = v / k.queries
 	}
-	if e.Mix != nil {
+	if e.Transform != nil {
 		// What is mixed hardly turns, so the mix of a query after RoPE is nearly that before.
-		out.Metric = e.Mix.Metric(out.Metric, c.HeadDim)
+		out.Metric = e.Transform.Metric(out.Metric, c.HeadDim)
 	}
 	kvcache.EditKeys(out.Keys, c.HeadDim, e, func(i int) int { return k.samplePos[i] }, s.ropes[kvcache.Window(c, layer)], c.Pairs)
 	return out, nil
@@ -655,22 +655,22 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 
 // mix finds the mix of the pairs of one KV head after a removal, for the cache type
 // if the balance is for it.
-func (s *KeyStats) mix(f KeyFit, stats *transform.KeyStats, layer, head int, removal *transform.SlowMean) (*transform.PairMix, error) {
+func (s *KeyStats) mix(f KeyFit, stats *transform.KeyStats, layer, head int, removal *transform.BiasShift) (*transform.KeyTransform, error) {
 	c, d, k := s.cfg, s.cfg.HeadDim, s.heads[layer*s.cfg.KVHeads+head]
 	noise, err := s.noise(f, stats, layer, head, removal)
 	if err != nil {
 		return nil, err
 	}
-	sample, err := s.Sample(layer, head, transform.KeyEdit{Removal: removal})
+	sample, err := s.Sample(layer, head, transform.KeyEdit{Shift: removal})
 	if err != nil {
 		return nil, err
 	}
-	x := &transform.MixStats{D: d, Pairs: c.Pairs, Queries: make([]float64, d*d), Freq: make([]float64, d/2), Curvature: stats.Curvature, Scale: stats.Scale}
+	x := &transform.KeyTransformStats{D: d, Pairs: c.Pairs, Queries: make([]float64, d*d), Freq: make([]float64, d/2), Curvature: stats.Curvature, Scale: stats.Scale}
 	copy(x.Freq, c.RopeOf(layer).InvFreq())
 	// Keys are weighed by sum p(1-p) over queries and queries by 1 - sum p^2 over
 	// keys, so both weights have the same total.
 	for i := range k.distance {
-		x.Keys = append(x.Keys, transform.MixKeys{Moment: make([]float64, d*d), Distances: k.distance[i].list(k.weight)})
+		x.Keys = append(x.Keys, transform.DistanceBucket{Moment: make([]float64, d*d), Distances: k.distance[i].list(k.weight)})
 	}
 	t := s.ropes[kvcache.Window(c, layer)].Pure // a magnitude is the same for all pairs
 	var total float64
@@ -700,12 +700,12 @@ func (s *KeyStats) mix(f KeyFit, stats *transform.KeyStats, layer, head int, rem
 	for i, v := range k.metricPre {
 		x.Queries[i] = v / total
 	}
-	m, err := transform.FindMix(x, transform.MixOptions{Noise: noise, Kappa: f.Mix})
-	if block, _ := f.Cache.Type.Block(); err != nil || f.Balance != ForType || block < 2 {
+	m, err := transform.FitKeyTransform(x, transform.KeyTransformOptions{Noise: noise, Penalty: f.Transform})
+	if block, _ := f.Cache.Type.Block(); err != nil || f.Pairs != ForType || block < 2 {
 		return m, err
 	}
-	meet := &transform.ShapeSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings, Scale: stats.Scale}
-	return transform.ShapeMix(m, meet, transform.ShapeOptions{Cache: f.Cache, Kappa: f.Mix})
+	meet := &transform.RefineSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings, Scale: stats.Scale}
+	return transform.RefineKeyTransform(m, meet, transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform})
 }
 
 func addTo32(dst []float64, x []float32) {

@@ -27,7 +27,7 @@ func collect(t *testing.T, c *checkpoint.Checkpoint, o StatsOptions, batches ...
 	}
 	for _, b := range batches {
 		m := refmodel.New(c.Config, c, o.Threads)
-		if err := m.Run(context.Background(), b, []*refmodel.Lane{{}}, refmodel.Options{Tap: s}); err != nil {
+		if err := m.Run(context.Background(), b, []*refmodel.Variant{{}}, refmodel.Options{Tap: s}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -194,7 +194,7 @@ func TestKeyStats(t *testing.T) {
 				o.Weights, b.root = c, c
 			}
 			s := collect(t, c, o, ws)
-			if err := refmodel.New(c.Config, c, 1).Run(context.Background(), ws, []*refmodel.Lane{{}}, refmodel.Options{Tap: b}); err != nil {
+			if err := refmodel.New(c.Config, c, 1).Run(context.Background(), ws, []*refmodel.Variant{{}}, refmodel.Options{Tap: b}); err != nil {
 				t.Fatal(err)
 			}
 			delta := probe(c.Config.HeadDim)
@@ -242,7 +242,7 @@ func TestKeyStatsDeterministic(t *testing.T) {
 			if !reflect.DeepEqual(s.heads, first.heads) {
 				t.Errorf("%d threads, %d runs: other sums", threads, len(batches))
 			}
-			f := KeyFit{Remove: &transform.SlowMeanOptions{Noise: transform.NoiseQ4_0, Kappa: 1}, Balance: ForType,
+			f := KeyFit{Shift: &transform.BiasShiftOptions{Noise: transform.NoiseQ4_0, Penalty: 1}, Pairs: ForType,
 				Cache: transform.CacheRow{Type: gguf.TypeQ8_0}}
 			f.Cache.Type = gguf.TypeQ8_0
 			a, errA := first.Fit(f)
@@ -251,7 +251,7 @@ func TestKeyStatsDeterministic(t *testing.T) {
 				if errA == nil || errB == nil {
 					t.Error("a cache whose blocks do not fit was accepted")
 				}
-				f.Balance = ClosedForm
+				f.Pairs = ClosedForm
 				a, errA = first.Fit(f)
 				b, errB = s.Fit(f)
 			}
@@ -266,20 +266,20 @@ func TestKeyStatsDeterministic(t *testing.T) {
 	}
 }
 
-// TestEditedKeys: a lane with edited keys computes what the model with edited
+// TestEditedKeys: a variant with edited keys computes what the model with edited
 // weights computes.
 func TestEditedKeys(t *testing.T) {
 	for _, x := range []struct {
 		name    string
-		balance BalanceKind
+		balance PairScaling
 		mix     float64
 		options tiny.Options
 	}{
-		{"removal", NoBalance, 0, tiny.Options{}},
+		{"removal", NoPairScaling, 0, tiny.Options{}},
 		{"balance", ClosedForm, 0, tiny.Options{}},
 		{"powers of two", PowerOfTwo, 0, tiny.Options{}},
 		{"tuned", ForType, 0, tiny.Options{}},
-		{"mix", NoBalance, 1, tiny.Options{}},
+		{"mix", NoPairScaling, 1, tiny.Options{}},
 		{"mix, tuned", ForType, 0.01, tiny.Options{}},
 		{"values", ClosedForm, 0, tiny.Options{}},
 		// YaRN turns and multiplies.
@@ -295,7 +295,7 @@ func TestEditedKeys(t *testing.T) {
 			o.Weights = c
 		}
 		s := collect(t, c, o, ws)
-		edits, err := s.Fit(KeyFit{Remove: &transform.SlowMeanOptions{Noise: 0.36, Kappa: 0.01}, Balance: x.balance, Mix: x.mix,
+		edits, err := s.Fit(KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.36, Penalty: 0.01}, Pairs: x.balance, Transform: x.mix,
 			Cache: transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}})
 		if err != nil {
 			t.Fatal(err)
@@ -316,16 +316,16 @@ func TestEditedKeys(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			plain, lane, weights := &refmodel.Lane{}, &refmodel.Lane{Cache: e}, &refmodel.Lane{Cache: inner}
-			if err := refmodel.New(cfg, c, 2).Run(context.Background(), ws, []*refmodel.Lane{plain, lane}, refmodel.Options{}); err != nil {
+			plain, variant, weights := &refmodel.Variant{}, &refmodel.Variant{Cache: e}, &refmodel.Variant{Cache: inner}
+			if err := refmodel.New(cfg, c, 2).Run(context.Background(), ws, []*refmodel.Variant{plain, variant}, refmodel.Options{}); err != nil {
 				t.Fatal(err)
 			}
-			if err := refmodel.New(cfg, v, 2).Run(context.Background(), ws, []*refmodel.Lane{weights}, refmodel.Options{}); err != nil {
+			if err := refmodel.New(cfg, v, 2).Run(context.Background(), ws, []*refmodel.Variant{weights}, refmodel.Options{}); err != nil {
 				t.Fatal(err)
 			}
 			var worst, moved, size float64
 			for i, x := range weights.Hidden {
-				worst = max(worst, math.Abs(float64(x-lane.Hidden[i])))
+				worst = max(worst, math.Abs(float64(x-variant.Hidden[i])))
 				moved = max(moved, math.Abs(float64(x-plain.Hidden[i])))
 				size = max(size, math.Abs(float64(x)))
 			}
@@ -343,21 +343,21 @@ func TestMeasuredNoise(t *testing.T) {
 	c := tiny.Open(t, "qwen2", tiny.Options{Seed: 7, HeadDim: 32, Hidden: 128})
 	s := collect(t, c, StatsOptions{Samples: 40, Seed: 1, Threads: 2}, tiny.Windows(c.Config, 3, 48))
 	row := transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
-	for i, x := range append(Candidates(row), Removal(32, row)) {
+	for i, x := range append(Candidates(row), Shift(32, row)) {
 		edits, err := s.Fit(x.Fit)
 		if err != nil {
 			t.Fatalf("%s: %v", x.Name, err)
 		}
-		if e := edits[1][0]; (e.Turn != nil) != (i > 0) || (e.Removal != nil) != x.Near {
+		if e := edits[1][0]; (e.Pairs != nil) != (i > 0) || (e.Shift != nil) != x.Approximate {
 			t.Errorf("%s: edits %+v", x.Name, e)
 		}
 	}
 	cost := func(noise float64) float64 {
-		e, err := s.Fit(KeyFit{Remove: &transform.SlowMeanOptions{Noise: noise, Kappa: 1}, Cache: row})
+		e, err := s.Fit(KeyFit{Shift: &transform.BiasShiftOptions{Noise: noise, Penalty: 1}, Cache: row})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return e[1][1].Removal.Cost
+		return e[1][1].Shift.Cost
 	}
 	if lo, m, hi := cost(0.003), cost(0), cost(0.015); !(lo < m && m < hi) {
 		t.Errorf("cost %g with measured noise, %g with 0.003, %g with 0.015", m, lo, hi)
@@ -400,11 +400,11 @@ func TestSilentHeads(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := refmodel.New(c.Config, w, 2)
-	if err := m.Run(context.Background(), tiny.Windows(c.Config, 2, 40), []*refmodel.Lane{{}}, refmodel.Options{Tap: s}); err != nil {
+	if err := m.Run(context.Background(), tiny.Windows(c.Config, 2, 40), []*refmodel.Variant{{}}, refmodel.Options{Tap: s}); err != nil {
 		t.Fatal(err)
 	}
 	row := transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
-	for _, x := range append(Candidates(row), Removal(32, row).Tuned(), Removal(32, row).Mixed(4)) {
+	for _, x := range append(Candidates(row), Shift(32, row).Tuned(), Shift(32, row).Transformed(4)) {
 		edits, err := s.Fit(x.Fit)
 		if err != nil {
 			t.Errorf("%s: %v", x.Name, err)
@@ -417,7 +417,7 @@ func TestSilentHeads(t *testing.T) {
 		for l, heads := range edits {
 			for h, e := range heads {
 				dead := l == h || l == 0 && h == 1
-				if keys := e.Removal != nil || e.Turn != nil || e.Mix != nil; keys == (dead || x.Name == "as published") {
+				if keys := e.Shift != nil || e.Pairs != nil || e.Transform != nil; keys == (dead || x.Name == "as published") {
 					t.Errorf("%s: layer %d, head %d: changed %v", x.Name, l, h, keys)
 				}
 				if values := e.Values != nil; values == (l == 0 && h == 1) {
@@ -432,22 +432,22 @@ func TestSilentHeads(t *testing.T) {
 // part of that order in which a removal and a mix agree.
 func TestDrift(t *testing.T) {
 	var row transform.CacheRow
-	order := append(Candidates(row), Removal(32, row), Removal(8, row), Removal(8, row).Tuned(),
-		Removal(32, row).Mixed(4), Removal(8, row).Mixed(16), Removal(8, row).Mixed(4))
+	order := append(Candidates(row), Shift(32, row), Shift(8, row), Shift(8, row).Tuned(),
+		Shift(32, row).Transformed(4), Shift(8, row).Transformed(16), Shift(8, row).Transformed(4))
 	for i, x := range order {
 		for j, y := range order {
 			if got := x.Drift(y); got != cmp.Compare(i, j) {
 				t.Errorf("%s against %s: %d", x.Name, y.Name, got)
 			}
-			if x.Below(y) && !y.Below(x) && i > j {
+			if x.NoMoreThan(y) && !y.NoMoreThan(x) && i > j {
 				t.Errorf("%s drifts no more than %s", x.Name, y.Name)
 			}
 		}
 	}
-	if a, b := Removal(32, row).Mixed(4), Removal(8, row).Mixed(16); a.Below(b) || b.Below(a) {
+	if a, b := Shift(32, row).Transformed(4), Shift(8, row).Transformed(16); a.NoMoreThan(b) || b.NoMoreThan(a) {
 		t.Error("a removal and a mix that disagree are ordered")
 	}
-	if a, b := Removal(32, row), Removal(8, row).Mixed(16); !a.Below(b) {
+	if a, b := Shift(32, row), Shift(8, row).Transformed(16); !a.NoMoreThan(b) {
 		t.Error("a removal drifts more than a stronger one with a mix")
 	}
 }
@@ -483,17 +483,17 @@ func (s halfScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, 
 func TestFitRefuses(t *testing.T) {
 	c := tiny.Open(t, "gemma3_text", tiny.Options{})
 	s := collect(t, c, StatsOptions{Threads: 1}, tiny.Windows(c.Config, 1, 16))
-	if _, err := s.Fit(KeyFit{Remove: &transform.SlowMeanOptions{Noise: 0.002, Kappa: 1}}); !errors.Is(err, transform.ErrNoKeyBias) {
+	if _, err := s.Fit(KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.002, Penalty: 1}}); !errors.Is(err, transform.ErrNoKeyBias) {
 		t.Errorf("a removal behind a QK-norm gives %v", err)
 	}
-	edits, err := s.Fit(KeyFit{Balance: ClosedForm})
+	edits, err := s.Fit(KeyFit{Pairs: ClosedForm})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := transform.FoldKeys(&checkpoint.View{Checkpoint: c}, 0, edits[0]); err != nil {
 		t.Errorf("a balance for a QK-norm cannot be folded: %v", err)
 	}
-	if _, err := s.Fit(KeyFit{Balance: ForType, Cache: transform.CacheRow{Type: gguf.TypeQ4_0}}); err == nil {
+	if _, err := s.Fit(KeyFit{Pairs: ForType, Cache: transform.CacheRow{Type: gguf.TypeQ4_0}}); err == nil {
 		t.Error("a balance was tuned without keys")
 	}
 	if _, err := s.FitValues(edits, transform.CacheRow{Type: gguf.TypeQ4_0}); err == nil {
@@ -503,7 +503,7 @@ func TestFitRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := empty.Fit(KeyFit{Balance: ClosedForm}); err == nil {
+	if _, err := empty.Fit(KeyFit{Pairs: ClosedForm}); err == nil {
 		t.Error("a fit to nothing")
 	}
 	if _, err := NewKeyStats(c.Config, StatsOptions{Sink: -1}); err == nil {

@@ -19,7 +19,7 @@ import (
 )
 
 // ChooseOptions of Choose.
-type ChooseOptions struct {
+type Options struct {
 	// Cache is the pair of cache types that the weights are changed for.
 	Cache kvcache.CacheTypes
 	// Ctx is the context at which they will be used.
@@ -30,33 +30,33 @@ type ChooseOptions struct {
 	Tokens int
 	// Near admits near-identities too; NoKeyBias rules out those that need a key
 	// bias, and says why.
-	Near      bool
-	NoKeyBias string
-	Seed      uint64
-	Threads   int
-	Progress  progress.Func
+	Approximate bool
+	NoKeyBias   string
+	Seed        uint64
+	Threads     int
+	Progress    progress.Func
 }
 
 // A Choice is the change of keys that measured best.
-type Choice struct {
+type Result struct {
 	Edits [][]transform.KeyEdit // [layer][KV head]
 	// Report tells what was tried and what it measured.
 	Report *spec.Fusion
 }
 
 // Changed says whether the choice is to change anything.
-func (c *Choice) Changed() bool { return c.Report.Chosen != c.Report.Tried[0].Name }
+func (c *Result) Changed() bool { return c.Report.Chosen != c.Report.Tried[0].Name }
 
-// nearGain is how many times the cost of a near-identity with F16 caches the
+// approximateGain is how many times the cost of a near-identity with F16 caches the
 // divergence with the target types must fall by before it is used.
-const nearGain = 10
+const approximateGain = 10
 
-// redrawGain is how many times the divergence must fall before the digits of weights
+// requantGain is how many times the divergence must fall before the digits of weights
 // are changed in a file with quantised matrices. There runtimes round the inputs of
 // products too, and whatever moves a number draws these errors anew. Quantised caches do
 // that anyway, but who stays with F16 caches is 0.001 to 0.005 nats away from the published
 // file then (docs/slowmean.md). Powers of two move no digit.
-const redrawGain = 2
+const requantGain = 2
 
 // chooseTokens is how many tokens are fitted to unless said otherwise, and
 // chooseBatch how many run at a time.
@@ -72,9 +72,9 @@ const (
 // errors of the difference, near-identities among themselves by one. And what a
 // near-identity costs more than a cheaper one, or than an exact change, with F16 caches must
 // make the divergence fall by ten times that; if none does, the cheapest is tried
-// with larger drift weights and on fewer heads. In files with quantised matrices see redrawGain.
-func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Choice, error) {
-	h, err := newChooser(ctx, c, o)
+// with larger drift weights and on fewer heads. In files with quantised matrices see requantGain.
+func Search(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*Result, error) {
+	h, err := newSearch(ctx, c, o)
 	if err != nil {
 		return nil, err
 	}
@@ -82,14 +82,14 @@ func Choose(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*Ch
 }
 
 // newChooser takes the statistics that changes are fitted to.
-func newChooser(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) (*chooser, error) {
+func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*search, error) {
 	cfg := c.Config
-	target, err := kvcache.NewStock(cfg, o.Cache.K, o.Cache.V, o.Cache.Rotation)
+	target, err := kvcache.NewLlamaCpp(cfg, o.Cache.K, o.Cache.V, o.Cache.Rotation)
 	if err != nil {
 		return nil, &option.Error{Err: err}
 	}
 	target.FloatSums = true
-	half, err := kvcache.NewStock(cfg, kvcache.F16.K, kvcache.F16.V, true)
+	half, err := kvcache.NewLlamaCpp(cfg, kvcache.F16.K, kvcache.F16.V, true)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func newChooser(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) 
 	held := w.Part(fit, len(w.Tokens))
 	m := refmodel.New(cfg, c, o.Threads)
 	stats, err := NewKeyStats(cfg, StatsOptions{
-		Queries: chooseQueries(o.Ctx), Samples: chooseSamples(o.Ctx), Weights: c, Seed: o.Seed, Threads: m.Threads,
+		Queries: statQueries(o.Ctx), Samples: statSamples(o.Ctx), Weights: c, Seed: o.Seed, Threads: m.Threads,
 	})
 	if err != nil {
 		return nil, err
@@ -123,17 +123,17 @@ func newChooser(ctx context.Context, c *checkpoint.Checkpoint, o ChooseOptions) 
 				o.Progress(fmt.Sprintf("statistics of keys at context %d", o.Ctx), i*total+n*done, fit*total)
 			}
 		}
-		if err := m.Run(ctx, w.Tokens[i:i+n], []*refmodel.Lane{{}}, opt); err != nil {
+		if err := m.Run(ctx, w.Tokens[i:i+n], []*refmodel.Variant{{}}, opt); err != nil {
 			return nil, err
 		}
 	}
-	return &chooser{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit, cost: map[int]*float64{}, redraws: quantized(c)}, nil
+	return &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit, cost: map[int]*float64{}, requantises: quantized(c)}, nil
 }
 
 // chooseQueries and chooseSamples keep the work of the statistics in bounds at
 // every context: so many queries and keys of each window and head are looked at.
-func chooseQueries(n int) int { return min(48, max(8, n/16)) }
-func chooseSamples(n int) int { return min(1024, max(16, n/4)) }
+func statQueries(n int) int { return min(48, max(8, n/16)) }
+func statSamples(n int) int { return min(1024, max(16, n/4)) }
 
 // quantized says whether any matrix of a checkpoint has a quantised type.
 func quantized(c *checkpoint.Checkpoint) bool {
@@ -143,17 +143,17 @@ func quantized(c *checkpoint.Checkpoint) bool {
 	})
 }
 
-// chooser holds what the steps of Choose share.
-type chooser struct {
-	o            ChooseOptions
+// search holds what the steps of Choose share.
+type search struct {
+	o            Options
 	c            *checkpoint.Checkpoint
 	m            *refmodel.Model
 	held         *ppl.Windows
-	target, half *kvcache.Stock
+	target, half *kvcache.LlamaCpp
 	stats        *KeyStats
 	fitted       int // windows
-	base         ppl.Stream
-	redraws      bool // a change of digits costs what is not measured, see redrawGain
+	base         ppl.Positions
+	requantises  bool // a change of digits costs what is not measured, see requantGain
 
 	candidates []Candidate // that were tried
 	edits      [][][]transform.KeyEdit
@@ -161,15 +161,15 @@ type chooser struct {
 	cost       map[int]*float64 // KLD with F16 caches, of those that it was measured for
 }
 
-func (h *chooser) choose(ctx context.Context) (*Choice, error) {
+func (h *search) choose(ctx context.Context) (*Result, error) {
 	row := h.target.KeyRow()
-	out := &Choice{Report: &spec.Fusion{
-		KType: kvcache.StockName(h.target.K), VType: kvcache.StockName(h.target.V), Rotation: h.target.Rotation, TargetCtx: h.o.Ctx,
+	out := &Result{Report: &spec.Fusion{
+		KType: kvcache.TypeName(h.target.K), VType: kvcache.TypeName(h.target.V), Rotation: h.target.Rotation, TargetCtx: h.o.Ctx,
 		Text: *ppl.TextInfo(h.o.Text, h.held), FitWindows: h.fitted,
 	}}
-	if err := transform.CheckKeyBias(h.c.Config); h.o.Near && err != nil {
+	if err := transform.CheckKeyBias(h.c.Config); h.o.Approximate && err != nil {
 		out.Report.Refused = err.Error()
-	} else if h.o.Near {
+	} else if h.o.Approximate {
 		out.Report.Refused = h.o.NoKeyBias
 	}
 	if err := h.try(ctx, Candidates(row)...); err != nil {
@@ -179,7 +179,7 @@ func (h *chooser) choose(ctx context.Context) (*Choice, error) {
 		return nil, err
 	}
 	// Mixes are for the type as they are.
-	if i := h.leader(true); i > 0 && h.candidates[i].Fit.Mix == 0 {
+	if i := h.leader(true); i > 0 && h.candidates[i].Fit.Transform == 0 {
 		if err := h.try(ctx, h.candidates[i].Tuned()); err != nil {
 			return nil, err
 		}
@@ -200,7 +200,7 @@ func (h *chooser) choose(ctx context.Context) (*Choice, error) {
 // and takes that if it is better by more than chance beside keys in F16 (beside
 // quantised keys, which err much more, chance would decide) and no worse beside keys in
 // their type: where keys drown the gain, W_V and W_O had better stay as they are.
-func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
+func (h *search) values(ctx context.Context, best int, c *Result) error {
 	if !h.target.V.Quantized() {
 		return nil
 	}
@@ -225,7 +225,7 @@ func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 	}
 	try.F16KLD = h.cost[best] // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if gain := h.gain(true, h.candidates[best].KeepsDigits()); better(apart[1], apart[0], 2) && gain*both[0].Mean <= h.kld[best].Mean {
+	if gain := h.gain(true, h.candidates[best].PowersOfTwoOnly()); better(apart[1], apart[0], 2) && gain*both[0].Mean <= h.kld[best].Mean {
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
@@ -234,45 +234,45 @@ func (h *chooser) values(ctx context.Context, best int, c *Choice) error {
 const valuesMixed = "values mixed for the type"
 
 // tried describes a candidate that measured d.
-func (h *chooser) tried(i int, d *ppl.Divergence) spec.FusionTry {
-	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Near, KLD: d.Mean, KLDErr: d.MeanErr, PPLRatio: d.Ratio, SameTop: d.SameTop}
+func (h *search) tried(i int, d *ppl.Divergence) spec.FusionTry {
+	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Approximate, KLD: d.Mean, KLDErr: d.MeanErr, PPLRatio: d.Ratio, SameTop: d.SameTop}
 }
 
 // near tries near-identities: removals, then mixes on top of the best one.
-func (h *chooser) near(ctx context.Context, row transform.CacheRow) error {
-	if !h.o.Near || !h.target.K.Quantized() {
+func (h *search) near(ctx context.Context, row transform.CacheRow) error {
+	if !h.o.Approximate || !h.target.K.Quantized() {
 		return nil
 	}
 	base := h.candidates[h.leader(false)]
-	base.Name, base.Fit.Balance = "balance", ClosedForm
+	base.Name, base.Fit.Pairs = "balance", ClosedForm
 	var less *Candidate // what drifts less than the base of the mixes
 	if transform.CheckKeyBias(h.c.Config) == nil && h.o.NoKeyBias == "" {
 		removals := []float64{128, 32, 8, 2}
-		at, err := h.descend(ctx, removals, 1, func(k float64) Candidate { return Removal(k, row) })
+		at, err := h.descend(ctx, removals, 1, func(k float64) Candidate { return Shift(k, row) })
 		if err != nil {
 			return err
 		}
-		base = Removal(removals[at], row)
+		base = Shift(removals[at], row)
 		if at > 0 {
-			x := Removal(removals[at-1], row)
+			x := Shift(removals[at-1], row)
 			less = &x
 		}
 	}
-	if transform.CheckMix(h.c.Config) != nil {
+	if transform.CheckKeyTransform(h.c.Config) != nil {
 		return nil
 	}
 	mixes := []float64{64, 16, 4, 1}
-	at, err := h.descend(ctx, mixes, 1, base.Mixed)
+	at, err := h.descend(ctx, mixes, 1, base.Transformed)
 	if err != nil || less == nil {
 		return err
 	}
 	// In case the best removal costs too much.
-	return h.try(ctx, less.Mixed(mixes[at]))
+	return h.try(ctx, less.Transformed(mixes[at]))
 }
 
 // descend tries two neighbours of a list of weights, from index start on, and goes
 // on towards the better one until things get worse. It returns where the best is.
-func (h *chooser) descend(ctx context.Context, weights []float64, start int, of func(weight float64) Candidate) (int, error) {
+func (h *search) descend(ctx context.Context, weights []float64, start int, of func(weight float64) Candidate) (int, error) {
 	first := len(h.kld)
 	if err := h.try(ctx, of(weights[start]), of(weights[start+1])); err != nil {
 		return 0, err
@@ -295,11 +295,11 @@ func (h *chooser) descend(ctx context.Context, weights []float64, start int, of 
 }
 
 // decide fills in the report and returns the candidate to take.
-func (h *chooser) decide(ctx context.Context, report *spec.Fusion) (int, error) {
+func (h *search) decide(ctx context.Context, report *spec.Fusion) (int, error) {
 	order := h.byDrift()
 	exact := order[0]
 	for _, i := range order {
-		if !h.candidates[i].Near && h.beats(i, exact) {
+		if !h.candidates[i].Approximate && h.beats(i, exact) {
 			exact = i
 		}
 	}
@@ -316,7 +316,7 @@ func (h *chooser) decide(ctx context.Context, report *spec.Fusion) (int, error) 
 }
 
 // byDrift lists the candidates, those that may change the function less before others.
-func (h *chooser) byDrift() []int {
+func (h *search) byDrift() []int {
 	order := make([]int, len(h.candidates))
 	for i := range order {
 		order[i] = i
@@ -328,12 +328,12 @@ func (h *chooser) byDrift() []int {
 // cheapest measures what near-identities cost with F16 caches, and takes them in the
 // order of their costs as long as each gains enough on the one before. Those that
 // something with less drift beats are left out, and are not measured.
-func (h *chooser) cheapest(ctx context.Context, exact int, order []int) (int, error) {
+func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, error) {
 	var near []int
 	var edits [][][]transform.KeyEdit
 	for _, i := range order {
-		if h.candidates[i].Near && h.beats(i, exact) &&
-			!slices.ContainsFunc(near, func(j int) bool { return h.kld[j].Mean <= h.kld[i].Mean && h.candidates[j].Below(h.candidates[i]) }) {
+		if h.candidates[i].Approximate && h.beats(i, exact) &&
+			!slices.ContainsFunc(near, func(j int) bool { return h.kld[j].Mean <= h.kld[i].Mean && h.candidates[j].NoMoreThan(h.candidates[i]) }) {
 			near, edits = append(near, i), append(edits, h.edits[i])
 		}
 	}
@@ -348,12 +348,12 @@ func (h *chooser) cheapest(ctx context.Context, exact int, order []int) (int, er
 	best, paid := exact, 0.0
 	for _, i := range near {
 		// At the margin: so the gain over exact changes is ten times the whole cost.
-		if better(h.kld[i], h.kld[best], 1) && h.kld[best].Mean-h.kld[i].Mean >= nearGain*(*h.cost[i]-paid) {
+		if better(h.kld[i], h.kld[best], 1) && h.kld[best].Mean-h.kld[i].Mean >= approximateGain*(*h.cost[i]-paid) {
 			best, paid = i, *h.cost[i]
 		}
 	}
 	if best == exact && len(near) > 0 {
-		return h.backOff(ctx, exact, near[0])
+		return h.relax(ctx, exact, near[0])
 	}
 	return best, nil
 }
@@ -362,7 +362,7 @@ func (h *chooser) cheapest(ctx context.Context, exact int, order []int) (int, er
 // weights, then half and a quarter of the heads, those where it promises most for its
 // price, the others with the best exact change. It returns the first that gains enough,
 // or the exact change.
-func (h *chooser) backOff(ctx context.Context, exact, near int) (int, error) {
+func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
 	pays := func(c Candidate, edits [][]transform.KeyEdit) (bool, error) {
 		i, tries := len(h.candidates), [][][]transform.KeyEdit{edits}
 		if err := h.compare(ctx, []Candidate{c}, tries); err != nil {
@@ -373,10 +373,10 @@ func (h *chooser) backOff(ctx context.Context, exact, near int) (int, error) {
 			return false, err
 		}
 		h.cost[i] = &cost[0].Mean
-		return h.beats(i, exact) && h.kld[exact].Mean-h.kld[i].Mean >= nearGain*cost[0].Mean, nil
+		return h.beats(i, exact) && h.kld[exact].Mean-h.kld[i].Mean >= approximateGain*cost[0].Mean, nil
 	}
 	for _, factor := range []float64{4, 16} {
-		c := h.candidates[near].Milder(factor)
+		c := h.candidates[near].WithPenalty(factor)
 		if slices.ContainsFunc(h.candidates, func(x Candidate) bool { return x.Name == c.Name }) {
 			continue // and did not pay
 		}
@@ -421,11 +421,11 @@ func worthwhile(edits [][]transform.KeyEdit) [][2]int {
 	ratio := func(x [2]int) float64 {
 		gain, cost := 0.0, 0.0
 		e := edits[x[0]][x[1]]
-		if e.Removal != nil {
-			gain, cost = e.Removal.Before-e.Removal.After, e.Removal.Cost
+		if e.Shift != nil {
+			gain, cost = e.Shift.Before-e.Shift.After, e.Shift.Cost
 		}
-		if e.Mix != nil {
-			gain, cost = gain+e.Mix.Before-e.Mix.After, cost+e.Mix.Cost
+		if e.Transform != nil {
+			gain, cost = gain+e.Transform.Before-e.Transform.After, cost+e.Transform.Cost
 		}
 		return gain / max(cost, math.SmallestNonzeroFloat32) // heads without a change cost nothing
 	}
@@ -435,25 +435,25 @@ func worthwhile(edits [][]transform.KeyEdit) [][2]int {
 
 // beats says whether candidate i, which changes more than j, does better by more than
 // chance and enough for what cannot be measured.
-func (h *chooser) beats(i, j int) bool {
-	gain := h.gain(!h.candidates[i].KeepsDigits(), h.candidates[j].KeepsDigits())
+func (h *search) beats(i, j int) bool {
+	gain := h.gain(!h.candidates[i].PowersOfTwoOnly(), h.candidates[j].PowersOfTwoOnly())
 	return better(h.kld[i], h.kld[j], 3) && gain*h.kld[i].Mean <= h.kld[j].Mean
 }
 
 // gain is how many times the divergence must fall at least on the way from weights
 // with the published digits to others: once, if chance is all that speaks against it.
-func (h *chooser) gain(changes, kept bool) float64 {
-	if h.redraws && changes && kept {
-		return redrawGain
+func (h *search) gain(changes, kept bool) float64 {
+	if h.requantises && changes && kept {
+		return requantGain
 	}
 	return 1
 }
 
 // leader returns the candidate of a kind that measured best, 0 if there is none.
-func (h *chooser) leader(near bool) int {
+func (h *search) leader(near bool) int {
 	best := 0
 	for i, x := range h.candidates[:len(h.kld)] {
-		if i > 0 && x.Near == near && (best == 0 || h.kld[i].Mean < h.kld[best].Mean) {
+		if i > 0 && x.Approximate == near && (best == 0 || h.kld[i].Mean < h.kld[best].Mean) {
 			best = i
 		}
 	}
@@ -461,7 +461,7 @@ func (h *chooser) leader(near bool) int {
 }
 
 // try fits and measures more candidates.
-func (h *chooser) try(ctx context.Context, more ...Candidate) error {
+func (h *search) try(ctx context.Context, more ...Candidate) error {
 	var edits [][][]transform.KeyEdit
 	for i, x := range more {
 		if err := ctx.Err(); err != nil {
@@ -480,7 +480,7 @@ func (h *chooser) try(ctx context.Context, more ...Candidate) error {
 }
 
 // compare measures candidates with the edits that were fitted for them.
-func (h *chooser) compare(ctx context.Context, more []Candidate, edits [][][]transform.KeyEdit) error {
+func (h *search) compare(ctx context.Context, more []Candidate, edits [][][]transform.KeyEdit) error {
 	kld, err := h.measure(ctx, edits, h.target, "comparing changes of keys")
 	h.candidates, h.edits, h.kld = append(h.candidates, more...), append(h.edits, edits...), append(h.kld, kld...)
 	return err
@@ -507,28 +507,28 @@ const maxTries = 4
 
 // measure returns the divergence of each candidate with a cache, on top of the
 // unedited model, from the unedited model with F16 caches.
-func (h *chooser) measure(ctx context.Context, edits [][][]transform.KeyEdit, inner refmodel.Cache, step string) ([]ppl.Divergence, error) {
+func (h *search) measure(ctx context.Context, edits [][][]transform.KeyEdit, inner refmodel.Cache, step string) ([]ppl.Divergence, error) {
 	var out []ppl.Divergence
 	for at := 0; at < len(edits); at += maxTries {
 		part := edits[at:min(len(edits), at+maxTries)]
-		var lanes []*refmodel.Lane
+		var variants []*refmodel.Variant
 		first := h.base.Normed == nil
 		if first {
-			lanes = append(lanes, &refmodel.Lane{Cache: h.half})
+			variants = append(variants, &refmodel.Variant{Cache: h.half})
 		}
 		for _, e := range part {
 			cache, err := kvcache.NewEditedKeys(h.c.Config, e, inner, h.held.Ctx)
 			if err != nil {
 				return nil, err
 			}
-			lanes = append(lanes, &refmodel.Lane{Cache: cache})
+			variants = append(variants, &refmodel.Variant{Cache: cache})
 		}
-		if err := h.m.Run(ctx, h.held.Tokens, lanes, refmodel.Options{Progress: h.o.Progress.Of(step)}); err != nil {
+		if err := h.m.Run(ctx, h.held.Tokens, variants, refmodel.Options{Progress: h.o.Progress.Of(step)}); err != nil {
 			return nil, err
 		}
-		var streams []ppl.Stream
-		for _, l := range lanes {
-			s, err := ppl.Scored(h.m, h.held, l)
+		var streams []ppl.Positions
+		for _, l := range variants {
+			s, err := ppl.NewPositions(h.m, h.held, l)
 			if err != nil {
 				return nil, err
 			}
@@ -547,21 +547,21 @@ func (h *chooser) measure(ctx context.Context, edits [][][]transform.KeyEdit, in
 }
 
 // heads lists what was done to each head.
-func (h *chooser) heads(c *Choice) {
+func (h *search) heads(c *Result) {
 	for l, heads := range c.Edits {
 		for i, e := range heads {
 			x := spec.FusionHead{Layer: l, Head: i}
-			if m := e.Removal; m != nil {
+			if m := e.Shift; m != nil {
 				x.Removed, x.Before, x.After, x.Cost = m.Removed, m.Before, m.After, m.Cost
 			}
-			if m := e.Mix; m != nil {
-				if e.Removal == nil {
+			if m := e.Transform; m != nil {
+				if e.Shift == nil {
 					x.Before = m.Before
 				}
 				x.After = m.After
 				x.Cost += m.Cost
 			}
-			if e.Removal != nil || e.Mix != nil {
+			if e.Shift != nil || e.Transform != nil {
 				c.Report.Heads = append(c.Report.Heads, x)
 			}
 		}

@@ -42,10 +42,10 @@ func biased(t *testing.T, size float32) *checkpoint.Checkpoint {
 	return c
 }
 
-func chooseOptions() ChooseOptions {
-	return ChooseOptions{
+func chooseOptions() Options {
+	return Options{
 		Cache: kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeF16, Rotation: true}, Ctx: 32,
-		Text: ppl.Text{Name: "fit", Data: texts.Calibration[:8000]}, Near: true, Seed: 1, Threads: 2, Tokens: 512,
+		Text: ppl.Text{Name: "fit", Data: texts.Calibration[:8000]}, Approximate: true, Seed: 1, Threads: 2, Tokens: 512,
 	}
 }
 
@@ -54,7 +54,7 @@ func chooseOptions() ChooseOptions {
 // near-identities it stays, and the model is the same function.
 func TestChoose(t *testing.T) {
 	c := biased(t, 60)
-	near, err := Choose(context.Background(), c, chooseOptions())
+	near, err := Search(context.Background(), c, chooseOptions())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,14 +73,14 @@ func TestChoose(t *testing.T) {
 		t.Fatalf("chosen is %+v of %+v", chosen, r.Tried)
 	}
 	for _, x := range r.Tried {
-		if !x.Near && x.KLD-chosen.KLD < nearGain**chosen.F16KLD {
+		if !x.Near && x.KLD-chosen.KLD < approximateGain**chosen.F16KLD {
 			t.Errorf("%s has %.3g, the choice %.3g at a cost of %.3g", x.Name, x.KLD, chosen.KLD, *chosen.F16KLD)
 		}
 	}
 	if len(r.Heads) != c.Config.Layers*c.Config.KVHeads || r.Heads[0].Removed < 0.5 {
 		t.Errorf("removed %+v", r.Heads)
 	}
-	// What the lanes promised is what the edited weights do.
+	// What the variants promised is what the edited weights do.
 	view := &checkpoint.View{Checkpoint: c}
 	for l, heads := range near.Edits {
 		if err := transform.FoldKeys(view, l, heads); err != nil {
@@ -92,8 +92,8 @@ func TestChoose(t *testing.T) {
 	}
 
 	o := chooseOptions()
-	o.Near = false
-	exact, err := Choose(context.Background(), c, o)
+	o.Approximate = false
+	exact, err := Search(context.Background(), c, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,14 +102,14 @@ func TestChoose(t *testing.T) {
 			t.Errorf("%s was tried", x.Name)
 		}
 	}
-	o.Near, o.NoKeyBias = true, "no room for a bias"
-	refused, err := Choose(context.Background(), c, o)
+	o.Approximate, o.NoKeyBias = true, "no room for a bias"
+	refused, err := Search(context.Background(), c, o)
 	if err != nil || refused.Report.Refused != o.NoKeyBias {
 		t.Fatalf("refused: %+v, %v", refused, err)
 	}
 	for _, heads := range refused.Edits {
 		for _, e := range heads { // mixes need no bias
-			if e.Removal != nil {
+			if e.Shift != nil {
 				t.Errorf("a removal where there is no room for a bias: %+v", refused.Report)
 			}
 		}
@@ -120,7 +120,7 @@ func TestChoose(t *testing.T) {
 func TestChooseNothing(t *testing.T) {
 	o := chooseOptions()
 	o.Cache.K = gguf.TypeF16
-	got, err := Choose(context.Background(), biased(t, 0), o)
+	got, err := Search(context.Background(), biased(t, 0), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,8 +157,8 @@ func lopsided(t *testing.T, typ, matrix string, factor float32) *checkpoint.Chec
 func TestChooseValues(t *testing.T) {
 	c := lopsided(t, "F32", "v_proj", 8)
 	o := chooseOptions()
-	o.Cache, o.Near = kvcache.CacheTypes{K: gguf.TypeF16, V: gguf.TypeQ4_0, Rotation: false}, false
-	got, err := Choose(context.Background(), c, o)
+	o.Cache, o.Approximate = kvcache.CacheTypes{K: gguf.TypeF16, V: gguf.TypeQ4_0, Rotation: false}, false
+	got, err := Search(context.Background(), c, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,9 +181,9 @@ func TestChooseValues(t *testing.T) {
 // than half is left alone, and powers of two are taken instead.
 func TestChooseQuantized(t *testing.T) {
 	o := chooseOptions()
-	o.Near, o.Tokens, o.Text.Data = false, 4096, texts.Calibration[:40000]
+	o.Approximate, o.Tokens, o.Text.Data = false, 4096, texts.Calibration[:40000]
 	for typ, want := range map[string]string{"F32": "balance for the type", "Q8_0": "balance, powers of two"} {
-		got, err := Choose(context.Background(), lopsided(t, typ, "k_proj", 9), o)
+		got, err := Search(context.Background(), lopsided(t, typ, "k_proj", 9), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -230,15 +230,15 @@ func TestBetter(t *testing.T) {
 // on the heads where it promises most, and the first that pays is taken.
 func TestBackOff(t *testing.T) {
 	ctx := context.Background()
-	start := func(typ gguf.Type, size float32) *chooser {
+	start := func(typ gguf.Type, size float32) *search {
 		o := chooseOptions()
 		o.Cache.K = typ
-		h, err := newChooser(ctx, biased(t, size), o)
+		h, err := newSearch(ctx, biased(t, size), o)
 		if err != nil {
 			t.Fatal(err)
 		}
 		row := h.target.KeyRow()
-		if err := h.try(ctx, append(Candidates(row), Removal(2, row))...); err != nil {
+		if err := h.try(ctx, append(Candidates(row), Shift(2, row))...); err != nil {
 			t.Fatal(err)
 		}
 		return h
@@ -246,7 +246,7 @@ func TestBackOff(t *testing.T) {
 	// Against the balance that is tuned to q8_0 nothing pays: all is tried.
 	h := start(gguf.TypeQ8_0, 20)
 	tuned, removal := 3, 4
-	if got, err := h.backOff(ctx, tuned, removal); err != nil || got != tuned {
+	if got, err := h.relax(ctx, tuned, removal); err != nil || got != tuned {
 		t.Fatalf("taken is candidate %d: %v", got, err)
 	}
 	var names []string
@@ -264,9 +264,9 @@ func TestBackOff(t *testing.T) {
 	changed := func(i int) (n int) {
 		for l, heads := range h.edits[i] {
 			for k, e := range heads {
-				if e.Removal != nil {
+				if e.Shift != nil {
 					n++
-				} else if e.Turn != h.edits[tuned][l][k].Turn {
+				} else if e.Pairs != h.edits[tuned][l][k].Pairs {
 					t.Errorf("layer %d, head %d has neither the one change nor the other", l, k)
 				}
 			}
@@ -279,7 +279,7 @@ func TestBackOff(t *testing.T) {
 	}
 	// Against nothing at all a larger weight pays, and the search ends.
 	h = start(gguf.TypeQ4_0, 60)
-	if got, err := h.backOff(ctx, 0, removal); err != nil || got != removal+1 || h.candidates[got].Name != want[0] {
+	if got, err := h.relax(ctx, 0, removal); err != nil || got != removal+1 || h.candidates[got].Name != want[0] {
 		t.Errorf("taken is candidate %d of %d: %v", got, len(h.candidates), err)
 	}
 }
@@ -287,7 +287,7 @@ func TestBackOff(t *testing.T) {
 // TestWorthwhile: heads come in the order of what they promise for their price.
 func TestWorthwhile(t *testing.T) {
 	head := func(gain, cost float64) transform.KeyEdit {
-		return transform.KeyEdit{Removal: &transform.SlowMean{Before: 1 + gain/2, After: 1, Cost: cost}, Mix: &transform.PairMix{Before: 1, After: 1 - gain/2}}
+		return transform.KeyEdit{Shift: &transform.BiasShift{Before: 1 + gain/2, After: 1, Cost: cost}, Transform: &transform.KeyTransform{Before: 1, After: 1 - gain/2}}
 	}
 	got := worthwhile([][]transform.KeyEdit{{head(1, 0.5), head(3, 0.5), {}}, {head(1, 0.1), head(-1, 0.1), head(2, 0)}})
 	want := [][2]int{{1, 2}, {1, 0}, {0, 1}, {0, 0}, {0, 2}, {1, 1}}
@@ -303,7 +303,7 @@ func TestChooseThreads(t *testing.T) {
 	for _, n := range []int{1, 3} {
 		o := chooseOptions()
 		o.Threads = n
-		got, err := Choose(context.Background(), c, o)
+		got, err := Search(context.Background(), c, o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -324,12 +324,12 @@ func TestChooseRefuses(t *testing.T) {
 	c := biased(t, 0)
 	o := chooseOptions()
 	o.Text.Data = o.Text.Data[:500]
-	if _, err := Choose(context.Background(), c, o); err == nil || !strings.Contains(err.Error(), "longer text") {
+	if _, err := Search(context.Background(), c, o); err == nil || !strings.Contains(err.Error(), "longer text") {
 		t.Errorf("short text: %v", err)
 	}
 	o = chooseOptions()
 	o.Cache.K = gguf.TypeQ1_0
-	if _, err := Choose(context.Background(), c, o); err == nil || !strings.Contains(err.Error(), "head_dim 64") {
+	if _, err := Search(context.Background(), c, o); err == nil || !strings.Contains(err.Error(), "head_dim 64") {
 		t.Errorf("q1_0: %v", err)
 	}
 }

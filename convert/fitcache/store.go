@@ -106,7 +106,7 @@ func array64(name string, x []float64, shape ...int) array {
 // arrays lists what is in a layer. Floats are stored as they are in memory, so a
 // layer that is read back gives the same artifact to the last bit.
 func arrays(x *calibrate.Layer) (out []array) {
-	if b := x.Balance; b != nil {
+	if b := x.PairScale; b != nil {
 		for h, s := range b.Scale {
 			out = append(out, array32(fmt.Sprintf("balance.%d", h), s, len(s)))
 		}
@@ -163,7 +163,7 @@ func (w *Cache) Save(layer int, x *calibrate.Layer) error {
 	if err := os.MkdirAll(w.Dir, 0o777); err != nil {
 		return err
 	}
-	per := strconv.FormatBool(x.Balance != nil && x.Balance.PerLayer)
+	per := strconv.FormatBool(x.PairScale != nil && x.PairScale.PerLayer)
 	all := arrays(x)
 	meta := map[string]string{
 		keyWork: workVersion, keyWorkLayer: strconv.Itoa(layer), keyWorkInputs: string(inputs), keyPerLayer: per,
@@ -317,12 +317,12 @@ func (r *reader) integer(name string, v float64) int {
 func (r *reader) layer(w *Cache, perLayer string) *calibrate.Layer {
 	x := &calibrate.Layer{}
 	if w.Balance {
-		x.Balance = &transform.Balance{PerLayer: perLayer == "true"}
+		x.PairScale = &transform.PairScale{PerLayer: perLayer == "true"}
 		for h := range w.KVHeads {
-			x.Balance.Scale = append(x.Balance.Scale, r.floats(fmt.Sprintf("balance.%d", h), w.HeadDim/2))
+			x.PairScale.Scale = append(x.PairScale.Scale, r.floats(fmt.Sprintf("balance.%d", h), w.HeadDim/2))
 		}
 		if r.err == nil {
-			r.err = x.Balance.Check(w.KVHeads, w.HeadDim)
+			r.err = x.PairScale.Check(w.KVHeads, w.HeadDim)
 		}
 	}
 	for h := range w.KVHeads {

@@ -48,7 +48,7 @@ func work(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *Cache {
 // same compares exactly, NaN included. Codes are compared by their exported parts.
 func same(a, b *calibrate.Layer) bool {
 	x, y := arrays(a), arrays(b)
-	if len(x) != len(y) || (a.Balance == nil) != (b.Balance == nil) || a.Balance != nil && a.Balance.PerLayer != b.Balance.PerLayer {
+	if len(x) != len(y) || (a.PairScale == nil) != (b.PairScale == nil) || a.PairScale != nil && a.PairScale.PerLayer != b.PairScale.PerLayer {
 		return false
 	}
 	for i := range x {
@@ -63,7 +63,7 @@ func same(a, b *calibrate.Layer) bool {
 // The counts of fields are there so that nobody adds one that is not kept.
 func TestStoreKeepsAll(t *testing.T) {
 	for what, n := range map[reflect.Type]int{
-		reflect.TypeFor[calibrate.Layer](): 2, reflect.TypeFor[calibrate.Head](): 4, reflect.TypeFor[transform.Balance](): 2,
+		reflect.TypeFor[calibrate.Layer](): 2, reflect.TypeFor[calibrate.Head](): 4, reflect.TypeFor[transform.PairScale](): 2,
 		reflect.TypeFor[codec.Beta](): 4, reflect.TypeFor[fit.Point](): 2,
 	} {
 		if what.NumField() != n {
@@ -77,7 +77,7 @@ func TestStoreKeepsAll(t *testing.T) {
 		}
 	}
 	if exported != 7 { // Kind, D, B, Mean, Decode, Encode, Gain
-		t.Errorf("rotations.Code has %d exported fields, the store knows 7", exported)
+		t.Errorf("codec.Code has %d exported fields, the store knows 7", exported)
 	}
 	for _, fam := range []string{"llama", "qwen3"} { // a balance per head, and one per layer
 		c := tiny.Open(t, fam, tiny.Options{Seed: 1})

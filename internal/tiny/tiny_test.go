@@ -22,8 +22,8 @@ func logits(t *testing.T, path string, window []int32) []float32 {
 	}
 	defer c.Close()
 	m := refmodel.New(c.Config, c, 2)
-	lane := &refmodel.Lane{}
-	if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Lane{lane}, refmodel.Options{}); err != nil {
+	lane := &refmodel.Variant{}
+	if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{lane}, refmodel.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	x, err := m.FinalNorm(lane.Hidden)

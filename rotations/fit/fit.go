@@ -272,7 +272,7 @@ func (s *Sample) bestLearned() (*codec.Code, []Point, error) {
 	for i := range curve {
 		curve[i].Step = i
 	}
-	best, err = s.lengthen(best)
+	best, err = s.matchNorm(best)
 	return best, curve, err
 }
 

@@ -72,7 +72,7 @@ func (s *Sample) frame(b int) (*codec.Code, []Point, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err = s.lengthen(c)
+	c, err = s.matchNorm(c)
 	return c, curve, err
 }
 
@@ -85,7 +85,7 @@ func (f *frameFit) code(mean []float32, root, invRoot []float64) (*codec.Code, e
 // lengthen gives a code the gain with which decoded keys are as long as the keys,
 // on average (docs/codes.md): the best fit of a key is shorter, which flattens
 // every softmax, and over the layers that adds up.
-func (s *Sample) lengthen(c *codec.Code) (*codec.Code, error) {
+func (s *Sample) matchNorm(c *codec.Code) (*codec.Code, error) {
 	energy := c.Measure(s.thin(2 * thinned * s.D).Keys).Energy
 	if !(energy > 0) {
 		return c, nil

@@ -139,14 +139,14 @@ func TestFoldView(t *testing.T) {
 	for l := range cfg.Layers {
 		var keys []transform.KeyEdit
 		for h := range cfg.KVHeads {
-			e := transform.KeyEdit{Turn: &transform.PairTurn{Scale: make([]float32, cfg.HeadDim/2), Angle: make([]float64, cfg.HeadDim/2)}, Removal: &transform.SlowMean{Delta: make([]float64, cfg.HeadDim)}}
+			e := transform.KeyEdit{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.HeadDim/2), Angle: make([]float64, cfg.HeadDim/2)}, Shift: &transform.BiasShift{Delta: make([]float64, cfg.HeadDim)}}
 			n := cfg.HeadDim
-			e.Values = &transform.PairMix{Key: make([]float64, n*n), Query: make([]float64, n*n)}
+			e.Values = &transform.KeyTransform{Key: make([]float64, n*n), Query: make([]float64, n*n)}
 			for i := range n {
 				// What is folded needs not be inverse here.
 				e.Values.Key[i*n+(i+1)%n], e.Values.Query[i*n+(i+3)%n] = 1+float64(i+h)/7, 1+float64(i)/3
-				e.Removal.Delta[i] = float64(i-h) / 3
-				e.Turn.Scale[i/2], e.Turn.Angle[i/2] = 1+float32(i)/5, float64(l+i)/9
+				e.Shift.Delta[i] = float64(i-h) / 3
+				e.Pairs.Scale[i/2], e.Pairs.Angle[i/2] = 1+float32(i)/5, float64(l+i)/9
 			}
 			keys = append(keys, e)
 		}

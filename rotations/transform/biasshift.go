@@ -8,9 +8,9 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
-// IDSlowMean is a near-identity (docs/slowmean.md): a constant is taken out of the
+// IDBiasShift is a near-identity (docs/slowmean.md): a constant is taken out of the
 // keys before RoPE.
-const IDSlowMean = "G7"
+const IDBiasShift = "G7"
 
 // KeyStats is what is known of one KV head when its key cache is to be made
 // cheaper: moments of its keys and queries, weighted by how much attention feels
@@ -56,16 +56,16 @@ func (s *KeyStats) Check() error {
 	return nil
 }
 
-// SlowMeanOptions says how noise and drift are weighed against each other.
-type SlowMeanOptions struct {
+// BiasShiftOptions says how noise and drift are weighed against each other.
+type BiasShiftOptions struct {
 	// Noise is the cache type's error relative to a key's energy, E|e|^2 / E|k|^2.
 	Noise float64
-	// Kappa weighs the drift, which later layers and longer contexts raise above
+	// Penalty weighs the drift, which later layers and longer contexts raise above
 	// what one head's formula says. 1 takes the formula at its word.
-	Kappa float64
+	Penalty float64
 }
 
-// Relative errors of cache types on Gaussian numbers, for SlowMeanOptions.Noise:
+// Relative errors of cache types on Gaussian numbers, for BiasShiftOptions.Noise:
 // the largest of 32 has the square 5.4, a step is 1/8 or 1/127 of it, and an error
 // has 1/12 of a step's square; 1 - 2/pi for signs. Keys that are nearly all mean
 // store better (q4_0: 0.002), balanced ones somewhat worse (up to 0.01).
@@ -75,8 +75,8 @@ const (
 	NoiseBit  = 0.36
 )
 
-// A SlowMean is the constant to take out of one KV head's keys.
-type SlowMean struct {
+// A BiasShift is the constant to take out of one KV head's keys.
+type BiasShift struct {
 	// Delta is subtracted from the keys before RoPE, [D].
 	Delta []float64
 	// Energy is the key energy before, and Removed the share of it that goes.
@@ -108,7 +108,7 @@ type program struct {
 	noise float64
 }
 
-func newProgram(s *KeyStats, o SlowMeanOptions) *program {
+func newProgram(s *KeyStats, o BiasShiftOptions) *program {
 	p := &program{d: s.D, pairs: s.Pairs, b: s.Mean, noise: o.Noise * s.Curvature * s.Scale / float64(s.D)}
 	var energy float64
 	for i := range s.Var {
@@ -121,7 +121,7 @@ func newProgram(s *KeyStats, o SlowMeanOptions) *program {
 	}
 	p.c = make([]float64, len(s.Drift))
 	for i, x := range s.Drift {
-		p.c[i] = o.Kappa * x
+		p.c[i] = o.Penalty * x
 		if i%(s.D+1) == 0 {
 			p.c[i] += float64(ridge * p.c[i])
 		}
@@ -194,21 +194,21 @@ func (p *program) derivatives(r []float64) (g, h []float64) {
 // newtonSteps bounds the search; a dozen steps are usual.
 const newtonSteps = 100
 
-// RemoveSlowMean finds the constant whose removal from the keys of a head costs
+// FitBiasShift finds the constant whose removal from the keys of a head costs
 // least, drift of the scores and error of the cache type after a balance (G3) of
 // what is left taken together. The program is convex and smooth, so
 // damped Newton steps from "remove nothing" end at its only minimum, and no step
 // makes it worse.
-func RemoveSlowMean(s *KeyStats, o SlowMeanOptions) (*SlowMean, error) {
+func FitBiasShift(s *KeyStats, o BiasShiftOptions) (*BiasShift, error) {
 	if err := s.Check(); err != nil {
 		return nil, err
 	}
-	if !(o.Noise > 0) || !(o.Kappa > 0) || math.IsInf(o.Noise, 0) || math.IsInf(o.Kappa, 0) {
-		return nil, fmt.Errorf("slow-mean removal with noise %g and drift weight %g: both must be positive", o.Noise, o.Kappa)
+	if !(o.Noise > 0) || !(o.Penalty > 0) || math.IsInf(o.Noise, 0) || math.IsInf(o.Penalty, 0) {
+		return nil, fmt.Errorf("slow-mean removal with noise %g and drift weight %g: both must be positive", o.Noise, o.Penalty)
 	}
 	p := newProgram(s, o)
 	r := append([]float64(nil), s.Mean...)
-	out := &SlowMean{}
+	out := &BiasShift{}
 	f := p.value(r)
 	var first float64
 	for ; out.Steps < newtonSteps; out.Steps++ {
@@ -240,7 +240,7 @@ func RemoveSlowMean(s *KeyStats, o SlowMeanOptions) (*SlowMean, error) {
 		}
 		r, f = next, v
 	}
-	p.report(out, s, r, o.Kappa)
+	p.report(out, s, r, o.Penalty)
 	return out, nil
 }
 
@@ -309,7 +309,7 @@ func (p *program) search(r, step []float64, f, slope float64) ([]float64, float6
 
 // report fills in what the shift does. Costs of a query head are half the sums
 // of squared score errors.
-func (p *program) report(out *SlowMean, s *KeyStats, r []float64, kappa float64) {
+func (p *program) report(out *BiasShift, s *KeyStats, r []float64, kappa float64) {
 	out.Delta = make([]float64, s.D)
 	var before, after float64
 	for i := range r {
@@ -345,9 +345,9 @@ func (s *KeyStats) AddPairEnergies(q, k, delta []float64) {
 	}
 }
 
-// BalanceOf returns the scales t with t^2 = sqrt(q/k), which minimise the product
+// PairScaleOf returns the scales t with t^2 = sqrt(q/k), which minimise the product
 // of the energies sum k t^2 and sum q/t^2 that meet an error alike in all directions.
-func BalanceOf(q, k []float64) []float32 {
+func PairScaleOf(q, k []float64) []float32 {
 	out := make([]float32, len(q))
 	for p := range out {
 		out[p] = 1

@@ -42,7 +42,7 @@ func slowStats(r *rand.Rand, d int, pairs rope.Layout) *KeyStats {
 }
 
 // left returns what a removal leaves of the mean.
-func left(s *KeyStats, m *SlowMean) []float64 {
+func left(s *KeyStats, m *BiasShift) []float64 {
 	r := make([]float64, s.D)
 	for i := range r {
 		r[i] = s.Mean[i] - m.Delta[i]
@@ -57,8 +57,8 @@ func TestSlowMeanOptimum(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		d := []int{8, 32, 64}[seed%3]
 		s := slowStats(r, d, layouts[seed%2])
-		o := SlowMeanOptions{Noise: 0.005, Kappa: []float64{0.1, 1, 8}[seed/4]}
-		m, err := RemoveSlowMean(s, o)
+		o := BiasShiftOptions{Noise: 0.005, Penalty: []float64{0.1, 1, 8}[seed/4]}
+		m, err := FitBiasShift(s, o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestSlowMeanOptimum(t *testing.T) {
 			t.Errorf("seed %d: %g before, %g after", seed, first, best)
 		}
 		n, dr := p.terms(x)
-		if off(n/2, m.After) > 1e-12 || off(dr/2/o.Kappa, m.Cost) > 1e-12 || !(m.After < m.Before) || m.Removed <= 0 || m.Removed >= 1 {
+		if off(n/2, m.After) > 1e-12 || off(dr/2/o.Penalty, m.Cost) > 1e-12 || !(m.After < m.Before) || m.Removed <= 0 || m.Removed >= 1 {
 			t.Errorf("seed %d: report %+v for terms %g and %g", seed, m, n, dr)
 		}
 	}
@@ -97,7 +97,7 @@ func TestSlowMeanDerivatives(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 4))
 	for _, pairs := range layouts {
 		s := slowStats(r, 16, pairs)
-		p := newProgram(s, SlowMeanOptions{Noise: 0.005, Kappa: 1})
+		p := newProgram(s, BiasShiftOptions{Noise: 0.005, Penalty: 1})
 		point := func() []float64 {
 			x := make([]float64, s.D)
 			for i := range x {
@@ -143,8 +143,8 @@ func TestSlowMeanDerivatives(t *testing.T) {
 // nothing.
 func TestSlowMeanMonotone(t *testing.T) {
 	s := slowStats(rand.New(rand.NewPCG(5, 5)), 32, rope.Half)
-	fit := func(noise, kappa float64) *SlowMean {
-		m, err := RemoveSlowMean(s, SlowMeanOptions{Noise: noise, Kappa: kappa})
+	fit := func(noise, kappa float64) *BiasShift {
+		m, err := FitBiasShift(s, BiasShiftOptions{Noise: noise, Penalty: kappa})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,17 +169,17 @@ func TestSlowMeanMonotone(t *testing.T) {
 // TestSlowMeanRefusals: nothing that is not a number comes out as a model.
 func TestSlowMeanRefusals(t *testing.T) {
 	good := func() *KeyStats { return slowStats(rand.New(rand.NewPCG(6, 6)), 8, rope.Half) }
-	for what, change := range map[string]func(s *KeyStats, o *SlowMeanOptions){
-		"NaN mean":     func(s *KeyStats, _ *SlowMeanOptions) { s.Mean[3] = math.NaN() },
-		"infinite":     func(s *KeyStats, _ *SlowMeanOptions) { s.Query[0] = math.Inf(1) },
-		"short":        func(s *KeyStats, _ *SlowMeanOptions) { s.Var = s.Var[:3] },
-		"odd head_dim": func(s *KeyStats, _ *SlowMeanOptions) { s.D = 7 },
-		"no noise":     func(_ *KeyStats, o *SlowMeanOptions) { o.Noise = 0 },
-		"kappa":        func(_ *KeyStats, o *SlowMeanOptions) { o.Kappa = math.NaN() },
+	for what, change := range map[string]func(s *KeyStats, o *BiasShiftOptions){
+		"NaN mean":     func(s *KeyStats, _ *BiasShiftOptions) { s.Mean[3] = math.NaN() },
+		"infinite":     func(s *KeyStats, _ *BiasShiftOptions) { s.Query[0] = math.Inf(1) },
+		"short":        func(s *KeyStats, _ *BiasShiftOptions) { s.Var = s.Var[:3] },
+		"odd head_dim": func(s *KeyStats, _ *BiasShiftOptions) { s.D = 7 },
+		"no noise":     func(_ *KeyStats, o *BiasShiftOptions) { o.Noise = 0 },
+		"kappa":        func(_ *KeyStats, o *BiasShiftOptions) { o.Penalty = math.NaN() },
 	} {
-		s, o := good(), SlowMeanOptions{Noise: 0.005, Kappa: 1}
+		s, o := good(), BiasShiftOptions{Noise: 0.005, Penalty: 1}
 		change(s, &o)
-		if _, err := RemoveSlowMean(s, o); err == nil {
+		if _, err := FitBiasShift(s, o); err == nil {
 			t.Errorf("%s: accepted", what)
 		}
 	}
@@ -187,7 +187,7 @@ func TestSlowMeanRefusals(t *testing.T) {
 	s := good()
 	clear(s.Query)
 	clear(s.Drift)
-	m, err := RemoveSlowMean(s, SlowMeanOptions{Noise: 0.005, Kappa: 1})
+	m, err := FitBiasShift(s, BiasShiftOptions{Noise: 0.005, Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +229,7 @@ func keySample(r *rand.Rand, n, d int, pairs rope.Layout) *KeySample {
 }
 
 // bruteLoss stores keys and compares scores, one at a time.
-func bruteLoss(t *testing.T, s *KeySample, turn *PairTurn, row CacheRow) float64 {
+func bruteLoss(t *testing.T, s *KeySample, turn *PairRotation, row CacheRow) float64 {
 	t.Helper()
 	d := s.D
 	h := row.matrix(d, s.Pairs)
@@ -286,11 +286,11 @@ func TestTuneBalance(t *testing.T) {
 	for i, row := range []CacheRow{{gguf.TypeQ4_0, 64, rope.Half}, {gguf.TypeQ4_0, 0, rope.Half}, {gguf.TypeIQ4_NL, 32, rope.Interleaved}} {
 		pairs := layouts[i%2]
 		s := keySample(rand.New(rand.NewPCG(7, 7)), 96, 64, pairs)
-		start := &PairTurn{Scale: make([]float32, 32)}
+		start := &PairRotation{Scale: make([]float32, 32)}
 		for p := range start.Scale {
 			start.Scale[p] = 1
 		}
-		got, err := TuneBalance([]*KeySample{s}, start, row, true)
+		got, err := TunePairScale([]*KeySample{s}, start, row, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -311,11 +311,11 @@ func TestTuneBalance(t *testing.T) {
 		if b, a := bruteLoss(t, other, start, row), bruteLoss(t, other, got.Turn, row); !(a < b) {
 			t.Errorf("%v: on other keys loss %g before, %g after", row, b, a)
 		}
-		again, err := TuneBalance([]*KeySample{s}, start, row, true)
+		again, err := TunePairScale([]*KeySample{s}, start, row, true)
 		if err != nil || again.After != got.After || again.Turn.Scale[3] != got.Turn.Scale[3] || again.Turn.Angle[3] != got.Turn.Angle[3] {
 			t.Errorf("%v: a second run differs (%v)", row, err)
 		}
-		scales, err := TuneBalance([]*KeySample{s}, start, row, false)
+		scales, err := TunePairScale([]*KeySample{s}, start, row, false)
 		if err != nil || scales.Turn.Angle != nil || !(scales.After < scales.Before) {
 			t.Errorf("%v: scales alone give %+v, %v", row, scales, err)
 		}
@@ -328,15 +328,15 @@ func TestTurnGradient(t *testing.T) {
 	for i, angles := range []bool{false, true} {
 		r := rand.New(rand.NewPCG(11, uint64(i)))
 		pairs := layouts[i]
-		start := &PairTurn{Scale: make([]float32, d/2)}
+		start := &PairRotation{Scale: make([]float32, d/2)}
 		for p := range start.Scale {
 			start.Scale[p] = float32(math.Exp(r.NormFloat64()))
 		}
-		s := &turnSearch{d: d, pairs: pairs, angles: angles}
+		s := &pairSearch{d: d, pairs: pairs, angles: angles}
 		for range 2 {
 			k := keySample(r, 60, d, pairs)
-			p, err := newShape(start.mix(d, pairs), k.still(),
-				ShapeOptions{Cache: CacheRow{gguf.TypeQ4_0, 32, rope.Interleaved}, Kappa: 1})
+			p, err := newBlockObjective(start.mix(d, pairs), k.withoutRoPE(),
+				RefineOptions{Cache: CacheRow{gguf.TypeQ4_0, 32, rope.Interleaved}, Penalty: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -366,31 +366,31 @@ func TestTurnGradient(t *testing.T) {
 // TestTuneRefusals: impossible caches and samples are errors.
 func TestTuneRefusals(t *testing.T) {
 	s := keySample(rand.New(rand.NewPCG(9, 9)), 8, 64, rope.Half)
-	ones := &PairTurn{Scale: make([]float32, 32)}
+	ones := &PairRotation{Scale: make([]float32, 32)}
 	for p := range ones.Scale {
 		ones.Scale[p] = 1
 	}
 	for what, f := range map[string]func() error{
 		"size": func() error {
-			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_0, 48, rope.Interleaved}, true)
+			_, err := TunePairScale([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_0, 48, rope.Interleaved}, true)
 			return err
 		},
 		"type": func() error {
-			_, err := TuneBalance([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_K, 0, rope.Interleaved}, true)
+			_, err := TunePairScale([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_K, 0, rope.Interleaved}, true)
 			return err
 		},
 		"none": func() error {
-			_, err := TuneBalance(nil, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
+			_, err := TunePairScale(nil, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err
 		},
 		"scales": func() error {
-			_, err := TuneBalance([]*KeySample{s}, &PairTurn{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
+			_, err := TunePairScale([]*KeySample{s}, &PairRotation{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err
 		},
 		"sample": func() error {
 			x := *s
 			x.Weights = x.Weights[:5]
-			_, err := TuneBalance([]*KeySample{&x}, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
+			_, err := TunePairScale([]*KeySample{&x}, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err
 		},
 	} {
@@ -407,7 +407,7 @@ func TestPairTurn(t *testing.T) {
 	const d = 16
 	for _, pairs := range layouts {
 		table := rope.NewTable(rope.Params{Theta: 10000, Dim: d}, 50)
-		turn := &PairTurn{Scale: make([]float32, d/2), Angle: make([]float64, d/2)}
+		turn := &PairRotation{Scale: make([]float32, d/2), Angle: make([]float64, d/2)}
 		for p := range turn.Scale {
 			turn.Scale[p], turn.Angle[p] = float32(math.Exp(r.NormFloat64())), 6*r.Float64()
 		}

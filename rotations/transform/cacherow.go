@@ -23,13 +23,13 @@ type CacheRow struct {
 
 // Enter brings heads of d numbers in layout from, in place, to what is stored: in
 // the runtime's order, turned.
-func (c CacheRow) Enter(x []float32, d int, from rope.Layout) {
+func (c CacheRow) ToCacheBasis(x []float32, d int, from rope.Layout) {
 	reorder(x, d, from, c.Pairs)
 	linalg.Hadamard(x, c.Hadamard)
 }
 
 // Leave is the inverse of Enter. As Enter is orthogonal, it is also its transpose.
-func (c CacheRow) Leave(x []float32, d int, to rope.Layout) {
+func (c CacheRow) FromCacheBasis(x []float32, d int, to rope.Layout) {
 	linalg.Hadamard(x, c.Hadamard)
 	reorder(x, d, c.Pairs, to)
 }

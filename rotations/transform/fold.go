@@ -9,12 +9,12 @@ import (
 )
 
 // IDBalance is the identity that Balance folds.
-const IDBalance = "G3"
+const IDPairScale = "G3"
 
-// FoldBalance adds the K/Q pair balance of one layer to edits: without QK-norm
+// FoldPairScale adds the K/Q pair balance of one layer to edits: without QK-norm
 // to the rows of W_K and W_Q and to their biases, per KV head; with QK-norm to
 // the norm gains, which act after the projections.
-func FoldBalance(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, b *Balance) error {
+func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, b *PairScale) error {
 	cfg := c.Config
 	d := cfg.HeadDim
 	if err := b.Check(cfg.KVHeads, d); err != nil {
@@ -29,7 +29,7 @@ func FoldBalance(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, b 
 	}
 	fold := func(part string, scale []float32) {
 		if name := family.Name(layer, part); exists(c, name) {
-			edits.Scale(name, IDBalance, scale)
+			edits.Scale(name, IDPairScale, scale)
 		}
 	}
 	switch cfg.Family.QKNorm {
@@ -53,11 +53,11 @@ func FoldBalance(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, b 
 
 func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name); return ok }
 
-// FloorBalance is a balance that means nothing: every scale is the square root
+// FloorPairScale is a balance that means nothing: every scale is the square root
 // of two. Folding it changes no score but rounds every touched weight, so what it
 // costs is the floor below which the cost of a real fold says nothing.
-func FloorBalance(cfg *family.Config) *Balance {
-	b := &Balance{PerLayer: cfg.Family.QKNorm == family.NormHead}
+func FloorPairScale(cfg *family.Config) *PairScale {
+	b := &PairScale{PerLayer: cfg.Family.QKNorm == family.NormHead}
 	for range cfg.KVHeads {
 		s := make([]float32, cfg.HeadDim/2)
 		for p := range s {

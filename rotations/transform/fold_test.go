@@ -42,15 +42,15 @@ func logits(t *testing.T, c *family.Config, w refmodel.Weights, p *tap) []float3
 		window[i] = int32(i * 53 % c.Vocab)
 	}
 	m := refmodel.New(c, w, 2)
-	lane := &refmodel.Lane{}
+	variant := &refmodel.Variant{}
 	opt := refmodel.Options{}
 	if p != nil {
 		opt.Tap = p
 	}
-	if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Lane{lane}, opt); err != nil {
+	if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{variant}, opt); err != nil {
 		t.Fatal(err)
 	}
-	x, err := m.FinalNorm(lane.Hidden)
+	x, err := m.FinalNorm(variant.Hidden)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestFoldBalance(t *testing.T) {
 			perLayer := cfg.Family.QKNorm == family.NormHead
 			edits := checkpoint.Edits{}
 			for l, e := range p.sum {
-				if err := transform.FoldBalance(edits, c, l, e.Balance(perLayer)); err != nil {
+				if err := transform.FoldPairScale(edits, c, l, e.PairScale(perLayer)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -116,10 +116,10 @@ func TestFoldBalance(t *testing.T) {
 				t.Errorf("%s: logits up to %.3g change by %.3g", what, size, worst)
 			}
 			// The balance of the balanced model is one, where it was not before.
-			if before := off(p.sum[0].Balance(perLayer)); before < 0.1 {
+			if before := off(p.sum[0].PairScale(perLayer)); before < 0.1 {
 				t.Errorf("%s: the model was balanced before (%.3g)", what, before)
 			}
-			if now := off(after.sum[0].Balance(perLayer)); !(now < 1e-3) {
+			if now := off(after.sum[0].PairScale(perLayer)); !(now < 1e-3) {
 				t.Errorf("%s: a second balance is off one by %.3g", what, now)
 			}
 			// The check can fail: without its half on the query side, the fold is
@@ -137,7 +137,7 @@ func TestFoldBalance(t *testing.T) {
 }
 
 // off returns how far the scales are from one.
-func off(b *transform.Balance) (worst float64) {
+func off(b *transform.PairScale) (worst float64) {
 	for _, s := range b.Scale {
 		for _, v := range s {
 			worst = max(worst, math.Abs(math.Log2(float64(v))))
@@ -169,24 +169,24 @@ func TestFoldRefuses(t *testing.T) {
 		}
 		defer c.Close()
 		d := c.Config.HeadDim
-		good := transform.FloorBalance(c.Config)
+		good := transform.FloorPairScale(c.Config)
 		if good.PerLayer != (c.Config.Family.QKNorm == family.NormHead) {
 			t.Errorf("%s: floor balance per layer: %v", fam, good.PerLayer)
 		}
-		for says, b := range map[string]*transform.Balance{
+		for says, b := range map[string]*transform.PairScale{
 			"1 of 2 KV heads": {PerLayer: true, Scale: good.Scale[:1]},
 			"scales for":      {PerLayer: true, Scale: [][]float32{good.Scale[0], good.Scale[1][:d/2-1]}},
 			"has scale":       {PerLayer: true, Scale: [][]float32{good.Scale[0], make([]float32, d/2)}},
 		} {
 			edits := checkpoint.Edits{}
-			if err := transform.FoldBalance(edits, c, 1, b); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "layer 1") {
+			if err := transform.FoldPairScale(edits, c, 1, b); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "layer 1") {
 				t.Errorf("%s: %v, want %q", fam, err, says)
 			}
 			if len(edits) != 0 {
 				t.Errorf("%s: edits after a refusal: %v", fam, edits.Names())
 			}
 		}
-		err = transform.FoldBalance(checkpoint.Edits{}, c, 0, &transform.Balance{Scale: good.Scale})
+		err = transform.FoldPairScale(checkpoint.Edits{}, c, 0, &transform.PairScale{Scale: good.Scale})
 		if wants := c.Config.Family.QKNorm == family.NormHead; (err != nil) != wants {
 			t.Errorf("%s: a balance per head gives %v", fam, err)
 		}
@@ -205,7 +205,7 @@ func TestFloor(t *testing.T) {
 		defer c.Close()
 		edits := checkpoint.Edits{}
 		for l := range c.Config.Layers {
-			if err := transform.FoldBalance(edits, c, l, transform.FloorBalance(c.Config)); err != nil {
+			if err := transform.FoldPairScale(edits, c, l, transform.FloorPairScale(c.Config)); err != nil {
 				t.Fatal(err)
 			}
 		}

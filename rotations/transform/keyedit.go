@@ -11,21 +11,21 @@ import (
 )
 
 // IDValues is identity G2 between W_V and W_O.
-const IDValues = "G2"
+const IDValueTransform = "G2"
 
 // A KeyEdit is what a change of weights does to the keys of one KV head before
 // RoPE: k becomes T A (k - delta), and the queries that meet it change inversely;
 // and to its values.
 type KeyEdit struct {
 	// Turn is T, identity G3; nil for none.
-	Turn *PairTurn
+	Pairs *PairRotation
 	// Mix is A, near-identity G8; nil for none.
-	Mix *PairMix
+	Transform *KeyTransform
 	// Removal holds delta, near-identity G7; nil for none.
-	Removal *SlowMean
+	Shift *BiasShift
 	// Values multiplies values by its Key, and what leaves the head by the inverse,
 	// identity G2; nil for none.
-	Values *PairMix
+	Values *KeyTransform
 }
 
 // ErrNoKeyBias is why a model's keys cannot be shifted.
@@ -56,20 +56,20 @@ func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 	fail := func(h int, err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, h, err) }
 	shifted, mixed, turned, valued := false, false, false, false
 	for h, e := range heads {
-		if e.Turn != nil {
-			if err := e.Turn.Check(cfg.HeadDim); err != nil {
+		if e.Pairs != nil {
+			if err := e.Pairs.Check(cfg.HeadDim); err != nil {
 				return fail(h, err)
 			}
-			if e.Turn.Angle != nil && cfg.Family.QKNorm != family.NoQKNorm {
+			if e.Pairs.Angle != nil && cfg.Family.QKNorm != family.NoQKNorm {
 				return fail(h, errors.New("angles do not pass through the gain of a QK-norm"))
 			}
 			turned = true
 		}
-		if e.Mix != nil {
-			if err := CheckMix(cfg); err != nil {
+		if e.Transform != nil {
+			if err := CheckKeyTransform(cfg); err != nil {
 				return fail(h, err)
 			}
-			if err := e.Mix.Check(cfg.HeadDim); err != nil {
+			if err := e.Transform.Check(cfg.HeadDim); err != nil {
 				return fail(h, err)
 			}
 			mixed = true
@@ -80,14 +80,14 @@ func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 			}
 			valued = true
 		}
-		if e.Removal != nil {
+		if e.Shift != nil {
 			if err := CheckKeyBias(cfg); err != nil {
 				return fail(h, err)
 			}
-			if len(e.Removal.Delta) != cfg.HeadDim {
-				return fail(h, fmt.Errorf("%d shifts for head_dim %d", len(e.Removal.Delta), cfg.HeadDim))
+			if len(e.Shift.Delta) != cfg.HeadDim {
+				return fail(h, fmt.Errorf("%d shifts for head_dim %d", len(e.Shift.Delta), cfg.HeadDim))
 			}
-			for _, x := range e.Removal.Delta {
+			for _, x := range e.Shift.Delta {
 				if math.IsNaN(x) || math.IsInf(x, 0) {
 					return fail(h, fmt.Errorf("shift of %g", x))
 				}
@@ -125,8 +125,8 @@ func foldShift(v *checkpoint.View, layer int, heads []KeyEdit) {
 	d := v.Config.HeadDim
 	shift := make([]float32, len(heads)*d)
 	for h, e := range heads {
-		if e.Removal != nil {
-			for i, x := range e.Removal.Delta {
+		if e.Shift != nil {
+			for i, x := range e.Shift.Delta {
 				shift[h*d+i] = float32(-x)
 			}
 		}
@@ -138,7 +138,7 @@ func foldShift(v *checkpoint.View, layer int, heads []KeyEdit) {
 		}
 		v.Added[name] = &checkpoint.Tensor{Name: name, Layer: layer, Shape: []int{len(shift)}, Type: "F32"}
 	}
-	v.Edits.Shift(name, IDSlowMean, shift)
+	v.Edits.Shift(name, IDBiasShift, shift)
 }
 
 // sides are the projections that meet in a score: their tensors, how many of
@@ -175,14 +175,14 @@ func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
 	for _, side := range sides(v.Config) {
 		mixes := rowMixes(heads, side.times, v.Config.HeadDim, func(e KeyEdit) []float64 {
 			switch {
-			case e.Mix == nil:
+			case e.Transform == nil:
 				return nil
 			case side.query:
-				return e.Mix.Query
+				return e.Transform.Query
 			}
-			return e.Mix.Key
+			return e.Transform.Key
 		})
-		if err := mixRows(v, layer, side.names, IDMix, mixes); err != nil {
+		if err := mixRows(v, layer, side.names, IDKeyTransform, mixes); err != nil {
 			return err
 		}
 	}
@@ -213,7 +213,7 @@ func foldValues(v *checkpoint.View, layer int, heads []KeyEdit) error {
 		}
 		return e.Values.Key
 	})
-	if err := mixRows(v, layer, []string{"attn_v.weight", "attn_v.bias"}, IDValues, rows); err != nil {
+	if err := mixRows(v, layer, []string{"attn_v.weight", "attn_v.bias"}, IDValueTransform, rows); err != nil {
 		return err
 	}
 	cols := rowMixes(heads, v.Config.Group(), d, func(e KeyEdit) []float64 {
@@ -222,18 +222,18 @@ func foldValues(v *checkpoint.View, layer int, heads []KeyEdit) error {
 		}
 		return e.Values.Query
 	})
-	return v.Edits.MixColumns(family.Name(layer, "attn_output.weight"), IDValues, cols)
+	return v.Edits.MixColumns(family.Name(layer, "attn_output.weight"), IDValueTransform, cols)
 }
 
 // foldGains folds scales into the gains of a QK-norm.
 func foldGains(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	b := &Balance{PerLayer: v.Config.Family.QKNorm == family.NormHead}
+	b := &PairScale{PerLayer: v.Config.Family.QKNorm == family.NormHead}
 	for h, e := range heads {
 		s := make([]float32, v.Config.HeadDim/2)
 		for p := range s {
 			s[p] = 1
-			if e.Turn != nil {
-				s[p] = e.Turn.Scale[p]
+			if e.Pairs != nil {
+				s[p] = e.Pairs.Scale[p]
 			}
 			if b.PerLayer && s[p] != b.first(p, s[p]) {
 				return fmt.Errorf("layer %d, KV head %d: one gain vector serves all heads, so the balance must be one for all heads too", layer, h)
@@ -241,11 +241,11 @@ func foldGains(v *checkpoint.View, layer int, heads []KeyEdit) error {
 		}
 		b.Scale = append(b.Scale, s)
 	}
-	return FoldBalance(v.Edits, v.Checkpoint, layer, b)
+	return FoldPairScale(v.Edits, v.Checkpoint, layer, b)
 }
 
 // first returns the scale of pair p in the first head, or s where there is none yet.
-func (b *Balance) first(p int, s float32) float32 {
+func (b *PairScale) first(p int, s float32) float32 {
 	if len(b.Scale) == 0 {
 		return s
 	}
@@ -257,7 +257,7 @@ func foldTurns(v *checkpoint.View, layer int, heads []KeyEdit) {
 	d := cfg.HeadDim
 	angles := false
 	for _, e := range heads {
-		angles = angles || e.Turn != nil && e.Turn.Angle != nil
+		angles = angles || e.Pairs != nil && e.Pairs.Angle != nil
 	}
 	for _, side := range sides(cfg) {
 		n := len(heads) * side.times * d
@@ -268,8 +268,8 @@ func foldTurns(v *checkpoint.View, layer int, heads []KeyEdit) {
 				i, j := cfg.Pairs.Dims(p, d)
 				i, j = h*d+i, h*d+j
 				re, im := 1.0, 0.0
-				if e.Turn != nil {
-					re, im = e.Turn.factor(p, side.query)
+				if e.Pairs != nil {
+					re, im = e.Pairs.factor(p, side.query)
 				}
 				partner[i], partner[j] = j, i
 				own[i], own[j] = float32(re), float32(re)
@@ -282,9 +282,9 @@ func foldTurns(v *checkpoint.View, layer int, heads []KeyEdit) {
 				continue
 			}
 			if angles {
-				v.Edits.Turn(name, IDBalance, partner, own, cross)
+				v.Edits.Turn(name, IDPairScale, partner, own, cross)
 			} else {
-				v.Edits.Scale(name, IDBalance, own)
+				v.Edits.Scale(name, IDPairScale, own)
 			}
 		}
 	}

@@ -24,14 +24,14 @@ func turns(r *rand.Rand, cfg *family.Config) []transform.KeyEdit {
 			out[h] = out[0]
 			continue
 		}
-		turn := &transform.PairTurn{}
+		turn := &transform.PairRotation{}
 		for range cfg.HeadDim / 2 {
 			turn.Scale = append(turn.Scale, float32(math.Exp(r.NormFloat64())))
 			if norm == family.NoQKNorm {
 				turn.Angle = append(turn.Angle, 6*r.Float64())
 			}
 		}
-		out[h].Turn = turn
+		out[h].Pairs = turn
 	}
 	return out
 }
@@ -88,7 +88,7 @@ func run(t *testing.T, c *family.Config, w refmodel.Weights) *scoreTap {
 	for i := range window {
 		window[i] = int32(i * 37 % c.Vocab)
 	}
-	if err := refmodel.New(c, w, 1).Run(t.Context(), [][]int32{window}, []*refmodel.Lane{{}}, refmodel.Options{Tap: s}); err != nil {
+	if err := refmodel.New(c, w, 1).Run(t.Context(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Tap: s}); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -108,11 +108,11 @@ func TestFoldRemoval(t *testing.T) {
 		r := rand.New(rand.NewPCG(3, 4))
 		edits := make([]transform.KeyEdit, cfg.KVHeads)
 		for h := range edits {
-			m := &transform.SlowMean{Delta: make([]float64, d)}
+			m := &transform.BiasShift{Delta: make([]float64, d)}
 			for i := range m.Delta {
 				m.Delta[i] = r.NormFloat64()
 			}
-			edits[h].Removal = m
+			edits[h].Shift = m
 		}
 		v := &checkpoint.View{Checkpoint: c}
 		if err := transform.FoldKeys(v, 0, edits); err != nil {
@@ -123,7 +123,7 @@ func TestFoldRemoval(t *testing.T) {
 		}
 		before, after := run(t, cfg, c), run(t, cfg, v)
 		for i, k := range before.pre {
-			want := float64(k) - edits[i%kw/d].Removal.Delta[i%d]
+			want := float64(k) - edits[i%kw/d].Shift.Delta[i%d]
 			if math.Abs(want-float64(after.pre[i])) > 1e-5 {
 				t.Fatalf("%s, bias %v: key %g becomes %g, want %g", x.fam, x.bias, k, after.pre[i], want)
 			}
@@ -136,7 +136,7 @@ func TestFoldRemoval(t *testing.T) {
 				q := before.q[i*qw+head*d:][:d]
 				old, now := dot(q, before.k[j*kw+kv*d:][:d]), dot(q, after.k[j*kw+kv*d:][:d])
 				x := make([]float32, d)
-				for n, v := range edits[kv].Removal.Delta {
+				for n, v := range edits[kv].Shift.Delta {
 					x[n] = float32(v)
 				}
 				table.Apply(x, j, cfg.Pairs)
@@ -164,9 +164,9 @@ func dot(a, b []float32) (s float64) {
 }
 
 // invertible returns a random matrix and its inverse transposed.
-func invertible(r *rand.Rand, d int) *transform.PairMix {
+func invertible(r *rand.Rand, d int) *transform.KeyTransform {
 	// A product of shears x_i += t x_j, whose inverses are known.
-	m := &transform.PairMix{Key: make([]float64, d*d), Query: make([]float64, d*d)}
+	m := &transform.KeyTransform{Key: make([]float64, d*d), Query: make([]float64, d*d)}
 	for i := range d {
 		m.Key[i*d+i], m.Query[i*d+i] = 2, 0.5
 	}
@@ -219,7 +219,7 @@ func TestFoldKeysRefuses(t *testing.T) {
 		cfg := c.Config
 		v := &checkpoint.View{Checkpoint: c}
 		shift := make([]transform.KeyEdit, cfg.KVHeads)
-		shift[1].Removal = &transform.SlowMean{Delta: make([]float64, cfg.HeadDim)}
+		shift[1].Shift = &transform.BiasShift{Delta: make([]float64, cfg.HeadDim)}
 		err := transform.FoldKeys(v, 0, shift)
 		// A GGUF file of mistral is one of llama.
 		if can := fam == "qwen2" || fam == "llama" || fam == "mistral"; (err == nil) != can || err != nil && !errors.Is(err, transform.ErrNoKeyBias) {
@@ -232,21 +232,21 @@ func TestFoldKeysRefuses(t *testing.T) {
 		}
 		bad := map[string][]transform.KeyEdit{
 			"heads":  make([]transform.KeyEdit, cfg.KVHeads-1),
-			"scale":  {{Turn: &transform.PairTurn{Scale: make([]float32, cfg.HeadDim/2)}}, {}},
-			"length": {{Turn: &transform.PairTurn{Scale: ones[1:]}}, {}},
-			"angle":  {{Turn: &transform.PairTurn{Scale: ones, Angle: []float64{math.NaN()}}}, {}},
-			"values": {{Values: &transform.PairMix{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
-			"mix":    {{Mix: &transform.PairMix{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
+			"scale":  {{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.HeadDim/2)}}, {}},
+			"length": {{Pairs: &transform.PairRotation{Scale: ones[1:]}}, {}},
+			"angle":  {{Pairs: &transform.PairRotation{Scale: ones, Angle: []float64{math.NaN()}}}, {}},
+			"values": {{Values: &transform.KeyTransform{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
+			"mix":    {{Transform: &transform.KeyTransform{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
 		}
 		if cfg.Family.QKNorm != family.NoQKNorm {
-			bad["mixed norm"] = []transform.KeyEdit{{Mix: &transform.PairMix{Key: make([]float64, cfg.HeadDim*cfg.HeadDim), Query: make([]float64, cfg.HeadDim*cfg.HeadDim)}}, {}}
-			a := &transform.PairTurn{Scale: ones, Angle: make([]float64, len(ones))}
-			bad["norm"] = []transform.KeyEdit{{Turn: a}, {Turn: a}}
+			bad["mixed norm"] = []transform.KeyEdit{{Transform: &transform.KeyTransform{Key: make([]float64, cfg.HeadDim*cfg.HeadDim), Query: make([]float64, cfg.HeadDim*cfg.HeadDim)}}, {}}
+			a := &transform.PairRotation{Scale: ones, Angle: make([]float64, len(ones))}
+			bad["norm"] = []transform.KeyEdit{{Pairs: a}, {Pairs: a}}
 		}
 		if cfg.Family.QKNorm == family.NormHead {
 			two := slices.Clone(ones)
 			two[1] = 2
-			bad["shared"] = []transform.KeyEdit{{Turn: &transform.PairTurn{Scale: ones}}, {Turn: &transform.PairTurn{Scale: two}}}
+			bad["shared"] = []transform.KeyEdit{{Pairs: &transform.PairRotation{Scale: ones}}, {Pairs: &transform.PairRotation{Scale: two}}}
 		}
 		for what, e := range bad {
 			if transform.FoldKeys(v, 0, e) == nil {

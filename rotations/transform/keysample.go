@@ -22,7 +22,7 @@ type KeySample struct {
 
 // Silent says whether nothing in the sample can err or nobody would notice: keys, weights
 // or the metric are all zero.
-func (s *KeySample) Silent() bool {
+func (s *KeySample) IsZero() bool {
 	some := func(v float64) bool { return v != 0 }
 	return !slices.ContainsFunc(s.Keys, func(v float32) bool { return v != 0 }) ||
 		!slices.ContainsFunc(s.Weights, some) || !slices.ContainsFunc(s.Metric, some)
@@ -40,9 +40,9 @@ func (s *KeySample) total() (sum float64, err error) {
 }
 
 // Noise returns the cache's error relative to the energy of the turned keys,
-// E|e|^2 / E|k|^2 with the sample's weights: SlowMeanOptions.Noise as it is,
+// E|e|^2 / E|k|^2 with the sample's weights: BiasShiftOptions.Noise as it is,
 // rather than as a type promises it.
-func (s *KeySample) Noise(turn *PairTurn, cache CacheRow) (float64, error) {
+func (s *KeySample) Noise(turn *PairRotation, cache CacheRow) (float64, error) {
 	if err := turn.Check(s.D); err != nil {
 		return 0, err
 	}
@@ -72,18 +72,18 @@ func (s *KeySample) Noise(turn *PairTurn, cache CacheRow) (float64, error) {
 }
 
 // store returns the sample's keys as a cache would store them, and their errors.
-func (s *KeySample) store(turn *PairTurn, cache CacheRow) (y, e []float32, err error) {
+func (s *KeySample) store(turn *PairRotation, cache CacheRow) (y, e []float32, err error) {
 	y = append([]float32(nil), s.Keys...)
 	for i := 0; i < len(y); i += s.D {
 		turn.Apply(y[i:i+s.D], s.Pairs, false)
 	}
-	cache.Enter(y, s.D, s.Pairs)
+	cache.ToCacheBasis(y, s.D, s.Pairs)
 	e, err = cache.errors(y)
 	return y, e, err
 }
 
 // loss returns the mean square error of scores that a cache causes.
-func (s *KeySample) loss(turn *PairTurn, cache CacheRow) (float64, error) {
+func (s *KeySample) loss(turn *PairRotation, cache CacheRow) (float64, error) {
 	total, err := s.total()
 	if err != nil {
 		return 0, err
@@ -93,7 +93,7 @@ func (s *KeySample) loss(turn *PairTurn, cache CacheRow) (float64, error) {
 		return 0, err
 	}
 	d := s.D
-	cache.Leave(e, d, s.Pairs)
+	cache.FromCacheBasis(e, d, s.Pairs)
 	metric, image := make([]float32, d*d), make([]float32, len(e))
 	for i, v := range s.Metric {
 		metric[i] = float32(v)

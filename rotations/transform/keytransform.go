@@ -14,11 +14,11 @@ import (
 // IDMix is the near-identity that mixes rotary pairs: pairs that hardly turn
 // within a context, or turn at nearly the same speed, can be mixed by a matrix that
 // passes through RoPE nearly unchanged.
-const IDMix = "G8"
+const IDKeyTransform = "G8"
 
-// A PairMix multiplies a head's keys, before RoPE, by a matrix A, and the queries
+// A KeyTransform multiplies a head's keys, before RoPE, by a matrix A, and the queries
 // that meet them by A^-T. Did A commute with RoPE, no score would change.
-type PairMix struct {
+type KeyTransform struct {
 	// Key is A and Query A^-T, [D, D], row by row.
 	Key, Query []float64
 	// Before and After are the predicted KL divergences from the cache type's error,
@@ -30,7 +30,7 @@ type PairMix struct {
 }
 
 // CheckMix says whether dimensions of a model's keys can be mixed.
-func CheckMix(c *family.Config) error {
+func CheckKeyTransform(c *family.Config) error {
 	if c.Family.QKNorm != family.NoQKNorm {
 		return fmt.Errorf("family %s normalises queries and keys after their projection (QK-norm), and no matrix passes through the norm", c.Family.Name)
 	}
@@ -38,7 +38,7 @@ func CheckMix(c *family.Config) error {
 }
 
 // Check refuses what cannot be folded into heads of d numbers.
-func (m *PairMix) Check(d int) error {
+func (m *KeyTransform) Check(d int) error {
 	if d < 1 || len(m.Key) != d*d || len(m.Query) != d*d {
 		return fmt.Errorf("a mix with matrices of %d and %d numbers for head_dim %d", len(m.Key), len(m.Query), d)
 	}
@@ -53,7 +53,7 @@ func (m *PairMix) Check(d int) error {
 }
 
 // Weights packs the matrix of keys, or of queries, for products with rows of heads.
-func (m *PairMix) Weights(d int, query bool) *gemm.Weights {
+func (m *KeyTransform) Weights(d int, query bool) *gemm.Weights {
 	from := m.Key
 	if query {
 		from = m.Query
@@ -64,7 +64,7 @@ func (m *PairMix) Weights(d int, query bool) *gemm.Weights {
 }
 
 // Undo takes back what the mix did to a key, in place.
-func (m *PairMix) Undo(x []float32) {
+func (m *KeyTransform) Undo(x []float32) {
 	// A^-1 is the transpose of Query.
 	d := len(x)
 	out := make([]float64, d)
@@ -79,27 +79,27 @@ func (m *PairMix) Undo(x []float32) {
 }
 
 // Metric returns A^-T Q A^-1, the second moment of queries [D, D] after the mix.
-func (m *PairMix) Metric(q []float64, d int) []float64 {
+func (m *KeyTransform) Metric(q []float64, d int) []float64 {
 	return linalg.Product(linalg.Product(m.Query, q, d), linalg.Transpose(m.Query, d), d)
 }
 
-// A MixStats is what is known of one KV head when its pairs are to be mixed. Keys
+// A KeyTransformStats is what is known of one KV head when its pairs are to be mixed. Keys
 // and queries count as in KeyStats.
-type MixStats struct {
+type KeyTransformStats struct {
 	D     int
 	Pairs rope.Layout
 	// Queries is the second moment of queries before RoPE, [D, D].
 	Queries []float64
 	// Keys are groups of keys, such as the first ones of a window and the others.
-	Keys []MixKeys
+	Keys []DistanceBucket
 	// Freq is the angle that each pair turns by from one position to the next, [D/2].
 	Freq []float64
 	// Curvature and Scale are as in KeyStats.
 	Curvature, Scale float64
 }
 
-// MixKeys is a group of keys that lie about as far from the queries they meet.
-type MixKeys struct {
+// DistanceBucket is a group of keys that lie about as far from the queries they meet.
+type DistanceBucket struct {
 	// Moment is the second moment of keys before RoPE, [D, D], and Share the group's
 	// part of their weight.
 	Moment []float64
@@ -114,11 +114,11 @@ type MixKeys struct {
 // distances of all groups.
 type Distance struct{ Positions, Weight float64 }
 
-// MixOptions says how noise and drift are weighed against each other, as
-// SlowMeanOptions does.
-type MixOptions struct{ Noise, Kappa float64 }
+// KeyTransformOptions says how noise and drift are weighed against each other, as
+// BiasShiftOptions does.
+type KeyTransformOptions struct{ Noise, Penalty float64 }
 
-// mixShrink is the share of the second moments' diagonal in what FindMix uses:
+// mixShrink is the share of the second moments' diagonal in what FitKeyTransform uses:
 // directions that few samples show must not grow.
 const mixShrink = 0.02
 
@@ -128,7 +128,7 @@ const (
 	mixGain  = 1e-4 // a step that lowers the sum by less, relative to it, is the last
 )
 
-// FindMix finds the mix A = e^X T, for the balance T of G3 and a symmetric X, with
+// FitKeyTransform finds the mix A = e^X T, for the balance T of G3 and a symmetric X, with
 // the least sum of two terms. The first is the error of a cache type whose errors
 // are alike in all directions,
 //
@@ -145,17 +145,17 @@ const (
 // to first order in X, whose mean square is E|q_a|^2 E|k_b|^2 (|x|^2 E[1 - cos((w_a - w_b) n)]
 // + |y|^2 E[1 - cos((w_a + w_b) n)]) if queries, keys and distances are independent.
 // Preconditioned descent with exact gradients of both terms; no step makes the sum worse.
-func FindMix(s *MixStats, o MixOptions) (*PairMix, error) {
-	if !(o.Noise > 0) || !(o.Kappa > 0) || math.IsInf(o.Noise, 0) || math.IsInf(o.Kappa, 0) {
-		return nil, fmt.Errorf("mix of pairs with noise %g and drift weight %g: both must be positive", o.Noise, o.Kappa)
+func FitKeyTransform(s *KeyTransformStats, o KeyTransformOptions) (*KeyTransform, error) {
+	if !(o.Noise > 0) || !(o.Penalty > 0) || math.IsInf(o.Noise, 0) || math.IsInf(o.Penalty, 0) {
+		return nil, fmt.Errorf("mix of pairs with noise %g and drift weight %g: both must be positive", o.Noise, o.Penalty)
 	}
-	p, scale, err := newMixProgram(s, o)
+	p, scale, err := newTransformProgram(s, o)
 	if err != nil {
 		return nil, err
 	}
 	d := s.D
 	m := p.at(make([]float64, d*d))
-	out := &PairMix{}
+	out := &KeyTransform{}
 	factor := 0.5 * s.Curvature * s.Scale
 	out.Before = factor * m.noise
 	for ; out.Steps < mixSteps; out.Steps++ {
@@ -169,7 +169,7 @@ func FindMix(s *MixStats, o MixOptions) (*PairMix, error) {
 			break
 		}
 	}
-	out.After, out.Cost = factor*m.noise, factor*m.drift/o.Kappa
+	out.After, out.Cost = factor*m.noise, factor*m.drift/o.Penalty
 	out.Key = linalg.SymmetricPower(m.values, m.vectors, d, fmath.Exp)
 	out.Query = linalg.SymmetricPower(m.values, m.vectors, d, func(v float64) float64 { return fmath.Exp(-v) })
 	for i := range out.Key {
@@ -179,8 +179,8 @@ func FindMix(s *MixStats, o MixOptions) (*PairMix, error) {
 	return out, out.Check(d)
 }
 
-// mixProgram is what FindMix minimises, after the balance.
-type mixProgram struct {
+// mixProgram is what FitKeyTransform minimises, after the balance.
+type transformProgram struct {
 	d     int
 	pairs rope.Layout
 	noise float64   // noise/D
@@ -189,7 +189,7 @@ type mixProgram struct {
 	linear, conjugate []float64
 }
 
-func newMixProgram(s *MixStats, o MixOptions) (p *mixProgram, scale []float64, err error) {
+func newTransformProgram(s *KeyTransformStats, o KeyTransformOptions) (p *transformProgram, scale []float64, err error) {
 	d, half := s.D, s.D/2
 	if d < 2 || d%2 != 0 || len(s.Queries) != d*d || len(s.Freq) != half {
 		return nil, nil, fmt.Errorf("statistics for a mix with %d query moments and %d frequencies for head_dim %d", len(s.Queries), len(s.Freq), d)
@@ -203,10 +203,10 @@ func newMixProgram(s *MixStats, o MixOptions) (p *mixProgram, scale []float64, e
 			keys[i] += float64(g.Share * v)
 		}
 	}
-	p = &mixProgram{d: d, pairs: s.Pairs, noise: o.Noise / float64(d)}
+	p = &transformProgram{d: d, pairs: s.Pairs, noise: o.Noise / float64(d)}
 	ek, eq := p.energies(keys), p.energies(s.Queries)
 	scale = make([]float64, d)
-	for a, t := range BalanceOf(eq, ek) {
+	for a, t := range PairScaleOf(eq, ek) {
 		i, j := p.pairs.Dims(a, d)
 		scale[i], scale[j] = float64(t), float64(t)
 		eq[a] /= float64(t) * float64(t)
@@ -235,7 +235,7 @@ func newMixProgram(s *MixStats, o MixOptions) (p *mixProgram, scale []float64, e
 			i, _ := p.pairs.Dims(b, d)
 			energy := e[b] * scale[i] * scale[i]
 			for a := range half {
-				w := o.Kappa * eq[a] * energy
+				w := o.Penalty * eq[a] * energy
 				p.linear[a*half+b] += float64(w * g.turned(s.Freq[a]-s.Freq[b]))
 				p.conjugate[a*half+b] += float64(w * g.turned(s.Freq[a]+s.Freq[b]))
 			}
@@ -245,7 +245,7 @@ func newMixProgram(s *MixStats, o MixOptions) (p *mixProgram, scale []float64, e
 }
 
 // energies returns the second moment of each pair, as a complex number.
-func (p *mixProgram) energies(moment []float64) []float64 {
+func (p *transformProgram) energies(moment []float64) []float64 {
 	out := make([]float64, p.d/2)
 	for a := range out {
 		i, j := p.pairs.Dims(a, p.d)
@@ -255,7 +255,7 @@ func (p *mixProgram) energies(moment []float64) []float64 {
 }
 
 // turned returns the weighted sum of 1 - cos(w n) over the distances n.
-func (g *MixKeys) turned(w float64) float64 {
+func (g *DistanceBucket) turned(w float64) float64 {
 	var sum float64
 	for _, x := range g.Distances {
 		_, c := fmath.SinCos(w * x.Positions)
@@ -266,25 +266,25 @@ func (g *MixKeys) turned(w float64) float64 {
 
 // entries returns where X maps pair b to pair a: its entries (i,k), (i,l), (j,k)
 // and (j,l) for a = (i, j) and b = (k, l).
-func (p *mixProgram) entries(a, b int) (ik, il, jk, jl int) {
+func (p *transformProgram) entries(a, b int) (ik, il, jk, jl int) {
 	i, j := p.pairs.Dims(a, p.d)
 	k, l := p.pairs.Dims(b, p.d)
 	return i*p.d + k, i*p.d + l, j*p.d + k, j*p.d + l
 }
 
 // A mixPoint is a point of the search.
-type mixPoint struct {
+type transformPoint struct {
 	x               []float64 // [D, D], symmetric
 	values, vectors []float64 // of x; vectors are rows
 	tk, tq          float64   // tr(A K A^T), tr(A^-T Q A^-1)
 	noise, drift    float64
 }
 
-func (m *mixPoint) value() float64 { return m.noise + m.drift }
+func (m *transformPoint) value() float64 { return m.noise + m.drift }
 
-func (p *mixProgram) at(x []float64) *mixPoint {
+func (p *transformProgram) at(x []float64) *transformPoint {
 	d, half := p.d, p.d/2
-	m := &mixPoint{x: x}
+	m := &transformPoint{x: x}
 	m.values, m.vectors = linalg.Eigen(x, d)
 	// tr(e^X K e^X) = sum_i e^(2 l_i) v_i^T K v_i
 	for i, l := range m.values {
@@ -308,13 +308,13 @@ func (p *mixProgram) at(x []float64) *mixPoint {
 }
 
 // split returns the complex numbers x and y of the map from pair b to pair a.
-func (p *mixProgram) split(x []float64, a, b int) (xr, xi, yr, yi float64) {
+func (p *transformProgram) split(x []float64, a, b int) (xr, xi, yr, yi float64) {
 	ik, il, jk, jl := p.entries(a, b)
 	return 0.5 * (x[ik] + x[jl]), 0.5 * (x[jk] - x[il]), 0.5 * (x[ik] - x[jl]), 0.5 * (x[jk] + x[il])
 }
 
 // search walks back along a descent direction until the sum falls enough (Armijo).
-func (p *mixProgram) search(m *mixPoint) *mixPoint {
+func (p *transformProgram) search(m *transformPoint) *transformPoint {
 	dir, slope := p.direction(m)
 	for t := 1.0; t > 1e-4; t /= 2 {
 		x := make([]float64, len(dir))
@@ -330,7 +330,7 @@ func (p *mixProgram) search(m *mixPoint) *mixPoint {
 
 // direction returns minus the gradient at m, each coordinate divided by about its
 // curvature, and the slope along it.
-func (p *mixProgram) direction(m *mixPoint) (dir []float64, slope float64) {
+func (p *transformProgram) direction(m *transformPoint) (dir []float64, slope float64) {
 	d, half := p.d, p.d/2
 	gk, gq := p.traceGradient(m, p.k, 1), p.traceGradient(m, p.q, -1)
 	g, h := make([]float64, d*d), make([]float64, d)
@@ -372,7 +372,7 @@ func (p *mixProgram) direction(m *mixPoint) (dir []float64, slope float64) {
 
 // traceGradient returns the gradient of tr(a e^(2 sign X)) at m: in the basis of X's
 // eigenvectors, a times the divided differences of the function.
-func (p *mixProgram) traceGradient(m *mixPoint, a []float64, sign float64) []float64 {
+func (p *transformProgram) traceGradient(m *transformPoint, a []float64, sign float64) []float64 {
 	d := p.d
 	vt := linalg.Transpose(m.vectors, d)
 	t := linalg.Product(linalg.Product(m.vectors, a, d), vt, d)

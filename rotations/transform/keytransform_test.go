@@ -22,11 +22,11 @@ func secondMoment(r *rand.Rand, d int) (moment, root []float64) {
 }
 
 // mixStats are statistics with keys of one group and a distance of n positions.
-func mixStats(r *rand.Rand, d int, freq []float64, n float64, pairs rope.Layout) *MixStats {
+func mixStats(r *rand.Rand, d int, freq []float64, n float64, pairs rope.Layout) *KeyTransformStats {
 	k, _ := secondMoment(r, d)
 	q, _ := secondMoment(r, d)
-	return &MixStats{D: d, Pairs: pairs, Queries: q, Freq: freq, Curvature: 0.5, Scale: 0.25,
-		Keys: []MixKeys{{Moment: k, Share: 1, Distances: []Distance{{n, 1}}}}}
+	return &KeyTransformStats{D: d, Pairs: pairs, Queries: q, Freq: freq, Curvature: 0.5, Scale: 0.25,
+		Keys: []DistanceBucket{{Moment: k, Share: 1, Distances: []Distance{{n, 1}}}}}
 }
 
 // energy returns tr(a m a^T).
@@ -54,7 +54,7 @@ func TestFindMix(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for _, pairs := range []rope.Layout{rope.Half, rope.Interleaved} {
 		s := mixStats(r, d, make([]float64, d/2), 100, pairs)
-		m, err := FindMix(s, MixOptions{Noise: 0.01, Kappa: 1})
+		m, err := FitKeyTransform(s, KeyTransformOptions{Noise: 0.01, Penalty: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +123,7 @@ func TestFindMix(t *testing.T) {
 		for n := range 64 {
 			s.Keys[0].Distances = append(s.Keys[0].Distances, Distance{float64(n), 1.0 / 64})
 		}
-		if m, err = FindMix(s, MixOptions{Noise: 0.01, Kappa: 1e4}); err != nil || m.After < 0.97*m.Before || m.After > m.Before {
+		if m, err = FitKeyTransform(s, KeyTransformOptions{Noise: 0.01, Penalty: 1e4}); err != nil || m.After < 0.97*m.Before || m.After > m.Before {
 			t.Errorf("fast pairs: %g from %g, %v", m.After, m.Before, err)
 		}
 	}
@@ -150,7 +150,7 @@ func TestMixEqualSpeed(t *testing.T) {
 	for n := range 32 {
 		s.Keys[0].Distances = append(s.Keys[0].Distances, Distance{float64(n), 1.0 / 32})
 	}
-	m, err := FindMix(s, MixOptions{Noise: 0.01, Kappa: 100})
+	m, err := FitKeyTransform(s, KeyTransformOptions{Noise: 0.01, Penalty: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestMixCost(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 1))
 	params := rope.Params{Theta: 50, Dim: d}
 	distances := []Distance{{0, 0.2}, {1, 0.3}, {3, 0.3}, {7, 0.2}}
-	s := &MixStats{D: d, Pairs: rope.Half, Freq: params.InvFreq(), Curvature: 0.3, Scale: 0.5}
+	s := &KeyTransformStats{D: d, Pairs: rope.Half, Freq: params.InvFreq(), Curvature: 0.3, Scale: 0.5}
 	var kr, qr []float64
 	// Nearly independent dimensions: the formula takes phases for random.
 	moment := func() (m, root []float64) {
@@ -210,11 +210,11 @@ func TestMixCost(t *testing.T) {
 		}
 		return linalg.Product(root, linalg.Transpose(root, d), d), root
 	}
-	x := MixKeys{Share: 1, Distances: distances}
+	x := DistanceBucket{Share: 1, Distances: distances}
 	x.Moment, kr = moment()
 	s.Queries, qr = moment()
-	s.Keys = []MixKeys{x}
-	m, err := FindMix(s, MixOptions{Noise: 0.1, Kappa: 1})
+	s.Keys = []DistanceBucket{x}
+	m, err := FitKeyTransform(s, KeyTransformOptions{Noise: 0.1, Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func TestMixGradient(t *testing.T) {
 	const d = 6
 	r := rand.New(rand.NewPCG(4, 1))
 	s := mixStats(r, d, []float64{0.3, 0.1, 0.02}, 5, rope.Half)
-	p, _, err := newMixProgram(s, MixOptions{Noise: 0.01, Kappa: 1})
+	p, _, err := newTransformProgram(s, KeyTransformOptions{Noise: 0.01, Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -317,30 +317,30 @@ func TestMixGradient(t *testing.T) {
 // TestFindMixRefuses: statistics that say nothing.
 func TestFindMixRefuses(t *testing.T) {
 	const d = 8
-	good := func() *MixStats {
+	good := func() *KeyTransformStats {
 		return mixStats(rand.New(rand.NewPCG(5, 1)), d, constant(d/2, 0.1), 3, rope.Half)
 	}
-	options := MixOptions{Noise: 0.01, Kappa: 1}
-	for what, spoil := range map[string]func(s *MixStats){
-		"no energy":    func(s *MixStats) { s.Keys[0].Moment = make([]float64, d*d) },
-		"no keys":      func(s *MixStats) { s.Keys = nil },
-		"short keys":   func(s *MixStats) { s.Keys[0].Moment = s.Keys[0].Moment[1:] },
-		"queries":      func(s *MixStats) { s.Queries = nil },
-		"frequencies":  func(s *MixStats) { s.Freq = s.Freq[1:] },
-		"not a number": func(s *MixStats) { s.Queries[0] = math.NaN() },
+	options := KeyTransformOptions{Noise: 0.01, Penalty: 1}
+	for what, spoil := range map[string]func(s *KeyTransformStats){
+		"no energy":    func(s *KeyTransformStats) { s.Keys[0].Moment = make([]float64, d*d) },
+		"no keys":      func(s *KeyTransformStats) { s.Keys = nil },
+		"short keys":   func(s *KeyTransformStats) { s.Keys[0].Moment = s.Keys[0].Moment[1:] },
+		"queries":      func(s *KeyTransformStats) { s.Queries = nil },
+		"frequencies":  func(s *KeyTransformStats) { s.Freq = s.Freq[1:] },
+		"not a number": func(s *KeyTransformStats) { s.Queries[0] = math.NaN() },
 	} {
 		s := good()
 		spoil(s)
-		if _, err := FindMix(s, options); err == nil {
+		if _, err := FitKeyTransform(s, options); err == nil {
 			t.Errorf("%s: accepted", what)
 		}
 	}
-	for _, o := range []MixOptions{{0, 1}, {1, 0}, {math.NaN(), 1}, {1, math.Inf(1)}} {
-		if _, err := FindMix(good(), o); err == nil {
+	for _, o := range []KeyTransformOptions{{0, 1}, {1, 0}, {math.NaN(), 1}, {1, math.Inf(1)}} {
+		if _, err := FitKeyTransform(good(), o); err == nil {
 			t.Errorf("%+v accepted", o)
 		}
 	}
-	if (&PairMix{Key: make([]float64, 4), Query: []float64{1, 0, 0, math.Inf(1)}}).Check(2) == nil {
+	if (&KeyTransform{Key: make([]float64, 4), Query: []float64{1, 0, 0, math.Inf(1)}}).Check(2) == nil {
 		t.Error("an infinite mix")
 	}
 }

@@ -8,16 +8,16 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
-// PairTurn multiplies each rotary pair of a head, as a complex number, by
+// PairRotation multiplies each rotary pair of a head, as a complex number, by
 // Scale e^(i Angle), and the queries that meet it by e^(i Angle)/Scale, which
 // changes no score: identity G3. RoPE commutes with it.
-type PairTurn struct {
+type PairRotation struct {
 	Scale []float32 // [D/2]
 	Angle []float64 // [D/2], radians; nil: none
 }
 
 // factor returns the complex number of pair p, or of the queries' side.
-func (t *PairTurn) factor(p int, query bool) (re, im float64) {
+func (t *PairRotation) factor(p int, query bool) (re, im float64) {
 	s := float64(t.Scale[p])
 	if query {
 		s = 1 / s
@@ -29,12 +29,12 @@ func (t *PairTurn) factor(p int, query bool) (re, im float64) {
 	return float64(s * cos), float64(s * sin)
 }
 
-func (t *PairTurn) clone() *PairTurn {
-	return &PairTurn{Scale: append([]float32(nil), t.Scale...), Angle: append([]float64(nil), t.Angle...)}
+func (t *PairRotation) clone() *PairRotation {
+	return &PairRotation{Scale: append([]float32(nil), t.Scale...), Angle: append([]float64(nil), t.Angle...)}
 }
 
 // Check refuses what cannot be folded.
-func (t *PairTurn) Check(d int) error {
+func (t *PairRotation) Check(d int) error {
 	if len(t.Scale) != d/2 || t.Angle != nil && len(t.Angle) != d/2 {
 		return fmt.Errorf("%d scales and %d angles for %d pairs", len(t.Scale), len(t.Angle), d/2)
 	}
@@ -50,7 +50,7 @@ func (t *PairTurn) Check(d int) error {
 }
 
 // Apply multiplies the pairs of a head, in place; query takes the factor of queries.
-func (t *PairTurn) Apply(x []float32, pairs rope.Layout, query bool) {
+func (t *PairRotation) Apply(x []float32, pairs rope.Layout, query bool) {
 	for p := range t.Scale {
 		i, j := pairs.Dims(p, len(x))
 		re, im := t.factor(p, query)
@@ -61,7 +61,7 @@ func (t *PairTurn) Apply(x []float32, pairs rope.Layout, query bool) {
 }
 
 // Undo takes back what Apply did to a key.
-func (t *PairTurn) Undo(x []float32, pairs rope.Layout) {
+func (t *PairRotation) Undo(x []float32, pairs rope.Layout) {
 	for p := range t.Scale {
 		i, j := pairs.Dims(p, len(x))
 		re, im := t.factor(p, false)
@@ -77,8 +77,8 @@ func over(x, y, re, im float64) (float64, float64) {
 }
 
 // mix returns the turn as a mix of all numbers.
-func (t *PairTurn) mix(d int, pairs rope.Layout) *PairMix {
-	m := &PairMix{Key: make([]float64, d*d), Query: make([]float64, d*d)}
+func (t *PairRotation) mix(d int, pairs rope.Layout) *KeyTransform {
+	m := &KeyTransform{Key: make([]float64, d*d), Query: make([]float64, d*d)}
 	for p := range t.Scale {
 		i, j := pairs.Dims(p, d)
 		for _, x := range []struct {

@@ -10,7 +10,7 @@ import (
 // Balance is identity G3 as a scale: key pair p of a KV head is multiplied by
 // Scale[p] and the query pairs that meet it are divided by it, which changes no
 // score. Scale has one entry per KV head, head_dim/2 numbers each.
-type Balance struct {
+type PairScale struct {
 	Scale [][]float32
 	// PerLayer: all heads share one scale, because the only place to fold it is a
 	// norm gain that they share.
@@ -56,7 +56,7 @@ const maxBalance = 1 << 10
 // minimise E|k|^2 E|q|^2 summed over pairs: the score error of any code whose
 // error is alike in all directions (closed form; design identity G3). perLayer
 // averages the energies over the heads first.
-func (e *PairEnergy) Balance(perLayer bool) *Balance {
+func (e *PairEnergy) PairScale(perLayer bool) *PairScale {
 	h := e.D / 2
 	q, k := append([]float64(nil), e.q...), append([]float64(nil), e.k...)
 	if perLayer {
@@ -71,20 +71,20 @@ func (e *PairEnergy) Balance(perLayer bool) *Balance {
 			}
 		}
 	}
-	b := &Balance{PerLayer: perLayer}
+	b := &PairScale{PerLayer: perLayer}
 	for head := range e.Heads {
 		eq, ek := make([]float64, h), make([]float64, h)
 		for p := range h {
 			eq[p], ek[p] = q[head*h+p]/e.nq, k[head*h+p]/e.nk
 		}
-		b.Scale = append(b.Scale, BalanceOf(eq, ek))
+		b.Scale = append(b.Scale, PairScaleOf(eq, ek))
 	}
 	return b
 }
 
 // RowScale spreads the scale of one KV head over the dimensions of a head:
 // both dimensions of pair p get Scale[p], or its inverse for queries.
-func (b *Balance) RowScale(head, d int, pairs rope.Layout, inverse bool) []float32 {
+func (b *PairScale) RowScale(head, d int, pairs rope.Layout, inverse bool) []float32 {
 	out := make([]float32, d)
 	for p, t := range b.Scale[head] {
 		if inverse {
@@ -97,7 +97,7 @@ func (b *Balance) RowScale(head, d int, pairs rope.Layout, inverse bool) []float
 }
 
 // Check refuses scales that cannot be folded.
-func (b *Balance) Check(heads, d int) error {
+func (b *PairScale) Check(heads, d int) error {
 	if len(b.Scale) != heads {
 		return fmt.Errorf("balance for %d of %d KV heads", len(b.Scale), heads)
 	}

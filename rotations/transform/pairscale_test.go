@@ -42,7 +42,7 @@ func TestBalanceScores(t *testing.T) {
 	for _, pairs := range layouts {
 		e, q, k := energyOf(r, d, pairs)
 		table := rope.NewTable(rope.Params{Theta: 10000, Dim: d}, 50)
-		b := e.Balance(false)
+		b := e.PairScale(false)
 		if err := b.Check(heads, d); err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +96,7 @@ func TestBalanceOptimum(t *testing.T) {
 	const d = 16
 	for _, perLayer := range []bool{false, true} {
 		e, _, _ := energyOf(r, d, rope.Half)
-		b := e.Balance(perLayer)
+		b := e.PairScale(perLayer)
 		// cost of a head, or of the sum of heads that share a scale.
 		cost := func(h int, s []float32) float64 {
 			var k, q float64
@@ -157,14 +157,14 @@ func TestBalanceOptimum(t *testing.T) {
 func TestBalanceEdges(t *testing.T) {
 	e := NewPairEnergy(1, 8)
 	e.Add([]float32{1, 0, 1e-20, 1e18, 0, 0, 0, 0}, []float32{0, 1, 1e18, 1e-20, 0, 0, 0, 0}, 1, rope.Half)
-	b := e.Balance(false)
+	b := e.PairScale(false)
 	if s := b.Scale[0]; s[0] != 1 || s[1] != 1 || s[2] != 1.0/maxBalance || s[3] != maxBalance {
 		t.Errorf("scales %v", s)
 	}
 	if err := b.Check(1, 8); err != nil {
 		t.Error(err)
 	}
-	empty := NewPairEnergy(2, 8).Balance(true) // no tokens
+	empty := NewPairEnergy(2, 8).PairScale(true) // no tokens
 	for _, s := range empty.Scale {
 		for _, v := range s {
 			if v != 1 {
@@ -172,7 +172,7 @@ func TestBalanceEdges(t *testing.T) {
 			}
 		}
 	}
-	for says, b := range map[string]*Balance{
+	for says, b := range map[string]*PairScale{
 		"for 1 of 2 KV heads":    {Scale: [][]float32{{1, 1, 1, 1}}},
 		"3 scales for 4 pairs":   {Scale: [][]float32{{1, 1, 1, 1}, {1, 1, 1}}},
 		"head 1 has scale 0":     {Scale: [][]float32{{1, 1, 1, 1}, {1, 0, 1, 1}}},

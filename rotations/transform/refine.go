@@ -11,12 +11,12 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
-// ShapeOptions of ShapeMix.
-type ShapeOptions struct {
+// RefineOptions of RefineKeyTransform.
+type RefineOptions struct {
 	// Cache is the row that keys are stored in; its type must have blocks.
 	Cache CacheRow
-	// Kappa weighs the drift, as in MixOptions.
-	Kappa float64
+	// Penalty weighs the drift, as in KeyTransformOptions.
+	Penalty float64
 }
 
 const (
@@ -28,8 +28,8 @@ const (
 	shapeEven = 0.3
 )
 
-// A ShapeSample is keys of one KV head and queries that meet them.
-type ShapeSample struct {
+// A RefineSample is keys of one KV head and queries that meet them.
+type RefineSample struct {
 	// KeySample holds keys after RoPE, before the mix.
 	KeySample
 	Pos []int // of the keys, [n]
@@ -52,10 +52,10 @@ type QueryWindow struct {
 	Counts []float64
 }
 
-// ShapeMix goes on from a mix and fits it to a cache type with blocks. FindMix takes
+// RefineKeyTransform goes on from a mix and fits it to a cache type with blocks. FitKeyTransform takes
 // the error of a key for noise in proportion to its energy; a type with blocks
 // errs in proportion to the square of the largest number in each block, so of two mixes
-// with the same energies that one is better whose stored numbers are more even. And FindMix
+// with the same energies that one is better whose stored numbers are more even. And FitKeyTransform
 // predicts drift from second moments, as if pairs were independent; here it is what the
 // sampled scores do. The objective, both terms predicted divergences of attention, is
 //
@@ -65,8 +65,8 @@ type QueryWindow struct {
 // smooth; c makes its sum the error that the type makes of the sample with the first mix), s_ij
 // scores as they are and s'_ij = R(i) A^-T q_i . R(j) A k_j those with the mix.
 // Descent (L-BFGS) lowers the sum at every step, so the result is never worse on the sample.
-func ShapeMix(m *PairMix, x *ShapeSample, o ShapeOptions) (*PairMix, error) {
-	p, err := newShape(m, x, o)
+func RefineKeyTransform(m *KeyTransform, x *RefineSample, o RefineOptions) (*KeyTransform, error) {
+	p, err := newBlockObjective(m, x, o)
 	if err != nil {
 		return nil, err
 	}
@@ -76,12 +76,12 @@ func ShapeMix(m *PairMix, x *ShapeSample, o ShapeOptions) (*PairMix, error) {
 	if math.IsNaN(f) {
 		return nil, fmt.Errorf("the search for a mix ended at %g", f)
 	}
-	out := &PairMix{Steps: m.Steps + steps}
-	if m.After > 0 { // what FindMix predicts, in the units of scores that are seen here
+	out := &KeyTransform{Steps: m.Steps + steps}
+	if m.After > 0 { // what FitKeyTransform predicts, in the units of scores that are seen here
 		out.Before = m.Before / m.After * before
 	}
 	p.value(c)
-	out.After, out.Cost = p.noise, p.drift/o.Kappa
+	out.After, out.Cost = p.noise, p.drift/o.Penalty
 	out.Key = linalg.Product(c, m.Key, d)
 	inverse, err := linalg.Inverse(c, d)
 	if err != nil {
@@ -91,14 +91,14 @@ func ShapeMix(m *PairMix, x *ShapeSample, o ShapeOptions) (*PairMix, error) {
 	return out, out.Check(d)
 }
 
-// MixValues finds the matrix A by which the values of a KV head are multiplied, and its
+// FitValueTransform finds the matrix A by which the values of a KV head are multiplied, and its
 // output projection by the inverse, so that a cache type with blocks errs least: identity
 // G2, exact for every invertible A, because nothing stands between values and W_O but
 // sums over keys. x holds values, how much an error of each counts (the sum of its squared
 // probabilities), and as Metric W_O^T W_O, over the query heads of the group. For errors alike in
 // all directions the best A^T A is the geometric mean of the inverse second moment of the values
-// and the metric; ShapeMix goes on from there, with a RoPE that stands still.
-func MixValues(x *KeySample, cache CacheRow) (*PairMix, error) {
+// and the metric; RefineKeyTransform goes on from there, with a RoPE that stands still.
+func FitValueTransform(x *KeySample, cache CacheRow) (*KeyTransform, error) {
 	d := x.D
 	if d < 2 || len(x.Keys) != len(x.Weights)*d || len(x.Metric) != d*d {
 		return nil, fmt.Errorf("a sample of %d values, %d weights and %d metric entries does not fit head_dim %d", len(x.Keys), len(x.Weights), len(x.Metric), d)
@@ -111,23 +111,23 @@ func MixValues(x *KeySample, cache CacheRow) (*PairMix, error) {
 	for n, w := range x.Weights {
 		linalg.AddOuter(moment, x.Keys[n*d:(n+1)*d], w/total)
 	}
-	m, err := meanMix(moment, x.Metric, d)
+	m, err := meanTransform(moment, x.Metric, d)
 	if err != nil {
 		return nil, err
 	}
 	cache.Pairs = x.Pairs // values are stored as they are
-	return ShapeMix(m, x.still(), ShapeOptions{Cache: cache, Kappa: 1})
+	return RefineKeyTransform(m, x.withoutRoPE(), RefineOptions{Cache: cache, Penalty: 1})
 }
 
 // still returns the sample for a search in which RoPE has no say and nothing drifts.
-func (s *KeySample) still() *ShapeSample {
-	return &ShapeSample{KeySample: *s, Pos: make([]int, len(s.Weights)), Table: rope.NewTable(rope.Params{Dim: s.D, Theta: 1}, 1), Scale: 1}
+func (s *KeySample) withoutRoPE() *RefineSample {
+	return &RefineSample{KeySample: *s, Pos: make([]int, len(s.Weights)), Table: rope.NewTable(rope.Params{Dim: s.D, Theta: 1}, 1), Scale: 1}
 }
 
 // meanMix returns the mix that leaves tr(A K A^T) tr(A^-T Q A^-1) least: with K = L L^T and
 // B = L^T Q L it is A = B^1/4 L^-1, up to an orthogonal matrix. Off the diagonal
 // both matrices count a little less, see mixShrink.
-func meanMix(k, q []float64, d int) (*PairMix, error) {
+func meanTransform(k, q []float64, d int) (*KeyTransform, error) {
 	shrunk := func(a []float64) []float64 {
 		out := make([]float64, d*d)
 		var trace float64
@@ -156,15 +156,15 @@ func meanMix(k, q []float64, d int) (*PairMix, error) {
 		return nil, fmt.Errorf("a metric with the eigenvalue %g", slices.Min(values))
 	}
 	power := func(f func(float64) float64) []float64 { return linalg.SymmetricPower(values, vectors, d, f) }
-	m := &PairMix{
+	m := &KeyTransform{
 		Key:   linalg.Product(power(func(v float64) float64 { return math.Sqrt(math.Sqrt(v)) }), inverse, d),
 		Query: linalg.Product(power(func(v float64) float64 { return 1 / math.Sqrt(math.Sqrt(v)) }), lt, d),
 	}
 	return m, m.Check(d)
 }
 
-// shape is what ShapeMix minimises, over C with A = C A_0.
-type shape struct {
+// shape is what RefineKeyTransform minimises, over C with A = C A_0.
+type blockObjective struct {
 	d, block, n int
 	pairs       rope.Layout
 	row         CacheRow
@@ -176,7 +176,7 @@ type shape struct {
 	scale       float32   // of scores
 	factor      float64   // makes errors of scores a divergence
 	kappa       float64
-	windows     []shapeWindow
+	windows     []objectiveWindow
 	queries     float64   // how many
 	curvature   []float64 // [d, d], about that of the objective at C = 1
 
@@ -190,7 +190,7 @@ type shape struct {
 
 // shapeWindow is a QueryWindow with what scores are without a mix. Queries are in the
 // order of their positions.
-type shapeWindow struct {
+type objectiveWindow struct {
 	from, to int
 	seen     []int     // of each shapeStretch of queries: keys before this one are seen by some
 	queries  []float32 // [n, d]: A_0^-T q before RoPE
@@ -233,7 +233,7 @@ func (t *turns) undo(x []float32, d int) {
 	}
 }
 
-func newShape(m *PairMix, x *ShapeSample, o ShapeOptions) (*shape, error) {
+func newBlockObjective(m *KeyTransform, x *RefineSample, o RefineOptions) (*blockObjective, error) {
 	d, n := x.D, len(x.Weights)
 	if err := m.Check(d); err != nil {
 		return nil, err
@@ -248,10 +248,10 @@ func newShape(m *PairMix, x *ShapeSample, o ShapeOptions) (*shape, error) {
 	if len(x.Keys) != n*d || len(x.Metric) != d*d || len(x.Pos) != n || n == 0 {
 		return nil, fmt.Errorf("a sample of %d keys with %d positions, %d values and %d metric entries does not fit head_dim %d", n, len(x.Pos), len(x.Keys), len(x.Metric), d)
 	}
-	if !(o.Kappa > 0) || !(x.Scale > 0) {
-		return nil, fmt.Errorf("a mix with drift weight %g and scale %g: both must be positive", o.Kappa, x.Scale)
+	if !(o.Penalty > 0) || !(x.Scale > 0) {
+		return nil, fmt.Errorf("a mix with drift weight %g and scale %g: both must be positive", o.Penalty, x.Scale)
 	}
-	p := &shape{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d, x.Pairs), kappa: o.Kappa, scale: float32(math.Sqrt(x.Scale)),
+	p := &blockObjective{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d, x.Pairs), kappa: o.Penalty, scale: float32(math.Sqrt(x.Scale)),
 		k: make([]float32, n*d), z: make([]float32, n*d), g: make([]float32, n*d), c32: make([]float32, d*d)}
 	total, err := x.total()
 	if err != nil {
@@ -282,7 +282,7 @@ func newShape(m *PairMix, x *ShapeSample, o ShapeOptions) (*shape, error) {
 	// The error of the sample as it is gives the objective its size.
 	p.factor = 1
 	p.value(linalg.Identity(d))
-	stored, err := p.stored()
+	stored, err := p.quantisedNoise()
 	if err != nil {
 		return nil, err
 	}
@@ -292,12 +292,12 @@ func newShape(m *PairMix, x *ShapeSample, o ShapeOptions) (*shape, error) {
 	if !(p.factor > 0) || math.IsInf(p.factor, 0) {
 		return nil, fmt.Errorf("a type that errs by %g on keys of norm %g", stored, size/p.factor)
 	}
-	p.bend(size)
+	p.perturb(size)
 	return p, nil
 }
 
 // bend fills in the curvature: that of noise alike in all directions.
-func (p *shape) bend(size float64) {
+func (p *blockObjective) perturb(size float64) {
 	d := p.d
 	ek := make([]float64, d)
 	for i, w := range p.weights {
@@ -319,12 +319,12 @@ func (p *shape) bend(size float64) {
 }
 
 // window prepares what drift is measured by, before keys are mixed.
-func (p *shape) window(m *PairMix, x *ShapeSample, w *QueryWindow) error {
+func (p *blockObjective) window(m *KeyTransform, x *RefineSample, w *QueryWindow) error {
 	d, n, keys := p.d, len(w.Pos), w.To-w.From
 	if w.From < 0 || w.To > p.n || keys < 1 || len(w.Counts) != keys || len(w.Queries) != n*d || n == 0 {
 		return fmt.Errorf("a window of %d queries, %d values and %d counts at keys %d to %d of %d", n, len(w.Queries), len(w.Counts), w.From, w.To, p.n)
 	}
-	out := shapeWindow{from: w.From, to: w.To, queries: make([]float32, n*d), s: make([]float32, n*keys), p: make([]float32, n*keys),
+	out := objectiveWindow{from: w.From, to: w.To, queries: make([]float32, n*d), s: make([]float32, n*keys), p: make([]float32, n*keys),
 		q: make([]float32, n*d), gq: make([]float32, n*d), ds: make([]float32, n*keys)}
 	order := make([]int, n)
 	for i := range order {
@@ -382,16 +382,16 @@ func sees(query, key, span int) bool {
 }
 
 // store computes the keys after RoPE, and the numbers that would be stored, for C.
-func (p *shape) store(c []float64) {
+func (p *blockObjective) quantise(c []float64) {
 	d := p.d
 	p.pack(&p.w, c)
 	gemm.Mul(p.k, d, p.keys, d, p.n, &p.w, 1)
 	p.turns.apply(p.k, d)
 	copy(p.z, p.k)
-	p.row.Enter(p.z, p.d, p.pairs)
+	p.row.ToCacheBasis(p.z, p.d, p.pairs)
 }
 
-func (p *shape) pack(w *gemm.Weights, c []float64) {
+func (p *blockObjective) pack(w *gemm.Weights, c []float64) {
 	for i, v := range c {
 		p.c32[i] = float32(v)
 	}
@@ -399,7 +399,7 @@ func (p *shape) pack(w *gemm.Weights, c []float64) {
 }
 
 // stored returns the error of the scores that the cache type makes at C = 1.
-func (p *shape) stored() (float64, error) {
+func (p *blockObjective) quantisedNoise() (float64, error) {
 	d := p.d
 	e, err := p.row.errors(p.z)
 	if err != nil {
@@ -421,7 +421,7 @@ func (p *shape) stored() (float64, error) {
 }
 
 // blocks returns the trace of H q H over each block.
-func (p *shape) blocks(q []float64) []float64 {
+func (p *blockObjective) blocks(q []float64) []float64 {
 	d := p.d
 	out := make([]float64, d/p.block)
 	hq := linalg.Product(p.h, q, d)
@@ -432,7 +432,7 @@ func (p *shape) blocks(q []float64) []float64 {
 }
 
 // value returns the objective at C, [d, d], and its gradient.
-func (p *shape) value(c []float64) (float64, []float64) {
+func (p *blockObjective) value(c []float64) (float64, []float64) {
 	d := p.d
 	inverse, err := linalg.Inverse(c, d)
 	if err != nil {
@@ -442,14 +442,14 @@ func (p *shape) value(c []float64) (float64, []float64) {
 }
 
 // at is value for a matrix whose inverse is known.
-func (p *shape) at(c, inverse []float64) (float64, []float64) {
+func (p *blockObjective) at(c, inverse []float64) (float64, []float64) {
 	d := p.d
 	// The second moment of queries: Q' = C^-T Q C^-1.
 	it := linalg.Transpose(inverse, d)
 	q := linalg.Product(linalg.Product(it, p.query, d), inverse, d)
-	p.store(c)
+	p.quantise(c)
 	energy := p.stores(p.blocks(q))
-	p.row.Leave(p.g, d, p.pairs)
+	p.row.FromCacheBasis(p.g, d, p.pairs)
 	gd := p.drifts(it) // and adds to the gradient of the keys
 	p.turns.undo(p.g, d)
 	g := make([]float64, d*d)
@@ -483,7 +483,7 @@ func (p *shape) at(c, inverse []float64) (float64, []float64) {
 
 // stores sets the noise, for traces tq of the queries over the blocks, and its gradient
 // with respect to z. It returns the share of each block's keys in the noise.
-func (p *shape) stores(tq []float64) []float64 {
+func (p *blockObjective) stores(tq []float64) []float64 {
 	scale := p.factor / float64(p.block)
 	energy := make([]float64, len(tq)) // E|z_b|_8^2, scaled
 	for r, w := range p.weights {
@@ -522,7 +522,7 @@ func (p *shape) stores(tq []float64) []float64 {
 
 // drifts sets the drift, for queries times it, adds its gradient with respect to the
 // keys after RoPE, and returns that with respect to it; nil where there are no queries.
-func (p *shape) drifts(it []float64) []float64 {
+func (p *blockObjective) drifts(it []float64) []float64 {
 	p.drift = 0
 	if p.queries == 0 {
 		return nil
@@ -568,7 +568,7 @@ func (p *shape) drifts(it []float64) []float64 {
 
 // differ replaces the new scores of query r with the keys before seen by the gradient
 // of the drift, and returns the query's variance of their differences from the old ones.
-func (w *shapeWindow) differ(r, seen int, scale, factor float32) float64 {
+func (w *objectiveWindow) differ(r, seen int, scale, factor float32) float64 {
 	keys := w.to - w.from
 	ds, s, prob := w.ds[r*keys:r*keys+seen], w.s[r*keys:r*keys+seen], w.p[r*keys:r*keys+seen]
 	var mean, square float64
@@ -586,7 +586,7 @@ func (w *shapeWindow) differ(r, seen int, scale, factor float32) float64 {
 }
 
 // outer returns the sum over n rows of a x b^T, [d, d].
-func (p *shape) outer(a, b []float32, n int) []float32 {
+func (p *blockObjective) outer(a, b []float32, n int) []float32 {
 	p.t = gemm.Transpose(p.t, a, n, p.d)
 	p.w.PackT(p.d, n, b, p.d, 1)
 	out := make([]float32, p.d*p.d)

@@ -14,9 +14,9 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
-// shapeCase is a head of d numbers, the mix of FindMix, and two samples of the same
+// shapeCase is a head of d numbers, the mix of FitKeyTransform, and two samples of the same
 // distribution, of n keys each that lie in two windows and meet some queries.
-func shapeCase(t *testing.T, r *rand.Rand, d, n, queries int, pairs rope.Layout) (*PairMix, [2]*ShapeSample) {
+func shapeCase(t *testing.T, r *rand.Rand, d, n, queries int, pairs rope.Layout) (*KeyTransform, [2]*RefineSample) {
 	t.Helper()
 	params := rope.Params{Dim: d, Theta: 10000}
 	s := mixStats(r, d, params.InvFreq(), 5, pairs)
@@ -25,7 +25,7 @@ func shapeCase(t *testing.T, r *rand.Rand, d, n, queries int, pairs rope.Layout)
 	key, keyRoot := secondMoment(r, d)
 	query, queryRoot := secondMoment(r, d)
 	s.Keys[0].Moment, s.Queries = key, query
-	m, err := FindMix(s, MixOptions{Noise: 0.007, Kappa: 1})
+	m, err := FitKeyTransform(s, KeyTransformOptions{Noise: 0.007, Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,9 +36,9 @@ func shapeCase(t *testing.T, r *rand.Rand, d, n, queries int, pairs rope.Layout)
 		}
 		return multiply32(root, z, d)
 	}
-	var out [2]*ShapeSample
+	var out [2]*RefineSample
 	for i := range out {
-		x := &ShapeSample{KeySample: KeySample{D: d, Pairs: pairs, Metric: query}, Table: table, Scale: s.Scale}
+		x := &RefineSample{KeySample: KeySample{D: d, Pairs: pairs, Metric: query}, Table: table, Scale: s.Scale}
 		for w := range 2 {
 			at := QueryWindow{From: w * n / 2, To: (w + 1) * n / 2, Span: 50 * w}
 			for j := at.From; j < at.To; j++ {
@@ -64,7 +64,7 @@ func TestShapeGradient(t *testing.T) {
 		r := rand.New(rand.NewPCG(7, 1))
 		m, x := shapeCase(t, r, d, 300, 300, pairs)
 		for _, kappa := range []float64{1e-9, 1, 1e3} {
-			p, err := newShape(m, x[0], ShapeOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Kappa: kappa})
+			p, err := newBlockObjective(m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Penalty: kappa})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -107,8 +107,8 @@ func TestShapeMix(t *testing.T) {
 	for _, row := range []CacheRow{{Type: gguf.TypeQ4_0, Hadamard: 64}, {Type: gguf.TypeQ5_1, Hadamard: 32}} {
 		r := rand.New(rand.NewPCG(5, 9))
 		m, x := shapeCase(t, r, d, n, queries, rope.Half)
-		loss := func(m *PairMix, x *ShapeSample) (noise, drift float64) {
-			p, err := newShape(m, x, ShapeOptions{Cache: row, Kappa: 1})
+		loss := func(m *KeyTransform, x *RefineSample) (noise, drift float64) {
+			p, err := newBlockObjective(m, x, RefineOptions{Cache: row, Penalty: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -117,7 +117,7 @@ func TestShapeMix(t *testing.T) {
 		}
 		var costs []float64
 		for _, kappa := range []float64{0.1, 10} {
-			got, err := ShapeMix(m, x[0], ShapeOptions{Cache: row, Kappa: kappa})
+			got, err := RefineKeyTransform(m, x[0], RefineOptions{Cache: row, Penalty: kappa})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -148,12 +148,12 @@ func TestShapeMix(t *testing.T) {
 func TestShapeGolden(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 1))
 	m, x := shapeCase(t, r, 64, 200, 100, rope.Half)
-	got, err := ShapeMix(m, x[0], ShapeOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Kappa: 1})
+	got, err := RefineKeyTransform(m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ones := &PairTurn{Scale: slices.Repeat([]float32{1}, 32)}
-	tuned, err := TuneBalance([]*KeySample{&x[0].KeySample, &x[1].KeySample}, ones, CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64, Pairs: rope.Interleaved}, true)
+	ones := &PairRotation{Scale: slices.Repeat([]float32{1}, 32)}
+	tuned, err := TunePairScale([]*KeySample{&x[0].KeySample, &x[1].KeySample}, ones, CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64, Pairs: rope.Interleaved}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,18 +179,18 @@ func TestMixValues(t *testing.T) {
 	row := CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}
 	r := rand.New(rand.NewPCG(8, 8))
 	_, x := shapeCase(t, r, d, n, 20, rope.Half)
-	m, err := MixValues(&x[0].KeySample, row)
+	m, err := FitValueTransform(&x[0].KeySample, row)
 	if err != nil {
 		t.Fatal(err)
 	}
-	loss := func(m *PairMix) float64 {
-		p, err := newShape(m, x[1].KeySample.still(), ShapeOptions{Cache: row, Kappa: 1})
+	loss := func(m *KeyTransform) float64 {
+		p, err := newBlockObjective(m, x[1].KeySample.withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return p.noise
 	}
-	none := &PairMix{Key: linalg.Identity(d), Query: linalg.Identity(d)}
+	none := &KeyTransform{Key: linalg.Identity(d), Query: linalg.Identity(d)}
 	before, after := loss(none), loss(m)
 	if !(after < before/2) { // these moments are far from round
 		t.Errorf("error of values that were not fitted: %g, mixed %g", before, after)
@@ -204,7 +204,7 @@ func TestMixValues(t *testing.T) {
 	}
 	bad := x[0].KeySample
 	bad.Weights = make([]float64, n)
-	if _, err := MixValues(&bad, row); err == nil {
+	if _, err := FitValueTransform(&bad, row); err == nil {
 		t.Error("values that no query looks at were accepted")
 	}
 }
@@ -213,31 +213,31 @@ func TestMixValues(t *testing.T) {
 func TestShapeMixRefuses(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 9))
 	m, samples := shapeCase(t, r, 64, 10, 20, rope.Half)
-	o := ShapeOptions{Cache: CacheRow{Type: gguf.TypeQ4_0}, Kappa: 1}
-	for what, change := range map[string]func(x *ShapeSample, o *ShapeOptions){
-		"a type without blocks":       func(_ *ShapeSample, o *ShapeOptions) { o.Cache.Type = gguf.TypeF16 },
-		"no drift weight":             func(_ *ShapeSample, o *ShapeOptions) { o.Kappa = 0 },
-		"keys without positions":      func(x *ShapeSample, _ *ShapeOptions) { x.Pos = x.Pos[:9] },
-		"a position beyond the table": func(x *ShapeSample, _ *ShapeOptions) { x.Pos = append([]int{64}, x.Pos[1:]...) },
-		"keys that no query looks at": func(x *ShapeSample, _ *ShapeOptions) { x.Weights = make([]float64, len(x.Weights)) },
-		"a window beyond the keys": func(x *ShapeSample, _ *ShapeOptions) {
+	o := RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0}, Penalty: 1}
+	for what, change := range map[string]func(x *RefineSample, o *RefineOptions){
+		"a type without blocks":       func(_ *RefineSample, o *RefineOptions) { o.Cache.Type = gguf.TypeF16 },
+		"no drift weight":             func(_ *RefineSample, o *RefineOptions) { o.Penalty = 0 },
+		"keys without positions":      func(x *RefineSample, _ *RefineOptions) { x.Pos = x.Pos[:9] },
+		"a position beyond the table": func(x *RefineSample, _ *RefineOptions) { x.Pos = append([]int{64}, x.Pos[1:]...) },
+		"keys that no query looks at": func(x *RefineSample, _ *RefineOptions) { x.Weights = make([]float64, len(x.Weights)) },
+		"a window beyond the keys": func(x *RefineSample, _ *RefineOptions) {
 			x.Windows = append([]QueryWindow(nil), x.Windows...)
 			x.Windows[1].To++
 		},
-		"a window without counts": func(x *ShapeSample, _ *ShapeOptions) {
+		"a window without counts": func(x *RefineSample, _ *RefineOptions) {
 			x.Windows = append([]QueryWindow(nil), x.Windows...)
 			x.Windows[0].Counts = nil
 		},
-		"queries beyond the table":        func(x *ShapeSample, _ *ShapeOptions) { x.Table = rope.NewTable(rope.Params{Dim: 64, Theta: 1e4}, 62) },
-		"scores without a positive scale": func(x *ShapeSample, _ *ShapeOptions) { x.Scale = math.NaN() },
+		"queries beyond the table":        func(x *RefineSample, _ *RefineOptions) { x.Table = rope.NewTable(rope.Params{Dim: 64, Theta: 1e4}, 62) },
+		"scores without a positive scale": func(x *RefineSample, _ *RefineOptions) { x.Scale = math.NaN() },
 	} {
 		x, o := *samples[0], o
 		change(&x, &o)
-		if _, err := ShapeMix(m, &x, o); err == nil {
+		if _, err := RefineKeyTransform(m, &x, o); err == nil {
 			t.Errorf("%s: accepted", what)
 		}
 	}
-	if _, err := ShapeMix(m, samples[0], o); err != nil {
+	if _, err := RefineKeyTransform(m, samples[0], o); err != nil {
 		t.Errorf("as it is: %v", err)
 	}
 }

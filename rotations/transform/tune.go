@@ -8,21 +8,21 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
-// Tuned is the result of TuneBalance.
+// Tuned is the result of TunePairScale.
 type Tuned struct {
-	Turn *PairTurn
+	Turn *PairRotation
 	// Before and After are the mean square errors of scores that the type makes on the
 	// sample, with the start and with the result.
 	Before, After float64
 }
 
-// TuneBalance improves a balance for a cache type with blocks: by descent on what
-// ShapeMix minimises, over one scale and, with angles, one angle per pair. RoPE
+// TunePairScale improves a balance for a cache type with blocks: by descent on what
+// RefineKeyTransform minimises, over one scale and, with angles, one angle per pair. RoPE
 // commutes with those, so nothing drifts. Where the closed form takes every error for
 // noise alike in all directions, this sees the blocks, the Hadamard transform and the
 // largest number of each block. All samples share the result: heads whose scales must be
 // one. It is never worse than the start for the type itself on the sample.
-func TuneBalance(samples []*KeySample, start *PairTurn, cache CacheRow, angles bool) (*Tuned, error) {
+func TunePairScale(samples []*KeySample, start *PairRotation, cache CacheRow, angles bool) (*Tuned, error) {
 	if len(samples) == 0 {
 		return nil, fmt.Errorf("no keys to tune a balance with")
 	}
@@ -33,12 +33,12 @@ func TuneBalance(samples []*KeySample, start *PairTurn, cache CacheRow, angles b
 	if err := cache.check(d); err != nil {
 		return nil, err
 	}
-	t := &turnSearch{d: d, pairs: samples[0].Pairs, angles: angles}
+	t := &pairSearch{d: d, pairs: samples[0].Pairs, angles: angles}
 	for _, s := range samples {
 		if s.D != d {
 			return nil, fmt.Errorf("samples of head_dim %d and %d", d, s.D)
 		}
-		p, err := newShape(start.mix(d, s.Pairs), s.still(), ShapeOptions{Cache: cache, Kappa: 1})
+		p, err := newBlockObjective(start.mix(d, s.Pairs), s.withoutRoPE(), RefineOptions{Cache: cache, Penalty: 1})
 		if err != nil {
 			return nil, err
 		}
@@ -78,16 +78,16 @@ func TuneBalance(samples []*KeySample, start *PairTurn, cache CacheRow, angles b
 	return out, nil
 }
 
-// turnSearch is the objective of TuneBalance over logarithms of scales, then angles,
+// turnSearch is the objective of TunePairScale over logarithms of scales, then angles,
 // each relative to the start.
-type turnSearch struct {
+type pairSearch struct {
 	d      int
 	pairs  rope.Layout
 	angles bool
-	heads  []*shape
+	heads  []*blockObjective
 }
 
-func (t *turnSearch) size() int {
+func (t *pairSearch) size() int {
 	if t.angles {
 		return t.d
 	}
@@ -95,7 +95,7 @@ func (t *turnSearch) size() int {
 }
 
 // curvature adds up that of the numbers of the matrix that a scale or an angle moves.
-func (t *turnSearch) curvature() []float64 {
+func (t *pairSearch) curvature() []float64 {
 	out := make([]float64, t.size())
 	for _, p := range t.heads {
 		for k := range t.d / 2 {
@@ -110,9 +110,9 @@ func (t *turnSearch) curvature() []float64 {
 }
 
 // value returns the objective and its gradient.
-func (t *turnSearch) value(x []float64) (float64, []float64) {
+func (t *pairSearch) value(x []float64) (float64, []float64) {
 	d := t.d
-	turn := &PairTurn{Scale: make([]float32, d/2)}
+	turn := &PairRotation{Scale: make([]float32, d/2)}
 	c, inverse := make([]float64, d*d), make([]float64, d*d)
 	for p := range turn.Scale {
 		i, j := t.pairs.Dims(p, d)

@@ -207,7 +207,7 @@ func (p *measurer) sample() (*fit.Sample, error) {
 	T := len(p.o.Calibration[0])
 	windows := p.o.Calibration[:min(len(p.o.Calibration), max(1, fitKeys/T))]
 	c := &collect{p: p, layer: p.layer, head: p.head}
-	err := refmodel.New(&short, p.o.Weights, p.o.Threads).Run(p.ctx, windows, []*refmodel.Lane{{}},
+	err := refmodel.New(&short, p.o.Weights, p.o.Threads).Run(p.ctx, windows, []*refmodel.Variant{{}},
 		refmodel.Options{Tap: c, Progress: p.step("collecting keys of one head")})
 	if err != nil || len(c.keys) == 0 { // all keys of short windows may be sinks
 		return nil, err

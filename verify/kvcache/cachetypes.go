@@ -4,7 +4,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 )
 
-// StockTypes names a pair of llama.cpp's cache types.
+// CacheTypes names a pair of llama.cpp's cache types.
 type CacheTypes struct {
 	K, V gguf.Type
 	// Rotation: llama.cpp's attention rotation is on, its default.

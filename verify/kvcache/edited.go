@@ -11,7 +11,7 @@ import (
 )
 
 // EditedKeys stands for the cache of a model whose weights have been edited, on
-// top of the unedited model: candidates run as lanes of one forward pass. Inner
+// top of the unedited model: candidates run as variants of one forward pass. Inner
 // is the cache format.
 type EditedKeys struct {
 	Inner refmodel.Cache
@@ -68,12 +68,12 @@ func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error)
 		return nil, fmt.Errorf("layer %d: %d keys, the edited cache was made for %d", layer, len(k)/d, t.Turn.Positions())
 	}
 	EditKeys(k, d, edit, func(i int) int { return i }, t, e.cfg.Pairs)
-	if edit.Turn != nil {
+	if edit.Pairs != nil {
 		for i := 0; i < len(k); i += d {
-			edit.Turn.Apply(k[i:i+d], e.cfg.Pairs, false)
+			edit.Pairs.Apply(k[i:i+d], e.cfg.Pairs, false)
 		}
 	}
-	changed := edit.Turn != nil || edit.Mix != nil
+	changed := edit.Pairs != nil || edit.Transform != nil
 	var s refmodel.Scorer
 	if e.Inner != nil {
 		var err error
@@ -90,8 +90,8 @@ func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error)
 		s = plain
 	}
 	out := &editedQueries{Scorer: s, edit: edit, rope: t.Pure, pairs: e.cfg.Pairs, d: d}
-	if edit.Mix != nil {
-		out.mix = edit.Mix.Weights(d, true)
+	if edit.Transform != nil {
+		out.mix = edit.Transform.Weights(d, true)
 	}
 	return out, nil
 }
@@ -120,10 +120,10 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 // editKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
 // before it.
 func EditKeys(k []float32, d int, e transform.KeyEdit, pos func(i int) int, t RopeTables, pairs rope.Layout) {
-	if e.Removal != nil {
+	if e.Shift != nil {
 		x := make([]float32, d)
 		for i := 0; i < len(k); i += d {
-			for j, v := range e.Removal.Delta {
+			for j, v := range e.Shift.Delta {
 				x[j] = float32(v)
 			}
 			t.Turn.Apply(x, pos(i/d), pairs)
@@ -132,8 +132,8 @@ func EditKeys(k []float32, d int, e transform.KeyEdit, pos func(i int) int, t Ro
 			}
 		}
 	}
-	if e.Mix != nil {
-		mixRows(k, d, e.Mix.Weights(d, false), pos, t.Pure, pairs)
+	if e.Transform != nil {
+		mixRows(k, d, e.Transform.Weights(d, false), pos, t.Pure, pairs)
 	}
 }
 
@@ -188,9 +188,9 @@ func (s *editedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, 
 	if s.mix != nil {
 		mixRows(x, s.d, s.mix, func(i int) int { return pos + i }, s.rope, s.pairs)
 	}
-	if s.edit.Turn != nil {
+	if s.edit.Pairs != nil {
 		for r := 0; r < len(x); r += s.d {
-			s.edit.Turn.Apply(x[r:r+s.d], s.pairs, true)
+			s.edit.Pairs.Apply(x[r:r+s.d], s.pairs, true)
 		}
 	}
 	s.Scorer.Score(dst, ldd, x, s.d, n, pos, n0, n1)

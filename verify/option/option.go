@@ -4,7 +4,7 @@ import (
 	"fmt"
 )
 
-// UsageError is a mistake in what was asked for, found before any work.
+// option.Error is a mistake in what was asked for, found before any work.
 type Error struct{ Err error }
 
 func (e *Error) Error() string { return e.Err.Error() }

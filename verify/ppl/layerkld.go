@@ -19,38 +19,38 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 		w.Targets = append(w.Targets, ids[from+1:]...)
 	}
 	var out []Divergence
-	var base Stream
+	var base Positions
 	var start []float32 // float hidden states in front of layer l0
 	layers := m.Config.Layers
 	for l0 := 0; l0 < layers; l0 += layerLanes {
 		l1 := min(layers, l0+layerLanes)
-		float := &refmodel.Lane{From: l0, Start: start, Until: l1}
+		float := &refmodel.Variant{From: l0, Start: start, Until: l1}
 		next := float
-		lanes := []*refmodel.Lane{float}
+		variants := []*refmodel.Variant{float}
 		if l0 == 0 {
-			float.Until, next = 0, &refmodel.Lane{From: l1, Until: l1}
+			float.Until, next = 0, &refmodel.Variant{From: l1, Until: l1}
 		}
 		for l := l0; l < l1; l++ {
 			// Without a code in front of it, a layer gets what it gets in the float model.
-			lanes = append(lanes, &refmodel.Lane{Cache: cache.Only(l), From: l})
+			variants = append(variants, &refmodel.Variant{Cache: cache.Only(l), From: l})
 		}
-		coded := lanes[1:]
+		coded := variants[1:]
 		if next != float {
-			lanes = append(lanes, next)
+			variants = append(variants, next)
 		}
-		if err := m.Run(ctx, windows, lanes, refmodel.Options{}); err != nil {
+		if err := m.Run(ctx, windows, variants, refmodel.Options{}); err != nil {
 			return nil, err
 		}
 		start = next.Hidden
 		var err error
 		if l0 == 0 {
-			if base, err = ScoredFrom(m, w.Ctx, from, float); err != nil {
+			if base, err = PositionsFrom(m, w.Ctx, from, float); err != nil {
 				return nil, err
 			}
 		}
-		var streams []Stream
+		var streams []Positions
 		for _, l := range coded {
-			s, err := ScoredFrom(m, w.Ctx, from, l)
+			s, err := PositionsFrom(m, w.Ctx, from, l)
 			if err != nil {
 				return nil, err
 			}

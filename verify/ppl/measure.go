@@ -16,32 +16,32 @@ const vocabPiece = 8192
 
 // A Stream is one way of computing the same windows: a model and the hidden
 // states of the scored positions after the final norm, [windows*PerWindow, hidden].
-type Stream struct {
+type Positions struct {
 	Model  *refmodel.Model
 	Normed []float32
 }
 
-// Scored returns the Stream of a lane that ran w's windows.
-func Scored(m *refmodel.Model, w *Windows, lane *refmodel.Lane) (Stream, error) {
-	return ScoredFrom(m, w.Ctx, w.First(), lane)
+// Scored returns the Stream of a variant that ran w's windows.
+func NewPositions(m *refmodel.Model, w *Windows, variant *refmodel.Variant) (Positions, error) {
+	return PositionsFrom(m, w.Ctx, w.First(), variant)
 }
 
-// ScoredFrom returns the Stream of the predictions at positions from on of windows
+// PositionsFrom returns the Stream of the predictions at positions from on of windows
 // of n tokens.
-func ScoredFrom(m *refmodel.Model, n, from int, lane *refmodel.Lane) (Stream, error) {
+func PositionsFrom(m *refmodel.Model, n, from int, variant *refmodel.Variant) (Positions, error) {
 	d := m.Config.Hidden
 	// The last position predicts a token outside the window.
 	var rows []float32
-	for at := 0; at < len(lane.Hidden); at += n * d {
-		rows = append(rows, lane.Hidden[at+from*d:at+(n-1)*d]...)
+	for at := 0; at < len(variant.Hidden); at += n * d {
+		rows = append(rows, variant.Hidden[at+from*d:at+(n-1)*d]...)
 	}
 	normed, err := m.FinalNorm(rows)
-	return Stream{m, normed}, err
+	return Positions{m, normed}, err
 }
 
 // Part returns the stream of the first n of the windows w.
-func (s Stream) Part(w *Windows, n int) Stream {
-	return Stream{s.Model, s.Normed[:n*w.PerWindow()*s.Model.Config.Hidden]}
+func (s Positions) Part(w *Windows, n int) Positions {
+	return Positions{s.Model, s.Normed[:n*w.PerWindow()*s.Model.Config.Hidden]}
 }
 
 // Perplexity is the result of one stream.
@@ -101,8 +101,8 @@ func (r *row) lse() float64 { return r.max + fmath.Log(r.sum) }
 
 // Measure computes perplexities of base and streams, and how the streams
 // diverge from base. Logits exist only piece by piece; nothing is sampled.
-func Measure(ctx context.Context, w *Windows, base Stream, streams ...Stream) (*Result, error) {
-	all := append([]Stream{base}, streams...)
+func Measure(ctx context.Context, w *Windows, base Positions, streams ...Positions) (*Result, error) {
+	all := append([]Positions{base}, streams...)
 	n := len(w.Targets)
 	vocab := base.Model.Config.Vocab
 	for _, s := range all {
@@ -192,7 +192,7 @@ func Measure(ctx context.Context, w *Windows, base Stream, streams ...Stream) (*
 }
 
 // logits fills bufs, packing the head once for streams of the same model.
-func logits(all []Stream, bufs [][]float32, v0, v1 int) error {
+func logits(all []Positions, bufs [][]float32, v0, v1 int) error {
 	done := make([]bool, len(all))
 	for i, s := range all {
 		if done[i] {

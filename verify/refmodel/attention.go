@@ -65,8 +65,8 @@ func (m *Model) loadAttention(l int) (a layerAttention, err error) {
 	return a, nil
 }
 
-// attention adds layer l's attention to the hidden states of every lane.
-func (m *Model) attention(l int, b *batch, lanes []*Lane, tap Tap) error {
+// attention adds layer l's attention to the hidden states of every variant.
+func (m *Model) attention(l int, b *batch, variants []*Variant, tap Tap) error {
 	w, err := m.loadAttention(l)
 	if err != nil {
 		return err
@@ -74,9 +74,9 @@ func (m *Model) attention(l int, b *batch, lanes []*Lane, tap Tap) error {
 	c := m.Config
 	n, d := b.rows(), c.HeadDim
 	table := m.ropeTable(l, b.T)
-	for i, lane := range lanes {
+	for i, variant := range variants {
 		x := grow(&b.norm, n*c.Hidden)
-		rmsNorm(x, lane.Hidden, w.gain, c.NormEps, m.Threads)
+		rmsNorm(x, variant.Hidden, w.gain, c.NormEps, m.Threads)
 		q, k, v := grow(&b.q, n*c.Heads*d), grow(&b.k, n*c.KVHeads*d), grow(&b.v, n*c.KVHeads*d)
 		m.linear(q, x, n, &m.mats[0], w.qBias)
 		m.linear(k, x, n, &m.mats[1], w.kBias)
@@ -101,7 +101,7 @@ func (m *Model) attention(l int, b *batch, lanes []*Lane, tap Tap) error {
 			}
 		}
 		o := grow(&b.o, n*c.Heads*d)
-		if err := m.attend(o, a, lane.Cache); err != nil {
+		if err := m.attend(o, a, variant.Cache); err != nil {
 			return err
 		}
 		y := grow(&b.proj, n*c.Hidden)
@@ -109,7 +109,7 @@ func (m *Model) attention(l int, b *batch, lanes []*Lane, tap Tap) error {
 		if w.postGain != nil {
 			rmsNorm(y, y, w.postGain, c.NormEps, m.Threads)
 		}
-		addTo(lane.Hidden, y, m.Threads)
+		addTo(variant.Hidden, y, m.Threads)
 	}
 	return nil
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
-// ffn adds layer l's feed-forward network to the hidden states of every lane.
-func (m *Model) ffn(l int, b *batch, lanes []*Lane, tap Tap) error {
+// ffn adds layer l's feed-forward network to the hidden states of every variant.
+func (m *Model) ffn(l int, b *batch, variants []*Variant, tap Tap) error {
 	c := m.Config
 	gain, err := m.vector(family.Name(l, "ffn_norm.weight"), false)
 	if err != nil {
@@ -22,16 +22,16 @@ func (m *Model) ffn(l int, b *batch, lanes []*Lane, tap Tap) error {
 		}
 	}
 	if c.Experts > 0 {
-		return m.mixture(l, b, lanes, tap, gain)
+		return m.mixture(l, b, variants, tap, gain)
 	}
 	for i, n := range []string{"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"} {
 		if err := m.packAll(&m.mats[i], family.Name(l, n)); err != nil {
 			return err
 		}
 	}
-	for i, lane := range lanes {
+	for i, variant := range variants {
 		x := grow(&b.norm, b.rows()*c.Hidden)
-		rmsNorm(x, lane.Hidden, gain, c.NormEps, m.Threads)
+		rmsNorm(x, variant.Hidden, gain, c.NormEps, m.Threads)
 		if tap != nil && i == 0 {
 			if err := tap.FFN(l, x); err != nil {
 				return err
@@ -42,7 +42,7 @@ func (m *Model) ffn(l int, b *batch, lanes []*Lane, tap Tap) error {
 		if post != nil {
 			rmsNorm(y, y, post, c.NormEps, m.Threads)
 		}
-		addTo(lane.Hidden, y, m.Threads)
+		addTo(variant.Hidden, y, m.Threads)
 	}
 	return nil
 }
@@ -71,18 +71,18 @@ type route struct {
 }
 
 // mixture is ffn for a mixture of experts. Each expert is loaded once for all
-// lanes. A token's expert outputs are added in the order of the experts.
-func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32) error {
+// variants. A token's expert outputs are added in the order of the experts.
+func (m *Model) mixture(l int, b *batch, variants []*Variant, tap Tap, gain []float32) error {
 	c, n := m.Config, b.rows()
 	if err := m.packAll(&m.mats[3], family.Name(l, "ffn_gate_inp.weight")); err != nil {
 		return err
 	}
-	xs := make([][]float32, len(lanes))
-	ys := make([][]float32, len(lanes))
-	routes := make([][][]route, len(lanes))
-	for i, lane := range lanes {
+	xs := make([][]float32, len(variants))
+	ys := make([][]float32, len(variants))
+	routes := make([][][]route, len(variants))
+	for i, variant := range variants {
 		xs[i], ys[i] = make([]float32, n*c.Hidden), make([]float32, n*c.Hidden)
-		rmsNorm(xs[i], lane.Hidden, gain, c.NormEps, m.Threads)
+		rmsNorm(xs[i], variant.Hidden, gain, c.NormEps, m.Threads)
 		if tap != nil && i == 0 {
 			if err := tap.FFN(l, xs[i]); err != nil {
 				return err
@@ -96,7 +96,7 @@ func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32)
 	var in, out []float32
 	for e := range c.Experts {
 		used := false
-		for i := range lanes {
+		for i := range variants {
 			used = used || len(routes[i][e]) > 0
 		}
 		if !used {
@@ -112,7 +112,7 @@ func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32)
 				return err
 			}
 		}
-		for i := range lanes {
+		for i := range variants {
 			rs := routes[i][e]
 			if len(rs) == 0 {
 				continue
@@ -130,8 +130,8 @@ func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32)
 			}
 		}
 	}
-	for i, lane := range lanes {
-		addTo(lane.Hidden, ys[i], m.Threads)
+	for i, variant := range variants {
+		addTo(variant.Hidden, ys[i], m.Threads)
 	}
 	return nil
 }

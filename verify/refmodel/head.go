@@ -6,7 +6,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 )
 
-// Select picks rows of a lane's hidden states: those at positions [from, T) of
+// Select picks rows of a variant's hidden states: those at positions [from, T) of
 // every window, so that only scored positions reach the output head. The result
 // has windows*(T-from) rows.
 func Select(hidden []float32, d, T, from int) []float32 {

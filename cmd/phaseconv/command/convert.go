@@ -137,7 +137,7 @@ func alloc(c *cli.Command) string {
 
 // cacheOptions reads what to do for stock cache types.
 func cacheOptions(c *cli.Command, o *convert.Options) error {
-	o.Fuse, o.TargetCtx, o.CacheTokens = c.String("fuse"), c.Int("target-ctx"), c.Int("cache-tokens")
+	o.WeightEdits, o.TargetCtx, o.CacheTokens = c.String("fuse"), c.Int("target-ctx"), c.Int("cache-tokens")
 	types, err := stockTypes(c)
 	if err != nil {
 		return err
@@ -146,10 +146,10 @@ func cacheOptions(c *cli.Command, o *convert.Options) error {
 		return usagef("--cache-type-v goes with --cache-type-k")
 	}
 	o.Cache = types
-	if o.Fuse == "" {
-		o.Fuse = convert.FuseExact
+	if o.WeightEdits == "" {
+		o.WeightEdits = convert.EditsExact
 		if types != nil {
-			o.Fuse = convert.FuseNear
+			o.WeightEdits = convert.EditsApproximate
 		}
 	}
 	if types != nil && c.IsSet("balance") {

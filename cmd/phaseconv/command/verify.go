@@ -60,7 +60,7 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
 	}
-	if o.Stock, err = stockTypes(c); err != nil {
+	if o.CacheTypes, err = stockTypes(c); err != nil {
 		return err
 	}
 	checks := &contract.Checker{}

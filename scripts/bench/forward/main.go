@@ -41,7 +41,7 @@ func run() error {
 		return err
 	}
 	start := time.Now()
-	c, lane, err := open(*model, *artifact)
+	c, variant, err := open(*model, *artifact)
 	if err != nil {
 		return err
 	}
@@ -51,10 +51,10 @@ func run() error {
 		return err
 	}
 	m := refmodel.New(c.Config, c, *threads)
-	if err := m.Run(context.Background(), w.Tokens, []*refmodel.Lane{lane}, refmodel.Options{}); err != nil {
+	if err := m.Run(context.Background(), w.Tokens, []*refmodel.Variant{variant}, refmodel.Options{}); err != nil {
 		return err
 	}
-	scored, err := ppl.Scored(m, w, lane)
+	scored, err := ppl.NewPositions(m, w, variant)
 	if err != nil {
 		return err
 	}
@@ -64,15 +64,15 @@ func run() error {
 	}
 	seconds := time.Since(start).Seconds()
 	return json.NewEncoder(os.Stdout).Encode(map[string]any{
-		"keys": map[bool]string{true: "float", false: "1-bit"}[lane.Cache == nil], "seconds": seconds,
+		"keys": map[bool]string{true: "float", false: "1-bit"}[variant.Cache == nil], "seconds": seconds,
 		"tokens_per_second": float64(len(w.Tokens)*w.Ctx) / seconds, "ppl": res.Base.PPL,
 	})
 }
 
-func open(model, artifact string) (*checkpoint.Checkpoint, *refmodel.Lane, error) {
+func open(model, artifact string) (*checkpoint.Checkpoint, *refmodel.Variant, error) {
 	if model != "" {
 		c, err := checkpoint.Open(model)
-		return c, &refmodel.Lane{}, err
+		return c, &refmodel.Variant{}, err
 	}
 	checks := &contract.Checker{}
 	a := contract.Open(artifact, "", checks)
@@ -81,5 +81,5 @@ func open(model, artifact string) (*checkpoint.Checkpoint, *refmodel.Lane, error
 	}
 	s := a.Sidecar
 	cache, err := kvcache.NewCodes(a.Model.Config, s.Codes, kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent})
-	return a.Model, &refmodel.Lane{Cache: cache}, err
+	return a.Model, &refmodel.Variant{Cache: cache}, err
 }

@@ -83,13 +83,13 @@ func measure(dir string, text ppl.Text, n, threads int) ([]float64, error) {
 	}
 	w.Targets = w.Tokens[0][first+1:]
 	m := refmodel.New(cfg, a.Model, threads)
-	lanes := []*refmodel.Lane{{}, {Cache: cache}}
-	if err := m.Run(context.Background(), w.Tokens, lanes, refmodel.Options{}); err != nil {
+	variants := []*refmodel.Variant{{}, {Cache: cache}}
+	if err := m.Run(context.Background(), w.Tokens, variants, refmodel.Options{}); err != nil {
 		return nil, err
 	}
-	var streams []ppl.Stream
-	for _, l := range lanes {
-		x, err := ppl.ScoredFrom(m, n, first, l)
+	var streams []ppl.Positions
+	for _, l := range variants {
+		x, err := ppl.PositionsFrom(m, n, first, l)
 		if err != nil {
 			return nil, err
 		}

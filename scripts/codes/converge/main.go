@@ -115,7 +115,7 @@ func run() error {
 		return err
 	}
 	held := &heldKeys{c, policy, map[[2]int][]float32{}}
-	if err := m.Run(ctx, test, []*refmodel.Lane{{}}, refmodel.Options{Tap: held}); err != nil {
+	if err := m.Run(ctx, test, []*refmodel.Variant{{}}, refmodel.Options{Tap: held}); err != nil {
 		return err
 	}
 	cal, err := cut(c, *fitText, windows**seeds)

@@ -113,8 +113,8 @@ func cut(c *checkpoint.Checkpoint, path string, windows int) (*ppl.Windows, erro
 	return ppl.Tokenize(c, ppl.Text{Name: path, Data: raw}, 512, windows)
 }
 
-// lane is one row to measure.
-type lane struct {
+// variant is one row to measure.
+type variant struct {
 	key   string
 	bytes float64 // per key
 	cache refmodel.Cache
@@ -133,7 +133,7 @@ func (b *bench) point(p string) error {
 		if err != nil {
 			return err
 		}
-		cache, err := kvcache.NewStock(cfg, t, gguf.TypeF16, true)
+		cache, err := kvcache.NewLlamaCpp(cfg, t, gguf.TypeF16, true)
 		if err != nil {
 			return err
 		}
@@ -145,7 +145,7 @@ func (b *bench) point(p string) error {
 		if b.done[key] {
 			return nil
 		}
-		return b.measure([]lane{{key, float64(size), cache}})
+		return b.measure([]variant{{key, float64(size), cache}})
 	}
 	if len(f) != 4 {
 		return fmt.Errorf("expected code:bits:alloc:exceptions")
@@ -176,7 +176,7 @@ func (b *bench) point(p string) error {
 	if err != nil {
 		return err
 	}
-	var lanes []lane
+	var variants []variant
 	for _, x := range todo {
 		digits, plain := strings.CutSuffix(x, "g")
 		policy := policy
@@ -202,24 +202,24 @@ func (b *bench) point(p string) error {
 			return err
 		}
 		cache.Scale = fit.KeyScale(cfg)
-		lanes = append(lanes, lane{b.key(code, perNumber, alloc, x), float64(size) / float64(heads), cache})
+		variants = append(variants, variant{b.key(code, perNumber, alloc, x), float64(size) / float64(heads), cache})
 	}
-	return b.measure(lanes)
+	return b.measure(variants)
 }
 
-// measure appends a row for each lane.
-func (b *bench) measure(rows []lane) error {
-	lanes := []*refmodel.Lane{{}}
+// measure appends a row for each variant.
+func (b *bench) measure(rows []variant) error {
+	variants := []*refmodel.Variant{{}}
 	for _, r := range rows {
-		lanes = append(lanes, &refmodel.Lane{Cache: r.cache})
+		variants = append(variants, &refmodel.Variant{Cache: r.cache})
 	}
 	ctx := context.Background()
-	if err := b.m.Run(ctx, b.text.Tokens, lanes, refmodel.Options{}); err != nil {
+	if err := b.m.Run(ctx, b.text.Tokens, variants, refmodel.Options{}); err != nil {
 		return err
 	}
-	var streams []ppl.Stream
-	for _, l := range lanes {
-		s, err := ppl.Scored(b.m, b.text, l)
+	var streams []ppl.Positions
+	for _, l := range variants {
+		s, err := ppl.NewPositions(b.m, b.text, l)
 		if err != nil {
 			return err
 		}

@@ -45,7 +45,7 @@ type CacheRow struct {
 }
 
 func (r CacheRow) String() string {
-	name := map[bool]string{false: "published", true: "converted"}[r.Converted] + " " + kvcache.StockName(r.K)
+	name := map[bool]string{false: "published", true: "converted"}[r.Converted] + " " + kvcache.TypeName(r.K)
 	if r.Refused != "" {
 		return name + ": refused"
 	}
@@ -136,7 +136,7 @@ func emulate(ctx context.Context, published *checkpoint.Checkpoint, o CacheOptio
 	}
 	for i := range rows {
 		for j := range advice.Rows {
-			if e := &advice.Rows[j]; e.Converted == rows[i].Converted && e.KType == kvcache.StockName(rows[i].K) && rows[i].Refused == "" {
+			if e := &advice.Rows[j]; e.Converted == rows[i].Converted && e.KType == kvcache.TypeName(rows[i].K) && rows[i].Refused == "" {
 				rows[i].Emulated = e
 			}
 		}

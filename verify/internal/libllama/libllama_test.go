@@ -131,11 +131,11 @@ func compareRounded(t *testing.T, here, there string, windows [][]int32, round b
 	T, vocab := len(windows[0]), c.Config.Vocab
 	m := refmodel.New(c.Config, c, 2)
 	m.RoundInputs = round
-	lane := &refmodel.Lane{}
-	if err := m.Run(context.Background(), windows, []*refmodel.Lane{lane}, refmodel.Options{}); err != nil {
+	variant := &refmodel.Variant{}
+	if err := m.Run(context.Background(), windows, []*refmodel.Variant{variant}, refmodel.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	normed, err := m.FinalNorm(lane.Hidden)
+	normed, err := m.FinalNorm(variant.Hidden)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func run() error {
 		if r.Converted {
 			weights = "balanced"
 		}
-		fmt.Printf("| %s | %s | %s |", name, weights, kvcache.StockName(r.K))
+		fmt.Printf("| %s | %s | %s |", name, weights, kvcache.TypeName(r.K))
 		if r.Refused != "" {
 			fmt.Fprintf(os.Stderr, "%s %s\n", name, r.Refused)
 			fmt.Println(" refused | | | |")

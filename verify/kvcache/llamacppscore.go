@@ -35,7 +35,7 @@ func (s *stockScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0
 	for r := range n {
 		row := rows[r*s.width : (r+1)*s.width]
 		copy(row, q[r*ldq:r*ldq+s.d])
-		s.row.Enter(row[:s.d], s.d, s.pairs)
+		s.row.ToCacheBasis(row[:s.d], s.d, s.pairs)
 		s.round(row)
 	}
 	gemm.MulRange(dst, ldd, rows, s.width, n, &s.keys, n0, n1, 0, s.width, false, 1)

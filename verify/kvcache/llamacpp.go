@@ -19,23 +19,23 @@ var stockTypes = []gguf.Type{
 	gguf.TypeQ8_0, gguf.TypeBF16, gguf.TypeF16,
 }
 
-// StockTypes returns the cache types that Stock knows, as --cache-type-k and
+// CacheTypes returns the cache types that Stock knows, as --cache-type-k and
 // --cache-type-v spell them, smallest first.
 func StockTypes() []string {
 	var out []string
 	for _, t := range stockTypes {
-		out = append(out, StockName(t))
+		out = append(out, TypeName(t))
 	}
 	return out
 }
 
 // StockName spells a type as llama.cpp's options do: "q8_0".
-func StockName(t gguf.Type) string { return strings.ToLower(t.String()) }
+func TypeName(t gguf.Type) string { return strings.ToLower(t.String()) }
 
 // ParseStockType is the inverse of StockName for the cache types.
 func ParseStockType(name string) (gguf.Type, error) {
 	for _, t := range stockTypes {
-		if StockName(t) == name {
+		if TypeName(t) == name {
 			return t, nil
 		}
 	}
@@ -69,7 +69,7 @@ func ParseStockType(name string) (gguf.Type, error) {
 // Token by token llama.cpp computes the pair F16, F16 otherwise too (queries in
 // F16, sums in F16), and without flash attention it rounds probabilities; neither
 // is what its perplexity tool measures, nor what is done here.
-type Stock struct {
+type LlamaCpp struct {
 	// K and V are the types of the two caches.
 	K, V gguf.Type
 	// Rotation says whether llama.cpp's attention rotation is on, its default. It
@@ -83,29 +83,29 @@ type Stock struct {
 	cfg *family.Config
 }
 
-// NewStock returns the cache of a model. Types whose blocks do not divide
+// NewLlamaCpp returns the cache of a model. Types whose blocks do not divide
 // head_dim are refused, as llama.cpp refuses them.
-func NewStock(cfg *family.Config, k, v gguf.Type, rotation bool) (*Stock, error) {
+func NewLlamaCpp(cfg *family.Config, k, v gguf.Type, rotation bool) (*LlamaCpp, error) {
 	for _, x := range []struct {
 		side string
 		t    gguf.Type
 	}{{"K", k}, {"V", v}} {
-		if _, err := ParseStockType(StockName(x.t)); err != nil {
+		if _, err := ParseStockType(TypeName(x.t)); err != nil {
 			return nil, err
 		}
 		if block, _ := x.t.Block(); cfg.HeadDim%block != 0 {
 			return nil, fmt.Errorf("%s cache of type %s: its blocks of %d do not divide head_dim %d; take another type",
-				x.side, StockName(x.t), block, cfg.HeadDim)
+				x.side, TypeName(x.t), block, cfg.HeadDim)
 		}
 	}
-	return &Stock{K: k, V: v, Rotation: rotation, cfg: cfg}, nil
+	return &LlamaCpp{K: k, V: v, Rotation: rotation, cfg: cfg}, nil
 }
 
 // minHadamard is the smallest Hadamard matrix of llama.cpp's rotation.
 const minHadamard = 64
 
 // RotationK returns the size of the Hadamard matrix that turns K and Q, 0 for none.
-func (s *Stock) RotationK() int {
+func (s *LlamaCpp) RotationK() int {
 	if !s.rotates(s.K) {
 		return 0
 	}
@@ -113,38 +113,38 @@ func (s *Stock) RotationK() int {
 }
 
 // RotationV returns the size of the Hadamard matrix that turns V, 0 for none.
-func (s *Stock) RotationV() int {
+func (s *LlamaCpp) RotationV() int {
 	if !s.rotates(s.V) {
 		return 0
 	}
 	return minHadamard
 }
 
-func (s *Stock) rotates(t gguf.Type) bool {
+func (s *LlamaCpp) rotates(t gguf.Type) bool {
 	return s.Rotation && t.Quantized() && s.cfg.HeadDim%minHadamard == 0
 }
 
 // KeyRow returns what is done to a key before it is stored.
-func (s *Stock) KeyRow() transform.CacheRow {
+func (s *LlamaCpp) KeyRow() transform.CacheRow {
 	return transform.CacheRow{Type: s.K, Hadamard: s.RotationK(), Pairs: s.cfg.Family.GGUFPairs}
 }
 
 // ValueRow returns what is done to a value before it is stored. Values have no pairs
 // to be ordered by.
-func (s *Stock) ValueRow() transform.CacheRow {
+func (s *LlamaCpp) ValueRow() transform.CacheRow {
 	return transform.CacheRow{Type: s.V, Hadamard: s.RotationV()}
 }
 
 // String names the pair: "q8_0/q4_0", K first.
-func (s *Stock) String() string { return StockName(s.K) + "/" + StockName(s.V) }
+func (s *LlamaCpp) String() string { return TypeName(s.K) + "/" + TypeName(s.V) }
 
 // Flags returns the options that make llama.cpp's programs use these types, ""
 // if they offer one of them only to callers of the library.
-func (s *Stock) Flags() string {
+func (s *LlamaCpp) Flags() string {
 	if s.K == gguf.TypeQ1_0 || s.V == gguf.TypeQ1_0 {
 		return ""
 	}
-	f := fmt.Sprintf("--cache-type-k %s --cache-type-v %s", StockName(s.K), StockName(s.V))
+	f := fmt.Sprintf("--cache-type-k %s --cache-type-v %s", TypeName(s.K), TypeName(s.V))
 	if s.V.Quantized() {
 		// By default flash attention is on where the device has it; a quantised V
 		// cache does not work without.
@@ -155,7 +155,7 @@ func (s *Stock) Flags() string {
 
 // BytesPerToken is what one token takes in the caches of all layers. (Layers with
 // a sliding window keep only so many tokens.)
-func (s *Stock) BytesPerToken() int {
+func (s *LlamaCpp) BytesPerToken() int {
 	n := 0
 	for _, t := range []gguf.Type{s.K, s.V} {
 		block, size := t.Block()
@@ -165,7 +165,7 @@ func (s *Stock) BytesPerToken() int {
 }
 
 // halfSums: V's running sums are F16 numbers, see Stock.
-func (s *Stock) halfSums() bool {
+func (s *LlamaCpp) halfSums() bool {
 	return !s.FloatSums && s.V == gguf.TypeF16 && s.K != gguf.TypeF16
 }
 
@@ -185,7 +185,7 @@ func store(t gguf.Type, x []float32, what string, layer, head int) ([]byte, erro
 
 // Values implements refmodel.Cache. The values are turned back here instead of
 // their sum: the transform is linear and its own inverse.
-func (s *Stock) Values(layer, head int, v []float32) error {
+func (s *LlamaCpp) Values(layer, head int, v []float32) error {
 	n := s.RotationV()
 	linalg.Hadamard(v, n)
 	if _, err := store(s.V, v, "values", layer, head); err != nil {
@@ -196,13 +196,13 @@ func (s *Stock) Values(layer, head int, v []float32) error {
 }
 
 // Keys implements refmodel.Cache.
-func (s *Stock) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
+func (s *LlamaCpp) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	if s.K == gguf.TypeF16 && s.V == gguf.TypeF16 {
 		_, err := store(s.K, k, "keys", layer, head)
 		return nil, err
 	}
 	row := s.KeyRow()
-	row.Enter(k, s.cfg.HeadDim, s.cfg.Pairs)
+	row.ToCacheBasis(k, s.cfg.HeadDim, s.cfg.Pairs)
 	stored, err := store(s.K, k, "keys", layer, head)
 	if err != nil {
 		return nil, err

@@ -153,12 +153,12 @@ func (p *measurer) quick(windows [][]int32) (*tap, error) {
 		return nil, err
 	}
 	t := &tap{p: p}
-	lanes := []*refmodel.Lane{{}, {Cache: cache}}
-	if err := p.m.Run(p.ctx, windows, lanes, refmodel.Options{Tap: t, Progress: p.step("probing keys and scores")}); err != nil {
+	variants := []*refmodel.Variant{{}, {Cache: cache}}
+	if err := p.m.Run(p.ctx, windows, variants, refmodel.Options{Tap: t, Progress: p.step("probing keys and scores")}); err != nil {
 		return nil, err
 	}
 	p.out.Angles = t.angles
-	res, err := p.measure(windows, 0, lanes[0], lanes[1:])
+	res, err := p.measure(windows, 0, variants[0], variants[1:])
 	if err != nil {
 		return nil, err
 	}
@@ -166,20 +166,20 @@ func (p *measurer) quick(windows [][]int32) (*tap, error) {
 	return t, nil
 }
 
-// measure compares lanes with the base at positions [from, T-1) of every window.
-func (p *measurer) measure(windows [][]int32, from int, base *refmodel.Lane, lanes []*refmodel.Lane) (*ppl.Result, error) {
+// measure compares variants with the base at positions [from, T-1) of every window.
+func (p *measurer) measure(windows [][]int32, from int, base *refmodel.Variant, variants []*refmodel.Variant) (*ppl.Result, error) {
 	T := len(windows[0])
 	w := &ppl.Windows{Ctx: T, Tokens: windows}
 	for _, ids := range windows {
 		w.Targets = append(w.Targets, ids[from+1:]...)
 	}
-	b, err := ppl.ScoredFrom(p.m, T, from, base)
+	b, err := ppl.PositionsFrom(p.m, T, from, base)
 	if err != nil {
 		return nil, err
 	}
-	var streams []ppl.Stream
-	for _, l := range lanes {
-		s, err := ppl.ScoredFrom(p.m, T, from, l)
+	var streams []ppl.Positions
+	for _, l := range variants {
+		s, err := ppl.PositionsFrom(p.m, T, from, l)
 		if err != nil {
 			return nil, err
 		}
@@ -234,14 +234,14 @@ func (p *measurer) codes() error {
 			kinds = append(kinds, k)
 		}
 	}
-	lanes := []*refmodel.Lane{{}}
+	variants := []*refmodel.Variant{{}}
 	var points []spec.ParetoPoint
 	add := func(kind string, codes [][]*codec.Code, policy kvcache.Policy) error {
 		c, err := p.cache(codes, policy)
 		if err != nil {
 			return err
 		}
-		lanes = append(lanes, &refmodel.Lane{Cache: c})
+		variants = append(variants, &refmodel.Variant{Cache: c})
 		size := 0
 		for _, heads := range codes {
 			for _, c := range heads {
@@ -276,10 +276,10 @@ func (p *measurer) codes() error {
 	if err := add(p.o.Kind, p.o.Codes, p.o.Policy); err != nil {
 		return err
 	}
-	if err := p.m.Run(p.ctx, windows, lanes, refmodel.Options{Progress: p.step("measuring other codes")}); err != nil {
+	if err := p.m.Run(p.ctx, windows, variants, refmodel.Options{Progress: p.step("measuring other codes")}); err != nil {
 		return err
 	}
-	res, err := p.measure(windows, len(windows[0])/2, lanes[0], lanes[1:])
+	res, err := p.measure(windows, len(windows[0])/2, variants[0], variants[1:])
 	if err != nil {
 		return err
 	}
@@ -312,11 +312,11 @@ func (p *measurer) contexts(cache *kvcache.Codes) error {
 		if len(windows) == 0 {
 			continue
 		}
-		lanes := []*refmodel.Lane{{}, {Cache: cache}}
-		if err := p.m.Run(p.ctx, windows, lanes, refmodel.Options{Progress: p.step(fmt.Sprintf("measuring context %d", n))}); err != nil {
+		variants := []*refmodel.Variant{{}, {Cache: cache}}
+		if err := p.m.Run(p.ctx, windows, variants, refmodel.Options{Progress: p.step(fmt.Sprintf("measuring context %d", n))}); err != nil {
 			return err
 		}
-		res, err := p.measure(windows, n/2, lanes[0], lanes[1:])
+		res, err := p.measure(windows, n/2, variants[0], variants[1:])
 		if err != nil {
 			return err
 		}

@@ -27,7 +27,7 @@ func stockConfig(d int) *family.Config {
 	return &family.Config{Family: &family.Family{}, Layers: 2, Heads: 1, KVHeads: 1, HeadDim: d}
 }
 
-func stock(t testing.TB, d int, k, v string, rotation bool) *Stock {
+func stock(t testing.TB, d int, k, v string, rotation bool) *LlamaCpp {
 	t.Helper()
 	kt, err := ParseStockType(k)
 	if err != nil {
@@ -37,7 +37,7 @@ func stock(t testing.TB, d int, k, v string, rotation bool) *Stock {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewStock(stockConfig(d), kt, vt, rotation)
+	s, err := NewLlamaCpp(stockConfig(d), kt, vt, rotation)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func filled(rows, d int, state uint32) []float32 {
 
 // attended computes causal attention of T queries, one head, through a cache,
 // the way refmodel does. k and v are overwritten.
-func attended(t testing.TB, s *Stock, q, k, v []float32, d int) []float32 {
+func attended(t testing.TB, s *LlamaCpp, q, k, v []float32, d int) []float32 {
 	t.Helper()
 	T := len(q) / d
 	scorer, err := s.Keys(1, 0, k)
@@ -139,7 +139,7 @@ func TestStockGolden(t *testing.T) {
 				h := fnv.New64a()
 				h.Write(stored)
 				if got := fmt.Sprintf("%016x", h.Sum64()); got != x.want {
-					t.Errorf("stored rows of %s have hash %s, ggml's %s", StockName(x.t), got, x.want)
+					t.Errorf("stored rows of %s have hash %s, ggml's %s", TypeName(x.t), got, x.want)
 				}
 			}
 			var want []float32
@@ -174,7 +174,7 @@ func TestStockGolden(t *testing.T) {
 // moves the output by far more than that test allows.
 func TestStockPartsMatter(t *testing.T) {
 	const d, T = 128, 200
-	run := func(s *Stock, change func(refmodel.Scorer) refmodel.Scorer) []float32 {
+	run := func(s *LlamaCpp, change func(refmodel.Scorer) refmodel.Scorer) []float32 {
 		q, k, v := filled(T, d, 1), filled(T, d, 2), filled(T, d, 3)
 		scorer, err := s.Keys(0, 0, k)
 		if err != nil {
@@ -302,7 +302,7 @@ func TestStockConditions(t *testing.T) {
 		{64, gguf.TypeQ4_K, gguf.TypeF16, `"q4_k" is not a cache type`},
 		{64, gguf.TypeF16, gguf.Type(99), "is not a cache type"},
 	} {
-		if _, err := NewStock(stockConfig(c.d), c.k, c.v, true); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := NewLlamaCpp(stockConfig(c.d), c.k, c.v, true); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
@@ -419,7 +419,7 @@ func TestStockOrder(t *testing.T) {
 	}
 	scores := func(cfg *family.Config, typ gguf.Type, k, q []float32) []float32 {
 		t.Helper()
-		s, err := NewStock(cfg, typ, gguf.TypeF16, true)
+		s, err := NewLlamaCpp(cfg, typ, gguf.TypeF16, true)
 		if err != nil {
 			t.Fatal(err)
 		}

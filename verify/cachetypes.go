@@ -17,18 +17,18 @@ func runAsTheyAre(models ...*checkpoint.Checkpoint) bool {
 	return !slices.ContainsFunc(models, func(c *checkpoint.Checkpoint) bool { return c != nil && c.Container != checkpoint.GGUF })
 }
 
-// runStock runs a model over the windows once, with one lane per cache.
-func runStock(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []*kvcache.Stock, progress func(done, total int)) ([]ppl.Stream, error) {
-	var lanes []*refmodel.Lane
+// runStock runs a model over the windows once, with one variant per cache.
+func runCaches(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []*kvcache.LlamaCpp, progress func(done, total int)) ([]ppl.Positions, error) {
+	var variants []*refmodel.Variant
 	for _, c := range caches {
-		lanes = append(lanes, &refmodel.Lane{Cache: c})
+		variants = append(variants, &refmodel.Variant{Cache: c})
 	}
-	if err := m.Run(ctx, w.Tokens, lanes, refmodel.Options{Progress: progress}); err != nil {
+	if err := m.Run(ctx, w.Tokens, variants, refmodel.Options{Progress: progress}); err != nil {
 		return nil, err
 	}
-	var out []ppl.Stream
-	for _, l := range lanes {
-		s, err := ppl.Scored(m, w, l)
+	var out []ppl.Positions
+	for _, l := range variants {
+		s, err := ppl.NewPositions(m, w, l)
 		if err != nil {
 			return nil, err
 		}
@@ -40,30 +40,30 @@ func runStock(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []*
 
 // measureStock measures an artifact with stock cache types: against its source
 // with F16 caches if that is at hand, else against itself with F16 caches.
-func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, w *ppl.Windows) (*spec.StockJSON, error) {
-	cache, err := kvcache.NewStock(model.Config, o.Stock.K, o.Stock.V, o.Stock.Rotation)
+func measureCacheTypes(ctx context.Context, model *checkpoint.Checkpoint, o Options, w *ppl.Windows) (*spec.StockJSON, error) {
+	cache, err := kvcache.NewLlamaCpp(model.Config, o.CacheTypes.K, o.CacheTypes.V, o.CacheTypes.Rotation)
 	if err != nil {
 		return nil, err
 	}
-	float := func(c *checkpoint.Checkpoint) (*kvcache.Stock, error) {
-		return kvcache.NewStock(c.Config, kvcache.F16.K, kvcache.F16.V, true)
+	float := func(c *checkpoint.Checkpoint) (*kvcache.LlamaCpp, error) {
+		return kvcache.NewLlamaCpp(c.Config, kvcache.F16.K, kvcache.F16.V, true)
 	}
 	own, err := float(model)
 	if err != nil {
 		return nil, err
 	}
-	caches := []*kvcache.Stock{cache}
+	caches := []*kvcache.LlamaCpp{cache}
 	if o.Source == nil {
 		caches = append(caches, own)
 	}
 	m := refmodel.New(model.Config, model, o.Threads)
 	m.RoundInputs = runAsTheyAre(model, o.Source)
-	streams, err := runStock(ctx, m, w, caches, o.Progress.Of("measuring stock cache types"))
+	streams, err := runCaches(ctx, m, w, caches, o.Progress.Of("measuring stock cache types"))
 	if err != nil {
 		return nil, err
 	}
 	out := &spec.StockJSON{
-		KType: kvcache.StockName(cache.K), VType: kvcache.StockName(cache.V), Rotation: cache.Rotation,
+		KType: kvcache.TypeName(cache.K), VType: kvcache.TypeName(cache.V), Rotation: cache.Rotation,
 		RotationK: cache.RotationK(), RotationV: cache.RotationV(), RoundedInputs: m.RoundInputs, BytesPerToken: cache.BytesPerToken(), Base: "artifact",
 	}
 	if o.Source != nil {
@@ -74,7 +74,7 @@ func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, 
 		}
 		src := refmodel.New(o.Source.Config, o.Source, o.Threads)
 		src.RoundInputs = m.RoundInputs
-		base, err := runStock(ctx, src, w, []*kvcache.Stock{theirs}, o.Progress.Of("running the source with F16 caches"))
+		base, err := runCaches(ctx, src, w, []*kvcache.LlamaCpp{theirs}, o.Progress.Of("running the source with F16 caches"))
 		if err != nil {
 			return nil, err
 		}

@@ -25,7 +25,7 @@ func (c lateCache) Values(layer, _ int, v []float32) error {
 	return nil
 }
 
-// TestLanesBeginLate: a lane that begins where its cache changes something first
+// TestLanesBeginLate: a variant that begins where its cache changes something first
 // ends with the bits of one that goes through all layers, and so does one that
 // another run carries on.
 func TestLanesBeginLate(t *testing.T) {
@@ -38,31 +38,31 @@ func TestLanesBeginLate(t *testing.T) {
 		}
 		defer c.Close()
 		m := refmodel.New(c.Config, c, 2)
-		run := func(lanes ...*refmodel.Lane) error {
-			return m.Run(context.Background(), [][]int32{{1, 5, 9, 2, 7}, {1, 3, 3, 8, 4}}, lanes, refmodel.Options{})
+		run := func(variants ...*refmodel.Variant) error {
+			return m.Run(context.Background(), [][]int32{{1, 5, 9, 2, 7}, {1, 3, 3, 8, 4}}, variants, refmodel.Options{})
 		}
-		float, whole := &refmodel.Lane{}, &refmodel.Lane{Cache: lateCache{2}}
-		late, mark := &refmodel.Lane{Cache: lateCache{2}, From: 2}, &refmodel.Lane{From: 1, Until: 1}
-		last := &refmodel.Lane{From: 4}
+		float, whole := &refmodel.Variant{}, &refmodel.Variant{Cache: lateCache{2}}
+		late, mark := &refmodel.Variant{Cache: lateCache{2}, From: 2}, &refmodel.Variant{From: 1, Until: 1}
+		last := &refmodel.Variant{From: 4}
 		if err := run(float, whole, late, mark, last); err != nil {
 			t.Fatal(err)
 		}
 		if slices.Equal(float.Hidden, whole.Hidden) || !slices.Equal(late.Hidden, whole.Hidden) || !slices.Equal(last.Hidden, float.Hidden) {
-			t.Errorf("%s: lanes that begin late differ", family)
+			t.Errorf("%s: variants that begin late differ", family)
 		}
-		on, more := &refmodel.Lane{From: 1, Start: mark.Hidden, Until: 3}, &refmodel.Lane{Cache: lateCache{2}, From: 2}
+		on, more := &refmodel.Variant{From: 1, Start: mark.Hidden, Until: 3}, &refmodel.Variant{Cache: lateCache{2}, From: 2}
 		kept := slices.Clone(mark.Hidden)
 		if err := run(on, more); err != nil {
 			t.Fatal(err)
 		}
-		end := &refmodel.Lane{From: 3, Start: on.Hidden}
+		end := &refmodel.Variant{From: 3, Start: on.Hidden}
 		if err := run(end); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(more.Hidden, whole.Hidden) || !slices.Equal(end.Hidden, float.Hidden) || !slices.Equal(mark.Hidden, kept) {
-			t.Errorf("%s: lanes that were carried on differ", family)
+			t.Errorf("%s: variants that were carried on differ", family)
 		}
-		for name, lanes := range map[string][]*refmodel.Lane{
+		for name, variants := range map[string][]*refmodel.Variant{
 			"no start":          {{From: 1}},
 			"short start":       {{From: 1, Start: kept[1:]}},
 			"behind the first":  {{Until: 2}, {From: 3}},
@@ -71,7 +71,7 @@ func TestLanesBeginLate(t *testing.T) {
 			"behind the layers": {{}, {Until: 5}},
 			"negative":          {{From: -1}},
 		} {
-			if run(lanes...) == nil {
+			if run(variants...) == nil {
 				t.Errorf("%s: %s: no error", family, name)
 			}
 		}

@@ -17,9 +17,9 @@ import (
 
 // Which changes of weights a conversion may make.
 const (
-	FuseNone  = "none"
-	FuseExact = "exact" // identities
-	FuseNear  = "near"  // near-identities too, where they measure far better than they cost
+	EditsNone        = "none"
+	EditsExact       = "exact" // identities
+	EditsApproximate = "near"  // near-identities too, where they measure far better than they cost
 )
 
 // changes is what is done to a checkpoint's weights, known or planned.
@@ -38,15 +38,15 @@ func planned(c *checkpoint.Checkpoint, o *Options) *changes {
 	if o.Cache != nil {
 		return ch.measured(c, o)
 	}
-	g3 := decideBalance(c, o.Balance && o.Fuse != FuseNone)
+	g3 := decideBalance(c, o.Balance && o.WeightEdits != EditsNone)
 	if ch.balance = g3.Applied; g3.Applied {
 		ch.targets = balanceTargets(c)
 		g3.Tensors = len(ch.targets)
 	}
 	const why = "for stock cache types only: name one with --cache-type-k"
-	g2 := spec.Identity{ID: transform.IDValues, Name: valuesName, Exact: true, Why: "for stock cache types only: name one with --cache-type-v"}
-	g7 := spec.Identity{ID: transform.IDSlowMean, Name: slowMeanName, Why: why}
-	g8 := spec.Identity{ID: transform.IDMix, Name: mixName, Why: why}
+	g2 := spec.Identity{ID: transform.IDValueTransform, Name: valuesName, Exact: true, Why: "for stock cache types only: name one with --cache-type-v"}
+	g7 := spec.Identity{ID: transform.IDBiasShift, Name: slowMeanName, Why: why}
+	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: mixName, Why: why}
 	ch.identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)
 	return ch
 }
@@ -59,15 +59,15 @@ const (
 
 // measured is the plan for cache types: what measurements will decide about.
 func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
-	g3 := decideBalance(c, o.Fuse != FuseNone)
+	g3 := decideBalance(c, o.WeightEdits != EditsNone)
 	if g3.Applied {
 		g3.Why = "if it measures better than no change: " + g3.Why
 		ch.targets = balanceTargets(c)
 		g3.Tensors = len(ch.targets)
 	}
-	g2 := spec.Identity{ID: transform.IDValues, Name: valuesName, Exact: true}
+	g2 := spec.Identity{ID: transform.IDValueTransform, Name: valuesName, Exact: true}
 	switch {
-	case o.Fuse == FuseNone:
+	case o.WeightEdits == EditsNone:
 		g2.Why = "switched off"
 	case !o.Cache.V.Quantized():
 		g2.Why = "for quantised values only: name a type with --cache-type-v"
@@ -82,10 +82,10 @@ func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
 			}
 		}
 	}
-	g7 := spec.Identity{ID: transform.IDSlowMean, Name: slowMeanName}
+	g7 := spec.Identity{ID: transform.IDBiasShift, Name: slowMeanName}
 	err := transform.CheckKeyBias(c.Config)
 	switch reason := o.noKeyBias(c); {
-	case o.Fuse != FuseNear:
+	case o.WeightEdits != EditsApproximate:
 		g7.Why = "not an exact identity; --fuse near allows it"
 	case err != nil:
 		g7.Why = err.Error()
@@ -101,8 +101,8 @@ func (ch *changes) measured(c *checkpoint.Checkpoint, o *Options) *changes {
 			}
 		}
 	}
-	g8 := spec.Identity{ID: transform.IDMix, Name: mixName}
-	if err := transform.CheckMix(c.Config); o.Fuse != FuseNear {
+	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: mixName}
+	if err := transform.CheckKeyTransform(c.Config); o.WeightEdits != EditsApproximate {
 		g8.Why = g7.Why
 	} else if err != nil {
 		g8.Why = err.Error()
@@ -130,12 +130,12 @@ func (o *Options) noKeyBias(c *checkpoint.Checkpoint) string {
 
 // fuse measures which changes help the cache types that were asked for and
 // makes them.
-func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *changes) (*changes, error) {
-	if o.Cache == nil || o.Fuse == FuseNone {
+func searchEdits(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *changes) (*changes, error) {
+	if o.Cache == nil || o.WeightEdits == EditsNone {
 		return plan, nil
 	}
-	choice, err := edits.Choose(ctx, c, edits.ChooseOptions{
-		Cache: *o.Cache, Ctx: o.TargetCtx, Text: o.Calibration, Tokens: o.CacheTokens, Near: o.Fuse == FuseNear, NoKeyBias: o.noKeyBias(c),
+	choice, err := edits.Search(ctx, c, edits.Options{
+		Cache: *o.Cache, Ctx: o.TargetCtx, Text: o.Calibration, Tokens: o.CacheTokens, Approximate: o.WeightEdits == EditsApproximate, NoKeyBias: o.noKeyBias(c),
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
 	})
 	if err != nil {
@@ -157,7 +157,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 		}
 	}
 	for _, id := range plan.identities {
-		if slices.Contains([]string{transform.IDValues, transform.IDBalance, transform.IDSlowMean, transform.IDMix}, id.ID) {
+		if slices.Contains([]string{transform.IDValueTransform, transform.IDPairScale, transform.IDBiasShift, transform.IDKeyTransform}, id.ID) {
 			was := id.Applied
 			id.Tensors = count[id.ID]
 			if id.Applied = id.Tensors > 0; id.Applied || was {
@@ -165,7 +165,7 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 			}
 		}
 		if id.ID == idAngle && turned(choice) {
-			id.Applied, id.Tensors, id.Why = true, count[transform.IDBalance], "with the scales of G3, tuned to the cache type"
+			id.Applied, id.Tensors, id.Why = true, count[transform.IDPairScale], "with the scales of G3, tuned to the cache type"
 		}
 		ch.identities = append(ch.identities, id)
 	}
@@ -173,9 +173,9 @@ func fuse(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan *chang
 }
 
 // turned says whether a choice turns pairs by angles.
-func turned(c *edits.Choice) bool {
+func turned(c *edits.Result) bool {
 	return c.Changed() && slices.ContainsFunc(c.Edits, func(heads []transform.KeyEdit) bool {
-		return slices.ContainsFunc(heads, func(e transform.KeyEdit) bool { return e.Turn != nil && e.Turn.Angle != nil })
+		return slices.ContainsFunc(heads, func(e transform.KeyEdit) bool { return e.Pairs != nil && e.Pairs.Angle != nil })
 	})
 }
 
@@ -205,7 +205,7 @@ func (p *Plan) addedBiases(c *checkpoint.Checkpoint, ch *changes) {
 			name := family.Name(l, part+".bias")
 			hf, _ := c.Config.Family.HFNames(name, 0)
 			w, _ := c.Find(family.Name(l, part+".weight"))
-			x := TensorPlan{Name: hf[0], Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{transform.IDSlowMean},
+			x := TensorPlan{Name: hf[0], Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{transform.IDBiasShift},
 				shard: w.Sources[0], Why: "zeros: attention_bias announces biases of all projections"}
 			if t, ok := ch.view.Added[name]; ok {
 				x.tensor, x.By, x.Why = t, ch.targets[name], "a key bias, announced by attention_bias"
