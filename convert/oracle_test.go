@@ -101,7 +101,7 @@ func logitsOf(t *testing.T, cfg *family.Config, c refmodel.Weights, tokens [][]i
 		t.Fatal(err)
 	}
 	out := make([]float32, len(tokens)*len(tokens[0])*cfg.Vocab)
-	if err := m.Logits([][]float32{out}, [][]float32{normed}, 0, cfg.Vocab); err != nil {
+	if err := m.Logits(t.Context(), [][]float32{out}, [][]float32{normed}, 0, cfg.Vocab); err != nil {
 		t.Fatal(err)
 	}
 	return out

@@ -31,7 +31,7 @@ func logits(t *testing.T, path string, window []int32) []float32 {
 		t.Fatal(err)
 	}
 	out := make([]float32, len(window)*c.Config.Vocab)
-	if err := m.Logits([][]float32{out}, [][]float32{x}, 0, c.Config.Vocab); err != nil {
+	if err := m.Logits(t.Context(), [][]float32{out}, [][]float32{x}, 0, c.Config.Vocab); err != nil {
 		t.Fatal(err)
 	}
 	return out

@@ -55,7 +55,7 @@ func logits(t *testing.T, c *family.Config, w refmodel.Weights, p *tap) []float3
 		t.Fatal(err)
 	}
 	out := make([]float32, T*c.Vocab)
-	if err := m.Logits([][]float32{out}, [][]float32{x}, 0, c.Vocab); err != nil {
+	if err := m.Logits(t.Context(), [][]float32{out}, [][]float32{x}, 0, c.Vocab); err != nil {
 		t.Fatal(err)
 	}
 	return out

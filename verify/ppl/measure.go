@@ -130,7 +130,7 @@ func Measure(ctx context.Context, w *Windows, base Positions, streams ...Positio
 			return nil, err
 		}
 		v1 := min(vocab, v0+vocabPiece)
-		if err := logits(all, bufs, v0, v1); err != nil {
+		if err := logits(ctx, all, bufs, v0, v1); err != nil {
 			return nil, err
 		}
 		width := v1 - v0
@@ -192,7 +192,7 @@ func Measure(ctx context.Context, w *Windows, base Positions, streams ...Positio
 }
 
 // logits fills bufs, packing the head once for streams of the same model.
-func logits(all []Positions, bufs [][]float32, v0, v1 int) error {
+func logits(ctx context.Context, all []Positions, bufs [][]float32, v0, v1 int) error {
 	done := make([]bool, len(all))
 	for i, s := range all {
 		if done[i] {
@@ -205,7 +205,7 @@ func logits(all []Positions, bufs [][]float32, v0, v1 int) error {
 				done[j] = true
 			}
 		}
-		if err := s.Model.Logits(dst, in, v0, v1); err != nil {
+		if err := s.Model.Logits(ctx, dst, in, v0, v1); err != nil {
 			return err
 		}
 	}

@@ -175,10 +175,10 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 		if l >= variants[0].end(c.Layers) {
 			tap = nil
 		}
-		if err := m.attention(l, b, now, tap); err != nil {
+		if err := m.attention(ctx, l, b, now, tap); err != nil {
 			return err
 		}
-		if err := m.ffn(l, b, now, tap); err != nil {
+		if err := m.ffn(ctx, l, b, now, tap); err != nil {
 			return err
 		}
 		if opt.Progress != nil {
@@ -299,12 +299,12 @@ func (m *Model) vector(name string, optional bool) ([]float32, error) {
 }
 
 // pack loads rows [row0, row0+n) of a matrix into w.
-func (m *Model) pack(w *matrix, t *checkpoint.Tensor, row0, n int) error {
+func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0, n int) error {
 	cols := t.Cols()
 	buf := grow(&m.scratch, n*cols)
 	// About 256 KiB a piece: large enough to make calls rare, small enough to share out.
 	step := max(1, 1<<16/cols)
-	err := parallel.For(m.Threads, (n+step-1)/step, func(i int) error {
+	err := parallel.For(ctx, m.Threads, (n+step-1)/step, func(i int) error {
 		r := i * step
 		k := min(step, n-r)
 		return m.w.ReadRows(t, row0+r, k, buf[r*cols:(r+k)*cols])
@@ -317,12 +317,12 @@ func (m *Model) pack(w *matrix, t *checkpoint.Tensor, row0, n int) error {
 	return nil
 }
 
-func (m *Model) packAll(w *matrix, name string) error {
+func (m *Model) packAll(ctx context.Context, w *matrix, name string) error {
 	t, err := m.find(name)
 	if err != nil {
 		return err
 	}
-	return m.pack(w, t, 0, t.Rows())
+	return m.pack(ctx, w, t, 0, t.Rows())
 }
 
 // ropeTable returns the angles of layer l for n positions.
