@@ -136,7 +136,7 @@ func BenchmarkAttend(b *testing.B) {
 			m := &Model{Config: c, Threads: 1}
 			o := make([]float32, len(a.Q))
 			for b.Loop() {
-				if err := m.attend(t.Context(), o, a, nil); err != nil {
+				if err := m.attend(b.Context(), o, a, nil); err != nil {
 					b.Fatal(err)
 				}
 			}

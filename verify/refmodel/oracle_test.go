@@ -78,7 +78,7 @@ func allLogits(cfg *family.Config, w Weights, tokens [][]int32, threads int) ([]
 		return nil, err
 	}
 	out := make([]float32, len(tokens)*len(tokens[0])*cfg.Vocab)
-	return out, m.Logits(t.Context(), [][]float32{out}, [][]float32{normed}, 0, cfg.Vocab)
+	return out, m.Logits(context.Background(), [][]float32{out}, [][]float32{normed}, 0, cfg.Vocab)
 }
 
 // models lists the tiny models; an empty folder is an error, not a pass.

@@ -140,7 +140,7 @@ func compareRounded(t *testing.T, here, there string, windows [][]int32, round b
 		t.Fatal(err)
 	}
 	ours := make([]float32, len(windows)*T*vocab)
-	if err := m.Logits([][]float32{ours}, [][]float32{normed}, 0, vocab); err != nil {
+	if err := m.Logits(t.Context(), [][]float32{ours}, [][]float32{normed}, 0, vocab); err != nil {
 		t.Fatal(err)
 	}
 
