@@ -39,7 +39,11 @@ func Create(path string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: cannot create a temporary file beside it: %w", path, err)
 	}
-	return &File{path: path, f: f, w: bufio.NewWriterSize(f, bufferSize), hash: sha256.New()}, nil
+	return newFile(path, f), nil
+}
+
+func newFile(path string, f *os.File) *File {
+	return &File{path: path, f: f, w: bufio.NewWriterSize(f, bufferSize), hash: sha256.New()}
 }
 
 // createTemp is like os.CreateTemp, but the file gets the permissions that the
