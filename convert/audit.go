@@ -95,20 +95,8 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return nil, err
 	}
 	cache.Scale = tap.Scale
-	float, onebit := &refmodel.Variant{}, &refmodel.Variant{Cache: cache}
-	err = m.Run(ctx, w.Tokens, []*refmodel.Variant{float, onebit}, refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring")})
-	if err != nil {
-		return nil, err
-	}
-	base, err := ppl.NewPositions(m, w, float)
-	if err != nil {
-		return nil, err
-	}
-	coded, err := ppl.NewPositions(m, w, onebit)
-	if err != nil {
-		return nil, err
-	}
-	res, err := ppl.Measure(ctx, w, base, coded)
+	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring")}
+	res, err := ppl.Compare(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}

@@ -194,7 +194,7 @@ func (w *writer) gguf(path string, kvs []gguf.KV) (string, error) {
 		}
 		specs = append(specs, gguf.TensorSpec{Name: x.Name, Type: typ, Dims: dims})
 	}
-	out, err := gguf.Create(path, kvs, specs, &gguf.Options{SHA256: true})
+	out, err := gguf.Create(path, kvs, specs)
 	if err != nil {
 		return "", err
 	}

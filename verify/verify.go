@@ -85,20 +85,12 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if tap.Codes, err = auditCodes(codes, o); err != nil {
 		return nil, err
 	}
-	float, onebit := &refmodel.Variant{}, &refmodel.Variant{Cache: cache}
 	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring float and 1-bit keys")}
-	if err := m.Run(ctx, w.Tokens, []*refmodel.Variant{float, onebit}, run); err != nil {
-		return nil, err
-	}
-	base, err := ppl.NewPositions(m, w, float)
+	both, err := ppl.Run(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}
-	coded, err := ppl.NewPositions(m, w, onebit)
-	if err != nil {
-		return nil, err
-	}
-	res, err := ppl.Measure(ctx, w, base, coded)
+	res, err := ppl.Measure(ctx, w, both[0], both[1])
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +106,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	}
 	out.Layers = audit.Layers(tap.Rows, cfg.HeadDim, head)
 	if o.Source != nil {
-		if out.Function, err = function(ctx, a, o, w, base, checks); err != nil {
+		if out.Function, err = function(ctx, a, o, w, both[0], checks); err != nil {
 			return nil, err
 		}
 		out.Contract = checks.Checks
@@ -220,11 +212,11 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	}
 	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Positions, error) {
 		m := refmodel.New(o.Source.Config, weights, o.Threads)
-		variant := &refmodel.Variant{}
-		if err := m.Run(ctx, w.Tokens, []*refmodel.Variant{variant}, refmodel.Options{Progress: o.Progress.Of(step)}); err != nil {
+		p, err := ppl.Run(ctx, m, w, refmodel.Options{Progress: o.Progress.Of(step)}, &refmodel.Variant{})
+		if err != nil {
 			return ppl.Positions{}, err
 		}
-		return ppl.NewPositions(m, w, variant)
+		return p[0], nil
 	}
 	src, err := run("running the source", o.Source, w)
 	if err != nil {

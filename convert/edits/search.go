@@ -523,16 +523,9 @@ func (h *search) measure(ctx context.Context, edits [][][]transform.KeyEdit, inn
 			}
 			variants = append(variants, &refmodel.Variant{Cache: cache})
 		}
-		if err := h.m.Run(ctx, h.held.Tokens, variants, refmodel.Options{Progress: h.o.Progress.Of(step)}); err != nil {
+		streams, err := ppl.Run(ctx, h.m, h.held, refmodel.Options{Progress: h.o.Progress.Of(step)}, variants...)
+		if err != nil {
 			return nil, err
-		}
-		var streams []ppl.Positions
-		for _, l := range variants {
-			s, err := ppl.NewPositions(h.m, h.held, l)
-			if err != nil {
-				return nil, err
-			}
-			streams = append(streams, s)
 		}
 		if first {
 			h.base, streams = streams[0], streams[1:]

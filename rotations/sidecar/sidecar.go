@@ -195,7 +195,7 @@ func (s *Sidecar) WriteGGUF(path string) error {
 		}
 		specs = append(specs, gguf.TensorSpec{Name: p.name, Type: gguf.TypeF32, Dims: dims})
 	}
-	w, err := gguf.Create(path, kvs, specs, nil)
+	w, err := gguf.Create(path, kvs, specs)
 	if err != nil {
 		return err
 	}

@@ -300,7 +300,7 @@ func (d *document) write(t testing.TB, container, path string) {
 			slices.Reverse(dims)
 			specs = append(specs, gguf.TensorSpec{Name: p.name, Type: gguf.TypeF32, Dims: dims})
 		}
-		w, err := gguf.Create(path, kvs, specs, nil)
+		w, err := gguf.Create(path, kvs, specs)
 		if err != nil {
 			t.Fatal(err)
 		}

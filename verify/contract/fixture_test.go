@@ -252,7 +252,7 @@ func editGGUF(t *testing.T, path string, keys func(kvs []gguf.KV) []gguf.KV, edi
 			specs, data = append(specs, s), append(data, b)
 		}
 	}
-	w, err := gguf.Create(path, kvs, specs, nil)
+	w, err := gguf.Create(path, kvs, specs)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -336,7 +336,7 @@ func withHead(t *testing.T, path string, typ gguf.Type) string {
 		specs, data[x.Name] = append(specs, s), b
 	}
 	out := filepath.Join(t.TempDir(), "head.gguf")
-	w, err := gguf.Create(out, f.KVs, specs, nil)
+	w, err := gguf.Create(out, f.KVs, specs)
 	if err != nil {
 		t.Fatal(err)
 	}
