@@ -81,12 +81,12 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, err
 	}
 	m := refmodel.New(cfg, a.Model, o.Threads)
-	tap := &audit.Tap{Config: cfg, Policy: policy, Threads: m.Threads}
-	if tap.Codes, err = auditCodes(codes, o); err != nil {
+	meter := &audit.Meter{Config: cfg, Policy: policy, Threads: m.Threads}
+	if meter.Codes, err = auditCodes(codes, o); err != nil {
 		return nil, err
 	}
 	float, onebit := &refmodel.Variant{}, &refmodel.Variant{Cache: cache}
-	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring float and 1-bit keys")}
+	run := refmodel.Options{Hooks: refmodel.Hooks{Attention: meter.Attention}, Progress: o.Progress.Of("measuring float and 1-bit keys")}
 	if err := m.Run(ctx, w.Tokens, []*refmodel.Variant{float, onebit}, run); err != nil {
 		return nil, err
 	}
@@ -112,7 +112,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if head == nil {
 		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
 	}
-	out.Layers = audit.Layers(tap.Rows, cfg.HeadDim, head)
+	out.Layers = audit.Layers(meter.Rows, cfg.HeadDim, head)
 	if o.Source != nil {
 		if out.Function, err = function(ctx, a, o, w, base, checks); err != nil {
 			return nil, err

@@ -108,7 +108,7 @@ const collapseCos = 0.71933980033865119
 func angleWeights(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) ([]float64, error) {
 	c := m.Config
 	t := &angleTap{cfg: c, o: o}
-	opt := refmodel.Options{Tap: t, Progress: func(done, total int) { o.step(done, total) }}
+	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: t.Attention}, Progress: func(done, total int) { o.step(done, total) }}
 	if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
 		if err == nil {
 			err = fmt.Errorf("layer %d was not reached", c.Layers-1)
@@ -139,10 +139,7 @@ type angleTap struct {
 	cos []float64
 }
 
-// FFN implements refmodel.Tap.
-func (t *angleTap) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
+// Attention is a hook of refmodel.
 func (t *angleTap) Attention(a *refmodel.Attention) error {
 	c := t.cfg
 	cos := make([]float64, c.KVHeads)
@@ -175,7 +172,7 @@ func (t *angleTap) Attention(a *refmodel.Attention) error {
 func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve, error) {
 	c := m.Config
 	s := &survey{ctx: ctx, cfg: c, o: o, scale: map[[2]int][]float32{}}
-	opt := refmodel.Options{Tap: s, Progress: func(done, _ int) { o.step(done, 2*c.Layers) }}
+	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: s.Attention}, Progress: func(done, _ int) { o.step(done, 2*c.Layers) }}
 	if err := m.Run(ctx, fit, []*refmodel.Variant{{}}, opt); err != nil {
 		return nil, err
 	}
@@ -225,10 +222,7 @@ type surveyed struct {
 	loss     float64
 }
 
-// FFN implements refmodel.Tap.
-func (s *survey) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
+// Attention is a hook of refmodel.
 func (s *survey) Attention(a *refmodel.Attention) error {
 	c, o := s.cfg, s.o
 	if o.Balance {

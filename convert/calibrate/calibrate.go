@@ -123,7 +123,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	}
 	if f.last >= 0 {
 		// Progress is that of the layers that the pass goes through.
-		opt := refmodel.Options{Tap: f, Progress: func(done, _ int) { f.progress(done) }}
+		opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: f.Attention}, Progress: func(done, _ int) { f.progress(done) }}
 		if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
 			if err == nil {
 				err = fmt.Errorf("layer %d was not reached", f.last)
@@ -172,10 +172,7 @@ func (f *fitter) progress(done int) {
 	}
 }
 
-// FFN implements refmodel.Tap.
-func (f *fitter) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
+// Attention is a hook of refmodel.
 func (f *fitter) Attention(a *refmodel.Attention) error {
 	if !f.todo[a.Layer] {
 		return nil

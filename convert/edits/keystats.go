@@ -39,7 +39,7 @@ type StatsOptions struct {
 	Threads int
 }
 
-// KeyStats is a refmodel.Tap that reduces activations to transform.KeyStats while
+// KeyStats, as a hook of refmodel, reduces activations to transform.KeyStats while
 // they pass. Run it over window after window of the context that the model will
 // be used at: sums go on, and memory does not grow with the number of windows
 // (but for Samples). Per thread it needs queries x context numbers.
@@ -96,10 +96,7 @@ func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	return s, nil
 }
 
-// FFN implements refmodel.Tap.
-func (s *KeyStats) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
+// Attention is a hook of refmodel.
 func (s *KeyStats) Attention(a *refmodel.Attention) error {
 	c := s.cfg
 	g := c.Group()

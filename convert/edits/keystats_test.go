@@ -27,7 +27,7 @@ func collect(t *testing.T, c *checkpoint.Checkpoint, o StatsOptions, batches ...
 	}
 	for _, b := range batches {
 		m := refmodel.New(c.Config, c, o.Threads)
-		if err := m.Run(context.Background(), b, []*refmodel.Variant{{}}, refmodel.Options{Tap: s}); err != nil {
+		if err := m.Run(context.Background(), b, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: s.Attention}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -46,8 +46,6 @@ type bruteHead struct {
 	mean, query, key2             []float64
 	drift                         float64 // delta^T C delta
 }
-
-func (b *brute) FFN(int, []float32) error { return nil }
 
 // probe is the delta whose drift is computed.
 func probe(d int) []float64 {
@@ -194,7 +192,7 @@ func TestKeyStats(t *testing.T) {
 				o.Weights, b.root = c, c
 			}
 			s := collect(t, c, o, ws)
-			if err := refmodel.New(c.Config, c, 1).Run(context.Background(), ws, []*refmodel.Variant{{}}, refmodel.Options{Tap: b}); err != nil {
+			if err := refmodel.New(c.Config, c, 1).Run(context.Background(), ws, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: b.Attention}}); err != nil {
 				t.Fatal(err)
 			}
 			delta := probe(c.Config.HeadDim)
@@ -400,7 +398,7 @@ func TestSilentHeads(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := refmodel.New(c.Config, w, 2)
-	if err := m.Run(context.Background(), tiny.Windows(c.Config, 2, 40), []*refmodel.Variant{{}}, refmodel.Options{Tap: s}); err != nil {
+	if err := m.Run(context.Background(), tiny.Windows(c.Config, 2, 40), []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: s.Attention}}); err != nil {
 		t.Fatal(err)
 	}
 	row := transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}

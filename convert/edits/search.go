@@ -116,7 +116,7 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	// In small batches: the statistics need no more, and activations take memory.
 	batch := max(1, chooseBatch/o.Ctx)
 	for i := 0; i < fit; i += batch {
-		opt := refmodel.Options{Tap: stats}
+		opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: stats.Attention}}
 		n := min(batch, fit-i)
 		if o.Progress != nil {
 			opt.Progress = func(done, total int) {

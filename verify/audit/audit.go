@@ -16,8 +16,8 @@ import (
 // learned, and code for the one in use.
 type Codes map[string]*codec.Code
 
-// A Tap measures codes on the activations that pass. Rows is filled layer by layer.
-type Tap struct {
+// A Meter measures codes on the activations that pass. Rows is filled layer by layer.
+type Meter struct {
 	Config *family.Config
 	// Codes of each layer and KV head; Policy says which keys are coded, and how.
 	Codes  [][]Codes
@@ -33,11 +33,8 @@ type Tap struct {
 // Row is what was measured for one head.
 type Row map[string]codec.Beta
 
-// FFN implements refmodel.Tap.
-func (t *Tap) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
-func (t *Tap) Attention(a *refmodel.Attention) error {
+// Attention is a hook of refmodel.
+func (t *Meter) Attention(a *refmodel.Attention) error {
 	rows := make([]Row, t.Config.KVHeads)
 	parallel.Do(t.Threads, t.Config.KVHeads, func(h int) {
 		var scale []float32

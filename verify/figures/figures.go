@@ -154,7 +154,7 @@ func (p *measurer) quick(windows [][]int32) (*tap, error) {
 	}
 	t := &tap{p: p}
 	variants := []*refmodel.Variant{{}, {Cache: cache}}
-	if err := p.m.Run(p.ctx, windows, variants, refmodel.Options{Tap: t, Progress: p.step("probing keys and scores")}); err != nil {
+	if err := p.m.Run(p.ctx, windows, variants, refmodel.Options{Hooks: refmodel.Hooks{Attention: t.Attention}, Progress: p.step("probing keys and scores")}); err != nil {
 		return nil, err
 	}
 	p.out.Angles = t.angles

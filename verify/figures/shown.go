@@ -27,10 +27,7 @@ type tap struct {
 	coded []float32 // keys of all windows as the cache codes them, [n, head_dim]
 }
 
-// FFN implements refmodel.Tap.
-func (t *tap) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
+// Attention is a hook of refmodel.
 func (t *tap) Attention(a *refmodel.Attention) error {
 	o := t.p.o
 	c, d := o.Config, o.Config.HeadDim
@@ -208,7 +205,7 @@ func (p *measurer) sample() (*fit.Sample, error) {
 	windows := p.o.Calibration[:min(len(p.o.Calibration), max(1, fitKeys/T))]
 	c := &collect{p: p, layer: p.layer, head: p.head}
 	err := refmodel.New(&short, p.o.Weights, p.o.Threads).Run(p.ctx, windows, []*refmodel.Variant{{}},
-		refmodel.Options{Tap: c, Progress: p.step("collecting keys of one head")})
+		refmodel.Options{Hooks: refmodel.Hooks{Attention: c.Attention}, Progress: p.step("collecting keys of one head")})
 	if err != nil || len(c.keys) == 0 { // all keys of short windows may be sinks
 		return nil, err
 	}
@@ -223,8 +220,6 @@ type collect struct {
 	keys        []float32
 	metric      []float64
 }
-
-func (c *collect) FFN(int, []float32) error { return nil }
 
 func (c *collect) Attention(a *refmodel.Attention) error {
 	if a.Layer != c.layer {
