@@ -61,7 +61,7 @@ func (o *Options) allot(ctx context.Context, m *refmodel.Model, w *fitcache.Cach
 		case err == nil:
 			return signs, nil
 		case o.Merge && !slices.ContainsFunc(layers(c.Layers), func(l int) bool { return there(w.Path(l)) }):
-			return nil, complete(w, c.Layers)
+			return nil, complete(ctx, w, c.Layers)
 		case o.Merge:
 			return nil, fmt.Errorf("the units' allotment of signs is not there; run them, or convert with --resume: %w", err)
 		case !errors.Is(err, fs.ErrNotExist) && o.Notice != nil:

@@ -75,7 +75,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err != nil {
 		return nil, err
 	}
-	tap := &audit.Tap{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
+	meter := &audit.Meter{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
 	codes := make([][]*codec.Code, c.Config.Layers)
 	for l, layer := range fit.Layers {
 		var row []audit.Codes
@@ -86,7 +86,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 			}
 			row, codes[l] = append(row, x), append(codes[l], head.Codes[o.Code])
 		}
-		tap.Codes = append(tap.Codes, row)
+		meter.Codes = append(meter.Codes, row)
 	}
 	// The 1-bit variant scores keys as the source has them, so it needs codes for
 	// unbalanced keys: the balance is undone around the code.
@@ -94,8 +94,8 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err != nil {
 		return nil, err
 	}
-	cache.Scale = tap.Scale
-	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring")}
+	cache.Scale = meter.Scale
+	run := refmodel.Options{Hooks: meter.Hooks(ctx), Progress: o.Progress.Of("measuring")}
 	res, err := ppl.Compare(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
@@ -103,7 +103,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	out := &spec.AuditJSON{
 		Calibration: *ppl.TextInfo(o.Calibration, cal), Text: *ppl.TextInfo(o.Text, w), Balance: o.Balance,
 		PPL: ppl.PPLJSON(res, w, o.Policy, o.Code), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Layers: audit.Layers(tap.Rows, c.Config.HeadDim, FittedHead(fit, o.Code, o.Policy.Anchor)),
+		Layers: audit.Layers(meter.Rows, c.Config.HeadDim, FittedHead(fit, o.Code, o.Policy.Anchor)),
 		Bytes:  kvcache.Bytes(c.Config, codes, o.Policy),
 	}
 	if o.FFN != nil {
@@ -117,7 +117,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return out, nil
 	}
 	p := figures.Options{
-		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: tap.Scale, Windows: w.Tokens, Text: out.Text,
+		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: meter.Scale, Windows: w.Tokens, Text: out.Text,
 		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(c, o.Text), Rows: out.Layers,
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
 	}

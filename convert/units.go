@@ -49,7 +49,7 @@ func (o *Options) fit(ctx context.Context, c *checkpoint.Checkpoint, ch *changes
 	if w != nil {
 		w.Inputs = append(w.Inputs, fitcache.Input{Name: "signs", Value: signsDigest(opt.Signs)})
 		if o.Merge {
-			if err := complete(w, c.Config.Layers); err != nil {
+			if err := complete(ctx, w, c.Config.Layers); err != nil {
 				return nil, err
 			}
 		}
@@ -59,11 +59,14 @@ func (o *Options) fit(ctx context.Context, c *checkpoint.Checkpoint, ch *changes
 }
 
 // complete refuses to merge what is not there.
-func complete(w *fitcache.Cache, layers int) error {
+func complete(ctx context.Context, w *fitcache.Cache, layers int) error {
 	missing := 0
 	var first error
 	for l := range layers {
-		if _, err := w.Read(l); err != nil {
+		if _, err := w.Read(ctx, l); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			if missing++; first == nil {
 				first = err
 			}

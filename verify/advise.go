@@ -294,7 +294,7 @@ func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.Ca
 		}
 		for at := 0; at < len(streams); at += maxStreams {
 			group := streams[at:min(len(streams), at+maxStreams)]
-			res, err := ppl.Measure(ctx, w, a.base[i], group...)
+			res, err := ppl.Measure(ctx, w, a.o.Progress.Of("comparing predictions"), a.base[i], group...)
 			if err != nil {
 				return err
 			}

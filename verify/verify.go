@@ -81,16 +81,16 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, err
 	}
 	m := refmodel.New(cfg, a.Model, o.Threads)
-	tap := &audit.Tap{Config: cfg, Policy: policy, Threads: m.Threads}
-	if tap.Codes, err = auditCodes(codes, o); err != nil {
+	meter := &audit.Meter{Config: cfg, Policy: policy, Threads: m.Threads}
+	if meter.Codes, err = auditCodes(codes, o); err != nil {
 		return nil, err
 	}
-	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring float and 1-bit keys")}
+	run := refmodel.Options{Hooks: meter.Hooks(ctx), Progress: o.Progress.Of("measuring float and 1-bit keys")}
 	both, err := ppl.Run(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}
-	res, err := ppl.Measure(ctx, w, both[0], both[1])
+	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing float and 1-bit keys"), both[0], both[1])
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if head == nil {
 		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
 	}
-	out.Layers = audit.Layers(tap.Rows, cfg.HeadDim, head)
+	out.Layers = audit.Layers(meter.Rows, cfg.HeadDim, head)
 	if o.Source != nil {
 		if out.Function, err = function(ctx, a, o, w, both[0], checks); err != nil {
 			return nil, err
@@ -233,11 +233,11 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if err != nil {
 		return nil, err
 	}
-	res, err := ppl.Measure(ctx, w, src, got)
+	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing with the source"), src, got)
 	if err != nil {
 		return nil, err
 	}
-	least, err := ppl.Measure(ctx, first, src.Part(w, 1), floor)
+	least, err := ppl.Measure(ctx, first, o.Progress.Of("comparing with the rounding floor"), src.Part(w, 1), floor)
 	if err != nil {
 		return nil, err
 	}

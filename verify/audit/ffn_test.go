@@ -164,7 +164,7 @@ func TestFFNEnergy(t *testing.T) {
 		tap := &audit.FFNEnergy{Config: c.Config, Weights: c, Threads: 2}
 		m := refmodel.New(c.Config, c, 2)
 		variant := &refmodel.Variant{}
-		if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{variant}, refmodel.Options{Tap: tap}); err != nil {
+		if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{variant}, refmodel.Options{Hooks: refmodel.Hooks{FFN: tap.FFN}}); err != nil {
 			t.Fatal(err)
 		}
 		up, down, err := audit.FFNNorms(c.Config, c, 0)
@@ -192,7 +192,7 @@ func TestFFNEnergy(t *testing.T) {
 			t.Fatal(err)
 		}
 		twice := &audit.FFNEnergy{Config: c.Config, Weights: f, Threads: 1}
-		if err := refmodel.New(c.Config, f, 2).Run(context.Background(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Tap: twice}); err != nil {
+		if err := refmodel.New(c.Config, f, 2).Run(context.Background(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{FFN: twice.FFN}}); err != nil {
 			t.Fatal(err)
 		}
 		for e, energy := range tap.Energy[0] {

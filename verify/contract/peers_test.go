@@ -426,7 +426,9 @@ func TestPeers_ShiftedCache(t *testing.T) {
 		}
 		kvcache.Anchored(k, d, pos0, anchor, table, rope.Half, false)
 		words, alpha := make([]uint32, n*c.Words()), make([]float32, n)
-		c.EncodeKeys(k, words, alpha)
+		if err := c.EncodeKeys(t.Context(), k, words, alpha); err != nil {
+			t.Fatal(err)
+		}
 		return words
 	}
 	differ := func(a, b []uint32) (share float64) {

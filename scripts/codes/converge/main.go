@@ -69,8 +69,6 @@ type heldKeys struct {
 	keys   map[[2]int][]float32
 }
 
-func (t *heldKeys) FFN(int, []float32) error { return nil }
-
 func (t *heldKeys) Attention(a *refmodel.Attention) error {
 	for h := range t.c.Config.KVHeads {
 		t.keys[[2]int{a.Layer, h}] = activations.Keys(t.c.Config, a, h, nil, t.policy)
@@ -116,7 +114,7 @@ func run() error {
 		return err
 	}
 	held := &heldKeys{c, policy, map[[2]int][]float32{}}
-	if err := m.Run(ctx, test, []*refmodel.Variant{{}}, refmodel.Options{Tap: held}); err != nil {
+	if err := m.Run(ctx, test, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: held.Attention}}); err != nil {
 		return err
 	}
 	cal, err := cut(c, *fitText, windows**seeds)

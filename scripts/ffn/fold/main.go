@@ -120,7 +120,7 @@ func scales(c *checkpoint.Checkpoint, w transform.Source, how, text string, thre
 			return nil, err
 		}
 		tap := &audit.FFNEnergy{Config: cfg, Weights: w, Threads: threads}
-		if err := refmodel.New(cfg, w, threads).Run(context.Background(), win.Tokens, []*refmodel.Variant{{}}, refmodel.Options{Tap: tap}); err != nil {
+		if err := refmodel.New(cfg, w, threads).Run(context.Background(), win.Tokens, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{FFN: tap.FFN}}); err != nil {
 			return nil, err
 		}
 		energy = tap.Energy
