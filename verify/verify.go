@@ -8,6 +8,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/rotations/transform"
@@ -56,6 +57,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
 		return nil, option.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
+	o.Threads = parallel.Threads(o.Threads)
 	cfg := a.Model.Config
 	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent, Exceptions: a.Sidecar.Exceptions}
 	if o.Sink >= 0 {
@@ -94,10 +96,11 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if err != nil {
 		return nil, err
 	}
+	text := o.Text.Info(w)
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
 		PPL:      ppl.PPLJSON(res, w, policy, kind), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Bytes: kvcache.Bytes(cfg, codes, policy), Text: ppl.TextInfo(o.Text, w),
+		Bytes: kvcache.Bytes(cfg, codes, policy), Text: &text,
 	}
 	out.PPL.Kernels = o.Kernels
 	head := o.Head

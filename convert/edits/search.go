@@ -165,7 +165,7 @@ func (h *search) choose(ctx context.Context) (*Result, error) {
 	row := h.target.KeyRow()
 	out := &Result{Report: &spec.Fusion{
 		KType: kvcache.TypeName(h.target.K), VType: kvcache.TypeName(h.target.V), Rotation: h.target.Rotation, TargetCtx: h.o.Ctx,
-		Text: *ppl.TextInfo(h.o.Text, h.held), FitWindows: h.fitted,
+		Text: h.o.Text.Info(h.held), FitWindows: h.fitted,
 	}}
 	if err := transform.CheckKeyBias(h.c.Config); h.o.Approximate && err != nil {
 		out.Report.Refused = err.Error()

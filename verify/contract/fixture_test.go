@@ -65,7 +65,7 @@ func (r recipe) options(src, out string) convert.Options {
 		r.code = "frame"
 	}
 	return convert.Options{
-		Source: src, Out: out, Formats: r.formats, OutType: r.outtype, Code: r.code, Bits: 1, Balance: true,
+		Source: src, Out: out, Formats: r.formats, OutType: r.outtype, Code: r.code, Bits: 1, Alloc: "uniform", Balance: true,
 		Policy:      kvcache.Policy{Anchor: 16, Sink: 2, Recent: 1},
 		Calibration: ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration}, CalibrationTokens: 4 * ctx,
 		Evaluation: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
@@ -83,6 +84,7 @@ type measurer struct {
 // Run measures. It fails on what refmodel fails on, and on contexts that are too
 // short to be cut.
 func Run(ctx context.Context, o Options) (*spec.Detail, error) {
+	o.Threads = parallel.Threads(o.Threads)
 	if len(o.Windows) == 0 || len(o.Codes) != o.Config.Layers {
 		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), o.Config.Layers)
 	}

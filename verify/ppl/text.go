@@ -42,9 +42,9 @@ func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, erro
 	return w, nil
 }
 
-// TextInfo describes a cut text for reports.
-func TextInfo(t Text, w *Windows) *spec.Text {
-	return &spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx, Windows: len(w.Tokens)}
+// Info describes a text that was cut into w, for manifests and reports.
+func (t Text) Info(w *Windows) spec.Text {
+	return spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx, Windows: len(w.Tokens)}
 }
 
 // Longer returns what cuts one window of n tokens from a text, nil from a text
