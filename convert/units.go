@@ -45,7 +45,7 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 	var w *fitcache.Cache
 	var err error
 	if o.Work != "" {
-		if w, err = j.work(ch, opt); err != nil {
+		if w, err = j.work(ctx, ch, opt); err != nil {
 			return nil, err
 		}
 	}
@@ -85,12 +85,12 @@ func complete(ctx context.Context, w *fitcache.Cache, layers int) error {
 }
 
 // work opens the folder of fitted layers.
-func (j *job) work(ch *plan.Changes, opt calibrate.Options) (*fitcache.Cache, error) {
+func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options) (*fitcache.Cache, error) {
 	o, c, windows := &j.o, j.source, j.calibration.Tokens
 	if st, err := os.Stat(o.Work); err == nil && !st.IsDir() {
 		return nil, option.Bad("Work", o.Work, "it is not a folder")
 	}
-	source, err := c.Digest()
+	source, err := c.Digest(ctx, o.Progress.Of("reading the source, MiB"))
 	if err != nil {
 		return nil, err
 	}

@@ -203,7 +203,7 @@ func fromManifest(m *spec.Manifest, kind string, codes [][]*codec.Code, anchor i
 // function compares the artifact's float model with its source, and puts the
 // re-rounding floor beside it.
 func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions, checks *contract.Checker) (*spec.FunctionJSON, error) {
-	digest, err := o.Source.Digest()
+	digest, err := o.Source.Digest(ctx, o.Progress.Of("reading the source, MiB"))
 	if err != nil {
 		return nil, err
 	}

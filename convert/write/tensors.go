@@ -13,17 +13,38 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
 // writer streams the tensors of a plan.
 type writer struct {
-	ctx  context.Context
-	c    *checkpoint.Checkpoint
-	view *checkpoint.View
-	plan *plan.Plan
-	// tick is called after each tensor.
-	tick func()
+	c      *checkpoint.Checkpoint
+	view   *checkpoint.View
+	plan   *plan.Plan
+	report func(done, total int) // in MiB; may be nil
+	meter  *stream.Meter
+}
+
+// A counter counts what it passes on.
+type counter struct {
+	to io.Writer
+	m  *stream.Meter
+}
+
+func (c counter) Write(b []byte) (int, error) {
+	n, err := c.to.Write(b)
+	c.m.Add(int64(n))
+	return n, err
+}
+
+// work returns how many bytes are to be counted for a tensor of size bytes: those that are
+// written, and for those that are copied the ones that are checked before.
+func work(x *plan.TensorPlan, size int64) int64 {
+	if x.Action == plan.Copy && x.Tensor != nil {
+		return 2 * size
+	}
+	return size
 }
 
 // numbersPerPiece bounds the numbers that are in memory at a time.
@@ -31,7 +52,7 @@ const numbersPerPiece = 1 << 20
 
 // encode streams a tensor's values, edited and reordered, through enc. part
 // selects one source tensor of several, -1 all of them.
-func (w *writer) encode(o io.Writer, x *plan.TensorPlan, part int, enc func(dst []byte, src []float32) ([]byte, error)) error {
+func (w *writer) encode(ctx context.Context, o io.Writer, x *plan.TensorPlan, part int, enc func(dst []byte, src []float32) ([]byte, error)) error {
 	t := x.Tensor
 	cols, rows, row0 := t.Cols(), t.Rows(), 0
 	if part >= 0 {
@@ -52,8 +73,8 @@ func (w *writer) encode(o io.Writer, x *plan.TensorPlan, part int, enc func(dst 
 	buf := make([]float32, min(step, rows)*cols)
 	var out []byte
 	for r := 0; r < rows; r += step {
-		if err := w.ctx.Err(); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		n := min(step, rows-r)
 		piece := buf[:n*cols]
@@ -131,8 +152,9 @@ func overHint(p *plan.Plan) string {
 
 // checkFinite reads a tensor that is copied as it is (part of it, or with -1 all)
 // and returns an error when a number in it is not finite. Measuring would not
-// notice: it reads only the embeddings of tokens that the text has.
-func (w *writer) checkFinite(x *plan.TensorPlan, part int) error {
+// notice: it reads only the embeddings of tokens that the text has. size is that of what is
+// copied, in bytes.
+func (w *writer) checkFinite(ctx context.Context, x *plan.TensorPlan, part int, size int64) error {
 	t := x.Tensor
 	if t == nil {
 		return nil // outside the graph
@@ -145,12 +167,14 @@ func (w *writer) checkFinite(x *plan.TensorPlan, part int) error {
 	step := max(1, numbersPerPiece/t.Cols())
 	buf := make([]float32, min(step, to-from)*t.Cols())
 	for r := from; r < to; r += step {
-		if err := w.ctx.Err(); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n := min(step, to-r)
+		if err := w.c.ReadRows(t, r, n, buf); err != nil {
 			return err
 		}
-		if err := w.c.ReadRows(t, r, min(step, to-r), buf); err != nil {
-			return err
-		}
+		w.meter.Add(size * int64(n) / int64(to-from))
 	}
 	return nil
 }
@@ -168,9 +192,11 @@ func (w *writer) rowOrder(x *plan.TensorPlan) []int {
 }
 
 // gguf writes the model as one GGUF file.
-func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
+func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spec.File, error) {
 	var file spec.File
 	var specs []gguf.TensorSpec
+	sizes := map[string]int64{}
+	var total int64
 	for _, x := range w.plan.Tensors {
 		if x.Action == plan.Drop {
 			continue
@@ -184,7 +210,21 @@ func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
 			dims[len(dims)-1-i] = n
 		}
 		specs = append(specs, gguf.TensorSpec{Name: x.Name, Type: typ, Dims: dims})
+		if len(dims) == 0 {
+			continue
+		}
+		row, err := gguf.RowBytes(typ, dims[0])
+		if err != nil {
+			return file, err
+		}
+		size := int64(row)
+		for _, n := range dims[1:] {
+			size *= int64(n)
+		}
+		sizes[x.Name] = size
+		total += work(&x, size)
 	}
+	w.meter = stream.NewMeter(total, w.report)
 	out, err := gguf.Create(filepath.Join(dir, name), kvs, specs)
 	if err != nil {
 		return file, err
@@ -195,10 +235,9 @@ func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
 		if x.Action == plan.Drop {
 			continue
 		}
-		if err := out.WriteTensor(x.Name, func(o io.Writer) error { return w.ggufTensor(o, x) }); err != nil {
+		if err := out.WriteTensor(x.Name, func(o io.Writer) error { return w.ggufTensor(ctx, counter{o, w.meter}, x, sizes[x.Name]) }); err != nil {
 			return file, err
 		}
-		w.tick()
 	}
 	if err := w.c.Unchanged(); err != nil {
 		return file, err
@@ -206,11 +245,12 @@ func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
 	if err := out.Commit(); err != nil {
 		return file, err
 	}
+	w.meter.Finish()
 	sum, err := out.SHA256()
 	return spec.File{Name: name, Bytes: out.Size(), SHA256: sum}, err
 }
 
-func (w *writer) ggufTensor(o io.Writer, x *plan.TensorPlan) error {
+func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan, size int64) error {
 	if x.Name == plan.RopeFreqs && x.Tensor == nil {
 		d, _ := w.c.Config.Rope.FreqDivisors()
 		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
@@ -221,11 +261,11 @@ func (w *writer) ggufTensor(o io.Writer, x *plan.TensorPlan) error {
 		return err
 	}
 	if x.Action == plan.Copy {
-		if err := w.checkFinite(x, -1); err != nil {
+		if err := w.checkFinite(ctx, x, -1, size); err != nil {
 			return err
 		}
 		for _, s := range x.Sources {
-			if err := copyRaw(o, w.c, s); err != nil {
+			if err := copyRaw(ctx, o, w.c, s); err != nil {
 				return err
 			}
 		}
@@ -236,7 +276,7 @@ func (w *writer) ggufTensor(o io.Writer, x *plan.TensorPlan) error {
 		return err
 	}
 	cols := x.Tensor.Cols()
-	return w.encode(o, x, -1, func(dst []byte, src []float32) ([]byte, error) { return encodeGGUF(typ, dst, src, cols) })
+	return w.encode(ctx, o, x, -1, func(dst []byte, src []float32) ([]byte, error) { return encodeGGUF(typ, dst, src, cols) })
 }
 
 // encodeGGUF appends rows of cols numbers in a GGUF element type.
@@ -264,12 +304,12 @@ func narrow(x []float64) []float32 {
 	return out
 }
 
-func copyRaw(o io.Writer, c *checkpoint.Checkpoint, source string) error {
+func copyRaw(ctx context.Context, o io.Writer, c *checkpoint.Checkpoint, source string) error {
 	r, err := c.Raw(source)
 	if err != nil {
 		return err
 	}
-	if _, err := io.Copy(o, r); err != nil {
+	if err := stream.Copy(ctx, o, r, nil); err != nil {
 		return fmt.Errorf("%s: tensor %s: %w", c.Path, source, err)
 	}
 	return nil
@@ -277,12 +317,28 @@ func copyRaw(o io.Writer, c *checkpoint.Checkpoint, source string) error {
 
 // safetensors writes the shards of a Hugging Face checkpoint under their own
 // names, and the index as it was.
-func (w *writer) safetensors(dir string) ([]spec.File, error) {
+func (w *writer) safetensors(ctx context.Context, dir string) ([]spec.File, error) {
 	set := w.c.Shards()
 	byName := map[string]*plan.TensorPlan{}
 	for i := range w.plan.Tensors {
 		byName[w.plan.Tensors[i].Name] = &w.plan.Tensors[i]
 	}
+	size := func(t *safetensors.Tensor) int64 {
+		n := int64(safetensors.ElementBytes(t.DType))
+		for _, d := range t.Shape {
+			n *= int64(d)
+		}
+		return n
+	}
+	var total int64
+	for _, f := range set.Files {
+		for i := range f.Tensors {
+			if x := byName[f.Tensors[i].Name]; x != nil {
+				total += work(x, size(&f.Tensors[i]))
+			}
+		}
+	}
+	w.meter = stream.NewMeter(total, w.report)
 	var files []spec.File
 	shardOf := map[string]string{} // of added tensors
 	for _, f := range set.Files {
@@ -304,6 +360,7 @@ func (w *writer) safetensors(dir string) ([]spec.File, error) {
 			t := &tensors[i]
 			x := byName[t.Name]
 			err := out.WriteTensor(t.Name, func(o io.Writer) error {
+				o = counter{o, w.meter}
 				if x.Shard != "" && x.Tensor == nil {
 					_, err := o.Write(make([]byte, x.Shape[0]*safetensors.ElementBytes(t.DType)))
 					return err
@@ -313,12 +370,12 @@ func (w *writer) safetensors(dir string) ([]spec.File, error) {
 					part = slices.Index(x.Tensor.Sources, t.Name)
 				}
 				if x.Action == plan.Copy {
-					if err := w.checkFinite(x, part); err != nil {
+					if err := w.checkFinite(ctx, x, part, size(t)); err != nil {
 						return err
 					}
-					return copyRaw(o, w.c, t.Name)
+					return copyRaw(ctx, o, w.c, t.Name)
 				}
-				return w.encode(o, x, part, func(dst []byte, src []float32) ([]byte, error) {
+				return w.encode(ctx, o, x, part, func(dst []byte, src []float32) ([]byte, error) {
 					at := len(dst)
 					dst = append(dst, make([]byte, len(src)*safetensors.ElementBytes(t.DType))...)
 					safetensors.Encode(t.DType, dst[at:], src)
@@ -328,7 +385,6 @@ func (w *writer) safetensors(dir string) ([]spec.File, error) {
 			if err != nil {
 				return nil, err
 			}
-			w.tick()
 		}
 		if err := w.c.Unchanged(); err != nil {
 			return nil, err
@@ -338,6 +394,7 @@ func (w *writer) safetensors(dir string) ([]spec.File, error) {
 		}
 		files = append(files, spec.File{Name: name, Bytes: out.Size(), SHA256: out.SHA256()})
 	}
+	w.meter.Finish()
 	if set.Index != nil {
 		index, err := extendIndex(set.Index, shardOf, w.plan)
 		if err != nil {
