@@ -27,6 +27,12 @@ import (
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
+// measure cannot fail: nobody stops it.
+func measure(c *codec.Code, keys []float32) codec.Beta {
+	b, _ := c.Measure(context.Background(), keys)
+	return b
+}
+
 func main() {
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "converge:", err)
@@ -134,7 +140,7 @@ func run() error {
 			Only: func(l int) bool { return l%*every == 0 },
 			Trace: func(s *fit.Sample, kind string, start, step int, k *codec.Code) {
 				keys := held.keys[[2]int{s.Layer, s.Head}]
-				train, test := k.Measure(few(s.Keys, d)), k.Measure(few(keys, d))
+				train, test := measure(k, few(s.Keys, d)), measure(k, few(keys, d))
 				mu.Lock()
 				defer mu.Unlock()
 				h := head{kind, start, s.Layer, s.Head}
@@ -178,9 +184,9 @@ func run() error {
 					if srht, err = codec.New("srht", d, d, x.Codes[kind].Mean, srht.Decode, nil); err != nil {
 						return err
 					}
-					b := x.Codes[kind].Measure(keys)
+					b := measure(x.Codes[kind], keys)
 					final.add(x.Train[kind], b)
-					floor.add(b, srht.Measure(keys))
+					floor.add(b, measure(srht, keys))
 					worst, best = min(worst, b.Cos1bit), max(best, b.Cos1bit)
 				}
 			}
