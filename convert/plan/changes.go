@@ -11,8 +11,8 @@ import (
 // Which edits of weights a conversion may make.
 const (
 	EditsNone        = "none"
-	EditsExact       = "exact" // identities
-	EditsApproximate = "near"  // near-identities too, where they measure far better than they cost
+	EditsExact       = "exact"       // identities
+	EditsApproximate = "approximate" // near-identities too, where they measure far better than they cost
 )
 
 // Options of Propose.
@@ -59,8 +59,8 @@ func Propose(c *checkpoint.Checkpoint, o Options) *Changes {
 
 const (
 	biasShiftName = "key bias shift"
-	transformName      = "key transform"
-	valuesName   = "value/output transform"
+	transformName = "key transform"
+	valuesName    = "value/output transform"
 )
 
 // measured is the plan for cache types: what measurements will decide about.
