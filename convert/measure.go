@@ -124,7 +124,7 @@ func (j *job) report(dir string, m *measured) error {
 	}
 	return report.Update(dir, func(r *spec.ReportJSON) {
 		if r.Detail = m.detail; m.caches != nil {
-			r.Advise = m.caches.Rows
+			r.Advise, r.RoundedInputs = m.caches.Rows, m.caches.RoundedInputs
 		}
 	})
 }

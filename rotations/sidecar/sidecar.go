@@ -258,9 +258,9 @@ type sidecarFile interface {
 	Close() error
 }
 
-// ReadSidecar reads a sidecar of either container and refuses, naming the key
+// Read reads a sidecar of either container and refuses, naming the key
 // or tensor, everything that version 1 does not define. When ctx ends, it returns its cause.
-func ReadSidecar(ctx context.Context, path string) (*Sidecar, error) {
+func Read(ctx context.Context, path string) (*Sidecar, error) {
 	f, err := openSidecar(path)
 	if err != nil {
 		return nil, err

@@ -194,7 +194,7 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 	if !c.Add("model", err, "the model opens and has the tensors of its family") {
 		return nil
 	}
-	a.Sidecar, err = sidecar.ReadSidecar(ctx, filepath.Join(dir, entry.Sidecar))
+	a.Sidecar, err = sidecar.Read(ctx, filepath.Join(dir, entry.Sidecar))
 	if !c.Add("sidecar", err, "version, basis, shapes and numbers are as version 1 demands") {
 		a.Close()
 		return nil

@@ -215,7 +215,7 @@ func record(t *testing.T, dir string) {
 // editSidecar writes a sidecar again after a change.
 func editSidecar(t *testing.T, path string, edit func(s *sidecar.Sidecar)) {
 	t.Helper()
-	s, err := sidecar.ReadSidecar(t.Context(), path)
+	s, err := sidecar.Read(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

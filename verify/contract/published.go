@@ -52,7 +52,7 @@ func (c *Checker) openPublished(ctx context.Context, dir string) *Published {
 		return nil
 	}
 	for _, e := range m.Artifacts {
-		s, err := sidecar.ReadSidecar(ctx, filepath.Join(dir, e.Sidecar))
+		s, err := sidecar.Read(ctx, filepath.Join(dir, e.Sidecar))
 		if err != nil {
 			c.Add("sidecar", err, "")
 			return nil

@@ -172,7 +172,7 @@ func (i *fileInfo) safetensors(path string) error {
 }
 
 func (i *fileInfo) sidecar(ctx context.Context, path string) error {
-	s, err := sidecar.ReadSidecar(ctx, path)
+	s, err := sidecar.Read(ctx, path)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // logEvery is how often progress is written where there is no terminal.
-const logEvery = 10 * time.Second
+const logEvery = 5 * time.Second
 
 // showProgress shows steps as bars on a terminal, and as lines elsewhere.
 func showProgress(w io.Writer) progress.Func {
@@ -60,6 +60,10 @@ func lines(w io.Writer) progress.Func {
 		now := time.Now()
 		if step != current {
 			current, begin, last, first = step, now, now, done
+		}
+		if done == total && total == 1 && now.Sub(begin) < time.Second {
+			current = "" // over before anybody wondered
+			return
 		}
 		if done == total {
 			fmt.Fprintf(w, "%s: done, %d of %d, %s\n", step, done, total, now.Sub(begin).Round(100*time.Millisecond))

@@ -139,7 +139,7 @@ func coded(ctx context.Context, report progress.Func, path string) (*sidecar.Sid
 		return nil, nil, err
 	}
 	if !st.IsDir() {
-		s, err := sidecar.ReadSidecar(ctx, path)
+		s, err := sidecar.Read(ctx, path)
 		return s, nil, err
 	}
 	checks := &contract.Checker{Progress: report}
