@@ -9,6 +9,7 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -91,7 +92,9 @@ func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptio
 			layers = append(layers, l)
 		}
 	}
-	for i, l := range layers {
+	// Two groups of three matrices in all, and what is measured of single experts.
+	a.done = progress.Count(o.Progress, len(layers)*(5+3*min(cfg.Experts, o.Experts)))
+	for _, l := range layers {
 		if l < 0 || l >= cfg.Layers {
 			return nil, fmt.Errorf("layer %d of %d", l, cfg.Layers)
 		}
@@ -99,9 +102,6 @@ func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptio
 			if err := a.group(ctx, l, input, group); err != nil {
 				return nil, err
 			}
-		}
-		if o.Progress != nil {
-			o.Progress(i+1, len(layers))
 		}
 	}
 	return a.out, nil
@@ -115,6 +115,7 @@ type ffnAudit struct {
 	// noise is what a fit to so many rows of so many Gaussian numbers, in blocks of so
 	// many, reaches on them.
 	noise map[[3]int]float64
+	done  func() // reports a fit
 }
 
 // sample is rows of one matrix, split for a fit.
@@ -174,6 +175,7 @@ func (a *ffnAudit) group(ctx context.Context, layer, input int, matrices []strin
 	if err != nil {
 		return err
 	}
+	a.done()
 	all := len(together) / d
 	add := func(which string, expert int, s *sample) error {
 		if len(s.held) == 0 {
@@ -238,6 +240,7 @@ func (a *ffnAudit) group(ctx context.Context, layer, input int, matrices []strin
 		if err := add(which, -1, banks[i]); err != nil {
 			return err
 		}
+		a.done()
 	}
 	n := min(a.cfg.Experts, a.o.Experts)
 	for i := range n {
@@ -250,6 +253,7 @@ func (a *ffnAudit) group(ctx context.Context, layer, input int, matrices []strin
 			if err := add(which, e, s); err != nil {
 				return err
 			}
+			a.done()
 		}
 	}
 	return nil

@@ -76,7 +76,12 @@ func TestFFN(t *testing.T) {
 		if none := find(t, rows, 0, "up", -1, "none"); none.Block != 0 || none.EffectiveBits != 1.25 {
 			t.Errorf("%s: %+v", fam, none)
 		}
-		other, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1, Threads: 1, Layers: []int{0, 1}})
+		var last [2]int
+		other, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1, Threads: 1, Layers: []int{0, 1},
+			Progress: func(done, total int) { last = [2]int{done, total} }})
+		if last[0] == 0 || last[0] != last[1] {
+			t.Errorf("%s: progress ends at %d of %d", fam, last[0], last[1])
+		}
 		if err != nil || !reflect.DeepEqual(rows, other) {
 			t.Errorf("%s: other numbers with one thread (%v)", fam, err)
 		}
