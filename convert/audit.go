@@ -62,11 +62,11 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if _, err := plan.NewKeys(c.Config, keys); err != nil {
 		return nil, err
 	}
-	cal, err := ppl.Tokenize(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	cal, err := ppl.Tokenize(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
 	if err != nil {
 		return nil, err
 	}
-	w, err := ppl.Tokenize(c, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(ctx, c, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	}
 	p := figures.Options{
 		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: meter.Scale, Windows: w.Tokens, Text: out.Text,
-		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(c, o.Text), Rows: out.Layers,
+		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(ctx, c, o.Text), Rows: out.Layers,
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
 	}
 	for _, layer := range fit.Layers {

@@ -64,7 +64,7 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 	if o.Report {
 		p := figures.OfArtifact(a)
 		p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = out.verify.Layers, codes, o.ReportDetail, o.Seed, o.Threads, o.Progress
-		p.Windows, p.Text, p.Long = j.evaluation.Tokens, o.Evaluation.Info(j.evaluation), ppl.Longer(a.Model, o.Evaluation)
+		p.Windows, p.Text, p.Long = j.evaluation.Tokens, o.Evaluation.Info(j.evaluation), ppl.Longer(ctx, a.Model, o.Evaluation)
 		p.Calibration, p.CalibrationName = j.calibration.Tokens, o.Calibration.Name
 		if out.detail, err = figures.Run(ctx, p); err != nil {
 			return nil, err

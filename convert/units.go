@@ -221,7 +221,7 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 		return nil, err
 	}
 	o.Merge = false
-	j, err := open(o)
+	j, err := open(ctx, o)
 	if err != nil {
 		return nil, err
 	}

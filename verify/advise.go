@@ -122,7 +122,7 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		if chunks > 0 {
 			chunks = max(1, chunks*contexts[0]/n)
 		}
-		w, err := ppl.Tokenize(base, o.Text, n, chunks)
+		w, err := ppl.Tokenize(ctx, base, o.Text, n, chunks)
 		if err != nil {
 			return nil, err
 		}

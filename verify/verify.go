@@ -78,7 +78,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, err
 	}
 	cache.Kernels = o.Kernels
-	w, err := ppl.Tokenize(a.Model, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(ctx, a.Model, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}

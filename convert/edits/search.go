@@ -114,7 +114,7 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 		o.Tokens = chooseTokens
 	}
 	fit, compare := max(2, o.Tokens/o.Ctx), max(1, o.Tokens/2/o.Ctx)
-	w, err := ppl.Tokenize(c, o.Text, o.Ctx, fit+compare)
+	w, err := ppl.Tokenize(ctx, c, o.Text, o.Ctx, fit+compare)
 	if err != nil {
 		return nil, err
 	}

@@ -288,6 +288,9 @@ func (p *measurer) contexts(ctx context.Context, cache *kvcache.Codes) error {
 		case p.o.Long != nil:
 			windows = p.o.Long(n)
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if len(windows) == 0 {
 			continue
 		}

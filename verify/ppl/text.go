@@ -1,6 +1,7 @@
 package ppl
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -23,9 +24,10 @@ func (t Text) SHA256() string {
 }
 
 // Tokenize encodes a text with a checkpoint's own tokenizer and cuts it into at most chunks
-// windows (0: all) of ctx tokens, the first of each replaced by BOS where the tokenizer adds
-// one. It fails where the tokenizer is not supported and where the text does not fill a window.
-func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, error) {
+// windows (0: all) of n tokens, the first of each replaced by BOS where the tokenizer adds
+// one. It fails where the tokenizer is not supported, where the text does not fill a window, and
+// when ctx ends.
+func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks int) (*Windows, error) {
 	tk, err := c.Tokenizer()
 	if err != nil {
 		return nil, err
@@ -35,7 +37,17 @@ func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, erro
 	if v.AddBOS {
 		bos = v.BOS
 	}
-	w, err := Cut(tk.Encode(string(t.Data), true, false), ctx, chunks, bos)
+	// Encoding cannot be stopped, and a text of 100 MB takes half a minute: nobody waits for
+	// what is not wanted any more.
+	ids := make(chan []int32, 1)
+	go func() { ids <- tk.Encode(string(t.Data), true, false) }()
+	var all []int32
+	select {
+	case all = <-ids:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	w, err := Cut(all, n, chunks, bos)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.Name, err)
 	}
@@ -49,9 +61,9 @@ func (t Text) Info(w *Windows) spec.Text {
 
 // Longer returns what cuts one window of n tokens from a text, nil from a text
 // that is too short.
-func Longer(c *checkpoint.Checkpoint, t Text) func(n int) [][]int32 {
+func Longer(ctx context.Context, c *checkpoint.Checkpoint, t Text) func(n int) [][]int32 {
 	return func(n int) [][]int32 {
-		w, err := Tokenize(c, t, n, 1)
+		w, err := Tokenize(ctx, c, t, n, 1)
 		if err != nil {
 			return nil
 		}

@@ -46,7 +46,7 @@ func run() error {
 		return err
 	}
 	defer c.Close()
-	w, err := ppl.Tokenize(c, ppl.Text{Name: *file, Data: data}, *ctx, *chunks)
+	w, err := ppl.Tokenize(context.Background(), c, ppl.Text{Name: *file, Data: data}, *ctx, *chunks)
 	if err != nil {
 		return err
 	}

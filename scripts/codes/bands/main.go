@@ -80,7 +80,7 @@ func measure(dir string, text ppl.Text, n, threads int) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := ppl.Tokenize(a.Model, text, n, 1)
+	w, err := ppl.Tokenize(context.Background(), a.Model, text, n, 1)
 	if err != nil {
 		return nil, err
 	}

@@ -87,7 +87,7 @@ func cut(c *checkpoint.Checkpoint, path string, n int) ([][]int32, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := ppl.Tokenize(c, ppl.Text{Name: path, Data: raw}, 512, n)
+	w, err := ppl.Tokenize(context.Background(), c, ppl.Text{Name: path, Data: raw}, 512, n)
 	if err != nil {
 		return nil, err
 	}

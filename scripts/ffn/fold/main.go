@@ -115,7 +115,7 @@ func scales(c *checkpoint.Checkpoint, w transform.Source, how, text string, thre
 		if err != nil {
 			return nil, err
 		}
-		win, err := ppl.Tokenize(c, ppl.Text{Name: text, Data: data}, 512, 12)
+		win, err := ppl.Tokenize(context.Background(), c, ppl.Text{Name: text, Data: data}, 512, 12)
 		if err != nil {
 			return nil, err
 		}
