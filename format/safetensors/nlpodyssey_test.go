@@ -1,4 +1,4 @@
-package nlptest
+package safetensors_test
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/safetensors"
 )
 
-// compare holds our view of raw against nlpodyssey's.
+// compare holds our view of a file against nlpodyssey's.
 func compare(t *testing.T, f *safetensors.File, o nlp.SafeTensors) {
 	t.Helper()
 	if o.Len() != len(f.Tensors) {
@@ -49,8 +49,9 @@ func compare(t *testing.T, f *safetensors.File, o nlp.SafeTensors) {
 var types = map[nlp.DType]int{nlp.BOOL: 1, nlp.U8: 1, nlp.I8: 1, nlp.I16: 2, nlp.U16: 2, nlp.F16: 2, nlp.BF16: 2,
 	nlp.I32: 4, nlp.U32: 4, nlp.F32: 4, nlp.F64: 8, nlp.I64: 8, nlp.U64: 8}
 
-// TestRandomFiles writes random tensors with one side and reads them with the other.
-func TestRandomFiles(t *testing.T) {
+// TestNLPRandomFiles writes random tensors with one side and reads them with the other.
+func TestNLPRandomFiles(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
 	dts := make([]nlp.DType, 0, len(types))
 	for dt := range types {
@@ -140,10 +141,11 @@ var stricter = []string{
 	"unknown key", "unknown key twice",
 }
 
-// TestVerdicts compares the two on the headers of ../../testdata/verdicts.json
+// TestNLPVerdicts compares the two on the headers of testdata/verdicts.json
 // that we accept.
-func TestVerdicts(t *testing.T) {
-	raw, err := os.ReadFile("../../testdata/verdicts.json")
+func TestNLPVerdicts(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("testdata/verdicts.json")
 	if err != nil {
 		t.Fatal(err)
 	}
