@@ -28,6 +28,7 @@ import (
 // Container is a file format for models.
 type Container string
 
+// The containers.
 const (
 	Safetensors Container = "safetensors" // a Hugging Face folder
 	GGUF        Container = "gguf"

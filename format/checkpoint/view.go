@@ -202,7 +202,7 @@ func (v *View) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	dst = dst[:n*cols]
 	var err error
 	if len(t.Shape) == 1 { // a vector's only dimension is its outermost
-		err = v.vector(t, e, dst)
+		editVector(e, dst)
 	} else {
 		err = v.rows(t, e, row0, n, dst)
 	}
@@ -261,7 +261,8 @@ func checkMixes(tensor, what string, mixes []RowMix, n int) error {
 	return nil
 }
 
-func (v *View) vector(t *Tensor, e *Edit, dst []float32) error {
+// editVector applies an edit to a tensor of one dimension, in place.
+func editVector(e *Edit, dst []float32) {
 	src := append([]float32(nil), dst...)
 	for _, m := range e.Mix {
 		for i, r := range m.Rows {
@@ -275,7 +276,6 @@ func (v *View) vector(t *Tensor, e *Edit, dst []float32) error {
 		}
 		dst[i] = e.apply(i, src[i], y)
 	}
-	return nil
 }
 
 // combine sets dst to row i of the matrix times the mixed rows, summed in float64

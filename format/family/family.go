@@ -19,6 +19,7 @@ import (
 // QKNorm says over what the queries and keys are RMS-normalised before RoPE.
 type QKNorm int
 
+// The kinds of QK-norm.
 const (
 	NoQKNorm   QKNorm = iota
 	NormHead          // each head by itself, one gain vector of head_dim for all heads of the layer
@@ -28,6 +29,7 @@ const (
 // Activation is the gate nonlinearity of the FFN.
 type Activation int
 
+// The activations that families use.
 const (
 	SiLU Activation = iota
 	GELUTanh

@@ -518,11 +518,11 @@ func TestSplit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	replace := func(b []byte, old, new []byte) []byte {
+	replace := func(b []byte, old, with []byte) []byte {
 		if bytes.Count(b, old) != 1 {
 			t.Fatalf("%q occurs %d times", old, bytes.Count(b, old))
 		}
-		return bytes.Replace(b, old, new, 1)
+		return bytes.Replace(b, old, with, 1)
 	}
 	key := func(name string, kind Kind, v any) []byte { return enc(name, kind, v) }
 	for _, c := range []struct {

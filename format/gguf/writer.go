@@ -265,7 +265,7 @@ func (w *Writer) fail(tensor, msg string, err error) error {
 // anything failed before, it returns an error and leaves no file.
 func (w *Writer) Commit() error {
 	if w.err == nil && w.next < len(w.tensors) {
-		w.fail(w.tensors[w.next].name, "the tensor was not written", nil)
+		_ = w.fail(w.tensors[w.next].name, "the tensor was not written", nil)
 	}
 	if w.err == nil && w.done {
 		return w.fail("", "the writer was committed or aborted before", nil)

@@ -88,10 +88,9 @@ func New(v *Vocab) (*Tokenizer, error) {
 	t.special = newMatcher(matched)
 	t.setPieces()
 	t.reached = make([]atomic.Uint32, len(v.Tokens))
-	switch {
-	case v.Model == ModelSPM:
+	if v.Model == ModelSPM {
 		t.buildSPM()
-	default:
+	} else {
 		t.buildBPE()
 	}
 	return t, nil
@@ -202,23 +201,8 @@ func (t *Tokenizer) setAttrs() {
 	t.attrs = make([]uint8, len(v.Tokens))
 	for i := range t.attrs {
 		t.attrs[i] = attrNormal
-		if v.Types == nil {
-			continue
-		}
-		switch v.Types[i] {
-		case TypeNormal:
-		case TypeUnknown:
-			t.attrs[i] = attrUnknown
-		case TypeControl:
-			t.attrs[i] = attrControl
-		case TypeUserDefined:
-			t.attrs[i] = attrUser
-		case TypeUnused:
-			t.attrs[i] = attrUnused
-		case TypeByte:
-			t.attrs[i] = attrByte
-		default:
-			t.attrs[i] = 0
+		if v.Types != nil {
+			t.attrs[i] = typeAttr(v.Types[i])
 		}
 	}
 	for _, text := range endOfGeneration {
@@ -263,6 +247,26 @@ func (t *Tokenizer) setAttrs() {
 	if has("<|tool_response>") && has("</s>") {
 		t.attrs[t.ids["</s>"]] = attrNormal
 	}
+}
+
+// typeAttr is the attribute that stands for a token type of a file, 0 for types that
+// llama.cpp does not know.
+func typeAttr(typ int32) uint8 {
+	switch typ {
+	case TypeNormal:
+		return attrNormal
+	case TypeUnknown:
+		return attrUnknown
+	case TypeControl:
+		return attrControl
+	case TypeUserDefined:
+		return attrUser
+	case TypeUnused:
+		return attrUnused
+	case TypeByte:
+		return attrByte
+	}
+	return 0
 }
 
 // endOfGeneration lists texts that llama.cpp treats as control tokens whatever

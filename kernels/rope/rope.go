@@ -63,6 +63,7 @@ func (l Layout) Index(to Layout, i, d int) int {
 // Scaling names a context-extension rule.
 type Scaling string
 
+// The rules that are known.
 const (
 	None    Scaling = ""
 	Linear  Scaling = "linear"  // all frequencies divided by Factor
