@@ -110,7 +110,8 @@ func (c *Columns) Set(kind string, v float64) {
 	for _, x := range []struct {
 		kind string
 		dst  **float64
-	}{{"raw", &c.Raw}, {"cen", &c.Cen}, {"srht", &c.SRHT}, {"random", &c.Random}, {"learned", &c.Learned}, {"code", &c.Code}} {
+	}{{"raw", &c.Raw}, {"cen", &c.Cen}, {"srht", &c.SRHT}, {"random", &c.Random}, {"learned", &c.Learned},
+		{"code", &c.Code}} {
 		if x.kind == kind {
 			*x.dst = &v
 		}

@@ -10,8 +10,9 @@ import (
 //
 //	y_i = Scale[i] x_i + Cross[i] x_Partner[i] + Shift[i]
 //
-// after Mix has replaced the rows that it names and ColMix the columns. It is the folded form of identities; nil fields do
-// nothing. Partner and Cross turn rotary pairs by an angle; Shift moves biases.
+// after Mix has replaced the rows that it names and ColMix the columns. It is the folded form of
+// identities; nil fields do nothing. Partner and Cross turn rotary pairs by an angle; Shift moves
+// biases.
 type Edit struct {
 	Mix     []RowMix
 	ColMix  []RowMix // its Rows are columns
@@ -178,7 +179,8 @@ func (v *View) Find(name string) (*Tensor, bool) {
 func (v *View) source(t *Tensor, row0, n int, dst []float32) error {
 	if v.Added[t.Name] == t {
 		if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*t.Cols() {
-			return fmt.Errorf("%s: added tensor %s: %d rows from %d on of %d asked for, room for %d values", v.Path, t.Name, n, row0, t.Rows(), len(dst))
+			return fmt.Errorf("%s: added tensor %s: %d rows from %d on of %d asked for, room for %d values", v.Path, t.Name, n,
+				row0, t.Rows(), len(dst))
 		}
 		clear(dst[:n*t.Cols()])
 		return nil
@@ -218,7 +220,8 @@ func (e *Edit) Check(t *Tensor) error {
 		what    string
 		n, want int
 	}{
-		{"row scales", len(e.Scale), t.Shape[0]}, {"row partners", len(e.Partner), t.Shape[0]}, {"row mixtures", len(e.Cross), t.Shape[0]},
+		{"row scales", len(e.Scale), t.Shape[0]}, {"row partners", len(e.Partner), t.Shape[0]},
+		{"row mixtures", len(e.Cross), t.Shape[0]},
 		{"row shifts", len(e.Shift), t.Shape[0]},
 	} {
 		if x.n != 0 && x.n != x.want {
@@ -249,7 +252,8 @@ func checkMixes(tensor, what string, mixes []RowMix, n int) error {
 	seen := make([]bool, n)
 	for _, m := range mixes {
 		if len(m.Rows) == 0 || len(m.Matrix) != len(m.Rows)*len(m.Rows) {
-			return fmt.Errorf("edit of tensor %s mixes %d %ss with a matrix of %d numbers", tensor, len(m.Rows), what, len(m.Matrix))
+			return fmt.Errorf("edit of tensor %s mixes %d %ss with a matrix of %d numbers", tensor, len(m.Rows), what,
+				len(m.Matrix))
 		}
 		for _, r := range m.Rows {
 			if r < 0 || r >= n || seen[r] {

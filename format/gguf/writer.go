@@ -83,7 +83,8 @@ func Create(path string, kv []KV, tensors []TensorSpec, opts *Options) (*Writer,
 func (w *Writer) plan(path string, kvs []KV, tensors []TensorSpec) ([]byte, error) {
 	if len(kvs) > MaxKVs || len(tensors) > MaxTensors {
 		return nil, &FormatError{File: path, Offset: -1,
-			Msg: fmt.Sprintf("%d key-value pairs and %d tensors, at most %d and %d are allowed", len(kvs), len(tensors), MaxKVs, MaxTensors)}
+			Msg: fmt.Sprintf("%d key-value pairs and %d tensors, at most %d and %d are allowed", len(kvs), len(tensors), MaxKVs,
+				MaxTensors)}
 	}
 	le := binary.LittleEndian
 	b := le.AppendUint32([]byte(magic), 3)

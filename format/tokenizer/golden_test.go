@@ -287,7 +287,8 @@ func pieceLengths(sp splitter, s string) []int {
 func TestClasses(t *testing.T) {
 	var golden map[string][][2]rune
 	loadJSON(t, "classes.json", &golden)
-	names := map[string]uint8{"L": classLetter, "N": classNumber, "M": classMark, "P": classPunct, "S": classSymbol, "space": classSpace}
+	names := map[string]uint8{"L": classLetter, "N": classNumber, "M": classMark, "P": classPunct, "S": classSymbol,
+		"space": classSpace}
 	want := make([]uint8, unicode.MaxRune+1)
 	for name, runs := range golden {
 		for _, r := range runs {

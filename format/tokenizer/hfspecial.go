@@ -118,7 +118,8 @@ func (r *hfReader) addsBOS(first string) {
 		// to; the class that takes tokenizer.json as it is does not.
 		v.AddBOS = r.tok == nil || c.Class != "PreTrainedTokenizerFast" && c.Class != "TokenizersBackend"
 	case preTokenizers[v.Pre].addBOS:
-		r.note("Nothing in the files asks for a BOS token; llama.cpp would add one for %s unless add_bos_token says false.", v.Pre)
+		r.note("Nothing in the files asks for a BOS token; llama.cpp would add one for %s unless add_bos_token says false.",
+			v.Pre)
 	}
 	if v.AddBOS && v.BOS < 0 {
 		r.note("A BOS token is to be added but none is named; none is added.")

@@ -404,7 +404,8 @@ func (v *Vocab) KeyValues() []KeyValue {
 			id(key, x)
 		}
 	}
-	kv = append(kv, KeyValue{keyAddBOS, v.AddBOS}, KeyValue{keyAddEOS, v.AddEOS}, KeyValue{keySpacePrefix, v.AddSpacePrefix})
+	kv = append(kv, KeyValue{keyAddBOS, v.AddBOS}, KeyValue{keyAddEOS, v.AddEOS},
+		KeyValue{keySpacePrefix, v.AddSpacePrefix})
 	if v.RemoveExtraWhitespaces {
 		kv = append(kv, KeyValue{keyRemoveExtra, true})
 	}

@@ -290,7 +290,8 @@ func scoreEntries(n, dim int) []*entry {
 	out := make([]float32, heads[len(heads)-1]*segment)
 	var entries []*entry
 	add := func(format string, heads int, bytes float64, run func(from, to int)) {
-		entries = append(entries, &entry{Score: Score{Format: format, Keys: n, Dim: dim, Heads: heads, Bytes: bytes}, run: run})
+		entries = append(entries, &entry{Score: Score{Format: format, Keys: n, Dim: dim, Heads: heads, Bytes: bytes},
+			run: run})
 	}
 	half := slices.Repeat([]uint16{0x3c00}, n*dim)
 	add("F16", 1, float64(2*dim), func(from, to int) { halfdot.Score(out, q[:dim], half[from*dim:], to-from) })

@@ -35,11 +35,13 @@ func (r *Result) SVG() string {
 	fmt.Fprintf(&b, "<rect width=\"%d\" height=\"%d\" fill=\"#fff\"/>\n", width, height)
 	text(left, 22, "start", fmt.Sprintf("Roofline, %s/%s, %s, %d threads", r.OS, r.Arch, r.Tier, r.Threads))
 	for v := minX; v <= maxX; v *= 2 {
-		fmt.Fprintf(&b, "<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" stroke=\"#eee\"/>\n", x(v), top, x(v), height-bottom)
+		fmt.Fprintf(&b, "<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" stroke=\"#eee\"/>\n", x(v), top, x(v),
+			height-bottom)
 		text(x(v), height-bottom+16, "middle", fmt.Sprint(v))
 	}
 	for v := minY; v <= maxY*1.001; v *= 10 {
-		fmt.Fprintf(&b, "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" stroke=\"#eee\"/>\n", left, y(v), width-right, y(v))
+		fmt.Fprintf(&b, "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" stroke=\"#eee\"/>\n", left, y(v), width-right,
+			y(v))
 		text(left-6, y(v)+4, "end", fmt.Sprintf("%g", v))
 	}
 	text((left+width-right)/2, height-20, "middle", "operations per byte")
@@ -60,10 +62,12 @@ func (r *Result) SVG() string {
 	}
 	for _, s := range r.Scores {
 		fmt.Fprintf(&b, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%.1f\" fill=\"%s\"><title>%s, %d keys of %d, %d heads: %.2f ns, %.1fx F16</title></circle>\n",
-			x(s.Intensity()), y(s.GFLOPS()), 3+math.Log2(float64(s.Heads)), colours[s.Format], s.Format, s.Keys, s.Dim, s.Heads, s.Ns, s.Ratio)
+			x(s.Intensity()), y(s.GFLOPS()), 3+math.Log2(float64(s.Heads)), colours[s.Format], s.Format, s.Keys, s.Dim, s.Heads,
+			s.Ns, s.Ratio)
 	}
 	legend := []struct{ colour, name string }{
-		{"#fff", "matrix products"}, {colours["F16"], "F16 keys"}, {colours["Q8_0"], "Q8_0 keys"}, {colours["Q4_0"], "Q4_0 keys"},
+		{"#fff", "matrix products"}, {colours["F16"], "F16 keys"}, {colours["Q8_0"], "Q8_0 keys"},
+		{colours["Q4_0"], "Q4_0 keys"},
 		{colours["1-bit"], "1-bit keys, 1 to 8 heads"},
 	}
 	for i, l := range legend {

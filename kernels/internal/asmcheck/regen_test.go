@@ -20,7 +20,8 @@ func TestGenerated(t *testing.T) {
 		return cmd.CombinedOutput()
 	}
 	if out, err := run("go", "list", "./..."); err != nil {
-		t.Skipf("the avo module is not in the module cache (run regen.sh -check where it can be downloaded): %v\n%s", err, out)
+		t.Skipf("the avo module is not in the module cache (run regen.sh -check where it can be downloaded): %v\n%s", err,
+			out)
 	}
 	if out, err := run("sh", "./regen.sh", "-check"); err != nil {
 		t.Errorf("regen.sh -check: %v\n%s", err, out)
