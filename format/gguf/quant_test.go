@@ -1,14 +1,10 @@
 package gguf
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
-	"os/exec"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -161,31 +157,6 @@ func TestRoundingHelpers(t *testing.T) {
 		if got := toEven(c.x); got != c.even {
 			t.Errorf("toEven(%g) = %#x, want %#x", c.x, got, c.even)
 		}
-	}
-}
-
-// On arm64 the compiler fuses x*y+z and x*y-z wherever it may, which would change
-// bits there and only there. Look at what it makes of the packages whose bits count.
-func TestNoFusedArithmetic(t *testing.T) {
-	if testing.Short() {
-		t.Skip("compiles for arm64")
-	}
-	goTool, err := exec.LookPath("go")
-	if err != nil {
-		t.Skip("no go command")
-	}
-	cmd := exec.Command(goTool, "build", "-gcflags=-S", ".", "../dtype")
-	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH=arm64", "CGO_ENABLED=0")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if !bytes.Contains(out, []byte("FMULS")) {
-		t.Fatal("no assembly listing")
-	}
-	fused := regexp.MustCompile(`(?m)^.*\((\S+\.go:\d+)\)\t(FN?M(?:ADD|SUB)\S*)`)
-	for _, m := range fused.FindAllSubmatch(out, -1) {
-		t.Errorf("%s: fused into %s", m[1], m[2])
 	}
 }
 
