@@ -70,6 +70,7 @@ func expected(m *tiny.Model, name string, inGGUF bool) (out []float32) {
 // TestContainers opens every family in both containers: each canonical tensor
 // has the model's values bit by bit, however it is cut into reads.
 func TestContainers(t *testing.T) {
+	t.Parallel()
 	for _, fam := range tiny.Families {
 		for i, dt := range []string{"F32", "BF16", "F16"} {
 			if i > 0 && fam != "gemma3_text" && fam != "mixtral" { // gains minus one, and stacked experts
@@ -559,6 +560,7 @@ func TestDigests(t *testing.T) {
 
 // TestUnchanged notices a file that was modified, replaced or removed since Open.
 func TestUnchanged(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(file string) error{
 		"longer": func(file string) error {
 			h, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
@@ -783,6 +785,7 @@ func addTensor(t *testing.T, path string, spec gguf.TensorSpec, values []float32
 
 // TestConcurrent reads one checkpoint from several goroutines; run with -race.
 func TestConcurrent(t *testing.T) {
+	t.Parallel()
 	m := tiny.New(t, "mixtral", tiny.Options{Layers: 1, Shards: 2})
 	dir := t.TempDir()
 	m.HF(t, filepath.Join(dir, "hf"))

@@ -67,6 +67,7 @@ func withKeys(t *testing.T, from, to string, changes map[string]any) {
 // GGUF keys mean what stock readers of the architecture take them for. Facts from
 // the source of llama.cpp; scripts/oracles/stock_gguf.py compares the logits.
 func TestGGUFKeys(t *testing.T) {
+	t.Parallel()
 	type keys = map[string]any
 	plain := func(c *family.Config) any { return c.Rope.Scaling }
 	for _, x := range []struct {

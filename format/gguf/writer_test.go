@@ -217,6 +217,7 @@ func TestWriteMetadataOnly(t *testing.T) {
 }
 
 func TestCreateRefuses(t *testing.T) {
+	t.Parallel()
 	ok := []TensorSpec{{"t", TypeF32, []int{4}}}
 	long := strings.Repeat("n", 64)
 	for _, c := range []struct {

@@ -55,6 +55,7 @@ const one = `{"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}`
 
 // TestTruncated cuts a valid file at every byte.
 func TestTruncated(t *testing.T) {
+	t.Parallel()
 	raw, err := os.ReadFile("testdata/kinds.safetensors")
 	if err != nil {
 		t.Fatal(err)
@@ -248,6 +249,7 @@ func TestOpenDir(t *testing.T) {
 }
 
 func TestOpenDirRefuses(t *testing.T) {
+	t.Parallel()
 	shards := map[string][]string{"1.safetensors": {"a"}, "2.safetensors": {"b"}}
 	for _, c := range []struct {
 		index  string
@@ -429,6 +431,7 @@ func TestWriterLayout(t *testing.T) {
 }
 
 func TestCreateRefuses(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "x.safetensors")
 	u8 := func(name string) Tensor { return Tensor{Name: name, DType: "U8", Shape: []int{1}} }

@@ -130,6 +130,7 @@ type goldenMode struct {
 // TestIDs compares with llama.cpp on the GGUF files that its own converter made
 // of the folders, from the folder and from the metadata of those files.
 func TestIDs(t *testing.T) {
+	t.Parallel()
 	texts, short := hostile(t)
 	for _, name := range append([]string{"gemma4"}, folders...) {
 		t.Run(name, func(t *testing.T) {

@@ -462,6 +462,7 @@ func TestPieces(t *testing.T) {
 // TestConcurrent is for the race detector, and checks that what one goroutine
 // learns about words does not change another's ids.
 func TestConcurrent(t *testing.T) {
+	t.Parallel()
 	texts, short := hostile(t)
 	texts = texts[:short]
 	for _, name := range []string{"qwen2", "gemma"} {

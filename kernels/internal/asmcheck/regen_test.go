@@ -10,6 +10,7 @@ import (
 // committed. It does not use the network: without avo in the module cache it is
 // skipped, and regen.sh -check, which may download, is the step for CI.
 func TestGenerated(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("compiles the generators: not in short mode")
 	}
