@@ -27,7 +27,7 @@ var outside = map[string][]string{
 const module = "github.com/phaseconv/phaseconv"
 
 // shared lists the internal packages that every layer may use; the others are for tests.
-var shared = []string{"phaseconv/internal/svg"}
+var shared = []string{"phaseconv/internal/buildinfo", "phaseconv/internal/svg"}
 
 type pkg struct {
 	ImportPath                         string
