@@ -41,18 +41,22 @@ func TestInterrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	artifact := filepath.Join(dir, "artifact")
-	small := []string{"--calib-tokens", "128", "--ctx", "64", "--chunks", "1", "--report=false"}
-	if out, err := exec.Command("phaseconv", append([]string{"convert", model, "-o", artifact, "--code", "srht"}, small...)...).CombinedOutput(); err != nil {
+	cmd := exec.Command("phaseconv", "convert", model, "-o", artifact, "--code", "srht", "--calib-tokens", "128", "--ctx", "64", "--chunks", "1",
+		"--report=false")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	deep := filepath.Join(dir, "deep")
 	if many > 0 {
 		// As many layers as a real model has, of heads as wide.
-		tiny.HF(t, deep, "llama", tiny.Options{Seed: 1, Layers: 32, Hidden: 256, Heads: 8, KVHeads: 4, HeadDim: 128, FFN: 512, Context: 512, DType: "BF16"})
+		tiny.HF(t, deep, "llama", tiny.Options{
+			Seed: 1, Layers: 32, Hidden: 256, Heads: 8, KVHeads: 4, HeadDim: 128, FFN: 512, Context: 512, DType: "BF16",
+		})
 	}
 	out := filepath.Join(dir, "made", "out")
 	convert := func(model string, more ...string) []string {
-		return append([]string{"convert", model, "-o", out, "--cache-type-k", "q4_0", "--cache-type-v", "q4_0", "--target-ctx", "512"}, more...)
+		args := []string{"convert", model, "-o", out, "--cache-type-k", "q4_0", "--cache-type-v", "q4_0", "--target-ctx", "512"}
+		return append(args, more...)
 	}
 	for _, x := range []struct {
 		name string
@@ -61,11 +65,15 @@ func TestInterrupt(t *testing.T) {
 		upTo time.Duration   // of the others; most of them hit
 	}{
 		{"convert", convert(model), []time.Duration{200 * time.Millisecond, 1500 * time.Millisecond}, 40 * time.Second},
-		{"convert short", convert(model, "--cache-tokens", "1024", "--calib-tokens", "1024"), nil, 30 * time.Second},
+		{"convert short", convert(model, "--cache-tokens", "1024", "--calib-tokens", "1024"), nil, 20 * time.Second},
 		{"convert 32 layers", convert(deep, "--cache-tokens", "1024", "--calib-tokens", "1024"), nil, 40 * time.Second},
-		{"convert both containers", []string{"convert", deep, "-o", out, "--format", "both", "--calib-tokens", "512", "--ctx", "64", "--chunks", "1"}, nil, 10 * time.Second},
-		{"verify", []string{"verify", artifact, "--source", model, "--chunks", "16"}, []time.Duration{400 * time.Millisecond}, 2 * time.Second},
-		{"advise", []string{"advise", model, artifact, "--ctx", "256"}, []time.Duration{500 * time.Millisecond}, 4 * time.Second},
+		{"convert both containers", []string{
+			"convert", deep, "-o", out, "--format", "both", "--calib-tokens", "512", "--ctx", "64", "--chunks", "1",
+		}, nil, 10 * time.Second},
+		{"verify", []string{"verify", artifact, "--source", model, "--chunks", "16"},
+			[]time.Duration{400 * time.Millisecond}, 2 * time.Second},
+		{"advise", []string{"advise", model, artifact, "--ctx", "256"},
+			[]time.Duration{500 * time.Millisecond}, 4 * time.Second},
 		{"audit", []string{"audit", model, "--ffn"}, []time.Duration{700 * time.Millisecond}, 8 * time.Second},
 		{"audit 32 layers", []string{"audit", deep, "--ffn"}, nil, 20 * time.Second},
 	} {
@@ -99,7 +107,9 @@ func TestInterrupt(t *testing.T) {
 			if hit < (len(moments)+1)/2 {
 				t.Errorf("%d of %d interrupts hit the command at work", hit, len(moments))
 			}
-			t.Logf("%d interrupts up to %v; at worst %v more of processor time, after %v", hit, last.Round(10*time.Millisecond), worst.Round(10*time.Millisecond), at.Round(10*time.Millisecond))
+			const unit = 10 * time.Millisecond
+			t.Logf("%d interrupts up to %v; at worst %v more of processor time, after %v",
+				hit, last.Round(unit), worst.Round(unit), at.Round(unit))
 		})
 	}
 }
@@ -150,7 +160,8 @@ func interrupt(t *testing.T, args []string, dir string, at time.Duration) (used 
 		}
 		return all, true
 	}
-	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(stderr.String(), "phaseconv: interrupted; nothing was left behind\n") {
+	const sentence = "phaseconv: interrupted; nothing was left behind\n"
+	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(stderr.String(), sentence) {
 		t.Errorf("interrupted after %v: exit code %d\n%s", then, code, stderr.String())
 	}
 	entries, err := os.ReadDir(dir)

@@ -181,7 +181,8 @@ func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measur
 	codes := c.Layers * c.KVHeads
 	total := codes + ppl.LayerSteps(m)
 	s.coded = progress.Count(o.Progress, total)
-	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return s.attention(ctx, a) }}}
+	hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return s.attention(ctx, a) }}
+	opt := refmodel.Options{Hooks: hooks}
 	if err := m.Run(ctx, fit, []*refmodel.Variant{{}}, opt); err != nil {
 		return nil, err
 	}
@@ -243,7 +244,8 @@ func (s *survey) attention(ctx context.Context, a *refmodel.Attention) error {
 			s.scale[[2]int{a.Layer, h}] = b.RowScale(h, c.HeadDim, c.Pairs, false)
 		}
 	}
-	xs, err := activations.Samples(ctx, c, a, func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }, o.Policy, o.Threads)
+	scale := func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }
+	xs, err := activations.Samples(ctx, c, a, scale, o.Policy, o.Threads)
 	if err != nil {
 		return err
 	}

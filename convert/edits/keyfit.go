@@ -91,7 +91,9 @@ func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)
 // FitValues returns the edits with the values of all heads mixed for a cache type,
 // see transform.FitValueTransform. It needs StatsOptions.Weights and Samples. ctx and tick are
 // as in Fit.
-func (s *KeyStats) FitValues(ctx context.Context, edits [][]transform.KeyEdit, cache transform.CacheRow, tick func(done, total int)) ([][]transform.KeyEdit, error) {
+func (s *KeyStats) FitValues(ctx context.Context, edits [][]transform.KeyEdit, cache transform.CacheRow, tick func(done, total int)) (
+	[][]transform.KeyEdit, error,
+) {
 	c := s.cfg
 	out := make([][]transform.KeyEdit, c.Layers)
 	for l := range out {
@@ -205,7 +207,9 @@ func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m
 }
 
 // remove solves the program of one head, with its noise measured if need be.
-func (s *KeyStats) remove(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int) (*transform.BiasShift, error) {
+func (s *KeyStats) remove(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int) (
+	*transform.BiasShift, error,
+) {
 	o := *f.Shift
 	if o.Noise != 0 {
 		return transform.FitBiasShift(ctx, stats, o)

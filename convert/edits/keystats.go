@@ -149,7 +149,9 @@ type querySums struct {
 }
 
 // queryHead looks at sampled queries of one window and query head.
-func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window, head int, root []float64) (*querySums, error) {
+func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window, head int, root []float64) (
+	*querySums, error,
+) {
 	c, d, T := s.cfg, s.cfg.HeadDim, a.T
 	half := d / 2
 	out := &querySums{seen: make([]float64, T), attention: make([]float64, T), squared: make([]float64, T), query: make([]float64, half), drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d)}
@@ -665,7 +667,9 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 
 // mix finds the mix of the pairs of one KV head after a removal, for the cache type
 // if the balance is for it.
-func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int, removal *transform.BiasShift) (*transform.KeyTransform, error) {
+func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int, removal *transform.BiasShift) (
+	*transform.KeyTransform, error,
+) {
 	c, d, k := s.cfg, s.cfg.HeadDim, s.heads[layer*s.cfg.KVHeads+head]
 	noise, err := s.noise(f, stats, layer, head, removal)
 	if err != nil {

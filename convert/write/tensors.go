@@ -52,7 +52,9 @@ const numbersPerPiece = 1 << 20
 
 // encode streams a tensor's values, edited and reordered, through enc. part
 // selects one source tensor of several, -1 all of them.
-func (w *writer) encode(ctx context.Context, o io.Writer, x *plan.TensorPlan, part int, enc func(dst []byte, src []float32) ([]byte, error)) error {
+func (w *writer) encode(ctx context.Context, o io.Writer, x *plan.TensorPlan, part int,
+	enc func(dst []byte, src []float32) ([]byte, error),
+) error {
 	t := x.Tensor
 	cols, rows, row0 := t.Cols(), t.Rows(), 0
 	if part >= 0 {
@@ -235,7 +237,10 @@ func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spe
 		if x.Action == plan.Drop {
 			continue
 		}
-		if err := out.WriteTensor(x.Name, func(o io.Writer) error { return w.ggufTensor(ctx, counter{o, w.meter}, x, sizes[x.Name]) }); err != nil {
+		err := out.WriteTensor(x.Name, func(o io.Writer) error {
+			return w.ggufTensor(ctx, counter{o, w.meter}, x, sizes[x.Name])
+		})
+		if err != nil {
 			return file, err
 		}
 	}
@@ -276,7 +281,9 @@ func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan
 		return err
 	}
 	cols := x.Tensor.Cols()
-	return w.encode(ctx, o, x, -1, func(dst []byte, src []float32) ([]byte, error) { return encodeGGUF(typ, dst, src, cols) })
+	return w.encode(ctx, o, x, -1, func(dst []byte, src []float32) ([]byte, error) {
+		return encodeGGUF(typ, dst, src, cols)
+	})
 }
 
 // encodeGGUF appends rows of cols numbers in a GGUF element type.

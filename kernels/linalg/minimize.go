@@ -14,7 +14,9 @@ const (
 // (gonum's has other bits on machines that fuse products and sums.) It fails when ctx
 // ends, which it looks at after each call of f; an f that takes long may then return
 // early, with any numbers.
-func Minimize(ctx context.Context, x, curvature []float64, f func([]float64) (float64, []float64), steps int, gain float64) (
+func Minimize(
+	ctx context.Context, x, curvature []float64, f func([]float64) (float64, []float64), steps int, gain float64,
+) (
 	at []float64, value float64, taken int, err error,
 ) {
 	type pair struct {

@@ -135,7 +135,9 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 
 // adviseModels opens what the command line names. What it returns is to be
 // closed even with an error.
-func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, text ppl.Text) (published, converted *checkpoint.Checkpoint, err error) {
+func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, text ppl.Text) (
+	published, converted *checkpoint.Checkpoint, err error,
+) {
 	args := c.Args().Slice()
 	if src := c.String("source"); src != "" {
 		if len(args) != 1 {
@@ -156,7 +158,8 @@ func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, tex
 			return published, nil, err
 		}
 		var made string
-		if converted, made, err = openConverted(ctx, report, args[1], c.String("container"), text); err != nil || made == "" {
+		converted, made, err = openConverted(ctx, report, args[1], c.String("container"), text)
+		if err != nil || made == "" {
 			return published, converted, err
 		}
 		digest, err := published.Digest(ctx, report.Of("reading the source, MiB"))
@@ -175,7 +178,9 @@ func isArtifact(path string) bool {
 
 // openConverted opens an artifact, checked, or any other model. made is the
 // digest of the source that an artifact names.
-func openConverted(ctx context.Context, report progress.Func, path, container string, text ppl.Text) (m *checkpoint.Checkpoint, made string, err error) {
+func openConverted(ctx context.Context, report progress.Func, path, container string, text ppl.Text) (
+	m *checkpoint.Checkpoint, made string, err error,
+) {
 	if !isArtifact(path) {
 		m, err = checkpoint.Open(path)
 		return m, "", err

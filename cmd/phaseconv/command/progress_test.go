@@ -18,7 +18,8 @@ func TestLines(t *testing.T) {
 		done, total int
 	}{
 		{time.Second, "reading", 0, 1}, {0, "reading", 1, 1},
-		{0, "fitting", 0, 8}, {2 * time.Second, "fitting", 1, 8}, {4 * time.Second, "fitting", 3, 8}, {4 * time.Second, "fitting", 5, 8},
+		{0, "fitting", 0, 8}, {2 * time.Second, "fitting", 1, 8},
+		{4 * time.Second, "fitting", 3, 8}, {4 * time.Second, "fitting", 5, 8},
 		{2 * time.Second, "fitting", 6, 8}, {2 * time.Second, "fitting", 8, 8},
 		{6 * time.Second, "measuring", 1, 3}, {time.Second, "measuring", 3, 3},
 	} {
