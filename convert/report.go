@@ -112,7 +112,7 @@ func RenderReport(args []string, path string) error {
 
 // WriteReport writes one page about models.
 func WriteReport(path string, models ...report.Model) error {
-	claims, err := report.Claims()
+	claims, err := spec.ClaimsReport()
 	if err != nil {
 		return err
 	}

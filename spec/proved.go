@@ -11,14 +11,6 @@ import (
 //go:embed proofs/proved.json
 var proved []byte
 
-// A Theorem is a statement that the kernel of the prover has accepted.
-type Theorem struct {
-	Name      string   `json:"name"`      // file.theorem, in spec/proofs
-	Statement string   `json:"statement"` // as the source has it
-	Type      string   `json:"type"`      // as the kernel has it, with every hypothesis
-	Axioms    []string `json:"axioms"`    // what it rests on beyond the bare logic
-}
-
 // Proofs is proved.json: what the prover said of spec/proofs. Its runner,
 // spec/internal/prove, writes it; nobody else does.
 type Proofs struct {

@@ -132,6 +132,8 @@ func TestOutputs(t *testing.T) {
 	}
 	valid("#/$defs/FileInfo", run(0, program, append([]string{"inspect", "--json", source + "/model.safetensors"}, binary...)...), true)
 
+	valid("#/$defs/ClaimsJSON", run(0, program, "claims", "--json"), false)
+
 	// What fails is valid too.
 	if err := os.WriteFile(filepath.Join(out, "config.json"), []byte("{}"), 0o666); err != nil {
 		t.Fatal(err)
