@@ -243,13 +243,21 @@ func TestFoldKeysRefuses(t *testing.T) {
 		for p := range ones {
 			ones[p] = 1
 		}
+		// Twice the keys, and queries as they were: not the inverse.
+		d := cfg.HeadDim
+		double := &rotations.PairMix{Key: make([]float64, d*d), Query: make([]float64, d*d)}
+		for i := range d {
+			double.Key[i*d+i], double.Query[i*d+i] = 2, 1
+		}
 		bad := map[string][]rotations.KeyEdit{
-			"heads":  make([]rotations.KeyEdit, cfg.KVHeads-1),
-			"scale":  {{Turn: &rotations.PairTurn{Scale: make([]float32, cfg.HeadDim/2)}}, {}},
-			"length": {{Turn: &rotations.PairTurn{Scale: ones[1:]}}, {}},
-			"angle":  {{Turn: &rotations.PairTurn{Scale: ones, Angle: []float64{math.NaN()}}}, {}},
-			"values": {{Values: &rotations.PairMix{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
-			"mix":    {{Mix: &rotations.PairMix{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
+			"values not inverse": {{Values: double}, {}},
+			"mix not inverse":    {{Mix: double}, {}},
+			"heads":              make([]rotations.KeyEdit, cfg.KVHeads-1),
+			"scale":              {{Turn: &rotations.PairTurn{Scale: make([]float32, cfg.HeadDim/2)}}, {}},
+			"length":             {{Turn: &rotations.PairTurn{Scale: ones[1:]}}, {}},
+			"angle":              {{Turn: &rotations.PairTurn{Scale: ones, Angle: []float64{math.NaN()}}}, {}},
+			"values":             {{Values: &rotations.PairMix{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
+			"mix":                {{Mix: &rotations.PairMix{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
 		}
 		if cfg.Family.QKNorm != family.NoQKNorm {
 			bad["mixed norm"] = []rotations.KeyEdit{{Mix: &rotations.PairMix{Key: make([]float64, cfg.HeadDim*cfg.HeadDim), Query: make([]float64, cfg.HeadDim*cfg.HeadDim)}}, {}}
