@@ -98,6 +98,21 @@ func TestClaims(t *testing.T) {
 		}
 		seen[c.Name] = true
 	}
+	p, err := Proved()
+	if err != nil {
+		t.Fatal(err)
+	}
+	claimed := map[string]bool{}
+	for _, c := range list {
+		for _, n := range c.Theorems {
+			claimed[n] = true
+		}
+	}
+	for _, x := range p.Theorems {
+		if !claimed[x.Name] {
+			t.Errorf("no claim names %s; a helper is a Lemma", x.Name)
+		}
+	}
 	for _, m := range regexp.MustCompile(`(?m)^## (\w+)$`).FindAllStringSubmatch(string(b), -1) {
 		if !seen[m[1]] {
 			t.Errorf("proofs.md proves %s, which nobody claims", m[1])
@@ -106,6 +121,9 @@ func TestClaims(t *testing.T) {
 	// The check sees a test that is gone, a file that is gone, a bare assertion, and a
 	// hypothesis that nothing checks.
 	const here = "spec/claims_test.go: TestClaims"
+	needs := func(code, test string) Claim {
+		return Claim{Name: "a", Statement: "s", Status: "proved", Theorems: []string{"A.b"}, Needs: []Need{{"x", code, test}}}
+	}
 	for _, c := range []Claim{
 		{Name: "a", Statement: "s", Status: "tested", Evidence: "spec/claims_test.go: TestNowhere"},
 		{Name: "a", Statement: "s", Status: "tested", Evidence: "spec/nowhere_test.go: TestClaims"},
@@ -116,14 +134,14 @@ func TestClaims(t *testing.T) {
 		{Name: "a", Statement: "s", Status: "refuted"},
 		{Name: "a", Statement: "s", Status: "certain", Evidence: here},
 		{Name: "a", Statement: "s", Status: "tested", Evidence: here, Outside: "all"},
-		{Name: "a", Statement: "s", Status: "proved", Theorems: []string{"A.b"}, Needs: []Need{{"x", "spec/claims.go: nowhere", here}}},
-		{Name: "a", Statement: "s", Status: "proved", Theorems: []string{"A.b"}, Needs: []Need{{"x", "spec/claims.go: Claims", "spec/claims.go: Claims"}}},
+		needs("spec/claims.go: nowhere", here),
+		needs("spec/claims.go: Claims", "spec/claims.go: Claims"),
 	} {
 		if len(wrong(c, string(b))) == 0 {
 			t.Errorf("%+v passes", c)
 		}
 	}
-	if w := wrong(Claim{Name: "a", Statement: "s", Status: "proved", Theorems: []string{"A.b"}, Needs: []Need{{"x", "spec/claims.go: Claims", here}}}, ""); w != nil {
+	if w := wrong(needs("spec/claims.go: Claims", here), ""); w != nil {
 		t.Errorf("a good claim: %q", w)
 	}
 }
@@ -137,8 +155,10 @@ func TestStatus(t *testing.T) {
 		theorems []string
 		want     string // "" for an error
 	}{
-		{"", one, "proved"}, {"refuted", one, "refuted"}, {"refuted", nil, "refuted"}, {"tested", nil, "tested"}, {"argued", nil, "argued"}, {"open", nil, "open"},
-		{"proved", nil, ""}, {"proved", one, ""}, {"", nil, ""}, {"", []string{"Rope.nowhere"}, ""}, {"", append(one, "Rope.nowhere"), ""},
+		{"", one, "proved"}, {"refuted", one, "refuted"}, {"refuted", nil, "refuted"},
+		{"tested", nil, "tested"}, {"argued", nil, "argued"}, {"open", nil, "open"},
+		{"proved", nil, ""}, {"proved", one, ""}, {"", nil, ""}, {"", []string{"Rope.nowhere"}, ""},
+		{"", append(one, "Rope.nowhere"), ""},
 		{"tested", one, ""}, {"open", one, ""}, {"refuted", []string{"Rope.nowhere"}, ""}, {"certain", nil, ""},
 	} {
 		raw, err := json.Marshal([]Claim{{Name: "a", Statement: "s", Status: c.own, Theorems: c.theorems}})
@@ -153,7 +173,10 @@ func TestStatus(t *testing.T) {
 			t.Errorf("%+v: %+v, %v", c, got, err)
 		}
 	}
-	for _, raw := range []string{`[{"name": "a"}]`, `[{"statement": "a", "status": "open"}]`, `[{"name": "a", "statement": "s", "status": "open", "proof": "x"}]`, `{}`} {
+	for _, raw := range []string{
+		`[{"name": "a"}]`, `[{"statement": "a", "status": "open"}]`,
+		`[{"name": "a", "statement": "s", "status": "open", "proof": "x"}]`, `{}`,
+	} {
 		if c, err := parseClaims([]byte(raw), p); err == nil {
 			t.Errorf("%s gives %+v", raw, c)
 		}

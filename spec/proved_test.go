@@ -75,8 +75,9 @@ func TestProvedBroken(t *testing.T) {
 	if !strings.Contains(sources["Balance"], old) {
 		t.Fatal("Balance.v no longer has what this test changes")
 	}
+	type change = func(map[string]string, *spec.Proofs)
 	// replace changes Balance.v; with rehash also the hash that proved.json has of it.
-	replace := func(from, to string, rehash bool) func(map[string]string, *spec.Proofs) {
+	replace := func(from, to string, rehash bool) change {
 		return func(text map[string]string, p *spec.Proofs) {
 			text["Balance"] = strings.Replace(text["Balance"], from, to, 1)
 			if rehash {
@@ -85,34 +86,35 @@ func TestProvedBroken(t *testing.T) {
 			}
 		}
 	}
+	// edit changes proved.json, with its digest.
+	edit := func(f func(*spec.Proofs)) change {
+		return func(_ map[string]string, p *spec.Proofs) {
+			f(p)
+			p.Digest = p.Sum()
+		}
+	}
 	const last = "product_attained product_lower. Qed."
 	for name, c := range map[string]struct {
-		change func(map[string]string, *spec.Proofs)
+		change change
 		says   string
 	}{
-		"a proof given up":             {replace(last, "Admitted.", true), "Admitted has no place"},
-		"a proof given up, no rehash":  {replace(last, "Admitted.", false), "Balance.v changed"},
-		"an axiom":                     {replace("Section Balance.", "Axiom magic : False.\nSection Balance.", true), "Axiom has no place"},
-		"a variable that is an axiom":  {replace("Section Balance.", "Variable magic : False.\nSection Balance.", true), "outside a section is an axiom"},
-		"an unsafe flag":               {replace("Section Balance.", "Unset Guard Checking.\nSection Balance.", true), "Guard Checking has no place"},
-		"a changed statement":          {replace(old, "product balance <= 2%:R * product t.\nProof.", true), "states Balance.balance_optimum otherwise"},
-		"a changed comment":            {replace("(* The balance of a head", "(* A balance of a head", false), "Balance.v changed"},
-		"a theorem that hides":         {replace("\nTheorem balance_optimum", "\n Theorem balance_optimum", true), "times the word Theorem"},
-		"a lemma instead of a theorem": {replace("\nTheorem balance_optimum", "\nLemma balance_optimum", true), "no source has Balance.balance_optimum"},
-		"a changed hash": {func(_ map[string]string, p *spec.Proofs) {
-			p.Sources["Balance.v"] = strings.Repeat("0", 64)
-			p.Digest = p.Sum()
-		}, "Balance.v changed"},
-		"a file more":        {func(text map[string]string, _ *spec.Proofs) { text["More"] = "" }, "More.v is not in proved.json"},
-		"a file less":        {func(text map[string]string, _ *spec.Proofs) { delete(text, "Balance") }, "speaks of Balance.v"},
-		"a theorem added":    {func(_ map[string]string, p *spec.Proofs) { p.Theorems[0].Name = "Attention.aaa"; p.Digest = p.Sum() }, "no source has Attention.aaa"},
-		"a theorem left out": {func(_ map[string]string, p *spec.Proofs) { p.Theorems = p.Theorems[1:]; p.Digest = p.Sum() }, "lacks " + good.Theorems[0].Name},
-		"an axiom in the list": {func(_ map[string]string, p *spec.Proofs) {
-			p.Theorems[0].Axioms = []string{"X.magic"}
-			p.Digest = p.Sum()
-		}, "rests on X.magic"},
-		"an edit by hand": {func(_ map[string]string, p *spec.Proofs) { p.Theorems[0].Type = "True" }, "digest"},
-		"another prover":  {func(_ map[string]string, p *spec.Proofs) { p.Prover = "Coq 99" }, "digest"},
+		"a proof given up":       {replace(last, "Admitted.", true), "Admitted has no place"},
+		"the same, no rehash":    {replace(last, "Admitted.", false), "Balance.v changed"},
+		"an axiom":               {replace("Section B", "Axiom x : False.\nSection B", true), "Axiom has no place"},
+		"a variable outside":     {replace("Section B", "Variable x : False.\nSection B", true), "outside a section"},
+		"an unsafe flag":         {replace("Section B", "Unset Guard Checking.\nSection B", true), "Guard Checking"},
+		"a changed statement":    {replace(old, "product balance <= 2%:R * product t.\nProof.", true), "otherwise"},
+		"a changed comment":      {replace("(* The balance of a head", "(* A balance of a head", false), "changed"},
+		"a theorem that hides":   {replace("\nTheorem balance_o", "\n Theorem balance_o", true), "the word Theorem"},
+		"a lemma, not a theorem": {replace("\nTheorem balance_o", "\nLemma balance_o", true), "no source has"},
+		"a file more":            {func(text map[string]string, _ *spec.Proofs) { text["M"] = "" }, "M.v is not in"},
+		"a file less":            {func(text map[string]string, _ *spec.Proofs) { delete(text, "Balance") }, "speaks of"},
+		"a changed hash":         {edit(func(p *spec.Proofs) { p.Sources["Balance.v"] = "0" }), "Balance.v changed"},
+		"a theorem added":        {edit(func(p *spec.Proofs) { p.Theorems[0].Name = "A.a" }), "no source has A.a"},
+		"a theorem left out":     {edit(func(p *spec.Proofs) { p.Theorems = p.Theorems[1:] }), "lacks Attention."},
+		"an axiom in the list":   {edit(func(p *spec.Proofs) { p.Theorems[0].Axioms = []string{"X.y"} }), "rests on X.y"},
+		"an edit by hand":        {func(_ map[string]string, p *spec.Proofs) { p.Theorems[0].Type = "True" }, "digest"},
+		"another prover":         {func(_ map[string]string, p *spec.Proofs) { p.Prover = "Coq 99" }, "digest"},
 	} {
 		text := maps.Clone(sources)
 		p := *good

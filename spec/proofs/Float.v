@@ -140,7 +140,7 @@ generalize u_pos (gam_pos m); intros U G; nra.
 Qed.
 
 (* Sums of float32 numbers, in any order: there is no underflow to exclude. *)
-Theorem sum_error t : (forall x, In x (leaves t) -> is32 x) ->
+Lemma sum_error t : (forall x, In x (leaves t) -> is32 x) ->
   Rabs (value t - sum (leaves t)) <= gam (depth t) * mass (leaves t).
 Proof.
 induction t as [x|a IHa b IHb]; intros F.
@@ -179,7 +179,7 @@ Qed.
 Lemma chain_snoc l x : chain (l ++ x :: nil) = f32 (chain l + x).
 Proof. unfold chain; rewrite fold_left_app; reflexivity. Qed.
 
-Theorem chain_error l : (forall x, In x l -> is32 x) ->
+Lemma chain_error l : (forall x, In x l -> is32 x) ->
   Rabs (chain l - sum l) <= gam (length l) * mass l.
 Proof.
 induction l as [|x l IH] using rev_ind; intros F.
@@ -202,7 +202,7 @@ Qed.
 (* A coordinate of a decoded key: mean mu, scale al, terms s_i M_ji. *)
 Definition decoded (mu al : R) (l : list R) : R := f32 (mu + f32 (al * chain l)).
 
-Theorem decoded_error mu al l : is32 mu -> (forall x, In x l -> is32 x) -> normal (al * chain l) -> 0 <= al ->
+Lemma decoded_error mu al l : is32 mu -> (forall x, In x l -> is32 x) -> normal (al * chain l) -> 0 <= al ->
   Rabs (decoded mu al l - (mu + al * sum l)) <= gam (S (S (length l))) * (Rabs mu + al * mass l).
 Proof.
 intros Fm F N A; assert (U := u_pos).
@@ -305,7 +305,7 @@ destruct l as [|x l] using rev_ind; [apply is32_0|].
 unfold fma_chain; rewrite fold_left_app; apply f32_is32.
 Qed.
 
-Theorem fma_error l : no_underflow l ->
+Lemma fma_error l : no_underflow l ->
   Rabs (fma_chain l - product l) <= gam (length l) * product_mass l.
 Proof.
 induction l as [|p l IH] using rev_ind; intros N.
@@ -408,7 +408,7 @@ assert (D : 0 <= (n * b - a) * (n * b - a)) by apply Rle_0_sqr.
 nra.
 Qed.
 
-Theorem mass_norm l : mass l <= sqrt (INR (length l)) * sqrt (square l).
+Lemma mass_norm l : mass l <= sqrt (INR (length l)) * sqrt (square l).
 Proof.
 rewrite <- sqrt_mult by (try apply pos_INR; apply square_pos).
 rewrite <- (sqrt_square (mass l)) by apply mass_pos.

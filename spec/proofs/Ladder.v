@@ -19,10 +19,10 @@ Implicit Types (p q r : slot).
 
 Definition merge p q : slot := (p.1 + q.1, (p.1 + q.1)^-1 *: (p.1 *: p.2 + q.1 *: q.2)).
 
-Theorem mergeC p q : merge p q = merge q p.
+Lemma mergeC p q : merge p q = merge q p.
 Proof. by rewrite /merge [p.1 + _]addrC [p.1 *: _ + _]addrC. Qed.
 
-Theorem mergeA p q r : 0 < p.1 -> 0 < q.1 -> 0 < r.1 ->
+Lemma mergeA p q r : 0 < p.1 -> 0 < q.1 -> 0 < r.1 ->
   merge (merge p q) r = merge p (merge q r).
 Proof.
 move=> p0 q0 r0; have pq : p.1 + q.1 != 0 by rewrite gt_eqF // addr_gt0.
@@ -35,36 +35,25 @@ Qed.
 Definition mass (l : seq slot) : R := \sum_(p <- l) p.1.
 Definition direct (l : seq slot) : slot := (mass l, (mass l)^-1 *: \sum_(p <- l) p.1 *: p.2).
 
-Lemma mass_gt0 p l : (forall q, List.In q (p :: l) -> 0 < q.1) -> 0 < mass (p :: l).
-Proof.
-move=> H; rewrite /mass big_cons; apply: pos_add; first by apply: H; left.
-elim: l H => [|q l IH] H; first by rewrite big_nil.
-rewrite big_cons addr_ge0 //; first by apply: ltW; apply: H; right; left.
-by apply: IH => r [<-|rl]; apply: H; [left|right; right].
-Qed.
-
-Theorem replay p l : (forall q, List.In q (p :: l) -> 0 < q.1) -> foldl merge p l = direct (p :: l).
+Theorem replay p l : (forall q, q \in p :: l -> 0 < q.1) -> foldl merge p l = direct (p :: l).
 Proof.
 elim: l p => [|q l IH] p H.
-  have p0 : p.1 != 0 by rewrite gt_eqF //; apply: H; left.
+  have p0 : p.1 != 0 by rewrite gt_eqF // H // mem_head.
   by rewrite /direct /mass !big_cons !big_nil !addr0 scalerA mulVf // scale1r -surjective_pairing.
-have pq : p.1 + q.1 != 0 by rewrite gt_eqF // addr_gt0 //; apply: H; [left|right; left].
-rewrite /= IH => [|r [<-|rl]]; last first.
-- by apply: H; right; right.
-- by rewrite /= addr_gt0 //; apply: H; [left|right; left].
-rewrite /direct /mass !big_cons /= scalerA divff // scale1r.
-by rewrite !addrA.
+have p0 : 0 < p.1 by rewrite H // mem_head.
+have q0 : 0 < q.1 by rewrite H // !inE eqxx orbT.
+have pq : p.1 + q.1 != 0 by rewrite gt_eqF // addr_gt0.
+rewrite /= IH => [|r].
+  by rewrite /direct /mass !big_cons /= scalerA divff // scale1r !addrA.
+by rewrite inE => /orP [/eqP ->|rl]; [rewrite /= addr_gt0|rewrite H // !inE rl !orbT].
 Qed.
 
-(* So the order does not matter. *)
-Theorem merge_order p l l' : (forall q, List.In q (p :: l) -> 0 < q.1) ->
-  (forall q, List.In q (p :: l') -> 0 < q.1) -> perm_eq (map fst (p :: l)) (map fst (p :: l')) ->
-  \sum_(q <- p :: l) q.1 *: q.2 = \sum_(q <- p :: l') q.1 *: q.2 ->
-  foldl merge p l = foldl merge p l'.
+(* So the order of merging does not matter. *)
+Theorem merge_order p l p' l' : (forall q, q \in p :: l -> 0 < q.1) -> perm_eq (p :: l) (p' :: l') ->
+  foldl merge p l = foldl merge p' l'.
 Proof.
-move=> H H' pe e; rewrite !replay // /direct e.
-have -> : mass (p :: l) = mass (p :: l') by rewrite /mass -!(big_map fst xpredT id); apply: perm_big.
-by [].
+move=> H e; rewrite !replay // => [|q]; last by rewrite -(perm_mem e); apply: H.
+by rewrite /direct /mass !(perm_big _ e).
 Qed.
 
 End Slot.

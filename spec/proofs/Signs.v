@@ -38,7 +38,7 @@ by case: c; rewrite /= ?sqrrN expr1n mulr1.
 Qed.
 
 (* Signs change no length. *)
-Theorem signed_sq o x : sq (signed o x) = sq x.
+Lemma signed_sq o x : sq (signed o x) = sq x.
 Proof.
 rewrite !sqE; apply: eq_bigr => k _; rewrite mxE exprMn.
 by rewrite /sign_of; case: (o k); rewrite ?sqrrN expr1n mul1r.

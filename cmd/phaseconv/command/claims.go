@@ -85,7 +85,8 @@ func printClaims(w io.Writer, l *spec.ClaimsJSON, detail bool) {
 		}
 		t.print(w)
 		fmt.Fprintf(w, "\n%d claims: %d proved, %d argued, %d tested, %d refuted, %d open; %d theorems, accepted by %s\n",
-			len(l.Claims), counts["proved"], counts["argued"], counts["tested"], counts["refuted"], counts["open"], len(l.Theorems), l.Prover)
+			len(l.Claims), counts["proved"], counts["argued"], counts["tested"], counts["refuted"], counts["open"],
+			len(l.Theorems), l.Prover)
 		return
 	}
 	theorems := map[string]spec.Theorem{}

@@ -19,8 +19,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/phaseconv/phaseconv/spec"
@@ -104,10 +106,8 @@ func prove(ctx context.Context, log io.Writer, dir string, chk bool) (*spec.Proo
 		}
 		fmt.Fprintf(log, "%-12s %5.1f s\n", m, time.Since(start).Seconds())
 	}
-	for _, m := range order {
-		if err := ask(ctx, work, m, text[m], p); err != nil {
-			return nil, err
-		}
+	if p.Theorems, err = askAll(ctx, work, order, text); err != nil {
+		return nil, err
 	}
 	slices.SortFunc(p.Theorems, func(a, b spec.Theorem) int { return strings.Compare(a.Name, b.Name) })
 	pure := 0
@@ -124,7 +124,8 @@ func prove(ctx context.Context, log io.Writer, dir string, chk bool) (*spec.Proo
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	fmt.Fprintf(log, "%d theorems, %d without any axiom, %.0f s, %s\n", len(p.Theorems), pure, time.Since(begin).Seconds(), p.Prover)
+	fmt.Fprintf(log, "%d theorems, %d without any axiom, %.0f s, %s\n",
+		len(p.Theorems), pure, time.Since(begin).Seconds(), p.Prover)
 	if chk {
 		if err := secondChecker(ctx, log, work, order); err != nil {
 			return nil, err
@@ -168,8 +169,28 @@ func compile(ctx context.Context, work, m, text string) error {
 	return nil
 }
 
-// ask appends a file's theorems to p, with types and axioms from the kernel.
-func ask(ctx context.Context, work, m, text string, p *spec.Proofs) error {
+// askAll asks about all files, as many at a time as there are processors.
+func askAll(ctx context.Context, work string, order []string, text map[string]string) ([]spec.Theorem, error) {
+	lists, errs := make([][]spec.Theorem, len(order)), make([]error, len(order))
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range min(runtime.NumCPU(), len(order)) {
+		wg.Go(func() {
+			for i := range next {
+				lists[i], errs[i] = ask(ctx, work, order[i], text[order[i]])
+			}
+		})
+	}
+	for i := range order {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	return slices.Concat(lists...), errors.Join(errs...)
+}
+
+// ask returns a file's theorems with types and axioms from the kernel.
+func ask(ctx context.Context, work, m, text string) (out []spec.Theorem, err error) {
 	// Axioms first, before any import, so that they come with their full names; types after
 	// the file's own header, so that they read as they do there.
 	bare := "From " + coq.Root + " Require " + m + ".\n"
@@ -181,26 +202,26 @@ func ask(ctx context.Context, work, m, text string, p *spec.Proofs) error {
 		types += fmt.Sprintf("Redirect %q Check %s.%s.\n", full+".type", coq.Root, full)
 	}
 	if err := compile(ctx, work, "Ask"+m, bare+types); err != nil {
-		return err
+		return nil, err
 	}
 	for _, s := range list {
 		t := spec.Theorem{Name: m + "." + s.Name, Statement: s.Text}
 		b, err := os.ReadFile(filepath.Join(work, t.Name+".axioms.out"))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		t.Axioms = axioms(string(b))
 		if b, err = os.ReadFile(filepath.Join(work, t.Name+".type.out")); err != nil {
-			return err
+			return nil, err
 		}
 		_, ty, ok := strings.Cut(string(b), "\n     : ")
 		if !ok {
-			return fmt.Errorf("%s: Check printed %q", t.Name, b)
+			return nil, fmt.Errorf("%s: Check printed %q", t.Name, b)
 		}
 		t.Type = strings.Join(strings.Fields(ty), " ")
-		p.Theorems = append(p.Theorems, t)
+		out = append(out, t)
 	}
-	return nil
+	return out, nil
 }
 
 // axioms reads what Print Assumptions wrote: a line that starts in the first column names
