@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/rotations"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
@@ -85,7 +86,7 @@ func UpdateReport(dir string, change func(r *spec.ReportJSON)) error {
 		return err
 	default:
 		// A file of another version or a damaged one is made anew.
-		if json.Unmarshal(raw, r) != nil || r.Version != spec.ReportVersion {
+		if jsonx.Unmarshal(raw, r) != nil || r.Version != spec.ReportVersion {
 			r = &spec.ReportJSON{}
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/hf"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -368,10 +369,10 @@ func extendIndex(raw []byte, shardOf map[string]string, p *Plan) ([]byte, error)
 	}
 	var index, meta map[string]json.RawMessage
 	var shards map[string]string
-	if err := json.Unmarshal(raw, &index); err != nil {
+	if err := jsonx.Unmarshal(raw, &index); err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(index["weight_map"], &shards); err != nil {
+	if err := jsonx.Unmarshal(index["weight_map"], &shards); err != nil {
 		return nil, err
 	}
 	var added int64
@@ -387,7 +388,7 @@ func extendIndex(raw []byte, shardOf map[string]string, p *Plan) ([]byte, error)
 		return nil, err
 	}
 	var total int64
-	if json.Unmarshal(index["metadata"], &meta) == nil && json.Unmarshal(meta["total_size"], &total) == nil {
+	if jsonx.Unmarshal(index["metadata"], &meta) == nil && jsonx.Unmarshal(meta["total_size"], &total) == nil {
 		meta["total_size"], _ = json.Marshal(total + added) // numbers marshal
 		if index["metadata"], err = json.Marshal(meta); err != nil {
 			return nil, err
@@ -401,12 +402,12 @@ func extendIndex(raw []byte, shardOf map[string]string, p *Plan) ([]byte, error)
 // other byte as it is.
 func announceBiases(raw []byte) ([]byte, error) {
 	var m map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &m); err != nil {
+	if err := jsonx.Unmarshal(raw, &m); err != nil {
 		return nil, err
 	}
 	set := func(raw []byte) bool {
 		var got map[string]json.RawMessage
-		if json.Unmarshal(raw, &got) != nil || string(got["attention_bias"]) != "true" {
+		if jsonx.Unmarshal(raw, &got) != nil || string(got["attention_bias"]) != "true" {
 			return false
 		}
 		delete(got, "attention_bias")
@@ -435,7 +436,7 @@ func configJSON(dir string, info any, biases bool) ([]byte, error) {
 		return nil, err
 	}
 	var m map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &m); err != nil {
+	if err := jsonx.Unmarshal(raw, &m); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)
 	}
 	if _, ok := m[spec.ConfigObject]; ok {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -102,7 +103,7 @@ type nullable struct {
 
 func (n *nullable) UnmarshalJSON(b []byte) error {
 	n.present = true
-	return json.Unmarshal(b, &n.value)
+	return jsonx.Unmarshal(b, &n.value)
 }
 
 // tokenID accepts a number, a list of numbers (the first counts) or null.
@@ -115,12 +116,12 @@ func (t *tokenID) UnmarshalJSON(b []byte) error {
 	if bytes.Equal(b, []byte("null")) {
 		return nil
 	}
-	if json.Unmarshal(b, &t.id) == nil {
+	if jsonx.Unmarshal(b, &t.id) == nil {
 		t.set = true
 		return nil
 	}
 	var list []int
-	if err := json.Unmarshal(b, &list); err != nil {
+	if err := jsonx.Unmarshal(b, &list); err != nil {
 		return fmt.Errorf("token id %s is neither a number nor a list of numbers", clip(b))
 	}
 	if len(list) > 0 {
@@ -175,7 +176,7 @@ func ReadConfig(dir string) (*family.Config, error) {
 // ParseConfig is ReadConfig for the bytes of a config.json.
 func ParseConfig(raw []byte) (*family.Config, error) {
 	var h config
-	if err := json.Unmarshal(raw, &h); err != nil {
+	if err := jsonx.Unmarshal(raw, &h); err != nil {
 		return nil, fmt.Errorf("not a valid configuration: %w", err)
 	}
 	class := ""
@@ -373,7 +374,7 @@ func (h *config) rope(c *family.Config) error {
 	theta := or(h.RopeTheta, nonzero(d.RopeTheta, 10000))
 	perType := map[string]json.RawMessage{}
 	if isSet(h.RopeParameters) {
-		if err := json.Unmarshal(h.RopeParameters, &perType); err != nil {
+		if err := jsonx.Unmarshal(h.RopeParameters, &perType); err != nil {
 			return fmt.Errorf("rope_parameters: %w", err)
 		}
 	}
@@ -422,7 +423,7 @@ func decodeRope(raws ...json.RawMessage) (*ropeScaling, error) {
 		if !isSet(raw) {
 			continue
 		}
-		if err := json.Unmarshal(raw, s); err != nil {
+		if err := jsonx.Unmarshal(raw, s); err != nil {
 			return nil, fmt.Errorf("rope_scaling or rope_parameters: %w", err)
 		}
 	}

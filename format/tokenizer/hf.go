@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+
+	"github.com/phaseconv/phaseconv/format/jsonx"
 )
 
 // ReadHF reads the tokenizer of a Hugging Face checkpoint folder into the form
@@ -30,30 +32,30 @@ func ReadHF(dir string) (*Vocab, error) {
 // hfTokenizer is tokenizer.json.
 type hfTokenizer struct {
 	AddedTokens   []hfAdded `json:"added_tokens"`
-	Normalizer    *hfStep
-	PreTokenizer  *hfStep `json:"pre_tokenizer"`
-	PostProcessor *hfStep `json:"post_processor"`
+	Normalizer    *hfStep   `json:"normalizer"`
+	PreTokenizer  *hfStep   `json:"pre_tokenizer"`
+	PostProcessor *hfStep   `json:"post_processor"`
 	Model         struct {
-		Type         string
-		Vocab        json.RawMessage // an object for BPE, an array for Unigram
-		Merges       []hfMerge
-		UnkToken     *string  `json:"unk_token"`
-		Prefix       *string  `json:"continuing_subword_prefix"`
-		Suffix       *string  `json:"end_of_word_suffix"`
-		Dropout      *float64 `json:"dropout"`
-		ByteFallback bool     `json:"byte_fallback"`
-		IgnoreMerges bool     `json:"ignore_merges"`
-	}
+		Type         string          `json:"type"`
+		Vocab        json.RawMessage `json:"vocab"` // an object for BPE, an array for Unigram
+		Merges       []hfMerge       `json:"merges"`
+		UnkToken     *string         `json:"unk_token"`
+		Prefix       *string         `json:"continuing_subword_prefix"`
+		Suffix       *string         `json:"end_of_word_suffix"`
+		Dropout      *float64        `json:"dropout"`
+		ByteFallback bool            `json:"byte_fallback"`
+		IgnoreMerges bool            `json:"ignore_merges"`
+	} `json:"model"`
 }
 
 // hfAdded is an added token, in tokenizer.json and in tokenizer_config.json.
 type hfAdded struct {
-	ID         int64
-	Content    string
-	SingleWord bool `json:"single_word"`
-	LStrip     bool
-	RStrip     bool
-	Special    bool
+	ID         int64  `json:"id"`
+	Content    string `json:"content"`
+	SingleWord bool   `json:"single_word"`
+	LStrip     bool   `json:"lstrip"`
+	RStrip     bool   `json:"rstrip"`
+	Special    bool   `json:"special"`
 }
 
 // hfMerge is a merge, written "left right" or ["left", "right"].
@@ -62,14 +64,14 @@ type hfMerge struct{ left, right string }
 func (m *hfMerge) UnmarshalJSON(data []byte) error {
 	if len(data) > 0 && data[0] == '[' {
 		var p []string
-		if json.Unmarshal(data, &p) != nil || len(p) != 2 || p[0] == "" || p[1] == "" {
+		if jsonx.Unmarshal(data, &p) != nil || len(p) != 2 || p[0] == "" || p[1] == "" {
 			return fmt.Errorf("merge %s is not a pair of texts", clip(string(data), 60))
 		}
 		m.left, m.right = p[0], p[1]
 		return nil
 	}
 	var s string
-	err := json.Unmarshal(data, &s)
+	err := jsonx.Unmarshal(data, &s)
 	var ok bool
 	if m.left, m.right, ok = cutMerge(s); err != nil || !ok {
 		return fmt.Errorf("merge %s is not two texts with a space between", clip(string(data), 60))
@@ -81,12 +83,14 @@ func (m *hfMerge) UnmarshalJSON(data []byte) error {
 type hfToken string
 
 func (t *hfToken) UnmarshalJSON(data []byte) error {
-	var o struct{ Content *string }
+	var o struct {
+		Content *string `json:"content"`
+	}
 	switch {
 	case len(data) > 0 && data[0] == '"':
-		return json.Unmarshal(data, (*string)(t))
+		return jsonx.Unmarshal(data, (*string)(t))
 	case len(data) > 0 && data[0] == '{':
-		if json.Unmarshal(data, &o) != nil {
+		if jsonx.Unmarshal(data, &o) != nil {
 			// The error itself would give an offset that counts from here.
 			return fmt.Errorf("%s is no token", clip(string(data), 60))
 		}
@@ -128,14 +132,14 @@ type hfID struct{ id *int64 }
 
 func (d *hfID) UnmarshalJSON(data []byte) error {
 	var one int64
-	if json.Unmarshal(data, &one) == nil {
+	if jsonx.Unmarshal(data, &one) == nil {
 		if string(data) != "null" {
 			d.id = &one
 		}
 		return nil
 	}
 	var list []int64
-	if json.Unmarshal(data, &list) == nil && len(list) > 0 {
+	if jsonx.Unmarshal(data, &list) == nil && len(list) > 0 {
 		d.id = &list[0]
 	}
 	return nil
@@ -263,20 +267,22 @@ func (r *hfReader) readJSON(name string, limit int64, to any) (bool, error) {
 
 // parseJSON decodes data from the named file; key says which value of it, "" all.
 func (r *hfReader) parseJSON(name, key string, data []byte, to any) error {
-	err := json.Unmarshal(data, to)
+	err := jsonx.Unmarshal(data, to)
 	if err == nil {
 		return nil
 	}
-	e := &FormatError{File: r.path(name), Key: key, Offset: -1, Msg: err.Error(), Hint: "is the file complete?"}
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &syntax):
-		e.Offset = syntax.Offset
-	case errors.As(err, &kind):
-		e.Offset, e.Hint = kind.Offset, ""
-	default:
-		e.Hint = ""
+	e := &FormatError{File: r.path(name), Key: key, Offset: -1, Msg: err.Error()}
+	if x, ok := err.(*jsonx.Error); ok {
+		e.Msg, e.Offset = x.Msg, x.Offset
+		if x.Syntax {
+			e.Hint = "is the file complete?"
+		}
+		switch {
+		case key == "":
+			e.Key = x.Path
+		case x.Path != "":
+			e.Key += "." + x.Path
+		}
 	}
 	if key != "" {
 		e.Offset = -1 // it would count from the key's value
@@ -331,7 +337,7 @@ func (r *hfReader) collectAdded() error {
 
 func parseID(s string) (int64, error) {
 	var id int64
-	if err := json.Unmarshal([]byte(s), &id); err != nil {
+	if err := jsonx.Unmarshal([]byte(s), &id); err != nil {
 		return 0, fmt.Errorf("%q is no token id", clip(s, 40))
 	}
 	return id, nil

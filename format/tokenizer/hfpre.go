@@ -8,32 +8,39 @@ import (
 // hfStep is one node of the normalizer, pre_tokenizer or decoder of a
 // tokenizer.json; a Sequence holds others.
 type hfStep struct {
-	Type          string
-	Pretokenizers []hfStep
-	Normalizers   []hfStep
-	Processors    []hfStep
+	Type          string   `json:"type"`
+	Pretokenizers []hfStep `json:"pretokenizers"`
+	Normalizers   []hfStep `json:"normalizers"`
+	Processors    []hfStep `json:"processors"`
 
-	Pattern          struct{ String, Regex *string }
-	Behavior         string
-	Invert           bool
-	IndividualDigits bool    `json:"individual_digits"`
-	AddPrefixSpace   bool    `json:"add_prefix_space"`
-	UseRegex         *bool   `json:"use_regex"`
-	Content          string  // Replace
-	Prepend          string  // Prepend
-	PrependScheme    *string `json:"prepend_scheme"` // Metaspace
-	Replacement      string  // Metaspace
+	Pattern          hfPattern `json:"pattern"`
+	Behavior         string    `json:"behavior"`
+	Invert           bool      `json:"invert"`
+	IndividualDigits bool      `json:"individual_digits"`
+	AddPrefixSpace   bool      `json:"add_prefix_space"`
+	UseRegex         *bool     `json:"use_regex"`
+	Content          string    `json:"content"`        // Replace
+	Prepend          string    `json:"prepend"`        // Prepend
+	PrependScheme    *string   `json:"prepend_scheme"` // Metaspace
+	Replacement      string    `json:"replacement"`    // Metaspace
 
 	// TemplateProcessing; RobertaProcessing and BertProcessing use Cls and Sep.
-	Single []hfTemplate
-	Cls    []any
-	Sep    []any
+	Single []hfTemplate `json:"single"`
+	Cls    []any        `json:"cls"`
+	Sep    []any        `json:"sep"`
+}
+
+// hfPattern is what a Split or Replace looks for: a text or an expression.
+type hfPattern struct {
+	String *string `json:"String"`
+	Regex  *string `json:"Regex"`
 }
 
 // hfTemplate is one part of a TemplateProcessing.
 type hfTemplate struct {
-	SpecialToken *struct{ ID string }
-	Sequence     *struct{ ID string }
+	SpecialToken *struct {
+		ID string `json:"id"`
+	} `json:"SpecialToken"`
 }
 
 // flatten lists the steps of a tree of Sequences in order.

@@ -180,7 +180,10 @@ func (r *hfReader) chatTemplate() error {
 	if raw[0] == '"' {
 		return r.parseJSON(file, key, raw, &r.v.ChatTemplate)
 	}
-	var list []struct{ Name, Template string }
+	var list []struct {
+		Name     string `json:"name"`
+		Template string `json:"template"`
+	}
 	if err := r.parseJSON(file, key, raw, &list); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/rotations"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -360,7 +361,7 @@ func (w *Work) readSigns(layers, total int) ([][]int, error) {
 		return nil, err
 	}
 	var f allotFile
-	if err := json.Unmarshal(raw, &f); err != nil {
+	if err := jsonx.Unmarshal(raw, &f); err != nil {
 		return nil, err
 	}
 	have, err := json.Marshal(f.Inputs)

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/rotations"
 )
@@ -260,7 +261,7 @@ func (w *Work) sameInputs(text string) error {
 		return nil
 	}
 	var have []Input
-	if len(text) > maxInputs || json.Unmarshal([]byte(text), &have) != nil {
+	if len(text) > maxInputs || jsonx.Unmarshal([]byte(text), &have) != nil {
 		return fmt.Errorf("key %s is not readable", keyWorkInputs)
 	}
 	var why []string

@@ -2,11 +2,11 @@ package report
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -31,7 +31,7 @@ func parseClaims(raw []byte) ([]spec.Claim, error) {
 	if t := bytes.TrimLeft(raw, " \t\r\n"); len(t) > 0 && t[0] == '[' {
 		into = &file.Claims
 	}
-	if err := json.Unmarshal(raw, into); err != nil {
+	if err := jsonx.Unmarshal(raw, into); err != nil {
 		return nil, fmt.Errorf("spec/claims.json: %w", err)
 	}
 	for i, c := range file.Claims {

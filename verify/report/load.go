@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
 )
@@ -96,7 +97,7 @@ func (m *Model) take(r *spec.ReportJSON) {
 
 func parseReport(raw []byte) (*spec.ReportJSON, error) {
 	var r spec.ReportJSON
-	if err := json.Unmarshal(raw, &r); err != nil {
+	if err := jsonx.Unmarshal(raw, &r); err != nil {
 		return nil, err
 	}
 	if r.Version != spec.ReportVersion {
@@ -108,7 +109,7 @@ func parseReport(raw []byte) (*spec.ReportJSON, error) {
 // add tells the kinds of JSON apart by their keys.
 func add(models []Model, raw []byte, name string) ([]Model, error) {
 	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &keys); err != nil {
+	if err := jsonx.Unmarshal(raw, &keys); err != nil {
 		return nil, err
 	}
 	has := func(k string) bool { _, ok := keys[k]; return ok }
@@ -133,19 +134,19 @@ func add(models []Model, raw []byte, name string) ([]Model, error) {
 		models = append(models, Model{Name: m.Source.Name, Manifest: m})
 	case has("contract"):
 		var v spec.VerifyJSON
-		if err := json.Unmarshal(raw, &v); err != nil {
+		if err := jsonx.Unmarshal(raw, &v); err != nil {
 			return nil, err
 		}
 		last(&models, name).Verify = &v
 	case has("calibration") && has("layers"):
 		var a spec.AuditJSON
-		if err := json.Unmarshal(raw, &a); err != nil {
+		if err := jsonx.Unmarshal(raw, &a); err != nil {
 			return nil, err
 		}
 		models = append(models, Model{Name: name, Audit: &a})
 	case has("rows") && has("choices"):
 		var a spec.AdviseJSON
-		if err := json.Unmarshal(raw, &a); err != nil {
+		if err := jsonx.Unmarshal(raw, &a); err != nil {
 			return nil, err
 		}
 		m := last(&models, name)

@@ -293,6 +293,11 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}
+	// Members count under their own name only.
+	other := write("case.json", map[string]any{"calibration": map[string]any{}, "layers": []any{}, "Layers": 7, "CALIBRATION": []int{1}})
+	if got, err := Load([]string{other}); err != nil || len(got) != 1 || got[0].Audit == nil {
+		t.Errorf("names in another case: %+v, %v", got, err)
+	}
 	if _, err := Load([]string{filepath.Join(dir, "none")}); err == nil {
 		t.Error("a file that is not there was loaded")
 	}

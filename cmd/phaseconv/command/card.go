@@ -3,7 +3,6 @@ package command
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/report"
 )
@@ -104,7 +104,7 @@ func hubID(dir string) string {
 	var c struct {
 		Name string `json:"_name_or_path"`
 	}
-	if json.Unmarshal(raw, &c) != nil {
+	if jsonx.Unmarshal(raw, &c) != nil {
 		return ""
 	}
 	if org, name, ok := strings.Cut(c.Name, "/"); !ok || org == "" || org == "." || org == ".." || name == "" || strings.ContainsAny(name, "/\\ ") {
