@@ -80,7 +80,18 @@ func Plans(o Options) ([]*Plan, error) {
 		return nil, err
 	}
 	defer c.Close()
+	o.tell(c)
 	return plans(c, o, planned(c, &o))
+}
+
+// tell passes on what people should know of the source.
+func (o *Options) tell(c *checkpoint.Checkpoint) {
+	if o.Notice == nil {
+		return
+	}
+	for _, n := range c.Notes() {
+		o.Notice(n)
+	}
 }
 
 func plans(c *checkpoint.Checkpoint, o Options, ch *changes) ([]*Plan, error) {
@@ -165,6 +176,7 @@ func (o *Options) prepare(c *checkpoint.Checkpoint) (*changes, *ppl.Windows, err
 	if err := o.check(c); err != nil {
 		return nil, nil, err
 	}
+	o.tell(c)
 	ch := planned(c, o)
 	if _, err := plans(c, *o, ch); err != nil {
 		return nil, nil, err
@@ -297,7 +309,7 @@ func manifest(c *checkpoint.Checkpoint, o Options, ps []*Plan, windows [][]int32
 		Code: spec.CodeInfo{Kind: o.Code, Bits: meanBits(fit, o.Code), Alloc: o.alloc(), Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent},
 		Calibration: spec.Text{Name: o.Calibration.Name, SHA256: o.Calibration.SHA256(), Tokens: len(windows) * o.Ctx,
 			Context: o.Ctx, Windows: len(windows)},
-		Seed: o.Seed, Identities: ps[0].Identities,
+		Seed: o.Seed, Identities: ps[0].Identities, Notes: c.Notes(),
 	}
 	for l, layer := range fit.Layers {
 		for h, head := range layer.Heads {

@@ -272,6 +272,10 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 		return nil, nil
 	}
 	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Stream, error) {
+		weights, err := storedHead(o.Source, weights)
+		if err != nil {
+			return ppl.Stream{}, err
+		}
 		m := refmodel.New(o.Source.Config, weights, o.Threads)
 		lane := &refmodel.Lane{}
 		if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{lane}, refmodel.Options{Progress: o.Progress.of(step)}); err != nil {

@@ -17,6 +17,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -79,6 +80,8 @@ type Checkpoint struct {
 	Config    *family.Config
 	// Unknown lists source tensors that the family's graph does not use.
 	Unknown []string
+
+	notes []string // see Notes
 
 	tensors map[string]*Tensor
 	order   []string
@@ -165,6 +168,17 @@ func (c *Checkpoint) Tensors() []*Tensor {
 
 // Find returns the canonical tensor with this name.
 func (c *Checkpoint) Find(name string) (*Tensor, bool) { t, ok := c.tensors[name]; return t, ok }
+
+// Notes returns what people should know of how the source was read, one sentence
+// each: where its files disagree, and where the tokenizer of GGUF readers differs
+// from the one of the source. A source whose tokenizer cannot be read has none.
+func (c *Checkpoint) Notes() []string {
+	out := slices.Clone(c.notes)
+	if v, err := c.Vocab(); err == nil {
+		out = append(out, v.Notes...)
+	}
+	return out
+}
 
 // Vocab reads the tokenizer's data.
 func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) { return c.b.vocab() }
@@ -343,8 +357,8 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 	c.tensors = map[string]*Tensor{}
 	used := map[string]bool{}
 	for _, want := range c.Config.Tensors() {
-		// Checkpoints with tied embeddings may still carry a copy of the head,
-		// which the reference then ignores, whatever it holds.
+		// Checkpoints with tied embeddings may still carry a copy of the head. One
+		// that differs makes them untied; see ownHead.
 		if want.Name == headName && c.Config.TiedEmbeddings {
 			continue
 		}

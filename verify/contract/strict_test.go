@@ -17,7 +17,7 @@ import (
 // optional lists the members of a manifest that may be missing, by the last part of
 // their path.
 var optional = []string{
-	"fusion", "layers", "curves", "measured", "experts", "text", "stock", "train", "delta", "added",
+	"fusion", "notes", "layers", "curves", "measured", "experts", "text", "stock", "train", "delta", "added",
 }
 
 // TestManifestStrict changes every member of a manifest, one at a time, in the ways

@@ -74,6 +74,7 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	defer ck.Close()
+	printNotes(stderr, ck)
 	if c.Bool("ffn") {
 		if b := c.Int("ffn-block"); b < 1 || b > rotations.MaxDim {
 			return usagef("--ffn-block %d: it must be from 1 to %d", b, rotations.MaxDim)

@@ -72,7 +72,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		Source: src, Out: c.String("out"), OutType: c.String("outtype"), Code: c.String("code"), Bits: c.Float("bits"), Alloc: alloc(c),
 		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"), Exceptions: c.Int("exceptions")},
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Seed: c.Uint64("seed"), Threads: c.Int("threads"),
-		Tool: Tool(), Command: recorded(lasting(c.Root().Args().Slice())), Progress: progress(stderr),
+		Tool: Tool(), Command: recorded(lasting(c.Root().Args().Slice())), Progress: progress(stderr), Notice: notes(stderr),
 		Report: c.Bool("report"), ReportDetail: c.Bool("report-detail"),
 	}
 	switch c.String("format") {
