@@ -315,12 +315,18 @@ func (m metadata) Strings(key string) ([]string, bool) { return present(m.f.Stri
 
 func (m metadata) Float32s(key string) ([]float32, bool) {
 	v, err := m.f.Floats(key)
-	return convert[float32](v), err == nil
+	if err != nil {
+		return nil, false
+	}
+	return convert[float32](v), true
 }
 
 func (m metadata) Int32s(key string) ([]int32, bool) {
 	v, err := m.f.Ints(key)
-	return convert[int32](v), err == nil
+	if err != nil {
+		return nil, false
+	}
+	return convert[int32](v), true
 }
 
 func present[T any](v T, err error) (T, bool) { return v, err == nil }

@@ -8,7 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/jsonx"
@@ -60,6 +60,11 @@ type hfAdded struct {
 
 // hfMerge is a merge, written "left right" or ["left", "right"].
 type hfMerge struct{ left, right string }
+
+// joinsDigits says whether the merge makes a number of several digits.
+func (m hfMerge) joinsDigits() bool {
+	return strings.Trim(m.left+m.right, "0123456789") == ""
+}
 
 func (m *hfMerge) UnmarshalJSON(data []byte) error {
 	if len(data) > 0 && data[0] == '[' {
@@ -116,6 +121,20 @@ type hfConfig struct {
 	Class          string             `json:"tokenizer_class"`
 	Template       json.RawMessage    `json:"chat_template"`
 	Added          map[string]hfAdded `json:"added_tokens_decoder"`
+	// Extra and Additional are the newer and the older name of further special tokens.
+	Extra      hfTokens `json:"extra_special_tokens"`
+	Additional hfTokens `json:"additional_special_tokens"`
+}
+
+// hfTokens is a list of special tokens. An object, which names the tokens of other
+// media, counts as none.
+type hfTokens []hfToken
+
+func (t *hfTokens) UnmarshalJSON(data []byte) error {
+	if len(data) == 0 || data[0] != '[' {
+		return nil
+	}
+	return jsonx.Unmarshal(data, (*[]hfToken)(t))
 }
 
 // hfModelConfig is what config.json and generation_config.json say of tokens.
@@ -154,6 +173,7 @@ type hfReader struct {
 	tok    *hfTokenizer     // nil if there is no tokenizer.json
 	vocab  map[string]int64 // model.vocab of tokenizer.json
 	config hfConfig
+	more   hfConfig // special_tokens_map.json
 	model  hfModelConfig
 	added  []hfAdded        // by id
 	ids    map[string]int32 // of all tokens
@@ -179,15 +199,24 @@ func readHF(fsys fs.FS, dir string) (*Vocab, error) {
 	if r.model.TextConfig != nil {
 		r.model.inherit(r.model.TextConfig)
 	}
+	if _, err := r.readJSON("special_tokens_map.json", MaxConfigSize, &r.more); err != nil {
+		return nil, err
+	}
+	if r.tok != nil {
+		if r.tok.Model.Type != "BPE" {
+			return nil, &UnsupportedError{File: r.path("tokenizer.json"), Key: "model.type", What: fmt.Sprintf("tokenizer model %q", r.tok.Model.Type),
+				Hint: "BPE is"}
+		}
+		if err := r.parseVocab(); err != nil {
+			return nil, err
+		}
+	}
 	if err := r.collectAdded(); err != nil {
 		return nil, err
 	}
 	switch {
 	case r.tok == nil:
 		err = r.fromSentencePiece(true)
-	case r.tok.Model.Type != "BPE":
-		err = &UnsupportedError{File: r.path("tokenizer.json"), Key: "model.type", What: fmt.Sprintf("tokenizer model %q", r.tok.Model.Type),
-			Hint: "BPE is"}
 	case r.tok.Model.ByteFallback:
 		err = r.fromSentencePiece(false)
 	default:
@@ -290,59 +319,6 @@ func (r *hfReader) parseJSON(name, key string, data []byte, to any) error {
 	return e
 }
 
-// collectAdded gathers the added tokens. tokenizer.json knows them best; the
-// two older places count where it does not exist.
-func (r *hfReader) collectAdded() error {
-	byID := make(map[int64]hfAdded)
-	if r.tok != nil {
-		for _, a := range r.tok.AddedTokens {
-			byID[a.ID] = a
-		}
-	} else {
-		var plain map[string]int64
-		if _, err := r.readJSON("added_tokens.json", MaxConfigSize, &plain); err != nil {
-			return err
-		}
-		for content, id := range plain {
-			// Of two texts with one id the smaller wins: any, but always the same.
-			if a, ok := byID[id]; !ok || content < a.Content {
-				byID[id] = hfAdded{ID: id, Content: content}
-			}
-		}
-		for key, a := range r.config.Added {
-			id, err := parseID(key)
-			if err != nil {
-				return &FormatError{File: r.path("tokenizer_config.json"), Key: "added_tokens_decoder", Offset: -1, Msg: err.Error()}
-			}
-			a.ID = id
-			byID[id] = a
-		}
-	}
-	if len(byID) > MaxAddedTokens {
-		return &FormatError{File: r.path("tokenizer.json"), Key: "added_tokens", Offset: -1,
-			Msg: fmt.Sprintf("%d added tokens, at most %d are read", len(byID), MaxAddedTokens)}
-	}
-	for _, a := range byID {
-		if a.ID < 0 || a.ID >= MaxVocab {
-			return &FormatError{File: r.path("tokenizer.json"), Key: "added_tokens", Offset: -1,
-				Msg: fmt.Sprintf("added token %q has id %d; 0 to %d are read", clip(a.Content, 40), a.ID, MaxVocab-1)}
-		}
-		if a.Content != "" {
-			r.added = append(r.added, a)
-		}
-	}
-	sort.Slice(r.added, func(i, j int) bool { return r.added[i].ID < r.added[j].ID })
-	return nil
-}
-
-func parseID(s string) (int64, error) {
-	var id int64
-	if err := jsonx.Unmarshal([]byte(s), &id); err != nil {
-		return 0, fmt.Errorf("%q is no token id", clip(s, 40))
-	}
-	return id, nil
-}
-
 // parseVocab reads model.vocab of tokenizer.json.
 func (r *hfReader) parseVocab() error {
 	m := &r.tok.Model
@@ -431,12 +407,6 @@ func (r *hfReader) placeVocab() error {
 		}
 		r.v.Tokens[id], r.v.Types[id] = text, TypeNormal
 	}
-	for _, a := range r.added {
-		if id, ok := r.vocab[a.Content]; ok && id != a.ID {
-			return &FormatError{File: r.path("tokenizer.json"), Key: "added_tokens", Offset: -1,
-				Msg: fmt.Sprintf("%q has id %d here and %d in model.vocab", clip(a.Content, 40), a.ID, id)}
-		}
-	}
 	return nil
 }
 
@@ -470,9 +440,6 @@ func looksSpecial(s string) bool {
 func (r *hfReader) fromBPE() error {
 	v, m := r.v, &r.tok.Model
 	v.Model = ModelBPE
-	if err := r.parseVocab(); err != nil {
-		return err
-	}
 	for _, s := range r.tok.Normalizer.flatten() {
 		if s.Type != "NFC" {
 			return &UnsupportedError{File: r.path("tokenizer.json"), Key: "normalizer", What: fmt.Sprintf("normalizer %q with byte-level BPE", s.Type)}
@@ -485,6 +452,9 @@ func (r *hfReader) fromBPE() error {
 	}
 	v.Pre = name
 	v.Notes = append(v.Notes, notes...)
+	if name == "deepseek-llm" && slices.ContainsFunc(m.Merges, hfMerge.joinsDigits) {
+		r.note("Hugging Face cuts numbers into digits; llama.cpp's %s does not, and some merges join digits.", name)
+	}
 	if err := r.placeVocab(); err != nil {
 		return err
 	}
@@ -505,9 +475,6 @@ func (r *hfReader) fromSentencePiece(modelOnly bool) error {
 	v.Model, v.Pre = ModelSPM, "default"
 	v.AddSpacePrefix = true
 	if !modelOnly {
-		if err := r.parseVocab(); err != nil {
-			return err
-		}
 		if err := r.checkMetaspace(); err != nil {
 			return err
 		}

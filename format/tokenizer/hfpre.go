@@ -76,6 +76,7 @@ const (
 	reTekken  = reLead + reUpper + `*` + reLower + `+|` + reLead + reUpper + `+` + reLower + `*|\p{N}` + reTail
 	reGPT4o   = reLead + reUpper + `*` + reLower + `+` + reFold + `?|` + reLead + reUpper + `+` + reLower + `*` + reFold + `?|\p{N}{1,3}` + reTail
 	reDigit   = `\p{N}`
+	reSeed    = reFold + `|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+`
 	reDSKana  = "[一-龥\u3040-ゟ゠-ヿ]+"
 	reDSWords = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
 )
@@ -91,9 +92,19 @@ var hfPatterns = map[string]string{
 	patternKey(reTekken):                          "tekken",
 	patternKey(reGPT4o):                           "gpt-4o",
 	patternKey(`\p{N}{1,3}`, reDSKana, reDSWords): "deepseek-v3",
+	patternKey(reSeed):                            "seed-coder",
+
+	patternKey(`[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`, ranges(cjk), reDigit):                                         "deepseek-coder",
+	patternKey(`[\r\n]`, `\s?`+ranges(casedLetters), `\s?`+ranges(llmPunctuation), `\s+$`, ranges(cjk), reDigit): "deepseek-llm",
 }
 
-func patternKey(patterns ...string) string { return strings.Join(patterns, "\x00") }
+// patternKey joins patterns in one spelling: of newlines, which files write as such or
+// escaped, and of \p{N}{1}.
+func patternKey(patterns ...string) string {
+	return oneSpelling.Replace(strings.Join(patterns, "\x00"))
+}
+
+var oneSpelling = strings.NewReplacer("\r", `\r`, "\n", `\n`, `\p{N}{1}`, reDigit)
 
 // detectPre finds the llama.cpp name for the pre_tokenizer of a byte-level BPE
 // tokenizer.json by what it does, not by whose model it is.
@@ -149,6 +160,8 @@ func detectPre(file string, root *hfStep, ignoreMerges bool) (name string, notes
 		if !ignoreMerges {
 			name = "smaug-bpe" // the same pattern, merges not ignored
 		}
+	case "deepseek-coder", "deepseek-llm":
+		notes = append(notes, "The pattern takes some blanks beyond ASCII, such as U+2003, for ideographs; llama.cpp does not.")
 	case "tekken", "gpt-4o":
 		notes = append(notes, "The pattern tells upper from lower case and takes marks in words; llama.cpp's form of it does so for ASCII only.")
 	}

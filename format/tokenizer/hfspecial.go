@@ -28,11 +28,7 @@ func (r *hfReader) noteFlags() {
 
 // specialIDs finds the special tokens and whether they are added to text.
 func (r *hfReader) specialIDs() error {
-	v, c := r.v, &r.config
-	var more hfConfig
-	if _, err := r.readJSON("special_tokens_map.json", MaxConfigSize, &more); err != nil {
-		return err
-	}
+	v, c, more := r.v, &r.config, &r.more
 	var generation hfModelConfig
 	if _, err := r.readJSON("generation_config.json", MaxConfigSize, &generation); err != nil {
 		return err
