@@ -81,7 +81,7 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		}
 		o.FFN = &audit.FFNOptions{Block: c.Int("ffn-block")}
 	}
-	page := report.Model{Name: filepath.Base(filepath.Clean(src)), License: report.License(src)}
+	page := report.Model{Name: filepath.Base(filepath.Clean(src)), License: report.ReadLicense(src)}
 	if c.String("report") != "" {
 		o.Probe = func(p probe.Options) (err error) {
 			p.Detail = c.Bool("report-detail")
