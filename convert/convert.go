@@ -80,6 +80,9 @@ func Plans(o Options) ([]*Plan, error) {
 		return nil, err
 	}
 	defer c.Close()
+	if err := checkOriginal(c); err != nil {
+		return nil, err
+	}
 	o.tell(c)
 	return plans(c, o, planned(c, &o))
 }
@@ -174,6 +177,9 @@ func (o *Options) open() (*checkpoint.Checkpoint, *changes, *ppl.Windows, error)
 // prepare does what open does on a source that is open.
 func (o *Options) prepare(c *checkpoint.Checkpoint) (*changes, *ppl.Windows, error) {
 	if err := o.check(c); err != nil {
+		return nil, nil, err
+	}
+	if err := checkOriginal(c); err != nil {
 		return nil, nil, err
 	}
 	o.tell(c)
@@ -296,14 +302,10 @@ func manifest(c *checkpoint.Checkpoint, o Options, ps []*Plan, windows [][]int32
 	if err != nil {
 		return nil, err
 	}
-	abs, err := filepath.Abs(c.Path)
-	if err != nil {
-		return nil, err
-	}
 	cfg := c.Config
 	m := &spec.Manifest{
 		Version: spec.Version, Tool: o.Tool, Command: o.Command,
-		Source: spec.Source{Name: filepath.Base(abs), Container: string(c.Container), SHA256: digest},
+		Source: spec.Source{Name: c.Name(), Container: string(c.Container), SHA256: digest},
 		Model: spec.Model{Family: cfg.Family.Name, Layers: cfg.Layers, Heads: cfg.Heads, KVHeads: cfg.KVHeads, HeadDim: cfg.HeadDim,
 			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts},
 		Code: spec.CodeInfo{Kind: o.Code, Bits: meanBits(fit, o.Code), Alloc: o.alloc(), Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent},
@@ -477,7 +479,9 @@ func metadata(c *checkpoint.Checkpoint, o Options, man *spec.Manifest) ([]gguf.K
 	if err != nil {
 		return nil, err
 	}
-	return ggufKVs(c, v, o.OutType, mark)
+	// The name that the manifest has, whatever the folder is called where published
+	// rotations are applied.
+	return ggufKVs(c, v, man.Source.Name, o.OutType, mark)
 }
 
 // sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is

@@ -2,7 +2,6 @@ package convert
 
 import (
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -23,8 +22,8 @@ func marker(source string, code spec.CodeInfo, tool string) []gguf.KV {
 	}
 }
 
-// retrofitKVs copies a GGUF file's keys byte for byte and adds the marker;
-// markers of an earlier conversion are replaced.
+// retrofitKVs copies a GGUF file's keys byte for byte and adds the marker. Stray keys
+// under the marker's prefix go.
 func retrofitKVs(f *gguf.File, mark []gguf.KV) []gguf.KV {
 	var out []gguf.KV
 	for _, kv := range f.KVs {
@@ -37,17 +36,13 @@ func retrofitKVs(f *gguf.File, mark []gguf.KV) []gguf.KV {
 
 // ggufKVs builds the metadata of a GGUF model from a Hugging Face checkpoint,
 // with the keys that stock converters write.
-func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, outtype string, mark []gguf.KV) ([]gguf.KV, error) {
+func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string, mark []gguf.KV) ([]gguf.KV, error) {
 	cfg := c.Config
 	arch := cfg.Family.GGUFArch
-	abs, err := filepath.Abs(c.Path)
-	if err != nil {
-		return nil, err
-	}
 	out := []gguf.KV{
 		gguf.Value("general.architecture", arch),
 		gguf.Value("general.type", "model"),
-		gguf.Value("general.name", filepath.Base(abs)),
+		gguf.Value("general.name", name),
 		gguf.Value("general.file_type", fileTypes[outtype]),
 		gguf.Value("general.quantization_version", uint32(2)),
 	}

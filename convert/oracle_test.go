@@ -134,7 +134,7 @@ func writeTiny(t *testing.T, m *tinyModel, p *Plan, dir, outtype string) string 
 	if err != nil {
 		t.Fatal(err)
 	}
-	kvs, err := ggufKVs(m.Checkpoint, v, outtype, marker("0", spec.CodeInfo{Kind: "raw"}, "test"))
+	kvs, err := ggufKVs(m.Checkpoint, v, "source", outtype, marker("0", spec.CodeInfo{Kind: "raw"}, "test"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -435,13 +435,6 @@ func configJSON(dir string, info any, biases bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var m map[string]json.RawMessage
-	if err := jsonx.Unmarshal(raw, &m); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)
-	}
-	if _, ok := m[spec.ConfigObject]; ok {
-		return nil, fmt.Errorf("%s: the model was converted before (config.json has an object %q); convert the original", dir, spec.ConfigObject)
-	}
 	if biases {
 		if raw, err = announceBiases(raw); err != nil {
 			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)

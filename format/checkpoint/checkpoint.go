@@ -24,6 +24,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // Container is a file format for models.
@@ -143,6 +144,10 @@ func openDir(dir string) (*Checkpoint, error) {
 	found, err := filepath.Glob(filepath.Join(dir, "*.gguf"))
 	if err != nil {
 		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(dir, spec.ManifestName)); err == nil {
+		found = slices.DeleteFunc(found, func(f string) bool { return filepath.Base(f) != spec.GGUFModelName })
+		return nil, fmt.Errorf("%s: an artifact of phaseconv without a safetensors model; name a file in it%s", dir, hint(found))
 	}
 	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir, hint(found))
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -147,6 +148,11 @@ func (b *hfBackend) files() []string {
 		out = append(out, f.Path)
 	}
 	return out
+}
+
+// configText returns config.json as it is.
+func (b *hfBackend) configText() ([]byte, error) {
+	return os.ReadFile(filepath.Join(b.dir, hf.ConfigName))
 }
 
 func (b *hfBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.ReadHF(b.dir) }

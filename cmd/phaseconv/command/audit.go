@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -81,7 +80,7 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		}
 		o.FFN = &audit.FFNOptions{Block: c.Int("ffn-block")}
 	}
-	page := report.Model{Name: filepath.Base(filepath.Clean(src)), License: report.ReadLicense(src)}
+	page := report.Model{Name: ck.Name(), License: report.ReadLicense(src)}
 	if c.String("report") != "" {
 		o.Probe = func(p probe.Options) (err error) {
 			p.Detail = c.Bool("report-detail")
