@@ -115,6 +115,7 @@ type limit struct {
 // limits by element type, named as in both containers. The scale of a Q8_0 block
 // is the largest magnitude over 127, as F16.
 var limits = map[string]*limit{
+	"F64":  {math.MaxFloat64, math.Inf(1)},
 	"F32":  {math.MaxFloat32, math.Inf(1)},
 	"BF16": {0x1.fep127, 0x1.ffp127},
 	"F16":  {65504, 65520},

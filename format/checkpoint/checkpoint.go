@@ -114,6 +114,15 @@ func Open(path string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
+	doubles := 0
+	for _, t := range c.tensors {
+		if t.Type == "F64" {
+			doubles++
+		}
+	}
+	if doubles > 0 {
+		c.notes = append(c.notes, fmt.Sprintf("%d tensors are stored as F64; they are read as F32, each number rounded once.", doubles))
+	}
 	c.stamps = map[string]stamp{}
 	for _, f := range c.b.files() {
 		s, err := takeStamp(f)

@@ -856,3 +856,17 @@ func TestConcurrent(t *testing.T) {
 		}
 	}
 }
+
+// TestFirstUnreadable: of many tensors with an element type that cannot be read the
+// error always names the same, and its file.
+func TestFirstUnreadable(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "m")
+	tiny.HF(t, dir, "llama", tiny.Options{})
+	rewrite(t, dir, func(x safetensors.Tensor) []safetensors.Tensor {
+		x.DType = "I8"
+		return keep(x)
+	})
+	for range 10 {
+		fails(t, dir, "tensor model.embed_tokens.weight has element type I8", safetensors.SingleName)
+	}
+}

@@ -58,10 +58,12 @@ func openHF(dir string) (*Checkpoint, error) {
 		set.Close()
 		return nil, err
 	}
-	for _, t := range c.tensors {
+	for _, name := range c.order { // so that of several always the same is reported
+		t := c.tensors[name]
 		if !safetensors.Readable(t.Type) {
+			r, _ := set.Find(t.Sources[0])
 			set.Close()
-			return nil, &safetensors.UnsupportedError{File: dir, Tensor: t.Sources[0], DType: t.Type}
+			return nil, &safetensors.UnsupportedError{File: r.File.Path, Tensor: t.Sources[0], DType: t.Type}
 		}
 		if cfg.Family.NormPlusOne && family.IsNorm(t.Name) {
 			t.Add = 1
