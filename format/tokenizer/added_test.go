@@ -29,7 +29,8 @@ func TestAddedTokens(t *testing.T) {
 	loadJSON(t, "added.json", &golden)
 	moved := []string{"a gap", "two gaps, not in order", "an id of the vocabulary", "a token of the vocabulary by another id", "one text twice", "one id twice", "an empty text",
 		"only in tokenizer_config.json, with a gap", "only in tokenizer_config.json, two, not in order", "another id in tokenizer_config.json",
-		"another text in tokenizer_config.json", "only in added_tokens.json, with a gap"}
+		"another text in tokenizer_config.json", "only in added_tokens.json, with a gap",
+		"described by both older places, lower id", "described by both older places, higher id"}
 	for _, c := range cases {
 		f := smallFolder()
 		f["tokenizer.json"]["added_tokens"] = c.Added

@@ -27,10 +27,11 @@ func (r *hfReader) collectAdded() error {
 		}
 	}
 	stated := make(map[int64]hfAdded)
+	named, _ := r.named()
 	for content, id := range plain {
 		// Of two texts with one id the smaller wins: any, but always the same.
 		if a, ok := stated[id]; !ok || content < a.Content {
-			stated[id] = hfAdded{ID: id, Content: content, Special: r.tok != nil && slices.Contains(r.named(), hfToken(content))}
+			stated[id] = hfAdded{ID: id, Content: content, Special: r.tok != nil && slices.Contains(named, hfToken(content))}
 		}
 	}
 	for key, a := range r.config.Added {
@@ -70,8 +71,9 @@ func (r *hfReader) badAdded(format string, args ...any) error {
 
 // named lists the special tokens that configs name, in the order in which Hugging
 // Face adds those that it does not have. special_tokens_map.json counts only where
-// tokenizer_config.json does not list added tokens, and before it there.
-func (r *hfReader) named() []hfToken {
+// tokenizer_config.json does not list added tokens, and before it there. The first
+// roles of them have a role, such as the end of a text.
+func (r *hfReader) named() (all []hfToken, roles int) {
 	c, m := &r.config, &r.more
 	if c.Added != nil {
 		m = &hfConfig{}
@@ -84,22 +86,28 @@ func (r *hfReader) named() []hfToken {
 			out = append(out, p[1])
 		}
 	}
+	none := func(t hfToken) bool { return t == "" }
+	out = slices.DeleteFunc(out, none)
+	roles = len(out)
 	for _, list := range []hfTokens{slices.Concat(c.Extra, m.Extra), m.Additional, c.Additional} {
 		if len(list) > 0 {
 			out = append(out, list...)
 			break
 		}
 	}
-	return slices.DeleteFunc(out, func(t hfToken) bool { return t == "" })
+	return slices.DeleteFunc(out, none), roles
 }
 
 // countOn gives the added tokens of a folder with tokenizer.json their ids. stated
 // are the tokens of the other files, by the ids that these state.
 func (r *hfReader) countOn(stated map[int64]hfAdded) error {
 	if r.config.Added == nil {
-		// The older places: what tokenizer.json states for an id comes before them.
+		// What tokenizer.json states for an id comes before the older places, and
+		// where both describe a token the higher id counts.
 		for _, a := range r.tok.AddedTokens {
-			delete(stated, a.ID)
+			id := a.ID
+			a.ID = -1 // said already
+			stated[id] = a
 		}
 	}
 	taken := map[int64]string{} // ids of model.vocab that counting can meet
@@ -161,8 +169,18 @@ func (r *hfReader) countOn(stated map[int64]hfAdded) error {
 			return err
 		}
 	}
-	for _, t := range r.named() {
-		if _, ok := at[string(t)]; ok {
+	listed := map[string]bool{}
+	for _, a := range r.config.Added {
+		listed[a.Content] = true
+	}
+	named, roles := r.named()
+	for i, t := range named {
+		if k, ok := at[string(t)]; ok {
+			// Where tokenizer_config.json lists added tokens, it says which are special
+			// but for those that it lists and names.
+			if i < roles && (r.config.Added == nil || listed[string(t)]) {
+				r.added[k].Special = true
+			}
 			continue
 		}
 		if err := add(hfAdded{ID: -1, Content: string(t), Special: true}, ""); err != nil {
