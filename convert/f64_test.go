@@ -22,7 +22,7 @@ func TestF64(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !res.Verify.OK || res.Verify.Function.KLDMean > 1e-6 || !strings.Contains(strings.Join(res.Manifest.Notes, " "), "stored as F64") {
+		if !res.Verify.OK || res.Verify.Function.KLDMean > 1e-6 || !strings.Contains(strings.Join(res.Manifest.Notes, " "), "stored as F64: ") {
 			t.Errorf("to %s: %+v, notes %q", to, res.Verify.Function, res.Manifest.Notes)
 		}
 		c, err := openModel(filepath.Join(dir, string(to)), res.Manifest.Artifacts[0])

@@ -121,7 +121,7 @@ func Open(path string) (*Checkpoint, error) {
 		}
 	}
 	if doubles > 0 {
-		c.notes = append(c.notes, fmt.Sprintf("%d tensors are stored as F64; they are read as F32, each number rounded once.", doubles))
+		c.notes = append(c.notes, fmt.Sprintf("The source has F64 weights (tensors stored as F64: %d), which are read as F32: each number is rounded once.", doubles))
 	}
 	c.stamps = map[string]stamp{}
 	for _, f := range c.b.files() {

@@ -292,7 +292,13 @@ func (b *ggufBackend) raw(source string) (*io.SectionReader, error) {
 
 func (b *ggufBackend) files() []string { return b.f.Paths() }
 
-func (b *ggufBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.FromGGUF(metadata{b.f}) }
+func (b *ggufBackend) vocab() (*tokenizer.Vocab, error) {
+	v, err := tokenizer.FromGGUF(metadata{b.f})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", b.f.Path, err)
+	}
+	return v, nil
+}
 
 func (b *ggufBackend) close() error { return b.f.Close() }
 

@@ -23,6 +23,7 @@ import (
 // The pre-tokenizer is recognized by its patterns. BPE with byte fallback is
 // read as SentencePiece BPE; where tokenizer.model is missing, scores come from
 // the order of the merges.
+// Added tokens have the ids that Hugging Face counts out, whatever ids the files state.
 // The vocabulary is padded to vocab_size of config.json with unused tokens.
 // Errors are *FormatError, *UnsupportedError, or come from the file system.
 func ReadHF(dir string) (*Vocab, error) {
