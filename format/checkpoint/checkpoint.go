@@ -89,6 +89,10 @@ type Checkpoint struct {
 	b       backend
 	stamps  map[string]stamp
 
+	reading  sync.Once // of the tokenizer
+	vocab    *tokenizer.Vocab
+	vocabErr error
+
 	digesting sync.Mutex
 	digest    string // once it is known
 }
@@ -194,8 +198,11 @@ func (c *Checkpoint) Notes() []string {
 	return out
 }
 
-// Vocab reads the tokenizer's data.
-func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) { return c.b.vocab() }
+// Vocab returns the tokenizer's data, which is read once and must not be changed.
+func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) {
+	c.reading.Do(func() { c.vocab, c.vocabErr = c.b.vocab() })
+	return c.vocab, c.vocabErr
+}
 
 // ReadRows decodes rows [row0, row0+n) of t into dst (n*t.Cols() values). It
 // refuses numbers that are not finite, by name: no model can be computed with them.

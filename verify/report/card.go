@@ -279,6 +279,9 @@ func (c *card) details() {
 		}
 	}
 	c.line("- source: `%s`, SHA-256 `%s`", oneLine(m.Source.Name), m.Source.SHA256)
+	for _, n := range m.Notes {
+		c.line("- read so: %s", oneLine(n))
+	}
 	c.line("- calibration: `%s`, %s tokens, SHA-256 `%s`", oneLine(m.Calibration.Name), comma(m.Calibration.Tokens), m.Calibration.SHA256)
 	c.line("")
 	c.line("| file | bytes | SHA-256 |")

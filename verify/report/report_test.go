@@ -364,9 +364,13 @@ func TestCardLicense(t *testing.T) {
 	} {
 		m := fixture()
 		m.License = x.license
+		m.Manifest.Notes = []string{"A token\nis left out."}
 		var b bytes.Buffer
 		if err := Card(&b, m, CardOptions{}); err != nil {
 			t.Fatal(err)
+		}
+		if !strings.Contains(b.String(), "\n- read so: A token is left out.\n") {
+			t.Error("the card does not have the notes")
 		}
 		front, _, _ := strings.Cut(strings.TrimPrefix(b.String(), "---\n"), "pipeline_tag")
 		if front != x.want {
