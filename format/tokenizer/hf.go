@@ -151,6 +151,9 @@ type hfModelConfig struct {
 type hfID struct{ id *int64 }
 
 func (d *hfID) UnmarshalJSON(data []byte) error {
+	if s := string(data); s == "NaN" || strings.HasSuffix(s, "Infinity") {
+		return fmt.Errorf("%s is no token id", s)
+	}
 	var one int64
 	if jsonx.Unmarshal(data, &one) == nil {
 		if string(data) != "null" {

@@ -62,6 +62,11 @@ func TestNamesInAnotherCase(t *testing.T) {
 	if _, err := readHF(files, "x"); err == nil || !strings.Contains(err.Error(), "vocab_size: NaN") {
 		t.Errorf("vocab_size NaN: %v", err)
 	}
+	files = objectFS(folder()).fs(t)
+	files["generation_config.json"] = &fstest.MapFile{Data: []byte(`{"eos_token_id": -Infinity}`)}
+	if _, err := readHF(files, "x"); err == nil || !strings.Contains(err.Error(), "eos_token_id: -Infinity") {
+		t.Errorf("eos_token_id -Infinity: %v", err)
+	}
 	// Of two equal names the last counts, as in the reference readers.
 	files = objectFS(folder()).fs(t)
 	files["config.json"] = &fstest.MapFile{Data: []byte(`{"vocab_size": 300, "vocab_size": 260}`)}
