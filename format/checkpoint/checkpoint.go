@@ -125,7 +125,8 @@ func Open(path string) (*Checkpoint, error) {
 		}
 	}
 	if doubles > 0 {
-		c.notes = append(c.notes, fmt.Sprintf("The source has F64 weights (tensors stored as F64: %d), which are read as F32: each number is rounded once.", doubles))
+		c.notes = append(c.notes, fmt.Sprintf("The source has F64 weights (tensors stored as F64: %d), which are read as F32: "+
+			"each number is rounded once.", doubles))
 	}
 	c.stamps = map[string]stamp{}
 	for _, f := range c.b.files() {
@@ -160,7 +161,8 @@ func openDir(dir string) (*Checkpoint, error) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, spec.ManifestName)); err == nil {
 		found = slices.DeleteFunc(found, func(f string) bool { return filepath.Base(f) != spec.GGUFModelName })
-		return nil, fmt.Errorf("%s: an artifact of phaseconv without a safetensors model; name a file in it%s", dir, hint(found))
+		return nil, fmt.Errorf("%s: an artifact of phaseconv without a safetensors model; name a file in it%s",
+			dir, hint(found))
 	}
 	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir, hint(found))
 }

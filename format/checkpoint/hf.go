@@ -38,8 +38,9 @@ func openHF(dir string) (*Checkpoint, error) {
 		}
 		if own {
 			cfg.TiedEmbeddings = false
-			c.notes = append(c.notes, "config.json says that the output head is the embedding (tie_word_embeddings), but lm_head.weight is stored and "+
-				"differs: it is kept, as transformers 5 does. Older readers of safetensors drop it; set tie_word_embeddings to false in config.json for them.")
+			c.notes = append(c.notes, "config.json says that the output head is the embedding (tie_word_embeddings), "+
+				"but lm_head.weight is stored and differs: it is kept, as transformers 5 does. Older readers of "+
+				"safetensors drop it; set tie_word_embeddings to false in config.json for them.")
 		}
 	}
 	err = c.collect(
@@ -97,7 +98,8 @@ func ownHead(set *safetensors.Set, cfg *family.Config) (bool, error) {
 	}
 	if !sameShape(h.Shape, e.Shape) {
 		return false, fmt.Errorf("%s: tensor %s has shape %v and %s %v, but tie_word_embeddings says that they are one; "+
-			"set it to false if the head is the model's own, or remove the head", head.File.Path, h.Name, h.Shape, e.Name, e.Shape)
+			"set it to false if the head is the model's own, or remove the head",
+			head.File.Path, h.Name, h.Shape, e.Name, e.Shape)
 	}
 	rows := max(1, 1<<18/h.Cols())
 	a, b := make([]float32, rows*h.Cols()), make([]float32, rows*h.Cols())

@@ -57,7 +57,8 @@ func digestLike(name string) bool {
 }
 
 func usable(name string) bool {
-	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\\\x00\n") && len(name) <= 200 && !digestLike(name)
+	return name != "" && name != "." && name != ".." && len(name) <= 200 &&
+		!strings.ContainsAny(name, "/\\\x00\n") && !digestLike(name)
 }
 
 // nameOrPath returns _name_or_path of config.json, "" if there is none.

@@ -65,7 +65,8 @@ type UnsupportedError struct {
 }
 
 func (e *UnsupportedError) Error() string {
-	return fmt.Sprintf("%s: tensor %s has element type %s, which cannot be used for computing (F64, F32, F16 and BF16 can)", e.File, e.Tensor, e.DType)
+	return fmt.Sprintf("%s: tensor %s has element type %s, which cannot be used for computing (F64, F32, F16 and BF16 can)",
+		e.File, e.Tensor, e.DType)
 }
 
 // elementBits is the size of each element type of the format's specification.
@@ -480,8 +481,10 @@ func (f *File) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	Decode(t.DType, dst[:count], buf)
 	if t.DType == "F64" {
 		for i, v := range dst[:count] {
-			if x := math.Float64frombits(binary.LittleEndian.Uint64(buf[8*i:])); math.IsInf(float64(v), 0) && !math.IsInf(x, 0) {
-				return f.fail(t.Name, off+int64(8*i), "%g is more than float32, which everything is computed with, can hold", x)
+			x := math.Float64frombits(binary.LittleEndian.Uint64(buf[8*i:]))
+			if math.IsInf(float64(v), 0) && !math.IsInf(x, 0) {
+				return f.fail(t.Name, off+int64(8*i),
+					"%g is more than float32, which everything is computed with, can hold", x)
 			}
 		}
 	}

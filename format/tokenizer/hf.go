@@ -208,8 +208,8 @@ func readHF(fsys fs.FS, dir string) (*Vocab, error) {
 	}
 	if r.tok != nil {
 		if r.tok.Model.Type != "BPE" {
-			return nil, &UnsupportedError{File: r.path("tokenizer.json"), Key: "model.type", What: fmt.Sprintf("tokenizer model %q", r.tok.Model.Type),
-				Hint: "BPE is"}
+			return nil, &UnsupportedError{File: r.path("tokenizer.json"), Key: "model.type",
+				What: fmt.Sprintf("tokenizer model %q", r.tok.Model.Type), Hint: "BPE is"}
 		}
 		if err := r.parseVocab(); err != nil {
 			return nil, err

@@ -31,13 +31,15 @@ func (r *hfReader) collectAdded() error {
 	for content, id := range plain {
 		// Of two texts with one id the smaller wins: any, but always the same.
 		if a, ok := stated[id]; !ok || content < a.Content {
-			stated[id] = hfAdded{ID: id, Content: content, Special: r.tok != nil && slices.Contains(named, hfToken(content))}
+			special := r.tok != nil && slices.Contains(named, hfToken(content))
+			stated[id] = hfAdded{ID: id, Content: content, Special: special}
 		}
 	}
 	for key, a := range r.config.Added {
 		id, err := parseID(key)
 		if err != nil {
-			return &FormatError{File: r.path("tokenizer_config.json"), Key: "added_tokens_decoder", Offset: -1, Msg: err.Error()}
+			return &FormatError{File: r.path("tokenizer_config.json"), Key: "added_tokens_decoder", Offset: -1,
+				Msg: err.Error()}
 		}
 		a.ID = id
 		stated[id] = a
@@ -66,7 +68,8 @@ func (r *hfReader) collectAdded() error {
 }
 
 func (r *hfReader) badAdded(format string, args ...any) error {
-	return &FormatError{File: r.path("tokenizer.json"), Key: "added_tokens", Offset: -1, Msg: fmt.Sprintf(format, args...)}
+	return &FormatError{File: r.path("tokenizer.json"), Key: "added_tokens", Offset: -1,
+		Msg: fmt.Sprintf(format, args...)}
 }
 
 // named lists the special tokens that configs name, in the order in which Hugging
@@ -79,7 +82,8 @@ func (r *hfReader) named() (all []hfToken, roles int) {
 		m = &hfConfig{}
 	}
 	var out []hfToken
-	for _, p := range [][2]hfToken{{m.BOS, c.BOS}, {m.EOS, c.EOS}, {m.UNK, c.UNK}, {m.SEP, c.SEP}, {m.PAD, c.PAD}, {m.CLS, c.CLS}, {m.MASK, c.MASK}} {
+	for _, p := range [][2]hfToken{{m.BOS, c.BOS}, {m.EOS, c.EOS}, {m.UNK, c.UNK}, {m.SEP, c.SEP}, {m.PAD, c.PAD},
+		{m.CLS, c.CLS}, {m.MASK, c.MASK}} {
 		if p[0] != "" {
 			out = append(out, p[0])
 		} else {
@@ -132,15 +136,15 @@ func (r *hfReader) countOn(stated map[int64]hfAdded) error {
 		case !own:
 			id = next
 			if text, ok := taken[id]; ok {
-				return r.badAdded("Hugging Face would give added token %q the id %d, which %q has in model.vocab; number the vocabulary without gaps",
-					clip(a.Content, 40), id, clip(text, 40))
+				return r.badAdded("Hugging Face would give added token %q the id %d, which %q has in model.vocab; "+
+					"number the vocabulary without gaps", clip(a.Content, 40), id, clip(text, 40))
 			}
 		}
 		next = max(next, id+1)
 		if said >= 0 && said != id {
 			if moved++; moved == 1 {
-				first = fmt.Sprintf("%s gives added token %q the id %d, but Hugging Face counts on from the vocabulary to %d, which is used.",
-					file, clip(a.Content, 40), said, id)
+				first = fmt.Sprintf("%s gives added token %q the id %d, but Hugging Face counts on from the vocabulary "+
+					"to %d, which is used.", file, clip(a.Content, 40), said, id)
 			}
 		}
 		a.ID = id

@@ -156,10 +156,10 @@ var preTokenizers = func() map[string]preTokenizer {
 	set(preTokenizer{splitter: splitter{punctRun("$+<=>^~|`"), gpt2, threeDigits}}, "falcon")
 	set(preTokenizer{splitter: splitter{tekken(1, false)}, ignoreMerges: true, addBOS: true}, "tekken")
 	set(preTokenizer{splitter: splitter{tekken(3, true)}}, "gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2")
-	set(preTokenizer{splitter: splitter{oneNewline, spacedRun(classLetter), spacedRun(classPunct), runeRun(cjk...), digitAlone}},
-		"deepseek-coder")
-	set(preTokenizer{splitter: splitter{oneNewline, spacedRange(casedLetters...), spacedRange(llmPunctuation...), lastSpaces,
-		runeRun(cjk...), digitRun}}, "deepseek-llm")
+	set(preTokenizer{splitter: splitter{oneNewline, spacedRun(classLetter), spacedRun(classPunct),
+		runeRun(cjk...), digitAlone}}, "deepseek-coder")
+	set(preTokenizer{splitter: splitter{oneNewline, spacedRange(casedLetters...), spacedRange(llmPunctuation...),
+		lastSpaces, runeRun(cjk...), digitRun}}, "deepseek-llm")
 	set(preTokenizer{splitter: splitter{llama3Like(1, false, false)}}, "seed-coder")
 	set(preTokenizer{splitter: splitter{digitGroup, runeRun(0x4E00, 0x9FA5, 0x3040, 0x30FF), deepseek3}},
 		"deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4")
