@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/phaseconv/phaseconv/convert/write"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 )
@@ -25,7 +26,7 @@ func TestF64(t *testing.T) {
 		if !res.Verify.OK || res.Verify.Function.KLDMean > 1e-6 || !strings.Contains(strings.Join(res.Manifest.Notes, " "), "stored as F64: ") {
 			t.Errorf("to %s: %+v, notes %q", to, res.Verify.Function, res.Manifest.Notes)
 		}
-		c, err := openModel(filepath.Join(dir, string(to)), res.Manifest.Artifacts[0])
+		c, err := write.Open(filepath.Join(dir, string(to)), res.Manifest.Artifacts[0])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/phaseconv/phaseconv/convert/write"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 )
@@ -62,7 +63,7 @@ func TestStoredHead(t *testing.T) {
 		if noted := strings.Contains(strings.Join(res.Manifest.Notes, " "), "lm_head.weight"); noted != x.noting {
 			t.Errorf("%s to %s: notes %q", x.what, x.to, res.Manifest.Notes)
 		}
-		c, err := openModel(out, res.Manifest.Artifacts[0])
+		c, err := write.Open(out, res.Manifest.Artifacts[0])
 		if err != nil {
 			t.Fatal(err)
 		}

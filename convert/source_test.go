@@ -22,7 +22,9 @@ func TestArtifactAsSource(t *testing.T) {
 	}
 	for _, src := range []string{at("hf"), at("gguf"), filepath.Join(at("gguf"), "model.gguf")} {
 		_, err := quick(src, at("again"), checkpoint.GGUF, "f32")
-		_, planErr := Plans(Options{Source: src, OutType: "f32", Formats: []checkpoint.Container{checkpoint.GGUF}})
+		o := DefaultOptions()
+		o.Source, o.OutType = src, "f32"
+		_, planErr := Plans(o)
 		for _, err := range []error{err, planErr} {
 			if err == nil || !strings.Contains(err.Error(), src) || !strings.Contains(err.Error(), "artifact of phaseconv") {
 				t.Errorf("%s: %v", src, err)

@@ -1,11 +1,13 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
@@ -27,6 +29,44 @@ type FFNOptions struct {
 	Progress func(done, total int)
 }
 
+func (o FFNOptions) withDefaults() FFNOptions {
+	o.Block = cmp.Or(o.Block, 128)
+	o.MaxRows = cmp.Or(o.MaxRows, 1<<14)
+	o.Experts = cmp.Or(o.Experts, 8)
+	return o
+}
+
+// fitSteps is how many steps a fit of rows takes from its two starts together, on average of
+// real models. A step multiplies the rows by the rotation twice.
+const fitSteps = 24
+
+// FFNWork returns about how many multiplications FFN takes, from the shapes of a model alone:
+// the same on every machine.
+func FFNWork(cfg *family.Config, w refmodel.Weights, o FFNOptions) float64 {
+	o = o.withDefaults()
+	var total float64
+	for l := range cfg.Layers {
+		for _, which := range []string{"gate", "up", "down"} {
+			t, ok := w.Find(bank(cfg, l, which))
+			if !ok {
+				continue
+			}
+			d := t.Cols()
+			perRow := 2 * float64(fitSteps) * float64(d) * float64(fit.BlockSize(d, o.Block))
+			fits := func(rows int) { total += float64(min(rows, o.MaxRows)/2) * perRow }
+			fits(t.Rows()) // shared
+			if cfg.Experts == 0 {
+				fits(t.Rows()) // own
+				continue
+			}
+			for range min(cfg.Experts, o.Experts) {
+				fits(t.Rows() / cfg.Experts)
+			}
+		}
+	}
+	return total
+}
+
 // Storage of the 1-bit form of a row, in bits beside its signs: a scale in F16.
 const scaleBits = 16
 
@@ -40,16 +80,8 @@ const rotationBits = 16
 // gate and up of all experts; down of all), and one for each matrix of each expert
 // (own). It reads a layer at a time and changes nothing.
 func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptions) ([]spec.FFNRow, error) {
-	if o.Block == 0 {
-		o.Block = 128
-	}
-	if o.MaxRows == 0 {
-		o.MaxRows = 1 << 14
-	}
-	if o.Experts == 0 {
-		o.Experts = 8
-	}
-	if o.Block < 1 || o.Block > rotations.MaxDim || o.MaxRows < 2 || o.Experts < 1 {
+	o = o.withDefaults()
+	if o.Block < 1 || o.Block > codec.MaxDim || o.MaxRows < 2 || o.Experts < 1 {
 		return nil, fmt.Errorf("FFN audit with blocks of %d, %d rows and %d experts", o.Block, o.MaxRows, o.Experts)
 	}
 	a := &ffnAudit{ctx: ctx, cfg: cfg, w: w, o: o, noise: map[[3]int]float64{}}
@@ -134,9 +166,9 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 		elements += s.elements
 		together = append(together, s.fit...)
 	}
-	block := rotations.BlockSize(d, a.o.Block)
-	srht := rotations.HadamardRows(d, block, a.o.Seed, layer, input)
-	shared, err := rotations.FitRows(together, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
+	block := fit.BlockSize(d, a.o.Block)
+	srht := fit.HadamardRows(d, block, a.o.Seed, layer, input)
+	shared, err := fit.FitRows(together, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
 	if err != nil {
 		return err
 	}
@@ -145,7 +177,7 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 		if len(s.held) == 0 {
 			return fmt.Errorf("layer %d, %s: one row cannot be split for a fit", layer, which)
 		}
-		row := func(rotation string, r *rotations.BlockRotation, fitted, shares int) error {
+		row := func(rotation string, r *fit.BlockRotation, fitted, shares int) error {
 			b := r.Measure(s.held, d, a.o.Threads)
 			if b.N == 0 {
 				return nil // a matrix of zeros has no directions
@@ -188,7 +220,7 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 		if len(matrices) == 1 && a.cfg.Experts == 0 { // the same rows
 			return row("own", shared, all, elements)
 		}
-		own, err := rotations.FitRows(s.fit, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
+		own, err := fit.FitRows(s.fit, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
 		if err != nil {
 			return err
 		}
@@ -221,8 +253,8 @@ func (a *ffnAudit) onNoise(n, d, block int) (float64, error) {
 	if v, ok := a.noise[key]; ok {
 		return v, nil
 	}
-	rows := rotations.NoiseRows(n, d, a.o.Seed)
-	r, err := rotations.FitRows(rows, d, block, a.o.Seed, 0, 0, a.o.Threads, a.ctx.Err)
+	rows := fit.NoiseRows(n, d, a.o.Seed)
+	r, err := fit.FitRows(rows, d, block, a.o.Seed, 0, 0, a.o.Threads, a.ctx.Err)
 	if err != nil {
 		return 0, err
 	}

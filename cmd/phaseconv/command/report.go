@@ -9,10 +9,13 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/figures"
+	"github.com/phaseconv/phaseconv/verify/option"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/report"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
@@ -31,10 +34,12 @@ Examples:
   phaseconv report smol
   phaseconv report smol advise.json -o smol.html
   phaseconv report smol qwen gemma -o compared.html
+  phaseconv report smol --ffn
   phaseconv report smol --measure --text test.txt --calib train.txt --report-detail`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "file to write (default: report.html in the artifact if there is just one, else here)"},
 			&cli.BoolFlag{Name: "measure", Usage: "measure positions, angles and samples of the artifacts again and keep them in report.json"},
+			&cli.BoolFlag{Name: "ffn", Usage: "measure the FFN weights of the artifacts and keep that in report.json"},
 			&cli.BoolFlag{Name: "report-detail", Usage: "with --measure: also each layer alone, other codes and other contexts; about one forward pass for each layer"},
 			&cli.StringFlag{Name: "text", Usage: "with --measure: held-out text (default: an embedded one)"},
 			&cli.StringFlag{Name: "calib", Usage: "with --measure: the text that was fitted to, for codes of other sizes in the last probe (default: the embedded one, if it was that)"},
@@ -61,20 +66,20 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	for _, a := range args {
 		st, err := os.Stat(a)
 		if err != nil {
-			return &verify.UsageError{Err: err}
+			return &option.Error{Err: err}
 		}
 		if !st.IsDir() {
 			continue
 		}
 		folders++
-		if c.Bool("measure") {
+		if c.Bool("measure") || c.Bool("ffn") {
 			if err := measureReport(ctx, c, a, stderr); err != nil {
 				return err
 			}
 		}
 	}
-	if c.Bool("measure") && folders == 0 {
-		return usagef("report: --measure needs an artifact folder")
+	if (c.Bool("measure") || c.Bool("ffn")) && folders == 0 {
+		return usagef("report: --measure and --ffn need an artifact folder")
 	}
 	out := c.String("out")
 	if out == "" {
@@ -83,7 +88,7 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 			out = filepath.Join(args[0], spec.ReportName)
 		}
 	}
-	if err := convert.RenderReport(args, out); err != nil {
+	if err := report.Render(args, out); err != nil {
 		return err
 	}
 	fmt.Fprintln(stdout, "written to", out)
@@ -102,15 +107,29 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 			return fmt.Errorf("%s does not pass its contract: %s: %s", dir, x.Check, x.Detail)
 		}
 	}
-	o := convert.ReportOptions{
+	if c.Bool("ffn") {
+		rows, err := audit.FFN(ctx, a.Model.Config, a.Model, audit.FFNOptions{
+			Seed: c.Uint64("seed"), Threads: parallel.Threads(c.Int("threads")), Progress: showProgress(stderr).Of("auditing FFN matrices"),
+		})
+		if err != nil {
+			return err
+		}
+		if err := report.Update(dir, func(r *spec.ReportJSON) { r.FFN = rows }); err != nil {
+			return err
+		}
+	}
+	if !c.Bool("measure") {
+		return nil
+	}
+	o := figures.ReportOptions{
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Full: c.Bool("report-detail"),
-		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: progress(stderr),
+		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
 	var err error
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
 	}
-	embedded := verify.Text{Name: texts.CalibrationName, Data: texts.Calibration}
+	embedded := ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration}
 	if c.String("calib") != "" || embedded.SHA256() == a.Sidecar.Calibration.SHA256 {
 		if o.Calibration, err = calibrationText(c.String("calib")); err != nil {
 			return err
@@ -119,11 +138,11 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 			return usagef("--calib %s has SHA-256 %s, but the artifact was fitted to a text with %s", o.Calibration.Name, got, a.Sidecar.Calibration.SHA256)
 		}
 	}
-	d, err := convert.Detail(ctx, a, o)
+	d, err := figures.Detail(ctx, a, o)
 	if err != nil {
 		return err
 	}
-	return convert.UpdateReport(dir, func(r *spec.ReportJSON) { r.Detail = d })
+	return report.Update(dir, func(r *spec.ReportJSON) { r.Detail = d })
 }
 
 // reportFlag of commands that measure.
@@ -143,5 +162,5 @@ func verifyReport(path, dir string, res *spec.VerifyJSON) error {
 		models = []report.Model{{Name: filepath.Base(filepath.Clean(dir))}}
 	}
 	models[0].Verify = res
-	return convert.WriteReport(path, models...)
+	return report.WriteFile(path, models...)
 }
