@@ -94,8 +94,9 @@ var hfPatterns = map[string]string{
 	patternKey(`\p{N}{1,3}`, reDSKana, reDSWords): "deepseek-v3",
 	patternKey(reSeed):                            "seed-coder",
 
-	patternKey(`[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`, ranges(cjk), reDigit):                                         "deepseek-coder",
-	patternKey(`[\r\n]`, `\s?`+ranges(casedLetters), `\s?`+ranges(llmPunctuation), `\s+$`, ranges(cjk), reDigit): "deepseek-llm",
+	patternKey(`[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`, ranges(cjk), reDigit): "deepseek-coder",
+	patternKey(`[\r\n]`, `\s?`+ranges(casedLetters), `\s?`+ranges(llmPunctuation),
+		`\s+$`, ranges(cjk), reDigit): "deepseek-llm",
 }
 
 // patternKey joins patterns in one spelling: of newlines, which files write as such or
@@ -161,7 +162,8 @@ func detectPre(file string, root *hfStep, ignoreMerges bool) (name string, notes
 			name = "smaug-bpe" // the same pattern, merges not ignored
 		}
 	case "deepseek-coder", "deepseek-llm":
-		notes = append(notes, "The pattern takes some blanks beyond ASCII, such as U+2003, for ideographs; llama.cpp does not.")
+		notes = append(notes,
+			"The pattern takes some blanks beyond ASCII, such as U+2003, for ideographs; llama.cpp does not.")
 	case "tekken", "gpt-4o":
 		notes = append(notes, "The pattern tells upper from lower case and takes marks in words; llama.cpp's form of it does so for ASCII only.")
 	}

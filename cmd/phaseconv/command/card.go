@@ -33,7 +33,8 @@ Examples:
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "file to write, - for standard output (default: README.md in the artifact)"},
 			&cli.StringFlag{Name: "source", Usage: "folder of the source; its README.md or LICENSE tell the licence"},
-			&cli.StringFlag{Name: "license", Usage: "licence identifier, when no file tells it; one that the hub does not list is written as license_name of another"},
+			&cli.StringFlag{Name: "license", Usage: "licence identifier, when no file tells it; " +
+				"one that the hub does not list is written as license_name of another"},
 			&cli.StringFlag{Name: "base-model", Usage: "id of the source on the hub, such as Org/Name"},
 			&cli.StringFlag{Name: "name", Usage: "name of the converted model (default: the source's)"},
 			&cli.BoolFlag{Name: "force", Usage: "replace a README.md that is there"},
