@@ -121,6 +121,11 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
+	if published == nil {
+		printNotes(stderr, converted)
+	} else {
+		printNotes(stderr, published)
+	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {
 		return err
