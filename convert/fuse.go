@@ -201,9 +201,8 @@ func (p *Plan) addedBiases(c *checkpoint.Checkpoint, ch *changes) {
 	for l := range c.Config.Layers {
 		for _, part := range []string{"attn_q", "attn_k", "attn_v", "attn_output"} {
 			name := family.Name(l, part+".bias")
-			hf, _ := c.Config.Family.HFNames(name, 0)
 			w, _ := c.Find(family.Name(l, part+".weight"))
-			x := TensorPlan{Name: hf[0], Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{rotations.IDSlowMean},
+			x := TensorPlan{Name: c.HFName(name), Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{rotations.IDSlowMean},
 				shard: w.Sources[0], Why: "zeros: attention_bias announces biases of all projections"}
 			if t, ok := ch.view.Added[name]; ok {
 				x.tensor, x.By, x.Why = t, ch.targets[name], "a key bias, announced by attention_bias"

@@ -104,8 +104,8 @@ func Open(path string) (*Checkpoint, error) {
 	var c *Checkpoint
 	if st.IsDir() {
 		c, err = openDir(path)
-	} else {
-		c, err = openGGUF(path)
+	} else if c, err = openGGUF(path); err != nil && partOfFolder(path) {
+		err = fmt.Errorf("%s: this is one file of a checkpoint; name its folder, %s, instead", path, filepath.Dir(path))
 	}
 	if err != nil {
 		return nil, err
@@ -128,6 +128,22 @@ func takeStamp(path string) (stamp, error) {
 		return stamp{}, err
 	}
 	return stamp{st.Size(), st.ModTime().UnixNano()}, nil
+}
+
+// partOfFolder says whether a file that is no GGUF file stands for its folder.
+func partOfFolder(path string) bool {
+	if f, err := os.Open(path); err == nil {
+		defer f.Close()
+		var magic [4]byte
+		if n, _ := f.ReadAt(magic[:], 0); string(magic[:n]) == "GGUF" {
+			return false
+		}
+	}
+	switch filepath.Ext(path) {
+	case ".safetensors", ".json", ".bin", ".pt", ".pth", ".model":
+		return true
+	}
+	return false
 }
 
 // openDir accepts a folder with config.json, or one that holds just one GGUF model.

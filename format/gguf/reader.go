@@ -9,6 +9,8 @@ import (
 	"math/bits"
 	"os"
 	"slices"
+
+	"github.com/phaseconv/phaseconv/format/placeholder"
 )
 
 // A Tensor describes one tensor of a file.
@@ -189,6 +191,9 @@ func (f *File) parse(c *cursor) error {
 		return err
 	}
 	if string(b) != magic {
+		if err := c.notGGUF(); err != nil {
+			return err
+		}
 		return c.failAt(0, "", "", "not a GGUF file: it starts with %q instead of %q", b, magic)
 	}
 	if f.Version, err = c.uint32("the version"); err != nil {
@@ -227,6 +232,15 @@ func (f *File) parse(c *cursor) error {
 		}
 	}
 	return f.placeTensors(c)
+}
+
+// notGGUF says what a file is that lacks the magic, if that can be told.
+func (c *cursor) notGGUF() error {
+	head := make([]byte, min(c.size, placeholder.Head))
+	if _, err := c.r.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return c.failAt(0, "", "", "cannot read the file: %v", err)
+	}
+	return placeholder.Check(c.file, head)
 }
 
 func (f *File) parseKV(c *cursor) error {

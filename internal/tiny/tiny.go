@@ -48,6 +48,9 @@ type Options struct {
 
 	// Shards is the number of safetensors files, with an index from 2 on.
 	Shards int
+	// Fused stores the folder's experts as transformers 5 has them in memory; Bare
+	// leaves the prefix "model." out, as the base class does.
+	Fused, Bare bool
 	// Config changes entries of config.json; nil as a value removes one.
 	Config map[string]any
 	// Edit may change the values of a tensor, named as in the folder, before they
