@@ -347,7 +347,7 @@ func writeModel(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Opt
 		if err != nil {
 			return entry, nil, err
 		}
-		entry.Model, entry.Sidecar, entry.OutType = names[len(names)-1], spec.SafetensorsSidecarName, "source"
+		entry.Model, entry.Sidecar, entry.OutType = names[len(names)-1], sidecarName(man), "source"
 		more, err := writeCompanions(c, dir, man, o.companions, len(view.Added) > 0)
 		if err != nil {
 			return entry, nil, err
@@ -428,7 +428,7 @@ func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, o
 		"version": spec.Version,
 		"source":  man.Source,
 		"code":    man.Code,
-		"sidecar": spec.SafetensorsSidecarName,
+		"sidecar": sidecarName(man),
 		"tool":    man.Tool,
 	}
 	raw, err := configJSON(c.Path, info, biases)
@@ -453,6 +453,17 @@ func writeCompanions(c *checkpoint.Checkpoint, dir string, man *spec.Manifest, o
 		names = append(names, n)
 	}
 	return names, nil
+}
+
+// sidecarName returns what the safetensors sidecar is called: as the manifest of an
+// artifact that is made again says, which may have a former name.
+func sidecarName(man *spec.Manifest) string {
+	for _, e := range man.Artifacts {
+		if e.Container == string(checkpoint.Safetensors) {
+			return e.Sidecar
+		}
+	}
+	return spec.SafetensorsSidecarName
 }
 
 // metadata builds the keys of the GGUF model.

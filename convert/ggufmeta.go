@@ -24,10 +24,16 @@ func marker(source string, code spec.CodeInfo, tool string) []gguf.KV {
 }
 
 // retrofitKVs copies a GGUF file's keys byte for byte and adds the marker;
-// markers of an earlier conversion are replaced.
+// markers of an earlier conversion are replaced, and an alignment that stock
+// runtimes cannot read is left out.
 func retrofitKVs(f *gguf.File, mark []gguf.KV) []gguf.KV {
 	var out []gguf.KV
 	for _, kv := range f.KVs {
+		// Stock runtimes map tensors where they lie and need multiples of 32: a file
+		// that asks for less does not load, and gets the default.
+		if kv.Key == gguf.KeyAlignment && f.Alignment < gguf.DefaultAlignment {
+			continue
+		}
 		if !strings.HasPrefix(kv.Key, spec.ModelPrefix+"phaseconv.") {
 			out = append(out, kv)
 		}

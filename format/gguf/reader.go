@@ -273,18 +273,19 @@ func (f *File) parseKV(c *cursor) error {
 func (f *File) setAlignment() error {
 	a, err := alignment(f.KVs)
 	if err != nil {
-		return &FormatError{File: f.Path, Key: keyAlignment, Offset: -1, Msg: err.Error()}
+		return &FormatError{File: f.Path, Key: KeyAlignment, Offset: -1, Msg: err.Error()}
 	}
 	f.Alignment = a
 	return nil
 }
 
-const keyAlignment = "general.alignment"
+// KeyAlignment is the key for the alignment of tensor data.
+const KeyAlignment = "general.alignment"
 
 // alignment finds the alignment that metadata asks for.
 func alignment(kvs []KV) (int, error) {
 	for _, kv := range kvs {
-		if kv.Key != keyAlignment {
+		if kv.Key != KeyAlignment {
 			continue
 		}
 		a, ok := kv.Value().(uint32)

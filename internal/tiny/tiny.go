@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/gguf"
 )
 
 // Families lists the model types that New knows.
@@ -73,6 +74,7 @@ type Model struct {
 	Family  string
 	Options Options // with the defaults filled in
 	Tensors []Tensor
+	KV      []gguf.KV // further keys of the GGUF file
 
 	info traits
 }

@@ -201,7 +201,7 @@ func (m *Model) KVs() []gguf.KV {
 	if !o.NoTokenizer {
 		kvs = append(kvs, tokenizerKVs(o.Vocab)...)
 	}
-	return kvs
+	return append(kvs, m.KV...)
 }
 
 // GGUF writes the model as one GGUF file.
