@@ -74,7 +74,7 @@ func ShapeMix(m *PairMix, x *ShapeSample, o ShapeOptions) (*PairMix, error) {
 	before := p.noise
 	c, f, steps := linalg.Minimize(linalg.Identity(d), p.curvature, p.value, shapeSteps, shapeGain)
 	if math.IsNaN(f) {
-		return nil, fmt.Errorf("the search for a mix ended at %g", f)
+		return nil, fmt.Errorf("%w: the search ended at %g", ErrNoMix, f)
 	}
 	out := &PairMix{Steps: m.Steps + steps}
 	if m.After > 0 { // what FindMix predicts, in the units of scores that are seen here
@@ -85,7 +85,7 @@ func ShapeMix(m *PairMix, x *ShapeSample, o ShapeOptions) (*PairMix, error) {
 	out.Key = product(c, m.Key, d)
 	inverse, err := linalg.Inverse(c, d)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrNoMix, err)
 	}
 	out.Query = product(transpose64(inverse, d), m.Query, d)
 	return out, out.Check(d)
@@ -144,16 +144,16 @@ func meanMix(k, q []float64, d int) (*PairMix, error) {
 	}
 	l, err := linalg.Cholesky(shrunk(k), d)
 	if err != nil {
-		return nil, fmt.Errorf("second moment of values: %w", err)
+		return nil, fmt.Errorf("%w: second moment of values: %w", ErrNoMix, err)
 	}
 	inverse, err := linalg.Inverse(l, d)
 	if err != nil {
-		return nil, fmt.Errorf("second moment of values: %w", err)
+		return nil, fmt.Errorf("%w: second moment of values: %w", ErrNoMix, err)
 	}
 	lt := transpose64(l, d)
 	values, vectors := linalg.Eigen(product(product(lt, shrunk(q), d), l, d), d)
 	if !(slices.Min(values) > 0) {
-		return nil, fmt.Errorf("a metric with the eigenvalue %g", slices.Min(values))
+		return nil, fmt.Errorf("%w: a metric with the eigenvalue %g", ErrNoMix, slices.Min(values))
 	}
 	power := func(f func(float64) float64) []float64 { return linalg.SymmetricPower(values, vectors, d, f) }
 	m := &PairMix{
@@ -299,7 +299,7 @@ func newShape(m *PairMix, x *ShapeSample, o ShapeOptions) (*shape, error) {
 	p.factor = size / p.noise
 	p.noise = size
 	if !(p.factor > 0) || math.IsInf(p.factor, 0) {
-		return nil, fmt.Errorf("a type that errs by %g on keys of norm %g", stored, size/p.factor)
+		return nil, fmt.Errorf("%w: a type that errs by %g on keys of norm %g", ErrNoMix, stored, size/p.factor)
 	}
 	p.bend(size)
 	return p, nil

@@ -2,6 +2,7 @@ package calibrate
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -100,7 +101,9 @@ func (s *KeyStats) FitValues(edits [][]rotations.KeyEdit, cache rotations.CacheR
 		l, h := i/c.KVHeads, i%c.KVHeads
 		x, err := s.Values(l, h)
 		if err == nil && !x.Silent() {
-			out[l][h].Values, err = rotations.MixValues(x, cache)
+			if out[l][h].Values, err = rotations.MixValues(x, cache); errors.Is(err, rotations.ErrNoMix) {
+				out[l][h].Values, err = nil, nil
+			}
 		}
 		if err != nil {
 			errs[i] = fmt.Errorf("values of layer %d, KV head %d: %w", l, h, err)
@@ -137,7 +140,10 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []rotations.KeyEdit) 
 		}
 		stats.AddPairEnergies(q, k, delta)
 		if f.Mix != 0 {
-			if out[i].Mix, err = s.mix(f, stats, layer, head+i, out[i].Removal); err != nil {
+			switch out[i].Mix, err = s.mix(f, stats, layer, head+i, out[i].Removal); {
+			case errors.Is(err, rotations.ErrNoMix):
+				out[i].Mix = nil
+			case err != nil:
 				return fail(err)
 			}
 		}
