@@ -132,9 +132,6 @@ func (o *Options) check(c *checkpoint.Checkpoint) error {
 			return usage("--target-ctx %d: expected 16 to %d, the model's context", o.TargetCtx, c.Config.Context)
 		}
 	}
-	if o.CalibrationTokens < o.Ctx {
-		return usage("%d calibration tokens do not fill one window of context %d", o.CalibrationTokens, o.Ctx)
-	}
 	return nil
 }
 
@@ -169,7 +166,7 @@ func (o *Options) prepare(c *checkpoint.Checkpoint) (*changes, *ppl.Windows, err
 	if _, err := plans(c, *o, ch); err != nil {
 		return nil, nil, err
 	}
-	w, err := verify.Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	w, err := verify.FitTokens(c, o.Calibration, o.Ctx, o.CalibrationTokens, o.Policy, o.Bits)
 	return ch, w, err
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,7 +36,7 @@ type ReportOptions struct {
 // Detail measures what the report of an artifact shows beyond the manifest.
 func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.Detail, error) {
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
-		return nil, fmt.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
+		return nil, usage("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
 	p := artifactProbe(a)
 	p.Rows, p.Detail, p.Seed, p.Threads, p.Progress = a.Manifest.Layers, o.Full, o.Seed, o.Threads, o.Progress

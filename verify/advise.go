@@ -121,7 +121,12 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		base = converted
 	}
 	if len(o.Ctx) == 0 {
-		return nil, fmt.Errorf("no context length to measure at")
+		return nil, usage("no context length to measure at")
+	}
+	for _, n := range o.Ctx {
+		if err := CheckContext(n, base.Config.Context); err != nil {
+			return nil, err
+		}
 	}
 	contexts := slices.Compact(slices.Sorted(slices.Values(o.Ctx)))
 	for _, n := range contexts {

@@ -55,7 +55,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if o.Text.SHA256() == o.Calibration.SHA256() {
 		return nil, usage("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", o.Text.Name)
 	}
-	cal, err := Tokens(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	cal, err := FitTokens(c, o.Calibration, o.Ctx, o.CalibrationTokens, o.Policy, o.Bits)
 	if err != nil {
 		return nil, err
 	}

@@ -45,6 +45,12 @@ func (t Text) SHA256() string {
 // Tokens encodes a text with a checkpoint's own tokenizer and cuts it into at
 // most chunks windows (0: all) of ctx tokens.
 func Tokens(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*ppl.Windows, error) {
+	if err := CheckContext(ctx, c.Config.Context); err != nil {
+		return nil, err
+	}
+	if err := t.Check(); err != nil {
+		return nil, err
+	}
 	v, err := c.Vocab()
 	if err != nil {
 		return nil, err
@@ -59,7 +65,7 @@ func Tokens(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*ppl.Windows, er
 	}
 	w, err := ppl.Cut(tk.Encode(string(t.Data), true, false), ctx, chunks, bos)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.Name, err)
+		return nil, usage("%s: %w", t.Name, err)
 	}
 	return w, nil
 }

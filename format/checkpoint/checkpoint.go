@@ -132,18 +132,23 @@ func takeStamp(path string) (stamp, error) {
 
 // partOfFolder says whether a file that is no GGUF file stands for its folder.
 func partOfFolder(path string) bool {
-	if f, err := os.Open(path); err == nil {
-		defer f.Close()
-		var magic [4]byte
-		if n, _ := f.ReadAt(magic[:], 0); string(magic[:n]) == "GGUF" {
-			return false
-		}
-	}
 	switch filepath.Ext(path) {
 	case ".safetensors", ".json", ".bin", ".pt", ".pth", ".model":
+	default:
+		return false
+	}
+	st, err := os.Stat(path)
+	if err != nil || !st.Mode().IsRegular() { // opening a named pipe would wait for a writer
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
 		return true
 	}
-	return false
+	defer f.Close()
+	var magic [4]byte
+	n, _ := f.ReadAt(magic[:], 0)
+	return string(magic[:n]) != "GGUF"
 }
 
 // openDir accepts a folder with config.json, or one that holds just one GGUF model.

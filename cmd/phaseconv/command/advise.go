@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -120,6 +121,9 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
+	if !c.IsSet("ctx") {
+		o.Ctx = within(o.Ctx, published, converted)
+	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {
 		return err
@@ -129,6 +133,15 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	printAdvise(stdout, res)
 	return nil
+}
+
+// within returns the contexts that the models were made for, the shortest in any case.
+func within(contexts []int, models ...*checkpoint.Checkpoint) []int {
+	return slices.DeleteFunc(slices.Clone(contexts), func(n int) bool {
+		return n > slices.Min(contexts) && slices.ContainsFunc(models, func(m *checkpoint.Checkpoint) bool {
+			return m != nil && m.Config.Context > 0 && n > m.Config.Context
+		})
+	})
 }
 
 // adviseModels opens what the command line names. What it returns is to be
