@@ -12,8 +12,8 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
@@ -38,8 +38,8 @@ func TestOtherReaders(t *testing.T) {
 			_, err := Convert(context.Background(), Options{
 				Source: src, Out: out, Formats: []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}, OutType: "f32",
 				Code: "srht", Bits: 1, Balance: true, Policy: kvcache.Policy{Sink: 2},
-				Calibration:       verify.Text{Name: "a", Data: texts.Calibration[:20000]},
-				CalibrationTokens: 128, Evaluation: verify.Text{Name: "b", Data: texts.Evaluation[:20000]},
+				Calibration:       ppl.Text{Name: "a", Data: texts.Calibration[:20000]},
+				CalibrationTokens: 128, Evaluation: ppl.Text{Name: "b", Data: texts.Evaluation[:20000]},
 				Ctx: 64, Chunks: 1, Seed: 1, Tool: "test",
 			})
 			if err != nil {

@@ -9,25 +9,18 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// StockTypes names a pair of llama.cpp's cache types.
-type StockTypes struct {
-	K, V gguf.Type
-	// Rotation: llama.cpp's attention rotation is on, its default.
-	Rotation bool
-}
-
-// halves is the pair that everything is compared with, llama.cpp's default.
-var halves = StockTypes{gguf.TypeF16, gguf.TypeF16, true}
-
 // AdviseOptions of Advise.
 type AdviseOptions struct {
-	Text Text
+	Text ppl.Text
 	// Ctx lists context lengths. The shortest is measured on Chunks windows (0: all
 	// that the text gives), longer ones on as many tokens, but at least one window.
 	Ctx    []int
@@ -36,16 +29,16 @@ type AdviseOptions struct {
 	// Types are the types to choose from, F16 always among them. Pairs, if set, are
 	// measured instead of a search.
 	Types []gguf.Type
-	Pairs []StockTypes
+	Pairs []kvcache.CacheTypes
 	// Rotation: llama.cpp's attention rotation is on, its default.
 	Rotation bool
-	// HalfSums reproduces the F16 sums of llama.cpp's CPU backend, see kvcache.Stock.
+	// HalfSums reproduces the F16 sums of llama.cpp's CPU backend, see kvcache.LlamaCpp.
 	HalfSums bool
 	// FloatInputs leaves the inputs of matrix products in float32. Without it those of
 	// GGUF files are rounded as llama.cpp's CPU backend does, see refmodel.Model.
 	FloatInputs bool
 	Threads     int
-	Progress    Progress
+	Progress    progress.Func
 }
 
 // adviseTypes is what Advise tries when it is not told.
@@ -67,8 +60,8 @@ const pairsPerRun = 3
 type adviser struct {
 	o      AdviseOptions
 	models []adviseModel
-	base   []ppl.Stream // per context: models[0] with F16 caches
-	ppl    []float64    // of base
+	base   []ppl.Positions // per context: models[0] with F16 caches
+	ppl    []float64       // of base
 	texts  []*ppl.Windows
 	rows   []spec.AdviseRow
 	worst  map[adviseKey]float64 // largest KLD over contexts
@@ -92,6 +85,7 @@ type adviseKey struct {
 // It measures each type for K alone and for V alone, and then, from the smallest
 // pair on, those pairs whose parts promise to pass.
 func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o AdviseOptions) (*spec.AdviseJSON, error) {
+	o.Threads = parallel.Threads(o.Threads)
 	a := &adviser{o: o, worst: map[adviseKey]float64{}}
 	round := !o.FloatInputs && runAsTheyAre(published, converted)
 	out := &spec.AdviseJSON{MaxKLD: o.MaxKLD, Rotation: o.Rotation, RoundedInputs: round, Choices: []spec.AdviseChoice{}}
@@ -121,10 +115,10 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		base = converted
 	}
 	if len(o.Ctx) == 0 {
-		return nil, usage("no context length to measure at")
+		return nil, option.Errorf("no context length to measure at")
 	}
 	for _, n := range o.Ctx {
-		if err := CheckContext(n, base.Config.Context); err != nil {
+		if err := ppl.CheckContext(base.Config, n); err != nil {
 			return nil, err
 		}
 	}
@@ -134,12 +128,12 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		if chunks > 0 {
 			chunks = max(1, chunks*contexts[0]/n)
 		}
-		w, err := Tokens(base, o.Text, n, chunks)
+		w, err := ppl.Tokenize(base, o.Text, n, chunks)
 		if err != nil {
 			return nil, err
 		}
 		a.texts = append(a.texts, w)
-		out.Texts = append(out.Texts, *TextInfo(o.Text, w))
+		out.Texts = append(out.Texts, o.Text.Info(w))
 	}
 	if err := a.search(ctx); err != nil {
 		return nil, err
@@ -157,12 +151,6 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 	return out, nil
 }
 
-// runAsTheyAre says whether a stock runtime takes all of the models (nil for none) as
-// they are, so that the types of their matrices are those it computes with.
-func runAsTheyAre(models ...*checkpoint.Checkpoint) bool {
-	return !slices.ContainsFunc(models, func(c *checkpoint.Checkpoint) bool { return c != nil && c.Container != checkpoint.GGUF })
-}
-
 func compareBool(a, b bool) int {
 	switch {
 	case a == b:
@@ -178,7 +166,7 @@ func (a *adviser) checkTypes() error {
 	cfg := a.models[0].m.Config
 	fits := func(k, v gguf.Type) error {
 		for _, m := range a.models {
-			if _, err := kvcache.NewStock(m.m.Config, k, v, a.o.Rotation); err != nil {
+			if _, err := kvcache.NewLlamaCpp(m.m.Config, k, v, a.o.Rotation); err != nil {
 				return err
 			}
 		}
@@ -225,9 +213,9 @@ func (a *adviser) search(ctx context.Context) error {
 		return nil
 	}
 	for _, m := range a.models {
-		pairs := []StockTypes{halves}
+		pairs := []kvcache.CacheTypes{kvcache.F16}
 		for _, t := range a.o.Types {
-			pairs = append(pairs, StockTypes{K: t, V: gguf.TypeF16}, StockTypes{K: gguf.TypeF16, V: t})
+			pairs = append(pairs, kvcache.CacheTypes{K: t, V: gguf.TypeF16}, kvcache.CacheTypes{K: gguf.TypeF16, V: t})
 		}
 		if err := a.measure(ctx, m, pairs, "measuring K alone and V alone"); err != nil {
 			return err
@@ -238,7 +226,7 @@ func (a *adviser) search(ctx context.Context) error {
 			if err := a.measure(ctx, m, candidates[:n], "measuring pairs"); err != nil {
 				return err
 			}
-			passed := slices.ContainsFunc(candidates[:n], func(p StockTypes) bool {
+			passed := slices.ContainsFunc(candidates[:n], func(p kvcache.CacheTypes) bool {
 				return a.worst[adviseKey{p.K, p.V, m.converted}] <= a.o.MaxKLD
 			})
 			if passed {
@@ -252,36 +240,36 @@ func (a *adviser) search(ctx context.Context) error {
 
 // candidates lists the pairs that are smaller than every passing type of K or V
 // alone and may pass themselves, smallest first.
-func (a *adviser) candidates(m adviseModel) []StockTypes {
-	alone := func(p StockTypes) float64 { return a.worst[adviseKey{p.K, p.V, m.converted}] }
+func (a *adviser) candidates(m adviseModel) []kvcache.CacheTypes {
+	alone := func(p kvcache.CacheTypes) float64 { return a.worst[adviseKey{p.K, p.V, m.converted}] }
 	limit := math.MaxInt
 	for _, t := range a.o.Types {
-		for _, p := range []StockTypes{{K: t, V: gguf.TypeF16}, {K: gguf.TypeF16, V: t}} {
+		for _, p := range []kvcache.CacheTypes{{K: t, V: gguf.TypeF16}, {K: gguf.TypeF16, V: t}} {
 			if alone(p) <= a.o.MaxKLD {
 				limit = min(limit, a.bytes(m, p))
 			}
 		}
 	}
-	sum := func(p StockTypes) float64 {
-		return alone(StockTypes{K: p.K, V: gguf.TypeF16}) + alone(StockTypes{K: gguf.TypeF16, V: p.V})
+	sum := func(p kvcache.CacheTypes) float64 {
+		return alone(kvcache.CacheTypes{K: p.K, V: gguf.TypeF16}) + alone(kvcache.CacheTypes{K: gguf.TypeF16, V: p.V})
 	}
-	var out []StockTypes
+	var out []kvcache.CacheTypes
 	for _, k := range a.o.Types {
 		for _, v := range a.o.Types {
-			p := StockTypes{K: k, V: v}
+			p := kvcache.CacheTypes{K: k, V: v}
 			if a.bytes(m, p) < limit && sum(p) <= slack*a.o.MaxKLD {
 				out = append(out, p)
 			}
 		}
 	}
-	slices.SortStableFunc(out, func(x, y StockTypes) int {
+	slices.SortStableFunc(out, func(x, y kvcache.CacheTypes) int {
 		return cmp.Or(cmp.Compare(a.bytes(m, x), a.bytes(m, y)), cmp.Compare(sum(x), sum(y)))
 	})
 	return out
 }
 
-func (a *adviser) stock(m adviseModel, p StockTypes) *kvcache.Stock {
-	s, err := kvcache.NewStock(m.m.Config, p.K, p.V, a.o.Rotation)
+func (a *adviser) stock(m adviseModel, p kvcache.CacheTypes) *kvcache.LlamaCpp {
+	s, err := kvcache.NewLlamaCpp(m.m.Config, p.K, p.V, a.o.Rotation)
 	if err != nil {
 		return nil // checkTypes has tried them all
 	}
@@ -289,21 +277,23 @@ func (a *adviser) stock(m adviseModel, p StockTypes) *kvcache.Stock {
 	return s
 }
 
-func (a *adviser) bytes(m adviseModel, p StockTypes) int { return a.stock(m, p).BytesPerToken() }
+func (a *adviser) bytes(m adviseModel, p kvcache.CacheTypes) int {
+	return a.stock(m, p).BytesPerToken()
+}
 
 // measure runs pairs of one model at all contexts and appends their rows.
-func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []StockTypes, step string) error {
+func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.CacheTypes, step string) error {
 	for i, w := range a.texts {
-		caches := make([]*kvcache.Stock, 0, len(pairs)+1)
+		caches := make([]*kvcache.LlamaCpp, 0, len(pairs)+1)
 		first := len(a.base) <= i
 		if first {
 			// The base is the first model's own default; it runs along in the first pass.
-			caches = append(caches, a.stock(a.models[0], halves))
+			caches = append(caches, a.stock(a.models[0], kvcache.F16))
 		}
 		for _, p := range pairs {
 			caches = append(caches, a.stock(m, p))
 		}
-		streams, err := runStock(ctx, m.m, w, caches, a.o.Progress.of(fmt.Sprintf("%s at context %d%s", step, w.Ctx, suffix(m.converted))))
+		streams, err := runCaches(ctx, m.m, w, caches, a.o.Progress.Of(fmt.Sprintf("%s at context %d%s", step, w.Ctx, suffix(m.converted))))
 		if err != nil {
 			return err
 		}
@@ -336,7 +326,7 @@ func suffix(converted bool) string {
 	return ""
 }
 
-func (a *adviser) add(m adviseModel, p StockTypes, ctx int, d *ppl.Divergence) error {
+func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, ctx int, d *ppl.Divergence) error {
 	s := a.stock(m, p)
 	for _, x := range []float64{d.Mean, d.Ratio} {
 		if math.IsNaN(x) || math.IsInf(x, 0) {
@@ -344,7 +334,7 @@ func (a *adviser) add(m adviseModel, p StockTypes, ctx int, d *ppl.Divergence) e
 		}
 	}
 	a.rows = append(a.rows, spec.AdviseRow{
-		KType: kvcache.StockName(p.K), VType: kvcache.StockName(p.V), Ctx: ctx, Converted: m.converted,
+		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Ctx: ctx, Converted: m.converted,
 		BytesPerToken: float64(s.BytesPerToken()), PPLRatio: d.Ratio, KLD: d.Mean, KLDErr: d.MeanErr, SameTop: d.SameTop,
 	})
 	key := adviseKey{p.K, p.V, m.converted}
@@ -360,9 +350,9 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 		if key.converted != m.converted || !(worst <= a.o.MaxKLD) {
 			continue
 		}
-		s := a.stock(m, StockTypes{K: key.k, V: key.v})
+		s := a.stock(m, kvcache.CacheTypes{K: key.k, V: key.v})
 		c := spec.AdviseChoice{
-			KType: kvcache.StockName(key.k), VType: kvcache.StockName(key.v), Converted: key.converted,
+			KType: kvcache.TypeName(key.k), VType: kvcache.TypeName(key.v), Converted: key.converted,
 			BytesPerToken: float64(s.BytesPerToken()), Worst: worst, Flags: s.Flags(),
 		}
 		better := cmp.Or(cmp.Compare(c.BytesPerToken, best.BytesPerToken), cmp.Compare(c.Worst, best.Worst),
@@ -372,77 +362,4 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 		}
 	}
 	return best, found
-}
-
-// runStock runs a model over the windows once, with one lane per cache.
-func runStock(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []*kvcache.Stock, progress func(done, total int)) ([]ppl.Stream, error) {
-	var lanes []*refmodel.Lane
-	for _, c := range caches {
-		lanes = append(lanes, &refmodel.Lane{Cache: c})
-	}
-	if err := m.Run(ctx, w.Tokens, lanes, refmodel.Options{Progress: progress}); err != nil {
-		return nil, err
-	}
-	var out []ppl.Stream
-	for _, l := range lanes {
-		s, err := ppl.Scored(m, w, l)
-		if err != nil {
-			return nil, err
-		}
-		l.Hidden = nil
-		out = append(out, s)
-	}
-	return out, nil
-}
-
-// measureStock measures an artifact with stock cache types: against its source
-// with F16 caches if that is at hand, else against itself with F16 caches.
-func measureStock(ctx context.Context, model *checkpoint.Checkpoint, o Options, w *ppl.Windows) (*spec.StockJSON, error) {
-	cache, err := kvcache.NewStock(model.Config, o.Stock.K, o.Stock.V, o.Stock.Rotation)
-	if err != nil {
-		return nil, err
-	}
-	float := func(c *checkpoint.Checkpoint) (*kvcache.Stock, error) {
-		return kvcache.NewStock(c.Config, halves.K, halves.V, true)
-	}
-	own, err := float(model)
-	if err != nil {
-		return nil, err
-	}
-	caches := []*kvcache.Stock{cache}
-	if o.Source == nil {
-		caches = append(caches, own)
-	}
-	m := refmodel.New(model.Config, model, o.Threads)
-	m.RoundInputs = runAsTheyAre(model, o.Source)
-	streams, err := runStock(ctx, m, w, caches, o.Progress.of("measuring stock cache types"))
-	if err != nil {
-		return nil, err
-	}
-	out := &spec.StockJSON{
-		KType: kvcache.StockName(cache.K), VType: kvcache.StockName(cache.V), Rotation: cache.Rotation,
-		RotationK: cache.RotationK(), RotationV: cache.RotationV(), RoundedInputs: m.RoundInputs, BytesPerToken: cache.BytesPerToken(), Base: "artifact",
-	}
-	if o.Source != nil {
-		out.Base = "source"
-		theirs, err := float(o.Source)
-		if err != nil {
-			return nil, err
-		}
-		src := refmodel.New(o.Source.Config, o.Source, o.Threads)
-		src.RoundInputs = m.RoundInputs
-		base, err := runStock(ctx, src, w, []*kvcache.Stock{theirs}, o.Progress.of("running the source with F16 caches"))
-		if err != nil {
-			return nil, err
-		}
-		streams = append(streams, base...)
-	}
-	res, err := ppl.Measure(ctx, w, streams[1], streams[0])
-	if err != nil {
-		return nil, err
-	}
-	d := &res.Divergences[0]
-	out.PPL, out.PPLErr = res.Streams[0].PPL, res.Streams[0].Err
-	out.PPLRatio, out.PPLRatioErr, out.KLD = d.Ratio, d.RatioErr, kldJSON(d)
-	return out, nil
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
@@ -31,7 +33,7 @@ func tinyModel(t testing.TB, headDim int, seed uint64) *checkpoint.Checkpoint {
 
 func adviseOptions() AdviseOptions {
 	return AdviseOptions{
-		Text: Text{"text", texts.Evaluation[:4000]}, Ctx: []int{64, 32}, Chunks: 4, MaxKLD: 1, Rotation: true,
+		Text: ppl.Text{Name: "text", Data: texts.Evaluation[:4000]}, Ctx: []int{64, 32}, Chunks: 4, MaxKLD: 1, Rotation: true,
 		Types: []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ4_0},
 	}
 }
@@ -129,7 +131,7 @@ func TestAdvise(t *testing.T) {
 	})
 	t.Run("pairs", func(t *testing.T) {
 		o := o
-		o.Pairs = []StockTypes{{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0}, {K: gguf.TypeQ8_0, V: gguf.TypeF16}}
+		o.Pairs = []kvcache.CacheTypes{{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0}, {K: gguf.TypeQ8_0, V: gguf.TypeF16}}
 		only, err := Advise(context.Background(), c, nil, o)
 		if err != nil {
 			t.Fatal(err)
@@ -173,7 +175,7 @@ func TestAdvise(t *testing.T) {
 		}
 		defer folder.Close()
 		o := o
-		o.Pairs = []StockTypes{{K: gguf.TypeQ8_0, V: gguf.TypeF16}}
+		o.Pairs = []kvcache.CacheTypes{{K: gguf.TypeQ8_0, V: gguf.TypeF16}}
 		advise := func(published, converted *checkpoint.Checkpoint, float bool) *spec.AdviseJSON {
 			o.FloatInputs = float
 			r, err := Advise(context.Background(), published, converted, o)
@@ -193,17 +195,17 @@ func TestAdvise(t *testing.T) {
 	t.Run("verify", func(t *testing.T) {
 		// verify measures the same thing, with the CPU backend's sums.
 		o := o
-		o.Pairs, o.HalfSums, o.Ctx = []StockTypes{{K: gguf.TypeQ4_0, V: gguf.TypeF16}}, true, []int{32}
+		o.Pairs, o.HalfSums, o.Ctx = []kvcache.CacheTypes{{K: gguf.TypeQ4_0, V: gguf.TypeF16}}, true, []int{32}
 		want, err := Advise(context.Background(), c, nil, o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := Tokens(c, o.Text, 32, 4)
+		w, err := ppl.Tokenize(c, o.Text, 32, 4)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, source := range []*checkpoint.Checkpoint{nil, tinyModel(t, 64, 1)} {
-			got, err := measureStock(context.Background(), c, Options{Stock: &StockTypes{gguf.TypeQ4_0, gguf.TypeF16, true}, Source: source}, w)
+			got, err := measureCacheTypes(context.Background(), c, Options{CacheTypes: &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeF16, Rotation: true}, Source: source}, w)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -211,7 +213,7 @@ func TestAdvise(t *testing.T) {
 				t.Errorf("verify %+v %+v, advise %+v", got, got.KLD, r)
 			}
 		}
-		if _, err := measureStock(context.Background(), c, Options{Stock: &StockTypes{gguf.TypeQ1_0, gguf.TypeF16, true}}, w); err == nil {
+		if _, err := measureCacheTypes(context.Background(), c, Options{CacheTypes: &kvcache.CacheTypes{K: gguf.TypeQ1_0, V: gguf.TypeF16, Rotation: true}}, w); err == nil {
 			t.Error("q1_0 with head_dim 64 was accepted")
 		}
 	})
@@ -263,7 +265,7 @@ func TestAdviseRefuses(t *testing.T) {
 		{"no model", nil, func(*AdviseOptions) {}, "no model"},
 		{"no quantised type fits", c16, func(o *AdviseOptions) { o.Types = nil }, "head_dim 16 is not a multiple of 32"},
 		{"a type does not fit", c16, func(*AdviseOptions) {}, "K cache of type q8_0"},
-		{"a pair does not fit", c64, func(o *AdviseOptions) { o.Pairs = []StockTypes{{K: gguf.TypeF16, V: gguf.TypeQ1_0}} }, "V cache of type q1_0"},
+		{"a pair does not fit", c64, func(o *AdviseOptions) { o.Pairs = []kvcache.CacheTypes{{K: gguf.TypeF16, V: gguf.TypeQ1_0}} }, "V cache of type q1_0"},
 		{"no context", c64, func(o *AdviseOptions) { o.Ctx = nil }, "no context"},
 		{"a context beyond the text", c64, func(o *AdviseOptions) { o.Ctx = []int{1 << 20} }, "one window of context"},
 	} {

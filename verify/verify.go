@@ -3,86 +3,28 @@ package verify
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"math"
-	"strconv"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
-	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/format/tokenizer"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// UsageError is a mistake in what was asked for, found before any work.
-type UsageError struct{ Err error }
-
-func (e *UsageError) Error() string { return e.Err.Error() }
-func (e *UsageError) Unwrap() error { return e.Err }
-
-func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
-
-// A Text is what is calibrated on or measured.
-type Text struct {
-	Name string
-	Data []byte
-}
-
-// SHA256 returns the text's digest in hex.
-func (t Text) SHA256() string {
-	h := sha256.Sum256(t.Data)
-	return hex.EncodeToString(h[:])
-}
-
-// Tokens encodes a text with a checkpoint's own tokenizer and cuts it into at
-// most chunks windows (0: all) of ctx tokens.
-func Tokens(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*ppl.Windows, error) {
-	if err := CheckContext(ctx, c.Config.Context); err != nil {
-		return nil, err
-	}
-	if err := t.Check(); err != nil {
-		return nil, err
-	}
-	v, err := c.Vocab()
-	if err != nil {
-		return nil, err
-	}
-	tk, err := tokenizer.New(v)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.Path, err)
-	}
-	bos := int32(-1)
-	if v.AddBOS {
-		bos = v.BOS
-	}
-	w, err := ppl.Cut(tk.Encode(string(t.Data), true, false), ctx, chunks, bos)
-	if err != nil {
-		return nil, usage("%s: %w", t.Name, err)
-	}
-	return w, nil
-}
-
-// Progress receives the steps of a long computation. done counts up to total.
-type Progress func(step string, done, total int)
-
-func (p Progress) of(step string) func(done, total int) {
-	if p == nil {
-		return nil
-	}
-	return func(done, total int) { p(step, done, total) }
-}
-
 // Options of Artifact.
 type Options struct {
-	Text        Text
+	Text        ppl.Text
 	Ctx, Chunks int
 	// Sink and Recent override the policy of the artifact; negative keeps it.
 	Sink, Recent int
@@ -98,13 +40,13 @@ type Options struct {
 	// Source, if set, is what the artifact was made from: the proof that the
 	// function is preserved needs it.
 	Source   *checkpoint.Checkpoint
-	Progress Progress
+	Progress progress.Func
 	// Stock, if set, also measures a stock runtime's cache types.
-	Stock *StockTypes
+	CacheTypes *kvcache.CacheTypes
 
 	// Fitted adds codes of the calibration to the audit, [layer][head]; only a
 	// conversion still has them.
-	Fitted [][]map[string]*rotations.Code
+	Fitted [][]map[string]*codec.Code
 	// Head describes the fits behind the audit's rows; nil takes the manifest's.
 	Head func(layer, head int) audit.Head
 }
@@ -113,8 +55,9 @@ type Options struct {
 // their divergence, the beta audit, and with a source the function proof.
 func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checker, o Options) (*spec.VerifyJSON, error) {
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
-		return nil, usage("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
+		return nil, option.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
+	o.Threads = parallel.Threads(o.Threads)
 	cfg := a.Model.Config
 	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent, Exceptions: a.Sidecar.Exceptions}
 	if o.Sink >= 0 {
@@ -135,7 +78,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, err
 	}
 	cache.Kernels = o.Kernels
-	w, err := Tokens(a.Model, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(a.Model, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}
@@ -144,27 +87,20 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if tap.Codes, err = auditCodes(codes, o); err != nil {
 		return nil, err
 	}
-	float, onebit := &refmodel.Lane{}, &refmodel.Lane{Cache: cache}
-	run := refmodel.Options{Tap: tap, Progress: o.Progress.of("measuring float and 1-bit keys")}
-	if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{float, onebit}, run); err != nil {
-		return nil, err
-	}
-	base, err := ppl.Scored(m, w, float)
+	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring float and 1-bit keys")}
+	both, err := ppl.Run(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}
-	coded, err := ppl.Scored(m, w, onebit)
+	res, err := ppl.Measure(ctx, w, both[0], both[1])
 	if err != nil {
 		return nil, err
 	}
-	res, err := ppl.Measure(ctx, w, base, coded)
-	if err != nil {
-		return nil, err
-	}
+	text := o.Text.Info(w)
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
-		PPL:      pplJSON(res, w, policy, kind), KLD: kldJSON(&res.Divergences[0]),
-		Bytes: Bytes(cfg, codes, policy), Text: TextInfo(o.Text, w),
+		PPL:      ppl.PPLJSON(res, w, policy, kind), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		Bytes: kvcache.Bytes(cfg, codes, policy), Text: &text,
 	}
 	out.PPL.Kernels = o.Kernels
 	head := o.Head
@@ -173,13 +109,13 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	}
 	out.Layers = audit.Layers(tap.Rows, cfg.HeadDim, head)
 	if o.Source != nil {
-		if out.Function, err = function(ctx, a, o, w, base, checks); err != nil {
+		if out.Function, err = function(ctx, a, o, w, both[0], checks); err != nil {
 			return nil, err
 		}
 		out.Contract = checks.Checks
 	}
-	if o.Stock != nil {
-		if out.Stock, err = measureStock(ctx, a.Model, o, w); err != nil {
+	if o.CacheTypes != nil {
+		if out.Stock, err = measureCacheTypes(ctx, a.Model, o, w); err != nil {
 			return nil, err
 		}
 	}
@@ -202,19 +138,19 @@ func finite(v *spec.VerifyJSON) bool {
 }
 
 // codesInUse returns the sidecar's codes, or those of a code that needs no fit.
-func codesInUse(s *rotations.Sidecar, o Options) ([][]*rotations.Code, string, error) {
+func codesInUse(s *sidecar.Sidecar, o Options) ([][]*codec.Code, string, error) {
 	switch o.Code {
 	case "", s.Kind:
 		return s.Codes, s.Kind, nil
 	case "raw", "srht", "random":
 	default:
-		return nil, "", usage("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
+		return nil, "", option.Errorf("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
 	}
-	var out [][]*rotations.Code
+	var out [][]*codec.Code
 	for l, heads := range s.Codes {
-		var row []*rotations.Code
+		var row []*codec.Code
 		for h := range heads {
-			c, err := rotations.DataFree(o.Code, s.HeadDim, o.Seed, l, h)
+			c, err := codec.DataFree(o.Code, s.HeadDim, o.Seed, l, h)
 			if err != nil {
 				return nil, "", err
 			}
@@ -226,16 +162,16 @@ func codesInUse(s *rotations.Sidecar, o Options) ([][]*rotations.Code, string, e
 }
 
 // auditCodes lists the audit's columns per head.
-func auditCodes(codes [][]*rotations.Code, o Options) ([][]audit.Codes, error) {
+func auditCodes(codes [][]*codec.Code, o Options) ([][]audit.Codes, error) {
 	var out [][]audit.Codes
 	for l, heads := range codes {
 		var row []audit.Codes
 		for h, c := range heads {
-			var fitted map[string]*rotations.Code
+			var fitted map[string]*codec.Code
 			if o.Fitted != nil {
 				fitted = o.Fitted[l][h]
 			}
-			x, err := columns(c, fitted, o.Seed, l, h)
+			x, err := audit.Columns(c, fitted, o.Seed, l, h)
 			if err != nil {
 				return nil, err
 			}
@@ -247,13 +183,13 @@ func auditCodes(codes [][]*rotations.Code, o Options) ([][]audit.Codes, error) {
 }
 
 // fromManifest takes what a conversion recorded about its fits.
-func fromManifest(m *spec.Manifest, kind string, codes [][]*rotations.Code, anchor int) func(l, h int) audit.Head {
+func fromManifest(m *spec.Manifest, kind string, codes [][]*codec.Code, anchor int) func(l, h int) audit.Head {
 	at := map[[2]int]*spec.Layer{}
 	for i := range m.Layers {
 		at[[2]int{m.Layers[i].Layer, m.Layers[i].Head}] = &m.Layers[i]
 	}
 	return func(l, h int) audit.Head {
-		x := audit.Head{Code: kind, Bits: perNumber(codes[l][h]), Anchor: anchor}
+		x := audit.Head{Code: kind, Bits: audit.BitsPerNumber(codes[l][h]), Anchor: anchor}
 		if r := at[[2]int{l, h}]; r != nil && r.Code == kind {
 			x.Tokens = r.Tokens
 			if r.TrainCos1bit != nil {
@@ -266,7 +202,7 @@ func fromManifest(m *spec.Manifest, kind string, codes [][]*rotations.Code, anch
 
 // function compares the artifact's float model with its source, and puts the
 // re-rounding floor beside it.
-func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Stream, checks *contract.Checker) (*spec.FunctionJSON, error) {
+func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions, checks *contract.Checker) (*spec.FunctionJSON, error) {
 	digest, err := o.Source.Digest()
 	if err != nil {
 		return nil, err
@@ -277,13 +213,13 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if !checks.Add("source", err, "the source is the one that was converted") {
 		return nil, nil
 	}
-	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Stream, error) {
+	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Positions, error) {
 		m := refmodel.New(o.Source.Config, weights, o.Threads)
-		lane := &refmodel.Lane{}
-		if err := m.Run(ctx, w.Tokens, []*refmodel.Lane{lane}, refmodel.Options{Progress: o.Progress.of(step)}); err != nil {
-			return ppl.Stream{}, err
+		p, err := ppl.Run(ctx, m, w, refmodel.Options{Progress: o.Progress.Of(step)}, &refmodel.Variant{})
+		if err != nil {
+			return ppl.Positions{}, err
 		}
-		return ppl.Scored(m, w, lane)
+		return p[0], nil
 	}
 	src, err := run("running the source", o.Source, w)
 	if err != nil {
@@ -291,7 +227,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	}
 	edits := checkpoint.Edits{}
 	for l := range o.Source.Config.Layers {
-		if err := rotations.FoldBalance(edits, o.Source, l, rotations.FloorBalance(o.Source.Config)); err != nil {
+		if err := transform.FoldPairScale(edits, o.Source, l, transform.FloorPairScale(o.Source.Config)); err != nil {
 			return nil, err
 		}
 	}
@@ -365,46 +301,4 @@ func roundBF16(x []float32) {
 	for i, v := range x {
 		x[i] = dtype.BF16Round(v)
 	}
-}
-
-func pplJSON(r *ppl.Result, w *ppl.Windows, p kvcache.Policy, kind string) *spec.PPLJSON {
-	d := &r.Divergences[0]
-	return &spec.PPLJSON{
-		Float: r.Base.PPL, FloatErr: r.Base.Err, OneBit: r.Streams[0].PPL, OneBitErr: r.Streams[0].Err,
-		Ratio: d.Ratio, RatioErr: d.RatioErr, Tokens: len(w.Targets), Ctx: w.Ctx, Chunks: len(w.Tokens),
-		Sink: p.Sink, Recent: p.Recent, Anchor: p.Anchor, Code: kind,
-	}
-}
-
-func kldJSON(d *ppl.Divergence) *spec.KLDJSON {
-	return &spec.KLDJSON{
-		Mean: d.Mean, MeanErr: d.MeanErr, Median: d.Median, P90: d.P90, P95: d.P95, P99: d.P99, Max: d.Max,
-		SameTop: d.SameTop, SameTopErr: d.SameTopErr, DeltaPMean: d.DeltaPMean, DeltaPRMS: d.DeltaPRMS,
-	}
-}
-
-// TextInfo describes a cut text for reports.
-func TextInfo(t Text, w *ppl.Windows) *spec.Text {
-	return &spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx, Windows: len(w.Tokens)}
-}
-
-// contexts at which effective bits are stated.
-var contexts = []int{4096, 32768, 131072}
-
-// Bytes computes what keys cost with these codes.
-func Bytes(cfg *family.Config, codes [][]*rotations.Code, p kvcache.Policy) *spec.BytesJSON {
-	numbers := cfg.Layers * cfg.KVHeads * cfg.HeadDim
-	b := &spec.BytesJSON{KF16: 2 * numbers, EffectiveBits: map[string]float64{}}
-	for _, heads := range codes {
-		for _, c := range heads {
-			b.KCode += p.KeyBytes(c)
-			b.Sidecar += int64(4 * (len(c.Mean) + len(c.Decode) + len(c.Encode)))
-		}
-	}
-	for _, n := range contexts {
-		exact := min(n, p.Sink+p.Recent)
-		total := float64(exact)*float64(b.KF16) + float64(n-exact)*float64(b.KCode)
-		b.EffectiveBits[strconv.Itoa(n)] = 8 * total / (float64(n) * float64(numbers))
-	}
-	return b
 }

@@ -22,8 +22,8 @@ func logits(t *testing.T, path string, window []int32) []float32 {
 	}
 	defer c.Close()
 	m := refmodel.New(c.Config, c, 2)
-	lane := &refmodel.Lane{}
-	if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Lane{lane}, refmodel.Options{}); err != nil {
+	lane := &refmodel.Variant{}
+	if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{lane}, refmodel.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	x, err := m.FinalNorm(lane.Hidden)
@@ -31,7 +31,7 @@ func logits(t *testing.T, path string, window []int32) []float32 {
 		t.Fatal(err)
 	}
 	out := make([]float32, len(window)*c.Config.Vocab)
-	if err := m.Logits([][]float32{out}, [][]float32{x}, 0, c.Config.Vocab); err != nil {
+	if err := m.Logits(t.Context(), [][]float32{out}, [][]float32{x}, 0, c.Config.Vocab); err != nil {
 		t.Fatal(err)
 	}
 	return out

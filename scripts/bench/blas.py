@@ -45,7 +45,7 @@ def main():
     args = [",".join(map(str, s)) for shapes in SHAPES.values() for s in shapes]
     with tempfile.TemporaryDirectory() as tmp:
         tool = os.path.join(tmp, "gemm")
-        subprocess.run(["go", "build", "-o", tool, "./scripts/bench/gemm.go"], cwd=top, check=True)
+        subprocess.run(["go", "build", "-o", tool, "./bench/gemm"], cwd=os.path.join(top, "scripts"), check=True)
         print(f"| ISA | model | shape | OpenBLAS | phaseconv | ratio |\n|---|---|---|---:|---:|---:|")
         for isa, core, off in TIERS:
             ours, theirs, tier = {}, {}, ""

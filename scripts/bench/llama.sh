@@ -21,7 +21,7 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 command -v /usr/bin/time >/dev/null || { echo "needs GNU time at /usr/bin/time" >&2; exit 2; }
 
-(cd "$top" && go build -o "$tmp/phaseconv" ./cmd/phaseconv && go build -o "$tmp/forward" scripts/bench/forward.go)
+(cd "$top" && go build -o "$tmp/phaseconv" ./cmd/phaseconv && go build -C scripts -o "$tmp/forward" ./bench/forward)
 cc -O2 -o "$tmp/ggml_dots" "$top/scripts/bench/ggml_dots.c" -ldl
 
 echo "ns per key of 128 numbers, 8192 keys, best of 2 s"

@@ -7,7 +7,9 @@
 # MODEL is a checkpoint, FIT and TEXT are different texts, OUT gets .tsv and .svg.
 # THREADS (1) and POINTS may be set; a model of 135M parameters takes half an hour on a free core.
 set -eu
-cd "$(dirname "$0")/../.."
+scripts=$(cd "$(dirname "$0")/.." && pwd)
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
 model=$1 fit=$2 text=$3 out=$4
 if [ -z "${POINTS:-}" ]; then
 	POINTS="q8_0 q4_0 frame:1:uniform:0+0g+4+8+8g+16 frame:1:sensitivity:0+8 frame:1:angle:0
@@ -16,6 +18,7 @@ if [ -z "${POINTS:-}" ]; then
 		POINTS="$POINTS frame:$bits:uniform:0 frame:$bits:sensitivity:0 frame:$bits:angle:0"
 	done
 fi
+go build -C "$scripts" -o "$tmp/" ./codes/pareto ./codes/plot
 # shellcheck disable=SC2086 # POINTS is a list
-go run scripts/codes/pareto.go -threads "${THREADS:-1}" -model "$model" -fit "$fit" -text "$text" -o "$out.tsv" $POINTS
-go run scripts/codes/plot.go -o "$out.svg" -title "$(basename "$model" .gguf): keys on $(basename "$text" .txt)" "$out.tsv"
+"$tmp/pareto" -threads "${THREADS:-1}" -model "$model" -fit "$fit" -text "$text" -o "$out.tsv" $POINTS
+"$tmp/plot" -o "$out.svg" -title "$(basename "$model" .gguf): keys on $(basename "$text" .txt)" "$out.tsv"

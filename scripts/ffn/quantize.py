@@ -6,7 +6,7 @@
 
 MODEL should hold F32, F16 or BF16 weights. Each variant (the file as it is; G1 with
 no rotation, Hadamard, random-sign Hadamard; G4 from weights alone and from
-activations on --fit) is written by fold.go as F32, quantised to each type and
+activations on --fit) is written by ffn/fold as F32, quantised to each type and
 measured against the logits of the unfolded F32 file. The control "G1 none" unties the
 head and folds the gains, nothing else. Results are kept in the work folder; models
 are removed when measured. Standard library only.
@@ -31,12 +31,12 @@ def main():
     p.add_argument("--fit", required=True, help="text for activations, another one")
     p.add_argument("--work", required=True)
     p.add_argument("--bin", default=os.environ.get("LLAMA_CPP_BIN"), help="folder of llama-quantize and llama-perplexity")
-    p.add_argument("--fold", default="go run scripts/ffn/fold.go", help="how to run fold.go")
+    p.add_argument("--fold", default="go run -C scripts ./ffn/fold", help="how to run ffn/fold")
     p.add_argument("--types", default="Q4_0,Q3_K_M,Q2_K")
     p.add_argument("--variants", default="", help="numbers of variants, such as 0,2 (default: all)")
     p.add_argument("--pure", action="store_true", help="one type for all matrices")
     p.add_argument("--embeddings", default="", help="type of the token embeddings, such as q8_0: without a tied head they get fewer bits")
-    p.add_argument("--dither", action="store_true", help="take the weights off the grid of a 4-bit source first: see fold.go")
+    p.add_argument("--dither", action="store_true", help="take the weights off the grid of a 4-bit source first: see ffn/fold")
     p.add_argument("--ctx", type=int, default=512)
     p.add_argument("--chunks", type=int, default=4)
     p.add_argument("--threads", type=int, default=2)
@@ -74,8 +74,8 @@ def main():
             json.dump(kept, f, indent=1)
 
     def fold(name, out):
-        flags = VARIANTS[name] + (["-text", a.fit] if "text" in VARIANTS[name] else []) + (["-dither"] if a.dither else [])
-        run(*a.fold.split(), "-in", a.model, "-out", out, "-threads", str(a.threads), *flags)
+        flags = VARIANTS[name] + (["-text", os.path.abspath(a.fit)] if "text" in VARIANTS[name] else []) + (["-dither"] if a.dither else [])
+        run(*a.fold.split(), "-in", os.path.abspath(a.model), "-out", os.path.abspath(out), "-threads", str(a.threads), *flags)
 
     logits, full, small = stem + ".logits", stem + ".f32.gguf", stem + ".q.gguf"
     names = list(VARIANTS)

@@ -4,16 +4,17 @@ package audit
 
 import (
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify/calibrate"
+	"github.com/phaseconv/phaseconv/verify/activations"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Codes holds the codes of one KV head by column name: raw, cen, srht, random,
 // learned, and code for the one in use.
-type Codes map[string]*rotations.Code
+type Codes map[string]*codec.Code
 
 // A Tap measures codes on the activations that pass. Rows is filled layer by layer.
 type Tap struct {
@@ -30,7 +31,7 @@ type Tap struct {
 }
 
 // Row is what was measured for one head.
-type Row map[string]rotations.Beta
+type Row map[string]codec.Beta
 
 // FFN implements refmodel.Tap.
 func (t *Tap) FFN(int, []float32) error { return nil }
@@ -38,12 +39,12 @@ func (t *Tap) FFN(int, []float32) error { return nil }
 // Attention implements refmodel.Tap.
 func (t *Tap) Attention(a *refmodel.Attention) error {
 	rows := make([]Row, t.Config.KVHeads)
-	refmodel.Parallel(t.Threads, t.Config.KVHeads, func(h int) {
+	parallel.Do(t.Threads, t.Config.KVHeads, func(h int) {
 		var scale []float32
 		if t.Scale != nil {
 			scale = t.Scale(a.Layer, h)
 		}
-		keys := calibrate.Keys(t.Config, a, h, scale, t.Policy)
+		keys := activations.Keys(t.Config, a, h, scale, t.Policy)
 		rows[h] = Row{}
 		for name, code := range t.Codes[a.Layer][h] {
 			rows[h][name] = code.Measure(keys)

@@ -5,7 +5,8 @@ import (
 	"fmt"
 
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
@@ -49,7 +50,7 @@ func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptio
 	if o.Experts == 0 {
 		o.Experts = 8
 	}
-	if o.Block < 1 || o.Block > rotations.MaxDim || o.MaxRows < 2 || o.Experts < 1 {
+	if o.Block < 1 || o.Block > codec.MaxDim || o.MaxRows < 2 || o.Experts < 1 {
 		return nil, fmt.Errorf("FFN audit with blocks of %d, %d rows and %d experts", o.Block, o.MaxRows, o.Experts)
 	}
 	a := &ffnAudit{ctx: ctx, cfg: cfg, w: w, o: o, noise: map[[3]int]float64{}}
@@ -134,9 +135,9 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 		elements += s.elements
 		together = append(together, s.fit...)
 	}
-	block := rotations.BlockSize(d, a.o.Block)
-	srht := rotations.HadamardRows(d, block, a.o.Seed, layer, input)
-	shared, err := rotations.FitRows(together, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
+	block := fit.BlockSize(d, a.o.Block)
+	srht := fit.HadamardRows(d, block, a.o.Seed, layer, input)
+	shared, err := fit.FitRows(together, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
 	if err != nil {
 		return err
 	}
@@ -145,7 +146,7 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 		if len(s.held) == 0 {
 			return fmt.Errorf("layer %d, %s: one row cannot be split for a fit", layer, which)
 		}
-		row := func(rotation string, r *rotations.BlockRotation, fitted, shares int) error {
+		row := func(rotation string, r *fit.BlockRotation, fitted, shares int) error {
 			b := r.Measure(s.held, d, a.o.Threads)
 			if b.N == 0 {
 				return nil // a matrix of zeros has no directions
@@ -188,7 +189,7 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 		if len(matrices) == 1 && a.cfg.Experts == 0 { // the same rows
 			return row("own", shared, all, elements)
 		}
-		own, err := rotations.FitRows(s.fit, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
+		own, err := fit.FitRows(s.fit, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
 		if err != nil {
 			return err
 		}
@@ -221,8 +222,8 @@ func (a *ffnAudit) onNoise(n, d, block int) (float64, error) {
 	if v, ok := a.noise[key]; ok {
 		return v, nil
 	}
-	rows := rotations.NoiseRows(n, d, a.o.Seed)
-	r, err := rotations.FitRows(rows, d, block, a.o.Seed, 0, 0, a.o.Threads, a.ctx.Err)
+	rows := fit.NoiseRows(n, d, a.o.Seed)
+	r, err := fit.FitRows(rows, d, block, a.o.Seed, 0, 0, a.o.Threads, a.ctx.Err)
 	if err != nil {
 		return 0, err
 	}

@@ -4,31 +4,17 @@ import (
 	"context"
 	"errors"
 	"math"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
-
-func open(t *testing.T, fam string, o tiny.Options) *checkpoint.Checkpoint {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "m.gguf")
-	tiny.GGUF(t, path, fam, o)
-	c, err := checkpoint.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
-}
 
 // find returns the only row with these properties.
 func find(t *testing.T, rows []spec.FFNRow, layer int, matrix string, expert int, rotation string) spec.FFNRow {
@@ -50,7 +36,7 @@ func find(t *testing.T, rows []spec.FFNRow, layer int, matrix string, expert int
 // the numbers of rows and bits are those of the shapes.
 func TestFFN(t *testing.T) {
 	for _, fam := range []string{"llama", "qwen3_moe"} {
-		c := open(t, fam, tiny.Options{Seed: 1})
+		c := tiny.Open(t, fam, tiny.Options{Seed: 1})
 		rows, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1, Threads: 2})
 		if err != nil {
 			t.Fatal(err)
@@ -113,7 +99,7 @@ func TestFFNLearns(t *testing.T) {
 			x[i], x[i+1] = 0.866*a-0.5*b, 0.5*a+0.866*b
 		}
 	}
-	c := open(t, "mixtral", tiny.Options{Layers: 1, FFN: 256, Experts: 2, Edit: func(name string, x []float32) {
+	c := tiny.Open(t, "mixtral", tiny.Options{Layers: 1, FFN: 256, Experts: 2, Edit: func(name string, x []float32) {
 		if strings.Contains(name, "w1") || strings.Contains(name, "w3") {
 			turn(x)
 		}
@@ -132,7 +118,7 @@ func TestFFNLearns(t *testing.T) {
 }
 
 func TestFFNRefuses(t *testing.T) {
-	c := open(t, "llama", tiny.Options{})
+	c := tiny.Open(t, "llama", tiny.Options{})
 	for _, o := range []audit.FFNOptions{{Block: -1}, {Block: 1 << 20}, {MaxRows: 1}, {Experts: -2}, {Layers: []int{2}}} {
 		if rows, err := audit.FFN(context.Background(), c.Config, c, o); err == nil {
 			t.Errorf("%+v: %d rows", o, len(rows))
@@ -144,7 +130,7 @@ func TestFFNRefuses(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 	// Zero matrices have no directions, and give no rows rather than no numbers.
-	z := open(t, "llama", tiny.Options{Layers: 1, Edit: func(name string, x []float32) {
+	z := tiny.Open(t, "llama", tiny.Options{Layers: 1, Edit: func(name string, x []float32) {
 		if strings.Contains(name, "up_proj") {
 			clear(x)
 		}
@@ -170,15 +156,15 @@ func TestFFNEnergy(t *testing.T) {
 	}
 	for _, fam := range tiny.Families {
 		dead := 5
-		c := open(t, fam, tiny.Options{Layers: 1, Edit: func(name string, x []float32) {
+		c := tiny.Open(t, fam, tiny.Options{Layers: 1, Edit: func(name string, x []float32) {
 			if strings.Contains(name, "up_proj") || strings.Contains(name, "w3") {
 				clear(x[dead*64 : (dead+1)*64])
 			}
 		}})
 		tap := &audit.FFNEnergy{Config: c.Config, Weights: c, Threads: 2}
 		m := refmodel.New(c.Config, c, 2)
-		lane := &refmodel.Lane{}
-		if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Lane{lane}, refmodel.Options{Tap: tap}); err != nil {
+		variant := &refmodel.Variant{}
+		if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{variant}, refmodel.Options{Tap: tap}); err != nil {
 			t.Fatal(err)
 		}
 		up, down, err := audit.FFNNorms(c.Config, c, 0)
@@ -201,12 +187,12 @@ func TestFFNEnergy(t *testing.T) {
 			}
 			double[0] = append(double[0], s)
 		}
-		f, err := rotations.FoldFFN(c, c.Config, double)
+		f, err := transform.FoldFFN(c, c.Config, double)
 		if err != nil {
 			t.Fatal(err)
 		}
 		twice := &audit.FFNEnergy{Config: c.Config, Weights: f, Threads: 1}
-		if err := refmodel.New(c.Config, f, 2).Run(context.Background(), [][]int32{window}, []*refmodel.Lane{{}}, refmodel.Options{Tap: twice}); err != nil {
+		if err := refmodel.New(c.Config, f, 2).Run(context.Background(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Tap: twice}); err != nil {
 			t.Fatal(err)
 		}
 		for e, energy := range tap.Energy[0] {

@@ -16,7 +16,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
 )
@@ -198,7 +198,7 @@ func TestEveryCheckFails(t *testing.T) {
 
 		{"sidecar of a deeper sibling", "sidecar fits model", steal(deeper), []string{spec.KeyLayers, "3", "2"}},
 		{"other pair layout", "sidecar fits model", func(t *testing.T, dir, c string) {
-			editSidecar(t, side(dir, c), func(s *rotations.Sidecar) {
+			editSidecar(t, side(dir, c), func(s *sidecar.Sidecar) {
 				if s.Pairs == rope.Half {
 					s.Pairs = rope.Interleaved
 				} else {
@@ -209,15 +209,15 @@ func TestEveryCheckFails(t *testing.T) {
 		}, []string{spec.KeyPairLayout}},
 		{"sidecar of the other container", "sidecar fits model", func(t *testing.T, dir, c string) {
 			other := map[string]string{gg: st, st: gg}[c]
-			s, err := rotations.ReadSidecar(side(dir, other))
+			s, err := sidecar.ReadSidecar(side(dir, other))
 			if err != nil {
 				t.Fatal(err)
 			}
-			editSidecar(t, side(dir, c), func(old *rotations.Sidecar) { *old = *s })
+			editSidecar(t, side(dir, c), func(old *sidecar.Sidecar) { *old = *s })
 			record(t, dir)
 		}, []string{spec.KeyPairLayout}},
 		{"other RoPE base", "sidecar fits model", func(t *testing.T, dir, c string) {
-			editSidecar(t, side(dir, c), func(s *rotations.Sidecar) { s.Rope = strings.Replace(s.Rope, `"theta":`, `"theta":1`, 1) })
+			editSidecar(t, side(dir, c), func(s *sidecar.Sidecar) { s.Rope = strings.Replace(s.Rope, `"theta":`, `"theta":1`, 1) })
 			record(t, dir)
 		}, []string{spec.KeyRope}},
 		{"model with another RoPE base", "sidecar fits model", func(t *testing.T, dir, c string) {

@@ -14,11 +14,12 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
@@ -64,10 +65,10 @@ func (r recipe) options(src, out string) convert.Options {
 		r.code = "frame"
 	}
 	return convert.Options{
-		Source: src, Out: out, Formats: r.formats, OutType: r.outtype, Code: r.code, Bits: 1, Balance: true,
+		Source: src, Out: out, Formats: r.formats, OutType: r.outtype, Code: r.code, Bits: 1, Alloc: "uniform", Balance: true,
 		Policy:      kvcache.Policy{Anchor: 16, Sink: 2, Recent: 1},
-		Calibration: verify.Text{Name: texts.CalibrationName, Data: texts.Calibration}, CalibrationTokens: 4 * ctx,
-		Evaluation: verify.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
+		Calibration: ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration}, CalibrationTokens: 4 * ctx,
+		Evaluation: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
 		Ctx:        ctx, Chunks: 1, Seed: 1, Threads: 2, Tool: "phaseconv test", Command: []string{"phaseconv", "convert", "src"},
 	}
 }
@@ -115,7 +116,7 @@ func checkSource(t *testing.T, dir, container, src string) *spec.VerifyJSON {
 		return &spec.VerifyJSON{Contract: c.Checks}
 	}
 	defer a.Close()
-	o := verify.Options{Text: verify.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, Ctx: ctx, Chunks: 1, Sink: -1, Recent: -1, Threads: 2}
+	o := verify.Options{Text: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, Ctx: ctx, Chunks: 1, Sink: -1, Recent: -1, Threads: 2}
 	var err error
 	if o.Source, err = checkpoint.Open(src); err != nil {
 		t.Fatal(err)
@@ -206,9 +207,9 @@ func record(t *testing.T, dir string) {
 }
 
 // editSidecar writes a sidecar again after a change.
-func editSidecar(t *testing.T, path string, edit func(s *rotations.Sidecar)) {
+func editSidecar(t *testing.T, path string, edit func(s *sidecar.Sidecar)) {
 	t.Helper()
-	s, err := rotations.ReadSidecar(path)
+	s, err := sidecar.ReadSidecar(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,7 +252,7 @@ func editGGUF(t *testing.T, path string, keys func(kvs []gguf.KV) []gguf.KV, edi
 			specs, data = append(specs, s), append(data, b)
 		}
 	}
-	w, err := gguf.Create(path, kvs, specs, nil)
+	w, err := gguf.Create(path, kvs, specs)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,8 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
@@ -224,7 +225,7 @@ func TestPeers_KeyBias(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	editSidecar(t, filepath.Join(dir, spec.GGUFSidecarName), func(s *rotations.Sidecar) { s.WeightsSHA256 = sum })
+	editSidecar(t, filepath.Join(dir, spec.GGUFSidecarName), func(s *sidecar.Sidecar) { s.WeightsSHA256 = sum })
 	editManifest(t, dir, func(m *spec.Manifest) { m.Artifacts[0].WeightsSHA256 = sum })
 	record(t, dir)
 	v := checkSource(t, dir, "gguf", src)
@@ -281,7 +282,7 @@ func TestPeers_ExplicitHeadDim(t *testing.T) {
 				t.Errorf("head_dim %d, %s: %v", d, container, failed(v.Contract))
 			}
 		}
-		s, err := rotations.ReadSidecar(filepath.Join(dir, spec.GGUFSidecarName))
+		s, err := sidecar.ReadSidecar(filepath.Join(dir, spec.GGUFSidecarName))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -337,7 +338,7 @@ func TestPeers_SiblingRotations(t *testing.T) {
 		wants(t, check(dir, container), "weights digest", "other weights")
 	}
 	dir, _ = artifact(t, base)
-	s, err := rotations.ReadSidecar(filepath.Join(dir, spec.GGUFSidecarName))
+	s, err := sidecar.ReadSidecar(filepath.Join(dir, spec.GGUFSidecarName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -393,11 +394,11 @@ func TestPeers_CalibrationRecorded(t *testing.T) {
 		t.Errorf("calibration %+v, want %+v; command %v, seed %d, tool %q", m.Calibration, want, m.Command, m.Seed, m.Tool)
 	}
 	for _, n := range []string{spec.GGUFSidecarName, spec.SafetensorsSidecarName} {
-		s, err := rotations.ReadSidecar(filepath.Join(dir, n))
+		s, err := sidecar.ReadSidecar(filepath.Join(dir, n))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c := (rotations.Calibration{SHA256: want.SHA256, Tokens: want.Tokens, Context: want.Context}); s.Calibration != c || s.Tool != o.Tool {
+		if c := (sidecar.Calibration{SHA256: want.SHA256, Tokens: want.Tokens, Context: want.Context}); s.Calibration != c || s.Tool != o.Tool {
 			t.Errorf("%s: %+v, want %+v", n, s.Calibration, c)
 		}
 	}
@@ -408,7 +409,7 @@ func TestPeers_CalibrationRecorded(t *testing.T) {
 // be if the shift is a whole number of blocks, and only then (spec/code.md, section 4).
 func TestPeers_ShiftedCache(t *testing.T) {
 	const d, B, n = 32, 64, 256
-	c, err := rotations.DataFree("srht", d, 3, 0, 0)
+	c, err := codec.DataFree("srht", d, 3, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

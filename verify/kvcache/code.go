@@ -9,7 +9,8 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -27,16 +28,21 @@ type Policy struct {
 
 // Check refuses impossible numbers, for keys of d numbers.
 func (p Policy) Check(d int) error {
-	if p.Anchor < 0 || p.Sink < 0 || p.Recent < 0 {
-		return fmt.Errorf("anchor %d, sink %d, recent %d: none may be negative", p.Anchor, p.Sink, p.Recent)
+	for _, x := range []struct {
+		field string
+		n     int
+	}{{"Anchor", p.Anchor}, {"Sink", p.Sink}, {"Recent", p.Recent}} {
+		if x.n < 0 {
+			return option.Bad(x.field, x.n, "it cannot be negative")
+		}
 	}
-	return rotations.CheckExceptions(p.Exceptions, d)
+	return option.Of("Exceptions", nil, codec.CheckExceptions(p.Exceptions, d))
 }
 
 // KeyBytes returns what a coded key takes: words of signs, a scale in F16, and
 // its exceptions.
-func (p Policy) KeyBytes(c *rotations.Code) int {
-	return 4*c.Words() + 2 + rotations.ExceptionBytes*p.Exceptions
+func (p Policy) KeyBytes(c *codec.Code) int {
+	return 4*c.Words() + 2 + codec.ExceptionBytes*p.Exceptions
 }
 
 // Codes is a cache that stores every key but those that the policy keeps in a
@@ -53,11 +59,11 @@ type Codes struct {
 	Kernels bool
 
 	cfg   *family.Config
-	codes [][]*rotations.Code // [layer][KV head]
+	codes [][]*codec.Code // [layer][KV head]
 }
 
 // NewCodes returns a cache for codes[layer][head].
-func NewCodes(cfg *family.Config, codes [][]*rotations.Code, p Policy) (*Codes, error) {
+func NewCodes(cfg *family.Config, codes [][]*codec.Code, p Policy) (*Codes, error) {
 	if err := p.Check(cfg.HeadDim); err != nil {
 		return nil, err
 	}
@@ -125,10 +131,10 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		hat = make([]float32, len(coded))
 	}
 	code.DecodeKeys(hat, words, alpha)
-	var x *rotations.Exceptions
+	var x *codec.Exceptions
 	if c.Policy.Exceptions > 0 {
 		var err error
-		if x, err = rotations.Except(coded, hat, d, c.Policy.Exceptions); err != nil {
+		if x, err = codec.Except(coded, hat, d, c.Policy.Exceptions); err != nil {
 			return nil, err
 		}
 		x.Add(hat, d)

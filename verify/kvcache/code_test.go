@@ -7,7 +7,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
 // codedConfig is a model with one head of d numbers.
@@ -31,7 +31,7 @@ func TestExceptions(t *testing.T) {
 	const d, T, sink, anchor = 32, 70, 3, 16
 	cfg := codedConfig(2, d)
 	r := rand.New(rand.NewPCG(1, 2))
-	code, err := rotations.DataFree("srht", d, 1, 0, 0)
+	code, err := codec.DataFree("srht", d, 1, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func TestExceptions(t *testing.T) {
 	table := rope.NewTable(cfg.Rope, T)
 	last := math.Inf(1)
 	for _, per := range []int{0, 1, 4, 16} {
-		cache, err := NewCodes(cfg, [][]*rotations.Code{{code}, {code}}, Policy{Anchor: anchor, Sink: sink, Exceptions: per})
+		cache, err := NewCodes(cfg, [][]*codec.Code{{code}, {code}}, Policy{Anchor: anchor, Sink: sink, Exceptions: per})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +57,7 @@ func TestExceptions(t *testing.T) {
 			words, hat := make([]uint32, code.Words()), make([]float32, d)
 			alpha := code.EncodeKey(k, words)
 			code.DecodeKey(hat, words, alpha)
-			x, err := rotations.Except(k, hat, d, per)
+			x, err := codec.Except(k, hat, d, per)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -88,7 +88,7 @@ func TestExceptions(t *testing.T) {
 		}
 	}
 	for _, bad := range []Policy{{Exceptions: 17}, {Exceptions: -1}, {Sink: -1}} {
-		if _, err := NewCodes(cfg, [][]*rotations.Code{{code}, {code}}, bad); err == nil {
+		if _, err := NewCodes(cfg, [][]*codec.Code{{code}, {code}}, bad); err == nil {
 			t.Errorf("%+v is accepted", bad)
 		}
 	}

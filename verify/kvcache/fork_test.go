@@ -6,7 +6,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -15,12 +15,12 @@ import (
 func TestFork(t *testing.T) {
 	const d, T, rows, passes = 64, 300, 20, 90
 	r := rand.New(rand.NewPCG(8, 1))
-	code, err := rotations.DataFree("random", d, 1, 0, 0)
+	code, err := codec.DataFree("random", d, 1, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	coded := func(kernels bool) refmodel.Cache {
-		c, err := NewCodes(codedConfig(1, d), [][]*rotations.Code{{code}}, Policy{Anchor: 32, Sink: 3, Recent: 60, Exceptions: 4})
+		c, err := NewCodes(codedConfig(1, d), [][]*codec.Code{{code}}, Policy{Anchor: 32, Sink: 3, Recent: 60, Exceptions: 4})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,7 +7,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -23,7 +23,7 @@ type byKernel struct {
 	bits       []uint32
 	scales     []uint16
 	project    gemm.Weights // decode rows and the mean: a query becomes b numbers and its offset
-	exceptions *rotations.Exceptions
+	exceptions *codec.Exceptions
 	exact      exactKeys
 
 	tables         onebit.Tables
@@ -33,7 +33,7 @@ type byKernel struct {
 
 // newKernel stores what coded keys consist of: words, alpha and x are those of the
 // keys from sink on.
-func newKernel(c *rotations.Code, p Policy, sink int, words []uint32, alpha []float32, x *rotations.Exceptions) (*byKernel, error) {
+func newKernel(c *codec.Code, p Policy, sink int, words []uint32, alpha []float32, x *codec.Exceptions) (*byKernel, error) {
 	if p.Anchor%onebit.BlockKeys != 0 {
 		return nil, fmt.Errorf("anchors of %d keys: the kernels score keys in blocks of %d", p.Anchor, onebit.BlockKeys)
 	}

@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
 // TestKernels: the kernels score as products with decoded keys do, but for the
@@ -14,11 +14,11 @@ func TestKernels(t *testing.T) {
 	const d, T, rows, ldq = 64, 150, 5, 70
 	cfg := codedConfig(1, d)
 	r := rand.New(rand.NewPCG(3, 1))
-	code, err := rotations.DataFree("random", d, 1, 0, 0)
+	code, err := codec.DataFree("random", d, 1, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if code, err = rotations.New("cen", d, d, normals(r, d), code.Decode, nil); err != nil {
+	if code, err = codec.New("cen", d, d, normals(r, d), code.Decode, nil); err != nil {
 		t.Fatal(err)
 	}
 	keys, q, scale := normals(r, T*d), normals(r, rows*ldq), normals(r, d)
@@ -29,7 +29,7 @@ func TestKernels(t *testing.T) {
 		Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int)
 	} {
 		t.Helper()
-		cache, err := NewCodes(cfg, [][]*rotations.Code{{code}}, p)
+		cache, err := NewCodes(cfg, [][]*codec.Code{{code}}, p)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +69,7 @@ func TestKernels(t *testing.T) {
 			}
 		}
 	}
-	cache, err := NewCodes(cfg, [][]*rotations.Code{{code}}, Policy{Anchor: 24})
+	cache, err := NewCodes(cfg, [][]*codec.Code{{code}}, Policy{Anchor: 24})
 	if err != nil {
 		t.Fatal(err)
 	}

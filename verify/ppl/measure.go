@@ -7,40 +7,62 @@ import (
 	"sort"
 
 	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // vocabPiece is how many logits of a row are held at a time.
 const vocabPiece = 8192
 
-// A Stream is one way of computing the same windows: a model and the hidden
-// states of the scored positions after the final norm, [windows*PerWindow, hidden].
-type Stream struct {
+// Positions are the scored positions of windows as one model computed them: hidden states
+// after the final norm, [windows*PerWindow, hidden].
+type Positions struct {
 	Model  *refmodel.Model
 	Normed []float32
 }
 
-// Scored returns the Stream of a lane that ran w's windows.
-func Scored(m *refmodel.Model, w *Windows, lane *refmodel.Lane) (Stream, error) {
-	return ScoredFrom(m, w.Ctx, w.First(), lane)
-}
-
-// ScoredFrom returns the Stream of the predictions at positions from on of windows
-// of n tokens.
-func ScoredFrom(m *refmodel.Model, n, from int, lane *refmodel.Lane) (Stream, error) {
+// positions takes the scored positions of a variant that ran w's windows.
+func positions(m *refmodel.Model, w *Windows, v *refmodel.Variant) (Positions, error) {
 	d := m.Config.Hidden
 	// The last position predicts a token outside the window.
 	var rows []float32
-	for at := 0; at < len(lane.Hidden); at += n * d {
-		rows = append(rows, lane.Hidden[at+from*d:at+(n-1)*d]...)
+	for at := 0; at < len(v.Hidden); at += w.Ctx * d {
+		rows = append(rows, v.Hidden[at+w.First()*d:at+(w.Ctx-1)*d]...)
 	}
 	normed, err := m.FinalNorm(rows)
-	return Stream{m, normed}, err
+	return Positions{m, normed}, err
 }
 
-// Part returns the stream of the first n of the windows w.
-func (s Stream) Part(w *Windows, n int) Stream {
-	return Stream{s.Model, s.Normed[:n*w.PerWindow()*s.Model.Config.Hidden]}
+// Run sends w's windows through a model once for all variants, and returns what Measure
+// compares. The variants' hidden states are given up.
+func Run(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, variants ...*refmodel.Variant) ([]Positions, error) {
+	if err := m.Run(ctx, w.Tokens, variants, opt); err != nil {
+		return nil, err
+	}
+	out := make([]Positions, len(variants))
+	for i, v := range variants {
+		var err error
+		if out[i], err = positions(m, w, v); err != nil {
+			return nil, err
+		}
+		v.Hidden = nil
+	}
+	return out, nil
+}
+
+// Compare runs a model over w's windows and measures variants against base: Run, then
+// Measure.
+func Compare(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*Result, error) {
+	p, err := Run(ctx, m, w, opt, append([]*refmodel.Variant{base}, variants...)...)
+	if err != nil {
+		return nil, err
+	}
+	return Measure(ctx, w, p[0], p[1:]...)
+}
+
+// Part returns the positions of the first n of the windows w.
+func (s Positions) Part(w *Windows, n int) Positions {
+	return Positions{s.Model, s.Normed[:n*w.PerWindow()*s.Model.Config.Hidden]}
 }
 
 // Perplexity is the result of one stream.
@@ -100,8 +122,8 @@ func (r *row) lse() float64 { return r.max + fmath.Log(r.sum) }
 
 // Measure computes perplexities of base and streams, and how the streams
 // diverge from base. Logits exist only piece by piece; nothing is sampled.
-func Measure(ctx context.Context, w *Windows, base Stream, streams ...Stream) (*Result, error) {
-	all := append([]Stream{base}, streams...)
+func Measure(ctx context.Context, w *Windows, base Positions, streams ...Positions) (*Result, error) {
+	all := append([]Positions{base}, streams...)
 	n := len(w.Targets)
 	vocab := base.Model.Config.Vocab
 	for _, s := range all {
@@ -129,13 +151,13 @@ func Measure(ctx context.Context, w *Windows, base Stream, streams ...Stream) (*
 			return nil, err
 		}
 		v1 := min(vocab, v0+vocabPiece)
-		if err := logits(all, bufs, v0, v1); err != nil {
+		if err := logits(ctx, all, bufs, v0, v1); err != nil {
 			return nil, err
 		}
 		width := v1 - v0
 		deltas := make([][]float64, base.Model.Threads)
 		span := (n + len(deltas) - 1) / len(deltas)
-		refmodel.Parallel(base.Model.Threads, len(deltas), func(part int) {
+		parallel.Do(base.Model.Threads, len(deltas), func(part int) {
 			deltas[part] = make([]float64, len(all))
 			scratch := make([]float32, width)
 			for r := part * span; r < min(n, (part+1)*span); r++ {
@@ -191,7 +213,7 @@ func Measure(ctx context.Context, w *Windows, base Stream, streams ...Stream) (*
 }
 
 // logits fills bufs, packing the head once for streams of the same model.
-func logits(all []Stream, bufs [][]float32, v0, v1 int) error {
+func logits(ctx context.Context, all []Positions, bufs [][]float32, v0, v1 int) error {
 	done := make([]bool, len(all))
 	for i, s := range all {
 		if done[i] {
@@ -204,7 +226,7 @@ func logits(all []Stream, bufs [][]float32, v0, v1 int) error {
 				done[j] = true
 			}
 		}
-		if err := s.Model.Logits(dst, in, v0, v1); err != nil {
+		if err := s.Model.Logits(ctx, dst, in, v0, v1); err != nil {
 			return err
 		}
 	}

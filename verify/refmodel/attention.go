@@ -1,11 +1,13 @@
 package refmodel
 
 import (
+	"context"
 	"sync"
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -33,7 +35,7 @@ type layerAttention struct {
 	qNorm, kNorm               []float32
 }
 
-func (m *Model) loadAttention(l int) (a layerAttention, err error) {
+func (m *Model) loadAttention(ctx context.Context, l int) (a layerAttention, err error) {
 	f := m.Config.Family
 	for _, x := range []struct {
 		dst            *[]float32
@@ -57,29 +59,31 @@ func (m *Model) loadAttention(l int) (a layerAttention, err error) {
 		}
 	}
 	for i, n := range []string{"attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"} {
-		if err = m.packAll(&m.mats[i], family.Name(l, n)); err != nil {
+		if err = m.packAll(ctx, &m.mats[i], family.Name(l, n)); err != nil {
 			return a, err
 		}
 	}
 	return a, nil
 }
 
-// attention adds layer l's attention to the hidden states of every lane.
-func (m *Model) attention(l int, b *batch, lanes []*Lane, tap Tap) error {
-	w, err := m.loadAttention(l)
+// attention adds layer l's attention to the hidden states of every variant.
+func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Variant, tap Tap) error {
+	w, err := m.loadAttention(ctx, l)
 	if err != nil {
 		return err
 	}
 	c := m.Config
 	n, d := b.rows(), c.HeadDim
 	table := m.ropeTable(l, b.T)
-	for i, lane := range lanes {
+	for i, variant := range variants {
 		x := grow(&b.norm, n*c.Hidden)
-		rmsNorm(x, lane.Hidden, w.gain, c.NormEps, m.Threads)
+		rmsNorm(x, variant.Hidden, w.gain, c.NormEps, m.Threads)
 		q, k, v := grow(&b.q, n*c.Heads*d), grow(&b.k, n*c.KVHeads*d), grow(&b.v, n*c.KVHeads*d)
-		m.linear(q, x, n, &m.mats[0], w.qBias)
-		m.linear(k, x, n, &m.mats[1], w.kBias)
-		m.linear(v, x, n, &m.mats[2], w.vBias)
+		for i, p := range []struct{ dst, bias []float32 }{{q, w.qBias}, {k, w.kBias}, {v, w.vBias}} {
+			if err := m.linear(ctx, p.dst, x, n, &m.mats[i], p.bias); err != nil {
+				return err
+			}
+		}
 		if w.qNorm != nil {
 			// With one gain per head dimension rmsNorm walks head by head, with a
 			// gain for the whole projection token by token.
@@ -100,27 +104,32 @@ func (m *Model) attention(l int, b *batch, lanes []*Lane, tap Tap) error {
 			}
 		}
 		o := grow(&b.o, n*c.Heads*d)
-		if err := m.attend(o, a, lane.Cache); err != nil {
+		if err := m.attend(ctx, o, a, variant.Cache); err != nil {
 			return err
 		}
 		y := grow(&b.proj, n*c.Hidden)
-		m.linear(y, o, n, &m.mats[3], w.oBias)
+		if err := m.linear(ctx, y, o, n, &m.mats[3], w.oBias); err != nil {
+			return err
+		}
 		if w.postGain != nil {
 			rmsNorm(y, y, w.postGain, c.NormEps, m.Threads)
 		}
-		addTo(lane.Hidden, y, m.Threads)
+		addTo(variant.Hidden, y, m.Threads)
 	}
 	return nil
 }
 
-func (m *Model) linear(dst, x []float32, rows int, w *matrix, bias []float32) {
-	m.mul(dst, x, rows, w)
+func (m *Model) linear(ctx context.Context, dst, x []float32, rows int, w *matrix, bias []float32) error {
+	if err := m.mul(ctx, dst, x, rows, w); err != nil {
+		return err
+	}
 	addBias(dst, bias)
+	return nil
 }
 
 // turnHeads applies RoPE to all heads of all rows; row r is position r mod T.
 func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Layout, threads int) {
-	rowsParallel(threads, rows, func(r0, r1 int) {
+	parallel.Rows(threads, rows, func(r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			for h := range heads {
 				t.Apply(x[(r*heads+h)*d:][:d], r%T, pairs)
@@ -130,10 +139,10 @@ func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Lay
 }
 
 // attend computes softmax attention of every window and head into o.
-func (m *Model) attend(o []float32, a *Attention, cache Cache) error {
+func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cache) error {
 	units := a.Windows * m.Config.KVHeads
 	if units >= 4*m.Threads {
-		return parallel(m.Threads, units, func(i int) error {
+		return parallel.For(ctx, m.Threads, units, func(i int) error {
 			h, err := m.prepareHead(a, cache, i)
 			if err == nil {
 				h.queries(o, 0, m.Config.Group()*a.T)
@@ -144,7 +153,7 @@ func (m *Model) attend(o []float32, a *Attention, cache Cache) error {
 	// Few heads (a long context, a model with one KV head): they are cut along their
 	// queries.
 	heads := make([]*attentionHead, units)
-	err := parallel(m.Threads, units, func(i int) (err error) {
+	err := parallel.For(ctx, m.Threads, units, func(i int) (err error) {
 		heads[i], err = m.prepareHead(a, cache, i)
 		return err
 	})
@@ -159,8 +168,7 @@ func (m *Model) attend(o []float32, a *Attention, cache Cache) error {
 			}
 		}
 	}
-	Parallel(m.Threads, len(tasks), func(i int) { tasks[i]() })
-	return nil
+	return parallel.For(ctx, m.Threads, len(tasks), func(i int) error { tasks[i](); return nil })
 }
 
 // An attentionHead is the keys and values of one window and KV head.

@@ -1,14 +1,16 @@
 package refmodel
 
 import (
+	"context"
 	"sort"
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
-// ffn adds layer l's feed-forward network to the hidden states of every lane.
-func (m *Model) ffn(l int, b *batch, lanes []*Lane, tap Tap) error {
+// ffn adds layer l's feed-forward network to the hidden states of every variant.
+func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, tap Tap) error {
 	c := m.Config
 	gain, err := m.vector(family.Name(l, "ffn_norm.weight"), false)
 	if err != nil {
@@ -21,38 +23,44 @@ func (m *Model) ffn(l int, b *batch, lanes []*Lane, tap Tap) error {
 		}
 	}
 	if c.Experts > 0 {
-		return m.mixture(l, b, lanes, tap, gain)
+		return m.mixture(ctx, l, b, variants, tap, gain)
 	}
 	for i, n := range []string{"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"} {
-		if err := m.packAll(&m.mats[i], family.Name(l, n)); err != nil {
+		if err := m.packAll(ctx, &m.mats[i], family.Name(l, n)); err != nil {
 			return err
 		}
 	}
-	for i, lane := range lanes {
+	for i, variant := range variants {
 		x := grow(&b.norm, b.rows()*c.Hidden)
-		rmsNorm(x, lane.Hidden, gain, c.NormEps, m.Threads)
+		rmsNorm(x, variant.Hidden, gain, c.NormEps, m.Threads)
 		if tap != nil && i == 0 {
 			if err := tap.FFN(l, x); err != nil {
 				return err
 			}
 		}
 		y := grow(&b.proj, b.rows()*c.Hidden)
-		m.gated(y, x, b.rows(), b, m.mats[:3])
+		if err := m.gated(ctx, y, x, b.rows(), b, m.mats[:3]); err != nil {
+			return err
+		}
 		if post != nil {
 			rmsNorm(y, y, post, c.NormEps, m.Threads)
 		}
-		addTo(lane.Hidden, y, m.Threads)
+		addTo(variant.Hidden, y, m.Threads)
 	}
 	return nil
 }
 
 // gated computes y = down(act(gate(x)) * up(x)) for rows of x.
-func (m *Model) gated(y, x []float32, rows int, b *batch, w []matrix) {
+func (m *Model) gated(ctx context.Context, y, x []float32, rows int, b *batch, w []matrix) error {
 	f := w[0].N()
 	g, u := grow(&b.gate, rows*f), grow(&b.up, rows*f)
-	m.mul(g, x, rows, &w[0])
-	m.mul(u, x, rows, &w[1])
-	rowsParallel(m.Threads, rows, func(r0, r1 int) {
+	if err := m.mul(ctx, g, x, rows, &w[0]); err != nil {
+		return err
+	}
+	if err := m.mul(ctx, u, x, rows, &w[1]); err != nil {
+		return err
+	}
+	parallel.Rows(m.Threads, rows, func(r0, r1 int) {
 		gr, ur := g[r0*f:r1*f], u[r0*f:r1*f]
 		if m.Config.Family.Activation == family.GELUTanh {
 			fmath.GELUTanhMul(gr, gr, ur)
@@ -60,7 +68,7 @@ func (m *Model) gated(y, x []float32, rows int, b *batch, w []matrix) {
 			fmath.SiLUMul(gr, gr, ur)
 		}
 	})
-	m.mul(y, g, rows, &w[2])
+	return m.mul(ctx, y, g, rows, &w[2])
 }
 
 // A route is one token's share in one expert.
@@ -70,32 +78,34 @@ type route struct {
 }
 
 // mixture is ffn for a mixture of experts. Each expert is loaded once for all
-// lanes. A token's expert outputs are added in the order of the experts.
-func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32) error {
+// variants. A token's expert outputs are added in the order of the experts.
+func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Variant, tap Tap, gain []float32) error {
 	c, n := m.Config, b.rows()
-	if err := m.packAll(&m.mats[3], family.Name(l, "ffn_gate_inp.weight")); err != nil {
+	if err := m.packAll(ctx, &m.mats[3], family.Name(l, "ffn_gate_inp.weight")); err != nil {
 		return err
 	}
-	xs := make([][]float32, len(lanes))
-	ys := make([][]float32, len(lanes))
-	routes := make([][][]route, len(lanes))
-	for i, lane := range lanes {
+	xs := make([][]float32, len(variants))
+	ys := make([][]float32, len(variants))
+	routes := make([][][]route, len(variants))
+	for i, variant := range variants {
 		xs[i], ys[i] = make([]float32, n*c.Hidden), make([]float32, n*c.Hidden)
-		rmsNorm(xs[i], lane.Hidden, gain, c.NormEps, m.Threads)
+		rmsNorm(xs[i], variant.Hidden, gain, c.NormEps, m.Threads)
 		if tap != nil && i == 0 {
 			if err := tap.FFN(l, xs[i]); err != nil {
 				return err
 			}
 		}
 		logits := make([]float32, n*c.Experts)
-		m.mul(logits, xs[i], n, &m.mats[3])
+		if err := m.mul(ctx, logits, xs[i], n, &m.mats[3]); err != nil {
+			return err
+		}
 		routes[i] = m.chooseExperts(logits)
 	}
 	names := []string{"ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"}
 	var in, out []float32
 	for e := range c.Experts {
 		used := false
-		for i := range lanes {
+		for i := range variants {
 			used = used || len(routes[i][e]) > 0
 		}
 		if !used {
@@ -107,11 +117,11 @@ func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32)
 				return err
 			}
 			per := t.Rows() / c.Experts
-			if err := m.pack(&m.mats[i], t, e*per, per); err != nil {
+			if err := m.pack(ctx, &m.mats[i], t, e*per, per); err != nil {
 				return err
 			}
 		}
-		for i := range lanes {
+		for i := range variants {
 			rs := routes[i][e]
 			if len(rs) == 0 {
 				continue
@@ -120,7 +130,9 @@ func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32)
 			for r, t := range rs {
 				copy(in[r*c.Hidden:(r+1)*c.Hidden], xs[i][t.row*c.Hidden:])
 			}
-			m.gated(out, in, len(rs), b, m.mats[:3])
+			if err := m.gated(ctx, out, in, len(rs), b, m.mats[:3]); err != nil {
+				return err
+			}
 			for r, t := range rs {
 				y := ys[i][t.row*c.Hidden : (t.row+1)*c.Hidden]
 				for k, v := range out[r*c.Hidden : (r+1)*c.Hidden] {
@@ -129,8 +141,8 @@ func (m *Model) mixture(l int, b *batch, lanes []*Lane, tap Tap, gain []float32)
 			}
 		}
 	}
-	for i, lane := range lanes {
-		addTo(lane.Hidden, ys[i], m.Threads)
+	for i, variant := range variants {
+		addTo(variant.Hidden, ys[i], m.Threads)
 	}
 	return nil
 }

@@ -1,21 +1,11 @@
 package refmodel
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 )
-
-// Select picks rows of a lane's hidden states: those at positions [from, T) of
-// every window, so that only scored positions reach the output head. The result
-// has windows*(T-from) rows.
-func Select(hidden []float32, d, T, from int) []float32 {
-	var out []float32
-	for w := 0; w < len(hidden); w += T * d {
-		out = append(out, hidden[w+from*d:w+T*d]...)
-	}
-	return out
-}
 
 // FinalNorm returns the normed hidden states that the output head multiplies.
 func (m *Model) FinalNorm(hidden []float32) ([]float32, error) {
@@ -30,8 +20,9 @@ func (m *Model) FinalNorm(hidden []float32) ([]float32, error) {
 
 // Logits computes columns [v0, v1) of the logits of each set of normed hidden
 // states: dst[i] receives rows x (v1-v0) numbers. The vocabulary is processed in
-// pieces so that memory does not grow with it.
-func (m *Model) Logits(dst, normed [][]float32, v0, v1 int) error {
+// pieces so that memory does not grow with it. It fails when ctx ends and when the head cannot
+// be read.
+func (m *Model) Logits(ctx context.Context, dst, normed [][]float32, v0, v1 int) error {
 	t, ok := m.w.Find("output.weight")
 	if !ok {
 		t, ok = m.w.Find("token_embd.weight")
@@ -40,12 +31,14 @@ func (m *Model) Logits(dst, normed [][]float32, v0, v1 int) error {
 		return fmt.Errorf("no output head for tokens [%d, %d)", v0, v1)
 	}
 	w := &m.mats[0]
-	if err := m.pack(w, t, v0, v1-v0); err != nil {
+	if err := m.pack(ctx, w, t, v0, v1-v0); err != nil {
 		return err
 	}
 	d := m.Config.Hidden
 	for i, x := range normed {
-		m.mul(dst[i], x, len(x)/d, w)
+		if err := m.mul(ctx, dst[i], x, len(x)/d, w); err != nil {
+			return err
+		}
 		if c := m.Config.LogitSoftcap; c > 0 {
 			for j, v := range dst[i][:len(x)/d*(v1-v0)] {
 				dst[i][j] = float32(c * fmath.Tanh(float64(v)/c))

@@ -1,11 +1,13 @@
 package refmodel
 
 import (
+	"context"
 	"math"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
 // matrix is a packed matrix and what ggml's CPU backend rounds its inputs to.
@@ -34,12 +36,16 @@ func inputType(matrix string) gguf.Type {
 	return gguf.TypeF32
 }
 
-// mul sets dst to the products of rows of x with a matrix.
-func (m *Model) mul(dst, x []float32, rows int, w *matrix) {
+// productsAtOnce bounds how many multiplications pass between two looks at the context:
+// some tenths of a second on one core.
+const productsAtOnce = 1 << 32
+
+// mul sets dst to the products of rows of x with a matrix. It fails only when ctx ends.
+func (m *Model) mul(ctx context.Context, dst, x []float32, rows int, w *matrix) error {
 	k := w.K()
 	if m.RoundInputs && w.input != gguf.TypeF32 {
 		y := grow(&m.rounded, rows*k)
-		rowsParallel(m.Threads, rows, func(r0, r1 int) {
+		parallel.Rows(m.Threads, rows, func(r0, r1 int) {
 			copy(y[r0*k:r1*k], x[r0*k:])
 			for r := r0; r < r1; r++ {
 				roundInputs(w.input, y[r*k:(r+1)*k])
@@ -47,7 +53,15 @@ func (m *Model) mul(dst, x []float32, rows int, w *matrix) {
 		})
 		x = y
 	}
-	gemm.Mul(dst, w.N(), x, k, rows, &w.Weights, m.Threads)
+	n := w.N()
+	step := max(64, productsAtOnce/max(1, n*k))
+	for r := 0; r < rows; r += step {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		gemm.Mul(dst[r*n:], n, x[r*k:], k, min(step, rows-r), &w.Weights, m.Threads)
+	}
+	return nil
 }
 
 // roundInputs replaces a row, a whole number of blocks, by what a type leaves of it: NaN

@@ -72,11 +72,11 @@ func TestRoundedModel(t *testing.T) {
 		defer c.Close()
 		m := New(c.Config, c, 2)
 		m.RoundInputs = round
-		lane := &Lane{}
-		if err := m.Run(context.Background(), [][]int32{{1, 2, 3, 4, 5, 6, 7}}, []*Lane{lane}, Options{}); err != nil {
+		variant := &Variant{}
+		if err := m.Run(context.Background(), [][]int32{{1, 2, 3, 4, 5, 6, 7}}, []*Variant{variant}, Options{}); err != nil {
 			t.Fatal(err)
 		}
-		return lane.Hidden
+		return variant.Hidden
 	}
 	for _, family := range []string{"llama", "mixtral"} {
 		if !slices.Equal(run("F32", family, false), run("F32", family, true)) {

@@ -10,10 +10,10 @@ package refmodel
 import (
 	"context"
 	"fmt"
-	"runtime"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -48,32 +48,29 @@ type ropeKey struct {
 
 // New returns a model that reads its weights from w as it needs them.
 func New(cfg *family.Config, w Weights, threads int) *Model {
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
-	return &Model{Config: cfg, Threads: threads, w: w, ropes: map[ropeKey]*rope.Table{}}
+	return &Model{Config: cfg, Threads: parallel.Threads(threads), w: w, ropes: map[ropeKey]*rope.Table{}}
 }
 
-// A Lane is one stream of hidden states through the model: the same tokens may
-// run in several lanes whose key caches differ, sharing the loaded weights.
-type Lane struct {
+// A Variant is one stream of hidden states through the model: the same tokens may
+// run in several variants whose key caches differ, sharing the loaded weights.
+type Variant struct {
 	// Cache stands for the KV cache's storage format; nil keeps float32.
 	Cache Cache
-	// From is the lane's first layer. Up to there it is the first lane, whose hidden
-	// states it then takes: lanes whose caches change nothing before a layer need
-	// not compute it again. The first lane begins with Start, or with the embeddings
+	// From is the variant's first layer. Up to there it is the first variant, whose hidden
+	// states it then takes: variants whose caches change nothing before a layer need
+	// not compute it again. The first variant begins with Start, or with the embeddings
 	// at layer 0.
 	From int
-	// Until, if not 0, is the layer in front of which the lane ends; From of the same
-	// number only takes the first lane's hidden states there.
+	// Until, if not 0, is the layer in front of which the variant ends; From of the same
+	// number only takes the first variant's hidden states there.
 	Until int
-	// Start, of the first lane, is the Hidden of another run's lane that ended at From.
+	// Start, of the first variant, is the Hidden of another run's variant that ended at From.
 	Start []float32
 	// Hidden is the result, [windows*T, hidden], before the final norm.
 	Hidden []float32
 }
 
-func (l *Lane) end(layers int) int {
+func (l *Variant) end(layers int) int {
 	if l.Until > 0 {
 		return l.Until
 	}
@@ -82,7 +79,7 @@ func (l *Lane) end(layers int) int {
 
 // Options of Run.
 type Options struct {
-	// Tap, if set, sees the first lane's activations.
+	// Tap, if set, sees the first variant's activations.
 	Tap Tap
 	// Progress, if set, is called after each layer.
 	Progress func(done, total int)
@@ -138,12 +135,12 @@ type Summer interface {
 }
 
 // Run sends windows of token ids, all of the same length, through the model,
-// once per lane. It fails on ids outside the vocabulary and on weights that
+// once per variant. It fails on ids outside the vocabulary and on weights that
 // cannot be read.
-func (m *Model) Run(ctx context.Context, windows [][]int32, lanes []*Lane, opt Options) error {
+func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant, opt Options) error {
 	c := m.Config
-	if len(windows) == 0 || len(windows[0]) == 0 || len(lanes) == 0 {
-		return fmt.Errorf("nothing to compute: %d windows, %d lanes", len(windows), len(lanes))
+	if len(windows) == 0 || len(windows[0]) == 0 || len(variants) == 0 {
+		return fmt.Errorf("nothing to compute: %d windows, %d variants", len(windows), len(variants))
 	}
 	b := &batch{T: len(windows[0]), windows: len(windows)}
 	for _, w := range windows {
@@ -152,53 +149,53 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, lanes []*Lane, opt O
 		}
 		b.tokens = append(b.tokens, w...)
 	}
-	if err := m.begin(b, lanes); err != nil {
+	if err := m.begin(b, variants); err != nil {
 		return err
 	}
 	last := 0
-	for _, x := range lanes {
+	for _, x := range variants {
 		last = max(last, x.end(c.Layers))
 	}
-	for l := lanes[0].From; l < last; l++ {
+	for l := variants[0].From; l < last; l++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		join(lanes, l)
-		var now []*Lane
-		for _, x := range lanes {
+		join(variants, l)
+		var now []*Variant
+		for _, x := range variants {
 			if x.From <= l && l < x.end(c.Layers) {
 				now = append(now, x)
 			}
 		}
 		tap := opt.Tap
-		if l >= lanes[0].end(c.Layers) {
+		if l >= variants[0].end(c.Layers) {
 			tap = nil
 		}
-		if err := m.attention(l, b, now, tap); err != nil {
+		if err := m.attention(ctx, l, b, now, tap); err != nil {
 			return err
 		}
-		if err := m.ffn(l, b, now, tap); err != nil {
+		if err := m.ffn(ctx, l, b, now, tap); err != nil {
 			return err
 		}
 		if opt.Progress != nil {
 			opt.Progress(l+1, c.Layers)
 		}
 	}
-	join(lanes, last)
+	join(variants, last)
 	return nil
 }
 
-// begin checks where lanes begin and end, and gives the first one its hidden states.
-func (m *Model) begin(b *batch, lanes []*Lane) error {
-	first, layers := lanes[0], m.Config.Layers
-	for i, x := range lanes {
+// begin checks where variants begin and end, and gives the first one its hidden states.
+func (m *Model) begin(b *batch, variants []*Variant) error {
+	first, layers := variants[0], m.Config.Layers
+	for i, x := range variants {
 		if x.From < max(0, first.From) || x.From > first.end(layers) || x.end(layers) < x.From || x.end(layers) > layers {
-			return fmt.Errorf("lane %d goes from layer %d to %d, the first one from %d to %d of %d", i, x.From, x.end(layers), first.From, first.end(layers), layers)
+			return fmt.Errorf("variant %d goes from layer %d to %d, the first one from %d to %d of %d", i, x.From, x.end(layers), first.From, first.end(layers), layers)
 		}
 	}
 	if first.Start == nil {
 		if first.From > 0 {
-			return fmt.Errorf("the first lane begins at layer %d without hidden states", first.From)
+			return fmt.Errorf("the first variant begins at layer %d without hidden states", first.From)
 		}
 		return m.embed(b, first)
 	}
@@ -209,11 +206,11 @@ func (m *Model) begin(b *batch, lanes []*Lane) error {
 	return nil
 }
 
-// join gives the lanes that begin at layer l the first one's hidden states.
-func join(lanes []*Lane, l int) {
-	for i, x := range lanes {
+// join gives the variants that begin at layer l the first one's hidden states.
+func join(variants []*Variant, l int) {
+	for i, x := range variants {
 		if i > 0 && x.From == l {
-			x.Hidden = append([]float32(nil), lanes[0].Hidden...)
+			x.Hidden = append([]float32(nil), variants[0].Hidden...)
 		}
 	}
 }
@@ -240,7 +237,7 @@ func grow(s *[]float32, n int) []float32 {
 	return *s
 }
 
-func (m *Model) embed(b *batch, lane *Lane) error {
+func (m *Model) embed(b *batch, variant *Variant) error {
 	t, err := m.find("token_embd.weight")
 	if err != nil {
 		return err
@@ -272,7 +269,7 @@ func (m *Model) embed(b *batch, lane *Lane) error {
 		}
 		first[id] = i
 	}
-	lane.Hidden = x
+	variant.Hidden = x
 	return nil
 }
 
@@ -298,12 +295,12 @@ func (m *Model) vector(name string, optional bool) ([]float32, error) {
 }
 
 // pack loads rows [row0, row0+n) of a matrix into w.
-func (m *Model) pack(w *matrix, t *checkpoint.Tensor, row0, n int) error {
+func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0, n int) error {
 	cols := t.Cols()
 	buf := grow(&m.scratch, n*cols)
 	// About 256 KiB a piece: large enough to make calls rare, small enough to share out.
 	step := max(1, 1<<16/cols)
-	err := parallel(m.Threads, (n+step-1)/step, func(i int) error {
+	err := parallel.For(ctx, m.Threads, (n+step-1)/step, func(i int) error {
 		r := i * step
 		k := min(step, n-r)
 		return m.w.ReadRows(t, row0+r, k, buf[r*cols:(r+k)*cols])
@@ -316,12 +313,12 @@ func (m *Model) pack(w *matrix, t *checkpoint.Tensor, row0, n int) error {
 	return nil
 }
 
-func (m *Model) packAll(w *matrix, name string) error {
+func (m *Model) packAll(ctx context.Context, w *matrix, name string) error {
 	t, err := m.find(name)
 	if err != nil {
 		return err
 	}
-	return m.pack(w, t, 0, t.Rows())
+	return m.pack(ctx, w, t, 0, t.Rows())
 }
 
 // ropeTable returns the angles of layer l for n positions.

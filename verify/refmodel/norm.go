@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
 func sqrt32(n int) float32 { return float32(math.Sqrt(float64(n))) }
@@ -12,7 +13,7 @@ func sqrt32(n int) float32 { return float32(math.Sqrt(float64(n))) }
 // The mean of squares is formed in float64.
 func rmsNorm(dst, x, gain []float32, eps float64, threads int) {
 	d := len(gain)
-	rowsParallel(threads, len(x)/d, func(r0, r1 int) {
+	parallel.Rows(threads, len(x)/d, func(r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			src, out := x[r*d:(r+1)*d], dst[r*d:(r+1)*d]
 			scale := float32(1 / math.Sqrt(fmath.SumSq(src)/float64(d)+eps))
@@ -36,7 +37,7 @@ func addBias(x, bias []float32) {
 
 func addTo(dst, src []float32, threads int) {
 	const piece = 1 << 15
-	Parallel(threads, (len(src)+piece-1)/piece, func(i int) {
+	parallel.Do(threads, (len(src)+piece-1)/piece, func(i int) {
 		from, to := i*piece, min(len(src), (i+1)*piece)
 		d := dst[from:to]
 		for k, v := range src[from:to] {

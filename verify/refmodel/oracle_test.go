@@ -69,16 +69,16 @@ func (g *golden) worst(t *testing.T, logits []float32) float64 {
 // allLogits runs a model on windows of tokens.
 func allLogits(cfg *family.Config, w Weights, tokens [][]int32, threads int) ([]float32, error) {
 	m := New(cfg, w, threads)
-	lane := &Lane{}
-	if err := m.Run(context.Background(), tokens, []*Lane{lane}, Options{}); err != nil {
+	variant := &Variant{}
+	if err := m.Run(context.Background(), tokens, []*Variant{variant}, Options{}); err != nil {
 		return nil, err
 	}
-	normed, err := m.FinalNorm(lane.Hidden)
+	normed, err := m.FinalNorm(variant.Hidden)
 	if err != nil {
 		return nil, err
 	}
 	out := make([]float32, len(tokens)*len(tokens[0])*cfg.Vocab)
-	return out, m.Logits([][]float32{out}, [][]float32{normed}, 0, cfg.Vocab)
+	return out, m.Logits(context.Background(), [][]float32{out}, [][]float32{normed}, 0, cfg.Vocab)
 }
 
 // models lists the tiny models; an empty folder is an error, not a pass.

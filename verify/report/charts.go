@@ -5,8 +5,8 @@ import (
 	"math"
 	"sort"
 
+	"github.com/phaseconv/phaseconv/internal/svg"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify/report/svg"
 )
 
 // collapse is the angle above which the method's source calls a layer fragmented, in degrees.

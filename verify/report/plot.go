@@ -5,8 +5,8 @@ import (
 	"math"
 	"strconv"
 
+	"github.com/phaseconv/phaseconv/internal/svg"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
-	"github.com/phaseconv/phaseconv/verify/report/svg"
 )
 
 // A pair is one picture for wide and one for narrow pages; CSS shows one of them.

@@ -5,9 +5,9 @@ import (
 	"math"
 	"strconv"
 
+	"github.com/phaseconv/phaseconv/internal/svg"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify/report/svg"
 )
 
 // The three probes. Go draws their first state and computes the numbers of some

@@ -18,6 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 )
 
 func adviseCommand(stdout, stderr io.Writer) *cli.Command {
@@ -79,7 +80,7 @@ func cacheType(name string) (gguf.Type, error) {
 func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
 	o := verify.AdviseOptions{
 		Ctx: c.IntSlice("ctx"), Chunks: c.Int("chunks"), MaxKLD: c.Float("max-kld"), HalfSums: c.Bool("half-sums"), FloatInputs: c.Bool("float-inputs"),
-		Threads: c.Int("threads"), Progress: progress(stderr),
+		Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
 	if !(o.MaxKLD >= 0) {
 		return usagef("--max-kld is %g; a divergence is not negative", o.MaxKLD)
@@ -100,7 +101,7 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		if !ok {
 			return usagef("--pairs: %q is not of the form K/V, such as q8_0/q4_0", pair)
 		}
-		p := verify.StockTypes{}
+		p := kvcache.CacheTypes{}
 		if p.K, err = cacheType(k); err != nil {
 			return err
 		}
@@ -146,7 +147,7 @@ func within(contexts []int, models ...*checkpoint.Checkpoint) []int {
 
 // adviseModels opens what the command line names. What it returns is to be
 // closed even with an error.
-func adviseModels(c *cli.Command, text verify.Text) (published, converted *checkpoint.Checkpoint, err error) {
+func adviseModels(c *cli.Command, text ppl.Text) (published, converted *checkpoint.Checkpoint, err error) {
 	args := c.Args().Slice()
 	if src := c.String("source"); src != "" {
 		if len(args) != 1 {
@@ -186,7 +187,7 @@ func isArtifact(path string) bool {
 
 // openConverted opens an artifact, checked, or any other model. made is the
 // digest of the source that an artifact names.
-func openConverted(path, container string, text verify.Text) (m *checkpoint.Checkpoint, made string, err error) {
+func openConverted(path, container string, text ppl.Text) (m *checkpoint.Checkpoint, made string, err error) {
 	if !isArtifact(path) {
 		m, err = checkpoint.Open(path)
 		return m, "", err

@@ -13,7 +13,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -178,7 +178,7 @@ func (i *fileInfo) safetensors(path string) error {
 }
 
 func (i *fileInfo) sidecar(path string) error {
-	s, err := rotations.ReadSidecar(path)
+	s, err := sidecar.ReadSidecar(path)
 	if err != nil {
 		return err
 	}

@@ -6,24 +6,24 @@ import (
 	"os"
 	"time"
 
+	"github.com/phaseconv/phaseconv/verify/progress"
+
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
-
-	"github.com/phaseconv/phaseconv/verify"
 )
 
 // logEvery is how often progress is written where there is no terminal.
 const logEvery = 10 * time.Second
 
-// progress shows steps as bars on a terminal, and as lines elsewhere.
-func progress(w io.Writer) verify.Progress {
+// showProgress shows steps as bars on a terminal, and as lines elsewhere.
+func showProgress(w io.Writer) progress.Func {
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return bars(f)
 	}
 	return lines(w)
 }
 
-func bars(f *os.File) verify.Progress {
+func bars(f *os.File) progress.Func {
 	var bar *progressbar.ProgressBar
 	current := ""
 	return func(step string, done, total int) {
@@ -52,7 +52,7 @@ func pace(done, rest int, spent time.Duration) string {
 	return fmt.Sprintf(", %.3g/s, %s left", rate, left.Round(time.Second))
 }
 
-func lines(w io.Writer) verify.Progress {
+func lines(w io.Writer) progress.Func {
 	var last time.Time
 	var begin time.Time
 	current, first := "", 0

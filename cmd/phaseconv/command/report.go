@@ -9,10 +9,11 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"github.com/phaseconv/phaseconv/convert"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/figures"
+	"github.com/phaseconv/phaseconv/verify/option"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/report"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
@@ -61,7 +62,7 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	for _, a := range args {
 		st, err := os.Stat(a)
 		if err != nil {
-			return &verify.UsageError{Err: err}
+			return &option.Error{Err: err}
 		}
 		if !st.IsDir() {
 			continue
@@ -83,7 +84,7 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 			out = filepath.Join(args[0], spec.ReportName)
 		}
 	}
-	if err := convert.RenderReport(args, out); err != nil {
+	if err := report.Render(args, out); err != nil {
 		return err
 	}
 	fmt.Fprintln(stdout, "written to", out)
@@ -102,15 +103,15 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 			return fmt.Errorf("%s does not pass its contract: %s: %s", dir, x.Check, x.Detail)
 		}
 	}
-	o := convert.ReportOptions{
+	o := figures.ReportOptions{
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Full: c.Bool("report-detail"),
-		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: progress(stderr),
+		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
 	var err error
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
 	}
-	embedded := verify.Text{Name: texts.CalibrationName, Data: texts.Calibration}
+	embedded := ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration}
 	if c.String("calib") != "" || embedded.SHA256() == a.Sidecar.Calibration.SHA256 {
 		if o.Calibration, err = calibrationText(c.String("calib")); err != nil {
 			return err
@@ -119,11 +120,11 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 			return usagef("--calib %s has SHA-256 %s, but the artifact was fitted to a text with %s", o.Calibration.Name, got, a.Sidecar.Calibration.SHA256)
 		}
 	}
-	d, err := convert.Detail(ctx, a, o)
+	d, err := figures.Detail(ctx, a, o)
 	if err != nil {
 		return err
 	}
-	return convert.UpdateReport(dir, func(r *spec.ReportJSON) { r.Detail = d })
+	return report.Update(dir, func(r *spec.ReportJSON) { r.Detail = d })
 }
 
 // reportFlag of commands that measure.
@@ -143,5 +144,5 @@ func verifyReport(path, dir string, res *spec.VerifyJSON) error {
 		models = []report.Model{{Name: filepath.Base(filepath.Clean(dir))}}
 	}
 	models[0].Verify = res
-	return convert.WriteReport(path, models...)
+	return report.WriteFile(path, models...)
 }

@@ -10,7 +10,8 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/convert"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/internal/buildinfo"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
 )
@@ -64,7 +65,7 @@ Examples:
 						return usagef("apply: name the model with --base and the folder to create with -o")
 					}
 					m, _, err := convert.Apply(ctx, convert.ApplyOptions{
-						Dir: dir, Base: c.String("base"), Out: c.String("out"), Tool: Tool(), Progress: progress(stderr), Notice: notice,
+						Dir: dir, Base: c.String("base"), Out: c.String("out"), Tool: buildinfo.Tool(), Progress: showProgress(stderr), Notice: notice,
 					})
 					if err != nil {
 						return err
@@ -131,13 +132,13 @@ func printChecks(c *cli.Command, w io.Writer, checks []spec.Check) error {
 }
 
 // coded opens what diff compares: a sidecar, or a folder with one.
-func coded(path string) (*rotations.Sidecar, *rotations.Fold, error) {
+func coded(path string) (*sidecar.Sidecar, *sidecar.Fold, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, nil, err
 	}
 	if !st.IsDir() {
-		s, err := rotations.ReadSidecar(path)
+		s, err := sidecar.ReadSidecar(path)
 		return s, nil, err
 	}
 	checks := &contract.Checker{}
@@ -158,7 +159,7 @@ func runDiff(c *cli.Command, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	d, err := rotations.Compare(a, b, fa, fb)
+	d, err := sidecar.Compare(a, b, fa, fb)
 	if err != nil {
 		return err
 	}

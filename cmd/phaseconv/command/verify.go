@@ -55,12 +55,12 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	o := verify.Options{
 		Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Sink: c.Int("sink"), Recent: c.Int("recent"), Code: c.String("code"),
 		Kernels: c.Bool("kernels"),
-		Seed:    c.Uint64("seed"), Threads: c.Int("threads"), Progress: progress(stderr),
+		Seed:    c.Uint64("seed"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
 	}
-	if o.Stock, err = stockTypes(c); err != nil {
+	if o.CacheTypes, err = stockTypes(c); err != nil {
 		return err
 	}
 	checks := &contract.Checker{}
@@ -99,12 +99,12 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 }
 
 // stockTypes reads the cache types to measure, nil if none is named.
-func stockTypes(c *cli.Command) (*verify.StockTypes, error) {
+func stockTypes(c *cli.Command) (*kvcache.CacheTypes, error) {
 	on, err := rotation(c)
 	if err != nil {
 		return nil, err
 	}
-	s := &verify.StockTypes{Rotation: on}
+	s := &kvcache.CacheTypes{Rotation: on}
 	if s.K, err = cacheType(c.String("cache-type-k")); err != nil {
 		return nil, err
 	}

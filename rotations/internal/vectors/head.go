@@ -7,7 +7,8 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -167,7 +168,7 @@ func (c headCase) vector() (*headVector, error) {
 	if v.Encode != nil {
 		encode = v.Encode.data
 	}
-	code, err := rotations.New(c.kind, c.d, c.b, v.Mean.data, v.Decode.data, encode)
+	code, err := codec.New(c.kind, c.d, c.b, v.Mean.data, v.Decode.data, encode)
 	if err != nil {
 		return nil, fmt.Errorf("case %s: %w", c.name, err)
 	}
@@ -180,7 +181,7 @@ func (c headCase) vector() (*headVector, error) {
 }
 
 // compute fills in everything that follows from the code, keys and queries.
-func (v *headVector) compute(code *rotations.Code, pairs rope.Layout, table *rope.Table) error {
+func (v *headVector) compute(code *codec.Code, pairs rope.Layout, table *rope.Table) error {
 	d, b, w := code.D, code.B, code.Words()
 	n, heads := len(v.Keys.data)/d, len(v.Queries.data)/d
 	if code.Gain != 1 {
@@ -198,7 +199,7 @@ func (v *headVector) compute(code *rotations.Code, pairs rope.Layout, table *rop
 	words, alpha, hat := make([]uint32, n*w), make([]float32, n), make([]float32, n*d)
 	code.EncodeKeys(keys, words, alpha)
 	code.DecodeKeys(hat, words, alpha)
-	except, err := rotations.Except(keys, hat, d, v.Exceptions)
+	except, err := codec.Except(keys, hat, d, v.Exceptions)
 	if err != nil {
 		return err
 	}
@@ -263,7 +264,7 @@ func (v *headVector) compute(code *rotations.Code, pairs rope.Layout, table *rop
 // score is the exact score of a key, but for the rounding of float64 sums, in
 // float32. It is computed here and not by kernels/onebit, so that no kernel's
 // way of rounding becomes part of the format; a test holds the kernel to it.
-func score(c *rotations.Code, q []float32, words []uint32, alpha float32, x *rotations.Exceptions) float32 {
+func score(c *codec.Code, q []float32, words []uint32, alpha float32, x *codec.Exceptions) float32 {
 	var offset, sum float64
 	for j, v := range q {
 		offset += float64(v) * float64(c.Mean[j])
@@ -287,7 +288,7 @@ func score(c *rotations.Code, q []float32, words []uint32, alpha float32, x *rot
 // sidecarVectors makes vectors for some heads of a sidecar, so that readers of
 // sidecars can be tried on a real one.
 func sidecarVectors(path string) ([]*headVector, error) {
-	s, err := rotations.ReadSidecar(path)
+	s, err := sidecar.ReadSidecar(path)
 	if err != nil {
 		return nil, err
 	}
@@ -306,7 +307,7 @@ func sidecarVectors(path string) ([]*headVector, error) {
 			Queries: generate(formula{Rule: "uniform", Seed: seed + 1, Exponent: 1, ColumnMod: 3}, queries, c.D, nil),
 		}
 		tensor := func(part string, rows int, data []float32) *array {
-			return finish(&array{Shape: []int{rows, c.D}, Tensor: rotations.TensorName(at[0], at[1], part), data: data})
+			return finish(&array{Shape: []int{rows, c.D}, Tensor: sidecar.TensorName(at[0], at[1], part), data: data})
 		}
 		v.Mean, v.Decode = tensor("mean", 1, c.Mean), tensor("decode", c.B, c.Decode)
 		if c.Encode != nil {

@@ -6,7 +6,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -128,7 +128,7 @@ type edgeFile struct {
 func edgeVectors() (*edgeFile, error) {
 	const d = 8
 	id := generate(formula{Rule: "identity"}, d, d, nil)
-	code, err := rotations.New("raw", d, d, make([]float32, d), id.data, nil)
+	code, err := codec.New("raw", d, d, make([]float32, d), id.data, nil)
 	if err != nil {
 		return nil, err
 	}

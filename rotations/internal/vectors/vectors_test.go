@@ -14,7 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
 const golden = "../../../spec/vectors"
@@ -298,7 +298,7 @@ func TestMargins(t *testing.T) {
 		if c.encode {
 			continue
 		}
-		code, err := rotations.New(c.kind, c.d, c.b, v.Mean.data, v.Decode.data, nil)
+		code, err := codec.New(c.kind, c.d, c.b, v.Mean.data, v.Decode.data, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -356,7 +356,7 @@ func TestFormulas(t *testing.T) {
 func TestHadamardKeys(t *testing.T) {
 	const d = 64
 	m := generate(formula{Rule: "hadamard", Seed: 8}, d, d, nil).data
-	code, err := rotations.New("srht", d, d, make([]float32, d), m, nil)
+	code, err := codec.New("srht", d, d, make([]float32, d), m, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 )
 
 // CacheKeys are the key cache types that CacheTypes measures, largest first.
@@ -23,7 +24,7 @@ type CacheOptions struct {
 	// others llama.cpp also rounds activations. Converted may be empty.
 	Published, Converted string
 	// Text is cut into Chunks windows of Ctx tokens, whose second halves are scored.
-	Text        verify.Text
+	Text        ppl.Text
 	Ctx, Chunks int
 	Threads     int
 	// Emulate lists the types of keys that package kvcache's emulation is measured
@@ -44,7 +45,7 @@ type CacheRow struct {
 }
 
 func (r CacheRow) String() string {
-	name := map[bool]string{false: "published", true: "converted"}[r.Converted] + " " + kvcache.StockName(r.K)
+	name := map[bool]string{false: "published", true: "converted"}[r.Converted] + " " + kvcache.TypeName(r.K)
 	if r.Refused != "" {
 		return name + ": refused"
 	}
@@ -63,7 +64,7 @@ func CacheTypes(ctx context.Context, l *Library, o CacheOptions) (rows []CacheRo
 		return nil, base, err
 	}
 	defer c.Close()
-	w, err := verify.Tokens(c, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(c, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, base, err
 	}
@@ -123,7 +124,7 @@ func emulate(ctx context.Context, published *checkpoint.Checkpoint, o CacheOptio
 	}
 	for _, r := range rows {
 		if !r.Converted && r.Refused == "" && slices.Contains(o.Emulate, r.K) {
-			a.Pairs = append(a.Pairs, verify.StockTypes{K: r.K, V: gguf.TypeF16, Rotation: true})
+			a.Pairs = append(a.Pairs, kvcache.CacheTypes{K: r.K, V: gguf.TypeF16, Rotation: true})
 		}
 	}
 	if len(a.Pairs) == 0 {
@@ -135,7 +136,7 @@ func emulate(ctx context.Context, published *checkpoint.Checkpoint, o CacheOptio
 	}
 	for i := range rows {
 		for j := range advice.Rows {
-			if e := &advice.Rows[j]; e.Converted == rows[i].Converted && e.KType == kvcache.StockName(rows[i].K) && rows[i].Refused == "" {
+			if e := &advice.Rows[j]; e.Converted == rows[i].Converted && e.KType == kvcache.TypeName(rows[i].K) && rows[i].Refused == "" {
 				rows[i].Emulated = e
 			}
 		}

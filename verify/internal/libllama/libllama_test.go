@@ -19,7 +19,6 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 	"github.com/phaseconv/phaseconv/verify/texts"
@@ -132,16 +131,16 @@ func compareRounded(t *testing.T, here, there string, windows [][]int32, round b
 	T, vocab := len(windows[0]), c.Config.Vocab
 	m := refmodel.New(c.Config, c, 2)
 	m.RoundInputs = round
-	lane := &refmodel.Lane{}
-	if err := m.Run(context.Background(), windows, []*refmodel.Lane{lane}, refmodel.Options{}); err != nil {
+	variant := &refmodel.Variant{}
+	if err := m.Run(context.Background(), windows, []*refmodel.Variant{variant}, refmodel.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	normed, err := m.FinalNorm(lane.Hidden)
+	normed, err := m.FinalNorm(variant.Hidden)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ours := make([]float32, len(windows)*T*vocab)
-	if err := m.Logits([][]float32{ours}, [][]float32{normed}, 0, vocab); err != nil {
+	if err := m.Logits(t.Context(), [][]float32{ours}, [][]float32{normed}, 0, vocab); err != nil {
 		t.Fatal(err)
 	}
 
@@ -197,7 +196,7 @@ func windowsOf(t *testing.T, path string, ctx, chunks int) *ppl.Windows {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	w, err := verify.Tokens(c, verify.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, ctx, chunks)
+	w, err := ppl.Tokenize(c, ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, ctx, chunks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +336,7 @@ func withHead(t *testing.T, path string, typ gguf.Type) string {
 		specs, data[x.Name] = append(specs, s), b
 	}
 	out := filepath.Join(t.TempDir(), "head.gguf")
-	w, err := gguf.Create(out, f.KVs, specs, nil)
+	w, err := gguf.Create(out, f.KVs, specs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -470,7 +469,7 @@ func TestCacheTypes(t *testing.T) {
 	}
 	o := CacheOptions{
 		Published: files.published, Converted: files.converted, Emulate: CacheKeys, Ctx: 256, Chunks: 2,
-		Text: verify.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
+		Text: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
 	}
 	rows, base, err := CacheTypes(context.Background(), l, o)
 	if err != nil {

@@ -15,9 +15,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/internal/libllama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
 )
 
 func main() {
@@ -55,7 +55,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	o.Text = verify.Text{Name: filepath.Base(*text), Data: data}
+	o.Text = ppl.Text{Name: filepath.Base(*text), Data: data}
 	l, err := libllama.Open(dir)
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func run() error {
 		if r.Converted {
 			weights = "balanced"
 		}
-		fmt.Printf("| %s | %s | %s |", name, weights, kvcache.StockName(r.K))
+		fmt.Printf("| %s | %s | %s |", name, weights, kvcache.TypeName(r.K))
 		if r.Refused != "" {
 			fmt.Fprintf(os.Stderr, "%s %s\n", name, r.Refused)
 			fmt.Println(" refused | | | |")

@@ -1,0 +1,166 @@
+package convert
+
+import (
+	"context"
+
+	"github.com/phaseconv/phaseconv/convert/bits"
+	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/audit"
+	"github.com/phaseconv/phaseconv/verify/figures"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// AuditOptions of Audit. Start from DefaultAuditOptions. Fields that Options has too mean the
+// same.
+type AuditOptions struct {
+	Calibration       ppl.Text
+	CalibrationTokens int
+	Text              ppl.Text // held out
+	Ctx, Chunks       int
+	Code              string
+	Bits              float64
+	Alloc             string
+	// Balance audits the keys as the K/Q pair scaling would leave them.
+	Balance  bool
+	Policy   kvcache.Policy
+	Seed     uint64
+	Threads  int
+	Progress progress.Func
+	// FFN, if set, asks for the audit of the FFN matrices too; seed, threads and
+	// progress are filled in.
+	FFN *audit.FFNOptions
+	// Figures, if set, is called at the end with what the audit has in hand, for a
+	// report: options of figures.Run, all but Detail filled in.
+	Figures func(p figures.Options) error
+}
+
+// DefaultAuditOptions returns what the command line takes unless told otherwise.
+func DefaultAuditOptions() AuditOptions {
+	d := DefaultOptions()
+	return AuditOptions{
+		Calibration: d.Calibration, CalibrationTokens: d.CalibrationTokens, Text: d.Evaluation, Ctx: d.Ctx, Chunks: d.Chunks,
+		Code: d.Code, Bits: d.Bits, Balance: d.Balance, Policy: d.Policy, Seed: d.Seed,
+	}
+}
+
+// Audit fits every column's code to one text and measures them on another, without changing or
+// writing anything.
+func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec.AuditJSON, error) {
+	o.Threads = parallel.Threads(o.Threads)
+	if err := checkTexts(o.Calibration, o.Text, o.CalibrationTokens, o.Ctx, o.Chunks); err != nil {
+		return nil, err
+	}
+	keys := plan.KeyOptions{Code: o.Code, Bits: o.Bits, Alloc: o.Alloc, Policy: o.Policy}
+	if _, err := plan.NewKeys(c.Config, keys); err != nil {
+		return nil, err
+	}
+	cal, err := ppl.Tokenize(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := calibrate.Enough(c.Config, cal.Tokens, o.Policy, o.Bits); err != nil {
+		return nil, err
+	}
+	w, err := ppl.Tokenize(c, o.Text, o.Ctx, o.Chunks)
+	if err != nil {
+		return nil, err
+	}
+	m := refmodel.New(c.Config, c, o.Threads)
+	kinds := fitKinds(o.Code)
+	opt := calibrate.Options{
+		Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
+		Progress: o.Progress.Of("allotting signs"),
+	}
+	if opt.Signs, err = bits.Allocate(ctx, m, cal.Tokens, keys.Allocation(), opt.Allocation()); err != nil {
+		return nil, err
+	}
+	opt.Progress = o.Progress.Of("calibrating")
+	fit, err := calibrate.Run(ctx, m, cal.Tokens, opt)
+	if err != nil {
+		return nil, err
+	}
+	tap := &audit.Tap{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
+	codes := make([][]*codec.Code, c.Config.Layers)
+	for l, layer := range fit.Layers {
+		var row []audit.Codes
+		for h, head := range layer.Heads {
+			x, err := audit.Columns(head.Codes[o.Code], head.Codes, o.Seed, l, h)
+			if err != nil {
+				return nil, err
+			}
+			row, codes[l] = append(row, x), append(codes[l], head.Codes[o.Code])
+		}
+		tap.Codes = append(tap.Codes, row)
+	}
+	// The 1-bit variant scores keys as the source has them, so it needs codes for
+	// unbalanced keys: the balance is undone around the code.
+	cache, err := kvcache.NewCodes(c.Config, codes, o.Policy)
+	if err != nil {
+		return nil, err
+	}
+	cache.Scale = tap.Scale
+	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring")}
+	res, err := ppl.Compare(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+	if err != nil {
+		return nil, err
+	}
+	out := &spec.AuditJSON{
+		Calibration: o.Calibration.Info(cal), Text: o.Text.Info(w), Balance: o.Balance,
+		PPL: ppl.PPLJSON(res, w, o.Policy, o.Code), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		Layers: audit.Layers(tap.Rows, c.Config.HeadDim, fittedHead(fit, o.Code, o.Policy.Anchor)),
+		Bytes:  kvcache.Bytes(c.Config, codes, o.Policy),
+	}
+	if o.FFN != nil {
+		f := *o.FFN
+		f.Seed, f.Threads, f.Progress = o.Seed, m.Threads, o.Progress.Of("FFN matrices")
+		if out.FFN, err = audit.FFN(ctx, c.Config, c, f); err != nil {
+			return nil, err
+		}
+	}
+	if o.Figures == nil {
+		return out, nil
+	}
+	p := figures.Options{
+		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: tap.Scale, Windows: w.Tokens, Text: out.Text,
+		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(c, o.Text), Rows: out.Layers,
+		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
+	}
+	for _, layer := range fit.Layers {
+		var row []map[string]*codec.Code
+		for _, h := range layer.Heads {
+			row = append(row, h.Codes)
+		}
+		p.Fitted = append(p.Fitted, row)
+	}
+	return out, o.Figures(p)
+}
+
+// fitKinds lists the codes to fit for an audit: the one in use and the columns
+// that need calibration.
+func fitKinds(code string) []string {
+	out := []string{"cen", "learned"}
+	if code != "cen" && code != "learned" {
+		out = append(out, code)
+	}
+	return out
+}
+
+// fittedHead describes the fits of a calibration to the audit.
+func fittedHead(fit *calibrate.Result, code string, anchor int) func(layer, head int) audit.Head {
+	return func(l, h int) audit.Head {
+		head := fit.Layers[l].Heads[h]
+		x := audit.Head{Code: code, Bits: audit.BitsPerNumber(head.Codes[code]), Anchor: anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[code]}}
+		for k, v := range head.Train {
+			x.Train[k] = v
+		}
+		return x
+	}
+}

@@ -1,0 +1,269 @@
+package bits
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/fit"
+	"github.com/phaseconv/phaseconv/verify/activations"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// Ways of spreading the signs of a frame over the heads of a model.
+const (
+	AllocUniform     = "uniform"     // all alike
+	AllocSensitivity = "sensitivity" // by what they are measured to cost
+	AllocAngle       = "angle"       // by phase-collapse angle, the baseline
+)
+
+// Options of Allocate.
+type Options struct {
+	Bits    float64 // signs per number, on average over all heads
+	Policy  kvcache.Policy
+	Balance bool // the keys are those that the K/Q pair scaling leaves
+	Seed    uint64
+	Threads int
+	// Progress is told about layers that are done, twice as many as the model has.
+	Progress func(done, total int)
+
+	signs [][]int // of the frames that damage is measured with: Bits, evenly
+}
+
+// errDone ends a pass that has seen all that it is for.
+var errDone = errors.New("all layers are measured")
+
+// Allocs lists the ways of spreading signs.
+var Allocs = []string{AllocUniform, AllocSensitivity, AllocAngle}
+
+// How much text an allotment looks at.
+const (
+	allotKeys   = 16       // per number of a key, to fit to, in whole windows
+	allotTokens = 11 << 10 // of one window, once for each layer; so deep models get shorter ones
+	allotLeast  = 64       // but not shorter than this
+)
+
+// Allot decides how many signs the frame of each head gets, [layer][KV head], so
+// that they are o.Bits per number on average: exactly the budget that
+// codec.Budget names. It looks at the first windows of the calibration text;
+// the result depends on them and on o, not on the number of threads.
+//
+// sensitivity measures for each layer how much the model's predictions diverge
+// when that layer alone is coded with o.Bits, on the last window (of deep models on
+// its beginning), shares this out
+// over the layer's heads by the errors of their scores, and takes it that the
+// damage falls with more signs as rate-distortion theory says for the head's
+// spectrum. angle reads the angle between keys and their signs.
+func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc string, o Options) ([][]int, error) {
+	c := m.Config
+	even, err := Even(c, o.Bits)
+	if err != nil || alloc == AllocUniform {
+		return even, err
+	}
+	if len(windows) == 0 {
+		return nil, fmt.Errorf("no calibration text to allot signs by")
+	}
+	total, err := codec.Budget(o.Bits, c.HeadDim, c.Layers*c.KVHeads)
+	if err != nil {
+		return nil, err
+	}
+	// A frame has head_dim numbers for each sign, so wide heads need more keys.
+	fit := (allotKeys*c.HeadDim + len(windows[0]) - 1) / len(windows[0])
+	first := windows[:max(1, min(fit, len(windows)-1))]
+	o.Threads, o.signs = m.Threads, even
+	switch alloc {
+	case AllocAngle:
+		w, err := angleWeights(ctx, m, first, o)
+		if err != nil {
+			return nil, err
+		}
+		return layered(c, WeightedSigns(total, c.HeadDim, w)), nil
+	case AllocSensitivity:
+		last := windows[len(windows)-1]
+		last = last[:min(len(last), max(allotLeast, allotTokens/c.Layers))]
+		damage, err := sensitivities(ctx, m, first, last, o)
+		if err != nil {
+			return nil, err
+		}
+		return layered(c, AllotSigns(total, c.HeadDim, damage)), nil
+	}
+	return nil, fmt.Errorf("signs cannot be spread by %q; there are %v", alloc, Allocs)
+}
+
+// collapseCos is the cosine of 44 degrees, the angle between a key and its signs
+// above which the published allocator calls a layer fragmented.
+const collapseCos = 0.71933980033865119
+
+// angleWeights returns what each head's share of the signs is proportional to: 3
+// in layers whose keys, as attention has them, are further than 44 degrees from
+// their signs (by the mean cosine), else 2, and 1 in full-attention layers of
+// models that also have sliding windows, at any angle.
+func angleWeights(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) ([]float64, error) {
+	c := m.Config
+	t := &angleTap{cfg: c, o: o}
+	opt := refmodel.Options{Tap: t, Progress: func(done, total int) { o.step(done, total) }}
+	if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
+		if err == nil {
+			err = fmt.Errorf("layer %d was not reached", c.Layers-1)
+		}
+		return nil, err
+	}
+	sliding := slices.Contains(c.Sliding, true) && c.SlidingWindow > 0
+	var out []float64
+	for l, cos := range t.cos {
+		w := 2.0
+		switch {
+		case sliding && !c.IsSliding(l):
+			w = 1
+		case cos < collapseCos:
+			w = 3
+		}
+		for range c.KVHeads {
+			out = append(out, w)
+		}
+	}
+	return out, nil
+}
+
+// angleTap measures the mean cosine between each layer's keys and their signs.
+type angleTap struct {
+	cfg *family.Config
+	o   Options
+	cos []float64
+}
+
+// FFN implements refmodel.Tap.
+func (t *angleTap) FFN(int, []float32) error { return nil }
+
+// Attention implements refmodel.Tap.
+func (t *angleTap) Attention(a *refmodel.Attention) error {
+	c := t.cfg
+	cos := make([]float64, c.KVHeads)
+	errs := make([]error, c.KVHeads)
+	parallel.Do(t.o.Threads, c.KVHeads, func(h int) {
+		raw, err := codec.DataFree("raw", c.HeadDim, 0, a.Layer, h)
+		if err != nil {
+			errs[h] = err
+			return
+		}
+		b := raw.Measure(activations.Keys(c, a, h, nil, kvcache.Policy{Sink: t.o.Policy.Sink}))
+		cos[h] = b.Cos1bit
+	})
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	var sum float64
+	for _, v := range cos {
+		sum += v
+	}
+	t.cos = append(t.cos, sum/float64(c.KVHeads))
+	if len(t.cos) == c.Layers {
+		return errDone
+	}
+	return nil
+}
+
+// damages returns what each head is expected to cost with so many signs, in nats
+// of the model's divergence.
+func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve, error) {
+	c := m.Config
+	s := &survey{ctx: ctx, cfg: c, o: o, scale: map[[2]int][]float32{}}
+	opt := refmodel.Options{Tap: s, Progress: func(done, _ int) { o.step(done, 2*c.Layers) }}
+	if err := m.Run(ctx, fit, []*refmodel.Variant{{}}, opt); err != nil {
+		return nil, err
+	}
+	cache, err := kvcache.NewCodes(c, s.codes, o.Policy)
+	if err != nil {
+		return nil, err
+	}
+	cache.Scale = func(l, h int) []float32 { return s.scale[[2]int{l, h}] }
+	kld, err := ppl.LayerKLD(ctx, m, [][]int32{measure}, len(measure)/4, cache, func(done, _ int) { o.step(c.Layers+done, 2*c.Layers) })
+	if err != nil {
+		return nil, err
+	}
+	var out []DamageCurve
+	for l, heads := range s.heads {
+		var loss float64
+		for _, h := range heads {
+			loss += h.loss
+		}
+		for h, x := range heads {
+			// A loss without errors leaves nothing to share out.
+			share := max(0, kld[l].Mean) * x.loss / max(loss, math.SmallestNonzeroFloat64)
+			floor := Waterfill(x.spectrum, float64(o.signs[l][h]))
+			out = append(out, func(signs int) float64 {
+				if floor == 0 {
+					return 0
+				}
+				return share * (Waterfill(x.spectrum, float64(signs)) / floor)
+			})
+		}
+	}
+	return out, nil
+}
+
+// surveyor fits every head with the same number of signs and keeps what an
+// allotment needs.
+type survey struct {
+	ctx   context.Context
+	cfg   *family.Config
+	o     Options
+	codes [][]*codec.Code
+	scale map[[2]int][]float32
+	heads [][]surveyed
+}
+
+type surveyed struct {
+	spectrum []float64
+	loss     float64
+}
+
+// FFN implements refmodel.Tap.
+func (s *survey) FFN(int, []float32) error { return nil }
+
+// Attention implements refmodel.Tap.
+func (s *survey) Attention(a *refmodel.Attention) error {
+	c, o := s.cfg, s.o
+	if o.Balance {
+		b := activations.Energies(c, a, o.Policy.Sink).PairScale(c.Family.QKNorm == family.NormHead)
+		for h := range c.KVHeads {
+			s.scale[[2]int{a.Layer, h}] = b.RowScale(h, c.HeadDim, c.Pairs, false)
+		}
+	}
+	xs, err := activations.Samples(s.ctx, c, a, func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }, o.Policy, o.Threads)
+	if err != nil {
+		return err
+	}
+	codes, heads, errs := make([]*codec.Code, c.KVHeads), make([]surveyed, c.KVHeads), make([]error, c.KVHeads)
+	parallel.Do(o.Threads, c.KVHeads, func(h int) {
+		xs[h].Seed, xs[h].Draft = o.Seed, true
+		codes[h], heads[h], errs[h] = s.head(xs[h])
+	})
+	s.codes, s.heads = append(s.codes, codes), append(s.heads, heads)
+	return errors.Join(errs...)
+}
+
+func (s *survey) head(x *fit.Sample) (*codec.Code, surveyed, error) {
+	spectrum, err := x.Spectrum()
+	if err != nil {
+		return nil, surveyed{}, err
+	}
+	code, _, err := fit.Fit("frame", s.o.signs[x.Layer][x.Head], x)
+	if err != nil {
+		return nil, surveyed{}, err
+	}
+	return code, surveyed{spectrum, x.ScoreLoss(code)}, nil
+}
+
+func (o *Options) step(done, total int) {
+	if o.Progress != nil {
+		o.Progress(done, total)
+	}
+}

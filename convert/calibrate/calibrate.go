@@ -1,0 +1,287 @@
+// Package calibrate runs text through a model and fits, layer by layer while the
+// activations of that layer are in memory, what a conversion needs: the K/Q
+// balance and the key codes of every KV head. Memory does not grow with the
+// number of layers.
+package calibrate
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+
+	"github.com/phaseconv/phaseconv/convert/bits"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/fit"
+	"github.com/phaseconv/phaseconv/rotations/transform"
+	"github.com/phaseconv/phaseconv/verify/activations"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// Options says what to fit.
+type Options struct {
+	// Kinds are the codes to fit for each head.
+	Kinds []string
+	// Bits is the number of signs per number of a frame, on average over all heads;
+	// other codes have one.
+	Bits float64
+	// Signs of the frame of each head, [layer][KV head]; nil spreads Bits evenly.
+	Signs   [][]int
+	Policy  kvcache.Policy
+	Balance bool
+	Seed    uint64
+	Threads int
+	// Progress is called after each layer.
+	Progress func(done, total int)
+	// Only, if set, says which layers to fit; the forward pass goes through the
+	// others, and ends behind the last that is needed.
+	Only func(layer int) bool
+	// Store, if set, keeps fitted layers, and gives back those that it has.
+	Store Store
+	// Trace, if set, sees the steps of every iterative fit; see fit.Sample. It
+	// is called from several goroutines.
+	Trace func(s *fit.Sample, kind string, start, step int, c *codec.Code)
+}
+
+// Allocation returns what bits.Allocate needs of these options.
+func (o *Options) Allocation() bits.Options {
+	return bits.Options{Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads, Progress: o.Progress}
+}
+
+// A Store keeps fitted layers for later runs.
+type Store interface {
+	// Load returns a layer that was saved, or nil if there is none that can be
+	// used; why not is the store's to tell.
+	Load(layer int) *Layer
+	// Save keeps a layer.
+	Save(layer int, x *Layer) error
+}
+
+// Head is what was fitted to one KV head.
+type Head struct {
+	Codes  map[string]*codec.Code
+	Curves map[string][]fit.Point
+	// Train holds the measures on the keys that were fitted.
+	Train  map[string]codec.Beta
+	Tokens int // keys fitted
+}
+
+// Layer is what was fitted to one layer.
+type Layer struct {
+	PairScale *transform.PairScale // nil when not asked for
+	Heads     []Head
+}
+
+// Result of Run.
+type Result struct {
+	Layers []Layer
+}
+
+// KeyScale returns what the balance multiplies the keys of a head by, as a
+// function of layer and head that gives nil where nothing was balanced.
+func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
+	if r.Layers[0].PairScale == nil {
+		return nil
+	}
+	return func(l, h int) []float32 { return r.Layers[l].PairScale.RowScale(h, c.HeadDim, c.Pairs, false) }
+}
+
+// Run fits on windows of token ids. When ctx ends, it returns the error of ctx
+// after at most one step of one fit.
+func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (*Result, error) {
+	if o.Threads <= 0 {
+		o.Threads = runtime.GOMAXPROCS(0)
+	}
+	if err := o.Policy.Check(m.Config.HeadDim); err != nil {
+		return nil, err
+	}
+	if o.Signs == nil {
+		var err error
+		if o.Signs, err = bits.Even(m.Config, o.Bits); err != nil {
+			return nil, err
+		}
+	}
+	f := &fitter{ctx: &ending{Context: ctx}, cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
+	f.todo = make([]bool, m.Config.Layers)
+	for l := range f.todo {
+		if o.Only != nil && !o.Only(l) {
+			continue
+		}
+		if o.Store != nil {
+			if x := o.Store.Load(l); x != nil {
+				f.res.Layers[l] = *x
+				continue
+			}
+		}
+		f.todo[l], f.last = true, l
+	}
+	if f.last >= 0 {
+		// Progress is that of the layers that the pass goes through.
+		opt := refmodel.Options{Tap: f, Progress: func(done, _ int) { f.progress(done) }}
+		if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
+			if err == nil {
+				err = fmt.Errorf("layer %d was not reached", f.last)
+			}
+			return nil, err
+		}
+		f.progress(f.last + 1)
+	}
+	return f.res, nil
+}
+
+// errDone ends a forward pass whose rest nobody needs.
+var errDone = errors.New("all layers are fitted")
+
+// ending is a context that is not asked again once it has ended: fits that run side
+// by side then all end with the one that noticed.
+type ending struct {
+	context.Context
+	mu  sync.Mutex
+	err error
+}
+
+// Err implements context.Context.
+func (e *ending) Err() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.err == nil {
+		e.err = e.Context.Err()
+	}
+	return e.err
+}
+
+// fitter is the tap that fits a layer as its activations pass.
+type fitter struct {
+	ctx  context.Context
+	cfg  *family.Config
+	o    Options
+	todo []bool // layers to fit
+	last int    // of them, -1 for none
+	res  *Result
+}
+
+func (f *fitter) progress(done int) {
+	if f.o.Progress != nil {
+		f.o.Progress(done, f.last+1)
+	}
+}
+
+// FFN implements refmodel.Tap.
+func (f *fitter) FFN(int, []float32) error { return nil }
+
+// Attention implements refmodel.Tap.
+func (f *fitter) Attention(a *refmodel.Attention) error {
+	if !f.todo[a.Layer] {
+		return nil
+	}
+	c := f.cfg
+	layer := &f.res.Layers[a.Layer]
+	layer.Heads = make([]Head, c.KVHeads)
+	if f.o.Balance {
+		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(c.Family.QKNorm == family.NormHead)
+	}
+	xs, err := activations.Samples(f.ctx, c, a, func(h int) []float32 {
+		if layer.PairScale == nil {
+			return nil
+		}
+		return layer.PairScale.RowScale(h, c.HeadDim, c.Pairs, false)
+	}, f.o.Policy, f.o.Threads)
+	if err != nil {
+		return err
+	}
+	errs := f.fitHeads(xs, layer.Heads)
+	for h, err := range errs {
+		if err != nil {
+			return fmt.Errorf("layer %d, KV head %d: %w", a.Layer, h, err)
+		}
+	}
+	if f.o.Store != nil {
+		if err := f.o.Store.Save(a.Layer, layer); err != nil {
+			return err
+		}
+	}
+	if a.Layer == f.last {
+		return errDone
+	}
+	return nil
+}
+
+// fitHeads fits every kind of code to every head. Each fit is a task of its own:
+// with the few heads of a layer as tasks, threads would wait for the last one.
+func (f *fitter) fitHeads(xs []*fit.Sample, heads []Head) []error {
+	type task struct {
+		head  int
+		kind  string
+		code  *codec.Code
+		curve []fit.Point
+		train codec.Beta
+		err   error
+	}
+	var tasks []*task
+	for _, kind := range f.o.Kinds {
+		for h := range xs {
+			tasks = append(tasks, &task{head: h, kind: kind})
+		}
+	}
+	// Long ones first, so that none begins when the others end.
+	slices.SortStableFunc(tasks, func(a, b *task) int {
+		return cmp.Compare(f.effort(b.kind, xs[b.head]), f.effort(a.kind, xs[a.head]))
+	})
+	parallel.Do(f.o.Threads, len(tasks), func(i int) {
+		t := tasks[i]
+		s := *xs[t.head]
+		s.Seed = f.o.Seed
+		if t.err = f.ctx.Err(); t.err != nil {
+			return
+		}
+		if f.o.Trace != nil {
+			s.Trace = func(start, step int, c *codec.Code) { f.o.Trace(&s, t.kind, start, step, c) }
+		}
+		if t.code, t.curve, t.err = fit.Fit(t.kind, f.signs(t.kind, &s), &s); t.err == nil {
+			t.train = t.code.Measure(s.Keys)
+		}
+	})
+	errs := make([]error, len(xs))
+	for h, s := range xs {
+		heads[h] = Head{Codes: map[string]*codec.Code{}, Curves: map[string][]fit.Point{}, Train: map[string]codec.Beta{}, Tokens: s.N()}
+	}
+	for _, t := range tasks {
+		if t.err != nil {
+			errs[t.head] = t.err
+			continue
+		}
+		head := &heads[t.head]
+		head.Codes[t.kind], head.Train[t.kind] = t.code, t.train
+		if t.curve != nil {
+			head.Curves[t.kind] = t.curve
+		}
+	}
+	return errs
+}
+
+// signs returns how many signs a code gets.
+func (f *fitter) signs(kind string, s *fit.Sample) int {
+	if kind == "frame" {
+		return f.o.Signs[s.Layer][s.Head]
+	}
+	return s.D
+}
+
+// effort orders fits by how long they take.
+func (f *fitter) effort(kind string, s *fit.Sample) float64 {
+	switch kind {
+	case "learned":
+		return 1
+	case "frame":
+		return float64(f.signs(kind, s)) / float64(s.D)
+	case "srht":
+		return 0.5
+	}
+	return 0
+}

@@ -1,0 +1,223 @@
+package edits
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/rotations/transform"
+)
+
+// BalanceKind says how the pairs of a head are scaled.
+type PairScaling int
+
+const (
+	// NoBalance leaves scales as they are.
+	NoPairScaling PairScaling = iota
+	// PowerOfTwo takes the closed form rounded to powers of two: rows of quantised
+	// weights then keep their stored digits.
+	PowerOfTwo
+	// ClosedForm takes the scales that suit any type with errors alike in all directions.
+	ClosedForm
+	// ForType starts from the closed form and tunes it to the cache type; with a
+	// mix it is the mix that is fitted to the type. It needs StatsOptions.Samples.
+	ForType
+)
+
+func (k PairScaling) String() string {
+	switch k {
+	case NoPairScaling:
+		return "none"
+	case ClosedForm:
+		return "closed form"
+	case PowerOfTwo:
+		return "powers of two"
+	}
+	return "tuned"
+}
+
+// A KeyFit is one candidate for what is done to keys. Candidates are compared by
+// measured divergence, see EditedKeys; the zero value changes nothing.
+type KeyFit struct {
+	// Remove takes slow means out; nil does not. A Noise of 0 is measured, head by
+	// head, by storing sampled keys in Cache.
+	Shift *transform.BiasShiftOptions
+	// Mix, if not 0, mixes pairs, with this weight of the drift; see
+	// transform.KeyTransformOptions. It needs StatsOptions.Samples. A mix balances pairs too:
+	// of Balance it only minds ForType, see transform.RefineKeyTransform.
+	Transform float64
+	Pairs     PairScaling
+	Cache     transform.CacheRow // what the edits are for
+}
+
+// Fit makes the edits of all heads, [layer][KV head]. It refuses a removal on
+// models whose keys take no bias.
+func (s *KeyStats) Fit(f KeyFit) ([][]transform.KeyEdit, error) {
+	c := s.cfg
+	if f.Shift != nil {
+		if err := transform.CheckKeyBias(c); err != nil {
+			return nil, err
+		}
+	}
+	out := make([][]transform.KeyEdit, c.Layers)
+	for l := range out {
+		out[l] = make([]transform.KeyEdit, c.KVHeads)
+	}
+	// With one gain vector for all heads a layer is one task.
+	per := 1
+	if c.Family.QKNorm == family.NormHead {
+		per = c.KVHeads
+	}
+	tasks := c.Layers * c.KVHeads / per
+	errs := make([]error, tasks)
+	parallel.Do(s.o.Threads, tasks, func(i int) {
+		l, h := i*per/c.KVHeads, i*per%c.KVHeads
+		errs[i] = s.fitHeads(f, l, h, out[l][h:h+per])
+	})
+	for _, err := range errs {
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// FitValues returns the edits with the values of all heads mixed for a cache type,
+// see transform.FitValueTransform. It needs StatsOptions.Weights and Samples.
+func (s *KeyStats) FitValues(edits [][]transform.KeyEdit, cache transform.CacheRow) ([][]transform.KeyEdit, error) {
+	c := s.cfg
+	out := make([][]transform.KeyEdit, c.Layers)
+	for l := range out {
+		out[l] = slices.Clone(edits[l])
+	}
+	errs := make([]error, c.Layers*c.KVHeads)
+	parallel.Do(s.o.Threads, len(errs), func(i int) {
+		l, h := i/c.KVHeads, i%c.KVHeads
+		x, err := s.Values(l, h)
+		if err == nil && !x.IsZero() {
+			if out[l][h].Values, err = transform.FitValueTransform(x, cache); errors.Is(err, transform.ErrNoTransform) {
+				out[l][h].Values, err = nil, nil
+			}
+		}
+		if err != nil {
+			errs[i] = fmt.Errorf("values of layer %d, KV head %d: %w", l, h, err)
+		}
+	})
+	return out, cmp.Or(errs...)
+}
+
+// fitHeads fits KV heads [head, head+len(out)) of a layer, which share a balance.
+// Heads whose keys, queries or values are all zero, as pruning leaves them, stay as they are.
+func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []transform.KeyEdit) error {
+	fail := func(err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, head, err) }
+	half := s.cfg.HeadDim / 2
+	q, k := make([]float64, half), make([]float64, half)
+	var alive []int
+	for i := range out {
+		if x := s.heads[layer*s.cfg.KVHeads+head+i]; x.queries > 0 && (x.attention <= 0 || x.weight <= 0) {
+			continue // what attention looks at weighs nothing: values or W_O are zero
+		}
+		stats, err := s.Head(layer, head+i)
+		if err != nil {
+			return err
+		}
+		if scoreless(stats) {
+			continue
+		}
+		alive = append(alive, i)
+		var delta []float64
+		if f.Shift != nil {
+			if out[i].Shift, err = s.remove(f, stats, layer, head+i); err != nil {
+				return fail(err)
+			}
+			delta = out[i].Shift.Delta
+		}
+		stats.AddPairEnergies(q, k, delta)
+		if f.Transform != 0 {
+			switch out[i].Transform, err = s.mix(f, stats, layer, head+i, out[i].Shift); {
+			case errors.Is(err, transform.ErrNoTransform):
+				out[i].Transform = nil
+			case err != nil:
+				return fail(err)
+			}
+		}
+	}
+	if f.Pairs == NoPairScaling || f.Transform != 0 || len(alive) == 0 {
+		return nil
+	}
+	turn := &transform.PairRotation{Scale: transform.PairScaleOf(q, k)}
+	switch f.Pairs {
+	case PowerOfTwo:
+		for p, t := range turn.Scale {
+			turn.Scale[p] = nearestPower(t)
+		}
+	case ForType:
+		var samples []*transform.KeySample
+		for _, i := range alive {
+			x, err := s.Sample(layer, head+i, out[i])
+			if err != nil {
+				return err
+			}
+			samples = append(samples, x)
+		}
+		// Gains of a QK-norm scale, and do not turn.
+		t, err := transform.TunePairScale(samples, turn, f.Cache, s.cfg.Family.QKNorm == family.NoQKNorm)
+		if err != nil {
+			return fail(err)
+		}
+		turn = t.Turn
+	}
+	for i := range out {
+		out[i].Pairs = turn
+	}
+	return nil
+}
+
+// scoreless says whether a head's scores are all zero.
+func scoreless(s *transform.KeyStats) bool {
+	q, k := make([]float64, s.D/2), make([]float64, s.D/2)
+	s.AddPairEnergies(q, k, nil)
+	return slices.Max(q) == 0 || slices.Max(k) == 0
+}
+
+// noiseRounds is how often a removal is repeated with the noise of what it leaves:
+// keys that are nearly all mean store better than what comes after them.
+const noiseRounds = 2
+
+// noise measures the cache type's relative error on the balanced keys of a head.
+func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m *transform.BiasShift) (float64, error) {
+	sample, err := s.Sample(layer, head, transform.KeyEdit{Shift: m})
+	if err != nil {
+		return 0, err
+	}
+	half := s.cfg.HeadDim / 2
+	q, k := make([]float64, half), make([]float64, half)
+	var delta []float64
+	if m != nil {
+		delta = m.Delta
+	}
+	stats.AddPairEnergies(q, k, delta)
+	return sample.Noise(&transform.PairRotation{Scale: transform.PairScaleOf(q, k)}, f.Cache)
+}
+
+// remove solves the program of one head, with its noise measured if need be.
+func (s *KeyStats) remove(f KeyFit, stats *transform.KeyStats, layer, head int) (*transform.BiasShift, error) {
+	o := *f.Shift
+	if o.Noise != 0 {
+		return transform.FitBiasShift(stats, o)
+	}
+	var m *transform.BiasShift
+	o.Noise = transform.NoiseQ4_0
+	for round := 0; ; round++ {
+		var err error
+		if m, err = transform.FitBiasShift(stats, o); err != nil || round == noiseRounds {
+			return m, err
+		}
+		if o.Noise, err = s.noise(f, stats, layer, head, m); err != nil {
+			return nil, err
+		}
+	}
+}

@@ -1,8 +1,0 @@
-//go:build !(linux || darwin || freebsd || netbsd || openbsd || dragonfly)
-
-package convert
-
-import "os"
-
-// lockFolder: folders cannot be locked here.
-func lockFolder(string) (*os.File, error) { return nil, errNoLocks }

@@ -1,0 +1,317 @@
+// Package plan decides what a conversion does to every tensor of a checkpoint, and says why,
+// before anything is computed or written.
+package plan
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/transform"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/option"
+)
+
+// Action says what becomes of a tensor.
+type Action string
+
+// What becomes of a tensor.
+const (
+	Copy   Action = "copy"   // the stored bytes, unchanged
+	Recode Action = "recode" // the same numbers in another element type
+	Fold   Action = "fold"   // an identity folded in, then encoded
+	Drop   Action = "drop"   // not written
+)
+
+// A TensorPlan is one line of the plan.
+type TensorPlan struct {
+	Name    string   `json:"name"` // in the target container
+	Sources []string `json:"sources"`
+	Shape   []int    `json:"shape"`
+	From    string   `json:"from"` // element type in the source
+	To      string   `json:"to"`
+	Action  Action   `json:"action"`
+	By      []string `json:"by,omitempty"` // identities folded in
+	// Reorder: rotary dimensions move from the source's pair layout to the target's.
+	Reorder bool   `json:"reorder,omitempty"`
+	Why     string `json:"why"`
+
+	// Tensor is what the numbers come from, nil for tensors outside the graph.
+	Tensor *checkpoint.Tensor `json:"-"`
+	// Shard is the source tensor beside which an added one is stored in safetensors.
+	Shard string `json:"-"`
+}
+
+// A Plan is everything that will be written for one container.
+type Plan struct {
+	Container  checkpoint.Container `json:"container"`
+	Pairs      rope.Layout          `json:"-"`
+	PairLayout string               `json:"pair_layout"`
+	Identities []spec.Identity      `json:"identities"`
+	Tensors    []TensorPlan         `json:"tensors"`
+	Keys       Keys                 `json:"keys"`
+	Warnings   []string             `json:"warnings,omitempty"`
+}
+
+// Make decides what becomes of every tensor of c in a container, with matrices of GGUF files
+// in the type outtype where they cannot stay as they are. It refuses what the container or its
+// stock readers cannot take, by the name of the tensor or key.
+func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *Changes) (*Plan, error) {
+	targets := ch.Targets
+	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities, Warnings: slices.Clone(c.Notes())}
+	if err := checkUnknown(c, p); err != nil {
+		return nil, err
+	}
+	var err error
+	switch {
+	case to == checkpoint.GGUF && c.Container == checkpoint.GGUF:
+		p.Pairs = c.Config.Pairs
+		if err = p.retrofit(c, outtype, targets); err == nil {
+			p.added(c, ch)
+		}
+	case to == checkpoint.GGUF:
+		p.Pairs = c.Config.Family.GGUFPairs
+		if err = p.toGGUF(c, outtype, targets); err == nil {
+			p.added(c, ch)
+		}
+	case c.Container == checkpoint.GGUF:
+		err = fmt.Errorf("%s: a GGUF file cannot be written as safetensors, because config.json and tokenizer.json are not in it; use --format gguf", c.Path)
+	default:
+		if err = p.likeSource(c, targets); err == nil {
+			p.addedBiases(c, ch)
+		}
+	}
+	p.PairLayout = p.Pairs.String()
+	return p, err
+}
+
+// harmless are endings of tensors that some checkpoints carry and no graph uses.
+var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"}
+
+// checkUnknown refuses tensors that may belong to a graph other than the
+// family's: computing without them would be silently wrong.
+func checkUnknown(c *checkpoint.Checkpoint, p *Plan) error {
+	for _, n := range c.Unknown {
+		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
+			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head."))
+		for _, h := range harmless {
+			ok = ok || strings.HasSuffix(n, h)
+		}
+		if !ok {
+			return fmt.Errorf("%s: tensor %s is not part of the %s graph; a model that has it is not supported", c.Path, n, c.Config.Family.Name)
+		}
+	}
+	return nil
+}
+
+// likeSource plans a safetensors copy with the source's names, types and shards.
+func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string) error {
+	fused := map[string]bool{} // stored tensors of several sources
+	for _, t := range c.Tensors() {
+		shape := t.Shape
+		if len(t.Sources) > 1 { // one matrix per expert
+			shape = shape[1:]
+		}
+		for _, s := range t.Sources {
+			if name := c.Stored(s); name != s {
+				if targets[t.Name] != nil {
+					return fmt.Errorf("%s: tensor %s holds all experts and cannot be changed in place; use --format gguf", c.Path, name)
+				}
+				if !fused[name] {
+					fused[name] = true
+					r, _ := c.Shards().Find(name)
+					p.Tensors = append(p.Tensors, TensorPlan{Name: name, Sources: []string{name}, Shape: r.Tensor.Shape, From: t.Type, To: t.Type, Action: Copy, Why: "untouched"})
+				}
+				continue
+			}
+			x := TensorPlan{Name: s, Sources: []string{s}, Shape: shape, From: t.Type, To: t.Type, Action: Copy, Tensor: t, Why: "untouched"}
+			if by := targets[t.Name]; by != nil {
+				x.Action, x.By, x.Why = Fold, by, "folded and rounded to its own type"
+			}
+			p.Tensors = append(p.Tensors, x)
+		}
+	}
+	for _, n := range c.Unknown {
+		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Copy, Why: "not part of the graph; copied as it is"})
+	}
+	return nil
+}
+
+// retrofit plans a GGUF copy in which only edited tensors are re-encoded.
+func (p *Plan) retrofit(c *checkpoint.Checkpoint, outtype string, targets map[string][]string) error {
+	f := c.File()
+	for i := range f.Tensors {
+		src := &f.Tensors[i]
+		t, _ := c.Find(src.Name)
+		x := TensorPlan{Name: src.Name, Sources: []string{src.Name}, Shape: src.Shape(), From: src.Type.String(), To: src.Type.String(), Action: Copy, Tensor: t, Why: "untouched"}
+		if by := targets[src.Name]; by != nil {
+			to, err := ggufType(src.Name, src.Shape(), outtype)
+			if err != nil {
+				return err
+			}
+			x.Action, x.By, x.To = Fold, by, to.String()
+			x.Why = "folded and re-encoded"
+		}
+		p.Tensors = append(p.Tensors, x)
+	}
+	return nil
+}
+
+// toGGUF plans the conversion of a Hugging Face checkpoint.
+func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[string][]string) error {
+	cfg := c.Config
+	if cfg.Experts > 0 && cfg.RenormTopK != cfg.Family.Experts.GGUFRenorm {
+		return fmt.Errorf("%s: norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v", c.Path, cfg.RenormTopK, cfg.Family.GGUFArch, cfg.Family.Experts.GGUFRenorm)
+	}
+	if err := checkStock(c); err != nil {
+		return err
+	}
+	if cfg.SlidingWindow > 0 && !cfg.Family.Window.InGGUF && cfg.SlidingWindow < cfg.Context {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("stock GGUF runtimes ignore the sliding window of architecture %s; results differ from the source beyond %d tokens", cfg.Family.GGUFArch, cfg.SlidingWindow))
+	}
+	for _, t := range c.Tensors() {
+		to, err := ggufType(t.Name, t.Shape, outtype)
+		if err != nil {
+			return err
+		}
+		x := TensorPlan{Name: t.Name, Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, Tensor: t, Why: "re-encoded for the container"}
+		x.Reorder = p.Pairs != cfg.Pairs && isRotary(t.Name)
+		if by := targets[t.Name]; by != nil {
+			x.Action, x.By, x.Why = Fold, by, "folded and re-encoded"
+		} else if t.Type == x.To && !x.Reorder && t.Add == 0 {
+			x.Action, x.Why = Copy, "untouched"
+		}
+		p.Tensors = append(p.Tensors, x)
+	}
+	if cfg.TiedEmbeddings && cfg.Family.UntiedHead {
+		t, _ := c.Find("token_embd.weight")
+		to, err := ggufType("output.weight", t.Shape, outtype)
+		if err != nil {
+			return err
+		}
+		p.Tensors = append(p.Tensors, TensorPlan{Name: "output.weight", Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, Tensor: t, Why: "stock readers of this architecture need a head of its own"})
+	}
+	if d, ok := cfg.Rope.FreqDivisors(); ok {
+		if !cfg.Family.RopeFreqs {
+			return fmt.Errorf("%s: RoPE scaling %s cannot be written for architecture %s", c.Path, cfg.Rope.Scaling, cfg.Family.GGUFArch)
+		}
+		p.Tensors = append(p.Tensors, TensorPlan{Name: RopeFreqs, Shape: []int{len(d)}, From: "-", To: "F32", Action: Recode, Why: "RoPE scaling, as frequency divisors"})
+	}
+	for _, n := range c.Unknown {
+		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Drop, Why: "stock readers refuse tensors outside the architecture"})
+	}
+	return nil
+}
+
+// RopeFreqs is the GGUF tensor of frequency divisors.
+const RopeFreqs = "rope_freqs.weight"
+
+// checkStock refuses models that stock GGUF readers would refuse, or would
+// compute otherwise because their architecture has no key for a number.
+func checkStock(c *checkpoint.Checkpoint) error {
+	cfg, f := c.Config, c.Config.Family
+	stock := 1 / math.Sqrt(float64(cfg.HeadDim))
+	if n := f.WideScaleLayers; n > 0 && n == cfg.Layers {
+		stock = 1 / math.Sqrt(float64(cfg.Hidden/cfg.Heads))
+	}
+	if d := cfg.AttnScale/stock - 1; d > 1e-6 || d < -1e-6 {
+		return fmt.Errorf("%s: query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape", c.Path, cfg.AttnScale, stock)
+	}
+	if f.SquareAttention && cfg.Heads*cfg.HeadDim != cfg.Hidden {
+		return fmt.Errorf("%s: %d heads with head_dim %d for hidden_size %d: stock GGUF runtimes demand that the product is the hidden size in architecture %s", c.Path, cfg.Heads, cfg.HeadDim, cfg.Hidden, f.GGUFArch)
+	}
+	if f.SquareAttention && f.QKNorm == family.NormLayers && cfg.KVHeads != cfg.Heads {
+		return fmt.Errorf("%s: num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", c.Path, cfg.KVHeads, cfg.Heads, f.GGUFArch)
+	}
+	if r := cfg.Rope; r.Scaling == rope.YaRN && (r.BetaFast != 32 || r.BetaSlow != 1) {
+		return fmt.Errorf("%s: RoPE scaling yarn with beta_fast %g and beta_slow %g: stock GGUF runtimes use 32 and 1 in architecture %s", c.Path, r.BetaFast, r.BetaSlow, f.GGUFArch)
+	}
+	if cfg.SlidingWindow > 0 && f.Window.InGGUF && cfg.RopeLocal.Scaling != rope.None {
+		return fmt.Errorf("%s: RoPE scaling %s of sliding-window layers cannot be written for architecture %s", c.Path, cfg.RopeLocal.Scaling, f.GGUFArch)
+	}
+	return nil
+}
+
+// isRotary says whether the rows of a tensor are ordered by rotary dimension.
+func isRotary(name string) bool {
+	for _, s := range []string{".attn_q.weight", ".attn_q.bias", ".attn_k.weight", ".attn_k.bias", ".attn_q_norm.weight", ".attn_k_norm.weight"} {
+		if strings.HasSuffix(name, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// OutTypes are the element types for matrices in GGUF.
+var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "bf16": gguf.TypeBF16, "q8_0": gguf.TypeQ8_0}
+
+// FileTypes are the values of general.file_type for OutTypes.
+var FileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+
+// ggufType returns the type a tensor is written in: vectors, norm gains and
+// routers stay F32, as stock converters do and stock readers expect; rows that
+// blocks of 32 do not divide fall back to F16.
+func ggufType(name string, shape []int, outtype string) (gguf.Type, error) {
+	t, ok := OutTypes[outtype]
+	if !ok {
+		return 0, CheckOutType(outtype)
+	}
+	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, "ffn_gate_inp.weight") {
+		return gguf.TypeF32, nil
+	}
+	if n, _ := t.Block(); shape[len(shape)-1]%n != 0 {
+		return gguf.TypeF16, nil
+	}
+	return t, nil
+}
+
+func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name); return ok }
+
+// CheckOutType refuses the name of an element type that is not one of OutTypes.
+func CheckOutType(name string) error {
+	if _, ok := OutTypes[name]; !ok {
+		return option.Bad("OutType", name, "expected %s", strings.Join(slices.Sorted(maps.Keys(OutTypes)), ", "))
+	}
+	return nil
+}
+
+// added plans the tensors that the source lacks.
+func (p *Plan) added(c *checkpoint.Checkpoint, ch *Changes) {
+	for l := range c.Config.Layers {
+		t, ok := ch.View.Added[family.Name(l, "attn_k.bias")]
+		if !ok {
+			continue
+		}
+		p.Tensors = append(p.Tensors, TensorPlan{
+			Name: t.Name, Shape: t.Shape, From: "-", To: gguf.TypeF32.String(), Action: Fold, By: ch.Targets[t.Name], Tensor: t,
+			Reorder: p.Pairs != c.Config.Pairs, Why: "a key bias, which stock readers of this architecture accept",
+		})
+	}
+}
+
+// addedBiases plans the biases of a checkpoint that gets its first: config.json
+// knows one switch, attention_bias, for those of all four projections in all
+// layers, so beside the key biases there are others, of zeros.
+func (p *Plan) addedBiases(c *checkpoint.Checkpoint, ch *Changes) {
+	if len(ch.View.Added) == 0 {
+		return
+	}
+	for l := range c.Config.Layers {
+		for _, part := range []string{"attn_q", "attn_k", "attn_v", "attn_output"} {
+			name := family.Name(l, part+".bias")
+			w, _ := c.Find(family.Name(l, part+".weight"))
+			x := TensorPlan{Name: c.HFName(name), Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{transform.IDBiasShift},
+				Shard: w.Sources[0], Why: "zeros: attention_bias announces biases of all projections"}
+			if t, ok := ch.View.Added[name]; ok {
+				x.Tensor, x.By, x.Why = t, ch.Targets[name], "a key bias, announced by attention_bias"
+			}
+			p.Tensors = append(p.Tensors, x)
+		}
+	}
+}

@@ -1,0 +1,133 @@
+package write
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/spec"
+)
+
+// keys returns the keys that a converted model carries.
+func (t *Tag) keys() []gguf.KV {
+	key := func(k string) string { return spec.ModelPrefix + k }
+	return []gguf.KV{
+		gguf.Value(key(spec.KeyVersion), uint32(spec.Version)),
+		gguf.Value(key(spec.KeySourceSHA256), t.Source.SHA256),
+		gguf.Value(key(spec.KeyCode), t.Code.Kind),
+		gguf.Value(key(spec.KeyTool), t.Tool),
+	}
+}
+
+// copyWithTag copies a GGUF file's keys byte for byte and adds the provenance tag;
+// that of an earlier conversion is replaced, and an alignment that stock runtimes cannot
+// read is left out.
+func copyWithTag(f *gguf.File, mark []gguf.KV) []gguf.KV {
+	var out []gguf.KV
+	for _, kv := range f.KVs {
+		// Stock runtimes map tensors where they lie and need multiples of 32: a file
+		// that asks for less does not load, and gets the default.
+		if kv.Key == gguf.KeyAlignment && f.Alignment < gguf.DefaultAlignment {
+			continue
+		}
+		if !strings.HasPrefix(kv.Key, spec.ModelPrefix+"phaseconv.") {
+			out = append(out, kv)
+		}
+	}
+	return append(out, mark...)
+}
+
+// ggufKVs builds the metadata of a GGUF model from a Hugging Face checkpoint,
+// with the keys that stock converters write.
+func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, outtype string, mark []gguf.KV) ([]gguf.KV, error) {
+	cfg := c.Config
+	arch := cfg.Family.GGUFArch
+	abs, err := filepath.Abs(c.Path)
+	if err != nil {
+		return nil, err
+	}
+	out := []gguf.KV{
+		gguf.Value("general.architecture", arch),
+		gguf.Value("general.type", "model"),
+		gguf.Value("general.name", filepath.Base(abs)),
+		gguf.Value("general.file_type", plan.FileTypes[outtype]),
+		gguf.Value("general.quantization_version", uint32(2)),
+	}
+	u32 := func(key string, n int) { out = append(out, gguf.Value(arch+"."+key, uint32(n))) }
+	f32 := func(key string, x float64) { out = append(out, gguf.Value(arch+"."+key, float32(x))) }
+	u32("block_count", cfg.Layers)
+	u32("context_length", cfg.Context)
+	u32("embedding_length", cfg.Hidden)
+	if cfg.DenseFFN > 0 {
+		u32("feed_forward_length", cfg.DenseFFN)
+		u32("expert_feed_forward_length", cfg.FFN)
+	} else {
+		u32("feed_forward_length", cfg.FFN)
+	}
+	u32("attention.head_count", cfg.Heads)
+	u32("attention.head_count_kv", cfg.KVHeads)
+	u32("attention.key_length", cfg.HeadDim)
+	u32("attention.value_length", cfg.HeadDim)
+	u32("rope.dimension_count", cfg.HeadDim)
+	u32("vocab_size", cfg.Vocab)
+	f32("attention.layer_norm_rms_epsilon", cfg.NormEps)
+	f32("rope.freq_base", cfg.Rope.Theta)
+	switch cfg.Rope.Scaling {
+	case rope.None, rope.Llama3, rope.Divisor: // divisors are a tensor
+	case rope.Linear:
+		out = append(out, gguf.Value(arch+".rope.scaling.type", "linear"))
+		f32("rope.scaling.factor", cfg.Rope.Factor)
+	case rope.YaRN: // with the default ramp: the plan refuses others
+		out = append(out, gguf.Value(arch+".rope.scaling.type", "yarn"))
+		f32("rope.scaling.factor", cfg.Rope.Factor)
+		u32("rope.scaling.original_context_length", cfg.Rope.OriginalContext)
+	default:
+		return nil, fmt.Errorf("RoPE scaling %s cannot be written to GGUF", cfg.Rope.Scaling)
+	}
+	if cfg.Experts > 0 {
+		u32("expert_count", cfg.Experts)
+		u32("expert_used_count", cfg.ExpertsUsed)
+	}
+	if cfg.SlidingWindow > 0 && cfg.Family.Window.InGGUF {
+		u32("attention.sliding_window", cfg.SlidingWindow)
+		f32("rope.freq_base_swa", cfg.RopeLocal.Theta)
+		out = append(out, gguf.Array(arch+".attention.sliding_window_pattern", cfg.Sliding))
+	}
+	if cfg.LogitSoftcap > 0 {
+		f32("final_logit_softcapping", cfg.LogitSoftcap)
+	}
+	if len(v.Tokens) != cfg.Vocab {
+		return nil, fmt.Errorf("%s: the tokenizer has %d tokens, the embedding %d rows", c.Path, len(v.Tokens), cfg.Vocab)
+	}
+	for _, kv := range v.KeyValues() {
+		g, err := tokenizerKV(kv)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, g)
+	}
+	return append(out, mark...), nil
+}
+
+func tokenizerKV(kv tokenizer.KeyValue) (gguf.KV, error) {
+	switch v := kv.Value.(type) {
+	case string:
+		return gguf.Value(kv.Key, v), nil
+	case uint32:
+		return gguf.Value(kv.Key, v), nil
+	case bool:
+		return gguf.Value(kv.Key, v), nil
+	case []string:
+		return gguf.Array(kv.Key, v), nil
+	case []int32:
+		return gguf.Array(kv.Key, v), nil
+	case []float32:
+		return gguf.Array(kv.Key, v), nil
+	}
+	return gguf.KV{}, fmt.Errorf("tokenizer key %s has a value of type %T", kv.Key, kv.Value)
+}

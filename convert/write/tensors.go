@@ -1,0 +1,390 @@
+package write
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"path/filepath"
+	"slices"
+
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/spec"
+)
+
+// writer streams the tensors of a plan.
+type writer struct {
+	ctx  context.Context
+	c    *checkpoint.Checkpoint
+	view *checkpoint.View
+	plan *plan.Plan
+	// tick is called after each tensor.
+	tick func()
+}
+
+// numbersPerPiece bounds the numbers that are in memory at a time.
+const numbersPerPiece = 1 << 20
+
+// encode streams a tensor's values, edited and reordered, through enc. part
+// selects one source tensor of several, -1 all of them.
+func (w *writer) encode(o io.Writer, x *plan.TensorPlan, part int, enc func(dst []byte, src []float32) ([]byte, error)) error {
+	t := x.Tensor
+	cols, rows, row0 := t.Cols(), t.Rows(), 0
+	if part >= 0 {
+		rows /= len(t.Sources)
+		row0 = part * rows
+	}
+	step := max(1, numbersPerPiece/cols)
+	var order []int
+	if x.Reorder {
+		order = w.rowOrder(x)
+	}
+	vector := len(t.Shape) == 1
+	if order != nil && !vector {
+		// Rows move inside their head: whole heads are read at a time.
+		d := w.c.Config.HeadDim
+		step = max(1, step/d) * d
+	}
+	buf := make([]float32, min(step, rows)*cols)
+	var out []byte
+	for r := 0; r < rows; r += step {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		n := min(step, rows-r)
+		piece := buf[:n*cols]
+		if err := w.view.ReadRows(t, row0+r, n, piece); err != nil {
+			return err
+		}
+		if order != nil {
+			// A vector is one row whose numbers move.
+			size := cols
+			if vector {
+				size = 1
+			}
+			moved := make([]float32, 0, len(piece))
+			for i := range len(piece) / size {
+				from := (order[r+i] - r) * size
+				moved = append(moved, piece[from:from+size]...)
+			}
+			piece = moved
+		}
+		if w.plan.Container == checkpoint.Safetensors && t.Add != 0 {
+			for i := range piece { // back from the graph's values to the stored ones
+				piece[i] -= t.Add
+			}
+		}
+		if typ := limits[x.To]; typ != nil {
+			if i := typ.over(piece); i >= 0 {
+				return fmt.Errorf("%s: tensor %s: value at row %d, column %d becomes %g, which %s cannot hold (it goes up to %g); %s",
+					w.c.Path, x.Name, row0+r+i/cols, i%cols, piece[i], x.To, typ.max, overHint(w.plan))
+			}
+		}
+		var err error
+		if out, err = enc(out[:0], piece); err != nil {
+			return fmt.Errorf("%s: tensor %s: %w", w.c.Path, t.Name, err)
+		}
+		if _, err := o.Write(out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A limit is the largest magnitude that an element type stores as a finite number.
+type limit struct {
+	max   float64 // as it is stored
+	first float64 // the smallest magnitude that is rounded to infinity
+}
+
+// limits by element type, named as in both containers. The scale of a Q8_0 block
+// is the largest magnitude over 127, as F16.
+var limits = map[string]*limit{
+	"F32":  {math.MaxFloat32, math.Inf(1)},
+	"BF16": {0x1.fep127, 0x1.ffp127},
+	"F16":  {65504, 65520},
+	"Q8_0": {127 * 65504, 127 * 65520},
+}
+
+// over returns the index of the first number that would not stay finite, or -1.
+// An edit may have made one of finite weights.
+func (l *limit) over(x []float32) int {
+	for i, v := range x {
+		if !(math.Abs(float64(v)) < l.first) { // also NaN
+			return i
+		}
+	}
+	return -1
+}
+
+// overHint says what to do about a number that does not fit.
+func overHint(p *plan.Plan) string {
+	if p.Container == checkpoint.Safetensors {
+		return "use --format gguf with --outtype bf16 or f32, or --balance=false to leave the tensor as it is"
+	}
+	return "use --outtype bf16 or f32"
+}
+
+// checkFinite reads a tensor that is copied as it is (part of it, or with -1 all)
+// and returns an error when a number in it is not finite. Measuring would not
+// notice: it reads only the embeddings of tokens that the text has.
+func (w *writer) checkFinite(x *plan.TensorPlan, part int) error {
+	t := x.Tensor
+	if t == nil {
+		return nil // outside the graph
+	}
+	from, to := 0, t.Rows()
+	if part >= 0 {
+		to /= len(t.Sources)
+		from, to = part*to, (part+1)*to
+	}
+	step := max(1, numbersPerPiece/t.Cols())
+	buf := make([]float32, min(step, to-from)*t.Cols())
+	for r := from; r < to; r += step {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		if err := w.c.ReadRows(t, r, min(step, to-r), buf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rowOrder returns, for each row of the target, the row of the source.
+func (w *writer) rowOrder(x *plan.TensorPlan) []int {
+	cfg := w.c.Config
+	d := cfg.HeadDim
+	n := x.Shape[0]
+	order := make([]int, n)
+	for i := range order {
+		order[i/d*d+cfg.Pairs.Index(w.plan.Pairs, i%d, d)] = i
+	}
+	return order
+}
+
+// gguf writes the model as one GGUF file.
+func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
+	var file spec.File
+	var specs []gguf.TensorSpec
+	for _, x := range w.plan.Tensors {
+		if x.Action == plan.Drop {
+			continue
+		}
+		typ, err := gguf.ParseType(x.To)
+		if err != nil {
+			return file, err
+		}
+		dims := make([]int, len(x.Shape))
+		for i, n := range x.Shape {
+			dims[len(dims)-1-i] = n
+		}
+		specs = append(specs, gguf.TensorSpec{Name: x.Name, Type: typ, Dims: dims})
+	}
+	out, err := gguf.Create(filepath.Join(dir, name), kvs, specs)
+	if err != nil {
+		return file, err
+	}
+	defer out.Abort()
+	for i := range w.plan.Tensors {
+		x := &w.plan.Tensors[i]
+		if x.Action == plan.Drop {
+			continue
+		}
+		if err := out.WriteTensor(x.Name, func(o io.Writer) error { return w.ggufTensor(o, x) }); err != nil {
+			return file, err
+		}
+		w.tick()
+	}
+	if err := w.c.Unchanged(); err != nil {
+		return file, err
+	}
+	if err := out.Commit(); err != nil {
+		return file, err
+	}
+	sum, err := out.SHA256()
+	return spec.File{Name: name, Bytes: out.Size(), SHA256: sum}, err
+}
+
+func (w *writer) ggufTensor(o io.Writer, x *plan.TensorPlan) error {
+	if x.Name == plan.RopeFreqs && x.Tensor == nil {
+		d, _ := w.c.Config.Rope.FreqDivisors()
+		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
+		if err != nil {
+			return err
+		}
+		_, err = o.Write(b)
+		return err
+	}
+	if x.Action == plan.Copy {
+		if err := w.checkFinite(x, -1); err != nil {
+			return err
+		}
+		for _, s := range x.Sources {
+			if err := copyRaw(o, w.c, s); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	typ, err := gguf.ParseType(x.To)
+	if err != nil {
+		return err
+	}
+	cols := x.Tensor.Cols()
+	return w.encode(o, x, -1, func(dst []byte, src []float32) ([]byte, error) { return encodeGGUF(typ, dst, src, cols) })
+}
+
+// encodeGGUF appends rows of cols numbers in a GGUF element type.
+func encodeGGUF(typ gguf.Type, dst []byte, src []float32, cols int) ([]byte, error) {
+	size, err := gguf.RowBytes(typ, cols)
+	if err != nil {
+		return nil, err
+	}
+	rows := len(src) / cols
+	at := len(dst)
+	dst = append(dst, make([]byte, rows*size)...)
+	for r := range rows {
+		if err := gguf.QuantizeRow(typ, dst[at+r*size:at+(r+1)*size], src[r*cols:(r+1)*cols]); err != nil {
+			return nil, err
+		}
+	}
+	return dst, nil
+}
+
+func narrow(x []float64) []float32 {
+	out := make([]float32, len(x))
+	for i, v := range x {
+		out[i] = float32(v)
+	}
+	return out
+}
+
+func copyRaw(o io.Writer, c *checkpoint.Checkpoint, source string) error {
+	r, err := c.Raw(source)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(o, r); err != nil {
+		return fmt.Errorf("%s: tensor %s: %w", c.Path, source, err)
+	}
+	return nil
+}
+
+// safetensors writes the shards of a Hugging Face checkpoint under their own
+// names, and the index as it was.
+func (w *writer) safetensors(dir string) ([]spec.File, error) {
+	set := w.c.Shards()
+	byName := map[string]*plan.TensorPlan{}
+	for i := range w.plan.Tensors {
+		byName[w.plan.Tensors[i].Name] = &w.plan.Tensors[i]
+	}
+	var files []spec.File
+	shardOf := map[string]string{} // of added tensors
+	for _, f := range set.Files {
+		name := filepath.Base(f.Path)
+		tensors := slices.Clone(f.Tensors)
+		for i := range w.plan.Tensors {
+			x := &w.plan.Tensors[i]
+			if r, ok := set.Find(x.Shard); ok && r.File == f {
+				tensors = append(tensors, safetensors.Tensor{Name: x.Name, DType: r.Tensor.DType, Shape: x.Shape})
+				shardOf[x.Name] = name
+			}
+		}
+		out, err := safetensors.Create(filepath.Join(dir, name), tensors, f.Metadata)
+		if err != nil {
+			return nil, err
+		}
+		defer out.Abort()
+		for i := range tensors {
+			t := &tensors[i]
+			x := byName[t.Name]
+			err := out.WriteTensor(t.Name, func(o io.Writer) error {
+				if x.Shard != "" && x.Tensor == nil {
+					_, err := o.Write(make([]byte, x.Shape[0]*safetensors.ElementBytes(t.DType)))
+					return err
+				}
+				part := 0
+				if x.Tensor != nil {
+					part = slices.Index(x.Tensor.Sources, t.Name)
+				}
+				if x.Action == plan.Copy {
+					if err := w.checkFinite(x, part); err != nil {
+						return err
+					}
+					return copyRaw(o, w.c, t.Name)
+				}
+				return w.encode(o, x, part, func(dst []byte, src []float32) ([]byte, error) {
+					at := len(dst)
+					dst = append(dst, make([]byte, len(src)*safetensors.ElementBytes(t.DType))...)
+					safetensors.Encode(t.DType, dst[at:], src)
+					return dst, nil
+				})
+			})
+			if err != nil {
+				return nil, err
+			}
+			w.tick()
+		}
+		if err := w.c.Unchanged(); err != nil {
+			return nil, err
+		}
+		if err := out.Commit(); err != nil {
+			return nil, err
+		}
+		files = append(files, spec.File{Name: name, Bytes: out.Size(), SHA256: out.SHA256()})
+	}
+	if set.Index != nil {
+		index, err := extendIndex(set.Index, shardOf, w.plan)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(w.c.Path, safetensors.IndexName), err)
+		}
+		f, err := File(dir, safetensors.IndexName, index)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// extendIndex returns the index with the added tensors in it, byte for byte the
+// source's where there are none.
+func extendIndex(raw []byte, shardOf map[string]string, p *plan.Plan) ([]byte, error) {
+	if len(shardOf) == 0 {
+		return raw, nil
+	}
+	var index, meta map[string]json.RawMessage
+	var shards map[string]string
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(index["weight_map"], &shards); err != nil {
+		return nil, err
+	}
+	var added int64
+	for i := range p.Tensors {
+		x := &p.Tensors[i]
+		if s, ok := shardOf[x.Name]; ok {
+			shards[x.Name] = s
+			added += int64(x.Shape[0] * safetensors.ElementBytes(x.To))
+		}
+	}
+	var err error
+	if index["weight_map"], err = json.Marshal(shards); err != nil {
+		return nil, err
+	}
+	var total int64
+	if json.Unmarshal(index["metadata"], &meta) == nil && json.Unmarshal(meta["total_size"], &total) == nil {
+		meta["total_size"], _ = json.Marshal(total + added) // numbers marshal
+		if index["metadata"], err = json.Marshal(meta); err != nil {
+			return nil, err
+		}
+	}
+	out, err := json.MarshalIndent(index, "", "  ")
+	return append(out, '\n'), err
+}

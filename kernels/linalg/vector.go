@@ -1,0 +1,167 @@
+package linalg
+
+import (
+	"math"
+)
+
+// dot64 sums the products of float32 numbers in float64, in index order. Each
+// product is exact there, so fusing it would change nothing.
+func Dot64(x, y []float32) float64 {
+	var s float64
+	for i, v := range x {
+		s += float64(v) * float64(y[i])
+	}
+	return s
+}
+
+// dotRows sets dst[j] to the inner product of x and row j of m, summed in float64 and in
+// index order. A sum waits for its last product, so four run side by side.
+func DotRows[T float32 | float64](dst []float64, x, m []T) {
+	d := len(x)
+	j := 0
+	for ; j+4 <= len(dst); j += 4 {
+		m0, m1, m2, m3 := m[j*d:][:d], m[(j+1)*d:][:d], m[(j+2)*d:][:d], m[(j+3)*d:][:d]
+		var s0, s1, s2, s3 float64
+		for i, v := range x {
+			w := float64(v)
+			s0 += float64(w * float64(m0[i]))
+			s1 += float64(w * float64(m1[i]))
+			s2 += float64(w * float64(m2[i]))
+			s3 += float64(w * float64(m3[i]))
+		}
+		dst[j], dst[j+1], dst[j+2], dst[j+3] = s0, s1, s2, s3
+	}
+	for ; j < len(dst); j++ {
+		var s float64
+		for i, v := range x {
+			s += float64(float64(v) * float64(m[j*d+i]))
+		}
+		dst[j] = s
+	}
+}
+
+func Grow[T any](s *[]T, n int) []T {
+	if cap(*s) < n {
+		*s = make([]T, n)
+	}
+	*s = (*s)[:n]
+	return *s
+}
+
+func Float32(x []float64) []float32 {
+	out := make([]float32, len(x))
+	for i, v := range x {
+		out[i] = float32(v)
+	}
+	return out
+}
+
+// multiply returns A B for A [m, d] and B [d, d], summed in float64.
+func Multiply(a []float32, b []float64, m, d int) []float32 {
+	out := make([]float32, m*d)
+	sum := make([]float64, d)
+	for i := range m {
+		clear(sum)
+		for k := range d {
+			v := float64(a[i*d+k])
+			for j, w := range b[k*d : (k+1)*d] {
+				sum[j] += float64(v * w)
+			}
+		}
+		for j, v := range sum {
+			out[i*d+j] = float32(v)
+		}
+	}
+	return out
+}
+
+func Transpose(a []float64, n int) []float64 {
+	out := make([]float64, len(a))
+	for i := range n {
+		for j := range n {
+			out[j*n+i] = a[i*n+j]
+		}
+	}
+	return out
+}
+
+// product returns A B, [n, n].
+func Product(a, b []float64, n int) []float64 {
+	bt := Transpose(b, n)
+	out := make([]float64, n*n)
+	for i := range n {
+		DotRows(out[i*n:(i+1)*n], a[i*n:(i+1)*n], bt)
+	}
+	return out
+}
+
+// addOuter adds w x x^T to sum.
+func AddOuter(sum []float64, x []float32, w float64) {
+	for i, a := range x {
+		for j, b := range x {
+			sum[i*len(x)+j] += float64(w * float64(float64(a)*float64(b)))
+		}
+	}
+}
+
+func AddTo32(dst []float64, x []float32) {
+	for i, v := range x {
+		dst[i] += float64(v)
+	}
+}
+
+// Hadamard multiplies every run of n numbers of x by the orthonormal Hadamard
+// matrix of size n, a power of two; n = 0 does nothing. The order of operations
+// is that of ggml's fast transform, so that the bits are too: scaled first, then
+// neighbours, then ever larger distances.
+func Hadamard(x []float32, n int) {
+	if n == 0 {
+		return
+	}
+	scale := 1 / float32(math.Sqrt(float64(n)))
+	for i, v := range x {
+		x[i] = v * scale
+	}
+	for step := 1; step < n; step *= 2 {
+		for at := 0; at+2*step <= len(x); at += 2 * step {
+			lo, hi := x[at:at+step:at+step], x[at+step:at+2*step:at+2*step]
+			for i, u := range lo {
+				v := hi[i]
+				lo[i], hi[i] = u+v, u-v
+			}
+		}
+	}
+}
+
+// Root returns the lower triangle L with L L^T = a for a symmetric positive
+// semidefinite n x n matrix; a little is added to the diagonal of a singular one.
+func Root(a []float64, n int) ([]float64, error) {
+	var top float64
+	for i := range n {
+		top = max(top, a[i*n+i])
+	}
+	if top == 0 {
+		return make([]float64, n*n), nil
+	}
+	var err error
+	for damp := 1e-12; damp < 1e-3; damp *= 100 {
+		m := append([]float64(nil), a...)
+		for i := range n {
+			m[i*n+i] += float64(damp * top)
+		}
+		var l []float64
+		if l, err = Cholesky(m, n); err == nil {
+			return l, nil
+		}
+	}
+	return nil, err
+}
+
+// sign returns 1 or -1, without a branch.
+func Sign(positive bool) float32 {
+	var negative uint32 = 1
+	if positive {
+		negative = 0
+	}
+	return math.Float32frombits(negative<<31 | 0x3f800000)
+}

@@ -1,0 +1,38 @@
+package fit
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/phaseconv/phaseconv/internal/keydata"
+)
+
+// BenchmarkFit fits each code to the keys of one head as a default calibration
+// has them: 6,096 keys of 64 dimensions.
+func BenchmarkFit(b *testing.B) {
+	const d, n = 64, 6096
+	r := rand.New(rand.NewPCG(1, 1))
+	c, _ := keydata.Metric(r, 2000, d)
+	s := &Sample{D: d, Keys: keydata.Keyish(r, n, d), Metric: c, Threads: 1}
+	for _, kind := range []string{"srht", "learned", "frame"} {
+		b.Run(kind, func(b *testing.B) {
+			b.SetBytes(n * d * 4)
+			for b.Loop() {
+				fit(b, kind, d, s)
+			}
+		})
+	}
+}
+
+// BenchmarkEncode codes keys with a fitted frame.
+func BenchmarkEncode(b *testing.B) {
+	const d, n = 64, 4096
+	r := rand.New(rand.NewPCG(1, 1))
+	keys := keydata.Keyish(r, n, d)
+	c, _ := fit(b, "frame", d, &Sample{D: d, Keys: keys, Threads: 1})
+	words, alpha := make([]uint32, n*c.Words()), make([]float32, n)
+	b.SetBytes(n * d * 4)
+	for b.Loop() {
+		c.EncodeKeys(keys, words, alpha)
+	}
+}

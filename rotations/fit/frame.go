@@ -1,0 +1,350 @@
+package fit
+
+import (
+	"fmt"
+	"math"
+	"sort"
+
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+)
+
+// Settings of the frame fit, from measurements in docs/.
+const (
+	frameSteps = 6
+	frameDraft = 3 // of a draft
+	frameLast  = 2 // of them
+	// metricShrink mixes the identity into the query metric: directions that no
+	// calibration query used must not become free.
+	metricShrink = 0.3
+	// gramRidge keeps the least-squares system solvable when two signs always agree.
+	gramRidge = 1e-6
+)
+
+// frame fits a binary frame: any number of signs, decode rows of any length and
+// direction, errors measured in the query metric.
+//
+// In the coordinates x = C^1/2 (k - mean) the error is Euclidean. Signs start as
+// those of the residual along principal axes, each sign going to the axis with
+// the largest residual, so an axis with much energy gets several. Then least
+// squares for the matrix and the search for signs alternate; neither increases
+// the error.
+func (s *Sample) frame(b int) (*codec.Code, []Point, error) {
+	d := s.D
+	root, invRoot, err := s.metricRoots()
+	if err != nil {
+		return nil, nil, err
+	}
+	mean := s.mean()
+	few := s.thin(thinned * max(d, b))
+	f := &frameFit{d: d, b: b, threads: s.Threads}
+	f.take(few.Keys, mean, linalg.Float32(root))
+	f.init()
+	var curve []Point
+	steps := frameSteps
+	if s.Draft {
+		steps = frameDraft
+	}
+	for step := range steps {
+		if err := f.solve(); err != nil {
+			return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
+		}
+		// The last rounds use the encoder as a runtime will: from scratch; and all keys.
+		last := step >= steps-frameLast
+		if last && f.n < s.N() {
+			f.take(s.Keys, mean, linalg.Float32(root))
+		}
+		if err := f.encode(!last, s.stopped); err != nil {
+			return nil, nil, err
+		}
+		curve = append(curve, Point{step, f.cosine()})
+		if s.Trace != nil {
+			if c, err := f.code(mean, root, invRoot); err == nil {
+				s.Trace(0, step, c)
+			}
+		}
+	}
+	if err := f.solve(); err != nil {
+		return nil, nil, err
+	}
+	c, err := f.code(mean, root, invRoot)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err = s.matchNorm(c)
+	return c, curve, err
+}
+
+// code brings the matrix back to key space: decode rows M^T = M'^T C^-1/2, encode
+// rows E = M'^T C^1/2.
+func (f *frameFit) code(mean []float32, root, invRoot []float64) (*codec.Code, error) {
+	return codec.New("frame", f.d, f.b, mean, linalg.Multiply(f.m, invRoot, f.b, f.d), linalg.Multiply(f.m, root, f.b, f.d))
+}
+
+// lengthen gives a code the gain with which decoded keys are as long as the keys,
+// on average (docs/codes.md): the best fit of a key is shorter, which flattens
+// every softmax, and over the layers that adds up.
+func (s *Sample) matchNorm(c *codec.Code) (*codec.Code, error) {
+	energy := c.Measure(s.thin(2 * thinned * s.D).Keys).Energy
+	if !(energy > 0) {
+		return c, nil
+	}
+	return c.WithGain(float32(1 / math.Sqrt(max(energy, 1.0/(codec.MaxGain*codec.MaxGain)))))
+}
+
+// metricRoots returns C^1/2 and C^-1/2 of the shrunk query metric.
+func (s *Sample) metricRoots() (root, inv []float64, err error) {
+	d := s.D
+	if s.Metric == nil {
+		return linalg.Identity(d), linalg.Identity(d), nil
+	}
+	if len(s.Metric) != d*d {
+		return nil, nil, fmt.Errorf("metric of %d numbers for head_dim %d", len(s.Metric), d)
+	}
+	var trace float64
+	for i := range d {
+		trace += s.Metric[i*d+i]
+	}
+	if trace == 0 {
+		// No query asks for these keys, as in pruned heads: any direction is as good.
+		return linalg.Identity(d), linalg.Identity(d), nil
+	}
+	if !(trace > 0) || math.IsInf(trace, 0) {
+		return nil, nil, fmt.Errorf("layer %d, head %d: the energy of the queries is %g", s.Layer, s.Head, trace)
+	}
+	c := make([]float64, d*d)
+	for i := range d {
+		for j := range d {
+			c[i*d+j] = (1 - metricShrink) * 0.5 * (s.Metric[i*d+j] + s.Metric[j*d+i]) * float64(d) / trace
+		}
+		c[i*d+i] += metricShrink
+	}
+	values, v := linalg.Eigen(c, d)
+	root = linalg.SymmetricPower(values, v, d, math.Sqrt)
+	inv = linalg.SymmetricPower(values, v, d, func(x float64) float64 { return 1 / math.Sqrt(x) })
+	return root, inv, nil
+}
+
+// frameFit is the state of one fit, in metric coordinates.
+type frameFit struct {
+	d, b, n, threads int
+	x, xt            []float32 // [n, d] and its transpose
+	m                []float32 // decode rows, [b, d]
+	s                []float32 // signs, [n, b]
+	alpha            []float64 // [n]
+	energy           []float64 // squared lengths of x
+	z, p             []float32 // buffers of encode and solve
+	num, den         []float64 // s.z and s^T G s per key
+}
+
+func (f *frameFit) project(keys, mean, root []float32) []float32 {
+	centred := make([]float32, len(keys))
+	for i := 0; i < len(keys); i += f.d {
+		for j, v := range mean {
+			centred[i+j] = keys[i+j] - v
+		}
+	}
+	var w gemm.Weights
+	w.PackRows(f.d, f.d, root, f.d, f.threads)
+	out := make([]float32, len(keys))
+	gemm.Mul(out, f.d, centred, f.d, f.n, &w, f.threads)
+	return out
+}
+
+// take makes keys the ones to fit; signs and scales are still to be found.
+func (f *frameFit) take(keys, mean, root []float32) {
+	f.n = len(keys) / f.d
+	f.x = f.project(keys, mean, root)
+	f.xt = gemm.Transpose(nil, f.x, f.n, f.d)
+	f.energy = make([]float64, f.n)
+	for i := range f.energy {
+		x := f.x[i*f.d : (i+1)*f.d]
+		f.energy[i] = linalg.Dot64(x, x)
+	}
+	f.s, f.alpha = make([]float32, f.n*f.b), make([]float64, f.n)
+}
+
+// init sets signs and scales by coding residuals along the principal axes of
+// the keys, each key brought to unit length first, since a scale per key takes
+// its length away.
+func (f *frameFit) init() {
+	d, n, b := f.d, f.n, f.b
+	unit := make([]float32, len(f.x))
+	for i := range n {
+		row := f.x[i*d : (i+1)*d]
+		norm := math.Sqrt(f.energy[i])
+		f.alpha[i] = norm
+		if norm == 0 {
+			continue
+		}
+		for j, v := range row {
+			unit[i*d+j] = float32(float64(v) / norm)
+		}
+	}
+	ut := gemm.Transpose(nil, unit, n, d)
+	var w gemm.Weights
+	w.PackRows(d, n, ut, n, f.threads)
+	cov := make([]float32, d*d)
+	gemm.Mul(cov, d, ut, n, d, &w, f.threads)
+	c := make([]float64, d*d)
+	for i := range d {
+		for j := range d {
+			c[i*d+j] = 0.5 * (float64(cov[i*d+j]) + float64(cov[j*d+i]))
+		}
+	}
+	_, axes := linalg.Eigen(c, d)
+	w.PackRows(n, d, unit, d, f.threads)
+	r := make([]float32, d*n) // residual coordinates, axis by axis
+	gemm.Mul(r, n, linalg.Float32(axes), d, d, &w, f.threads)
+	energy := make([]float64, d)
+	for j := range d {
+		row := r[j*n : (j+1)*n]
+		energy[j] = linalg.Dot64(row, row)
+	}
+	for i := range b {
+		axis := 0
+		for j := range d {
+			if energy[j] > energy[axis] {
+				axis = j
+			}
+		}
+		row := r[axis*n : (axis+1)*n]
+		var size float64
+		for _, v := range row {
+			size += math.Abs(float64(v)) / float64(n)
+		}
+		step := float32(size)
+		for k, v := range row {
+			s := linalg.Sign(v >= 0)
+			f.s[k*b+i] = s
+			row[k] = v - float32(s*step)
+		}
+		energy[axis] = linalg.Dot64(row, row)
+	}
+}
+
+// solve finds the decode rows that minimise the error for the given signs and
+// scales: M = (sum alpha x s^T)(sum alpha^2 s s^T)^-1. It then sorts the rows
+// by length, because the encoder decides the longest first.
+func (f *frameFit) solve() error {
+	d, n, b := f.d, f.n, f.b
+	p := linalg.Grow(&f.p, b*n) // (alpha s)^T
+	const side = 16             // keys at a time, because a row of p is far from the next
+	for k0 := 0; k0 < n; k0 += side {
+		var a [side]float32
+		k1 := min(n, k0+side)
+		for k := k0; k < k1; k++ {
+			a[k-k0] = float32(f.alpha[k])
+		}
+		for i := range b {
+			to := p[i*n+k0 : i*n+k1]
+			for k := range to {
+				to[k] = f.s[(k0+k)*b+i] * a[k]
+			}
+		}
+	}
+	var w gemm.Weights
+	w.PackRows(b, n, p, n, f.threads)
+	a32, b32 := make([]float32, d*b), make([]float32, b*b)
+	gemm.Mul(a32, b, f.xt, n, d, &w, f.threads)
+	gemm.Mul(b32, b, p, n, b, &w, f.threads)
+	gram := make([]float64, b*b)
+	var trace float64
+	for i := range b {
+		trace += float64(b32[i*b+i])
+	}
+	for i := range b {
+		for j := range b {
+			gram[i*b+j] = 0.5 * (float64(b32[i*b+j]) + float64(b32[j*b+i]))
+		}
+		gram[i*b+i] += gramRidge*trace/float64(b) + 1e-30
+	}
+	l, err := linalg.Cholesky(gram, b)
+	// Fewer keys than signs leave directions open, and rounding may put them below zero.
+	for ridge := gramRidge; err != nil && ridge < 1; ridge *= 10 {
+		for i := range b {
+			gram[i*b+i] += 9 * ridge * trace / float64(b) // ten times as much in all
+		}
+		l, err = linalg.Cholesky(gram, b)
+	}
+	if err != nil {
+		return fmt.Errorf("frame least squares: %w", err)
+	}
+	rhs := make([]float64, d*b)
+	for i, v := range a32 {
+		rhs[i] = float64(v)
+	}
+	sol := linalg.SolveRight(rhs, d, l, b) // [d, b]
+	f.sortRows(sol)
+	return nil
+}
+
+// sortRows stores the solution as rows, longest first, and moves the signs along.
+func (f *frameFit) sortRows(sol []float64) {
+	d, b := f.d, f.b
+	length := make([]float64, b)
+	order := make([]int, b)
+	for i := range b {
+		order[i] = i
+		for j := range d {
+			length[i] += float64(sol[j*b+i] * sol[j*b+i])
+		}
+	}
+	sort.SliceStable(order, func(i, j int) bool { return length[order[i]] > length[order[j]] })
+	f.m = make([]float32, b*d)
+	for i, k := range order {
+		for j := range d {
+			f.m[i*d+j] = float32(sol[j*b+k])
+		}
+	}
+	row := make([]float32, b)
+	for k := range f.n {
+		s := f.s[k*b : (k+1)*b]
+		for i, o := range order {
+			row[i] = s[o]
+		}
+		copy(s, row)
+	}
+}
+
+// encode finds new signs and scales for the current matrix; warm starts from
+// the signs there are, which makes the error fall step by step.
+func (f *frameFit) encode(warm bool, stopped func() error) error {
+	d, n, b := f.d, f.n, f.b
+	var w, gw gemm.Weights
+	w.PackRows(b, d, f.m, d, f.threads)
+	z := linalg.Grow(&f.z, n*b)
+	gemm.Mul(z, b, f.x, d, n, &w, f.threads)
+	gram := make([]float32, b*b)
+	sums := make([]float64, b)
+	for i := range b {
+		linalg.DotRows(sums[:i+1], f.m[i*d:(i+1)*d], f.m)
+		for j, v := range sums[:i+1] {
+			gram[i*b+j], gram[j*b+i] = float32(v), float32(v)
+		}
+	}
+	gw.PackRows(b, b, gram, b, f.threads)
+	f.num, f.den = make([]float64, n), make([]float64, n)
+	return codec.Batches(n, f.threads, func(k0, k1 int) error {
+		if err := stopped(); err != nil {
+			return err
+		}
+		codec.SearchSigns(b, gram, &gw, z[k0*b:k1*b], f.s[k0*b:k1*b], f.num[k0:k1], f.den[k0:k1], warm)
+		for k := k0; k < k1; k++ {
+			f.alpha[k] = codec.Scale(f.num[k], f.den[k])
+		}
+		return nil
+	})
+}
+
+// cosine is the mean cosine between keys and codes in the metric.
+func (f *frameFit) cosine() float64 {
+	var total float64
+	for k := range f.n {
+		if e := f.energy[k]; e > 0 && f.den[k] > 0 {
+			total += f.num[k] / math.Sqrt(e*f.den[k])
+		}
+	}
+	return total / float64(f.n)
+}

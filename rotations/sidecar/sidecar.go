@@ -1,0 +1,594 @@
+package sidecar
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"sort"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/spec"
+)
+
+// A Sidecar is everything that a runtime needs to store and score keys of one
+// model in a 1-bit code.
+type Sidecar struct {
+	Kind    string
+	HeadDim int
+	// Anchor, Sink and Recent are the policy that the codes were fitted for.
+	Anchor, Sink, Recent int
+	// Exceptions is how many coordinates a coded key keeps beside its signs.
+	Exceptions int
+	Pairs      rope.Layout
+	// Rope is the canonical text of the model's RoPE parameters (RopeText).
+	Rope string
+
+	SourceSHA256  string
+	WeightsSHA256 string
+	Calibration   Calibration
+	Tool          string
+
+	Codes [][]*codec.Code // [layer][KV head]
+}
+
+// Calibration identifies the text that codes were fitted to.
+type Calibration struct {
+	SHA256  string
+	Tokens  int
+	Context int
+}
+
+// RopeText writes the RoPE parameters of full-attention and sliding-window
+// layers in one canonical form, so that two texts are equal exactly when all
+// angles are.
+func RopeText(full, local rope.Params) (string, error) {
+	type side struct {
+		Theta    float64   `json:"theta"`
+		Dim      int       `json:"dim"`
+		Scaling  string    `json:"scaling,omitempty"`
+		Factor   float64   `json:"factor,omitempty"`
+		Original int       `json:"original_context,omitempty"`
+		BetaFast float64   `json:"beta_fast,omitempty"`
+		BetaSlow float64   `json:"beta_slow,omitempty"`
+		Divisors []float32 `json:"divisors,omitempty"`
+	}
+	make1 := func(p rope.Params) side {
+		if (p.Scaling == rope.Linear || p.Scaling == rope.YaRN) && p.Factor == 1 {
+			p.Scaling = rope.None // as containers that leave a factor of one out have it
+		}
+		s := side{Theta: p.Theta, Dim: p.Dim, Scaling: string(p.Scaling)}
+		if d, ok := p.FreqDivisors(); ok {
+			// llama3 and explicit divisors are one thing in two spellings: the
+			// containers differ in which one they store.
+			s.Scaling = string(rope.Divisor)
+			for _, v := range d {
+				s.Divisors = append(s.Divisors, float32(v))
+			}
+			return s
+		}
+		switch p.Scaling {
+		case rope.Linear:
+			s.Factor = p.Factor
+		case rope.YaRN:
+			s.Factor, s.Original, s.BetaFast, s.BetaSlow = p.Factor, p.OriginalContext, p.BetaFast, p.BetaSlow
+		}
+		return s
+	}
+	b, err := json.Marshal(map[string]side{"full": make1(full), "local": make1(local)})
+	return string(b), err
+}
+
+// parts that a head's code may have, as tensors; mean and decode always.
+var partNames = []string{"mean", "decode", "encode", "gain"}
+
+// TensorName returns the name of one part of a head's code: mean, decode, encode or gain.
+func TensorName(layer, head int, part string) string {
+	return fmt.Sprintf("blk.%d.k_code.%d.%s", layer, head, part)
+}
+
+// To returns the sidecar for the same weights in another pair layout: the
+// dimensions of means and matrices move as the rows of W_K and W_Q do.
+func (s *Sidecar) To(layout rope.Layout) (*Sidecar, error) {
+	out := *s
+	out.Pairs, out.Codes = layout, nil
+	for _, heads := range s.Codes {
+		var row []*codec.Code
+		for _, c := range heads {
+			n, err := c.To(s.Pairs, layout)
+			if err != nil {
+				return nil, err
+			}
+			row = append(row, n)
+		}
+		out.Codes = append(out.Codes, row)
+	}
+	return &out, nil
+}
+
+// part is one tensor of the sidecar.
+type part struct {
+	name  string
+	shape []int // row-major
+	data  []float32
+}
+
+func (s *Sidecar) parts() []part {
+	var out []part
+	for l, heads := range s.Codes {
+		for h, c := range heads {
+			out = append(out,
+				part{TensorName(l, h, "mean"), []int{c.D}, c.Mean},
+				part{TensorName(l, h, "decode"), []int{c.B, c.D}, c.Decode})
+			if c.Encode != nil {
+				out = append(out, part{TensorName(l, h, "encode"), []int{c.B, c.D}, c.Encode})
+			}
+			if c.Gain != 1 {
+				out = append(out, part{TensorName(l, h, "gain"), []int{1}, []float32{c.Gain}})
+			}
+		}
+	}
+	return out
+}
+
+// keyValue is one metadata entry; value is a string or an int.
+type keyValue struct {
+	key   string
+	value any
+}
+
+func (s *Sidecar) keys() []keyValue {
+	heads := 0
+	if len(s.Codes) > 0 {
+		heads = len(s.Codes[0])
+	}
+	return []keyValue{
+		{spec.KeyVersion, spec.Version},
+		{spec.KeyCode, s.Kind},
+		{spec.KeyLayers, len(s.Codes)},
+		{spec.KeyHeads, heads},
+		{spec.KeyHeadDim, s.HeadDim},
+		{spec.KeyAnchor, s.Anchor},
+		{spec.KeySink, s.Sink},
+		{spec.KeyRecent, s.Recent},
+		{spec.KeyExceptions, s.Exceptions},
+		{spec.KeyBasis, spec.BasisPostRope},
+		{spec.KeyPairLayout, s.Pairs.String()},
+		{spec.KeyRope, s.Rope},
+		{spec.KeySourceSHA256, s.SourceSHA256},
+		{spec.KeyWeightsSHA256, s.WeightsSHA256},
+		{spec.KeyCalibrationSHA256, s.Calibration.SHA256},
+		{spec.KeyCalibrationTokens, s.Calibration.Tokens},
+		{spec.KeyCalibrationContext, s.Calibration.Context},
+		{spec.KeyTool, s.Tool},
+	}
+}
+
+// WriteGGUF writes the sidecar as a GGUF file of architecture phaseconv.
+func (s *Sidecar) WriteGGUF(path string) error {
+	kvs := []gguf.KV{
+		gguf.Value("general.architecture", spec.Architecture),
+		gguf.Value("general.type", "k-code"),
+	}
+	for _, kv := range s.keys() {
+		switch v := kv.value.(type) {
+		case int:
+			kvs = append(kvs, gguf.Value(kv.key, uint32(v)))
+		case string:
+			kvs = append(kvs, gguf.Value(kv.key, v))
+		}
+	}
+	parts := s.parts()
+	var specs []gguf.TensorSpec
+	for _, p := range parts {
+		dims := make([]int, len(p.shape))
+		for i, n := range p.shape {
+			dims[len(dims)-1-i] = n
+		}
+		specs = append(specs, gguf.TensorSpec{Name: p.name, Type: gguf.TypeF32, Dims: dims})
+	}
+	w, err := gguf.Create(path, kvs, specs)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	for _, p := range parts {
+		if err := w.WriteTensor(p.name, func(o io.Writer) error { return writeFloats(o, p.data) }); err != nil {
+			return err
+		}
+	}
+	return w.Commit()
+}
+
+// WriteSafetensors writes the sidecar as a safetensors file with the same names and keys.
+func (s *Sidecar) WriteSafetensors(path string) error {
+	meta := map[string]string{"format": "pt"}
+	for _, kv := range s.keys() {
+		meta[kv.key] = fmt.Sprint(kv.value)
+	}
+	parts := s.parts()
+	var ts []safetensors.Tensor
+	for _, p := range parts {
+		ts = append(ts, safetensors.Tensor{Name: p.name, DType: "F32", Shape: p.shape})
+	}
+	w, err := safetensors.Create(path, ts, meta)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	for _, p := range parts {
+		if err := w.WriteTensor(p.name, func(o io.Writer) error { return writeFloats(o, p.data) }); err != nil {
+			return err
+		}
+	}
+	return w.Commit()
+}
+
+func writeFloats(w io.Writer, x []float32) error {
+	b := make([]byte, 4*len(x))
+	for i, v := range x {
+		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
+	}
+	_, err := w.Write(b)
+	return err
+}
+
+// sidecarFile is what reading needs of either container.
+type sidecarFile interface {
+	text(key string) (string, error)
+	number(key string) (int, error)
+	has(name string) bool
+	shape(name string) ([]int, bool) // of a tensor of F32
+	read(name string, dst []float32) error
+	names() []string    // of tensors
+	keyNames() []string // of metadata
+	Close() error
+}
+
+// ReadSidecar reads a sidecar of either container and refuses, naming the key
+// or tensor, everything that version 1 does not define.
+func ReadSidecar(path string) (*Sidecar, error) {
+	f, err := openSidecar(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	s, err := readSidecar(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, nil
+}
+
+func openSidecar(path string) (sidecarFile, error) {
+	// Opening a named pipe would wait for a writer.
+	if st, err := os.Stat(path); err != nil {
+		return nil, err
+	} else if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	h, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	var magic [4]byte
+	_, err = io.ReadFull(h, magic[:])
+	h.Close()
+	if err == nil && string(magic[:]) == "GGUF" {
+		// The one file: a sidecar is no split, and its keys must not lead to others.
+		f, err := gguf.OpenShard(path)
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := f.KV(keySplitCount); ok {
+			if n, err := f.Uint(keySplitCount); err != nil || n > 1 {
+				f.Close()
+				return nil, fmt.Errorf("%s: key %s: a sidecar must be one file, not a split; merge it, or take the publisher's own file", path, keySplitCount)
+			}
+		}
+		if arch, err := f.String("general.architecture"); err != nil || arch != spec.Architecture {
+			f.Close()
+			return nil, fmt.Errorf("%s: key general.architecture is %q, a sidecar has %q", path, arch, spec.Architecture)
+		}
+		return ggufSidecar{f}, nil
+	}
+	f, err := safetensors.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return stSidecar{f}, nil
+}
+
+func readSidecar(f sidecarFile) (*Sidecar, error) {
+	version, err := f.number(spec.KeyVersion)
+	if err != nil {
+		return nil, err
+	}
+	if version != spec.Version {
+		return nil, fmt.Errorf("key %s is %d; this program reads version %d", spec.KeyVersion, version, spec.Version)
+	}
+	if err := knownKeys(f); err != nil {
+		return nil, err
+	}
+	s := &Sidecar{}
+	r := &keyReader{f: f}
+	layers, heads := r.number(spec.KeyLayers, 1, spec.MaxLayers), r.number(spec.KeyHeads, 1, spec.MaxHeads)
+	s.HeadDim = r.number(spec.KeyHeadDim, 2, spec.MaxHeadDim)
+	if r.err == nil && s.HeadDim%2 != 0 {
+		return nil, fmt.Errorf("key %s is %d; RoPE pairs need an even number", spec.KeyHeadDim, s.HeadDim)
+	}
+	s.Anchor = r.number(spec.KeyAnchor, 0, spec.MaxAnchor)
+	s.Sink = r.number(spec.KeySink, 0, spec.MaxSink)
+	s.Recent = r.number(spec.KeyRecent, 0, spec.MaxRecent)
+	s.Exceptions = r.number(spec.KeyExceptions, 0, spec.MaxExceptionDim/2)
+	if r.err == nil {
+		if err := codec.CheckExceptions(s.Exceptions, s.HeadDim); err != nil {
+			return nil, fmt.Errorf("key %s: %w", spec.KeyExceptions, err)
+		}
+	}
+	r.oneOf(spec.KeyBasis, spec.BasisPostRope)
+	s.Kind, s.Rope, s.Tool = r.text(spec.KeyCode), r.text(spec.KeyRope), r.text(spec.KeyTool)
+	s.SourceSHA256, s.WeightsSHA256 = r.digest(spec.KeySourceSHA256), r.digest(spec.KeyWeightsSHA256)
+	s.Calibration = Calibration{r.digest(spec.KeyCalibrationSHA256), r.number(spec.KeyCalibrationTokens, 0, math.MaxInt32), r.number(spec.KeyCalibrationContext, 0, math.MaxInt32)}
+	layout := r.text(spec.KeyPairLayout)
+	if r.err != nil {
+		return nil, r.err
+	}
+	if s.Pairs, err = rope.ParseLayout(layout); err != nil {
+		return nil, fmt.Errorf("key %s: %w", spec.KeyPairLayout, err)
+	}
+	// Every head needs two tensors, so the counts cannot exceed the file.
+	if layers*heads > len(f.names()) {
+		return nil, fmt.Errorf("key %s is %d and %s is %d, but there are only %d tensors", spec.KeyLayers, layers, spec.KeyHeads, heads, len(f.names()))
+	}
+	seen := map[string]bool{}
+	for l := range layers {
+		var row []*codec.Code
+		for h := range heads {
+			c, err := readCode(f, s, l, h)
+			if err != nil {
+				return nil, err
+			}
+			row = append(row, c)
+			for _, part := range partNames {
+				seen[TensorName(l, h, part)] = true
+			}
+		}
+		s.Codes = append(s.Codes, row)
+	}
+	for _, n := range f.names() {
+		if !seen[n] {
+			return nil, fmt.Errorf("tensor %.80q belongs to no code of %d layers with %d heads, and version %d defines no others; use a program that knows it", n, layers, heads, spec.Version)
+		}
+	}
+	return s, nil
+}
+
+// keySplitCount is the key of GGUF that says how many files a split has.
+const keySplitCount = "split.count"
+
+// keyPrefix begins the keys that belong to this format. Other keys, such as a
+// name or an author, are free.
+const keyPrefix = spec.Architecture + "."
+
+// knownKeys refuses keys of the format that version 1 does not define: whoever
+// wrote them meant something by them that this reader would leave out.
+func knownKeys(f sidecarFile) error {
+	known := map[string]bool{}
+	for _, kv := range (&Sidecar{}).keys() {
+		known[kv.key] = true
+	}
+	for _, k := range f.keyNames() {
+		if strings.HasPrefix(k, keyPrefix) && !known[k] {
+			return fmt.Errorf("key %.80q is not one of version %d: the file was made by a later program; use one that knows the key", k, spec.Version)
+		}
+	}
+	return nil
+}
+
+// readCode reads one head's tensors.
+func readCode(f sidecarFile, s *Sidecar, l, h int) (*codec.Code, error) {
+	shape, ok := f.shape(TensorName(l, h, "decode"))
+	if !ok || len(shape) != 2 || shape[1] != s.HeadDim || shape[0] < 8 || shape[0] > spec.MaxBits {
+		return nil, fmt.Errorf("tensor %s has shape %v; [signs, %d] is needed", TensorName(l, h, "decode"), shape, s.HeadDim)
+	}
+	get := func(part string, want ...int) ([]float32, error) {
+		name := TensorName(l, h, part)
+		got, ok := f.shape(name)
+		if !ok || fmt.Sprint(got) != fmt.Sprint(want) {
+			return nil, fmt.Errorf("tensor %s has shape %v, expected %v", name, got, want)
+		}
+		n := 1
+		for _, d := range want {
+			n *= d
+		}
+		out := make([]float32, n)
+		if err := f.read(name, out); err != nil {
+			return nil, err
+		}
+		for i, v := range out {
+			if v-v != 0 {
+				return nil, fmt.Errorf("tensor %s: number %d is %v; all must be finite", name, i, v)
+			}
+		}
+		return out, nil
+	}
+	mean, err := get("mean", s.HeadDim)
+	if err != nil {
+		return nil, err
+	}
+	decode, err := get("decode", shape...)
+	if err != nil {
+		return nil, err
+	}
+	var encode []float32
+	if f.has(TensorName(l, h, "encode")) {
+		if encode, err = get("encode", shape...); err != nil {
+			return nil, err
+		}
+	}
+	c, err := codec.New(s.Kind, s.HeadDim, shape[0], mean, decode, encode)
+	if err != nil {
+		return nil, fmt.Errorf("tensor %s: %w", TensorName(l, h, "decode"), err)
+	}
+	if !f.has(TensorName(l, h, "gain")) {
+		return c, nil
+	}
+	gain, err := get("gain", 1)
+	if err != nil {
+		return nil, err
+	}
+	if c, err = c.WithGain(gain[0]); err != nil {
+		return nil, fmt.Errorf("tensor %s: %w", TensorName(l, h, "gain"), err)
+	}
+	return c, nil
+}
+
+// keyReader reads keys and remembers the first error.
+type keyReader struct {
+	f   sidecarFile
+	err error
+}
+
+func (r *keyReader) number(key string, lo, hi int) int {
+	if r.err != nil {
+		return 0
+	}
+	v, err := r.f.number(key)
+	if err == nil && (v < lo || v > hi) {
+		err = fmt.Errorf("key %s is %d; version %d allows %d to %d", key, v, spec.Version, lo, hi)
+	}
+	r.err = err
+	return v
+}
+
+func (r *keyReader) text(key string) string {
+	if r.err != nil {
+		return ""
+	}
+	v, err := r.f.text(key)
+	if err == nil && !utf8.ValidString(v) {
+		err = fmt.Errorf("key %s is not valid UTF-8", key)
+	}
+	r.err = err
+	return v
+}
+
+func (r *keyReader) oneOf(key, want string) {
+	if v := r.text(key); r.err == nil && v != want {
+		r.err = fmt.Errorf("key %s is %q; version %d knows only %q", key, v, spec.Version, want)
+	}
+}
+
+func (r *keyReader) digest(key string) string {
+	v := r.text(key)
+	if r.err == nil && (len(v) != 64 || strings.Trim(v, "0123456789abcdef") != "") {
+		r.err = fmt.Errorf("key %s is %q, which is not a SHA-256 in hex", key, v)
+	}
+	return v
+}
+
+type ggufSidecar struct{ *gguf.File }
+
+func (g ggufSidecar) text(key string) (string, error) { return g.String(key) }
+
+func (g ggufSidecar) number(key string) (int, error) {
+	v, err := g.Uint(key)
+	if err == nil && v > math.MaxInt32 {
+		err = fmt.Errorf("key %s is %d", key, v)
+	}
+	return int(v), err
+}
+
+func (g ggufSidecar) has(name string) bool { _, ok := g.Tensor(name); return ok }
+
+func (g ggufSidecar) shape(name string) ([]int, bool) {
+	t, ok := g.Tensor(name)
+	if !ok || t.Type != gguf.TypeF32 {
+		return nil, false
+	}
+	return t.Shape(), true
+}
+
+func (g ggufSidecar) read(name string, dst []float32) error {
+	t, _ := g.Tensor(name)
+	return g.ReadRows(t, 0, t.Rows(), dst)
+}
+
+func (g ggufSidecar) keyNames() []string {
+	var out []string
+	for _, kv := range g.KVs {
+		out = append(out, kv.Key)
+	}
+	return out
+}
+
+func (g ggufSidecar) names() []string {
+	var out []string
+	for i := range g.Tensors {
+		out = append(out, g.Tensors[i].Name)
+	}
+	return out
+}
+
+type stSidecar struct{ *safetensors.File }
+
+func (s stSidecar) text(key string) (string, error) {
+	v, ok := s.Metadata[key]
+	if !ok {
+		return "", fmt.Errorf("key %s is missing", key)
+	}
+	return v, nil
+}
+
+func (s stSidecar) number(key string) (int, error) {
+	t, err := s.text(key)
+	if err != nil {
+		return 0, err
+	}
+	v, err := strconv.ParseUint(t, 10, 31)
+	if err != nil {
+		return 0, fmt.Errorf("key %s is %q, expected a number", key, t)
+	}
+	return int(v), nil
+}
+
+func (s stSidecar) has(name string) bool { _, ok := s.Find(name); return ok }
+
+func (s stSidecar) shape(name string) ([]int, bool) {
+	t, ok := s.Find(name)
+	if !ok || t.DType != "F32" {
+		return nil, false
+	}
+	return t.Shape, true
+}
+
+func (s stSidecar) read(name string, dst []float32) error {
+	t, _ := s.Find(name)
+	return s.ReadRows(t, 0, t.Rows(), dst)
+}
+
+func (s stSidecar) keyNames() []string {
+	var out []string
+	for k := range s.Metadata {
+		out = append(out, k)
+	}
+	sort.Strings(out) // so that of several errors always the same is reported
+	return out
+}
+
+func (s stSidecar) names() []string {
+	var out []string
+	for i := range s.Tensors {
+		out = append(out, s.Tensors[i].Name)
+	}
+	return out
+}

@@ -1,0 +1,69 @@
+package transform
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+)
+
+// IDBalance is the identity that Balance folds.
+const IDPairScale = "G3"
+
+// FoldPairScale adds the K/Q pair balance of one layer to edits: without QK-norm
+// to the rows of W_K and W_Q and to their biases, per KV head; with QK-norm to
+// the norm gains, which act after the projections.
+func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, b *PairScale) error {
+	cfg := c.Config
+	d := cfg.HeadDim
+	if err := b.Check(cfg.KVHeads, d); err != nil {
+		return fmt.Errorf("layer %d: %w", layer, err)
+	}
+	var k, q []float32
+	for h := range cfg.KVHeads {
+		k = append(k, b.RowScale(h, d, cfg.Pairs, false)...)
+		for range cfg.Group() {
+			q = append(q, b.RowScale(h, d, cfg.Pairs, true)...)
+		}
+	}
+	fold := func(part string, scale []float32) {
+		if name := family.Name(layer, part); exists(c, name) {
+			edits.Scale(name, IDPairScale, scale)
+		}
+	}
+	switch cfg.Family.QKNorm {
+	case family.NormHead:
+		if !b.PerLayer {
+			return fmt.Errorf("layer %d: one gain vector serves all heads, so the balance must be one for all heads too", layer)
+		}
+		fold("attn_k_norm.weight", k[:d])
+		fold("attn_q_norm.weight", q[:d])
+	case family.NormLayers:
+		fold("attn_k_norm.weight", k)
+		fold("attn_q_norm.weight", q)
+	default:
+		fold("attn_k.weight", k)
+		fold("attn_k.bias", k)
+		fold("attn_q.weight", q)
+		fold("attn_q.bias", q)
+	}
+	return nil
+}
+
+func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name); return ok }
+
+// FloorPairScale is a balance that means nothing: every scale is the square root
+// of two. Folding it changes no score but rounds every touched weight, so what it
+// costs is the floor below which the cost of a real fold says nothing.
+func FloorPairScale(cfg *family.Config) *PairScale {
+	b := &PairScale{PerLayer: cfg.Family.QKNorm == family.NormHead}
+	for range cfg.KVHeads {
+		s := make([]float32, cfg.HeadDim/2)
+		for p := range s {
+			s[p] = math.Sqrt2
+		}
+		b.Scale = append(b.Scale, s)
+	}
+	return b
+}

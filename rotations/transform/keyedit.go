@@ -1,0 +1,291 @@
+package transform
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
+)
+
+// IDValues is identity G2 between W_V and W_O.
+const IDValueTransform = "G2"
+
+// A KeyEdit is what a change of weights does to the keys of one KV head before
+// RoPE: k becomes T A (k - delta), and the queries that meet it change inversely;
+// and to its values.
+type KeyEdit struct {
+	// Turn is T, identity G3; nil for none.
+	Pairs *PairRotation
+	// Mix is A, near-identity G8; nil for none.
+	Transform *KeyTransform
+	// Removal holds delta, near-identity G7; nil for none.
+	Shift *BiasShift
+	// Values multiplies values by its Key, and what leaves the head by the inverse,
+	// identity G2; nil for none.
+	Values *KeyTransform
+}
+
+// ErrNoKeyBias is why a model's keys cannot be shifted.
+var ErrNoKeyBias = errors.New("keys take no bias")
+
+// CheckKeyBias says whether a constant can be taken out of the keys of a model,
+// through the key bias it has or one that stock readers of its family accept.
+func CheckKeyBias(c *family.Config) error {
+	switch {
+	case c.Family.QKNorm != family.NoQKNorm:
+		return fmt.Errorf("%w: family %s normalises keys after their projection (QK-norm), and nothing can be added behind the norm", ErrNoKeyBias, c.Family.Name)
+	case !c.Family.AttnBias.K:
+		return fmt.Errorf("%w: stock readers of family %s know no bias of the key projection", ErrNoKeyBias, c.Family.Name)
+	}
+	return nil
+}
+
+// FoldKeys adds the edits of one layer's KV heads to a view of the checkpoint:
+// delta to the key bias, which becomes a new tensor of the view where the model
+// has none, mixes, scales and angles to the rows of W_K and W_Q and to their biases, or
+// with QK-norm scales alone to the norms' gains; mixes of values to the rows of W_V
+// and its bias, and inversely to the columns of W_O that each query head of the group meets.
+func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
+	cfg := v.Config
+	if len(heads) != cfg.KVHeads {
+		return fmt.Errorf("layer %d: key edits for %d of %d KV heads", layer, len(heads), cfg.KVHeads)
+	}
+	fail := func(h int, err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, h, err) }
+	shifted, mixed, turned, valued := false, false, false, false
+	for h, e := range heads {
+		if e.Pairs != nil {
+			if err := e.Pairs.Check(cfg.HeadDim); err != nil {
+				return fail(h, err)
+			}
+			if e.Pairs.Angle != nil && cfg.Family.QKNorm != family.NoQKNorm {
+				return fail(h, errors.New("angles do not pass through the gain of a QK-norm"))
+			}
+			turned = true
+		}
+		if e.Transform != nil {
+			if err := CheckKeyTransform(cfg); err != nil {
+				return fail(h, err)
+			}
+			if err := e.Transform.Check(cfg.HeadDim); err != nil {
+				return fail(h, err)
+			}
+			mixed = true
+		}
+		if e.Values != nil {
+			if err := e.Values.Check(cfg.HeadDim); err != nil {
+				return fail(h, err)
+			}
+			valued = true
+		}
+		if e.Shift != nil {
+			if err := CheckKeyBias(cfg); err != nil {
+				return fail(h, err)
+			}
+			if len(e.Shift.Delta) != cfg.HeadDim {
+				return fail(h, fmt.Errorf("%d shifts for head_dim %d", len(e.Shift.Delta), cfg.HeadDim))
+			}
+			for _, x := range e.Shift.Delta {
+				if math.IsNaN(x) || math.IsInf(x, 0) {
+					return fail(h, fmt.Errorf("shift of %g", x))
+				}
+			}
+			shifted = true
+		}
+	}
+	if v.Edits == nil {
+		v.Edits = checkpoint.Edits{}
+	}
+	if shifted {
+		foldShift(v, layer, heads)
+	}
+	if mixed {
+		if err := foldMixes(v, layer, heads); err != nil {
+			return fmt.Errorf("layer %d: %w", layer, err)
+		}
+	}
+	if valued {
+		if err := foldValues(v, layer, heads); err != nil {
+			return fmt.Errorf("layer %d: %w", layer, err)
+		}
+	}
+	if !turned {
+		return nil
+	}
+	if cfg.Family.QKNorm != family.NoQKNorm {
+		return foldGains(v, layer, heads)
+	}
+	foldTurns(v, layer, heads)
+	return nil
+}
+
+func foldShift(v *checkpoint.View, layer int, heads []KeyEdit) {
+	d := v.Config.HeadDim
+	shift := make([]float32, len(heads)*d)
+	for h, e := range heads {
+		if e.Shift != nil {
+			for i, x := range e.Shift.Delta {
+				shift[h*d+i] = float32(-x)
+			}
+		}
+	}
+	name := family.Name(layer, "attn_k.bias")
+	if _, ok := v.Find(name); !ok {
+		if v.Added == nil {
+			v.Added = map[string]*checkpoint.Tensor{}
+		}
+		v.Added[name] = &checkpoint.Tensor{Name: name, Layer: layer, Shape: []int{len(shift)}, Type: "F32"}
+	}
+	v.Edits.Shift(name, IDBiasShift, shift)
+}
+
+// sides are the projections that meet in a score: their tensors, how many of
+// their heads share a KV head, and whether they are the queries'.
+func sides(cfg *family.Config) []side {
+	return []side{{[]string{"attn_k.weight", "attn_k.bias"}, 1, false}, {[]string{"attn_q.weight", "attn_q.bias"}, cfg.Group(), true}}
+}
+
+type side struct {
+	names []string
+	times int
+	query bool
+}
+
+// rowMixes returns the mixes of the rows, or columns, that the heads of a
+// projection have: times of them for each KV head. of picks a KV head's matrix, nil for none.
+func rowMixes(heads []KeyEdit, times, d int, of func(e KeyEdit) []float64) []checkpoint.RowMix {
+	var out []checkpoint.RowMix
+	for h := range len(heads) * times {
+		m := of(heads[h/times])
+		if m == nil {
+			continue
+		}
+		x := checkpoint.RowMix{Rows: make([]int, d), Matrix: linalg.Float32(m)}
+		for i := range x.Rows {
+			x.Rows[i] = h*d + i
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
+	for _, side := range sides(v.Config) {
+		mixes := rowMixes(heads, side.times, v.Config.HeadDim, func(e KeyEdit) []float64 {
+			switch {
+			case e.Transform == nil:
+				return nil
+			case side.query:
+				return e.Transform.Query
+			}
+			return e.Transform.Key
+		})
+		if err := mixRows(v, layer, side.names, IDKeyTransform, mixes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mixRows mixes rows of those of a layer's tensors that are there.
+func mixRows(v *checkpoint.View, layer int, parts []string, id string, mixes []checkpoint.RowMix) error {
+	for _, part := range parts {
+		name := family.Name(layer, part)
+		if _, ok := v.Find(name); !ok {
+			continue
+		}
+		if err := v.Edits.Mix(name, id, mixes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// foldValues mixes values. With W_V x replaced by A W_V x, W_O must meet A^-1: its row w
+// over a head becomes w A^-1, whose entry i is the sum over j of (A^-T)_ij w_j.
+func foldValues(v *checkpoint.View, layer int, heads []KeyEdit) error {
+	d := v.Config.HeadDim
+	rows := rowMixes(heads, 1, d, func(e KeyEdit) []float64 {
+		if e.Values == nil {
+			return nil
+		}
+		return e.Values.Key
+	})
+	if err := mixRows(v, layer, []string{"attn_v.weight", "attn_v.bias"}, IDValueTransform, rows); err != nil {
+		return err
+	}
+	cols := rowMixes(heads, v.Config.Group(), d, func(e KeyEdit) []float64 {
+		if e.Values == nil {
+			return nil
+		}
+		return e.Values.Query
+	})
+	return v.Edits.MixColumns(family.Name(layer, "attn_output.weight"), IDValueTransform, cols)
+}
+
+// foldGains folds scales into the gains of a QK-norm.
+func foldGains(v *checkpoint.View, layer int, heads []KeyEdit) error {
+	b := &PairScale{PerLayer: v.Config.Family.QKNorm == family.NormHead}
+	for h, e := range heads {
+		s := make([]float32, v.Config.HeadDim/2)
+		for p := range s {
+			s[p] = 1
+			if e.Pairs != nil {
+				s[p] = e.Pairs.Scale[p]
+			}
+			if b.PerLayer && s[p] != b.first(p, s[p]) {
+				return fmt.Errorf("layer %d, KV head %d: one gain vector serves all heads, so the balance must be one for all heads too", layer, h)
+			}
+		}
+		b.Scale = append(b.Scale, s)
+	}
+	return FoldPairScale(v.Edits, v.Checkpoint, layer, b)
+}
+
+// first returns the scale of pair p in the first head, or s where there is none yet.
+func (b *PairScale) first(p int, s float32) float32 {
+	if len(b.Scale) == 0 {
+		return s
+	}
+	return b.Scale[0][p]
+}
+
+func foldTurns(v *checkpoint.View, layer int, heads []KeyEdit) {
+	cfg := v.Config
+	d := cfg.HeadDim
+	angles := false
+	for _, e := range heads {
+		angles = angles || e.Pairs != nil && e.Pairs.Angle != nil
+	}
+	for _, side := range sides(cfg) {
+		n := len(heads) * side.times * d
+		partner, own, cross := make([]int, n), make([]float32, n), make([]float32, n)
+		for h := range len(heads) * side.times {
+			e := heads[h/side.times]
+			for p := range d / 2 {
+				i, j := cfg.Pairs.Dims(p, d)
+				i, j = h*d+i, h*d+j
+				re, im := 1.0, 0.0
+				if e.Pairs != nil {
+					re, im = e.Pairs.factor(p, side.query)
+				}
+				partner[i], partner[j] = j, i
+				own[i], own[j] = float32(re), float32(re)
+				cross[i], cross[j] = float32(-im), float32(im)
+			}
+		}
+		for _, part := range side.names {
+			name := family.Name(layer, part)
+			if _, ok := v.Find(name); !ok {
+				continue
+			}
+			if angles {
+				v.Edits.Turn(name, IDPairScale, partner, own, cross)
+			} else {
+				v.Edits.Scale(name, IDPairScale, own)
+			}
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package activations
+
+import (
+	"context"
+	"math"
+
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/fit"
+	"github.com/phaseconv/phaseconv/rotations/transform"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// Energies sums pair energies over all tokens but each window's first sink ones.
+func Energies(c *family.Config, a *refmodel.Attention, sink int) *transform.PairEnergy {
+	e := transform.NewPairEnergy(c.KVHeads, c.HeadDim)
+	qw, kw := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
+	for r := range a.T * a.Windows {
+		if r%a.T >= sink {
+			e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], c.Group(), c.Pairs)
+		}
+	}
+	return e
+}
+
+// samples collects what the codes of a layer's KV heads are fitted to. scale gives
+// what the balance multiplies a head's keys by, nil for nothing.
+func Samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale func(h int) []float32, p kvcache.Policy, threads int) ([]*fit.Sample, error) {
+	var table *rope.Table
+	if p.Anchor > 0 {
+		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
+	}
+	met := make([][]*meeting, c.KVHeads)
+	for h := range met {
+		met[h] = make([]*meeting, a.Windows)
+	}
+	parallel.Do(threads, c.KVHeads*a.Windows, func(i int) {
+		if h, w := i/a.Windows, i%a.Windows; ctx.Err() == nil {
+			met[h][w] = meet(c, a, h, w, scale(h), p, table)
+		}
+	})
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	out := make([]*fit.Sample, c.KVHeads)
+	for h := range out {
+		s := &fit.Sample{D: c.HeadDim, Keys: keys(c, a, h, scale(h), p, table), Layer: a.Layer, Head: h, Threads: threads, Stop: ctx.Err}
+		s.Metric = metric(met[h], c.HeadDim, threads)
+		for _, m := range met[h] {
+			s.Weights = append(s.Weights, m.seen[min(p.Sink, a.T):]...)
+		}
+		out[h] = s
+	}
+	return out, nil
+}
+
+// Keys collects the keys of KV head h that a cache with this policy would code,
+// in the frame it would code them in: scaled by the balance (nil for none),
+// without each window's sinks, anchored. Shape [n, head_dim].
+func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy) []float32 {
+	var table *rope.Table
+	if p.Anchor > 0 {
+		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
+	}
+	return keys(c, a, h, scale, p, table)
+}
+
+// keys is Keys with the table for anchors, nil for none.
+func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, table *rope.Table) []float32 {
+	d, width := c.HeadDim, c.KVHeads*c.HeadDim
+	sink := min(p.Sink, a.T)
+	out := make([]float32, 0, a.Windows*(a.T-sink)*d)
+	for w := range a.Windows {
+		from := len(out)
+		for i := sink; i < a.T; i++ {
+			row := (w*a.T+i)*width + h*d
+			out = append(out, a.K[row:row+d]...)
+		}
+		part := out[from:]
+		if scale != nil {
+			for i := range part {
+				part[i] *= scale[i%d]
+			}
+		}
+		if table != nil {
+			kvcache.Anchored(part, d, sink, p.Anchor, table, c.Pairs, false)
+		}
+	}
+	return out
+}
+
+// A meeting is how the queries of one window meet the keys of one KV head.
+type meeting struct {
+	queries []float32 // weighted, [T*group, head_dim], query heads of a token side by side
+	seen    []float64 // how much attention each key gets, [T]
+}
+
+// meet collects the queries of KV head h's group in window w, in the frame in
+// which keys are coded, times the root of their weight. The weight 1 - sum p^2 of
+// a query's attention probabilities p is the curvature of softmax: a query that
+// looks at one key alone hardly feels an error in its scores. With anchors a
+// query meets keys in the frame of each block up to its own; every query is
+// turned into one of them, in rotation. A key gets the sum of p(1-p) over its
+// queries.
+func meet(c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p kvcache.Policy, table *rope.Table) *meeting {
+	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
+	m := &meeting{queries: make([]float32, a.T*g*d), seen: make([]float64, a.T)}
+	for j := range g {
+		a.Probabilities(c, w, h*g+j, func(i, lo int, probs []float32) {
+			seen := m.seen[lo : lo+len(probs)]
+			for k, v := range probs {
+				seen[k] += float64(v) * float64(1-v)
+			}
+			q := m.queries[(i*g+j)*d:][:d]
+			copy(q, a.Q[(w*a.T+i)*width+(h*g+j)*d:])
+			if scale != nil {
+				for k := range q {
+					q[k] /= scale[k]
+				}
+			}
+			if table != nil {
+				table.ApplyInverse(q, i%(i/p.Anchor+1)*p.Anchor, c.Pairs)
+			}
+			weight := float32(math.Sqrt(max(0, 1-fmath.SumSq(probs))))
+			for k := range q {
+				q[k] *= weight
+			}
+		})
+	}
+	return m
+}
+
+// metric returns E[w q q^T] over the queries of all windows, [d, d].
+func metric(windows []*meeting, d, threads int) []float64 {
+	var w gemm.Weights
+	var t []float32
+	m := make([]float32, d*d)
+	total := 0
+	for _, x := range windows {
+		n := len(x.queries) / d
+		t = gemm.Transpose(t, x.queries, n, d)
+		w.PackT(d, n, x.queries, d, threads)
+		gemm.MulAdd(m, d, t, n, d, &w, threads)
+		total += n
+	}
+	out := make([]float64, d*d)
+	for i, v := range m {
+		out[i] = float64(v) / float64(total)
+	}
+	return out
+}

@@ -1,0 +1,29 @@
+package audit
+
+import (
+	"github.com/phaseconv/phaseconv/rotations/codec"
+)
+
+// perNumber returns the signs per number of a code.
+func BitsPerNumber(c *codec.Code) float64 { return float64(c.B) / float64(c.D) }
+
+// columns collects the codes of one head's audit: the one in use, those that
+// were fitted beside it, and the data-free ones.
+func Columns(inUse *codec.Code, fitted map[string]*codec.Code, seed uint64, layer, head int) (Codes, error) {
+	x := Codes{"code": inUse}
+	for _, kind := range []string{"cen", "learned"} {
+		if c := fitted[kind]; c != nil {
+			x[kind] = c
+		} else if inUse.Kind == kind {
+			x[kind] = inUse
+		}
+	}
+	for _, kind := range []string{"raw", "srht", "random"} {
+		c, err := codec.DataFree(kind, inUse.D, seed, layer, head)
+		if err != nil {
+			return nil, err
+		}
+		x[kind] = c
+	}
+	return x, nil
+}

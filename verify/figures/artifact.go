@@ -1,0 +1,54 @@
+package figures
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
+)
+
+// ReportOptions of Detail.
+type ReportOptions struct {
+	// Text is held out; Calibration, which may be empty, is what the codes were fitted to.
+	Text, Calibration ppl.Text
+	CalibrationTokens int
+	Ctx, Chunks       int
+	// Full measures layers, codes and contexts one by one as well.
+	Full     bool
+	Seed     uint64
+	Threads  int
+	Progress progress.Func
+}
+
+// Detail measures what the report of an artifact shows beyond the manifest.
+func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.Detail, error) {
+	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
+		return nil, fmt.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
+	}
+	p := OfArtifact(a)
+	p.Rows, p.Detail, p.Seed, p.Threads, p.Progress = a.Manifest.Layers, o.Full, o.Seed, o.Threads, o.Progress
+	w, err := ppl.Tokenize(a.Model, o.Text, o.Ctx, o.Chunks)
+	if err != nil {
+		return nil, err
+	}
+	p.Windows, p.Text, p.Long = w.Tokens, o.Text.Info(w), ppl.Longer(a.Model, o.Text)
+	if len(o.Calibration.Data) > 0 {
+		cal, err := ppl.Tokenize(a.Model, o.Calibration, o.Ctx, max(1, o.CalibrationTokens/o.Ctx))
+		if err != nil {
+			return nil, err
+		}
+		p.Calibration, p.CalibrationName = cal.Tokens, o.Calibration.Name
+	}
+	return Run(ctx, p)
+}
+
+// artifactProbe looks at an artifact with its own codes and policy.
+func OfArtifact(a *contract.Artifact) Options {
+	s := a.Sidecar
+	return Options{Config: a.Model.Config, Weights: a.Model, Codes: s.Codes, Kind: s.Kind,
+		Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions}}
+}

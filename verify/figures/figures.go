@@ -1,0 +1,322 @@
+// Package probe measures what a report shows beyond the totals: where errors
+// arise, and small samples of real keys and scores that a reader can handle. All
+// of it is measured on text that no code was fitted to, and bounded in time and
+// size whatever the model.
+package figures
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// Bounds of what is measured.
+const (
+	quickTokens = 512  // of held-out text, but at least one window
+	maxTokens   = 1024 // the same with Detail
+	maxContext  = 4096 // longest context, in the detailed part
+	cloudPoints = 240
+	fitKeys     = 2048 // calibration keys of the one head that codes are fitted to
+	heldKeys    = 2048
+)
+
+// Options of Run.
+type Options struct {
+	Config  *family.Config
+	Weights refmodel.Weights
+	// Codes in use, [layer][head], and their name.
+	Codes [][]*codec.Code
+	Kind  string
+	// Fitted holds other codes fitted to the same calibration text, if there are any.
+	Fitted [][]map[string]*codec.Code
+	Policy kvcache.Policy
+	// Scale is what keys are multiplied by before they are coded; see kvcache.Codes.
+	Scale func(layer, head int) []float32
+	// Windows of held-out text, and what is said about that text.
+	Windows [][]int32
+	Text    spec.Text
+	// Calibration windows, for codes of other sizes of one head; nil leaves them out.
+	Calibration     [][]int32
+	CalibrationName string
+	// Long, if set, returns a held-out window of n tokens for long contexts, nil
+	// when the text has none.
+	Long func(n int) [][]int32
+	// Rows of the beta audit select the head that is shown.
+	Rows []spec.Layer
+	// Detail also measures each layer alone, other codes, and other context
+	// lengths: about as many forward passes over one window as there are layers.
+	Detail   bool
+	Seed     uint64
+	Threads  int
+	Progress func(step string, done, total int)
+}
+
+// meanBits returns the signs per number over all heads.
+func meanBits(codes [][]*codec.Code) float64 {
+	signs, numbers := 0, 0
+	for _, heads := range codes {
+		for _, c := range heads {
+			signs, numbers = signs+c.B, numbers+c.D
+		}
+	}
+	return float64(signs) / float64(numbers)
+}
+
+type measurer struct {
+	ctx context.Context
+	o   Options
+	m   *refmodel.Model
+	out *spec.Detail
+
+	layer, head int // shown by the probes
+}
+
+// Run measures. It fails on what refmodel fails on, and on contexts that are too
+// short to be cut.
+func Run(ctx context.Context, o Options) (*spec.Detail, error) {
+	o.Threads = parallel.Threads(o.Threads)
+	if len(o.Windows) == 0 || len(o.Codes) != o.Config.Layers {
+		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), o.Config.Layers)
+	}
+	p := &measurer{ctx: ctx, o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
+		Code: o.Kind, Bits: meanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+	}}
+	p.layer, p.head = choose(o.Config, o.Rows)
+	T := len(o.Windows[0])
+	budget := quickTokens
+	if o.Detail {
+		budget = maxTokens
+	}
+	n := min(len(o.Windows), max(1, budget/T))
+	p.out.Text = o.Text
+	p.out.Text.Windows, p.out.Text.Tokens, p.out.Text.Context = n, n*T, T
+	tap, err := p.quick(o.Windows[:n])
+	if err != nil {
+		return nil, err
+	}
+	if err := p.shown(tap); err != nil {
+		return nil, err
+	}
+	if o.Detail {
+		err = p.detail()
+	}
+	return p.out, err
+}
+
+// choose returns the head of median gain of a learned over a Hadamard rotation,
+// neither the best nor the worst to show; without an audit, the first head of the
+// middle layer.
+func choose(c *family.Config, rows []spec.Layer) (layer, head int) {
+	var known []spec.Layer
+	for _, r := range rows {
+		if r.Delta != nil && r.Layer >= 0 && r.Layer < c.Layers && r.Head >= 0 && r.Head < c.KVHeads {
+			known = append(known, r)
+		}
+	}
+	if len(known) == 0 {
+		return c.Layers / 2, 0
+	}
+	slices.SortStableFunc(known, func(a, b spec.Layer) int { return cmp.Compare(*a.Delta, *b.Delta) })
+	r := known[len(known)/2]
+	return r.Layer, r.Head
+}
+
+func (p *measurer) step(name string) func(done, total int) {
+	if p.o.Progress == nil {
+		return nil
+	}
+	return func(done, total int) { p.o.Progress(name, done, total) }
+}
+
+func (p *measurer) cache(codes [][]*codec.Code, policy kvcache.Policy) (*kvcache.Codes, error) {
+	c, err := kvcache.NewCodes(p.o.Config, codes, policy)
+	if err != nil {
+		return nil, err
+	}
+	c.Scale = p.o.Scale
+	return c, nil
+}
+
+// quick runs float and coded keys side by side, and sees every layer's keys.
+func (p *measurer) quick(windows [][]int32) (*tap, error) {
+	cache, err := p.cache(p.o.Codes, p.o.Policy)
+	if err != nil {
+		return nil, err
+	}
+	t := &tap{p: p}
+	opt := refmodel.Options{Tap: t, Progress: p.step("probing keys and scores")}
+	res, err := p.compare(windows, 0, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+	if err != nil {
+		return nil, err
+	}
+	p.out.Angles = t.angles
+	p.out.Positions = bands(res.Divergences[0].KLD, len(windows), len(windows[0])-1)
+	return t, nil
+}
+
+// compare measures variants against base, at positions from on of each window.
+func (p *measurer) compare(windows [][]int32, from int, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*ppl.Result, error) {
+	return ppl.Compare(p.ctx, p.m, ppl.From(windows, from), opt, base, variants...)
+}
+
+// bands sums the divergence of tokens over ranges of positions that double.
+func bands(kld []float64, windows, per int) []spec.PositionBand {
+	var out []spec.PositionBand
+	for from, to := 0, 8; from < per; from, to = to, 2*to {
+		if 2*to > per { // a last band shorter than its predecessor says little
+			to = per
+		}
+		var x []float64
+		for w := range windows {
+			x = append(x, kld[w*per+from:w*per+min(to, per)]...)
+		}
+		mean, err := ppl.MeanErr(x)
+		out = append(out, spec.PositionBand{From: from, To: min(to, per), Tokens: len(x), KLD: mean, KLDErr: err})
+	}
+	return out
+}
+
+// detail measures one layer at a time, other codes and other contexts.
+func (p *measurer) detail() error {
+	cache, err := p.cache(p.o.Codes, p.o.Policy)
+	if err != nil {
+		return err
+	}
+	kld, err := ppl.LayerKLD(p.ctx, p.m, p.o.Windows[:1], len(p.o.Windows[0])/2, cache, p.step("coding one layer at a time"))
+	if err != nil {
+		return err
+	}
+	for l, d := range kld {
+		p.out.Layers = append(p.out.Layers, spec.LayerKLD{Layer: l, KLD: d.Mean, KLDErr: d.MeanErr})
+	}
+	if err := p.codes(); err != nil {
+		return err
+	}
+	return p.contexts(cache)
+}
+
+// codes measures other codes on the windows of the quick part.
+func (p *measurer) codes() error {
+	cfg := p.o.Config
+	windows := p.o.Windows[:p.out.Text.Windows]
+	kinds := []string{"raw", "srht", "random"}
+	for _, k := range []string{"cen", "learned"} {
+		if p.o.Fitted != nil && p.o.Fitted[0][0][k] != nil && k != p.o.Kind {
+			kinds = append(kinds, k)
+		}
+	}
+	var variants []*refmodel.Variant
+	var points []spec.ParetoPoint
+	add := func(kind string, codes [][]*codec.Code, policy kvcache.Policy) error {
+		c, err := p.cache(codes, policy)
+		if err != nil {
+			return err
+		}
+		variants = append(variants, &refmodel.Variant{Cache: c})
+		size := 0
+		for _, heads := range codes {
+			for _, c := range heads {
+				size += policy.KeyBytes(c)
+			}
+		}
+		points = append(points, spec.ParetoPoint{Code: kind, Bits: meanBits(codes), BytesPerToken: float64(size)})
+		return nil
+	}
+	for _, kind := range kinds {
+		codes := make([][]*codec.Code, cfg.Layers)
+		policy := p.o.Policy
+		for l := range codes {
+			for h := range cfg.KVHeads {
+				var c *codec.Code
+				if p.o.Fitted != nil {
+					c = p.o.Fitted[l][h][kind]
+				}
+				if c == nil {
+					var err error
+					if c, err = codec.DataFree(kind, cfg.HeadDim, p.o.Seed, l, h); err != nil {
+						return err
+					}
+				}
+				codes[l] = append(codes[l], c)
+			}
+		}
+		if err := add(kind, codes, policy); err != nil {
+			return err
+		}
+	}
+	if err := add(p.o.Kind, p.o.Codes, p.o.Policy); err != nil {
+		return err
+	}
+	opt := refmodel.Options{Progress: p.step("measuring other codes")}
+	res, err := p.compare(windows, len(windows[0])/2, opt, &refmodel.Variant{}, variants...)
+	if err != nil {
+		return err
+	}
+	for i, d := range res.Divergences {
+		x := &points[i]
+		x.PPLRatio, x.KLD, x.KLDErr, x.SameTop = d.Ratio, d.Mean, d.MeanErr, d.SameTop
+	}
+	p.out.Codes = points
+	return nil
+}
+
+// contexts measures a quarter of the context, the context, and four times it.
+func (p *measurer) contexts(cache *kvcache.Codes) error {
+	T := len(p.o.Windows[0])
+	for _, n := range []int{T / 4, T, 4 * T} {
+		if n < 32 || n > min(maxContext, p.o.Config.Context) {
+			continue
+		}
+		var windows [][]int32
+		switch {
+		case n <= T:
+			for _, w := range p.o.Windows[:p.out.Text.Windows] {
+				for at := 0; at+n <= T; at += n {
+					windows = append(windows, w[at:at+n])
+				}
+			}
+		case p.o.Long != nil:
+			windows = p.o.Long(n)
+		}
+		if len(windows) == 0 {
+			continue
+		}
+		opt := refmodel.Options{Progress: p.step(fmt.Sprintf("measuring context %d", n))}
+		res, err := p.compare(windows, n/2, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+		if err != nil {
+			return err
+		}
+		d := &res.Divergences[0]
+		p.out.Contexts = append(p.out.Contexts, spec.ContextRow{Ctx: n, Windows: len(windows), Tokens: len(d.KLD),
+			PPLRatio: d.Ratio, RatioErr: d.RatioErr, KLD: d.Mean, KLDErr: d.MeanErr})
+	}
+	return nil
+}
+
+// degrees returns the angle of a cosine. It goes through a fixed Newton
+// iteration on the deterministic sine and cosine, so that reports do not depend
+// on the machine.
+func degrees(cos float64) float64 {
+	cos = max(-1, min(1, cos))
+	lo, hi := 0.0, math.Pi
+	for range 60 {
+		mid := (lo + hi) / 2
+		if fmath.Cos(mid) > cos {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return (lo + hi) / 2 * (180 / math.Pi)
+}

@@ -1,0 +1,387 @@
+package figures
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/fit"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/activations"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// tap measures angles of every layer and keeps the keys and one query of the
+// head that is shown.
+type tap struct {
+	p      *measurer
+	angles []spec.AngleRow
+
+	keys  []float32 // of the last window, as attention sees them, [T, head_dim]
+	query []float32 // the last window's last query, of the head's first query head
+	coded []float32 // keys of all windows as the cache codes them, [n, head_dim]
+}
+
+// FFN implements refmodel.Tap.
+func (t *tap) FFN(int, []float32) error { return nil }
+
+// Attention implements refmodel.Tap.
+func (t *tap) Attention(a *refmodel.Attention) error {
+	o := t.p.o
+	c, d := o.Config, o.Config.HeadDim
+	rows := make([]spec.AngleRow, c.KVHeads)
+	errs := make([]error, c.KVHeads)
+	parallel.Do(t.p.m.Threads, c.KVHeads, func(h int) {
+		srht, err := codec.DataFree("srht", d, o.Seed, a.Layer, h)
+		if err != nil {
+			errs[h] = err
+			return
+		}
+		plain := activations.Keys(c, a, h, nil, kvcache.Policy{Sink: o.Policy.Sink})
+		coded := activations.Keys(c, a, h, t.p.scale(a.Layer, h), o.Policy)
+		raw, err := codec.DataFree("raw", d, o.Seed, a.Layer, h)
+		if err != nil {
+			errs[h] = err
+			return
+		}
+		rows[h] = spec.AngleRow{Layer: a.Layer, Head: h,
+			Raw: meanAngle(raw, plain), SRHT: meanAngle(srht, plain), Code: meanAngle(o.Codes[a.Layer][h], coded)}
+	})
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	t.angles = append(t.angles, rows...)
+	if a.Layer != t.p.layer {
+		return nil
+	}
+	h, kw, qw := t.p.head, c.KVHeads*d, c.Heads*d
+	t.coded = activations.Keys(c, a, h, t.p.scale(a.Layer, h), o.Policy)
+	base := (a.Windows - 1) * a.T
+	for i := range a.T {
+		row := (base+i)*kw + h*d
+		t.keys = append(t.keys, a.K[row:row+d]...)
+	}
+	row := (base+a.T-1)*qw + h*c.Group()*d
+	t.query = append(t.query, a.Q[row:row+d]...)
+	return nil
+}
+
+func (p *measurer) scale(layer, head int) []float32 {
+	if p.o.Scale == nil {
+		return nil
+	}
+	return p.o.Scale(layer, head)
+}
+
+// meanAngle is the mean angle between centred keys and what the code gives back.
+func meanAngle(c *codec.Code, keys []float32) float64 {
+	d, n := c.D, len(keys)/c.D
+	words, alpha, hat := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*d)
+	c.EncodeKeys(keys, words, alpha)
+	c.DecodeKeys(hat, words, alpha)
+	var sum float64
+	used := 0
+	for i := range n {
+		var xx, hh, xh float64
+		for j := range d {
+			x, h := float64(keys[i*d+j])-float64(c.Mean[j]), float64(hat[i*d+j])-float64(c.Mean[j])
+			xx += float64(x * x)
+			hh += float64(h * h)
+			xh += float64(x * h)
+		}
+		if xx > 0 && hh > 0 {
+			sum += degrees(xh / math.Sqrt(float64(xx*hh)))
+			used++
+		}
+	}
+	if used == 0 {
+		return 0
+	}
+	return sum / float64(used)
+}
+
+// shown fills in the samples of the head that is shown.
+func (p *measurer) shown(t *tap) error {
+	if err := p.ctx.Err(); err != nil {
+		return err
+	}
+	p.out.Cloud = cloud(t.coded, p.o.Config.HeadDim, p.layer, p.head)
+	sample, err := p.sample()
+	if err != nil {
+		return err
+	}
+	if sample != nil {
+		if p.out.Convergence, err = p.converge(sample, t.coded); err != nil {
+			return err
+		}
+	}
+	return p.scores(t, sample)
+}
+
+// cloudAngles is how many angles of a quarter turn are tried for each pair of coordinates.
+const cloudAngles = 18
+
+// cloud picks the plane of two coordinates in which the best turn lifts the
+// one-bit cosine most above what no turn and 45 degrees, the Hadamard rotation of
+// a plane, give.
+func cloud(keys []float32, d, layer, head int) *spec.Cloud {
+	n := len(keys) / d
+	if n == 0 || d < 2 {
+		return nil
+	}
+	mean := make([]float64, d)
+	for i, v := range keys {
+		mean[i%d] += float64(v) / float64(n)
+	}
+	m := min(n, cloudPoints)
+	x := make([]float64, m*d) // evenly spaced keys
+	for i := range m {
+		for j := range d {
+			x[i*d+j] = float64(keys[i*n/m*d+j]) - mean[j]
+		}
+	}
+	var sin, cos [cloudAngles]float64
+	for k := range sin {
+		sin[k], cos[k] = fmath.SinCos(float64(k) / cloudAngles * math.Pi / 2)
+	}
+	best, bi, bj := math.Inf(-1), 0, 1
+	for i := range d {
+		for j := i + 1; j < d; j++ {
+			var value [cloudAngles]float64
+			for r := range m {
+				a, b := x[r*d+i], x[r*d+j]
+				norm := math.Sqrt(float64(a*a) + float64(b*b))
+				if norm == 0 {
+					continue
+				}
+				for k := range value {
+					value[k] += (math.Abs(float64(cos[k]*a)-float64(sin[k]*b)) + math.Abs(float64(sin[k]*a)+float64(cos[k]*b))) / norm
+				}
+			}
+			top := 0.0
+			for _, v := range value {
+				top = max(top, v)
+			}
+			if gain := top - max(value[0], value[cloudAngles/2]); gain > best {
+				best, bi, bj = gain, i, j
+			}
+		}
+	}
+	out := &spec.Cloud{Layer: layer, Head: head, Dims: [2]int{bi, bj}}
+	for r := range m {
+		out.Points = append(out.Points, [2]float64{round(x[r*d+bi]), round(x[r*d+bj])})
+	}
+	return out
+}
+
+// round keeps five significant digits, enough to draw and to compute with.
+func round(x float64) float64 {
+	if x == 0 || math.IsNaN(x) || math.IsInf(x, 0) {
+		return x
+	}
+	unit := 1.0
+	for a := math.Abs(x); a*unit < 1e4; {
+		unit *= 10
+	}
+	for a := math.Abs(x); a*unit >= 1e5; {
+		unit /= 10
+	}
+	return math.Round(x*unit) / unit
+}
+
+// sample collects calibration keys and the query metric of the head that is
+// shown: the layers up to it are run again.
+func (p *measurer) sample() (*fit.Sample, error) {
+	if len(p.o.Calibration) == 0 {
+		return nil, nil
+	}
+	short := *p.o.Config
+	short.Layers = p.layer + 1
+	T := len(p.o.Calibration[0])
+	windows := p.o.Calibration[:min(len(p.o.Calibration), max(1, fitKeys/T))]
+	c := &collect{p: p, layer: p.layer, head: p.head}
+	err := refmodel.New(&short, p.o.Weights, p.o.Threads).Run(p.ctx, windows, []*refmodel.Variant{{}},
+		refmodel.Options{Tap: c, Progress: p.step("collecting keys of one head")})
+	if err != nil || len(c.keys) == 0 { // all keys of short windows may be sinks
+		return nil, err
+	}
+	return &fit.Sample{D: short.HeadDim, Keys: c.keys, Metric: c.metric, Layer: p.layer, Head: p.head,
+		Seed: p.o.Seed, Threads: p.o.Threads}, nil
+}
+
+// collect is the tap that keeps one head's keys and metric.
+type collect struct {
+	p           *measurer
+	layer, head int
+	keys        []float32
+	metric      []float64
+}
+
+func (c *collect) FFN(int, []float32) error { return nil }
+
+func (c *collect) Attention(a *refmodel.Attention) error {
+	if a.Layer != c.layer {
+		return nil
+	}
+	cfg, scale := c.p.o.Config, c.p.scale(c.layer, c.head)
+	c.keys = activations.Keys(cfg, a, c.head, scale, c.p.o.Policy)
+	c.metric = metric(cfg, a, c.head, scale, c.p.o.Policy)
+	return nil
+}
+
+// metricStride thins out the queries of the metric: a second moment of a few
+// thousand is as good.
+const metricStride = 4
+
+// metric is E[w q q^T] over queries, in the frame in which keys are coded, with
+// the curvature of softmax w = 1 - sum p^2.
+func metric(c *family.Config, a *refmodel.Attention, h int, scale []float32, policy kvcache.Policy) []float64 {
+	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
+	var table *rope.Table
+	if policy.Anchor > 0 {
+		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
+	}
+	out := make([]float64, d*d)
+	q := make([]float32, d)
+	for w := range a.Windows {
+		for j := range g {
+			a.Probabilities(c, w, h*g+j, func(i, _ int, probs []float32) {
+				if i%metricStride != 0 {
+					return
+				}
+				copy(q, a.Q[(w*a.T+i)*width+(h*g+j)*d:])
+				if scale != nil {
+					for k := range q {
+						q[k] /= scale[k]
+					}
+				}
+				if table != nil {
+					table.ApplyInverse(q, i%(i/policy.Anchor+1)*policy.Anchor, c.Pairs)
+				}
+				weight := max(0, 1-fmath.SumSq(probs))
+				for r, x := range q {
+					f := weight * float64(x)
+					row := out[r*d : (r+1)*d]
+					for s, y := range q {
+						row[s] += float64(f * float64(y))
+					}
+				}
+			})
+		}
+	}
+	return out
+}
+
+// sizes are the bits per number of the frames whose scores are shown. The time
+// that a fit takes grows with the square of the bits.
+var sizes = []float64{0.5, 1, 2}
+
+// scores compares the logits of one query under several codes.
+func (p *measurer) scores(t *tap, sample *fit.Sample) error {
+	cfg := p.o.Config
+	d := cfg.HeadDim
+	T := len(t.keys) / d
+	out := &spec.Scores{Layer: p.layer, Head: p.head, QueryHead: p.head * cfg.Group(), Position: T - 1, Sink: min(p.o.Policy.Sink, T)}
+	lo := 0
+	if cfg.IsSliding(p.layer) && cfg.SlidingWindow > 0 {
+		lo = max(0, T-cfg.SlidingWindow)
+	}
+	for j := lo; j < T; j++ {
+		var s float64
+		for k, v := range t.query {
+			s += float64(v) * float64(t.keys[j*d+k])
+		}
+		out.Float = append(out.Float, round(s*cfg.AttnScale))
+	}
+	out.Sink = max(0, out.Sink-lo)
+	add := func(kind, fitted string, c *codec.Code) error {
+		s, err := p.query(c, t, lo)
+		if err != nil {
+			return fmt.Errorf("layer %d, KV head %d, code %s: %w", p.layer, p.head, kind, err)
+		}
+		out.Codes = append(out.Codes, spec.ScoreCode{Code: kind, Bits: float64(c.B) / float64(d), Fitted: fitted, Scores: s})
+		return nil
+	}
+	for _, kind := range []string{"raw", "srht"} {
+		c, err := codec.DataFree(kind, d, p.o.Seed, p.layer, p.head)
+		if err != nil {
+			return err
+		}
+		if err := add(kind, "", c); err != nil {
+			return err
+		}
+	}
+	if p.o.Fitted != nil && p.o.Kind != "learned" {
+		if c := p.o.Fitted[p.layer][p.head]["learned"]; c != nil {
+			if err := add("learned", p.o.CalibrationName, c); err != nil {
+				return err
+			}
+		}
+	}
+	own := p.o.Codes[p.layer][p.head]
+	ownBits := float64(own.B) / float64(d)
+	placed := false
+	for _, bits := range sizes {
+		if !placed && ownBits <= bits {
+			if err := add(p.o.Kind, "", own); err != nil {
+				return err
+			}
+			placed = true
+			if ownBits == bits && p.o.Kind == "frame" {
+				continue
+			}
+		}
+		b, err := codec.Budget(bits, d, 1)
+		if err != nil || b != int(bits*float64(d)) || sample == nil {
+			continue // this head_dim has no such size, or there is nothing to fit to
+		}
+		c, _, err := fit.Fit("frame", b, sample)
+		if err != nil {
+			return err
+		}
+		if err := add("frame", p.o.CalibrationName, c); err != nil {
+			return err
+		}
+	}
+	if !placed {
+		if err := add(p.o.Kind, "", own); err != nil {
+			return err
+		}
+	}
+	p.out.Scores = out
+	return nil
+}
+
+// query scores the kept keys, from key lo on, as a cache with this code would.
+func (p *measurer) query(c *codec.Code, t *tap, lo int) ([]float64, error) {
+	cfg := p.o.Config
+	all := make([][]*codec.Code, cfg.Layers)
+	for l := range all {
+		for range cfg.KVHeads {
+			all[l] = append(all[l], c)
+		}
+	}
+	cache, err := p.cache(all, p.o.Policy)
+	if err != nil {
+		return nil, err
+	}
+	scorer, err := cache.Keys(p.layer, p.head, append([]float32(nil), t.keys...))
+	if err != nil {
+		return nil, err
+	}
+	T := len(t.keys) / c.D
+	dst := make([]float32, T)
+	scorer.Score(dst, T, t.query, c.D, 1, T-1, 0, T)
+	var out []float64
+	for _, v := range dst[lo:] {
+		out = append(out, round(float64(v)*cfg.AttnScale))
+	}
+	return out, nil
+}

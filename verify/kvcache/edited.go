@@ -1,0 +1,197 @@
+package kvcache
+
+import (
+	"fmt"
+
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/transform"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// EditedKeys stands for the cache of a model whose weights have been edited, on
+// top of the unedited model: candidates run as variants of one forward pass. Inner
+// is the cache format.
+type EditedKeys struct {
+	Inner refmodel.Cache
+
+	cfg   *family.Config
+	edits [][]transform.KeyEdit
+	ropes [2]RopeTables // of full and of sliding layers
+}
+
+// ropes are tables of one kind of layer: as the model turns, with YaRN's
+// magnitude, and purely.
+type RopeTables struct {
+	Turn, Pure *rope.Table
+	Moved      *gemm.Weights // of KeyStats with the model's weights
+}
+
+func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
+	if p.Magnitude() == 1 {
+		return RopeTables{Turn: turn, Pure: turn}
+	}
+	return RopeTables{Turn: turn, Pure: rope.NewTable(p.Pure(), turn.Positions())}
+}
+
+// NewEditedKeys returns the cache for contexts of up to n tokens.
+func NewEditedKeys(cfg *family.Config, edits [][]transform.KeyEdit, inner refmodel.Cache, n int) (*EditedKeys, error) {
+	if len(edits) != cfg.Layers {
+		return nil, fmt.Errorf("key edits for %d of %d layers", len(edits), cfg.Layers)
+	}
+	e := &EditedKeys{Inner: inner, cfg: cfg, edits: edits}
+	for l, heads := range edits {
+		if len(heads) != cfg.KVHeads {
+			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), cfg.KVHeads)
+		}
+		if i := Window(cfg, l); e.ropes[i].Turn == nil {
+			e.ropes[i] = NewRopeTables(cfg.RopeOf(l), rope.NewTable(cfg.RopeOf(l), n))
+		}
+	}
+	return e, nil
+}
+
+func Window(cfg *family.Config, layer int) int {
+	if cfg.IsSliding(layer) {
+		return 1
+	}
+	return 0
+}
+
+// Keys implements refmodel.Cache.
+func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
+	edit := e.edits[layer][head]
+	d := e.cfg.HeadDim
+	t := e.ropes[Window(e.cfg, layer)]
+	if len(k)/d > t.Turn.Positions() {
+		return nil, fmt.Errorf("layer %d: %d keys, the edited cache was made for %d", layer, len(k)/d, t.Turn.Positions())
+	}
+	EditKeys(k, d, edit, func(i int) int { return i }, t, e.cfg.Pairs)
+	if edit.Pairs != nil {
+		for i := 0; i < len(k); i += d {
+			edit.Pairs.Apply(k[i:i+d], e.cfg.Pairs, false)
+		}
+	}
+	changed := edit.Pairs != nil || edit.Transform != nil
+	var s refmodel.Scorer
+	if e.Inner != nil {
+		var err error
+		if s, err = e.Inner.Keys(layer, head, k); err != nil || s != nil && !changed {
+			return s, err
+		}
+	}
+	if !changed {
+		return nil, nil
+	}
+	if s == nil {
+		plain := &plainKeys{d: d}
+		plain.keys.PackRows(len(k)/d, d, k, d, 1)
+		s = plain
+	}
+	out := &editedQueries{Scorer: s, edit: edit, rope: t.Pure, pairs: e.cfg.Pairs, d: d}
+	if edit.Transform != nil {
+		out.mix = edit.Transform.Weights(d, true)
+	}
+	return out, nil
+}
+
+// Values implements refmodel.Cache. Mixed values are turned back here instead of in W_O.
+func (e *EditedKeys) Values(layer, head int, v []float32) error {
+	if e.Inner == nil {
+		return nil
+	}
+	m, d := e.edits[layer][head].Values, e.cfg.HeadDim
+	if m == nil {
+		return e.Inner.Values(layer, head, v)
+	}
+	x := make([]float32, len(v))
+	gemm.Mul(x, d, v, d, len(v)/d, m.Weights(d, false), 1)
+	if err := e.Inner.Values(layer, head, x); err != nil {
+		return err
+	}
+	for i := 0; i < len(v); i += d {
+		m.Undo(x[i : i+d])
+	}
+	copy(v, x)
+	return nil
+}
+
+// editKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
+// before it.
+func EditKeys(k []float32, d int, e transform.KeyEdit, pos func(i int) int, t RopeTables, pairs rope.Layout) {
+	if e.Shift != nil {
+		x := make([]float32, d)
+		for i := 0; i < len(k); i += d {
+			for j, v := range e.Shift.Delta {
+				x[j] = float32(v)
+			}
+			t.Turn.Apply(x, pos(i/d), pairs)
+			for j, v := range x {
+				k[i+j] -= v
+			}
+		}
+	}
+	if e.Transform != nil {
+		mixRows(k, d, e.Transform.Weights(d, false), pos, t.Pure, pairs)
+	}
+}
+
+// mixRows mixes keys or queries after RoPE, [n, d], as weights would before it.
+func mixRows(x []float32, d int, w *gemm.Weights, pos func(i int) int, t *rope.Table, pairs rope.Layout) {
+	for i := 0; i < len(x); i += d {
+		t.ApplyInverse(x[i:i+d], pos(i/d), pairs)
+	}
+	out := make([]float32, len(x))
+	gemm.Mul(out, d, x, d, len(x)/d, w, 1)
+	copy(x, out)
+	for i := 0; i < len(x); i += d {
+		t.Apply(x[i:i+d], pos(i/d), pairs)
+	}
+}
+
+// plainKeys scores keys as they are.
+type plainKeys struct {
+	d    int
+	keys gemm.Weights
+}
+
+func (s *plainKeys) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+	gemm.MulRange(dst, ldd, q, ldq, n, &s.keys, n0, n1, 0, s.d, false, 1)
+}
+
+// Fork implements refmodel.Scorer. There are no buffers.
+func (s *plainKeys) Fork() refmodel.Scorer { return s }
+
+// editedQueries scores queries that edited weights would have made.
+type editedQueries struct {
+	refmodel.Scorer
+	edit  transform.KeyEdit
+	mix   *gemm.Weights // of queries, nil for none
+	rope  *rope.Table
+	pairs rope.Layout
+	d     int
+}
+
+// Fork implements refmodel.Scorer.
+func (s *editedQueries) Fork() refmodel.Scorer {
+	f := *s
+	f.Scorer = s.Scorer.Fork()
+	return &f
+}
+
+func (s *editedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+	x := make([]float32, n*s.d)
+	for r := range n {
+		copy(x[r*s.d:(r+1)*s.d], q[r*ldq:])
+	}
+	if s.mix != nil {
+		mixRows(x, s.d, s.mix, func(i int) int { return pos + i }, s.rope, s.pairs)
+	}
+	if s.edit.Pairs != nil {
+		for r := 0; r < len(x); r += s.d {
+			s.edit.Pairs.Apply(x[r:r+s.d], s.pairs, true)
+		}
+	}
+	s.Scorer.Score(dst, ldd, x, s.d, n, pos, n0, n1)
+}

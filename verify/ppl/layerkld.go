@@ -1,0 +1,66 @@
+package ppl
+
+import (
+	"context"
+
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// layerLanes is how many layers are measured at a time, each with hidden states of its own.
+const layerLanes = 8
+
+// LayerKLD returns by how much predictions diverge when the keys of one layer
+// alone are coded, for each layer, at positions from on of each window. tick, if
+// not nil, is told how many layers are done.
+func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache *kvcache.Codes, tick func(done, total int)) ([]Divergence, error) {
+	w := From(windows, from)
+	var out []Divergence
+	var base Positions
+	var start []float32 // float hidden states in front of layer l0
+	layers := m.Config.Layers
+	for l0 := 0; l0 < layers; l0 += layerLanes {
+		l1 := min(layers, l0+layerLanes)
+		float := &refmodel.Variant{From: l0, Start: start, Until: l1}
+		next := float
+		variants := []*refmodel.Variant{float}
+		if l0 == 0 {
+			float.Until, next = 0, &refmodel.Variant{From: l1, Until: l1}
+		}
+		for l := l0; l < l1; l++ {
+			// Without a code in front of it, a layer gets what it gets in the float model.
+			variants = append(variants, &refmodel.Variant{Cache: cache.Only(l), From: l})
+		}
+		coded := variants[1:]
+		if next != float {
+			variants = append(variants, next)
+		}
+		if err := m.Run(ctx, windows, variants, refmodel.Options{}); err != nil {
+			return nil, err
+		}
+		start = next.Hidden
+		var err error
+		if l0 == 0 {
+			if base, err = positions(m, w, float); err != nil {
+				return nil, err
+			}
+		}
+		var streams []Positions
+		for _, l := range coded {
+			s, err := positions(m, w, l)
+			if err != nil {
+				return nil, err
+			}
+			streams = append(streams, s)
+		}
+		r, err := Measure(ctx, w, base, streams...)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r.Divergences...)
+		if tick != nil {
+			tick(len(out), layers)
+		}
+	}
+	return out, nil
+}

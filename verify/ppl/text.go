@@ -1,0 +1,80 @@
+package ppl
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/option"
+)
+
+// A Text is what is calibrated on or measured.
+type Text struct {
+	Name string
+	Data []byte
+}
+
+// SHA256 returns the text's digest in hex.
+func (t Text) SHA256() string {
+	h := sha256.Sum256(t.Data)
+	return hex.EncodeToString(h[:])
+}
+
+// Tokenize encodes a text with a checkpoint's own tokenizer and cuts it into at most chunks
+// windows (0: all) of ctx tokens, the first of each replaced by BOS where the tokenizer adds
+// one. It fails where the tokenizer is not supported and where the text does not fill a window.
+//
+// It refuses what is no text, and windows longer than the context that the model was made for.
+func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, error) {
+	if err := CheckContext(c.Config, ctx); err != nil {
+		return nil, err
+	}
+	if err := t.Check(); err != nil {
+		return nil, err
+	}
+	tk, err := c.Tokenizer()
+	if err != nil {
+		return nil, err
+	}
+	v := tk.Vocab()
+	bos := int32(-1)
+	if v.AddBOS {
+		bos = v.BOS
+	}
+	w, err := Cut(tk.Encode(string(t.Data), true, false), ctx, chunks, bos)
+	if err != nil {
+		return nil, option.Errorf("%s: %w", t.Name, err)
+	}
+	return w, nil
+}
+
+// CheckContext refuses windows of ctx tokens in which nothing can be scored, or which are
+// longer than the context that the model was made for.
+func CheckContext(c *family.Config, ctx int) error {
+	switch own := c.Context; {
+	case ctx < minWindow:
+		return option.Bad("Ctx", ctx, "expected at least %d tokens", minWindow)
+	case own > 0 && ctx > own:
+		return option.Bad("Ctx", ctx, "the model's own context is %d, and beyond it nothing that is measured means much", own)
+	}
+	return nil
+}
+
+// Info describes a text that was cut into w, for manifests and reports.
+func (t Text) Info(w *Windows) spec.Text {
+	return spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx, Windows: len(w.Tokens)}
+}
+
+// Longer returns what cuts one window of n tokens from a text, nil from a text
+// that is too short.
+func Longer(c *checkpoint.Checkpoint, t Text) func(n int) [][]int32 {
+	return func(n int) [][]int32 {
+		w, err := Tokenize(c, t, n, 1)
+		if err != nil {
+			return nil
+		}
+		return w.Tokens
+	}
+}

@@ -1,0 +1,63 @@
+package report
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/spec"
+)
+
+// UpdateReport changes an artifact's report.json, which need not exist yet, and
+// writes report.html beside it.
+func Update(dir string, change func(r *spec.ReportJSON)) error {
+	r := &spec.ReportJSON{}
+	path := filepath.Join(dir, spec.ReportDataName)
+	raw, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	default:
+		// A file of another version or a damaged one is made anew.
+		if json.Unmarshal(raw, r) != nil || r.Version != spec.ReportVersion {
+			r = &spec.ReportJSON{}
+		}
+	}
+	change(r)
+	r.Version = spec.ReportVersion
+	b, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.WriteFile(path, append(b, '\n')); err != nil {
+		return err
+	}
+	return Render([]string{dir}, filepath.Join(dir, spec.ReportName))
+}
+
+// RenderReport writes one page about what args name; see report.Load.
+func Render(args []string, path string) error {
+	models, err := Load(args)
+	if err != nil {
+		return err
+	}
+	return WriteFile(path, models...)
+}
+
+// WriteReport writes one page about models.
+func WriteFile(path string, models ...Model) error {
+	claims, err := Claims()
+	if err != nil {
+		return err
+	}
+	var page bytes.Buffer
+	if err := Write(&page, models, claims); err != nil {
+		return err
+	}
+	return atomicfile.WriteFile(path, page.Bytes())
+}
