@@ -31,6 +31,9 @@ type Job struct {
 	Sidecar string
 	// Only, if not nil, names the files beside a safetensors model that are copied.
 	Only map[string]bool
+	// Ranges are the largest magnitudes of the source's tensors, see checkpoint.Ranges; nil if
+	// they are not known.
+	Ranges map[string]float32
 	// Progress, if set, is called after each tensor.
 	Progress func(done, total int)
 }
@@ -46,7 +49,7 @@ type Tag struct {
 // the digest of the weights still to be filled in, and the files with their digests.
 func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File, err error) {
 	done, total := 0, len(j.Plan.Tensors)
-	w := &writer{ctx: ctx, c: j.Source, view: j.View, plan: j.Plan, tick: func() {
+	w := &writer{ctx: ctx, c: j.Source, view: j.View, plan: j.Plan, ranges: j.Ranges, tick: func() {
 		done++
 		if j.Progress != nil {
 			j.Progress(done, total)
