@@ -11,8 +11,8 @@ import (
 // Which edits of weights a conversion may make.
 const (
 	EditsNone        = "none"
-	EditsExact       = "exact" // identities
-	EditsApproximate = "near"  // near-identities too, where they measure far better than they cost
+	EditsExact       = "exact"       // identities
+	EditsApproximate = "approximate" // near-identities too, where they measure far better than they cost
 )
 
 // Options of Propose.
@@ -51,16 +51,16 @@ func Propose(c *checkpoint.Checkpoint, o Options) *Changes {
 	}
 	const why = "for stock cache types only: name one with --cache-type-k"
 	g2 := spec.Identity{ID: transform.IDValueTransform, Name: valuesName, Exact: true, Why: "for stock cache types only: name one with --cache-type-v"}
-	g7 := spec.Identity{ID: transform.IDBiasShift, Name: slowMeanName, Why: why}
-	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: mixName, Why: why}
+	g7 := spec.Identity{ID: transform.IDBiasShift, Name: biasShiftName, Why: why}
+	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: transformName, Why: why}
 	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)
 	return ch
 }
 
 const (
-	slowMeanName = "slow-mean removal"
-	mixName      = "pair mixing"
-	valuesName   = "V/O transform"
+	biasShiftName = "key bias shift"
+	transformName = "key transform"
+	valuesName    = "value/output transform"
 )
 
 // measured is the plan for cache types: what measurements will decide about.
@@ -88,7 +88,7 @@ func (ch *Changes) measured(c *checkpoint.Checkpoint, o Options) *Changes {
 			}
 		}
 	}
-	g7 := spec.Identity{ID: transform.IDBiasShift, Name: slowMeanName}
+	g7 := spec.Identity{ID: transform.IDBiasShift, Name: biasShiftName}
 	err := transform.CheckKeyBias(c.Config)
 	switch reason := o.NoKeyBias(c); {
 	case o.WeightEdits != EditsApproximate:
@@ -107,7 +107,7 @@ func (ch *Changes) measured(c *checkpoint.Checkpoint, o Options) *Changes {
 			}
 		}
 	}
-	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: mixName}
+	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: transformName}
 	if err := transform.CheckKeyTransform(c.Config); o.WeightEdits != EditsApproximate {
 		g8.Why = g7.Why
 	} else if err != nil {
@@ -136,7 +136,7 @@ func (o *Options) NoKeyBias(c *checkpoint.Checkpoint) string {
 
 // decideBalance says whether and where identity G3 can be folded.
 func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
-	id := spec.Identity{ID: transform.IDPairScale, Name: "K/Q pair balance", Exact: true}
+	id := spec.Identity{ID: transform.IDPairScale, Name: "K/Q pair scaling", Exact: true}
 	if !want {
 		id.Why = "switched off"
 		return id

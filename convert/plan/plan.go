@@ -4,7 +4,6 @@ package plan
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -276,7 +275,7 @@ func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name);
 // CheckOutType refuses the name of an element type that is not one of OutTypes.
 func CheckOutType(name string) error {
 	if _, ok := OutTypes[name]; !ok {
-		return option.Bad("OutType", name, "expected %s", strings.Join(slices.Sorted(maps.Keys(OutTypes)), ", "))
+		return option.Bad("OutType", name, "expected f32, f16, bf16 or q8_0")
 	}
 	return nil
 }

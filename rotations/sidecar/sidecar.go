@@ -253,9 +253,9 @@ type sidecarFile interface {
 	Close() error
 }
 
-// ReadSidecar reads a sidecar of either container and refuses, naming the key
+// Read reads a sidecar of either container and refuses, naming the key
 // or tensor, everything that version 1 does not define.
-func ReadSidecar(path string) (*Sidecar, error) {
+func Read(path string) (*Sidecar, error) {
 	f, err := openSidecar(path)
 	if err != nil {
 		return nil, err

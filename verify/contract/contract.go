@@ -178,7 +178,7 @@ func Open(dir, prefer string, c *Checker) *Artifact {
 	if !c.Add("model", err, "the model opens and has the tensors of its family") {
 		return nil
 	}
-	a.Sidecar, err = sidecar.ReadSidecar(filepath.Join(dir, entry.Sidecar))
+	a.Sidecar, err = sidecar.Read(filepath.Join(dir, entry.Sidecar))
 	if !c.Add("sidecar", err, "version, basis, shapes and numbers are as version 1 demands") {
 		a.Close()
 		return nil

@@ -209,7 +209,7 @@ func record(t *testing.T, dir string) {
 // editSidecar writes a sidecar again after a change.
 func editSidecar(t *testing.T, path string, edit func(s *sidecar.Sidecar)) {
 	t.Helper()
-	s, err := sidecar.ReadSidecar(path)
+	s, err := sidecar.Read(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ func OpenPublished(dir string, c *Checker) *Published {
 		return nil
 	}
 	for _, e := range m.Artifacts {
-		s, err := sidecar.ReadSidecar(filepath.Join(dir, e.Sidecar))
+		s, err := sidecar.Read(filepath.Join(dir, e.Sidecar))
 		if err != nil {
 			c.Add("sidecar", err, "")
 			return nil

@@ -46,12 +46,12 @@ func (t Text) Check() error {
 		}
 		return option.Errorf("%s: byte %d is NUL: this is %s, not text in UTF-8", t.Name, i, what)
 	}
-	for i := 0; i < len(t.Data); {
+	for i := 0; i < len(t.Data) && utf8.FullRune(t.Data[i:]); {
 		r, n := utf8.DecodeRune(t.Data[i:])
-		if r == utf8.RuneError && n <= 1 && utf8.FullRune(t.Data[i:]) {
+		if r == utf8.RuneError && n == 1 {
 			return option.Errorf("%s: byte %d (%#02x) is not UTF-8: convert the text from its encoding (such as Latin-1), with iconv for example", t.Name, i, t.Data[i])
 		}
-		i += max(n, 1)
+		i += n
 	}
 	return nil
 }

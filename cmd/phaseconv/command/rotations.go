@@ -138,7 +138,7 @@ func coded(path string) (*sidecar.Sidecar, *sidecar.Fold, error) {
 		return nil, nil, err
 	}
 	if !st.IsDir() {
-		s, err := sidecar.ReadSidecar(path)
+		s, err := sidecar.Read(path)
 		return s, nil, err
 	}
 	checks := &contract.Checker{}

@@ -96,7 +96,7 @@ var austen = sync.OnceValue(func() (files struct{ published, converted string })
 		to         *string
 	}{{"published", "none", &files.published}, {"converted", "exact", &files.converted}} {
 		out := filepath.Join(scratch, x.name)
-		msg, err := exec.Command(p, convertArgs("../../../testdata/austen-moe", out, "--outtype", "f32", "--calib-tokens", "2048", "--fuse", x.fuse)...).CombinedOutput()
+		msg, err := exec.Command(p, convertArgs("../../../testdata/austen-moe", out, "--outtype", "f32", "--calib-tokens", "2048", "--weight-edits", x.fuse)...).CombinedOutput()
 		if err != nil {
 			os.Stderr.Write(msg)
 			return
