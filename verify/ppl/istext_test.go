@@ -27,10 +27,10 @@ func TestIsText(t *testing.T) {
 	for _, x := range []struct{ data, says string }{
 		{words, ""},
 		{"", ""},
-		{"\ufeff" + words, ""},              // a byte order mark
+		{"\ufeff" + words, ""}, // a byte order mark
 		{"naïve – 漢字 \ufffd 🙂\r\n\t\x0c", ""}, // the replacement character itself is text
-		{"漢字"[:5], ""},                      // cut inside a character, as head -c does
-		{"BZhang said so.", ""},             // begins like bzip2
+		{"漢字"[:5], ""},          // cut inside a character, as head -c does
+		{"BZhang said so.", ""}, // begins like bzip2
 		{"{\"text\": \"a\"}\n", ""},
 		{"PAR1\x15\x04\x15" + words, "Parquet"},
 		{"PAR1", "Parquet"},

@@ -28,14 +28,14 @@ func (t Text) SHA256() string {
 //
 // It refuses what is no text, and windows longer than the context that the model was made for.
 func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, error) {
+	tk, err := c.Tokenizer()
+	if err != nil {
+		return nil, err
+	}
 	if err := CheckContext(c.Config, ctx); err != nil {
 		return nil, err
 	}
 	if err := t.Check(); err != nil {
-		return nil, err
-	}
-	tk, err := c.Tokenizer()
-	if err != nil {
 		return nil, err
 	}
 	v := tk.Vocab()

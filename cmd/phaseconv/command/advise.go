@@ -113,6 +113,9 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
 	}
+	if err := checkContainer(c); err != nil {
+		return err
+	}
 	published, converted, err := adviseModels(c, o.Text)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
@@ -134,6 +137,16 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	printAdvise(stdout, res)
 	return nil
+}
+
+// checkContainer refuses containers that there are none of.
+func checkContainer(c *cli.Command) error {
+	switch s := checkpoint.Container(c.String("container")); s {
+	case "", checkpoint.GGUF, checkpoint.Safetensors:
+		return nil
+	default:
+		return usagef("--container %q: expected gguf or safetensors", s)
+	}
 }
 
 // within returns the contexts that the models were made for, the shortest in any case.
