@@ -65,7 +65,8 @@ type UnsupportedError struct {
 }
 
 func (e *UnsupportedError) Error() string {
-	return fmt.Sprintf("%s: tensor %s has element type %s, which cannot be used for computing (F32, F16 and BF16 can)", e.File, e.Tensor, e.DType)
+	return fmt.Sprintf("%s: tensor %s has element type %s, which cannot be used for computing (F32, F16 and BF16 can)",
+		e.File, e.Tensor, e.DType)
 }
 
 // elementBits is the size of each element type of the format's specification.
@@ -224,7 +225,8 @@ func (f *File) parseHeader(head []byte) error {
 	if !utf8.Valid(head) {
 		return f.fail("", 8, "header is not valid UTF-8")
 	}
-	p := &headerParser{f: f, dec: json.NewDecoder(bytes.NewReader(head)), replacement: bytes.Contains(head, []byte("\uFFFD"))}
+	p := &headerParser{f: f, dec: json.NewDecoder(bytes.NewReader(head)),
+		replacement: bytes.Contains(head, []byte("\uFFFD"))}
 	p.dec.UseNumber()
 	f.byName = map[string]int{}
 	if err := p.object("", p.member); err != nil {
@@ -347,7 +349,8 @@ func (p *headerParser) member(name string) error {
 	}
 	t.Begin, t.End = offsets[0], offsets[1]
 	if t.End < t.Begin || t.End > f.size-f.data {
-		return p.fail(name, "data_offsets [%d, %d] lie outside the data section of %d bytes; the file is cut off or damaged", t.Begin, t.End, f.size-f.data)
+		return p.fail(name, "data_offsets [%d, %d] lie outside the data section of %d bytes; the file is cut off or damaged",
+			t.Begin, t.End, f.size-f.data)
 	}
 	size, err := storedSize(&t)
 	if err != nil {
