@@ -40,7 +40,7 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 	w.files = append(w.files, f)
 	for _, p := range plans {
 		x := write.Job{
-			Dir: dir, Source: j.source, View: ch.View, Plan: p, OutType: j.o.OutType, Tag: w.tag,
+			Dir: dir, Source: j.source, View: ch.View, Plan: p, OutType: j.o.OutType, Tag: w.tag, Ranges: j.ranges,
 			Progress: j.o.Progress.Of("writing " + string(p.Container)),
 		}
 		entry, files, err := x.Model(ctx)

@@ -2,6 +2,7 @@ package edits
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -97,7 +98,9 @@ func (s *KeyStats) FitValues(edits [][]transform.KeyEdit, cache transform.CacheR
 		l, h := i/c.KVHeads, i%c.KVHeads
 		x, err := s.Values(l, h)
 		if err == nil && !x.IsZero() {
-			out[l][h].Values, err = transform.FitValueTransform(x, cache)
+			if out[l][h].Values, err = transform.FitValueTransform(x, cache); errors.Is(err, transform.ErrNoTransform) {
+				out[l][h].Values, err = nil, nil
+			}
 		}
 		if err != nil {
 			errs[i] = fmt.Errorf("values of layer %d, KV head %d: %w", l, h, err)
@@ -134,7 +137,10 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []transform.KeyEdit) 
 		}
 		stats.AddPairEnergies(q, k, delta)
 		if f.Transform != 0 {
-			if out[i].Transform, err = s.mix(f, stats, layer, head+i, out[i].Shift); err != nil {
+			switch out[i].Transform, err = s.mix(f, stats, layer, head+i, out[i].Shift); {
+			case errors.Is(err, transform.ErrNoTransform):
+				out[i].Transform = nil
+			case err != nil:
 				return fail(err)
 			}
 		}

@@ -23,11 +23,17 @@ func (t *Tag) keys() []gguf.KV {
 	}
 }
 
-// copyWithTag copies a GGUF file's keys byte for byte and adds the provenance tag. Stray keys
-// under its prefix go.
+// copyWithTag copies a GGUF file's keys byte for byte and adds the provenance tag;
+// that of an earlier conversion is replaced, and an alignment that stock runtimes cannot
+// read is left out.
 func copyWithTag(f *gguf.File, mark []gguf.KV) []gguf.KV {
 	var out []gguf.KV
 	for _, kv := range f.KVs {
+		// Stock runtimes map tensors where they lie and need multiples of 32: a file
+		// that asks for less does not load, and gets the default.
+		if kv.Key == gguf.KeyAlignment && f.Alignment < gguf.DefaultAlignment {
+			continue
+		}
 		if !strings.HasPrefix(kv.Key, spec.ModelPrefix+"phaseconv.") {
 			out = append(out, kv)
 		}

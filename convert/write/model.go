@@ -26,8 +26,14 @@ type Job struct {
 	Plan    *plan.Plan
 	OutType string // element type of re-encoded GGUF matrices, one of plan.OutTypes
 	Tag     Tag
+	// Sidecar, if set, is what the sidecar of a safetensors model is called: artifacts of
+	// former programs have another name for it.
+	Sidecar string
 	// Only, if not nil, names the files beside a safetensors model that are copied.
 	Only map[string]bool
+	// Ranges are the largest magnitudes of the source's tensors, see checkpoint.Ranges; nil if
+	// they are not known.
+	Ranges map[string]float32
 	// Progress, if set, is called after each tensor.
 	Progress func(done, total int)
 }
@@ -43,7 +49,7 @@ type Tag struct {
 // the digest of the weights still to be filled in, and the files with their digests.
 func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File, err error) {
 	done, total := 0, len(j.Plan.Tensors)
-	w := &writer{ctx: ctx, c: j.Source, view: j.View, plan: j.Plan, tick: func() {
+	w := &writer{ctx: ctx, c: j.Source, view: j.View, plan: j.Plan, ranges: j.Ranges, tick: func() {
 		done++
 		if j.Progress != nil {
 			j.Progress(done, total)
@@ -62,9 +68,16 @@ func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File
 	if files, err = w.safetensors(j.Dir); err != nil {
 		return entry, nil, err
 	}
-	entry.Model, entry.Sidecar, entry.OutType = files[len(files)-1].Name, spec.SafetensorsSidecarName, "source"
+	entry.Model, entry.Sidecar, entry.OutType = files[len(files)-1].Name, j.sidecarName(), "source"
 	more, err := j.auxiliary()
 	return entry, append(files, more...), err
+}
+
+func (j *Job) sidecarName() string {
+	if j.Sidecar != "" {
+		return j.Sidecar
+	}
+	return spec.SafetensorsSidecarName
 }
 
 // auxiliary writes config.json with its phaseconv object and copies the tokenizer and the
@@ -74,7 +87,7 @@ func (j *Job) auxiliary() ([]spec.File, error) {
 		"version": spec.Version,
 		"source":  j.Tag.Source,
 		"code":    j.Tag.Code,
-		"sidecar": spec.SafetensorsSidecarName,
+		"sidecar": j.sidecarName(),
 		"tool":    j.Tag.Tool,
 	}
 	raw, err := configJSON(j.Source.Path, info, len(j.View.Added) > 0)

@@ -23,6 +23,8 @@ type writer struct {
 	c    *checkpoint.Checkpoint
 	view *checkpoint.View
 	plan *plan.Plan
+	// ranges are largest magnitudes in the source, by tensor, as far as they are known.
+	ranges map[string]float32
 	// tick is called after each tensor.
 	tick func()
 }
@@ -123,38 +125,47 @@ func (l *limit) over(x []float32) int {
 	return -1
 }
 
+// mostQ8 is the largest magnitude that Q8_0 is used for: beside a larger one, weights of the
+// usual size would vanish from a block, whose step is a 127th of its largest.
+const mostQ8 = 127
+
+// widen gives tensors that are encoded for a GGUF file another type where their own would
+// make infinities of large numbers: that of the source, or F32. No number of the source is
+// worth a model that cannot be written.
+func (w *writer) widen() error {
+	for i := range w.plan.Tensors {
+		x := &w.plan.Tensors[i]
+		l := limits[x.To]
+		if x.Tensor == nil || l == nil || x.To == "F32" || x.Action != plan.Recode && x.Action != plan.Fold {
+			continue
+		}
+		largest, known := w.ranges[x.Tensor.Name]
+		if !known || w.view.Edits[x.Tensor.Name] != nil {
+			var err error
+			if largest, err = checkpoint.Largest(w.ctx, w.view, x.Tensor); err != nil {
+				return err
+			}
+		}
+		if l.over([]float32{largest}) < 0 && !(x.To == "Q8_0" && largest > mostQ8) {
+			continue
+		}
+		was, wider := x.To, "F32"
+		if from := limits[x.From]; from != nil && from.over([]float32{largest}) < 0 {
+			wider = x.From
+		}
+		x.To = wider
+		x.Why += fmt.Sprintf("; as %s, because it has numbers up to %.4g, which %s cannot hold", wider, largest, was)
+		w.plan.Warnings = append(w.plan.Warnings, fmt.Sprintf("tensor %s is written as %s: it has numbers up to %.4g, which %s cannot hold", x.Name, wider, largest, was))
+	}
+	return nil
+}
+
 // overHint says what to do about a number that does not fit.
 func overHint(p *plan.Plan) string {
 	if p.Container == checkpoint.Safetensors {
 		return "use --format gguf with --outtype bf16 or f32, or --balance=false to leave the tensor as it is"
 	}
 	return "use --outtype bf16 or f32"
-}
-
-// checkFinite reads a tensor that is copied as it is (part of it, or with -1 all)
-// and returns an error when a number in it is not finite. Measuring would not
-// notice: it reads only the embeddings of tokens that the text has.
-func (w *writer) checkFinite(x *plan.TensorPlan, part int) error {
-	t := x.Tensor
-	if t == nil {
-		return nil // outside the graph
-	}
-	from, to := 0, t.Rows()
-	if part >= 0 {
-		to /= len(t.Sources)
-		from, to = part*to, (part+1)*to
-	}
-	step := max(1, numbersPerPiece/t.Cols())
-	buf := make([]float32, min(step, to-from)*t.Cols())
-	for r := from; r < to; r += step {
-		if err := w.ctx.Err(); err != nil {
-			return err
-		}
-		if err := w.c.ReadRows(t, r, min(step, to-r), buf); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // rowOrder returns, for each row of the target, the row of the source.
@@ -172,6 +183,9 @@ func (w *writer) rowOrder(x *plan.TensorPlan) []int {
 // gguf writes the model as one GGUF file.
 func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
 	var file spec.File
+	if err := w.widen(); err != nil {
+		return file, err
+	}
 	var specs []gguf.TensorSpec
 	for _, x := range w.plan.Tensors {
 		if x.Action == plan.Drop {
@@ -223,9 +237,6 @@ func (w *writer) ggufTensor(o io.Writer, x *plan.TensorPlan) error {
 		return err
 	}
 	if x.Action == plan.Copy {
-		if err := w.checkFinite(x, -1); err != nil {
-			return err
-		}
 		for _, s := range x.Sources {
 			if err := copyRaw(o, w.c, s); err != nil {
 				return err
@@ -315,9 +326,6 @@ func (w *writer) safetensors(dir string) ([]spec.File, error) {
 					part = slices.Index(x.Tensor.Sources, t.Name)
 				}
 				if x.Action == plan.Copy {
-					if err := w.checkFinite(x, part); err != nil {
-						return err
-					}
 					return copyRaw(o, w.c, t.Name)
 				}
 				return w.encode(o, x, part, func(dst []byte, src []float32) ([]byte, error) {

@@ -116,8 +116,8 @@ func Open(path string) (*Checkpoint, error) {
 	var c *Checkpoint
 	if st.IsDir() {
 		c, err = openDir(path)
-	} else {
-		c, err = openGGUF(path)
+	} else if c, err = openGGUF(path); err != nil && partOfFolder(path) {
+		err = fmt.Errorf("%s: this is one file of a checkpoint; name its folder, %s, instead", path, filepath.Dir(path))
 	}
 	if err != nil {
 		return nil, err
@@ -150,6 +150,27 @@ func takeStamp(path string) (stamp, error) {
 		return stamp{}, err
 	}
 	return stamp{st.Size(), st.ModTime().UnixNano()}, nil
+}
+
+// partOfFolder says whether a file that is no GGUF file stands for its folder.
+func partOfFolder(path string) bool {
+	switch filepath.Ext(path) {
+	case ".safetensors", ".json", ".bin", ".pt", ".pth", ".model":
+	default:
+		return false
+	}
+	st, err := os.Stat(path)
+	if err != nil || !st.Mode().IsRegular() { // opening a named pipe would wait for a writer
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	var magic [4]byte
+	n, _ := f.ReadAt(magic[:], 0)
+	return string(magic[:n]) != "GGUF"
 }
 
 // openDir accepts a folder with config.json, or one that holds just one GGUF model.
@@ -252,8 +273,8 @@ func (c *Checkpoint) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 		}
 	}
 	if i := notFinite(dst); i >= 0 {
-		return fmt.Errorf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path, t.Name,
-			row0+i/cols, i%cols, dst[i])
+		row := row0 + i/cols
+		return fmt.Errorf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path, t.Sources[row/per], row%per, i%cols, dst[i])
 	}
 	return nil
 }

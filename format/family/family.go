@@ -366,6 +366,35 @@ func (f *Family) HFNames(canonical string, experts int) (names []string, ok bool
 	return nil, false
 }
 
+// HFFused says where transformers 5 keeps a mixture's tensor in memory, and writes it
+// when asked not to restore the older names: the same way in every family. The
+// router has a name of its own; gate and up of all experts are one tensor, [experts,
+// 2*ffn, hidden] with each expert's gate first, down is [experts, hidden, ffn]. The
+// canonical tensor is part number part of parts of each expert's rows. ok is false
+// for other tensors, and for families without experts.
+func (f *Family) HFFused(canonical string) (name string, part, parts int, ok bool) {
+	pattern, layer := splitLayer(canonical)
+	if f.Experts == nil {
+		return "", 0, 0, false
+	}
+	mlp := fmt.Sprintf(layerPrefix+"mlp.", layer)
+	switch pattern {
+	case "blk.%d.ffn_gate_inp.weight":
+		return mlp + "gate.weight", 0, 1, true
+	case "blk.%d.ffn_gate_exps.weight":
+		return mlp + "experts.gate_up_proj", 0, 2, true
+	case "blk.%d.ffn_up_exps.weight":
+		return mlp + "experts.gate_up_proj", 1, 2, true
+	case "blk.%d.ffn_down_exps.weight":
+		return mlp + "experts.down_proj", 0, 1, true
+	}
+	return "", 0, 0, false
+}
+
+// BasePrefix is what the Hugging Face names of all tensors but the head begin with.
+// A checkpoint of the base class, without a head, is saved without it.
+const BasePrefix = "model."
+
 // splitLayer turns "blk.3.attn_q.weight" into ("blk.%d.attn_q.weight", 3).
 func splitLayer(name string) (pattern string, layer int) {
 	rest, ok := strings.CutPrefix(name, "blk.")

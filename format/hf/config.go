@@ -12,6 +12,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/jsonx"
+	"github.com/phaseconv/phaseconv/format/placeholder"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -165,6 +166,9 @@ func ReadConfig(dir string) (*family.Config, error) {
 	}
 	if len(raw) > MaxConfig {
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, MaxConfig)
+	}
+	if err := placeholder.Check(path, raw); err != nil {
+		return nil, err
 	}
 	c, err := ParseConfig(raw)
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/placeholder"
 )
 
 // Limits on what a header may ask for.
@@ -171,16 +172,17 @@ func (f *File) parse() error {
 	f.size = st.Size()
 	var lead [8]byte
 	if f.size < 8 {
-		return f.fail("", 0, "file has %d bytes, a safetensors header needs at least 8; is it a Git LFS pointer or cut off?",
-			f.size)
+		return f.fail("", 0, "file has %d bytes, a safetensors header needs at least 8; the file is cut off", f.size)
 	}
 	if _, err := f.f.ReadAt(lead[:], 0); err != nil {
 		return f.fail("", 0, "cannot read the header length: %v", err)
 	}
 	n := binary.LittleEndian.Uint64(lead[:])
 	if n > MaxHeader {
-		return f.fail("", 0, "header length %d exceeds the limit of %d bytes; this is not a safetensors file", n,
-			int64(MaxHeader))
+		if err := f.otherKind(lead[:]); err != nil {
+			return err
+		}
+		return f.fail("", 0, "header length %d exceeds the limit of %d bytes; this is not a safetensors file", n, int64(MaxHeader))
 	}
 	if int64(n) > f.size-8 {
 		return f.fail("", 0, "header of %d bytes does not fit into a file of %d bytes; the file is cut off", n, f.size)
@@ -194,6 +196,24 @@ func (f *File) parse() error {
 		return err
 	}
 	return f.checkOffsets()
+}
+
+// otherKind says what a file is that starts as no safetensors file can: with lead.
+func (f *File) otherKind(lead []byte) error {
+	head := make([]byte, min(f.size, placeholder.Head))
+	if _, err := f.f.ReadAt(head, 0); err != nil {
+		return f.fail("", 0, "cannot read the file: %v", err)
+	}
+	if err := placeholder.Check(f.Path, head); err != nil {
+		return err
+	}
+	switch {
+	case string(lead[:4]) == "GGUF":
+		return f.fail("", 0, "this is a GGUF file, not a safetensors file")
+	case string(lead[:4]) == "PK\x03\x04" || lead[0] == 0x80 && lead[1] <= 5: // zip, pickle
+		return f.fail("", 0, "this is a PyTorch file, not a safetensors file; convert it with safetensors.torch.save_file")
+	}
+	return nil
 }
 
 // parseHeader walks the JSON by tokens. Decoding into maps and structs would

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/jsonx"
+	"github.com/phaseconv/phaseconv/format/placeholder"
 )
 
 // ReadHF reads the tokenizer of a Hugging Face checkpoint folder into the form
@@ -287,7 +288,7 @@ func (r *hfReader) read(name string, limit int64) ([]byte, bool, error) {
 		return nil, false, &FormatError{File: r.path(name), Offset: -1,
 			Msg: fmt.Sprintf("larger than the %d bytes that are read", limit)}
 	}
-	return data, true, nil
+	return data, true, placeholder.Check(r.path(name), data)
 }
 
 // readJSON decodes a file of the folder, and reports whether it is there.

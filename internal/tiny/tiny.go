@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/gguf"
 )
 
 // Families lists the model types that New knows.
@@ -48,6 +49,9 @@ type Options struct {
 
 	// Shards is the number of safetensors files, with an index from 2 on.
 	Shards int
+	// Fused stores the folder's experts as transformers 5 has them in memory; Bare
+	// leaves the prefix "model." out, as the base class does.
+	Fused, Bare bool
 	// Config changes entries of config.json; nil as a value removes one.
 	Config map[string]any
 	// Edit may change the values of a tensor, named as in the folder, before they
@@ -70,6 +74,7 @@ type Model struct {
 	Family  string
 	Options Options // with the defaults filled in
 	Tensors []Tensor
+	KV      []gguf.KV // further keys of the GGUF file
 
 	info traits
 }

@@ -79,6 +79,7 @@ func (m *Model) HF(t testing.TB, dir string) {
 	// Tensors are dealt out one by one, so that a layer's experts lie in
 	// different files.
 	n := m.Options.Shards
+	stored := m.stored()
 	index := map[string]string{}
 	for s := range n {
 		name := safetensors.SingleName
@@ -87,8 +88,8 @@ func (m *Model) HF(t testing.TB, dir string) {
 		}
 		var specs []safetensors.Tensor
 		var values [][]float32
-		for i := s; i < len(m.Tensors); i += n {
-			x := &m.Tensors[i]
+		for i := s; i < len(stored); i += n {
+			x := &stored[i]
 			specs = append(specs, safetensors.Tensor{Name: x.Name, DType: m.Options.DType, Shape: x.Shape})
 			values = append(values, x.Values)
 			index[x.Name] = name
@@ -112,6 +113,47 @@ func (m *Model) HF(t testing.TB, dir string) {
 		writeJSON(t, filepath.Join(dir, safetensors.IndexName),
 			map[string]any{"metadata": map[string]any{}, "weight_map": index})
 	}
+}
+
+// stored returns the tensors as the folder has them.
+func (m *Model) stored() []Tensor {
+	var out []Tensor
+	fused := map[string]int{} // name to place in out
+	for _, x := range m.Tensors {
+		module := "." + m.info.experts + "."
+		if m.Options.Fused && m.info.experts != "" && strings.Contains(x.Name, module) {
+			before, _, _ := strings.Cut(x.Name, module)
+			name, rows := before+".mlp.gate.weight", 0
+			switch {
+			case x.Expert < 0: // the router
+			case strings.HasSuffix(x.Name, m.info.down+".weight"):
+				name, rows = before+".mlp.experts.down_proj", x.Shape[0]
+			default:
+				name, rows = before+".mlp.experts.gate_up_proj", 2*x.Shape[0]
+			}
+			if rows > 0 {
+				at, ok := fused[name]
+				if !ok {
+					at, fused[name] = len(out), len(out)
+					out = append(out, Tensor{Name: name, Shape: []int{m.Options.Experts, rows, x.Shape[1]}, Values: make([]float32, m.Options.Experts*rows*x.Shape[1])})
+				}
+				row := x.Expert * rows
+				if strings.HasSuffix(x.Name, m.info.up+".weight") {
+					row += x.Shape[0]
+				}
+				copy(out[at].Values[row*x.Shape[1]:], x.Values)
+				continue
+			}
+			x.Name = name
+		}
+		out = append(out, x)
+	}
+	if m.Options.Bare {
+		for i := range out {
+			out[i].Name = strings.TrimPrefix(out[i].Name, "model.")
+		}
+	}
+	return out
 }
 
 func writeJSON(t testing.TB, path string, v any) {
@@ -163,7 +205,7 @@ func (m *Model) KVs() []gguf.KV {
 	if !o.NoTokenizer {
 		kvs = append(kvs, tokenizerKVs(o.Vocab)...)
 	}
-	return kvs
+	return append(kvs, m.KV...)
 }
 
 // GGUF writes the model as one GGUF file.

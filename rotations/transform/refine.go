@@ -74,7 +74,7 @@ func RefineKeyTransform(m *KeyTransform, x *RefineSample, o RefineOptions) (*Key
 	before := p.noise
 	c, f, steps := linalg.Minimize(linalg.Identity(d), p.curvature, p.value, shapeSteps, shapeGain)
 	if math.IsNaN(f) {
-		return nil, fmt.Errorf("the search for a mix ended at %g", f)
+		return nil, fmt.Errorf("%w: the search ended at %g", ErrNoTransform, f)
 	}
 	out := &KeyTransform{Steps: m.Steps + steps}
 	if m.After > 0 { // what FitKeyTransform predicts, in the units of scores that are seen here
@@ -85,7 +85,7 @@ func RefineKeyTransform(m *KeyTransform, x *RefineSample, o RefineOptions) (*Key
 	out.Key = linalg.Product(c, m.Key, d)
 	inverse, err := linalg.Inverse(c, d)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrNoTransform, err)
 	}
 	out.Query = linalg.Product(linalg.Transpose(inverse, d), m.Query, d)
 	return out, out.Check(d)
@@ -144,16 +144,16 @@ func meanTransform(k, q []float64, d int) (*KeyTransform, error) {
 	}
 	l, err := linalg.Cholesky(shrunk(k), d)
 	if err != nil {
-		return nil, fmt.Errorf("second moment of values: %w", err)
+		return nil, fmt.Errorf("%w: second moment of values: %w", ErrNoTransform, err)
 	}
 	inverse, err := linalg.Inverse(l, d)
 	if err != nil {
-		return nil, fmt.Errorf("second moment of values: %w", err)
+		return nil, fmt.Errorf("%w: second moment of values: %w", ErrNoTransform, err)
 	}
 	lt := linalg.Transpose(l, d)
 	values, vectors := linalg.Eigen(linalg.Product(linalg.Product(lt, shrunk(q), d), l, d), d)
 	if !(slices.Min(values) > 0) {
-		return nil, fmt.Errorf("a metric with the eigenvalue %g", slices.Min(values))
+		return nil, fmt.Errorf("%w: a metric with the eigenvalue %g", ErrNoTransform, slices.Min(values))
 	}
 	power := func(f func(float64) float64) []float64 { return linalg.SymmetricPower(values, vectors, d, f) }
 	m := &KeyTransform{
@@ -290,7 +290,7 @@ func newBlockObjective(m *KeyTransform, x *RefineSample, o RefineOptions) (*bloc
 	p.factor = size / p.noise
 	p.noise = size
 	if !(p.factor > 0) || math.IsInf(p.factor, 0) {
-		return nil, fmt.Errorf("a type that errs by %g on keys of norm %g", stored, size/p.factor)
+		return nil, fmt.Errorf("%w: a type that errs by %g on keys of norm %g", ErrNoTransform, stored, size/p.factor)
 	}
 	p.perturb(size)
 	return p, nil

@@ -64,6 +64,9 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		return err
 	}
 	checks := &contract.Checker{}
+	if err := checkContainer(c); err != nil {
+		return err
+	}
 	a := contract.Open(dir, c.String("container"), checks)
 	var res *spec.VerifyJSON
 	if a == nil {
