@@ -10,7 +10,8 @@ const (
 // after so many steps, or when three in a row gain less than gain relative to f. It
 // returns where it ended, the value there and the number of steps. No step goes up.
 // (gonum's has other bits on machines that fuse products and sums.)
-func Minimize(x, curvature []float64, f func([]float64) (float64, []float64), steps int, gain float64) ([]float64, float64, int) {
+func Minimize(x, curvature []float64, f func([]float64) (float64, []float64), steps int, gain float64) ([]float64,
+	float64, int) {
 	type pair struct {
 		s, y []float64
 		rho  float64
