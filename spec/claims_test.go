@@ -36,7 +36,8 @@ func wrong(c Claim, proofs string) (out []string) {
 		out = append(out, "proofs.md and the evidence disagree")
 	}
 	switch {
-	case c.Status == "proved" && proof, c.Status == "refuted" && (proof || tests > 0), c.Status == "tested" && tests > 0, c.Status == "open":
+	case c.Status == "proved" && proof, c.Status == "refuted" && (proof || tests > 0), c.Status == "tested" && tests > 0,
+		c.Status == "open":
 	default:
 		out = append(out, "status "+c.Status+" without what it takes")
 	}

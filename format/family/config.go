@@ -101,6 +101,28 @@ func (c *Config) Check() error {
 			return fmt.Errorf("%s is %d, expected 1 to %d", x.name, x.v, x.max)
 		}
 	}
+	if err := c.checkNumbers(); err != nil {
+		return err
+	}
+	if err := c.checkExperts(); err != nil {
+		return err
+	}
+	if c.SlidingWindow > 0 && len(c.Sliding) != c.Layers {
+		return fmt.Errorf("sliding-window flags for %d of %d layers", len(c.Sliding), c.Layers)
+	}
+	for _, p := range []rope.Params{c.Rope, c.RopeLocal} {
+		if p.Dim != c.HeadDim {
+			return fmt.Errorf("RoPE turns %d of %d dimensions; partial rotary embedding is not supported yet", p.Dim, c.HeadDim)
+		}
+		if err := p.Check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkNumbers holds sizes against each other, and constants against what can be.
+func (c *Config) checkNumbers() error {
 	if c.Heads%c.KVHeads != 0 {
 		return fmt.Errorf("num_attention_heads %d is not a multiple of num_key_value_heads %d", c.Heads, c.KVHeads)
 	}
@@ -116,6 +138,11 @@ func (c *Config) Check() error {
 	if !(c.LogitSoftcap >= 0 && c.LogitSoftcap < 1e6) {
 		return fmt.Errorf("final_logit_softcapping is %g, expected a positive number or none", c.LogitSoftcap)
 	}
+	return nil
+}
+
+// checkExperts holds the numbers of experts against the family.
+func (c *Config) checkExperts() error {
 	if c.Experts < 0 || c.Experts > MaxExperts || c.Experts > 0 && (c.ExpertsUsed < 1 || c.ExpertsUsed > c.Experts) {
 		return fmt.Errorf("%d experts of which %d are used per token", c.Experts, c.ExpertsUsed)
 	}
@@ -124,17 +151,6 @@ func (c *Config) Check() error {
 	}
 	if c.Family.Experts == nil && c.Experts > 0 {
 		return fmt.Errorf("family %s has no experts, the configuration names %d", c.Family.Name, c.Experts)
-	}
-	if c.SlidingWindow > 0 && len(c.Sliding) != c.Layers {
-		return fmt.Errorf("sliding-window flags for %d of %d layers", len(c.Sliding), c.Layers)
-	}
-	for _, p := range []rope.Params{c.Rope, c.RopeLocal} {
-		if p.Dim != c.HeadDim {
-			return fmt.Errorf("RoPE turns %d of %d dimensions; partial rotary embedding is not supported yet", p.Dim, c.HeadDim)
-		}
-		if err := p.Check(); err != nil {
-			return err
-		}
 	}
 	return nil
 }

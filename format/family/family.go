@@ -19,6 +19,7 @@ import (
 // QKNorm says over what the queries and keys are RMS-normalised before RoPE.
 type QKNorm int
 
+// The kinds of QK-norm.
 const (
 	NoQKNorm   QKNorm = iota
 	NormHead          // each head by itself, one gain vector of head_dim for all heads of the layer
@@ -28,6 +29,7 @@ const (
 // Activation is the gate nonlinearity of the FFN.
 type Activation int
 
+// The activations that families use.
 const (
 	SiLU Activation = iota
 	GELUTanh
@@ -263,7 +265,8 @@ var table = []*Family{
 	},
 	{
 		Name: "qwen3_moe", GGUFArch: "qwen3moe", Classes: []string{"Qwen3MoeForCausalLM"},
-		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true}, Experts: &Experts{GGUFRenorm: true, OwnSize: true},
+		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true},
+		Experts:  &Experts{GGUFRenorm: true, OwnSize: true},
 		Defaults: Defaults{SlidingWindow: 4096, KVHeads: 4},
 		names:    rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
@@ -277,7 +280,8 @@ var table = []*Family{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
 		ScoreKeys: true, WideScaleLayers: 62, Window: Window{LayerTypes: true, Period: 6, InGGUF: true},
-		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096, Tied: true, KVHeads: 4},
+		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096,
+			Tied: true, KVHeads: 4},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
@@ -305,7 +309,8 @@ func ByModelType(modelType, class string) (*Family, error) {
 			continue
 		}
 		if class != "" && !contains(f.Classes, class) {
-			return nil, fmt.Errorf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType, strings.Join(f.Classes, ", "))
+			return nil, fmt.Errorf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType,
+				strings.Join(f.Classes, ", "))
 		}
 		return f, nil
 	}
@@ -327,7 +332,8 @@ func ByGGUFArch(arch string, experts int) (*Family, error) {
 		names = append(names, n)
 	}
 	sort.Strings(names)
-	return nil, fmt.Errorf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts, strings.Join(names, ", "))
+	return nil, fmt.Errorf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts,
+		strings.Join(names, ", "))
 }
 
 func contains(s []string, x string) bool {

@@ -45,12 +45,12 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errGate):
 		return exitFailed
 	case errors.As(err, &use):
-		fmt.Fprintln(stderr, "phaseconv:", describe(use))
+		fmt.Fprintln(stderr, "phaseconv:", printable(describe(use)))
 		return exitUsage
 	case errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "phaseconv: interrupted; nothing was left behind")
 	default:
-		fmt.Fprintln(stderr, "phaseconv:", err)
+		fmt.Fprintln(stderr, "phaseconv:", printable(err.Error()))
 	}
 	return exitFailed
 }
