@@ -82,7 +82,8 @@ func TestApply(t *testing.T) {
 			if err := os.Rename(src, elsewhere); err != nil {
 				t.Fatal(err)
 			}
-			_, checks, err := Apply(context.Background(), ApplyOptions{Dir: at("published"), Base: elsewhere, Out: at("again"), Tool: "test"})
+			_, checks, err := Apply(context.Background(), ApplyOptions{Dir: at("published"), Base: elsewhere, Out: at("again"),
+				Tool: "test"})
 			if err != nil {
 				t.Fatal(err)
 			}

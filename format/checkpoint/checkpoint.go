@@ -189,7 +189,8 @@ func openDir(dir string) (*Checkpoint, error) {
 		return nil, fmt.Errorf("%s: an artifact of phaseconv without a safetensors model; name a file in it%s",
 			dir, hint(found))
 	}
-	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir, hint(found))
+	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir,
+		hint(found))
 }
 
 func hint(files []string) string {
