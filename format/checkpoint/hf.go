@@ -56,7 +56,8 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 		if _, b.bare = b.set.Find(embedding); !b.bare {
 			for _, n := range b.set.Names() {
 				if prefix, ok := strings.CutSuffix(n, family.BasePrefix+embedding); ok {
-					return fmt.Errorf("%s: tensor %s%s is missing, but there is %s; names with the prefix %q are not read: save the language model alone",
+					return fmt.Errorf("%s: tensor %s%s is missing, but there is %s; names with the prefix %q are not read: save "+
+						"the language model alone",
 						b.dir, family.BasePrefix, embedding, n, prefix)
 				}
 			}
@@ -100,7 +101,8 @@ func (b *hfBackend) fused() (stored map[string]bool, err error) {
 		}
 		rows := t.Shape[1]
 		if want := []int{t.Shape[0], parts * rows, t.Shape[2]}; !sameShape(r.Tensor.Shape, want) {
-			return nil, fmt.Errorf("%s: tensor %s has shape %v, experts fused by transformers have %v here", b.dir, name, r.Tensor.Shape, want)
+			return nil, fmt.Errorf("%s: tensor %s has shape %v, experts fused by transformers have %v here", b.dir, name,
+				r.Tensor.Shape, want)
 		}
 		stored[name] = true
 		for e := range t.Shape[0] {
