@@ -127,6 +127,9 @@ func newJob(c *checkpoint.Checkpoint, o Options) (*job, error) {
 	if err := j.o.settle(c); err != nil {
 		return nil, err
 	}
+	if err := j.checkSource(); err != nil {
+		return nil, err
+	}
 	j.proposed = plan.Propose(c, j.o.planned())
 	if _, err := j.plans(j.proposed); err != nil {
 		return nil, err
@@ -151,6 +154,9 @@ func Plans(o Options) ([]*plan.Plan, error) {
 	defer c.Close()
 	j := &job{o: o, source: c}
 	if err := j.o.settle(c); err != nil {
+		return nil, err
+	}
+	if err := j.checkSource(); err != nil {
 		return nil, err
 	}
 	return j.plans(plan.Propose(c, j.o.planned()))

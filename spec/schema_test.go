@@ -33,6 +33,7 @@ var types = map[string]reflect.Type{
 	"ChecksJSON": reflect.TypeFor[ChecksJSON](),
 	"DiffJSON":   reflect.TypeFor[DiffJSON](), "DiffKey": reflect.TypeFor[DiffKey](),
 	"DiffHead": reflect.TypeFor[DiffHead](), "DiffTensor": reflect.TypeFor[DiffTensor](),
+	"ClaimsJSON": reflect.TypeFor[ClaimsJSON](), "Claim": reflect.TypeFor[Claim](), "Need": reflect.TypeFor[Need](), "Theorem": reflect.TypeFor[Theorem](),
 }
 
 // object is what the tests need of a schema.
@@ -214,10 +215,10 @@ func compare(t *testing.T, what string, a, b map[string]string) {
 	}
 }
 
-// TestTypes: no type of manifest.go and advise.go escapes TestSchema.
+// TestTypes: no type of these files escapes TestSchema.
 func TestTypes(t *testing.T) {
 	n := 0
-	for _, name := range []string{"manifest.go", "advise.go", "units.go", "diff.go"} {
+	for _, name := range []string{"manifest.go", "advise.go", "units.go", "diff.go", "claims.go"} {
 		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
 		if err != nil {
 			t.Fatal(err)

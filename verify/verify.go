@@ -217,6 +217,10 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 		return nil, nil
 	}
 	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Positions, error) {
+		weights, err := storedHead(o.Source, weights)
+		if err != nil {
+			return ppl.Positions{}, err
+		}
 		m := refmodel.New(o.Source.Config, weights, o.Threads)
 		p, err := ppl.Run(ctx, m, w, refmodel.Options{Progress: o.Progress.Of(step)}, &refmodel.Variant{})
 		if err != nil {

@@ -127,6 +127,8 @@ func TestOutputs(t *testing.T) {
 	}
 	valid("#/$defs/FileInfo", run(0, append([]string{"inspect", "--json", source + "/model.safetensors"}, binary...)...), true)
 
+	valid("#/$defs/ClaimsJSON", run(0, "claims", "--json"), false)
+
 	// What fails is valid too.
 	if err := os.WriteFile(filepath.Join(out, "config.json"), []byte("{}"), 0o666); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ package plan
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -63,7 +62,7 @@ type Plan struct {
 // stock readers cannot take, by the name of the tensor or key.
 func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *Changes) (*Plan, error) {
 	targets := ch.Targets
-	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities, Warnings: slices.Clone(c.Notes())}
+	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities}
 	if err := checkUnknown(c, p); err != nil {
 		return nil, err
 	}

@@ -125,7 +125,9 @@ func (j *Job) metadata() ([]gguf.KV, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ggufKVs(j.Source, v, j.OutType, tag)
+	// The name that the manifest has, whatever the folder is called where published
+	// rotations are applied.
+	return ggufKVs(j.Source, v, j.Tag.Source.Name, j.OutType, tag)
 }
 
 // Open opens a model that was written into dir.

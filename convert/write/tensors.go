@@ -12,6 +12,7 @@ import (
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -106,6 +107,7 @@ type limit struct {
 // limits by element type, named as in both containers. The scale of a Q8_0 block
 // is the largest magnitude over 127, as F16.
 var limits = map[string]*limit{
+	"F64":  {math.MaxFloat64, math.Inf(1)},
 	"F32":  {math.MaxFloat32, math.Inf(1)},
 	"BF16": {0x1.fep127, 0x1.ffp127},
 	"F16":  {65504, 65520},
@@ -369,10 +371,10 @@ func extendIndex(raw []byte, shardOf map[string]string, p *plan.Plan) ([]byte, e
 	}
 	var index, meta map[string]json.RawMessage
 	var shards map[string]string
-	if err := json.Unmarshal(raw, &index); err != nil {
+	if err := jsonx.Unmarshal(raw, &index); err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(index["weight_map"], &shards); err != nil {
+	if err := jsonx.Unmarshal(index["weight_map"], &shards); err != nil {
 		return nil, err
 	}
 	var added int64
@@ -388,7 +390,7 @@ func extendIndex(raw []byte, shardOf map[string]string, p *plan.Plan) ([]byte, e
 		return nil, err
 	}
 	var total int64
-	if json.Unmarshal(index["metadata"], &meta) == nil && json.Unmarshal(meta["total_size"], &total) == nil {
+	if jsonx.Unmarshal(index["metadata"], &meta) == nil && jsonx.Unmarshal(meta["total_size"], &total) == nil {
 		meta["total_size"], _ = json.Marshal(total + added) // numbers marshal
 		if index["metadata"], err = json.Marshal(meta); err != nil {
 			return nil, err

@@ -17,12 +17,14 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // Container is a file format for models.
@@ -81,10 +83,16 @@ type Checkpoint struct {
 	// Unknown lists source tensors that the family's graph does not use.
 	Unknown []string
 
+	notes []string // see Notes
+
 	tensors map[string]*Tensor
 	order   []string
 	b       backend
 	stamps  map[string]stamp
+
+	reading  sync.Once // of the tokenizer
+	vocab    *tokenizer.Vocab
+	vocabErr error
 
 	digesting sync.Mutex
 	digest    string // once it is known
@@ -113,6 +121,16 @@ func Open(path string) (*Checkpoint, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	doubles := 0
+	for _, t := range c.tensors {
+		if t.Type == "F64" {
+			doubles++
+		}
+	}
+	if doubles > 0 {
+		c.notes = append(c.notes, fmt.Sprintf("The source has F64 weights (tensors stored as F64: %d), which are read as F32: "+
+			"each number is rounded once.", doubles))
 	}
 	c.stamps = map[string]stamp{}
 	for _, f := range c.b.files() {
@@ -166,8 +184,12 @@ func openDir(dir string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir,
-		hint(found))
+	if _, err := os.Stat(filepath.Join(dir, spec.ManifestName)); err == nil {
+		found = slices.DeleteFunc(found, func(f string) bool { return filepath.Base(f) != spec.GGUFModelName })
+		return nil, fmt.Errorf("%s: an artifact of phaseconv without a safetensors model; name a file in it%s",
+			dir, hint(found))
+	}
+	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir, hint(found))
 }
 
 func hint(files []string) string {
@@ -192,8 +214,22 @@ func (c *Checkpoint) Tensors() []*Tensor {
 // Find returns the canonical tensor with this name.
 func (c *Checkpoint) Find(name string) (*Tensor, bool) { t, ok := c.tensors[name]; return t, ok }
 
-// Vocab reads the tokenizer's data.
-func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) { return c.b.vocab() }
+// Notes returns what people should know of how the source was read, one sentence
+// each: where its files disagree, and where the tokenizer of GGUF readers differs
+// from the one of the source. A source whose tokenizer cannot be read has none.
+func (c *Checkpoint) Notes() []string {
+	out := slices.Clone(c.notes)
+	if v, err := c.Vocab(); err == nil {
+		out = append(out, v.Notes...)
+	}
+	return out
+}
+
+// Vocab returns the tokenizer's data, which is read once and must not be changed.
+func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) {
+	c.reading.Do(func() { c.vocab, c.vocabErr = c.b.vocab() })
+	return c.vocab, c.vocabErr
+}
 
 // Tokenizer returns the model's tokenizer, which is built once. It fails where the tokenizer
 // is damaged or of a kind that is not supported.
@@ -391,8 +427,8 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 	c.tensors = map[string]*Tensor{}
 	used := map[string]bool{}
 	for _, want := range c.Config.Tensors() {
-		// Checkpoints with tied embeddings may still carry a copy of the head,
-		// which the reference then ignores, whatever it holds.
+		// Checkpoints with tied embeddings may still carry a copy of the head. One
+		// that differs makes them untied; see ownHead.
 		if want.Name == headName && c.Config.TiedEmbeddings {
 			continue
 		}

@@ -3,6 +3,8 @@ package checkpoint
 import (
 	"fmt"
 	"io"
+	"math"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -63,6 +65,19 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 			}
 		}
 	}
+	c.notes = append(c.notes, b.set.Notes...)
+	if cfg.TiedEmbeddings {
+		own, err := b.ownHead()
+		if err != nil {
+			return err
+		}
+		if own {
+			cfg.TiedEmbeddings = false
+			c.notes = append(c.notes, "config.json says that the output head is the embedding (tie_word_embeddings), "+
+				"but lm_head.weight is stored and differs: it is kept, as transformers 5 does. Older readers of "+
+				"safetensors drop it; set tie_word_embeddings to false in config.json for them.")
+		}
+	}
 	stored, err := b.fused()
 	if err != nil {
 		return err
@@ -71,9 +86,11 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 	if err := c.collect(b.sources, b.lookup, all); err != nil {
 		return err
 	}
-	for _, t := range c.tensors {
+	for _, name := range c.order { // so that of several always the same is reported
+		t := c.tensors[name]
 		if !safetensors.Readable(t.Type) {
-			return &safetensors.UnsupportedError{File: b.dir, Tensor: t.Sources[0], DType: t.Type}
+			r, _ := b.set.Find(c.Stored(t.Sources[0]))
+			return &safetensors.UnsupportedError{File: r.File.Path, Tensor: t.Sources[0], DType: t.Type}
 		}
 		if cfg.Family.NormPlusOne && family.IsNorm(t.Name) {
 			t.Add = 1
@@ -158,6 +175,51 @@ func (b *hfBackend) lookup(name string) ([]int, string, bool) {
 	return r.Tensor.Shape, r.Tensor.DType, true
 }
 
+// ownHead says whether a checkpoint whose configuration ties the output head to the
+// embedding stores a head with other numbers. Adapters that trained the head leave
+// such checkpoints when they are merged; the stored head is the function.
+func (b *hfBackend) ownHead() (bool, error) {
+	name := func(canonical string) string {
+		n, _ := b.cfg.Family.HFNames(canonical, 0)
+		return b.name(n[0])
+	}
+	head, ok := b.set.Find(name(headName))
+	embd, there := b.set.Find(name("token_embd.weight"))
+	if !ok || !there { // the latter is reported later
+		return false, nil
+	}
+	h, e := head.Tensor, embd.Tensor
+	for _, r := range []safetensors.Ref{head, embd} {
+		if !safetensors.Readable(r.Tensor.DType) {
+			return false, &safetensors.UnsupportedError{File: r.File.Path, Tensor: r.Tensor.Name, DType: r.Tensor.DType}
+		}
+	}
+	if !sameShape(h.Shape, e.Shape) {
+		return false, fmt.Errorf("%s: tensor %s has shape %v and %s %v, but tie_word_embeddings says that they are one; "+
+			"set it to false if the head is the model's own, or remove the head",
+			head.File.Path, h.Name, h.Shape, e.Name, e.Shape)
+	}
+	rows := max(1, 1<<18/h.Cols())
+	x, y := make([]float32, rows*h.Cols()), make([]float32, rows*h.Cols())
+	for r := 0; r < h.Rows(); r += rows {
+		n := min(rows, h.Rows()-r)
+		if err := head.File.ReadRows(h, r, n, x); err != nil {
+			return false, err
+		}
+		if err := embd.File.ReadRows(e, r, n, y); err != nil {
+			return false, err
+		}
+		if !slices.EqualFunc(x[:n*h.Cols()], y[:n*h.Cols()], same) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// same says whether two weights are the same number. A NaN, which is reported when
+// it is read for computing, is the same as its own copy.
+func same(x, y float32) bool { return x == y || math.Float32bits(x) == math.Float32bits(y) }
+
 func without(list []string, x string) []string {
 	var out []string
 	for _, s := range list {
@@ -202,6 +264,11 @@ func (b *hfBackend) files() []string {
 	return out
 }
 
+// configText returns config.json as it is.
+func (b *hfBackend) configText() ([]byte, error) {
+	return os.ReadFile(filepath.Join(b.dir, hf.ConfigName))
+}
+
 func (b *hfBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.ReadHF(b.dir) }
 
 func (b *hfBackend) close() error { return b.set.Close() }
@@ -232,14 +299,6 @@ func (c *Checkpoint) HFName(canonical string) string {
 func (c *Checkpoint) BaseNames() bool {
 	b, ok := c.b.(*hfBackend)
 	return ok && b.bare
-}
-
-// Notes says what lies beside the model's files and was not read.
-func (c *Checkpoint) Notes() []string {
-	if b, ok := c.b.(*hfBackend); ok {
-		return b.set.Notes
-	}
-	return nil
 }
 
 // Shards returns the safetensors files of a Hugging Face checkpoint, nil for others.

@@ -95,6 +95,8 @@ type Defaults struct {
 	QueryPreAttnScalar float64 // query_pre_attn_scalar, where that is a key
 	SlidingWindow      int     // sliding_window; none
 	MaxWindowLayers    int     // max_window_layers
+	NormEps            float64 // rms_norm_eps; 1e-6
+	KVHeads            int     // num_key_value_heads; num_attention_heads
 	Tied               bool    // tie_word_embeddings
 }
 
@@ -239,46 +241,45 @@ var table = []*Family{
 	{
 		Name: "mistral", GGUFArch: "llama", Classes: []string{"MistralForCausalLM"},
 		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases, Window: Window{AllLayers: true},
-		Defaults: Defaults{SlidingWindow: 4096},
+		Defaults: Defaults{SlidingWindow: 4096, KVHeads: 8},
 		names:    rules(attention(noBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "mixtral", GGUFArch: "llama", Classes: []string{"MixtralForCausalLM"},
 		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases, Window: Window{AllLayers: true},
 		Experts:  &Experts{AlwaysRenorm: true, GGUFRenorm: true},
-		Defaults: Defaults{RopeTheta: 1e6},
+		Defaults: Defaults{RopeTheta: 1e6, NormEps: 1e-5, KVHeads: 8},
 		names:    rules(attention(noBiases, NoQKNorm), preNorm(), expertFFN("block_sparse_moe", "w1", "w3", "w2")),
 	},
 	{
 		Name: "qwen2", GGUFArch: "qwen2", Classes: []string{"Qwen2ForCausalLM"},
 		AttnBias: qkvBiases, Window: qwenWindow, SquareAttention: true,
-		Defaults: Defaults{SlidingWindow: 4096, MaxWindowLayers: 28},
+		Defaults: Defaults{SlidingWindow: 4096, MaxWindowLayers: 28, KVHeads: 32},
 		names:    rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "qwen3", GGUFArch: "qwen3", Classes: []string{"Qwen3ForCausalLM"},
 		QKNorm: NormHead, AttnBias: noBiases, Window: qwenWindow,
-		Defaults: Defaults{HeadDim: 128, SlidingWindow: 4096, MaxWindowLayers: 28},
+		Defaults: Defaults{HeadDim: 128, SlidingWindow: 4096, MaxWindowLayers: 28, KVHeads: 32},
 		names:    rules(attention(noBiases, NormHead), preNorm(), denseFFN()),
 	},
 	{
 		Name: "qwen3_moe", GGUFArch: "qwen3moe", Classes: []string{"Qwen3MoeForCausalLM"},
-		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true},
-		Experts:  &Experts{GGUFRenorm: true, OwnSize: true},
-		Defaults: Defaults{SlidingWindow: 4096},
+		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true}, Experts: &Experts{GGUFRenorm: true, OwnSize: true},
+		Defaults: Defaults{SlidingWindow: 4096, KVHeads: 4},
 		names:    rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
 	{
 		Name: "olmoe", GGUFArch: "olmoe", Classes: []string{"OlmoeForCausalLM"},
 		QKNorm: NormLayers, AttnBias: noBiases, Experts: &Experts{GGUFRenorm: false}, UntiedHead: true, SquareAttention: true,
-		names: rules(attention(noBiases, NormLayers), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
+		Defaults: Defaults{NormEps: 1e-5, KVHeads: 16},
+		names:    rules(attention(noBiases, NormLayers), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
 	{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
 		ScoreKeys: true, WideScaleLayers: 62, Window: Window{LayerTypes: true, Period: 6, InGGUF: true},
-		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096,
-			Tied: true},
+		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096, Tied: true, KVHeads: 4},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/placeholder"
 )
 
@@ -261,18 +262,18 @@ func some(names []string) string {
 	return fmt.Sprintf("%s (%d such files)", printable(clip(names[0])), len(names))
 }
 
-// parseIndex returns the shard of each tensor. The key is looked up in a map
-// because a struct would also take another spelling of it, such as WEIGHT_MAP.
+// parseIndex returns the shard of each tensor.
 func parseIndex(raw []byte) (map[string]string, error) {
-	var index map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &index); err != nil {
+	var index struct {
+		WeightMap map[string]string `json:"weight_map"`
+	}
+	if err := jsonx.Unmarshal(raw, &index); err != nil {
 		return nil, fmt.Errorf("not a valid index: %w", err)
 	}
-	var m map[string]string
-	if err := json.Unmarshal(index["weight_map"], &m); err != nil {
-		return nil, fmt.Errorf("weight_map: not a map from tensor to shard: %w", err)
+	if index.WeightMap == nil {
+		return nil, fmt.Errorf("not a valid index: key weight_map, the map from tensor to shard, is missing")
 	}
-	return m, nil
+	return index.WeightMap, nil
 }
 
 func sortedKeys[V any](m map[string]V) []string {

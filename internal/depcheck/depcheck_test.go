@@ -100,7 +100,7 @@ func check(p pkg) (errs []error) {
 		}
 	}
 	for _, im := range append(slices.Clone(p.TestImports), p.XTestImports...) {
-		if from >= 0 && layers[from] == "spec" && !standard(im) && im != "phaseconv/spec" {
+		if from >= 0 && layers[from] == "spec" && !standard(im) && layerOf(im) != from {
 			bad("%s in a test: spec stands alone", im)
 		}
 	}

@@ -128,6 +128,11 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if !c.IsSet("ctx") {
 		o.Ctx = within(o.Ctx, published, converted)
 	}
+	if published == nil {
+		printNotes(stderr, converted)
+	} else {
+		printNotes(stderr, published)
+	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {
 		return err
