@@ -107,7 +107,8 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 			return nil, nil, err
 		}
 		x := write.Job{
-			Dir: f.Path, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Source: m.Source, Code: m.Code, Tool: m.Tool}, Only: only, Sidecar: e.Sidecar,
+			Dir: f.Path, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Source: m.Source, Code: m.Code,
+				Tool: m.Tool}, Only: only, Sidecar: e.Sidecar,
 			Progress: o.Progress.Of("writing " + e.Container),
 		}
 		if _, _, err := x.Model(ctx); err != nil {

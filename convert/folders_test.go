@@ -137,8 +137,8 @@ func TestShardsGetTheirIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w := strings.Join(res.Plans[0].Warnings, "\n"); !strings.Contains(w, safetensors.IndexName+" is missing") {
-		t.Errorf("warnings %q", w)
+	if n := strings.Join(res.Manifest.Notes, "\n"); !strings.Contains(n, safetensors.IndexName+" is missing") {
+		t.Errorf("notes %q", n)
 	}
 	if !res.Verify.OK || !slices.Contains(left(t, out), safetensors.IndexName) {
 		t.Errorf("ok %v, files %v", res.Verify.OK, left(t, out))

@@ -34,7 +34,8 @@ func TestWider(t *testing.T) {
 		{"F32", "f16", "model.layers.0.mlp.down_proj.weight", 1e5, "blk.0.ffn_down.weight", "F32"},
 		{"BF16", "f16", "model.layers.0.mlp.down_proj.weight", 6e4, "blk.0.ffn_down.weight", "F16"},
 		{"BF16", "q8_0", "model.layers.1.mlp.down_proj.weight", -1e3, "blk.1.ffn_down.weight", "BF16"},
-		{"BF16", "f16", "model.layers.0.self_attn.k_proj.weight", 1e5, "blk.0.attn_k.weight", ""}, // edited: whatever it is, it holds
+		{"BF16", "f16", "model.layers.0.self_attn.k_proj.weight", 1e5, "blk.0.attn_k.weight", ""},
+		// edited: whatever it is, it holds
 		{"F32", "bf16", "model.layers.0.mlp.gate_proj.weight", math.MaxFloat32, "blk.0.ffn_gate.weight", "F32"},
 		// A row of the embedding that no text of ours has, and the head made of it.
 		{"BF16", "f16", "model.embed_tokens.weight", 1e5, "token_embd.weight", "BF16"},
@@ -102,7 +103,8 @@ func TestNotFiniteFirst(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	o.Work = filepath.Join(dir, "work")
-	if _, err := RunUnit(context.Background(), o, 1, 1); err == nil || !strings.Contains(err.Error(), "model.embed_tokens.weight") {
+	if _, err := RunUnit(context.Background(), o, 1, 1); err == nil || !strings.Contains(err.Error(),
+		"model.embed_tokens.weight") {
 		t.Errorf("unit: %v", err)
 	}
 
@@ -120,7 +122,8 @@ func TestNotFiniteFirst(t *testing.T) {
 		}
 	}})
 	_, err = quick(src, filepath.Join(dir, "out"), checkpoint.GGUF, "f32")
-	if err == nil || strings.Contains(err.Error(), ".partial") || !strings.Contains(err.Error(), filepath.Join(dir, "out", spec.GGUFModelName)) {
+	if err == nil || strings.Contains(err.Error(), ".partial") || !strings.Contains(err.Error(), filepath.Join(dir, "out",
+		spec.GGUFModelName)) {
 		t.Errorf("%v", err)
 	}
 }

@@ -123,7 +123,8 @@ func TestNaNInCopies(t *testing.T) {
 			if x.src == "src.gguf" {
 				tensor = canonical
 			}
-			if err == nil || !strings.Contains(err.Error(), x.src+": tensor "+tensor+": value at row ") || !strings.Contains(err.Error(), "-Inf") {
+			if err == nil || !strings.Contains(err.Error(),
+				x.src+": tensor "+tensor+": value at row ") || !strings.Contains(err.Error(), "-Inf") {
 				t.Errorf("%s in %s: %v", name, x.src, err)
 			}
 			if n := left(t, dir); len(n) != 2 {

@@ -240,7 +240,8 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	}
 	floor := func(n int, round func(x []float32)) (*ppl.Divergence, error) {
 		part := w.Part(0, n)
-		rounded, err := run("measuring the rounding floor", &checkpoint.View{Checkpoint: o.Source, Edits: edits, Round: round}, part)
+		rounded, err := run("measuring the rounding floor", &checkpoint.View{Checkpoint: o.Source, Edits: edits,
+			Round: round}, part)
 		if err != nil {
 			return nil, err
 		}

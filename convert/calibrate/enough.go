@@ -25,6 +25,7 @@ func Enough(c *family.Config, windows [][]int32, p kvcache.Policy, bits float64)
 	if p.Sink > 0 {
 		sinks = fmt.Sprintf(" (%d at the start of each are not coded)", p.Sink)
 	}
-	return option.Bad("CalibrationTokens", tokens, "in %d windows they leave each head %d keys%s, and codes of %g bits per number for head_dim %d need at least %d; take more tokens, or a longer text",
+	return option.Bad("CalibrationTokens", tokens, "in %d windows they leave each head %d keys%s, and codes of %g bits "+
+		"per number for head_dim %d need at least %d; take more tokens, or a longer text",
 		len(windows), keys, sinks, bits, c.HeadDim, need)
 }

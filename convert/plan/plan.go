@@ -5,7 +5,6 @@ package plan
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -63,7 +62,7 @@ type Plan struct {
 // stock readers cannot take, by the name of the tensor or key.
 func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *Changes) (*Plan, error) {
 	targets := ch.Targets
-	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities, Warnings: slices.Clone(c.Notes())}
+	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities}
 	if err := checkUnknown(c, p); err != nil {
 		return nil, err
 	}
@@ -120,12 +119,14 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 		for _, s := range t.Sources {
 			if name := c.Stored(s); name != s {
 				if targets[t.Name] != nil {
-					return fmt.Errorf("%s: tensor %s holds all experts and cannot be changed in place; use --format gguf", c.Path, name)
+					return fmt.Errorf("%s: tensor %s holds all experts and cannot be changed in place; use --format gguf", c.Path,
+						name)
 				}
 				if !fused[name] {
 					fused[name] = true
 					r, _ := c.Shards().Find(name)
-					p.Tensors = append(p.Tensors, TensorPlan{Name: name, Sources: []string{name}, Shape: r.Tensor.Shape, From: t.Type, To: t.Type, Action: Copy, Why: "untouched"})
+					p.Tensors = append(p.Tensors, TensorPlan{Name: name, Sources: []string{name}, Shape: r.Tensor.Shape, From: t.Type,
+						To: t.Type, Action: Copy, Why: "untouched"})
 				}
 				continue
 			}
@@ -305,7 +306,8 @@ func (p *Plan) addedBiases(c *checkpoint.Checkpoint, ch *Changes) {
 		for _, part := range []string{"attn_q", "attn_k", "attn_v", "attn_output"} {
 			name := family.Name(l, part+".bias")
 			w, _ := c.Find(family.Name(l, part+".weight"))
-			x := TensorPlan{Name: c.HFName(name), Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{transform.IDBiasShift},
+			x := TensorPlan{Name: c.HFName(name), Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold,
+				By:    []string{transform.IDBiasShift},
 				Shard: w.Sources[0], Why: "zeros: attention_bias announces biases of all projections"}
 			if t, ok := ch.View.Added[name]; ok {
 				x.Tensor, x.By, x.Why = t, ch.Targets[name], "a key bias, announced by attention_bias"

@@ -140,7 +140,8 @@ func auxiliaryFiles(dir string) ([]string, error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		if err != nil || !st.Mode().IsRegular() || n == hf.ConfigName || n == safetensors.IndexName || n == spec.ManifestName {
+		if err != nil || !st.Mode().IsRegular() ||
+			n == hf.ConfigName || n == safetensors.IndexName || n == spec.ManifestName {
 			continue
 		}
 		switch strings.ToLower(filepath.Ext(n)) {

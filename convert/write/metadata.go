@@ -23,9 +23,8 @@ func (t *Tag) keys() []gguf.KV {
 	}
 }
 
-// copyWithTag copies a GGUF file's keys byte for byte and adds the provenance tag;
-// that of an earlier conversion is replaced, and an alignment that stock runtimes cannot
-// read is left out.
+// copyWithTag copies a GGUF file's keys byte for byte and adds the provenance tag. Stray keys
+// under its prefix go, and an alignment that stock runtimes cannot read.
 func copyWithTag(f *gguf.File, mark []gguf.KV) []gguf.KV {
 	var out []gguf.KV
 	for _, kv := range f.KVs {

@@ -155,7 +155,8 @@ func (w *writer) widen() error {
 		}
 		x.To = wider
 		x.Why += fmt.Sprintf("; as %s, because it has numbers up to %.4g, which %s cannot hold", wider, largest, was)
-		w.plan.Warnings = append(w.plan.Warnings, fmt.Sprintf("tensor %s is written as %s: it has numbers up to %.4g, which %s cannot hold", x.Name, wider, largest, was))
+		w.plan.Warnings = append(w.plan.Warnings, fmt.Sprintf("tensor %s is written as %s: it has numbers up to %.4g, "+
+			"which %s cannot hold", x.Name, wider, largest, was))
 	}
 	return nil
 }

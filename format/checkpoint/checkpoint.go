@@ -275,7 +275,8 @@ func (c *Checkpoint) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	}
 	if i := notFinite(dst); i >= 0 {
 		row := row0 + i/cols
-		return fmt.Errorf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path, t.Sources[row/per], row%per, i%cols, dst[i])
+		return fmt.Errorf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path,
+			t.Sources[row/per], row%per, i%cols, dst[i])
 	}
 	return nil
 }

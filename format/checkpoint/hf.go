@@ -58,12 +58,14 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 		if _, b.bare = b.set.Find(embedding); !b.bare {
 			for _, n := range b.set.Names() {
 				if prefix, ok := strings.CutSuffix(n, family.BasePrefix+embedding); ok {
-					return fmt.Errorf("%s: tensor %s%s is missing, but there is %s; names with the prefix %q are not read: save the language model alone",
+					return fmt.Errorf("%s: tensor %s%s is missing, but there is %s; names with the prefix %q are not read: save "+
+						"the language model alone",
 						b.dir, family.BasePrefix, embedding, n, prefix)
 				}
 			}
 		}
 	}
+	c.notes = append(c.notes, b.set.Notes...)
 	if cfg.TiedEmbeddings {
 		own, err := b.ownHead()
 		if err != nil {
@@ -76,7 +78,6 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 				"safetensors drop it; set tie_word_embeddings to false in config.json for them.")
 		}
 	}
-	c.notes = append(c.notes, b.set.Notes...)
 	stored, err := b.fused()
 	if err != nil {
 		return err
@@ -88,12 +89,8 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 	for _, name := range c.order { // so that of several always the same is reported
 		t := c.tensors[name]
 		if !safetensors.Readable(t.Type) {
-			stored := t.Sources[0]
-			if p, ok := b.parts[stored]; ok {
-				stored = p.stored
-			}
-			r, _ := b.set.Find(stored)
-			return &safetensors.UnsupportedError{File: r.File.Path, Tensor: stored, DType: t.Type}
+			r, _ := b.set.Find(c.Stored(t.Sources[0]))
+			return &safetensors.UnsupportedError{File: r.File.Path, Tensor: t.Sources[0], DType: t.Type}
 		}
 		if cfg.Family.NormPlusOne && family.IsNorm(t.Name) {
 			t.Add = 1
@@ -121,7 +118,8 @@ func (b *hfBackend) fused() (stored map[string]bool, err error) {
 		}
 		rows := t.Shape[1]
 		if want := []int{t.Shape[0], parts * rows, t.Shape[2]}; !sameShape(r.Tensor.Shape, want) {
-			return nil, fmt.Errorf("%s: tensor %s has shape %v, experts fused by transformers have %v here", b.dir, name, r.Tensor.Shape, want)
+			return nil, fmt.Errorf("%s: tensor %s has shape %v, experts fused by transformers have %v here", b.dir, name,
+				r.Tensor.Shape, want)
 		}
 		stored[name] = true
 		for e := range t.Shape[0] {

@@ -101,7 +101,8 @@ func TestLayoutErrors(t *testing.T) {
 func TestFileOfFolder(t *testing.T) {
 	dir := t.TempDir()
 	tiny.HF(t, dir, "llama", tiny.Options{Shards: 2})
-	for _, n := range []string{"model-00001-of-00002.safetensors", safetensors.IndexName, "config.json", "pytorch_model.bin"} {
+	for _, n := range []string{"model-00001-of-00002.safetensors", safetensors.IndexName, "config.json",
+		"pytorch_model.bin"} {
 		path := filepath.Join(dir, n)
 		if n == "pytorch_model.bin" {
 			if err := os.WriteFile(path, []byte("PK\x03\x04"), 0o600); err != nil {
@@ -138,7 +139,8 @@ func TestPointerFiles(t *testing.T) {
 		tiny.HF(t, dir, "llama", tiny.Options{})
 		put(filepath.Join(dir, n))
 		c := open(t, dir)
-		if _, err := c.Vocab(); err == nil || !strings.Contains(err.Error(), n) || !strings.Contains(err.Error(), "Git LFS pointer") {
+		if _, err := c.Vocab(); err == nil || !strings.Contains(err.Error(), n) || !strings.Contains(err.Error(),
+			"Git LFS pointer") {
 			t.Errorf("%s: %v", n, err)
 		}
 	}

@@ -48,7 +48,8 @@ func Largest(ctx context.Context, r Reader, t *Tensor) (float32, error) {
 // Ranges reads all weights once and returns the largest magnitude of each tensor. A number
 // that is not finite is an error that names the source's tensor. progress, if not nil, is
 // called after each tensor.
-func (c *Checkpoint) Ranges(ctx context.Context, threads int, progress func(done, total int)) (map[string]float32, error) {
+func (c *Checkpoint) Ranges(ctx context.Context, threads int, progress func(done, total int)) (map[string]float32,
+	error) {
 	all := c.Tensors()
 	largest := make([]float32, len(all))
 	var mu sync.Mutex

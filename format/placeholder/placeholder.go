@@ -22,7 +22,8 @@ var kinds = []struct {
 }{
 	{"version https://git-lfs.github.com/spec/", lfs},
 	{"version https://hawser.github.com/spec/", lfs}, // Git LFS before it had that name
-	{"# xet version", "this is a pointer of Git Xet, not the file itself; fetch the file with git xet or the hub's own tools"},
+	{"# xet version", "this is a pointer of Git Xet, not the file itself; fetch the file with git xet or the hub's own " +
+		"tools"},
 	{"<!doctype html", html},
 	{"<html", html},
 }

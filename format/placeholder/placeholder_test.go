@@ -23,7 +23,8 @@ func TestCheck(t *testing.T) {
 	} {
 		err := Check("x", []byte(text))
 		var e *Error
-		if (says == "") != (err == nil) || err != nil && (!errors.As(err, &e) || e.File != "x" || !strings.Contains(err.Error(), says)) {
+		if (says == "") != (err == nil) || err != nil && (!errors.As(err,
+			&e) || e.File != "x" || !strings.Contains(err.Error(), says)) {
 			t.Errorf("%q: %v, want %q", text, err, says)
 		}
 	}

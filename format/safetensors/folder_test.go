@@ -39,20 +39,28 @@ func TestFolders(t *testing.T) {
 		read  []string // nil: refused
 		says  string   // in the error or the notes
 	}{
-		"shards without index":            {"", both, []string{shardOf(1, 2), shardOf(2, 2)}, IndexName + " is missing"},
-		"one shard of one, without index": {"", map[string][]string{shardOf(1, 1): {"a"}}, []string{shardOf(1, 1)}, "1 shards are complete"},
-		"a shard and the index missing":   {"", map[string][]string{shardOf(2, 2): {"b"}}, nil, "shard " + shardOf(1, 2) + " is missing"},
-		"two splits without index":        {"", with(map[string][]string{shardOf(1, 3): {"c"}}), nil, "shards of 2 and of 3"},
-		"single and shards, no index":     {"", with(single), nil, "remove what is not the model"},
-		"single beside indexed shards":    {index, with(single), nil, "remove what is not the model"},
-		"stale index":                     {index, single, []string{SingleName}, "stale"},
-		"half-stale index":                {index, map[string][]string{SingleName: {"a", "b"}, shardOf(1, 2): {"a"}}, nil, "1 of its 2 shards are missing, and model.safetensors is there"},
-		"index that names the single":     {`{"weight_map":{"a":"model.safetensors","b":"model.safetensors"}}`, single, []string{SingleName}, ""},
-		"shards of another split beside":  {index, with(map[string][]string{shardOf(3, 3): {"c"}}), []string{shardOf(1, 2), shardOf(2, 2)}, shardOf(3, 3)},
-		"consolidated beside shards":      {index, with(map[string][]string{"consolidated.safetensors": {"x"}}), []string{shardOf(1, 2), shardOf(2, 2)}, ""},
-		"an adapter":                      {"", map[string][]string{"adapter_model.safetensors": {"x"}}, nil, "is an adapter"},
-		"another name":                    {"", map[string][]string{"weights.safetensors": {"x"}}, nil, "there is weights.safetensors"},
-		"shard 1 of 0":                    {"", map[string][]string{shardOf(1, 0): {"x"}}, nil, "is not one of"},
+		"shards without index": {"", both, []string{shardOf(1, 2), shardOf(2, 2)}, IndexName + " is missing"},
+		"one shard of one, without index": {"", map[string][]string{shardOf(1, 1): {"a"}}, []string{shardOf(1, 1)},
+			"1 shards are complete"},
+		"a shard and the index missing": {"", map[string][]string{shardOf(2, 2): {"b"}}, nil, "shard " + shardOf(1,
+			2) + " is missing"},
+		"two splits without index":     {"", with(map[string][]string{shardOf(1, 3): {"c"}}), nil, "shards of 2 and of 3"},
+		"single and shards, no index":  {"", with(single), nil, "remove what is not the model"},
+		"single beside indexed shards": {index, with(single), nil, "remove what is not the model"},
+		"stale index":                  {index, single, []string{SingleName}, "stale"},
+		"half-stale index": {index, map[string][]string{SingleName: {"a", "b"}, shardOf(1, 2): {"a"}}, nil,
+			"1 of its 2 shards are missing, and model.safetensors is there"},
+		"index that names the single": {`{"weight_map":{"a":"model.safetensors","b":"model.safetensors"}}`, single,
+			[]string{SingleName}, ""},
+		"shards of another split beside": {index, with(map[string][]string{shardOf(3, 3): {"c"}}), []string{shardOf(1, 2),
+			shardOf(2, 2)}, shardOf(3, 3)},
+		"consolidated beside shards": {index, with(map[string][]string{"consolidated.safetensors": {"x"}}),
+			[]string{shardOf(1, 2), shardOf(2, 2)}, ""},
+		"an adapter": {"", map[string][]string{"adapter_model.safetensors": {"x"}}, nil,
+			"is an adapter"},
+		"another name": {"", map[string][]string{"weights.safetensors": {"x"}}, nil,
+			"there is weights.safetensors"},
+		"shard 1 of 0": {"", map[string][]string{shardOf(1, 0): {"x"}}, nil, "is not one of"},
 	} {
 		dir := writeSet(t, x.index, x.files)
 		s, err := OpenDir(dir)
@@ -70,7 +78,8 @@ func TestFolders(t *testing.T) {
 		for _, f := range s.Files {
 			read = append(read, filepath.Base(f.Path))
 		}
-		if notes := strings.Join(s.Notes, "\n"); !reflect.DeepEqual(read, x.read) || !strings.Contains(notes, x.says) || (x.says == "") != (notes == "") {
+		if notes := strings.Join(s.Notes, "\n"); !reflect.DeepEqual(read, x.read) || !strings.Contains(notes,
+			x.says) || (x.says == "") != (notes == "") {
 			t.Errorf("%s: read %v, notes %q", name, read, notes)
 		}
 		s.Close()

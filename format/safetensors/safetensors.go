@@ -182,7 +182,8 @@ func (f *File) parse() error {
 		if err := f.otherKind(lead[:]); err != nil {
 			return err
 		}
-		return f.fail("", 0, "header length %d exceeds the limit of %d bytes; this is not a safetensors file", n, int64(MaxHeader))
+		return f.fail("", 0, "header length %d exceeds the limit of %d bytes; this is not a safetensors file", n,
+			int64(MaxHeader))
 	}
 	if int64(n) > f.size-8 {
 		return f.fail("", 0, "header of %d bytes does not fit into a file of %d bytes; the file is cut off", n, f.size)

@@ -249,7 +249,6 @@ func TestOpenDir(t *testing.T) {
 }
 
 func TestOpenDirRefuses(t *testing.T) {
-	t.Parallel()
 	shards := map[string][]string{"1.safetensors": {"a"}, "2.safetensors": {"b"}}
 	for _, c := range []struct {
 		index  string
@@ -278,7 +277,8 @@ func TestOpenDirRefuses(t *testing.T) {
 			"shard 3.safetensors is missing; download all 2"},
 		{`{"weight_map":{"a":"2.safetensors","b":"1.safetensors"}}`, shards, "tensor a is not in shard 2.safetensors"},
 		{`{"weight_map":{"a":"1.safetensors","c":"2.safetensors"}}`, shards, "tensor c is not in shard 2.safetensors"},
-		{`{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}`, map[string][]string{"1.safetensors": {"a", "b"}, "2.safetensors": {"b"}}, "tensor b is also in 1.safetensors"},
+		{`{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}`, map[string][]string{"1.safetensors": {"a", "b"},
+			"2.safetensors": {"b"}}, "tensor b is also in 1.safetensors"},
 	} {
 		dir := writeSet(t, c.index, c.shards)
 		before := openFiles(t)

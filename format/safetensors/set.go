@@ -127,13 +127,16 @@ func (s *Set) besideIndex(path string, names []string, named map[string]bool, th
 	}
 	switch single := there.all[SingleName] && !named[SingleName]; {
 	case single && present == 0:
-		s.Notes = append(s.Notes, fmt.Sprintf("%s is stale: none of its %d shards is there; %s was read instead", IndexName, len(names), SingleName))
+		s.Notes = append(s.Notes, fmt.Sprintf("%s is stale: none of its %d shards is there; %s was read instead", IndexName,
+			len(names), SingleName))
 		return false, s.single()
 	case single && present < len(names):
-		return false, fmt.Errorf("%s: %d of its %d shards are missing, and %s is there too; to use that, remove the index and the shards",
+		return false, fmt.Errorf("%s: %d of its %d shards are missing, and %s is there too; to use that, remove the index "+
+			"and the shards",
 			path, len(names)-present, len(names), SingleName)
 	case single:
-		return false, fmt.Errorf("%s: %s lies beside the shards that the index names; some loaders read the one and some the others, so remove what is not the model",
+		return false, fmt.Errorf("%s: %s lies beside the shards that the index names; some loaders read the one and some "+
+			"the others, so remove what is not the model",
 			path, SingleName)
 	}
 	var stray []string
@@ -143,7 +146,8 @@ func (s *Set) besideIndex(path string, names []string, named map[string]bool, th
 		}
 	}
 	if len(stray) > 0 {
-		s.Notes = append(s.Notes, fmt.Sprintf("%s names the shards that were read; %s lies beside them, and loaders without the index would read it too",
+		s.Notes = append(s.Notes, fmt.Sprintf("%s names the shards that were read; %s lies beside them, and loaders "+
+			"without the index would read it too",
 			IndexName, some(stray)))
 	}
 	return true, nil
@@ -152,7 +156,8 @@ func (s *Set) besideIndex(path string, names []string, named map[string]bool, th
 func (s *Set) withoutIndex(there *listing) error {
 	switch single := there.all[SingleName]; {
 	case single && len(there.shards) > 0:
-		return fmt.Errorf("%s: %s and %s are both there; some loaders read the one and some the others, so remove what is not the model",
+		return fmt.Errorf("%s: %s and %s are both there; some loaders read the one and some the others, so remove what is "+
+			"not the model",
 			s.Dir, SingleName, some(there.shards))
 	case single:
 		return s.single()
@@ -164,12 +169,14 @@ func (s *Set) withoutIndex(there *listing) error {
 		m := shardName.FindStringSubmatch(n)
 		k, _ := strconv.Atoi(m[2]) // five digits
 		if of != 0 && k != of {
-			return fmt.Errorf("%s: %s is missing, and there are shards of %d and of %d; remove what is not the model", s.Dir, IndexName, of, k)
+			return fmt.Errorf("%s: %s is missing, and there are shards of %d and of %d; remove what is not the model", s.Dir,
+				IndexName, of, k)
 		}
 		of = k
 	}
 	if of == 0 || of > MaxShards {
-		return fmt.Errorf("%s: %s is missing, and %s is not one of 1 to %d shards", s.Dir, IndexName, there.shards[0], MaxShards)
+		return fmt.Errorf("%s: %s is missing, and %s is not one of 1 to %d shards", s.Dir, IndexName, there.shards[0],
+			MaxShards)
 	}
 	for i := 1; i <= of; i++ {
 		name := fmt.Sprintf("model-%05d-of-%05d.safetensors", i, of)
@@ -180,7 +187,8 @@ func (s *Set) withoutIndex(there *listing) error {
 			return err
 		}
 	}
-	s.Notes = append(s.Notes, fmt.Sprintf("%s is missing; the %d shards are complete by their names and were read", IndexName, of))
+	s.Notes = append(s.Notes, fmt.Sprintf("%s is missing; the %d shards are complete by their names and were read",
+		IndexName, of))
 	var err error
 	s.Index, err = s.makeIndex()
 	return err
@@ -194,7 +202,8 @@ func (s *Set) makeIndex() ([]byte, error) {
 		shardOf[name] = filepath.Base(r.File.Path)
 		total += r.Tensor.Size()
 	}
-	out, err := json.MarshalIndent(map[string]any{"metadata": map[string]int64{"total_size": total}, "weight_map": shardOf}, "", "  ")
+	out, err := json.MarshalIndent(map[string]any{"metadata": map[string]int64{"total_size": total},
+		"weight_map": shardOf}, "", "  ")
 	return append(out, '\n'), err
 }
 

@@ -137,7 +137,8 @@ func (m *Model) stored() []Tensor {
 				at, ok := fused[name]
 				if !ok {
 					at, fused[name] = len(out), len(out)
-					out = append(out, Tensor{Name: name, Shape: []int{m.Options.Experts, rows, x.Shape[1]}, Values: make([]float32, m.Options.Experts*rows*x.Shape[1])})
+					out = append(out, Tensor{Name: name, Shape: []int{m.Options.Experts, rows, x.Shape[1]}, Values: make([]float32,
+						m.Options.Experts*rows*x.Shape[1])})
 				}
 				row := x.Expert * rows
 				if strings.HasSuffix(x.Name, m.info.up+".weight") {

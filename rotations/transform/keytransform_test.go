@@ -337,7 +337,8 @@ func TestFindMixRefuses(t *testing.T) {
 			t.Errorf("%s: accepted", what)
 		}
 		// Of these, what a model can bring about leaves a head as it is.
-		if head := what == "no energy" || what == "no keys" || what == "not a number"; errors.Is(err, ErrNoTransform) != head {
+		if head := what == "no energy" || what == "no keys" || what == "not a number"; errors.Is(err,
+			ErrNoTransform) != head {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

@@ -41,7 +41,8 @@ func TestFormerNames(t *testing.T) {
 	if p == nil || p.Fold == nil {
 		t.Fatalf("%v", failed(checks.Checks))
 	}
-	if got := strings.Join(contract.PublishedFiles(p.Manifest), " "); got != spec.FormerFoldName+" "+spec.GGUFSidecarName+" phaseconv.safetensors" {
+	if got := strings.Join(contract.PublishedFiles(p.Manifest),
+		" "); got != spec.FormerFoldName+" "+spec.GGUFSidecarName+" phaseconv.safetensors" {
 		t.Errorf("published files %s", got)
 	}
 }

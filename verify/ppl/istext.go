@@ -49,7 +49,8 @@ func (t Text) Check() error {
 	for i := 0; i < len(t.Data) && utf8.FullRune(t.Data[i:]); {
 		r, n := utf8.DecodeRune(t.Data[i:])
 		if r == utf8.RuneError && n == 1 {
-			return option.Errorf("%s: byte %d (%#02x) is not UTF-8: convert the text from its encoding (such as Latin-1), with iconv for example", t.Name, i, t.Data[i])
+			return option.Errorf("%s: byte %d (%#02x) is not UTF-8: convert the text from its encoding (such as Latin-1), "+
+				"with iconv for example", t.Name, i, t.Data[i])
 		}
 		i += n
 	}

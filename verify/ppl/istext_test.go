@@ -56,7 +56,8 @@ func TestIsText(t *testing.T) {
 	} {
 		err := Text{Name: "x.txt", Data: []byte(x.data)}.Check()
 		var e *option.Error
-		if (x.says == "") != (err == nil) || err != nil && (!errors.As(err, &e) || !strings.Contains(err.Error(), x.says) || !strings.HasPrefix(err.Error(), "x.txt: ")) {
+		if (x.says == "") != (err == nil) || err != nil && (!errors.As(err, &e) || !strings.Contains(err.Error(),
+			x.says) || !strings.HasPrefix(err.Error(), "x.txt: ")) {
 			t.Errorf("%.20q: %v, want %q", x.data, err, x.says)
 		}
 	}

@@ -125,13 +125,13 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
+	if !c.IsSet("ctx") {
+		o.Ctx = within(o.Ctx, published, converted)
+	}
 	if published == nil {
 		printNotes(stderr, converted)
 	} else {
 		printNotes(stderr, published)
-	}
-	if !c.IsSet("ctx") {
-		o.Ctx = within(o.Ctx, published, converted)
 	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {

@@ -15,13 +15,19 @@ import (
 func TestInspectLoneShard(t *testing.T) {
 	dir := t.TempDir()
 	for i := range 2 {
-		kvs := []gguf.KV{gguf.Value("split.no", uint16(i)), gguf.Value("split.count", uint16(2)), gguf.Value("split.tensors.count", int32(2))}
+		kvs := []gguf.KV{gguf.Value("split.no", uint16(i)), gguf.Value("split.count", uint16(2)),
+			gguf.Value("split.tensors.count", int32(2))}
 		name := []string{"a", "b"}[i]
-		w, err := gguf.Create(gguf.ShardPath(filepath.Join(dir, "m"), i, 2), kvs, []gguf.TensorSpec{{Name: name, Type: gguf.TypeF32, Dims: []int{1}}})
+		w, err := gguf.Create(gguf.ShardPath(filepath.Join(dir, "m"), i, 2), kvs, []gguf.TensorSpec{{Name: name,
+			Type: gguf.TypeF32, Dims: []int{1}}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.WriteTensor(name, func(o io.Writer) error { _, err := o.Write(make([]byte, 4)); return err }); err != nil {
+		if err := w.WriteTensor(name, func(o io.Writer) error {
+			_, err := o.Write(make([]byte,
+				4))
+			return err
+		}); err != nil {
 			t.Fatal(err)
 		}
 		if err := w.Commit(); err != nil {
@@ -37,7 +43,8 @@ func TestInspectLoneShard(t *testing.T) {
 		t.Fatal(err)
 	}
 	info, err = inspect(second)
-	if err != nil || len(info.Tensors) != 1 || info.Tensors[0].Name != "b" || !strings.Contains(info.Container, "alone") || len(info.Keys) != 3 {
+	if err != nil || len(info.Tensors) != 1 || info.Tensors[0].Name != "b" || !strings.Contains(info.Container,
+		"alone") || len(info.Keys) != 3 {
 		t.Errorf("%+v, %v", info, err)
 	}
 	renamed := filepath.Join(dir, "other.gguf") // split keys left over

@@ -16,7 +16,8 @@ import (
 )
 
 // numbers is what every flag that takes a number is given.
-var numbers = []string{"0", "-1", "3", "2147483648", "9223372036854775807", "-9223372036854775808", "18446744073709551615", "99999999999999999999",
+var numbers = []string{"0", "-1", "3", "2147483648", "9223372036854775807", "-9223372036854775808",
+	"18446744073709551615", "99999999999999999999",
 	"1e308", "1e-320", "NaN", "Inf", "-Inf", "", "x"}
 
 // words is what flags that take a text are given: nothing that names a file that is there.
@@ -29,9 +30,11 @@ var words = []string{"", " ", "x", "0", "-1/0", "1/0", "0/1", "2/1", "1/99999999
 func TestFlagSweep(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
-	tiny.HF(t, "src", "llama", tiny.Options{Seed: 1, Layers: 1, Heads: 1, KVHeads: 1, HeadDim: 32, Hidden: 32, FFN: 32, Context: 128})
+	tiny.HF(t, "src", "llama", tiny.Options{Seed: 1, Layers: 1, Heads: 1, KVHeads: 1, HeadDim: 32, Hidden: 32, FFN: 32,
+		Context: 128})
 	// Texts so short that all of them is little.
-	for name, word := range map[string]string{"calib.txt": "the river and the stone ", "held.txt": "a field of barley in the wind "} {
+	for name, word := range map[string]string{"calib.txt": "the river and the stone ",
+		"held.txt": "a field of barley in the wind "} {
 		if err := os.WriteFile(name, []byte(strings.Repeat(word, 20)), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -40,7 +43,8 @@ func TestFlagSweep(t *testing.T) {
 	fitted := append([]string{"--calib", "calib.txt", "--calib-tokens", "64"}, small...)
 	at := 0
 	out := func() string { at++; return fmt.Sprint("out", at) }
-	if code, said := try(append([]string{"convert", "src", "-o", "art", "--report=false", "--eval", "held.txt"}, fitted...)); code != 0 {
+	if code, said := try(append([]string{"convert", "src", "-o", "art", "--report=false", "--eval", "held.txt"},
+		fitted...)); code != 0 {
 		t.Fatalf("%d: %s", code, said)
 	}
 	// How each command is called; flags that mean nothing alone get what they go with.
@@ -60,14 +64,16 @@ func TestFlagSweep(t *testing.T) {
 		"rotations diff":   func() []string { return []string{"art", "art"} },
 		"bench":            func() []string { return []string{"--seconds", "0.0001", "--keys", "64"} },
 		"report": func() []string {
-			return append([]string{"art", "-o", out(), "--measure", "--text", "held.txt", "--calib", "calib.txt", "--calib-tokens", "64"}, small...)
+			return append([]string{"art", "-o", out(), "--measure", "--text", "held.txt", "--calib", "calib.txt",
+				"--calib-tokens", "64"}, small...)
 		},
 		"card":    func() []string { return []string{"art", "-o", "-"} },
 		"docs":    func() []string { return nil },
 		"version": func() []string { return nil },
 	}
 	with := map[string][]string{
-		"target-ctx": {"--cache-type-k", "q4_0", "--cache-tokens", "128"}, "cache-tokens": {"--cache-type-k", "q4_0", "--target-ctx", "64"},
+		"target-ctx": {"--cache-type-k", "q4_0", "--cache-tokens", "128"}, "cache-tokens": {"--cache-type-k", "q4_0",
+			"--target-ctx", "64"},
 		"bits": {"--code", "frame"}, "ffn-block": {"--ffn"}, "units": {"--plan"},
 	}
 	var walk func(path []string, c *cli.Command)
