@@ -70,7 +70,7 @@ type ApplyOptions struct {
 // Apply makes an artifact from published rotations and their base model: the same
 // files, byte for byte, as the publisher's conversion made. It refuses another
 // base, and a result that differs in any byte. The checks that it made come back.
-func Apply(ctx context.Context, o ApplyOptions) (*spec.Manifest, []spec.Check, error) {
+func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Check, err error) {
 	if err := newOnly(o.Out); err != nil {
 		return nil, nil, err
 	}
@@ -104,6 +104,7 @@ func Apply(ctx context.Context, o ApplyOptions) (*spec.Manifest, []spec.Check, e
 		return nil, nil, err
 	}
 	defer f.Abort()
+	defer func() { err = f.Explain(err) }()
 	only := map[string]bool{}
 	for _, x := range m.Files {
 		only[x.Name] = true
@@ -118,7 +119,8 @@ func Apply(ctx context.Context, o ApplyOptions) (*spec.Manifest, []spec.Check, e
 			return nil, nil, err
 		}
 		x := write.Job{
-			Dir: f.Path, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Source: m.Source, Code: m.Code, Tool: m.Tool}, Only: only,
+			Dir: f.Path, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Source: m.Source, Code: m.Code,
+				Tool: m.Tool}, Only: only, Sidecar: e.Sidecar,
 			Progress: o.Progress.Of("writing " + e.Container + ", MiB"),
 		}
 		if _, _, err := x.Model(ctx); err != nil {

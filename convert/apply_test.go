@@ -77,7 +77,13 @@ func TestApply(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			_, checks, err := Apply(context.Background(), ApplyOptions{Dir: at("published"), Base: src, Out: at("again"), Tool: "test"})
+			// Whoever applies them has the model under another name.
+			elsewhere := at("elsewhere")
+			if err := os.Rename(src, elsewhere); err != nil {
+				t.Fatal(err)
+			}
+			_, checks, err := Apply(context.Background(), ApplyOptions{Dir: at("published"), Base: elsewhere, Out: at("again"),
+				Tool: "test"})
 			if err != nil {
 				t.Fatal(err)
 			}

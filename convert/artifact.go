@@ -40,7 +40,7 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 	w.files = append(w.files, f)
 	for _, p := range plans {
 		x := write.Job{
-			Dir: dir, Source: j.source, View: ch.View, Plan: p, OutType: j.o.OutType, Tag: w.tag,
+			Dir: dir, Source: j.source, View: ch.View, Plan: p, OutType: j.o.OutType, Tag: w.tag, Ranges: j.ranges,
 			Progress: j.o.Progress.Of("writing " + string(p.Container) + ", MiB"),
 		}
 		entry, files, err := x.Model(ctx)
@@ -79,12 +79,8 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 	if err != nil {
 		return write.Tag{}, err
 	}
-	abs, err := filepath.Abs(c.Path)
-	if err != nil {
-		return write.Tag{}, err
-	}
 	return write.Tag{
-		Source: spec.Source{Name: filepath.Base(abs), Container: string(c.Container), SHA256: digest},
+		Source: spec.Source{Name: c.Name(), Container: string(c.Container), SHA256: digest},
 		Code: spec.CodeInfo{
 			Kind: o.Code, Bits: bitsPerNumber(fitted, o.Code), Alloc: o.keys().Allocation(),
 			Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
@@ -137,7 +133,7 @@ func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *
 			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts,
 		},
 		Code: w.tag.Code, Calibration: o.Calibration.Info(j.calibration), Seed: o.Seed,
-		Identities: identities, Fusion: fusion, Artifacts: w.models, Files: w.files,
+		Identities: identities, Fusion: fusion, Artifacts: w.models, Files: w.files, Notes: j.source.Notes(),
 	}
 	for l, layer := range fitted.Layers {
 		for h, head := range layer.Heads {

@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/calibrate"
@@ -66,6 +67,9 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err != nil {
 		return nil, err
 	}
+	if err := calibrate.Enough(c.Config, cal.Tokens, o.Policy, o.Bits); err != nil {
+		return nil, err
+	}
 	w, err := ppl.Tokenize(ctx, c, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
@@ -108,6 +112,9 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	res, err := ppl.Compare(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
+	}
+	if err := res.Check(); err != nil {
+		return nil, fmt.Errorf("%s on %s: %w", c.Path, o.Text.Name, err)
 	}
 	out := &spec.AuditJSON{
 		Calibration: o.Calibration.Info(cal), Text: o.Text.Info(w), Balance: o.Balance,

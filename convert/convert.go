@@ -25,17 +25,21 @@ type Result struct {
 // Convert makes the artifact in o.Out and measures it. Nothing appears under o.Out before it is
 // complete and measured. An *OptionError comes back before any work; a context that ends stops
 // it within a second or two of processor time.
-func Convert(ctx context.Context, o Options) (*Result, error) {
+func Convert(ctx context.Context, o Options) (res *Result, err error) {
 	j, err := open(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer j.source.Close()
+	if err := j.scan(ctx); err != nil {
+		return nil, err
+	}
 	folder, err := write.NewFolder(j.o.Out, j.o.Notice)
 	if err != nil {
 		return nil, err
 	}
 	defer folder.Abort()
+	defer func() { err = folder.Explain(err) }()
 
 	// Which edits of the weights help the stock cache types that were asked for?
 	changes, fusion, err := j.searchEdits(ctx)
@@ -89,6 +93,14 @@ type job struct {
 	source                  *checkpoint.Checkpoint
 	proposed                *plan.Changes // before anything is measured
 	calibration, evaluation *ppl.Windows
+	ranges                  map[string]float32 // largest magnitudes in the source, by tensor
+}
+
+// scan reads all weights before anything is computed with them: a number that is not finite
+// may stand where no text of ours leads, and would be found when all is fitted.
+func (j *job) scan(ctx context.Context) (err error) {
+	j.ranges, err = j.source.Ranges(ctx, j.o.Threads, j.o.Progress.Of("reading weights"))
+	return err
 }
 
 // open opens the source, refuses what cannot work, and cuts the texts: one that is too short is
@@ -115,12 +127,18 @@ func newJob(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*job, err
 	if err := j.o.settle(c); err != nil {
 		return nil, err
 	}
+	if err := j.checkSource(); err != nil {
+		return nil, err
+	}
 	j.proposed = plan.Propose(c, j.o.planned())
 	if _, err := j.plans(j.proposed); err != nil {
 		return nil, err
 	}
 	var err error
 	if j.calibration, err = ppl.Tokenize(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx); err != nil {
+		return nil, err
+	}
+	if err := calibrate.Enough(c.Config, j.calibration.Tokens, o.Policy, o.Bits); err != nil {
 		return nil, err
 	}
 	j.evaluation, err = ppl.Tokenize(ctx, c, o.Evaluation, o.Ctx, o.Chunks)
@@ -136,6 +154,9 @@ func Plans(o Options) ([]*plan.Plan, error) {
 	defer c.Close()
 	j := &job{o: o, source: c}
 	if err := j.o.settle(c); err != nil {
+		return nil, err
+	}
+	if err := j.checkSource(); err != nil {
 		return nil, err
 	}
 	return j.plans(plan.Propose(c, j.o.planned()))

@@ -232,6 +232,9 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 	if first == end {
 		return out, nil
 	}
+	if err := j.scan(ctx); err != nil {
+		return nil, err
+	}
 	ch, _, err := j.searchEdits(ctx)
 	if err != nil {
 		return nil, err

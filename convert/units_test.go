@@ -95,7 +95,7 @@ func TestKeysPlan(t *testing.T) {
 	src := filepath.Join(dir, "src")
 	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, HeadDim: 64})
 	o := small(src, filepath.Join(dir, "out"))
-	o.Policy.Exceptions = 5
+	o.Policy.Exceptions, o.CalibrationTokens = 5, 144
 	for _, bits := range []float64{0.5, 1, 2} {
 		o.Bits = bits
 		p, err := Plans(o)

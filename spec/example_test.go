@@ -40,7 +40,7 @@ func TestPython(t *testing.T) {
 	// A frame of half a bit per number, fitted to little: what matters is the file.
 	run(command("go", "run", "./cmd/phaseconv", "convert", source, "-o", artifact, "--format", "both", "--bits", "0.5",
 		"--calib-tokens", "256", "--ctx", "64", "--chunks", "1", "--json"))
-	for container, name := range map[string]string{"gguf": "model.phase.gguf", "safetensors": "phaseconv.safetensors"} {
+	for container, name := range map[string]string{"gguf": "model.phase.gguf", "safetensors": "phaseconv.sidecar"} {
 		out := run(command("go", "run", "./rotations/internal/vectors", "-sidecar", filepath.Join(artifact, name)))
 		if !json.Valid(out) {
 			t.Fatalf("vectors of %s: %s", name, out)

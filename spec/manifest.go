@@ -5,10 +5,13 @@ package spec
 type Manifest struct {
 	Version int `json:"version"`
 	// SHA256 is the digest of the manifest's own bytes, see ManifestDigest.
-	SHA256      string      `json:"manifest_sha256"`
-	Tool        string      `json:"tool"`
-	Command     []string    `json:"command"`
-	Source      Source      `json:"source"`
+	SHA256  string   `json:"manifest_sha256"`
+	Tool    string   `json:"tool"`
+	Command []string `json:"command"`
+	Source  Source   `json:"source"`
+	// Notes say how the source was read where its files disagree, and where the
+	// tokenizer of GGUF readers gives other ids than the source's own.
+	Notes       []string    `json:"notes,omitempty"`
 	Model       Model       `json:"model"`
 	Code        CodeInfo    `json:"code"`
 	Calibration Text        `json:"calibration"`

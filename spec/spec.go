@@ -10,11 +10,16 @@ const Version = 1
 
 // Names of the files of an artifact.
 const (
-	ManifestName           = "phaseconv.json"
-	GGUFModelName          = "model.gguf"
-	GGUFSidecarName        = "model.phase.gguf"
-	SafetensorsSidecarName = "phaseconv.safetensors"
-	FoldName               = "phaseconv.fold.safetensors"
+	ManifestName    = "phaseconv.json"
+	GGUFModelName   = "model.gguf"
+	GGUFSidecarName = "model.phase.gguf"
+	// These are safetensors files, but do not say so by their ending: loaders read
+	// every *.safetensors of a folder as weights.
+	SafetensorsSidecarName = "phaseconv.sidecar"
+	FoldName               = "phaseconv.fold"
+	// FormerFoldName is what programs before 0.2 called the fold. The manifest says
+	// which name an artifact has.
+	FormerFoldName = "phaseconv.fold.safetensors"
 	// ConfigObject is the object that a converted config.json carries.
 	ConfigObject = "phaseconv"
 )

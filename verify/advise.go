@@ -12,6 +12,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -114,7 +115,12 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		base = converted
 	}
 	if len(o.Ctx) == 0 {
-		return nil, fmt.Errorf("no context length to measure at")
+		return nil, option.Errorf("no context length to measure at")
+	}
+	for _, n := range o.Ctx {
+		if err := ppl.CheckContext(base.Config, n); err != nil {
+			return nil, err
+		}
 	}
 	contexts := slices.Compact(slices.Sorted(slices.Values(o.Ctx)))
 	for _, n := range contexts {

@@ -113,7 +113,7 @@ func TestOutputs(t *testing.T) {
 	valid("#/$defs/ChecksJSON", run(0, "rotations", "check", published, "--base", source, "--json"), false)
 	valid("#/$defs/ChecksJSON", run(1, "rotations", "check", dir, "--json"), false)
 	valid("#/$defs/DiffJSON", run(0, "rotations", "diff", out, published, "--json"), false)
-	valid("#/$defs/DiffJSON", run(1, "rotations", "diff", filepath.Join(out, "model.phase.gguf"), filepath.Join(out, "phaseconv.safetensors"), "--json"), false)
+	valid("#/$defs/DiffJSON", run(1, "rotations", "diff", filepath.Join(out, "model.phase.gguf"), filepath.Join(out, "phaseconv.sidecar"), "--json"), false)
 	valid("#/$defs/AuditJSON", run(0, with("audit", filepath.Join(out, "model.gguf"), "--calib-tokens", "256", "--code", "learned")...), false)
 	files, err := filepath.Glob(filepath.Join(out, "*s*.*"))
 	if err != nil {

@@ -2,6 +2,7 @@ package edits
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -104,7 +105,9 @@ func (s *KeyStats) FitValues(ctx context.Context, edits [][]transform.KeyEdit, c
 		l, h := i/c.KVHeads, i%c.KVHeads
 		x, err := s.Values(l, h)
 		if err == nil && !x.IsZero() {
-			out[l][h].Values, err = transform.FitValueTransform(ctx, x, cache)
+			if out[l][h].Values, err = transform.FitValueTransform(ctx, x, cache); errors.Is(err, transform.ErrNoTransform) {
+				out[l][h].Values, err = nil, nil
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("values of layer %d, KV head %d: %w", l, h, err)
@@ -143,7 +146,10 @@ func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out 
 		}
 		stats.AddPairEnergies(q, k, delta)
 		if f.Transform != 0 {
-			if out[i].Transform, err = s.mix(ctx, f, stats, layer, head+i, out[i].Shift); err != nil {
+			switch out[i].Transform, err = s.mix(ctx, f, stats, layer, head+i, out[i].Shift); {
+			case errors.Is(err, transform.ErrNoTransform):
+				out[i].Transform = nil
+			case err != nil:
 				return fail(err)
 			}
 		}

@@ -119,7 +119,8 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 		return nil, err
 	}
 	if len(w.Tokens) < fit+compare {
-		return nil, fmt.Errorf("%s has %d windows of %d tokens; %d are needed to fit changes for this context and to compare them; take a longer text or a shorter --target-ctx",
+		return nil, option.Bad("CacheTokens", o.Tokens, "%s has %d windows of %d tokens, and %d are needed to fit changes "+
+			"for this context and to compare them; take a longer text or a shorter context",
 			o.Text.Name, len(w.Tokens), o.Ctx, fit+compare)
 	}
 	held := w.Part(fit, len(w.Tokens))

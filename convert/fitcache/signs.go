@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
@@ -46,7 +47,7 @@ func (w *Cache) readSigns(layers, total int) ([][]int, error) {
 		return nil, err
 	}
 	var f allotFile
-	if err := json.Unmarshal(raw, &f); err != nil {
+	if err := jsonx.Unmarshal(raw, &f); err != nil {
 		return nil, err
 	}
 	have, err := json.Marshal(f.Inputs)

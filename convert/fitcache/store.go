@@ -19,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/fit"
@@ -252,7 +253,7 @@ func (w *Cache) sameInputs(text string) error {
 		return nil
 	}
 	var have []Input
-	if len(text) > maxInputs || json.Unmarshal([]byte(text), &have) != nil {
+	if len(text) > maxInputs || jsonx.Unmarshal([]byte(text), &have) != nil {
 		return fmt.Errorf("key %s is not readable", keyWorkInputs)
 	}
 	var why []string

@@ -81,8 +81,9 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 	case c.Container == checkpoint.GGUF:
 		err = fmt.Errorf("%s: a GGUF file cannot be written as safetensors, because config.json and tokenizer.json are not in it; use --format gguf", c.Path)
 	default:
-		p.likeSource(c, targets)
-		p.addedBiases(c, ch)
+		if err = p.likeSource(c, targets); err == nil {
+			p.addedBiases(c, ch)
+		}
 	}
 	p.PairLayout = p.Pairs.String()
 	return p, err
@@ -96,7 +97,7 @@ var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias
 func checkUnknown(c *checkpoint.Checkpoint, p *Plan) error {
 	for _, n := range c.Unknown {
 		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
-			!strings.HasPrefix(n, "model.") && !strings.HasPrefix(n, "lm_head."))
+			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head."))
 		for _, h := range harmless {
 			ok = ok || strings.HasSuffix(n, h)
 		}
@@ -108,13 +109,27 @@ func checkUnknown(c *checkpoint.Checkpoint, p *Plan) error {
 }
 
 // likeSource plans a safetensors copy with the source's names, types and shards.
-func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string) {
+func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string) error {
+	fused := map[string]bool{} // stored tensors of several sources
 	for _, t := range c.Tensors() {
 		shape := t.Shape
 		if len(t.Sources) > 1 { // one matrix per expert
 			shape = shape[1:]
 		}
 		for _, s := range t.Sources {
+			if name := c.Stored(s); name != s {
+				if targets[t.Name] != nil {
+					return fmt.Errorf("%s: tensor %s holds all experts and cannot be changed in place; use --format gguf", c.Path,
+						name)
+				}
+				if !fused[name] {
+					fused[name] = true
+					r, _ := c.Shards().Find(name)
+					p.Tensors = append(p.Tensors, TensorPlan{Name: name, Sources: []string{name}, Shape: r.Tensor.Shape, From: t.Type,
+						To: t.Type, Action: Copy, Why: "untouched"})
+				}
+				continue
+			}
 			x := TensorPlan{Name: s, Sources: []string{s}, Shape: shape, From: t.Type, To: t.Type, Action: Copy, Tensor: t, Why: "untouched"}
 			if by := targets[t.Name]; by != nil {
 				x.Action, x.By, x.Why = Fold, by, "folded and rounded to its own type"
@@ -125,6 +140,7 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 	for _, n := range c.Unknown {
 		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Copy, Why: "not part of the graph; copied as it is"})
 	}
+	return nil
 }
 
 // retrofit plans a GGUF copy in which only edited tensors are re-encoded.
@@ -289,9 +305,9 @@ func (p *Plan) addedBiases(c *checkpoint.Checkpoint, ch *Changes) {
 	for l := range c.Config.Layers {
 		for _, part := range []string{"attn_q", "attn_k", "attn_v", "attn_output"} {
 			name := family.Name(l, part+".bias")
-			hf, _ := c.Config.Family.HFNames(name, 0)
 			w, _ := c.Find(family.Name(l, part+".weight"))
-			x := TensorPlan{Name: hf[0], Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{transform.IDBiasShift},
+			x := TensorPlan{Name: c.HFName(name), Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold,
+				By:    []string{transform.IDBiasShift},
 				Shard: w.Sources[0], Why: "zeros: attention_bias announces biases of all projections"}
 			if t, ok := ch.View.Added[name]; ok {
 				x.Tensor, x.By, x.Why = t, ch.Targets[name], "a key bias, announced by attention_bias"

@@ -74,7 +74,7 @@ for l in range(layers):
         assert got.shape == want.shape, (gg, got.shape, want.shape)
         worst = max(worst, float(np.abs(got - want).max() / np.abs(want).max()))
 
-with safe_open(os.path.join(artifact, "phaseconv.safetensors"), framework="np") as f:
+with safe_open(os.path.join(artifact, "phaseconv.sidecar"), framework="np") as f:
     side = {n: f.get_tensor(n) for n in f.keys()}
 gside = {t.name: t.data for t in GGUFReader(os.path.join(artifact, "model.phase.gguf")).tensors}
 assert set(side) == set(gside), "the two sidecars differ in names"

@@ -17,6 +17,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/atomicfile"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/hf"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/spec"
@@ -69,12 +70,12 @@ func Describe(ctx context.Context, dir, name string) (spec.File, error) {
 // other byte as it is.
 func announceBiases(raw []byte) ([]byte, error) {
 	var m map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &m); err != nil {
+	if err := jsonx.Unmarshal(raw, &m); err != nil {
 		return nil, err
 	}
 	set := func(raw []byte) bool {
 		var got map[string]json.RawMessage
-		if json.Unmarshal(raw, &got) != nil || string(got["attention_bias"]) != "true" {
+		if jsonx.Unmarshal(raw, &got) != nil || string(got["attention_bias"]) != "true" {
 			return false
 		}
 		delete(got, "attention_bias")
@@ -101,13 +102,6 @@ func configJSON(dir string, info any, biases bool) ([]byte, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, hf.ConfigName))
 	if err != nil {
 		return nil, err
-	}
-	var m map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)
-	}
-	if _, ok := m[spec.ConfigObject]; ok {
-		return nil, fmt.Errorf("%s: the model was converted before (config.json has an object %q); convert the original", dir, spec.ConfigObject)
 	}
 	if biases {
 		if raw, err = announceBiases(raw); err != nil {
@@ -147,7 +141,8 @@ func auxiliaryFiles(dir string) ([]string, error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		if err != nil || !st.Mode().IsRegular() || n == hf.ConfigName || n == safetensors.IndexName || n == spec.ManifestName || n == spec.SafetensorsSidecarName {
+		if err != nil || !st.Mode().IsRegular() ||
+			n == hf.ConfigName || n == safetensors.IndexName || n == spec.ManifestName {
 			continue
 		}
 		switch strings.ToLower(filepath.Ext(n)) {

@@ -140,6 +140,24 @@ func (f *Folder) say(format string, args ...any) {
 	}
 }
 
+// Explain makes an error speak of files in the folder by their final names: the hidden ones
+// are gone when it is read.
+func (f *Folder) Explain(err error) error {
+	if err == nil || f.Path == "" || !strings.Contains(err.Error(), f.Path) {
+		return err
+	}
+	return &folderError{strings.ReplaceAll(err.Error(), f.Path, f.out), err}
+}
+
+// A folderError is an error with another text.
+type folderError struct {
+	text string
+	err  error
+}
+
+func (e *folderError) Error() string { return e.text }
+func (e *folderError) Unwrap() error { return e.err }
+
 // Commit gives the folder its final name. An empty folder may stand there.
 func (f *Folder) Commit() error {
 	if err := os.Remove(f.out); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -2,7 +2,6 @@ package write
 
 import (
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/plan"
@@ -24,11 +23,16 @@ func (t *Tag) keys() []gguf.KV {
 	}
 }
 
-// copyWithTag copies a GGUF file's keys byte for byte and adds the provenance tag;
-// that of an earlier conversion is replaced.
+// copyWithTag copies a GGUF file's keys byte for byte and adds the provenance tag. Stray keys
+// under its prefix go, and an alignment that stock runtimes cannot read.
 func copyWithTag(f *gguf.File, mark []gguf.KV) []gguf.KV {
 	var out []gguf.KV
 	for _, kv := range f.KVs {
+		// Stock runtimes map tensors where they lie and need multiples of 32: a file
+		// that asks for less does not load, and gets the default.
+		if kv.Key == gguf.KeyAlignment && f.Alignment < gguf.DefaultAlignment {
+			continue
+		}
 		if !strings.HasPrefix(kv.Key, spec.ModelPrefix+"phaseconv.") {
 			out = append(out, kv)
 		}
@@ -38,17 +42,13 @@ func copyWithTag(f *gguf.File, mark []gguf.KV) []gguf.KV {
 
 // ggufKVs builds the metadata of a GGUF model from a Hugging Face checkpoint,
 // with the keys that stock converters write.
-func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, outtype string, mark []gguf.KV) ([]gguf.KV, error) {
+func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string, mark []gguf.KV) ([]gguf.KV, error) {
 	cfg := c.Config
 	arch := cfg.Family.GGUFArch
-	abs, err := filepath.Abs(c.Path)
-	if err != nil {
-		return nil, err
-	}
 	out := []gguf.KV{
 		gguf.Value("general.architecture", arch),
 		gguf.Value("general.type", "model"),
-		gguf.Value("general.name", filepath.Base(abs)),
+		gguf.Value("general.name", name),
 		gguf.Value("general.file_type", plan.FileTypes[outtype]),
 		gguf.Value("general.quantization_version", uint32(2)),
 	}

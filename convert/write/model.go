@@ -26,10 +26,15 @@ type Job struct {
 	Plan    *plan.Plan
 	OutType string // element type of re-encoded GGUF matrices, one of plan.OutTypes
 	Tag     Tag
+	// Sidecar, if set, is what the sidecar of a safetensors model is called: artifacts of
+	// former programs have another name for it.
+	Sidecar string
 	// Only, if not nil, names the files beside a safetensors model that are copied.
 	Only map[string]bool
-	// Progress, if set, is told how many MiB are done: of tensors that are copied as they are,
-	// checked and written.
+	// Ranges are the largest magnitudes of the source's tensors, see checkpoint.Ranges; nil if
+	// they are not known.
+	Ranges map[string]float32
+	// Progress, if set, is told how many MiB are done.
 	Progress func(done, total int)
 }
 
@@ -43,7 +48,7 @@ type Tag struct {
 // Model writes the model of a job without its sidecar. It returns its entry in the manifest,
 // the digest of the weights still to be filled in, and the files with their digests.
 func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File, err error) {
-	w := &writer{c: j.Source, view: j.View, plan: j.Plan, report: j.Progress}
+	w := &writer{c: j.Source, view: j.View, plan: j.Plan, ranges: j.Ranges, report: j.Progress}
 	entry = spec.Artifact{Container: string(j.Plan.Container), PairLayout: j.Plan.PairLayout, OutType: j.OutType}
 	if j.Plan.Container == checkpoint.GGUF {
 		kvs, err := j.metadata()
@@ -57,9 +62,16 @@ func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File
 	if files, err = w.safetensors(ctx, j.Dir); err != nil {
 		return entry, nil, err
 	}
-	entry.Model, entry.Sidecar, entry.OutType = files[len(files)-1].Name, spec.SafetensorsSidecarName, "source"
+	entry.Model, entry.Sidecar, entry.OutType = files[len(files)-1].Name, j.sidecarName(), "source"
 	more, err := j.auxiliary(ctx)
 	return entry, append(files, more...), err
+}
+
+func (j *Job) sidecarName() string {
+	if j.Sidecar != "" {
+		return j.Sidecar
+	}
+	return spec.SafetensorsSidecarName
 }
 
 // auxiliary writes config.json with its phaseconv object and copies the tokenizer and the
@@ -69,7 +81,7 @@ func (j *Job) auxiliary(ctx context.Context) ([]spec.File, error) {
 		"version": spec.Version,
 		"source":  j.Tag.Source,
 		"code":    j.Tag.Code,
-		"sidecar": spec.SafetensorsSidecarName,
+		"sidecar": j.sidecarName(),
 		"tool":    j.Tag.Tool,
 	}
 	raw, err := configJSON(j.Source.Path, info, len(j.View.Added) > 0)
@@ -107,7 +119,9 @@ func (j *Job) metadata() ([]gguf.KV, error) {
 	if err != nil {
 		return nil, err
 	}
-	return ggufKVs(j.Source, v, j.OutType, tag)
+	// The name that the manifest has, whatever the folder is called where published
+	// rotations are applied.
+	return ggufKVs(j.Source, v, j.Tag.Source.Name, j.OutType, tag)
 }
 
 // Open opens a model that was written into dir.

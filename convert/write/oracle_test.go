@@ -136,7 +136,7 @@ func writeTiny(t *testing.T, m *tinyModel, p *plan.Plan, dir, outtype string) st
 	if err != nil {
 		t.Fatal(err)
 	}
-	kvs, err := ggufKVs(m.Checkpoint, v, outtype, (&Tag{Source: spec.Source{SHA256: "0"}, Code: spec.CodeInfo{Kind: "raw"}, Tool: "test"}).keys())
+	kvs, err := ggufKVs(m.Checkpoint, v, "source", outtype, (&Tag{Source: spec.Source{SHA256: "0"}, Code: spec.CodeInfo{Kind: "raw"}, Tool: "test"}).keys())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/spec"
@@ -19,9 +20,11 @@ import (
 
 // writer streams the tensors of a plan.
 type writer struct {
-	c      *checkpoint.Checkpoint
-	view   *checkpoint.View
-	plan   *plan.Plan
+	c    *checkpoint.Checkpoint
+	view *checkpoint.View
+	plan *plan.Plan
+	// ranges are largest magnitudes in the source, by tensor, as far as they are known.
+	ranges map[string]float32
 	report func(done, total int) // in MiB; may be nil
 	meter  *stream.Meter
 }
@@ -36,15 +39,6 @@ func (c counter) Write(b []byte) (int, error) {
 	n, err := c.to.Write(b)
 	c.m.Add(int64(n))
 	return n, err
-}
-
-// work returns how many bytes are to be counted for a tensor of size bytes: those that are
-// written, and for those that are copied the ones that are checked before.
-func work(x *plan.TensorPlan, size int64) int64 {
-	if x.Action == plan.Copy && x.Tensor != nil {
-		return 2 * size
-	}
-	return size
 }
 
 // numbersPerPiece bounds the numbers that are in memory at a time.
@@ -127,6 +121,7 @@ type limit struct {
 // limits by element type, named as in both containers. The scale of a Q8_0 block
 // is the largest magnitude over 127, as F16.
 var limits = map[string]*limit{
+	"F64":  {math.MaxFloat64, math.Inf(1)},
 	"F32":  {math.MaxFloat32, math.Inf(1)},
 	"BF16": {0x1.fep127, 0x1.ffp127},
 	"F16":  {65504, 65520},
@@ -144,41 +139,48 @@ func (l *limit) over(x []float32) int {
 	return -1
 }
 
+// mostQ8 is the largest magnitude that Q8_0 is used for: beside a larger one, weights of the
+// usual size would vanish from a block, whose step is a 127th of its largest.
+const mostQ8 = 127
+
+// widen gives tensors that are encoded for a GGUF file another type where their own would
+// make infinities of large numbers: that of the source, or F32. No number of the source is
+// worth a model that cannot be written.
+func (w *writer) widen(ctx context.Context) error {
+	for i := range w.plan.Tensors {
+		x := &w.plan.Tensors[i]
+		l := limits[x.To]
+		if x.Tensor == nil || l == nil || x.To == "F32" || x.Action != plan.Recode && x.Action != plan.Fold {
+			continue
+		}
+		largest, known := w.ranges[x.Tensor.Name]
+		if !known || w.view.Edits[x.Tensor.Name] != nil {
+			var err error
+			if largest, err = checkpoint.Largest(ctx, w.view, x.Tensor); err != nil {
+				return err
+			}
+		}
+		if l.over([]float32{largest}) < 0 && !(x.To == "Q8_0" && largest > mostQ8) {
+			continue
+		}
+		was, wider := x.To, "F32"
+		if from := limits[x.From]; from != nil && from.over([]float32{largest}) < 0 {
+			wider = x.From
+		}
+		x.To = wider
+		x.Why += fmt.Sprintf("; as %s, because it has numbers up to %.4g, which %s cannot hold", wider, largest, was)
+		w.plan.Warnings = append(w.plan.Warnings, fmt.Sprintf("tensor %s is written as %s: it has numbers up to %.4g, "+
+			"which %s cannot hold", x.Name, wider, largest, was))
+	}
+	return nil
+}
+
 // overHint says what to do about a number that does not fit.
 func overHint(p *plan.Plan) string {
 	if p.Container == checkpoint.Safetensors {
 		return "use --format gguf with --outtype bf16 or f32, or --balance=false to leave the tensor as it is"
 	}
 	return "use --outtype bf16 or f32"
-}
-
-// checkFinite reads a tensor that is copied as it is (part of it, or with -1 all)
-// and returns an error when a number in it is not finite. Measuring would not
-// notice: it reads only the embeddings of tokens that the text has. size is that of what is
-// copied, in bytes.
-func (w *writer) checkFinite(ctx context.Context, x *plan.TensorPlan, part int, size int64) error {
-	t := x.Tensor
-	if t == nil {
-		return nil // outside the graph
-	}
-	from, to := 0, t.Rows()
-	if part >= 0 {
-		to /= len(t.Sources)
-		from, to = part*to, (part+1)*to
-	}
-	step := max(1, numbersPerPiece/t.Cols())
-	buf := make([]float32, min(step, to-from)*t.Cols())
-	for r := from; r < to; r += step {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		n := min(step, to-r)
-		if err := w.c.ReadRows(t, r, n, buf); err != nil {
-			return err
-		}
-		w.meter.Add(size * int64(n) / int64(to-from))
-	}
-	return nil
 }
 
 // rowOrder returns, for each row of the target, the row of the source.
@@ -196,8 +198,10 @@ func (w *writer) rowOrder(x *plan.TensorPlan) []int {
 // gguf writes the model as one GGUF file.
 func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spec.File, error) {
 	var file spec.File
+	if err := w.widen(ctx); err != nil {
+		return file, err
+	}
 	var specs []gguf.TensorSpec
-	sizes := map[string]int64{}
 	var total int64
 	for _, x := range w.plan.Tensors {
 		if x.Action == plan.Drop {
@@ -223,8 +227,7 @@ func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spe
 		for _, n := range dims[1:] {
 			size *= int64(n)
 		}
-		sizes[x.Name] = size
-		total += work(&x, size)
+		total += size
 	}
 	w.meter = stream.NewMeter(total, w.report)
 	out, err := gguf.Create(filepath.Join(dir, name), kvs, specs)
@@ -238,7 +241,7 @@ func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spe
 			continue
 		}
 		err := out.WriteTensor(x.Name, func(o io.Writer) error {
-			return w.ggufTensor(ctx, counter{o, w.meter}, x, sizes[x.Name])
+			return w.ggufTensor(ctx, counter{o, w.meter}, x)
 		})
 		if err != nil {
 			return file, err
@@ -255,7 +258,7 @@ func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spe
 	return spec.File{Name: name, Bytes: out.Size(), SHA256: sum}, err
 }
 
-func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan, size int64) error {
+func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan) error {
 	if x.Name == plan.RopeFreqs && x.Tensor == nil {
 		d, _ := w.c.Config.Rope.FreqDivisors()
 		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
@@ -266,9 +269,6 @@ func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan
 		return err
 	}
 	if x.Action == plan.Copy {
-		if err := w.checkFinite(ctx, x, -1, size); err != nil {
-			return err
-		}
 		for _, s := range x.Sources {
 			if err := copyRaw(ctx, o, w.c, s); err != nil {
 				return err
@@ -341,7 +341,7 @@ func (w *writer) safetensors(ctx context.Context, dir string) ([]spec.File, erro
 	for _, f := range set.Files {
 		for i := range f.Tensors {
 			if x := byName[f.Tensors[i].Name]; x != nil {
-				total += work(x, size(&f.Tensors[i]))
+				total += size(&f.Tensors[i])
 			}
 		}
 	}
@@ -377,9 +377,6 @@ func (w *writer) safetensors(ctx context.Context, dir string) ([]spec.File, erro
 					part = slices.Index(x.Tensor.Sources, t.Name)
 				}
 				if x.Action == plan.Copy {
-					if err := w.checkFinite(ctx, x, part, size(t)); err != nil {
-						return err
-					}
 					return copyRaw(ctx, o, w.c, t.Name)
 				}
 				return w.encode(ctx, o, x, part, func(dst []byte, src []float32) ([]byte, error) {
@@ -424,10 +421,10 @@ func extendIndex(raw []byte, shardOf map[string]string, p *plan.Plan) ([]byte, e
 	}
 	var index, meta map[string]json.RawMessage
 	var shards map[string]string
-	if err := json.Unmarshal(raw, &index); err != nil {
+	if err := jsonx.Unmarshal(raw, &index); err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(index["weight_map"], &shards); err != nil {
+	if err := jsonx.Unmarshal(index["weight_map"], &shards); err != nil {
 		return nil, err
 	}
 	var added int64
@@ -443,7 +440,7 @@ func extendIndex(raw []byte, shardOf map[string]string, p *plan.Plan) ([]byte, e
 		return nil, err
 	}
 	var total int64
-	if json.Unmarshal(index["metadata"], &meta) == nil && json.Unmarshal(meta["total_size"], &total) == nil {
+	if jsonx.Unmarshal(index["metadata"], &meta) == nil && jsonx.Unmarshal(meta["total_size"], &total) == nil {
 		meta["total_size"], _ = json.Marshal(total + added) // numbers marshal
 		if index["metadata"], err = json.Marshal(meta); err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // Container is a file format for models.
@@ -83,10 +85,16 @@ type Checkpoint struct {
 	// Unknown lists source tensors that the family's graph does not use.
 	Unknown []string
 
+	notes []string // see Notes
+
 	tensors map[string]*Tensor
 	order   []string
 	b       backend
 	stamps  map[string]stamp
+
+	reading  sync.Once // of the tokenizer
+	vocab    *tokenizer.Vocab
+	vocabErr error
 
 	digesting sync.Mutex
 	digest    string // once it is known
@@ -110,11 +118,21 @@ func Open(path string) (*Checkpoint, error) {
 	var c *Checkpoint
 	if st.IsDir() {
 		c, err = openDir(path)
-	} else {
-		c, err = openGGUF(path)
+	} else if c, err = openGGUF(path); err != nil && partOfFolder(path) {
+		err = fmt.Errorf("%s: this is one file of a checkpoint; name its folder, %s, instead", path, filepath.Dir(path))
 	}
 	if err != nil {
 		return nil, err
+	}
+	doubles := 0
+	for _, t := range c.tensors {
+		if t.Type == "F64" {
+			doubles++
+		}
+	}
+	if doubles > 0 {
+		c.notes = append(c.notes, fmt.Sprintf("The source has F64 weights (tensors stored as F64: %d), which are read as F32: "+
+			"each number is rounded once.", doubles))
 	}
 	c.stamps = map[string]stamp{}
 	for _, f := range c.b.files() {
@@ -136,6 +154,27 @@ func takeStamp(path string) (stamp, error) {
 	return stamp{st.Size(), st.ModTime().UnixNano()}, nil
 }
 
+// partOfFolder says whether a file that is no GGUF file stands for its folder.
+func partOfFolder(path string) bool {
+	switch filepath.Ext(path) {
+	case ".safetensors", ".json", ".bin", ".pt", ".pth", ".model":
+	default:
+		return false
+	}
+	st, err := os.Stat(path)
+	if err != nil || !st.Mode().IsRegular() { // opening a named pipe would wait for a writer
+		return false
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	var magic [4]byte
+	n, _ := f.ReadAt(magic[:], 0)
+	return string(magic[:n]) != "GGUF"
+}
+
 // openDir accepts a folder with config.json, or one that holds just one GGUF model.
 func openDir(dir string) (*Checkpoint, error) {
 	if _, err := os.Stat(filepath.Join(dir, "config.json")); err == nil {
@@ -146,6 +185,11 @@ func openDir(dir string) (*Checkpoint, error) {
 	found, err := filepath.Glob(filepath.Join(dir, "*.gguf"))
 	if err != nil {
 		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(dir, spec.ManifestName)); err == nil {
+		found = slices.DeleteFunc(found, func(f string) bool { return filepath.Base(f) != spec.GGUFModelName })
+		return nil, fmt.Errorf("%s: an artifact of phaseconv without a safetensors model; name a file in it%s",
+			dir, hint(found))
 	}
 	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir,
 		hint(found))
@@ -173,8 +217,22 @@ func (c *Checkpoint) Tensors() []*Tensor {
 // Find returns the canonical tensor with this name.
 func (c *Checkpoint) Find(name string) (*Tensor, bool) { t, ok := c.tensors[name]; return t, ok }
 
-// Vocab reads the tokenizer's data.
-func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) { return c.b.vocab() }
+// Notes returns what people should know of how the source was read, one sentence
+// each: where its files disagree, and where the tokenizer of GGUF readers differs
+// from the one of the source. A source whose tokenizer cannot be read has none.
+func (c *Checkpoint) Notes() []string {
+	out := slices.Clone(c.notes)
+	if v, err := c.Vocab(); err == nil {
+		out = append(out, v.Notes...)
+	}
+	return out
+}
+
+// Vocab returns the tokenizer's data, which is read once and must not be changed.
+func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) {
+	c.reading.Do(func() { c.vocab, c.vocabErr = c.b.vocab() })
+	return c.vocab, c.vocabErr
+}
 
 // Tokenizer returns the model's tokenizer, which is built once. It fails where the tokenizer
 // is damaged or of a kind that is not supported.
@@ -218,8 +276,9 @@ func (c *Checkpoint) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 		}
 	}
 	if i := notFinite(dst); i >= 0 {
-		return fmt.Errorf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path, t.Name,
-			row0+i/cols, i%cols, dst[i])
+		row := row0 + i/cols
+		return fmt.Errorf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path,
+			t.Sources[row/per], row%per, i%cols, dst[i])
 	}
 	return nil
 }
@@ -397,8 +456,8 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 	c.tensors = map[string]*Tensor{}
 	used := map[string]bool{}
 	for _, want := range c.Config.Tensors() {
-		// Checkpoints with tied embeddings may still carry a copy of the head,
-		// which the reference then ignores, whatever it holds.
+		// Checkpoints with tied embeddings may still carry a copy of the head. One
+		// that differs makes them untied; see ownHead.
 		if want.Name == headName && c.Config.TiedEmbeddings {
 			continue
 		}

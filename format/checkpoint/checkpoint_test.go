@@ -261,7 +261,7 @@ func TestNotFinite(t *testing.T) {
 			c := open(t, filepath.Join(dir, path))
 			x, _ := c.Find(canonical)
 			_, err := c.ReadAll(x)
-			if err == nil || !strings.Contains(err.Error(), canonical) || !strings.Contains(err.Error(), "row 7, column 5") {
+			if err == nil || !strings.Contains(err.Error(), source) || !strings.Contains(err.Error(), "row 7, column 5") {
 				t.Errorf("%s, %x: %v", path, bits, err)
 			}
 			if err := c.ReadRows(x, 8, x.Rows()-8, make([]float32, x.Elements())); err != nil {
@@ -422,39 +422,94 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// TestTiedHead: with tied embeddings a copy of the head is ignored, whatever it
-// holds; without, it is read.
-func TestTiedHead(t *testing.T) {
-	for _, tied := range []bool{true, false} {
-		dir := filepath.Join(t.TempDir(), "m")
-		tiny.HF(t, dir, "qwen2", tiny.Options{Untied: true, Config: map[string]any{"tie_word_embeddings": tied}})
-		c := open(t, dir)
-		_, has := c.Find("output.weight")
-		if has == tied || slices.Contains(c.Unknown, "lm_head.weight") != tied {
-			t.Errorf("tied %v: head found %v, unknown %v", tied, has, c.Unknown)
-		}
-		for _, x := range c.Tensors() {
-			if tied && x.Name == "output.weight" {
-				t.Error("the head is listed")
+// headLike makes the head of a model its embedding; with change, not quite.
+func headLike(change bool) func(name string, x []float32) {
+	var embd []float32
+	return func(name string, x []float32) {
+		switch name {
+		case "model.embed_tokens.weight":
+			embd = x
+		case "lm_head.weight":
+			copy(x, embd)
+			if change {
+				x[len(x)-1] += 0.25
 			}
 		}
-		if !tied {
+	}
+}
+
+// TestTiedHead: where the configuration ties the head to the embedding, a stored
+// head that is the same is left alone, and one that differs in a single number is
+// the model's head, as transformers 5 has it, with a note. Untied, it is read.
+func TestTiedHead(t *testing.T) {
+	for _, x := range []struct {
+		what      string
+		fam       string
+		tied      bool
+		edit      func(name string, x []float32)
+		dtype     string
+		own, note bool
+	}{
+		{"tied, other head", "qwen2", true, nil, "", true, true},
+		{"tied, one number differs", "llama", true, headLike(true), "", true, true},
+		{"tied, one number differs, BF16", "qwen3", true, headLike(true), "BF16", true, true},
+		{"tied, same head", "llama", true, headLike(false), "", false, false},
+		{"tied, same head, BF16", "gemma3_text", true, headLike(false), "BF16", false, false},
+		{"tied, other head", "gemma3_text", true, nil, "", true, true},
+		{"tied, other head", "olmoe", true, nil, "", true, true},
+		{"untied, other head", "qwen2", false, nil, "", true, false},
+		{"untied, same head", "llama", false, headLike(false), "", true, false},
+	} {
+		dir := filepath.Join(t.TempDir(), "m")
+		m := tiny.New(t, x.fam, tiny.Options{Untied: true, DType: x.dtype, Shards: 2, Edit: x.edit,
+			Config: map[string]any{"tie_word_embeddings": x.tied}})
+		m.HF(t, dir)
+		c := open(t, dir)
+		h, own := c.Find("output.weight")
+		unknown := slices.Contains(c.Unknown, "lm_head.weight")
+		note := strings.Contains(strings.Join(c.Notes(), " "), "lm_head.weight is stored and differs")
+		if own != x.own || unknown == x.own || c.Config.TiedEmbeddings == x.own || note != x.note {
+			t.Errorf("%s, %s: own head %v, unknown %v, tied %v, notes %q", x.fam, x.what, own, c.Unknown,
+				c.Config.TiedEmbeddings, c.Notes())
+		}
+		if !own {
 			continue
 		}
-		// Other types and shapes of what is ignored do not matter.
-		for _, edit := range []safetensors.Tensor{{DType: "I8", Shape: []int{272, 64}}, {DType: "F32", Shape: []int{1}}} {
-			rewrite(t, dir, func(x safetensors.Tensor) []safetensors.Tensor {
-				if x.Name == "lm_head.weight" {
-					x.DType, x.Shape = edit.DType, edit.Shape
-				}
-				return keep(x)
-			})
-			c, err := checkpoint.Open(dir)
-			if err != nil {
-				t.Errorf("a head of %s %v that nothing uses: %v", edit.DType, edit.Shape, err)
-				continue
+		if got, err := c.ReadAll(h); err != nil || !sameBits(got, m.Find("lm_head.weight").Values) {
+			t.Errorf("%s, %s: the head has other numbers (%v)", x.fam, x.what, err)
+		}
+	}
+	// What cannot be compared is refused, by name.
+	for _, x := range []struct {
+		edit safetensors.Tensor
+		says string
+	}{{safetensors.Tensor{DType: "I8", Shape: []int{272, 64}}, "I8"}, {safetensors.Tensor{DType: "F32", Shape: []int{1}}, "shape [1]"}} {
+		dir := filepath.Join(t.TempDir(), "m")
+		tiny.HF(t, dir, "qwen2", tiny.Options{Untied: true, Config: map[string]any{"tie_word_embeddings": true}})
+		rewrite(t, dir, func(y safetensors.Tensor) []safetensors.Tensor {
+			if y.Name == "lm_head.weight" {
+				y.DType, y.Shape = x.edit.DType, x.edit.Shape
 			}
-			c.Close()
+			return keep(y)
+		})
+		fails(t, dir, "lm_head.weight", x.says)
+	}
+	// No head although the configuration unties it: a reader would make one up.
+	dir := filepath.Join(t.TempDir(), "m")
+	tiny.HF(t, dir, "qwen2", tiny.Options{Config: map[string]any{"tie_word_embeddings": false}})
+	fails(t, dir, "lm_head.weight", "tie_word_embeddings")
+	// A GGUF file says it by the tensor alone.
+	for _, edit := range []func(string, []float32){nil, headLike(false), headLike(true)} {
+		path := filepath.Join(t.TempDir(), "m.gguf")
+		m := tiny.New(t, "qwen2", tiny.Options{Untied: true, Edit: edit})
+		m.GGUF(t, path)
+		c := open(t, path)
+		h, ok := c.Find("output.weight")
+		if !ok || c.Config.TiedEmbeddings {
+			t.Fatal("the head of a GGUF file is not read")
+		}
+		if got, err := c.ReadAll(h); err != nil || !sameBits(got, m.Find("lm_head.weight").Values) {
+			t.Errorf("the head has other numbers (%v)", err)
 		}
 	}
 }
@@ -813,5 +868,19 @@ func TestConcurrent(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// TestFirstUnreadable: of many tensors with an element type that cannot be read the
+// error always names the same, and its file.
+func TestFirstUnreadable(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "m")
+	tiny.HF(t, dir, "llama", tiny.Options{})
+	rewrite(t, dir, func(x safetensors.Tensor) []safetensors.Tensor {
+		x.DType = "I8"
+		return keep(x)
+	})
+	for range 10 {
+		fails(t, dir, "tensor model.embed_tokens.weight has element type I8", safetensors.SingleName)
 	}
 }

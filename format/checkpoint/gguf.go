@@ -296,7 +296,13 @@ func (b *ggufBackend) raw(source string) (*io.SectionReader, error) {
 
 func (b *ggufBackend) files() []string { return b.f.Paths() }
 
-func (b *ggufBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.FromGGUF(metadata{b.f}) }
+func (b *ggufBackend) vocab() (*tokenizer.Vocab, error) {
+	v, err := tokenizer.FromGGUF(metadata{b.f})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", b.f.Path, err)
+	}
+	return v, nil
+}
 
 func (b *ggufBackend) close() error { return b.f.Close() }
 
@@ -319,12 +325,18 @@ func (m metadata) Strings(key string) ([]string, bool) { return present(m.f.Stri
 
 func (m metadata) Float32s(key string) ([]float32, bool) {
 	v, err := m.f.Floats(key)
-	return convert[float32](v), err == nil
+	if err != nil {
+		return nil, false
+	}
+	return convert[float32](v), true
 }
 
 func (m metadata) Int32s(key string) ([]int32, bool) {
 	v, err := m.f.Ints(key)
-	return convert[int32](v), err == nil
+	if err != nil {
+		return nil, false
+	}
+	return convert[int32](v), true
 }
 
 func present[T any](v T, err error) (T, bool) { return v, err == nil }

@@ -153,3 +153,22 @@ func TestGGUFKeys(t *testing.T) {
 		c.Close()
 	}
 }
+
+// TestWithoutTokenTypes: a GGUF file that states no types of tokens, or none that can
+// be read as such, has normal tokens only, as stock readers take it.
+func TestWithoutTokenTypes(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "a.gguf"), filepath.Join(dir, "b.gguf")
+	tiny.New(t, "qwen2", tiny.Options{}).GGUF(t, from)
+	want, err := open(t, from).Vocab()
+	if err != nil || len(want.Types) == 0 {
+		t.Fatalf("types %v, %v", want.Types, err)
+	}
+	for _, value := range []any{nil, "all normal"} {
+		withKeys(t, from, to, map[string]any{"tokenizer.ggml.token_type": value})
+		v, err := open(t, to).Vocab()
+		if err != nil || v.Types != nil || !slices.Equal(v.Tokens, want.Tokens) {
+			t.Errorf("%v: types %v, %v", value, v, err)
+		}
+	}
+}

@@ -3,7 +3,11 @@ package checkpoint
 import (
 	"fmt"
 	"io"
+	"math"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/hf"
@@ -15,6 +19,18 @@ import (
 type hfBackend struct {
 	dir string
 	set *safetensors.Set
+	cfg *family.Config
+	// bare: the names lack family.BasePrefix, as the base class saves them.
+	bare bool
+	// parts are the experts of fused tensors, under names such as
+	// "model.layers.0.mlp.experts.gate_up_proj[3,0:48]": expert 3, its rows 0 to 47.
+	parts map[string]slice
+}
+
+// A slice is some rows of a stored tensor.
+type slice struct {
+	stored     string
+	row0, rows int
 }
 
 func openHF(dir string) (*Checkpoint, error) {
@@ -26,38 +42,183 @@ func openHF(dir string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{Path: dir, Container: Safetensors, Config: cfg, b: &hfBackend{dir, set}}
-	err = c.collect(
-		func(t family.Tensor) []string {
-			n, _ := cfg.Family.HFNames(t.Name, cfg.Experts)
-			return n
-		},
-		func(name string) ([]int, string, bool) {
-			r, ok := set.Find(name)
-			if !ok {
-				return nil, "", false
-			}
-			return r.Tensor.Shape, r.Tensor.DType, true
-		}, set.Names())
-	if err != nil {
+	b := &hfBackend{dir: dir, set: set, cfg: cfg, parts: map[string]slice{}}
+	c := &Checkpoint{Path: dir, Container: Safetensors, Config: cfg, b: b}
+	if err := c.fromHF(b); err != nil {
 		set.Close()
 		return nil, err
 	}
-	for _, t := range c.tensors {
+	return c, nil
+}
+
+func (c *Checkpoint) fromHF(b *hfBackend) error {
+	const embedding = "embed_tokens.weight"
+	cfg := c.Config
+	if _, ok := b.set.Find(family.BasePrefix + embedding); !ok {
+		if _, b.bare = b.set.Find(embedding); !b.bare {
+			for _, n := range b.set.Names() {
+				if prefix, ok := strings.CutSuffix(n, family.BasePrefix+embedding); ok {
+					return fmt.Errorf("%s: tensor %s%s is missing, but there is %s; names with the prefix %q are not read: save "+
+						"the language model alone",
+						b.dir, family.BasePrefix, embedding, n, prefix)
+				}
+			}
+		}
+	}
+	c.notes = append(c.notes, b.set.Notes...)
+	if cfg.TiedEmbeddings {
+		own, err := b.ownHead()
+		if err != nil {
+			return err
+		}
+		if own {
+			cfg.TiedEmbeddings = false
+			c.notes = append(c.notes, "config.json says that the output head is the embedding (tie_word_embeddings), "+
+				"but lm_head.weight is stored and differs: it is kept, as transformers 5 does. Older readers of "+
+				"safetensors drop it; set tie_word_embeddings to false in config.json for them.")
+		}
+	}
+	stored, err := b.fused()
+	if err != nil {
+		return err
+	}
+	all := slices.DeleteFunc(b.set.Names(), func(n string) bool { return stored[n] })
+	if err := c.collect(b.sources, b.lookup, all); err != nil {
+		return err
+	}
+	for _, name := range c.order { // so that of several always the same is reported
+		t := c.tensors[name]
 		if !safetensors.Readable(t.Type) {
-			set.Close()
-			return nil, &safetensors.UnsupportedError{File: dir, Tensor: t.Sources[0], DType: t.Type}
+			r, _ := b.set.Find(c.Stored(t.Sources[0]))
+			return &safetensors.UnsupportedError{File: r.File.Path, Tensor: t.Sources[0], DType: t.Type}
 		}
 		if cfg.Family.NormPlusOne && family.IsNorm(t.Name) {
 			t.Add = 1
 		}
 	}
 	if _, ok := c.tensors[headName]; !ok && !cfg.TiedEmbeddings {
-		set.Close()
-		return nil, fmt.Errorf("%s: lm_head.weight is missing and tie_word_embeddings is false", dir)
+		return fmt.Errorf("%s: lm_head.weight is missing and tie_word_embeddings is false", b.dir)
 	}
-	return c, nil
+	return nil
 }
+
+// fused finds fused experts, gives each a name, and returns the names of the stored
+// tensors.
+func (b *hfBackend) fused() (stored map[string]bool, err error) {
+	stored = map[string]bool{}
+	for _, t := range b.cfg.Tensors() {
+		name, part, parts, ok := b.cfg.Family.HFFused(t.Name)
+		if !ok || len(t.Shape) != 3 {
+			continue
+		}
+		name = b.name(name)
+		r, ok := b.set.Find(name)
+		if !ok {
+			continue
+		}
+		rows := t.Shape[1]
+		if want := []int{t.Shape[0], parts * rows, t.Shape[2]}; !sameShape(r.Tensor.Shape, want) {
+			return nil, fmt.Errorf("%s: tensor %s has shape %v, experts fused by transformers have %v here", b.dir, name,
+				r.Tensor.Shape, want)
+		}
+		stored[name] = true
+		for e := range t.Shape[0] {
+			lo := part * rows
+			b.parts[sliceName(name, e, lo, lo+rows)] = slice{name, e*parts*rows + lo, rows}
+		}
+	}
+	return stored, nil
+}
+
+func sliceName(stored string, expert, from, to int) string {
+	return fmt.Sprintf("%s[%d,%d:%d]", stored, expert, from, to)
+}
+
+// name takes the prefix off a Hugging Face name if this folder's lack it.
+func (b *hfBackend) name(hf string) string {
+	if b.bare {
+		return strings.TrimPrefix(hf, family.BasePrefix)
+	}
+	return hf
+}
+
+// sources returns the names of what makes up a tensor of the family.
+func (b *hfBackend) sources(t family.Tensor) []string {
+	if name, part, _, ok := b.cfg.Family.HFFused(t.Name); ok && len(b.parts) > 0 {
+		if name = b.name(name); len(t.Shape) != 3 { // the router
+			return []string{name}
+		}
+		if _, ok := b.set.Find(name); ok {
+			var out []string
+			for e := range t.Shape[0] {
+				out = append(out, sliceName(name, e, part*t.Shape[1], (part+1)*t.Shape[1]))
+			}
+			return out
+		}
+	}
+	names, _ := b.cfg.Family.HFNames(t.Name, b.cfg.Experts)
+	for i := range names {
+		names[i] = b.name(names[i])
+	}
+	return names
+}
+
+func (b *hfBackend) lookup(name string) ([]int, string, bool) {
+	if s, ok := b.parts[name]; ok {
+		r, _ := b.set.Find(s.stored)
+		return []int{s.rows, r.Tensor.Cols()}, r.Tensor.DType, true
+	}
+	r, ok := b.set.Find(name)
+	if !ok {
+		return nil, "", false
+	}
+	return r.Tensor.Shape, r.Tensor.DType, true
+}
+
+// ownHead says whether a checkpoint whose configuration ties the output head to the
+// embedding stores a head with other numbers. Adapters that trained the head leave
+// such checkpoints when they are merged; the stored head is the function.
+func (b *hfBackend) ownHead() (bool, error) {
+	name := func(canonical string) string {
+		n, _ := b.cfg.Family.HFNames(canonical, 0)
+		return b.name(n[0])
+	}
+	head, ok := b.set.Find(name(headName))
+	embd, there := b.set.Find(name("token_embd.weight"))
+	if !ok || !there { // the latter is reported later
+		return false, nil
+	}
+	h, e := head.Tensor, embd.Tensor
+	for _, r := range []safetensors.Ref{head, embd} {
+		if !safetensors.Readable(r.Tensor.DType) {
+			return false, &safetensors.UnsupportedError{File: r.File.Path, Tensor: r.Tensor.Name, DType: r.Tensor.DType}
+		}
+	}
+	if !sameShape(h.Shape, e.Shape) {
+		return false, fmt.Errorf("%s: tensor %s has shape %v and %s %v, but tie_word_embeddings says that they are one; "+
+			"set it to false if the head is the model's own, or remove the head",
+			head.File.Path, h.Name, h.Shape, e.Name, e.Shape)
+	}
+	rows := max(1, 1<<18/h.Cols())
+	x, y := make([]float32, rows*h.Cols()), make([]float32, rows*h.Cols())
+	for r := 0; r < h.Rows(); r += rows {
+		n := min(rows, h.Rows()-r)
+		if err := head.File.ReadRows(h, r, n, x); err != nil {
+			return false, err
+		}
+		if err := embd.File.ReadRows(e, r, n, y); err != nil {
+			return false, err
+		}
+		if !slices.EqualFunc(x[:n*h.Cols()], y[:n*h.Cols()], same) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// same says whether two weights are the same number. A NaN, which is reported when
+// it is read for computing, is the same as its own copy.
+func same(x, y float32) bool { return x == y || math.Float32bits(x) == math.Float32bits(y) }
 
 func without(list []string, x string) []string {
 	var out []string
@@ -70,16 +231,28 @@ func without(list []string, x string) []string {
 }
 
 func (b *hfBackend) readRows(source string, row0, n int, dst []float32) error {
+	if s, ok := b.parts[source]; ok {
+		source, row0 = s.stored, s.row0+row0
+	}
 	r, _ := b.set.Find(source)
 	return r.File.ReadRows(r.Tensor, row0, n, dst)
 }
 
 func (b *hfBackend) raw(source string) (*io.SectionReader, error) {
+	s, part := b.parts[source]
+	if part {
+		source = s.stored
+	}
 	r, ok := b.set.Find(source)
 	if !ok {
 		return nil, fmt.Errorf("%s: no tensor %s", b.dir, source)
 	}
-	return r.File.Reader(r.Tensor), nil
+	all := r.File.Reader(r.Tensor)
+	if !part {
+		return all, nil
+	}
+	row := r.Tensor.Size() / int64(r.Tensor.Rows())
+	return io.NewSectionReader(all, int64(s.row0)*row, int64(s.rows)*row), nil
 }
 
 // files names the configuration and the weights: what determines the numbers.
@@ -91,9 +264,42 @@ func (b *hfBackend) files() []string {
 	return out
 }
 
+// configText returns config.json as it is.
+func (b *hfBackend) configText() ([]byte, error) {
+	return os.ReadFile(filepath.Join(b.dir, hf.ConfigName))
+}
+
 func (b *hfBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.ReadHF(b.dir) }
 
 func (b *hfBackend) close() error { return b.set.Close() }
+
+// Stored returns the name of the tensor in the file that holds a source tensor:
+// another only for experts that are fused.
+func (c *Checkpoint) Stored(source string) string {
+	if b, ok := c.b.(*hfBackend); ok {
+		if s, ok := b.parts[source]; ok {
+			return s.stored
+		}
+	}
+	return source
+}
+
+// HFName returns the name that a tensor of the family has, or would have, in this
+// folder. It is for tensors that are no experts.
+func (c *Checkpoint) HFName(canonical string) string {
+	b, ok := c.b.(*hfBackend)
+	names, known := c.Config.Family.HFNames(canonical, 0)
+	if !ok || !known || len(names) == 0 {
+		return ""
+	}
+	return b.name(names[0])
+}
+
+// BaseNames says whether the folder's names lack family.BasePrefix.
+func (c *Checkpoint) BaseNames() bool {
+	b, ok := c.b.(*hfBackend)
+	return ok && b.bare
+}
 
 // Shards returns the safetensors files of a Hugging Face checkpoint, nil for others.
 func (c *Checkpoint) Shards() *safetensors.Set {

@@ -95,6 +95,8 @@ type Defaults struct {
 	QueryPreAttnScalar float64 // query_pre_attn_scalar, where that is a key
 	SlidingWindow      int     // sliding_window; none
 	MaxWindowLayers    int     // max_window_layers
+	NormEps            float64 // rms_norm_eps; 1e-6
+	KVHeads            int     // num_key_value_heads; num_attention_heads
 	Tied               bool    // tie_word_embeddings
 }
 
@@ -239,46 +241,47 @@ var table = []*Family{
 	{
 		Name: "mistral", GGUFArch: "llama", Classes: []string{"MistralForCausalLM"},
 		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases, Window: Window{AllLayers: true},
-		Defaults: Defaults{SlidingWindow: 4096},
+		Defaults: Defaults{SlidingWindow: 4096, KVHeads: 8},
 		names:    rules(attention(noBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "mixtral", GGUFArch: "llama", Classes: []string{"MixtralForCausalLM"},
 		GGUFPairs: rope.Interleaved, RopeFreqs: true, AttnBias: noBiases, Window: Window{AllLayers: true},
 		Experts:  &Experts{AlwaysRenorm: true, GGUFRenorm: true},
-		Defaults: Defaults{RopeTheta: 1e6},
+		Defaults: Defaults{RopeTheta: 1e6, NormEps: 1e-5, KVHeads: 8},
 		names:    rules(attention(noBiases, NoQKNorm), preNorm(), expertFFN("block_sparse_moe", "w1", "w3", "w2")),
 	},
 	{
 		Name: "qwen2", GGUFArch: "qwen2", Classes: []string{"Qwen2ForCausalLM"},
 		AttnBias: qkvBiases, Window: qwenWindow, SquareAttention: true,
-		Defaults: Defaults{SlidingWindow: 4096, MaxWindowLayers: 28},
+		Defaults: Defaults{SlidingWindow: 4096, MaxWindowLayers: 28, KVHeads: 32},
 		names:    rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "qwen3", GGUFArch: "qwen3", Classes: []string{"Qwen3ForCausalLM"},
 		QKNorm: NormHead, AttnBias: noBiases, Window: qwenWindow,
-		Defaults: Defaults{HeadDim: 128, SlidingWindow: 4096, MaxWindowLayers: 28},
+		Defaults: Defaults{HeadDim: 128, SlidingWindow: 4096, MaxWindowLayers: 28, KVHeads: 32},
 		names:    rules(attention(noBiases, NormHead), preNorm(), denseFFN()),
 	},
 	{
 		Name: "qwen3_moe", GGUFArch: "qwen3moe", Classes: []string{"Qwen3MoeForCausalLM"},
 		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true},
 		Experts:  &Experts{GGUFRenorm: true, OwnSize: true},
-		Defaults: Defaults{SlidingWindow: 4096},
+		Defaults: Defaults{SlidingWindow: 4096, KVHeads: 4},
 		names:    rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
 	{
 		Name: "olmoe", GGUFArch: "olmoe", Classes: []string{"OlmoeForCausalLM"},
 		QKNorm: NormLayers, AttnBias: noBiases, Experts: &Experts{GGUFRenorm: false}, UntiedHead: true, SquareAttention: true,
-		names: rules(attention(noBiases, NormLayers), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
+		Defaults: Defaults{NormEps: 1e-5, KVHeads: 16},
+		names:    rules(attention(noBiases, NormLayers), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
 	{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
 		ScoreKeys: true, WideScaleLayers: 62, Window: Window{LayerTypes: true, Period: 6, InGGUF: true},
 		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096,
-			Tied: true},
+			Tied: true, KVHeads: 4},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
@@ -364,6 +367,35 @@ func (f *Family) HFNames(canonical string, experts int) (names []string, ok bool
 	}
 	return nil, false
 }
+
+// HFFused says where transformers 5 keeps a mixture's tensor in memory, and writes it
+// when asked not to restore the older names: the same way in every family. The
+// router has a name of its own; gate and up of all experts are one tensor, [experts,
+// 2*ffn, hidden] with each expert's gate first, down is [experts, hidden, ffn]. The
+// canonical tensor is part number part of parts of each expert's rows. ok is false
+// for other tensors, and for families without experts.
+func (f *Family) HFFused(canonical string) (name string, part, parts int, ok bool) {
+	pattern, layer := splitLayer(canonical)
+	if f.Experts == nil {
+		return "", 0, 0, false
+	}
+	mlp := fmt.Sprintf(layerPrefix+"mlp.", layer)
+	switch pattern {
+	case "blk.%d.ffn_gate_inp.weight":
+		return mlp + "gate.weight", 0, 1, true
+	case "blk.%d.ffn_gate_exps.weight":
+		return mlp + "experts.gate_up_proj", 0, 2, true
+	case "blk.%d.ffn_up_exps.weight":
+		return mlp + "experts.gate_up_proj", 1, 2, true
+	case "blk.%d.ffn_down_exps.weight":
+		return mlp + "experts.down_proj", 0, 1, true
+	}
+	return "", 0, 0, false
+}
+
+// BasePrefix is what the Hugging Face names of all tensors but the head begin with.
+// A checkpoint of the base class, without a head, is saved without it.
+const BasePrefix = "model."
 
 // splitLayer turns "blk.3.attn_q.weight" into ("blk.%d.attn_q.weight", 3).
 func splitLayer(name string) (pattern string, layer int) {

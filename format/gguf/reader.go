@@ -9,6 +9,8 @@ import (
 	"math/bits"
 	"os"
 	"slices"
+
+	"github.com/phaseconv/phaseconv/format/placeholder"
 )
 
 // A Tensor describes one tensor of a file.
@@ -189,6 +191,9 @@ func (f *File) parse(c *cursor) error {
 		return err
 	}
 	if string(b) != magic {
+		if err := c.notGGUF(); err != nil {
+			return err
+		}
 		return c.failAt(0, "", "", "not a GGUF file: it starts with %q instead of %q", b, magic)
 	}
 	if f.Version, err = c.uint32("the version"); err != nil {
@@ -232,6 +237,15 @@ func (f *File) parse(c *cursor) error {
 	return f.placeTensors(c)
 }
 
+// notGGUF says what a file is that lacks the magic, if that can be told.
+func (c *cursor) notGGUF() error {
+	head := make([]byte, min(c.size, placeholder.Head))
+	if _, err := c.r.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return c.failAt(0, "", "", "cannot read the file: %v", err)
+	}
+	return placeholder.Check(c.file, head)
+}
+
 func (f *File) parseKV(c *cursor) error {
 	at := c.off
 	key, err := c.string("a key", MaxKeyLength)
@@ -262,18 +276,19 @@ func (f *File) parseKV(c *cursor) error {
 func (f *File) setAlignment() error {
 	a, err := alignment(f.KVs)
 	if err != nil {
-		return &FormatError{File: f.Path, Key: keyAlignment, Offset: -1, Msg: err.Error()}
+		return &FormatError{File: f.Path, Key: KeyAlignment, Offset: -1, Msg: err.Error()}
 	}
 	f.Alignment = a
 	return nil
 }
 
-const keyAlignment = "general.alignment"
+// KeyAlignment is the key for the alignment of tensor data.
+const KeyAlignment = "general.alignment"
 
 // alignment finds the alignment that metadata asks for.
 func alignment(kvs []KV) (int, error) {
 	for _, kv := range kvs {
-		if kv.Key != keyAlignment {
+		if kv.Key != KeyAlignment {
 			continue
 		}
 		a, ok := kv.Value().(uint32)

@@ -98,7 +98,7 @@ func (w *Writer) plan(path string, kvs []KV, tensors []TensorSpec) ([]byte, erro
 	}
 	var err error
 	if w.align, err = alignment(kvs); err != nil {
-		return nil, &FormatError{File: path, Key: keyAlignment, Offset: -1, Msg: err.Error()}
+		return nil, &FormatError{File: path, Key: KeyAlignment, Offset: -1, Msg: err.Error()}
 	}
 	clear(seen)
 	var offset int64 // in the data section

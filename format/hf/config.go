@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/jsonx"
+	"github.com/phaseconv/phaseconv/format/placeholder"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -26,20 +28,20 @@ type config struct {
 	ModelType     string   `json:"model_type"`
 	Architectures []string `json:"architectures"`
 
-	HiddenSize       int      `json:"hidden_size"`
-	Layers           int      `json:"num_hidden_layers"`
-	Heads            int      `json:"num_attention_heads"`
-	KVHeads          *int     `json:"num_key_value_heads"`
-	HeadDim          *int     `json:"head_dim"`
-	IntermediateSize int      `json:"intermediate_size"`
-	VocabSize        int      `json:"vocab_size"`
-	MaxPositions     int      `json:"max_position_embeddings"`
-	NormEps          *float64 `json:"rms_norm_eps"`
-	Tied             *bool    `json:"tie_word_embeddings"`
-	HiddenAct        string   `json:"hidden_act"`
-	HiddenActivation string   `json:"hidden_activation"`
-	BOS              tokenID  `json:"bos_token_id"`
-	EOS              tokenID  `json:"eos_token_id"`
+	HiddenSize       int               `json:"hidden_size"`
+	Layers           int               `json:"num_hidden_layers"`
+	Heads            int               `json:"num_attention_heads"`
+	KVHeads          nullable[int]     `json:"num_key_value_heads"`
+	HeadDim          *int              `json:"head_dim"`
+	IntermediateSize int               `json:"intermediate_size"`
+	VocabSize        int               `json:"vocab_size"`
+	MaxPositions     int               `json:"max_position_embeddings"`
+	NormEps          nullable[float64] `json:"rms_norm_eps"`
+	Tied             *bool             `json:"tie_word_embeddings"`
+	HiddenAct        string            `json:"hidden_act"`
+	HiddenActivation string            `json:"hidden_activation"`
+	BOS              tokenID           `json:"bos_token_id"`
+	EOS              tokenID           `json:"eos_token_id"`
 
 	RopeTheta      *float64        `json:"rope_theta"`
 	RopeLocalTheta *float64        `json:"rope_local_base_freq"`
@@ -49,11 +51,11 @@ type config struct {
 	PartialRotary  *float64        `json:"partial_rotary_factor"`
 	OriginalMax    *int            `json:"original_max_position_embeddings"`
 
-	SlidingWindow        nullable `json:"sliding_window"`
-	UseSlidingWindow     *bool    `json:"use_sliding_window"`
-	MaxWindowLayers      *int     `json:"max_window_layers"`
-	SlidingWindowPattern *int     `json:"sliding_window_pattern"`
-	LayerTypes           []string `json:"layer_types"`
+	SlidingWindow        nullable[int] `json:"sliding_window"`
+	UseSlidingWindow     *bool         `json:"use_sliding_window"`
+	MaxWindowLayers      *int          `json:"max_window_layers"`
+	SlidingWindowPattern *int          `json:"sliding_window_pattern"`
+	LayerTypes           []string      `json:"layer_types"`
 
 	QueryPreAttnScalar *float64 `json:"query_pre_attn_scalar"`
 	AttnLogitSoftcap   *float64 `json:"attn_logit_softcapping"`
@@ -95,14 +97,14 @@ type ropeScaling struct {
 }
 
 // nullable tells an absent key from one that is null: defaults are for the first.
-type nullable struct {
+type nullable[T any] struct {
 	present bool
-	value   *int
+	value   *T
 }
 
-func (n *nullable) UnmarshalJSON(b []byte) error {
+func (n *nullable[T]) UnmarshalJSON(b []byte) error {
 	n.present = true
-	return json.Unmarshal(b, &n.value)
+	return jsonx.Unmarshal(b, &n.value)
 }
 
 // tokenID accepts a number, a list of numbers (the first counts) or null.
@@ -115,12 +117,12 @@ func (t *tokenID) UnmarshalJSON(b []byte) error {
 	if bytes.Equal(b, []byte("null")) {
 		return nil
 	}
-	if json.Unmarshal(b, &t.id) == nil {
+	if jsonx.Unmarshal(b, &t.id) == nil {
 		t.set = true
 		return nil
 	}
 	var list []int
-	if err := json.Unmarshal(b, &list); err != nil {
+	if err := jsonx.Unmarshal(b, &list); err != nil {
 		return fmt.Errorf("token id %s is neither a number nor a list of numbers", clip(b))
 	}
 	if len(list) > 0 {
@@ -165,6 +167,9 @@ func ReadConfig(dir string) (*family.Config, error) {
 	if len(raw) > MaxConfig {
 		return nil, fmt.Errorf("%s: larger than %d bytes", path, MaxConfig)
 	}
+	if err := placeholder.Check(path, raw); err != nil {
+		return nil, err
+	}
 	c, err := ParseConfig(raw)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -175,7 +180,7 @@ func ReadConfig(dir string) (*family.Config, error) {
 // ParseConfig is ReadConfig for the bytes of a config.json.
 func ParseConfig(raw []byte) (*family.Config, error) {
 	var h config
-	if err := json.Unmarshal(raw, &h); err != nil {
+	if err := jsonx.Unmarshal(raw, &h); err != nil {
 		return nil, fmt.Errorf("not a valid configuration: %w", err)
 	}
 	class := ""
@@ -190,10 +195,13 @@ func ParseConfig(raw []byte) (*family.Config, error) {
 		return nil, err
 	}
 	c := &family.Config{
-		Family: fam, Layers: h.Layers, Hidden: h.HiddenSize, Heads: h.Heads, KVHeads: or(h.KVHeads, h.Heads),
+		Family: fam, Layers: h.Layers, Hidden: h.HiddenSize, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads),
 		FFN: h.IntermediateSize, Vocab: h.VocabSize, Context: h.MaxPositions,
-		NormEps: *h.NormEps, Pairs: rope.Half,
+		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: rope.Half,
 		TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
+	}
+	if d := fam.Defaults.KVHeads; d > 0 && !h.KVHeads.present {
+		c.KVHeads = d
 	}
 	if c.Heads < 1 {
 		return nil, fmt.Errorf("num_attention_heads is %d, expected at least 1", c.Heads)
@@ -264,8 +272,8 @@ func (h *config) refuse(f *family.Family) error {
 		}
 		return nil
 	}
-	if h.NormEps == nil {
-		return fmt.Errorf("rms_norm_eps is missing")
+	if h.NormEps.present && h.NormEps.value == nil {
+		return fmt.Errorf("rms_norm_eps is null, expected a small positive number")
 	}
 	for _, c := range []struct {
 		key string
@@ -375,7 +383,7 @@ func (h *config) rope(c *family.Config) error {
 	theta := or(h.RopeTheta, nonzero(d.RopeTheta, 10000))
 	perType := map[string]json.RawMessage{}
 	if isSet(h.RopeParameters) {
-		if err := json.Unmarshal(h.RopeParameters, &perType); err != nil {
+		if err := jsonx.Unmarshal(h.RopeParameters, &perType); err != nil {
 			return fmt.Errorf("rope_parameters: %w", err)
 		}
 	}
@@ -425,7 +433,7 @@ func decodeRope(raws ...json.RawMessage) (*ropeScaling, error) {
 		if !isSet(raw) {
 			continue
 		}
-		if err := json.Unmarshal(raw, s); err != nil {
+		if err := jsonx.Unmarshal(raw, s); err != nil {
 			return nil, fmt.Errorf("rope_scaling or rope_parameters: %w", err)
 		}
 	}

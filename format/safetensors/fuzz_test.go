@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -57,7 +58,11 @@ func FuzzOpen(f *testing.F) {
 			}
 			if Readable(x.DType) {
 				values = make([]float32, x.Rows()*x.Cols())
-				if err := f.ReadRows(x, 0, x.Rows(), values); err != nil {
+				err := f.ReadRows(x, 0, x.Rows(), values)
+				if x.DType == "F64" && err != nil && strings.Contains(err.Error(), "more than float32") {
+					err = nil
+				}
+				if err != nil {
 					t.Fatal(err)
 				}
 				if int64(len(values)*ElementBytes(x.DType)) != x.Size() {

@@ -133,7 +133,6 @@ var stricter = map[string]string{
 	"leading space":             "the format demands { as the first byte",
 	"entry as a list":           "not what the format describes; a by-product of the reference's decoder",
 	"name twice, same":          "the format forbids duplicate keys, and readers differ in which one counts",
-	"metadata null":             "the format demands a map from text to text",
 	"shape of 17: (1, 1, 1, 1)": "more than MaxDims",
 }
 

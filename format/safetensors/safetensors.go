@@ -1,6 +1,7 @@
 // Package safetensors reads and writes the safetensors container: one JSON
 // header, then the tensors' bytes. Unknown element types stay opaque, so every
-// tensor of a checkpoint can be copied; F32, F16 and BF16 can be read as numbers.
+// tensor of a checkpoint can be copied; F64, F32, F16 and BF16 can be read as numbers,
+// F64 rounded to float32.
 //
 // Layout of a file: an 8-byte little-endian header length, the header, then
 // the data that the header's offsets count from.
@@ -22,6 +23,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/placeholder"
 )
 
 // Limits on what a header may ask for.
@@ -64,7 +66,7 @@ type UnsupportedError struct {
 }
 
 func (e *UnsupportedError) Error() string {
-	return fmt.Sprintf("%s: tensor %s has element type %s, which cannot be used for computing (F32, F16 and BF16 can)",
+	return fmt.Sprintf("%s: tensor %s has element type %s, which cannot be used for computing (F64, F32, F16 and BF16 can)",
 		e.File, e.Tensor, e.DType)
 }
 
@@ -170,14 +172,16 @@ func (f *File) parse() error {
 	f.size = st.Size()
 	var lead [8]byte
 	if f.size < 8 {
-		return f.fail("", 0, "file has %d bytes, a safetensors header needs at least 8; is it a Git LFS pointer or cut off?",
-			f.size)
+		return f.fail("", 0, "file has %d bytes, a safetensors header needs at least 8; the file is cut off", f.size)
 	}
 	if _, err := f.f.ReadAt(lead[:], 0); err != nil {
 		return f.fail("", 0, "cannot read the header length: %v", err)
 	}
 	n := binary.LittleEndian.Uint64(lead[:])
 	if n > MaxHeader {
+		if err := f.otherKind(lead[:]); err != nil {
+			return err
+		}
 		return f.fail("", 0, "header length %d exceeds the limit of %d bytes; this is not a safetensors file", n,
 			int64(MaxHeader))
 	}
@@ -193,6 +197,24 @@ func (f *File) parse() error {
 		return err
 	}
 	return f.checkOffsets()
+}
+
+// otherKind says what a file is that starts as no safetensors file can: with lead.
+func (f *File) otherKind(lead []byte) error {
+	head := make([]byte, min(f.size, placeholder.Head))
+	if _, err := f.f.ReadAt(head, 0); err != nil {
+		return f.fail("", 0, "cannot read the file: %v", err)
+	}
+	if err := placeholder.Check(f.Path, head); err != nil {
+		return err
+	}
+	switch {
+	case string(lead[:4]) == "GGUF":
+		return f.fail("", 0, "this is a GGUF file, not a safetensors file")
+	case string(lead[:4]) == "PK\x03\x04" || lead[0] == 0x80 && lead[1] <= 5: // zip, pickle
+		return f.fail("", 0, "this is a PyTorch file, not a safetensors file; convert it with safetensors.torch.save_file")
+	}
+	return nil
 }
 
 // parseHeader walks the JSON by tokens. Decoding into maps and structs would
@@ -255,6 +277,11 @@ func (p *headerParser) object(tensor string, member func(key string) error) erro
 	} else if t != '{' {
 		return p.fail(tensor, "{ expected, found %v", t)
 	}
+	return p.members(tensor, member)
+}
+
+// members reads an object after its opening brace.
+func (p *headerParser) members(tensor string, member func(key string) error) error {
 	for p.dec.More() {
 		key, err := token[string](p, tensor, "a key")
 		if err != nil {
@@ -376,8 +403,16 @@ func (p *headerParser) readMetadata() error {
 		return p.fail("", "%s appears twice", metadataKey)
 	}
 	p.metadata = true
+	switch t, err := p.dec.Token(); {
+	case err != nil:
+		return p.fail("", "header is not valid JSON: %v", err)
+	case t == nil: // null: the reference reader takes it for none
+		return nil
+	case t != json.Delim('{'):
+		return p.fail("", "{ expected, found %v", t)
+	}
 	p.f.Metadata = map[string]string{}
-	return p.object("", func(key string) (err error) {
+	return p.members("", func(key string) (err error) {
 		p.f.Metadata[key], err = token[string](p, "", metadataKey+" may hold only texts; a text")
 		return err
 	})
@@ -447,7 +482,7 @@ func (f *File) Reader(t *Tensor) *io.SectionReader {
 }
 
 // Readable says whether ReadRows can decode the element type.
-func Readable(dt string) bool { return dt == "F32" || dt == "F16" || dt == "BF16" }
+func Readable(dt string) bool { return dt == "F32" || dt == "F16" || dt == "BF16" || dt == "F64" }
 
 // ReadRows decodes rows [row0, row0+n) of t into dst, which holds at least
 // n*t.Cols() numbers.
@@ -469,12 +504,26 @@ func (f *File) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 		return f.fail(t.Name, off, "%v", err)
 	}
 	Decode(t.DType, dst[:count], buf)
+	if t.DType == "F64" {
+		for i, v := range dst[:count] {
+			x := math.Float64frombits(binary.LittleEndian.Uint64(buf[8*i:]))
+			if math.IsInf(float64(v), 0) && !math.IsInf(x, 0) {
+				return f.fail(t.Name, off+int64(8*i),
+					"%g is more than float32, which everything is computed with, can hold", x)
+			}
+		}
+	}
 	return nil
 }
 
-// Decode turns little-endian elements of a readable type into float32.
+// Decode turns little-endian elements of a readable type into float32; F64 is rounded
+// to nearest, ties to even.
 func Decode(dt string, dst []float32, src []byte) {
 	switch dt {
+	case "F64":
+		for i := range dst {
+			dst[i] = float32(math.Float64frombits(binary.LittleEndian.Uint64(src[8*i:])))
+		}
 	case "F32":
 		for i := range dst {
 			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
@@ -490,6 +539,10 @@ func Decode(dt string, dst []float32, src []byte) {
 // elements of a readable type.
 func Encode(dt string, dst []byte, src []float32) {
 	switch dt {
+	case "F64":
+		for i, v := range src {
+			binary.LittleEndian.PutUint64(dst[8*i:], math.Float64bits(float64(v)))
+		}
 	case "F32":
 		for i, v := range src {
 			binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(v))

@@ -8,8 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
+
+	"github.com/phaseconv/phaseconv/format/jsonx"
+	"github.com/phaseconv/phaseconv/format/placeholder"
 )
 
 // ReadHF reads the tokenizer of a Hugging Face checkpoint folder into the form
@@ -21,6 +24,7 @@ import (
 // The pre-tokenizer is recognized by its patterns. BPE with byte fallback is
 // read as SentencePiece BPE; where tokenizer.model is missing, scores come from
 // the order of the merges.
+// Added tokens have the ids that Hugging Face counts out, whatever ids the files state.
 // The vocabulary is padded to vocab_size of config.json with unused tokens.
 // Errors are *FormatError, *UnsupportedError, or come from the file system.
 func ReadHF(dir string) (*Vocab, error) {
@@ -30,46 +34,51 @@ func ReadHF(dir string) (*Vocab, error) {
 // hfTokenizer is tokenizer.json.
 type hfTokenizer struct {
 	AddedTokens   []hfAdded `json:"added_tokens"`
-	Normalizer    *hfStep
-	PreTokenizer  *hfStep `json:"pre_tokenizer"`
-	PostProcessor *hfStep `json:"post_processor"`
+	Normalizer    *hfStep   `json:"normalizer"`
+	PreTokenizer  *hfStep   `json:"pre_tokenizer"`
+	PostProcessor *hfStep   `json:"post_processor"`
 	Model         struct {
-		Type         string
-		Vocab        json.RawMessage // an object for BPE, an array for Unigram
-		Merges       []hfMerge
-		UnkToken     *string  `json:"unk_token"`
-		Prefix       *string  `json:"continuing_subword_prefix"`
-		Suffix       *string  `json:"end_of_word_suffix"`
-		Dropout      *float64 `json:"dropout"`
-		ByteFallback bool     `json:"byte_fallback"`
-		IgnoreMerges bool     `json:"ignore_merges"`
-	}
+		Type         string          `json:"type"`
+		Vocab        json.RawMessage `json:"vocab"` // an object for BPE, an array for Unigram
+		Merges       []hfMerge       `json:"merges"`
+		UnkToken     *string         `json:"unk_token"`
+		Prefix       *string         `json:"continuing_subword_prefix"`
+		Suffix       *string         `json:"end_of_word_suffix"`
+		Dropout      *float64        `json:"dropout"`
+		ByteFallback bool            `json:"byte_fallback"`
+		IgnoreMerges bool            `json:"ignore_merges"`
+	} `json:"model"`
 }
 
 // hfAdded is an added token, in tokenizer.json and in tokenizer_config.json.
 type hfAdded struct {
-	ID         int64
-	Content    string
-	SingleWord bool `json:"single_word"`
-	LStrip     bool
-	RStrip     bool
-	Special    bool
+	ID         int64  `json:"id"`
+	Content    string `json:"content"`
+	SingleWord bool   `json:"single_word"`
+	LStrip     bool   `json:"lstrip"`
+	RStrip     bool   `json:"rstrip"`
+	Special    bool   `json:"special"`
 }
 
 // hfMerge is a merge, written "left right" or ["left", "right"].
 type hfMerge struct{ left, right string }
 
+// joinsDigits says whether the merge makes a number of several digits.
+func (m hfMerge) joinsDigits() bool {
+	return strings.Trim(m.left+m.right, "0123456789") == ""
+}
+
 func (m *hfMerge) UnmarshalJSON(data []byte) error {
 	if len(data) > 0 && data[0] == '[' {
 		var p []string
-		if json.Unmarshal(data, &p) != nil || len(p) != 2 || p[0] == "" || p[1] == "" {
+		if jsonx.Unmarshal(data, &p) != nil || len(p) != 2 || p[0] == "" || p[1] == "" {
 			return fmt.Errorf("merge %s is not a pair of texts", clip(string(data), 60))
 		}
 		m.left, m.right = p[0], p[1]
 		return nil
 	}
 	var s string
-	err := json.Unmarshal(data, &s)
+	err := jsonx.Unmarshal(data, &s)
 	var ok bool
 	if m.left, m.right, ok = cutMerge(s); err != nil || !ok {
 		return fmt.Errorf("merge %s is not two texts with a space between", clip(string(data), 60))
@@ -81,12 +90,14 @@ func (m *hfMerge) UnmarshalJSON(data []byte) error {
 type hfToken string
 
 func (t *hfToken) UnmarshalJSON(data []byte) error {
-	var o struct{ Content *string }
+	var o struct {
+		Content *string `json:"content"`
+	}
 	switch {
 	case len(data) > 0 && data[0] == '"':
-		return json.Unmarshal(data, (*string)(t))
+		return jsonx.Unmarshal(data, (*string)(t))
 	case len(data) > 0 && data[0] == '{':
-		if json.Unmarshal(data, &o) != nil {
+		if jsonx.Unmarshal(data, &o) != nil {
 			// The error itself would give an offset that counts from here.
 			return fmt.Errorf("%s is no token", clip(string(data), 60))
 		}
@@ -112,6 +123,20 @@ type hfConfig struct {
 	Class          string             `json:"tokenizer_class"`
 	Template       json.RawMessage    `json:"chat_template"`
 	Added          map[string]hfAdded `json:"added_tokens_decoder"`
+	// Extra and Additional are the newer and the older name of further special tokens.
+	Extra      hfTokens `json:"extra_special_tokens"`
+	Additional hfTokens `json:"additional_special_tokens"`
+}
+
+// hfTokens is a list of special tokens. An object, which names the tokens of other
+// media, counts as none.
+type hfTokens []hfToken
+
+func (t *hfTokens) UnmarshalJSON(data []byte) error {
+	if len(data) == 0 || data[0] != '[' {
+		return nil
+	}
+	return jsonx.Unmarshal(data, (*[]hfToken)(t))
 }
 
 // hfModelConfig is what config.json and generation_config.json say of tokens.
@@ -127,15 +152,18 @@ type hfModelConfig struct {
 type hfID struct{ id *int64 }
 
 func (d *hfID) UnmarshalJSON(data []byte) error {
+	if s := string(data); s == "NaN" || strings.HasSuffix(s, "Infinity") {
+		return fmt.Errorf("%s is no token id", s)
+	}
 	var one int64
-	if json.Unmarshal(data, &one) == nil {
+	if jsonx.Unmarshal(data, &one) == nil {
 		if string(data) != "null" {
 			d.id = &one
 		}
 		return nil
 	}
 	var list []int64
-	if json.Unmarshal(data, &list) == nil && len(list) > 0 {
+	if jsonx.Unmarshal(data, &list) == nil && len(list) > 0 {
 		d.id = &list[0]
 	}
 	return nil
@@ -150,6 +178,7 @@ type hfReader struct {
 	tok    *hfTokenizer     // nil if there is no tokenizer.json
 	vocab  map[string]int64 // model.vocab of tokenizer.json
 	config hfConfig
+	more   hfConfig // special_tokens_map.json
 	model  hfModelConfig
 	added  []hfAdded        // by id
 	ids    map[string]int32 // of all tokens
@@ -175,16 +204,24 @@ func readHF(fsys fs.FS, dir string) (*Vocab, error) {
 	if r.model.TextConfig != nil {
 		r.model.inherit(r.model.TextConfig)
 	}
+	if _, err := r.readJSON("special_tokens_map.json", MaxConfigSize, &r.more); err != nil {
+		return nil, err
+	}
+	if r.tok != nil {
+		if r.tok.Model.Type != "BPE" {
+			return nil, &UnsupportedError{File: r.path("tokenizer.json"), Key: "model.type",
+				What: fmt.Sprintf("tokenizer model %q", r.tok.Model.Type), Hint: "BPE is"}
+		}
+		if err := r.parseVocab(); err != nil {
+			return nil, err
+		}
+	}
 	if err := r.collectAdded(); err != nil {
 		return nil, err
 	}
 	switch {
 	case r.tok == nil:
 		err = r.fromSentencePiece(true)
-	case r.tok.Model.Type != "BPE":
-		err = &UnsupportedError{File: r.path("tokenizer.json"), Key: "model.type",
-			What: fmt.Sprintf("tokenizer model %q", r.tok.Model.Type),
-			Hint: "BPE is"}
 	case r.tok.Model.ByteFallback:
 		err = r.fromSentencePiece(false)
 	default:
@@ -251,7 +288,7 @@ func (r *hfReader) read(name string, limit int64) ([]byte, bool, error) {
 		return nil, false, &FormatError{File: r.path(name), Offset: -1,
 			Msg: fmt.Sprintf("larger than the %d bytes that are read", limit)}
 	}
-	return data, true, nil
+	return data, true, placeholder.Check(r.path(name), data)
 }
 
 // readJSON decodes a file of the folder, and reports whether it is there.
@@ -265,79 +302,27 @@ func (r *hfReader) readJSON(name string, limit int64, to any) (bool, error) {
 
 // parseJSON decodes data from the named file; key says which value of it, "" all.
 func (r *hfReader) parseJSON(name, key string, data []byte, to any) error {
-	err := json.Unmarshal(data, to)
+	err := jsonx.Unmarshal(data, to)
 	if err == nil {
 		return nil
 	}
-	e := &FormatError{File: r.path(name), Key: key, Offset: -1, Msg: err.Error(), Hint: "is the file complete?"}
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &syntax):
-		e.Offset = syntax.Offset
-	case errors.As(err, &kind):
-		e.Offset, e.Hint = kind.Offset, ""
-	default:
-		e.Hint = ""
+	e := &FormatError{File: r.path(name), Key: key, Offset: -1, Msg: err.Error()}
+	if x, ok := err.(*jsonx.Error); ok {
+		e.Msg, e.Offset = x.Msg, x.Offset
+		if x.Syntax {
+			e.Hint = "is the file complete?"
+		}
+		switch {
+		case key == "":
+			e.Key = x.Path
+		case x.Path != "":
+			e.Key += "." + x.Path
+		}
 	}
 	if key != "" {
 		e.Offset = -1 // it would count from the key's value
 	}
 	return e
-}
-
-// collectAdded gathers the added tokens. tokenizer.json knows them best; the
-// two older places count where it does not exist.
-func (r *hfReader) collectAdded() error {
-	byID := make(map[int64]hfAdded)
-	if r.tok != nil {
-		for _, a := range r.tok.AddedTokens {
-			byID[a.ID] = a
-		}
-	} else {
-		var plain map[string]int64
-		if _, err := r.readJSON("added_tokens.json", MaxConfigSize, &plain); err != nil {
-			return err
-		}
-		for content, id := range plain {
-			// Of two texts with one id the smaller wins: any, but always the same.
-			if a, ok := byID[id]; !ok || content < a.Content {
-				byID[id] = hfAdded{ID: id, Content: content}
-			}
-		}
-		for key, a := range r.config.Added {
-			id, err := parseID(key)
-			if err != nil {
-				return &FormatError{File: r.path("tokenizer_config.json"), Key: "added_tokens_decoder", Offset: -1,
-					Msg: err.Error()}
-			}
-			a.ID = id
-			byID[id] = a
-		}
-	}
-	if len(byID) > MaxAddedTokens {
-		return &FormatError{File: r.path("tokenizer.json"), Key: "added_tokens", Offset: -1,
-			Msg: fmt.Sprintf("%d added tokens, at most %d are read", len(byID), MaxAddedTokens)}
-	}
-	for _, a := range byID {
-		if a.ID < 0 || a.ID >= MaxVocab {
-			return &FormatError{File: r.path("tokenizer.json"), Key: "added_tokens", Offset: -1,
-				Msg: fmt.Sprintf("added token %q has id %d; 0 to %d are read", clip(a.Content, 40), a.ID, MaxVocab-1)}
-		}
-		if a.Content != "" {
-			r.added = append(r.added, a)
-		}
-	}
-	sort.Slice(r.added, func(i, j int) bool { return r.added[i].ID < r.added[j].ID })
-	return nil
-}
-
-func parseID(s string) (int64, error) {
-	var id int64
-	if err := json.Unmarshal([]byte(s), &id); err != nil {
-		return 0, fmt.Errorf("%q is no token id", clip(s, 40))
-	}
-	return id, nil
 }
 
 // parseVocab reads model.vocab of tokenizer.json.
@@ -429,12 +414,6 @@ func (r *hfReader) placeVocab() error {
 		}
 		r.v.Tokens[id], r.v.Types[id] = text, TypeNormal
 	}
-	for _, a := range r.added {
-		if id, ok := r.vocab[a.Content]; ok && id != a.ID {
-			return &FormatError{File: r.path("tokenizer.json"), Key: "added_tokens", Offset: -1,
-				Msg: fmt.Sprintf("%q has id %d here and %d in model.vocab", clip(a.Content, 40), a.ID, id)}
-		}
-	}
 	return nil
 }
 
@@ -468,9 +447,6 @@ func looksSpecial(s string) bool {
 func (r *hfReader) fromBPE() error {
 	v, m := r.v, &r.tok.Model
 	v.Model = ModelBPE
-	if err := r.parseVocab(); err != nil {
-		return err
-	}
 	for _, s := range r.tok.Normalizer.flatten() {
 		if s.Type != "NFC" {
 			return &UnsupportedError{File: r.path("tokenizer.json"), Key: "normalizer",
@@ -484,6 +460,9 @@ func (r *hfReader) fromBPE() error {
 	}
 	v.Pre = name
 	v.Notes = append(v.Notes, notes...)
+	if name == "deepseek-llm" && slices.ContainsFunc(m.Merges, hfMerge.joinsDigits) {
+		r.note("Hugging Face cuts numbers into digits; llama.cpp's %s does not, and some merges join digits.", name)
+	}
 	if err := r.placeVocab(); err != nil {
 		return err
 	}
@@ -504,9 +483,6 @@ func (r *hfReader) fromSentencePiece(modelOnly bool) error {
 	v.Model, v.Pre = ModelSPM, "default"
 	v.AddSpacePrefix = true
 	if !modelOnly {
-		if err := r.parseVocab(); err != nil {
-			return err
-		}
 		if err := r.checkMetaspace(); err != nil {
 			return err
 		}

@@ -53,6 +53,8 @@ func split(regex string) object {
 
 func sequence(kind string, steps ...any) object { return object{"type": "Sequence", kind: steps} }
 
+var digits = object{"type": "Digits", "individual_digits": true}
+
 var rawBytes = object{"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}
 
 func TestReadHFSmall(t *testing.T) {
@@ -91,7 +93,15 @@ func TestDetectPre(t *testing.T) {
 		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"Regex": reGPT4o}, "behavior": "Removed",
 			"invert": true}, rawBytes), false, "gpt-4o"},
 		{sequence("pretokenizers", split(`\p{N}{1,3}`), split(reDSKana), split(reDSWords), rawBytes), false, "deepseek-v3"},
+		// DeepSeek-Coder, with newlines as such and escaped, and DeepSeek LLM.
+		{sequence("pretokenizers", split("[\r\n]"), split(`\s?\p{L}+`), split(`\s?\p{P}+`), split("[一-龥ࠀ-一가-\U0000d7ff]+"), digits, rawBytes), false, "deepseek-coder"},
+		{sequence("pretokenizers", split(`[\r\n]`), split(`\s?\p{L}+`), split(`\s?\p{P}+`), split("[一-龥ࠀ-一가-\U0000d7ff]+"), split(`\p{N}`), rawBytes), false, "deepseek-coder"},
+		{sequence("pretokenizers", split("[\r\n]"), split(`\s?`+ranges(casedLetters)), split("\\s?[!-/:-~！-／：-～‘-‟　-。]+"), split(`\s+$`), split("[一-龥ࠀ-一가-\U0000d7ff]+"), digits, rawBytes), false, "deepseek-llm"},
+		{sequence("pretokenizers", split(reSeed), rawBytes), false, "seed-coder"},
+		{sequence("pretokenizers", split(strings.NewReplacer(`\r`, "\r", `\n`, "\n", `{1}`, "").Replace(reSeed)), rawBytes), false, "seed-coder"},
+		{sequence("pretokenizers", split(strings.NewReplacer(`\r`, "\r", `\n`, "\n").Replace(reQwen2)), rawBytes), false, "qwen2"},
 
+		{sequence("pretokenizers", split("[\r\n]"), split(`\s?\p{L}+`), split(`\s?\p{P}+`), rawBytes), false, `\\s?\\p{P}+`},
 		{sequence("pretokenizers", split(`\w+`), rawBytes), false, `\w+`},
 		{sequence("pretokenizers", object{"type": "Digits", "individual_digits": false}, object{"type": "ByteLevel"}), false,
 			`\\p{N}+`},
@@ -159,7 +169,8 @@ func TestReadHFErrors(t *testing.T) {
 		}, new(*FormatError), "<|x|>"},
 		"added id < 0": {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = -5 },
 			new(*FormatError), "<|x|>"},
-		"added otherwise": {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["content"] = "ab" }, new(*FormatError), "257"},
+		"gap under added": {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = 258 }, new(*FormatError),
+			`which "zz" has`},
 		"small": {func(f map[string]object) { f["config.json"]["vocab_size"] = 100 }, new(*FormatError),
 			"vocab_size"},
 		"negative": {func(f map[string]object) { f["config.json"]["vocab_size"] = -1 }, new(*FormatError),
@@ -262,10 +273,21 @@ func TestReadHFVariants(t *testing.T) {
 			func(v *Vocab) bool { return strings.Contains(fmt.Sprint(v.Notes), "lstrip") }},
 		"space in a merge": {func(f map[string]object) {
 			m := f["tokenizer.json"]["model"].(object)
-			m["vocab"].(object)[" b"] = 258
-			m["vocab"].(object)["a b"] = 259
+			m["vocab"].(object)[" b"] = 257
+			m["vocab"].(object)["a b"] = 258
+			f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = 259
 			m["merges"] = []any{[]any{"a", " b"}}
 		}, func(v *Vocab) bool { return v.Merges[0] == "a Ġb" }},
+		"DeepSeek LLM with merged digits": {func(f map[string]object) {
+			f["tokenizer.json"]["pre_tokenizer"] = sequence("pretokenizers", split("[\r\n]"), split(`\s?`+ranges(casedLetters)), split(`\s?`+ranges(llmPunctuation)),
+				split(`\s+$`), split(ranges(cjk)), digits, rawBytes)
+			m := f["tokenizer.json"]["model"].(object)
+			m["vocab"].(object)["12"] = 257
+			f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = 258
+			m["merges"] = []any{"1 2"}
+		}, func(v *Vocab) bool {
+			return v.Pre == "deepseek-llm" && strings.Contains(fmt.Sprint(v.Notes), "join digits")
+		}},
 		"NFC": {func(f map[string]object) {
 			f["tokenizer.json"]["normalizer"] = sequence("normalizers", object{"type": "NFC"})
 		},
@@ -412,6 +434,7 @@ func TestIncompleteMerges(t *testing.T) {
 	f["tokenizer.json"]["model"] = object{"type": "BPE", "byte_fallback": true, "unk_token": "<unk>",
 		"vocab":  object{"<unk>": 0, "a": 1, "b": 2, "c": 3, "ab": 4, "bc": 5, "abc": 6, "<0x41>": 7},
 		"merges": []any{"b c", "a b", "ab c"}}
+	f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = 8
 	delete(f, "config.json")
 	v, err := readHF(objectFS(f).fs(t), "x")
 	if err != nil {

@@ -8,32 +8,39 @@ import (
 // hfStep is one node of the normalizer, pre_tokenizer or decoder of a
 // tokenizer.json; a Sequence holds others.
 type hfStep struct {
-	Type          string
-	Pretokenizers []hfStep
-	Normalizers   []hfStep
-	Processors    []hfStep
+	Type          string   `json:"type"`
+	Pretokenizers []hfStep `json:"pretokenizers"`
+	Normalizers   []hfStep `json:"normalizers"`
+	Processors    []hfStep `json:"processors"`
 
-	Pattern          struct{ String, Regex *string }
-	Behavior         string
-	Invert           bool
-	IndividualDigits bool    `json:"individual_digits"`
-	AddPrefixSpace   bool    `json:"add_prefix_space"`
-	UseRegex         *bool   `json:"use_regex"`
-	Content          string  // Replace
-	Prepend          string  // Prepend
-	PrependScheme    *string `json:"prepend_scheme"` // Metaspace
-	Replacement      string  // Metaspace
+	Pattern          hfPattern `json:"pattern"`
+	Behavior         string    `json:"behavior"`
+	Invert           bool      `json:"invert"`
+	IndividualDigits bool      `json:"individual_digits"`
+	AddPrefixSpace   bool      `json:"add_prefix_space"`
+	UseRegex         *bool     `json:"use_regex"`
+	Content          string    `json:"content"`        // Replace
+	Prepend          string    `json:"prepend"`        // Prepend
+	PrependScheme    *string   `json:"prepend_scheme"` // Metaspace
+	Replacement      string    `json:"replacement"`    // Metaspace
 
 	// TemplateProcessing; RobertaProcessing and BertProcessing use Cls and Sep.
-	Single []hfTemplate
-	Cls    []any
-	Sep    []any
+	Single []hfTemplate `json:"single"`
+	Cls    []any        `json:"cls"`
+	Sep    []any        `json:"sep"`
+}
+
+// hfPattern is what a Split or Replace looks for: a text or an expression.
+type hfPattern struct {
+	String *string `json:"String"`
+	Regex  *string `json:"Regex"`
 }
 
 // hfTemplate is one part of a TemplateProcessing.
 type hfTemplate struct {
-	SpecialToken *struct{ ID string }
-	Sequence     *struct{ ID string }
+	SpecialToken *struct {
+		ID string `json:"id"`
+	} `json:"SpecialToken"`
 }
 
 // flatten lists the steps of a tree of Sequences in order.
@@ -70,6 +77,7 @@ const (
 	reGPT4o  = reLead + reUpper + `*` + reLower + `+` + reFold + `?|` + reLead + reUpper + `+` + reLower + `*` + reFold +
 		`?|\p{N}{1,3}` + reTail
 	reDigit   = `\p{N}`
+	reSeed    = reFold + `|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+`
 	reDSKana  = "[一-龥\u3040-ゟ゠-ヿ]+"
 	reDSWords = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
 )
@@ -85,9 +93,20 @@ var hfPatterns = map[string]string{
 	patternKey(reTekken):                          "tekken",
 	patternKey(reGPT4o):                           "gpt-4o",
 	patternKey(`\p{N}{1,3}`, reDSKana, reDSWords): "deepseek-v3",
+	patternKey(reSeed):                            "seed-coder",
+
+	patternKey(`[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`, ranges(cjk), reDigit): "deepseek-coder",
+	patternKey(`[\r\n]`, `\s?`+ranges(casedLetters), `\s?`+ranges(llmPunctuation),
+		`\s+$`, ranges(cjk), reDigit): "deepseek-llm",
 }
 
-func patternKey(patterns ...string) string { return strings.Join(patterns, "\x00") }
+// patternKey joins patterns in one spelling: of newlines, which files write as such or
+// escaped, and of \p{N}{1}.
+func patternKey(patterns ...string) string {
+	return oneSpelling.Replace(strings.Join(patterns, "\x00"))
+}
+
+var oneSpelling = strings.NewReplacer("\r", `\r`, "\n", `\n`, `\p{N}{1}`, reDigit)
 
 // detectPre finds the llama.cpp name for the pre_tokenizer of a byte-level BPE
 // tokenizer.json by what it does, not by whose model it is.
@@ -143,6 +162,9 @@ func detectPre(file string, root *hfStep, ignoreMerges bool) (name string, notes
 		if !ignoreMerges {
 			name = "smaug-bpe" // the same pattern, merges not ignored
 		}
+	case "deepseek-coder", "deepseek-llm":
+		notes = append(notes,
+			"The pattern takes some blanks beyond ASCII, such as U+2003, for ideographs; llama.cpp does not.")
 	case "tekken", "gpt-4o":
 		notes = append(notes, "The pattern tells upper from lower case and takes marks in words; llama.cpp's form of it does so for ASCII only.")
 	}

@@ -29,10 +29,6 @@ func (r *hfReader) noteFlags() {
 // specialIDs finds the special tokens and whether they are added to text.
 func (r *hfReader) specialIDs() error {
 	v, c := r.v, &r.config
-	var more hfConfig
-	if _, err := r.readJSON("special_tokens_map.json", MaxConfigSize, &more); err != nil {
-		return err
-	}
 	var generation hfModelConfig
 	if _, err := r.readJSON("generation_config.json", MaxConfigSize, &generation); err != nil {
 		return err
@@ -64,16 +60,16 @@ func (r *hfReader) specialIDs() error {
 	if last != "" {
 		c.EOS = hfToken(last)
 	}
-	r.nameIDs(&more)
+	r.nameIDs()
 	r.addsBOS(first)
 	r.addsEOS(last)
 	return nil
 }
 
 // nameIDs sets the ids of the special tokens: those that the tokenizer's own files
-// or more name by text, else those that the model's files name by number.
-func (r *hfReader) nameIDs(more *hfConfig) {
-	v, c := r.v, &r.config
+// name by text, else those that the model's files name by number.
+func (r *hfReader) nameIDs() {
+	v, c, more := r.v, &r.config, &r.more
 	// set takes the first name that is a token, else the id.
 	set := func(to *int32, id hfID, names ...hfToken) {
 		for _, n := range names {
@@ -200,7 +196,10 @@ func (r *hfReader) chatTemplate() error {
 	if raw[0] == '"' {
 		return r.parseJSON(file, key, raw, &r.v.ChatTemplate)
 	}
-	var list []struct{ Name, Template string }
+	var list []struct {
+		Name     string `json:"name"`
+		Template string `json:"template"`
+	}
 	if err := r.parseJSON(file, key, raw, &list); err != nil {
 		return err
 	}

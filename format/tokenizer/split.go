@@ -138,7 +138,11 @@ func otherRun(t classTable, s string, i int) int {
 //	 ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
 //
 // If marks is set, \p{M} counts as \p{L} (Qwen 3.5).
-func llama3(digits int, marks bool) stage {
+func llama3(digits int, marks bool) stage { return llama3Like(digits, marks, true) }
+
+// llama3Like is llama3, without the newlines behind other characters if lines is
+// not set: ` ?[^\s\p{L}\p{N}\r\n]+` (Seed-Coder).
+func llama3Like(digits int, marks, lines bool) stage {
 	return func(t classTable, s string, i int) int {
 		if n := contraction(s, i, true); n > 0 {
 			return i + n
@@ -180,10 +184,13 @@ func llama3(digits int, marks bool) stage {
 			}
 			j += w
 		}
-		if j > start {
+		switch {
+		case j == start:
+			return spaces(t, s, i, true)
+		case lines:
 			return newlines(s, j)
 		}
-		return spaces(t, s, i, true)
+		return j
 	}
 }
 
@@ -314,8 +321,8 @@ func runeRun(bounds ...rune) stage {
 		for i < len(s) {
 			c, w := decode(s, i)
 			in := false
-			for b := 0; b+1 < len(bounds); b += 2 {
-				in = in || bounds[b] <= c && c <= bounds[b+1]
+			for b := 0; b+1 < len(bounds) && !in; b += 2 {
+				in = bounds[b] <= c && c <= bounds[b+1]
 			}
 			if !in || t.of(c) == classSpace {
 				break

@@ -519,7 +519,7 @@ func TestBadVocab(t *testing.T) {
 		say    string
 	}{
 		"model":      {func(v *Vocab) { v.Model = "bert" }, &unsupported, "bert"},
-		"pre":        {func(v *Vocab) { v.Pre = "deepseek-llm" }, &unsupported, "deepseek-llm"},
+		"pre":        {func(v *Vocab) { v.Pre = "deepseek-none" }, &unsupported, "deepseek-none"},
 		"empty":      {func(v *Vocab) { v.Tokens = nil }, &format, "no tokens"},
 		"duplicate":  {func(v *Vocab) { v.Tokens[5] = v.Tokens[6] }, &format, "tokens 5 and 6"},
 		"types":      {func(v *Vocab) { v.Types = v.Types[:3] }, &format, "token types"},

@@ -157,7 +157,10 @@ var preTokenizers = func() map[string]preTokenizer {
 	set(preTokenizer{splitter: splitter{tekken(1, false)}, ignoreMerges: true, addBOS: true}, "tekken")
 	set(preTokenizer{splitter: splitter{tekken(3, true)}}, "gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2")
 	set(preTokenizer{splitter: splitter{oneNewline, spacedRun(classLetter), spacedRun(classPunct),
-		runeRun(0x4E00, 0x9FA5, 0x0800, 0x4E00, 0xAC00, 0xD7FF), digitAlone}}, "deepseek-coder")
+		runeRun(cjk...), digitAlone}}, "deepseek-coder")
+	set(preTokenizer{splitter: splitter{oneNewline, spacedRange(casedLetters...), spacedRange(llmPunctuation...),
+		lastSpaces, runeRun(cjk...), digitRun}}, "deepseek-llm")
+	set(preTokenizer{splitter: splitter{llama3Like(1, false, false)}}, "seed-coder")
 	set(preTokenizer{splitter: splitter{digitGroup, runeRun(0x4E00, 0x9FA5, 0x3040, 0x30FF), deepseek3}},
 		"deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4")
 	// llama.cpp adds a BOS here even when the file says not to.
@@ -217,7 +220,9 @@ func FromGGUF(src Source) (*Vocab, error) {
 	} else if v.Merges, ok = src.Strings(keyMerges); !ok {
 		return nil, &FormatError{Key: keyMerges, Offset: -1, Msg: "missing or no array of strings"}
 	}
-	v.Types, _ = src.Int32s(keyTypes)
+	if types, ok := src.Int32s(keyTypes); ok {
+		v.Types = types
+	}
 	n := uint64(len(v.Tokens))
 	id := func(key string, to *int32) {
 		// Like llama.cpp: an id outside the vocabulary counts as absent.

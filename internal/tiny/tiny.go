@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/gguf"
 )
 
 // Families lists the model types that New knows.
@@ -37,7 +38,7 @@ type Options struct {
 
 	// DType is the element type of matrices (and, in the folder, of everything):
 	// F32 (default), F16 or BF16. Values are rounded to it, so both containers
-	// hold the same numbers. GGUF files can also have Q8_0.
+	// hold the same numbers. GGUF files can also have Q8_0, folders F64.
 	DType string
 	// Bias gives llama all four attention biases; qwen2 always has its three.
 	Bias bool
@@ -48,6 +49,9 @@ type Options struct {
 
 	// Shards is the number of safetensors files, with an index from 2 on.
 	Shards int
+	// Fused stores the folder's experts as transformers 5 has them in memory; Bare
+	// leaves the prefix "model." out, as the base class does.
+	Fused, Bare bool
 	// Config changes entries of config.json; nil as a value removes one.
 	Config map[string]any
 	// Edit may change the values of a tensor, named as in the folder, before they
@@ -70,6 +74,7 @@ type Model struct {
 	Family  string
 	Options Options // with the defaults filled in
 	Tensors []Tensor
+	KV      []gguf.KV // further keys of the GGUF file
 
 	info traits
 }
@@ -132,7 +137,8 @@ func New(t testing.TB, family string, o Options) *Model {
 	if o.DType == "" {
 		o.DType = "F32"
 	}
-	if !slices.Contains([]string{"F32", "F16", "BF16", "Q8_0"}, o.DType) || o.Vocab < MinVocab || o.Heads%o.KVHeads != 0 {
+	if !slices.Contains([]string{"F32", "F16", "BF16", "F64", "Q8_0"}, o.DType) || o.Vocab < MinVocab ||
+		o.Heads%o.KVHeads != 0 {
 		t.Fatalf("tiny: options %+v", o)
 	}
 	if family == "olmoe" {

@@ -28,7 +28,7 @@ func (m *Model) ConfigJSON() map[string]any {
 	o := &m.Options
 	c := map[string]any{
 		"architectures": []string{m.info.class}, "model_type": m.Family, "torch_dtype": map[string]string{"F32": "float32",
-			"F16": "float16", "BF16": "bfloat16"}[o.DType],
+			"F16": "float16", "BF16": "bfloat16", "F64": "float64"}[o.DType],
 		"hidden_size": o.Hidden, "num_hidden_layers": o.Layers, "num_attention_heads": o.Heads,
 		"num_key_value_heads": o.KVHeads, "head_dim": o.HeadDim,
 		"intermediate_size": o.FFN, "vocab_size": o.Vocab, "max_position_embeddings": o.Context, "rms_norm_eps": normEps,
@@ -81,6 +81,7 @@ func (m *Model) HF(t testing.TB, dir string) {
 	// Tensors are dealt out one by one, so that a layer's experts lie in
 	// different files.
 	n := m.Options.Shards
+	stored := m.stored()
 	index := map[string]string{}
 	for s := range n {
 		name := safetensors.SingleName
@@ -89,8 +90,8 @@ func (m *Model) HF(t testing.TB, dir string) {
 		}
 		var specs []safetensors.Tensor
 		var values [][]float32
-		for i := s; i < len(m.Tensors); i += n {
-			x := &m.Tensors[i]
+		for i := s; i < len(stored); i += n {
+			x := &stored[i]
 			specs = append(specs, safetensors.Tensor{Name: x.Name, DType: m.Options.DType, Shape: x.Shape})
 			values = append(values, x.Values)
 			index[x.Name] = name
@@ -114,6 +115,48 @@ func (m *Model) HF(t testing.TB, dir string) {
 		writeJSON(t, filepath.Join(dir, safetensors.IndexName),
 			map[string]any{"metadata": map[string]any{}, "weight_map": index})
 	}
+}
+
+// stored returns the tensors as the folder has them.
+func (m *Model) stored() []Tensor {
+	var out []Tensor
+	fused := map[string]int{} // name to place in out
+	for _, x := range m.Tensors {
+		module := "." + m.info.experts + "."
+		if m.Options.Fused && m.info.experts != "" && strings.Contains(x.Name, module) {
+			before, _, _ := strings.Cut(x.Name, module)
+			name, rows := before+".mlp.gate.weight", 0
+			switch {
+			case x.Expert < 0: // the router
+			case strings.HasSuffix(x.Name, m.info.down+".weight"):
+				name, rows = before+".mlp.experts.down_proj", x.Shape[0]
+			default:
+				name, rows = before+".mlp.experts.gate_up_proj", 2*x.Shape[0]
+			}
+			if rows > 0 {
+				at, ok := fused[name]
+				if !ok {
+					at, fused[name] = len(out), len(out)
+					out = append(out, Tensor{Name: name, Shape: []int{m.Options.Experts, rows, x.Shape[1]}, Values: make([]float32,
+						m.Options.Experts*rows*x.Shape[1])})
+				}
+				row := x.Expert * rows
+				if strings.HasSuffix(x.Name, m.info.up+".weight") {
+					row += x.Shape[0]
+				}
+				copy(out[at].Values[row*x.Shape[1]:], x.Values)
+				continue
+			}
+			x.Name = name
+		}
+		out = append(out, x)
+	}
+	if m.Options.Bare {
+		for i := range out {
+			out[i].Name = strings.TrimPrefix(out[i].Name, "model.")
+		}
+	}
+	return out
 }
 
 func writeJSON(t testing.TB, path string, v any) {
@@ -165,7 +208,7 @@ func (m *Model) KVs() []gguf.KV {
 	if !o.NoTokenizer {
 		kvs = append(kvs, tokenizerKVs(o.Vocab)...)
 	}
-	return kvs
+	return append(kvs, m.KV...)
 }
 
 // GGUF writes the model as one GGUF file.

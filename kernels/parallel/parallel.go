@@ -10,12 +10,16 @@ import (
 	"sync/atomic"
 )
 
-// Threads returns n, or for 0 and less as many threads as the machine offers.
+// maxThreads bounds what is kept for each thread; more than that no machine has.
+const maxThreads = 1024
+
+// Threads returns n, or for 0 and less as many threads as the machine offers, and at
+// most 1024.
 func Threads(n int) int {
 	if n <= 0 {
-		return runtime.GOMAXPROCS(0)
+		n = runtime.GOMAXPROCS(0)
 	}
-	return n
+	return min(n, maxThreads)
 }
 
 // For runs f(0..tasks-1) on up to threads goroutines and returns the error of the lowest

@@ -142,8 +142,7 @@ func TestFitRefuses(t *testing.T) {
 		{"no keys", "cen", 16, Sample{D: 16}, "no calibration keys"},
 		{"no keys for a frame", "frame", 16, Sample{D: 16, Layer: 3, Head: 4}, "layer 3, head 4"},
 		{"metric of another size", "frame", 16, Sample{D: 16, Keys: keys, Metric: make([]float64, 64)}, "64 numbers"},
-		{"queries of zero", "frame", 16, Sample{D: 16, Keys: keys, Metric: make([]float64, 256)}, "no energy"},
-		{"metric not finite", "frame", 16, Sample{D: 16, Keys: keys, Metric: bad}, "no energy"},
+		{"metric not finite", "frame", 16, Sample{D: 16, Keys: keys, Metric: bad}, "energy of the queries is NaN"},
 		{"NaN key, cen", "cen", 16, Sample{D: 16, Keys: nan}, "not finite"},
 		{"NaN key, learned", "learned", 16, Sample{D: 16, Keys: nan}, "not finite"},
 		{"NaN key, frame", "frame", 16, Sample{D: 16, Keys: nan}, "frame"},
@@ -214,6 +213,29 @@ func TestFitDegenerate(t *testing.T) {
 					t.Errorf("%s: a frame of %d signs keeps %.4f of their energy; curve %v", name, b, m.Energy, curve)
 				}
 			}
+		}
+	}
+}
+
+// TestDeadQueries: keys that no query asks for are coded as if all asked alike.
+func TestDeadQueries(t *testing.T) {
+	const d = 16
+	keys := keydata.Normal(rand.New(rand.NewPCG(3, 3)), 50*d)
+	dead, _ := fit(t, "frame", d, &Sample{D: d, Keys: keys, Metric: make([]float64, d*d), Threads: 1})
+	plain, _ := fit(t, "frame", d, &Sample{D: d, Keys: keys, Threads: 1})
+	if !slices.Equal(dead.Decode, plain.Decode) {
+		t.Error("the codes differ")
+	}
+}
+
+// TestFewKeys: with fewer keys than signs the least squares have many solutions, and
+// rounding must not leave them without one.
+func TestFewKeys(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	for _, x := range []struct{ d, b, n int }{{128, 128, 8}, {128, 256, 16}, {64, 512, 60}, {128, 1024, 120}} {
+		c, _ := fit(t, "frame", x.b, &Sample{D: x.d, Keys: keydata.Normal(r, x.n*x.d), Threads: 1})
+		if c.B != x.b {
+			t.Errorf("%+v: %d signs", x, c.B)
 		}
 	}
 }

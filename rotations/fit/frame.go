@@ -2,6 +2,7 @@ package fit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"sort"
@@ -112,8 +113,12 @@ func (s *Sample) metricRoots(ctx context.Context) (root, inv []float64, err erro
 	for i := range d {
 		trace += s.Metric[i*d+i]
 	}
+	if trace == 0 {
+		// No query asks for these keys, as in pruned heads: any direction is as good.
+		return linalg.Identity(d), linalg.Identity(d), nil
+	}
 	if !(trace > 0) || math.IsInf(trace, 0) {
-		return nil, nil, fmt.Errorf("layer %d, head %d: the queries have no energy (trace %g)", s.Layer, s.Head, trace)
+		return nil, nil, fmt.Errorf("layer %d, head %d: the energy of the queries is %g", s.Layer, s.Head, trace)
 	}
 	c := make([]float64, d*d)
 	for i := range d {
@@ -273,6 +278,13 @@ func (f *frameFit) solve(ctx context.Context) error {
 		gram[i*b+i] += gramRidge*trace/float64(b) + 1e-30
 	}
 	l, err := linalg.Cholesky(ctx, gram, b)
+	// Fewer keys than signs leave directions open, and rounding may put them below zero.
+	for ridge := gramRidge; errors.Is(err, linalg.ErrNotPositive) && ridge < 1; ridge *= 10 {
+		for i := range b {
+			gram[i*b+i] += 9 * ridge * trace / float64(b) // ten times as much in all
+		}
+		l, err = linalg.Cholesky(ctx, gram, b)
+	}
 	if err != nil {
 		return fmt.Errorf("frame least squares: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -158,10 +159,8 @@ func readFold(ctx context.Context, f *safetensors.File) (*Fold, error) {
 		return nil, r.err
 	}
 	text := f.Metadata[spec.FoldList]
-	d := json.NewDecoder(strings.NewReader(text))
-	d.DisallowUnknownFields()
 	var list []foldEntry
-	if len(text) > maxFoldList || d.Decode(&list) != nil || d.More() {
+	if len(text) > maxFoldList || jsonx.UnmarshalStrict([]byte(text), &list) != nil {
 		return nil, fmt.Errorf("key %s is not a list of edits", spec.FoldList)
 	}
 	seen := map[string]bool{}

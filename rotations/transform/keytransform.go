@@ -2,6 +2,7 @@ package transform
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 
@@ -38,6 +39,10 @@ func CheckKeyTransform(c *family.Config) error {
 	return nil
 }
 
+// ErrNoTransform says that for these keys, or values, no transform can be found that could
+// be folded: they are constant, or differ too much in size. Such a head stays as it is.
+var ErrNoTransform = errors.New("no transform for the numbers of this head")
+
 // Check refuses what cannot be folded into heads of d numbers.
 func (m *KeyTransform) Check(d int) error {
 	if d < 1 || len(m.Key) != d*d || len(m.Query) != d*d {
@@ -46,7 +51,7 @@ func (m *KeyTransform) Check(d int) error {
 	for _, part := range [][]float64{m.Key, m.Query} {
 		for _, x := range part {
 			if math.IsNaN(x) || math.Abs(x) > maxBalance {
-				return fmt.Errorf("a mix with the number %g", x)
+				return fmt.Errorf("%w: a mix with the number %g", ErrNoTransform, x)
 			}
 		}
 	}
@@ -262,7 +267,7 @@ func newTransformProgram(s *KeyTransformStats, o KeyTransformOptions) (p *transf
 		tq += p.q[i*d+i]
 	}
 	if !(tk > 0) || !(tq > 0) || math.IsInf(tk, 0) || math.IsInf(tq, 0) {
-		return nil, nil, fmt.Errorf("keys and queries with the energies %g and %g", tk, tq)
+		return nil, nil, fmt.Errorf("%w: keys and queries with the energies %g and %g", ErrNoTransform, tk, tq)
 	}
 	p.linear, p.conjugate = make([]float64, half*half), make([]float64, half*half)
 	for _, g := range s.Keys {

@@ -80,7 +80,7 @@ func RefineKeyTransform(ctx context.Context, m *KeyTransform, x *RefineSample, o
 		return nil, err
 	}
 	if math.IsNaN(f) {
-		return nil, fmt.Errorf("the search for a mix ended at %g", f)
+		return nil, fmt.Errorf("%w: the search ended at %g", ErrNoTransform, f)
 	}
 	out := &KeyTransform{Steps: m.Steps + steps}
 	if m.After > 0 { // what FitKeyTransform predicts, in the units of scores that are seen here
@@ -91,7 +91,7 @@ func RefineKeyTransform(ctx context.Context, m *KeyTransform, x *RefineSample, o
 	out.Key = linalg.Product(c, m.Key, d)
 	inverse, err := linalg.Inverse(c, d)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrNoTransform, err)
 	}
 	out.Query = linalg.Product(linalg.Transpose(inverse, d), m.Query, d)
 	return out, out.Check(d)
@@ -151,11 +151,11 @@ func meanTransform(ctx context.Context, k, q []float64, d int) (*KeyTransform, e
 	}
 	l, err := linalg.Cholesky(ctx, shrunk(k), d)
 	if err != nil {
-		return nil, fmt.Errorf("second moment of values: %w", err)
+		return nil, fmt.Errorf("%w: second moment of values: %w", ErrNoTransform, err)
 	}
 	inverse, err := linalg.Inverse(l, d)
 	if err != nil {
-		return nil, fmt.Errorf("second moment of values: %w", err)
+		return nil, fmt.Errorf("%w: second moment of values: %w", ErrNoTransform, err)
 	}
 	lt := linalg.Transpose(l, d)
 	values, vectors, err := linalg.Eigen(ctx, linalg.Product(linalg.Product(lt, shrunk(q), d), l, d), d)
@@ -163,7 +163,7 @@ func meanTransform(ctx context.Context, k, q []float64, d int) (*KeyTransform, e
 		return nil, err
 	}
 	if !(slices.Min(values) > 0) {
-		return nil, fmt.Errorf("a metric with the eigenvalue %g", slices.Min(values))
+		return nil, fmt.Errorf("%w: a metric with the eigenvalue %g", ErrNoTransform, slices.Min(values))
 	}
 	power := func(f func(float64) float64) []float64 { return linalg.SymmetricPower(values, vectors, d, f) }
 	m := &KeyTransform{
@@ -303,7 +303,7 @@ func newBlockObjective(ctx context.Context, m *KeyTransform, x *RefineSample, o 
 	p.factor = size / p.noise
 	p.noise = size
 	if !(p.factor > 0) || math.IsInf(p.factor, 0) {
-		return nil, fmt.Errorf("a type that errs by %g on keys of norm %g", stored, size/p.factor)
+		return nil, fmt.Errorf("%w: a type that errs by %g on keys of norm %g", ErrNoTransform, stored, size/p.factor)
 	}
 	p.perturb(size)
 	return p, nil

@@ -292,7 +292,7 @@ def source_digest(folder, files):
 @unittest.skipUnless(all(ENV.values()), "PHASECONV_ARTIFACT, PHASECONV_SOURCE and PHASECONV_VECTORS name no artifact")
 class Artifact(unittest.TestCase):
     def setUp(self):
-        self.paths = {"gguf": ("model.gguf", "model.phase.gguf"), "safetensors": ("model.safetensors", "phaseconv.safetensors")}
+        self.paths = {"gguf": ("model.gguf", "model.phase.gguf"), "safetensors": ("model.safetensors", "phaseconv.sidecar")}
         self.paths = {k: [os.path.join(ENV["ARTIFACT"], x) for x in v] for k, v in self.paths.items()}
 
     def test_vectors(self):

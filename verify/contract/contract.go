@@ -3,7 +3,6 @@
 package contract
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -99,23 +99,18 @@ func ParseManifest(raw []byte) (*spec.Manifest, error) {
 	var head struct {
 		Version int `json:"version"`
 	}
-	if err := json.Unmarshal(raw, &head); err != nil {
+	if err := jsonx.Unmarshal(raw, &head); err != nil {
 		return nil, fmt.Errorf("not a valid manifest: %w", err)
 	}
 	if head.Version != spec.Version {
 		return nil, fmt.Errorf("key version is %d; this program reads version %d", head.Version, spec.Version)
 	}
 	var m spec.Manifest
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&m); err != nil {
+	if err := jsonx.UnmarshalStrict(raw, &m); err != nil {
 		return nil, fmt.Errorf("not a valid manifest: %w", err)
 	}
-	if d.More() {
-		return nil, fmt.Errorf("not a valid manifest: something follows the object")
-	}
-	// What the decoder lets through: members that are missing or differ in case,
-	// counts below zero, values that nothing else looks at.
+	// What the decoder lets through: members that are missing, counts below zero,
+	// values that nothing else looks at.
 	if err := spec.ValidateManifest(raw); err != nil {
 		return nil, fmt.Errorf("not a valid manifest: %w", err)
 	}
@@ -386,7 +381,7 @@ func Marker(c *checkpoint.Checkpoint) (version int, source string, err error) {
 			} `json:"source"`
 		} `json:"phaseconv"`
 	}
-	if err := json.Unmarshal(raw, &m); err != nil {
+	if err := jsonx.Unmarshal(raw, &m); err != nil {
 		return 0, "", err
 	}
 	if m.Phaseconv == nil {

@@ -24,11 +24,21 @@ type Published struct {
 // PublishedFiles lists the files that a manifest vouches for and that are
 // published: the sidecars and the fold.
 func PublishedFiles(m *spec.Manifest) []string {
-	out := []string{spec.FoldName}
+	out := []string{foldName(m)}
 	for _, e := range m.Artifacts {
 		out = append(out, e.Sidecar)
 	}
 	return out
+}
+
+// foldName returns what the fold of an artifact is called.
+func foldName(m *spec.Manifest) string {
+	for _, f := range m.Files {
+		if f.Name == spec.FormerFoldName {
+			return f.Name
+		}
+	}
+	return spec.FoldName
 }
 
 // OpenPublished opens published rotations, or a whole artifact as if it were, and
@@ -60,7 +70,7 @@ func (c *Checker) openPublished(ctx context.Context, dir string) *Published {
 		p.Sidecars = append(p.Sidecars, s)
 	}
 	c.Add("sidecar", nil, "version, basis, shapes and numbers are as version 1 demands")
-	p.Fold, err = sidecar.ReadFold(ctx, filepath.Join(dir, spec.FoldName))
+	p.Fold, err = sidecar.ReadFold(ctx, filepath.Join(dir, foldName(m)))
 	if !c.Add("fold", err, "the edits of the weights are complete and finite") {
 		return nil
 	}

@@ -17,7 +17,7 @@ import (
 // optional lists the members of a manifest that may be missing, by the last part of
 // their path.
 var optional = []string{
-	"fusion", "layers", "curves", "measured", "experts", "text", "stock", "train", "delta", "added",
+	"fusion", "notes", "layers", "curves", "measured", "experts", "text", "stock", "train", "delta", "added",
 }
 
 // TestManifestStrict changes every member of a manifest, one at a time, in the ways
@@ -120,9 +120,10 @@ func isCount(member string) bool {
 func TestManifestEncoding(t *testing.T) {
 	raw := read(t, "testdata/full.json")
 	for name, change := range map[string][2]string{
-		"not UTF-8":  {`"tool": "`, "\"tool\": \"\xff"},
-		"NaN":        {`"seed": `, `"seed": NaN, "x": `},
-		"a fraction": {`"version": 1,`, `"version": 1.0,`},
+		"not UTF-8":   {`"tool": "`, "\"tool\": \"\xff"},
+		"NaN":         {`"seed": `, `"seed": NaN, "x": `},
+		"a fraction":  {`"version": 1,`, `"version": 1.0,`},
+		"a key twice": {`"seed": `, `"seed": 5, "seed": `},
 	} {
 		b := bytes.Replace(raw, []byte(change[0]), []byte(change[1]), 1)
 		if bytes.Equal(b, raw) {

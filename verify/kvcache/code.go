@@ -11,6 +11,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
@@ -32,9 +33,10 @@ func (p Policy) Check(d int) error {
 	for _, x := range []struct {
 		field string
 		n     int
-	}{{"Anchor", p.Anchor}, {"Sink", p.Sink}, {"Recent", p.Recent}} {
-		if x.n < 0 {
-			return option.Bad(x.field, x.n, "it cannot be negative")
+		most  int // that a sidecar can say
+	}{{"Anchor", p.Anchor, spec.MaxAnchor}, {"Sink", p.Sink, spec.MaxSink}, {"Recent", p.Recent, spec.MaxRecent}} {
+		if x.n < 0 || x.n > x.most {
+			return option.Bad(x.field, x.n, "expected 0 to %d", x.most)
 		}
 	}
 	return option.Of("Exceptions", nil, codec.CheckExceptions(p.Exceptions, d))

@@ -110,6 +110,23 @@ type Result struct {
 	Divergences []Divergence
 }
 
+// Check returns an error when a result is no number: predictions of infinite or undefined
+// logits, or keys beyond what F16 scales can store.
+func (r *Result) Check() error {
+	bad := func(x float64) bool { return math.IsNaN(x) || math.IsInf(x, 0) }
+	if bad(r.Base.PPL) {
+		return fmt.Errorf("the perplexity is %g: weights of this model are so large that its predictions cannot be measured",
+			r.Base.PPL)
+	}
+	for i, s := range r.Streams {
+		if bad(s.PPL) || bad(r.Divergences[i].Mean) {
+			return fmt.Errorf("the perplexity with coded keys is %g and %g without: keys of this model are larger than "+
+				"scales in F16 can be", s.PPL, r.Base.PPL)
+		}
+	}
+	return nil
+}
+
 // row accumulates one token's softmax over pieces of the vocabulary. Sums are
 // relative to the largest logit so far.
 type row struct {

@@ -4,11 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
-
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/option"
 )
 
 // A Text is what is calibrated on or measured.
@@ -27,9 +27,17 @@ func (t Text) SHA256() string {
 // windows (0: all) of n tokens, the first of each replaced by BOS where the tokenizer adds
 // one. It fails where the tokenizer is not supported, where the text does not fill a window, and
 // when ctx ends.
+//
+// It refuses what is no text, and windows longer than the context that the model was made for.
 func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks int) (*Windows, error) {
 	tk, err := c.Tokenizer()
 	if err != nil {
+		return nil, err
+	}
+	if err := CheckContext(c.Config, n); err != nil {
+		return nil, err
+	}
+	if err := t.Check(); err != nil {
 		return nil, err
 	}
 	v := tk.Vocab()
@@ -49,9 +57,21 @@ func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 	}
 	w, err := Cut(all, n, chunks, bos)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", t.Name, err)
+		return nil, option.Errorf("%s: %w", t.Name, err)
 	}
 	return w, nil
+}
+
+// CheckContext refuses windows of ctx tokens in which nothing can be scored, or which are
+// longer than the context that the model was made for.
+func CheckContext(c *family.Config, ctx int) error {
+	switch own := c.Context; {
+	case ctx < minWindow:
+		return option.Bad("Ctx", ctx, "expected at least %d tokens", minWindow)
+	case own > 0 && ctx > own:
+		return option.Bad("Ctx", ctx, "the model's own context is %d, and beyond it nothing that is measured means much", own)
+	}
+	return nil
 }
 
 // Info describes a text that was cut into w, for manifests and reports.

@@ -38,10 +38,13 @@ func (w *Windows) Part(from, to int) *Windows {
 	return &Windows{Ctx: w.Ctx, first: w.first, Tokens: w.Tokens[from:to], Targets: w.Targets[from*n : to*n]}
 }
 
+// minWindow is the shortest window of which something is scored.
+const minWindow = 4
+
 // Cut makes at most chunks windows of ctx tokens (all that fit when chunks <= 0).
 // bos < 0 leaves the first token as it is.
 func Cut(ids []int32, ctx, chunks int, bos int32) (*Windows, error) {
-	if ctx < 4 {
+	if ctx < minWindow {
 		return nil, fmt.Errorf("a context of %d tokens is too short to measure anything", ctx)
 	}
 	n := len(ids) / ctx

@@ -81,8 +81,21 @@ func oneLine(s string) string {
 
 func (c *card) front() {
 	c.line("---")
-	if l := c.v.License; l != "" && !strings.HasPrefix(l, "see ") {
-		c.line("license: %s", yaml(l))
+	l := c.v.License
+	switch {
+	case len(l.IDs) == 1:
+		c.line("license: %s", yaml(l.IDs[0]))
+	case l.Known():
+		c.line("license:")
+		for _, id := range l.IDs {
+			c.line("- %s", yaml(id))
+		}
+	}
+	if l.Known() && l.Name != "" {
+		c.line("license_name: %s", yaml(l.Name))
+	}
+	if l.Known() && l.Link != "" {
+		c.line("license_link: %s", yaml(l.Link))
 	}
 	if c.o.BaseModel != "" {
 		c.line("base_model: %s", yaml(c.o.BaseModel))
@@ -266,6 +279,9 @@ func (c *card) details() {
 		}
 	}
 	c.line("- source: `%s`, SHA-256 `%s`", oneLine(m.Source.Name), m.Source.SHA256)
+	for _, n := range m.Notes {
+		c.line("- read so: %s", oneLine(n))
+	}
 	c.line("- calibration: `%s`, %s tokens, SHA-256 `%s`", oneLine(m.Calibration.Name), comma(m.Calibration.Tokens), m.Calibration.SHA256)
 	c.line("")
 	c.line("| file | bytes | SHA-256 |")
@@ -274,7 +290,10 @@ func (c *card) details() {
 		c.line("| `%s` | %s | `%s` |", oneLine(f.Name), comma(f.Bytes), f.SHA256)
 	}
 	c.line("")
-	c.line("The licence is that of the source%s.", map[bool]string{true: "; its files in this folder do not state it", false: ""}[c.v.License == ""])
+	c.line("The licence is that of the source%s.", map[bool]string{true: "; its files in this folder do not state it", false: ""}[c.v.License.String() == ""])
+	if c.v.License.Gated {
+		c.line("Its page asks for something before a download (gated access); the same conditions hold here.")
+	}
 	c.line("")
 	c.line("```bibtex")
 	c.line("%s", c.v.BibTeX)

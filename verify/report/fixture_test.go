@@ -112,7 +112,7 @@ func invented() Model {
 		}
 		d.Scores.Codes = append(d.Scores.Codes, c)
 	}
-	m := Model{Name: man.Source.Name, Manifest: man, Detail: d, License: "apache-2.0"}
+	m := Model{Name: man.Source.Name, Manifest: man, Detail: d, License: ParseLicense("apache-2.0")}
 	for _, x := range []struct {
 		k         string
 		bytes     float64

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
 )
@@ -63,7 +64,7 @@ func loadArtifact(dir string) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{Name: man.Source.Name, Manifest: man, License: License(dir)}
+	m := &Model{Name: man.Source.Name, Manifest: man, License: ReadLicense(dir)}
 	path := filepath.Join(dir, spec.ReportDataName)
 	raw, err := readJSON(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -97,7 +98,7 @@ func (m *Model) take(r *spec.ReportJSON) {
 
 func parseReport(raw []byte) (*spec.ReportJSON, error) {
 	var r spec.ReportJSON
-	if err := json.Unmarshal(raw, &r); err != nil {
+	if err := jsonx.Unmarshal(raw, &r); err != nil {
 		return nil, err
 	}
 	if r.Version != spec.ReportVersion {
@@ -109,7 +110,7 @@ func parseReport(raw []byte) (*spec.ReportJSON, error) {
 // add tells the kinds of JSON apart by their keys.
 func add(models []Model, raw []byte, name string) ([]Model, error) {
 	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &keys); err != nil {
+	if err := jsonx.Unmarshal(raw, &keys); err != nil {
 		return nil, err
 	}
 	has := func(k string) bool { _, ok := keys[k]; return ok }
@@ -134,19 +135,19 @@ func add(models []Model, raw []byte, name string) ([]Model, error) {
 		models = append(models, Model{Name: m.Source.Name, Manifest: m})
 	case has("contract"):
 		var v spec.VerifyJSON
-		if err := json.Unmarshal(raw, &v); err != nil {
+		if err := jsonx.Unmarshal(raw, &v); err != nil {
 			return nil, err
 		}
 		last(&models, name).Verify = &v
 	case has("calibration") && has("layers"):
 		var a spec.AuditJSON
-		if err := json.Unmarshal(raw, &a); err != nil {
+		if err := jsonx.Unmarshal(raw, &a); err != nil {
 			return nil, err
 		}
 		models = append(models, Model{Name: name, Audit: &a})
 	case has("rows") && has("choices"):
 		var a spec.AdviseJSON
-		if err := json.Unmarshal(raw, &a); err != nil {
+		if err := jsonx.Unmarshal(raw, &a); err != nil {
 			return nil, err
 		}
 		m := last(&models, name)
@@ -163,66 +164,4 @@ func last(models *[]Model, name string) *Model {
 		*models = append(*models, Model{Name: name})
 	}
 	return &(*models)[len(*models)-1]
-}
-
-// License returns what a folder's README.md says in its front matter, or that a
-// licence file is there; "" when neither is.
-func License(dir string) string {
-	if raw, err := head(filepath.Join(dir, "README.md")); err == nil {
-		if l := frontMatter(raw)["license"]; l != "" {
-			if n := frontMatter(raw)["license_name"]; l == "other" && n != "" {
-				return n
-			}
-			return l
-		}
-	}
-	for _, name := range []string{"LICENSE", "LICENSE.txt", "LICENSE.md", "COPYING"} {
-		raw, err := head(filepath.Join(dir, name))
-		if err != nil {
-			continue
-		}
-		for _, k := range []struct{ id, a, b string }{
-			{"apache-2.0", "Apache License", "Version 2.0"}, {"mit", "MIT License", "Permission is hereby granted"},
-			{"gpl-3.0", "GNU GENERAL PUBLIC LICENSE", "Version 3"}, {"cc-by-4.0", "Attribution 4.0 International", ""},
-		} {
-			if strings.Contains(raw, k.a) && strings.Contains(raw, k.b) {
-				return k.id
-			}
-		}
-		return "see " + name
-	}
-	return ""
-}
-
-// head returns the first bytes of a file, enough for front matter and the title of a licence.
-func head(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b := make([]byte, 16<<10)
-	n, err := f.Read(b)
-	if n == 0 && err != nil {
-		return "", err
-	}
-	return string(b[:n]), nil
-}
-
-// frontMatter reads the plain "key: value" lines between the leading "---" lines.
-func frontMatter(text string) map[string]string {
-	out := map[string]string{}
-	lines := strings.Split(strings.ReplaceAll(text, "\r\n", "\n"), "\n")
-	if len(lines) == 0 || strings.TrimSpace(lines[0]) != "---" {
-		return out
-	}
-	for _, l := range lines[1:] {
-		if strings.TrimSpace(l) == "---" {
-			break
-		}
-		if k, v, ok := strings.Cut(l, ":"); ok && k == strings.TrimSpace(k) {
-			out[k] = strings.Trim(strings.TrimSpace(v), `"'`)
-		}
-	}
-	return out
 }

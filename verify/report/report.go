@@ -33,8 +33,8 @@ type Model struct {
 	Rounded  bool // the inputs of products were, for Advise: see spec.AdviseJSON
 	FFN      []spec.FFNRow
 	Pareto   []spec.ParetoPoint
-	// License of the source as its own files state it, "" when they do not.
-	License string
+	// License of the source as its own files state it.
+	License License
 }
 
 // Write renders models side by side. Claims is the ledger with the theorems behind

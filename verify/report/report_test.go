@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -321,6 +322,11 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}
+	// Members count under their own name only.
+	other := write("case.json", map[string]any{"calibration": map[string]any{}, "layers": []any{}, "Layers": 7, "CALIBRATION": []int{1}})
+	if got, err := Load([]string{other}); err != nil || len(got) != 1 || got[0].Audit == nil {
+		t.Errorf("names in another case: %+v, %v", got, err)
+	}
 	if _, err := Load([]string{filepath.Join(dir, "none")}); err == nil {
 		t.Error("a file that is not there was loaded")
 	}
@@ -329,22 +335,77 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// TestLicense: the forms that cards on the hub state licences in.
 func TestLicense(t *testing.T) {
-	for _, x := range []struct{ file, text, want string }{
-		{"README.md", "---\nlicense: apache-2.0\ntags:\n- a\n---\n# x\nlicense: mit\n", "apache-2.0"},
-		{"README.md", "---\r\nlicense: \"mit\"\r\n---\r\n", "mit"},
-		{"README.md", "---\nlicense: other\nlicense_name: gemma\n---\n", "gemma"},
-		{"README.md", "# no front matter\nlicense: mit\n", ""},
-		{"LICENSE", "   Apache License\n   Version 2.0, January 2004\n", "apache-2.0"},
-		{"LICENSE", "Anything else", "see LICENSE"},
-		{"other.txt", "MIT License", ""},
+	card := func(front string) string { return "---\n" + front + "\n---\n# x\nlicense: wrong\n" }
+	long := strings.Repeat("  ### Conditions\n  license: wrong\n  - wrong\n", 5000)
+	for _, x := range []struct {
+		file, text string
+		want       License
+	}{
+		{"README.md", card("license: apache-2.0\ntags:\n- a"), License{IDs: []string{"apache-2.0"}}},
+		{"README.md", "---\r\nlicense: \"mit\"\r\n---\r\n", License{IDs: []string{"mit"}}},
+		{"README.md", "\ufeff---\nlicense: MIT # as usual\n---\n", License{IDs: []string{"mit"}}},
+		{"README.md", card("license: other\nlicense_name: my-research\nlicense_link: LICENSE"), License{IDs: []string{"other"}, Name: "my-research", Link: "LICENSE"}},
+		{"README.md", card("license_name: 'my licence: 2'\nlicense_link: http://example.org/#x\nlicense: other"), License{IDs: []string{"other"}, Name: "my licence: 2", Link: "http://example.org/#x"}},
+		{"README.md", card("license_name: mnpl\nlicense_link: LICENSE.md"), License{IDs: []string{"other"}, Name: "mnpl", Link: "LICENSE.md"}},
+		{"README.md", card("license: other"), License{IDs: []string{"other"}}},
+		{"README.md", card("license: llama3.1"), License{IDs: []string{"llama3.1"}}},
+		{"README.md", card("license: my-own-licence"), License{IDs: []string{"other"}, Name: "my-own-licence"}},
+		{"README.md", card("license: [apache-2.0, 'mit']"), License{IDs: []string{"apache-2.0", "mit"}}},
+		{"README.md", card("license:\n- mit\n- apache-2.0\nlanguage:\n- en"), License{IDs: []string{"apache-2.0", "mit"}}},
+		{"README.md", card("language:\n- en\nlicense: # which\n  - \"gemma\"\nlibrary_name: transformers"), License{IDs: []string{"gemma"}}},
+		{"README.md", card("license: null\nextra_gated_heading: Ask\nlicense_name: ~"), License{Gated: true}},
+		{"README.md", card("extra_gated_prompt: >-\n" + long + "extra_gated_fields:\n  license: text\n  I agree: checkbox\nlicense: gemma"), License{IDs: []string{"gemma"}, Gated: true}},
+		{"README.md", card("model-index:\n- name: x\n  license: wrong\nlicense: mit"), License{IDs: []string{"mit"}}},
+		{"README.md", "# no front matter\nlicense: mit\n", License{}},
+		{"README.md", "---\nlicense: mit\n", License{}},
+		{"LICENSE", "   Apache License\n   Version 2.0, January 2004\n", License{IDs: []string{"apache-2.0"}}},
+		{"LICENSE", "Anything else", License{File: "LICENSE"}},
+		{"other.txt", "MIT License", License{}},
 	} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, x.file), []byte(x.text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if got := License(dir); got != x.want {
-			t.Errorf("%s %q: licence %q, want %q", x.file, x.text, got, x.want)
+		if got := ReadLicense(dir); !reflect.DeepEqual(got, x.want) {
+			t.Errorf("%s %.200q: licence %+v, want %+v", x.file, x.text, got, x.want)
+		}
+	}
+	if s := (License{File: "LICENSE"}).String(); s != "see LICENSE" {
+		t.Errorf("a licence in a file reads %q", s)
+	}
+}
+
+// TestCardLicense: what the card says is what the source's card says, in forms that
+// the hub takes.
+func TestCardLicense(t *testing.T) {
+	for _, x := range []struct {
+		license License
+		want    string
+	}{
+		{ParseLicense("mit"), "license: \"mit\"\n"},
+		{ParseLicense("mit", "apache-2.0"), "license:\n- \"apache-2.0\"\n- \"mit\"\n"},
+		{License{IDs: []string{"other"}, Name: "my-research", Link: "LICENSE"}, "license: \"other\"\nlicense_name: \"my-research\"\nlicense_link: \"LICENSE\"\n"},
+		{ParseLicense("My Own"), "license: \"other\"\nlicense_name: \"My Own\"\n"},
+		{License{File: "LICENSE", Gated: true}, ""},
+	} {
+		m := fixture(t)
+		m.License = x.license
+		m.Manifest.Notes = []string{"A token\nis left out."}
+		var b bytes.Buffer
+		if err := Card(&b, m, CardOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(b.String(), "\n- read so: A token is left out.\n") {
+			t.Error("the card does not have the notes")
+		}
+		front, _, _ := strings.Cut(strings.TrimPrefix(b.String(), "---\n"), "pipeline_tag")
+		if front != x.want {
+			t.Errorf("%+v: front matter %q, want %q", x.license, front, x.want)
+		}
+		if strings.Contains(b.String(), "gated access") != x.license.Gated {
+			t.Errorf("%+v: the card does not say that the source is gated, or says so of another", x.license)
 		}
 	}
 }

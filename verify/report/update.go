@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -24,7 +25,7 @@ func Update(dir string, change func(r *spec.ReportJSON)) error {
 		return err
 	default:
 		// A file of another version or a damaged one is made anew.
-		if json.Unmarshal(raw, r) != nil || r.Version != spec.ReportVersion {
+		if jsonx.Unmarshal(raw, r) != nil || r.Version != spec.ReportVersion {
 			r = &spec.ReportJSON{}
 		}
 	}

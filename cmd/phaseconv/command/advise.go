@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -113,6 +114,9 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
 	}
+	if err := checkContainer(c); err != nil {
+		return err
+	}
 	published, converted, err := adviseModels(ctx, o.Progress, c, o.Text)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
@@ -121,6 +125,14 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	if err != nil {
 		return err
+	}
+	if !c.IsSet("ctx") {
+		o.Ctx = within(o.Ctx, published, converted)
+	}
+	if published == nil {
+		printNotes(stderr, converted)
+	} else {
+		printNotes(stderr, published)
 	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {
@@ -131,6 +143,25 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	printAdvise(stdout, res)
 	return nil
+}
+
+// checkContainer refuses containers that there are none of.
+func checkContainer(c *cli.Command) error {
+	switch s := checkpoint.Container(c.String("container")); s {
+	case "", checkpoint.GGUF, checkpoint.Safetensors:
+		return nil
+	default:
+		return usagef("--container %q: expected gguf or safetensors", s)
+	}
+}
+
+// within returns the contexts that the models were made for, the shortest in any case.
+func within(contexts []int, models ...*checkpoint.Checkpoint) []int {
+	return slices.DeleteFunc(slices.Clone(contexts), func(n int) bool {
+		return n > slices.Min(contexts) && slices.ContainsFunc(models, func(m *checkpoint.Checkpoint) bool {
+			return m != nil && m.Config.Context > 0 && n > m.Config.Context
+		})
+	})
 }
 
 // adviseModels opens what the command line names. What it returns is to be

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"path/filepath"
 	"slices"
 
 	"github.com/urfave/cli/v3"
@@ -67,13 +66,14 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	defer ck.Close()
+	printNotes(stderr, ck)
 	if c.Bool("ffn") {
 		if b := c.Int("ffn-block"); b < 1 || b > codec.MaxDim {
 			return usagef("--ffn-block %d: it must be from 1 to %d", b, codec.MaxDim)
 		}
 		o.FFN = &audit.FFNOptions{Block: c.Int("ffn-block")}
 	}
-	page := report.Model{Name: filepath.Base(filepath.Clean(src)), License: report.License(src)}
+	page := report.Model{Name: ck.Name(), License: report.ReadLicense(src)}
 	if c.String("report") != "" {
 		o.Figures = func(p figures.Options) (err error) {
 			p.Detail = c.Bool("report-detail")

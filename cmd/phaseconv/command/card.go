@@ -3,7 +3,6 @@ package command
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/report"
 )
@@ -33,7 +33,8 @@ Examples:
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "file to write, - for standard output (default: README.md in the artifact)"},
 			&cli.StringFlag{Name: "source", Usage: "folder of the source; its README.md or LICENSE tell the licence"},
-			&cli.StringFlag{Name: "license", Usage: "licence identifier, when no file tells it"},
+			&cli.StringFlag{Name: "license", Usage: "licence identifier, when no file tells it; " +
+				"one that the hub does not list is written as license_name of another"},
 			&cli.StringFlag{Name: "base-model", Usage: "id of the source on the hub, such as Org/Name"},
 			&cli.StringFlag{Name: "name", Usage: "name of the converted model (default: the source's)"},
 			&cli.BoolFlag{Name: "force", Usage: "replace a README.md that is there"},
@@ -59,12 +60,12 @@ func runCard(c *cli.Command, stdout io.Writer) error {
 	}
 	m := models[0]
 	if src := c.String("source"); src != "" {
-		if m.License = report.License(src); m.License == "" && c.String("license") == "" {
+		if m.License = report.ReadLicense(src); m.License.String() == "" && c.String("license") == "" {
 			return fmt.Errorf("%s: neither README.md nor LICENSE tells the licence; name it with --license", src)
 		}
 	}
 	if l := c.String("license"); l != "" {
-		m.License = l
+		m.License = report.ParseLicense(strings.Split(l, ",")...)
 	}
 	o := report.CardOptions{BaseModel: c.String("base-model"), Name: c.String("name")}
 	if o.BaseModel == "" {
@@ -104,7 +105,7 @@ func hubID(dir string) string {
 	var c struct {
 		Name string `json:"_name_or_path"`
 	}
-	if json.Unmarshal(raw, &c) != nil {
+	if jsonx.Unmarshal(raw, &c) != nil {
 		return ""
 	}
 	if org, name, ok := strings.Cut(c.Name, "/"); !ok || org == "" || org == "." || org == ".." || name == "" || strings.ContainsAny(name, "/\\ ") {

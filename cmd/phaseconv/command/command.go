@@ -16,6 +16,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -147,6 +148,21 @@ func calibrationText(path string) (ppl.Text, error) {
 
 func evaluationText(path string) (ppl.Text, error) {
 	return text(path, texts.Evaluation, texts.EvaluationName)
+}
+
+// notes returns a function that prints what is worth knowing and is no error.
+func notes(stderr io.Writer) func(text string) {
+	return func(text string) { fmt.Fprintln(stderr, "phaseconv: note:", text) }
+}
+
+// printNotes prints what is to know of how a model was read; nil has nothing.
+func printNotes(stderr io.Writer, c *checkpoint.Checkpoint) {
+	if c == nil {
+		return
+	}
+	for _, n := range c.Notes() {
+		notes(stderr)(n)
+	}
 }
 
 func printJSON(w io.Writer, v any) error {

@@ -117,7 +117,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	o.Code, o.Bits, o.Alloc, o.Balance = c.String("code"), c.Float("bits"), c.String("alloc"), c.Bool("balance")
 	o.Policy = policy(c)
 	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"), c.Uint64("seed"), c.Int("threads")
-	o.Command, o.Progress = recorded(c, src), showProgress(stderr)
+	o.Command, o.Progress, o.Notice = recorded(c, src), showProgress(stderr), notes(stderr)
 	o.Report, o.ReportDetail = c.Bool("report"), c.Bool("report-detail")
 	switch c.String("format") {
 	case "gguf":

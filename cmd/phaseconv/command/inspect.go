@@ -132,11 +132,17 @@ func first4(path string) (string, error) {
 
 func (i *fileInfo) gguf(path string) error {
 	f, err := gguf.Open(path)
+	alone := ""
 	if err != nil {
-		return err
+		// One file of a split can be looked at without the others.
+		var one error
+		if f, one = gguf.OpenShard(path); one != nil {
+			return one
+		}
+		alone = fmt.Sprintf(", this file alone (%v)", err)
 	}
 	defer f.Close()
-	i.Container = fmt.Sprintf("gguf version %d", f.Version)
+	i.Container = fmt.Sprintf("gguf version %d%s", f.Version, alone)
 	if f.Shards > 1 {
 		i.Container += fmt.Sprintf(", %d shards", f.Shards)
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 func rotationsCommand(stdout, stderr io.Writer) *cli.Command {
-	notice := func(text string) { fmt.Fprintln(stderr, "phaseconv: note:", text) }
+	notice := notes(stderr)
 	app := &cli.Command{
 		Name:  "rotations",
 		Usage: "publish what a conversion found, without the model, and apply it",

@@ -43,7 +43,7 @@ func unitOptions(ctx context.Context, c *cli.Command, o *convert.Options, stdout
 	if c.IsSet("units") && !plan {
 		return true, usagef("--units goes with --plan")
 	}
-	o.Merge, o.Notice = merge, func(text string) { fmt.Fprintln(stderr, "phaseconv: note:", text) }
+	o.Merge = merge
 	switch {
 	case c.IsSet("work"):
 		if o.Work, o.KeepWork = c.String("work"), true; o.Work == "" {

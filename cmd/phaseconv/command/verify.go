@@ -63,6 +63,9 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.CacheTypes, err = stockTypes(c); err != nil {
 		return err
 	}
+	if err := checkContainer(c); err != nil {
+		return err
+	}
 	checks := &contract.Checker{Progress: o.Progress}
 	a, err := contract.Open(ctx, dir, c.String("container"), checks)
 	if err != nil {

@@ -151,7 +151,7 @@ def llama_regexes():
 
 SPLITTERS = {  # pre-tokenizer -> llama.cpp type
     "gpt-2": "GPT2", "smollm": "SMOLLM", "llama-bpe": "LLAMA3", "qwen2": "QWEN2", "qwen35": "QWEN35", "default": "DEFAULT", "falcon": "FALCON", "tekken": "TEKKEN",
-    "gpt-4o": "GPT4O", "deepseek-coder": "DEEPSEEK_CODER", "deepseek-v3": "DEEPSEEK3_LLM", "gemma4": "GEMMA4"}
+    "gpt-4o": "GPT4O", "deepseek-coder": "DEEPSEEK_CODER", "deepseek-llm": "DEEPSEEK_LLM", "seed-coder": "SEED_CODER", "deepseek-v3": "DEEPSEEK3_LLM", "gemma4": "GEMMA4"}
 
 
 def llama_splits(texts):
@@ -178,12 +178,16 @@ TEKKEN = f"{LEAD}{UP}*{LOW}+|{LEAD}{UP}+{LOW}*|\\p{{N}}{TAIL2}"
 GPT4O = f"{LEAD}{UP}*{LOW}+{FOLD}?|{LEAD}{UP}+{LOW}*{FOLD}?|\\p{{N}}{{1,3}}{TAIL2}"
 DS3 = ["\\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"]
+SEED = FOLD + "|[^\r\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\r\n]+|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 split = lambda r: pre_tokenizers.Split(Regex(r), "isolated")
 raw = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 seq = pre_tokenizers.Sequence
 HF_PRE = {"gpt-2": gpt2, "smollm": seq([pre_tokenizers.Digits(individual_digits=True), gpt2]), "llama-bpe": seq([split(LLAMA3), raw]), "qwen2": seq([split(QWEN2), raw]),
-          "qwen35": seq([split(QWEN35), raw]), "tekken": seq([split(TEKKEN), raw]), "gpt-4o": seq([split(GPT4O), raw]), "deepseek-v3": seq([split(r) for r in DS3] + [raw])}
+          "qwen35": seq([split(QWEN35), raw]), "tekken": seq([split(TEKKEN), raw]), "gpt-4o": seq([split(GPT4O), raw]), "deepseek-v3": seq([split(r) for r in DS3] + [raw]),
+          "deepseek-coder": seq([split(r) for r in ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK)] + [pre_tokenizers.Digits(individual_digits=True), raw]),
+          "deepseek-llm": seq([split(r) for r in llama_regexes()["DEEPSEEK_LLM"]] + [raw]), "seed-coder": seq([split(SEED), raw])}
 
 
 def hf_splits(texts):
@@ -206,6 +210,33 @@ def hf_classes():
                     if runs and runs[-1][1] == c - 1: runs[-1][1] = c
                     else: runs.append([c, c])
         out[name] = runs
+    return out
+
+
+def added_tokens():
+    """What transformers makes of the folders that added.json describes: [id, special] of each added token."""
+    from transformers import AutoTokenizer
+    out = {}
+    chars = pre_tokenizers.ByteLevel.alphabet()
+    keep = [*range(0x21, 0x7f), *range(0xa1, 0xad), *range(0xae, 0x100)]
+    spell = lambda b: chr(b) if b in keep else chr(0x100 + [c for c in range(256) if c not in keep].index(b))
+    vocab = {spell(b): b for b in range(256)} | {"ab": 256}
+    assert set(chars) < set(vocab)
+    for c in json.loads((HERE / "added.json").read_text()):
+        d = Path(tempfile.mkdtemp(dir=TMP))
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        files = {"tokenizer.json": {"version": "1.0", "truncation": None, "padding": None, "added_tokens": c["added"], "normalizer": None, "pre_tokenizer": level,
+                                    "post_processor": None, "decoder": level, "model": {"type": "BPE", "dropout": None, "unk_token": None,
+                                    "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                                    "vocab": vocab, "merges": ["a b"]}},
+                 "config.json": {"model_type": "llama", "vocab_size": 320}, **c.get("files", {})}
+        files["tokenizer_config.json"] = {"tokenizer_class": "PreTrainedTokenizerFast", **files.get("tokenizer_config.json", {})}
+        for n, doc in files.items():
+            (d / n).write_text(json.dumps(doc))
+        t = AutoTokenizer.from_pretrained(d)
+        out[c["name"]] = {str(x): [i, x.special] for i, x in t.added_tokens_decoder.items()}
+        for text, (i, _) in out[c["name"]].items():
+            assert t.encode(text, add_special_tokens=False) == [i], (c["name"], text)
     return out
 
 
@@ -324,6 +355,7 @@ def main():
     ll, hf = llama_splits(short), hf_splits(short)
     dump(GOLD / "splits.json", {"llama": ll, "hf": {n: versus(ll[n], s) for n, s in hf.items()}})
     dump(GOLD / "classes.json", hf_classes())
+    dump(GOLD / "added.json", added_tokens())
 
     qwen = {**LLAMA_CFG, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
     byte_level("llama3", HF_PRE["llama-bpe"], 900, ["<|begin|>", "<|end_of_text|>", "<|a|>", "|>bcdef"], [], True,

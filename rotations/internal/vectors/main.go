@@ -2,7 +2,7 @@
 // scales and scores, bit for bit, for authors of runtimes.
 //
 //	go run ./rotations/internal/vectors -o spec/vectors
-//	go run ./rotations/internal/vectors -sidecar out/phaseconv.safetensors
+//	go run ./rotations/internal/vectors -sidecar out/phaseconv.sidecar
 //
 // The first form writes the files of spec/vectors, which a test compares with
 // what it would write. The second prints vectors for a sidecar of one's own.

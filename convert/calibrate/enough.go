@@ -1,0 +1,31 @@
+package calibrate
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
+)
+
+// Enough refuses windows that hold too few keys to fit codes of so many bits per
+// number to: with fewer keys than a key has numbers, or signs, whatever is fitted fits.
+func Enough(c *family.Config, windows [][]int32, p kvcache.Policy, bits float64) error {
+	keys, tokens := 0, 0
+	for _, w := range windows {
+		keys += max(0, len(w)-p.Sink)
+		tokens += len(w)
+	}
+	need := int(math.Ceil(float64(c.HeadDim) * max(1, bits)))
+	if keys >= need {
+		return nil
+	}
+	sinks := ""
+	if p.Sink > 0 {
+		sinks = fmt.Sprintf(" (%d at the start of each are not coded)", p.Sink)
+	}
+	return option.Bad("CalibrationTokens", tokens, "in %d windows they leave each head %d keys%s, and codes of %g bits "+
+		"per number for head_dim %d need at least %d; take more tokens, or a longer text",
+		len(windows), keys, sinks, bits, c.HeadDim, need)
+}
