@@ -51,13 +51,13 @@ func TestInspectLoneShard(t *testing.T) {
 	if err := os.Rename(second, renamed); err != nil {
 		t.Fatal(err)
 	}
-	if info, err = inspect(renamed); err != nil || len(info.Tensors) != 1 {
+	if info, err = inspect(t.Context(), renamed); err != nil || len(info.Tensors) != 1 {
 		t.Errorf("%+v, %v", info, err)
 	}
 	if err := os.WriteFile(renamed, []byte("GGUF"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = inspect(renamed); err == nil {
+	if _, err = inspect(t.Context(), renamed); err == nil {
 		t.Error("a file that ends in its header")
 	}
 }
