@@ -522,11 +522,11 @@ func TestDigests(t *testing.T) {
 	type digests struct{ source, attention string }
 	read := func(path string) digests {
 		c := open(t, path)
-		s, err := c.Digest()
+		s, err := c.Digest(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		a, err := c.AttentionDigest()
+		a, err := c.AttentionDigest(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -599,7 +599,7 @@ func TestDigests(t *testing.T) {
 		t.Error("another rope_theta: source digest must change, attention digest must not")
 	}
 	// The digest of a single file is that of sha256sum.
-	d, err := checkpoint.FileDigest(filepath.Join(root, "a.gguf"))
+	d, err := checkpoint.FileDigest(t.Context(), filepath.Join(root, "a.gguf"), nil)
 	if err != nil || d != gg.source {
 		t.Errorf("file digest %s, %v; source digest %s", d, err, gg.source)
 	}

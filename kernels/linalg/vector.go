@@ -1,6 +1,8 @@
 package linalg
 
 import (
+	"context"
+	"errors"
 	"math"
 )
 
@@ -140,7 +142,7 @@ func Hadamard(x []float32, n int) {
 
 // Root returns the lower triangle L with L L^T = a for a symmetric positive
 // semidefinite n x n matrix; a little is added to the diagonal of a singular one.
-func Root(a []float64, n int) ([]float64, error) {
+func Root(ctx context.Context, a []float64, n int) ([]float64, error) {
 	var top float64
 	for i := range n {
 		top = max(top, a[i*n+i])
@@ -155,8 +157,8 @@ func Root(a []float64, n int) ([]float64, error) {
 			m[i*n+i] += float64(damp * top)
 		}
 		var l []float64
-		if l, err = Cholesky(m, n); err == nil {
-			return l, nil
+		if l, err = Cholesky(ctx, m, n); !errors.Is(err, ErrNotPositive) {
+			return l, err
 		}
 	}
 	return nil, err
