@@ -14,7 +14,6 @@ import (
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/convert/fitcache"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -37,7 +36,7 @@ func (o *Options) checkSigns(c *family.Config) error {
 	if o.Code != "frame" && o.alloc() != bits.AllocUniform {
 		return usage("code %s has 1 bit per number in every head; only frame takes --alloc %s", o.Code, o.Alloc)
 	}
-	if _, err := codec.Budget(o.Bits, c.HeadDim, c.Layers*c.KVHeads); err != nil {
+	if _, err := bits.Budget(c, o.Bits); err != nil {
 		return usage("--bits: %v", err)
 	}
 	return nil
@@ -52,16 +51,16 @@ func (o *Options) allot(ctx context.Context, m *refmodel.Model, w *fitcache.Cach
 		return bits.Even(c, opt.Bits)
 	}
 	if w != nil {
-		total, err := codec.Budget(opt.Bits, c.HeadDim, c.Layers*c.KVHeads)
+		total, err := bits.Budget(c, opt.Bits)
 		if err != nil {
 			return nil, err
 		}
-		signs, err := w.ReadSigns(c.Layers, total)
+		signs, err := w.ReadSigns(len(c.Layers), total)
 		switch {
 		case err == nil:
 			return signs, nil
-		case o.Merge && !slices.ContainsFunc(layers(c.Layers), func(l int) bool { return there(w.Path(l)) }):
-			return nil, complete(w, c.Layers)
+		case o.Merge && !slices.ContainsFunc(layers(len(c.Layers)), func(l int) bool { return there(w.Path(l)) }):
+			return nil, complete(w, len(c.Layers))
 		case o.Merge:
 			return nil, fmt.Errorf("the units' allotment of signs is not there; run them, or convert with --resume: %w", err)
 		case !errors.Is(err, fs.ErrNotExist) && o.Notice != nil:

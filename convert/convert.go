@@ -131,7 +131,7 @@ func (o *Options) check(c *checkpoint.Checkpoint) error {
 		return usage("--fuse near is for a cache type: name one with --cache-type-k")
 	}
 	if o.Cache != nil {
-		if _, err := kvcache.NewLlamaCpp(c.Config, o.Cache.K, o.Cache.V, o.Cache.Rotation); err != nil {
+		if _, err := kvcache.NewLlamaCpp(c.Config, *o.Cache); err != nil {
 			return usage("%v", err)
 		}
 		if o.TargetCtx < 16 || c.Config.Context > 0 && o.TargetCtx > c.Config.Context {
@@ -272,7 +272,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 	if err := f.commit(); err != nil {
 		return nil, err
 	}
-	o.done(c.Config.Layers)
+	o.done(len(c.Config.Layers))
 	return res, nil
 }
 
@@ -287,11 +287,15 @@ func manifest(c *checkpoint.Checkpoint, o Options, ps []*Plan, windows [][]int32
 		return nil, err
 	}
 	cfg := c.Config
+	shape, err := cfg.Uniform()
+	if err != nil {
+		return nil, err
+	}
 	m := &spec.Manifest{
 		Version: spec.Version, Tool: o.Tool, Command: o.Command,
 		Source: spec.Source{Name: filepath.Base(abs), Container: string(c.Container), SHA256: digest},
-		Model: spec.Model{Family: cfg.Family.Name, Layers: cfg.Layers, Heads: cfg.Heads, KVHeads: cfg.KVHeads, HeadDim: cfg.HeadDim,
-			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts},
+		Model: spec.Model{Family: cfg.Family.Name, Layers: len(cfg.Layers), Heads: shape.Heads, KVHeads: shape.KVHeads, HeadDim: shape.HeadDim,
+			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts()},
 		Code: spec.CodeInfo{Kind: o.Code, Bits: meanBits(fit, o.Code), Alloc: o.alloc(), Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent},
 		Calibration: spec.Text{Name: o.Calibration.Name, SHA256: o.Calibration.SHA256(), Tokens: len(windows) * o.Ctx,
 			Context: o.Ctx, Windows: len(windows)},
@@ -469,12 +473,16 @@ func metadata(c *checkpoint.Checkpoint, o Options, man *spec.Manifest) ([]gguf.K
 // newSidecar gathers the fitted codes in the source's pair layout. Its RoPE text is
 // that of the written model: GGUF rounds the parameters to float32.
 func newSidecar(c *checkpoint.Checkpoint, written *family.Config, o Options, fit *calibrate.Result, man *spec.Manifest, weights string) (*sidecar.Sidecar, error) {
-	text, err := sidecar.RopeText(written.Rope, written.RopeLocal)
+	text, err := sidecar.RopeText(written.Ropes())
+	if err != nil {
+		return nil, err
+	}
+	shape, err := c.Config.Uniform()
 	if err != nil {
 		return nil, err
 	}
 	s := &sidecar.Sidecar{
-		Kind: o.Code, HeadDim: c.Config.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent, Exceptions: o.Policy.Exceptions,
+		Kind: o.Code, HeadDim: shape.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent, Exceptions: o.Policy.Exceptions,
 		Pairs: c.Config.Pairs, Rope: text, SourceSHA256: man.Source.SHA256, WeightsSHA256: weights, Tool: man.Tool,
 		Calibration: sidecar.Calibration{SHA256: man.Calibration.SHA256, Tokens: man.Calibration.Tokens, Context: man.Calibration.Context},
 	}

@@ -198,9 +198,11 @@ func TestGGUFOracle(t *testing.T) {
 		}
 		want := m.logits
 		if windowless[m.name] {
-			full := *m.Config
-			full.SlidingWindow = 0
-			want = logitsOf(t, &full, m.Checkpoint, m.Tokens)
+			full := m.Config.Clone()
+			for l := range full.Layers {
+				full.Layers[l].Window = 0
+			}
+			want = logitsOf(t, full, m.Checkpoint, m.Tokens)
 			if d := farthest(want, m.logits); d < 1000*m.tolerance() {
 				t.Errorf("without its window the model differs by only %g, so this test sees nothing", d)
 			}
@@ -260,9 +262,9 @@ func TestBalanceIsExact(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, uint64(len(m.name))))
 		m.edits = checkpoint.Edits{}
 		for l := range cfg.Layers {
-			b := &transform.PairScale{PerLayer: cfg.Family.QKNorm == family.NormHead}
-			for h := range cfg.KVHeads {
-				s := make([]float32, cfg.HeadDim/2)
+			b := &transform.PairScale{PerLayer: cfg.Layers[0].QKNorm == family.NormHead}
+			for h := range cfg.Layers[0].KVHeads {
+				s := make([]float32, cfg.Layers[0].HeadDim/2)
 				for i := range s {
 					s[i] = float32(math.Exp2(4*rng.Float64() - 2)) // 1/4 to 4
 				}
@@ -298,11 +300,13 @@ func TestBalanceIsExact(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		full := *cfg
+		full := cfg.Clone()
 		if windowless[m.name] {
-			full.SlidingWindow = 0
+			for l := range full.Layers {
+				full.Layers[l].Window = 0
+			}
 		}
-		if d := farthest(convertedLogits(t, m, p, t.TempDir(), "f32"), logitsOf(t, &full, m.Checkpoint, m.Tokens)); d > limit {
+		if d := farthest(convertedLogits(t, m, p, t.TempDir(), "f32"), logitsOf(t, full, m.Checkpoint, m.Tokens)); d > limit {
 			t.Errorf("a logit of the GGUF file is off by %g, tolerance %g", d, limit)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -224,7 +225,7 @@ func TestPlanBalance(t *testing.T) {
 				folded++
 			}
 		}
-		if n := m.Config.Layers * len(want); folded != n || !p.Identities[0].Applied || p.Identities[0].Tensors != n {
+		if n := len(m.Config.Layers) * len(want); folded != n || !p.Identities[0].Applied || p.Identities[0].Tensors != n {
 			t.Errorf("%s: %d tensors folded, %+v, expected %d", model, folded, p.Identities[0], n)
 		}
 	}
@@ -255,8 +256,25 @@ func TestPlanFromGGUF(t *testing.T) {
 				t.Errorf("without an identity %s is planned as %s, %s to %s", x.Name, x.Action, x.From, x.To)
 			}
 		}
-		if m.name == "llama-llama3" && c.Config.Rope.Scaling != rope.Divisor {
-			t.Errorf("RoPE scaling read back as %q", c.Config.Rope.Scaling)
+		if r := c.Config.Layers[0].Rope; m.name == "llama-llama3" && r.Scaling != rope.Divisor {
+			t.Errorf("RoPE scaling read back as %q", r.Scaling)
+		}
+	}
+}
+
+// TestPlanOtherLayers: what the GGUF writer has one number for must be so in all
+// layers, and what it has no key for must not be there.
+func TestPlanOtherLayers(t *testing.T) {
+	for says, change := range map[string]func(y *family.Layer){
+		"attention sinks, which the GGUF writer does not support": func(y *family.Layer) { y.Sinks = true },
+		"layer 1 has 8 and 2 of 12":                               func(y *family.Layer) { y.Heads = 8 },
+		"an FFN or a window of another size":                      func(y *family.Layer) { y.FFN.Size = 96 },
+	} {
+		c := variant(t, "llama", nil)
+		y := &c.Config.Layers[1]
+		change(y)
+		if _, err := MakePlan(c, checkpoint.GGUF, &Options{OutType: "f32"}); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %q", err, says)
 		}
 	}
 }

@@ -49,7 +49,7 @@ func (o *Options) fit(ctx context.Context, c *checkpoint.Checkpoint, ch *changes
 	if w != nil {
 		w.Inputs = append(w.Inputs, fitcache.Input{Name: "signs", Value: signsDigest(opt.Signs)})
 		if o.Merge {
-			if err := complete(w, c.Config.Layers); err != nil {
+			if err := complete(w, len(c.Config.Layers)); err != nil {
 				return nil, err
 			}
 		}
@@ -84,6 +84,10 @@ func (o *Options) work(c *checkpoint.Checkpoint, ch *changes, windows [][]int32,
 	if err != nil {
 		return nil, err
 	}
+	shape, err := c.Config.Uniform()
+	if err != nil {
+		return nil, err
+	}
 	edits, err := editsDigest(ch.view)
 	if err != nil {
 		return nil, err
@@ -97,7 +101,7 @@ func (o *Options) work(c *checkpoint.Checkpoint, ch *changes, windows [][]int32,
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
 			in("balance", opt.Balance), in("seed", opt.Seed), in("edits", edits),
 		},
-		KVHeads: c.Config.KVHeads, HeadDim: c.Config.HeadDim, Balance: opt.Balance, Kinds: opt.Kinds,
+		KVHeads: shape.KVHeads, HeadDim: shape.HeadDim, Balance: opt.Balance, Kinds: opt.Kinds,
 		// The digest was taken now: what is fitted to a source that changed since
 		// must not be kept under it.
 		Check: c.Unchanged, Notice: o.Notice,
@@ -175,16 +179,16 @@ func PlanUnits(o Options, n int) (*spec.UnitsJSON, error) {
 		return nil, err
 	}
 	if n == 0 {
-		n = cfg.Layers
+		n = len(cfg.Layers)
 	}
 	if err := CheckUnits(0, n); err != nil {
 		return nil, err
 	}
-	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: cfg.Layers, Of: n, Units: []spec.Unit{}}
+	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: len(cfg.Layers), Of: n, Units: []spec.Unit{}}
 	w := &fitcache.Cache{Dir: o.Work}
 	for i := 1; i <= n; i++ {
 		u := spec.Unit{Unit: i, Layers: []spec.UnitLayer{}}
-		first, end := unitLayers(i, n, cfg.Layers)
+		first, end := unitLayers(i, n, len(cfg.Layers))
 		for l := first; l < end; l++ {
 			u.Layers = append(u.Layers, spec.UnitLayer{Layer: l, File: filepath.Base(w.Path(l)), There: there(w.Path(l))})
 		}
@@ -216,8 +220,8 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 		return nil, err
 	}
 	defer c.Close()
-	first, end := unitLayers(i, n, c.Config.Layers)
-	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: c.Config.Layers, Of: n, Units: []spec.Unit{{Unit: i, Layers: []spec.UnitLayer{}}}}
+	first, end := unitLayers(i, n, len(c.Config.Layers))
+	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: len(c.Config.Layers), Of: n, Units: []spec.Unit{{Unit: i, Layers: []spec.UnitLayer{}}}}
 	if first == end {
 		return out, nil
 	}

@@ -56,7 +56,7 @@ func (w *writer) encode(o io.Writer, x *TensorPlan, part int, enc func(dst []byt
 	vector := len(t.Shape) == 1
 	if order != nil && !vector {
 		// Rows move inside their head: whole heads are read at a time.
-		d := w.c.Config.HeadDim
+		d := w.c.Config.Layers[t.Layer].HeadDim
 		step = max(1, step/d) * d
 	}
 	buf := make([]float32, min(step, rows)*cols)
@@ -168,7 +168,7 @@ func (w *writer) checkFinite(x *TensorPlan, part int) error {
 // rowOrder returns, for each row of the target, the row of the source.
 func (w *writer) rowOrder(x *TensorPlan) []int {
 	cfg := w.c.Config
-	d := cfg.HeadDim
+	d := cfg.Layers[x.tensor.Layer].HeadDim
 	n := x.Shape[0]
 	order := make([]int, n)
 	for i := range order {
@@ -221,7 +221,8 @@ func (w *writer) gguf(path string, kvs []gguf.KV) (string, error) {
 
 func (w *writer) ggufTensor(o io.Writer, x *TensorPlan) error {
 	if x.Name == ropeFreqs && x.tensor == nil {
-		d, _ := w.c.Config.Rope.FreqDivisors()
+		full, _ := w.c.Config.Ropes()
+		d, _ := full.FreqDivisors()
 		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
 		if err != nil {
 			return err

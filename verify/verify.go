@@ -112,7 +112,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if head == nil {
 		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
 	}
-	out.Layers = audit.Layers(meter.Rows, cfg.HeadDim, head)
+	out.Layers = audit.Layers(cfg, meter.Rows, head)
 	if o.Source != nil {
 		if out.Function, err = function(ctx, a, o, w, base, checks); err != nil {
 			return nil, err
@@ -232,7 +232,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	}
 	edits := checkpoint.Edits{}
 	for l := range o.Source.Config.Layers {
-		if err := transform.FoldPairScale(edits, o.Source, l, transform.FloorPairScale(o.Source.Config)); err != nil {
+		if err := transform.FoldPairScale(edits, o.Source, l, transform.FloorPairScale(&o.Source.Config.Layers[l])); err != nil {
 			return nil, err
 		}
 	}
@@ -287,7 +287,7 @@ func preserved(a *contract.Artifact, g, f *ppl.Divergence) (note string, err err
 			break
 		}
 	}
-	if a.Model.Config.Experts > 0 {
+	if a.Model.Config.Experts() > 0 {
 		// Any rounding may turn the choice of an expert where two are nearly equal,
 		// which moves one token by as much as 1 nat, in the floor or only here. So
 		// the mean cannot be strict, and the median of all tokens must be.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
@@ -70,12 +69,13 @@ func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc s
 	if len(windows) == 0 {
 		return nil, fmt.Errorf("no calibration text to allot signs by")
 	}
-	total, err := codec.Budget(o.Bits, c.HeadDim, c.Layers*c.KVHeads)
+	total, err := Budget(c, o.Bits)
 	if err != nil {
 		return nil, err
 	}
+	d := c.Layers[0].HeadDim // as in all layers: Budget refuses others
 	// A frame has head_dim numbers for each sign, so wide heads need more keys.
-	fit := (allotKeys*c.HeadDim + len(windows[0]) - 1) / len(windows[0])
+	fit := (allotKeys*d + len(windows[0]) - 1) / len(windows[0])
 	first := windows[:max(1, min(fit, len(windows)-1))]
 	o.Threads, o.signs = m.Threads, even
 	switch alloc {
@@ -84,15 +84,15 @@ func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc s
 		if err != nil {
 			return nil, err
 		}
-		return layered(c, WeightedSigns(total, c.HeadDim, w)), nil
+		return layered(c, WeightedSigns(total, d, w)), nil
 	case AllocSensitivity:
 		last := windows[len(windows)-1]
-		last = last[:min(len(last), max(allotLeast, allotTokens/c.Layers))]
+		last = last[:min(len(last), max(allotLeast, allotTokens/len(c.Layers)))]
 		damage, err := sensitivities(ctx, m, first, last, o)
 		if err != nil {
 			return nil, err
 		}
-		return layered(c, AllotSigns(total, c.HeadDim, damage)), nil
+		return layered(c, AllotSigns(total, d, damage)), nil
 	}
 	return nil, fmt.Errorf("signs cannot be spread by %q; there are %v", alloc, Allocs)
 }
@@ -111,21 +111,21 @@ func angleWeights(ctx context.Context, m *refmodel.Model, windows [][]int32, o O
 	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: t.Attention}, Progress: func(done, total int) { o.step(done, total) }}
 	if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
 		if err == nil {
-			err = fmt.Errorf("layer %d was not reached", c.Layers-1)
+			err = fmt.Errorf("layer %d was not reached", len(c.Layers)-1)
 		}
 		return nil, err
 	}
-	sliding := slices.Contains(c.Sliding, true) && c.SlidingWindow > 0
+	window, _ := c.Window()
 	var out []float64
 	for l, cos := range t.cos {
 		w := 2.0
 		switch {
-		case sliding && !c.IsSliding(l):
+		case window > 0 && c.Layers[l].Window == 0:
 			w = 1
 		case cos < collapseCos:
 			w = 3
 		}
-		for range c.KVHeads {
+		for range c.Layers[l].KVHeads {
 			out = append(out, w)
 		}
 	}
@@ -141,11 +141,11 @@ type angleTap struct {
 
 // Attention is a hook of refmodel.
 func (t *angleTap) Attention(a *refmodel.Attention) error {
-	c := t.cfg
-	cos := make([]float64, c.KVHeads)
-	errs := make([]error, c.KVHeads)
-	parallel.Do(t.o.Threads, c.KVHeads, func(h int) {
-		raw, err := codec.DataFree("raw", c.HeadDim, 0, a.Layer, h)
+	c, y := t.cfg, &t.cfg.Layers[a.Layer]
+	cos := make([]float64, y.KVHeads)
+	errs := make([]error, y.KVHeads)
+	parallel.Do(t.o.Threads, y.KVHeads, func(h int) {
+		raw, err := codec.DataFree("raw", y.HeadDim, 0, a.Layer, h)
 		if err != nil {
 			errs[h] = err
 			return
@@ -160,8 +160,8 @@ func (t *angleTap) Attention(a *refmodel.Attention) error {
 	for _, v := range cos {
 		sum += v
 	}
-	t.cos = append(t.cos, sum/float64(c.KVHeads))
-	if len(t.cos) == c.Layers {
+	t.cos = append(t.cos, sum/float64(y.KVHeads))
+	if len(t.cos) == len(c.Layers) {
 		return errDone
 	}
 	return nil
@@ -172,7 +172,7 @@ func (t *angleTap) Attention(a *refmodel.Attention) error {
 func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve, error) {
 	c := m.Config
 	s := &survey{ctx: ctx, cfg: c, o: o, scale: map[[2]int][]float32{}}
-	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: s.Attention}, Progress: func(done, _ int) { o.step(done, 2*c.Layers) }}
+	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: s.Attention}, Progress: func(done, _ int) { o.step(done, 2*len(c.Layers)) }}
 	if err := m.Run(ctx, fit, []*refmodel.Variant{{}}, opt); err != nil {
 		return nil, err
 	}
@@ -181,7 +181,7 @@ func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measur
 		return nil, err
 	}
 	cache.Scale = func(l, h int) []float32 { return s.scale[[2]int{l, h}] }
-	kld, err := ppl.LayerKLD(ctx, m, [][]int32{measure}, len(measure)/4, cache, func(done, _ int) { o.step(c.Layers+done, 2*c.Layers) })
+	kld, err := ppl.LayerKLD(ctx, m, [][]int32{measure}, len(measure)/4, cache, func(done, _ int) { o.step(len(c.Layers)+done, 2*len(c.Layers)) })
 	if err != nil {
 		return nil, err
 	}
@@ -224,19 +224,19 @@ type surveyed struct {
 
 // Attention is a hook of refmodel.
 func (s *survey) Attention(a *refmodel.Attention) error {
-	c, o := s.cfg, s.o
+	c, y, o := s.cfg, &s.cfg.Layers[a.Layer], s.o
 	if o.Balance {
-		b := activations.Energies(c, a, o.Policy.Sink).PairScale(c.Family.QKNorm == family.NormHead)
-		for h := range c.KVHeads {
-			s.scale[[2]int{a.Layer, h}] = b.RowScale(h, c.HeadDim, c.Pairs, false)
+		b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
+		for h := range y.KVHeads {
+			s.scale[[2]int{a.Layer, h}] = b.RowScale(h, y.HeadDim, c.Pairs, false)
 		}
 	}
 	xs, err := activations.Samples(s.ctx, c, a, func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }, o.Policy, o.Threads)
 	if err != nil {
 		return err
 	}
-	codes, heads, errs := make([]*codec.Code, c.KVHeads), make([]surveyed, c.KVHeads), make([]error, c.KVHeads)
-	parallel.Do(o.Threads, c.KVHeads, func(h int) {
+	codes, heads, errs := make([]*codec.Code, y.KVHeads), make([]surveyed, y.KVHeads), make([]error, y.KVHeads)
+	parallel.Do(o.Threads, y.KVHeads, func(h int) {
 		xs[h].Seed, xs[h].Draft = o.Seed, true
 		codes[h], heads[h], errs[h] = s.head(xs[h])
 	})

@@ -61,20 +61,23 @@ func (s *KeyStats) Fit(f KeyFit) ([][]transform.KeyEdit, error) {
 			return nil, err
 		}
 	}
-	out := make([][]transform.KeyEdit, c.Layers)
+	out := make([][]transform.KeyEdit, len(c.Layers))
+	var tasks []fitTask
 	for l := range out {
-		out[l] = make([]transform.KeyEdit, c.KVHeads)
+		y := &c.Layers[l]
+		out[l] = make([]transform.KeyEdit, y.KVHeads)
+		per := 1
+		if y.QKNorm == family.NormHead {
+			per = y.KVHeads // with one gain vector for all heads a layer is one task
+		}
+		for h := 0; h < y.KVHeads; h += per {
+			tasks = append(tasks, fitTask{l, h, per})
+		}
 	}
-	// With one gain vector for all heads a layer is one task.
-	per := 1
-	if c.Family.QKNorm == family.NormHead {
-		per = c.KVHeads
-	}
-	tasks := c.Layers * c.KVHeads / per
-	errs := make([]error, tasks)
-	parallel.Do(s.o.Threads, tasks, func(i int) {
-		l, h := i*per/c.KVHeads, i*per%c.KVHeads
-		errs[i] = s.fitHeads(f, l, h, out[l][h:h+per])
+	errs := make([]error, len(tasks))
+	parallel.Do(s.o.Threads, len(tasks), func(i int) {
+		t := tasks[i]
+		errs[i] = s.fitHeads(f, t.layer, t.head, out[t.layer][t.head:t.head+t.n])
 	})
 	for _, err := range errs {
 		if err != nil {
@@ -84,17 +87,24 @@ func (s *KeyStats) Fit(f KeyFit) ([][]transform.KeyEdit, error) {
 	return out, nil
 }
 
+// A fitTask is n KV heads of a layer that are fitted together.
+type fitTask struct{ layer, head, n int }
+
 // FitValues returns the edits with the values of all heads mixed for a cache type,
 // see transform.FitValueTransform. It needs StatsOptions.Weights and Samples.
 func (s *KeyStats) FitValues(edits [][]transform.KeyEdit, cache transform.CacheRow) ([][]transform.KeyEdit, error) {
 	c := s.cfg
-	out := make([][]transform.KeyEdit, c.Layers)
+	out := make([][]transform.KeyEdit, len(c.Layers))
+	var tasks []fitTask
 	for l := range out {
 		out[l] = slices.Clone(edits[l])
+		for h := range c.Layers[l].KVHeads {
+			tasks = append(tasks, fitTask{l, h, 1})
+		}
 	}
-	errs := make([]error, c.Layers*c.KVHeads)
+	errs := make([]error, len(tasks))
 	parallel.Do(s.o.Threads, len(errs), func(i int) {
-		l, h := i/c.KVHeads, i%c.KVHeads
+		l, h := tasks[i].layer, tasks[i].head
 		x, err := s.Values(l, h)
 		if err == nil && !x.IsZero() {
 			out[l][h].Values, err = transform.FitValueTransform(x, cache)
@@ -110,11 +120,11 @@ func (s *KeyStats) FitValues(edits [][]transform.KeyEdit, cache transform.CacheR
 // Heads whose keys, queries or values are all zero, as pruning leaves them, stay as they are.
 func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []transform.KeyEdit) error {
 	fail := func(err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, head, err) }
-	half := s.cfg.HeadDim / 2
+	half := s.cfg.Layers[layer].HeadDim / 2
 	q, k := make([]float64, half), make([]float64, half)
 	var alive []int
 	for i := range out {
-		if x := s.heads[layer*s.cfg.KVHeads+head+i]; x.queries > 0 && (x.attention <= 0 || x.weight <= 0) {
+		if x := s.heads[layer][head+i]; x.queries > 0 && (x.attention <= 0 || x.weight <= 0) {
 			continue // what attention looks at weighs nothing: values or W_O are zero
 		}
 		stats, err := s.Head(layer, head+i)
@@ -158,7 +168,7 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []transform.KeyEdit) 
 			samples = append(samples, x)
 		}
 		// Gains of a QK-norm scale, and do not turn.
-		t, err := transform.TunePairScale(samples, turn, f.Cache, s.cfg.Family.QKNorm == family.NoQKNorm)
+		t, err := transform.TunePairScale(samples, turn, f.Cache, s.cfg.Layers[layer].QKNorm == family.NoQKNorm)
 		if err != nil {
 			return fail(err)
 		}
@@ -187,7 +197,7 @@ func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m
 	if err != nil {
 		return 0, err
 	}
-	half := s.cfg.HeadDim / 2
+	half := s.cfg.Layers[layer].HeadDim / 2
 	q, k := make([]float64, half), make([]float64, half)
 	var delta []float64
 	if m != nil {

@@ -77,7 +77,7 @@ func TestChoose(t *testing.T) {
 			t.Errorf("%s has %.3g, the choice %.3g at a cost of %.3g", x.Name, x.KLD, chosen.KLD, *chosen.F16KLD)
 		}
 	}
-	if len(r.Heads) != c.Config.Layers*c.Config.KVHeads || r.Heads[0].Removed < 0.5 {
+	if len(r.Heads) != len(c.Config.Layers)*c.Config.Layers[0].KVHeads || r.Heads[0].Removed < 0.5 {
 		t.Errorf("removed %+v", r.Heads)
 	}
 	// What the variants promised is what the edited weights do.

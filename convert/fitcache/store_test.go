@@ -40,7 +40,7 @@ func fitAll(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *calibr
 func work(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *Cache {
 	return &Cache{
 		Dir: filepath.Join(t.TempDir(), "a [b]*", "work"), Inputs: []Input{{"program", "test"}, {"seed", "3"}},
-		KVHeads: c.Config.KVHeads, HeadDim: c.Config.HeadDim, Balance: o.Balance, Kinds: o.Kinds,
+		KVHeads: c.Config.Layers[0].KVHeads, HeadDim: c.Config.Layers[0].HeadDim, Balance: o.Balance, Kinds: o.Kinds,
 		Notice: func(text string) { t.Errorf("notice: %s", text) },
 	}
 }
@@ -101,7 +101,7 @@ func TestStoreKeepsAll(t *testing.T) {
 			t.Errorf("%s: %+v", fam, y.Heads[0])
 		}
 		k := []float32{}
-		for i := range c.Config.HeadDim {
+		for i := range c.Config.Layers[0].HeadDim {
 			k = append(k, float32(i%5)-1.7)
 		}
 		a, b := x.Heads[0].Codes["frame"], y.Heads[0].Codes["frame"]

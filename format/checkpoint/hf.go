@@ -29,7 +29,7 @@ func openHF(dir string) (*Checkpoint, error) {
 	c := &Checkpoint{Path: dir, Container: Safetensors, Config: cfg, b: &hfBackend{dir, set}}
 	err = c.collect(
 		func(t family.Tensor) []string {
-			n, _ := cfg.Family.HFNames(t.Name, cfg.Experts)
+			n, _ := cfg.Family.HFNames(t.Name, cfg.Experts())
 			return n
 		},
 		func(name string) ([]int, string, bool) {

@@ -190,38 +190,38 @@ func ParseConfig(raw []byte) (*family.Config, error) {
 		return nil, err
 	}
 	c := &family.Config{
-		Family: fam, Layers: h.Layers, Hidden: h.HiddenSize, Heads: h.Heads, KVHeads: or(h.KVHeads, h.Heads),
-		FFN: h.IntermediateSize, Vocab: h.VocabSize, Context: h.MaxPositions,
+		Family: fam, Hidden: h.HiddenSize, Vocab: h.VocabSize, Context: h.MaxPositions,
 		NormEps: *h.NormEps, Pairs: rope.Half,
 		TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
 	}
-	if c.Heads < 1 {
-		return nil, fmt.Errorf("num_attention_heads is %d, expected at least 1", c.Heads)
+	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads, h.Heads), FFN: h.IntermediateSize}
+	if p.Heads < 1 {
+		return nil, fmt.Errorf("num_attention_heads is %d, expected at least 1", p.Heads)
 	}
 	if !fam.BiasKey || or(h.AttentionBias, false) {
-		c.AttnBias = fam.AttnBias
+		p.AttnBias = fam.AttnBias
 	}
-	c.HeadDim = or(h.HeadDim, nonzero(fam.Defaults.HeadDim, c.Hidden/c.Heads))
-	c.AttnScale = 1 / math.Sqrt(or(h.QueryPreAttnScalar, nonzero(fam.Defaults.QueryPreAttnScalar, float64(c.HeadDim))))
+	p.HeadDim = or(h.HeadDim, nonzero(fam.Defaults.HeadDim, c.Hidden/p.Heads))
+	p.AttnScale = 1 / math.Sqrt(or(h.QueryPreAttnScalar, nonzero(fam.Defaults.QueryPreAttnScalar, float64(p.HeadDim))))
 	c.LogitSoftcap = or(h.FinalLogitSoftcap, 0)
 	if fam.Experts != nil {
-		c.Experts = or(h.Experts, or(h.NumExperts, 0))
-		c.ExpertsUsed = or(h.ExpertsPerTok, 0)
+		p.Experts = or(h.Experts, or(h.NumExperts, 0))
+		p.ExpertsUsed = or(h.ExpertsPerTok, 0)
 		if fam.Experts.OwnSize {
 			if h.MoEIntermediate == nil {
 				return nil, fmt.Errorf("moe_intermediate_size is missing")
 			}
-			c.FFN, c.DenseFFN = *h.MoEIntermediate, c.FFN
+			p.FFN, c.DenseFFN = *h.MoEIntermediate, p.FFN
 		}
-		c.RenormTopK = fam.Experts.AlwaysRenorm || or(h.NormTopK, false)
+		p.RenormTopK = fam.Experts.AlwaysRenorm || or(h.NormTopK, false)
 	}
-	if err := h.sliding(c); err != nil {
+	if err := h.sliding(fam, p); err != nil {
 		return nil, err
 	}
-	if err := h.rope(c); err != nil {
+	if err := h.rope(c, p); err != nil {
 		return nil, err
 	}
-	if err := c.Check(); err != nil {
+	if err := c.Resolve(*p); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -292,19 +292,19 @@ func (h *config) refuse(f *family.Family) error {
 }
 
 // sliding fills in the window and which layers have it.
-func (h *config) sliding(c *family.Config) error {
-	rule := c.Family.Window
+func (h *config) sliding(fam *family.Family, p *family.Params) error {
+	rule := fam.Window
 	window := h.SlidingWindow.value
-	if d := c.Family.Defaults.SlidingWindow; !h.SlidingWindow.present && d > 0 {
+	if d := fam.Defaults.SlidingWindow; !h.SlidingWindow.present && d > 0 {
 		window = &d
 	}
 	if rule.NeedsFlag && !or(h.UseSlidingWindow, false) {
 		window = nil
 	}
-	if c.Layers < 0 || c.Layers > family.MaxLayers {
-		return nil // Check names it
+	if p.Layers < 0 || p.Layers > family.MaxLayers {
+		return nil // Resolve names it
 	}
-	types, err := h.layerTypes(c.Layers)
+	types, err := h.layerTypes(p.Layers)
 	if err != nil {
 		return err
 	}
@@ -312,7 +312,7 @@ func (h *config) sliding(c *family.Config) error {
 	if rule.Period > 0 && period < 1 {
 		return fmt.Errorf("sliding_window_pattern is %d, expected a positive number", period)
 	}
-	flags, first := make([]bool, c.Layers), -1
+	flags, first := make([]bool, p.Layers), -1
 	for l := range flags {
 		switch {
 		case rule.LayerTypes && types != nil:
@@ -323,13 +323,13 @@ func (h *config) sliding(c *family.Config) error {
 		case rule.AllLayers:
 			flags[l] = true
 		case rule.FromLayer:
-			flags[l] = l >= or(h.MaxWindowLayers, c.Family.Defaults.MaxWindowLayers)
+			flags[l] = l >= or(h.MaxWindowLayers, fam.Defaults.MaxWindowLayers)
 		}
 		if flags[l] && first < 0 {
 			first = l
 		}
 		if types != nil && types[l] != flags[l] {
-			return fmt.Errorf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l, h.LayerTypes[l], c.Family.Name)
+			return fmt.Errorf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l, h.LayerTypes[l], fam.Name)
 		}
 	}
 	if first < 0 {
@@ -341,7 +341,7 @@ func (h *config) sliding(c *family.Config) error {
 	if *window < 1 {
 		return fmt.Errorf("sliding_window is %d, expected a positive number or null", *window)
 	}
-	c.SlidingWindow, c.Sliding = *window, flags
+	p.SlidingWindow, p.Sliding = *window, flags
 	return nil
 }
 
@@ -368,7 +368,7 @@ func (h *config) layerTypes(layers int) ([]bool, error) {
 
 // rope reads both spellings of the RoPE parameters, with the reference's
 // precedence: where both are present, the older rope_scaling wins.
-func (h *config) rope(c *family.Config) error {
+func (h *config) rope(c *family.Config, p *family.Params) error {
 	d := c.Family.Defaults
 	theta := or(h.RopeTheta, nonzero(d.RopeTheta, 10000))
 	perType := map[string]json.RawMessage{}
@@ -393,8 +393,8 @@ func (h *config) rope(c *family.Config) error {
 		if h.OriginalMax != nil {
 			s.Original = h.OriginalMax
 		}
-		c.Rope, err = ropeParams(c, s, theta)
-		c.RopeLocal = c.Rope
+		p.Rope, err = ropeParams(c, p.HeadDim, s, theta)
+		p.RopeLocal = p.Rope
 		return err
 	}
 	if len(perType) > 0 && !nested {
@@ -408,10 +408,10 @@ func (h *config) rope(c *family.Config) error {
 	if err != nil {
 		return err
 	}
-	if c.Rope, err = ropeParams(c, full, theta); err != nil {
+	if p.Rope, err = ropeParams(c, p.HeadDim, full, theta); err != nil {
 		return err
 	}
-	c.RopeLocal, err = ropeParams(c, local, or(h.RopeLocalTheta, d.LocalRopeTheta))
+	p.RopeLocal, err = ropeParams(c, p.HeadDim, local, or(h.RopeLocalTheta, d.LocalRopeTheta))
 	return err
 }
 
@@ -431,8 +431,8 @@ func decodeRope(raws ...json.RawMessage) (*ropeScaling, error) {
 
 // ropeParams interprets one object of RoPE parameters; theta is the base if the
 // object has none.
-func ropeParams(c *family.Config, s *ropeScaling, theta float64) (rope.Params, error) {
-	p := rope.Params{Dim: c.HeadDim, Theta: or(s.Theta, theta)}
+func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.Params, error) {
+	p := rope.Params{Dim: dim, Theta: or(s.Theta, theta)}
 	kind := s.RopeType
 	if kind == "" {
 		kind = s.Type

@@ -15,15 +15,18 @@ const IDPairScale = "G3"
 // to the rows of W_K and W_Q and to their biases, per KV head; with QK-norm to
 // the norm gains, which act after the projections.
 func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, b *PairScale) error {
-	cfg := c.Config
-	d := cfg.HeadDim
-	if err := b.Check(cfg.KVHeads, d); err != nil {
+	cfg, y := c.Config, &c.Config.Layers[layer]
+	d := y.HeadDim
+	if err := checkLayer(cfg, layer, "a scale of rotary pairs"); err != nil {
+		return err
+	}
+	if err := b.Check(y.KVHeads, d); err != nil {
 		return fmt.Errorf("layer %d: %w", layer, err)
 	}
 	var k, q []float32
-	for h := range cfg.KVHeads {
+	for h := range y.KVHeads {
 		k = append(k, b.RowScale(h, d, cfg.Pairs, false)...)
-		for range cfg.Group() {
+		for range y.Group() {
 			q = append(q, b.RowScale(h, d, cfg.Pairs, true)...)
 		}
 	}
@@ -32,7 +35,7 @@ func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, 
 			edits.Scale(name, IDPairScale, scale)
 		}
 	}
-	switch cfg.Family.QKNorm {
+	switch y.QKNorm {
 	case family.NormHead:
 		if !b.PerLayer {
 			return fmt.Errorf("layer %d: one gain vector serves all heads, so the balance must be one for all heads too", layer)
@@ -53,13 +56,28 @@ func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, 
 
 func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name); return ok }
 
+// checkLayer refuses layers whose keys a fold into weights cannot change: those with
+// keys of another kind, and those whose keys other layers read, which would have to
+// change their queries too.
+func checkLayer(c *family.Config, layer int, what string) error {
+	if err := c.RequireLayer(layer, what, family.OutsideCache); err != nil {
+		return err
+	}
+	for l := range c.Layers {
+		if l != layer && c.Layers[l].Owner == layer {
+			return fmt.Errorf("%s in layer %d: layer %d reads its keys and values too, which is not supported", what, layer, l)
+		}
+	}
+	return nil
+}
+
 // FloorPairScale is a balance that means nothing: every scale is the square root
 // of two. Folding it changes no score but rounds every touched weight, so what it
 // costs is the floor below which the cost of a real fold says nothing.
-func FloorPairScale(cfg *family.Config) *PairScale {
-	b := &PairScale{PerLayer: cfg.Family.QKNorm == family.NormHead}
-	for range cfg.KVHeads {
-		s := make([]float32, cfg.HeadDim/2)
+func FloorPairScale(y *family.Layer) *PairScale {
+	b := &PairScale{PerLayer: y.QKNorm == family.NormHead}
+	for range y.KVHeads {
+		s := make([]float32, y.HeadDim/2)
 		for p := range s {
 			s[p] = math.Sqrt2
 		}

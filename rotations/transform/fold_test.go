@@ -22,10 +22,10 @@ type tap struct {
 }
 
 func (p *tap) Attention(a *refmodel.Attention) error {
-	e := transform.NewPairEnergy(p.c.KVHeads, p.c.HeadDim)
-	qw, kw := p.c.Heads*p.c.HeadDim, p.c.KVHeads*p.c.HeadDim
+	e := transform.NewPairEnergy(p.c.Layers[0].KVHeads, p.c.Layers[0].HeadDim)
+	qw, kw := p.c.Layers[0].Heads*p.c.Layers[0].HeadDim, p.c.Layers[0].KVHeads*p.c.Layers[0].HeadDim
 	for r := range a.T * a.Windows {
-		e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], p.c.Group(), p.c.Pairs)
+		e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], p.c.Layers[0].Group(), p.c.Pairs)
 	}
 	p.sum = append(p.sum, e)
 	return nil
@@ -86,7 +86,7 @@ func TestFoldBalance(t *testing.T) {
 			what := fam + " " + path
 			p := &tap{c: cfg}
 			want := logits(t, cfg, c, p)
-			perLayer := cfg.Family.QKNorm == family.NormHead
+			perLayer := cfg.Layers[0].QKNorm == family.NormHead
 			edits := checkpoint.Edits{}
 			for l, e := range p.sum {
 				if err := transform.FoldPairScale(edits, c, l, e.PairScale(perLayer)); err != nil {
@@ -166,9 +166,9 @@ func TestFoldRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		d := c.Config.HeadDim
-		good := transform.FloorPairScale(c.Config)
-		if good.PerLayer != (c.Config.Family.QKNorm == family.NormHead) {
+		d := c.Config.Layers[0].HeadDim
+		good := transform.FloorPairScale(&c.Config.Layers[0])
+		if good.PerLayer != (c.Config.Layers[0].QKNorm == family.NormHead) {
 			t.Errorf("%s: floor balance per layer: %v", fam, good.PerLayer)
 		}
 		for says, b := range map[string]*transform.PairScale{
@@ -185,7 +185,7 @@ func TestFoldRefuses(t *testing.T) {
 			}
 		}
 		err = transform.FoldPairScale(checkpoint.Edits{}, c, 0, &transform.PairScale{Scale: good.Scale})
-		if wants := c.Config.Family.QKNorm == family.NormHead; (err != nil) != wants {
+		if wants := c.Config.Layers[0].QKNorm == family.NormHead; (err != nil) != wants {
 			t.Errorf("%s: a balance per head gives %v", fam, err)
 		}
 	}
@@ -203,7 +203,7 @@ func TestFloor(t *testing.T) {
 		defer c.Close()
 		edits := checkpoint.Edits{}
 		for l := range c.Config.Layers {
-			if err := transform.FoldPairScale(edits, c, l, transform.FloorPairScale(c.Config)); err != nil {
+			if err := transform.FoldPairScale(edits, c, l, transform.FloorPairScale(&c.Config.Layers[0])); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -29,9 +29,18 @@ type KeyTransform struct {
 	Steps int
 }
 
-// CheckMix says whether dimensions of a model's keys can be mixed.
+// CheckKeyTransform says whether dimensions of a model's keys can be mixed.
 func CheckKeyTransform(c *family.Config) error {
-	if c.Family.QKNorm != family.NoQKNorm {
+	for l := range c.Layers {
+		if err := checkKeyTransform(c, &c.Layers[l]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkKeyTransform(c *family.Config, y *family.Layer) error {
+	if y.QKNorm != family.NoQKNorm {
 		return fmt.Errorf("family %s normalises queries and keys after their projection (QK-norm), and no matrix passes through the norm", c.Family.Name)
 	}
 	return nil

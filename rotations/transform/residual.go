@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 	"sync"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -145,7 +146,7 @@ var ErrNoResidual = errors.New("the residual stream cannot be rotated")
 
 // CheckResidual says whether identity G1 holds for a model.
 func CheckResidual(c *family.Config) error {
-	if c.Family.PostNorms {
+	if slices.ContainsFunc(c.Layers, func(y family.Layer) bool { return y.PostNorms }) {
 		return fmt.Errorf("%w: family %s normalises the outputs of attention and FFN before they are added, and the gains of these norms scale single numbers of the stream: they have no matrix behind them to go into", ErrNoResidual, c.Family.Name)
 	}
 	return nil
@@ -250,7 +251,7 @@ func (r *Residual) Untied() *checkpoint.Tensor { return r.untied }
 
 // Changes says whether the fold changes a tensor that it finds.
 func (r *Residual) Changes(name string) bool {
-	return residualParts[inLayer(name, family.Layer(name))].part != untouched
+	return residualParts[inLayer(name, family.LayerOf(name))].part != untouched
 }
 
 // inLayer strips the layer's prefix from a canonical name.
@@ -276,7 +277,7 @@ func (r *Residual) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) er
 		return fmt.Errorf("tensor %s: %d rows from %d on of %d asked for, room for %d values", t.Name, n, row0, t.Rows(), len(dst))
 	}
 	dst = dst[:n*cols]
-	layer := family.Layer(t.Name)
+	layer := family.LayerOf(t.Name)
 	x := residualParts[inLayer(t.Name, layer)]
 	switch x.part {
 	case gain:

@@ -65,7 +65,7 @@ func TestFoldResidual(t *testing.T) {
 		for _, o := range []tiny.Options{{Seed: 4, Bias: true}, {Seed: 5, Hidden: 48, Heads: 3, KVHeads: 1, Untied: true}} {
 			for _, c := range openBoth(t, fam, o) {
 				cfg := c.Config
-				if cfg.Family.PostNorms {
+				if cfg.Layers[0].PostNorms {
 					q, err := transform.NewResidualRotation("hadamard", cfg.Hidden, 1)
 					if err != nil {
 						t.Fatal(err)
@@ -237,9 +237,9 @@ func TestFoldFFN(t *testing.T) {
 	for _, fam := range tiny.Families {
 		for _, c := range openBoth(t, fam, tiny.Options{Seed: 6}) {
 			cfg := c.Config
-			scale := make([][][]float32, cfg.Layers)
-			for range max(1, cfg.Experts) {
-				s := make([]float32, cfg.FFN)
+			scale := make([][][]float32, len(cfg.Layers))
+			for range max(1, cfg.Experts()) {
+				s := make([]float32, cfg.Layers[0].FFN.Size)
 				for j := range s {
 					s[j] = float32(math.Exp2(4 * (r.Float64() - 0.5)))
 				}

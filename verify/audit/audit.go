@@ -35,8 +35,8 @@ type Row map[string]codec.Beta
 
 // Attention is a hook of refmodel.
 func (t *Meter) Attention(a *refmodel.Attention) error {
-	rows := make([]Row, t.Config.KVHeads)
-	parallel.Do(t.Threads, t.Config.KVHeads, func(h int) {
+	rows := make([]Row, t.Config.Layers[a.Layer].KVHeads)
+	parallel.Do(t.Threads, len(rows), func(h int) {
 		var scale []float32
 		if t.Scale != nil {
 			scale = t.Scale(a.Layer, h)
@@ -62,14 +62,14 @@ type Head struct {
 }
 
 // Layers turns measurements into rows of the report.
-func Layers(rows [][]Row, headDim int, head func(layer, head int) Head) []spec.Layer {
+func Layers(c *family.Config, rows [][]Row, head func(layer, head int) Head) []spec.Layer {
 	var out []spec.Layer
 	for l, heads := range rows {
 		for h, row := range heads {
 			x := head(l, h)
 			r := spec.Layer{
 				Layer: l, Head: h, Code: x.Code, Bits: x.Bits, Anchor: x.Anchor,
-				Tokens: x.Tokens, TokensPerDim: float64(x.Tokens) / float64(headDim),
+				Tokens: x.Tokens, TokensPerDim: float64(x.Tokens) / float64(c.Layers[l].HeadDim),
 			}
 			for name, b := range row {
 				r.Cos1bit.Set(name, b.Cos1bit)

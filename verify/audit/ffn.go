@@ -61,8 +61,8 @@ func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptio
 		}
 	}
 	for i, l := range layers {
-		if l < 0 || l >= cfg.Layers {
-			return nil, fmt.Errorf("layer %d of %d", l, cfg.Layers)
+		if l < 0 || l >= len(cfg.Layers) {
+			return nil, fmt.Errorf("layer %d of %d", l, len(cfg.Layers))
 		}
 		for input, group := range [][]string{{"gate", "up"}, {"down"}} {
 			if err := a.group(l, input, group); err != nil {
@@ -101,8 +101,8 @@ func (a *ffnAudit) read(layer int, which string, expert, max int) (*sample, int,
 		return nil, 0, fmt.Errorf("the model has no tensor %s", name)
 	}
 	rows, row0, cols := t.Rows(), 0, t.Cols()
-	if expert >= 0 && a.cfg.Experts > 0 {
-		rows /= a.cfg.Experts
+	if n := a.cfg.Layers[layer].FFN.Experts; expert >= 0 && n > 0 {
+		rows /= n
 		row0 = expert * rows
 	}
 	n := min(rows, max)
@@ -123,6 +123,7 @@ func (a *ffnAudit) read(layer int, which string, expert, max int) (*sample, int,
 
 // group measures the matrices of a layer that have the same input.
 func (a *ffnAudit) group(layer, input int, matrices []string) error {
+	experts := a.cfg.Layers[layer].FFN.Experts
 	var banks []*sample
 	var together []float32
 	d, elements := 0, 0
@@ -183,10 +184,10 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 		if err := row("shared", shared, all, elements); err != nil {
 			return err
 		}
-		if expert < 0 && a.cfg.Experts > 0 {
+		if expert < 0 && experts > 0 {
 			return nil
 		}
-		if len(matrices) == 1 && a.cfg.Experts == 0 { // the same rows
+		if len(matrices) == 1 && experts == 0 { // the same rows
 			return row("own", shared, all, elements)
 		}
 		own, err := fit.FitRows(s.fit, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
@@ -200,10 +201,10 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 			return err
 		}
 	}
-	n := min(a.cfg.Experts, a.o.Experts)
+	n := min(experts, a.o.Experts)
 	for i := range n {
 		for _, which := range matrices {
-			e := i * a.cfg.Experts / n
+			e := i * experts / n
 			s, _, err := a.read(layer, which, e, a.o.MaxRows)
 			if err != nil {
 				return err

@@ -84,8 +84,8 @@ type measurer struct {
 // Run measures. It fails on what refmodel fails on, and on contexts that are too
 // short to be cut.
 func Run(ctx context.Context, o Options) (*spec.Detail, error) {
-	if len(o.Windows) == 0 || len(o.Codes) != o.Config.Layers {
-		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), o.Config.Layers)
+	if len(o.Windows) == 0 || len(o.Codes) != len(o.Config.Layers) {
+		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), len(o.Config.Layers))
 	}
 	p := &measurer{ctx: ctx, o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
 		Code: o.Kind, Bits: meanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
@@ -118,12 +118,12 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 func choose(c *family.Config, rows []spec.Layer) (layer, head int) {
 	var known []spec.Layer
 	for _, r := range rows {
-		if r.Delta != nil && r.Layer >= 0 && r.Layer < c.Layers && r.Head >= 0 && r.Head < c.KVHeads {
+		if r.Delta != nil && r.Layer >= 0 && r.Layer < len(c.Layers) && r.Head >= 0 && r.Head < c.Layers[r.Layer].KVHeads {
 			known = append(known, r)
 		}
 	}
 	if len(known) == 0 {
-		return c.Layers / 2, 0
+		return len(c.Layers) / 2, 0
 	}
 	slices.SortStableFunc(known, func(a, b spec.Layer) int { return cmp.Compare(*a.Delta, *b.Delta) })
 	r := known[len(known)/2]
@@ -252,17 +252,17 @@ func (p *measurer) codes() error {
 		return nil
 	}
 	for _, kind := range kinds {
-		codes := make([][]*codec.Code, cfg.Layers)
+		codes := make([][]*codec.Code, len(cfg.Layers))
 		policy := p.o.Policy
 		for l := range codes {
-			for h := range cfg.KVHeads {
+			for h := range cfg.Layers[l].KVHeads {
 				var c *codec.Code
 				if p.o.Fitted != nil {
 					c = p.o.Fitted[l][h][kind]
 				}
 				if c == nil {
 					var err error
-					if c, err = codec.DataFree(kind, cfg.HeadDim, p.o.Seed, l, h); err != nil {
+					if c, err = codec.DataFree(kind, cfg.Layers[l].HeadDim, p.o.Seed, l, h); err != nil {
 						return err
 					}
 				}

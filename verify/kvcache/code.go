@@ -58,19 +58,23 @@ type Codes struct {
 
 // NewCodes returns a cache for codes[layer][head].
 func NewCodes(cfg *family.Config, codes [][]*codec.Code, p Policy) (*Codes, error) {
-	if err := p.Check(cfg.HeadDim); err != nil {
+	if err := cfg.Require("a cache of codes", family.OutsideCache); err != nil {
 		return nil, err
 	}
-	if len(codes) != cfg.Layers {
-		return nil, fmt.Errorf("codes for %d of %d layers", len(codes), cfg.Layers)
+	if len(codes) != len(cfg.Layers) {
+		return nil, fmt.Errorf("codes for %d of %d layers", len(codes), len(cfg.Layers))
 	}
 	for l, heads := range codes {
-		if len(heads) != cfg.KVHeads {
-			return nil, fmt.Errorf("layer %d: codes for %d of %d KV heads", l, len(heads), cfg.KVHeads)
+		y := &cfg.Layers[l]
+		if err := p.Check(y.HeadDim); err != nil {
+			return nil, err
+		}
+		if len(heads) != y.KVHeads {
+			return nil, fmt.Errorf("layer %d: codes for %d of %d KV heads", l, len(heads), y.KVHeads)
 		}
 		for h, c := range heads {
-			if c == nil || c.D != cfg.HeadDim {
-				return nil, fmt.Errorf("layer %d, head %d: the code is missing or not for head_dim %d", l, h, cfg.HeadDim)
+			if c == nil || c.D != y.HeadDim {
+				return nil, fmt.Errorf("layer %d, head %d: the code is missing or not for head_dim %d", l, h, y.HeadDim)
 			}
 		}
 	}
@@ -114,7 +118,7 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	}
 	var table *rope.Table
 	if c.Policy.Anchor > 0 {
-		table = rope.NewTable(c.cfg.RopeOf(layer).Pure(), T)
+		table = rope.NewTable(c.cfg.Layers[layer].Rope.Pure(), T)
 		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, false)
 	}
 	words, alpha := make([]uint32, T*code.Words()), make([]float32, T)

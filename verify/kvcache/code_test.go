@@ -13,7 +13,13 @@ import (
 // codedConfig is a model with one head of d numbers.
 func codedConfig(layers, d int) *family.Config {
 	params := rope.Params{Theta: 10000, Dim: d}
-	return &family.Config{Layers: layers, Heads: 1, KVHeads: 1, HeadDim: d, Pairs: rope.Half, Rope: params, RopeLocal: params}
+	c := &family.Config{Family: &family.Family{}, Pairs: rope.Half}
+	for l := range layers {
+		c.Layers = append(c.Layers, family.Layer{Attention: family.Attention{
+			HeadShape: family.HeadShape{Heads: 1, KVHeads: 1, HeadDim: d, ValueDim: d}, Owner: l, Rope: params,
+		}})
+	}
+	return c
 }
 
 func normals(r *rand.Rand, n int) []float32 {
@@ -36,7 +42,7 @@ func TestExceptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys, q := normals(r, T*d), normals(r, d)
-	table := rope.NewTable(cfg.Rope, T)
+	table := rope.NewTable(cfg.Layers[0].Rope, T)
 	last := math.Inf(1)
 	for _, per := range []int{0, 1, 4, 16} {
 		cache, err := NewCodes(cfg, [][]*codec.Code{{code}, {code}}, Policy{Anchor: anchor, Sink: sink, Exceptions: per})

@@ -18,16 +18,17 @@ type EditedKeys struct {
 
 	cfg   *family.Config
 	edits [][]transform.KeyEdit
-	ropes [2]RopeTables // of full and of sliding layers
+	ropes map[int]RopeTables // by RopeKind
 }
 
-// ropes are tables of one kind of layer: as the model turns, with YaRN's
+// RopeTables are tables of one kind of layer: as the model turns, with YaRN's
 // magnitude, and purely.
 type RopeTables struct {
 	Turn, Pure *rope.Table
 	Moved      *gemm.Weights // of KeyStats with the model's weights
 }
 
+// NewRopeTables returns the tables of layers with parameters p, which turn was made of.
 func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
 	if p.Magnitude() == 1 {
 		return RopeTables{Turn: turn, Pure: turn}
@@ -37,33 +38,30 @@ func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
 
 // NewEditedKeys returns the cache for contexts of up to n tokens.
 func NewEditedKeys(cfg *family.Config, edits [][]transform.KeyEdit, inner refmodel.Cache, n int) (*EditedKeys, error) {
-	if len(edits) != cfg.Layers {
-		return nil, fmt.Errorf("key edits for %d of %d layers", len(edits), cfg.Layers)
+	if err := cfg.Require("an edited cache", family.OutsideCache); err != nil {
+		return nil, err
 	}
-	e := &EditedKeys{Inner: inner, cfg: cfg, edits: edits}
+	if len(edits) != len(cfg.Layers) {
+		return nil, fmt.Errorf("key edits for %d of %d layers", len(edits), len(cfg.Layers))
+	}
+	e := &EditedKeys{Inner: inner, cfg: cfg, edits: edits, ropes: map[int]RopeTables{}}
 	for l, heads := range edits {
-		if len(heads) != cfg.KVHeads {
-			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), cfg.KVHeads)
+		y := &cfg.Layers[l]
+		if len(heads) != y.KVHeads {
+			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), y.KVHeads)
 		}
-		if i := Window(cfg, l); e.ropes[i].Turn == nil {
-			e.ropes[i] = NewRopeTables(cfg.RopeOf(l), rope.NewTable(cfg.RopeOf(l), n))
+		if i := cfg.RopeKind(l); i == l {
+			e.ropes[i] = NewRopeTables(y.Rope, rope.NewTable(y.Rope, n))
 		}
 	}
 	return e, nil
 }
 
-func Window(cfg *family.Config, layer int) int {
-	if cfg.IsSliding(layer) {
-		return 1
-	}
-	return 0
-}
-
 // Keys implements refmodel.Cache.
 func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	edit := e.edits[layer][head]
-	d := e.cfg.HeadDim
-	t := e.ropes[Window(e.cfg, layer)]
+	d := e.cfg.Layers[layer].HeadDim
+	t := e.ropes[e.cfg.RopeKind(layer)]
 	if len(k)/d > t.Turn.Positions() {
 		return nil, fmt.Errorf("layer %d: %d keys, the edited cache was made for %d", layer, len(k)/d, t.Turn.Positions())
 	}
@@ -101,7 +99,7 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 	if e.Inner == nil {
 		return nil
 	}
-	m, d := e.edits[layer][head].Values, e.cfg.HeadDim
+	m, d := e.edits[layer][head].Values, e.cfg.Layers[layer].HeadDim
 	if m == nil {
 		return e.Inner.Values(layer, head, v)
 	}

@@ -24,7 +24,7 @@ import (
 )
 
 func stockConfig(d int) *family.Config {
-	return &family.Config{Family: &family.Family{}, Layers: 2, Heads: 1, KVHeads: 1, HeadDim: d}
+	return codedConfig(2, d)
 }
 
 func stock(t testing.TB, d int, k, v string, rotation bool) *LlamaCpp {
@@ -37,7 +37,7 @@ func stock(t testing.TB, d int, k, v string, rotation bool) *LlamaCpp {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewLlamaCpp(stockConfig(d), kt, vt, rotation)
+	s, err := NewLlamaCpp(stockConfig(d), CacheTypes{kt, vt, rotation})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +302,7 @@ func TestStockConditions(t *testing.T) {
 		{64, gguf.TypeQ4_K, gguf.TypeF16, `"q4_k" is not a cache type`},
 		{64, gguf.TypeF16, gguf.Type(99), "is not a cache type"},
 	} {
-		if _, err := NewLlamaCpp(stockConfig(c.d), c.k, c.v, true); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := NewLlamaCpp(stockConfig(c.d), CacheTypes{c.k, c.v, true}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
@@ -419,7 +419,7 @@ func TestStockOrder(t *testing.T) {
 	}
 	scores := func(cfg *family.Config, typ gguf.Type, k, q []float32) []float32 {
 		t.Helper()
-		s, err := NewLlamaCpp(cfg, typ, gguf.TypeF16, true)
+		s, err := NewLlamaCpp(cfg, CacheTypes{typ, gguf.TypeF16, true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -431,14 +431,19 @@ func TestStockOrder(t *testing.T) {
 		scorer.Score(out, T, q, d, T, 0, 0, T)
 		return out
 	}
+	of := func(f *family.Family, pairs rope.Layout) *family.Config {
+		c := codedConfig(1, d)
+		c.Family, c.Pairs = f, pairs
+		return c
+	}
 	llama := &family.Family{GGUFPairs: rope.Interleaved}
 	for _, typ := range []gguf.Type{gguf.TypeQ4_0, gguf.TypeQ8_0, gguf.TypeQ4_1} {
-		file := scores(&family.Config{Family: llama, Pairs: rope.Interleaved, Layers: 1, HeadDim: d}, typ, reordered(k), reordered(q))
-		checkpoint := scores(&family.Config{Family: llama, Pairs: rope.Half, Layers: 1, HeadDim: d}, typ, k, q)
+		file := scores(of(llama, rope.Interleaved), typ, reordered(k), reordered(q))
+		checkpoint := scores(of(llama, rope.Half), typ, k, q)
 		if !slices.Equal(file, checkpoint) {
 			t.Errorf("%v: the checkpoint scores otherwise than its file", typ)
 		}
-		other := scores(&family.Config{Family: &family.Family{}, Pairs: rope.Half, Layers: 1, HeadDim: d}, typ, k, q)
+		other := scores(of(&family.Family{}, rope.Half), typ, k, q)
 		if slices.Equal(file, other) {
 			t.Errorf("%v: the order does not matter to the test", typ)
 		}

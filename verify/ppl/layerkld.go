@@ -21,7 +21,7 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 	var out []Divergence
 	var base Positions
 	var start []float32 // float hidden states in front of layer l0
-	layers := m.Config.Layers
+	layers := len(m.Config.Layers)
 	for l0 := 0; l0 < layers; l0 += layerLanes {
 		l1 := min(layers, l0+layerLanes)
 		float := &refmodel.Variant{From: l0, Start: start, Until: l1}

@@ -42,10 +42,8 @@ type Model struct {
 	ropes   map[ropeKey]*rope.Table
 }
 
-type ropeKey struct {
-	sliding bool
-	n       int
-}
+// A ropeKey is a RopeKind and a number of positions.
+type ropeKey struct{ kind, n int }
 
 // New returns a model that reads its weights from w as it needs them.
 func New(cfg *family.Config, w Weights, threads int) *Model {
@@ -153,12 +151,15 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 		}
 		b.tokens = append(b.tokens, w...)
 	}
+	if err := c.Require("the forward pass", 0); err != nil {
+		return err
+	}
 	if err := m.begin(b, variants); err != nil {
 		return err
 	}
 	last := 0
 	for _, x := range variants {
-		last = max(last, x.end(c.Layers))
+		last = max(last, x.end(len(c.Layers)))
 	}
 	for l := variants[0].From; l < last; l++ {
 		if err := ctx.Err(); err != nil {
@@ -167,12 +168,12 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 		join(variants, l)
 		var now []*Variant
 		for _, x := range variants {
-			if x.From <= l && l < x.end(c.Layers) {
+			if x.From <= l && l < x.end(len(c.Layers)) {
 				now = append(now, x)
 			}
 		}
 		hooks := opt.Hooks
-		if l >= variants[0].end(c.Layers) {
+		if l >= variants[0].end(len(c.Layers)) {
 			hooks = Hooks{}
 		}
 		if err := m.attention(ctx, l, b, now, hooks); err != nil {
@@ -182,7 +183,7 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 			return err
 		}
 		if opt.Progress != nil {
-			opt.Progress(l+1, c.Layers)
+			opt.Progress(l+1, len(c.Layers))
 		}
 	}
 	join(variants, last)
@@ -191,7 +192,7 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 
 // begin checks where variants begin and end, and gives the first one its hidden states.
 func (m *Model) begin(b *batch, variants []*Variant) error {
-	first, layers := variants[0], m.Config.Layers
+	first, layers := variants[0], len(m.Config.Layers)
 	for i, x := range variants {
 		if x.From < max(0, first.From) || x.From > first.end(layers) || x.end(layers) < x.From || x.end(layers) > layers {
 			return fmt.Errorf("variant %d goes from layer %d to %d, the first one from %d to %d of %d", i, x.From, x.end(layers), first.From, first.end(layers), layers)
@@ -248,10 +249,7 @@ func (m *Model) embed(b *batch, variant *Variant) error {
 	}
 	d := m.Config.Hidden
 	x := make([]float32, b.rows()*d)
-	scale := float32(1)
-	if m.Config.Family.ScaleEmbeddings {
-		scale = sqrt32(d)
-	}
+	scale := float32(m.Config.EmbeddingScale)
 	// Each distinct token is read once: calibration text repeats its words.
 	first := map[int32]int{}
 	for i, id := range b.tokens {
@@ -327,9 +325,9 @@ func (m *Model) packAll(ctx context.Context, w *matrix, name string) error {
 
 // ropeTable returns the angles of layer l for n positions.
 func (m *Model) ropeTable(l, n int) *rope.Table {
-	key := ropeKey{m.Config.IsSliding(l), n}
+	key := ropeKey{m.Config.RopeKind(l), n}
 	if m.ropes[key] == nil {
-		m.ropes[key] = rope.NewTable(m.Config.RopeOf(l), n)
+		m.ropes[key] = rope.NewTable(m.Config.Layers[l].Rope, n)
 	}
 	return m.ropes[key]
 }

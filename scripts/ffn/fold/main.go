@@ -127,7 +127,7 @@ func scales(c *checkpoint.Checkpoint, w transform.Source, how, text string, thre
 	default:
 		return nil, fmt.Errorf("-g4 %q", how)
 	}
-	out := make([][][]float32, cfg.Layers)
+	out := make([][][]float32, len(cfg.Layers))
 	for l := range out {
 		up, down, err := audit.FFNNorms(cfg, w, l)
 		if err != nil {
