@@ -27,7 +27,7 @@ func TestAddedBiases(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		ch := &changes{view: &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}, targets: map[string][]string{}}
+		ch := &changes{view: checkpoint.NewEdited(c, checkpoint.Edits{}), targets: map[string][]string{}}
 		heads := make([]transform.KeyEdit, c.Config.Layers[0].KVHeads)
 		for h := range heads {
 			m := &transform.BiasShift{Delta: make([]float64, c.Config.Layers[0].HeadDim)}

@@ -214,7 +214,7 @@ func Convert(ctx context.Context, o Options) (*Result, error) {
 		if layer.PairScale == nil {
 			continue
 		}
-		if err := transform.FoldPairScale(ch.view.Edits, c, l, layer.PairScale); err != nil {
+		if err := transform.FoldPairScale(ch.view, l, layer.PairScale); err != nil {
 			return nil, err
 		}
 	}
@@ -326,7 +326,7 @@ func sorted[V any](m map[string]V) []string {
 
 // writeModel writes one model without its sidecar and returns its entry in the
 // manifest, the digest still to be filled in, and the files.
-func writeModel(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, p *Plan, view *checkpoint.View, man *spec.Manifest) (entry spec.Artifact, files []string, err error) {
+func writeModel(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, p *Plan, view *checkpoint.Edited, man *spec.Manifest) (entry spec.Artifact, files []string, err error) {
 	done, total := 0, len(p.Tensors)
 	w := &writer{ctx: ctx, c: c, view: view, plan: p, tick: func() {
 		done++
@@ -372,7 +372,7 @@ func openModel(dir string, e spec.Artifact) (*checkpoint.Checkpoint, error) {
 }
 
 // writeContainer writes one model with its sidecar and records the files.
-func writeContainer(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, p *Plan, view *checkpoint.View, fit *calibrate.Result, man *spec.Manifest) error {
+func writeContainer(ctx context.Context, dir string, c *checkpoint.Checkpoint, o Options, p *Plan, view *checkpoint.Edited, fit *calibrate.Result, man *spec.Manifest) error {
 	entry, files, err := writeModel(ctx, dir, c, o, p, view, man)
 	if err != nil {
 		return err

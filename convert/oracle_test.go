@@ -89,7 +89,7 @@ func eachTiny(t *testing.T, f func(t *testing.T, m *tinyModel)) {
 }
 
 // logitsOf runs the forward pass of c.
-func logitsOf(t *testing.T, cfg *family.Config, c refmodel.Weights, tokens [][]int32) []float32 {
+func logitsOf(t *testing.T, cfg *family.Config, c checkpoint.Weights, tokens [][]int32) []float32 {
 	t.Helper()
 	m := refmodel.New(cfg, c, 2)
 	variant := &refmodel.Variant{}
@@ -123,7 +123,7 @@ func farthest(a, b []float32) float64 {
 // writeTiny writes m, changed by nothing but m.edits, into dir.
 func writeTiny(t *testing.T, m *tinyModel, p *Plan, dir, outtype string) string {
 	t.Helper()
-	w := &writer{ctx: context.Background(), c: m.Checkpoint, view: &checkpoint.View{Checkpoint: m.Checkpoint, Edits: m.edits}, plan: p, tick: func() {}}
+	w := &writer{ctx: context.Background(), c: m.Checkpoint, view: checkpoint.NewEdited(m.Checkpoint, m.edits), plan: p, tick: func() {}}
 	if p.Container == checkpoint.Safetensors {
 		if _, err := w.safetensors(dir); err != nil {
 			t.Fatal(err)
@@ -273,13 +273,13 @@ func TestBalanceIsExact(t *testing.T) {
 				}
 				b.Scale = append(b.Scale, s)
 			}
-			if err := transform.FoldPairScale(m.edits, m.Checkpoint, l, b); err != nil {
+			if err := transform.FoldPairScale(checkpoint.NewEdited(m.Checkpoint, m.edits), l, b); err != nil {
 				t.Fatal(err)
 			}
 		}
 		// Twice the rounding errors: each score is made of other numbers.
 		limit := 2 * m.tolerance()
-		view := &checkpoint.View{Checkpoint: m.Checkpoint, Edits: m.edits}
+		view := checkpoint.NewEdited(m.Checkpoint, m.edits)
 		if d := farthest(logitsOf(t, cfg, view, m.Tokens), m.logits); d > limit {
 			t.Errorf("folding moves a logit by %g, tolerance %g", d, limit)
 		}
@@ -290,7 +290,7 @@ func TestBalanceIsExact(t *testing.T) {
 				half[name] = e
 			}
 		}
-		if d := farthest(logitsOf(t, cfg, &checkpoint.View{Checkpoint: m.Checkpoint, Edits: half}, m.Tokens), m.logits); d < 1000*limit {
+		if d := farthest(logitsOf(t, cfg, checkpoint.NewEdited(m.Checkpoint, half), m.Tokens), m.logits); d < 1000*limit {
 			t.Errorf("folding into keys alone moves logits by only %g: this test sees nothing", d)
 		}
 		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: "f32", Balance: true})

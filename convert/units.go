@@ -129,7 +129,7 @@ func tokensDigest(windows [][]int32) string {
 }
 
 // editsDigest identifies what is done to weights before the calibration.
-func editsDigest(v *checkpoint.View) (string, error) {
+func editsDigest(v *checkpoint.Edited) (string, error) {
 	if len(v.Edits) == 0 && len(v.Added) == 0 {
 		return "none", nil
 	}

@@ -24,7 +24,7 @@ const (
 
 // changes is what is done to a checkpoint's weights, known or planned.
 type changes struct {
-	view *checkpoint.View
+	view *checkpoint.Edited
 	// balance: the closed form of G3 is still to be fitted, by the calibration.
 	balance    bool
 	identities []spec.Identity
@@ -34,7 +34,7 @@ type changes struct {
 
 // planned says what a conversion would change, before anything is measured.
 func planned(c *checkpoint.Checkpoint, o *Options) *changes {
-	ch := &changes{view: &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}, targets: map[string][]string{}}
+	ch := &changes{view: checkpoint.NewEdited(c, checkpoint.Edits{}), targets: map[string][]string{}}
 	if o.Cache != nil {
 		return ch.measured(c, o)
 	}
@@ -141,7 +141,7 @@ func searchEdits(ctx context.Context, c *checkpoint.Checkpoint, o *Options, plan
 	if err != nil {
 		return nil, err
 	}
-	ch := &changes{view: &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}, targets: map[string][]string{}, report: choice.Report}
+	ch := &changes{view: checkpoint.NewEdited(c, checkpoint.Edits{}), targets: map[string][]string{}, report: choice.Report}
 	if choice.Changed() {
 		for l, heads := range choice.Edits {
 			if err := transform.FoldKeys(ch.view, l, heads); err != nil {

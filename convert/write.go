@@ -30,7 +30,7 @@ func sqrt(x float64) float64 { return math.Sqrt(x) }
 type writer struct {
 	ctx  context.Context
 	c    *checkpoint.Checkpoint
-	view *checkpoint.View
+	view *checkpoint.Edited
 	plan *Plan
 	// tick is called after each tensor.
 	tick func()

@@ -218,7 +218,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if !checks.Add("source", err, "the source is the one that was converted") {
 		return nil, nil
 	}
-	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Positions, error) {
+	run := func(step string, weights checkpoint.Weights, w *ppl.Windows) (ppl.Positions, error) {
 		m := refmodel.New(o.Source.Config, weights, o.Threads)
 		variant := &refmodel.Variant{}
 		if err := m.Run(ctx, w.Tokens, []*refmodel.Variant{variant}, refmodel.Options{Progress: o.Progress.Of(step)}); err != nil {
@@ -230,14 +230,15 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if err != nil {
 		return nil, err
 	}
-	edits := checkpoint.Edits{}
+	rounded := checkpoint.NewEdited(o.Source, nil)
+	rounded.Round = roundBF16
 	for l := range o.Source.Config.Layers {
-		if err := transform.FoldPairScale(edits, o.Source, l, transform.FloorPairScale(&o.Source.Config.Layers[l])); err != nil {
+		if err := transform.FoldPairScale(rounded, l, transform.FloorPairScale(&o.Source.Config.Layers[l])); err != nil {
 			return nil, err
 		}
 	}
 	first := w.Part(0, 1) // enough for a floor, of which 100 are allowed
-	floor, err := run("measuring the rounding floor", &checkpoint.View{Checkpoint: o.Source, Edits: edits, Round: roundBF16}, first)
+	floor, err := run("measuring the rounding floor", rounded, first)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
@@ -34,7 +35,7 @@ type StatsOptions struct {
 	// instead of by the divergence of the attention probabilities. Samples keep
 	// the weights of attention: those of the output are spread so widely that a fit
 	// to single keys follows a few of them.
-	Weights refmodel.Weights
+	Weights checkpoint.Weights
 	Seed    uint64
 	Threads int
 }

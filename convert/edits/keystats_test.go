@@ -37,7 +37,7 @@ func collect(t *testing.T, c *checkpoint.Checkpoint, o StatsOptions, batches ...
 // brute recomputes statistics from the definitions, in float64.
 type brute struct {
 	c     *family.Config
-	root  refmodel.Weights
+	root  checkpoint.Weights
 	heads []*bruteHead
 }
 
@@ -303,7 +303,7 @@ func TestEditedKeys(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		v := &checkpoint.View{Checkpoint: c}
+		v := checkpoint.NewEdited(c, nil)
 		for l, heads := range edits {
 			if err := transform.FoldKeys(v, l, heads); err != nil {
 				t.Fatal(err)
@@ -364,7 +364,7 @@ func TestMeasuredNoise(t *testing.T) {
 
 // pruned is a model some of whose rows are zero.
 type pruned struct {
-	refmodel.Weights
+	checkpoint.Weights
 	rows map[string][2]int // [from, to) of a tensor
 }
 
@@ -488,7 +488,7 @@ func TestFitRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := transform.FoldKeys(&checkpoint.View{Checkpoint: c}, 0, edits[0]); err != nil {
+	if err := transform.FoldKeys(checkpoint.NewEdited(c, nil), 0, edits[0]); err != nil {
 		t.Errorf("a balance for a QK-norm cannot be folded: %v", err)
 	}
 	if _, err := s.Fit(KeyFit{Pairs: ForType, Cache: transform.CacheRow{Type: gguf.TypeQ4_0}}); err == nil {

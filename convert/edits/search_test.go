@@ -81,7 +81,7 @@ func TestChoose(t *testing.T) {
 		t.Errorf("removed %+v", r.Heads)
 	}
 	// What the variants promised is what the edited weights do.
-	view := &checkpoint.View{Checkpoint: c}
+	view := checkpoint.NewEdited(c, nil)
 	for l, heads := range near.Edits {
 		if err := transform.FoldKeys(view, l, heads); err != nil {
 			t.Fatal(err)
@@ -166,7 +166,7 @@ func TestChooseValues(t *testing.T) {
 	if last := tried[len(tried)-1]; got.Report.Chosen != valuesMixed || last.Name != valuesMixed || last.Near || !(last.KLD < 0.8*tried[0].KLD) {
 		t.Fatalf("chosen is %q of %+v", got.Report.Chosen, tried)
 	}
-	view := &checkpoint.View{Checkpoint: c}
+	view := checkpoint.NewEdited(c, nil)
 	for l, heads := range got.Edits {
 		if err := transform.FoldKeys(view, l, heads); err != nil {
 			t.Fatal(err)

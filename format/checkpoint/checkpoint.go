@@ -72,6 +72,15 @@ type backend interface {
 	close() error
 }
 
+// Weights gives tensors by canonical name: an open checkpoint, one with edits, or a
+// fold on top of either. Reading is safe for concurrent use.
+type Weights interface {
+	// Find returns the canonical tensor with this name.
+	Find(name string) (*Tensor, bool)
+	// ReadRows decodes rows [row0, row0+n) of t into dst, n*t.Cols() values.
+	ReadRows(t *Tensor, row0, n int, dst []float32) error
+}
+
 // A Checkpoint is an open model. Reading is safe for concurrent use.
 type Checkpoint struct {
 	Path      string

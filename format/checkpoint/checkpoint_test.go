@@ -632,7 +632,8 @@ func TestView(t *testing.T) {
 			t.Errorf("edits %v by %v", edits.Names(), edits[names[0]].By)
 		}
 		rounded := 0
-		v := &checkpoint.View{Checkpoint: c, Edits: edits, Round: func(x []float32) { rounded += len(x) }}
+		v := checkpoint.NewEdited(c, edits)
+		v.Round = func(x []float32) { rounded += len(x) }
 		for _, x := range c.Tensors() {
 			before, err := c.ReadAll(x)
 			if err != nil {

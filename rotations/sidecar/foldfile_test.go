@@ -135,7 +135,7 @@ func TestFoldView(t *testing.T) {
 	}
 	defer c.Close()
 	cfg := c.Config
-	v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}
+	v := checkpoint.NewEdited(c, checkpoint.Edits{})
 	for l := range cfg.Layers {
 		var keys []transform.KeyEdit
 		for h := range cfg.Layers[0].KVHeads {
@@ -161,7 +161,7 @@ func TestFoldView(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := f.View(c)
+	w, err := f.Apply(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestFoldView(t *testing.T) {
 	}
 	delete(f.Added, v.Edits.Names()[0])
 	f.Edits["blk.0.nothing"] = f.Edits[v.Edits.Names()[0]]
-	if _, err := f.View(c); err == nil || !strings.Contains(err.Error(), "blk.0.") {
+	if _, err := f.Apply(c); err == nil || !strings.Contains(err.Error(), "blk.0.") {
 		t.Errorf("a tensor that is not there: %v", err)
 	}
 }

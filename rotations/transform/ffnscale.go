@@ -14,10 +14,10 @@ const IDNeurons = "G4"
 
 // A ScaledFFN is a model with identity G4 folded: neuron j of an FFN, or of one
 // expert, has row j of up multiplied by a positive number and column j of down
-// divided by it. gate is left alone: it passes through the nonlinearity. It is a
-// Source.
+// divided by it. gate is left alone: it passes through the nonlinearity. It is
+// checkpoint.Weights.
 type ScaledFFN struct {
-	src    Source
+	src    checkpoint.Weights
 	scale  [][][]float32 // [layer][expert, or one][neuron]
 	inside int           // hidden size: rows of down per expert
 }
@@ -26,7 +26,7 @@ type ScaledFFN struct {
 // entry in place of the experts for a dense model. A layer's scales may be nil.
 // Checkpoint edits cannot hold it, as they have one scale for a row of the
 // outermost dimension, which for a bank is the expert.
-func FoldFFN(src Source, cfg *family.Config, scale [][][]float32) (*ScaledFFN, error) {
+func FoldFFN(src checkpoint.Weights, cfg *family.Config, scale [][][]float32) (*ScaledFFN, error) {
 	if len(scale) != len(cfg.Layers) {
 		return nil, fmt.Errorf("FFN scales for %d of %d layers", len(scale), len(cfg.Layers))
 	}
@@ -76,10 +76,10 @@ func (f *ScaledFFN) part(name string) (up, down bool) {
 	return false, false
 }
 
-// Find implements Source.
+// Find implements checkpoint.Weights.
 func (f *ScaledFFN) Find(name string) (*checkpoint.Tensor, bool) { return f.src.Find(name) }
 
-// ReadRows implements Source.
+// ReadRows implements checkpoint.Weights.
 func (f *ScaledFFN) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error {
 	if err := f.src.ReadRows(t, row0, n, dst); err != nil {
 		return err

@@ -11,11 +11,11 @@ import (
 // IDBalance is the identity that Balance folds.
 const IDPairScale = "G3"
 
-// FoldPairScale adds the K/Q pair balance of one layer to edits: without QK-norm
+// FoldPairScale adds the K/Q pair balance of one layer to the edits of v: without QK-norm
 // to the rows of W_K and W_Q and to their biases, per KV head; with QK-norm to
 // the norm gains, which act after the projections.
-func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, b *PairScale) error {
-	cfg, y := c.Config, &c.Config.Layers[layer]
+func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
+	cfg, y := v.Config(), &v.Config().Layers[layer]
 	d := y.HeadDim
 	if err := checkLayer(cfg, layer, "a scale of rotary pairs"); err != nil {
 		return err
@@ -30,9 +30,13 @@ func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, 
 			q = append(q, b.RowScale(h, d, cfg.Pairs, true)...)
 		}
 	}
+	if v.Edits == nil {
+		v.Edits = checkpoint.Edits{}
+	}
 	fold := func(part string, scale []float32) {
-		if name := family.Name(layer, part); exists(c, name) {
-			edits.Scale(name, IDPairScale, scale)
+		name := family.Name(layer, part)
+		if _, ok := v.Find(name); ok {
+			v.Edits.Scale(name, IDPairScale, scale)
 		}
 	}
 	switch y.QKNorm {
@@ -53,8 +57,6 @@ func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, 
 	}
 	return nil
 }
-
-func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name); return ok }
 
 // checkLayer refuses layers whose keys a fold into weights cannot change: those with
 // keys of another kind, and those whose keys other layers read, which would have to

@@ -32,7 +32,7 @@ func (p *tap) Attention(a *refmodel.Attention) error {
 }
 
 // logits runs windows through w; energies come along if p is not nil.
-func logits(t *testing.T, c *family.Config, w refmodel.Weights, p *tap) []float32 {
+func logits(t *testing.T, c *family.Config, w checkpoint.Weights, p *tap) []float32 {
 	t.Helper()
 	const T = 40
 	window := make([]int32, T)
@@ -89,7 +89,7 @@ func TestFoldBalance(t *testing.T) {
 			perLayer := cfg.Layers[0].QKNorm == family.NormHead
 			edits := checkpoint.Edits{}
 			for l, e := range p.sum {
-				if err := transform.FoldPairScale(edits, c, l, e.PairScale(perLayer)); err != nil {
+				if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), l, e.PairScale(perLayer)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -105,7 +105,7 @@ func TestFoldBalance(t *testing.T) {
 				t.Errorf("%s: edits %v, want %v", what, edits.Names(), names)
 			}
 			after := &tap{c: cfg}
-			got := logits(t, cfg, &checkpoint.View{Checkpoint: c, Edits: edits}, after)
+			got := logits(t, cfg, checkpoint.NewEdited(c, edits), after)
 			worst, size := difference(want, got)
 			t.Logf("%s: logits up to %.2f change by %.1e", what, size, worst)
 			// Each edited weight is rounded once more, 6e-8 of it; two layers of
@@ -127,7 +127,7 @@ func TestFoldBalance(t *testing.T) {
 					delete(edits, n)
 				}
 			}
-			if worst, _ := difference(want, logits(t, cfg, &checkpoint.View{Checkpoint: c, Edits: edits}, nil)); worst < 1e-3*size {
+			if worst, _ := difference(want, logits(t, cfg, checkpoint.NewEdited(c, edits), nil)); worst < 1e-3*size {
 				t.Errorf("%s: half a fold changes logits by %.3g only", what, worst)
 			}
 		}
@@ -177,14 +177,14 @@ func TestFoldRefuses(t *testing.T) {
 			"has scale":       {PerLayer: true, Scale: [][]float32{good.Scale[0], make([]float32, d/2)}},
 		} {
 			edits := checkpoint.Edits{}
-			if err := transform.FoldPairScale(edits, c, 1, b); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "layer 1") {
+			if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), 1, b); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "layer 1") {
 				t.Errorf("%s: %v, want %q", fam, err, says)
 			}
 			if len(edits) != 0 {
 				t.Errorf("%s: edits after a refusal: %v", fam, edits.Names())
 			}
 		}
-		err = transform.FoldPairScale(checkpoint.Edits{}, c, 0, &transform.PairScale{Scale: good.Scale})
+		err = transform.FoldPairScale(checkpoint.NewEdited(c, nil), 0, &transform.PairScale{Scale: good.Scale})
 		if wants := c.Config.Layers[0].QKNorm == family.NormHead; (err != nil) != wants {
 			t.Errorf("%s: a balance per head gives %v", fam, err)
 		}
@@ -203,11 +203,11 @@ func TestFloor(t *testing.T) {
 		defer c.Close()
 		edits := checkpoint.Edits{}
 		for l := range c.Config.Layers {
-			if err := transform.FoldPairScale(edits, c, l, transform.FloorPairScale(&c.Config.Layers[0])); err != nil {
+			if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), l, transform.FloorPairScale(&c.Config.Layers[0])); err != nil {
 				t.Fatal(err)
 			}
 		}
-		worst, size := difference(logits(t, c.Config, c, nil), logits(t, c.Config, &checkpoint.View{Checkpoint: c, Edits: edits}, nil))
+		worst, size := difference(logits(t, c.Config, c, nil), logits(t, c.Config, checkpoint.NewEdited(c, edits), nil))
 		if !(worst < 1e-5*size) || worst == 0 {
 			t.Errorf("%s: logits up to %.3g change by %.3g", fam, size, worst)
 		}

@@ -67,8 +67,8 @@ func checkValueTransform(c *family.Config, y *family.Layer) error {
 // has none, mixes, scales and angles to the rows of W_K and W_Q and to their biases, or
 // with QK-norm scales alone to the norms' gains; mixes of values to the rows of W_V
 // and its bias, and inversely to the columns of W_O that each query head of the group meets.
-func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	cfg, y := v.Config, &v.Config.Layers[layer]
+func FoldKeys(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
+	cfg, y := v.Config(), &v.Config().Layers[layer]
 	if len(heads) != y.KVHeads {
 		return fmt.Errorf("layer %d: key edits for %d of %d KV heads", layer, len(heads), y.KVHeads)
 	}
@@ -146,8 +146,8 @@ func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 	return nil
 }
 
-func foldShift(v *checkpoint.View, layer int, heads []KeyEdit) {
-	d := v.Config.Layers[layer].HeadDim
+func foldShift(v *checkpoint.Edited, layer int, heads []KeyEdit) {
+	d := v.Config().Layers[layer].HeadDim
 	shift := make([]float32, len(heads)*d)
 	for h, e := range heads {
 		if e.Shift != nil {
@@ -196,8 +196,8 @@ func rowMixes(heads []KeyEdit, times, d int, of func(e KeyEdit) []float64) []che
 	return out
 }
 
-func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	y := &v.Config.Layers[layer]
+func foldMixes(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
+	y := &v.Config().Layers[layer]
 	for _, side := range sides(y) {
 		mixes := rowMixes(heads, side.times, y.HeadDim, func(e KeyEdit) []float64 {
 			switch {
@@ -216,7 +216,7 @@ func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
 }
 
 // mixRows mixes rows of those of a layer's tensors that are there.
-func mixRows(v *checkpoint.View, layer int, parts []string, id string, mixes []checkpoint.RowMix) error {
+func mixRows(v *checkpoint.Edited, layer int, parts []string, id string, mixes []checkpoint.RowMix) error {
 	for _, part := range parts {
 		name := family.Name(layer, part)
 		if _, ok := v.Find(name); !ok {
@@ -231,8 +231,8 @@ func mixRows(v *checkpoint.View, layer int, parts []string, id string, mixes []c
 
 // foldValues mixes values. With W_V x replaced by A W_V x, W_O must meet A^-1: its row w
 // over a head becomes w A^-1, whose entry i is the sum over j of (A^-T)_ij w_j.
-func foldValues(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	y := &v.Config.Layers[layer]
+func foldValues(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
+	y := &v.Config().Layers[layer]
 	d := y.HeadDim
 	rows := rowMixes(heads, 1, d, func(e KeyEdit) []float64 {
 		if e.Values == nil {
@@ -253,8 +253,8 @@ func foldValues(v *checkpoint.View, layer int, heads []KeyEdit) error {
 }
 
 // foldGains folds scales into the gains of a QK-norm.
-func foldGains(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	y := &v.Config.Layers[layer]
+func foldGains(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
+	y := &v.Config().Layers[layer]
 	b := &PairScale{PerLayer: y.QKNorm == family.NormHead}
 	for h, e := range heads {
 		s := make([]float32, y.HeadDim/2)
@@ -269,7 +269,7 @@ func foldGains(v *checkpoint.View, layer int, heads []KeyEdit) error {
 		}
 		b.Scale = append(b.Scale, s)
 	}
-	return FoldPairScale(v.Edits, v.Checkpoint, layer, b)
+	return FoldPairScale(v, layer, b)
 }
 
 // first returns the scale of pair p in the first head, or s where there is none yet.
@@ -280,8 +280,8 @@ func (b *PairScale) first(p int, s float32) float32 {
 	return b.Scale[0][p]
 }
 
-func foldTurns(v *checkpoint.View, layer int, heads []KeyEdit) {
-	pairs, y := v.Config.Pairs, &v.Config.Layers[layer]
+func foldTurns(v *checkpoint.Edited, layer int, heads []KeyEdit) {
+	pairs, y := v.Config().Pairs, &v.Config().Layers[layer]
 	d := y.HeadDim
 	angles := false
 	for _, e := range heads {

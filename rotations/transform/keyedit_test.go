@@ -40,7 +40,7 @@ func turns(r *rand.Rand, cfg *family.Config) []transform.KeyEdit {
 func TestFoldTurns(t *testing.T) {
 	for _, fam := range tiny.Families {
 		c := tiny.Open(t, fam, tiny.Options{Seed: 3, Bias: true})
-		v := &checkpoint.View{Checkpoint: c}
+		v := checkpoint.NewEdited(c, nil)
 		r := rand.New(rand.NewPCG(1, 2))
 		want := logits(t, c.Config, c, nil)
 		for l := range c.Config.Layers {
@@ -80,7 +80,7 @@ func (s *scoreTap) Attention(a *refmodel.Attention) error {
 	return nil
 }
 
-func run(t *testing.T, c *family.Config, w refmodel.Weights) *scoreTap {
+func run(t *testing.T, c *family.Config, w checkpoint.Weights) *scoreTap {
 	t.Helper()
 	s := &scoreTap{}
 	window := make([]int32, 24)
@@ -113,7 +113,7 @@ func TestFoldRemoval(t *testing.T) {
 			}
 			edits[h].Shift = m
 		}
-		v := &checkpoint.View{Checkpoint: c}
+		v := checkpoint.NewEdited(c, nil)
 		if err := transform.FoldKeys(v, 0, edits); err != nil {
 			t.Fatal(err)
 		}
@@ -187,7 +187,7 @@ func TestFoldValues(t *testing.T) {
 	for _, fam := range tiny.Families {
 		c := tiny.Open(t, fam, tiny.Options{Seed: 5, Bias: true})
 		r := rand.New(rand.NewPCG(5, 6))
-		v := &checkpoint.View{Checkpoint: c}
+		v := checkpoint.NewEdited(c, nil)
 		for l := range c.Config.Layers {
 			edits := make([]transform.KeyEdit, c.Config.Layers[0].KVHeads)
 			for h := range edits {
@@ -216,7 +216,7 @@ func TestFoldKeysRefuses(t *testing.T) {
 	for _, fam := range tiny.Families {
 		c := tiny.Open(t, fam, tiny.Options{})
 		cfg := c.Config
-		v := &checkpoint.View{Checkpoint: c}
+		v := checkpoint.NewEdited(c, nil)
 		shift := make([]transform.KeyEdit, cfg.Layers[0].KVHeads)
 		shift[1].Shift = &transform.BiasShift{Delta: make([]float64, cfg.Layers[0].HeadDim)}
 		err := transform.FoldKeys(v, 0, shift)
@@ -224,7 +224,7 @@ func TestFoldKeysRefuses(t *testing.T) {
 		if can := fam == "qwen2" || fam == "llama" || fam == "mistral"; (err == nil) != can || err != nil && !errors.Is(err, transform.ErrNoKeyBias) {
 			t.Errorf("%s: a shift of keys gives %v", fam, err)
 		}
-		v = &checkpoint.View{Checkpoint: c}
+		v = checkpoint.NewEdited(c, nil)
 		ones := make([]float32, cfg.Layers[0].HeadDim/2)
 		for p := range ones {
 			ones[p] = 1

@@ -47,7 +47,7 @@ func TestOtherLayers(t *testing.T) {
 			was := c.Config
 			c.Config = was.Clone()
 			x.change(c.Config)
-			v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}
+			v := checkpoint.NewEdited(c, checkpoint.Edits{})
 			heads := make([]transform.KeyEdit, y.KVHeads)
 			for h := range heads {
 				heads[h] = e

@@ -22,13 +22,6 @@ const IDResidual = "G1"
 // purposeResidual selects random numbers, as the other purposes do.
 const purposeResidual uint64 = 0x100
 
-// A Source gives weights by canonical name: an open checkpoint, a view of one, or
-// a fold on top of either. Reading is safe for concurrent use.
-type Source interface {
-	Find(name string) (*checkpoint.Tensor, bool)
-	ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
-}
-
 // A ResidualRotation is an orthogonal matrix for a stream of D numbers,
 //
 //	Q = (H_P x Small) diag(Sign)
@@ -188,7 +181,7 @@ var residualParts = map[string]struct {
 // Source; a matrix that writes is turned as a whole (one expert at a time) and the
 // last one is kept, so reading in ascending order costs each matrix once.
 type Residual struct {
-	src     Source
+	src     checkpoint.Weights
 	cfg     *family.Config
 	q       *ResidualRotation
 	threads int
@@ -208,7 +201,7 @@ type Residual struct {
 // FoldResidual returns the model with identity G1 folded. A model with tied
 // embeddings comes out with a tensor output.weight of its own (see Untied).
 // threads are for products of matrices; results do not depend on them.
-func FoldResidual(src Source, cfg *family.Config, q *ResidualRotation, threads int) (*Residual, error) {
+func FoldResidual(src checkpoint.Weights, cfg *family.Config, q *ResidualRotation, threads int) (*Residual, error) {
 	if err := CheckResidual(cfg); err != nil {
 		return nil, err
 	}
@@ -262,7 +255,7 @@ func inLayer(name string, layer int) string {
 	return name[len(family.Name(layer, "")):]
 }
 
-// Find implements Source.
+// Find implements checkpoint.Weights.
 func (r *Residual) Find(name string) (*checkpoint.Tensor, bool) {
 	if r.untied != nil && name == r.untied.Name {
 		return r.untied, true
@@ -270,7 +263,7 @@ func (r *Residual) Find(name string) (*checkpoint.Tensor, bool) {
 	return r.src.Find(name)
 }
 
-// ReadRows implements Source.
+// ReadRows implements checkpoint.Weights.
 func (r *Residual) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error {
 	cols := t.Cols()
 	if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*cols {

@@ -34,10 +34,10 @@ func openBoth(t *testing.T, fam string, o tiny.Options) []*checkpoint.Checkpoint
 	return out
 }
 
-// broken is a Source in which one tensor is what another Source says.
+// broken is a model in which one tensor is what another model says.
 type broken struct {
-	transform.Source
-	from transform.Source
+	checkpoint.Weights
+	from checkpoint.Weights
 	name string
 }
 
@@ -45,7 +45,7 @@ func (b broken) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
 	if t.Name == b.name {
 		return b.from.ReadRows(t, row0, n, dst)
 	}
-	return b.Source.ReadRows(t, row0, n, dst)
+	return b.Weights.ReadRows(t, row0, n, dst)
 }
 
 // preserved is how far logits may move, as a share of the largest: each folded

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/spec"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // FFNOptions of FFN; zero values stand for the defaults.
@@ -40,7 +40,7 @@ const rotationBits = 16
 // the rows between: one for all matrices of a layer with the same input (shared:
 // gate and up of all experts; down of all), and one for each matrix of each expert
 // (own). It reads a layer at a time and changes nothing.
-func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptions) ([]spec.FFNRow, error) {
+func FFN(ctx context.Context, cfg *family.Config, w checkpoint.Weights, o FFNOptions) ([]spec.FFNRow, error) {
 	if o.Block == 0 {
 		o.Block = 128
 	}
@@ -79,7 +79,7 @@ func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptio
 type ffnAudit struct {
 	ctx context.Context
 	cfg *family.Config
-	w   refmodel.Weights
+	w   checkpoint.Weights
 	o   FFNOptions
 	out []spec.FFNRow
 	// noise is what a fit to so many rows of so many Gaussian numbers, in blocks of so

@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"sort"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // bank names the matrices of a layer's FFN: one of each, or a bank of experts.
@@ -19,7 +19,7 @@ func bank(cfg *family.Config, layer int, matrix string) string {
 }
 
 // matrix reads the matrix of one expert (0 in a dense model), [rows, cols].
-func matrix(cfg *family.Config, w refmodel.Weights, layer int, which string, expert int) (x []float32, rows, cols int, err error) {
+func matrix(cfg *family.Config, w checkpoint.Weights, layer int, which string, expert int) (x []float32, rows, cols int, err error) {
 	t, ok := w.Find(bank(cfg, layer, which))
 	if !ok {
 		return nil, 0, 0, fmt.Errorf("the model has no tensor %s", bank(cfg, layer, which))
@@ -31,7 +31,7 @@ func matrix(cfg *family.Config, w refmodel.Weights, layer int, which string, exp
 
 // FFNNorms returns, per expert (one in a dense model) and neuron of a layer, the
 // squared lengths of its row in up and of its column in down.
-func FFNNorms(cfg *family.Config, w refmodel.Weights, layer int) (up, down [][]float64, err error) {
+func FFNNorms(cfg *family.Config, w checkpoint.Weights, layer int) (up, down [][]float64, err error) {
 	for e := range max(1, cfg.Layers[layer].FFN.Experts) {
 		u, rows, cols, err := matrix(cfg, w, layer, "up", e)
 		if err != nil {
@@ -59,7 +59,7 @@ func FFNNorms(cfg *family.Config, w refmodel.Weights, layer int) (up, down [][]f
 // not chosen.
 type FFNEnergy struct {
 	Config  *family.Config
-	Weights refmodel.Weights
+	Weights checkpoint.Weights
 	Threads int
 
 	Energy [][][]float64

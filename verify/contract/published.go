@@ -96,7 +96,7 @@ func (p *Published) agree() error {
 
 // CheckBase checks that base is what the rotations were made for, and returns it
 // with the fold applied, or nil.
-func (p *Published) CheckBase(base *checkpoint.Checkpoint, c *Checker) *checkpoint.View {
+func (p *Published) CheckBase(base *checkpoint.Checkpoint, c *Checker) *checkpoint.Edited {
 	digest, err := base.Digest()
 	if err == nil && digest != p.Manifest.Source.SHA256 {
 		err = fmt.Errorf("%s has SHA-256 %s, but the rotations were made for %s (%s): take that very model, not a relative of it",
@@ -105,7 +105,7 @@ func (p *Published) CheckBase(base *checkpoint.Checkpoint, c *Checker) *checkpoi
 	if !c.Add("source", err, "the base is the model that was converted") {
 		return nil
 	}
-	v, err := p.Fold.View(base)
+	v, err := p.Fold.Apply(base)
 	if !c.Add("fold fits source", err, "the base has all tensors that the fold edits, in these shapes") {
 		return nil
 	}

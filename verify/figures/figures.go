@@ -11,6 +11,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -33,7 +34,7 @@ const (
 // Options of Run.
 type Options struct {
 	Config  *family.Config
-	Weights refmodel.Weights
+	Weights checkpoint.Weights
 	// Codes in use, [layer][head], and their name.
 	Codes [][]*codec.Code
 	Kind  string

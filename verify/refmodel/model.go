@@ -18,13 +18,6 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
-// Weights is where a model's numbers come from: an open checkpoint, or a view of
-// one with edits applied.
-type Weights interface {
-	Find(name string) (*checkpoint.Tensor, bool)
-	ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
-}
-
 // A Model is a configuration with its weights. Run and Logits reuse its
 // buffers, so one Model serves one call at a time.
 type Model struct {
@@ -35,7 +28,7 @@ type Model struct {
 	// is rounded is what the matrices hold.
 	RoundInputs bool
 
-	w       Weights
+	w       checkpoint.Weights
 	scratch []float32 // one matrix, decoded
 	rounded []float32 // inputs
 	mats    [4]matrix
@@ -46,7 +39,7 @@ type Model struct {
 type ropeKey struct{ kind, n int }
 
 // New returns a model that reads its weights from w as it needs them.
-func New(cfg *family.Config, w Weights, threads int) *Model {
+func New(cfg *family.Config, w checkpoint.Weights, threads int) *Model {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}

@@ -67,7 +67,7 @@ func (g *golden) worst(t *testing.T, logits []float32) float64 {
 }
 
 // allLogits runs a model on windows of tokens.
-func allLogits(cfg *family.Config, w Weights, tokens [][]int32, threads int) ([]float32, error) {
+func allLogits(cfg *family.Config, w checkpoint.Weights, tokens [][]int32, threads int) ([]float32, error) {
 	m := New(cfg, w, threads)
 	variant := &Variant{}
 	if err := m.Run(context.Background(), tokens, []*Variant{variant}, Options{}); err != nil {
