@@ -228,7 +228,7 @@ func (s *survey) Attention(a *refmodel.Attention) error {
 	if o.Balance {
 		b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
 		for h := range y.KVHeads {
-			s.scale[[2]int{a.Layer, h}] = b.RowScale(h, y.HeadDim, c.Pairs, false)
+			s.scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.Pairs)
 		}
 	}
 	xs, err := activations.Samples(s.ctx, c, a, func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }, o.Policy, o.Threads)

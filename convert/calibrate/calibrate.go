@@ -90,7 +90,7 @@ func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
 		return nil
 	}
 	return func(l, h int) []float32 {
-		return r.Layers[l].PairScale.RowScale(h, c.Layers[l].HeadDim, c.Pairs, false)
+		return r.Layers[l].PairScale.KeyScale(h, c.Layers[l].HeadDim, c.Pairs)
 	}
 }
 
@@ -194,7 +194,7 @@ func (f *fitter) Attention(a *refmodel.Attention) error {
 		if layer.PairScale == nil {
 			return nil
 		}
-		return layer.PairScale.RowScale(h, y.HeadDim, c.Pairs, false)
+		return layer.PairScale.KeyScale(h, y.HeadDim, c.Pairs)
 	}, f.o.Policy, f.o.Threads)
 	if err != nil {
 		return err

@@ -467,11 +467,11 @@ type halfScorer struct{ k []float32 }
 
 func (s halfScorer) Fork() refmodel.Scorer { return s }
 
-func (s halfScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+func (s halfScorer) Score(t refmodel.Tile) {
 	const d = 32
-	for r := range n {
-		for j := n0; j < n1; j++ {
-			dst[r*ldd+j] = float32(inner(q[r*ldq:][:d], s.k[j*d:][:d]) / 2)
+	for r := range t.Rows {
+		for j := t.From; j < t.To; j++ {
+			t.Dst[r*t.LD+j] = float32(inner(t.Q[r*t.LDQ:][:d], s.k[j*d:][:d]) / 2)
 		}
 	}
 }

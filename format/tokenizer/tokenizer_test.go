@@ -121,7 +121,7 @@ func TestLeftmostMerge(t *testing.T) {
 		if n%2 == 1 {
 			want = append(want, '!')
 		}
-		if got := tok.Encode(strings.Repeat("!", n), false, false); !slices.Equal(got, want) {
+		if got := tok.Encode(strings.Repeat("!", n), Plain); !slices.Equal(got, want) {
 			t.Errorf("%d: %v, want %v", n, got, want)
 		}
 	}
@@ -223,11 +223,11 @@ func TestSpecialTokens(t *testing.T) {
 		{"<t><t>", true, []int32{usr, usr}},
 		{"", true, nil},
 	} {
-		if got := tok.Encode(c.text, false, c.parse); !slices.Equal(got, c.want) {
+		if got := tok.Encode(c.text, specials(false, c.parse)); !slices.Equal(got, c.want) {
 			t.Errorf("%q, %t: %v, want %v", c.text, c.parse, got, c.want)
 		}
 	}
-	if got := string(tok.Decode(tok.Encode("hi <|x|></s> hi", false, true))); got != "hi <|x|></s> hi" {
+	if got := string(tok.Decode(tok.Encode("hi <|x|></s> hi", ParseSpecial))); got != "hi <|x|></s> hi" {
 		t.Errorf("decoded %q", got)
 	}
 	for id, want := range map[int32]string{hi: "hi", ctl: "<|x|>", -1: "", 1 << 30: ""} {
@@ -272,7 +272,7 @@ func TestTypesByText(t *testing.T) {
 		}
 		tok := mustNew(t, v)
 		id, _ := tok.ID(c.whole)
-		if got := slices.Equal(tok.Encode(c.whole, false, c.parse), []int32{id}); got != c.want {
+		if got := slices.Equal(tok.Encode(c.whole, specials(false, c.parse)), []int32{id}); got != c.want {
 			t.Errorf("%d: %v: %t, want %t", i, c, got, c.want)
 		}
 	}
@@ -284,13 +284,13 @@ func TestAddSpecial(t *testing.T) {
 	v.EOS = v.add("<e>", TypeControl)
 	v.AddBOS, v.AddEOS = true, true
 	tok := mustNew(t, v)
-	if got := tok.Encode("!", true, false); !slices.Equal(got, []int32{256, '!', 257}) {
+	if got := tok.Encode("!", AddSpecial); !slices.Equal(got, []int32{256, '!', 257}) {
 		t.Errorf("%v", got)
 	}
-	if got := tok.Encode("", true, false); !slices.Equal(got, []int32{256, 257}) {
+	if got := tok.Encode("", AddSpecial); !slices.Equal(got, []int32{256, 257}) {
 		t.Errorf("%v", got)
 	}
-	if got := tok.AppendEncode([]int32{7}, "!", false, false); !slices.Equal(got, []int32{7, '!'}) {
+	if got := tok.AppendEncode([]int32{7}, "!", Plain); !slices.Equal(got, []int32{7, '!'}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -301,12 +301,12 @@ func TestMissingBytes(t *testing.T) {
 	v := letters("a b")
 	v.Tokens[0x16] = "unused"
 	tok := mustNew(t, v)
-	if got := tok.Encode("\x01\x16\x02", false, false); !slices.Equal(got, []int32{1, 2}) {
+	if got := tok.Encode("\x01\x16\x02", Plain); !slices.Equal(got, []int32{1, 2}) {
 		t.Errorf("%v", got)
 	}
 	v = letters("! !")
 	v.Tokens['?'] = "unused"
-	if got := mustNew(t, v).Encode("!?!", false, false); !slices.Equal(got, []int32{'!', '!'}) {
+	if got := mustNew(t, v).Encode("!?!", Plain); !slices.Equal(got, []int32{'!', '!'}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -315,12 +315,12 @@ func TestMissingBytes(t *testing.T) {
 // text, then to the unknown token, then to nothing.
 func TestNoByteTokens(t *testing.T) {
 	v := &Vocab{Model: ModelSPM, BOS: -1, EOS: -1, UNK: 0, PAD: -1, Tokens: []string{"<unk>", "a", "\xc3"}, Scores: make([]float32, 3)}
-	if got := mustNew(t, v).Encode("aéa", false, false); !slices.Equal(got, []int32{1, 2, 0, 1}) {
+	if got := mustNew(t, v).Encode("aéa", Plain); !slices.Equal(got, []int32{1, 2, 0, 1}) {
 		t.Errorf("%v", got)
 	}
 	w := *v
 	w.UNK = -1
-	if got := mustNew(t, &w).Encode("aéa", false, false); !slices.Equal(got, []int32{1, 2, 1}) {
+	if got := mustNew(t, &w).Encode("aéa", Plain); !slices.Equal(got, []int32{1, 2, 1}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -329,7 +329,7 @@ func TestNoByteTokens(t *testing.T) {
 func TestRepeatedMerge(t *testing.T) {
 	v := letters("a b", "b c")
 	v.Merges = append(v.Merges, "a b")
-	if got := mustNew(t, v).Encode("abc", false, false); !slices.Equal(got, []int32{256, 'c'}) {
+	if got := mustNew(t, v).Encode("abc", Plain); !slices.Equal(got, []int32{256, 'c'}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -343,7 +343,7 @@ func TestUnreachableWord(t *testing.T) {
 		v.Pre = pre
 		tok := mustNew(t, v)
 		for range 2 { // the second time, what merging makes of the word is known
-			if got := tok.Encode("abc", false, false); !slices.Equal(got, want) {
+			if got := tok.Encode("abc", Plain); !slices.Equal(got, want) {
 				t.Errorf("%s: %v, want %v", pre, got, want)
 			}
 		}
@@ -435,7 +435,7 @@ func TestRoundTrip(t *testing.T) {
 				text = strings.ReplaceAll(text, metaspace, "") // it decodes to a space
 			}
 			for _, parse := range []bool{false, true} {
-				if got := string(tok.Decode(tok.Encode(text, false, parse))); got != text {
+				if got := string(tok.Decode(tok.Encode(text, specials(false, parse)))); got != text {
 					t.Fatalf("%s, parse %t: %q came back as %q", name, parse, text, got)
 				}
 			}
@@ -466,7 +466,7 @@ func TestConcurrent(t *testing.T) {
 		var want [][]int32
 		first := readFolder(t, name)
 		for _, s := range texts {
-			want = append(want, first.Encode(s, true, true))
+			want = append(want, first.Encode(s, AddSpecial|ParseSpecial))
 		}
 		tok := readFolder(t, name)
 		var wg sync.WaitGroup
@@ -476,7 +476,7 @@ func TestConcurrent(t *testing.T) {
 				defer wg.Done()
 				for k := range texts {
 					i := (k + g*len(texts)/4) % len(texts)
-					if got := tok.Encode(texts[i], true, true); !slices.Equal(got, want[i]) {
+					if got := tok.Encode(texts[i], AddSpecial|ParseSpecial); !slices.Equal(got, want[i]) {
 						t.Errorf("%s: %q: %v, want %v", name, texts[i], got, want[i])
 					}
 				}
@@ -601,4 +601,16 @@ func TestUTF8Widths(t *testing.T) {
 	if c, n := decode("\xed\xa0\x80", 0); c != 0xD800 || n != 3 {
 		t.Errorf("surrogate: U+%04X, %d bytes", c, n)
 	}
+}
+
+// specials returns the flags of a test's table.
+func specials(add, parse bool) Specials {
+	s := Plain
+	if add {
+		s |= AddSpecial
+	}
+	if parse {
+		s |= ParseSpecial
+	}
+	return s
 }

@@ -25,9 +25,9 @@ func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 	}
 	var k, q []float32
 	for h := range y.KVHeads {
-		k = append(k, b.RowScale(h, d, cfg.Pairs, false)...)
+		k = append(k, b.KeyScale(h, d, cfg.Pairs)...)
 		for range y.Group() {
-			q = append(q, b.RowScale(h, d, cfg.Pairs, true)...)
+			q = append(q, b.QueryScale(h, d, cfg.Pairs)...)
 		}
 	}
 	if v.Edits == nil {

@@ -61,12 +61,13 @@ func (m *KeyTransform) Check(d int) error {
 	return nil
 }
 
-// Weights packs the matrix of keys, or of queries, for products with rows of heads.
-func (m *KeyTransform) Weights(d int, query bool) *gemm.Weights {
-	from := m.Key
-	if query {
-		from = m.Query
-	}
+// KeyWeights packs the matrix of keys for products with rows of heads.
+func (m *KeyTransform) KeyWeights(d int) *gemm.Weights { return packed(m.Key, d) }
+
+// QueryWeights packs the matrix of queries for products with rows of heads.
+func (m *KeyTransform) QueryWeights(d int) *gemm.Weights { return packed(m.Query, d) }
+
+func packed(from []float64, d int) *gemm.Weights {
 	w := &gemm.Weights{}
 	w.PackRows(d, d, linalg.Float32(from), d, 1)
 	return w

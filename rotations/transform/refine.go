@@ -278,7 +278,7 @@ func newBlockObjective(m *KeyTransform, x *RefineSample, o RefineOptions) (*bloc
 	plain := append([]float32(nil), x.Keys...)
 	p.turns.undo(plain, d)
 	p.keys = make([]float32, n*d)
-	gemm.Mul(p.keys, d, plain, d, n, m.Weights(d, false), 1)
+	gemm.Mul(p.keys, d, plain, d, n, m.KeyWeights(d), 1)
 	// The error of the sample as it is gives the objective its size.
 	p.factor = 1
 	p.value(linalg.Identity(d))
@@ -342,7 +342,7 @@ func (p *blockObjective) window(m *KeyTransform, x *RefineSample, w *QueryWindow
 	for i, at := range order {
 		copy(out.q[i*d:(i+1)*d], w.Queries[at*d:(at+1)*d])
 	}
-	gemm.Mul(out.queries, d, out.q, d, n, m.Weights(d, true), 1)
+	gemm.Mul(out.queries, d, out.q, d, n, m.QueryWeights(d), 1)
 	out.turns.apply(out.q, d)
 	p.w.PackRows(keys, d, x.Keys[w.From*d:w.To*d], d, 1)
 	gemm.Mul(out.s, keys, out.q, d, n, &p.w, 1)

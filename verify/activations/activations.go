@@ -90,7 +90,7 @@ func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvc
 			}
 		}
 		if table != nil {
-			kvcache.Anchored(part, d, sink, p.Anchor, table, c.Pairs, false)
+			kvcache.ToAnchor(part, d, sink, p.Anchor, table, c.Pairs)
 		}
 	}
 	return out

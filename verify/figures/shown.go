@@ -375,7 +375,7 @@ func (p *measurer) query(c *codec.Code, t *tap, lo int) ([]float64, error) {
 	}
 	T := len(t.keys) / c.D
 	dst := make([]float32, T)
-	scorer.Score(dst, T, t.query, c.D, 1, T-1, 0, T)
+	scorer.Score(refmodel.Tile{Dst: dst, LD: T, Q: t.query, LDQ: c.D, Rows: 1, Pos: T - 1, To: T})
 	var out []float64
 	for _, v := range dst[lo:] {
 		out = append(out, round(float64(v)*cfg.Layers[p.layer].Scale))

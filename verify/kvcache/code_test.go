@@ -8,6 +8,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // codedConfig is a model with one head of d numbers.
@@ -54,7 +55,7 @@ func TestExceptions(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := make([]float32, T)
-		s.Score(got, T, q, d, 1, T-1, 0, T)
+		s.Score(refmodel.Tile{Dst: got, LD: T, Q: q, LDQ: d, Rows: 1, Pos: T - 1, To: T})
 		var lost float64
 		for n := sink; n < T; n++ {
 			k, turned := append([]float32(nil), keys[n*d:(n+1)*d]...), append([]float32(nil), q...)

@@ -68,7 +68,7 @@ func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error)
 	EditKeys(k, d, edit, func(i int) int { return i }, t, e.cfg.Pairs)
 	if edit.Pairs != nil {
 		for i := 0; i < len(k); i += d {
-			edit.Pairs.Apply(k[i:i+d], e.cfg.Pairs, false)
+			edit.Pairs.ApplyKey(k[i:i+d], e.cfg.Pairs)
 		}
 	}
 	changed := edit.Pairs != nil || edit.Transform != nil
@@ -89,7 +89,7 @@ func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error)
 	}
 	out := &editedQueries{Scorer: s, edit: edit, rope: t.Pure, pairs: e.cfg.Pairs, d: d}
 	if edit.Transform != nil {
-		out.mix = edit.Transform.Weights(d, true)
+		out.mix = edit.Transform.QueryWeights(d)
 	}
 	return out, nil
 }
@@ -104,7 +104,7 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 		return e.Inner.Values(layer, head, v)
 	}
 	x := make([]float32, len(v))
-	gemm.Mul(x, d, v, d, len(v)/d, m.Weights(d, false), 1)
+	gemm.Mul(x, d, v, d, len(v)/d, m.KeyWeights(d), 1)
 	if err := e.Inner.Values(layer, head, x); err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func EditKeys(k []float32, d int, e transform.KeyEdit, pos func(i int) int, t Ro
 		}
 	}
 	if e.Transform != nil {
-		mixRows(k, d, e.Transform.Weights(d, false), pos, t.Pure, pairs)
+		mixRows(k, d, e.Transform.KeyWeights(d), pos, t.Pure, pairs)
 	}
 }
 
@@ -154,8 +154,8 @@ type plainKeys struct {
 	keys gemm.Weights
 }
 
-func (s *plainKeys) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	gemm.MulRange(dst, ldd, q, ldq, n, &s.keys, n0, n1, 0, s.d, false, 1)
+func (s *plainKeys) Score(t refmodel.Tile) {
+	t.Product(&s.keys, s.d)
 }
 
 // Fork implements refmodel.Scorer. There are no buffers.
@@ -178,18 +178,19 @@ func (s *editedQueries) Fork() refmodel.Scorer {
 	return &f
 }
 
-func (s *editedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	x := make([]float32, n*s.d)
-	for r := range n {
-		copy(x[r*s.d:(r+1)*s.d], q[r*ldq:])
+func (s *editedQueries) Score(t refmodel.Tile) {
+	x := make([]float32, t.Rows*s.d)
+	for r := range t.Rows {
+		copy(x[r*s.d:(r+1)*s.d], t.Q[r*t.LDQ:])
 	}
 	if s.mix != nil {
-		mixRows(x, s.d, s.mix, func(i int) int { return pos + i }, s.rope, s.pairs)
+		mixRows(x, s.d, s.mix, func(i int) int { return t.Pos + i }, s.rope, s.pairs)
 	}
 	if s.edit.Pairs != nil {
 		for r := 0; r < len(x); r += s.d {
-			s.edit.Pairs.Apply(x[r:r+s.d], s.pairs, true)
+			s.edit.Pairs.ApplyQuery(x[r:r+s.d], s.pairs)
 		}
 	}
-	s.Scorer.Score(dst, ldd, x, s.d, n, pos, n0, n1)
+	t.Q, t.LDQ = x, s.d
+	s.Scorer.Score(t)
 }

@@ -79,7 +79,7 @@ func attended(t testing.TB, s *LlamaCpp, q, k, v []float32, d int) []float32 {
 		scorer = plain
 	}
 	p, out := make([]float32, T*T), make([]float32, T*d)
-	scorer.Score(p, T, q, d, T, 0, 0, T)
+	scorer.Score(refmodel.Tile{Dst: p, LD: T, Q: q, LDQ: d, Rows: T, To: T})
 	for i := range T {
 		fmath.Softmax(p[i*T:i*T+i+1], float32(1/math.Sqrt(float64(d))))
 		clear(p[i*T+i+1 : (i+1)*T])
@@ -181,7 +181,7 @@ func TestStockPartsMatter(t *testing.T) {
 			t.Fatal(err)
 		}
 		p, out := make([]float32, T*T), make([]float32, T*d)
-		change(scorer).Score(p, T, q, d, T, 0, 0, T)
+		change(scorer).Score(refmodel.Tile{Dst: p, LD: T, Q: q, LDQ: d, Rows: T, To: T})
 		for i := range T {
 			fmath.Softmax(p[i*T:i*T+i+1], float32(1/math.Sqrt(d)))
 			clear(p[i*T+i+1 : (i+1)*T])
@@ -224,15 +224,16 @@ func TestStockPartsMatter(t *testing.T) {
 // cut forgets the columns beside the numbers.
 type cut struct{ *stockScorer }
 
-func (s cut) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	rows := make([]float32, n*s.width)
-	for r := range n {
+func (s cut) Score(t refmodel.Tile) {
+	rows := make([]float32, t.Rows*s.width)
+	for r := range t.Rows {
 		row := rows[r*s.width : (r+1)*s.width]
-		copy(row, q[r*ldq:r*ldq+s.d])
+		copy(row, t.Q[r*t.LDQ:r*t.LDQ+s.d])
 		s.round(row)
 		clear(row[s.d:])
 	}
-	gemm.MulRange(dst, ldd, rows, s.width, n, &s.keys, n0, n1, 0, s.width, false, 1)
+	t.Q, t.LDQ = rows, s.width
+	t.Product(&s.keys, s.width)
 }
 
 func TestHadamard(t *testing.T) {
@@ -335,7 +336,7 @@ func TestStockNotFinite(t *testing.T) {
 		t.Fatal(err)
 	}
 	dst := make([]float32, 4)
-	scorer.Score(dst, 2, bad, 64, 2, 0, 0, 2)
+	scorer.Score(refmodel.Tile{Dst: dst, LD: 2, Q: bad, LDQ: 64, Rows: 2, To: 2})
 	if dst[1] != dst[1] || dst[2] == dst[2] || dst[3] == dst[3] {
 		t.Errorf("scores %v, want numbers in the first row only", dst)
 	}
@@ -375,9 +376,9 @@ func TestStockScoreBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 		all, one := make([]float32, T*T), make([]float32, T*T)
-		scorer.Score(all, T, q, d, T, 0, 0, T)
+		scorer.Score(refmodel.Tile{Dst: all, LD: T, Q: q, LDQ: d, Rows: T, To: T})
 		for i := range T {
-			scorer.Score(one[i*T:], T, q[i*d:], d, 1, i, 0, T)
+			scorer.Score(refmodel.Tile{Dst: one[i*T:], LD: T, Q: q[i*d:], LDQ: d, Rows: 1, Pos: i, To: T})
 		}
 		if !slices.Equal(all, one) {
 			t.Errorf("%s: scores depend on the number of queries in a call", k)
@@ -428,7 +429,7 @@ func TestStockOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := make([]float32, T*T)
-		scorer.Score(out, T, q, d, T, 0, 0, T)
+		scorer.Score(refmodel.Tile{Dst: out, LD: T, Q: q, LDQ: d, Rows: T, To: T})
 		return out
 	}
 	of := func(f *family.Family, pairs rope.Layout) *family.Config {

@@ -37,7 +37,7 @@ func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, erro
 	if v.AddBOS {
 		bos = v.BOS
 	}
-	w, err := Cut(tk.Encode(string(t.Data), true, false), ctx, chunks, bos)
+	w, err := Cut(tk.Encode(string(t.Data), tokenizer.AddSpecial), ctx, chunks, bos)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.Name, err)
 	}

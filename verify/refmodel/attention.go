@@ -245,10 +245,11 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 		if span > 0 {
 			j0 = max(0, i0-span+1)
 		}
+		tile := Tile{Dst: s, LD: ld, Q: h.a.Q[at:], LDQ: width, Rows: i1 - i0, Pos: i0, From: j0, To: i1}
 		if h.scorer != nil {
-			h.scorer.Score(s, ld, h.a.Q[at:], width, i1-i0, i0, j0, i1)
+			h.scorer.Score(tile)
 		} else {
-			gemm.MulRange(s, ld, h.a.Q[at:], width, i1-i0, &h.kw, j0, i1, 0, d, false, 1)
+			tile.Product(&h.kw, d)
 		}
 		for i := i0; i < i1; i++ {
 			row := s[(i-i0)*ld:]

@@ -14,6 +14,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
@@ -110,11 +111,26 @@ type Cache interface {
 	Values(layer, head int, v []float32) error
 }
 
+// A Tile is a block of scores: of some queries with some keys.
+type Tile struct {
+	Dst []float32 // the score of row r with key j is at r*LD + j
+	LD  int
+	// Q holds the queries: row r, at r*LDQ, is the one at position Pos + r.
+	Q              []float32
+	LDQ, Rows, Pos int
+	From, To       int // keys
+}
+
+// Product sets the tile to what keys, packed by rows of d numbers, give.
+func (t Tile) Product(keys *gemm.Weights, d int) {
+	gemm.MulRange(t.Dst, t.LD, t.Q, t.LDQ, t.Rows, keys, t.From, t.To, 0, d, false, 1)
+}
+
 // A Scorer gives inner products of queries with stored keys.
 type Scorer interface {
-	// Score sets dst[r*ldd+j] = q_r . k_j for rows r in [0, n) and keys j in
-	// [n0, n1). Row r of q, at q[r*ldq:], is the query at position pos+r.
-	Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int)
+	// Score sets t.Dst[r*t.LD+j] = q_r . k_j for rows r in [0, t.Rows) and keys j in
+	// [t.From, t.To).
+	Score(t Tile)
 	// Fork returns a scorer of the same keys for use beside this one: a Scorer may keep
 	// buffers, so each serves one goroutine.
 	Fork() Scorer
