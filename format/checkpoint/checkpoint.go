@@ -21,6 +21,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
 )
@@ -104,8 +105,14 @@ type stamp struct {
 	mtime int64
 }
 
-// Open opens a Hugging Face folder or a GGUF file.
+// Open opens a Hugging Face folder or a GGUF file. Errors about what is in the files are
+// of kind format.ErrBroken or format.ErrUnsupported.
 func Open(path string) (*Checkpoint, error) {
+	c, err := open(path)
+	return c, format.Broken(err)
+}
+
+func open(path string) (*Checkpoint, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -150,7 +157,7 @@ func openDir(dir string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir, hint(found))
+	return nil, format.Unsupportedf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir, hint(found))
 }
 
 func hint(files []string) string {
@@ -176,7 +183,10 @@ func (c *Checkpoint) Tensors() []*Tensor {
 func (c *Checkpoint) Find(name string) (*Tensor, bool) { t, ok := c.tensors[name]; return t, ok }
 
 // Vocab reads the tokenizer's data.
-func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) { return c.b.vocab() }
+func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) {
+	v, err := c.b.vocab()
+	return v, format.Broken(err)
+}
 
 // ReadRows decodes rows [row0, row0+n) of t into dst (n*t.Cols() values). It
 // refuses numbers that are not finite, by name: no model can be computed with them.
@@ -201,7 +211,7 @@ func (c *Checkpoint) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 		}
 	}
 	if i := notFinite(dst); i >= 0 {
-		return fmt.Errorf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path, t.Name, row0+i/cols, i%cols, dst[i])
+		return format.Brokenf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path, t.Name, row0+i/cols, i%cols, dst[i])
 	}
 	return nil
 }

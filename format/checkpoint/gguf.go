@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
@@ -172,10 +173,10 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	}
 	p.HeadDim = k.int("attention.key_length", c.Hidden/p.Heads)
 	if v := k.int("attention.value_length", p.HeadDim); v != p.HeadDim {
-		return nil, fmt.Errorf("%s: key %s.attention.value_length is %d and key_length %d; different lengths are not supported", f.Path, arch, v, p.HeadDim)
+		return nil, format.Unsupportedf("%s: key %s.attention.value_length is %d and key_length %d; different lengths are not supported", f.Path, arch, v, p.HeadDim)
 	}
 	if causal, err := f.Bool(arch + ".attention.causal"); err == nil && !causal {
-		return nil, fmt.Errorf("%s: key %s.attention.causal is false; only causal models are supported", f.Path, arch)
+		return nil, format.Unsupportedf("%s: key %s.attention.causal is false; only causal models are supported", f.Path, arch)
 	}
 	p.AttnScale = 1 / math.Sqrt(float64(p.HeadDim))
 	if fam.WideScaleLayers > 0 && p.Layers == fam.WideScaleLayers {
@@ -238,7 +239,7 @@ func (k *keys) window(fam *family.Family, p *family.Params) error {
 
 func (k *keys) rope(c *family.Config, p *family.Params) error {
 	if d := k.int("rope.dimension_count", p.HeadDim); d != p.HeadDim {
-		return fmt.Errorf("%s: key %s.rope.dimension_count is %d and head_dim %d; partial rotary embedding is not supported yet", k.f.Path, k.arch, d, p.HeadDim)
+		return format.Unsupportedf("%s: key %s.rope.dimension_count is %d and head_dim %d; partial rotary embedding is not supported yet", k.f.Path, k.arch, d, p.HeadDim)
 	}
 	r := rope.Params{Theta: k.float("rope.freq_base", 10000), Dim: p.HeadDim}
 	factor := k.float("rope.scaling.factor", k.float("rope.scale_linear", 0))
@@ -263,7 +264,7 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 			r.BetaFast, r.BetaSlow = stockBetaFast, stockBetaSlow
 		}
 	default:
-		return fmt.Errorf("%s: key %s.rope.scaling.type is %q; linear and yarn are supported", k.f.Path, k.arch, kind)
+		return format.Unsupportedf("%s: key %s.rope.scaling.type is %q; linear and yarn are supported", k.f.Path, k.arch, kind)
 	}
 	// Stock readers of these architectures heed the first of these keys only, so
 	// a file with another value means one thing and computes another.
@@ -272,7 +273,7 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 		want float64
 	}{{"attn_factor", 1}, {"yarn_beta_fast", stockBetaFast}, {"yarn_beta_slow", stockBetaSlow}, {"yarn_ext_factor", 1}, {"yarn_attn_factor", 1}, {"yarn_log_multiplier", 0}} {
 		if v := k.float("rope.scaling."+x.key, x.want); v != x.want {
-			return fmt.Errorf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v, x.want)
+			return format.Unsupportedf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v, x.want)
 		}
 	}
 	p.Rope, p.RopeLocal = r, r

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -57,8 +58,11 @@ func (c *Config) Clone() *Config {
 }
 
 // Check refuses numbers that no model has or that contradict each other.
-// The error names the offending quantity in the words of config.json.
-func (c *Config) Check() error {
+// The error, of kind format.ErrBroken, names the offending quantity in the words of
+// config.json.
+func (c *Config) Check() error { return format.Broken(c.check()) }
+
+func (c *Config) check() error {
 	for _, x := range []struct {
 		name   string
 		v, max int

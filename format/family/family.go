@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -271,11 +272,11 @@ func ByModelType(modelType, class string) (*Family, error) {
 			continue
 		}
 		if class != "" && !contains(f.Classes, class) {
-			return nil, fmt.Errorf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType, strings.Join(f.Classes, ", "))
+			return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType, strings.Join(f.Classes, ", "))
 		}
 		return f, nil
 	}
-	return nil, fmt.Errorf("model_type %q is not supported (known: %s)", modelType, strings.Join(Names(), ", "))
+	return nil, format.Unsupportedf("model_type %q is not supported (known: %s)", modelType, strings.Join(Names(), ", "))
 }
 
 // ByGGUFArch finds the family of a GGUF architecture; experts tells apart
@@ -293,7 +294,7 @@ func ByGGUFArch(arch string, experts int) (*Family, error) {
 		names = append(names, n)
 	}
 	sort.Strings(names)
-	return nil, fmt.Errorf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts, strings.Join(names, ", "))
+	return nil, format.Unsupportedf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts, strings.Join(names, ", "))
 }
 
 func contains(s []string, x string) bool {

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -200,7 +201,7 @@ func (c *Config) Require(who string, can Features) error {
 // RequireLayer is Require for one layer.
 func (c *Config) RequireLayer(l int, who string, can Features) error {
 	if f := c.Layers[l].features(l) &^ can; f != 0 {
-		return fmt.Errorf("layer %d of this %s model has %s, which %s does not support", l, c.Family.Name, f, who)
+		return format.Unsupportedf("layer %d of this %s model has %s, which %s does not support", l, c.Family.Name, f, who)
 	}
 	return nil
 }
@@ -211,7 +212,7 @@ func (c *Config) Uniform() (HeadShape, error) {
 	first := c.Layers[0].HeadShape
 	for l := range c.Layers {
 		if x := c.Layers[l].HeadShape; x != first {
-			return first, fmt.Errorf("layer 0 has %d heads and %d KV heads of %d, layer %d has %d and %d of %d; models whose layers differ in this are not supported here",
+			return first, format.Unsupportedf("layer 0 has %d heads and %d KV heads of %d, layer %d has %d and %d of %d; models whose layers differ in this are not supported here",
 				first.Heads, first.KVHeads, first.HeadDim, l, x.Heads, x.KVHeads, x.HeadDim)
 		}
 	}
@@ -299,10 +300,10 @@ type Params struct {
 func (c *Config) Resolve(p Params) error {
 	f := c.Family
 	if p.Layers < 1 || p.Layers > MaxLayers {
-		return fmt.Errorf("num_hidden_layers is %d, expected 1 to %d", p.Layers, MaxLayers)
+		return format.Brokenf("num_hidden_layers is %d, expected 1 to %d", p.Layers, MaxLayers)
 	}
 	if p.SlidingWindow > 0 && len(p.Sliding) != p.Layers {
-		return fmt.Errorf("sliding-window flags for %d of %d layers", len(p.Sliding), p.Layers)
+		return format.Brokenf("sliding-window flags for %d of %d layers", len(p.Sliding), p.Layers)
 	}
 	c.EmbeddingScale = 1
 	if f.ScaleEmbeddings {

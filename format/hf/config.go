@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
@@ -151,7 +152,7 @@ func ReadConfig(dir string) (*family.Config, error) {
 	if st, err := os.Stat(path); err != nil {
 		return nil, err
 	} else if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
+		return nil, format.Brokenf("%s: not a regular file", path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -163,7 +164,7 @@ func ReadConfig(dir string) (*family.Config, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if len(raw) > MaxConfig {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, MaxConfig)
+		return nil, format.Brokenf("%s: larger than %d bytes", path, MaxConfig)
 	}
 	c, err := ParseConfig(raw)
 	if err != nil {
@@ -174,6 +175,11 @@ func ReadConfig(dir string) (*family.Config, error) {
 
 // ParseConfig is ReadConfig for the bytes of a config.json.
 func ParseConfig(raw []byte) (*family.Config, error) {
+	c, err := parseConfig(raw)
+	return c, format.Broken(err)
+}
+
+func parseConfig(raw []byte) (*family.Config, error) {
 	var h config
 	if err := json.Unmarshal(raw, &h); err != nil {
 		return nil, fmt.Errorf("not a valid configuration: %w", err)
@@ -255,11 +261,11 @@ func (h *config) refuse(f *family.Family) error {
 	}
 	want := map[family.Activation][]string{family.SiLU: {"silu", "swish"}, family.GELUTanh: {"gelu_pytorch_tanh"}}[f.Activation]
 	if act != "" && act != want[0] && act != want[len(want)-1] {
-		return fmt.Errorf("hidden activation %q is not supported for %s (expected %s)", act, f.Name, want[0])
+		return format.Unsupportedf("hidden activation %q is not supported for %s (expected %s)", act, f.Name, want[0])
 	}
 	unsupported := func(key string, on bool) error {
 		if on {
-			return fmt.Errorf("%s is set, which phaseconv does not support for %s", key, f.Name)
+			return format.Unsupportedf("%s is set, which phaseconv does not support for %s", key, f.Name)
 		}
 		return nil
 	}
@@ -329,7 +335,7 @@ func (h *config) sliding(fam *family.Family, p *family.Params) error {
 			first = l
 		}
 		if types != nil && types[l] != flags[l] {
-			return fmt.Errorf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l, h.LayerTypes[l], fam.Name)
+			return format.Unsupportedf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l, h.LayerTypes[l], fam.Name)
 		}
 	}
 	if first < 0 {
@@ -360,7 +366,7 @@ func (h *config) layerTypes(layers int) ([]bool, error) {
 			out[l] = true
 		case "full_attention":
 		default:
-			return nil, fmt.Errorf("layer_types[%d] is %q; full_attention and sliding_attention are supported", l, t)
+			return nil, format.Unsupportedf("layer_types[%d] is %q; full_attention and sliding_attention are supported", l, t)
 		}
 	}
 	return out, nil
@@ -381,7 +387,7 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 	nested := isSet(rawFull) || isSet(rawLocal)
 	if d.LocalRopeTheta == 0 {
 		if nested {
-			return fmt.Errorf("rope_parameters differ by layer type, which models of type %s do not support", c.Family.Name)
+			return format.Unsupportedf("rope_parameters differ by layer type, which models of type %s do not support", c.Family.Name)
 		}
 		s, err := decodeRope(h.RopeScaling)
 		if err == nil && *s == (ropeScaling{}) {
@@ -438,14 +444,14 @@ func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.
 		kind = s.Type
 	}
 	if s.Partial != nil && *s.Partial != 1 {
-		return p, fmt.Errorf("RoPE partial_rotary_factor %g is not supported", *s.Partial)
+		return p, format.Unsupportedf("RoPE partial_rotary_factor %g is not supported", *s.Partial)
 	}
 	switch kind {
 	case "", "default":
 		return p, nil
 	case "linear", "llama3", "yarn":
 	default:
-		return p, fmt.Errorf("RoPE scaling type %q is not supported (linear, llama3 and yarn are)", kind)
+		return p, format.Unsupportedf("RoPE scaling type %q is not supported (linear, llama3 and yarn are)", kind)
 	}
 	if s.Factor == nil {
 		return p, fmt.Errorf("RoPE scaling %s has no factor", kind)
@@ -462,10 +468,10 @@ func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.
 		p.OriginalContext = or(s.Original, c.Context)
 		p.BetaFast, p.BetaSlow = or(s.BetaFast, 32), or(s.BetaSlow, 1)
 		if !or(s.Truncate, true) || s.MScale != nil || s.MScaleAll != nil || s.ExtrapScale != nil && *s.ExtrapScale != 1 {
-			return p, fmt.Errorf("RoPE scaling yarn with truncate = false, mscale, mscale_all_dim or extrapolation_factor is not supported")
+			return p, format.Unsupportedf("RoPE scaling yarn with truncate = false, mscale, mscale_all_dim or extrapolation_factor is not supported")
 		}
 		if s.AttnFactor != nil && math.Abs(*s.AttnFactor-p.Magnitude()) > 1e-6 {
-			return p, fmt.Errorf("RoPE scaling yarn with attention_factor %g is not supported (the default here is %.6g)", *s.AttnFactor, p.Magnitude())
+			return p, format.Unsupportedf("RoPE scaling yarn with attention_factor %g is not supported (the default here is %.6g)", *s.AttnFactor, p.Magnitude())
 		}
 	}
 	return p, nil
