@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/convert/write"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
@@ -33,34 +33,22 @@ func Export(dir, out string, notice func(string)) (*spec.Manifest, error) {
 			return nil, fmt.Errorf("%s: the artifact does not pass its contract: %s", dir, failed(c))
 		}
 	}
-	f, err := newFolder(out, notice)
+	f, err := write.NewFolder(out, notice)
 	if err != nil {
 		return nil, err
 	}
-	defer f.abort()
+	defer f.Abort()
 	for _, n := range append(contract.PublishedFiles(m), spec.ManifestName) {
-		if err := copyFile(filepath.Join(dir, n), filepath.Join(f.path, n)); err != nil {
+		if _, err := write.Copy(dir, f.Path, n); err != nil {
 			return nil, err
 		}
 	}
 	// What was copied, not what was meant to be.
 	c := &contract.Checker{}
-	if contract.OpenPublished(f.path, c) == nil {
+	if contract.OpenPublished(f.Path, c) == nil {
 		return nil, fmt.Errorf("%s: %s", out, failed(c))
 	}
-	return m, f.commit()
-}
-
-// newOnly refuses a folder that is there and not empty.
-func newOnly(out string) error {
-	if entries, err := os.ReadDir(out); err == nil {
-		if len(entries) > 0 {
-			return usage("%s exists and is not empty; name a new folder", out)
-		}
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return usage("%s: %v", out, err)
-	}
-	return nil
+	return m, f.Commit()
 }
 
 // ApplyOptions of Apply.
@@ -95,40 +83,44 @@ func Apply(ctx context.Context, o ApplyOptions) (*spec.Manifest, []spec.Check, e
 		return nil, checks.Checks, errors.New(failed(checks))
 	}
 	m := p.Manifest
-	ch := &changes{view: view, identities: m.Identities, targets: map[string][]string{}}
+	ch := &plan.Changes{View: view, Identities: m.Identities, Targets: map[string][]string{}}
 	for name, e := range view.Edits {
-		ch.targets[name] = e.By
+		ch.Targets[name] = e.By
 	}
-	f, err := newFolder(o.Out, o.Notice)
+	f, err := write.NewFolder(o.Out, o.Notice)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer f.abort()
-	opt := Options{Progress: o.Progress, companions: map[string]bool{}}
+	defer f.Abort()
+	only := map[string]bool{}
 	for _, x := range m.Files {
-		opt.companions[x.Name] = true
+		only[x.Name] = true
 	}
 	for _, e := range m.Artifacts {
-		opt.OutType = e.OutType
-		if e.Container == string(checkpoint.Safetensors) {
-			opt.OutType = "f32" // not used: tensors keep their own types
+		to, outType := checkpoint.Container(e.Container), e.OutType
+		if to == checkpoint.Safetensors {
+			outType = "f32" // not used: tensors keep their own types
 		}
-		plan, err := makePlan(c, checkpoint.Container(e.Container), opt.OutType, ch)
+		p, err := plan.Make(c, to, outType, ch)
 		if err != nil {
 			return nil, nil, err
 		}
-		if _, _, err := writeModel(ctx, f.path, c, opt, plan, view, m); err != nil {
+		x := write.Job{
+			Dir: f.Path, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Source: m.Source, Code: m.Code, Tool: m.Tool}, Only: only,
+			Progress: o.Progress.Of("writing " + e.Container),
+		}
+		if _, _, err := x.Model(ctx); err != nil {
 			return nil, nil, err
 		}
 	}
 	for _, n := range append(contract.PublishedFiles(m), spec.ManifestName) {
-		if err := copyFile(filepath.Join(o.Dir, n), filepath.Join(f.path, n)); err != nil {
+		if _, err := write.Copy(o.Dir, f.Path, n); err != nil {
 			return nil, nil, err
 		}
 	}
 	for _, e := range m.Artifacts {
 		done := &contract.Checker{}
-		if a := contract.Open(f.path, e.Container, done); a != nil {
+		if a := contract.Open(f.Path, e.Container, done); a != nil {
 			a.Close()
 		}
 		checks.Checks = append(checks.Checks, done.Checks...)
@@ -140,7 +132,7 @@ func Apply(ctx context.Context, o ApplyOptions) (*spec.Manifest, []spec.Check, e
 			return nil, checks.Checks, fmt.Errorf("the result is not the publisher's%s: %s", hint, failed(done))
 		}
 	}
-	return m, checks.Checks, f.commit()
+	return m, checks.Checks, f.Commit()
 }
 
 // CheckPublished checks published rotations, with base not empty against their

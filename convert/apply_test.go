@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/convert/write"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
@@ -37,7 +39,7 @@ func TestApply(t *testing.T) {
 		recipe{name: "gguf", family: "llama", gguf: true, edit: func(o *Options) { o.OutType = "q8_0" }},
 		recipe{name: "nothing folded", family: "llama", edit: func(o *Options) { o.Balance = false }},
 		recipe{name: "for a cache", family: "qwen2", tiny: tiny.Options{HeadDim: 32, Hidden: 128}, edit: func(o *Options) {
-			o.Cache, o.WeightEdits, o.TargetCtx = &kvcache.CacheTypes{K: gguf.TypeQ8_0, V: gguf.TypeF16}, EditsApproximate, 32
+			o.Cache, o.WeightEdits, o.TargetCtx = &kvcache.CacheTypes{K: gguf.TypeQ8_0, V: gguf.TypeF16}, plan.EditsApproximate, 32
 		}},
 		recipe{name: "one container", family: "llama", edit: func(o *Options) { o.Formats = o.Formats[1:] }},
 	)
@@ -179,10 +181,12 @@ func rerecord(t *testing.T, dir, name string) {
 			m.Files = append(m.Files, f)
 		}
 	}
-	if err := record(dir, []string{name}, m); err != nil {
+	f, err := write.Describe(dir, name)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := writeManifest(dir, m); err != nil {
+	m.Files = append(m.Files, f)
+	if err := write.Manifest(dir, m); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -5,46 +5,62 @@ import (
 
 	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/figures"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
-	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// AuditOptions of Audit.
+// AuditOptions of Audit. Start from DefaultAuditOptions. Fields that Options has too mean the
+// same.
 type AuditOptions struct {
 	Calibration       ppl.Text
 	CalibrationTokens int
-	Text              ppl.Text
+	Text              ppl.Text // held out
 	Ctx, Chunks       int
 	Code              string
 	Bits              float64
-	Alloc             string // how they are spread over heads; "" is uniform
-	Balance           bool
-	Policy            kvcache.Policy
-	Seed              uint64
-	Threads           int
-	Progress          progress.Func
+	Alloc             string
+	// Balance audits the keys as the K/Q pair scaling would leave them.
+	Balance  bool
+	Policy   kvcache.Policy
+	Seed     uint64
+	Threads  int
+	Progress progress.Func
 	// FFN, if set, asks for the audit of the FFN matrices too; seed, threads and
 	// progress are filled in.
 	FFN *audit.FFNOptions
-	// Probe, if set, is called at the end with what the audit has in hand, for a
+	// Figures, if set, is called at the end with what the audit has in hand, for a
 	// report: options of figures.Run, all but Detail filled in.
-	Probe func(p figures.Options) error
+	Figures func(p figures.Options) error
 }
 
-// Audit fits every column's code to one text and measures them on another,
-// without changing or writing anything. With Balance the keys are those that a
-// conversion would leave.
+// DefaultAuditOptions returns what the command line takes unless told otherwise.
+func DefaultAuditOptions() AuditOptions {
+	d := DefaultOptions()
+	return AuditOptions{
+		Calibration: d.Calibration, CalibrationTokens: d.CalibrationTokens, Text: d.Evaluation, Ctx: d.Ctx, Chunks: d.Chunks,
+		Code: d.Code, Bits: d.Bits, Balance: d.Balance, Policy: d.Policy, Seed: d.Seed,
+	}
+}
+
+// Audit fits every column's code to one text and measures them on another, without changing or
+// writing anything.
 func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec.AuditJSON, error) {
-	if o.Text.SHA256() == o.Calibration.SHA256() {
-		return nil, option.Errorf("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", o.Text.Name)
+	o.Threads = parallel.Threads(o.Threads)
+	if err := checkTexts(o.Calibration, o.Text, o.CalibrationTokens, o.Ctx, o.Chunks); err != nil {
+		return nil, err
+	}
+	keys := plan.KeyOptions{Code: o.Code, Bits: o.Bits, Alloc: o.Alloc, Policy: o.Policy}
+	if _, err := plan.NewKeys(c.Config, keys); err != nil {
+		return nil, err
 	}
 	cal, err := ppl.Tokenize(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
 	if err != nil {
@@ -55,20 +71,13 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return nil, err
 	}
 	m := refmodel.New(c.Config, c, o.Threads)
-	kinds := FitKinds(o.Code)
+	kinds := fitKinds(o.Code)
 	opt := calibrate.Options{
 		Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
 		Progress: o.Progress.Of("allotting signs"),
 	}
-	if o.Alloc == "" {
-		o.Alloc = bits.AllocUniform
-	}
-	if o.Code == "frame" {
-		if opt.Signs, err = bits.Allocate(ctx, m, cal.Tokens, o.Alloc, opt.Allocation()); err != nil {
-			return nil, err
-		}
-	} else if o.Bits != 1 || o.Alloc != bits.AllocUniform {
-		return nil, option.Errorf("code %s has 1 bit per number in every head; only frame takes --bits %g and --alloc %s", o.Code, o.Bits, o.Alloc)
+	if opt.Signs, err = bits.Allocate(ctx, m, cal.Tokens, keys.Allocation(), opt.Allocation()); err != nil {
+		return nil, err
 	}
 	opt.Progress = o.Progress.Of("calibrating")
 	fit, err := calibrate.Run(ctx, m, cal.Tokens, opt)
@@ -95,27 +104,15 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return nil, err
 	}
 	cache.Scale = meter.Scale
-	float, onebit := &refmodel.Variant{}, &refmodel.Variant{Cache: cache}
-	err = m.Run(ctx, w.Tokens, []*refmodel.Variant{float, onebit}, refmodel.Options{Hooks: refmodel.Hooks{Attention: meter.Attention}, Progress: o.Progress.Of("measuring")})
-	if err != nil {
-		return nil, err
-	}
-	base, err := ppl.NewPositions(m, w, float)
-	if err != nil {
-		return nil, err
-	}
-	coded, err := ppl.NewPositions(m, w, onebit)
-	if err != nil {
-		return nil, err
-	}
-	res, err := ppl.Measure(ctx, w, base, coded)
+	run := refmodel.Options{Hooks: refmodel.Hooks{Attention: meter.Attention}, Progress: o.Progress.Of("measuring")}
+	res, err := ppl.Compare(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}
 	out := &spec.AuditJSON{
-		Calibration: *ppl.TextInfo(o.Calibration, cal), Text: *ppl.TextInfo(o.Text, w), Balance: o.Balance,
+		Calibration: o.Calibration.Info(cal), Text: o.Text.Info(w), Balance: o.Balance,
 		PPL: ppl.PPLJSON(res, w, o.Policy, o.Code), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Layers: audit.Layers(c.Config, meter.Rows, FittedHead(fit, o.Code, o.Policy.Anchor)),
+		Layers: audit.Layers(c.Config, meter.Rows, fittedHead(fit, o.Code, o.Policy.Anchor)),
 		Bytes:  kvcache.Bytes(c.Config, codes, o.Policy),
 	}
 	if o.FFN != nil {
@@ -125,7 +122,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 			return nil, err
 		}
 	}
-	if o.Probe == nil {
+	if o.Figures == nil {
 		return out, nil
 	}
 	p := figures.Options{
@@ -140,12 +137,12 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		}
 		p.Fitted = append(p.Fitted, row)
 	}
-	return out, o.Probe(p)
+	return out, o.Figures(p)
 }
 
-// FitKinds lists the codes to fit for an audit: the one in use and the columns
+// fitKinds lists the codes to fit for an audit: the one in use and the columns
 // that need calibration.
-func FitKinds(code string) []string {
+func fitKinds(code string) []string {
 	out := []string{"cen", "learned"}
 	if code != "cen" && code != "learned" {
 		out = append(out, code)
@@ -153,8 +150,8 @@ func FitKinds(code string) []string {
 	return out
 }
 
-// FittedHead describes the fits of a calibration to the audit.
-func FittedHead(fit *calibrate.Result, code string, anchor int) func(layer, head int) audit.Head {
+// fittedHead describes the fits of a calibration to the audit.
+func fittedHead(fit *calibrate.Result, code string, anchor int) func(layer, head int) audit.Head {
 	return func(l, h int) audit.Head {
 		head := fit.Layers[l].Heads[h]
 		x := audit.Head{Code: code, Bits: audit.BitsPerNumber(head.Codes[code]), Anchor: anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[code]}}

@@ -12,38 +12,43 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/convert/fitcache"
+	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // WorkDir is where fitted layers are kept when no folder is named.
 func WorkDir(out string) string { return filepath.Clean(out) + ".work" }
 
-// fit calibrates. With a work folder it uses the layers that are there and keeps
-// those that it fits; only, if set, says which ones. The weights are those of the
-// view, whose edits the fits depend on.
-func (o *Options) fit(ctx context.Context, c *checkpoint.Checkpoint, ch *changes, windows [][]int32, only func(layer int) bool) (*calibrate.Result, error) {
+// calibrate fits codes, and the pair scaling if the changes have it. With a work folder it uses
+// the layers that are there and keeps those that it fits; only, if set, says which ones. The
+// weights are those of the changes, whose edits the fits depend on.
+func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer int) bool) (*calibrate.Result, error) {
+	o, c, windows := &j.o, j.source, j.calibration.Tokens
 	opt := calibrate.Options{
-		Kinds: FitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ch.balance,
+		Kinds: fitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ch.PairScale,
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress.Of("calibrating"), Only: only,
 	}
-	m := refmodel.New(c.Config, ch.view, o.Threads)
+	m := refmodel.New(c.Config, ch.View, o.Threads)
 	var w *fitcache.Cache
 	var err error
 	if o.Work != "" {
-		if w, err = o.work(c, ch, windows, opt); err != nil {
+		if w, err = j.work(ch, opt); err != nil {
 			return nil, err
 		}
 	}
-	if opt.Signs, err = o.allot(ctx, m, w, windows, opt); err != nil {
+	if opt.Signs, err = j.allocate(ctx, m, w, opt); err != nil {
 		return nil, err
 	}
 	if w != nil {
@@ -76,9 +81,10 @@ func complete(w *fitcache.Cache, layers int) error {
 }
 
 // work opens the folder of fitted layers.
-func (o *Options) work(c *checkpoint.Checkpoint, ch *changes, windows [][]int32, opt calibrate.Options) (*fitcache.Cache, error) {
+func (j *job) work(ch *plan.Changes, opt calibrate.Options) (*fitcache.Cache, error) {
+	o, c, windows := &j.o, j.source, j.calibration.Tokens
 	if st, err := os.Stat(o.Work); err == nil && !st.IsDir() {
-		return nil, usage("%s is not a folder", o.Work)
+		return nil, option.Bad("Work", o.Work, "it is not a folder")
 	}
 	source, err := c.Digest()
 	if err != nil {
@@ -88,7 +94,7 @@ func (o *Options) work(c *checkpoint.Checkpoint, ch *changes, windows [][]int32,
 	if err != nil {
 		return nil, err
 	}
-	edits, err := editsDigest(ch.view)
+	edits, err := editsDigest(ch.View)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +103,7 @@ func (o *Options) work(c *checkpoint.Checkpoint, ch *changes, windows [][]int32,
 		Dir: o.Work,
 		Inputs: []fitcache.Input{
 			in("program", program(o.Tool)), in("source", source), in("calibration", o.Calibration.SHA256()), in("tokens", tokensDigest(windows)),
-			in("windows", len(windows)), in("ctx", o.Ctx), in("codes", strings.Join(opt.Kinds, ",")), in("bits", strconv.FormatFloat(opt.Bits, 'g', -1, 64)), in("alloc", o.alloc()),
+			in("windows", len(windows)), in("ctx", o.Ctx), in("codes", strings.Join(opt.Kinds, ",")), in("bits", strconv.FormatFloat(opt.Bits, 'g', -1, 64)), in("alloc", o.keys().Allocation()),
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
 			in("balance", opt.Balance), in("seed", opt.Seed), in("edits", edits),
 		},
@@ -146,13 +152,13 @@ func editsDigest(v *checkpoint.Edited) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// done removes the work folder's layers after a conversion, unless they are to stay.
-func (o *Options) done(layers int) {
-	if o.Work == "" || o.KeepWork {
+// removeWork removes the work folder's layers after a conversion, unless they are to stay.
+func (j *job) removeWork() {
+	if j.o.Work == "" || j.o.KeepWork {
 		return
 	}
-	if err := (&fitcache.Cache{Dir: o.Work}).Remove(layers); err != nil && o.Notice != nil {
-		o.Notice(fmt.Sprintf("the artifact is complete, but fitted layers could not be removed: %v", err))
+	if err := (&fitcache.Cache{Dir: j.o.Work}).Remove(len(j.source.Config.Layers)); err != nil {
+		j.o.notice(fmt.Sprintf("the artifact is complete, but fitted layers could not be removed: %v", err))
 	}
 }
 
@@ -162,10 +168,10 @@ func unitLayers(i, n, layers int) (first, end int) { return (i - 1) * layers / n
 // CheckUnits refuses a number of units, and a unit (0 for none), that cannot be.
 func CheckUnits(i, n int) error {
 	if n < 1 || n > spec.MaxLayers {
-		return usage("%d units: expected 1 to %d", n, spec.MaxLayers)
+		return option.Errorf("%d units: expected 1 to %d", n, spec.MaxLayers)
 	}
 	if i < 0 || i > n {
-		return usage("unit %d of %d: units count from 1", i, n)
+		return option.Errorf("unit %d of %d: units count from 1", i, n)
 	}
 	return nil
 }
@@ -215,17 +221,19 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 		return nil, err
 	}
 	o.Merge = false
-	c, ch, w, err := o.open()
+	j, err := open(o)
 	if err != nil {
 		return nil, err
 	}
+	c := j.source
 	defer c.Close()
 	first, end := unitLayers(i, n, len(c.Config.Layers))
 	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: len(c.Config.Layers), Of: n, Units: []spec.Unit{{Unit: i, Layers: []spec.UnitLayer{}}}}
 	if first == end {
 		return out, nil
 	}
-	if ch, err = searchEdits(ctx, c, &o, ch); err != nil {
+	ch, _, err := j.searchEdits(ctx)
+	if err != nil {
 		return nil, err
 	}
 	before := map[int]fs.FileInfo{}
@@ -235,7 +243,7 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 			before[l] = st
 		}
 	}
-	_, err = o.fit(ctx, c, ch, w.Tokens, func(l int) bool { return l >= first && l < end })
+	_, err = j.calibrate(ctx, ch, func(l int) bool { return l >= first && l < end })
 	if err != nil {
 		// Only the folder, and only if nothing is in it.
 		if rest, e := os.ReadDir(o.Work); e == nil && len(rest) == 0 {
@@ -253,4 +261,51 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 		})
 	}
 	return out, nil
+}
+
+// allocate decides about signs before anything is fitted. With a work folder w, which
+// may be nil, it takes the allotment that is there or leaves its own, so that all
+// units fit to the same one; each would find the same by itself.
+func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache, opt calibrate.Options) ([][]int, error) {
+	o, c := &j.o, m.Config
+	alloc := o.keys().Allocation()
+	if o.Code != "frame" || alloc == bits.AllocUniform {
+		return bits.Even(c, opt.Bits)
+	}
+	if w != nil {
+		total, err := bits.Budget(c, opt.Bits)
+		if err != nil {
+			return nil, err
+		}
+		signs, err := w.ReadSigns(len(c.Layers), total)
+		switch {
+		case err == nil:
+			return signs, nil
+		case o.Merge && !slices.ContainsFunc(layers(len(c.Layers)), func(l int) bool { return there(w.Path(l)) }):
+			return nil, complete(w, len(c.Layers))
+		case o.Merge:
+			return nil, fmt.Errorf("the units' allotment of signs is not there; run them, or convert with --resume: %w", err)
+		case !errors.Is(err, fs.ErrNotExist):
+			o.notice(fmt.Sprintf("%v; signs are allotted again", err))
+		}
+	}
+	opt.Progress = o.Progress.Of("allotting signs")
+	signs, err := bits.Allocate(ctx, m, j.calibration.Tokens, alloc, opt.Allocation())
+	if err == nil && w != nil {
+		err = w.SaveSigns(signs)
+	}
+	return signs, err
+}
+
+func layers(n int) []int {
+	out := make([]int, n)
+	for l := range out {
+		out[l] = l
+	}
+	return out
+}
+
+func signsDigest(signs [][]int) string {
+	sum := sha256.Sum256([]byte(fmt.Sprint(signs)))
+	return hex.EncodeToString(sum[:])
 }

@@ -21,7 +21,7 @@ import (
 // small is a conversion of everything there is, in a second.
 func small(src, out string) Options {
 	return Options{
-		Source: src, Out: out, Formats: []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}, OutType: "f16", Code: "frame", Bits: 1, Balance: true,
+		Source: src, Out: out, Formats: []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}, OutType: "f16", Code: "frame", Bits: 1, Alloc: "uniform", Balance: true,
 		Policy:      kvcache.Policy{Anchor: 16, Sink: 2},
 		Calibration: ppl.Text{Name: "calibration", Data: texts.Calibration}, CalibrationTokens: 96,
 		Evaluation: ppl.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 48, Chunks: 1, Seed: 1, Threads: 2, Tool: "test", Command: []string{"phaseconv"},
@@ -115,13 +115,13 @@ func TestKeysPlan(t *testing.T) {
 		says string
 		edit func(o *Options)
 	}{
-		{"--alloc", func(o *Options) { o.Alloc = "fair" }},
-		{"--bits", func(o *Options) { o.Bits = 0.01 }},
-		{"--bits", func(o *Options) { o.Bits = 9 }},
+		{"Alloc", func(o *Options) { o.Alloc = "fair" }},
+		{"Bits", func(o *Options) { o.Bits = 0.01 }},
+		{"Bits", func(o *Options) { o.Bits = 9 }},
 		{"only frame", func(o *Options) { o.Code, o.Bits = "learned", 2 }},
 		{"only frame", func(o *Options) { o.Code, o.Bits, o.Alloc = "learned", 1, "angle" }},
-		{"exceptions", func(o *Options) { o.Policy.Exceptions = 33 }},
-		{"exceptions", func(o *Options) { o.Policy.Exceptions = -1 }},
+		{"Exceptions", func(o *Options) { o.Policy.Exceptions = 33 }},
+		{"Exceptions", func(o *Options) { o.Policy.Exceptions = -1 }},
 	} {
 		bad := o
 		x.edit(&bad)
@@ -288,77 +288,5 @@ func TestUnitLayers(t *testing.T) {
 		if err := CheckUnits(x[0], x[1]); !errors.As(err, &use) {
 			t.Errorf("unit %d of %d: %v", x[0], x[1], err)
 		}
-	}
-}
-
-// TestStaleFolders: what killed runs left is removed and said so; the folder of a
-// run that is alive, and of other names, stays.
-func TestStaleFolders(t *testing.T) {
-	dir := t.TempDir()
-	out := filepath.Join(dir, "out [1]")
-	for _, n := range []string{".out [1].123.partial", ".out 1.123.partial", ".other.1.partial"} {
-		if err := os.MkdirAll(filepath.Join(dir, n, "sub"), 0o777); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if l, err := lockFolder(dir); errors.Is(err, errNoLocks) {
-		t.Skip("folders cannot be locked here")
-	} else if err == nil {
-		l.Close()
-	}
-	var notices []string
-	f, err := newFolder(out, func(s string) { notices = append(notices, s) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(notices) != 1 || !strings.Contains(notices[0], ".out [1].123.partial: removed") {
-		t.Errorf("notices %q", notices)
-	}
-	if got := left(t, dir); len(got) != 3 {
-		t.Errorf("%v", got)
-	}
-	// The first is still at work.
-	if _, err := newFolder(out, nil); err == nil || !strings.Contains(err.Error(), "another conversion") {
-		t.Errorf("two at a time: %v", err)
-	}
-	if _, err := os.Stat(f.path); err != nil {
-		t.Error(err)
-	}
-	if err := f.commit(); err != nil {
-		t.Fatal(err)
-	}
-	f.abort() // does nothing now
-	if _, err := os.Stat(out); err != nil {
-		t.Error(err)
-	}
-	if f, err = newFolder(out, nil); err != nil {
-		t.Fatal(err)
-	}
-	f.abort()
-}
-
-// TestParents: parents that were made go away with a failed run, others stay.
-func TestParents(t *testing.T) {
-	dir := t.TempDir()
-	f, err := newFolder(filepath.Join(dir, "a", "b", "c", "out"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.abort()
-	if got := left(t, dir); len(got) != 0 {
-		t.Errorf("left %v", got)
-	}
-	if f, err = newFolder(filepath.Join(dir, "a", "b", "out"), nil); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "a", "x"), nil, 0o666); err != nil {
-		t.Fatal(err)
-	}
-	f.abort()
-	if got := left(t, filepath.Join(dir, "a")); !reflect.DeepEqual(got, []string{"x"}) {
-		t.Errorf("left %v", got)
-	}
-	if _, err := newFolder(filepath.Join(dir, "a", "x", "out"), nil); err == nil {
-		t.Error("a file was taken for a folder")
 	}
 }

@@ -22,7 +22,7 @@ type Fusion struct {
 	Measured []AdviseRow `json:"measured,omitempty"`
 	// RoundedInputs of what was measured: see AdviseJSON.
 	RoundedInputs bool `json:"rounded_inputs"`
-	// Refused says why slow means were not removed, if so.
+	// Refused says why key biases were not shifted, if so.
 	Refused string `json:"refused,omitempty"`
 	// Heads lists what near-identity G7 removes, head by head.
 	Heads []FusionHead `json:"heads,omitempty"`

@@ -16,14 +16,16 @@ const (
 // report of a source that was only audited carries the audit; one of an artifact
 // lies beside its manifest. What was not measured is absent.
 type ReportJSON struct {
-	Version int           `json:"report"`
-	Name    string        `json:"name,omitempty"` // base name of the model
-	Audit   *AuditJSON    `json:"audit,omitempty"`
-	Verify  *VerifyJSON   `json:"verify,omitempty"`
-	Detail  *Detail       `json:"detail,omitempty"`
-	Advise  []AdviseRow   `json:"advise,omitempty"`
-	FFN     []FFNRow      `json:"ffn,omitempty"`
-	Pareto  []ParetoPoint `json:"pareto,omitempty"`
+	Version int         `json:"report"`
+	Name    string      `json:"name,omitempty"` // base name of the model
+	Audit   *AuditJSON  `json:"audit,omitempty"`
+	Verify  *VerifyJSON `json:"verify,omitempty"`
+	Detail  *Detail     `json:"detail,omitempty"`
+	Advise  []AdviseRow `json:"advise,omitempty"`
+	// RoundedInputs of Advise: see AdviseJSON.
+	RoundedInputs bool          `json:"rounded_inputs,omitempty"`
+	FFN           []FFNRow      `json:"ffn,omitempty"`
+	Pareto        []ParetoPoint `json:"pareto,omitempty"`
 }
 
 // AdviseRow is one K and V cache type measured with this model. The runtime's

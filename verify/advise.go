@@ -9,6 +9,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -83,6 +84,7 @@ type adviseKey struct {
 // It measures each type for K alone and for V alone, and then, from the smallest
 // pair on, those pairs whose parts promise to pass.
 func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o AdviseOptions) (*spec.AdviseJSON, error) {
+	o.Threads = parallel.Threads(o.Threads)
 	a := &adviser{o: o, worst: map[adviseKey]float64{}}
 	round := !o.FloatInputs && runAsTheyAre(published, converted)
 	out := &spec.AdviseJSON{MaxKLD: o.MaxKLD, Rotation: o.Rotation, RoundedInputs: round, Choices: []spec.AdviseChoice{}}
@@ -125,7 +127,7 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 			return nil, err
 		}
 		a.texts = append(a.texts, w)
-		out.Texts = append(out.Texts, *ppl.TextInfo(o.Text, w))
+		out.Texts = append(out.Texts, o.Text.Info(w))
 	}
 	if err := a.search(ctx); err != nil {
 		return nil, err

@@ -17,28 +17,16 @@ func runAsTheyAre(models ...*checkpoint.Checkpoint) bool {
 	return !slices.ContainsFunc(models, func(c *checkpoint.Checkpoint) bool { return c != nil && c.Container != checkpoint.GGUF })
 }
 
-// runStock runs a model over the windows once, with one variant per cache.
+// runCaches runs a model over the windows once, with one variant per cache.
 func runCaches(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []*kvcache.LlamaCpp, progress func(done, total int)) ([]ppl.Positions, error) {
 	var variants []*refmodel.Variant
 	for _, c := range caches {
 		variants = append(variants, &refmodel.Variant{Cache: c})
 	}
-	if err := m.Run(ctx, w.Tokens, variants, refmodel.Options{Progress: progress}); err != nil {
-		return nil, err
-	}
-	var out []ppl.Positions
-	for _, l := range variants {
-		s, err := ppl.NewPositions(m, w, l)
-		if err != nil {
-			return nil, err
-		}
-		l.Hidden = nil
-		out = append(out, s)
-	}
-	return out, nil
+	return ppl.Run(ctx, m, w, refmodel.Options{Progress: progress}, variants...)
 }
 
-// measureStock measures an artifact with stock cache types: against its source
+// measureCacheTypes measures an artifact with stock cache types: against its source
 // with F16 caches if that is at hand, else against itself with F16 caches.
 func measureCacheTypes(ctx context.Context, model *checkpoint.Checkpoint, o Options, w *ppl.Windows) (*spec.StockJSON, error) {
 	cache, err := kvcache.NewLlamaCpp(model.Config, *o.CacheTypes)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/rotations/transform"
@@ -56,6 +57,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
 		return nil, option.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
+	o.Threads = parallel.Threads(o.Threads)
 	cfg := a.Model.Config
 	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent, Exceptions: a.Sidecar.Exceptions}
 	if o.Sink >= 0 {
@@ -85,27 +87,20 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if meter.Codes, err = auditCodes(codes, o); err != nil {
 		return nil, err
 	}
-	float, onebit := &refmodel.Variant{}, &refmodel.Variant{Cache: cache}
 	run := refmodel.Options{Hooks: refmodel.Hooks{Attention: meter.Attention}, Progress: o.Progress.Of("measuring float and 1-bit keys")}
-	if err := m.Run(ctx, w.Tokens, []*refmodel.Variant{float, onebit}, run); err != nil {
-		return nil, err
-	}
-	base, err := ppl.NewPositions(m, w, float)
+	both, err := ppl.Run(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}
-	coded, err := ppl.NewPositions(m, w, onebit)
+	res, err := ppl.Measure(ctx, w, both[0], both[1])
 	if err != nil {
 		return nil, err
 	}
-	res, err := ppl.Measure(ctx, w, base, coded)
-	if err != nil {
-		return nil, err
-	}
+	text := o.Text.Info(w)
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
 		PPL:      ppl.PPLJSON(res, w, policy, kind), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Bytes: kvcache.Bytes(cfg, codes, policy), Text: ppl.TextInfo(o.Text, w),
+		Bytes: kvcache.Bytes(cfg, codes, policy), Text: &text,
 	}
 	out.PPL.Kernels = o.Kernels
 	head := o.Head
@@ -114,7 +109,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	}
 	out.Layers = audit.Layers(cfg, meter.Rows, head)
 	if o.Source != nil {
-		if out.Function, err = function(ctx, a, o, w, base, checks); err != nil {
+		if out.Function, err = function(ctx, a, o, w, both[0], checks); err != nil {
 			return nil, err
 		}
 		out.Contract = checks.Checks
@@ -220,11 +215,11 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	}
 	run := func(step string, weights checkpoint.Weights, w *ppl.Windows) (ppl.Positions, error) {
 		m := refmodel.New(o.Source.Config, weights, o.Threads)
-		variant := &refmodel.Variant{}
-		if err := m.Run(ctx, w.Tokens, []*refmodel.Variant{variant}, refmodel.Options{Progress: o.Progress.Of(step)}); err != nil {
+		p, err := ppl.Run(ctx, m, w, refmodel.Options{Progress: o.Progress.Of(step)}, &refmodel.Variant{})
+		if err != nil {
 			return ppl.Positions{}, err
 		}
-		return ppl.NewPositions(m, w, variant)
+		return p[0], nil
 	}
 	src, err := run("running the source", o.Source, w)
 	if err != nil {

@@ -21,25 +21,25 @@ type Candidate struct {
 func Candidates(cache transform.CacheRow) []Candidate {
 	out := []Candidate{{Name: "as published"}}
 	if cache.Type.Quantized() {
-		balance := Candidate{Name: "balance", Fit: KeyFit{Pairs: ClosedForm, Cache: cache}}
-		out = append(out, Candidate{Name: "balance, powers of two", Fit: KeyFit{Pairs: PowerOfTwo, Cache: cache}}, balance, balance.Tuned())
+		balance := Candidate{Name: "pair scaling", Fit: KeyFit{Pairs: ClosedForm, Cache: cache}}
+		out = append(out, Candidate{Name: "pair scaling, powers of two", Fit: KeyFit{Pairs: PowerOfTwo, Cache: cache}}, balance, balance.Tuned())
 	}
 	return out
 }
 
-// Removal returns the candidate that takes slow means out, with this weight of the
-// drift, and balances what is left. Models whose keys take no bias cannot have it.
-func Shift(kappa float64, cache transform.CacheRow) Candidate {
+// Shift returns the candidate that takes the low-frequency mean out of the key bias, with this
+// penalty on what that changes, and scales pairs. Models whose keys take no bias cannot have it.
+func Shift(penalty float64, cache transform.CacheRow) Candidate {
 	return Candidate{
-		Name: fmt.Sprintf("slow means removed (drift weight %g), balance", kappa), Approximate: true,
-		Fit: KeyFit{Shift: &transform.BiasShiftOptions{Penalty: kappa}, Pairs: ClosedForm, Cache: cache},
+		Name: fmt.Sprintf("key bias shifted (penalty %g), pair scaling", penalty), Approximate: true,
+		Fit: KeyFit{Shift: &transform.BiasShiftOptions{Penalty: penalty}, Pairs: ClosedForm, Cache: cache},
 	}
 }
 
-// WithPenalty returns the candidate with its drift weights, at least one, so many times larger.
+// WithPenalty returns the candidate with its penalties, at least one, multiplied by factor.
 func (c Candidate) WithPenalty(factor float64) Candidate {
-	removal, mix := c.driftWeights()
-	out := Candidate{Name: "balance", Fit: KeyFit{Pairs: ClosedForm, Cache: c.Fit.Cache}}
+	removal, mix := c.penalties()
+	out := Candidate{Name: "pair scaling", Fit: KeyFit{Pairs: ClosedForm, Cache: c.Fit.Cache}}
 	if !math.IsInf(removal, 1) {
 		out = Shift(factor*removal, c.Fit.Cache)
 	}
@@ -49,17 +49,17 @@ func (c Candidate) WithPenalty(factor float64) Candidate {
 	return out
 }
 
-// Mixed returns the candidate with pairs mixed for the cache type, with this weight
-// of the drift.
-func (c Candidate) Transformed(kappa float64) Candidate {
-	c.Name, c.Approximate = fmt.Sprintf("%s, pairs mixed (drift weight %g)", c.Name, kappa), true
-	c.Fit.Transform, c.Fit.Pairs = kappa, ForType
+// Transformed returns the candidate with keys transformed for the cache type, with this penalty
+// on what that changes.
+func (c Candidate) Transformed(penalty float64) Candidate {
+	c.Name, c.Approximate = fmt.Sprintf("%s, keys transformed (penalty %g)", c.Name, penalty), true
+	c.Fit.Transform, c.Fit.Pairs = penalty, ForType
 	return c
 }
 
-// driftWeights returns the weights of drift in a removal and in a mix, infinite
+// penalties returns the weights of drift in a removal and in a mix, infinite
 // where there is none.
-func (c Candidate) driftWeights() (removal, mix float64) {
+func (c Candidate) penalties() (removal, mix float64) {
 	removal, mix = math.Inf(1), math.Inf(1)
 	if c.Fit.Shift != nil {
 		removal = c.Fit.Shift.Penalty
@@ -72,8 +72,8 @@ func (c Candidate) driftWeights() (removal, mix float64) {
 
 // Below says whether both of c's changes drift no more than d's.
 func (c Candidate) NoMoreThan(d Candidate) bool {
-	r, m := c.driftWeights()
-	r2, m2 := d.driftWeights()
+	r, m := c.penalties()
+	r2, m2 := d.penalties()
 	return r >= r2 && m >= m2
 }
 
@@ -85,8 +85,8 @@ func (c Candidate) PowersOfTwoOnly() bool {
 // Drift compares candidates by how much they may change the model's function: it
 // is negative where c may change less than d.
 func (c Candidate) Drift(d Candidate) int {
-	r, m := c.driftWeights()
-	r2, m2 := d.driftWeights()
+	r, m := c.penalties()
+	r2, m2 := d.penalties()
 	// A mix moves more than any removal.
 	if mixed, mixed2 := !math.IsInf(m, 1), !math.IsInf(m2, 1); mixed != mixed2 {
 		if mixed {

@@ -51,6 +51,13 @@ func (c *Result) Changed() bool { return c.Report.Chosen != c.Report.Tried[0].Na
 // divergence with the target types must fall by before it is used.
 const approximateGain = 10
 
+// How many standard errors of the difference make one edit better than another, see Search.
+const (
+	exactErrors       = 3.0
+	approximateErrors = 1.0
+	valueErrors       = 2.0
+)
+
 // requantGain is how many times the divergence must fall before the digits of weights
 // are changed in a file with quantised matrices. There runtimes round the inputs of
 // products too, and whatever moves a number draws these errors anew. Quantised caches do
@@ -65,14 +72,24 @@ const (
 	chooseBatch  = 4096
 )
 
-// Choose fits the changes of weights that might help a pair of stock cache types,
-// measures each on text it was not fitted to, and returns the best that is worth
-// it. One that changes more is taken only if it beats what changes less by more
-// than chance (see better): exact ones, and near-identities against exact ones, by three standard
-// errors of the difference, near-identities among themselves by one. And what a
-// near-identity costs more than a cheaper one, or than an exact change, with F16 caches must
-// make the divergence fall by ten times that; if none does, the cheapest is tried
-// with larger drift weights and on fewer heads. In files with quantised matrices see requantGain.
+// Search fits the edits of weights that might help a pair of cache types, measures each on text
+// that it was not fitted to, and returns the one to make. Divergences are compared token by
+// token, by their roots; errors are standard errors of the difference. The rules:
+//
+//  1. An edit is exact or approximate. Exact ones are tried first: pair scaling in closed form,
+//     rounded to powers of two, and tuned for the type. Then approximate ones, with several
+//     penalties on what they change.
+//  2. Of two edits the one that changes less is taken, unless the other beats it by more than
+//     chance: by exactErrors standard errors against an exact edit, by approximateErrors among
+//     approximate ones.
+//  3. What an approximate edit costs with F16 caches beyond a cheaper one must make the
+//     divergence with the target types fall by approximateGain times that.
+//  4. If no approximate edit passes rule 3, the cheapest is tried with larger penalties, then on
+//     half and on a quarter of the heads.
+//  5. In a file with quantised matrices an edit that changes digits of weights must make the
+//     divergence fall by a factor of requantGain.
+//  6. Values are transformed for their type on top of that if it beats not doing so by
+//     valueErrors standard errors beside F16 keys, and does not hurt beside keys in their type.
 func Search(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*Result, error) {
 	h, err := newSearch(ctx, c, o)
 	if err != nil {
@@ -165,7 +182,7 @@ func (h *search) choose(ctx context.Context) (*Result, error) {
 	row := h.target.KeyRow()
 	out := &Result{Report: &spec.Fusion{
 		KType: kvcache.TypeName(h.target.K), VType: kvcache.TypeName(h.target.V), Rotation: h.target.Rotation, TargetCtx: h.o.Ctx,
-		Text: *ppl.TextInfo(h.o.Text, h.held), FitWindows: h.fitted,
+		Text: h.o.Text.Info(h.held), FitWindows: h.fitted,
 	}}
 	if err := transform.CheckKeyBias(h.c.Config); h.o.Approximate && err != nil {
 		out.Report.Refused = err.Error()
@@ -220,18 +237,18 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 		return err
 	}
 	try := h.tried(best, &both[0])
-	if try.Name = valuesMixed; best > 0 {
-		try.Name = h.candidates[best].Name + ", " + valuesMixed
+	if try.Name = valuesTransformed; best > 0 {
+		try.Name = h.candidates[best].Name + ", " + valuesTransformed
 	}
 	try.F16KLD = h.cost[best] // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if gain := h.gain(true, h.candidates[best].PowersOfTwoOnly()); better(apart[1], apart[0], 2) && gain*both[0].Mean <= h.kld[best].Mean {
+	if gain := h.gain(true, h.candidates[best].PowersOfTwoOnly()); better(apart[1], apart[0], valueErrors) && gain*both[0].Mean <= h.kld[best].Mean {
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
 }
 
-const valuesMixed = "values mixed for the type"
+const valuesTransformed = "values transformed for the type"
 
 // tried describes a candidate that measured d.
 func (h *search) tried(i int, d *ppl.Divergence) spec.FusionTry {
@@ -244,7 +261,7 @@ func (h *search) near(ctx context.Context, row transform.CacheRow) error {
 		return nil
 	}
 	base := h.candidates[h.leader(false)]
-	base.Name, base.Fit.Pairs = "balance", ClosedForm
+	base.Name, base.Fit.Pairs = "pair scaling", ClosedForm
 	var less *Candidate // what drifts less than the base of the mixes
 	if transform.CheckKeyBias(h.c.Config) == nil && h.o.NoKeyBias == "" {
 		removals := []float64{128, 32, 8, 2}
@@ -348,7 +365,7 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 	best, paid := exact, 0.0
 	for _, i := range near {
 		// At the margin: so the gain over exact changes is ten times the whole cost.
-		if better(h.kld[i], h.kld[best], 1) && h.kld[best].Mean-h.kld[i].Mean >= approximateGain*(*h.cost[i]-paid) {
+		if better(h.kld[i], h.kld[best], approximateErrors) && h.kld[best].Mean-h.kld[i].Mean >= approximateGain*(*h.cost[i]-paid) {
 			best, paid = i, *h.cost[i]
 		}
 	}
@@ -437,7 +454,7 @@ func worthwhile(edits [][]transform.KeyEdit) [][2]int {
 // chance and enough for what cannot be measured.
 func (h *search) beats(i, j int) bool {
 	gain := h.gain(!h.candidates[i].PowersOfTwoOnly(), h.candidates[j].PowersOfTwoOnly())
-	return better(h.kld[i], h.kld[j], 3) && gain*h.kld[i].Mean <= h.kld[j].Mean
+	return better(h.kld[i], h.kld[j], exactErrors) && gain*h.kld[i].Mean <= h.kld[j].Mean
 }
 
 // gain is how many times the divergence must fall at least on the way from weights
@@ -523,16 +540,9 @@ func (h *search) measure(ctx context.Context, edits [][][]transform.KeyEdit, inn
 			}
 			variants = append(variants, &refmodel.Variant{Cache: cache})
 		}
-		if err := h.m.Run(ctx, h.held.Tokens, variants, refmodel.Options{Progress: h.o.Progress.Of(step)}); err != nil {
+		streams, err := ppl.Run(ctx, h.m, h.held, refmodel.Options{Progress: h.o.Progress.Of(step)}, variants...)
+		if err != nil {
 			return nil, err
-		}
-		var streams []ppl.Positions
-		for _, l := range variants {
-			s, err := ppl.NewPositions(h.m, h.held, l)
-			if err != nil {
-				return nil, err
-			}
-			streams = append(streams, s)
 		}
 		if first {
 			h.base, streams = streams[0], streams[1:]

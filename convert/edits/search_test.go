@@ -163,7 +163,7 @@ func TestChooseValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	tried := got.Report.Tried
-	if last := tried[len(tried)-1]; got.Report.Chosen != valuesMixed || last.Name != valuesMixed || last.Near || !(last.KLD < 0.8*tried[0].KLD) {
+	if last := tried[len(tried)-1]; got.Report.Chosen != valuesTransformed || last.Name != valuesTransformed || last.Near || !(last.KLD < 0.8*tried[0].KLD) {
 		t.Fatalf("chosen is %q of %+v", got.Report.Chosen, tried)
 	}
 	view := checkpoint.NewEdited(c, nil)
@@ -182,13 +182,13 @@ func TestChooseValues(t *testing.T) {
 func TestChooseQuantized(t *testing.T) {
 	o := chooseOptions()
 	o.Approximate, o.Tokens, o.Text.Data = false, 4096, texts.Calibration[:40000]
-	for typ, want := range map[string]string{"F32": "balance for the type", "Q8_0": "balance, powers of two"} {
+	for typ, want := range map[string]string{"F32": "pair scaling for the type", "Q8_0": "pair scaling, powers of two"} {
 		got, err := Search(context.Background(), lopsided(t, typ, "k_proj", 9), o)
 		if err != nil {
 			t.Fatal(err)
 		}
 		tried := got.Report.Tried
-		if last := tried[len(tried)-1]; got.Report.Chosen != want || last.Name != "balance for the type" || !(last.KLD < 0.9*tried[1].KLD) || !(tried[1].KLD < tried[0].KLD) {
+		if last := tried[len(tried)-1]; got.Report.Chosen != want || last.Name != "pair scaling for the type" || !(last.KLD < 0.9*tried[1].KLD) || !(tried[1].KLD < tried[0].KLD) {
 			t.Errorf("%s: chosen is %q of %+v", typ, got.Report.Chosen, tried)
 		}
 	}

@@ -5,8 +5,11 @@ package atomicfile
 
 import (
 	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -22,6 +25,7 @@ type File struct {
 	path string
 	f    *os.File
 	w    *bufio.Writer
+	hash hash.Hash
 	n    int64
 	err  error
 	done bool
@@ -35,7 +39,11 @@ func Create(path string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: cannot create a temporary file beside it: %w", path, err)
 	}
-	return &File{path: path, f: f, w: bufio.NewWriterSize(f, bufferSize)}, nil
+	return newFile(path, f), nil
+}
+
+func newFile(path string, f *os.File) *File {
+	return &File{path: path, f: f, w: bufio.NewWriterSize(f, bufferSize), hash: sha256.New()}
 }
 
 // createTemp is like os.CreateTemp, but the file gets the permissions that the
@@ -61,6 +69,7 @@ func (f *File) Write(p []byte) (int, error) {
 		return 0, f.err
 	}
 	n, err := f.w.Write(p)
+	f.hash.Write(p[:n])
 	f.n += int64(n)
 	if err != nil {
 		f.err = fmt.Errorf("%s: write failed at offset %d: %w", f.path, f.n, err)
@@ -70,6 +79,10 @@ func (f *File) Write(p []byte) (int, error) {
 
 // Offset returns the number of bytes written so far.
 func (f *File) Offset() int64 { return f.n }
+
+// SHA256 returns the digest, in hex, of the bytes written so far; after a Commit without
+// error it is the file's. So a large file need not be read again to be described.
+func (f *File) SHA256() string { return hex.EncodeToString(f.hash.Sum(nil)) }
 
 // Path returns the final name.
 func (f *File) Path() string { return f.path }

@@ -3,7 +3,6 @@
 package atomicfile
 
 import (
-	"bufio"
 	"errors"
 	"io/fs"
 	"os"
@@ -47,7 +46,7 @@ func onFull(t *testing.T, dir string) *File {
 	if err != nil {
 		t.Skipf("no /dev/full: %v", err)
 	}
-	return &File{path: filepath.Join(dir, "x"), f: f, w: bufio.NewWriterSize(f, bufferSize)}
+	return newFile(filepath.Join(dir, "x"), f)
 }
 
 // TestFullDevice: the error comes back from Write or from Commit, and nothing stays.

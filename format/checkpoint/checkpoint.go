@@ -97,6 +97,9 @@ type Checkpoint struct {
 
 	digesting sync.Mutex
 	digest    string // once it is known
+
+	tokenizing sync.Mutex
+	tokenizer  *tokenizer.Tokenizer // once it is built
 }
 
 // stamp recognises a file that changes while it is in use.
@@ -186,6 +189,24 @@ func (c *Checkpoint) Find(name string) (*Tensor, bool) { t, ok := c.tensors[name
 func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) {
 	v, err := c.b.vocab()
 	return v, format.Broken(err)
+}
+
+// Tokenizer returns the model's tokenizer, which is built once. It fails where the tokenizer
+// is damaged or of a kind that is not supported.
+func (c *Checkpoint) Tokenizer() (*tokenizer.Tokenizer, error) {
+	c.tokenizing.Lock()
+	defer c.tokenizing.Unlock()
+	if c.tokenizer != nil {
+		return c.tokenizer, nil
+	}
+	v, err := c.Vocab()
+	if err != nil {
+		return nil, err
+	}
+	if c.tokenizer, err = tokenizer.New(v); err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Path, err)
+	}
+	return c.tokenizer, nil
 }
 
 // ReadRows decodes rows [row0, row0+n) of t into dst (n*t.Cols() values). It

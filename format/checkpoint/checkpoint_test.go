@@ -756,7 +756,7 @@ func addTensor(t *testing.T, path string, spec gguf.TensorSpec, values []float32
 	for i := range f.Tensors {
 		specs = append(specs, f.Tensors[i].Spec())
 	}
-	w, err := gguf.Create(path, f.KVs, append(specs, spec), nil)
+	w, err := gguf.Create(path, f.KVs, append(specs, spec))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,7 +47,7 @@ func withKeys(t *testing.T, from, to string, changes map[string]any) {
 		slices.Reverse(dims)
 		specs = append(specs, gguf.TensorSpec{Name: x.Name, Type: x.Type, Dims: dims})
 	}
-	w, err := gguf.Create(to, kvs, specs, nil)
+	w, err := gguf.Create(to, kvs, specs)
 	if err != nil {
 		t.Fatal(err)
 	}

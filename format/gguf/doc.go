@@ -13,7 +13,7 @@
 //	for i := range f.Tensors {
 //		specs[i] = f.Tensors[i].Spec()
 //	}
-//	w, err := gguf.Create("copy.gguf", f.KVs, specs, nil)
+//	w, err := gguf.Create("copy.gguf", f.KVs, specs)
 //	...
 //	defer w.Abort()
 //	for i := range f.Tensors {

@@ -24,7 +24,7 @@ func Example() {
 			gguf.Value("general.architecture", "example"),
 			gguf.Array("example.sizes", []uint32{32, 2}),
 		},
-		[]gguf.TensorSpec{{Name: "weight", Type: gguf.TypeQ8_0, Dims: []int{32, 2}}}, nil)
+		[]gguf.TensorSpec{{Name: "weight", Type: gguf.TypeQ8_0, Dims: []int{32, 2}}})
 	if err != nil {
 		log.Fatal(err)
 	}

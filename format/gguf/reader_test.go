@@ -664,7 +664,7 @@ func rewrite(f *File, path string) error {
 	for i := range f.Tensors {
 		specs[i] = f.Tensors[i].Spec()
 	}
-	w, err := Create(path, f.KVs, specs, nil)
+	w, err := Create(path, f.KVs, specs)
 	if err != nil {
 		return err
 	}

@@ -1,11 +1,9 @@
 package gguf
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"math"
 	"sync"
@@ -22,18 +20,11 @@ type TensorSpec struct {
 	Dims []int
 }
 
-// Options change what Create does. The zero value is the default.
-type Options struct {
-	// SHA256 asks for the digest of the file, see Writer.SHA256.
-	SHA256 bool
-}
-
 // A Writer writes one GGUF file of version 3, tensor after tensor. The file
 // appears under its name at Commit, complete and synced, or not at all. A Writer
 // is not safe for concurrent use.
 type Writer struct {
 	out     *atomicfile.File
-	hash    hash.Hash // nil unless asked for
 	tensors []plannedTensor
 	next    int // index of the tensor to be written next
 	align   int
@@ -56,17 +47,11 @@ type plannedTensor struct {
 // It refuses what readers would refuse: names and keys that are empty, occur
 // twice, are too long or not UTF-8, bad shapes, and unknown types
 // (*UnsupportedError). No file is created then.
-func Create(path string, kv []KV, tensors []TensorSpec, opts *Options) (*Writer, error) {
-	if opts == nil {
-		opts = &Options{}
-	}
+func Create(path string, kv []KV, tensors []TensorSpec) (*Writer, error) {
 	w := &Writer{}
 	header, err := w.plan(path, kv, tensors)
 	if err != nil {
 		return nil, err
-	}
-	if opts.SHA256 {
-		w.hash = sha256.New()
 	}
 	if w.out, err = atomicfile.Create(path); err != nil {
 		return nil, err
@@ -244,12 +229,9 @@ func (t *tensorWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// write sends p to the file and the digest.
+// write sends p to the file.
 func (w *Writer) write(p []byte) (int, error) {
 	n, err := w.out.Write(p)
-	if w.hash != nil {
-		w.hash.Write(p[:n])
-	}
 	if err != nil && w.err == nil {
 		w.err = err
 	}
@@ -291,18 +273,14 @@ func (w *Writer) Abort() {
 	}
 }
 
-// SHA256 returns the digest of the whole file. It fails before Commit, after a
-// failure, and if Options.SHA256 was not set.
-func (w *Writer) SHA256() ([32]byte, error) {
-	var sum [32]byte
+// SHA256 returns the digest of the whole file in hex, without reading it again. It fails
+// before Commit and after a failure.
+func (w *Writer) SHA256() (string, error) {
 	switch {
-	case w.hash == nil:
-		return sum, errors.New("gguf: the digest was not asked for in Options")
 	case w.err != nil:
-		return sum, w.err
+		return "", w.err
 	case !w.sealed:
-		return sum, errors.New("gguf: the digest is known after Commit")
+		return "", errors.New("gguf: the digest is known after Commit")
 	}
-	w.hash.Sum(sum[:0])
-	return sum, nil
+	return w.out.SHA256(), nil
 }

@@ -81,7 +81,7 @@ func writeTest(t *testing.T) (string, []TensorSpec, [][]byte, *Writer) {
 		data = append(data, b)
 	}
 	path := filepath.Join(t.TempDir(), "out.gguf")
-	w, err := Create(path, everyKind(), specs, &Options{SHA256: true})
+	w, err := Create(path, everyKind(), specs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,8 +113,8 @@ func TestWriter(t *testing.T) {
 	if w.Size() != int64(len(whole)) || len(whole)%128 != 0 {
 		t.Errorf("announced %d bytes, wrote %d", w.Size(), len(whole))
 	}
-	if sum, err := w.SHA256(); err != nil || sum != sha256.Sum256(whole) {
-		t.Errorf("digest %x, %v", sum, err)
+	if sum, err := w.SHA256(); err != nil || sum != fmt.Sprintf("%x", sha256.Sum256(whole)) {
+		t.Errorf("digest %s, %v", sum, err)
 	}
 	f, err := Open(path)
 	if err != nil {
@@ -162,7 +162,7 @@ func TestLargeMetadata(t *testing.T) {
 		Value("e", strings.Repeat("x", window)), Value("f", int64(-5)), Array("g", make([]bool, window+1)),
 		Value("h", strings.Repeat("y", window-1)), Value("i", strings.Repeat("y", window+1)), Value("j", true)}
 	path := filepath.Join(t.TempDir(), "large.gguf")
-	w, err := Create(path, kvs, []TensorSpec{{"t", TypeF32, []int{1}}}, nil)
+	w, err := Create(path, kvs, []TensorSpec{{"t", TypeF32, []int{1}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestLargeMetadata(t *testing.T) {
 // A file without tensors is padded to the alignment, as llama.cpp writes it.
 func TestWriteMetadataOnly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "meta.gguf")
-	w, err := Create(path, []KV{Value("general.architecture", "x")}, nil, nil)
+	w, err := Create(path, []KV{Value("general.architecture", "x")}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestCreateRefuses(t *testing.T) {
 			continue // two tensors of 1 GB are fine
 		}
 		dir := t.TempDir()
-		w, err := Create(filepath.Join(dir, "x.gguf"), c.kvs, c.tensors, nil)
+		w, err := Create(filepath.Join(dir, "x.gguf"), c.kvs, c.tensors)
 		if err == nil || !strings.Contains(err.Error(), c.want) || c.uns != errorIs[*UnsupportedError](err) || c.uns == errorIs[*FormatError](err) {
 			t.Errorf("%s: %v (%T)", c.name, err, err)
 		}
@@ -251,12 +251,12 @@ func TestCreateRefuses(t *testing.T) {
 			t.Errorf("%s: left %v", c.name, left)
 		}
 	}
-	w, err := Create(filepath.Join(t.TempDir(), "x.gguf"), nil, []TensorSpec{{long[:63], TypeF32, []int{4}}}, nil)
+	w, err := Create(filepath.Join(t.TempDir(), "x.gguf"), nil, []TensorSpec{{long[:63], TypeF32, []int{4}}})
 	if err != nil {
 		t.Fatalf("a name of 63 bytes: %v", err)
 	}
 	w.Abort()
-	if _, err := Create(filepath.Join(t.TempDir(), "no", "folder", "x.gguf"), nil, ok, nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Create(filepath.Join(t.TempDir(), "no", "folder", "x.gguf"), nil, ok); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a folder that is not there: %v", err)
 	}
 }
@@ -294,7 +294,7 @@ func TestWriterMisuse(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "x.gguf")
-		w, err := Create(path, nil, []TensorSpec{{"t", TypeF32, []int{4}}, {"u", TypeQ8_0, []int{32}}}, &Options{SHA256: true})
+		w, err := Create(path, nil, []TensorSpec{{"t", TypeF32, []int{4}}, {"u", TypeQ8_0, []int{32}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -313,7 +313,7 @@ func TestWriterMisuse(t *testing.T) {
 			t.Errorf("%s: left %v", c.name, left)
 		}
 	}
-	if w, err := Create(filepath.Join(t.TempDir(), "x.gguf"), nil, []TensorSpec{{"t", TypeF32, []int{4}}}, nil); err != nil {
+	if w, err := Create(filepath.Join(t.TempDir(), "x.gguf"), nil, []TensorSpec{{"t", TypeF32, []int{4}}}); err != nil {
 		t.Fatal(err)
 	} else {
 		var kept io.Writer
@@ -336,7 +336,7 @@ func TestWriterMisuse(t *testing.T) {
 	if err := os.WriteFile(path, []byte("old"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	w, err := Create(path, nil, nil, &Options{SHA256: true})
+	w, err := Create(path, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -549,7 +549,7 @@ func BenchmarkOpen(b *testing.B) {
 		tokens[i] = fmt.Sprintf("token%d", i)
 	}
 	path := filepath.Join(b.TempDir(), "vocab.gguf")
-	w, err := Create(path, []KV{Array("tokenizer.ggml.tokens", tokens)}, nil, nil)
+	w, err := Create(path, []KV{Array("tokenizer.ggml.tokens", tokens)}, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

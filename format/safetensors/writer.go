@@ -227,5 +227,11 @@ func (w *Writer) Commit() error {
 	return w.err
 }
 
+// Size returns how many bytes were written so far; after Commit it is the file's size.
+func (w *Writer) Size() int64 { return w.out.Offset() }
+
+// SHA256 returns the digest of the whole file in hex, after a Commit without error.
+func (w *Writer) SHA256() string { return w.out.SHA256() }
+
 // Abort discards the file. It does nothing after Commit.
 func (w *Writer) Abort() { w.out.Abort() }

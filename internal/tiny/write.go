@@ -203,7 +203,7 @@ func (m *Model) GGUF(t testing.TB, path string) {
 	for _, p := range parts {
 		specs = append(specs, p.spec)
 	}
-	w, err := gguf.Create(path, m.KVs(), specs, nil)
+	w, err := gguf.Create(path, m.KVs(), specs)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,9 +5,18 @@ package parallel
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 )
+
+// Threads returns n, or for 0 and less as many threads as the machine offers.
+func Threads(n int) int {
+	if n <= 0 {
+		return runtime.GOMAXPROCS(0)
+	}
+	return n
+}
 
 // For runs f(0..tasks-1) on up to threads goroutines and returns the error of the lowest
 // task that failed. Once ctx has ended, or a task has failed, no further task begins; when

@@ -195,7 +195,7 @@ func (s *Sidecar) WriteGGUF(path string) error {
 		}
 		specs = append(specs, gguf.TensorSpec{Name: p.name, Type: gguf.TypeF32, Dims: dims})
 	}
-	w, err := gguf.Create(path, kvs, specs, nil)
+	w, err := gguf.Create(path, kvs, specs)
 	if err != nil {
 		return err
 	}
@@ -253,9 +253,9 @@ type sidecarFile interface {
 	Close() error
 }
 
-// ReadSidecar reads a sidecar of either container and refuses, naming the key
+// Read reads a sidecar of either container and refuses, naming the key
 // or tensor, everything that version 1 does not define.
-func ReadSidecar(path string) (*Sidecar, error) {
+func Read(path string) (*Sidecar, error) {
 	f, err := openSidecar(path)
 	if err != nil {
 		return nil, err

@@ -64,7 +64,7 @@ for model in "$@"; do
 	name=$(basename "${model%.gguf}")
 	published=$model
 	if [ -d "$model" ]; then
-		convert "$model" "$work/$name.published" --fuse none
+		convert "$model" "$work/$name.published" --weight-edits none
 		published=$work/$name.published/model.gguf
 	fi
 	for ctx in $contexts; do

@@ -209,7 +209,7 @@ func TestEveryCheckFails(t *testing.T) {
 		}, []string{spec.KeyPairLayout}},
 		{"sidecar of the other container", "sidecar fits model", func(t *testing.T, dir, c string) {
 			other := map[string]string{gg: st, st: gg}[c]
-			s, err := sidecar.ReadSidecar(side(dir, other))
+			s, err := sidecar.Read(side(dir, other))
 			if err != nil {
 				t.Fatal(err)
 			}

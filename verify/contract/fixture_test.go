@@ -65,7 +65,7 @@ func (r recipe) options(src, out string) convert.Options {
 		r.code = "frame"
 	}
 	return convert.Options{
-		Source: src, Out: out, Formats: r.formats, OutType: r.outtype, Code: r.code, Bits: 1, Balance: true,
+		Source: src, Out: out, Formats: r.formats, OutType: r.outtype, Code: r.code, Bits: 1, Alloc: "uniform", Balance: true,
 		Policy:      kvcache.Policy{Anchor: 16, Sink: 2, Recent: 1},
 		Calibration: ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration}, CalibrationTokens: 4 * ctx,
 		Evaluation: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
@@ -209,7 +209,7 @@ func record(t *testing.T, dir string) {
 // editSidecar writes a sidecar again after a change.
 func editSidecar(t *testing.T, path string, edit func(s *sidecar.Sidecar)) {
 	t.Helper()
-	s, err := sidecar.ReadSidecar(path)
+	s, err := sidecar.Read(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func editGGUF(t *testing.T, path string, keys func(kvs []gguf.KV) []gguf.KV, edi
 			specs, data = append(specs, s), append(data, b)
 		}
 	}
-	w, err := gguf.Create(path, kvs, specs, nil)
+	w, err := gguf.Create(path, kvs, specs)
 	if err != nil {
 		t.Fatal(err)
 	}

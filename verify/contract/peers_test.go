@@ -282,7 +282,7 @@ func TestPeers_ExplicitHeadDim(t *testing.T) {
 				t.Errorf("head_dim %d, %s: %v", d, container, failed(v.Contract))
 			}
 		}
-		s, err := sidecar.ReadSidecar(filepath.Join(dir, spec.GGUFSidecarName))
+		s, err := sidecar.Read(filepath.Join(dir, spec.GGUFSidecarName))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -338,7 +338,7 @@ func TestPeers_SiblingRotations(t *testing.T) {
 		wants(t, check(dir, container), "weights digest", "other weights")
 	}
 	dir, _ = artifact(t, base)
-	s, err := sidecar.ReadSidecar(filepath.Join(dir, spec.GGUFSidecarName))
+	s, err := sidecar.Read(filepath.Join(dir, spec.GGUFSidecarName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -394,7 +394,7 @@ func TestPeers_CalibrationRecorded(t *testing.T) {
 		t.Errorf("calibration %+v, want %+v; command %v, seed %d, tool %q", m.Calibration, want, m.Command, m.Seed, m.Tool)
 	}
 	for _, n := range []string{spec.GGUFSidecarName, spec.SafetensorsSidecarName} {
-		s, err := sidecar.ReadSidecar(filepath.Join(dir, n))
+		s, err := sidecar.Read(filepath.Join(dir, n))
 		if err != nil {
 			t.Fatal(err)
 		}

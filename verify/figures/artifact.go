@@ -35,7 +35,7 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 	if err != nil {
 		return nil, err
 	}
-	p.Windows, p.Text, p.Long = w.Tokens, *ppl.TextInfo(o.Text, w), ppl.Longer(a.Model, o.Text)
+	p.Windows, p.Text, p.Long = w.Tokens, o.Text.Info(w), ppl.Longer(a.Model, o.Text)
 	if len(o.Calibration.Data) > 0 {
 		cal, err := ppl.Tokenize(a.Model, o.Calibration, o.Ctx, max(1, o.CalibrationTokens/o.Ctx))
 		if err != nil {

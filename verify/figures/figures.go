@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
@@ -85,6 +86,7 @@ type measurer struct {
 // Run measures. It fails on what refmodel fails on, and on contexts that are too
 // short to be cut.
 func Run(ctx context.Context, o Options) (*spec.Detail, error) {
+	o.Threads = parallel.Threads(o.Threads)
 	if len(o.Windows) == 0 || len(o.Codes) != len(o.Config.Layers) {
 		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), len(o.Config.Layers))
 	}
@@ -154,39 +156,19 @@ func (p *measurer) quick(windows [][]int32) (*tap, error) {
 		return nil, err
 	}
 	t := &tap{p: p}
-	variants := []*refmodel.Variant{{}, {Cache: cache}}
-	if err := p.m.Run(p.ctx, windows, variants, refmodel.Options{Hooks: refmodel.Hooks{Attention: t.Attention}, Progress: p.step("probing keys and scores")}); err != nil {
-		return nil, err
-	}
-	p.out.Angles = t.angles
-	res, err := p.measure(windows, 0, variants[0], variants[1:])
+	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: t.Attention}, Progress: p.step("probing keys and scores")}
+	res, err := p.compare(windows, 0, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}
+	p.out.Angles = t.angles
 	p.out.Positions = bands(res.Divergences[0].KLD, len(windows), len(windows[0])-1)
 	return t, nil
 }
 
-// measure compares variants with the base at positions [from, T-1) of every window.
-func (p *measurer) measure(windows [][]int32, from int, base *refmodel.Variant, variants []*refmodel.Variant) (*ppl.Result, error) {
-	T := len(windows[0])
-	w := &ppl.Windows{Ctx: T, Tokens: windows}
-	for _, ids := range windows {
-		w.Targets = append(w.Targets, ids[from+1:]...)
-	}
-	b, err := ppl.PositionsFrom(p.m, T, from, base)
-	if err != nil {
-		return nil, err
-	}
-	var streams []ppl.Positions
-	for _, l := range variants {
-		s, err := ppl.PositionsFrom(p.m, T, from, l)
-		if err != nil {
-			return nil, err
-		}
-		streams = append(streams, s)
-	}
-	return ppl.Measure(p.ctx, w, b, streams...)
+// compare measures variants against base, at positions from on of each window.
+func (p *measurer) compare(windows [][]int32, from int, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*ppl.Result, error) {
+	return ppl.Compare(p.ctx, p.m, ppl.From(windows, from), opt, base, variants...)
 }
 
 // bands sums the divergence of tokens over ranges of positions that double.
@@ -235,7 +217,7 @@ func (p *measurer) codes() error {
 			kinds = append(kinds, k)
 		}
 	}
-	variants := []*refmodel.Variant{{}}
+	var variants []*refmodel.Variant
 	var points []spec.ParetoPoint
 	add := func(kind string, codes [][]*codec.Code, policy kvcache.Policy) error {
 		c, err := p.cache(codes, policy)
@@ -277,10 +259,8 @@ func (p *measurer) codes() error {
 	if err := add(p.o.Kind, p.o.Codes, p.o.Policy); err != nil {
 		return err
 	}
-	if err := p.m.Run(p.ctx, windows, variants, refmodel.Options{Progress: p.step("measuring other codes")}); err != nil {
-		return err
-	}
-	res, err := p.measure(windows, len(windows[0])/2, variants[0], variants[1:])
+	opt := refmodel.Options{Progress: p.step("measuring other codes")}
+	res, err := p.compare(windows, len(windows[0])/2, opt, &refmodel.Variant{}, variants...)
 	if err != nil {
 		return err
 	}
@@ -313,11 +293,8 @@ func (p *measurer) contexts(cache *kvcache.Codes) error {
 		if len(windows) == 0 {
 			continue
 		}
-		variants := []*refmodel.Variant{{}, {Cache: cache}}
-		if err := p.m.Run(p.ctx, windows, variants, refmodel.Options{Progress: p.step(fmt.Sprintf("measuring context %d", n))}); err != nil {
-			return err
-		}
-		res, err := p.measure(windows, n/2, variants[0], variants[1:])
+		opt := refmodel.Options{Progress: p.step(fmt.Sprintf("measuring context %d", n))}
+		res, err := p.compare(windows, n/2, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 		if err != nil {
 			return err
 		}

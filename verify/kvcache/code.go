@@ -10,6 +10,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -27,10 +28,15 @@ type Policy struct {
 
 // Check refuses impossible numbers, for keys of d numbers.
 func (p Policy) Check(d int) error {
-	if p.Anchor < 0 || p.Sink < 0 || p.Recent < 0 {
-		return fmt.Errorf("anchor %d, sink %d, recent %d: none may be negative", p.Anchor, p.Sink, p.Recent)
+	for _, x := range []struct {
+		field string
+		n     int
+	}{{"Anchor", p.Anchor}, {"Sink", p.Sink}, {"Recent", p.Recent}} {
+		if x.n < 0 {
+			return option.Bad(x.field, x.n, "it cannot be negative")
+		}
 	}
-	return codec.CheckExceptions(p.Exceptions, d)
+	return option.Of("Exceptions", nil, codec.CheckExceptions(p.Exceptions, d))
 }
 
 // KeyBytes returns what a coded key takes: words of signs, a scale in F16, and

@@ -14,10 +14,7 @@ const layerLanes = 8
 // alone are coded, for each layer, at positions from on of each window. tick, if
 // not nil, is told how many layers are done.
 func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache *kvcache.Codes, tick func(done, total int)) ([]Divergence, error) {
-	w := &Windows{Ctx: len(windows[0]), Tokens: windows}
-	for _, ids := range windows {
-		w.Targets = append(w.Targets, ids[from+1:]...)
-	}
+	w := From(windows, from)
 	var out []Divergence
 	var base Positions
 	var start []float32 // float hidden states in front of layer l0
@@ -44,13 +41,13 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 		start = next.Hidden
 		var err error
 		if l0 == 0 {
-			if base, err = PositionsFrom(m, w.Ctx, from, float); err != nil {
+			if base, err = positions(m, w, float); err != nil {
 				return nil, err
 			}
 		}
 		var streams []Positions
 		for _, l := range coded {
-			s, err := PositionsFrom(m, w.Ctx, from, l)
+			s, err := positions(m, w, l)
 			if err != nil {
 				return nil, err
 			}

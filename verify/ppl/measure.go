@@ -14,32 +14,53 @@ import (
 // vocabPiece is how many logits of a row are held at a time.
 const vocabPiece = 8192
 
-// A Stream is one way of computing the same windows: a model and the hidden
-// states of the scored positions after the final norm, [windows*PerWindow, hidden].
+// Positions are the scored positions of windows as one model computed them: hidden states
+// after the final norm, [windows*PerWindow, hidden].
 type Positions struct {
 	Model  *refmodel.Model
 	Normed []float32
 }
 
-// Scored returns the Stream of a variant that ran w's windows.
-func NewPositions(m *refmodel.Model, w *Windows, variant *refmodel.Variant) (Positions, error) {
-	return PositionsFrom(m, w.Ctx, w.First(), variant)
-}
-
-// PositionsFrom returns the Stream of the predictions at positions from on of windows
-// of n tokens.
-func PositionsFrom(m *refmodel.Model, n, from int, variant *refmodel.Variant) (Positions, error) {
+// positions takes the scored positions of a variant that ran w's windows.
+func positions(m *refmodel.Model, w *Windows, v *refmodel.Variant) (Positions, error) {
 	d := m.Config.Hidden
 	// The last position predicts a token outside the window.
 	var rows []float32
-	for at := 0; at < len(variant.Hidden); at += n * d {
-		rows = append(rows, variant.Hidden[at+from*d:at+(n-1)*d]...)
+	for at := 0; at < len(v.Hidden); at += w.Ctx * d {
+		rows = append(rows, v.Hidden[at+w.First()*d:at+(w.Ctx-1)*d]...)
 	}
 	normed, err := m.FinalNorm(rows)
 	return Positions{m, normed}, err
 }
 
-// Part returns the stream of the first n of the windows w.
+// Run sends w's windows through a model once for all variants, and returns what Measure
+// compares. The variants' hidden states are given up.
+func Run(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, variants ...*refmodel.Variant) ([]Positions, error) {
+	if err := m.Run(ctx, w.Tokens, variants, opt); err != nil {
+		return nil, err
+	}
+	out := make([]Positions, len(variants))
+	for i, v := range variants {
+		var err error
+		if out[i], err = positions(m, w, v); err != nil {
+			return nil, err
+		}
+		v.Hidden = nil
+	}
+	return out, nil
+}
+
+// Compare runs a model over w's windows and measures variants against base: Run, then
+// Measure.
+func Compare(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*Result, error) {
+	p, err := Run(ctx, m, w, opt, append([]*refmodel.Variant{base}, variants...)...)
+	if err != nil {
+		return nil, err
+	}
+	return Measure(ctx, w, p[0], p[1:]...)
+}
+
+// Part returns the positions of the first n of the windows w.
 func (s Positions) Part(w *Windows, n int) Positions {
 	return Positions{s.Model, s.Normed[:n*w.PerWindow()*s.Model.Config.Hidden]}
 }

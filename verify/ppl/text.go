@@ -22,17 +22,15 @@ func (t Text) SHA256() string {
 	return hex.EncodeToString(h[:])
 }
 
-// Tokens encodes a text with a checkpoint's own tokenizer and cuts it into at
-// most chunks windows (0: all) of ctx tokens.
+// Tokenize encodes a text with a checkpoint's own tokenizer and cuts it into at most chunks
+// windows (0: all) of ctx tokens, the first of each replaced by BOS where the tokenizer adds
+// one. It fails where the tokenizer is not supported and where the text does not fill a window.
 func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, error) {
-	v, err := c.Vocab()
+	tk, err := c.Tokenizer()
 	if err != nil {
 		return nil, err
 	}
-	tk, err := tokenizer.New(v)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.Path, err)
-	}
+	v := tk.Vocab()
 	bos := int32(-1)
 	if v.AddBOS {
 		bos = v.BOS
@@ -44,9 +42,9 @@ func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, erro
 	return w, nil
 }
 
-// TextInfo describes a cut text for reports.
-func TextInfo(t Text, w *Windows) *spec.Text {
-	return &spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx, Windows: len(w.Tokens)}
+// Info describes a text that was cut into w, for manifests and reports.
+func (t Text) Info(w *Windows) spec.Text {
+	return spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx, Windows: len(w.Tokens)}
 }
 
 // Longer returns what cuts one window of n tokens from a text, nil from a text

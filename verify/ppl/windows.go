@@ -10,13 +10,24 @@ import "fmt"
 type Windows struct {
 	Ctx    int
 	Tokens [][]int32 // the inputs, with BOS put in
-	// Targets holds the scored tokens: those at positions ctx/2+1 .. ctx-1 of
+	// Targets holds the scored tokens: those at positions First()+1 .. ctx-1 of
 	// each window, window by window.
 	Targets []int32
+
+	first int
 }
 
-// First returns the first position whose prediction is scored.
-func (w *Windows) First() int { return w.Ctx / 2 }
+// First returns the first position whose prediction is scored: ctx/2 after Cut.
+func (w *Windows) First() int { return w.first }
+
+// From scores windows, which are all of one length, at positions from first on.
+func From(windows [][]int32, first int) *Windows {
+	w := &Windows{Ctx: len(windows[0]), Tokens: windows, first: first}
+	for _, ids := range windows {
+		w.Targets = append(w.Targets, ids[first+1:]...)
+	}
+	return w
+}
 
 // PerWindow returns how many predictions of a window are scored.
 func (w *Windows) PerWindow() int { return w.Ctx - 1 - w.First() }
@@ -24,7 +35,7 @@ func (w *Windows) PerWindow() int { return w.Ctx - 1 - w.First() }
 // Part returns windows [from, to).
 func (w *Windows) Part(from, to int) *Windows {
 	n := w.PerWindow()
-	return &Windows{Ctx: w.Ctx, Tokens: w.Tokens[from:to], Targets: w.Targets[from*n : to*n]}
+	return &Windows{Ctx: w.Ctx, first: w.first, Tokens: w.Tokens[from:to], Targets: w.Targets[from*n : to*n]}
 }
 
 // Cut makes at most chunks windows of ctx tokens (all that fit when chunks <= 0).
@@ -40,7 +51,7 @@ func Cut(ids []int32, ctx, chunks int, bos int32) (*Windows, error) {
 	if n == 0 {
 		return nil, fmt.Errorf("the text has %d tokens, one window of context %d needs %d", len(ids), ctx, ctx)
 	}
-	w := &Windows{Ctx: ctx}
+	w := &Windows{Ctx: ctx, first: ctx / 2}
 	for i := range n {
 		t := append([]int32(nil), ids[i*ctx:(i+1)*ctx]...)
 		w.Targets = append(w.Targets, t[w.First()+1:]...)

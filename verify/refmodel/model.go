@@ -10,7 +10,6 @@ package refmodel
 import (
 	"context"
 	"fmt"
-	"runtime"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -41,10 +40,7 @@ type ropeKey struct{ kind, n int }
 
 // New returns a model that reads its weights from w as it needs them.
 func New(cfg *family.Config, w checkpoint.Weights, threads int) *Model {
-	if threads <= 0 {
-		threads = runtime.GOMAXPROCS(0)
-	}
-	return &Model{Config: cfg, Threads: threads, w: w, ropes: map[ropeKey]*rope.Table{}}
+	return &Model{Config: cfg, Threads: parallel.Threads(threads), w: w, ropes: map[ropeKey]*rope.Table{}}
 }
 
 // A Variant is one stream of hidden states through the model: the same tokens may

@@ -37,7 +37,7 @@ func TestProbes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := fixture()
+	m := fixture(t)
 	d := m.Detail
 	b := openBrowser(t)
 	b.open(path, 1200, 900, false, false)

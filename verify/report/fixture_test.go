@@ -2,14 +2,44 @@ package report
 
 import (
 	"math"
+	"os"
+	"path/filepath"
 	"strings"
+	"testing"
 
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
 )
 
-// fixture is a small artifact with every part of the page. Its numbers are made
-// up, by fixed formulas, and mean nothing.
-func fixture() Model {
+// fixture is a small artifact with every part of the page, read back from the files that a
+// conversion writes: what does not survive them is not on the page. Its numbers are made up, by
+// fixed formulas, and mean nothing.
+func fixture(t testing.TB) Model {
+	t.Helper()
+	made := invented()
+	dir := t.TempDir()
+	b, err := contract.MarshalManifest(made.Manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, spec.ManifestName), b, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	err = Update(dir, func(r *spec.ReportJSON) {
+		r.Detail, r.Advise, r.RoundedInputs, r.FFN = made.Detail, made.Advise, made.Rounded, made.FFN
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	models, err := Load([]string{dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	models[0].License = made.License
+	return models[0]
+}
+
+func invented() Model {
 	p := func(x float64) *float64 { return &x }
 	wave := func(i, k int) float64 { return math.Round(1e4*math.Abs(float64((i*37+k*101)%97)/97)) / 1e4 }
 	man := &spec.Manifest{
@@ -19,7 +49,7 @@ func fixture() Model {
 		Code:        spec.CodeInfo{Kind: "frame", Bits: 1, Alloc: "uniform", Anchor: 64, Sink: 4},
 		Calibration: spec.Text{Name: "fit.txt", SHA256: strings.Repeat("aa", 32), Tokens: 4096, Context: 128, Windows: 32}, Seed: 1,
 		Identities: []spec.Identity{
-			{ID: "G3", Name: "K/Q pair balance", Applied: true, Exact: true, Tensors: 8, Why: "for the test"},
+			{ID: "G3", Name: "K/Q pair scaling", Applied: true, Exact: true, Tensors: 8, Why: "for the test"},
 			{ID: "G1", Name: "residual rotation", Exact: true, Why: "not folded"},
 		},
 		Artifacts: []spec.Artifact{{Container: "gguf", Model: "model.gguf", Sidecar: "model.phase.gguf", PairLayout: "interleaved", OutType: "f16", WeightsSHA256: strings.Repeat("03", 32)}},
@@ -104,7 +134,7 @@ func fixture() Model {
 			man.Fusion.Heads = append(man.Fusion.Heads, spec.FusionHead{Layer: l, Head: h, Removed: 0.5 + 0.1*wave(l, h), Before: 0.1, After: 0.01 * wave(h, l), Cost: 0.0002})
 		}
 	}
-	m.Rounded = true
+	m.Rounded, man.Fusion.RoundedInputs = true, true
 	for l := range 4 {
 		for _, r := range []string{"srht", "shared"} {
 			m.FFN = append(m.FFN, spec.FFNRow{Layer: l, Matrix: "up", Expert: -1, Rotation: r, Cos1bit: 0.8 + 0.02*wave(l, len(r)), MomentRatio: 0.64, EffectiveBits: 1.5})

@@ -91,6 +91,7 @@ func (m *Model) take(r *spec.ReportJSON) {
 	if r.Detail != nil {
 		m.Detail = r.Detail
 	}
+	m.Rounded = m.Rounded || r.RoundedInputs
 	m.Advise, m.FFN, m.Pareto = append(m.Advise, r.Advise...), append(m.FFN, r.FFN...), append(m.Pareto, r.Pareto...)
 }
 

@@ -54,16 +54,44 @@ func golden(t *testing.T, name, got string) {
 }
 
 func TestGolden(t *testing.T) {
-	page := render(t, claims(), fixture())
+	page := render(t, claims(), fixture(t))
 	golden(t, "golden.html", page)
-	if render(t, claims(), fixture()) != page {
+	if render(t, claims(), fixture(t)) != page {
 		t.Error("a second page of the same data has other bytes")
+	}
+}
+
+// TestRoundedInputsSurvive: the caveat about rounded inputs reaches page and card from every set
+// of files that a conversion leaves.
+func TestRoundedInputsSurvive(t *testing.T) {
+	const caveat = "rounded"
+	for name, edit := range map[string]func(m *Model){
+		"manifest and report.json": func(*Model) {},
+		"manifest alone":           func(m *Model) { m.Advise, m.Rounded = nil, false },
+	} {
+		m := fixture(t)
+		edit(&m)
+		v, err := newView(0, &m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !v.Rounded || len(v.Advise) == 0 {
+			t.Errorf("%s: rounded %v, %d rows", name, v.Rounded, len(v.Advise))
+		}
+		if page := render(t, claims(), m); !strings.Contains(page, caveat) {
+			t.Errorf("%s: the page does not say %q", name, caveat)
+		}
+	}
+	m := fixture(t)
+	m.Rounded, m.Manifest.Fusion.RoundedInputs = false, false
+	if v, err := newView(0, &m); err != nil || v.Rounded {
+		t.Errorf("float inputs are called rounded: %v", err)
 	}
 }
 
 func TestGoldenCard(t *testing.T) {
 	var b bytes.Buffer
-	if err := Card(&b, fixture(), CardOptions{BaseModel: "Org/Fixture", Name: "Fixture"}); err != nil {
+	if err := Card(&b, fixture(t), CardOptions{BaseModel: "Org/Fixture", Name: "Fixture"}); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "card.md", b.String())
@@ -155,7 +183,7 @@ func wellFormed(t *testing.T, page string) string {
 }
 
 func TestWellFormed(t *testing.T) {
-	text := wellFormed(t, render(t, claims(), fixture()))
+	text := wellFormed(t, render(t, claims(), fixture(t)))
 	// Names come from files and must arrive as text.
 	for _, want := range []string{"fixture <b>&", "Scores stay <the same>.", "'fixture & co'", "apache-2.0", "1,234,567"} {
 		if !strings.Contains(text, want) {
@@ -170,7 +198,7 @@ func TestWellFormed(t *testing.T) {
 	if strings.Contains(text, "Not measured") {
 		t.Error("the fixture has everything, yet something was not measured")
 	}
-	m := fixture()
+	m := fixture(t)
 	wellFormed(t, render(t, nil, m, m, Model{Name: "empty"}))
 }
 
@@ -192,7 +220,7 @@ func TestMissing(t *testing.T) {
 	if err := Card(io.Discard, Model{}, CardOptions{}); err == nil {
 		t.Error("a card without a manifest")
 	}
-	m := fixture()
+	m := fixture(t)
 	m.Manifest.Measured, m.Detail, m.Advise = nil, nil, nil
 	var b bytes.Buffer
 	if err := Card(&b, m, CardOptions{}); err != nil {
@@ -205,10 +233,10 @@ func TestMissing(t *testing.T) {
 
 // TestHostile: data that contradicts itself gives a page or an error, never a panic.
 func TestHostile(t *testing.T) {
-	m := fixture()
+	m := fixture(t)
 	m.Detail.Scores.Codes[0].Scores = m.Detail.Scores.Codes[0].Scores[:3]
 	wellFormed(t, render(t, nil, m))
-	m = fixture()
+	m = fixture(t)
 	m.Detail.Angles[0].Layer, m.Detail.Angles[1].Layer = -5, 1<<40
 	m.FFN[0].Layer = 1 << 40
 	m.Detail.Layers[0].KLD = 1e300
@@ -223,7 +251,7 @@ func TestHostile(t *testing.T) {
 }
 
 func FuzzJSON(f *testing.F) {
-	m := fixture()
+	m := fixture(f)
 	for _, v := range []any{
 		spec.ReportJSON{Version: spec.ReportVersion, Detail: m.Detail, Advise: m.Advise, FFN: m.FFN}, m.Manifest, m.Manifest.Measured,
 		spec.AuditJSON{Layers: m.Manifest.Layers[:1], PPL: m.Manifest.Measured.PPL, KLD: m.Manifest.Measured.KLD, Bytes: m.Manifest.Measured.Bytes},
@@ -270,7 +298,7 @@ func TestLoad(t *testing.T) {
 		}
 		return path
 	}
-	m := fixture()
+	m := fixture(t)
 	art := filepath.Dir(write("art/"+spec.ManifestName, m.Manifest))
 	write("art/"+spec.ReportDataName, spec.ReportJSON{Version: spec.ReportVersion, Detail: m.Detail})
 	advise := write("advise.json", spec.AdviseJSON{Rows: m.Advise, Choices: []spec.AdviseChoice{}})
@@ -367,7 +395,7 @@ func TestVerdict(t *testing.T) {
 		{"less", func(m *Model) { m.Manifest.Measured.PPL.Ratio, m.Manifest.Measured.PPL.RatioErr = 0.9, 0.01 }, "at 10 % less perplexity"},
 		{"broken", func(m *Model) { m.Manifest.Measured.PPL.Ratio = math.Inf(1) }, "no longer predicts text"},
 	} {
-		m := fixture()
+		m := fixture(t)
 		x.change(&m)
 		v, err := newView(0, &m)
 		if err != nil {

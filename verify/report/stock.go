@@ -59,7 +59,7 @@ func newStock(v *view) *stockView {
 	s.Why = fmt.Sprintf("The weights were changed for K %s and V %s at a context of %s. Candidates were fitted to %d windows of %s and compared on %d later ones, against the unchanged model with F16 caches.",
 		f.KType, f.VType, comma(f.TargetCtx), f.FitWindows, f.Text.Name, f.Text.Windows)
 	if f.Refused != "" {
-		s.Why += " Slow means were not removed: " + f.Refused + "."
+		s.Why += " Key biases were not shifted: " + f.Refused + "."
 	}
 	for _, t := range f.Tried {
 		x := stockTry{FusionTry: t, Kind: "exact", Cost: missing, Chosen: t.Name == f.Chosen}

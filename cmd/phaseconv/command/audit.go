@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"strings"
+	"slices"
 
 	"github.com/urfave/cli/v3"
 
@@ -15,7 +15,6 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/figures"
-	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/report"
 )
 
@@ -29,27 +28,23 @@ func auditCommand(stdout, stderr io.Writer) *cli.Command {
 Examples:
   phaseconv audit ./SmolLM2-135M
   phaseconv audit model.gguf --calib train.txt --text test.txt --json`,
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "calib", Usage: "calibration text (default: an embedded one)"},
-			&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to", Value: 12288},
-			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
-			&cli.IntFlag{Name: "ctx", Usage: "context length", Value: 512},
-			&cli.IntFlag{Name: "chunks", Usage: "windows to measure, 0 for all", Value: 4},
-			&cli.StringFlag{Name: "code", Usage: "code in the last column: " + strings.Join(codec.Kinds, ", "), Value: "frame"},
-			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key, on average over all heads (frame only)", Value: 1},
-			&cli.StringFlag{Name: "alloc", Usage: "how signs are spread over heads: uniform, sensitivity (by measured cost) or angle (default: sensitivity for frames)"},
-			&cli.IntFlag{Name: "exceptions", Usage: "coordinates of each coded key that are kept beside its signs, 0 to head_dim/2"},
-			&cli.BoolFlag{Name: "balance", Usage: "audit the keys as the K/Q pair balance would leave them", Value: true},
-			&cli.IntFlag{Name: "anchor", Usage: "block length B to anchor keys to, 0 for none", Value: 64},
-			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16", Value: 4},
-			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: 0},
-			&cli.BoolFlag{Name: "ffn", Usage: "also measure 1-bit rows of the FFN matrices: as they stand, Hadamard, learned rotations"},
-			&cli.IntFlag{Name: "ffn-block", Usage: "with --ffn: largest block of a learned rotation", Value: 128},
-			reportFlag(), reportDetailFlag(),
-			seedFlag(), threadsFlag(), jsonFlag(),
-		},
+		Flags:  auditFlags(),
 		Action: func(ctx context.Context, c *cli.Command) error { return runAudit(ctx, c, stdout, stderr) },
 	}
+}
+
+func auditFlags() []cli.Flag {
+	d := convert.DefaultOptions()
+	return slices.Concat(
+		in(categoryOutput, jsonFlag(), threadsFlag()),
+		keyFlags(d),
+		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "text", Usage: "held-out text to measure on", DefaultText: "one that comes with the program"})...),
+		in("FFN weights",
+			&cli.BoolFlag{Name: "ffn", Usage: "also measure 1-bit rows of the FFN matrices: as they stand, Hadamard, learned rotations"},
+			&cli.IntFlag{Name: "ffn-block", Usage: "with --ffn: largest block of a learned rotation", Value: 128},
+		),
+		in(categoryReports, reportFlag(), reportDetailFlag()),
+	)
 }
 
 func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
@@ -57,11 +52,10 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	if err != nil {
 		return err
 	}
-	o := convert.AuditOptions{
-		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Code: c.String("code"), Bits: c.Float("bits"), Alloc: alloc(c),
-		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"), Exceptions: c.Int("exceptions")},
-		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: showProgress(stderr),
-	}
+	o := convert.DefaultAuditOptions()
+	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"), c.Uint64("seed"), c.Int("threads")
+	o.Code, o.Bits, o.Alloc, o.Balance, o.Policy = c.String("code"), c.Float("bits"), c.String("alloc"), c.Bool("balance"), policy(c)
+	o.Progress = showProgress(stderr)
 	if o.Calibration, err = calibrationText(c.String("calib")); err != nil {
 		return err
 	}
@@ -81,7 +75,7 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	}
 	page := report.Model{Name: filepath.Base(filepath.Clean(src)), License: report.License(src)}
 	if c.String("report") != "" {
-		o.Probe = func(p figures.Options) (err error) {
+		o.Figures = func(p figures.Options) (err error) {
 			p.Detail = c.Bool("report-detail")
 			page.Detail, err = figures.Run(ctx, p)
 			return err

@@ -10,12 +10,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
+	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/texts"
@@ -28,20 +29,11 @@ const (
 	exitUsage  = 2 // wrong use
 )
 
-// version is set by the linker in releases.
-var version = "0.1.0-dev"
-
-// Tool names this program and its version in artifacts.
-func Tool() string { return "phaseconv " + version }
-
 // errGate says that the work was done and its result is below a gate.
 var errGate = errors.New("below the gate")
 
 // Run executes the command line and returns the exit code.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	// A model's activations are few large blocks; collecting more often than the
-	// default keeps the peak near what is in use.
-	debug.SetGCPercent(50)
 	app := root(stdout, stderr)
 	err := app.Run(ctx, args)
 	if err == nil {
@@ -52,7 +44,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errGate):
 		return exitFailed
 	case errors.As(err, &use):
-		fmt.Fprintln(stderr, "phaseconv:", err)
+		fmt.Fprintln(stderr, "phaseconv:", describe(use))
 		return exitUsage
 	case errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "phaseconv: interrupted; nothing was left behind")
@@ -60,6 +52,31 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "phaseconv:", err)
 	}
 	return exitFailed
+}
+
+// flagNames are the flags of option fields that are not called like them.
+var flagNames = map[string]string{
+	"Calibration": "calib", "CalibrationTokens": "calib-tokens", "Evaluation": "eval", "Exceptions": "outliers",
+	"Formats": "format", "OutType": "outtype", "MaxKLD": "max-kld", "Cache": "cache-type-k",
+}
+
+// describe puts the flag's name into an error about an option: TargetCtx is --target-ctx.
+func describe(e *option.Error) string {
+	if e.Field == "" {
+		return e.Error()
+	}
+	name, ok := flagNames[e.Field]
+	if !ok {
+		var b strings.Builder
+		for i, r := range e.Field {
+			if unicode.IsUpper(r) && i > 0 {
+				b.WriteByte('-')
+			}
+			b.WriteRune(unicode.ToLower(r))
+		}
+		name = b.String()
+	}
+	return e.Describe("--" + name)
 }
 
 func usageError(_ context.Context, _ *cli.Command, err error, _ bool) error {
@@ -71,7 +88,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 	app := &cli.Command{
 		Name:      "phaseconv",
 		Usage:     "make language models whose KV cache survives very few bits",
-		Version:   version,
+		Version:   buildinfo.Version,
 		Writer:    stdout,
 		ErrWriter: stderr,
 		// Errors are printed once, by Run, and never end the process from inside.
@@ -85,7 +102,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
 			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), inspectCommand(stdout, stderr), rotationsCommand(stdout, stderr),
-			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), docsCommand(stdout),
+			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), docsCommand(stdout), versionCommand(stdout),
 		},
 		Action: func(_ context.Context, c *cli.Command) error {
 			if c.Args().Present() {
@@ -141,21 +158,31 @@ func printJSON(w io.Writer, v any) error {
 	return err
 }
 
-// recorded returns the command line for the manifest, given what follows the
-// program's name, without folders: they say something about the machine and
-// nothing about the model.
-func recorded(args []string) []string {
-	out := []string{"phaseconv"}
+// recorded returns the command line for the manifest: the flags that were set and that a result
+// depends on, without folders, which say something about the machine and nothing about the
+// model. However a conversion was executed, its manifest is the same.
+func recorded(c *cli.Command, args ...string) []string {
+	out := []string{"phaseconv", c.Name}
 	for _, a := range args {
-		flag, value, ok := strings.Cut(a, "=")
-		switch {
-		case ok && strings.HasPrefix(a, "-"):
-			out = append(out, flag+"="+base(value))
-		default:
-			out = append(out, base(a))
+		out = append(out, base(a))
+	}
+	for _, f := range c.Flags {
+		name := f.Names()[0]
+		if !c.IsSet(name) || immaterial(f) {
+			continue
 		}
+		out = append(out, "--"+name+"="+base(fmt.Sprint(c.Value(name))))
 	}
 	return out
+}
+
+// immaterial says that no result depends on a flag: where and when work is done, and how it is
+// shown.
+func immaterial(f cli.Flag) bool {
+	if x, ok := f.(cli.CategorizableFlag); ok && x.GetCategory() == categoryUnits {
+		return true
+	}
+	return slices.Contains([]string{"threads", "json"}, f.Names()[0])
 }
 
 func base(s string) string {
@@ -166,7 +193,7 @@ func base(s string) string {
 }
 
 func threadsFlag() cli.Flag {
-	return &cli.IntFlag{Name: "threads", Usage: "processor threads; results do not depend on it", Value: runtime.GOMAXPROCS(0)}
+	return &cli.IntFlag{Name: "threads", Usage: "processor threads; results do not depend on it", DefaultText: "all"}
 }
 
 func jsonFlag() cli.Flag {

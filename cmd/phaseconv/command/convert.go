@@ -4,12 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/convert"
-	"github.com/phaseconv/phaseconv/convert/bits"
+	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
@@ -30,36 +31,79 @@ Examples:
   phaseconv convert ./Llama-3-70B -o out --resume
   phaseconv convert ./Llama-3-70B -o out --unit 3/8    # one of eight processes, then
   phaseconv convert ./Llama-3-70B -o out --merge`,
-		Flags: append([]cli.Flag{
+		Flags:  convertFlags(),
+		Action: func(ctx context.Context, c *cli.Command) error { return runConvert(ctx, c, stdout, stderr) },
+	}
+}
+
+// Categories of convert's flags, in the order of the work.
+const (
+	categoryOutput  = "Output"
+	categoryCaches  = "Stock caches"
+	categoryOneBit  = "1-bit keys"
+	categoryTexts   = "Calibration"
+	categoryUnits   = "Scale-out"
+	categoryReports = "Report"
+)
+
+// in puts flags into a category.
+func in(category string, flags ...cli.Flag) []cli.Flag {
+	for _, f := range flags {
+		f.(cli.CategorizableFlag).SetCategory(category)
+	}
+	return flags
+}
+
+func convertFlags() []cli.Flag {
+	d := convert.DefaultOptions()
+	return slices.Concat(
+		in(categoryOutput,
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
 			&cli.StringFlag{Name: "format", Usage: "gguf, safetensors or both", Value: "gguf"},
-			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0", Value: "f16"},
-			&cli.StringFlag{Name: "code", Usage: "key code: " + strings.Join(codec.Kinds, ", "), Value: "frame"},
-			&cli.BoolFlag{Name: "balance", Usage: "fold the K/Q pair balance (identity G3)", Value: true},
-			&cli.StringFlag{Name: "cache-type-k", Usage: "change the weights for this stock key cache: q8_0, q4_0, ... (what helps is measured)", Value: "f16"},
+			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0", Value: d.OutType},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print what would become of each tensor, and why, and stop"},
+			jsonFlag(), threadsFlag(),
+		),
+		in(categoryCaches,
+			&cli.StringFlag{Name: "cache-type-k", Usage: "edit the weights for this key cache type of llama.cpp: q8_0, q4_0, ... (what helps is measured)", Value: "f16"},
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the value cache type beside it", Value: "f16"},
 			&cli.StringFlag{Name: "cache-rotation", Usage: "llama.cpp's attention rotation: on or off", Value: "on"},
-			&cli.IntFlag{Name: "target-ctx", Usage: "context at which that cache will be used", Value: 4096},
-			&cli.IntFlag{Name: "cache-tokens", Usage: "calibration tokens to fit changes for that cache to", Value: 8192},
-			&cli.StringFlag{Name: "fuse", Usage: "changes of weights that are allowed: none, exact, or near (near-identities, with --cache-type-k and where they measure far better than they cost; its default)"},
-			&cli.FloatFlag{Name: "bits", Usage: "signs per number of a key, on average over all heads (frame only)", Value: 1},
-			&cli.StringFlag{Name: "alloc", Usage: "how signs are spread over heads: uniform, sensitivity (by measured cost) or angle (default: sensitivity for frames)"},
-			&cli.IntFlag{Name: "exceptions", Usage: "coordinates of each coded key that are kept beside its signs, 0 to head_dim/2"},
-			&cli.IntFlag{Name: "anchor", Usage: "block length B to anchor keys to, 0 for none", Value: 64},
-			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16", Value: 4},
-			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: 0},
-			&cli.StringFlag{Name: "calib", Usage: "calibration text (default: an embedded one)"},
-			&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to", Value: 12288},
-			&cli.StringFlag{Name: "eval", Usage: "held-out text to measure on (default: an embedded one)"},
-			&cli.IntFlag{Name: "ctx", Usage: "context length of calibration and measuring", Value: 512},
-			&cli.IntFlag{Name: "chunks", Usage: "windows to measure", Value: 4},
-			seedFlag(), threadsFlag(),
-			&cli.BoolFlag{Name: "report", Usage: "write report.html into the artifact", Value: true},
+			&cli.IntFlag{Name: "target-ctx", Usage: "context at which that cache will be used, in tokens", DefaultText: "4096, or the model's context if that is shorter"},
+			&cli.IntFlag{Name: "cache-tokens", Usage: "calibration tokens that edits for that cache are fitted to", Value: d.CacheTokens},
+			&cli.StringFlag{Name: "weight-edits", Usage: "edits of weights that are allowed: none; exact (the model's function stays the same); approximate (also those that change it slightly, where the divergence with that cache falls by ten times what they cost)", DefaultText: "approximate with --cache-type-k, else exact"},
+		),
+		keyFlags(d),
+		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "eval", Usage: "held-out text to measure on", DefaultText: "one that comes with the program"})...),
+		in(categoryReports,
+			&cli.BoolFlag{Name: "report", Usage: "write report.html into the artifact", Value: d.Report},
 			&cli.BoolFlag{Name: "report-detail", Usage: "measure more for it: each layer alone, other codes, other contexts"},
-			&cli.BoolFlag{Name: "dry-run", Usage: "print the plan and stop"},
-			jsonFlag(),
-		}, unitFlags()...),
-		Action: func(ctx context.Context, c *cli.Command) error { return runConvert(ctx, c, stdout, stderr) },
+		),
+		in(categoryUnits, unitFlags()...),
+	)
+}
+
+// keyFlags say how keys are coded.
+func keyFlags(d convert.Options) []cli.Flag {
+	return in(categoryOneBit,
+		&cli.StringFlag{Name: "code", Usage: "key code: " + strings.Join(codec.Kinds, ", "), Value: d.Code},
+		&cli.FloatFlag{Name: "bits", Usage: "bits (signs) per number of a key, on average over all heads (frame only)", Value: d.Bits},
+		&cli.StringFlag{Name: "alloc", Usage: "bit allocation over heads: uniform, sensitivity (by measured cost) or angle", DefaultText: "sensitivity for frames, uniform for other codes"},
+		&cli.IntFlag{Name: "outliers", Usage: "coordinates of each coded key that are kept in F16 beside its signs, 0 to head_dim/2", Value: d.Policy.Exceptions},
+		&cli.IntFlag{Name: "anchor", Usage: "tokens in a position block: keys are coded with RoPE relative to its first position; 0 for absolute positions", Value: d.Policy.Anchor},
+		&cli.IntFlag{Name: "sink", Usage: "keys at the start (attention sinks) that stay F16", Value: d.Policy.Sink},
+		&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: d.Policy.Recent},
+		&cli.BoolFlag{Name: "balance", Usage: "fold the K/Q pair scaling into the weights: one scale per KV head and rotary pair, divided out of Q (exact)", Value: d.Balance},
+	)
+}
+
+// textFlags say what is fitted to, and how much of it.
+func textFlags(d convert.Options) []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "calib", Usage: "calibration text", DefaultText: "one that comes with the program"},
+		&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to", Value: d.CalibrationTokens},
+		&cli.IntFlag{Name: "ctx", Usage: "context length of calibration and measuring", Value: d.Ctx},
+		&cli.IntFlag{Name: "chunks", Usage: "windows to measure, 0 for all", Value: d.Chunks},
+		seedFlag(),
 	}
 }
 
@@ -68,13 +112,13 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if err != nil {
 		return err
 	}
-	o := convert.Options{
-		Source: src, Out: c.String("out"), OutType: c.String("outtype"), Code: c.String("code"), Bits: c.Float("bits"), Alloc: alloc(c),
-		Balance: c.Bool("balance"), Policy: kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"), Exceptions: c.Int("exceptions")},
-		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Seed: c.Uint64("seed"), Threads: c.Int("threads"),
-		Tool: Tool(), Command: recorded(lasting(c.Root().Args().Slice())), Progress: showProgress(stderr),
-		Report: c.Bool("report"), ReportDetail: c.Bool("report-detail"),
-	}
+	o := convert.DefaultOptions()
+	o.Source, o.Out, o.OutType = src, c.String("out"), c.String("outtype")
+	o.Code, o.Bits, o.Alloc, o.Balance = c.String("code"), c.Float("bits"), c.String("alloc"), c.Bool("balance")
+	o.Policy = policy(c)
+	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"), c.Uint64("seed"), c.Int("threads")
+	o.Command, o.Progress = recorded(c, src), showProgress(stderr)
+	o.Report, o.ReportDetail = c.Bool("report"), c.Bool("report-detail")
 	switch c.String("format") {
 	case "gguf":
 		o.Formats = []checkpoint.Container{checkpoint.GGUF}
@@ -84,9 +128,6 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		o.Formats = []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}
 	default:
 		return usagef("--format %q: expected gguf, safetensors or both", c.String("format"))
-	}
-	if _, ok := convert.OutTypes[o.OutType]; !ok {
-		return usagef("--outtype %q: expected f32, f16, bf16 or q8_0", o.OutType)
 	}
 	if err := cacheOptions(c, &o); err != nil {
 		return err
@@ -123,37 +164,26 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	return nil
 }
 
-// alloc returns how signs are spread over heads: as named, or the way that measures
-// best (docs/codes.md). Only frames have a choice.
-func alloc(c *cli.Command) string {
-	switch a := c.String("alloc"); {
-	case a != "":
-		return a
-	case c.String("code") == "frame":
-		return bits.AllocSensitivity
-	}
-	return bits.AllocUniform
+// policy reads which keys are coded, and how.
+func policy(c *cli.Command) kvcache.Policy {
+	return kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"), Exceptions: c.Int("outliers")}
 }
 
 // cacheOptions reads what to do for stock cache types.
 func cacheOptions(c *cli.Command, o *convert.Options) error {
-	o.WeightEdits, o.TargetCtx, o.CacheTokens = c.String("fuse"), c.Int("target-ctx"), c.Int("cache-tokens")
-	types, err := stockTypes(c)
-	if err != nil {
+	o.WeightEdits, o.TargetCtx, o.CacheTokens = c.String("weight-edits"), c.Int("target-ctx"), c.Int("cache-tokens")
+	if c.IsSet("target-ctx") && o.TargetCtx == 0 {
+		return usagef("--target-ctx 0: name a context")
+	}
+	var err error
+	if o.Cache, err = stockTypes(c); err != nil {
 		return err
 	}
-	if c.IsSet("cache-type-v") && !c.IsSet("cache-type-k") {
+	switch {
+	case c.IsSet("cache-type-v") && !c.IsSet("cache-type-k"):
 		return usagef("--cache-type-v goes with --cache-type-k")
-	}
-	o.Cache = types
-	if o.WeightEdits == "" {
-		o.WeightEdits = convert.EditsExact
-		if types != nil {
-			o.WeightEdits = convert.EditsApproximate
-		}
-	}
-	if types != nil && c.IsSet("balance") {
-		return usagef("--balance and --cache-type-k do not go together: with a cache type, measurements decide about the balance; see --fuse")
+	case o.Cache != nil && c.IsSet("balance"):
+		return usagef("--balance and --cache-type-k do not go together: with a cache type, measurements decide about the pair scaling; see --weight-edits")
 	}
 	return nil
 }
@@ -172,7 +202,7 @@ func dryRun(c *cli.Command, o convert.Options, stdout io.Writer) error {
 	return nil
 }
 
-func printPlan(w io.Writer, p *convert.Plan) {
+func printPlan(w io.Writer, p *plan.Plan) {
 	fmt.Fprintf(w, "plan for %s (rotary pairs: %s)\n\n", p.Container, p.PairLayout)
 	t := newTable("identity", "folded", "tensors", "why")
 	for _, id := range p.Identities {
@@ -184,7 +214,7 @@ func printPlan(w io.Writer, p *convert.Plan) {
 		fmt.Fprintf(w, "warning: %s\n", x)
 	}
 	t = newTable("tensor", "shape", "from", "to", "action", "why")
-	counts := map[convert.Action]int{}
+	counts := map[plan.Action]int{}
 	for _, x := range p.Tensors {
 		why := x.Why
 		if len(x.By) > 0 {
@@ -198,9 +228,9 @@ func printPlan(w io.Writer, p *convert.Plan) {
 	}
 	t.print(w)
 	fmt.Fprintf(w, "\n%d tensors: %d copied, %d re-encoded, %d folded, %d dropped\n", len(p.Tensors),
-		counts[convert.Copy], counts[convert.Recode], counts[convert.Fold], counts[convert.Drop])
+		counts[plan.Copy], counts[plan.Recode], counts[plan.Fold], counts[plan.Drop])
 	k := p.Keys
-	fmt.Fprintf(w, "keys: code %s, %d signs a token over all heads (%.4g bits per number), %s, %d exceptions a key: %d bytes a token\n\n", k.Code, k.Signs, k.Bits, k.Spread, k.Exceptions, k.Bytes)
+	fmt.Fprintf(w, "keys: code %s, %d signs a token over all heads (%.4g bits per number), %s, %d outliers a key: %d bytes a token\n\n", k.Code, k.Signs, k.Bits, k.Spread, k.Exceptions, k.Bytes)
 }
 
 func printConversion(w io.Writer, out string, r *convert.Result) {
@@ -244,7 +274,7 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 	}
 	t.print(w)
 	if f.Refused != "" {
-		fmt.Fprintf(w, "slow means stay: %s\n", f.Refused)
+		fmt.Fprintf(w, "key biases are not shifted: %s\n", f.Refused)
 	}
 	if len(f.Measured) == 0 {
 		return

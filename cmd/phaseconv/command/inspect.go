@@ -172,7 +172,7 @@ func (i *fileInfo) safetensors(path string) error {
 }
 
 func (i *fileInfo) sidecar(path string) error {
-	s, err := sidecar.ReadSidecar(path)
+	s, err := sidecar.Read(path)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
@@ -64,7 +65,7 @@ Examples:
 						return usagef("apply: name the model with --base and the folder to create with -o")
 					}
 					m, _, err := convert.Apply(ctx, convert.ApplyOptions{
-						Dir: dir, Base: c.String("base"), Out: c.String("out"), Tool: Tool(), Progress: showProgress(stderr), Notice: notice,
+						Dir: dir, Base: c.String("base"), Out: c.String("out"), Tool: buildinfo.Tool(), Progress: showProgress(stderr), Notice: notice,
 					})
 					if err != nil {
 						return err
@@ -137,7 +138,7 @@ func coded(path string) (*sidecar.Sidecar, *sidecar.Fold, error) {
 		return nil, nil, err
 	}
 	if !st.IsDir() {
-		s, err := sidecar.ReadSidecar(path)
+		s, err := sidecar.Read(path)
 		return s, nil, err
 	}
 	checks := &contract.Checker{}

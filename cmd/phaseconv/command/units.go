@@ -22,7 +22,7 @@ func unitFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "resume", Usage: "keep fitted layers in OUT.work and go on from those that are there"},
 		&cli.StringFlag{Name: "work", Usage: "keep them in this folder instead, and leave it there (implies --resume)"},
 		&cli.BoolFlag{Name: "plan", Usage: "print how the fitting is divided into units, and stop"},
-		&cli.IntFlag{Name: "units", Usage: "how many units --plan prints (default: one per layer)"},
+		&cli.IntFlag{Name: "units", Usage: "how many units --plan prints", DefaultText: "one per layer"},
 		&cli.StringFlag{Name: "unit", Usage: "i/N: fit only the layers of unit i of N, for --merge, and stop"},
 		&cli.BoolFlag{Name: "merge", Usage: "convert with the layers that units have fitted, and refuse to fit any"},
 	}
@@ -123,27 +123,4 @@ func printUnits(c *cli.Command, w io.Writer, u *spec.UnitsJSON, there string) er
 	}
 	t.print(w)
 	return nil
-}
-
-// lasting returns a command line without the flags that no result depends on:
-// however a conversion was executed, its manifest is the same.
-func lasting(args []string) []string {
-	takesValue := map[string]bool{"resume": false, "merge": false, "json": false, "work": true, "threads": true}
-	var out []string
-	for i := 0; i < len(args); i++ {
-		a := args[i]
-		if a == "--" {
-			return append(out, args[i:]...)
-		}
-		name, _, joined := strings.Cut(strings.TrimLeft(a, "-"), "=")
-		value, known := takesValue[name]
-		if known && strings.HasPrefix(a, "-") {
-			if value && !joined {
-				i++
-			}
-			continue
-		}
-		out = append(out, a)
-	}
-	return out
 }

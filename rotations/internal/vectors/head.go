@@ -288,7 +288,7 @@ func score(c *codec.Code, q []float32, words []uint32, alpha float32, x *codec.E
 // sidecarVectors makes vectors for some heads of a sidecar, so that readers of
 // sidecars can be tried on a real one.
 func sidecarVectors(path string) ([]*headVector, error) {
-	s, err := sidecar.ReadSidecar(path)
+	s, err := sidecar.Read(path)
 	if err != nil {
 		return nil, err
 	}

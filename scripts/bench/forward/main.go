@@ -50,15 +50,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	m := refmodel.New(c.Config, c, *threads)
-	if err := m.Run(context.Background(), w.Tokens, []*refmodel.Variant{variant}, refmodel.Options{}); err != nil {
-		return err
-	}
-	scored, err := ppl.NewPositions(m, w, variant)
-	if err != nil {
-		return err
-	}
-	res, err := ppl.Measure(context.Background(), w, scored)
+	res, err := ppl.Compare(context.Background(), refmodel.New(c.Config, c, *threads), w, refmodel.Options{}, variant)
 	if err != nil {
 		return err
 	}

@@ -81,21 +81,8 @@ func measure(dir string, text ppl.Text, n, threads int) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.Targets = w.Tokens[0][first+1:]
-	m := refmodel.New(cfg, a.Model, threads)
-	variants := []*refmodel.Variant{{}, {Cache: cache}}
-	if err := m.Run(context.Background(), w.Tokens, variants, refmodel.Options{}); err != nil {
-		return nil, err
-	}
-	var streams []ppl.Positions
-	for _, l := range variants {
-		x, err := ppl.PositionsFrom(m, n, first, l)
-		if err != nil {
-			return nil, err
-		}
-		streams = append(streams, x)
-	}
-	res, err := ppl.Measure(context.Background(), w, streams[0], streams[1])
+	res, err := ppl.Compare(context.Background(), refmodel.New(cfg, a.Model, threads), ppl.From(w.Tokens, first), refmodel.Options{},
+		&refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}

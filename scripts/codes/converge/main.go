@@ -11,11 +11,12 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"github.com/phaseconv/phaseconv/rotations/fit"
 	"math"
 	"os"
 	"slices"
 	"sync"
+
+	"github.com/phaseconv/phaseconv/rotations/fit"
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/checkpoint"

@@ -15,12 +15,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"github.com/phaseconv/phaseconv/convert/bits"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/phaseconv/phaseconv/convert/bits"
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -213,23 +214,11 @@ func (b *bench) point(p string) error {
 
 // measure appends a row for each variant.
 func (b *bench) measure(rows []variant) error {
-	variants := []*refmodel.Variant{{}}
+	var variants []*refmodel.Variant
 	for _, r := range rows {
 		variants = append(variants, &refmodel.Variant{Cache: r.cache})
 	}
-	ctx := context.Background()
-	if err := b.m.Run(ctx, b.text.Tokens, variants, refmodel.Options{}); err != nil {
-		return err
-	}
-	var streams []ppl.Positions
-	for _, l := range variants {
-		s, err := ppl.NewPositions(b.m, b.text, l)
-		if err != nil {
-			return err
-		}
-		streams = append(streams, s)
-	}
-	res, err := ppl.Measure(ctx, b.text, streams[0], streams[1:]...)
+	res, err := ppl.Compare(context.Background(), b.m, b.text, refmodel.Options{}, &refmodel.Variant{}, variants...)
 	if err != nil {
 		return err
 	}

@@ -172,7 +172,7 @@ func write(path string, c *checkpoint.Checkpoint, src checkpoint.Weights, untied
 		}
 		kvs = append(kvs, kv)
 	}
-	w, err := gguf.Create(path, kvs, specs, nil)
+	w, err := gguf.Create(path, kvs, specs)
 	if err != nil {
 		return err
 	}

@@ -9,8 +9,9 @@ package main
 import (
 	"flag"
 	"fmt"
-	"github.com/phaseconv/phaseconv/rotations/fit"
 	"os"
+
+	"github.com/phaseconv/phaseconv/rotations/fit"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"

@@ -96,7 +96,7 @@ var austen = sync.OnceValue(func() (files struct{ published, converted string })
 		to         *string
 	}{{"published", "none", &files.published}, {"converted", "exact", &files.converted}} {
 		out := filepath.Join(scratch, x.name)
-		msg, err := exec.Command(p, convertArgs("../../../testdata/austen-moe", out, "--outtype", "f32", "--calib-tokens", "2048", "--fuse", x.fuse)...).CombinedOutput()
+		msg, err := exec.Command(p, convertArgs("../../../testdata/austen-moe", out, "--outtype", "f32", "--calib-tokens", "2048", "--weight-edits", x.fuse)...).CombinedOutput()
 		if err != nil {
 			os.Stderr.Write(msg)
 			return
@@ -336,7 +336,7 @@ func withHead(t *testing.T, path string, typ gguf.Type) string {
 		specs, data[x.Name] = append(specs, s), b
 	}
 	out := filepath.Join(t.TempDir(), "head.gguf")
-	w, err := gguf.Create(out, f.KVs, specs, nil)
+	w, err := gguf.Create(out, f.KVs, specs)
 	if err != nil {
 		t.Fatal(err)
 	}

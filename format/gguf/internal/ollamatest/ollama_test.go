@@ -179,7 +179,7 @@ func TestOllamaReadsOurs(t *testing.T) {
 		gguf.Array("llama.u8s", []uint8{1, 2}), gguf.Array("llama.i8s", []int8{-1}), gguf.Array("llama.u32s", []uint32{1, 2, 3}),
 		gguf.Array("llama.i64s", []int64{-1}), gguf.Array("llama.f32s", []float32{0.5, -0.1}), gguf.Array("llama.bs", []bool{true, false}),
 		gguf.Array("tokenizer.ggml.tokens", []string{"a", "", "ü"}),
-	}, specs, nil)
+	}, specs)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package convert
+package write
 
 import (
 	"errors"
@@ -9,10 +9,10 @@ import (
 	"strings"
 )
 
-// A folder is made under a hidden name beside its final one, so that the final
+// A Folder is made under a hidden name beside its final one, so that the final
 // name only ever shows a complete artifact.
-type folder struct {
-	path   string // where it is made
+type Folder struct {
+	Path   string // where it is made
 	out    string
 	lock   *os.File
 	made   []string // parents that did not exist, outermost first
@@ -24,15 +24,15 @@ func partial(name, out string) bool {
 	return strings.HasPrefix(name, "."+filepath.Base(out)+".") && strings.HasSuffix(name, ".partial")
 }
 
-// newFolder begins out. Folders of runs that were killed are removed; a run that
+// NewFolder begins out. Folders of runs that were killed are removed; a run that
 // is still at work on out is not disturbed, and this one refuses.
-func newFolder(out string, notice func(string)) (*folder, error) {
-	f := &folder{out: filepath.Clean(out), notice: notice}
+func NewFolder(out string, notice func(string)) (*Folder, error) {
+	f := &Folder{out: filepath.Clean(out), notice: notice}
 	parent := filepath.Dir(f.out)
 	ok := false
 	defer func() {
 		if !ok {
-			f.abort()
+			f.Abort()
 		}
 	}()
 	if err := f.makeParents(parent); err != nil {
@@ -44,7 +44,7 @@ func newFolder(out string, notice func(string)) (*folder, error) {
 	if err := f.make(parent); err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(f.path, 0o755); err != nil {
+	if err := os.Chmod(f.Path, 0o755); err != nil {
 		return nil, err
 	}
 	ok = true
@@ -53,19 +53,19 @@ func newFolder(out string, notice func(string)) (*folder, error) {
 
 // make makes the folder and takes its lock. Another run that looks for stale
 // folders may find it before it is locked, and remove it: then it is made again.
-func (f *folder) make(parent string) error {
+func (f *Folder) make(parent string) error {
 	for try := 0; ; try++ {
 		var err error
-		if f.path, err = os.MkdirTemp(parent, "."+filepath.Base(f.out)+".*.partial"); err != nil {
+		if f.Path, err = os.MkdirTemp(parent, "."+filepath.Base(f.out)+".*.partial"); err != nil {
 			return err
 		}
-		f.lock, err = lockFolder(f.path)
+		f.lock, err = lockFolder(f.Path)
 		if errors.Is(err, errNoLocks) {
 			return nil
 		}
 		if err == nil {
 			locked, err1 := f.lock.Stat()
-			there, err2 := os.Stat(f.path)
+			there, err2 := os.Stat(f.Path)
 			if err1 == nil && err2 == nil && os.SameFile(locked, there) {
 				return nil
 			}
@@ -73,13 +73,13 @@ func (f *folder) make(parent string) error {
 			f.lock, err = nil, errLocked
 		}
 		if try == 10 {
-			return fmt.Errorf("%s: %w", f.path, err)
+			return fmt.Errorf("%s: %w", f.Path, err)
 		}
 	}
 }
 
 // makeParents is os.MkdirAll that remembers what it made.
-func (f *folder) makeParents(dir string) error {
+func (f *Folder) makeParents(dir string) error {
 	var missing []string
 	for d := dir; ; d = filepath.Dir(d) {
 		if _, err := os.Stat(d); !errors.Is(err, fs.ErrNotExist) || d == filepath.Dir(d) {
@@ -101,7 +101,7 @@ func (f *folder) makeParents(dir string) error {
 
 // removeStale removes what killed runs left. A folder is stale when nobody holds
 // its lock, which ends with the process that took it.
-func (f *folder) removeStale(parent string) error {
+func (f *Folder) removeStale(parent string) error {
 	entries, err := os.ReadDir(parent)
 	if err != nil {
 		return err
@@ -134,21 +134,21 @@ func (f *folder) removeStale(parent string) error {
 	return nil
 }
 
-func (f *folder) say(format string, args ...any) {
+func (f *Folder) say(format string, args ...any) {
 	if f.notice != nil {
 		f.notice(fmt.Sprintf(format, args...))
 	}
 }
 
-// commit gives the folder its final name. An empty folder may stand there.
-func (f *folder) commit() error {
+// Commit gives the folder its final name. An empty folder may stand there.
+func (f *Folder) Commit() error {
 	if err := os.Remove(f.out); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.Rename(f.path, f.out); err != nil {
+	if err := os.Rename(f.Path, f.out); err != nil {
 		return err
 	}
-	f.path, f.made = "", nil
+	f.Path, f.made = "", nil
 	if f.lock != nil {
 		f.lock.Close()
 	}
@@ -160,10 +160,10 @@ func (f *folder) commit() error {
 	return nil
 }
 
-// abort removes everything that was made. It does nothing after commit.
-func (f *folder) abort() {
-	if f.path != "" {
-		os.RemoveAll(f.path)
+// Abort removes everything that was made. It does nothing after Commit.
+func (f *Folder) Abort() {
+	if f.Path != "" {
+		os.RemoveAll(f.Path)
 	}
 	if f.lock != nil {
 		f.lock.Close()
@@ -171,7 +171,7 @@ func (f *folder) abort() {
 	for i := len(f.made) - 1; i >= 0; i-- {
 		os.Remove(f.made[i]) // fails where somebody else put something
 	}
-	f.path, f.made = "", nil
+	f.Path, f.made = "", nil
 }
 
 // errLocked: another process holds the lock. errNoLocks: this system has none.

@@ -1,4 +1,4 @@
-package convert
+package write
 
 import (
 	"context"
@@ -11,8 +11,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -20,7 +22,7 @@ import (
 
 // testdata holds tiny models of every family with logits of Hugging Face
 // transformers, made by scripts/oracles/make_tiny.py.
-const testdata = "../verify/refmodel/testdata"
+const testdata = "../../verify/refmodel/testdata"
 
 // keepGGUF names a folder in which TestGGUFOracle leaves NAME.OUTTYPE.gguf of all
 // types, and the logits that it compares F32 files with in NAME.f32.logits, for
@@ -121,7 +123,7 @@ func farthest(a, b []float32) float64 {
 }
 
 // writeTiny writes m, changed by nothing but m.edits, into dir.
-func writeTiny(t *testing.T, m *tinyModel, p *Plan, dir, outtype string) string {
+func writeTiny(t *testing.T, m *tinyModel, p *plan.Plan, dir, outtype string) string {
 	t.Helper()
 	w := &writer{ctx: context.Background(), c: m.Checkpoint, view: checkpoint.NewEdited(m.Checkpoint, m.edits), plan: p, tick: func() {}}
 	if p.Container == checkpoint.Safetensors {
@@ -134,19 +136,19 @@ func writeTiny(t *testing.T, m *tinyModel, p *Plan, dir, outtype string) string 
 	if err != nil {
 		t.Fatal(err)
 	}
-	kvs, err := ggufKVs(m.Checkpoint, v, outtype, provenanceTag("0", spec.CodeInfo{Kind: "raw"}, "test"))
+	kvs, err := ggufKVs(m.Checkpoint, v, outtype, (&Tag{Source: spec.Source{SHA256: "0"}, Code: spec.CodeInfo{Kind: "raw"}, Tool: "test"}).keys())
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, m.name+"."+outtype+".gguf")
-	if _, err := w.gguf(path, kvs); err != nil {
+	name := m.name + "." + outtype + ".gguf"
+	if _, err := w.gguf(dir, name, kvs); err != nil {
 		t.Fatal(err)
 	}
-	return path
+	return filepath.Join(dir, name)
 }
 
 // convertedLogits writes m as GGUF and runs the file.
-func convertedLogits(t *testing.T, m *tinyModel, p *Plan, dir, outtype string) []float32 {
+func convertedLogits(t *testing.T, m *tinyModel, p *plan.Plan, dir, outtype string) []float32 {
 	t.Helper()
 	c, err := checkpoint.Open(writeTiny(t, m, p, dir, outtype))
 	if err != nil {
@@ -163,7 +165,7 @@ func convertedLogits(t *testing.T, m *tinyModel, p *Plan, dir, outtype string) [
 func keep(t *testing.T, m *tinyModel, dir string, want []float32) {
 	t.Helper()
 	for _, outtype := range []string{"f16", "bf16", "q8_0"} {
-		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: outtype, Balance: false})
+		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, outtype, plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +184,7 @@ func keep(t *testing.T, m *tinyModel, dir string, want []float32) {
 // logits with those of transformers for the source.
 func TestGGUFOracle(t *testing.T) {
 	eachTiny(t, func(t *testing.T, m *tinyModel) {
-		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: "f32", Balance: false})
+		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32", plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
 		if want := refused[m.name]; want != "" {
 			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), m.Path) {
 				t.Fatalf("planned with error %v; the error should name the folder and %q", err, want)
@@ -223,7 +225,7 @@ func TestGGUFOracle(t *testing.T) {
 			return
 		}
 		// The matrices came as BF16, so this loses nothing.
-		if p, err = MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: "bf16", Balance: false}); err != nil {
+		if p, err = plan.Make(m.Checkpoint, checkpoint.GGUF, "bf16", plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact})); err != nil {
 			t.Fatal(err)
 		}
 		if d := farthest(convertedLogits(t, m, p, dir, "bf16"), f32); d != 0 {
@@ -235,12 +237,12 @@ func TestGGUFOracle(t *testing.T) {
 // TestSafetensorsOracle copies every tiny model and finds every tensor's bytes.
 func TestSafetensorsOracle(t *testing.T) {
 	eachTiny(t, func(t *testing.T, m *tinyModel) {
-		p, err := MakePlan(m.Checkpoint, checkpoint.Safetensors, &Options{OutType: "f32", Balance: false})
+		p, err := plan.Make(m.Checkpoint, checkpoint.Safetensors, "f32", plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
 		if err != nil {
 			t.Fatal(err)
 		}
 		dir := writeTiny(t, m, p, t.TempDir(), "")
-		if err := copyFile(filepath.Join(m.Path, "config.json"), filepath.Join(dir, "config.json")); err != nil {
+		if _, err := Copy(m.Path, dir, "config.json"); err != nil {
 			t.Fatal(err)
 		}
 		got, err := checkpoint.Open(dir)
@@ -293,7 +295,7 @@ func TestBalanceIsExact(t *testing.T) {
 		if d := farthest(logitsOf(t, cfg, checkpoint.NewEdited(m.Checkpoint, half), m.Tokens), m.logits); d < 1000*limit {
 			t.Errorf("folding into keys alone moves logits by only %g: this test sees nothing", d)
 		}
-		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: "f32", Balance: true})
+		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32", plan.Propose(m.Checkpoint, plan.Options{PairScale: true, WeightEdits: plan.EditsExact}))
 		if refused[m.name] != "" {
 			return // TestGGUFOracle looks at the error
 		}
@@ -310,4 +312,35 @@ func TestBalanceIsExact(t *testing.T) {
 			t.Errorf("a logit of the GGUF file is off by %g, tolerance %g", d, limit)
 		}
 	})
+}
+
+// A GGUF file is copied as it is, and cannot become a Hugging Face folder.
+func TestPlanFromGGUF(t *testing.T) {
+	for _, name := range []string{"llama-llama3", "gemma3-linear"} {
+		m := openTiny(t, name)
+		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32", plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := checkpoint.Open(writeTiny(t, m, p, t.TempDir(), "f32"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := plan.Make(c, checkpoint.Safetensors, "f16", plan.Propose(c, plan.Options{WeightEdits: plan.EditsExact})); err == nil || !strings.Contains(err.Error(), "--format gguf") {
+			t.Errorf("safetensors from GGUF: %v", err)
+		}
+		p, err = plan.Make(c, checkpoint.GGUF, "f16", plan.Propose(c, plan.Options{WeightEdits: plan.EditsExact}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range p.Tensors {
+			if x.Action != plan.Copy || x.From != x.To {
+				t.Errorf("without an identity %s is planned as %s, %s to %s", x.Name, x.Action, x.From, x.To)
+			}
+		}
+		if r := c.Config.Layers[0].Rope; m.name == "llama-llama3" && r.Scaling != rope.Divisor {
+			t.Errorf("RoPE scaling read back as %q", r.Scaling)
+		}
+	}
 }

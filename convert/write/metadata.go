@@ -1,10 +1,11 @@
-package convert
+package write
 
 import (
 	"fmt"
 	"path/filepath"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
@@ -12,19 +13,19 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-// marker returns the keys that a converted model carries.
-func provenanceTag(source string, code spec.CodeInfo, tool string) []gguf.KV {
+// keys returns the keys that a converted model carries.
+func (t *Tag) keys() []gguf.KV {
 	key := func(k string) string { return spec.ModelPrefix + k }
 	return []gguf.KV{
 		gguf.Value(key(spec.KeyVersion), uint32(spec.Version)),
-		gguf.Value(key(spec.KeySourceSHA256), source),
-		gguf.Value(key(spec.KeyCode), code.Kind),
-		gguf.Value(key(spec.KeyTool), tool),
+		gguf.Value(key(spec.KeySourceSHA256), t.Source.SHA256),
+		gguf.Value(key(spec.KeyCode), t.Code.Kind),
+		gguf.Value(key(spec.KeyTool), t.Tool),
 	}
 }
 
-// retrofitKVs copies a GGUF file's keys byte for byte and adds the marker;
-// markers of an earlier conversion are replaced.
+// copyWithTag copies a GGUF file's keys byte for byte and adds the provenance tag;
+// that of an earlier conversion is replaced.
 func copyWithTag(f *gguf.File, mark []gguf.KV) []gguf.KV {
 	var out []gguf.KV
 	for _, kv := range f.KVs {
@@ -48,7 +49,7 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, outtype string, mark 
 		gguf.Value("general.architecture", arch),
 		gguf.Value("general.type", "model"),
 		gguf.Value("general.name", filepath.Base(abs)),
-		gguf.Value("general.file_type", fileTypes[outtype]),
+		gguf.Value("general.file_type", plan.FileTypes[outtype]),
 		gguf.Value("general.quantization_version", uint32(2)),
 	}
 	u32 := func(key string, n int) { out = append(out, gguf.Value(arch+"."+key, uint32(n))) }

@@ -1,48 +1,38 @@
-package convert
+package write
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"maps"
 	"math"
-	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strings"
 
-	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
-	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/spec"
 )
-
-func sqrt(x float64) float64 { return math.Sqrt(x) }
 
 // writer streams the tensors of a plan.
 type writer struct {
 	ctx  context.Context
 	c    *checkpoint.Checkpoint
 	view *checkpoint.Edited
-	plan *Plan
+	plan *plan.Plan
 	// tick is called after each tensor.
 	tick func()
 }
 
-// rowsPerPiece bounds the numbers that are in memory at a time.
+// numbersPerPiece bounds the numbers that are in memory at a time.
 const numbersPerPiece = 1 << 20
 
 // encode streams a tensor's values, edited and reordered, through enc. part
 // selects one source tensor of several, -1 all of them.
-func (w *writer) encode(o io.Writer, x *TensorPlan, part int, enc func(dst []byte, src []float32) ([]byte, error)) error {
-	t := x.tensor
+func (w *writer) encode(o io.Writer, x *plan.TensorPlan, part int, enc func(dst []byte, src []float32) ([]byte, error)) error {
+	t := x.Tensor
 	cols, rows, row0 := t.Cols(), t.Rows(), 0
 	if part >= 0 {
 		rows /= len(t.Sources)
@@ -132,7 +122,7 @@ func (l *limit) over(x []float32) int {
 }
 
 // overHint says what to do about a number that does not fit.
-func overHint(p *Plan) string {
+func overHint(p *plan.Plan) string {
 	if p.Container == checkpoint.Safetensors {
 		return "use --format gguf with --outtype bf16 or f32, or --balance=false to leave the tensor as it is"
 	}
@@ -142,8 +132,8 @@ func overHint(p *Plan) string {
 // checkFinite reads a tensor that is copied as it is (part of it, or with -1 all)
 // and returns an error when a number in it is not finite. Measuring would not
 // notice: it reads only the embeddings of tokens that the text has.
-func (w *writer) checkFinite(x *TensorPlan, part int) error {
-	t := x.tensor
+func (w *writer) checkFinite(x *plan.TensorPlan, part int) error {
+	t := x.Tensor
 	if t == nil {
 		return nil // outside the graph
 	}
@@ -166,9 +156,9 @@ func (w *writer) checkFinite(x *TensorPlan, part int) error {
 }
 
 // rowOrder returns, for each row of the target, the row of the source.
-func (w *writer) rowOrder(x *TensorPlan) []int {
+func (w *writer) rowOrder(x *plan.TensorPlan) []int {
 	cfg := w.c.Config
-	d := cfg.Layers[x.tensor.Layer].HeadDim
+	d := cfg.Layers[x.Tensor.Layer].HeadDim
 	n := x.Shape[0]
 	order := make([]int, n)
 	for i := range order {
@@ -177,16 +167,17 @@ func (w *writer) rowOrder(x *TensorPlan) []int {
 	return order
 }
 
-// gguf writes the model as one GGUF file and returns its digest.
-func (w *writer) gguf(path string, kvs []gguf.KV) (string, error) {
+// gguf writes the model as one GGUF file.
+func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
+	var file spec.File
 	var specs []gguf.TensorSpec
 	for _, x := range w.plan.Tensors {
-		if x.Action == Drop {
+		if x.Action == plan.Drop {
 			continue
 		}
 		typ, err := gguf.ParseType(x.To)
 		if err != nil {
-			return "", err
+			return file, err
 		}
 		dims := make([]int, len(x.Shape))
 		for i, n := range x.Shape {
@@ -194,33 +185,33 @@ func (w *writer) gguf(path string, kvs []gguf.KV) (string, error) {
 		}
 		specs = append(specs, gguf.TensorSpec{Name: x.Name, Type: typ, Dims: dims})
 	}
-	out, err := gguf.Create(path, kvs, specs, &gguf.Options{SHA256: true})
+	out, err := gguf.Create(filepath.Join(dir, name), kvs, specs)
 	if err != nil {
-		return "", err
+		return file, err
 	}
 	defer out.Abort()
 	for i := range w.plan.Tensors {
 		x := &w.plan.Tensors[i]
-		if x.Action == Drop {
+		if x.Action == plan.Drop {
 			continue
 		}
 		if err := out.WriteTensor(x.Name, func(o io.Writer) error { return w.ggufTensor(o, x) }); err != nil {
-			return "", err
+			return file, err
 		}
 		w.tick()
 	}
 	if err := w.c.Unchanged(); err != nil {
-		return "", err
+		return file, err
 	}
 	if err := out.Commit(); err != nil {
-		return "", err
+		return file, err
 	}
 	sum, err := out.SHA256()
-	return fmt.Sprintf("%x", sum), err
+	return spec.File{Name: name, Bytes: out.Size(), SHA256: sum}, err
 }
 
-func (w *writer) ggufTensor(o io.Writer, x *TensorPlan) error {
-	if x.Name == ropeFreqs && x.tensor == nil {
+func (w *writer) ggufTensor(o io.Writer, x *plan.TensorPlan) error {
+	if x.Name == plan.RopeFreqs && x.Tensor == nil {
 		full, _ := w.c.Config.Ropes()
 		d, _ := full.FreqDivisors()
 		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
@@ -230,7 +221,7 @@ func (w *writer) ggufTensor(o io.Writer, x *TensorPlan) error {
 		_, err = o.Write(b)
 		return err
 	}
-	if x.Action == Copy {
+	if x.Action == plan.Copy {
 		if err := w.checkFinite(x, -1); err != nil {
 			return err
 		}
@@ -245,7 +236,7 @@ func (w *writer) ggufTensor(o io.Writer, x *TensorPlan) error {
 	if err != nil {
 		return err
 	}
-	cols := x.tensor.Cols()
+	cols := x.Tensor.Cols()
 	return w.encode(o, x, -1, func(dst []byte, src []float32) ([]byte, error) { return encodeGGUF(typ, dst, src, cols) })
 }
 
@@ -287,20 +278,20 @@ func copyRaw(o io.Writer, c *checkpoint.Checkpoint, source string) error {
 
 // safetensors writes the shards of a Hugging Face checkpoint under their own
 // names, and the index as it was.
-func (w *writer) safetensors(dir string) ([]string, error) {
+func (w *writer) safetensors(dir string) ([]spec.File, error) {
 	set := w.c.Shards()
-	byName := map[string]*TensorPlan{}
+	byName := map[string]*plan.TensorPlan{}
 	for i := range w.plan.Tensors {
 		byName[w.plan.Tensors[i].Name] = &w.plan.Tensors[i]
 	}
-	var names []string
+	var files []spec.File
 	shardOf := map[string]string{} // of added tensors
 	for _, f := range set.Files {
 		name := filepath.Base(f.Path)
 		tensors := slices.Clone(f.Tensors)
 		for i := range w.plan.Tensors {
 			x := &w.plan.Tensors[i]
-			if r, ok := set.Find(x.shard); ok && r.File == f {
+			if r, ok := set.Find(x.Shard); ok && r.File == f {
 				tensors = append(tensors, safetensors.Tensor{Name: x.Name, DType: r.Tensor.DType, Shape: x.Shape})
 				shardOf[x.Name] = name
 			}
@@ -314,15 +305,15 @@ func (w *writer) safetensors(dir string) ([]string, error) {
 			t := &tensors[i]
 			x := byName[t.Name]
 			err := out.WriteTensor(t.Name, func(o io.Writer) error {
-				if x.shard != "" && x.tensor == nil {
+				if x.Shard != "" && x.Tensor == nil {
 					_, err := o.Write(make([]byte, x.Shape[0]*safetensors.ElementBytes(t.DType)))
 					return err
 				}
 				part := 0
-				if x.tensor != nil {
-					part = slices.Index(x.tensor.Sources, t.Name)
+				if x.Tensor != nil {
+					part = slices.Index(x.Tensor.Sources, t.Name)
 				}
-				if x.Action == Copy {
+				if x.Action == plan.Copy {
 					if err := w.checkFinite(x, part); err != nil {
 						return err
 					}
@@ -346,24 +337,25 @@ func (w *writer) safetensors(dir string) ([]string, error) {
 		if err := out.Commit(); err != nil {
 			return nil, err
 		}
-		names = append(names, name)
+		files = append(files, spec.File{Name: name, Bytes: out.Size(), SHA256: out.SHA256()})
 	}
 	if set.Index != nil {
 		index, err := extendIndex(set.Index, shardOf, w.plan)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", filepath.Join(w.c.Path, safetensors.IndexName), err)
 		}
-		if err := atomicfile.WriteFile(filepath.Join(dir, safetensors.IndexName), index); err != nil {
+		f, err := File(dir, safetensors.IndexName, index)
+		if err != nil {
 			return nil, err
 		}
-		names = append(names, safetensors.IndexName)
+		files = append(files, f)
 	}
-	return names, nil
+	return files, nil
 }
 
 // extendIndex returns the index with the added tensors in it, byte for byte the
 // source's where there are none.
-func extendIndex(raw []byte, shardOf map[string]string, p *Plan) ([]byte, error) {
+func extendIndex(raw []byte, shardOf map[string]string, p *plan.Plan) ([]byte, error) {
 	if len(shardOf) == 0 {
 		return raw, nil
 	}
@@ -396,118 +388,4 @@ func extendIndex(raw []byte, shardOf map[string]string, p *Plan) ([]byte, error)
 	}
 	out, err := json.MarshalIndent(index, "", "  ")
 	return append(out, '\n'), err
-}
-
-// announceBiases sets attention_bias in the text of a config.json and leaves every
-// other byte as it is.
-func announceBiases(raw []byte) ([]byte, error) {
-	var m map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return nil, err
-	}
-	set := func(raw []byte) bool {
-		var got map[string]json.RawMessage
-		if json.Unmarshal(raw, &got) != nil || string(got["attention_bias"]) != "true" {
-			return false
-		}
-		delete(got, "attention_bias")
-		delete(m, "attention_bias")
-		return maps.EqualFunc(got, m, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
-	}
-	if _, ok := m["attention_bias"]; !ok {
-		at := bytes.IndexByte(raw, '{') + 1
-		raw = slices.Concat(raw[:at], []byte("\n  \"attention_bias\": true,"), raw[at:])
-	} else {
-		raw = biasSwitch.ReplaceAll(raw, []byte("${1}true"))
-	}
-	if !set(raw) {
-		return nil, errors.New("attention_bias cannot be set: use --format gguf")
-	}
-	return raw, nil
-}
-
-var biasSwitch = regexp.MustCompile(`("attention_bias"\s*:\s*)(?:false|null)`)
-
-// configJSON returns the source's config.json with the phaseconv object put in,
-// and with biases attention_bias set, everything else byte for byte.
-func configJSON(dir string, info any, biases bool) ([]byte, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, hf.ConfigName))
-	if err != nil {
-		return nil, err
-	}
-	var m map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)
-	}
-	if _, ok := m[spec.ConfigObject]; ok {
-		return nil, fmt.Errorf("%s: the model was converted before (config.json has an object %q); convert the original", dir, spec.ConfigObject)
-	}
-	if biases {
-		if raw, err = announceBiases(raw); err != nil {
-			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)
-		}
-	}
-	obj, err := json.MarshalIndent(info, "  ", "  ")
-	if err != nil {
-		return nil, err
-	}
-	text := strings.TrimRight(string(raw), " \t\r\n")
-	body, ok := strings.CutSuffix(text, "}")
-	if !ok {
-		return nil, fmt.Errorf("%s: config.json does not end in }", dir)
-	}
-	body = strings.TrimRight(body, " \t\r\n")
-	sep := ","
-	if strings.HasSuffix(body, "{") {
-		sep = ""
-	}
-	return []byte(body + sep + "\n  \"" + spec.ConfigObject + "\": " + string(obj) + "\n}\n"), nil
-}
-
-// companions are the files beside the weights that a loader needs; others stay
-// behind, weights in other formats above all.
-func auxiliaryFiles(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, e := range entries {
-		n := e.Name()
-		// Of the file that a link points to: the download cache of the Hugging Face
-		// tools is a folder of links.
-		st, err := os.Stat(filepath.Join(dir, n))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-		if err != nil || !st.Mode().IsRegular() || n == hf.ConfigName || n == safetensors.IndexName || n == spec.ManifestName || n == spec.SafetensorsSidecarName {
-			continue
-		}
-		switch strings.ToLower(filepath.Ext(n)) {
-		case ".json", ".txt", ".model", ".jinja", ".md", ".tiktoken":
-			out = append(out, n)
-		case "":
-			if u := strings.ToUpper(n); strings.HasPrefix(u, "LICENSE") || strings.HasPrefix(u, "NOTICE") {
-				out = append(out, n)
-			}
-		}
-	}
-	return out, nil
-}
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := atomicfile.Create(to)
-	if err != nil {
-		return err
-	}
-	defer out.Abort()
-	if _, err := io.Copy(out, in); err != nil {
-		return fmt.Errorf("%s: %w", from, err)
-	}
-	return out.Commit()
 }

@@ -1,25 +1,25 @@
-// Package convert turns a checkpoint into an artifact: it calibrates, fits,
-// plans what becomes of each tensor, writes models, sidecars and the manifest.
-package convert
+// Package plan decides what a conversion does to every tensor of a checkpoint, and says why,
+// before anything is computed or written.
+package plan
 
 import (
 	"fmt"
-	"slices"
+	"math"
 	"strings"
 
-	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/option"
 )
 
 // Action says what becomes of a tensor.
 type Action string
 
+// What becomes of a tensor.
 const (
 	Copy   Action = "copy"   // the stored bytes, unchanged
 	Recode Action = "recode" // the same numbers in another element type
@@ -40,8 +40,10 @@ type TensorPlan struct {
 	Reorder bool   `json:"reorder,omitempty"`
 	Why     string `json:"why"`
 
-	tensor *checkpoint.Tensor // nil for tensors outside the graph
-	shard  string             // source tensor beside which an added one is stored in safetensors
+	// Tensor is what the numbers come from, nil for tensors outside the graph.
+	Tensor *checkpoint.Tensor `json:"-"`
+	// Shard is the source tensor beside which an added one is stored in safetensors.
+	Shard string `json:"-"`
 }
 
 // A Plan is everything that will be written for one container.
@@ -51,117 +53,16 @@ type Plan struct {
 	PairLayout string               `json:"pair_layout"`
 	Identities []spec.Identity      `json:"identities"`
 	Tensors    []TensorPlan         `json:"tensors"`
-	Keys       KeysPlan             `json:"keys"`
+	Keys       Keys                 `json:"keys"`
 	Warnings   []string             `json:"warnings,omitempty"`
 }
 
-// KeysPlan is what a coded token will take, over all layers and heads.
-type KeysPlan struct {
-	Code       string  `json:"code"`
-	Bits       float64 `json:"bits"` // signs per number, on average
-	Alloc      string  `json:"alloc"`
-	Spread     string  `json:"spread"` // what Alloc means here
-	Signs      int     `json:"signs"`
-	Exceptions int     `json:"exceptions"` // per key
-	// Bytes of signs, scales and exceptions. Signs are stored in words of 32, so
-	// heads that do not fill their last word take more: 3 bytes at most each.
-	Bytes int `json:"bytes"`
-}
-
-// planKeys says what is known of the codes before the calibration.
-func planKeys(c *family.Config, o *Options) (KeysPlan, error) {
-	k := KeysPlan{Code: o.Code, Alloc: o.alloc(), Exceptions: o.Policy.Exceptions}
-	if err := o.checkSigns(c); err != nil {
-		return k, err
-	}
-	shape, err := c.Uniform()
-	if err != nil {
-		return k, err
-	}
-	if err := o.Policy.Check(shape.HeadDim); err != nil {
-		return k, usage("%v", err)
-	}
-	heads := len(c.Layers) * shape.KVHeads
-	if k.Signs, err = bits.Budget(c, o.Bits); err != nil {
-		return k, err
-	}
-	k.Bits = float64(k.Signs) / float64(heads*shape.HeadDim)
-	k.Bytes = k.Signs/8 + heads*(2+codec.ExceptionBytes*k.Exceptions)
-	even := bits.EvenSigns(k.Signs, heads)
-	switch lo, hi := slices.Min(even), slices.Max(even); {
-	case k.Alloc != bits.AllocUniform:
-		k.Spread = "spread over heads by the calibration (" + k.Alloc + ")"
-	case lo == hi:
-		k.Spread = fmt.Sprintf("%d for each head", lo)
-	default:
-		k.Spread = fmt.Sprintf("%d or %d for each head", lo, hi)
-	}
-	return k, nil
-}
-
-// decideBalance says whether and where identity G3 can be folded.
-func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
-	id := spec.Identity{ID: transform.IDPairScale, Name: "K/Q pair balance", Exact: true}
-	if !want {
-		id.Why = "switched off"
-		return id
-	}
-	id.Applied = true
-	switch c.Config.Layers[0].QKNorm {
-	case family.NoQKNorm:
-		id.Why = "one scale per KV head and rotary pair, folded into W_K and, inverted, into W_Q, biases included"
-	case family.NormHead:
-		id.Why = "one scale per layer and rotary pair, folded into the gains of k_norm and, inverted, of q_norm, which all heads share"
-	case family.NormLayers:
-		id.Why = "one scale per KV head and rotary pair, folded into the gains of k_norm and, inverted, of q_norm"
-	}
-	return id
-}
-
-// idAngle is identity G3 with angles.
-const idAngle = "G3-angle"
-
-// others lists the identities that this version does not fold, with the reason.
-func others(c *checkpoint.Checkpoint) []spec.Identity {
-	norm := slices.ContainsFunc(c.Config.Layers, func(y family.Layer) bool { return y.QKNorm != family.NoQKNorm })
-	angles := "not needed: the codes rotate each head anyway"
-	if norm {
-		angles = "not exact: the gain of a QK-norm differs within a pair"
-	}
-	return []spec.Identity{
-		{ID: "G1", Name: "residual rotation", Exact: true, Why: "not folded by this version"},
-		{ID: idAngle, Name: "K/Q pair angles", Exact: true, Why: angles},
-		{ID: "G4", Name: "FFN scales", Exact: true, Why: "not folded by this version"},
-		{ID: "G6", Name: "centring after RoPE", Exact: true, Why: "part of the code, applied at run time"},
-	}
-}
-
-// targets of edits by identity G3, for a plan made before anything is fitted.
-func balanceTargets(c *checkpoint.Checkpoint) map[string][]string {
-	out := map[string][]string{}
-	for l := range c.Config.Layers {
-		names := []string{"attn_k.weight", "attn_q.weight", "attn_k.bias", "attn_q.bias"}
-		if c.Config.Layers[l].QKNorm != family.NoQKNorm {
-			names = []string{"attn_k_norm.weight", "attn_q_norm.weight"}
-		}
-		for _, n := range names {
-			if name := family.Name(l, n); exists(c, name) {
-				out[name] = []string{transform.IDPairScale}
-			}
-		}
-	}
-	return out
-}
-
-// MakePlan decides what becomes of every tensor in a container. With o.Cache set
-// measurements will say which of the changes it lists are made.
-func MakePlan(c *checkpoint.Checkpoint, to checkpoint.Container, o *Options) (*Plan, error) {
-	return makePlan(c, to, o.OutType, planned(c, o))
-}
-
-func makePlan(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *changes) (*Plan, error) {
-	targets := ch.targets
-	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.identities}
+// Make decides what becomes of every tensor of c in a container, with matrices of GGUF files
+// in the type outtype where they cannot stay as they are. It refuses what the container or its
+// stock readers cannot take, by the name of the tensor or key.
+func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *Changes) (*Plan, error) {
+	targets := ch.Targets
+	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities}
 	if err := checkUnknown(c, p); err != nil {
 		return nil, err
 	}
@@ -214,7 +115,7 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 			shape = shape[1:]
 		}
 		for _, s := range t.Sources {
-			x := TensorPlan{Name: s, Sources: []string{s}, Shape: shape, From: t.Type, To: t.Type, Action: Copy, tensor: t, Why: "untouched"}
+			x := TensorPlan{Name: s, Sources: []string{s}, Shape: shape, From: t.Type, To: t.Type, Action: Copy, Tensor: t, Why: "untouched"}
 			if by := targets[t.Name]; by != nil {
 				x.Action, x.By, x.Why = Fold, by, "folded and rounded to its own type"
 			}
@@ -232,7 +133,7 @@ func (p *Plan) retrofit(c *checkpoint.Checkpoint, outtype string, targets map[st
 	for i := range f.Tensors {
 		src := &f.Tensors[i]
 		t, _ := c.Find(src.Name)
-		x := TensorPlan{Name: src.Name, Sources: []string{src.Name}, Shape: src.Shape(), From: src.Type.String(), To: src.Type.String(), Action: Copy, tensor: t, Why: "untouched"}
+		x := TensorPlan{Name: src.Name, Sources: []string{src.Name}, Shape: src.Shape(), From: src.Type.String(), To: src.Type.String(), Action: Copy, Tensor: t, Why: "untouched"}
 		if by := targets[src.Name]; by != nil {
 			to, err := ggufType(src.Name, src.Shape(), outtype)
 			if err != nil {
@@ -260,7 +161,7 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 		if err != nil {
 			return err
 		}
-		x := TensorPlan{Name: t.Name, Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, tensor: t, Why: "re-encoded for the container"}
+		x := TensorPlan{Name: t.Name, Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, Tensor: t, Why: "re-encoded for the container"}
 		x.Reorder = p.Pairs != cfg.Pairs && isRotary(t.Name)
 		if by := targets[t.Name]; by != nil {
 			x.Action, x.By, x.Why = Fold, by, "folded and re-encoded"
@@ -275,14 +176,14 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 		if err != nil {
 			return err
 		}
-		p.Tensors = append(p.Tensors, TensorPlan{Name: "output.weight", Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, tensor: t, Why: "stock readers of this architecture need a head of its own"})
+		p.Tensors = append(p.Tensors, TensorPlan{Name: "output.weight", Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, Tensor: t, Why: "stock readers of this architecture need a head of its own"})
 	}
 	full, _ := cfg.Ropes()
 	if d, ok := full.FreqDivisors(); ok {
 		if !cfg.Family.RopeFreqs {
 			return fmt.Errorf("%s: RoPE scaling %s cannot be written for architecture %s", c.Path, full.Scaling, cfg.Family.GGUFArch)
 		}
-		p.Tensors = append(p.Tensors, TensorPlan{Name: ropeFreqs, Shape: []int{len(d)}, From: "-", To: "F32", Action: Recode, Why: "RoPE scaling, as frequency divisors"})
+		p.Tensors = append(p.Tensors, TensorPlan{Name: RopeFreqs, Shape: []int{len(d)}, From: "-", To: "F32", Action: Recode, Why: "RoPE scaling, as frequency divisors"})
 	}
 	for _, n := range c.Unknown {
 		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Drop, Why: "stock readers refuse tensors outside the architecture"})
@@ -290,7 +191,8 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 	return nil
 }
 
-const ropeFreqs = "rope_freqs.weight"
+// RopeFreqs is the GGUF tensor of frequency divisors.
+const RopeFreqs = "rope_freqs.weight"
 
 // checkStock refuses models that stock GGUF readers would refuse, or would
 // compute otherwise because their architecture has no key for a number.
@@ -305,9 +207,9 @@ func checkStock(c *checkpoint.Checkpoint) error {
 	}
 	full, local := cfg.Ropes()
 	window, _ := cfg.Window()
-	stock := 1 / sqrt(float64(shape.HeadDim))
+	stock := 1 / math.Sqrt(float64(shape.HeadDim))
 	if n := f.WideScaleLayers; n > 0 && n == len(cfg.Layers) {
-		stock = 1 / sqrt(float64(cfg.Hidden/shape.Heads))
+		stock = 1 / math.Sqrt(float64(cfg.Hidden/shape.Heads))
 	}
 	for l := range cfg.Layers {
 		y := &cfg.Layers[l]
@@ -350,8 +252,8 @@ func isRotary(name string) bool {
 // OutTypes are the element types for matrices in GGUF.
 var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "bf16": gguf.TypeBF16, "q8_0": gguf.TypeQ8_0}
 
-// fileTypes are the values of general.file_type for OutTypes.
-var fileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+// FileTypes are the values of general.file_type for OutTypes.
+var FileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
 // ggufType returns the type a tensor is written in: vectors, norm gains and
 // routers stay F32, as stock converters do and stock readers expect; rows that
@@ -359,7 +261,7 @@ var fileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 func ggufType(name string, shape []int, outtype string) (gguf.Type, error) {
 	t, ok := OutTypes[outtype]
 	if !ok {
-		return 0, fmt.Errorf("outtype %q is not known (f32, f16, bf16, q8_0)", outtype)
+		return 0, CheckOutType(outtype)
 	}
 	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, "ffn_gate_inp.weight") {
 		return gguf.TypeF32, nil
@@ -371,3 +273,47 @@ func ggufType(name string, shape []int, outtype string) (gguf.Type, error) {
 }
 
 func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name); return ok }
+
+// CheckOutType refuses the name of an element type that is not one of OutTypes.
+func CheckOutType(name string) error {
+	if _, ok := OutTypes[name]; !ok {
+		return option.Bad("OutType", name, "expected f32, f16, bf16 or q8_0")
+	}
+	return nil
+}
+
+// added plans the tensors that the source lacks.
+func (p *Plan) added(c *checkpoint.Checkpoint, ch *Changes) {
+	for l := range c.Config.Layers {
+		t, ok := ch.View.Added[family.Name(l, "attn_k.bias")]
+		if !ok {
+			continue
+		}
+		p.Tensors = append(p.Tensors, TensorPlan{
+			Name: t.Name, Shape: t.Shape, From: "-", To: gguf.TypeF32.String(), Action: Fold, By: ch.Targets[t.Name], Tensor: t,
+			Reorder: p.Pairs != c.Config.Pairs, Why: "a key bias, which stock readers of this architecture accept",
+		})
+	}
+}
+
+// addedBiases plans the biases of a checkpoint that gets its first: config.json
+// knows one switch, attention_bias, for those of all four projections in all
+// layers, so beside the key biases there are others, of zeros.
+func (p *Plan) addedBiases(c *checkpoint.Checkpoint, ch *Changes) {
+	if len(ch.View.Added) == 0 {
+		return
+	}
+	for l := range c.Config.Layers {
+		for _, part := range []string{"attn_q", "attn_k", "attn_v", "attn_output"} {
+			name := family.Name(l, part+".bias")
+			hf, _ := c.Config.Family.HFNames(name, 0)
+			w, _ := c.Find(family.Name(l, part+".weight"))
+			x := TensorPlan{Name: hf[0], Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold, By: []string{transform.IDBiasShift},
+				Shard: w.Sources[0], Why: "zeros: attention_bias announces biases of all projections"}
+			if t, ok := ch.View.Added[name]; ok {
+				x.Tensor, x.By, x.Why = t, ch.Targets[name], "a key bias, announced by attention_bias"
+			}
+			p.Tensors = append(p.Tensors, x)
+		}
+	}
+}

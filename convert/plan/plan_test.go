@@ -1,4 +1,4 @@
-package convert
+package plan
 
 import (
 	"encoding/json"
@@ -10,7 +10,6 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 type keys = map[string]any
@@ -19,7 +18,7 @@ type keys = map[string]any
 func variant(t *testing.T, model string, changes keys) *checkpoint.Checkpoint {
 	t.Helper()
 	dir := t.TempDir()
-	files, err := filepath.Glob(filepath.Join(testdata, model, "*"))
+	files, err := filepath.Glob(filepath.Join("../../verify/refmodel/testdata", model, "*"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no files of %s (%v)", model, err)
 	}
@@ -73,15 +72,15 @@ func TestPlanRefusals(t *testing.T) {
 		{"qwen3moe", keys{"norm_topk_prob": false}, "norm_topk_prob is false"},
 	} {
 		m := variant(t, c.model, c.changes)
-		p, err := MakePlan(m, checkpoint.GGUF, &Options{OutType: "f16", Balance: true})
+		p, err := proposed(m, checkpoint.GGUF, "f16", true)
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), m.Path) {
 			t.Errorf("%s with %v: plan %v, error %v; it should name the folder and %q", c.model, c.changes, p != nil, err, c.want)
 		}
-		if _, err := MakePlan(m, checkpoint.Safetensors, &Options{OutType: "f16", Balance: true}); err != nil {
+		if _, err := proposed(m, checkpoint.Safetensors, "f16", true); err != nil {
 			t.Errorf("%s with %v as safetensors: %v", c.model, c.changes, err)
 		}
 	}
-	if _, err := MakePlan(variant(t, "llama", nil), checkpoint.GGUF, &Options{OutType: "q4_7", Balance: true}); err == nil || !strings.Contains(err.Error(), "q4_7") {
+	if _, err := proposed(variant(t, "llama", nil), checkpoint.GGUF, "q4_7", true); err == nil || !strings.Contains(err.Error(), "q4_7") {
 		t.Errorf("an unknown outtype: %v", err)
 	}
 }
@@ -101,7 +100,7 @@ func TestPlanAccepts(t *testing.T) {
 		{"qwen2", keys{"use_sliding_window": true, "max_window_layers": 1}, "beyond 16 tokens"},
 		{"qwen2", keys{"use_sliding_window": true, "max_window_layers": 2}, ""}, // there is no layer 2
 	} {
-		p, err := MakePlan(variant(t, c.model, c.changes), checkpoint.GGUF, &Options{OutType: "f16", Balance: true})
+		p, err := proposed(variant(t, c.model, c.changes), checkpoint.GGUF, "f16", true)
 		if err != nil {
 			t.Errorf("%s with %v: %v", c.model, c.changes, err)
 			continue
@@ -117,7 +116,7 @@ func TestPlanUnknownTensors(t *testing.T) {
 	// Biases in the file, but attention_bias says that there are none.
 	m := variant(t, "llama-bias", keys{"attention_bias": false})
 	for _, to := range []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors} {
-		if _, err := MakePlan(m, to, &Options{OutType: "f16", Balance: true}); err == nil || !strings.Contains(err.Error(), "self_attn.k_proj.bias") {
+		if _, err := proposed(m, to, "f16", true); err == nil || !strings.Contains(err.Error(), "self_attn.k_proj.bias") {
 			t.Errorf("biases that attention_bias denies, to %s: %v", to, err)
 		}
 	}
@@ -132,7 +131,7 @@ func TestPlanUnknownTensors(t *testing.T) {
 	} {
 		m := variant(t, "llama", nil)
 		m.Unknown = append(m.Unknown, name)
-		p, err := MakePlan(m, checkpoint.GGUF, &Options{OutType: "f16", Balance: false})
+		p, err := proposed(m, checkpoint.GGUF, "f16", false)
 		if fine != (err == nil) || err != nil && !strings.Contains(err.Error(), name) {
 			t.Errorf("tensor %s: %v", name, err)
 			continue
@@ -146,7 +145,7 @@ func TestPlanUnknownTensors(t *testing.T) {
 	// A copy of tied embeddings is not needed.
 	tied := variant(t, "qwen2", nil)
 	tied.Unknown = append(tied.Unknown, "lm_head.weight")
-	if _, err := MakePlan(tied, checkpoint.GGUF, &Options{OutType: "f16", Balance: false}); err != nil {
+	if _, err := proposed(tied, checkpoint.GGUF, "f16", false); err != nil {
 		t.Error(err)
 	}
 }
@@ -177,7 +176,7 @@ func TestPlanTypes(t *testing.T) {
 		{"mixtral", "bf16", "blk.0.ffn_down_exps.weight", "BF16", Copy, false},
 		{"gemma3", "bf16", "blk.0.post_ffw_norm.weight", "F32", Recode, false},
 	} {
-		p, err := MakePlan(variant(t, c.model, nil), checkpoint.GGUF, &Options{OutType: c.outtype, Balance: false})
+		p, err := proposed(variant(t, c.model, nil), checkpoint.GGUF, c.outtype, false)
 		if err != nil {
 			t.Error(err)
 			continue
@@ -207,7 +206,7 @@ func TestPlanBalance(t *testing.T) {
 		"mixtral": {"attn_q.weight", "attn_k.weight"},
 	} {
 		m := variant(t, model, nil)
-		p, err := MakePlan(m, checkpoint.GGUF, &Options{OutType: "f16", Balance: true})
+		p, err := proposed(m, checkpoint.GGUF, "f16", true)
 		if err != nil {
 			t.Error(err)
 			continue
@@ -231,35 +230,9 @@ func TestPlanBalance(t *testing.T) {
 	}
 }
 
-// A GGUF file is copied as it is, and cannot become a Hugging Face folder.
-func TestPlanFromGGUF(t *testing.T) {
-	for _, name := range []string{"llama-llama3", "gemma3-linear"} {
-		m := openTiny(t, name)
-		p, err := MakePlan(m.Checkpoint, checkpoint.GGUF, &Options{OutType: "f32", Balance: false})
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := checkpoint.Open(writeTiny(t, m, p, t.TempDir(), "f32"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		if _, err := MakePlan(c, checkpoint.Safetensors, &Options{OutType: "f16", Balance: false}); err == nil || !strings.Contains(err.Error(), "--format gguf") {
-			t.Errorf("safetensors from GGUF: %v", err)
-		}
-		p, err = MakePlan(c, checkpoint.GGUF, &Options{OutType: "f16", Balance: false})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, x := range p.Tensors {
-			if x.Action != Copy || x.From != x.To {
-				t.Errorf("without an identity %s is planned as %s, %s to %s", x.Name, x.Action, x.From, x.To)
-			}
-		}
-		if r := c.Config.Layers[0].Rope; m.name == "llama-llama3" && r.Scaling != rope.Divisor {
-			t.Errorf("RoPE scaling read back as %q", r.Scaling)
-		}
-	}
+// proposed plans a container with what would be proposed, before anything is measured.
+func proposed(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, pairScale bool) (*Plan, error) {
+	return Make(c, to, outtype, Propose(c, Options{PairScale: pairScale, WeightEdits: EditsExact}))
 }
 
 // TestPlanOtherLayers: what the GGUF writer has one number for must be so in all
@@ -271,9 +244,8 @@ func TestPlanOtherLayers(t *testing.T) {
 		"an FFN or a window of another size":                      func(y *family.Layer) { y.FFN.Size = 96 },
 	} {
 		c := variant(t, "llama", nil)
-		y := &c.Config.Layers[1]
-		change(y)
-		if _, err := MakePlan(c, checkpoint.GGUF, &Options{OutType: "f32"}); err == nil || !strings.Contains(err.Error(), says) {
+		change(&c.Config.Layers[1])
+		if _, err := Make(c, checkpoint.GGUF, "f32", NoChanges(c)); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%v, want %q", err, says)
 		}
 	}

@@ -1,0 +1,159 @@
+package convert
+
+import (
+	"context"
+	"maps"
+	"path/filepath"
+	"slices"
+
+	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/convert/write"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
+	"github.com/phaseconv/phaseconv/spec"
+)
+
+// written is what a conversion wrote.
+type written struct {
+	tag    write.Tag
+	models []spec.Artifact
+	files  []spec.File
+}
+
+// write writes the edits, and every model with its sidecar, into dir.
+func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *plan.Changes, fitted *calibrate.Result) (*written, error) {
+	w := &written{}
+	var err error
+	if w.tag, err = j.tag(fitted); err != nil {
+		return nil, err
+	}
+	fold := &sidecar.Fold{SourceSHA256: w.tag.Source.SHA256, Edits: ch.View.Edits, Added: ch.View.Added}
+	if err := fold.Write(filepath.Join(dir, spec.FoldName)); err != nil {
+		return nil, err
+	}
+	f, err := write.Describe(dir, spec.FoldName)
+	if err != nil {
+		return nil, err
+	}
+	w.files = append(w.files, f)
+	for _, p := range plans {
+		x := write.Job{
+			Dir: dir, Source: j.source, View: ch.View, Plan: p, OutType: j.o.OutType, Tag: w.tag,
+			Progress: j.o.Progress.Of("writing " + string(p.Container)),
+		}
+		entry, files, err := x.Model(ctx)
+		if err != nil {
+			return nil, err
+		}
+		model, err := write.Open(dir, entry)
+		if err != nil {
+			return nil, err
+		}
+		// The digest is taken from what was written, not from what was meant.
+		entry.WeightsSHA256, err = model.AttentionDigest()
+		cfg := model.Config
+		model.Close()
+		if err != nil {
+			return nil, err
+		}
+		s, err := j.sidecar(cfg, fitted, w.tag, entry.WeightsSHA256)
+		if err != nil {
+			return nil, err
+		}
+		f, err := write.Sidecar(dir, entry, p, s)
+		if err != nil {
+			return nil, err
+		}
+		w.models = append(w.models, entry)
+		w.files = append(append(w.files, files...), f)
+	}
+	return w, nil
+}
+
+// tag says where the artifact comes from.
+func (j *job) tag(fitted *calibrate.Result) (write.Tag, error) {
+	c, o := j.source, &j.o
+	digest, err := c.Digest()
+	if err != nil {
+		return write.Tag{}, err
+	}
+	abs, err := filepath.Abs(c.Path)
+	if err != nil {
+		return write.Tag{}, err
+	}
+	return write.Tag{
+		Source: spec.Source{Name: filepath.Base(abs), Container: string(c.Container), SHA256: digest},
+		Code: spec.CodeInfo{
+			Kind: o.Code, Bits: bitsPerNumber(fitted, o.Code), Alloc: o.keys().Allocation(),
+			Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		},
+		Tool: o.Tool,
+	}, nil
+}
+
+// bitsPerNumber returns the signs per number of a fitted code, over all heads.
+func bitsPerNumber(fitted *calibrate.Result, code string) float64 {
+	signs, numbers := 0, 0
+	for _, layer := range fitted.Layers {
+		for _, h := range layer.Heads {
+			signs, numbers = signs+h.Codes[code].B, numbers+h.Codes[code].D
+		}
+	}
+	return float64(signs) / float64(numbers)
+}
+
+// sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is that of the
+// written model: GGUF rounds the parameters to float32.
+func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.Tag, weights string) (*sidecar.Sidecar, error) {
+	ropes, err := sidecar.RopeText(model.Ropes())
+	if err != nil {
+		return nil, err
+	}
+	o, cfg, text := &j.o, j.source.Config, j.o.Calibration.Info(j.calibration)
+	shape, err := cfg.Uniform()
+	if err != nil {
+		return nil, err
+	}
+	s := &sidecar.Sidecar{
+		Kind: o.Code, HeadDim: shape.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent, Exceptions: o.Policy.Exceptions,
+		Pairs: cfg.Pairs, Rope: ropes, SourceSHA256: tag.Source.SHA256, WeightsSHA256: weights, Tool: tag.Tool,
+		Calibration: sidecar.Calibration{SHA256: text.SHA256, Tokens: text.Tokens, Context: text.Context},
+	}
+	for _, layer := range fitted.Layers {
+		var row []*codec.Code
+		for _, h := range layer.Heads {
+			row = append(row, h.Codes[o.Code])
+		}
+		s.Codes = append(s.Codes, row)
+	}
+	return s, nil
+}
+
+// manifest says what was done, without what it measures.
+func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *calibrate.Result, w *written) *spec.Manifest {
+	o, cfg := &j.o, j.source.Config
+	shape := cfg.Layers[0].HeadShape // of all layers: plan.NewKeys refuses models whose layers differ
+	m := &spec.Manifest{
+		Version: spec.Version, Tool: o.Tool, Command: o.Command, Source: w.tag.Source,
+		Model: spec.Model{
+			Family: cfg.Family.Name, Layers: len(cfg.Layers), Heads: shape.Heads, KVHeads: shape.KVHeads, HeadDim: shape.HeadDim,
+			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts(),
+		},
+		Code: w.tag.Code, Calibration: o.Calibration.Info(j.calibration), Seed: o.Seed,
+		Identities: identities, Fusion: fusion, Artifacts: w.models, Files: w.files,
+	}
+	for l, layer := range fitted.Layers {
+		for h, head := range layer.Heads {
+			for _, kind := range slices.Sorted(maps.Keys(head.Curves)) {
+				curve := spec.Curve{Layer: l, Head: h, Code: kind}
+				for _, p := range head.Curves[kind] {
+					curve.Points = append(curve.Points, [2]float64{float64(p.Step), p.Cos1bit})
+				}
+				m.Curves = append(m.Curves, curve)
+			}
+		}
+	}
+	return m
+}

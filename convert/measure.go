@@ -1,0 +1,134 @@
+package convert
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/convert/write"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/figures"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/report"
+)
+
+// measured is what an artifact measures, from its files as they were written.
+type measured struct {
+	verify *spec.VerifyJSON
+	caches *spec.AdviseJSON // stock cache types, nil where none were asked for
+	detail *spec.Detail     // for the report, nil without one
+}
+
+// record puts the measurements into the manifest.
+func (m *measured) record(man *spec.Manifest) {
+	v := *m.verify
+	v.Layers = nil // they stand in the manifest itself
+	man.Layers, man.Measured = m.verify.Layers, &v
+	if m.caches != nil && man.Fusion != nil {
+		man.Fusion.Measured, man.Fusion.RoundedInputs = m.caches.Rows, m.caches.RoundedInputs
+	}
+}
+
+// measure verifies the artifact in dir.
+func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitted *calibrate.Result) (*measured, error) {
+	o := &j.o
+	checks := &contract.Checker{Fresh: true}
+	a := contract.Open(dir, string(o.Formats[0]), checks)
+	if a == nil {
+		return nil, fmt.Errorf("%s: the artifact does not pass its own contract: %s", o.Out, failed(checks))
+	}
+	defer a.Close()
+	codes, err := codesIn(fitted, j.source.Config.Pairs, a.Sidecar.Pairs)
+	if err != nil {
+		return nil, err
+	}
+	out := &measured{}
+	out.verify, err = verify.Artifact(ctx, a, checks, verify.Options{
+		Text: o.Evaluation, Ctx: o.Ctx, Chunks: o.Chunks, Sink: -1, Recent: -1, Seed: o.Seed, Threads: o.Threads,
+		Source: j.source, Progress: o.Progress, Fitted: codes, Head: fittedHead(fitted, o.Code, o.Policy.Anchor),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if o.Report {
+		p := figures.OfArtifact(a)
+		p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = out.verify.Layers, codes, o.ReportDetail, o.Seed, o.Threads, o.Progress
+		p.Windows, p.Text, p.Long = j.evaluation.Tokens, o.Evaluation.Info(j.evaluation), ppl.Longer(a.Model, o.Evaluation)
+		p.Calibration, p.CalibrationName = j.calibration.Tokens, o.Calibration.Name
+		if out.detail, err = figures.Run(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	if o.Cache != nil {
+		if out.caches, err = j.compareCaches(ctx, dir, man.Artifacts[0]); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// codesIn returns all codes that were fitted, [layer][head][kind], with their dimensions moved
+// to another pair layout.
+func codesIn(fitted *calibrate.Result, from, to rope.Layout) ([][]map[string]*codec.Code, error) {
+	var out [][]map[string]*codec.Code
+	for _, layer := range fitted.Layers {
+		var row []map[string]*codec.Code
+		for _, h := range layer.Heads {
+			x := map[string]*codec.Code{}
+			for kind, code := range h.Codes {
+				moved, err := code.To(from, to)
+				if err != nil {
+					return nil, err
+				}
+				x[kind] = moved
+			}
+			row = append(row, x)
+		}
+		out = append(out, row)
+	}
+	return out, nil
+}
+
+// compareCaches measures the cache types that were asked for with the model e in dir beside
+// the source, at the context of the other measurements and at the one that was fitted for.
+func (j *job) compareCaches(ctx context.Context, dir string, e spec.Artifact) (*spec.AdviseJSON, error) {
+	o := &j.o
+	model, err := write.Open(dir, e)
+	if err != nil {
+		return nil, err
+	}
+	defer model.Close()
+	f16 := kvcache.F16
+	f16.Rotation = o.Cache.Rotation
+	return verify.Advise(ctx, j.source, model, verify.AdviseOptions{
+		Text: o.Evaluation, Ctx: []int{o.Ctx, o.TargetCtx}, Chunks: o.Chunks, Pairs: []kvcache.CacheTypes{*o.Cache, f16},
+		Rotation: o.Cache.Rotation, Threads: o.Threads, Progress: o.Progress,
+	})
+}
+
+// report writes report.html and its data beside the model in dir.
+func (j *job) report(dir string, m *measured) error {
+	if !j.o.Report {
+		return nil
+	}
+	return report.Update(dir, func(r *spec.ReportJSON) {
+		if r.Detail = m.detail; m.caches != nil {
+			r.Advise, r.RoundedInputs = m.caches.Rows, m.caches.RoundedInputs
+		}
+	})
+}
+
+// failed returns the first check that did not pass.
+func failed(c *contract.Checker) string {
+	for _, x := range c.Checks {
+		if !x.OK {
+			return x.Check + ": " + x.Detail
+		}
+	}
+	return ""
+}

@@ -1,0 +1,215 @@
+package convert
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/internal/buildinfo"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/texts"
+)
+
+// Options of Convert. Start from DefaultOptions and name Source and Out.
+type Options struct {
+	// Source is a Hugging Face folder (safetensors) or a GGUF file, Out the folder to create.
+	Source, Out string
+	// Formats are the containers to write, at least one.
+	Formats []checkpoint.Container
+	// OutType is the element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0.
+	OutType string
+
+	// Code is the key code, one of codec.Kinds.
+	Code string
+	// Bits is the number of signs per number of a key, on average over all heads; only the
+	// code frame takes another number than 1.
+	Bits float64
+	// Alloc says how signs are spread over heads, one of bits.Allocs. "" spreads those of
+	// frames by measured sensitivity and those of other codes evenly.
+	Alloc string
+	// Balance folds the K/Q pair scaling, which makes keys easier to code.
+	Balance bool
+	// Policy says which keys are coded, and how.
+	Policy kvcache.Policy
+
+	// WeightEdits says which edits of weights are allowed: none, exact or approximate. ""
+	// allows approximate ones where Cache is set, exact ones elsewhere.
+	WeightEdits string
+	// Cache, if set, names the stock cache types that the weights are edited for.
+	Cache *kvcache.CacheTypes
+	// TargetCtx is the context that Cache will be used at, in tokens. 0 takes 4096, or the
+	// model's own context if that is shorter.
+	TargetCtx int
+	// CacheTokens is how many calibration tokens edits for Cache are fitted to; 0 takes 8192.
+	CacheTokens int
+
+	// Calibration is the text that everything is fitted to, CalibrationTokens how much of it,
+	// in windows of Ctx tokens.
+	Calibration       ppl.Text
+	CalibrationTokens int
+	// Evaluation is held-out text: measured on, never fitted to, in Chunks windows of Ctx
+	// tokens (0: all that it gives).
+	Evaluation  ppl.Text
+	Ctx, Chunks int
+	Seed        uint64
+	Threads     int // 0: all that the machine offers; no result depends on it
+
+	// Report adds report.html and report.json to the artifact; ReportDetail measures more for
+	// them, see figures.Options.
+	Report, ReportDetail bool
+
+	// Work, if set, is a folder in which fitted layers are kept, and looked for, so that a run
+	// that was interrupted can be taken up and several processes can share the fitting. It is
+	// removed after success unless KeepWork is set. Merge demands that all layers are in it.
+	Work            string
+	KeepWork, Merge bool
+
+	// Tool and Command are recorded in the manifest.
+	Tool    string
+	Command []string
+	// Progress, if set, is told about every step that can take long.
+	Progress progress.Func
+	// Notice, if set, is told what is worth knowing and is no error.
+	Notice func(text string)
+}
+
+// DefaultOptions returns what the command line takes unless told otherwise, but for the names
+// of source and result: a GGUF file in F16, frames of 1 bit per number, texts that come with
+// the program.
+func DefaultOptions() Options {
+	return Options{
+		Formats: []checkpoint.Container{checkpoint.GGUF}, OutType: "f16",
+		Code: "frame", Bits: 1, Balance: true, Policy: kvcache.Policy{Anchor: 64, Sink: 4}, CacheTokens: 8192,
+		Calibration:       ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration},
+		CalibrationTokens: 12288,
+		Evaluation:        ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
+		Ctx:               512, Chunks: 4, Seed: 1,
+		Tool:   buildinfo.Tool(),
+		Report: true,
+	}
+}
+
+// An OptionError says which field of the options cannot be, and why. Convert, Audit, Apply and
+// the others return it, wrapped or not, before they do any work.
+type OptionError = option.Error
+
+// defaultTargetCtx is the context that edits of weights are for unless told otherwise.
+const defaultTargetCtx = 4096
+
+// settle fills in what depends on the source and refuses what cannot work before hours are
+// spent on it.
+func (o *Options) settle(c *checkpoint.Checkpoint) error {
+	o.Threads = parallel.Threads(o.Threads)
+	if o.WeightEdits == "" {
+		o.WeightEdits = plan.EditsExact
+		if o.Cache != nil {
+			o.WeightEdits = plan.EditsApproximate
+		}
+	}
+	switch o.WeightEdits {
+	case plan.EditsNone, plan.EditsExact:
+	case plan.EditsApproximate:
+		if o.Cache == nil {
+			return option.Bad("WeightEdits", o.WeightEdits, "they are for a cache type; name one (Cache, --cache-type-k)")
+		}
+	default:
+		return option.Bad("WeightEdits", o.WeightEdits, "expected none, exact or approximate")
+	}
+	if len(o.Formats) == 0 {
+		return option.Bad("Formats", nil, "no output format")
+	}
+	if err := plan.CheckOutType(o.OutType); err != nil {
+		return err
+	}
+	if _, err := plan.NewKeys(c.Config, o.keys()); err != nil {
+		return err
+	}
+	if err := o.settleCache(c.Config); err != nil {
+		return err
+	}
+	return checkTexts(o.Calibration, o.Evaluation, o.CalibrationTokens, o.Ctx, o.Chunks)
+}
+
+// settleCache does what settle does for the stock cache types.
+func (o *Options) settleCache(c *family.Config) error {
+	if o.Cache == nil {
+		return nil
+	}
+	if _, err := kvcache.NewLlamaCpp(c, *o.Cache); err != nil {
+		return option.Of("Cache", nil, err)
+	}
+	most := maxContext
+	if c.Context > 0 {
+		most = min(most, c.Context)
+	}
+	if o.TargetCtx == 0 {
+		o.TargetCtx = min(defaultTargetCtx, most)
+	}
+	if o.TargetCtx < minContext || o.TargetCtx > most {
+		return option.Bad("TargetCtx", o.TargetCtx, "expected %d to %d, the model's context", minContext, most)
+	}
+	if o.CacheTokens < 0 {
+		return option.Bad("CacheTokens", o.CacheTokens, "it cannot be negative")
+	}
+	return nil
+}
+
+// Bounds of contexts: a window must be scored, and indices are 32 bits wide.
+const (
+	minContext = 16
+	maxContext = 1 << 24
+)
+
+// checkTexts refuses texts and windows that measure nothing.
+func checkTexts(calibration, evaluation ppl.Text, tokens, ctx, chunks int) error {
+	switch {
+	case ctx < minContext || ctx > maxContext:
+		return option.Bad("Ctx", ctx, "expected %d to %d tokens", minContext, maxContext)
+	case chunks < 0:
+		return option.Bad("Chunks", chunks, "it cannot be negative")
+	case tokens < ctx:
+		return option.Bad("CalibrationTokens", tokens, "it does not fill one window of context %d", ctx)
+	case calibration.SHA256() == evaluation.SHA256():
+		return option.Errorf("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", calibration.Name)
+	}
+	return nil
+}
+
+// newOnly refuses a folder that is there and not empty.
+func newOnly(out string) error {
+	if strings.TrimSpace(out) == "" {
+		return option.Bad("Out", nil, "name the folder to create")
+	}
+	if entries, err := os.ReadDir(out); err == nil {
+		if len(entries) > 0 {
+			return option.Errorf("%s exists and is not empty; name a new folder", out)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return option.Errorf("%s: %v", out, err)
+	}
+	return nil
+}
+
+// keys returns how keys are coded.
+func (o *Options) keys() plan.KeyOptions {
+	return plan.KeyOptions{Code: o.Code, Bits: o.Bits, Alloc: o.Alloc, Policy: o.Policy}
+}
+
+// planned returns what the plan needs to know.
+func (o *Options) planned() plan.Options {
+	return plan.Options{Formats: o.Formats, PairScale: o.Balance, WeightEdits: o.WeightEdits, Cache: o.Cache}
+}
+
+func (o *Options) notice(text string) {
+	if o.Notice != nil {
+		o.Notice(text)
+	}
+}

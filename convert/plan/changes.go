@@ -1,0 +1,191 @@
+package plan
+
+import (
+	"slices"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations/transform"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+)
+
+// Which edits of weights a conversion may make.
+const (
+	EditsNone        = "none"
+	EditsExact       = "exact"       // identities
+	EditsApproximate = "approximate" // near-identities too, where they measure far better than they cost
+)
+
+// Options of Propose.
+type Options struct {
+	Formats     []checkpoint.Container
+	PairScale   bool   // fold the K/Q pair scaling for the key code
+	WeightEdits string // EditsNone, EditsExact or EditsApproximate
+	// Cache, if set, names the cache types that weights are edited for.
+	Cache *kvcache.CacheTypes
+}
+
+// Changes is what is done to a checkpoint's weights, known or proposed.
+type Changes struct {
+	View *checkpoint.Edited // the weights with the edits that are known
+	// PairScale: the closed form of the K/Q pair scaling is still to be fitted, by the calibration.
+	PairScale  bool
+	Identities []spec.Identity
+	Targets    map[string][]string // tensor -> ids of identities
+}
+
+// NoChanges returns the changes of a conversion that edits nothing yet.
+func NoChanges(c *checkpoint.Checkpoint) *Changes {
+	return &Changes{View: checkpoint.NewEdited(c, checkpoint.Edits{}), Targets: map[string][]string{}}
+}
+
+// Propose says what a conversion would change, before anything is measured.
+func Propose(c *checkpoint.Checkpoint, o Options) *Changes {
+	ch := NoChanges(c)
+	if o.Cache != nil {
+		return ch.measured(c, o)
+	}
+	g3 := decideBalance(c, o.PairScale && o.WeightEdits != EditsNone)
+	if ch.PairScale = g3.Applied; g3.Applied {
+		ch.Targets = balanceTargets(c)
+		g3.Tensors = len(ch.Targets)
+	}
+	const why = "for stock cache types only: name one with --cache-type-k"
+	g2 := spec.Identity{ID: transform.IDValueTransform, Name: valuesName, Exact: true, Why: "for stock cache types only: name one with --cache-type-v"}
+	g7 := spec.Identity{ID: transform.IDBiasShift, Name: biasShiftName, Why: why}
+	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: transformName, Why: why}
+	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)
+	return ch
+}
+
+const (
+	biasShiftName = "key bias shift"
+	transformName = "key transform"
+	valuesName    = "value/output transform"
+)
+
+// measured is the plan for cache types: what measurements will decide about.
+func (ch *Changes) measured(c *checkpoint.Checkpoint, o Options) *Changes {
+	g3 := decideBalance(c, o.WeightEdits != EditsNone)
+	if g3.Applied {
+		g3.Why = "if it measures better than no change: " + g3.Why
+		ch.Targets = balanceTargets(c)
+		g3.Tensors = len(ch.Targets)
+	}
+	g2 := spec.Identity{ID: transform.IDValueTransform, Name: valuesName, Exact: true}
+	switch {
+	case o.WeightEdits == EditsNone:
+		g2.Why = "switched off"
+	case !o.Cache.V.Quantized():
+		g2.Why = "for quantised values only: name a type with --cache-type-v"
+	default:
+		g2.Applied, g2.Why = true, "if it measures better than no change: a matrix per KV head between values and output projection"
+		for l := range c.Config.Layers {
+			for _, part := range []string{"attn_v.weight", "attn_v.bias", "attn_output.weight"} {
+				if name := family.Name(l, part); exists(c, name) {
+					ch.Targets[name] = append(ch.Targets[name], g2.ID)
+					g2.Tensors++
+				}
+			}
+		}
+	}
+	g7 := spec.Identity{ID: transform.IDBiasShift, Name: biasShiftName}
+	err := transform.CheckKeyBias(c.Config)
+	switch reason := o.NoKeyBias(c); {
+	case o.WeightEdits != EditsApproximate:
+		g7.Why = "not an exact identity; --weight-edits approximate allows it"
+	case err != nil:
+		g7.Why = err.Error()
+	case reason != "":
+		g7.Why = reason
+	default:
+		g7.Applied = true
+		g7.Why = "if the divergence falls by ten times what the change costs: a constant out of the key bias"
+		for l := range c.Config.Layers {
+			if name := family.Name(l, "attn_k.bias"); exists(c, name) {
+				ch.Targets[name] = append(ch.Targets[name], g7.ID)
+				g7.Tensors++
+			}
+		}
+	}
+	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: transformName}
+	if err := transform.CheckKeyTransform(c.Config); o.WeightEdits != EditsApproximate {
+		g8.Why = g7.Why
+	} else if err != nil {
+		g8.Why = err.Error()
+	} else {
+		g8.Applied = true
+		g8.Why = "if the divergence falls by ten times what the change costs: a matrix over rotary pairs that RoPE hardly notices"
+		for name := range balanceTargets(c) {
+			ch.Targets[name] = append(ch.Targets[name], g8.ID)
+			g8.Tensors++
+		}
+	}
+	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)
+	return ch
+}
+
+// NoKeyBias says why a constant cannot be taken out of the keys in all formats asked for.
+func (o *Options) NoKeyBias(c *checkpoint.Checkpoint) string {
+	for _, f := range o.Formats {
+		if f == checkpoint.Safetensors && !exists(c, family.Name(0, "attn_k.bias")) && !c.Config.Family.BiasKey {
+			return "the checkpoint has no key bias, and config.json of this family cannot announce one; --format gguf can add it"
+		}
+	}
+	return ""
+}
+
+// decideBalance says whether and where identity G3 can be folded.
+func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
+	id := spec.Identity{ID: transform.IDPairScale, Name: "K/Q pair scaling", Exact: true}
+	if !want {
+		id.Why = "switched off"
+		return id
+	}
+	id.Applied = true
+	switch c.Config.Layers[0].QKNorm {
+	case family.NoQKNorm:
+		id.Why = "one scale per KV head and rotary pair, folded into W_K and, inverted, into W_Q, biases included"
+	case family.NormHead:
+		id.Why = "one scale per layer and rotary pair, folded into the gains of k_norm and, inverted, of q_norm, which all heads share"
+	case family.NormLayers:
+		id.Why = "one scale per KV head and rotary pair, folded into the gains of k_norm and, inverted, of q_norm"
+	}
+	return id
+}
+
+// IDAngle is identity G3 with angles.
+const IDAngle = "G3-angle"
+
+// others lists the identities that this version does not fold, with the reason.
+func others(c *checkpoint.Checkpoint) []spec.Identity {
+	norm := slices.ContainsFunc(c.Config.Layers, func(y family.Layer) bool { return y.QKNorm != family.NoQKNorm })
+	angles := "not needed: the codes rotate each head anyway"
+	if norm {
+		angles = "not exact: the gain of a QK-norm differs within a pair"
+	}
+	return []spec.Identity{
+		{ID: "G1", Name: "residual rotation", Exact: true, Why: "not folded by this version"},
+		{ID: IDAngle, Name: "K/Q pair angles", Exact: true, Why: angles},
+		{ID: "G4", Name: "FFN scales", Exact: true, Why: "not folded by this version"},
+		{ID: "G6", Name: "centring after RoPE", Exact: true, Why: "part of the code, applied at run time"},
+	}
+}
+
+// targets of edits by identity G3, for a plan made before anything is fitted.
+func balanceTargets(c *checkpoint.Checkpoint) map[string][]string {
+	out := map[string][]string{}
+	for l := range c.Config.Layers {
+		names := []string{"attn_k.weight", "attn_q.weight", "attn_k.bias", "attn_q.bias"}
+		if c.Config.Layers[l].QKNorm != family.NoQKNorm {
+			names = []string{"attn_k_norm.weight", "attn_q_norm.weight"}
+		}
+		for _, n := range names {
+			if name := family.Name(l, n); exists(c, name) {
+				out[name] = []string{transform.IDPairScale}
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,95 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/phaseconv/phaseconv/convert/bits"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
+)
+
+// Keys is what a coded token will take, over all layers and heads.
+type Keys struct {
+	Code       string  `json:"code"`
+	Bits       float64 `json:"bits"` // signs per number, on average
+	Alloc      string  `json:"alloc"`
+	Spread     string  `json:"spread"` // what Alloc means here
+	Signs      int     `json:"signs"`
+	Exceptions int     `json:"exceptions"` // per key
+	// Bytes of signs, scales and exceptions. Signs are stored in words of 32, so
+	// heads that do not fill their last word take more: 3 bytes at most each.
+	Bytes int `json:"bytes"`
+}
+
+// KeyOptions say how keys are coded.
+type KeyOptions struct {
+	Code   string
+	Bits   float64 // signs per number, on average over all heads
+	Alloc  string  // how they are spread over heads, one of bits.Allocs; "" takes the default of the code
+	Policy kvcache.Policy
+}
+
+// Allocation returns how signs are spread: Alloc, or the way that measures best where it is
+// empty (docs/codes.md). Only frames have a choice.
+func (o KeyOptions) Allocation() string {
+	switch {
+	case o.Alloc != "":
+		return o.Alloc
+	case o.Code == "frame":
+		return bits.AllocSensitivity
+	}
+	return bits.AllocUniform
+}
+
+// check refuses what no code can have.
+func (o KeyOptions) check(c *family.Config) error {
+	switch {
+	case !slices.Contains(codec.Kinds, o.Code):
+		return option.Bad("Code", o.Code, "expected %s", strings.Join(codec.Kinds, ", "))
+	case !slices.Contains(bits.Allocs, o.Allocation()):
+		return option.Bad("Alloc", o.Alloc, "expected %s", strings.Join(bits.Allocs, ", "))
+	case o.Code != "frame" && o.Bits != 1:
+		return option.Bad("Bits", o.Bits, "code %s has 1 bit per number; only frame takes another number", o.Code)
+	case o.Code != "frame" && o.Allocation() != bits.AllocUniform:
+		return option.Bad("Alloc", o.Alloc, "code %s has 1 bit per number in every head; only frame has a choice", o.Code)
+	}
+	shape, err := c.Uniform()
+	if err != nil {
+		return err
+	}
+	if _, err := bits.Budget(c, o.Bits); err != nil {
+		return option.Of("Bits", nil, err)
+	}
+	return o.Policy.Check(shape.HeadDim)
+}
+
+// NewKeys says what is known of the codes of a model before the calibration. It refuses, with
+// an *option.Error, what no code can have.
+func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
+	k := Keys{Code: o.Code, Alloc: o.Allocation(), Exceptions: o.Policy.Exceptions}
+	if err := o.check(c); err != nil {
+		return k, err
+	}
+	y := &c.Layers[0] // as all layers are, by check
+	heads := len(c.Layers) * y.KVHeads
+	var err error
+	if k.Signs, err = bits.Budget(c, o.Bits); err != nil {
+		return k, err
+	}
+	k.Bits = float64(k.Signs) / float64(heads*y.HeadDim)
+	k.Bytes = k.Signs/8 + heads*(2+codec.ExceptionBytes*k.Exceptions)
+	even := bits.EvenSigns(k.Signs, heads)
+	switch lo, hi := slices.Min(even), slices.Max(even); {
+	case k.Alloc != bits.AllocUniform:
+		k.Spread = "spread over heads by the calibration (" + k.Alloc + ")"
+	case lo == hi:
+		k.Spread = fmt.Sprintf("%d for each head", lo)
+	default:
+		k.Spread = fmt.Sprintf("%d or %d for each head", lo, hi)
+	}
+	return k, nil
+}

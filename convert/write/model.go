@@ -1,0 +1,156 @@
+// Package write makes the files of an artifact: models in both containers, their sidecars and
+// the files beside them. Every file is hashed while it is written, and appears whole or not at
+// all.
+package write
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/hf"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
+)
+
+// A Job is one model to be written into one container.
+type Job struct {
+	Dir     string // a folder that exists
+	Source  *checkpoint.Checkpoint
+	View    *checkpoint.Edited // the source's weights with all edits
+	Plan    *plan.Plan
+	OutType string // element type of re-encoded GGUF matrices, one of plan.OutTypes
+	Tag     Tag
+	// Only, if not nil, names the files beside a safetensors model that are copied.
+	Only map[string]bool
+	// Progress, if set, is called after each tensor.
+	Progress func(done, total int)
+}
+
+// A Tag is what a model says of where it comes from.
+type Tag struct {
+	Source spec.Source
+	Code   spec.CodeInfo
+	Tool   string
+}
+
+// Model writes the model of a job without its sidecar. It returns its entry in the manifest,
+// the digest of the weights still to be filled in, and the files with their digests.
+func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File, err error) {
+	done, total := 0, len(j.Plan.Tensors)
+	w := &writer{ctx: ctx, c: j.Source, view: j.View, plan: j.Plan, tick: func() {
+		done++
+		if j.Progress != nil {
+			j.Progress(done, total)
+		}
+	}}
+	entry = spec.Artifact{Container: string(j.Plan.Container), PairLayout: j.Plan.PairLayout, OutType: j.OutType}
+	if j.Plan.Container == checkpoint.GGUF {
+		kvs, err := j.metadata()
+		if err != nil {
+			return entry, nil, err
+		}
+		entry.Model, entry.Sidecar = spec.GGUFModelName, spec.GGUFSidecarName
+		f, err := w.gguf(j.Dir, entry.Model, kvs)
+		return entry, []spec.File{f}, err
+	}
+	if files, err = w.safetensors(j.Dir); err != nil {
+		return entry, nil, err
+	}
+	entry.Model, entry.Sidecar, entry.OutType = files[len(files)-1].Name, spec.SafetensorsSidecarName, "source"
+	more, err := j.auxiliary()
+	return entry, append(files, more...), err
+}
+
+// auxiliary writes config.json with its phaseconv object and copies the tokenizer and the
+// other small files.
+func (j *Job) auxiliary() ([]spec.File, error) {
+	info := map[string]any{
+		"version": spec.Version,
+		"source":  j.Tag.Source,
+		"code":    j.Tag.Code,
+		"sidecar": spec.SafetensorsSidecarName,
+		"tool":    j.Tag.Tool,
+	}
+	raw, err := configJSON(j.Source.Path, info, len(j.View.Added) > 0)
+	if err != nil {
+		return nil, err
+	}
+	f, err := File(j.Dir, hf.ConfigName, raw)
+	if err != nil {
+		return nil, err
+	}
+	files := []spec.File{f}
+	names, err := auxiliaryFiles(j.Source.Path)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		if j.Only != nil && !j.Only[n] {
+			continue
+		}
+		if f, err = Copy(j.Source.Path, j.Dir, n); err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// metadata builds the keys of the GGUF model.
+func (j *Job) metadata() ([]gguf.KV, error) {
+	tag := j.Tag.keys()
+	if f := j.Source.File(); f != nil {
+		return copyWithTag(f, tag), nil
+	}
+	v, err := j.Source.Vocab()
+	if err != nil {
+		return nil, err
+	}
+	return ggufKVs(j.Source, v, j.OutType, tag)
+}
+
+// Open opens a model that was written into dir.
+func Open(dir string, e spec.Artifact) (*checkpoint.Checkpoint, error) {
+	if e.Container == string(checkpoint.GGUF) {
+		dir = filepath.Join(dir, e.Model)
+	}
+	c, err := checkpoint.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("the file just written does not open: %w", err)
+	}
+	return c, nil
+}
+
+// Sidecar writes the sidecar of a model that was written into dir, and describes it. s is in
+// any pair layout.
+func Sidecar(dir string, e spec.Artifact, p *plan.Plan, s *sidecar.Sidecar) (spec.File, error) {
+	s, err := s.To(p.Pairs)
+	if err != nil {
+		return spec.File{}, err
+	}
+	path := filepath.Join(dir, e.Sidecar)
+	if p.Container == checkpoint.GGUF {
+		err = s.WriteGGUF(path)
+	} else {
+		err = s.WriteSafetensors(path)
+	}
+	if err != nil {
+		return spec.File{}, err
+	}
+	return Describe(dir, e.Sidecar)
+}
+
+// Manifest writes the manifest of an artifact.
+func Manifest(dir string, m *spec.Manifest) error {
+	b, err := contract.MarshalManifest(m)
+	if err != nil {
+		return err
+	}
+	return atomicfile.WriteFile(filepath.Join(dir, spec.ManifestName), b)
+}
