@@ -44,10 +44,11 @@ func (m *Model) loadAttention(ctx context.Context, l int) (a layerAttention, err
 	}{
 		{&a.gain, "attn_norm.weight", true, false},
 		{&a.postGain, "post_attention_norm.weight", y.PostNorms, false},
-		{&a.qBias, "attn_q.bias", y.Biases.Q, true},
-		{&a.kBias, "attn_k.bias", y.Biases.K, true},
-		{&a.vBias, "attn_v.bias", y.Biases.V, true},
-		{&a.oBias, "attn_output.bias", y.Biases.O, true},
+		// Weights say which biases there are: an edit may add the first.
+		{&a.qBias, "attn_q.bias", true, true},
+		{&a.kBias, "attn_k.bias", true, true},
+		{&a.vBias, "attn_v.bias", true, true},
+		{&a.oBias, "attn_output.bias", true, true},
 		{&a.qNorm, "attn_q_norm.weight", y.QKNorm != family.NoQKNorm, false},
 		{&a.kNorm, "attn_k_norm.weight", y.QKNorm != family.NoQKNorm, false},
 	} {
