@@ -19,6 +19,8 @@ type Layer struct {
 	// PostNorms: the outputs of attention and FFN are normalised before they are added
 	// to the residual stream (sandwich).
 	PostNorms bool
+	// BareInputs: the inputs of attention and FFN are not normalised (OLMo 2, EXAONE 4).
+	BareInputs bool
 }
 
 // AttentionKind is how a layer lets tokens see each other.
@@ -30,7 +32,7 @@ const (
 	Recurrent                      // a state of fixed size instead of a cache (delta net, Mamba, convolution)
 )
 
-// QKNorm says over what the queries and keys are RMS-normalised before RoPE.
+// QKNorm says over what the queries and keys are RMS-normalised.
 type QKNorm int
 
 const (
@@ -74,9 +76,13 @@ type Attention struct {
 	Window int
 	Scale  float64 // scores are multiplied by it; 1/sqrt(HeadDim) in most families
 	QKNorm QKNorm
-	Biases Biases // projections that may have a bias
-	Sinks  bool   // a learned logit per query head joins the softmax and is dropped
-	Gate   Gate
+	// NormAfterRoPE: QKNorm acts after RoPE instead of before (Hunyuan).
+	NormAfterRoPE bool
+	// ValueNorm: values are RMS-normalised per head, without gain (Gemma 4).
+	ValueNorm bool
+	Biases    Biases // projections that may have a bias
+	Sinks     bool   // a learned logit per query head joins the softmax and is dropped
+	Gate      Gate
 }
 
 // Activation is the nonlinearity of the FFN.
@@ -133,6 +139,9 @@ const (
 	NoRoPE                              // Rope.Dim is 0
 	PartialRoPE                         // Rope.Dim is below HeadDim
 	ValueLength                         // ValueDim is not HeadDim
+	LateNorm                            // NormAfterRoPE
+	NormedValues                        // ValueNorm
+	NoPreNorms                          // BareInputs
 	AttentionSinks                      // Sinks
 	OutputGate                          // Gate
 	UngatedFFN                          // Kind Ungated
@@ -141,11 +150,12 @@ const (
 )
 
 // OutsideCache are the features that change neither what a KV cache holds nor how.
-const OutsideCache = AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
+const OutsideCache = NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
 
 var featureNames = []string{
 	"latent attention (MLA)", "a recurrent block instead of attention", "keys and values of another layer",
 	"attention without RoPE", "RoPE on a part of each head", "values of another length than keys",
+	"a norm of queries and keys after RoPE", "a norm of values", "no norm before attention and FFN",
 	"attention sinks", "a gate on the output of attention", "an FFN without gate",
 	"a router other than softmax over all experts", "shared experts",
 }
@@ -174,6 +184,9 @@ func (y *Layer) features(l int) Features {
 		{y.Kind == Softmax && y.Rope.Dim == 0, NoRoPE},
 		{y.Kind == Softmax && y.Rope.Dim > 0 && y.Rope.Dim < y.HeadDim, PartialRoPE},
 		{y.Kind == Softmax && y.ValueDim != y.HeadDim, ValueLength},
+		{y.NormAfterRoPE, LateNorm},
+		{y.ValueNorm, NormedValues},
+		{y.BareInputs, NoPreNorms},
 		{y.Sinks, AttentionSinks},
 		{y.Gate != NoGate, OutputGate},
 		{y.FFN.Kind != Gated, UngatedFFN},
