@@ -9,11 +9,9 @@ package checkpoint
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -23,6 +21,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
 )
 
@@ -149,12 +148,13 @@ func takeStamp(path string) (stamp, error) {
 	return stamp{st.Size(), st.ModTime().UnixNano()}, nil
 }
 
-// openDir accepts a folder with config.json, or one that holds just one GGUF model.
+// openDir opens a folder with config.json. It refuses others, also one that holds a GGUF
+// file, which then is named.
 func openDir(dir string) (*Checkpoint, error) {
-	if _, err := os.Stat(filepath.Join(dir, "config.json")); err == nil {
-		return openHF(dir)
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if ok, err := hf.IsFolder(dir); err != nil {
 		return nil, err
+	} else if ok {
+		return openHF(dir)
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "*.gguf"))
 	if err != nil {

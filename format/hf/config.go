@@ -4,8 +4,10 @@ package hf
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -147,6 +149,28 @@ func clip(b []byte) string {
 // ReadConfig reads dir/config.json. It refuses what the forward graphs of
 // phaseconv would compute wrongly, by the name of the key.
 func ReadConfig(dir string) (*family.Config, error) {
+	raw, err := ReadRaw(dir)
+	if err != nil {
+		return nil, err
+	}
+	c, err := ParseConfig(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, ConfigName), err)
+	}
+	return c, nil
+}
+
+// IsFolder says whether dir is a Hugging Face checkpoint: whether it has a config.json.
+func IsFolder(dir string) (bool, error) {
+	_, err := os.Stat(filepath.Join(dir, ConfigName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// ReadRaw returns the bytes of dir/config.json, at most MaxConfig of them.
+func ReadRaw(dir string) ([]byte, error) {
 	path := filepath.Join(dir, ConfigName)
 	// Looked at before it is opened: opening a named pipe would wait for a writer.
 	if st, err := os.Stat(path); err != nil {
@@ -166,11 +190,7 @@ func ReadConfig(dir string) (*family.Config, error) {
 	if len(raw) > MaxConfig {
 		return nil, format.Brokenf("%s: larger than %d bytes", path, MaxConfig)
 	}
-	c, err := ParseConfig(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
+	return raw, nil
 }
 
 // ParseConfig is ReadConfig for the bytes of a config.json.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -371,7 +372,7 @@ func Marker(c *checkpoint.Checkpoint) (version int, source string, err error) {
 		source, err = f.String(spec.ModelPrefix + spec.KeySourceSHA256)
 		return int(v), source, err
 	}
-	raw, err := os.ReadFile(filepath.Join(c.Path, "config.json"))
+	raw, err := hf.ReadRaw(c.Path)
 	if err != nil {
 		return 0, "", err
 	}
