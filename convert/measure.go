@@ -3,6 +3,7 @@ package convert
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/convert/write"
@@ -10,6 +11,7 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/figures"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
@@ -22,6 +24,7 @@ type measured struct {
 	verify *spec.VerifyJSON
 	caches *spec.AdviseJSON // stock cache types, nil where none were asked for
 	detail *spec.Detail     // for the report, nil without one
+	ffn    []spec.FFNRow    // likewise, nil where it would take long
 }
 
 // record puts the measurements into the manifest.
@@ -63,6 +66,9 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 		if out.detail, err = figures.Run(ctx, p); err != nil {
 			return nil, err
 		}
+		if out.ffn, err = j.auditFFN(ctx, a); err != nil {
+			return nil, err
+		}
 	}
 	if o.Cache != nil {
 		if out.caches, err = j.compareCaches(ctx, dir, man.Artifacts[0]); err != nil {
@@ -70,6 +76,39 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 		}
 	}
 	return out, nil
+}
+
+// maxFFNShare is how much of the conversion's work the FFN section of the report may take.
+const maxFFNShare = 0.1
+
+// auditFFN measures the FFN weights for the report where that is quick, and says how to get it
+// where it is not.
+func (j *job) auditFFN(ctx context.Context, a *contract.Artifact) ([]spec.FFNRow, error) {
+	o := audit.FFNOptions{Seed: j.o.Seed, Threads: j.o.Threads, Progress: j.o.Progress.Of("auditing FFN matrices")}
+	if audit.FFNWork(a.Model.Config, a.Model, o) > maxFFNShare*j.multiplications() {
+		j.o.notice(fmt.Sprintf("the report has no section on FFN weights, which would take long; this adds it: phaseconv report %s --ffn", j.o.Out))
+		return nil, nil
+	}
+	return audit.FFN(ctx, a.Model.Config, a.Model, o)
+}
+
+// multiplications returns about how many multiplications the forward passes of a conversion take: the
+// texts' tokens times the weights that a token meets. Calibration text passes once, and
+// once more to allocate bits; held-out text as the source, as the artifact with float and with
+// coded keys, and for the figures.
+func (j *job) multiplications() float64 {
+	c := j.source
+	var weights float64
+	for _, t := range c.Tensors() {
+		n := float64(t.Elements())
+		if strings.Contains(t.Name, "_exps") {
+			ffn := c.Config.Layers[t.Layer].FFN
+			n *= float64(ffn.Used) / float64(ffn.Experts)
+		}
+		weights += n
+	}
+	tokens := func(w *ppl.Windows) float64 { return float64(len(w.Tokens) * w.Ctx) }
+	return weights * (2*tokens(j.calibration) + 5*tokens(j.evaluation))
 }
 
 // codesIn returns all codes that were fitted, [layer][head][kind], with their dimensions moved
@@ -117,7 +156,7 @@ func (j *job) report(dir string, m *measured) error {
 		return nil
 	}
 	return report.Update(dir, func(r *spec.ReportJSON) {
-		if r.Detail = m.detail; m.caches != nil {
+		if r.Detail, r.FFN = m.detail, m.ffn; m.caches != nil {
 			r.Advise, r.RoundedInputs = m.caches.Rows, m.caches.RoundedInputs
 		}
 	})

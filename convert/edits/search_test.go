@@ -21,15 +21,15 @@ import (
 
 // biased opens a random model whose keys are nearly all bias in their slowest
 // pairs (size 0: as it is), as some published models have them.
-func biased(t *testing.T, size float32) *checkpoint.Checkpoint {
+func biased(t *testing.T, headDim int, size float32) *checkpoint.Checkpoint {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "model")
-	tiny.New(t, "llama", tiny.Options{Seed: 5, HeadDim: 64, Bias: true, Edit: func(name string, x []float32) {
+	tiny.New(t, "llama", tiny.Options{Seed: 5, HeadDim: headDim, Bias: true, Edit: func(name string, x []float32) {
 		if !strings.HasSuffix(name, "k_proj.bias") {
 			return
 		}
 		for i := range x {
-			if p := i % 32; size > 0 && p >= 26 { // the last pairs of the half layout are the slowest
+			if p := i % (headDim / 2); size > 0 && p >= headDim*13/32 { // the last pairs of the half layout are the slowest
 				x[i] += size
 			}
 		}
@@ -53,7 +53,7 @@ func chooseOptions() Options {
 // divergence falls by more than ten times what that costs; without leave for
 // near-identities it stays, and the model is the same function.
 func TestChoose(t *testing.T) {
-	c := biased(t, 60)
+	c := biased(t, 32, 60)
 	near, err := Search(context.Background(), c, chooseOptions())
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +120,7 @@ func TestChoose(t *testing.T) {
 func TestChooseNothing(t *testing.T) {
 	o := chooseOptions()
 	o.Cache.K = gguf.TypeF16
-	got, err := Search(context.Background(), biased(t, 0), o)
+	got, err := Search(context.Background(), biased(t, 32, 0), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestBackOff(t *testing.T) {
 	start := func(typ gguf.Type, size float32) *search {
 		o := chooseOptions()
 		o.Cache.K = typ
-		h, err := newSearch(ctx, biased(t, size), o)
+		h, err := newSearch(ctx, biased(t, 64, size), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -257,7 +257,7 @@ func TestBackOff(t *testing.T) {
 		names = append(names, c.Name)
 	}
 	all := h.candidates[removal].Name
-	want := []string{strings.Replace(all, "weight 2)", "weight 8)", 1), strings.Replace(all, "weight 2)", "weight 32)", 1), all + ", half of the heads", all + ", a quarter of the heads"}
+	want := []string{strings.Replace(all, "penalty 2)", "penalty 8)", 1), strings.Replace(all, "penalty 2)", "penalty 32)", 1), all + ", half of the heads", all + ", a quarter of the heads"}
 	if !slices.Equal(names, want) {
 		t.Errorf("tried %q, expected %q", names, want)
 	}
@@ -298,7 +298,7 @@ func TestWorthwhile(t *testing.T) {
 
 // TestChooseThreads: the choice does not depend on the number of threads.
 func TestChooseThreads(t *testing.T) {
-	c := biased(t, 60)
+	c := biased(t, 32, 60)
 	var want string
 	for _, n := range []int{1, 3} {
 		o := chooseOptions()
@@ -321,7 +321,7 @@ func TestChooseThreads(t *testing.T) {
 
 // TestChooseRefuses: texts that are too short and types that do not fit.
 func TestChooseRefuses(t *testing.T) {
-	c := biased(t, 0)
+	c := biased(t, 32, 0)
 	o := chooseOptions()
 	o.Text.Data = o.Text.Data[:500]
 	if _, err := Search(context.Background(), c, o); err == nil || !strings.Contains(err.Error(), "longer text") {
@@ -329,7 +329,7 @@ func TestChooseRefuses(t *testing.T) {
 	}
 	o = chooseOptions()
 	o.Cache.K = gguf.TypeQ1_0
-	if _, err := Search(context.Background(), c, o); err == nil || !strings.Contains(err.Error(), "head_dim 64") {
+	if _, err := Search(context.Background(), c, o); err == nil || !strings.Contains(err.Error(), "head_dim 32") {
 		t.Errorf("q1_0: %v", err)
 	}
 }

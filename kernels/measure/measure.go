@@ -347,3 +347,15 @@ func timeScores(n, dim int, d time.Duration) []Score {
 	}
 	return scores
 }
+
+// Memory returns the bandwidth of the largest buffer, in GB/s.
+func (r *Result) Memory(threads int) float64 {
+	var size int
+	var rate float64
+	for _, b := range r.Bandwidth {
+		if b.Threads == threads && b.Bytes >= size {
+			size, rate = b.Bytes, b.GBs
+		}
+	}
+	return rate
+}

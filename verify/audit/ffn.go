@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -28,6 +29,45 @@ type FFNOptions struct {
 	Progress func(done, total int)
 }
 
+func (o FFNOptions) withDefaults() FFNOptions {
+	o.Block = cmp.Or(o.Block, 128)
+	o.MaxRows = cmp.Or(o.MaxRows, 1<<14)
+	o.Experts = cmp.Or(o.Experts, 8)
+	return o
+}
+
+// fitSteps is how many steps a fit of rows takes from its two starts together, on average of
+// real models. A step multiplies the rows by the rotation twice.
+const fitSteps = 24
+
+// FFNWork returns about how many multiplications FFN takes, from the shapes of a model alone:
+// the same on every machine.
+func FFNWork(cfg *family.Config, w checkpoint.Weights, o FFNOptions) float64 {
+	o = o.withDefaults()
+	var total float64
+	for l := range cfg.Layers {
+		experts := cfg.Layers[l].FFN.Experts
+		for _, which := range []string{"gate", "up", "down"} {
+			t, ok := w.Find(bank(cfg, l, which))
+			if !ok {
+				continue
+			}
+			d := t.Cols()
+			perRow := 2 * float64(fitSteps) * float64(d) * float64(fit.BlockSize(d, o.Block))
+			fits := func(rows int) { total += float64(min(rows, o.MaxRows)/2) * perRow }
+			fits(t.Rows()) // shared
+			if experts == 0 {
+				fits(t.Rows()) // own
+				continue
+			}
+			for range min(experts, o.Experts) {
+				fits(t.Rows() / experts)
+			}
+		}
+	}
+	return total
+}
+
 // Storage of the 1-bit form of a row, in bits beside its signs: a scale in F16.
 const scaleBits = 16
 
@@ -41,15 +81,7 @@ const rotationBits = 16
 // gate and up of all experts; down of all), and one for each matrix of each expert
 // (own). It reads a layer at a time and changes nothing.
 func FFN(ctx context.Context, cfg *family.Config, w checkpoint.Weights, o FFNOptions) ([]spec.FFNRow, error) {
-	if o.Block == 0 {
-		o.Block = 128
-	}
-	if o.MaxRows == 0 {
-		o.MaxRows = 1 << 14
-	}
-	if o.Experts == 0 {
-		o.Experts = 8
-	}
+	o = o.withDefaults()
 	if o.Block < 1 || o.Block > codec.MaxDim || o.MaxRows < 2 || o.Experts < 1 {
 		return nil, fmt.Errorf("FFN audit with blocks of %d, %d rows and %d experts", o.Block, o.MaxRows, o.Experts)
 	}

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/format/atomicfile"
 	"github.com/phaseconv/phaseconv/kernels/measure"
 )
 
@@ -70,7 +70,7 @@ func runBench(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	if path := c.String("svg"); path != "" {
-		if err := os.WriteFile(path, []byte(r.SVG()), 0o644); err != nil {
+		if err := atomicfile.WriteFile(path, []byte(roofline(r))); err != nil {
 			return err
 		}
 	}

@@ -9,7 +9,9 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/figures"
 	"github.com/phaseconv/phaseconv/verify/option"
@@ -32,10 +34,12 @@ Examples:
   phaseconv report smol
   phaseconv report smol advise.json -o smol.html
   phaseconv report smol qwen gemma -o compared.html
+  phaseconv report smol --ffn
   phaseconv report smol --measure --text test.txt --calib train.txt --report-detail`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "file to write (default: report.html in the artifact if there is just one, else here)"},
 			&cli.BoolFlag{Name: "measure", Usage: "measure positions, angles and samples of the artifacts again and keep them in report.json"},
+			&cli.BoolFlag{Name: "ffn", Usage: "measure the FFN weights of the artifacts and keep that in report.json"},
 			&cli.BoolFlag{Name: "report-detail", Usage: "with --measure: also each layer alone, other codes and other contexts; about one forward pass for each layer"},
 			&cli.StringFlag{Name: "text", Usage: "with --measure: held-out text (default: an embedded one)"},
 			&cli.StringFlag{Name: "calib", Usage: "with --measure: the text that was fitted to, for codes of other sizes in the last probe (default: the embedded one, if it was that)"},
@@ -68,14 +72,14 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 			continue
 		}
 		folders++
-		if c.Bool("measure") {
+		if c.Bool("measure") || c.Bool("ffn") {
 			if err := measureReport(ctx, c, a, stderr); err != nil {
 				return err
 			}
 		}
 	}
-	if c.Bool("measure") && folders == 0 {
-		return usagef("report: --measure needs an artifact folder")
+	if (c.Bool("measure") || c.Bool("ffn")) && folders == 0 {
+		return usagef("report: --measure and --ffn need an artifact folder")
 	}
 	out := c.String("out")
 	if out == "" {
@@ -102,6 +106,20 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 		if !x.OK {
 			return fmt.Errorf("%s does not pass its contract: %s: %s", dir, x.Check, x.Detail)
 		}
+	}
+	if c.Bool("ffn") {
+		rows, err := audit.FFN(ctx, a.Model.Config, a.Model, audit.FFNOptions{
+			Seed: c.Uint64("seed"), Threads: parallel.Threads(c.Int("threads")), Progress: showProgress(stderr).Of("auditing FFN matrices"),
+		})
+		if err != nil {
+			return err
+		}
+		if err := report.Update(dir, func(r *spec.ReportJSON) { r.FFN = rows }); err != nil {
+			return err
+		}
+	}
+	if !c.Bool("measure") {
+		return nil
 	}
 	o := figures.ReportOptions{
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Full: c.Bool("report-detail"),
