@@ -22,7 +22,8 @@ var noDigest = bytes.Repeat([]byte("0"), hexDigits)
 func ManifestDigest(raw []byte) (digest string, at int, err error) {
 	at = bytes.Index(raw, []byte(digestKey))
 	if at < 0 || bytes.Count(raw, []byte(digestKey)) != 1 {
-		return "", 0, fmt.Errorf("key manifest_sha256 must stand in the manifest once, as %s...", digestKey)
+		return "", 0, fmt.Errorf("key manifest_sha256 must stand in the manifest once, as %s<%d hex digits>\"", digestKey,
+			hexDigits)
 	}
 	at += len(digestKey)
 	if at+hexDigits >= len(raw) || raw[at+hexDigits] != '"' {

@@ -50,7 +50,8 @@ func TestPython(t *testing.T) {
 		}
 	}
 	c := command(python, "spec/example/test_decode.py", "-v")
-	c.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "PHASECONV_ARTIFACT="+artifact, "PHASECONV_SOURCE="+source, "PHASECONV_VECTORS="+dir)
+	c.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "PHASECONV_ARTIFACT="+artifact, "PHASECONV_SOURCE="+source,
+		"PHASECONV_VECTORS="+dir)
 	out, err := c.CombinedOutput()
 	if err != nil || bytes.Contains(out, []byte("skipped")) {
 		t.Errorf("%v\n%s", err, out)

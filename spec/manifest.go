@@ -110,7 +110,8 @@ func (c *Columns) Set(kind string, v float64) {
 	for _, x := range []struct {
 		kind string
 		dst  **float64
-	}{{"raw", &c.Raw}, {"cen", &c.Cen}, {"srht", &c.SRHT}, {"random", &c.Random}, {"learned", &c.Learned}, {"code", &c.Code}} {
+	}{{"raw", &c.Raw}, {"cen", &c.Cen}, {"srht", &c.SRHT}, {"random", &c.Random}, {"learned", &c.Learned},
+		{"code", &c.Code}} {
 		if x.kind == kind {
 			*x.dst = &v
 		}
@@ -167,7 +168,7 @@ type VerifyJSON struct {
 	Stock *StockJSON `json:"stock,omitempty"`
 }
 
-// PPLJSON: perplexity with float keys and with 1-bit keys.
+// PPLJSON is the perplexity with float keys and with 1-bit keys.
 type PPLJSON struct {
 	Float     float64 `json:"float"`
 	FloatErr  float64 `json:"float_err"`
@@ -187,7 +188,7 @@ type PPLJSON struct {
 	Kernels bool `json:"kernels,omitempty"`
 }
 
-// KLDJSON: divergence of the 1-bit model from the float model, in nats per token.
+// KLDJSON is the divergence of the 1-bit model from the float model, in nats per token.
 type KLDJSON struct {
 	Mean       float64 `json:"mean"`
 	MeanErr    float64 `json:"mean_err"`
@@ -202,7 +203,7 @@ type KLDJSON struct {
 	DeltaPRMS  float64 `json:"delta_p_rms"`
 }
 
-// FunctionJSON: how far the converted weights are from the source with float
+// FunctionJSON says how far the converted weights are from the source with float
 // keys, beside the floor that merely re-rounding the same tensors costs.
 type FunctionJSON struct {
 	MaxAbsDLogit      float64 `json:"max_abs_dlogit"`
@@ -213,7 +214,7 @@ type FunctionJSON struct {
 	FloorSameTop      float64 `json:"floor_same_top"`
 }
 
-// BytesJSON: what keys cost, all layers together.
+// BytesJSON says what keys cost, all layers together.
 type BytesJSON struct {
 	KF16  int `json:"k_f16"`  // bytes per token with F16 keys
 	KCode int `json:"k_code"` // bytes per coded token, scales and exceptions included

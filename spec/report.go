@@ -1,7 +1,5 @@
 package spec
 
-import "embed"
-
 // ReportVersion is the version of report.json that this package describes.
 const ReportVersion = 1
 
@@ -178,16 +176,3 @@ type Convergence struct {
 	Points [][3]float64 `json:"points"`
 	SRHT   float64      `json:"srht"` // cos1bit of a Hadamard rotation on the held-out keys
 }
-
-// A Claim is one mathematical statement that the format or the tool relies on.
-type Claim struct {
-	Name      string `json:"name"`
-	Statement string `json:"statement"`
-	Status    string `json:"status"`   // proved, tested, refuted or open
-	Evidence  string `json:"evidence"` // where the proof or test is
-}
-
-// Ledger holds claims.json, the list of Claims, and the other JSON of this package.
-//
-//go:embed *.json
-var Ledger embed.FS

@@ -186,6 +186,11 @@ func (n *node) check(root *node, v any, path string) error {
 	if len(n.Enum) > 0 && !slices.ContainsFunc(n.Enum, func(e any) bool { return asJSON(e) == asJSON(v) }) {
 		return bad("%.40s is none of the values that version %d knows", asJSON(v), Version)
 	}
+	return n.checkValue(root, v, path, bad)
+}
+
+// checkValue checks what depends on the type of v, which is one that n allows.
+func (n *node) checkValue(root *node, v any, path string, bad func(string, ...any) error) error {
 	switch v := v.(type) {
 	case string:
 		if n.pattern != nil && !n.pattern.MatchString(v) {
@@ -196,7 +201,8 @@ func (n *node) check(root *node, v any, path string) error {
 		if err != nil {
 			return bad("%.40s is no number that can be used", v)
 		}
-		if n.Minimum != nil && !(x >= *n.Minimum) || n.Above != nil && !(x > *n.Above) || n.Maximum != nil && !(x <= *n.Maximum) {
+		if n.Minimum != nil && !(x >= *n.Minimum) || n.Above != nil && !(x > *n.Above) ||
+			n.Maximum != nil && !(x <= *n.Maximum) {
 			return bad("%.40s is out of range", v)
 		}
 	case []any:

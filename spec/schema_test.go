@@ -22,12 +22,18 @@ var types = map[string]reflect.Type{
 	"CodeInfo": reflect.TypeFor[CodeInfo](), "Text": reflect.TypeFor[Text](), "Identity": reflect.TypeFor[Identity](),
 	"Artifact": reflect.TypeFor[Artifact](), "File": reflect.TypeFor[File](), "Columns": reflect.TypeFor[Columns](),
 	"Layer": reflect.TypeFor[Layer](), "Curve": reflect.TypeFor[Curve](), "Check": reflect.TypeFor[Check](),
-	"VerifyJSON": reflect.TypeFor[VerifyJSON](), "PPLJSON": reflect.TypeFor[PPLJSON](), "KLDJSON": reflect.TypeFor[KLDJSON](),
-	"FunctionJSON": reflect.TypeFor[FunctionJSON](), "BytesJSON": reflect.TypeFor[BytesJSON](), "AuditJSON": reflect.TypeFor[AuditJSON](),
-	"StockJSON": reflect.TypeFor[StockJSON](), "AdviseJSON": reflect.TypeFor[AdviseJSON](), "AdviseChoice": reflect.TypeFor[AdviseChoice](),
-	"AdviseRow": reflect.TypeFor[AdviseRow](), "FFNRow": reflect.TypeFor[FFNRow](),
-	"UnitsJSON": reflect.TypeFor[UnitsJSON](), "Unit": reflect.TypeFor[Unit](), "UnitLayer": reflect.TypeFor[UnitLayer](), "ChecksJSON": reflect.TypeFor[ChecksJSON](),
-	"DiffJSON": reflect.TypeFor[DiffJSON](), "DiffKey": reflect.TypeFor[DiffKey](), "DiffHead": reflect.TypeFor[DiffHead](), "DiffTensor": reflect.TypeFor[DiffTensor](),
+	"VerifyJSON": reflect.TypeFor[VerifyJSON](), "PPLJSON": reflect.TypeFor[PPLJSON](),
+	"KLDJSON":      reflect.TypeFor[KLDJSON](),
+	"FunctionJSON": reflect.TypeFor[FunctionJSON](), "BytesJSON": reflect.TypeFor[BytesJSON](),
+	"AuditJSON": reflect.TypeFor[AuditJSON](),
+	"StockJSON": reflect.TypeFor[StockJSON](), "AdviseJSON": reflect.TypeFor[AdviseJSON](),
+	"AdviseChoice": reflect.TypeFor[AdviseChoice](),
+	"AdviseRow":    reflect.TypeFor[AdviseRow](), "FFNRow": reflect.TypeFor[FFNRow](),
+	"UnitsJSON": reflect.TypeFor[UnitsJSON](), "Unit": reflect.TypeFor[Unit](), "UnitLayer": reflect.TypeFor[UnitLayer](),
+	"ChecksJSON": reflect.TypeFor[ChecksJSON](),
+	"DiffJSON":   reflect.TypeFor[DiffJSON](), "DiffKey": reflect.TypeFor[DiffKey](),
+	"DiffHead": reflect.TypeFor[DiffHead](), "DiffTensor": reflect.TypeFor[DiffTensor](),
+	"ClaimsJSON": reflect.TypeFor[ClaimsJSON](), "Claim": reflect.TypeFor[Claim](), "Need": reflect.TypeFor[Need](), "Theorem": reflect.TypeFor[Theorem](),
 }
 
 // object is what the tests need of a schema.
@@ -209,10 +215,10 @@ func compare(t *testing.T, what string, a, b map[string]string) {
 	}
 }
 
-// TestTypes: no type of manifest.go and advise.go escapes TestSchema.
+// TestTypes: no type of these files escapes TestSchema.
 func TestTypes(t *testing.T) {
 	n := 0
-	for _, name := range []string{"manifest.go", "advise.go", "units.go", "diff.go"} {
+	for _, name := range []string{"manifest.go", "advise.go", "units.go", "diff.go", "claims.go"} {
 		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -272,7 +278,9 @@ func TestKeysInText(t *testing.T) {
 			t.Errorf("the text lacks %q", s)
 		}
 	}
-	if MaxLayers != 4096 || MaxHeads != 4096 || MaxHeadDim != 4096 || MaxBits != 2048 || MaxBitsPerNumber != 8 || MaxAnchor != 1048576 || MaxSink != MaxAnchor || MaxRecent != MaxAnchor {
+	if MaxLayers != 4096 || MaxHeads != 4096 || MaxHeadDim != 4096 || MaxBits != 2048 ||
+		MaxBitsPerNumber != 8 || MaxAnchor != 1048576 || MaxSink != MaxAnchor ||
+		MaxRecent != MaxAnchor {
 		t.Error("a limit changed, but not the text")
 	}
 }

@@ -123,7 +123,8 @@ func TestVerifyAbsent(t *testing.T) {
 	}
 	got := map[string]string{}
 	paths(any(v), "", got)
-	for _, k := range []string{"ppl", "kld", "function", "bytes", "layers[].cos1bit.raw", "layers[].moment_ratio.code", "layers[].train_cos1bit"} {
+	for _, k := range []string{"ppl", "kld", "function", "bytes", "layers[].cos1bit.raw", "layers[].moment_ratio.code",
+		"layers[].train_cos1bit"} {
 		if got[k] != "null" {
 			t.Errorf("%s is %q without a measurement", k, got[k])
 		}
@@ -135,9 +136,12 @@ func TestVerifyAbsent(t *testing.T) {
 func TestRoundTrip(t *testing.T) {
 	x := 0.5
 	m := Manifest{Version: Version, Tool: "t", Command: []string{"a", "b"}, Source: Source{"n", "gguf", "s"},
-		Model: Model{"llama", 1, 2, 3, 4, 5, 6, 7, 8}, Code: CodeInfo{"frame", 1, "uniform", 3, 64, 4, 2}, Calibration: Text{"x", "y", 1, 2, 3}, Seed: 9,
-		Identities: []Identity{{"G3", "balance", true, true, 4, "why"}}, Artifacts: []Artifact{{"gguf", "m", "s", "half", "w", "f16"}},
-		Files: []File{{"f", 1, "h"}}, Layers: sample().Layers, Curves: []Curve{{1, 2, "learned", [][2]float64{{0, .8}, {1, .9}}}}, Measured: sample()}
+		Model: Model{"llama", 1, 2, 3, 4, 5, 6, 7, 8}, Code: CodeInfo{"frame", 1, "uniform", 3, 64, 4, 2},
+		Calibration: Text{"x", "y", 1, 2, 3}, Seed: 9,
+		Identities: []Identity{{"G3", "balance", true, true, 4, "why"}},
+		Artifacts:  []Artifact{{"gguf", "m", "s", "half", "w", "f16"}},
+		Files:      []File{{"f", 1, "h"}}, Layers: sample().Layers,
+		Curves: []Curve{{1, 2, "learned", [][2]float64{{0, .8}, {1, .9}}}}, Measured: sample()}
 	m.Layers[0].Delta = &x
 	m.Layers[0].Train = &Columns{Raw: &x}
 	b, err := json.Marshal(m)
@@ -172,7 +176,8 @@ func TestColumnsSet(t *testing.T) {
 
 // TestKeys: every sidecar key lies under phaseconv. and none occurs twice.
 func TestKeys(t *testing.T) {
-	keys := []string{KeyVersion, KeyCode, KeyLayers, KeyHeads, KeyHeadDim, KeyAnchor, KeySink, KeyRecent, KeyExceptions, KeyBasis, KeyPairLayout, KeyRope,
+	keys := []string{KeyVersion, KeyCode, KeyLayers, KeyHeads, KeyHeadDim, KeyAnchor, KeySink, KeyRecent, KeyExceptions,
+		KeyBasis, KeyPairLayout, KeyRope,
 		KeySourceSHA256, KeyWeightsSHA256, KeyCalibrationSHA256, KeyCalibrationTokens, KeyCalibrationContext, KeyTool}
 	sort.Strings(keys)
 	for i, k := range keys {

@@ -27,6 +27,7 @@ import (
 // a third plainly, so that nothing survives a kill but the folders it must cope
 // with.
 func TestKills(t *testing.T) {
+	t.Parallel()
 	want := 6
 	if s := os.Getenv("PHASECONV_KILLS"); s != "" {
 		var err error

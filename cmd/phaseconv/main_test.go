@@ -47,6 +47,7 @@ func TestMain(m *testing.M) {
 //	                                    it must not be there now
 //	copytree FROM TO, fifo FILE, link TO FILE, mountfs DIR SIZE|ro
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)

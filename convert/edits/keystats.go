@@ -325,7 +325,7 @@ func (o *outer) output(x *headOutputs, query int, q, p []float32, lo int, scale 
 	var sum, all float64
 	size := x.size[:len(p)]
 	for j, v := range p {
-		size[j] = float64(v) * math.Sqrt(float64(e[j]))
+		size[j] = float64(float64(v) * math.Sqrt(float64(e[j])))
 		all += size[j]
 		one := float64(size[j] * size[j])
 		out.seen[lo+j] += one

@@ -515,7 +515,7 @@ func better(a, b ppl.Divergence, errs float64) bool {
 		diff[i] = math.Sqrt(max(v, 0)) - math.Sqrt(max(b.KLD[i], 0))
 	}
 	mean, err := ppl.MeanErr(diff)
-	return a.Mean < b.Mean && mean+errs*err < 0
+	return a.Mean < b.Mean && mean+float64(errs*err) < 0
 }
 
 // maxTries bounds how many candidates run side by side: each holds its hidden

@@ -28,6 +28,7 @@ import (
 // Container is a file format for models.
 type Container string
 
+// The containers.
 const (
 	Safetensors Container = "safetensors" // a Hugging Face folder
 	GGUF        Container = "gguf"
@@ -160,7 +161,8 @@ func openDir(dir string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, format.Unsupportedf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir, hint(found))
+	return nil, format.Unsupportedf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir,
+		hint(found))
 }
 
 func hint(files []string) string {
@@ -214,7 +216,8 @@ func (c *Checkpoint) Tokenizer() (*tokenizer.Tokenizer, error) {
 func (c *Checkpoint) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	cols := t.Cols()
 	if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*cols {
-		return fmt.Errorf("%s: tensor %s: %d rows from %d on of %d asked for, room for %d values", c.Path, t.Name, n, row0, t.Rows(), len(dst))
+		return fmt.Errorf("%s: tensor %s: %d rows from %d on of %d asked for, room for %d values", c.Path, t.Name, n, row0,
+			t.Rows(), len(dst))
 	}
 	per := t.Rows() / len(t.Sources)
 	for at := row0; at < row0+n; {
@@ -232,7 +235,8 @@ func (c *Checkpoint) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 		}
 	}
 	if i := notFinite(dst); i >= 0 {
-		return format.Brokenf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path, t.Name, row0+i/cols, i%cols, dst[i])
+		return format.Brokenf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path, t.Name,
+			row0+i/cols, i%cols, dst[i])
 	}
 	return nil
 }
@@ -379,7 +383,8 @@ func (c *Checkpoint) hashTensor(h hash.Hash, t *Tensor) error {
 
 // collect matches the tensors that the family expects with those that the
 // container has. lookup returns shape, element type and existence of a source name.
-func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(source string) ([]int, string, bool), all []string) error {
+func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(source string) ([]int, string, bool),
+	all []string) error {
 	c.tensors = map[string]*Tensor{}
 	used := map[string]bool{}
 	for _, want := range c.Config.Tensors() {
@@ -402,7 +407,8 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 				return fmt.Errorf("%s: tensor %s is missing", c.Path, s)
 			}
 			if ty != typ || !sameShape(sh, shape) {
-				return fmt.Errorf("%s: tensor %s is %s %v, but %s is %s %v; experts must be alike", c.Path, s, ty, sh, sources[0], typ, shape)
+				return fmt.Errorf("%s: tensor %s is %s %v, but %s is %s %v; experts must be alike", c.Path, s, ty, sh, sources[0],
+					typ, shape)
 			}
 			used[s] = true
 		}

@@ -69,6 +69,7 @@ func expected(m *tiny.Model, name string, inGGUF bool) (out []float32) {
 // TestContainers opens every family in both containers: each canonical tensor
 // has the model's values bit by bit, however it is cut into reads.
 func TestContainers(t *testing.T) {
+	t.Parallel()
 	for _, fam := range tiny.Families {
 		for i, dt := range []string{"F32", "BF16", "F16"} {
 			if i > 0 && fam != "gemma3_text" && fam != "mixtral" { // gains minus one, and stacked experts
@@ -127,7 +128,8 @@ func readParts(t *testing.T, c *checkpoint.Checkpoint, x *checkpoint.Tensor, all
 	t.Helper()
 	rows, cols := x.Rows(), x.Cols()
 	per := rows / len(x.Sources)
-	for _, r := range [][2]int{{0, 0}, {0, 1}, {rows - 1, 1}, {rows, 0}, {rows / 3, rows / 2}, {max(per-1, 0), min(2, rows)}, {per / 2, min(2*per, rows-per/2)}} {
+	for _, r := range [][2]int{{0, 0}, {0, 1}, {rows - 1, 1}, {rows, 0}, {rows / 3, rows / 2},
+		{max(per-1, 0), min(2, rows)}, {per / 2, min(2*per, rows-per/2)}} {
 		if r[0]+r[1] > rows {
 			continue
 		}
@@ -143,7 +145,8 @@ func readParts(t *testing.T, c *checkpoint.Checkpoint, x *checkpoint.Tensor, all
 	}
 	const big = int(^uint(0) >> 1)
 	for _, r := range [][2]int{{-1, 1}, {0, -1}, {0, rows + 1}, {rows, 1}, {1, big}, {big, 1}} {
-		if err := c.ReadRows(x, r[0], r[1], make([]float32, rows*cols)); err == nil || !strings.Contains(err.Error(), x.Name) {
+		if err := c.ReadRows(x, r[0], r[1], make([]float32, rows*cols)); err == nil ||
+			!strings.Contains(err.Error(), x.Name) {
 			t.Errorf("%s: rows %v: %v", x.Name, r, err)
 		}
 	}
@@ -266,7 +269,8 @@ func TestNotFinite(t *testing.T) {
 			if err := c.ReadRows(x, 8, x.Rows()-8, make([]float32, x.Elements())); err != nil {
 				t.Errorf("%s: the rows behind: %v", path, err)
 			}
-			if err := c.ReadRows(x, 6, 2, make([]float32, 2*x.Cols())); err == nil || !strings.Contains(err.Error(), "row 7, column 5") {
+			if err := c.ReadRows(x, 6, 2, make([]float32, 2*x.Cols())); err == nil ||
+				!strings.Contains(err.Error(), "row 7, column 5") {
 				t.Errorf("%s: rows 6 and 7: %v", path, err)
 			}
 		}
@@ -395,13 +399,15 @@ func TestUnknown(t *testing.T) {
 	tiny.HF(t, dir, "llama", tiny.Options{})
 	rewrite(t, dir, func(x safetensors.Tensor) []safetensors.Tensor {
 		if x.Name == "model.norm.weight" {
-			return []safetensors.Tensor{x, {Name: "z.extra", DType: "I8", Shape: []int{3}}, {Name: "model.layers.0.self_attn.rotary_emb.inv_freq", DType: "F32", Shape: []int{8}},
+			return []safetensors.Tensor{x, {Name: "z.extra", DType: "I8", Shape: []int{3}},
+				{Name: "model.layers.0.self_attn.rotary_emb.inv_freq", DType: "F32", Shape: []int{8}},
 				{Name: "model.layers.7.mlp.up_proj.weight", DType: "F32", Shape: []int{96, 64}}}
 		}
 		return keep(x)
 	})
 	c := open(t, dir)
-	if want := []string{"model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.7.mlp.up_proj.weight", "z.extra"}; !slices.Equal(c.Unknown, want) {
+	if want := []string{"model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.7.mlp.up_proj.weight",
+		"z.extra"}; !slices.Equal(c.Unknown, want) {
 		t.Errorf("unknown %v, want %v", c.Unknown, want)
 	}
 	r, err := c.Raw("z.extra")
@@ -515,7 +521,8 @@ func TestDigests(t *testing.T) {
 			file, name string
 			was        digests
 			path       string
-		}{{shard(x.hf), x.hf, hf, filepath.Join(root, "b")}, {filepath.Join(root, "b.gguf"), x.gguf, gg, filepath.Join(root, "b.gguf")}} {
+		}{{shard(x.hf), x.hf, hf, filepath.Join(root, "b")},
+			{filepath.Join(root, "b.gguf"), x.gguf, gg, filepath.Join(root, "b.gguf")}} {
 			for _, at := range []int64{0, 77} {
 				flip(t, in.file, in.name, at)
 				now := read(in.path)
@@ -555,6 +562,7 @@ func TestDigests(t *testing.T) {
 
 // TestUnchanged notices a file that was modified, replaced or removed since Open.
 func TestUnchanged(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(file string) error{
 		"longer": func(file string) error {
 			h, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
@@ -619,7 +627,8 @@ func TestView(t *testing.T) {
 			}
 			return s
 		}
-		names := []string{"blk.0.attn_norm.weight", "blk.0.attn_k.weight", "blk.0.ffn_up_exps.weight"} // 1, 2 and 3 dimensions
+		// 1, 2 and 3 dimensions
+		names := []string{"blk.0.attn_norm.weight", "blk.0.attn_k.weight", "blk.0.ffn_up_exps.weight"}
 		for _, n := range names {
 			x, ok := c.Find(n)
 			if !ok {
@@ -628,7 +637,8 @@ func TestView(t *testing.T) {
 			edits.Scale(n, "G3", factor(x.Shape[0], func(i int) float32 { return 1 + float32(i)/8 }))
 			edits.Scale(n, "G4", factor(x.Shape[0], func(i int) float32 { return 2 })) // on top
 		}
-		if !slices.Equal(edits.Names(), []string{names[1], names[0], names[2]}) || !slices.Equal(edits[names[0]].By, []string{"G3", "G4"}) {
+		if !slices.Equal(edits.Names(), []string{names[1], names[0], names[2]}) ||
+			!slices.Equal(edits[names[0]].By, []string{"G3", "G4"}) {
 			t.Errorf("edits %v by %v", edits.Names(), edits[names[0]].By)
 		}
 		rounded := 0
@@ -778,6 +788,7 @@ func addTensor(t *testing.T, path string, spec gguf.TensorSpec, values []float32
 
 // TestConcurrent reads one checkpoint from several goroutines; run with -race.
 func TestConcurrent(t *testing.T) {
+	t.Parallel()
 	m := tiny.New(t, "mixtral", tiny.Options{Layers: 1, Shards: 2})
 	dir := t.TempDir()
 	m.HF(t, filepath.Join(dir, "hf"))

@@ -12,8 +12,9 @@ import (
 //
 //	y_i = Scale[i] x_i + Cross[i] x_Partner[i] + Shift[i]
 //
-// after Mix has replaced the rows that it names and ColMix the columns. It is the folded form of identities; nil fields do
-// nothing. Partner and Cross turn rotary pairs by an angle; Shift moves biases.
+// after Mix has replaced the rows that it names and ColMix the columns. It is the folded form of
+// identities; nil fields do nothing. Partner and Cross turn rotary pairs by an angle; Shift moves
+// biases.
 type Edit struct {
 	Mix     []RowMix
 	ColMix  []RowMix // its Rows are columns
@@ -187,7 +188,8 @@ func (v *Edited) Find(name string) (*Tensor, bool) {
 func (v *Edited) source(t *Tensor, row0, n int, dst []float32) error {
 	if v.Added[t.Name] == t {
 		if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*t.Cols() {
-			return fmt.Errorf("%s: added tensor %s: %d rows from %d on of %d asked for, room for %d values", v.base.Path, t.Name, n, row0, t.Rows(), len(dst))
+			return fmt.Errorf("%s: added tensor %s: %d rows from %d on of %d asked for, room for %d values", v.base.Path, t.Name, n,
+				row0, t.Rows(), len(dst))
 		}
 		clear(dst[:n*t.Cols()])
 		return nil
@@ -211,7 +213,7 @@ func (v *Edited) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	dst = dst[:n*cols]
 	var err error
 	if len(t.Shape) == 1 { // a vector's only dimension is its outermost
-		err = v.vector(t, e, dst)
+		editVector(e, dst)
 	} else {
 		err = v.rows(t, e, row0, n, dst)
 	}
@@ -227,7 +229,8 @@ func (e *Edit) Check(t *Tensor) error {
 		what    string
 		n, want int
 	}{
-		{"row scales", len(e.Scale), t.Shape[0]}, {"row partners", len(e.Partner), t.Shape[0]}, {"row mixtures", len(e.Cross), t.Shape[0]},
+		{"row scales", len(e.Scale), t.Shape[0]}, {"row partners", len(e.Partner), t.Shape[0]},
+		{"row mixtures", len(e.Cross), t.Shape[0]},
 		{"row shifts", len(e.Shift), t.Shape[0]},
 	} {
 		if x.n != 0 && x.n != x.want {
@@ -258,7 +261,8 @@ func checkMixes(tensor, what string, mixes []RowMix, n int) error {
 	seen := make([]bool, n)
 	for _, m := range mixes {
 		if len(m.Rows) == 0 || len(m.Matrix) != len(m.Rows)*len(m.Rows) {
-			return fmt.Errorf("edit of tensor %s mixes %d %ss with a matrix of %d numbers", tensor, len(m.Rows), what, len(m.Matrix))
+			return fmt.Errorf("edit of tensor %s mixes %d %ss with a matrix of %d numbers", tensor, len(m.Rows), what,
+				len(m.Matrix))
 		}
 		for _, r := range m.Rows {
 			if r < 0 || r >= n || seen[r] {
@@ -270,7 +274,8 @@ func checkMixes(tensor, what string, mixes []RowMix, n int) error {
 	return nil
 }
 
-func (v *Edited) vector(t *Tensor, e *Edit, dst []float32) error {
+// editVector applies an edit to a tensor of one dimension, in place.
+func editVector(e *Edit, dst []float32) {
 	src := append([]float32(nil), dst...)
 	for _, m := range e.Mix {
 		for i, r := range m.Rows {
@@ -284,7 +289,6 @@ func (v *Edited) vector(t *Tensor, e *Edit, dst []float32) error {
 		}
 		dst[i] = e.apply(i, src[i], y)
 	}
-	return nil
 }
 
 // combine sets dst to row i of the matrix times the mixed rows, summed in float64

@@ -143,7 +143,8 @@ func TestViewEdits(t *testing.T) {
 			want := float64(row[k])
 			for i, c := range []int{4, 1, 7} {
 				if c == k {
-					want = float64(mix[3*i])*float64(row[4]) + float64(mix[3*i+1])*float64(row[1]) + float64(mix[3*i+2])*float64(row[7])
+					want = float64(mix[3*i])*float64(row[4]) + float64(mix[3*i+1])*float64(row[1]) +
+						float64(mix[3*i+2])*float64(row[7])
 				}
 			}
 			want *= float64(rows[r])
@@ -169,10 +170,11 @@ func TestViewRefuses(t *testing.T) {
 		self[i], far[i] = i, n
 	}
 	for what, e := range map[string]*checkpoint.Edit{
-		"scale":           {Scale: full[1:]},
-		"shift":           {Shift: full[1:]},
-		"distant column":  {ColMix: []checkpoint.RowMix{{Rows: []int{x.Cols()}, Matrix: full[:1]}}},
-		"column twice":    {ColMix: []checkpoint.RowMix{{Rows: []int{1}, Matrix: full[:1]}, {Rows: []int{1}, Matrix: full[:1]}}},
+		"scale":          {Scale: full[1:]},
+		"shift":          {Shift: full[1:]},
+		"distant column": {ColMix: []checkpoint.RowMix{{Rows: []int{x.Cols()}, Matrix: full[:1]}}},
+		"column twice": {ColMix: []checkpoint.RowMix{{Rows: []int{1}, Matrix: full[:1]},
+			{Rows: []int{1}, Matrix: full[:1]}}},
 		"column matrix":   {ColMix: []checkpoint.RowMix{{Rows: []int{1, 2}, Matrix: full[:3]}}},
 		"lonely":          {Cross: full, Scale: full},
 		"unscaled":        {Cross: full, Partner: self},

@@ -10,7 +10,8 @@ import (
 	"github.com/phaseconv/phaseconv/internal/tiny"
 )
 
-var small = tiny.Options{Layers: 1, Hidden: 8, Heads: 2, KVHeads: 1, HeadDim: 4, FFN: 8, NoTokenizer: true, DType: "F16"}
+var small = tiny.Options{Layers: 1, Hidden: 8, Heads: 2, KVHeads: 1, HeadDim: 4, FFN: 8, NoTokenizer: true,
+	DType: "F16"}
 
 // use reads everything of a model that opened.
 func use(t *testing.T, c *checkpoint.Checkpoint) {

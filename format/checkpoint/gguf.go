@@ -68,10 +68,12 @@ func (c *Checkpoint) addRopeFreqs(f *gguf.File) error {
 	cfg := c.Config
 	r, _ := cfg.Ropes()
 	if !cfg.Family.RopeFreqs || r.Scaling != rope.None {
-		return fmt.Errorf("%s: tensor %s does not go with architecture %s and RoPE scaling %q", c.Path, ropeFreqs, cfg.Family.GGUFArch, r.Scaling)
+		return fmt.Errorf("%s: tensor %s does not go with architecture %s and RoPE scaling %q", c.Path, ropeFreqs,
+			cfg.Family.GGUFArch, r.Scaling)
 	}
 	if !sameShape(t.Shape(), []int{r.Dim / 2}) {
-		return fmt.Errorf("%s: tensor %s has shape %v, RoPE on %d dimensions needs [%d]", c.Path, ropeFreqs, t.Shape(), r.Dim, r.Dim/2)
+		return fmt.Errorf("%s: tensor %s has shape %v, RoPE on %d dimensions needs [%d]", c.Path, ropeFreqs, t.Shape(),
+			r.Dim, r.Dim/2)
 	}
 	d := make([]float32, t.Elements())
 	if err := f.ReadRows(t, 0, t.Rows(), d); err != nil {
@@ -84,7 +86,8 @@ func (c *Checkpoint) addRopeFreqs(f *gguf.File) error {
 	for l := range cfg.Layers {
 		cfg.Layers[l].Rope = r
 	}
-	c.tensors[ropeFreqs] = &Tensor{Name: ropeFreqs, Layer: -1, Shape: t.Shape(), Type: t.Type.String(), Sources: []string{ropeFreqs}}
+	c.tensors[ropeFreqs] = &Tensor{Name: ropeFreqs, Layer: -1, Shape: t.Shape(), Type: t.Type.String(),
+		Sources: []string{ropeFreqs}}
 	c.order = append(c.order, ropeFreqs)
 	c.Unknown = without(c.Unknown, ropeFreqs)
 	if err := cfg.Check(); err != nil {
@@ -271,7 +274,8 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 	for _, x := range []struct {
 		key  string
 		want float64
-	}{{"attn_factor", 1}, {"yarn_beta_fast", stockBetaFast}, {"yarn_beta_slow", stockBetaSlow}, {"yarn_ext_factor", 1}, {"yarn_attn_factor", 1}, {"yarn_log_multiplier", 0}} {
+	}{{"attn_factor", 1}, {"yarn_beta_fast", stockBetaFast}, {"yarn_beta_slow", stockBetaSlow}, {"yarn_ext_factor", 1},
+		{"yarn_attn_factor", 1}, {"yarn_log_multiplier", 0}} {
 		if v := k.float("rope.scaling."+x.key, x.want); v != x.want {
 			return format.Unsupportedf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v, x.want)
 		}

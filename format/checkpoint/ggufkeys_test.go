@@ -53,7 +53,8 @@ func withKeys(t *testing.T, from, to string, changes map[string]any) {
 	}
 	defer w.Abort()
 	for i := range f.Tensors {
-		err := w.WriteTensor(f.Tensors[i].Name, func(o io.Writer) error { _, err := io.Copy(o, f.Reader(&f.Tensors[i])); return err })
+		err := w.WriteTensor(f.Tensors[i].Name,
+			func(o io.Writer) error { _, err := io.Copy(o, f.Reader(&f.Tensors[i])); return err })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,6 +67,7 @@ func withKeys(t *testing.T, from, to string, changes map[string]any) {
 // GGUF keys mean what stock readers of the architecture take them for. Facts from
 // the source of llama.cpp; scripts/oracles/stock_gguf.py compares the logits.
 func TestGGUFKeys(t *testing.T) {
+	t.Parallel()
 	type keys = map[string]any
 	plain := func(c *family.Config) any { return full(c).Scaling }
 	for _, x := range []struct {
@@ -75,41 +77,57 @@ func TestGGUFKeys(t *testing.T) {
 		want         any
 		fails        string // the key that the error names, for files that are refused
 	}{
-		{"theta's default", "llama", keys{"llama.rope.freq_base": nil}, func(c *family.Config) any { return full(c).Theta }, 1e4, ""},
-		{"a factor alone is linear", "qwen2", keys{"qwen2.rope.scaling.factor": 4.0}, func(c *family.Config) any { return full(c).Scaling }, rope.Linear, ""},
-		{"its older name", "qwen2", keys{"qwen2.rope.scale_linear": 4.0}, func(c *family.Config) any { return full(c).Factor }, 4.0, ""},
-		{"none with a factor", "llama", keys{"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, plain, rope.None, ""},
-		{"yarn", "llama", keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0, "llama.rope.scaling.original_context_length": 64},
+		{"theta's default", "llama", keys{"llama.rope.freq_base": nil}, func(c *family.Config) any { return full(c).Theta },
+			1e4, ""},
+		{"a factor alone is linear", "qwen2", keys{"qwen2.rope.scaling.factor": 4.0},
+			func(c *family.Config) any { return full(c).Scaling }, rope.Linear, ""},
+		{"its older name", "qwen2", keys{"qwen2.rope.scale_linear": 4.0}, func(c *family.Config) any { return full(c).Factor },
+			4.0, ""},
+		{"none with a factor", "llama", keys{"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, plain,
+			rope.None, ""},
+		{"yarn", "llama", keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+			"llama.rope.scaling.original_context_length": 64},
 			func(c *family.Config) any { return full(c) },
 			rope.Params{Theta: 1e4, Dim: 16, Scaling: rope.YaRN, Factor: 4, OriginalContext: 64, BetaFast: 32, BetaSlow: 1}, ""},
-		{"yarn's original context by default", "llama", keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
+		{"yarn's original context by default", "llama",
+			keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
 			func(c *family.Config) any { return full(c).OriginalContext }, 256, ""},
 		{"yarn without a factor", "llama", keys{"llama.rope.scaling.type": "yarn"}, plain, rope.None, ""},
 		{"longrope", "llama", keys{"llama.rope.scaling.type": "longrope"}, nil, nil, "rope.scaling.type"},
-		{"yarn's ramp", "llama", keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0, "llama.rope.scaling.yarn_beta_fast": 8.0}, nil, nil, "yarn_beta_fast"},
-		{"yarn's usual ramp", "llama", keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0, "llama.rope.scaling.yarn_beta_fast": 32.0}, plain, rope.YaRN, ""},
+		{"yarn's ramp", "llama", keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+			"llama.rope.scaling.yarn_beta_fast": 8.0}, nil, nil, "yarn_beta_fast"},
+		{"yarn's usual ramp", "llama", keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+			"llama.rope.scaling.yarn_beta_fast": 32.0}, plain, rope.YaRN, ""},
 		{"a magnitude", "llama", keys{"llama.rope.scaling.attn_factor": 1.5}, nil, nil, "rope.scaling.attn_factor"},
 		{"partial rotary", "qwen2", keys{"qwen2.rope.dimension_count": 8}, nil, nil, "rope.dimension_count"},
 		{"not causal", "llama", keys{"llama.attention.causal": false}, nil, nil, "attention.causal"},
 		{"causal", "llama", keys{"llama.attention.causal": true}, plain, rope.None, ""},
 		{"other value length", "llama", keys{"llama.attention.value_length": 8}, nil, nil, "value_length"},
-		{"a window that llama's readers ignore", "llama", keys{"llama.attention.sliding_window": 10}, func(c *family.Config) any { return window(c) }, 0, ""},
+		{"a window that llama's readers ignore", "llama", keys{"llama.attention.sliding_window": 10},
+			func(c *family.Config) any { return window(c) }, 0, ""},
 		{"gemma's pattern by default", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": nil},
 			func(c *family.Config) any { return sliding(c) }, []bool{true, true, true, true, true, false, true}, ""},
 		{"a period", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": 3},
 			func(c *family.Config) any { return sliding(c) }, []bool{true, true, false, true, true, false, true}, ""},
-		{"flags", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": []bool{true, false, false, false, false, false, true}},
+		{"flags", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": []bool{true, false, false, false, false,
+			false, true}},
 			func(c *family.Config) any { return sliding(c) }, []bool{true, false, false, false, false, false, true}, ""},
-		{"too few flags", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": []bool{true}}, nil, nil, "sliding_window_pattern"},
+		{"too few flags", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": []bool{true}}, nil, nil,
+			"sliding_window_pattern"},
 		{"no window, one base", "gemma3_text", keys{"gemma3.attention.sliding_window": nil},
 			func(c *family.Config) any { return c.Layers[0].Rope.Theta }, 1e6, ""},
 		{"the base of sliding layers", "gemma3_text", keys{"gemma3.rope.freq_base_swa": nil},
 			func(c *family.Config) any { return c.Layers[0].Rope.Theta }, 1e4, ""},
-		{"scaling is for full layers", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": 2, "gemma3.rope.scaling.factor": 8.0},
-			func(c *family.Config) any { return [2]rope.Scaling{c.Layers[0].Rope.Scaling, c.Layers[1].Rope.Scaling} }, [2]rope.Scaling{rope.None, rope.Linear}, ""},
-		{"soft cap", "gemma3_text", keys{"gemma3.final_logit_softcapping": 30.0}, func(c *family.Config) any { return c.LogitSoftcap }, 30.0, ""},
-		{"a soft cap that llama's readers ignore", "llama", keys{"llama.final_logit_softcapping": 30.0}, func(c *family.Config) any { return c.LogitSoftcap }, 0.0, ""},
-		{"expert size by default", "qwen3_moe", keys{"qwen3moe.expert_feed_forward_length": nil, "qwen3moe.feed_forward_length": 192},
+		{"scaling is for full layers", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": 2,
+			"gemma3.rope.scaling.factor": 8.0},
+			func(c *family.Config) any { return [2]rope.Scaling{c.Layers[0].Rope.Scaling, c.Layers[1].Rope.Scaling} },
+			[2]rope.Scaling{rope.None, rope.Linear}, ""},
+		{"soft cap", "gemma3_text", keys{"gemma3.final_logit_softcapping": 30.0},
+			func(c *family.Config) any { return c.LogitSoftcap }, 30.0, ""},
+		{"a soft cap that llama's readers ignore", "llama", keys{"llama.final_logit_softcapping": 30.0},
+			func(c *family.Config) any { return c.LogitSoftcap }, 0.0, ""},
+		{"expert size by default", "qwen3_moe", keys{"qwen3moe.expert_feed_forward_length": nil,
+			"qwen3moe.feed_forward_length": 192},
 			func(c *family.Config) any { return [2]int{c.Layers[0].FFN.Size, c.DenseFFN} }, [2]int{96, 192}, ""},
 	} {
 		dir := t.TempDir()

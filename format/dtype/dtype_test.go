@@ -115,6 +115,7 @@ func nearest(value func(uint16) float64, inf uint16, x float32) uint16 {
 // Around every boundary that a rounding decision can have: each value, each
 // midpoint between neighbours, and one float32 step to both sides of them.
 func TestRoundingAroundEveryMidpoint(t *testing.T) {
+	t.Parallel()
 	for _, f := range formats {
 		t.Run(f.name, func(t *testing.T) {
 			check := func(x float32) {

@@ -231,7 +231,8 @@ var table = []*Family{
 	},
 	{
 		Name: "qwen3_moe", GGUFArch: "qwen3moe", Classes: []string{"Qwen3MoeForCausalLM"},
-		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true}, Experts: &Experts{GGUFRenorm: true, OwnSize: true},
+		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true},
+		Experts:  &Experts{GGUFRenorm: true, OwnSize: true},
 		Defaults: Defaults{SlidingWindow: 4096},
 		names:    rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
@@ -244,7 +245,8 @@ var table = []*Family{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
 		ScoreKeys: true, WideScaleLayers: 62, Window: Window{LayerTypes: true, Period: 6, InGGUF: true},
-		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096, Tied: true},
+		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096,
+			Tied: true},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
@@ -272,7 +274,8 @@ func ByModelType(modelType, class string) (*Family, error) {
 			continue
 		}
 		if class != "" && !contains(f.Classes, class) {
-			return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType, strings.Join(f.Classes, ", "))
+			return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType,
+				strings.Join(f.Classes, ", "))
 		}
 		return f, nil
 	}
@@ -294,7 +297,8 @@ func ByGGUFArch(arch string, experts int) (*Family, error) {
 		names = append(names, n)
 	}
 	sort.Strings(names)
-	return nil, format.Unsupportedf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts, strings.Join(names, ", "))
+	return nil, format.Unsupportedf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts,
+		strings.Join(names, ", "))
 }
 
 func contains(s []string, x string) bool {

@@ -102,11 +102,20 @@ func TestCanonicalNames(t *testing.T) {
 		model string
 		layer []string // the tensors of layer 1
 	}{
-		{"llama", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"}},
-		{"llama-bias", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"}},
-		{"qwen2", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "attn_q.bias", "attn_k.bias", "attn_v.bias", "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"}},
-		{"qwen3moe", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "attn_q_norm.weight", "attn_k_norm.weight", "ffn_norm.weight", "ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"}},
-		{"gemma3", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight", "attn_q_norm.weight", "attn_k_norm.weight", "post_attention_norm.weight", "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight", "post_ffw_norm.weight"}},
+		{"llama", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+			"ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"}},
+		{"llama-bias", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+			"attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "ffn_norm.weight", "ffn_gate.weight",
+			"ffn_up.weight", "ffn_down.weight"}},
+		{"qwen2", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+			"attn_q.bias", "attn_k.bias", "attn_v.bias", "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight",
+			"ffn_down.weight"}},
+		{"qwen3moe", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+			"attn_q_norm.weight", "attn_k_norm.weight", "ffn_norm.weight", "ffn_gate_inp.weight", "ffn_gate_exps.weight",
+			"ffn_up_exps.weight", "ffn_down_exps.weight"}},
+		{"gemma3", []string{"attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+			"attn_q_norm.weight", "attn_k_norm.weight", "post_attention_norm.weight", "ffn_norm.weight", "ffn_gate.weight",
+			"ffn_up.weight", "ffn_down.weight", "post_ffw_norm.weight"}},
 	} {
 		cfg, err := hf.ReadConfig("../../verify/refmodel/testdata/" + c.model)
 		if err != nil {
@@ -169,7 +178,8 @@ func TestLookup(t *testing.T) {
 		arch    string
 		experts int
 	}{{"qwen2", 8}, {"qwen3moe", 0}, {"mamba", 0}, {"", 0}} {
-		if f, err := family.ByGGUFArch(c.arch, c.experts); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%q", c.arch)) {
+		if f, err := family.ByGGUFArch(c.arch, c.experts); err == nil ||
+			!strings.Contains(err.Error(), fmt.Sprintf("%q", c.arch)) {
 			t.Errorf("ByGGUFArch(%q, %d) = %v, %v", c.arch, c.experts, f, err)
 		}
 	}

@@ -461,7 +461,8 @@ func (f *File) Ints(key string) ([]int64, error) {
 	for i := range out {
 		u, neg, _ := integer(elem, b)
 		if !neg && u > math.MaxInt64 {
-			return nil, &FormatError{File: f.Path, Key: key, Offset: -1, Msg: fmt.Sprintf("element %d is %d, expected %s", i, u, want)}
+			return nil, &FormatError{File: f.Path, Key: key, Offset: -1, Msg: fmt.Sprintf("element %d is %d, expected %s", i, u,
+				want)}
 		}
 		out[i], b = int64(u), b[kindSize[elem]:]
 	}
@@ -480,7 +481,8 @@ func (f *File) Uints(key string) ([]uint64, error) {
 	for i := range out {
 		u, neg, _ := integer(elem, b)
 		if neg {
-			return nil, &FormatError{File: f.Path, Key: key, Offset: -1, Msg: fmt.Sprintf("element %d is %d, expected %s", i, int64(u), want)}
+			return nil, &FormatError{File: f.Path, Key: key, Offset: -1, Msg: fmt.Sprintf("element %d is %d, expected %s", i,
+				int64(u), want)}
 		}
 		out[i], b = u, b[kindSize[elem]:]
 	}
@@ -517,7 +519,8 @@ func (f *File) mistypedInt(kv KV, isInt bool, want string) error {
 	if !isInt {
 		return f.mistyped(kv, want)
 	}
-	return &FormatError{File: f.Path, Key: kv.Key, Offset: -1, Msg: fmt.Sprintf("the value is %v, expected %s", kv.Value(), want)}
+	return &FormatError{File: f.Path, Key: kv.Key, Offset: -1, Msg: fmt.Sprintf("the value is %v, expected %s", kv.Value(),
+		want)}
 }
 
 func (k Kind) isInteger() bool {

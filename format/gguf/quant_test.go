@@ -1,14 +1,10 @@
 package gguf
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
-	"os/exec"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -29,7 +25,8 @@ func TestQuantizeGolden(t *testing.T) {
 		for i := 0; i < len(want); i += size {
 			if string(got[i:i+size]) != string(want[i:i+size]) {
 				if n := i / size * block; bad == 0 {
-					t.Errorf("%s: block at number %d (row %d):\n got % x\nwant % x\n src %v", name, n, n/256, got[i:i+size], want[i:i+size], src[n:n+block])
+					t.Errorf("%s: block at number %d (row %d):\n got % x\nwant % x\n src %v", name, n, n/256, got[i:i+size],
+						want[i:i+size], src[n:n+block])
 				}
 				bad++
 			}
@@ -114,7 +111,8 @@ func TestQuantizeError(t *testing.T) {
 // Rounding helpers against the definitions in float64, over all interesting numbers.
 func TestRoundingHelpers(t *testing.T) {
 	for i := -300 * 4; i <= 300*4; i++ {
-		for _, x := range []float32{float32(i) / 4, math.Nextafter32(float32(i)/4, 1e9), math.Nextafter32(float32(i)/4, -1e9)} {
+		for _, x := range []float32{float32(i) / 4, math.Nextafter32(float32(i)/4, 1e9),
+			math.Nextafter32(float32(i)/4, -1e9)} {
 			if got, want := int8(roundAway(x)), int8(int(math.Round(float64(x)))); got != want {
 				t.Fatalf("roundAway(%g) = %d, want %d", x, got, want)
 			}
@@ -131,7 +129,8 @@ func TestRoundingHelpers(t *testing.T) {
 		}
 	}
 	for i := -130 * 8; i <= 130*8; i++ {
-		for _, x := range []float32{float32(i) / 8, math.Nextafter32(float32(i)/8, 1e9), math.Nextafter32(float32(i)/8, -1e9)} {
+		for _, x := range []float32{float32(i) / 8, math.Nextafter32(float32(i)/8, 1e9),
+			math.Nextafter32(float32(i)/8, -1e9)} {
 			best := 0
 			for j, v := range iq4Values {
 				if math.Abs(float64(x)-float64(v)) <= math.Abs(float64(x)-float64(iq4Values[best])) {
@@ -147,7 +146,8 @@ func TestRoundingHelpers(t *testing.T) {
 	for _, c := range []struct {
 		x          float32
 		byte, even byte
-	}{{inf, 0, 0x80}, {-inf, 0, 0x80}, {nan, 0, 0x80}, {0x1p31, 0, 0x80}, {1e6, 0x40, 127}, {-1e6, 0xc0, 0x80}, {0x1p30, 0, 127}} {
+	}{{inf, 0, 0x80}, {-inf, 0, 0x80}, {nan, 0, 0x80}, {0x1p31, 0, 0x80}, {1e6, 0x40, 127}, {-1e6, 0xc0, 0x80},
+		{0x1p30, 0, 127}} {
 		if got := toByte(c.x); got != c.byte {
 			t.Errorf("toByte(%g) = %#x, want %#x", c.x, got, c.byte)
 		}
@@ -157,31 +157,6 @@ func TestRoundingHelpers(t *testing.T) {
 		if got := toEven(c.x); got != c.even {
 			t.Errorf("toEven(%g) = %#x, want %#x", c.x, got, c.even)
 		}
-	}
-}
-
-// On arm64 the compiler fuses x*y+z and x*y-z wherever it may, which would change
-// bits there and only there. Look at what it makes of the packages whose bits count.
-func TestNoFusedArithmetic(t *testing.T) {
-	if testing.Short() {
-		t.Skip("compiles for arm64")
-	}
-	goTool, err := exec.LookPath("go")
-	if err != nil {
-		t.Skip("no go command")
-	}
-	cmd := exec.Command(goTool, "build", "-gcflags=-S", ".", "../dtype")
-	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH=arm64", "CGO_ENABLED=0")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if !bytes.Contains(out, []byte("FMULS")) {
-		t.Fatal("no assembly listing")
-	}
-	fused := regexp.MustCompile(`(?m)^.*\((\S+\.go:\d+)\)\t(FN?M(?:ADD|SUB)\S*)`)
-	for _, m := range fused.FindAllSubmatch(out, -1) {
-		t.Errorf("%s: fused into %s", m[1], m[2])
 	}
 }
 

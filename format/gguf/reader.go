@@ -196,10 +196,13 @@ func (f *File) parse(c *cursor) error {
 	}
 	// Version 3 of the other byte order reads as 0x03000000.
 	if f.Version != 0 && f.Version&0xffff == 0 {
-		return &UnsupportedError{File: c.file, Msg: "the file is big-endian, which is not supported; convert it with gguf-py's gguf_convert_endian.py"}
+		return &UnsupportedError{File: c.file,
+			Msg: "the file is big-endian, which is not supported; convert it with gguf-py's gguf_convert_endian.py"}
 	}
 	if f.Version != 2 && f.Version != 3 {
-		return &UnsupportedError{File: c.file, Msg: fmt.Sprintf("GGUF version %d is not supported, only 2 and 3; convert the model again with a current llama.cpp", f.Version)}
+		return &UnsupportedError{File: c.file,
+			Msg: fmt.Sprintf("GGUF version %d is not supported, only 2 and 3; convert the model again with a current llama.cpp",
+				f.Version)}
 	}
 	// The smallest tensor description is a name of one byte without dimensions,
 	// the smallest pair a key of one byte with a value of one.

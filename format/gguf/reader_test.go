@@ -88,7 +88,8 @@ var hostile = []struct {
 	{"one pair too many", header(0, MaxKVs+1), "at most", false},
 	{"key one byte too long", enc(header(0, 1), uint64(MaxKeyLength+1), make([]byte, MaxKeyLength+9)), "at most", false},
 	{"string one byte too long", enc(header(0, 1), "k", KindString, uint64(MaxStringLength+1)), "at most", false},
-	{"array one element too long", enc(header(0, 1), "k", KindArray, KindUint8, uint64(MaxArrayLength+1)), "at most", false},
+	{"array one element too long", enc(header(0, 1), "k", KindArray, KindUint8, uint64(MaxArrayLength+1)), "at most",
+		false},
 	{"tensors beyond the file", header(MaxTensors, 0), "do not fit", false},
 	{"too many pairs", header(0, 1<<62), "at most", false},
 	{"pairs beyond the file", header(0, 1000), "do not fit", false},
@@ -102,29 +103,40 @@ var hostile = []struct {
 	{"string of 2^64-1 bytes", enc(header(0, 1), "k", KindString, uint64(math.MaxUint64)), "at most", false},
 	{"string beyond the file", enc(header(0, 1), "k", KindString, uint64(1000)), "do not fit", false},
 	{"bool of 2", enc(header(0, 1), "k", KindBool, uint8(2)), "bool", false},
-	{"array with a bool of 255", enc(header(0, 1), "k", KindArray, KindBool, uint64(3), uint8(0), uint8(1), uint8(255)), "bool", false},
+	{"array with a bool of 255", enc(header(0, 1), "k", KindArray, KindBool, uint64(3), uint8(0), uint8(1), uint8(255)),
+		"bool", false},
 	{"array of unknown kind", enc(header(0, 1), "k", KindArray, Kind(77), uint64(0)), "kind 77", false},
 	{"array of 2^62", enc(header(0, 1), "k", KindArray, KindUint8, uint64(1<<62)), "at most", false},
 	{"array whose size overflows", enc(header(0, 1), "k", KindArray, KindUint64, uint64(1<<61)), "at most", false},
-	{"array beyond the file", enc(header(0, 1), "k", KindArray, KindUint32, uint64(100), make([]byte, 399)), "do not fit", false},
-	{"array of strings beyond the file", enc(header(0, 1), "k", KindArray, KindString, uint64(2), "a", uint64(9), []byte("12345678")), "do not fit", false},
-	{"arrays nested too deep", enc(header(0, 1), "k", KindArray, bytes.Repeat(enc(KindArray, uint64(1)), 100)), "nested", false},
+	{"array beyond the file", enc(header(0, 1), "k", KindArray, KindUint32, uint64(100), make([]byte, 399)), "do not fit",
+		false},
+	{"array of strings beyond the file", enc(header(0, 1), "k", KindArray, KindString, uint64(2), "a", uint64(9),
+		[]byte("12345678")), "do not fit", false},
+	{"arrays nested too deep", enc(header(0, 1), "k", KindArray, bytes.Repeat(enc(KindArray, uint64(1)), 100)), "nested",
+		false},
 	{"alignment 0", enc(header(0, 1), "general.alignment", KindUint32, uint32(0)), "power of two", false},
 	{"alignment 48", enc(header(0, 1), "general.alignment", KindUint32, uint32(48)), "power of two", false},
 	{"alignment 2^31", enc(header(0, 1), "general.alignment", KindUint32, uint32(1<<31)), "power of two", false},
-	{"alignment of another kind", enc(header(0, 1), "general.alignment", KindUint64, uint64(32)), "expected uint32", false},
+	{"alignment of another kind", enc(header(0, 1), "general.alignment", KindUint64, uint64(32)), "expected uint32",
+		false},
 	{"tensor name of 2^62 bytes", enc(header(1, 0), uint64(1<<62), make([]byte, 64)), "at most", false},
-	{"tensor name of 65 bytes", withData(32, 32, header(1, 0), tensorInfo(strings.Repeat("n", 65), TypeF32, 0, 4)), "at most", false},
+	{"tensor name of 65 bytes", withData(32, 32, header(1, 0), tensorInfo(strings.Repeat("n", 65), TypeF32, 0, 4)),
+		"at most", false},
 	{"tensor without name", withData(32, 32, header(1, 0), tensorInfo("", TypeF32, 0, 4)), "empty", false},
-	{"0xffffffff dimensions", withData(32, 32, header(1, 0), "t", uint32(math.MaxUint32), make([]byte, 64)), "dimensions", false},
+	{"0xffffffff dimensions", withData(32, 32, header(1, 0), "t", uint32(math.MaxUint32), make([]byte, 64)), "dimensions",
+		false},
 	{"5 dimensions", withData(32, 32, header(1, 0), tensorInfo("t", TypeF32, 0, 1, 1, 1, 1, 1)), "5 dimensions", false},
 	{"dimension 0", withData(32, 32, header(1, 0), tensorInfo("t", TypeF32, 0, 4, 0)), "dimension 1 is 0", false},
 	{"dimension 2^63", withData(32, 32, header(1, 0), tensorInfo("t", TypeF32, 0, 1<<63)), "dimension 0", false},
-	{"shape that overflows", withData(32, 32, header(1, 0), tensorInfo("t", TypeF32, 0, 1<<32, 1<<32)), "too many elements", false},
-	{"shape whose product wraps to a small number", withData(32, 32, header(1, 0), tensorInfo("t", TypeF32, 0, 1<<62, 4, 1, 1)), "too many elements", false},
-	{"shape whose bytes overflow", withData(32, 32, header(1, 0), tensorInfo("t", TypeF64, 0, 1<<61)), "does not fit", false},
+	{"shape that overflows", withData(32, 32, header(1, 0), tensorInfo("t", TypeF32, 0, 1<<32, 1<<32)),
+		"too many elements", false},
+	{"shape whose product wraps to a small number",
+		withData(32, 32, header(1, 0), tensorInfo("t", TypeF32, 0, 1<<62, 4, 1, 1)), "too many elements", false},
+	{"shape whose bytes overflow", withData(32, 32, header(1, 0), tensorInfo("t", TypeF64, 0, 1<<61)), "does not fit",
+		false},
 	{"part of a block", withData(32, 64, header(1, 0), tensorInfo("t", TypeQ8_0, 0, 33)), "block of 32", false},
-	{"rows that are parts of a block", withData(32, 64, header(1, 0), tensorInfo("t", TypeQ8_0, 0, 16, 2)), "block of 32", false},
+	{"rows that are parts of a block", withData(32, 64, header(1, 0), tensorInfo("t", TypeQ8_0, 0, 16, 2)), "block of 32",
+		false},
 	{"removed type", withData(32, 64, header(1, 0), tensorInfo("t", Type(31), 0, 32)), "removed", true},
 	{"unknown type", withData(32, 64, header(1, 0), tensorInfo("t", Type(143), 0, 32)), "143", true},
 	{"type 2^32-1", withData(32, 64, header(1, 0), tensorInfo("t", Type(math.MaxUint32), 0, 32)), "4294967295", true},
@@ -133,10 +145,14 @@ var hostile = []struct {
 	{"data beyond the file", withData(32, 15, header(1, 0), tensorInfo("t", TypeF32, 0, 4)), "cut short", false},
 	{"data after the end", withData(32, 64, header(1, 0), tensorInfo("t", TypeF32, 96, 4)), "cut short", false},
 	{"no room for the padding", enc(header(1, 0), tensorInfo("t", TypeI8, 0, 1)), "cut short", false},
-	{"tensor twice", withData(32, 64, header(2, 0), tensorInfo("t", TypeF32, 0, 4), tensorInfo("t", TypeF32, 32, 4)), "occurs twice", false},
-	{"overlap by one number", withData(32, 128, header(2, 0), tensorInfo("t", TypeF32, 0, 9), tensorInfo("u", TypeF32, 32, 4)), "overlaps", false},
-	{"overlap in another order", withData(32, 128, header(3, 0), tensorInfo("t", TypeF32, 32, 4), tensorInfo("u", TypeF32, 64, 4), tensorInfo("v", TypeF32, 0, 24)), "overlaps", false},
-	{"same place", withData(32, 128, header(2, 0), tensorInfo("t", TypeF32, 32, 4), tensorInfo("u", TypeF32, 32, 4)), "overlaps", false},
+	{"tensor twice", withData(32, 64, header(2, 0), tensorInfo("t", TypeF32, 0, 4), tensorInfo("t", TypeF32, 32, 4)),
+		"occurs twice", false},
+	{"overlap by one number", withData(32, 128, header(2, 0), tensorInfo("t", TypeF32, 0, 9),
+		tensorInfo("u", TypeF32, 32, 4)), "overlaps", false},
+	{"overlap in another order", withData(32, 128, header(3, 0), tensorInfo("t", TypeF32, 32, 4),
+		tensorInfo("u", TypeF32, 64, 4), tensorInfo("v", TypeF32, 0, 24)), "overlaps", false},
+	{"same place", withData(32, 128, header(2, 0), tensorInfo("t", TypeF32, 32, 4), tensorInfo("u", TypeF32, 32, 4)),
+		"overlaps", false},
 }
 
 func TestHostile(t *testing.T) {
@@ -300,7 +316,8 @@ func TestGoldenKinds(t *testing.T) {
 		name string
 		tol  float64
 		at   int // index of the first number of the tensor in the sequence
-	}{{"f32", 0, 0}, {"f16", 0, 0}, {"f64", 0, 192}, {"bf16", 0.0625, 0}, {"q8_0", 28.0 / 127 / 2 * 1.01, 0}, {"q4_0", 2.6, 0}} {
+	}{{"f32", 0, 0}, {"f16", 0, 0}, {"f64", 0, 192}, {"bf16", 0.0625, 0}, {"q8_0", 28.0 / 127 / 2 * 1.01, 0},
+		{"q4_0", 2.6, 0}} {
 		tensor, _ := f.Tensor(c.name)
 		n := tensor.RowLen()
 		for row := range tensor.Rows() {
@@ -322,7 +339,8 @@ func TestGoldenKinds(t *testing.T) {
 		t.Errorf("scalar: %v, %v", one, err)
 	}
 	ints, _ := f.Tensor("i32")
-	if err := f.ReadRows(ints, 0, 1, make([]float32, 5)); !errorIs[*UnsupportedError](err) || !strings.Contains(err.Error(), `"i32"`) {
+	if err := f.ReadRows(ints, 0, 1, make([]float32, 5)); !errorIs[*UnsupportedError](err) ||
+		!strings.Contains(err.Error(), `"i32"`) {
 		t.Errorf("rows of integers: %v", err)
 	}
 }
@@ -398,8 +416,10 @@ func TestReadRowsPartition(t *testing.T) {
 func TestGetters(t *testing.T) {
 	kvs := []KV{
 		Value("u8", uint8(5)), Value("i32", int32(-7)), Value("u64", uint64(1<<63)), Value("f32", float32(0.1)),
-		Value("f64", 0.1), Value("b", true), Value("s", "text"), Array("ss", []string{"x", ""}), Array("bs", []bool{true, false}),
-		Array("i8s", []int8{-1, 1}), Array("u64s", []uint64{1 << 63}), Array("f32s", []float32{0.5}), Array("f64s", []float64{0.25}),
+		Value("f64", 0.1), Value("b", true), Value("s", "text"), Array("ss", []string{"x", ""}),
+		Array("bs", []bool{true, false}),
+		Array("i8s", []int8{-1, 1}), Array("u64s", []uint64{1 << 63}), Array("f32s", []float32{0.5}),
+		Array("f64s", []float64{0.25}),
 		Array("empty", []int32{}),
 	}
 	f := &File{Path: "m.gguf", KVs: kvs, kvIndex: map[string]int{}}
@@ -494,7 +514,8 @@ func TestSplit(t *testing.T) {
 				t.Fatalf("tensor %d is missing", i)
 			}
 			x := make([]float32, 16)
-			if err := f.ReadRows(tensor, 0, 2, x); err != nil || x[0] != float32(i) || x[15] != float32(i) || tensor.Shard != i/2 {
+			if err := f.ReadRows(tensor, 0, 2, x); err != nil || x[0] != float32(i) || x[15] != float32(i) ||
+				tensor.Shard != i/2 {
 				t.Errorf("tensor %d in shard %d: %v, %v", i, tensor.Shard, x, err)
 			}
 		}
@@ -518,11 +539,11 @@ func TestSplit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	replace := func(b []byte, old, new []byte) []byte {
+	replace := func(b []byte, old, with []byte) []byte {
 		if bytes.Count(b, old) != 1 {
 			t.Fatalf("%q occurs %d times", old, bytes.Count(b, old))
 		}
-		return bytes.Replace(b, old, new, 1)
+		return bytes.Replace(b, old, with, 1)
 	}
 	key := func(name string, kind Kind, v any) []byte { return enc(name, kind, v) }
 	for _, c := range []struct {
@@ -530,20 +551,27 @@ func TestSplit(t *testing.T) {
 		files      map[string][]byte
 		open       string
 	}{
-		{"missing shard", "file 2 of a split of 3", map[string][]byte{"m-00001-of-00003.gguf": shards[0], "m-00003-of-00003.gguf": shards[2]}, "m-00001-of-00003.gguf"},
+		{"missing shard", "file 2 of a split of 3", map[string][]byte{"m-00001-of-00003.gguf": shards[0],
+			"m-00003-of-00003.gguf": shards[2]}, "m-00001-of-00003.gguf"},
 		{"renamed", "restore the original names", map[string][]byte{"m.gguf": shards[0]}, "m.gguf"},
-		{"name of another count", "restore the original names", map[string][]byte{"m-00001-of-00002.gguf": shards[0]}, "m-00001-of-00002.gguf"},
-		{"shards swapped", "split.no", map[string][]byte{"m-00001-of-00003.gguf": shards[0], "m-00002-of-00003.gguf": shards[2], "m-00003-of-00003.gguf": shards[1]}, "m-00001-of-00003.gguf"},
+		{"name of another count", "restore the original names", map[string][]byte{"m-00001-of-00002.gguf": shards[0]},
+			"m-00001-of-00002.gguf"},
+		{"shards swapped", "split.no", map[string][]byte{"m-00001-of-00003.gguf": shards[0],
+			"m-00002-of-00003.gguf": shards[2], "m-00003-of-00003.gguf": shards[1]}, "m-00001-of-00003.gguf"},
 		{"shard 0 by name", "file 0 of 3", map[string][]byte{"m-00000-of-00003.gguf": shards[0]}, "m-00000-of-00003.gguf"},
 		{"same tensor in two shards", "two files", map[string][]byte{"m-00001-of-00003.gguf": shards[0],
-			"m-00002-of-00003.gguf": replace(shards[1], []byte("blk.3.weight"), []byte("blk.1.weight")), "m-00003-of-00003.gguf": shards[2]}, "m-00001-of-00003.gguf"},
+			"m-00002-of-00003.gguf": replace(shards[1], []byte("blk.3.weight"), []byte("blk.1.weight")),
+			"m-00003-of-00003.gguf": shards[2]}, "m-00001-of-00003.gguf"},
 		{"other number of tensors", "hold 5 tensors", map[string][]byte{
-			"m-00001-of-00003.gguf": replace(shards[0], key("split.tensors.count", KindInt32, int32(5)), key("split.tensors.count", KindInt32, int32(6))),
+			"m-00001-of-00003.gguf": replace(shards[0], key("split.tensors.count", KindInt32, int32(5)),
+				key("split.tensors.count", KindInt32, int32(6))),
 			"m-00002-of-00003.gguf": shards[1], "m-00003-of-00003.gguf": shards[2]}, "m-00002-of-00003.gguf"},
 		{"too many shards", "at most", map[string][]byte{
-			"m-00001-of-00003.gguf": replace(shards[0], key("split.count", KindUint16, uint16(3)), key("split.count", KindUint16, uint16(60000)))}, "m-00001-of-00003.gguf"},
+			"m-00001-of-00003.gguf": replace(shards[0], key("split.count", KindUint16, uint16(3)),
+				key("split.count", KindUint16, uint16(60000)))}, "m-00001-of-00003.gguf"},
 		{"count of another kind", "split.count", map[string][]byte{
-			"m-00001-of-00003.gguf": replace(shards[0], key("split.count", KindUint16, uint16(3)), key("split.count", KindArray, enc(KindUint8, uint64(0))))}, "m-00001-of-00003.gguf"},
+			"m-00001-of-00003.gguf": replace(shards[0], key("split.count", KindUint16, uint16(3)),
+				key("split.count", KindArray, enc(KindUint8, uint64(0))))}, "m-00001-of-00003.gguf"},
 	} {
 		dir := t.TempDir()
 		for name, b := range c.files {
@@ -631,7 +659,8 @@ func FuzzOpen(f *testing.F) {
 		}
 		path := filepath.Join(dir, fmt.Sprintf("%d.gguf", os.Getpid()))
 		if err := rewrite(file, path); err != nil {
-			if len(b) < 1<<10 && !slices.ContainsFunc(file.Tensors, func(t Tensor) bool { return len(t.Name) > MaxTensorNameWritten }) {
+			if len(b) < 1<<10 && !slices.ContainsFunc(file.Tensors,
+				func(t Tensor) bool { return len(t.Name) > MaxTensorNameWritten }) {
 				t.Fatalf("what was read cannot be written: %v", err)
 			}
 			return

@@ -35,7 +35,8 @@ func (f *File) splitCount() (int, error) {
 		return 0, err
 	}
 	if n > MaxShards {
-		return 0, &FormatError{File: f.Path, Key: keySplitCount, Offset: -1, Msg: fmt.Sprintf("%d files, at most %d are allowed", n, MaxShards)}
+		return 0, &FormatError{File: f.Path, Key: keySplitCount, Offset: -1,
+			Msg: fmt.Sprintf("%d files, at most %d are allowed", n, MaxShards)}
 	}
 	return max(int(n), 1), nil
 }
@@ -77,7 +78,8 @@ func openSplit(path string, n int) (_ *File, err error) {
 			}
 		}
 		if len(all.Tensors)+len(f.Tensors) > MaxTensors {
-			return nil, &FormatError{File: f.Path, Offset: -1, Msg: fmt.Sprintf("the split has more than %d tensors", MaxTensors)}
+			return nil, &FormatError{File: f.Path, Offset: -1, Msg: fmt.Sprintf("the split has more than %d tensors",
+				MaxTensors)}
 		}
 		for _, t := range f.Tensors {
 			if _, dup := all.tensorIndex[t.Name]; dup {
@@ -104,7 +106,8 @@ func splitBase(path string, n int) (string, error) {
 			Msg: fmt.Sprintf("the file is one of a split of %d, but its name does not end in -NNNNN-of-%05d.gguf, so the others cannot be found; restore the original names", n, n)}
 	}
 	if i, _ := strconv.Atoi(m[2]); i < 1 || i > n {
-		return "", &FormatError{File: path, Key: keySplitNo, Offset: -1, Msg: fmt.Sprintf("the name says file %d of %d", i, n)}
+		return "", &FormatError{File: path, Key: keySplitNo, Offset: -1, Msg: fmt.Sprintf("the name says file %d of %d", i,
+			n)}
 	}
 	return dir + m[1], nil
 }

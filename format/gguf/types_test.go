@@ -26,7 +26,8 @@ func TestTypeTable(t *testing.T) {
 		}
 		golden[id] = true
 		if b, s := id.Block(); b != block || s != size || !strings.EqualFold(id.String(), name) {
-			t.Errorf("type %d is %s with blocks of %d in %d bytes, libggml has %s, %d, %d", uint32(id), id, b, s, name, block, size)
+			t.Errorf("type %d is %s with blocks of %d in %d bytes, libggml has %s, %d, %d", uint32(id), id, b, s, name, block,
+				size)
 		}
 		if p, err := ParseType(name); err != nil || p != id {
 			t.Errorf("ParseType(%q) = %v, %v", name, p, err)

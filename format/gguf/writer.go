@@ -68,7 +68,8 @@ func Create(path string, kv []KV, tensors []TensorSpec) (*Writer, error) {
 func (w *Writer) plan(path string, kvs []KV, tensors []TensorSpec) ([]byte, error) {
 	if len(kvs) > MaxKVs || len(tensors) > MaxTensors {
 		return nil, &FormatError{File: path, Offset: -1,
-			Msg: fmt.Sprintf("%d key-value pairs and %d tensors, at most %d and %d are allowed", len(kvs), len(tensors), MaxKVs, MaxTensors)}
+			Msg: fmt.Sprintf("%d key-value pairs and %d tensors, at most %d and %d are allowed", len(kvs), len(tensors), MaxKVs,
+				MaxTensors)}
 	}
 	le := binary.LittleEndian
 	b := le.AppendUint32([]byte(magic), 3)
@@ -247,7 +248,7 @@ func (w *Writer) fail(tensor, msg string, err error) error {
 // anything failed before, it returns an error and leaves no file.
 func (w *Writer) Commit() error {
 	if w.err == nil && w.next < len(w.tensors) {
-		w.fail(w.tensors[w.next].name, "the tensor was not written", nil)
+		_ = w.fail(w.tensors[w.next].name, "the tensor was not written", nil)
 	}
 	if w.err == nil && w.done {
 		return w.fail("", "the writer was committed or aborted before", nil)

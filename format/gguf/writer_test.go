@@ -48,11 +48,14 @@ func everyKind() []KV {
 		Value("general.alignment", uint32(128)),
 		Value("k.u8", uint8(200)), Value("k.i8", int8(-100)), Value("k.u16", uint16(60000)), Value("k.i16", int16(-30000)),
 		Value("k.u32", uint32(4e9)), Value("k.i32", int32(-2e9)), Value("k.u64", uint64(18e18)), Value("k.i64", int64(-9e18)),
-		Value("k.f32", float32(0.1)), Value("k.f64", 0.1), Value("k.yes", true), Value("k.no", false), Value("k.s", "grüße\n"),
+		Value("k.f32", float32(0.1)), Value("k.f64", 0.1), Value("k.yes", true), Value("k.no", false),
+		Value("k.s", "grüße\n"),
 		Array("a.u8", []uint8{0, 255}), Array("a.i8", []int8{-128, 127}), Array("a.u16", []uint16{1, 65535}),
 		Array("a.i16", []int16{-32768}), Array("a.u32", []uint32{math.MaxUint32}), Array("a.i32", []int32{math.MinInt32}),
-		Array("a.u64", []uint64{math.MaxUint64}), Array("a.i64", []int64{math.MinInt64}), Array("a.f32", []float32{1.5, -0.1}),
-		Array("a.f64", []float64{1e300}), Array("a.b", []bool{true, false}), Array("a.s", []string{"a", "", strings.Repeat("x", 300)}),
+		Array("a.u64", []uint64{math.MaxUint64}), Array("a.i64", []int64{math.MinInt64}),
+		Array("a.f32", []float32{1.5, -0.1}),
+		Array("a.f64", []float64{1e300}), Array("a.b", []bool{true, false}),
+		Array("a.s", []string{"a", "", strings.Repeat("x", 300)}),
 		Array("a.none", []string{}),
 	}
 }
@@ -128,7 +131,8 @@ func TestWriter(t *testing.T) {
 	for i, s := range specs {
 		tensor := &f.Tensors[i]
 		b, err := io.ReadAll(f.Reader(tensor))
-		if got := tensor.Spec(); err != nil || !bytes.Equal(b, data[i]) || got.Name != s.Name || got.Type != s.Type || !slices.Equal(got.Dims, s.Dims) {
+		if got := tensor.Spec(); err != nil || !bytes.Equal(b, data[i]) || got.Name != s.Name || got.Type != s.Type ||
+			!slices.Equal(got.Dims, s.Dims) {
 			t.Errorf("tensor %v came back as %v, %v", s, got, err)
 		}
 		// llama.cpp wants tensors without gaps but padding; padding is zero.
@@ -166,7 +170,11 @@ func TestLargeMetadata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.WriteTensor("t", func(out io.Writer) error { _, err := out.Write([]byte{1, 2, 3, 4}); return err }); err != nil {
+	if err := w.WriteTensor("t", func(out io.Writer) error {
+		_,
+			err := out.Write([]byte{1, 2, 3, 4})
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Commit(); err != nil {
@@ -209,6 +217,7 @@ func TestWriteMetadataOnly(t *testing.T) {
 }
 
 func TestCreateRefuses(t *testing.T) {
+	t.Parallel()
 	ok := []TensorSpec{{"t", TypeF32, []int{4}}}
 	long := strings.Repeat("n", 64)
 	for _, c := range []struct {
@@ -233,7 +242,8 @@ func TestCreateRefuses(t *testing.T) {
 		{"negative dimension", "below 1", nil, []TensorSpec{{"t", TypeF32, []int{-4}}}, false},
 		{"part of a block", "block of 32", nil, []TensorSpec{{"t", TypeQ8_0, []int{16, 2}}}, false},
 		{"too large", "too many", nil, []TensorSpec{{"t", TypeF32, []int{math.MaxInt, 2}}}, false},
-		{"too large together", "too large", nil, []TensorSpec{{"t", TypeI8, []int{math.MaxInt / 2}}, {"u", TypeI8, []int{math.MaxInt / 2}}}, false},
+		{"too large together", "too large", nil, []TensorSpec{{"t", TypeI8, []int{math.MaxInt / 2}},
+			{"u", TypeI8, []int{math.MaxInt / 2}}}, false},
 		{"unknown type", "143", nil, []TensorSpec{{"t", Type(143), []int{32}}}, true},
 	} {
 		if strconv.IntSize == 32 && c.name == "too large together" {
@@ -279,11 +289,15 @@ func TestWriterMisuse(t *testing.T) {
 		{"too many bytes, unnoticed", "more than the 16 bytes", func(w *Writer) error {
 			return w.WriteTensor("t", func(w io.Writer) error { put(16)(w); put(1)(w); return nil })
 		}},
-		{"the source fails", "boom", func(w *Writer) error { return w.WriteTensor("t", func(io.Writer) error { return boom }) }},
+		{"the source fails", "boom", func(w *Writer) error {
+			return w.WriteTensor("t",
+				func(io.Writer) error { return boom })
+		}},
 		{"one too many", "all tensors", func(w *Writer) error {
 			return errors.Join(w.WriteTensor("t", put(16)), w.WriteTensor("u", put(34)), w.WriteTensor("v", put(1)))
 		}},
-		{"writing on after an error", "15 bytes", func(w *Writer) error { w.WriteTensor("t", put(15)); return w.WriteTensor("t", put(16)) }},
+		{"writing on after an error", "15 bytes",
+			func(w *Writer) error { w.WriteTensor("t", put(15)); return w.WriteTensor("t", put(16)) }},
 		{"copy of another size", "more than", func(w *Writer) error {
 			f, err := open(small())
 			if err != nil {
@@ -450,7 +464,8 @@ func compareWithPython(t *testing.T, py, path string, stride int) (tensors, dequ
 	for i, got := range p.Tensors {
 		tensor := &f.Tensors[i]
 		dims := tensor.Dims
-		if got.Name != tensor.Name || got.Type != tensor.Type.String() || !slices.Equal(got.Dims, dims) || got.Offset != tensor.Offset {
+		if got.Name != tensor.Name || got.Type != tensor.Type.String() || !slices.Equal(got.Dims, dims) ||
+			got.Offset != tensor.Offset {
 			t.Errorf("tensor %d: gguf-py has %+v, here %+v", i, got, tensor)
 		}
 		h := sha256.New()

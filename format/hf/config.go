@@ -279,7 +279,8 @@ func (h *config) refuse(f *family.Family) error {
 	if act == "" || h.HiddenActivation != "" {
 		act = h.HiddenActivation
 	}
-	want := map[family.Activation][]string{family.SiLU: {"silu", "swish"}, family.GELUTanh: {"gelu_pytorch_tanh"}}[f.Activation]
+	want := map[family.Activation][]string{family.SiLU: {"silu", "swish"},
+		family.GELUTanh: {"gelu_pytorch_tanh"}}[f.Activation]
 	if act != "" && act != want[0] && act != want[len(want)-1] {
 		return format.Unsupportedf("hidden activation %q is not supported for %s (expected %s)", act, f.Name, want[0])
 	}
@@ -355,7 +356,8 @@ func (h *config) sliding(fam *family.Family, p *family.Params) error {
 			first = l
 		}
 		if types != nil && types[l] != flags[l] {
-			return format.Unsupportedf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l, h.LayerTypes[l], fam.Name)
+			return format.Unsupportedf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l, h.LayerTypes[l],
+				fam.Name)
 		}
 	}
 	if first < 0 {
@@ -424,7 +426,8 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 		return err
 	}
 	if len(perType) > 0 && !nested {
-		return fmt.Errorf("rope_parameters has neither full_attention nor sliding_attention, which models of type %s need", c.Family.Name)
+		return fmt.Errorf("rope_parameters has neither full_attention nor sliding_attention, which models of type %s need",
+			c.Family.Name)
 	}
 	full, err := decodeRope(rawFull, h.RopeScaling)
 	if err != nil {
@@ -491,7 +494,8 @@ func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.
 			return p, format.Unsupportedf("RoPE scaling yarn with truncate = false, mscale, mscale_all_dim or extrapolation_factor is not supported")
 		}
 		if s.AttnFactor != nil && math.Abs(*s.AttnFactor-p.Magnitude()) > 1e-6 {
-			return p, format.Unsupportedf("RoPE scaling yarn with attention_factor %g is not supported (the default here is %.6g)", *s.AttnFactor, p.Magnitude())
+			return p, format.Unsupportedf("RoPE scaling yarn with attention_factor %g is not supported (the default here is %.6g)",
+				*s.AttnFactor, p.Magnitude())
 		}
 	}
 	return p, nil

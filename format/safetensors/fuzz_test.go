@@ -75,7 +75,8 @@ func FuzzOpen(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer again.Close()
-		if !reflect.DeepEqual(f.Tensors, again.Tensors) || len(f.Metadata) > 0 && !reflect.DeepEqual(f.Metadata, again.Metadata) {
+		if !reflect.DeepEqual(f.Tensors, again.Tensors) || len(f.Metadata) > 0 &&
+			!reflect.DeepEqual(f.Metadata, again.Metadata) {
 			t.Fatalf("written again: %+v, %v; was %+v, %v", again.Tensors, again.Metadata, f.Tensors, f.Metadata)
 		}
 		a, _ := io.ReadAll(io.NewSectionReader(f.f, f.data, total))

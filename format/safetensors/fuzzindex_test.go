@@ -32,9 +32,12 @@ func FuzzIndex(f *testing.F) {
 	}
 	for _, s := range []string{
 		`{"metadata":{"total_size":3},"weight_map":{"a":"1.safetensors","b":"1.safetensors","c":"2.safetensors"}}`,
-		`{"weight_map":{"a":"1.safetensors"}}`, `{"weight_map":{"a":"2.safetensors"}}`, `{"weight_map":{"a":"3.safetensors"}}`,
-		`{"weight_map":{"a":"../1.safetensors"}}`, `{"weight_map":{"a":".."}}`, `{"weight_map":{"a":""}}`, `{"weight_map":{"a":"model.safetensors.index.json"}}`,
-		`{"weight_map":{"a":1}}`, `{"weight_map":[]}`, `{"weight_map":{}}`, `{"WEIGHT_MAP":{"a":"1.safetensors"}}`, `[]`, ``, `{`,
+		`{"weight_map":{"a":"1.safetensors"}}`, `{"weight_map":{"a":"2.safetensors"}}`,
+		`{"weight_map":{"a":"3.safetensors"}}`,
+		`{"weight_map":{"a":"../1.safetensors"}}`, `{"weight_map":{"a":".."}}`, `{"weight_map":{"a":""}}`,
+		`{"weight_map":{"a":"model.safetensors.index.json"}}`,
+		`{"weight_map":{"a":1}}`, `{"weight_map":[]}`, `{"weight_map":{}}`, `{"WEIGHT_MAP":{"a":"1.safetensors"}}`, `[]`, ``,
+		`{`,
 	} {
 		f.Add([]byte(s))
 	}

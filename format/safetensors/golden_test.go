@@ -118,7 +118,8 @@ func TestKinds(t *testing.T) {
 					t.Fatal(err)
 				}
 				// Compared as bits: -0 is not 0.
-				if !slices.EqualFunc(part, got[r0*x.Cols():(r0+n)*x.Cols()], func(a, b float32) bool { return math.Float32bits(a) == math.Float32bits(b) }) {
+				if !slices.EqualFunc(part, got[r0*x.Cols():(r0+n)*x.Cols()],
+					func(a, b float32) bool { return math.Float32bits(a) == math.Float32bits(b) }) {
 					t.Errorf("%s: rows [%d, %d) differ", name, r0, r0+n)
 				}
 			}
@@ -138,7 +139,8 @@ var stricter = map[string]string{
 
 // looser lists what phaseconv accepts though the reference refuses it: element
 // types that it only copies.
-var looser = map[string]bool{"type F128 (1,) 16": true, "type f32 (1,) 4": true, "type  (1,) 4": true, "type I4 (8,) 4": true, "text dtype": true}
+var looser = map[string]bool{"type F128 (1,) 16": true, "type f32 (1,) 4": true, "type  (1,) 4": true,
+	"type I4 (8,) 4": true, "text dtype": true}
 
 type verdict struct {
 	Name    string
@@ -225,7 +227,8 @@ func TestReferenceReads(t *testing.T) {
 	if python == "" {
 		t.Skip("set PHASECONV_PYTHON to a Python with safetensors and numpy to let the reference read our files")
 	}
-	for name, meta := range map[string]map[string]string{"metadata": {"format": "pt", "a\"b": "c\\d\n\u00e9", "<&>": "\u2028"}, "none": nil} {
+	for name, meta := range map[string]map[string]string{"metadata": {"format": "pt", "a\"b": "c\\d\n\u00e9",
+		"<&>": "\u2028"}, "none": nil} {
 		path := filepath.Join(t.TempDir(), "x.safetensors")
 		src := open(t, "testdata/kinds.safetensors")
 		copyFile(t, src, path, meta)
@@ -259,7 +262,8 @@ func copyFile(t testing.TB, src *File, path string, meta map[string]string) {
 	defer w.Abort()
 	for i := range src.Tensors {
 		x := &src.Tensors[i]
-		if err := w.WriteTensor(x.Name, func(o io.Writer) error { _, err := io.Copy(o, src.Reader(x)); return err }); err != nil {
+		if err := w.WriteTensor(x.Name,
+			func(o io.Writer) error { _, err := io.Copy(o, src.Reader(x)); return err }); err != nil {
 			t.Fatal(err)
 		}
 	}

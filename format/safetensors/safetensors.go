@@ -68,7 +68,8 @@ type UnsupportedError struct {
 }
 
 func (e *UnsupportedError) Error() string {
-	return fmt.Sprintf("%s: tensor %s has element type %s, which cannot be used for computing (F32, F16 and BF16 can)", e.File, e.Tensor, e.DType)
+	return fmt.Sprintf("%s: tensor %s has element type %s, which cannot be used for computing (F32, F16 and BF16 can)",
+		e.File, e.Tensor, e.DType)
 }
 
 // Is says that the error is of kind format.ErrUnsupported.
@@ -176,14 +177,16 @@ func (f *File) parse() error {
 	f.size = st.Size()
 	var lead [8]byte
 	if f.size < 8 {
-		return f.fail("", 0, "file has %d bytes, a safetensors header needs at least 8; is it a Git LFS pointer or cut off?", f.size)
+		return f.fail("", 0, "file has %d bytes, a safetensors header needs at least 8; is it a Git LFS pointer or cut off?",
+			f.size)
 	}
 	if _, err := f.f.ReadAt(lead[:], 0); err != nil {
 		return f.fail("", 0, "cannot read the header length: %v", err)
 	}
 	n := binary.LittleEndian.Uint64(lead[:])
 	if n > MaxHeader {
-		return f.fail("", 0, "header length %d exceeds the limit of %d bytes; this is not a safetensors file", n, int64(MaxHeader))
+		return f.fail("", 0, "header length %d exceeds the limit of %d bytes; this is not a safetensors file", n,
+			int64(MaxHeader))
 	}
 	if int64(n) > f.size-8 {
 		return f.fail("", 0, "header of %d bytes does not fit into a file of %d bytes; the file is cut off", n, f.size)
@@ -209,7 +212,8 @@ func (f *File) parseHeader(head []byte) error {
 	if !utf8.Valid(head) {
 		return f.fail("", 8, "header is not valid UTF-8")
 	}
-	p := &headerParser{f: f, dec: json.NewDecoder(bytes.NewReader(head)), replacement: bytes.Contains(head, []byte("\uFFFD"))}
+	p := &headerParser{f: f, dec: json.NewDecoder(bytes.NewReader(head)),
+		replacement: bytes.Contains(head, []byte("\uFFFD"))}
 	p.dec.UseNumber()
 	f.byName = map[string]int{}
 	if err := p.object("", p.member); err != nil {
@@ -332,7 +336,8 @@ func (p *headerParser) member(name string) error {
 	}
 	t.Begin, t.End = offsets[0], offsets[1]
 	if t.End < t.Begin || t.End > f.size-f.data {
-		return p.fail(name, "data_offsets [%d, %d] lie outside the data section of %d bytes; the file is cut off or damaged", t.Begin, t.End, f.size-f.data)
+		return p.fail(name, "data_offsets [%d, %d] lie outside the data section of %d bytes; the file is cut off or damaged",
+			t.Begin, t.End, f.size-f.data)
 	}
 	size, err := storedSize(&t)
 	if err != nil {

@@ -55,6 +55,7 @@ const one = `{"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}`
 
 // TestTruncated cuts a valid file at every byte.
 func TestTruncated(t *testing.T) {
+	t.Parallel()
 	raw, err := os.ReadFile("testdata/kinds.safetensors")
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +90,8 @@ func TestLimits(t *testing.T) {
 	refused(t, name(MaxName+1), "1025 bytes", "limit")
 
 	dims := func(n int) []byte {
-		return file(`{"w":{"dtype":"U8","shape":[`+strings.TrimSuffix(strings.Repeat("1,", n), ",")+`],"data_offsets":[0,1]}}`, []byte{1})
+		return file(`{"w":{"dtype":"U8","shape":[`+strings.TrimSuffix(strings.Repeat("1,", n),
+			",")+`],"data_offsets":[0,1]}}`, []byte{1})
 	}
 	if _, err := openBytes(t, dims(MaxDims)); err != nil {
 		t.Error(err)
@@ -127,14 +129,19 @@ func TestLimits(t *testing.T) {
 
 // TestErrorsName checks that a message tells which tensor is at fault and where.
 func TestErrorsName(t *testing.T) {
-	refused(t, file(`{"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,9]}}`, make([]byte, 9)), "tensor w", "8 bytes", "span 9", "offset ")
+	refused(t, file(`{"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,9]}}`, make([]byte, 9)), "tensor w", "8 bytes",
+		"span 9", "offset ")
 	refused(t, file(`{"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}`, make([]byte, 7)), "tensor w", "cut off")
-	refused(t, file(`{"w":{"dtype":"F32","shape":[1,2],"data_offsets":[8,16]}}`, make([]byte, 16)), "tensor w", "starts at 8")
+	refused(t, file(`{"w":{"dtype":"F32","shape":[1,2],"data_offsets":[8,16]}}`, make([]byte, 16)), "tensor w",
+		"starts at 8")
 	refused(t, file(`{"v":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}`, make([]byte, 8)), "tensor w", "starts at 0")
-	refused(t, file(`{"w":{"dtype":"F64","shape":[536870912,536870912],"data_offsets":[0,0]}}`, nil), "tensor w", "not possible")
-	refused(t, file(`{"w":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}`, make([]byte, 4)), "tensor w", "shape holds -1")
+	refused(t, file(`{"w":{"dtype":"F64","shape":[536870912,536870912],"data_offsets":[0,0]}}`, nil), "tensor w",
+		"not possible")
+	refused(t, file(`{"w":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}`, make([]byte, 4)), "tensor w",
+		"shape holds -1")
 	refused(t, file(`{"w":{"dtype":"F32","shape":[1,2]}}`, make([]byte, 8)), "tensor w", "data_offsets is missing")
-	refused(t, file(`{"w":{"dtype":"F32","shape":[1,2],"shape":[2,1],"data_offsets":[0,8]}}`, make([]byte, 8)), "tensor w", `"shape" appears twice`)
+	refused(t, file(`{"w":{"dtype":"F32","shape":[1,2],"shape":[2,1],"data_offsets":[0,8]}}`, make([]byte, 8)), "tensor w",
+		`"shape" appears twice`)
 	refused(t, file(`{"__metadata__":{"a":1},"w":{}}`, nil), "__metadata__", "texts")
 	refused(t, file(`{"__metadata__":{},"__metadata__":{}}`, nil), "__metadata__ appears twice")
 	refused(t, file(one, make([]byte, 12)), "8 bytes of data are described, 12 are there")
@@ -154,7 +161,8 @@ func TestReadRowsRefuses(t *testing.T) {
 	}
 	w, _ := f.Find("w")
 	const big = int(^uint(0) >> 1)
-	for _, r := range [][3]int{{-1, 1, 8}, {0, -1, 8}, {0, 4, 8}, {3, 1, 8}, {2, 2, 8}, {0, 3, 5}, {1, big, 8}, {big, 1, 8}, {big, big, 8}} {
+	for _, r := range [][3]int{{-1, 1, 8}, {0, -1, 8}, {0, 4, 8}, {3, 1, 8}, {2, 2, 8}, {0, 3, 5}, {1, big, 8},
+		{big, 1, 8}, {big, big, 8}} {
 		if err := f.ReadRows(w, r[0], r[1], make([]float32, r[2])); err == nil {
 			t.Errorf("rows %d+%d into %d: no error", r[0], r[1], r[2])
 		}
@@ -241,6 +249,7 @@ func TestOpenDir(t *testing.T) {
 }
 
 func TestOpenDirRefuses(t *testing.T) {
+	t.Parallel()
 	shards := map[string][]string{"1.safetensors": {"a"}, "2.safetensors": {"b"}}
 	for _, c := range []struct {
 		index  string
@@ -265,10 +274,12 @@ func TestOpenDirRefuses(t *testing.T) {
 		{`{"weight_map":[]}`, shards, "weight_map"},
 		{`[]`, shards, "not a valid index"},
 		{`{"weight_map":{"a":"1.safetensors"`, shards, "not a valid index"},
-		{`{"weight_map":{"a":"1.safetensors","b":"3.safetensors"}}`, shards, "shard 3.safetensors is missing; download all 2"},
+		{`{"weight_map":{"a":"1.safetensors","b":"3.safetensors"}}`, shards,
+			"shard 3.safetensors is missing; download all 2"},
 		{`{"weight_map":{"a":"2.safetensors","b":"1.safetensors"}}`, shards, "tensor a is not in shard 2.safetensors"},
 		{`{"weight_map":{"a":"1.safetensors","c":"2.safetensors"}}`, shards, "tensor c is not in shard 2.safetensors"},
-		{`{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}`, map[string][]string{"1.safetensors": {"a", "b"}, "2.safetensors": {"b"}}, "tensor b is also in 1.safetensors"},
+		{`{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}`, map[string][]string{"1.safetensors": {"a", "b"},
+			"2.safetensors": {"b"}}, "tensor b is also in 1.safetensors"},
 		// Both a single file and an index: the index counts.
 		{`{"weight_map":{"a":"1.safetensors"}}`, map[string][]string{SingleName: {"a"}}, "shard 1.safetensors is missing"},
 	} {
@@ -289,7 +300,8 @@ func TestOpenDirRefuses(t *testing.T) {
 	for i := range MaxShards + 1 {
 		fmt.Fprintf(&b, `,"%d":"%d"`, i, i)
 	}
-	if _, err := OpenDir(writeSet(t, `{"weight_map":{`+b.String()[1:]+`}}`, nil)); err == nil || !strings.Contains(err.Error(), "limit of 4096") {
+	if _, err := OpenDir(writeSet(t, `{"weight_map":{`+b.String()[1:]+`}}`, nil)); err == nil ||
+		!strings.Contains(err.Error(), "limit of 4096") {
 		t.Errorf("too many shards: %v", err)
 	}
 	// A large index, sparse.
@@ -340,7 +352,8 @@ func TestWriterLayout(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, n := range []int{16, 3, 0, 2, 3, 5, 1} {
-			if err := w.WriteTensor(ts[i].Name, func(o io.Writer) error { _, err := o.Write(bytes.Repeat([]byte{byte(i + 1)}, n)); return err }); err != nil {
+			if err := w.WriteTensor(ts[i].Name,
+				func(o io.Writer) error { _, err := o.Write(bytes.Repeat([]byte{byte(i + 1)}, n)); return err }); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -418,6 +431,7 @@ func TestWriterLayout(t *testing.T) {
 }
 
 func TestCreateRefuses(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "x.safetensors")
 	u8 := func(name string) Tensor { return Tensor{Name: name, DType: "U8", Shape: []int{1}} }
@@ -434,7 +448,8 @@ func TestCreateRefuses(t *testing.T) {
 		"[2147483648 0]":            {{Name: "a", DType: "U8", Shape: []int{1 << 31, 0}}},
 		"[65536 65536 65536 65536]": {{Name: "a", DType: "I64", Shape: []int{1 << 16, 1 << 16, 1 << 16, 1 << 16}}},
 	} {
-		if _, err := Create(path, ts, nil); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), path) {
+		if _, err := Create(path, ts, nil); err == nil || !strings.Contains(err.Error(), says) ||
+			!strings.Contains(err.Error(), path) {
 			t.Errorf("want %q: %v", says, err)
 		}
 	}
@@ -444,7 +459,8 @@ func TestCreateRefuses(t *testing.T) {
 	if _, err := Create(path, make([]Tensor, MaxTensors+1), nil); err == nil || !strings.Contains(err.Error(), "limit") {
 		t.Errorf("number of tensors: %v", err)
 	}
-	if _, err := Create(path, nil, map[string]string{"k": strings.Repeat("x", MaxHeader)}); err == nil || !strings.Contains(err.Error(), "limit") {
+	if _, err := Create(path, nil, map[string]string{"k": strings.Repeat("x", MaxHeader)}); err == nil ||
+		!strings.Contains(err.Error(), "limit") {
 		t.Errorf("header: %v", err)
 	}
 	if _, err := Create(filepath.Join(dir, "none", "x"), nil, nil); !errors.Is(err, fs.ErrNotExist) {
@@ -504,7 +520,8 @@ func TestWriterMisuse(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "x.safetensors")
-		w, err := Create(path, []Tensor{{Name: "a", DType: "F32", Shape: []int{1}}, {Name: "b", DType: "F32", Shape: []int{1}}}, nil)
+		w, err := Create(path, []Tensor{{Name: "a", DType: "F32", Shape: []int{1}},
+			{Name: "b", DType: "F32", Shape: []int{1}}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -62,7 +62,8 @@ func OpenDir(dir string) (*Set, error) {
 		// A path would let an index reach outside its folder.
 		file := shardOf[name]
 		if file == "" || file == "." || file == ".." || strings.ContainsAny(file, "/\\:\x00") {
-			return nil, fmt.Errorf("%s: tensor %s: shard name %q is not a plain file name", path, printable(clip(name)), clip(file))
+			return nil, fmt.Errorf("%s: tensor %s: shard name %q is not a plain file name", path, printable(clip(name)),
+				clip(file))
 		}
 		shards[file] = true
 	}
@@ -85,7 +86,8 @@ func OpenDir(dir string) (*Set, error) {
 	for _, name := range tensors {
 		if r, ok := s.byName[name]; !ok || filepath.Base(r.File.Path) != shardOf[name] {
 			s.Close()
-			return nil, fmt.Errorf("%s: tensor %s is not in shard %s as the index says", path, printable(clip(name)), shardOf[name])
+			return nil, fmt.Errorf("%s: tensor %s is not in shard %s as the index says", path, printable(clip(name)),
+				shardOf[name])
 		}
 	}
 	return s, nil

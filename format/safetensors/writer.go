@@ -181,7 +181,7 @@ func (w *Writer) WriteTensor(name string, body func(io.Writer) error) error {
 	case err != nil:
 		w.err = fmt.Errorf("%s: tensor %s: %w", w.out.Path(), printable(name), err)
 	case tw.left != 0:
-		w.fail(name, fmt.Sprintf("%d bytes too few were written", tw.left))
+		_ = w.fail(name, fmt.Sprintf("%d bytes too few were written", tw.left))
 	default:
 		w.next++
 	}
@@ -217,7 +217,7 @@ func (t *tensorWriter) Write(p []byte) (int, error) {
 // returns an error and leaves no file.
 func (w *Writer) Commit() error {
 	if w.err == nil && w.next < len(w.tensors) {
-		w.fail(w.tensors[w.next].Name, "the tensor was not written")
+		_ = w.fail(w.tensors[w.next].Name, "the tensor was not written")
 	}
 	if w.err != nil {
 		w.Abort()

@@ -2,6 +2,8 @@
 
 package tokenizer
 
+//lint:file-ignore SA4016 classOther is 0, and is written out like the others
+
 // unicodeVersion is the version of the Unicode character database behind classRanges.
 const unicodeVersion = "15.1.0"
 

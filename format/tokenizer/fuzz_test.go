@@ -94,7 +94,8 @@ func FuzzReadHF(f *testing.F) {
 		f.Add([]byte(tok), []byte(`{"add_bos_token":true,"bos_token":{"content":"a"},"chat_template":[{"name":"default","template":"x"}]}`), []byte(`{"vocab_size":8,"eos_token_id":[1,2]}`))
 	}
 	f.Fuzz(func(t *testing.T, tokenizer, tokenizerConfig, config []byte) {
-		v, err := readHF(fstest.MapFS{"tokenizer.json": {Data: tokenizer}, "tokenizer_config.json": {Data: tokenizerConfig}, "config.json": {Data: config}}, "x")
+		v, err := readHF(fstest.MapFS{"tokenizer.json": {Data: tokenizer}, "tokenizer_config.json": {Data: tokenizerConfig},
+			"config.json": {Data: config}}, "x")
 		if err != nil {
 			checkError(t, err)
 			return
@@ -134,7 +135,8 @@ func FuzzMerges(f *testing.F) {
 	f.Add("a\nb\nab\nabc\n▁a\n<0x41>", "a b\nab c\n▁ a", "abcab c", uint8(0))
 	f.Add("!\n!!\n!!!!", "! !\n!! !!", strings.Repeat("!", 50), uint8(1))
 	f.Fuzz(func(t *testing.T, tokens, merges, text string, kind uint8) {
-		v := &Vocab{Model: []string{ModelBPE, ModelGemma4, ModelSPM}[kind%3], Pre: "gpt-2", BOS: -1, EOS: -1, UNK: -1, PAD: -1,
+		v := &Vocab{Model: []string{ModelBPE, ModelGemma4, ModelSPM}[kind%3], Pre: "gpt-2", BOS: -1, EOS: -1, UNK: -1,
+			PAD:    -1,
 			Tokens: strings.Split(tokens, "\n"), AddSpacePrefix: kind&4 != 0}
 		if v.Model == ModelGemma4 {
 			v.Pre = "gemma4"

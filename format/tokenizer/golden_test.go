@@ -130,6 +130,7 @@ type goldenMode struct {
 // TestIDs compares with llama.cpp on the GGUF files that its own converter made
 // of the folders, from the folder and from the metadata of those files.
 func TestIDs(t *testing.T) {
+	t.Parallel()
 	texts, short := hostile(t)
 	for _, name := range append([]string{"gemma4"}, folders...) {
 		t.Run(name, func(t *testing.T) {
@@ -287,7 +288,8 @@ func pieceLengths(sp splitter, s string) []int {
 func TestClasses(t *testing.T) {
 	var golden map[string][][2]rune
 	loadJSON(t, "classes.json", &golden)
-	names := map[string]uint8{"L": classLetter, "N": classNumber, "M": classMark, "P": classPunct, "S": classSymbol, "space": classSpace}
+	names := map[string]uint8{"L": classLetter, "N": classNumber, "M": classMark, "P": classPunct, "S": classSymbol,
+		"space": classSpace}
 	want := make([]uint8, unicode.MaxRune+1)
 	for name, runs := range golden {
 		for _, r := range runs {

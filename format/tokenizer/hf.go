@@ -182,7 +182,8 @@ func readHF(fsys fs.FS, dir string) (*Vocab, error) {
 	case r.tok == nil:
 		err = r.fromSentencePiece(true)
 	case r.tok.Model.Type != "BPE":
-		err = &UnsupportedError{File: r.path("tokenizer.json"), Key: "model.type", What: fmt.Sprintf("tokenizer model %q", r.tok.Model.Type),
+		err = &UnsupportedError{File: r.path("tokenizer.json"), Key: "model.type",
+			What: fmt.Sprintf("tokenizer model %q", r.tok.Model.Type),
 			Hint: "BPE is"}
 	case r.tok.Model.ByteFallback:
 		err = r.fromSentencePiece(false)
@@ -247,7 +248,8 @@ func (r *hfReader) read(name string, limit int64) ([]byte, bool, error) {
 		return nil, false, err
 	}
 	if int64(len(data)) > limit {
-		return nil, false, &FormatError{File: r.path(name), Offset: -1, Msg: fmt.Sprintf("larger than the %d bytes that are read", limit)}
+		return nil, false, &FormatError{File: r.path(name), Offset: -1,
+			Msg: fmt.Sprintf("larger than the %d bytes that are read", limit)}
 	}
 	return data, true, nil
 }
@@ -306,7 +308,8 @@ func (r *hfReader) collectAdded() error {
 		for key, a := range r.config.Added {
 			id, err := parseID(key)
 			if err != nil {
-				return &FormatError{File: r.path("tokenizer_config.json"), Key: "added_tokens_decoder", Offset: -1, Msg: err.Error()}
+				return &FormatError{File: r.path("tokenizer_config.json"), Key: "added_tokens_decoder", Offset: -1,
+					Msg: err.Error()}
 			}
 			a.ID = id
 			byID[id] = a
@@ -421,7 +424,8 @@ func (r *hfReader) placeVocab() error {
 	}
 	for text, id := range r.vocab {
 		if r.v.Types[id] != TypeUnused {
-			return &FormatError{File: r.path("tokenizer.json"), Key: "model.vocab", Offset: -1, Msg: fmt.Sprintf("two tokens have id %d", id)}
+			return &FormatError{File: r.path("tokenizer.json"), Key: "model.vocab", Offset: -1,
+				Msg: fmt.Sprintf("two tokens have id %d", id)}
 		}
 		r.v.Tokens[id], r.v.Types[id] = text, TypeNormal
 	}
@@ -469,7 +473,8 @@ func (r *hfReader) fromBPE() error {
 	}
 	for _, s := range r.tok.Normalizer.flatten() {
 		if s.Type != "NFC" {
-			return &UnsupportedError{File: r.path("tokenizer.json"), Key: "normalizer", What: fmt.Sprintf("normalizer %q with byte-level BPE", s.Type)}
+			return &UnsupportedError{File: r.path("tokenizer.json"), Key: "normalizer",
+				What: fmt.Sprintf("normalizer %q with byte-level BPE", s.Type)}
 		}
 		r.note("Hugging Face brings text to NFC first; llama.cpp does not.")
 	}
@@ -542,7 +547,8 @@ func (r *hfReader) checkMetaspace() error {
 		case s.Type == "NFC":
 			r.note("Hugging Face brings text to NFC first; llama.cpp does not.")
 		default:
-			return &UnsupportedError{File: file, Key: "normalizer", What: fmt.Sprintf("normalizer %q with byte fallback", s.Type)}
+			return &UnsupportedError{File: file, Key: "normalizer", What: fmt.Sprintf("normalizer %q with byte fallback",
+				s.Type)}
 		}
 	}
 	for _, s := range r.tok.PreTokenizer.flatten() {
@@ -562,7 +568,8 @@ func (r *hfReader) checkMetaspace() error {
 		case s.Type == "Split" && s.Pattern.String != nil && *s.Pattern.String == " " && replaced:
 			// No spaces are left to split at (Gemma).
 		default:
-			return &UnsupportedError{File: file, Key: "pre_tokenizer", What: fmt.Sprintf("pre-tokenizer step %q with byte fallback", s.Type)}
+			return &UnsupportedError{File: file, Key: "pre_tokenizer",
+				What: fmt.Sprintf("pre-tokenizer step %q with byte fallback", s.Type)}
 		}
 	}
 	if !replaced {
@@ -580,7 +587,8 @@ func (r *hfReader) fromPieces(name string, data []byte) error {
 		return err
 	}
 	if m.modelType != 2 {
-		return &UnsupportedError{File: r.path(name), Key: "trainer_spec.model_type", What: fmt.Sprintf("SentencePiece model type %d", m.modelType),
+		return &UnsupportedError{File: r.path(name), Key: "trainer_spec.model_type",
+			What: fmt.Sprintf("SentencePiece model type %d", m.modelType),
 			Hint: "BPE (2) is"}
 	}
 	if m.charsMap {

@@ -61,7 +61,8 @@ func TestReadHFSmall(t *testing.T) {
 		t.Fatal(err)
 	}
 	if v.Model != ModelBPE || v.Pre != "gpt-2" || v.EOS != 257 || v.BOS != -1 || v.AddBOS || len(v.Tokens) != 260 ||
-		v.Tokens[259] != "[PAD259]" || v.Types[259] != TypeUnused || v.Types[257] != TypeControl || !slices.Equal(v.Merges, []string{"a b"}) {
+		v.Tokens[259] != "[PAD259]" || v.Types[259] != TypeUnused || v.Types[257] != TypeControl ||
+		!slices.Equal(v.Merges, []string{"a b"}) {
 		t.Errorf("%+v", v)
 	}
 }
@@ -76,7 +77,8 @@ func TestDetectPre(t *testing.T) {
 		{object{"type": "ByteLevel", "use_regex": true}, false, "gpt-2"},
 		{object{"type": "ByteLevel"}, false, "gpt-2"},
 		{sequence("pretokenizers", split(reGPT2), rawBytes), false, "gpt-2"},
-		{sequence("pretokenizers", object{"type": "Digits", "individual_digits": true}, object{"type": "ByteLevel"}), false, "smollm"},
+		{sequence("pretokenizers", object{"type": "Digits", "individual_digits": true}, object{"type": "ByteLevel"}), false,
+			"smollm"},
 		{sequence("pretokenizers", split(`\p{N}`), object{"type": "ByteLevel"}), false, "smollm"},
 		{sequence("pretokenizers", split(reLlama3), rawBytes), true, "llama-bpe"},
 		{sequence("pretokenizers", split(unfold(reLlama3)), rawBytes), true, "llama-bpe"},
@@ -86,17 +88,21 @@ func TestDetectPre(t *testing.T) {
 		{sequence("pretokenizers", split(reQwen35), rawBytes), false, "qwen35"},
 		{sequence("pretokenizers", split(reTekken), rawBytes), true, "tekken"},
 		{sequence("pretokenizers", split(reGPT4o), rawBytes), false, "gpt-4o"},
-		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"Regex": reGPT4o}, "behavior": "Removed", "invert": true}, rawBytes), false, "gpt-4o"},
+		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"Regex": reGPT4o}, "behavior": "Removed",
+			"invert": true}, rawBytes), false, "gpt-4o"},
 		{sequence("pretokenizers", split(`\p{N}{1,3}`), split(reDSKana), split(reDSWords), rawBytes), false, "deepseek-v3"},
 
 		{sequence("pretokenizers", split(`\w+`), rawBytes), false, `\w+`},
-		{sequence("pretokenizers", object{"type": "Digits", "individual_digits": false}, object{"type": "ByteLevel"}), false, `\\p{N}+`},
+		{sequence("pretokenizers", object{"type": "Digits", "individual_digits": false}, object{"type": "ByteLevel"}), false,
+			`\\p{N}+`},
 		{object{"type": "Whitespace"}, false, "Whitespace"},
 		{sequence("pretokenizers", rawBytes, object{"type": "Digits"}), false, "after ByteLevel"},
 		{sequence("pretokenizers", split(reQwen2)), false, "without a ByteLevel"},
 		{nil, false, "without a ByteLevel"},
-		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"Regex": reQwen2}, "behavior": "Removed"}, rawBytes), false, "Removed"},
-		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"String": " "}, "behavior": "Isolated"}, rawBytes), false, "Split"},
+		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"Regex": reQwen2}, "behavior": "Removed"},
+			rawBytes), false, "Removed"},
+		{sequence("pretokenizers", object{"type": "Split", "pattern": object{"String": " "}, "behavior": "Isolated"},
+			rawBytes), false, "Split"},
 	} {
 		f := smallFolder()
 		f["tokenizer.json"]["pre_tokenizer"] = c.pre
@@ -122,31 +128,46 @@ func TestReadHFErrors(t *testing.T) {
 		kind   any // *FormatError or *UnsupportedError
 		say    string
 	}{
-		"no files":       {func(f map[string]object) { clear(f) }, new(*FormatError), "neither"},
-		"unigram":        {func(f map[string]object) { model(f)["type"] = "Unigram"; model(f)["vocab"] = []any{[]any{"a", -1.5}} }, new(*UnsupportedError), "Unigram"},
-		"no model":       {func(f map[string]object) { delete(f["tokenizer.json"], "model") }, new(*UnsupportedError), "model"},
-		"no vocab":       {func(f map[string]object) { delete(model(f), "vocab") }, new(*FormatError), "model.vocab"},
-		"vocab id":       {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = -1 }, new(*FormatError), "zz"},
-		"vocab id max":   {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = int64(1<<63 - 1) }, new(*FormatError), "zz"},
+		"no files": {func(f map[string]object) { clear(f) }, new(*FormatError), "neither"},
+		"unigram": {func(f map[string]object) {
+			model(f)["type"] = "Unigram"
+			model(f)["vocab"] = []any{[]any{"a",
+				-1.5}}
+		}, new(*UnsupportedError), "Unigram"},
+		"no model": {func(f map[string]object) { delete(f["tokenizer.json"], "model") }, new(*UnsupportedError),
+			"model"},
+		"no vocab": {func(f map[string]object) { delete(model(f), "vocab") }, new(*FormatError), "model.vocab"},
+		"vocab id": {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = -1 }, new(*FormatError), "zz"},
+		"vocab id max": {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = int64(1<<63 - 1) },
+			new(*FormatError), "zz"},
 		"vocab id float": {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = 1.5 }, new(*FormatError), "1.5"},
 		"vocab id twice": {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = 5 }, new(*FormatError), "id 5"},
 		"merge unknown":  {func(f map[string]object) { model(f)["merges"] = []any{"a c"} }, new(*FormatError), "ac"},
 		"merge text":     {func(f map[string]object) { model(f)["merges"] = []any{"ab"} }, new(*FormatError), "ab"},
-		"merge triple":   {func(f map[string]object) { model(f)["merges"] = []any{[]any{"a", "b", "c"}} }, new(*FormatError), "pair"},
-		"merge number":   {func(f map[string]object) { model(f)["merges"] = []any{5} }, new(*FormatError), "5"},
-		"suffix":         {func(f map[string]object) { model(f)["end_of_word_suffix"] = "</w>" }, new(*UnsupportedError), "suffix"},
-		"dropout":        {func(f map[string]object) { model(f)["dropout"] = 0.1 }, new(*UnsupportedError), "dropout"},
-		"normalizer":     {func(f map[string]object) { f["tokenizer.json"]["normalizer"] = object{"type": "Lowercase"} }, new(*UnsupportedError), "Lowercase"},
-		"fallback":       {func(f map[string]object) { model(f)["byte_fallback"] = true }, new(*UnsupportedError), "byte fallback"},
+		"merge triple": {func(f map[string]object) { model(f)["merges"] = []any{[]any{"a", "b", "c"}} }, new(*FormatError),
+			"pair"},
+		"merge number": {func(f map[string]object) { model(f)["merges"] = []any{5} }, new(*FormatError), "5"},
+		"suffix": {func(f map[string]object) { model(f)["end_of_word_suffix"] = "</w>" }, new(*UnsupportedError),
+			"suffix"},
+		"dropout": {func(f map[string]object) { model(f)["dropout"] = 0.1 }, new(*UnsupportedError), "dropout"},
+		"normalizer": {func(f map[string]object) { f["tokenizer.json"]["normalizer"] = object{"type": "Lowercase"} },
+			new(*UnsupportedError), "Lowercase"},
+		"fallback": {func(f map[string]object) { model(f)["byte_fallback"] = true }, new(*UnsupportedError),
+			"byte fallback"},
 		"added id": {func(f map[string]object) {
 			f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = int64(1 << 62)
 		}, new(*FormatError), "<|x|>"},
-		"added id < 0":    {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = -5 }, new(*FormatError), "<|x|>"},
+		"added id < 0": {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = -5 },
+			new(*FormatError), "<|x|>"},
 		"added otherwise": {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["content"] = "ab" }, new(*FormatError), "257"},
-		"small":           {func(f map[string]object) { f["config.json"]["vocab_size"] = 100 }, new(*FormatError), "vocab_size"},
-		"negative":        {func(f map[string]object) { f["config.json"]["vocab_size"] = -1 }, new(*FormatError), "vocab_size"},
-		"huge":            {func(f map[string]object) { f["config.json"]["vocab_size"] = int64(1) << 60 }, new(*FormatError), "vocab_size"},
-		"config":          {func(f map[string]object) { f["config.json"]["vocab_size"] = "many" }, new(*FormatError), "config.json"},
+		"small": {func(f map[string]object) { f["config.json"]["vocab_size"] = 100 }, new(*FormatError),
+			"vocab_size"},
+		"negative": {func(f map[string]object) { f["config.json"]["vocab_size"] = -1 }, new(*FormatError),
+			"vocab_size"},
+		"huge": {func(f map[string]object) { f["config.json"]["vocab_size"] = int64(1) << 60 }, new(*FormatError),
+			"vocab_size"},
+		"config": {func(f map[string]object) { f["config.json"]["vocab_size"] = "many" }, new(*FormatError),
+			"config.json"},
 	} {
 		f := smallFolder()
 		c.change(f)
@@ -186,7 +207,8 @@ func TestReadHFVariants(t *testing.T) {
 		}, func(v *Vocab) bool { return v.AddBOS && v.BOS == 258 && !v.AddEOS }},
 		"Roberta": {func(f map[string]object) {
 			f["tokenizer.json"]["added_tokens"] = append(f["tokenizer.json"]["added_tokens"].([]any), bos)
-			f["tokenizer.json"]["post_processor"] = object{"type": "RobertaProcessing", "cls": []any{"<b>", 258}, "sep": []any{"<|x|>", 257}}
+			f["tokenizer.json"]["post_processor"] = object{"type": "RobertaProcessing", "cls": []any{"<b>", 258},
+				"sep": []any{"<|x|>", 257}}
 			delete(f["tokenizer_config.json"], "add_bos_token")
 		}, func(v *Vocab) bool { return v.AddBOS && v.BOS == 258 && v.AddEOS && v.EOS == 257 }},
 		"template starts otherwise": {func(f map[string]object) {
@@ -224,14 +246,17 @@ func TestReadHFVariants(t *testing.T) {
 			f["config.json"] = object{"text_config": object{"vocab_size": 300, "bos_token_id": 1}}
 		},
 			func(v *Vocab) bool { return len(v.Tokens) == 300 && v.BOS == 1 }},
-		"no config.json": {func(f map[string]object) { delete(f, "config.json") }, func(v *Vocab) bool { return len(v.Tokens) == 258 }},
+		"no config.json": {func(f map[string]object) { delete(f, "config.json") },
+			func(v *Vocab) bool { return len(v.Tokens) == 258 }},
 		"added beyond the model": {func(f map[string]object) { f["config.json"]["vocab_size"] = 257 },
 			func(v *Vocab) bool { return len(v.Tokens) == 257 && strings.Contains(fmt.Sprint(v.Notes), "<|x|>") }},
 		"user-defined": {func(f map[string]object) {
-			f["tokenizer.json"]["added_tokens"] = []any{object{"id": 257, "content": "▁▁t"}, object{"id": 258, "content": "<|y|>"}, object{"id": 259, "content": ""}}
+			f["tokenizer.json"]["added_tokens"] = []any{object{"id": 257, "content": "▁▁t"},
+				object{"id": 258, "content": "<|y|>"}, object{"id": 259, "content": ""}}
 			delete(f["tokenizer_config.json"], "eos_token")
 		}, func(v *Vocab) bool {
-			return v.Tokens[257] == "  t" && v.Types[257] == TypeUserDefined && v.Types[258] == TypeControl && v.Types[259] == TypeUnused
+			return v.Tokens[257] == "  t" && v.Types[257] == TypeUserDefined && v.Types[258] == TypeControl &&
+				v.Types[259] == TypeUnused
 		}},
 		"flags": {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["lstrip"] = true },
 			func(v *Vocab) bool { return strings.Contains(fmt.Sprint(v.Notes), "lstrip") }},
@@ -246,7 +271,8 @@ func TestReadHFVariants(t *testing.T) {
 		},
 			func(v *Vocab) bool { return strings.Contains(fmt.Sprint(v.Notes), "NFC") }},
 		"templates": {func(f map[string]object) {
-			f["tokenizer_config.json"]["chat_template"] = []any{object{"name": "default", "template": "A"}, object{"name": "rag/x", "template": "B"}}
+			f["tokenizer_config.json"]["chat_template"] = []any{object{"name": "default", "template": "A"},
+				object{"name": "rag/x", "template": "B"}}
 		}, func(v *Vocab) bool { return v.ChatTemplate == "A" && v.ChatTemplates["rag_x"] == "B" }},
 		"template in a file": {func(f map[string]object) { f["chat_template.json"] = object{"chat_template": "C"} },
 			func(v *Vocab) bool { return v.ChatTemplate == "C" }},
@@ -273,7 +299,8 @@ func TestSentencePieceOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(v.Tokens, whole.Tokens) || !slices.Equal(v.Types, whole.Types) || !slices.Equal(v.Scores, whole.Scores) ||
+	if !slices.Equal(v.Tokens, whole.Tokens) || !slices.Equal(v.Types, whole.Types) ||
+		!slices.Equal(v.Scores, whole.Scores) ||
 		v.BOS != whole.BOS || v.EOS != whole.EOS || v.AddSpacePrefix != whole.AddSpacePrefix || v.AddBOS != whole.AddBOS {
 		t.Error("tokenizer.json makes a difference")
 	}
@@ -299,7 +326,8 @@ func TestSentencePieceSpec(t *testing.T) {
 		v.Tokens, v.Scores, v.Types = nil, nil, nil
 		t.Errorf("%+v", v)
 	}
-	kinds := map[string]int32{"<unk>": TypeUnknown, "<bos>": TypeControl, "<0x00>": TypeByte, "\n\n": TypeUserDefined, "  ": TypeUserDefined, "e": TypeNormal}
+	kinds := map[string]int32{"<unk>": TypeUnknown, "<bos>": TypeControl, "<0x00>": TypeByte, "\n\n": TypeUserDefined,
+		"  ": TypeUserDefined, "e": TypeNormal}
 	for i, text := range v.Tokens {
 		if want, ok := kinds[text]; ok && v.Types[i] != want {
 			t.Errorf("%q has type %d, want %d", text, v.Types[i], want)
@@ -392,7 +420,8 @@ func TestIncompleteMerges(t *testing.T) {
 	if len(v.Notes) != 1 || !strings.HasPrefix(v.Notes[0], "1 pairs") {
 		t.Errorf("notes %q", v.Notes)
 	}
-	if v.AddSpacePrefix || v.UNK != 0 || v.Types[0] != TypeUnknown || v.Types[7] != TypeByte || v.Scores[5] <= v.Scores[4] || v.Scores[4] <= v.Scores[6] || v.Scores[6] <= v.Scores[1] {
+	if v.AddSpacePrefix || v.UNK != 0 || v.Types[0] != TypeUnknown || v.Types[7] != TypeByte ||
+		v.Scores[5] <= v.Scores[4] || v.Scores[4] <= v.Scores[6] || v.Scores[6] <= v.Scores[1] {
 		t.Errorf("%+v", v)
 	}
 }

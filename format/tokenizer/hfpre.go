@@ -56,18 +56,19 @@ func (s *hfStep) flatten() []*hfStep {
 
 // Patterns of tokenizer.json files, as they stand there.
 const (
-	reGPT2    = `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
-	reFold    = `(?i:'s|'t|'re|'ve|'m|'ll|'d)`
-	reUnfold  = `(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])`
-	reLlama3  = reFold + `|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	reQwen2   = reFold + `|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	reQwen35  = reFold + `|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	reUpper   = `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`
-	reLower   = `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`
-	reTail    = `| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	reLead    = `[^\r\n\p{L}\p{N}]?`
-	reTekken  = reLead + reUpper + `*` + reLower + `+|` + reLead + reUpper + `+` + reLower + `*|\p{N}` + reTail
-	reGPT4o   = reLead + reUpper + `*` + reLower + `+` + reFold + `?|` + reLead + reUpper + `+` + reLower + `*` + reFold + `?|\p{N}{1,3}` + reTail
+	reGPT2   = `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
+	reFold   = `(?i:'s|'t|'re|'ve|'m|'ll|'d)`
+	reUnfold = `(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])`
+	reLlama3 = reFold + `|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+	reQwen2  = reFold + `|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+	reQwen35 = reFold + `|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+	reUpper  = `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`
+	reLower  = `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`
+	reTail   = `| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+	reLead   = `[^\r\n\p{L}\p{N}]?`
+	reTekken = reLead + reUpper + `*` + reLower + `+|` + reLead + reUpper + `+` + reLower + `*|\p{N}` + reTail
+	reGPT4o  = reLead + reUpper + `*` + reLower + `+` + reFold + `?|` + reLead + reUpper + `+` + reLower + `*` + reFold +
+		`?|\p{N}{1,3}` + reTail
 	reDigit   = `\p{N}`
 	reDSKana  = "[一-龥\u3040-ゟ゠-ヿ]+"
 	reDSWords = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
@@ -146,7 +147,8 @@ func detectPre(file string, root *hfStep, ignoreMerges bool) (name string, notes
 		notes = append(notes, "The pattern tells upper from lower case and takes marks in words; llama.cpp's form of it does so for ASCII only.")
 	}
 	if p := preTokenizers[name]; p.ignoreMerges != ignoreMerges {
-		notes = append(notes, fmt.Sprintf("tokenizer.json has ignore_merges %t; llama.cpp's %s has %t.", ignoreMerges, name, p.ignoreMerges))
+		notes = append(notes, fmt.Sprintf("tokenizer.json has ignore_merges %t; llama.cpp's %s has %t.",
+			ignoreMerges, name, p.ignoreMerges))
 	}
 	return name, notes, nil
 }

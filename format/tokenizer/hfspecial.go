@@ -64,6 +64,16 @@ func (r *hfReader) specialIDs() error {
 	if last != "" {
 		c.EOS = hfToken(last)
 	}
+	r.nameIDs(&more)
+	r.addsBOS(first)
+	r.addsEOS(last)
+	return nil
+}
+
+// nameIDs sets the ids of the special tokens: those that the tokenizer's own files
+// or more name by text, else those that the model's files name by number.
+func (r *hfReader) nameIDs(more *hfConfig) {
+	v, c := r.v, &r.config
 	// set takes the first name that is a token, else the id.
 	set := func(to *int32, id hfID, names ...hfToken) {
 		for _, n := range names {
@@ -89,7 +99,12 @@ func (r *hfReader) specialIDs() error {
 			v.setExtra(e.key, id)
 		}
 	}
+}
 
+// addsBOS decides whether a BOS token is put before text; first is what the
+// post_processor puts there.
+func (r *hfReader) addsBOS(first string) {
+	v, c := r.v, &r.config
 	firstID, ok := r.ids[first]
 	switch {
 	case c.AddBOS != nil:
@@ -103,21 +118,26 @@ func (r *hfReader) specialIDs() error {
 		// to; the class that takes tokenizer.json as it is does not.
 		v.AddBOS = r.tok == nil || c.Class != "PreTrainedTokenizerFast" && c.Class != "TokenizersBackend"
 	case preTokenizers[v.Pre].addBOS:
-		r.note("Nothing in the files asks for a BOS token; llama.cpp would add one for %s unless add_bos_token says false.", v.Pre)
-	}
-	v.AddEOS = last != ""
-	if c.AddEOS != nil {
-		v.AddEOS = *c.AddEOS
+		r.note("Nothing in the files asks for a BOS token; llama.cpp would add one for %s unless add_bos_token says false.",
+			v.Pre)
 	}
 	if v.AddBOS && v.BOS < 0 {
 		r.note("A BOS token is to be added but none is named; none is added.")
 		v.AddBOS = false
 	}
+}
+
+// addsEOS decides the same for an EOS token after text.
+func (r *hfReader) addsEOS(last string) {
+	v := r.v
+	v.AddEOS = last != ""
+	if r.config.AddEOS != nil {
+		v.AddEOS = *r.config.AddEOS
+	}
 	if v.AddEOS && v.EOS < 0 {
 		r.note("An EOS token is to be added but none is named; none is added.")
 		v.AddEOS = false
 	}
-	return nil
 }
 
 // template returns the special tokens that the post_processor puts around a

@@ -135,7 +135,8 @@ func TestLlamaTokenize(t *testing.T) {
 	}
 	for _, name := range modelNames {
 		for _, parse := range []bool{false, true} {
-			args := []string{"-m", filepath.Join(folder, name+".gguf"), "--file", text, "--ids", "--no-bos", "--no-escape", "--log-disable"}
+			args := []string{"-m", filepath.Join(folder, name+".gguf"), "--file", text, "--ids", "--no-bos", "--no-escape",
+				"--log-disable"}
 			if !parse {
 				args = append(args, "--no-parse-special")
 			}

@@ -133,7 +133,10 @@ func otherRun(t classTable, s string, i int) int {
 
 // llama3 returns the pattern of Llama 3 and its relatives, with at most digits
 // digits in a number:
-// (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+//
+//	(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}|
+//	 ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+//
 // If marks is set, \p{M} counts as \p{L} (Qwen 3.5).
 func llama3(digits int, marks bool) stage {
 	return func(t classTable, s string, i int) int {

@@ -88,10 +88,9 @@ func New(v *Vocab) (*Tokenizer, error) {
 	t.special = newMatcher(matched)
 	t.setPieces()
 	t.reached = make([]atomic.Uint32, len(v.Tokens))
-	switch {
-	case v.Model == ModelSPM:
+	if v.Model == ModelSPM {
 		t.buildSPM()
-	default:
+	} else {
 		t.buildBPE()
 	}
 	return t, nil
@@ -212,23 +211,8 @@ func (t *Tokenizer) setAttrs() {
 	t.attrs = make([]uint8, len(v.Tokens))
 	for i := range t.attrs {
 		t.attrs[i] = attrNormal
-		if v.Types == nil {
-			continue
-		}
-		switch v.Types[i] {
-		case TypeNormal:
-		case TypeUnknown:
-			t.attrs[i] = attrUnknown
-		case TypeControl:
-			t.attrs[i] = attrControl
-		case TypeUserDefined:
-			t.attrs[i] = attrUser
-		case TypeUnused:
-			t.attrs[i] = attrUnused
-		case TypeByte:
-			t.attrs[i] = attrByte
-		default:
-			t.attrs[i] = 0
+		if v.Types != nil {
+			t.attrs[i] = typeAttr(v.Types[i])
 		}
 	}
 	for _, text := range endOfGeneration {
@@ -275,6 +259,26 @@ func (t *Tokenizer) setAttrs() {
 	}
 }
 
+// typeAttr is the attribute that stands for a token type of a file, 0 for types that
+// llama.cpp does not know.
+func typeAttr(typ int32) uint8 {
+	switch typ {
+	case TypeNormal:
+		return attrNormal
+	case TypeUnknown:
+		return attrUnknown
+	case TypeControl:
+		return attrControl
+	case TypeUserDefined:
+		return attrUser
+	case TypeUnused:
+		return attrUnused
+	case TypeByte:
+		return attrByte
+	}
+	return 0
+}
+
 // endOfGeneration lists texts that llama.cpp treats as control tokens whatever
 // their type says.
 var endOfGeneration = []string{
@@ -285,13 +289,17 @@ var endOfGeneration = []string{
 
 var fillInMiddle = []struct{ keys, names []string }{
 	{[]string{"tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id"},
-		[]string{"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "<|prefix|>"}},
+		[]string{"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
+			"<|prefix|>"}},
 	{[]string{"tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id"},
-		[]string{"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "<|suffix|>"}},
+		[]string{"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>",
+			"<|suffix|>"}},
 	{[]string{"tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id"},
-		[]string{"<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>", "<|middle|>"}},
+		[]string{"<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
+			"<|middle|>"}},
 	{[]string{"tokenizer.ggml.fim_pad_token_id"}, []string{"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"}},
-	{[]string{"tokenizer.ggml.fim_rep_token_id"}, []string{"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"}},
+	{[]string{"tokenizer.ggml.fim_rep_token_id"}, []string{"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>",
+		"<reponame>"}},
 	{[]string{"tokenizer.ggml.fim_sep_token_id"}, []string{"<|file_sep|>"}},
 }
 

@@ -314,7 +314,8 @@ func TestMissingBytes(t *testing.T) {
 // TestNoByteTokens: SentencePiece without byte tokens falls back to the byte as a
 // text, then to the unknown token, then to nothing.
 func TestNoByteTokens(t *testing.T) {
-	v := &Vocab{Model: ModelSPM, BOS: -1, EOS: -1, UNK: 0, PAD: -1, Tokens: []string{"<unk>", "a", "\xc3"}, Scores: make([]float32, 3)}
+	v := &Vocab{Model: ModelSPM, BOS: -1, EOS: -1, UNK: 0, PAD: -1, Tokens: []string{"<unk>", "a", "\xc3"},
+		Scores: make([]float32, 3)}
 	if got := mustNew(t, v).Encode("aéa", Plain); !slices.Equal(got, []int32{1, 2, 0, 1}) {
 		t.Errorf("%v", got)
 	}
@@ -339,7 +340,8 @@ func TestRepeatedMerge(t *testing.T) {
 func TestUnreachableWord(t *testing.T) {
 	v := letters("a b")
 	abc := v.add("abc", TypeNormal)
-	for pre, want := range map[string][]int32{"gpt-2": {256, 'c'}, "smaug-bpe": {256, 'c'}, "tekken": {abc}, "llama-bpe": {abc}} {
+	for pre, want := range map[string][]int32{"gpt-2": {256, 'c'}, "smaug-bpe": {256, 'c'}, "tekken": {abc},
+		"llama-bpe": {abc}} {
 		v.Pre = pre
 		tok := mustNew(t, v)
 		for range 2 { // the second time, what merging makes of the word is known
@@ -460,6 +462,7 @@ func TestPieces(t *testing.T) {
 // TestConcurrent is for the race detector, and checks that what one goroutine
 // learns about words does not change another's ids.
 func TestConcurrent(t *testing.T) {
+	t.Parallel()
 	texts, short := hostile(t)
 	texts = texts[:short]
 	for _, name := range []string{"qwen2", "gemma"} {
@@ -559,7 +562,8 @@ func TestFromGGUFErrors(t *testing.T) {
 	if _, err := FromGGUF(base()); err != nil {
 		t.Fatal(err)
 	}
-	for key, value := range map[string]any{keyModel: nil, keyTokens: nil, keyMerges: 7, keyTypes: []int32{1}, keyPre: "x", keyAddBOS: true} {
+	for key, value := range map[string]any{keyModel: nil, keyTokens: nil, keyMerges: 7, keyTypes: []int32{1},
+		keyPre: "x", keyAddBOS: true} {
 		m := base()
 		m[key] = value
 		if _, err := FromGGUF(m); err == nil || !strings.Contains(err.Error(), key) {

@@ -304,6 +304,17 @@ func (v *Vocab) validate(file string) error {
 	case len(v.ChatTemplate) > MaxTemplateSize:
 		return bad(keyTemplate, "%d bytes, at most %d are read", len(v.ChatTemplate), MaxTemplateSize)
 	}
+	if err := v.validateEntries(bad); err != nil {
+		return err
+	}
+	return v.validateIDs(bad)
+}
+
+// A complaint makes an error about one key.
+type complaint func(key, format string, args ...any) error
+
+// validateEntries checks tokens, scores and merges one by one.
+func (v *Vocab) validateEntries(bad complaint) error {
 	for i, t := range v.Tokens {
 		if len(t) > MaxTokenLen {
 			return bad(keyTokens, "token %d has %d bytes, at most %d are read", i, len(t), MaxTokenLen)
@@ -321,6 +332,12 @@ func (v *Vocab) validate(file string) error {
 			return bad(keyMerges, "merge %d, %q, is not two texts with a space between", i, clip(m, 40))
 		}
 	}
+	return nil
+}
+
+// validateIDs checks the ids of special tokens.
+func (v *Vocab) validateIDs(bad complaint) error {
+	n := len(v.Tokens)
 	ids := map[string]int32{keyBOS: v.BOS, keyEOS: v.EOS, keyUNK: v.UNK, keyPAD: v.PAD}
 	for _, key := range append([]string{keyBOS, keyEOS, keyUNK, keyPAD}, extraKeys...) {
 		id, ok := ids[key]
@@ -387,7 +404,8 @@ func (v *Vocab) KeyValues() []KeyValue {
 			id(key, x)
 		}
 	}
-	kv = append(kv, KeyValue{keyAddBOS, v.AddBOS}, KeyValue{keyAddEOS, v.AddEOS}, KeyValue{keySpacePrefix, v.AddSpacePrefix})
+	kv = append(kv, KeyValue{keyAddBOS, v.AddBOS}, KeyValue{keyAddEOS, v.AddEOS},
+		KeyValue{keySpacePrefix, v.AddSpacePrefix})
 	if v.RemoveExtraWhitespaces {
 		kv = append(kv, KeyValue{keyRemoveExtra, true})
 	}

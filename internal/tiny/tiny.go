@@ -87,13 +87,16 @@ type traits struct {
 }
 
 var families = map[string]traits{
-	"llama":       {arch: "llama", class: "LlamaForCausalLM", interleaved: true},
-	"mistral":     {arch: "llama", class: "MistralForCausalLM", interleaved: true},
-	"mixtral":     {arch: "llama", class: "MixtralForCausalLM", interleaved: true, experts: "block_sparse_moe", gate: "w1", up: "w3", down: "w2"},
-	"qwen2":       {arch: "qwen2", class: "Qwen2ForCausalLM", bias: "qkv"},
-	"qwen3":       {arch: "qwen3", class: "Qwen3ForCausalLM", norm: "head"},
-	"qwen3_moe":   {arch: "qwen3moe", class: "Qwen3MoeForCausalLM", norm: "head", experts: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj"},
-	"olmoe":       {arch: "olmoe", class: "OlmoeForCausalLM", norm: "layer", experts: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj"},
+	"llama":   {arch: "llama", class: "LlamaForCausalLM", interleaved: true},
+	"mistral": {arch: "llama", class: "MistralForCausalLM", interleaved: true},
+	"mixtral": {arch: "llama", class: "MixtralForCausalLM", interleaved: true, experts: "block_sparse_moe", gate: "w1",
+		up: "w3", down: "w2"},
+	"qwen2": {arch: "qwen2", class: "Qwen2ForCausalLM", bias: "qkv"},
+	"qwen3": {arch: "qwen3", class: "Qwen3ForCausalLM", norm: "head"},
+	"qwen3_moe": {arch: "qwen3moe", class: "Qwen3MoeForCausalLM", norm: "head", experts: "mlp", gate: "gate_proj",
+		up: "up_proj", down: "down_proj"},
+	"olmoe": {arch: "olmoe", class: "OlmoeForCausalLM", norm: "layer", experts: "mlp", gate: "gate_proj",
+		up: "up_proj", down: "down_proj"},
 	"gemma3_text": {arch: "gemma3", class: "Gemma3ForCausalLM", norm: "head", gemma: true},
 }
 
@@ -188,7 +191,8 @@ func (m *Model) tensors() {
 		for _, x := range []struct {
 			letter, hf, gguf string
 			rows, cols       int
-		}{{"q", "q_proj", "attn_q", q, o.Hidden}, {"k", "k_proj", "attn_k", kv, o.Hidden}, {"v", "v_proj", "attn_v", kv, o.Hidden}, {"o", "o_proj", "attn_output", o.Hidden, q}} {
+		}{{"q", "q_proj", "attn_q", q, o.Hidden}, {"k", "k_proj", "attn_k", kv, o.Hidden},
+			{"v", "v_proj", "attn_v", kv, o.Hidden}, {"o", "o_proj", "attn_output", o.Hidden, q}} {
 			add(a+"self_attn."+x.hf+".weight", b+x.gguf+".weight", x.rows, x.cols)
 			turned := x.letter == "q" || x.letter == "k"
 			m.Tensors[len(m.Tensors)-1].turned = turned
@@ -223,7 +227,8 @@ func (m *Model) tensors() {
 		for _, x := range []struct {
 			hf, gguf   string
 			rows, cols int
-		}{{f.gate, "ffn_gate_exps", o.FFN, o.Hidden}, {f.up, "ffn_up_exps", o.FFN, o.Hidden}, {f.down, "ffn_down_exps", o.Hidden, o.FFN}} {
+		}{{f.gate, "ffn_gate_exps", o.FFN, o.Hidden}, {f.up, "ffn_up_exps", o.FFN, o.Hidden},
+			{f.down, "ffn_down_exps", o.Hidden, o.FFN}} {
 			for e := range o.Experts {
 				add(fmt.Sprintf("%s%s.experts.%d.%s.weight", a, f.experts, e, x.hf), b+x.gguf+".weight", x.rows, x.cols)
 				m.Tensors[len(m.Tensors)-1].Expert = e

@@ -110,7 +110,8 @@ func TestTokenizer(t *testing.T) {
 
 // TestDeterministic: the same options give the same numbers, another seed others.
 func TestDeterministic(t *testing.T) {
-	a, b, c := tiny.New(t, "llama", tiny.Options{}), tiny.New(t, "llama", tiny.Options{}), tiny.New(t, "llama", tiny.Options{Seed: 1})
+	a, b, c := tiny.New(t, "llama", tiny.Options{}), tiny.New(t, "llama", tiny.Options{}),
+		tiny.New(t, "llama", tiny.Options{Seed: 1})
 	for i := range a.Tensors {
 		if !slices.Equal(a.Tensors[i].Values, b.Tensors[i].Values) {
 			t.Errorf("%s differs", a.Tensors[i].Name)

@@ -9,7 +9,8 @@ import (
 )
 
 // merges of the byte-level tokenizer, best first; Ġ is a space.
-var merges = [][2]string{{"Ġ", "t"}, {"h", "e"}, {"Ġ", "a"}, {"i", "n"}, {"e", "r"}, {"Ġt", "he"}, {"o", "n"}, {"r", "e"}}
+var merges = [][2]string{{"Ġ", "t"}, {"h", "e"}, {"Ġ", "a"}, {"i", "n"}, {"e", "r"}, {"Ġt", "he"}, {"o", "n"},
+	{"r", "e"}}
 
 // EndOfText is the id of the one special token, "<|endoftext|>"; ids below it
 // are bytes and merges.
@@ -60,14 +61,16 @@ func writeTokenizer(t testing.TB, dir string) {
 	}
 	type object = map[string]any
 	writeJSON(t, filepath.Join(dir, "tokenizer.json"), object{
-		"version":       "1.0",
-		"added_tokens":  []object{{"id": EndOfText, "content": endOfText, "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}},
+		"version": "1.0",
+		"added_tokens": []object{{"id": EndOfText, "content": endOfText, "special": true, "single_word": false,
+			"lstrip": false, "rstrip": false, "normalized": false}},
 		"normalizer":    nil,
 		"pre_tokenizer": object{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
 		"decoder":       object{"type": "ByteLevel"},
 		"model":         object{"type": "BPE", "vocab": vocab, "merges": list},
 	})
-	writeJSON(t, filepath.Join(dir, "tokenizer_config.json"), object{"add_bos_token": false, "bos_token": endOfText, "eos_token": endOfText, "tokenizer_class": "GPT2Tokenizer"})
+	writeJSON(t, filepath.Join(dir, "tokenizer_config.json"), object{"add_bos_token": false, "bos_token": endOfText,
+		"eos_token": endOfText, "tokenizer_class": "GPT2Tokenizer"})
 }
 
 // tokenizerKVs describes the same tokenizer in GGUF metadata.
@@ -87,8 +90,10 @@ func tokenizerKVs(vocab int) []gguf.KV {
 	}
 	return []gguf.KV{
 		gguf.Value("tokenizer.ggml.model", "gpt2"), gguf.Value("tokenizer.ggml.pre", "gpt-2"),
-		gguf.Array("tokenizer.ggml.tokens", all), gguf.Array("tokenizer.ggml.token_type", types), gguf.Array("tokenizer.ggml.merges", list),
-		gguf.Value("tokenizer.ggml.bos_token_id", uint32(EndOfText)), gguf.Value("tokenizer.ggml.eos_token_id", uint32(EndOfText)),
+		gguf.Array("tokenizer.ggml.tokens", all), gguf.Array("tokenizer.ggml.token_type", types),
+		gguf.Array("tokenizer.ggml.merges", list),
+		gguf.Value("tokenizer.ggml.bos_token_id", uint32(EndOfText)),
+		gguf.Value("tokenizer.ggml.eos_token_id", uint32(EndOfText)),
 		gguf.Value("tokenizer.ggml.add_bos_token", false),
 	}
 }

@@ -27,10 +27,13 @@ func (m *Model) sliding(l int) bool { return m.info.gemma && l%2 == 0 }
 func (m *Model) ConfigJSON() map[string]any {
 	o := &m.Options
 	c := map[string]any{
-		"architectures": []string{m.info.class}, "model_type": m.Family, "torch_dtype": map[string]string{"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[o.DType],
-		"hidden_size": o.Hidden, "num_hidden_layers": o.Layers, "num_attention_heads": o.Heads, "num_key_value_heads": o.KVHeads, "head_dim": o.HeadDim,
+		"architectures": []string{m.info.class}, "model_type": m.Family, "torch_dtype": map[string]string{"F32": "float32",
+			"F16": "float16", "BF16": "bfloat16"}[o.DType],
+		"hidden_size": o.Hidden, "num_hidden_layers": o.Layers, "num_attention_heads": o.Heads,
+		"num_key_value_heads": o.KVHeads, "head_dim": o.HeadDim,
 		"intermediate_size": o.FFN, "vocab_size": o.Vocab, "max_position_embeddings": o.Context, "rms_norm_eps": normEps,
-		"rope_theta": ropeTheta, "hidden_act": "silu", "tie_word_embeddings": !o.Untied, "bos_token_id": EndOfText, "eos_token_id": EndOfText,
+		"rope_theta": ropeTheta, "hidden_act": "silu", "tie_word_embeddings": !o.Untied, "bos_token_id": EndOfText,
+		"eos_token_id": EndOfText,
 	}
 	switch m.Family {
 	case "llama":
@@ -41,7 +44,8 @@ func (m *Model) ConfigJSON() map[string]any {
 		c["sliding_window"] = nil
 		c["num_local_experts"], c["num_experts_per_tok"] = o.Experts, expertsUsed
 	case "qwen3_moe":
-		c["num_experts"], c["num_experts_per_tok"], c["moe_intermediate_size"], c["norm_topk_prob"] = o.Experts, expertsUsed, o.FFN, true
+		c["num_experts"], c["num_experts_per_tok"], c["moe_intermediate_size"], c["norm_topk_prob"] = o.Experts, expertsUsed,
+			o.FFN, true
 	case "olmoe":
 		c["num_experts"], c["num_experts_per_tok"], c["norm_topk_prob"] = o.Experts, expertsUsed, false
 	case "gemma3_text":
@@ -107,7 +111,8 @@ func (m *Model) HF(t testing.TB, dir string) {
 		}
 	}
 	if n > 1 {
-		writeJSON(t, filepath.Join(dir, safetensors.IndexName), map[string]any{"metadata": map[string]any{}, "weight_map": index})
+		writeJSON(t, filepath.Join(dir, safetensors.IndexName),
+			map[string]any{"metadata": map[string]any{}, "weight_map": index})
 	}
 }
 
@@ -126,7 +131,8 @@ func writeJSON(t testing.TB, path string, v any) {
 func (m *Model) KVs() []gguf.KV {
 	o, arch := &m.Options, m.info.arch
 	kvs := []gguf.KV{
-		gguf.Value("general.architecture", arch), gguf.Value("general.type", "model"), gguf.Value("general.name", "tiny "+m.Family),
+		gguf.Value("general.architecture", arch), gguf.Value("general.type", "model"),
+		gguf.Value("general.name", "tiny "+m.Family),
 	}
 	u32 := func(key string, n int) { kvs = append(kvs, gguf.Value(arch+"."+key, uint32(n))) }
 	f32 := func(key string, x float64) { kvs = append(kvs, gguf.Value(arch+"."+key, float32(x))) }
@@ -165,7 +171,8 @@ func (m *Model) KVs() []gguf.KV {
 // GGUF writes the model as one GGUF file.
 func (m *Model) GGUF(t testing.TB, path string) {
 	t.Helper()
-	typ := map[string]gguf.Type{"F32": gguf.TypeF32, "F16": gguf.TypeF16, "BF16": gguf.TypeBF16, "Q8_0": gguf.TypeQ8_0}[m.Options.DType]
+	typ := map[string]gguf.Type{"F32": gguf.TypeF32, "F16": gguf.TypeF16, "BF16": gguf.TypeBF16,
+		"Q8_0": gguf.TypeQ8_0}[m.Options.DType]
 	type part struct {
 		spec gguf.TensorSpec
 		data []byte

@@ -129,6 +129,7 @@ func worst(t *testing.T, name string, n int, bound float64, f func(r *rand.Rand)
 }
 
 func TestAccuracy(t *testing.T) {
+	t.Parallel()
 	n := 1500
 	if testing.Short() {
 		n = 200

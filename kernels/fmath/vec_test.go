@@ -99,7 +99,8 @@ func TestTiers(t *testing.T) {
 				if got := Max(x); got != most || math.Signbit(float64(got)) && got == 0 {
 					t.Fatalf("Max of %d: got %v, want %v", n, got, most)
 				}
-				if got, want := SumSq(x), tree(squares[:]); math.Float64bits(got) != math.Float64bits(want) && (got == got || want == want) {
+				if got, want := SumSq(x), tree(squares[:]); math.Float64bits(got) != math.Float64bits(want) &&
+					(got == got || want == want) {
 					t.Fatalf("SumSq of %d: got %x, want %x", n, got, want)
 				}
 				sum := ExpSum(dst, x, 1.25, 0.125)

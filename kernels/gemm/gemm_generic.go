@@ -23,7 +23,8 @@ func tileGeneric(rows, width, kc int, a []float32, lda int, b []float32, ldb int
 				p0, p1, p2, p3 := x*float64(bj[0]), x*float64(bj[1]), x*float64(bj[2]), x*float64(bj[3])
 				t0, t1, t2, t3 := p0+float64(s0), p1+float64(s1), p2+float64(s2), p3+float64(s3)
 				if fma32.Doubtful(t0) || fma32.Doubtful(t1) || fma32.Doubtful(t2) || fma32.Doubtful(t3) {
-					s0, s1, s2, s3 = fma32.Odd(p0, float64(s0)), fma32.Odd(p1, float64(s1)), fma32.Odd(p2, float64(s2)), fma32.Odd(p3, float64(s3))
+					s0, s1, s2, s3 = fma32.Odd(p0, float64(s0)), fma32.Odd(p1, float64(s1)), fma32.Odd(p2, float64(s2)),
+						fma32.Odd(p3, float64(s3))
 					continue
 				}
 				s0, s1, s2, s3 = float32(t0), float32(t1), float32(t2), float32(t3)

@@ -54,7 +54,8 @@ func equalBits(t *testing.T, what string, got, want []float32) {
 }
 
 // sizes to combine: around the tile sizes of all tiers and their multiples.
-var awkward = []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15, 16, 17, 23, 24, 25, 31, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97}
+var awkward = []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 15, 16, 17, 23, 24, 25, 31, 33, 47, 48, 49, 63, 64, 65, 95, 96,
+	97}
 
 func TestMulSizes(t *testing.T) {
 	impl.TestAll(t, "gemm", func(t *testing.T) {
@@ -253,7 +254,8 @@ func TestPackErrors(t *testing.T) {
 		}
 	}
 	never := func(int, []float32) error { t.Error("row function called"); return nil }
-	for _, s := range [][2]int{{-1, 1}, {1, -1}, {maxElements, 1}, {math.MaxInt >> 9, 1 << 9}, {math.MaxInt, math.MaxInt}, {1, math.MaxInt}, {math.MaxInt, 1}} {
+	for _, s := range [][2]int{{-1, 1}, {1, -1}, {maxElements, 1}, {math.MaxInt >> 9, 1 << 9}, {math.MaxInt, math.MaxInt},
+		{1, math.MaxInt}, {math.MaxInt, 1}} {
 		if err := w.Pack(s[0], s[1], never, 1); err == nil {
 			t.Errorf("Pack of %d x %d gives no error", s[0], s[1])
 		}

@@ -52,7 +52,8 @@ const maxElements = min(1<<38, math.MaxInt/8)
 func (w *Weights) reset(n, k int) error {
 	*w = Weights{layout: current().layout, data: w.data}
 	if n < 0 || k < 0 || n > maxElements || k > 0 && (n+maxPanel) > maxElements/k {
-		return fmt.Errorf("gemm: cannot pack a matrix of %d x %d: sizes must not be negative nor exceed %d numbers in all", n, k, maxElements)
+		return fmt.Errorf("gemm: cannot pack a matrix of %d x %d: sizes must not be negative nor exceed %d numbers in all", n,
+			k, maxElements)
 	}
 	size := w.layout.round(n) * k
 	if cap(w.data) < size {

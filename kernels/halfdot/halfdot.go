@@ -23,7 +23,8 @@ const partial = 64
 func Score(out, q []float32, keys []uint16, n int) {
 	d := len(q)
 	if n < 0 || len(out) < n || len(keys) < n*d {
-		panic(fmt.Sprintf("halfdot: %d keys of %d do not fit in slices of %d scores and %d numbers", n, d, len(out), len(keys)))
+		panic(fmt.Sprintf("halfdot: %d keys of %d do not fit in slices of %d scores and %d numbers", n, d, len(out),
+			len(keys)))
 	}
 	if n == 0 || d == 0 {
 		clear(out[:n])

@@ -122,7 +122,8 @@ func ScoreQ4(out []float32, q *Query, keys []byte, n int) {
 // too short.
 func checkBlocks(out []float32, q *Query, keys []byte, n, size int) bool {
 	if n < 0 || len(out) < n || len(keys) < n*len(q.blocks)*size {
-		panic(fmt.Sprintf("halfdot: %d keys of %d blocks do not fit in slices of %d scores and %d bytes", n, len(q.blocks), len(out), len(keys)))
+		panic(fmt.Sprintf("halfdot: %d keys of %d blocks do not fit in slices of %d scores and %d bytes", n, len(q.blocks),
+			len(out), len(keys)))
 	}
 	if len(q.blocks) == 0 {
 		clear(out[:n])

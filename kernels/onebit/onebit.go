@@ -218,7 +218,8 @@ func roundQuery(quads [][4]int16, q []float32) (step float32) {
 	inverse := quadScale / S
 	for i := 0; i+4 <= len(q); i += 4 {
 		v := (*[4]float32)(q[i:])
-		quads[i/4] = [4]int16{roundInt(v[0] * inverse), roundInt(v[1] * inverse), roundInt(v[2] * inverse), roundInt(v[3] * inverse)}
+		quads[i/4] = [4]int16{roundInt(v[0] * inverse), roundInt(v[1] * inverse), roundInt(v[2] * inverse),
+			roundInt(v[3] * inverse)}
 	}
 	return S / quadScale
 }
@@ -305,10 +306,12 @@ func Score(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 // check panics, before anything is written, when slices are too short.
 func check(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, n int, offsets []float32) {
 	if len(bits) < Len(n, t.bits) || len(scales) < n {
-		panic(fmt.Sprintf("onebit: %d words and %d scales are too few for %d keys of %d bits", len(bits), len(scales), n, t.bits))
+		panic(fmt.Sprintf("onebit: %d words and %d scales are too few for %d keys of %d bits", len(bits), len(scales), n,
+			t.bits))
 	}
 	if t.heads > 1 && ostride < n || len(out) < (t.heads-1)*ostride+n {
-		panic(fmt.Sprintf("onebit: %d numbers at distance %d do not hold %d scores of %d heads", len(out), ostride, n, t.heads))
+		panic(fmt.Sprintf("onebit: %d numbers at distance %d do not hold %d scores of %d heads", len(out), ostride, n,
+			t.heads))
 	}
 	if offsets != nil && len(offsets) != t.heads {
 		panic(fmt.Sprintf("onebit: %d offsets for %d heads", len(offsets), t.heads))
@@ -316,7 +319,8 @@ func check(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 }
 
 // scoreGeneric scores whole blocks and is the reference for the other tiers.
-func scoreGeneric(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
+func scoreGeneric(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
+	consts [][4]uint32) {
 	for b := range blocks {
 		block := bits[b*BlockKeys*t.words:][:BlockKeys*t.words]
 		for h := range t.heads {

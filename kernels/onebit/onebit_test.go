@@ -81,7 +81,8 @@ func half(r *rand.Rand) uint16 {
 }
 
 func TestScore(t *testing.T) {
-	sizes := []int{8, 16, 24, 32, 40, 64, 72, 96, 104, 128, 136, 160, 192, 224, 256, 288, 320, 384, 416, 512, 640, 1000, 1024, 1056, MaxBits}
+	sizes := []int{8, 16, 24, 32, 40, 64, 72, 96, 104, 128, 136, 160, 192, 224, 256, 288, 320, 384, 416, 512, 640, 1000,
+		1024, 1056, MaxBits}
 	impl.TestAll(t, "onebit", func(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 1))
 		var tab Tables

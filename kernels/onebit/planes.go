@@ -29,7 +29,8 @@ func Add(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, 
 // queries turned for that block. Query h of block k is q[(k*heads+h)*b:][:b], its
 // offset is offsets[k*heads+h]; offsets may be nil. The rest is as for Score. t is
 // only memory that is used again.
-func ScoreAnchored(out []float32, ostride int, t *Tables, q []float32, heads, b, anchor int, bits []uint32, scales []uint16, n int, offsets []float32) {
+func ScoreAnchored(out []float32, ostride int, t *Tables, q []float32, heads, b, anchor int, bits []uint32,
+	scales []uint16, n int, offsets []float32) {
 	if anchor <= 0 || anchor%BlockKeys != 0 {
 		panic(fmt.Sprintf("onebit: anchors of %d keys: want a multiple of %d", anchor, BlockKeys))
 	}
@@ -38,7 +39,8 @@ func ScoreAnchored(out []float32, ostride int, t *Tables, q []float32, heads, b,
 	}
 	blocks := (n + anchor - 1) / anchor
 	if len(q) < blocks*heads*b || offsets != nil && len(offsets) < blocks*heads {
-		panic(fmt.Sprintf("onebit: %d numbers and %d offsets are too few for %d blocks of %d queries of %d", len(q), len(offsets), blocks, heads, b))
+		panic(fmt.Sprintf("onebit: %d numbers and %d offsets are too few for %d blocks of %d queries of %d", len(q),
+			len(offsets), blocks, heads, b))
 	}
 	t.Build(q, b, heads, b)
 	check(out, ostride, t, bits, scales, n, nil)
@@ -68,7 +70,8 @@ func AddExceptions(out, q []float32, index []uint8, values []uint16, per, n int)
 		return
 	}
 	if len(out) < n || len(index) < n*per || len(values) < n*per {
-		panic(fmt.Sprintf("onebit: %d scores, %d indices and %d values are too few for %d keys with %d exceptions", len(out), len(index), len(values), n, per))
+		panic(fmt.Sprintf("onebit: %d scores, %d indices and %d values are too few for %d keys with %d exceptions", len(out),
+			len(index), len(values), n, per))
 	}
 	for _, x := range index[:n*per] {
 		if int(x) >= len(q) {

@@ -95,7 +95,10 @@ func TestAddExceptions(t *testing.T) {
 		"coordinate":   func() { AddExceptions(out, q, []uint8{0, 4}, make([]uint16, 2), 1, 2) },
 		"short values": func() { AddExceptions(out, q, []uint8{0, 0}, make([]uint16, 1), 1, 2) },
 		"anchor":       func() { ScoreAnchored(out, 3, new(Tables), q, 1, 8, 24, nil, nil, 1, nil) },
-		"few queries":  func() { ScoreAnchored(out, 3, new(Tables), q, 1, 8, 16, make([]uint32, 16), make([]uint16, 3), 3, nil) },
+		"few queries": func() {
+			ScoreAnchored(out, 3, new(Tables), q, 1, 8, 16, make([]uint32, 16), make([]uint16, 3), 3,
+				nil)
+		},
 		"planes short": func() {
 			var tab Tables
 			tab.Build(make([]float32, 8), 8, 1, 8)

@@ -33,7 +33,8 @@ func buildDigits(digits []byte, quads [][4]int16) {
 	}
 }
 
-func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
+func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
+	consts [][4]uint32) {
 	switch {
 	case useAVX512:
 		scoreVBMI(out, ostride, t, bits, scales, blocks, consts)
@@ -114,7 +115,8 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 		// The first head fetches the next chunk, as long as there is one.
 		ahead := &bits[min(g+chunk, max(0, groups-chunk))*groupKeys*t.words]
 		for h := range t.heads {
-			avx2Sum(n, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &scales[key], &consts[h][0], &out[h*ostride+key], ahead)
+			avx2Sum(n, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &scales[key], &consts[h][0],
+				&out[h*ostride+key], ahead)
 		}
 	}
 	rest := blocks % groupBlocks * BlockKeys

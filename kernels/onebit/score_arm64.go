@@ -23,7 +23,8 @@ const chunkWords = 4096
 
 func buildDigits(digits []byte, quads [][4]int16) { digitsGeneric(digits, quads) }
 
-func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
+func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
+	consts [][4]uint32) {
 	if !useNEON {
 		scoreGeneric(out, ostride, t, bits, scales, blocks, consts)
 		return
@@ -31,7 +32,8 @@ func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []
 	chunk := max(2, chunkWords/(t.words*BlockKeys))
 	for b := 0; b < blocks; b += chunk {
 		for h := range t.heads {
-			neonScore(min(chunk, blocks-b), t.words, &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words], &scales[b*BlockKeys], &consts[h][0], &out[h*ostride+b*BlockKeys])
+			neonScore(min(chunk, blocks-b), t.words, &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words],
+				&scales[b*BlockKeys], &consts[h][0], &out[h*ostride+b*BlockKeys])
 		}
 	}
 }

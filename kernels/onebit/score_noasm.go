@@ -6,6 +6,7 @@ func vectorised() bool { return false }
 
 func buildDigits(digits []byte, quads [][4]int16) { digitsGeneric(digits, quads) }
 
-func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
+func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
+	consts [][4]uint32) {
 	scoreGeneric(out, ostride, t, bits, scales, blocks, consts)
 }

@@ -63,6 +63,7 @@ func (l Layout) Index(to Layout, i, d int) int {
 // Scaling names a context-extension rule.
 type Scaling string
 
+// The rules that are known.
 const (
 	None    Scaling = ""
 	Linear  Scaling = "linear"  // all frequencies divided by Factor
@@ -121,7 +122,8 @@ func (p Params) Check() error {
 			return bad("original_max_position_embeddings", float64(p.OriginalContext))
 		}
 		if p.Scaling == Llama3 && (!pos(p.LowFreqFactor) || !pos(p.HighFreqFactor) || p.HighFreqFactor <= p.LowFreqFactor) {
-			return fmt.Errorf("RoPE low_freq_factor %g and high_freq_factor %g, expected 0 < low < high", p.LowFreqFactor, p.HighFreqFactor)
+			return fmt.Errorf("RoPE low_freq_factor %g and high_freq_factor %g, expected 0 < low < high", p.LowFreqFactor,
+				p.HighFreqFactor)
 		}
 		if p.Scaling == YaRN && (!pos(p.BetaFast) || !pos(p.BetaSlow)) {
 			return fmt.Errorf("RoPE beta_fast %g and beta_slow %g, expected positive numbers", p.BetaFast, p.BetaSlow)

@@ -245,7 +245,8 @@ func TestApply(t *testing.T) {
 				table.ApplyInverse(back, pos, l)
 				for i := range x {
 					if math.Abs(float64(back[i])-m*m*float64(x[i])) > 4e-6 {
-						t.Fatalf("%s, %s, position %d: %g comes back as %g, expected %g", p.Scaling, l, pos, x[i], back[i], m*m*float64(x[i]))
+						t.Fatalf("%s, %s, position %d: %g comes back as %g, expected %g", p.Scaling, l, pos, x[i], back[i],
+							m*m*float64(x[i]))
 					}
 				}
 			}
@@ -270,7 +271,8 @@ func TestApply(t *testing.T) {
 func TestCheck(t *testing.T) {
 	inf := math.Inf(1)
 	good := Params{Theta: 10000, Dim: 4}
-	l3 := Params{Theta: 10000, Dim: 4, Scaling: Llama3, Factor: 8, OriginalContext: 8192, LowFreqFactor: 1, HighFreqFactor: 4}
+	l3 := Params{Theta: 10000, Dim: 4, Scaling: Llama3, Factor: 8, OriginalContext: 8192, LowFreqFactor: 1,
+		HighFreqFactor: 4}
 	yarn := Params{Theta: 10000, Dim: 4, Scaling: YaRN, Factor: 8, OriginalContext: 8192, BetaFast: 32, BetaSlow: 1}
 	for _, p := range []Params{good, l3, yarn, {Theta: 1.5, Dim: 2}} {
 		if err := p.Check(); err != nil {

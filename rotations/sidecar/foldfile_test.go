@@ -143,8 +143,8 @@ func TestFoldView(t *testing.T) {
 			n := cfg.Layers[0].HeadDim
 			e.Values = &transform.KeyTransform{Key: make([]float64, n*n), Query: make([]float64, n*n)}
 			for i := range n {
-				// What is folded needs not be inverse here.
-				e.Values.Key[i*n+(i+1)%n], e.Values.Query[i*n+(i+3)%n] = 1+float64(i+h)/7, 1+float64(i)/3
+				x := 1 + float64(i+h)/7
+				e.Values.Key[i*n+(i+1)%n], e.Values.Query[i*n+(i+1)%n] = x, 1/x
 				e.Shift.Delta[i] = float64(i-h) / 3
 				e.Pairs.Scale[i/2], e.Pairs.Angle[i/2] = 1+float32(i)/5, float64(l+i)/9
 			}

@@ -229,13 +229,21 @@ func TestFoldKeysRefuses(t *testing.T) {
 		for p := range ones {
 			ones[p] = 1
 		}
+		// Twice the keys, and queries as they were: not the inverse.
+		d := cfg.Layers[0].HeadDim
+		double := &transform.KeyTransform{Key: make([]float64, d*d), Query: make([]float64, d*d)}
+		for i := range d {
+			double.Key[i*d+i], double.Query[i*d+i] = 2, 1
+		}
 		bad := map[string][]transform.KeyEdit{
-			"heads":  make([]transform.KeyEdit, cfg.Layers[0].KVHeads-1),
-			"scale":  {{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.Layers[0].HeadDim/2)}}, {}},
-			"length": {{Pairs: &transform.PairRotation{Scale: ones[1:]}}, {}},
-			"angle":  {{Pairs: &transform.PairRotation{Scale: ones, Angle: []float64{math.NaN()}}}, {}},
-			"values": {{Values: &transform.KeyTransform{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
-			"mix":    {{Transform: &transform.KeyTransform{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
+			"values not inverse": {{Values: double}, {}},
+			"mix not inverse":    {{Transform: double}, {}},
+			"heads":              make([]transform.KeyEdit, cfg.Layers[0].KVHeads-1),
+			"scale":              {{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.Layers[0].HeadDim/2)}}, {}},
+			"length":             {{Pairs: &transform.PairRotation{Scale: ones[1:]}}, {}},
+			"angle":              {{Pairs: &transform.PairRotation{Scale: ones, Angle: []float64{math.NaN()}}}, {}},
+			"values":             {{Values: &transform.KeyTransform{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
+			"mix":                {{Transform: &transform.KeyTransform{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
 		}
 		if cfg.Layers[0].QKNorm != family.NoQKNorm {
 			bad["mixed norm"] = []transform.KeyEdit{{Transform: &transform.KeyTransform{Key: make([]float64, cfg.Layers[0].HeadDim*cfg.Layers[0].HeadDim), Query: make([]float64, cfg.Layers[0].HeadDim*cfg.Layers[0].HeadDim)}}, {}}

@@ -58,6 +58,34 @@ func (m *KeyTransform) Check(d int) error {
 			}
 		}
 	}
+	return m.checkInverse(d)
+}
+
+// inverseTolerance is how far an inner product of a column of Query and one of Key may be
+// from that of an inverse, against the sum of the sizes of its terms.
+const inverseTolerance = 1e-6
+
+// checkInverse refuses a mix whose Query is not Key^-T: it would change scores, or what
+// leaves a head, and nothing that follows would tell.
+func (m *KeyTransform) checkInverse(d int) error {
+	sum, size := make([]float64, d), make([]float64, d)
+	for i := range d { // column i of Query against all columns of Key
+		clear(sum)
+		clear(size)
+		for k := range d {
+			q := m.Query[k*d+i]
+			for j, a := range m.Key[k*d : (k+1)*d] {
+				sum[j] += float64(q * a)
+				size[j] += math.Abs(q * a)
+			}
+		}
+		sum[i]--
+		for j, x := range sum {
+			if math.Abs(x) > inverseTolerance*max(1, size[j]) {
+				return fmt.Errorf("a mix whose matrix of queries is not the inverse transposed of that of keys: columns %d and %d are off by %.2g", i, j, x)
+			}
+		}
+	}
 	return nil
 }
 

@@ -140,7 +140,7 @@ func (s *halfSummer) Sum(dst []float32, ldd int, p []float32, ldp int, v []float
 				if top > 0 {
 					m := top / pj
 					for i, a := range acc {
-						acc[i] = roundHalf(a * m)
+						acc[i] = roundHalf(float32(a * m))
 					}
 					total = float32(total * m)
 				}

@@ -172,7 +172,7 @@ func Measure(ctx context.Context, w *Windows, base Positions, streams ...Positio
 					worst := deltas[part][i]
 					for k, p := range e {
 						diff := float64(zb[k]) - float64(z[k])
-						dot += float64(p) * diff
+						dot += float64(float64(p) * diff)
 						worst = max(worst, math.Abs(diff))
 					}
 					deltas[part][i] = worst
@@ -299,7 +299,7 @@ func (d *Divergence) summarise(base, p Perplexity, same int) {
 
 // Quantile interpolates linearly in sorted values, as llama-perplexity does.
 func Quantile(sorted []float64, q float64) float64 {
-	p := q * float64(len(sorted)-1)
+	p := float64(q * float64(len(sorted)-1))
 	i := int(p)
 	f := p - float64(i)
 	return float64((1-f)*sorted[i]) + float64(f*sorted[min(i+1, len(sorted)-1)])

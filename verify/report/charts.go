@@ -101,11 +101,11 @@ func convergeChart(codes []string, byCode map[string][][][2]float64, layers []sp
 		}
 	}
 	type series struct {
-		code        string
-		mean        [][2]float64
-		band        [][2]float64
-		first       map[float64]float64
-		held, train float64
+		code  string
+		mean  [][2]float64
+		band  [][2]float64
+		first map[float64]float64
+		held  float64
 	}
 	var all []series
 	for _, code := range codes {

@@ -1,43 +1,60 @@
 package report
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-// Claims reads the ledger that the specification carries; nil when it carries none.
-func Claims() ([]spec.Claim, error) {
-	raw, err := fs.ReadFile(spec.Ledger, "claims.json")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return parseClaims(raw)
+// claimsView is the ledger of claims as the page shows it.
+type claimsView struct {
+	Rows     []claimRow
+	Counts   string
+	Prover   string // "" if no claim names a theorem
+	Theorems int
+	Pure     int // theorems that rest on no axiom
 }
 
-// parseClaims accepts a list, and an object with the list under "claims".
-func parseClaims(raw []byte) ([]spec.Claim, error) {
-	var file struct {
-		Claims []spec.Claim `json:"claims"`
+type claimRow struct {
+	spec.Claim
+	Proofs []proofRow
+}
+
+type proofRow struct{ Name, Axioms string }
+
+// ledger counts claims by status and finds their theorems.
+func ledger(l *spec.ClaimsJSON) *claimsView {
+	if l == nil || len(l.Claims) == 0 {
+		return nil
 	}
-	into := any(&file)
-	if t := bytes.TrimLeft(raw, " \t\r\n"); len(t) > 0 && t[0] == '[' {
-		into = &file.Claims
-	}
-	if err := json.Unmarshal(raw, into); err != nil {
-		return nil, fmt.Errorf("spec/claims.json: %w", err)
-	}
-	for i, c := range file.Claims {
-		if c.Name == "" || c.Statement == "" || c.Status == "" {
-			return nil, fmt.Errorf("spec/claims.json: claim %d lacks name, statement or status", i)
+	v := &claimsView{Theorems: len(l.Theorems)}
+	axioms := map[string]string{}
+	for _, t := range l.Theorems {
+		axioms[t.Name] = strings.Join(t.Axioms, ", ")
+		if len(t.Axioms) == 0 {
+			v.Pure++
 		}
 	}
-	return file.Claims, nil
+	counts := map[string]int{}
+	for _, c := range l.Claims {
+		counts[c.Status]++
+		row := claimRow{Claim: c}
+		for _, n := range c.Theorems {
+			row.Proofs = append(row.Proofs, proofRow{n, axioms[n]})
+			v.Prover = l.Prover
+		}
+		v.Rows = append(v.Rows, row)
+	}
+	if v.Prover != "" && l.Checker != "" {
+		v.Prover += " and " + l.Checker
+	}
+	var parts []string
+	for _, s := range []string{"proved", "argued", "tested", "refuted", "open"} {
+		if counts[s] > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", counts[s], s))
+		}
+	}
+	v.Counts = strings.Join(parts, ", ")
+	return v
 }

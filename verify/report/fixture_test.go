@@ -144,9 +144,17 @@ func invented() Model {
 }
 
 // claims of the fixture.
-func claims() []spec.Claim {
-	return []spec.Claim{
-		{Name: "score_gauge", Statement: "Scores stay <the same>.", Status: "proved", Evidence: "spec/proofs.md; https://example.org/proof"},
-		{Name: "other", Statement: "It is open.", Status: "open", Evidence: ""},
+func claims() *spec.ClaimsJSON {
+	return &spec.ClaimsJSON{
+		Prover: "Prover 1.0", Checker: "checker",
+		Claims: []spec.Claim{
+			{
+				Name: "score_gauge", Statement: "Scores stay <the same>.", Status: "proved", Evidence: "spec/proofs.md; https://example.org/proof",
+				Theorems: []string{"A.one", "A.two"}, Outside: "<much>.", Needs: []spec.Need{{What: "a & b", Code: "x/y.go: F", Test: "x/y_test.go: TestF"}},
+			},
+			{Name: "other", Statement: "It is open.", Status: "open", Evidence: ""},
+			{Name: "prose", Statement: "It is argued.", Status: "argued", Evidence: "spec/proofs.md"},
+		},
+		Theorems: []spec.Theorem{{Name: "A.one", Axioms: []string{}}, {Name: "A.two", Axioms: []string{"choice", "classic"}}, {Name: "A.unused"}},
 	}
 }

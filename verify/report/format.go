@@ -150,7 +150,7 @@ func evidence(s string) []string {
 
 func statusClass(s string) string {
 	switch s {
-	case "proved", "tested", "refuted", "open":
+	case "proved", "argued", "tested", "refuted", "open":
 		return s
 	}
 	return "open"

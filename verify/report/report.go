@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"html/template"
 	"io"
-	"strings"
 	"sync"
 
 	"github.com/phaseconv/phaseconv/spec"
@@ -38,9 +37,9 @@ type Model struct {
 	License string
 }
 
-// Write renders models side by side. Claims is the ledger of spec/claims.json,
-// nil when there is none.
-func Write(w io.Writer, models []Model, claims []spec.Claim) error {
+// Write renders models side by side. Claims is the ledger with the theorems behind
+// it, nil when there is none.
+func Write(w io.Writer, models []Model, claims *spec.ClaimsJSON) error {
 	if len(models) == 0 || len(models) > MaxModels {
 		return fmt.Errorf("report: %d models; between 1 and %d can be shown", len(models), MaxModels)
 	}
@@ -104,29 +103,6 @@ type page struct {
 
 // Many says that there is something to compare.
 func (p *page) Many() bool { return len(p.Models) > 1 }
-
-type claimsView struct {
-	Rows   []spec.Claim
-	Counts string
-}
-
-// ledger counts claims by status.
-func ledger(claims []spec.Claim) *claimsView {
-	if len(claims) == 0 {
-		return nil
-	}
-	counts := map[string]int{}
-	for _, c := range claims {
-		counts[c.Status]++
-	}
-	var parts []string
-	for _, s := range []string{"proved", "tested", "refuted", "open"} {
-		if counts[s] > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", counts[s], s))
-		}
-	}
-	return &claimsView{Rows: claims, Counts: strings.Join(parts, ", ")}
-}
 
 // probeData is what the script of a page needs of one model.
 type probeData struct {

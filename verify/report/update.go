@@ -51,7 +51,7 @@ func Render(args []string, path string) error {
 
 // WriteReport writes one page about models.
 func WriteFile(path string, models ...Model) error {
-	claims, err := Claims()
+	claims, err := spec.ClaimsReport()
 	if err != nil {
 		return err
 	}

@@ -44,12 +44,12 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errGate):
 		return exitFailed
 	case errors.As(err, &use):
-		fmt.Fprintln(stderr, "phaseconv:", describe(use))
+		fmt.Fprintln(stderr, "phaseconv:", printable(describe(use)))
 		return exitUsage
 	case errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "phaseconv: interrupted; nothing was left behind")
 	default:
-		fmt.Fprintln(stderr, "phaseconv:", err)
+		fmt.Fprintln(stderr, "phaseconv:", printable(err.Error()))
 	}
 	return exitFailed
 }
@@ -102,7 +102,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
 			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), inspectCommand(stdout, stderr), rotationsCommand(stdout, stderr),
-			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), docsCommand(stdout), versionCommand(stdout),
+			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout), docsCommand(stdout), versionCommand(stdout),
 		},
 		Action: func(_ context.Context, c *cli.Command) error {
 			if c.Args().Present() {

@@ -10,6 +10,7 @@ import (
 // committed. It does not use the network: without avo in the module cache it is
 // skipped, and regen.sh -check, which may download, is the step for CI.
 func TestGenerated(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("compiles the generators: not in short mode")
 	}
@@ -20,7 +21,8 @@ func TestGenerated(t *testing.T) {
 		return cmd.CombinedOutput()
 	}
 	if out, err := run("go", "list", "./..."); err != nil {
-		t.Skipf("the avo module is not in the module cache (run regen.sh -check where it can be downloaded): %v\n%s", err, out)
+		t.Skipf("the avo module is not in the module cache (run regen.sh -check where it can be downloaded): %v\n%s", err,
+			out)
 	}
 	if out, err := run("sh", "./regen.sh", "-check"); err != nil {
 		t.Errorf("regen.sh -check: %v\n%s", err, out)

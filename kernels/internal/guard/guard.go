@@ -9,8 +9,8 @@ import "unsafe"
 // followed by less than a page of slack and then by forbidden memory too.
 type Side int
 
+// AtEnd catches accesses past the end, AtStart those before the start.
 const (
-	// AtEnd catches accesses past the end, AtStart those before the start.
 	AtEnd Side = iota
 	AtStart
 )

@@ -21,7 +21,7 @@ func alloc(size int, side Side) (b []byte, free func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	free = func() { unix.Munmap(m) }
+	free = func() { _ = unix.Munmap(m) }
 	for _, edge := range [][]byte{m[:page], m[page+inner:]} {
 		if err := unix.Mprotect(edge, unix.PROT_NONE); err != nil {
 			free()

@@ -1,6 +1,6 @@
 // Package ollamatest compares format/gguf with the independent GGUF readers and
-// writer of ollama. It is a module of its own so that phaseconv itself does not
-// depend on ollama. Run it with
+// writer of ollama. It is a module of its own so that programs that import phaseconv
+// need not fetch ollama (docs/adr/0008-oracles.md). Run it with
 //
 //	cd format/gguf/internal/ollamatest && go test -mod=mod ./...
 //

@@ -33,7 +33,8 @@ func compare(t *testing.T, path string) (tensors int) {
 	}
 	defer o.Close()
 	if o.NumKeyValues() != len(f.KVs) || o.NumTensors() != len(f.Tensors) {
-		t.Errorf("ollama finds %d pairs and %d tensors, here %d and %d", o.NumKeyValues(), o.NumTensors(), len(f.KVs), len(f.Tensors))
+		t.Errorf("ollama finds %d pairs and %d tensors, here %d and %d", o.NumKeyValues(), o.NumTensors(), len(f.KVs),
+			len(f.Tensors))
 	}
 	byKey := map[string]ollama.KeyValue{}
 	for _, kv := range o.KeyValues() {
@@ -56,7 +57,8 @@ func compare(t *testing.T, path string) (tensors int) {
 			dims[j] = uint64(d)
 		}
 		if !slices.Equal(info.Shape, dims) || uint32(info.Type) != uint32(tensor.Type) || info.NumBytes() != tensor.Size {
-			t.Errorf("%s: ollama has %+v with %d bytes, here %v %s with %d", tensor.Name, info, info.NumBytes(), dims, tensor.Type, tensor.Size)
+			t.Errorf("%s: ollama has %+v with %d bytes, here %v %s with %d", tensor.Name, info, info.NumBytes(), dims,
+				tensor.Type, tensor.Size)
 		}
 		if !sameBytes(t, r, f.Reader(tensor)) {
 			t.Errorf("%s: ollama reads other bytes", tensor.Name)
@@ -80,7 +82,8 @@ func compare(t *testing.T, path string) (tensors int) {
 	base := uint64(g.Tensors().Offset)
 	for i, item := range items {
 		tensor := f.Tensors[i]
-		if item.Name != tensor.Name || item.Kind != uint32(tensor.Type) || item.Size() != uint64(tensor.Size) || base+item.Offset != uint64(tensor.Offset) {
+		if item.Name != tensor.Name || item.Kind != uint32(tensor.Type) || item.Size() != uint64(tensor.Size) ||
+			base+item.Offset != uint64(tensor.Offset) {
 			t.Errorf("ggml.Decode has %+v of %d bytes at %d, here %+v", item, item.Size(), base+item.Offset, tensor)
 		}
 	}
@@ -173,11 +176,16 @@ func TestOllamaReadsOurs(t *testing.T) {
 	w, err := gguf.Create(path, []gguf.KV{
 		gguf.Value("general.architecture", "llama"),
 		gguf.Value("general.alignment", uint32(32)),
-		gguf.Value("llama.u8", uint8(7)), gguf.Value("llama.i8", int8(-7)), gguf.Value("llama.u16", uint16(7)), gguf.Value("llama.i16", int16(-7)),
-		gguf.Value("llama.u32", uint32(7)), gguf.Value("llama.i32", int32(-7)), gguf.Value("llama.u64", uint64(1<<63)), gguf.Value("llama.i64", int64(-1)),
-		gguf.Value("llama.f32", float32(0.1)), gguf.Value("llama.f64", 0.1), gguf.Value("llama.b", true), gguf.Value("llama.s", "grüße"),
-		gguf.Array("llama.u8s", []uint8{1, 2}), gguf.Array("llama.i8s", []int8{-1}), gguf.Array("llama.u32s", []uint32{1, 2, 3}),
-		gguf.Array("llama.i64s", []int64{-1}), gguf.Array("llama.f32s", []float32{0.5, -0.1}), gguf.Array("llama.bs", []bool{true, false}),
+		gguf.Value("llama.u8", uint8(7)), gguf.Value("llama.i8", int8(-7)), gguf.Value("llama.u16", uint16(7)),
+		gguf.Value("llama.i16", int16(-7)),
+		gguf.Value("llama.u32", uint32(7)), gguf.Value("llama.i32", int32(-7)), gguf.Value("llama.u64", uint64(1<<63)),
+		gguf.Value("llama.i64", int64(-1)),
+		gguf.Value("llama.f32", float32(0.1)), gguf.Value("llama.f64", 0.1), gguf.Value("llama.b", true),
+		gguf.Value("llama.s", "grüße"),
+		gguf.Array("llama.u8s", []uint8{1, 2}), gguf.Array("llama.i8s", []int8{-1}),
+		gguf.Array("llama.u32s", []uint32{1, 2, 3}),
+		gguf.Array("llama.i64s", []int64{-1}), gguf.Array("llama.f32s", []float32{0.5, -0.1}),
+		gguf.Array("llama.bs", []bool{true, false}),
 		gguf.Array("tokenizer.ggml.tokens", []string{"a", "", "ü"}),
 	}, specs)
 	if err != nil {
@@ -210,7 +218,8 @@ func TestWeReadOllamas(t *testing.T) {
 		for _, d := range s.Dims {
 			shape = append(shape, uint64(d))
 		}
-		tensors = append(tensors, &ggml.Tensor{Name: s.Name, Kind: uint32(s.Type), Shape: shape, WriterTo: bytes.NewReader(data[i])})
+		tensors = append(tensors, &ggml.Tensor{Name: s.Name, Kind: uint32(s.Type), Shape: shape,
+			WriterTo: bytes.NewReader(data[i])})
 	}
 	if err := ggml.WriteGGUF(out, ggml.KV{
 		"general.architecture": "llama", "llama.block_count": uint32(1), "llama.rope.freq_base": float32(10000),

@@ -1,4 +1,4 @@
-package nlptest
+package safetensors_test
 
 import (
 	"bytes"
@@ -18,7 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/safetensors"
 )
 
-// compare holds our view of raw against nlpodyssey's.
+// compare holds our view of a file against nlpodyssey's.
 func compare(t *testing.T, f *safetensors.File, o nlp.SafeTensors) {
 	t.Helper()
 	if o.Len() != len(f.Tensors) {
@@ -40,7 +40,8 @@ func compare(t *testing.T, f *safetensors.File, o nlp.SafeTensors) {
 			t.Fatal(err)
 		}
 		if v.DType().String() != x.DType || !slices.Equal(shape, x.Shape) || !bytes.Equal(v.Data(), data) {
-			t.Errorf("%q: nlpodyssey has %v %v and %d bytes, here %s %v and %d", x.Name, v.DType(), shape, len(v.Data()), x.DType, x.Shape, len(data))
+			t.Errorf("%q: nlpodyssey has %v %v and %d bytes, here %s %v and %d", x.Name, v.DType(), shape, len(v.Data()),
+				x.DType, x.Shape, len(data))
 		}
 	}
 }
@@ -49,8 +50,9 @@ func compare(t *testing.T, f *safetensors.File, o nlp.SafeTensors) {
 var types = map[nlp.DType]int{nlp.BOOL: 1, nlp.U8: 1, nlp.I8: 1, nlp.I16: 2, nlp.U16: 2, nlp.F16: 2, nlp.BF16: 2,
 	nlp.I32: 4, nlp.U32: 4, nlp.F32: 4, nlp.F64: 8, nlp.I64: 8, nlp.U64: 8}
 
-// TestRandomFiles writes random tensors with one side and reads them with the other.
-func TestRandomFiles(t *testing.T) {
+// TestNLPRandomFiles writes random tensors with one side and reads them with the other.
+func TestNLPRandomFiles(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 2))
 	dts := make([]nlp.DType, 0, len(types))
 	for dt := range types {
@@ -110,7 +112,8 @@ func TestRandomFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, x := range ours {
-			if err := w.WriteTensor(x.Name, func(out io.Writer) error { _, err := out.Write(views[x.Name].Data()); return err }); err != nil {
+			if err := w.WriteTensor(x.Name,
+				func(out io.Writer) error { _, err := out.Write(views[x.Name].Data()); return err }); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -135,15 +138,18 @@ func TestRandomFiles(t *testing.T) {
 // know inside an entry, and element types that it does not know.
 var stricter = []string{
 	"text dtype", "other case dtype", "other case shape", "other case data_offsets",
-	"type F4 (4,) 2", "type F6_E2M3 (4,) 3", "type F6_E3M2 (4,) 3", "type F8_E4M3 (3,) 3", "type F8_E5M2 (3,) 3", "type F8_E8M0 (3,) 3",
-	"type F8_E4M3FNUZ (3,) 3", "type F8_E5M2FNUZ (3,) 3", "type C64 (1,) 8", "type F128 (1,) 16", "type f32 (1,) 4", "type  (1,) 4", "type I4 (8,) 4",
+	"type F4 (4,) 2", "type F6_E2M3 (4,) 3", "type F6_E3M2 (4,) 3", "type F8_E4M3 (3,) 3", "type F8_E5M2 (3,) 3",
+	"type F8_E8M0 (3,) 3",
+	"type F8_E4M3FNUZ (3,) 3", "type F8_E5M2FNUZ (3,) 3", "type C64 (1,) 8", "type F128 (1,) 16", "type f32 (1,) 4",
+	"type  (1,) 4", "type I4 (8,) 4",
 	"unknown key", "unknown key twice",
 }
 
-// TestVerdicts compares the two on the headers of ../../testdata/verdicts.json
+// TestNLPVerdicts compares the two on the headers of testdata/verdicts.json
 // that we accept.
-func TestVerdicts(t *testing.T) {
-	raw, err := os.ReadFile("../../testdata/verdicts.json")
+func TestNLPVerdicts(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("testdata/verdicts.json")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,29 +1,32 @@
-// Package schematest holds what phaseconv writes and prints against the JSON
-// Schema of the format, with a validator of others. It is a module of its own, so
-// that phaseconv does not depend on the validator.
-package schematest
+package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"github.com/phaseconv/phaseconv/cmd/phaseconv/command"
+	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/spec"
 )
+
+// schemaFile is the JSON Schema of the format. The validator is of others, so that our
+// own reader of the schema (spec.ValidateManifest) is held against something.
+const schemaFile = "../../spec/manifest.schema.json"
 
 const id = "urn:phaseconv:manifest:1"
 
 // compiler returns the schema under a pointer ("" is the manifest).
 func compiler(t *testing.T) func(pointer string) *jsonschema.Schema {
 	t.Helper()
-	raw, err := os.ReadFile("../../manifest.schema.json")
+	raw, err := os.ReadFile(schemaFile)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,28 +57,19 @@ func parse(t *testing.T, raw []byte) any {
 	return v
 }
 
-// TestOutputs makes an artifact from the fixture and validates everything that
+// TestOutputs makes an artifact from a small model and validates everything that
 // the commands print about it.
 func TestOutputs(t *testing.T) {
-	root, err := filepath.Abs("../../..")
-	if err != nil {
-		t.Fatal(err)
-	}
+	t.Parallel()
 	dir := t.TempDir()
-	program := filepath.Join(dir, "phaseconv")
-	run := func(wantCode int, name string, args ...string) []byte {
+	run := func(wantCode int, args ...string) []byte {
 		t.Helper()
-		cmd := exec.Command(name, args...)
-		cmd.Dir = root
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
-		if code := cmd.ProcessState.ExitCode(); code != wantCode {
-			t.Fatalf("%v: exit code %d, %v\n%s", args, code, err, stderr.Bytes())
+		var stdout, stderr bytes.Buffer
+		if code := command.Run(context.Background(), append([]string{"phaseconv"}, args...), &stdout, &stderr); code != wantCode {
+			t.Fatalf("%v: exit code %d, want %d\n%s", args, code, wantCode, stderr.Bytes())
 		}
-		return out
+		return stdout.Bytes()
 	}
-	run(0, "go", "build", "-o", program, "./cmd/phaseconv")
 	schema := compiler(t)
 	valid := func(pointer string, raw []byte, list bool) {
 		t.Helper()
@@ -93,33 +87,34 @@ func TestOutputs(t *testing.T) {
 			}
 		}
 	}
-	source, out := "testdata/austen-moe", filepath.Join(dir, "out")
+	source, out := filepath.Join(dir, "source"), filepath.Join(dir, "out")
+	tiny.HF(t, source, "mixtral", tiny.Options{})
 	small := []string{"--ctx", "64", "--chunks", "1", "--json"}
 	with := func(args ...string) []string { return append(args, small...) }
 
 	for _, format := range []string{"gguf", "both"} {
-		valid("#/$defs/Plan", run(0, program, "convert", source, "-o", out, "--format", format, "--dry-run", "--json"), true)
+		valid("#/$defs/Plan", run(0, "convert", source, "-o", out, "--format", format, "--dry-run", "--json"), true)
 	}
-	valid("#/$defs/VerifyJSON", run(0, program, with("convert", source, "-o", out, "--format", "both", "--calib-tokens", "256")...), false)
+	valid("#/$defs/VerifyJSON", run(0, with("convert", source, "-o", out, "--format", "both", "--calib-tokens", "256")...), false)
 	manifest, err := os.ReadFile(filepath.Join(out, "phaseconv.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	valid("", manifest, false)
 	for _, container := range []string{"gguf", "safetensors"} {
-		valid("#/$defs/VerifyJSON", run(0, program, with("verify", out, "--container", container, "--source", source)...), false)
+		valid("#/$defs/VerifyJSON", run(0, with("verify", out, "--container", container, "--source", source)...), false)
 	}
-	valid("#/$defs/VerifyJSON", run(0, program, with("verify", out, "--code", "raw")...), false)
+	valid("#/$defs/VerifyJSON", run(0, with("verify", out, "--code", "raw")...), false)
 	units := filepath.Join(dir, "units")
-	valid("#/$defs/UnitsJSON", run(0, program, "convert", source, "-o", units, "--plan", "--units", "9", "--json"), false)
-	valid("#/$defs/UnitsJSON", run(0, program, with("convert", source, "-o", units, "--calib-tokens", "64", "--unit", "1/4")...), false)
+	valid("#/$defs/UnitsJSON", run(0, "convert", source, "-o", units, "--plan", "--units", "9", "--json"), false)
+	valid("#/$defs/UnitsJSON", run(0, with("convert", source, "-o", units, "--calib-tokens", "64", "--unit", "1/4")...), false)
 	published := filepath.Join(dir, "published")
-	run(0, program, "rotations", "export", out, "-o", published)
-	valid("#/$defs/ChecksJSON", run(0, program, "rotations", "check", published, "--base", source, "--json"), false)
-	valid("#/$defs/ChecksJSON", run(1, program, "rotations", "check", dir, "--json"), false)
-	valid("#/$defs/DiffJSON", run(0, program, "rotations", "diff", out, published, "--json"), false)
-	valid("#/$defs/DiffJSON", run(1, program, "rotations", "diff", filepath.Join(out, "model.phase.gguf"), filepath.Join(out, "phaseconv.safetensors"), "--json"), false)
-	valid("#/$defs/AuditJSON", run(0, program, with("audit", filepath.Join(out, "model.gguf"), "--calib-tokens", "256", "--code", "learned")...), false)
+	run(0, "rotations", "export", out, "-o", published)
+	valid("#/$defs/ChecksJSON", run(0, "rotations", "check", published, "--base", source, "--json"), false)
+	valid("#/$defs/ChecksJSON", run(1, "rotations", "check", dir, "--json"), false)
+	valid("#/$defs/DiffJSON", run(0, "rotations", "diff", out, published, "--json"), false)
+	valid("#/$defs/DiffJSON", run(1, "rotations", "diff", filepath.Join(out, "model.phase.gguf"), filepath.Join(out, "phaseconv.safetensors"), "--json"), false)
+	valid("#/$defs/AuditJSON", run(0, with("audit", filepath.Join(out, "model.gguf"), "--calib-tokens", "256", "--code", "learned")...), false)
 	files, err := filepath.Glob(filepath.Join(out, "*s*.*"))
 	if err != nil {
 		t.Fatal(err)
@@ -130,18 +125,20 @@ func TestOutputs(t *testing.T) {
 			binary = append(binary, f)
 		}
 	}
-	valid("#/$defs/FileInfo", run(0, program, append([]string{"inspect", "--json", source + "/model.safetensors"}, binary...)...), true)
+	valid("#/$defs/FileInfo", run(0, append([]string{"inspect", "--json", source + "/model.safetensors"}, binary...)...), true)
+
+	valid("#/$defs/ClaimsJSON", run(0, "claims", "--json"), false)
 
 	// What fails is valid too.
 	if err := os.WriteFile(filepath.Join(out, "config.json"), []byte("{}"), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	valid("#/$defs/VerifyJSON", run(1, program, with("verify", out, "--container", "safetensors")...), false)
+	valid("#/$defs/VerifyJSON", run(1, with("verify", out, "--container", "safetensors")...), false)
 	if err := os.Remove(filepath.Join(out, "phaseconv.json")); err != nil {
 		t.Fatal(err)
 	}
-	valid("#/$defs/VerifyJSON", run(1, program, with("verify", out)...), false)
-	run(2, program, "verify", out, "--no-such-flag")
+	valid("#/$defs/VerifyJSON", run(1, with("verify", out)...), false)
+	run(2, "verify", out, "--no-such-flag")
 
 	refused(t, schema(""), manifest)
 	agree(t, schema(""), manifest)
@@ -159,7 +156,7 @@ func agree(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		theirs, ours := s.Validate(parse(t, b)), spec.ValidateManifest(b)
+		theirs, ours := s.Validate(root), spec.ValidateManifest(b)
 		verdicts[ours == nil]++
 		if (theirs == nil) != (ours == nil) {
 			t.Errorf("%s: the validator says %v, phaseconv %v", path, theirs, ours)
@@ -240,7 +237,8 @@ func refused(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 
 // TestSchemaItself: the schema is a schema, whatever its references.
 func TestSchemaItself(t *testing.T) {
-	raw, err := os.ReadFile("../../manifest.schema.json")
+	t.Parallel()
+	raw, err := os.ReadFile(schemaFile)
 	if err != nil {
 		t.Fatal(err)
 	}
