@@ -59,7 +59,10 @@ func Brokenf(text string, args ...any) error {
 func Broken(err error) error {
 	var path *fs.PathError
 	var syscall *os.SyscallError
-	if err == nil || errors.Is(err, ErrBroken) || errors.Is(err, ErrUnsupported) || errors.As(err, &path) || errors.As(err, &syscall) {
+	switch {
+	case err == nil, errors.Is(err, ErrBroken), errors.Is(err, ErrUnsupported):
+		return err
+	case errors.As(err, &path), errors.As(err, &syscall):
 		return err
 	}
 	return &Error{Offset: -1, Kind: ErrBroken, Err: err}

@@ -161,7 +161,8 @@ func openDir(dir string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, format.Unsupportedf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir,
+	return nil, format.Unsupportedf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s",
+		dir,
 		hint(found))
 }
 

@@ -188,7 +188,8 @@ func (v *Edited) Find(name string) (*Tensor, bool) {
 func (v *Edited) source(t *Tensor, row0, n int, dst []float32) error {
 	if v.Added[t.Name] == t {
 		if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*t.Cols() {
-			return fmt.Errorf("%s: added tensor %s: %d rows from %d on of %d asked for, room for %d values", v.base.Path, t.Name, n,
+			return fmt.Errorf("%s: added tensor %s: %d rows from %d on of %d asked for, room for %d values", v.base.Path,
+				t.Name, n,
 				row0, t.Rows(), len(dst))
 		}
 		clear(dst[:n*t.Cols()])

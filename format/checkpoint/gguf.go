@@ -179,7 +179,8 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 		return nil, format.Unsupportedf("%s: key %s.attention.value_length is %d and key_length %d; different lengths are not supported", f.Path, arch, v, p.HeadDim)
 	}
 	if causal, err := f.Bool(arch + ".attention.causal"); err == nil && !causal {
-		return nil, format.Unsupportedf("%s: key %s.attention.causal is false; only causal models are supported", f.Path, arch)
+		return nil, format.Unsupportedf("%s: key %s.attention.causal is false; only causal models are supported", f.Path,
+			arch)
 	}
 	p.AttnScale = 1 / math.Sqrt(float64(p.HeadDim))
 	if fam.WideScaleLayers > 0 && p.Layers == fam.WideScaleLayers {
@@ -267,7 +268,8 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 			r.BetaFast, r.BetaSlow = stockBetaFast, stockBetaSlow
 		}
 	default:
-		return format.Unsupportedf("%s: key %s.rope.scaling.type is %q; linear and yarn are supported", k.f.Path, k.arch, kind)
+		return format.Unsupportedf("%s: key %s.rope.scaling.type is %q; linear and yarn are supported", k.f.Path, k.arch,
+			kind)
 	}
 	// Stock readers of these architectures heed the first of these keys only, so
 	// a file with another value means one thing and computes another.
@@ -277,7 +279,8 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 	}{{"attn_factor", 1}, {"yarn_beta_fast", stockBetaFast}, {"yarn_beta_slow", stockBetaSlow}, {"yarn_ext_factor", 1},
 		{"yarn_attn_factor", 1}, {"yarn_log_multiplier", 0}} {
 		if v := k.float("rope.scaling."+x.key, x.want); v != x.want {
-			return format.Unsupportedf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v, x.want)
+			return format.Unsupportedf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v,
+				x.want)
 		}
 	}
 	p.Rope, p.RopeLocal = r, r

@@ -261,7 +261,8 @@ func TestResolve(t *testing.T) {
 		t.Fatal(err)
 	}
 	y := c.Layers[0]
-	good := family.Params{Layers: 3, Heads: y.Heads, KVHeads: y.KVHeads, HeadDim: y.HeadDim, AttnScale: y.Scale, Rope: y.Rope, FFN: y.FFN.Size}
+	good := family.Params{Layers: 3, Heads: y.Heads, KVHeads: y.KVHeads, HeadDim: y.HeadDim, AttnScale: y.Scale,
+		Rope: y.Rope, FFN: y.FFN.Size}
 	if err := c.Resolve(good); err != nil || len(c.Layers) != 3 || c.Layers[2].Owner != 2 || c.EmbeddingScale != 1 {
 		t.Errorf("%v, %d layers", err, len(c.Layers))
 	}
@@ -300,8 +301,10 @@ func TestLayersOfTheirOwn(t *testing.T) {
 	}
 	for name, want := range map[string][]int{
 		"blk.0.attn_q.weight": {96, c.Hidden}, "blk.0.attn_k.weight": {48, c.Hidden}, "blk.0.attn_v.weight": {32, c.Hidden},
-		"blk.0.attn_output.weight": {c.Hidden, 64}, "blk.1.attn_q.weight": {144, c.Hidden}, "blk.1.attn_output.weight": {c.Hidden, 96},
-		"blk.1.attn_k.weight": nil, "blk.1.attn_v.weight": nil, "blk.1.attn_k.bias": nil, "blk.1.ffn_down.weight": {c.Hidden, 100},
+		"blk.0.attn_output.weight": {c.Hidden, 64}, "blk.1.attn_q.weight": {144, c.Hidden},
+		"blk.1.attn_output.weight": {c.Hidden, 96},
+		"blk.1.attn_k.weight":      nil, "blk.1.attn_v.weight": nil, "blk.1.attn_k.bias": nil,
+		"blk.1.ffn_down.weight": {c.Hidden, 100},
 	} {
 		if !slices.Equal(got[name], want) {
 			t.Errorf("%s is %v, want %v", name, got[name], want)

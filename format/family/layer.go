@@ -26,6 +26,7 @@ type Layer struct {
 // AttentionKind is how a layer lets tokens see each other.
 type AttentionKind int
 
+// The kinds of attention.
 const (
 	Softmax   AttentionKind = iota // keys and values of each KV head are cached
 	Latent                         // one latent row per token is cached (MLA)
@@ -35,6 +36,7 @@ const (
 // QKNorm says over what the queries and keys are RMS-normalised.
 type QKNorm int
 
+// The kinds of QK-norm.
 const (
 	NoQKNorm   QKNorm = iota
 	NormHead          // each head by itself, one gain vector of head_dim for all heads of the layer
@@ -44,6 +46,7 @@ const (
 // Gate says what the output of attention is multiplied with before its projection.
 type Gate int
 
+// The gates of attention.
 const (
 	NoGate      Gate = iota
 	GateChannel      // a number per query head and dimension
@@ -85,9 +88,10 @@ type Attention struct {
 	Gate      Gate
 }
 
-// Activation is the nonlinearity of the FFN.
+// Activation is the nonlinearity of the FFN, of its gate where it has one.
 type Activation int
 
+// The activations that families use.
 const (
 	SiLU Activation = iota
 	GELUTanh
@@ -96,6 +100,7 @@ const (
 // FFNKind is the form of a feed-forward network, or of each expert of one.
 type FFNKind int
 
+// The forms of an FFN.
 const (
 	Gated   FFNKind = iota // down(act(gate x) * up x)
 	Ungated                // down(act(up x))
@@ -104,6 +109,7 @@ const (
 // Router is how a mixture weighs its experts.
 type Router int
 
+// The routers of mixtures.
 const (
 	// SoftmaxTopK: softmax over all experts, the best Used of them, their weights
 	// divided by their sum if Renorm is set.
@@ -132,6 +138,7 @@ type FFN struct {
 // Config.Require which of them it can.
 type Features uint32
 
+// The features of layers.
 const (
 	LatentKV       Features = 1 << iota // Kind Latent
 	RecurrentBlock                      // Kind Recurrent
@@ -225,7 +232,8 @@ func (c *Config) Uniform() (HeadShape, error) {
 	first := c.Layers[0].HeadShape
 	for l := range c.Layers {
 		if x := c.Layers[l].HeadShape; x != first {
-			return first, format.Unsupportedf("layer 0 has %d heads and %d KV heads of %d, layer %d has %d and %d of %d; models whose layers differ in this are not supported here",
+			return first, format.Unsupportedf("layer 0 has %d heads and %d KV heads of %d, layer %d has %d and %d of %d; "+
+				"models whose layers differ in this are not supported here",
 				first.Heads, first.KVHeads, first.HeadDim, l, x.Heads, x.KVHeads, x.HeadDim)
 		}
 	}

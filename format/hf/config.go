@@ -356,7 +356,8 @@ func (h *config) sliding(fam *family.Family, p *family.Params) error {
 			first = l
 		}
 		if types != nil && types[l] != flags[l] {
-			return format.Unsupportedf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l, h.LayerTypes[l],
+			return format.Unsupportedf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l,
+				h.LayerTypes[l],
 				fam.Name)
 		}
 	}
@@ -409,7 +410,8 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 	nested := isSet(rawFull) || isSet(rawLocal)
 	if d.LocalRopeTheta == 0 {
 		if nested {
-			return format.Unsupportedf("rope_parameters differ by layer type, which models of type %s do not support", c.Family.Name)
+			return format.Unsupportedf("rope_parameters differ by layer type, which models of type %s do not support",
+				c.Family.Name)
 		}
 		s, err := decodeRope(h.RopeScaling)
 		if err == nil && *s == (ropeScaling{}) {

@@ -375,8 +375,10 @@ func TestSanitize(t *testing.T) {
 
 // randomText mixes what tokenizers trip over. Not all of it is UTF-8 if broken is set.
 func randomText(rnd *rand.Rand, broken bool) string {
-	some := []string{" ", "  ", "    ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "'s", "'RE", "''", "!", "!!!!", "...", "```", "=>", "/*", "1", "12345", "٣", "½",
-		"the", " of the", "Hello", "camelCase", "ÉAB", "é", "e\u0301", "日本", "한국어", "नमस्ते", "مرحبا", "😀", "👨‍👩‍👧", "\x00", "\x1b", "\ufffd", "▁", "▁▁", "Ġ",
+	some := []string{" ", "  ", "    ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "'s", "'RE", "''", "!", "!!!!", "...",
+		"```", "=>", "/*", "1", "12345", "٣", "½",
+		"the", " of the", "Hello", "camelCase", "ÉAB", "é", "e\u0301", "日本", "한국어", "नमस्ते", "مرحبا", "😀", "👨‍👩‍👧", "\x00",
+		"\x1b", "\ufffd", "▁", "▁▁", "Ġ",
 		"<|im_start|>", "<s>", "</s>", "<0x41>", "<tool>", "<unk>"}
 	var b strings.Builder
 	for range 1 + rnd.Intn(12) {
@@ -518,21 +520,26 @@ func TestBadVocab(t *testing.T) {
 		as     any
 		say    string
 	}{
-		"model":      {func(v *Vocab) { v.Model = "bert" }, &unsupported, "bert"},
-		"pre":        {func(v *Vocab) { v.Pre = "deepseek-llm" }, &unsupported, "deepseek-llm"},
-		"empty":      {func(v *Vocab) { v.Tokens = nil }, &format, "no tokens"},
-		"duplicate":  {func(v *Vocab) { v.Tokens[5] = v.Tokens[6] }, &format, "tokens 5 and 6"},
-		"types":      {func(v *Vocab) { v.Types = v.Types[:3] }, &format, "token types"},
-		"merge":      {func(v *Vocab) { v.Merges = []string{"ab"} }, &format, "merge 0"},
-		"merge end":  {func(v *Vocab) { v.Merges = []string{"ab "} }, &format, "merge 0"},
-		"merge ''":   {func(v *Vocab) { v.Merges = []string{""} }, &format, "merge 0"},
-		"bos":        {func(v *Vocab) { v.BOS = 1 << 20 }, &format, "bos_token_id"},
-		"eos":        {func(v *Vocab) { v.EOS = -2 }, &format, "eos_token_id"},
-		"extra":      {func(v *Vocab) { v.setExtra(keyEOT, 999) }, &format, "eot_token_id"},
-		"no bos":     {func(v *Vocab) { v.AddBOS = true }, &format, "BOS"},
-		"no eos":     {func(v *Vocab) { v.AddEOS = true }, &format, "EOS"},
-		"no scores":  {func(v *Vocab) { v.Model = ModelSPM }, &format, "scores"},
-		"nan":        {func(v *Vocab) { v.Model = ModelSPM; v.Scores = make([]float32, 300); v.Scores[9] = float32(math.NaN()) }, &format, "score 9"},
+		"model":     {func(v *Vocab) { v.Model = "bert" }, &unsupported, "bert"},
+		"pre":       {func(v *Vocab) { v.Pre = "deepseek-llm" }, &unsupported, "deepseek-llm"},
+		"empty":     {func(v *Vocab) { v.Tokens = nil }, &format, "no tokens"},
+		"duplicate": {func(v *Vocab) { v.Tokens[5] = v.Tokens[6] }, &format, "tokens 5 and 6"},
+		"types":     {func(v *Vocab) { v.Types = v.Types[:3] }, &format, "token types"},
+		"merge":     {func(v *Vocab) { v.Merges = []string{"ab"} }, &format, "merge 0"},
+		"merge end": {func(v *Vocab) { v.Merges = []string{"ab "} }, &format, "merge 0"},
+		"merge ''":  {func(v *Vocab) { v.Merges = []string{""} }, &format, "merge 0"},
+		"bos":       {func(v *Vocab) { v.BOS = 1 << 20 }, &format, "bos_token_id"},
+		"eos":       {func(v *Vocab) { v.EOS = -2 }, &format, "eos_token_id"},
+		"extra":     {func(v *Vocab) { v.setExtra(keyEOT, 999) }, &format, "eot_token_id"},
+		"no bos":    {func(v *Vocab) { v.AddBOS = true }, &format, "BOS"},
+		"no eos":    {func(v *Vocab) { v.AddEOS = true }, &format, "EOS"},
+		"no scores": {func(v *Vocab) { v.Model = ModelSPM }, &format, "scores"},
+		"nan": {func(v *Vocab) {
+			v.Model = ModelSPM
+			v.Scores = make([]float32,
+				300)
+			v.Scores[9] = float32(math.NaN())
+		}, &format, "score 9"},
 		"long token": {func(v *Vocab) { v.Tokens[5] = strings.Repeat("x", MaxTokenLen+1) }, &format, "token 5"},
 		"many":       {func(v *Vocab) { v.Tokens = make([]string, MaxVocab+1) }, &format, fmt.Sprint(MaxVocab)},
 	} {

@@ -47,7 +47,8 @@ func checkKeyBias(c *family.Config, y *family.Layer) error {
 	case y.QKNorm != family.NoQKNorm:
 		return fmt.Errorf("%w: family %s normalises keys after their projection (QK-norm), and nothing can be added behind the norm", ErrNoKeyBias, c.Family.Name)
 	case y.Sinks:
-		return fmt.Errorf("%w: family %s has attention sinks, against which a constant in the keys moves all scores", ErrNoKeyBias, c.Family.Name)
+		return fmt.Errorf("%w: family %s has attention sinks, against which a constant in the keys moves all scores",
+			ErrNoKeyBias, c.Family.Name)
 	case !c.Family.AttnBias.K:
 		return fmt.Errorf("%w: stock readers of family %s know no bias of the key projection", ErrNoKeyBias, c.Family.Name)
 	}
@@ -57,7 +58,8 @@ func checkKeyBias(c *family.Config, y *family.Layer) error {
 // checkValueTransform says whether a matrix can pass from W_V to W_O.
 func checkValueTransform(c *family.Config, y *family.Layer) error {
 	if y.Gate == family.GateChannel {
-		return fmt.Errorf("family %s multiplies the output of attention by a gate per dimension, and no matrix passes through it", c.Family.Name)
+		return fmt.Errorf("family %s multiplies the output of attention by a gate per dimension, and no matrix passes through it",
+			c.Family.Name)
 	}
 	return nil
 }
@@ -169,7 +171,10 @@ func foldShift(v *checkpoint.Edited, layer int, heads []KeyEdit) {
 // sides are the projections that meet in a score: their tensors, how many of
 // their heads share a KV head, and whether they are the queries'.
 func sides(y *family.Layer) []side {
-	return []side{{[]string{"attn_k.weight", "attn_k.bias"}, 1, false}, {[]string{"attn_q.weight", "attn_q.bias"}, y.Group(), true}}
+	return []side{
+		{[]string{"attn_k.weight", "attn_k.bias"}, 1, false},
+		{[]string{"attn_q.weight", "attn_q.bias"}, y.Group(), true},
+	}
 }
 
 type side struct {
