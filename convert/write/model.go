@@ -22,7 +22,7 @@ import (
 type Job struct {
 	Dir     string // a folder that exists
 	Source  *checkpoint.Checkpoint
-	View    *checkpoint.View // the source's weights with all edits
+	View    *checkpoint.Edited // the source's weights with all edits
 	Plan    *plan.Plan
 	OutType string // element type of re-encoded GGUF matrices, one of plan.OutTypes
 	Tag     Tag
