@@ -103,13 +103,17 @@ func bitsPerNumber(fitted *calibrate.Result, code string) float64 {
 // sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is that of the
 // written model: GGUF rounds the parameters to float32.
 func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.Tag, weights string) (*sidecar.Sidecar, error) {
-	ropes, err := sidecar.RopeText(model.Rope, model.RopeLocal)
+	ropes, err := sidecar.RopeText(model.Ropes())
 	if err != nil {
 		return nil, err
 	}
 	o, cfg, text := &j.o, j.source.Config, j.o.Calibration.Info(j.calibration)
+	shape, err := cfg.Uniform()
+	if err != nil {
+		return nil, err
+	}
 	s := &sidecar.Sidecar{
-		Kind: o.Code, HeadDim: cfg.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent, Exceptions: o.Policy.Exceptions,
+		Kind: o.Code, HeadDim: shape.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent, Exceptions: o.Policy.Exceptions,
 		Pairs: cfg.Pairs, Rope: ropes, SourceSHA256: tag.Source.SHA256, WeightsSHA256: weights, Tool: tag.Tool,
 		Calibration: sidecar.Calibration{SHA256: text.SHA256, Tokens: text.Tokens, Context: text.Context},
 	}
@@ -126,11 +130,12 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 // manifest says what was done, without what it measures.
 func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *calibrate.Result, w *written) *spec.Manifest {
 	o, cfg := &j.o, j.source.Config
+	shape := cfg.Layers[0].HeadShape // of all layers: plan.NewKeys refuses models whose layers differ
 	m := &spec.Manifest{
 		Version: spec.Version, Tool: o.Tool, Command: o.Command, Source: w.tag.Source,
 		Model: spec.Model{
-			Family: cfg.Family.Name, Layers: cfg.Layers, Heads: cfg.Heads, KVHeads: cfg.KVHeads, HeadDim: cfg.HeadDim,
-			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts,
+			Family: cfg.Family.Name, Layers: len(cfg.Layers), Heads: shape.Heads, KVHeads: shape.KVHeads, HeadDim: shape.HeadDim,
+			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts(),
 		},
 		Code: w.tag.Code, Calibration: o.Calibration.Info(j.calibration), Seed: o.Seed,
 		Identities: identities, Fusion: fusion, Artifacts: w.models, Files: w.files, Notes: j.source.Notes(),

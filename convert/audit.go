@@ -89,7 +89,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return nil, err
 	}
 	meter := &audit.Meter{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
-	codes := make([][]*codec.Code, c.Config.Layers)
+	codes := make([][]*codec.Code, len(c.Config.Layers))
 	for l, layer := range fit.Layers {
 		var row []audit.Codes
 		for h, head := range layer.Heads {
@@ -119,7 +119,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	out := &spec.AuditJSON{
 		Calibration: o.Calibration.Info(cal), Text: o.Text.Info(w), Balance: o.Balance,
 		PPL: ppl.PPLJSON(res, w, o.Policy, o.Code), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Layers: audit.Layers(meter.Rows, c.Config.HeadDim, fittedHead(fit, o.Code, o.Policy.Anchor)),
+		Layers: audit.Layers(c.Config, meter.Rows, fittedHead(fit, o.Code, o.Policy.Anchor)),
 		Bytes:  kvcache.Bytes(c.Config, codes, o.Policy),
 	}
 	if o.FFN != nil {

@@ -56,7 +56,7 @@ func Convert(ctx context.Context, o Options) (res *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := foldPairScales(changes, j.source, fitted); err != nil {
+	if err := foldPairScales(changes, fitted); err != nil {
 		return nil, err
 	}
 	// Models, sidecars and the edits themselves.
@@ -181,12 +181,12 @@ func (j *job) plans(ch *plan.Changes) ([]*plan.Plan, error) {
 }
 
 // foldPairScales adds the pair scaling that a calibration fitted to the changes.
-func foldPairScales(ch *plan.Changes, c *checkpoint.Checkpoint, fitted *calibrate.Result) error {
+func foldPairScales(ch *plan.Changes, fitted *calibrate.Result) error {
 	for l, layer := range fitted.Layers {
 		if layer.PairScale == nil {
 			continue
 		}
-		if err := transform.FoldPairScale(ch.View.Edits, c, l, layer.PairScale); err != nil {
+		if err := transform.FoldPairScale(ch.View, l, layer.PairScale); err != nil {
 			return err
 		}
 	}

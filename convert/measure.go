@@ -104,8 +104,9 @@ func (j *job) multiplications() float64 {
 	var weights float64
 	for _, t := range c.Tensors() {
 		n := float64(t.Elements())
-		if c.Config.Experts > 0 && strings.Contains(t.Name, "_exps") {
-			n *= float64(c.Config.ExpertsUsed) / float64(c.Config.Experts)
+		if strings.Contains(t.Name, "_exps") {
+			ffn := c.Config.Layers[t.Layer].FFN
+			n *= float64(ffn.Used) / float64(ffn.Experts)
 		}
 		weights += n
 	}

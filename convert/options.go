@@ -143,7 +143,7 @@ func (o *Options) settleCache(c *family.Config) error {
 	if o.Cache == nil {
 		return nil
 	}
-	if _, err := kvcache.NewLlamaCpp(c, o.Cache.K, o.Cache.V, o.Cache.Rotation); err != nil {
+	if _, err := kvcache.NewLlamaCpp(c, *o.Cache); err != nil {
 		return option.Of("Cache", nil, err)
 	}
 	most := maxContext

@@ -23,7 +23,6 @@ import (
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -55,7 +54,7 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 	if w != nil {
 		w.Inputs = append(w.Inputs, fitcache.Input{Name: "signs", Value: signsDigest(opt.Signs)})
 		if o.Merge {
-			if err := complete(ctx, w, c.Config.Layers); err != nil {
+			if err := complete(ctx, w, len(c.Config.Layers)); err != nil {
 				return nil, err
 			}
 		}
@@ -94,6 +93,10 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	if err != nil {
 		return nil, err
 	}
+	shape, err := c.Config.Uniform()
+	if err != nil {
+		return nil, err
+	}
 	edits, err := editsDigest(ch.View)
 	if err != nil {
 		return nil, err
@@ -107,7 +110,7 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
 			in("balance", opt.Balance), in("seed", opt.Seed), in("edits", edits),
 		},
-		KVHeads: c.Config.KVHeads, HeadDim: c.Config.HeadDim, Balance: opt.Balance, Kinds: opt.Kinds,
+		KVHeads: shape.KVHeads, HeadDim: shape.HeadDim, Balance: opt.Balance, Kinds: opt.Kinds,
 		// The digest was taken now: what is fitted to a source that changed since
 		// must not be kept under it.
 		Check: c.Unchanged, Notice: o.Notice,
@@ -135,7 +138,7 @@ func tokensDigest(windows [][]int32) string {
 }
 
 // editsDigest identifies what is done to weights before the calibration.
-func editsDigest(v *checkpoint.View) (string, error) {
+func editsDigest(v *checkpoint.Edited) (string, error) {
 	if len(v.Edits) == 0 && len(v.Added) == 0 {
 		return "none", nil
 	}
@@ -157,7 +160,7 @@ func (j *job) removeWork() {
 	if j.o.Work == "" || j.o.KeepWork {
 		return
 	}
-	if err := (&fitcache.Cache{Dir: j.o.Work}).Remove(j.source.Config.Layers); err != nil {
+	if err := (&fitcache.Cache{Dir: j.o.Work}).Remove(len(j.source.Config.Layers)); err != nil {
 		j.o.notice(fmt.Sprintf("the artifact is complete, but fitted layers could not be removed: %v", err))
 	}
 }
@@ -185,16 +188,16 @@ func PlanUnits(o Options, n int) (*spec.UnitsJSON, error) {
 		return nil, err
 	}
 	if n == 0 {
-		n = cfg.Layers
+		n = len(cfg.Layers)
 	}
 	if err := CheckUnits(0, n); err != nil {
 		return nil, err
 	}
-	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: cfg.Layers, Of: n, Units: []spec.Unit{}}
+	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: len(cfg.Layers), Of: n, Units: []spec.Unit{}}
 	w := &fitcache.Cache{Dir: o.Work}
 	for i := 1; i <= n; i++ {
 		u := spec.Unit{Unit: i, Layers: []spec.UnitLayer{}}
-		first, end := unitLayers(i, n, cfg.Layers)
+		first, end := unitLayers(i, n, len(cfg.Layers))
 		for l := first; l < end; l++ {
 			u.Layers = append(u.Layers, spec.UnitLayer{Layer: l, File: filepath.Base(w.Path(l)), There: there(w.Path(l))})
 		}
@@ -227,8 +230,8 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 	}
 	c := j.source
 	defer c.Close()
-	first, end := unitLayers(i, n, c.Config.Layers)
-	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: c.Config.Layers, Of: n, Units: []spec.Unit{{Unit: i, Layers: []spec.UnitLayer{}}}}
+	first, end := unitLayers(i, n, len(c.Config.Layers))
+	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: len(c.Config.Layers), Of: n, Units: []spec.Unit{{Unit: i, Layers: []spec.UnitLayer{}}}}
 	if first == end {
 		return out, nil
 	}
@@ -276,16 +279,16 @@ func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache
 		return bits.Even(c, opt.Bits)
 	}
 	if w != nil {
-		total, err := codec.Budget(opt.Bits, c.HeadDim, c.Layers*c.KVHeads)
+		total, err := bits.Budget(c, opt.Bits)
 		if err != nil {
 			return nil, err
 		}
-		signs, err := w.ReadSigns(c.Layers, total)
+		signs, err := w.ReadSigns(len(c.Layers), total)
 		switch {
 		case err == nil:
 			return signs, nil
-		case o.Merge && !slices.ContainsFunc(layers(c.Layers), func(l int) bool { return there(w.Path(l)) }):
-			return nil, complete(ctx, w, c.Layers)
+		case o.Merge && !slices.ContainsFunc(layers(len(c.Layers)), func(l int) bool { return there(w.Path(l)) }):
+			return nil, complete(ctx, w, len(c.Layers))
 		case o.Merge:
 			return nil, fmt.Errorf("the units' allotment of signs is not there; run them, or convert with --resume: %w", err)
 		case !errors.Is(err, fs.ErrNotExist):

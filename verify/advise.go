@@ -163,10 +163,9 @@ func compareBool(a, b bool) int {
 
 // checkTypes fills in the types and refuses those that a model cannot have.
 func (a *adviser) checkTypes() error {
-	cfg := a.models[0].m.Config
 	fits := func(k, v gguf.Type) error {
 		for _, m := range a.models {
-			if _, err := kvcache.NewLlamaCpp(m.m.Config, k, v, a.o.Rotation); err != nil {
+			if _, err := kvcache.NewLlamaCpp(m.m.Config, kvcache.CacheTypes{K: k, V: v, Rotation: a.o.Rotation}); err != nil {
 				return err
 			}
 		}
@@ -198,7 +197,7 @@ func (a *adviser) checkTypes() error {
 		}
 	}
 	if len(a.o.Types) == 0 && !asked {
-		return fmt.Errorf("head_dim %d is not a multiple of 32: stock runtimes have no quantised cache type for this model", cfg.HeadDim)
+		return fmt.Errorf("head_dim %d is not a multiple of 32: stock runtimes have no quantised cache type for this model", a.models[0].m.Config.Layers[0].HeadDim)
 	}
 	return nil
 }
@@ -269,7 +268,7 @@ func (a *adviser) candidates(m adviseModel) []kvcache.CacheTypes {
 }
 
 func (a *adviser) stock(m adviseModel, p kvcache.CacheTypes) *kvcache.LlamaCpp {
-	s, err := kvcache.NewLlamaCpp(m.m.Config, p.K, p.V, a.o.Rotation)
+	s, err := kvcache.NewLlamaCpp(m.m.Config, kvcache.CacheTypes{K: p.K, V: p.V, Rotation: a.o.Rotation})
 	if err != nil {
 		return nil // checkTypes has tried them all
 	}

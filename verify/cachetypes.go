@@ -29,12 +29,12 @@ func runCaches(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []
 // measureCacheTypes measures an artifact with stock cache types: against its source
 // with F16 caches if that is at hand, else against itself with F16 caches.
 func measureCacheTypes(ctx context.Context, model *checkpoint.Checkpoint, o Options, w *ppl.Windows) (*spec.StockJSON, error) {
-	cache, err := kvcache.NewLlamaCpp(model.Config, o.CacheTypes.K, o.CacheTypes.V, o.CacheTypes.Rotation)
+	cache, err := kvcache.NewLlamaCpp(model.Config, *o.CacheTypes)
 	if err != nil {
 		return nil, err
 	}
 	float := func(c *checkpoint.Checkpoint) (*kvcache.LlamaCpp, error) {
-		return kvcache.NewLlamaCpp(c.Config, kvcache.F16.K, kvcache.F16.V, true)
+		return kvcache.NewLlamaCpp(c.Config, kvcache.F16)
 	}
 	own, err := float(model)
 	if err != nil {

@@ -6,14 +6,13 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/safetensors"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // A reference is a source with the output head that its files store, if they store
 // one, whatever was decided about it when the checkpoint was opened. A conversion
 // that drops or replaces a head would otherwise be compared with itself.
 type reference struct {
-	refmodel.Weights
+	checkpoint.Weights
 	head *checkpoint.Tensor // nil: no file stores one
 	read func(row0, n int, dst []float32) error
 }
@@ -21,13 +20,13 @@ type reference struct {
 const headName = "output.weight"
 
 // storedHead returns w, which reads from c, with the head of c's files.
-func storedHead(c *checkpoint.Checkpoint, w refmodel.Weights) (*reference, error) {
+func storedHead(c *checkpoint.Checkpoint, w checkpoint.Weights) (*reference, error) {
 	r := &reference{Weights: w}
 	cfg := c.Config
 	var shape []int
 	var typ, source string
 	if set := c.Shards(); set != nil {
-		names, _ := cfg.Family.HFNames(headName, cfg.Experts)
+		names, _ := cfg.Family.HFNames(headName, cfg.Experts())
 		ref, ok := set.Find(names[0])
 		if !ok {
 			return r, nil

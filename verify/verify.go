@@ -110,7 +110,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if head == nil {
 		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
 	}
-	out.Layers = audit.Layers(meter.Rows, cfg.HeadDim, head)
+	out.Layers = audit.Layers(cfg, meter.Rows, head)
 	if o.Source != nil {
 		if out.Function, err = function(ctx, a, o, w, both[0], checks); err != nil {
 			return nil, err
@@ -216,7 +216,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if !checks.Add("source", err, "the source is the one that was converted") {
 		return nil, nil
 	}
-	run := func(step string, weights refmodel.Weights, w *ppl.Windows) (ppl.Positions, error) {
+	run := func(step string, weights checkpoint.Weights, w *ppl.Windows) (ppl.Positions, error) {
 		weights, err := storedHead(o.Source, weights)
 		if err != nil {
 			return ppl.Positions{}, err
@@ -232,16 +232,16 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if err != nil {
 		return nil, err
 	}
-	edits := checkpoint.Edits{}
+	scaled := checkpoint.NewEdited(o.Source, nil)
 	for l := range o.Source.Config.Layers {
-		if err := transform.FoldPairScale(edits, o.Source, l, transform.FloorPairScale(o.Source.Config)); err != nil {
+		if err := transform.FoldPairScale(scaled, l, transform.FloorPairScale(&o.Source.Config.Layers[l])); err != nil {
 			return nil, err
 		}
 	}
 	floor := func(n int, round func(x []float32)) (*ppl.Divergence, error) {
 		part := w.Part(0, n)
-		rounded, err := run("measuring the rounding floor", &checkpoint.View{Checkpoint: o.Source, Edits: edits,
-			Round: round}, part)
+		scaled.Round = round
+		rounded, err := run("measuring the rounding floor", scaled, part)
 		if err != nil {
 			return nil, err
 		}
@@ -319,7 +319,7 @@ func preserved(a *contract.Artifact, g, f, coarse *ppl.Divergence) (note string,
 			break
 		}
 	}
-	if a.Model.Config.Experts > 0 {
+	if a.Model.Config.Experts() > 0 {
 		// Any rounding may turn the choice of an expert where two are nearly equal,
 		// which moves one token by as much as 1 nat, in the floor or only here. So
 		// the mean cannot be strict, and the median of all tokens must be.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
@@ -71,12 +70,13 @@ func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc s
 	if len(windows) == 0 {
 		return nil, fmt.Errorf("no calibration text to allot signs by")
 	}
-	total, err := codec.Budget(o.Bits, c.HeadDim, c.Layers*c.KVHeads)
+	total, err := Budget(c, o.Bits)
 	if err != nil {
 		return nil, err
 	}
+	d := c.Layers[0].HeadDim // as in all layers: Budget refuses others
 	// A frame has head_dim numbers for each sign, so wide heads need more keys.
-	fit := (allotKeys*c.HeadDim + len(windows[0]) - 1) / len(windows[0])
+	fit := (allotKeys*d + len(windows[0]) - 1) / len(windows[0])
 	first := windows[:max(1, min(fit, len(windows)-1))]
 	o.Threads, o.signs = m.Threads, even
 	switch alloc {
@@ -85,15 +85,15 @@ func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc s
 		if err != nil {
 			return nil, err
 		}
-		return layered(c, WeightedSigns(total, c.HeadDim, w)), nil
+		return layered(c, WeightedSigns(total, d, w)), nil
 	case AllocSensitivity:
 		last := windows[len(windows)-1]
-		last = last[:min(len(last), max(allotLeast, allotTokens/c.Layers))]
+		last = last[:min(len(last), max(allotLeast, allotTokens/len(c.Layers)))]
 		damage, err := sensitivities(ctx, m, first, last, o)
 		if err != nil {
 			return nil, err
 		}
-		return layered(c, AllotSigns(total, c.HeadDim, damage)), nil
+		return layered(c, AllotSigns(total, d, damage)), nil
 	}
 	return nil, fmt.Errorf("signs cannot be spread by %q; there are %v", alloc, Allocs)
 }
@@ -115,21 +115,21 @@ func angleWeights(ctx context.Context, m *refmodel.Model, windows [][]int32, o O
 	}
 	if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
 		if err == nil {
-			err = fmt.Errorf("layer %d was not reached", c.Layers-1)
+			err = fmt.Errorf("layer %d was not reached", len(c.Layers)-1)
 		}
 		return nil, err
 	}
-	sliding := slices.Contains(c.Sliding, true) && c.SlidingWindow > 0
+	window, _ := c.Window()
 	var out []float64
 	for l, cos := range t.cos {
 		w := 2.0
 		switch {
-		case sliding && !c.IsSliding(l):
+		case window > 0 && c.Layers[l].Window == 0:
 			w = 1
 		case cos < collapseCos:
 			w = 3
 		}
-		for range c.KVHeads {
+		for range c.Layers[l].KVHeads {
 			out = append(out, w)
 		}
 	}
@@ -144,10 +144,10 @@ type angleTap struct {
 }
 
 func (t *angleTap) attention(ctx context.Context, a *refmodel.Attention) error {
-	c := t.cfg
-	cos := make([]float64, c.KVHeads)
-	err := parallel.For(ctx, t.o.Threads, c.KVHeads, func(h int) error {
-		raw, err := codec.DataFree("raw", c.HeadDim, 0, a.Layer, h)
+	c, y := t.cfg, &t.cfg.Layers[a.Layer]
+	cos := make([]float64, y.KVHeads)
+	err := parallel.For(ctx, t.o.Threads, y.KVHeads, func(h int) error {
+		raw, err := codec.DataFree("raw", y.HeadDim, 0, a.Layer, h)
 		if err != nil {
 			return err
 		}
@@ -162,23 +162,26 @@ func (t *angleTap) attention(ctx context.Context, a *refmodel.Attention) error {
 	for _, v := range cos {
 		sum += v
 	}
-	t.cos = append(t.cos, sum/float64(c.KVHeads))
-	if len(t.cos) == c.Layers {
+	t.cos = append(t.cos, sum/float64(y.KVHeads))
+	if len(t.cos) == len(c.Layers) {
 		if t.o.Progress != nil {
-			t.o.Progress(c.Layers, c.Layers)
+			t.o.Progress(len(c.Layers), len(c.Layers))
 		}
 		return errDone
 	}
 	return nil
 }
 
-// damages returns what each head is expected to cost with so many signs, in nats
+// sensitivities returns what each head is expected to cost with so many signs, in nats
 // of the model's divergence.
 func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve, error) {
 	c := m.Config
 	s := &survey{cfg: c, o: o, scale: map[[2]int][]float32{}}
 	// Codes of heads first, then layers one at a time.
-	codes := c.Layers * c.KVHeads
+	codes := 0
+	for l := range c.Layers {
+		codes += c.Layers[l].KVHeads
+	}
 	total := codes + ppl.LayerSteps(m)
 	s.coded = progress.Count(o.Progress, total)
 	hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return s.attention(ctx, a) }}
@@ -237,11 +240,11 @@ type surveyed struct {
 }
 
 func (s *survey) attention(ctx context.Context, a *refmodel.Attention) error {
-	c, o := s.cfg, s.o
+	c, y, o := s.cfg, &s.cfg.Layers[a.Layer], s.o
 	if o.Balance {
-		b := activations.Energies(c, a, o.Policy.Sink).PairScale(c.Family.QKNorm == family.NormHead)
-		for h := range c.KVHeads {
-			s.scale[[2]int{a.Layer, h}] = b.RowScale(h, c.HeadDim, c.Pairs, false)
+		b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
+		for h := range y.KVHeads {
+			s.scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.Pairs)
 		}
 	}
 	scale := func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }
@@ -249,8 +252,8 @@ func (s *survey) attention(ctx context.Context, a *refmodel.Attention) error {
 	if err != nil {
 		return err
 	}
-	codes, heads := make([]*codec.Code, c.KVHeads), make([]surveyed, c.KVHeads)
-	err = parallel.For(ctx, o.Threads, c.KVHeads, func(h int) error {
+	codes, heads := make([]*codec.Code, y.KVHeads), make([]surveyed, y.KVHeads)
+	err = parallel.For(ctx, o.Threads, y.KVHeads, func(h int) error {
 		xs[h].Seed, xs[h].Draft = o.Seed, true
 		var err error
 		codes[h], heads[h], err = s.head(ctx, xs[h])

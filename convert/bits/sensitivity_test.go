@@ -28,7 +28,7 @@ func (s silent) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
 	return s.Checkpoint.ReadRows(t, row0, n, dst)
 }
 
-func allotAngles(t *testing.T, w refmodel.Weights, c *checkpoint.Checkpoint, alloc string, threads int) [][]int {
+func allotAngles(t *testing.T, w checkpoint.Weights, c *checkpoint.Checkpoint, alloc string, threads int) [][]int {
 	t.Helper()
 	o := surveyOptions()
 	o.Threads = threads
@@ -52,8 +52,8 @@ func sum(signs [][]int) (n int) {
 // same with any number of threads; and a layer that cannot do harm gets least.
 func TestAllot(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32})
-	heads := c.Config.Layers * c.Config.KVHeads
-	budget, err := codec.Budget(1.5, c.Config.HeadDim, heads)
+	heads := len(c.Config.Layers) * c.Config.Layers[0].KVHeads
+	budget, err := codec.Budget(1.5, c.Config.Layers[0].HeadDim, heads)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func TestAllot(t *testing.T) {
 		if !reflect.DeepEqual(one, two) {
 			t.Errorf("%s: %v with one thread, %v with two", alloc, one, two)
 		}
-		if len(one) != c.Config.Layers || sum(one) != budget {
+		if len(one) != len(c.Config.Layers) || sum(one) != budget {
 			t.Errorf("%s: %v, want %d signs in all", alloc, one, budget)
 		}
 	}

@@ -89,7 +89,9 @@ func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
 	if r.Layers[0].PairScale == nil {
 		return nil
 	}
-	return func(l, h int) []float32 { return r.Layers[l].PairScale.RowScale(h, c.HeadDim, c.Pairs, false) }
+	return func(l, h int) []float32 {
+		return r.Layers[l].PairScale.KeyScale(h, c.Layers[l].HeadDim, c.Pairs)
+	}
 }
 
 // Run fits on windows of token ids. When ctx ends, it returns its cause after at most one
@@ -98,8 +100,13 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if err := o.Policy.Check(m.Config.HeadDim); err != nil {
+	if err := m.Config.Require("calibration", family.OutsideCache); err != nil {
 		return nil, err
+	}
+	for l := range m.Config.Layers {
+		if err := o.Policy.Check(m.Config.Layers[l].HeadDim); err != nil {
+			return nil, err
+		}
 	}
 	if o.Signs == nil {
 		var err error
@@ -107,8 +114,8 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 			return nil, err
 		}
 	}
-	f := &fitter{cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
-	f.todo = make([]bool, m.Config.Layers)
+	f := &fitter{cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, len(m.Config.Layers))}}
+	f.todo = make([]bool, len(m.Config.Layers))
 	for l := range f.todo {
 		if o.Only != nil && !o.Only(l) {
 			continue
@@ -158,7 +165,7 @@ type fitter struct {
 // codes are fitted.
 func (f *fitter) progress(layers, fits int) {
 	if f.o.Progress != nil {
-		each := len(f.o.Kinds)*f.cfg.KVHeads + 1
+		each := len(f.o.Kinds)*f.cfg.Layers[0].KVHeads + 1
 		f.o.Progress(layers*each+fits, (f.last+1)*each)
 	}
 }
@@ -167,17 +174,17 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 	if !f.todo[a.Layer] {
 		return nil
 	}
-	c := f.cfg
+	c, y := f.cfg, &f.cfg.Layers[a.Layer]
 	layer := &f.res.Layers[a.Layer]
-	layer.Heads = make([]Head, c.KVHeads)
+	layer.Heads = make([]Head, y.KVHeads)
 	if f.o.Balance {
-		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(c.Family.QKNorm == family.NormHead)
+		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
 	}
 	xs, err := activations.Samples(ctx, c, a, func(h int) []float32 {
 		if layer.PairScale == nil {
 			return nil
 		}
-		return layer.PairScale.RowScale(h, c.HeadDim, c.Pairs, false)
+		return layer.PairScale.KeyScale(h, y.HeadDim, c.Pairs)
 	}, f.o.Policy, f.o.Threads)
 	if err != nil {
 		return err

@@ -17,7 +17,11 @@ func Enough(c *family.Config, windows [][]int32, p kvcache.Policy, bits float64)
 		keys += max(0, len(w)-p.Sink)
 		tokens += len(w)
 	}
-	need := int(math.Ceil(float64(c.HeadDim) * max(1, bits)))
+	headDim := 0 // the largest
+	for l := range c.Layers {
+		headDim = max(headDim, c.Layers[l].HeadDim)
+	}
+	need := int(math.Ceil(float64(headDim) * max(1, bits)))
 	if keys >= need {
 		return nil
 	}
@@ -27,5 +31,5 @@ func Enough(c *family.Config, windows [][]int32, p kvcache.Policy, bits float64)
 	}
 	return option.Bad("CalibrationTokens", tokens, "in %d windows they leave each head %d keys%s, and codes of %g bits "+
 		"per number for head_dim %d need at least %d; take more tokens, or a longer text",
-		len(windows), keys, sinks, bits, c.HeadDim, need)
+		len(windows), keys, sinks, bits, headDim, need)
 }

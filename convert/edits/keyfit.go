@@ -64,20 +64,23 @@ func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)
 			return nil, err
 		}
 	}
-	out := make([][]transform.KeyEdit, c.Layers)
+	out := make([][]transform.KeyEdit, len(c.Layers))
+	var tasks []fitTask
 	for l := range out {
-		out[l] = make([]transform.KeyEdit, c.KVHeads)
+		y := &c.Layers[l]
+		out[l] = make([]transform.KeyEdit, y.KVHeads)
+		per := 1
+		if y.QKNorm == family.NormHead {
+			per = y.KVHeads // with one gain vector for all heads a layer is one task
+		}
+		for h := 0; h < y.KVHeads; h += per {
+			tasks = append(tasks, fitTask{l, h, per})
+		}
 	}
-	// With one gain vector for all heads a layer is one task.
-	per := 1
-	if c.Family.QKNorm == family.NormHead {
-		per = c.KVHeads
-	}
-	tasks := c.Layers * c.KVHeads / per
-	fitted := progress.Count(tick, tasks)
-	err := parallel.For(ctx, s.o.Threads, tasks, func(i int) error {
-		l, h := i*per/c.KVHeads, i*per%c.KVHeads
-		if err := s.fitHeads(ctx, f, l, h, out[l][h:h+per]); err != nil {
+	fitted := progress.Count(tick, len(tasks))
+	err := parallel.For(ctx, s.o.Threads, len(tasks), func(i int) error {
+		t := tasks[i]
+		if err := s.fitHeads(ctx, f, t.layer, t.head, out[t.layer][t.head:t.head+t.n]); err != nil {
 			return err
 		}
 		fitted()
@@ -89,6 +92,9 @@ func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)
 	return out, nil
 }
 
+// A fitTask is n KV heads of a layer that are fitted together.
+type fitTask struct{ layer, head, n int }
+
 // FitValues returns the edits with the values of all heads mixed for a cache type,
 // see transform.FitValueTransform. It needs StatsOptions.Weights and Samples. ctx and tick are
 // as in Fit.
@@ -96,13 +102,17 @@ func (s *KeyStats) FitValues(ctx context.Context, edits [][]transform.KeyEdit, c
 	[][]transform.KeyEdit, error,
 ) {
 	c := s.cfg
-	out := make([][]transform.KeyEdit, c.Layers)
+	out := make([][]transform.KeyEdit, len(c.Layers))
+	var tasks []fitTask
 	for l := range out {
 		out[l] = slices.Clone(edits[l])
+		for h := range c.Layers[l].KVHeads {
+			tasks = append(tasks, fitTask{l, h, 1})
+		}
 	}
-	fitted := progress.Count(tick, c.Layers*c.KVHeads)
-	err := parallel.For(ctx, s.o.Threads, c.Layers*c.KVHeads, func(i int) error {
-		l, h := i/c.KVHeads, i%c.KVHeads
+	fitted := progress.Count(tick, len(tasks))
+	err := parallel.For(ctx, s.o.Threads, len(tasks), func(i int) error {
+		l, h := tasks[i].layer, tasks[i].head
 		x, err := s.Values(l, h)
 		if err == nil && !x.IsZero() {
 			if out[l][h].Values, err = transform.FitValueTransform(ctx, x, cache); errors.Is(err, transform.ErrNoTransform) {
@@ -122,11 +132,11 @@ func (s *KeyStats) FitValues(ctx context.Context, edits [][]transform.KeyEdit, c
 // Heads whose keys, queries or values are all zero, as pruning leaves them, stay as they are.
 func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out []transform.KeyEdit) error {
 	fail := func(err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, head, err) }
-	half := s.cfg.HeadDim / 2
+	half := s.cfg.Layers[layer].HeadDim / 2
 	q, k := make([]float64, half), make([]float64, half)
 	var alive []int
 	for i := range out {
-		if x := s.heads[layer*s.cfg.KVHeads+head+i]; x.queries > 0 && (x.attention <= 0 || x.weight <= 0) {
+		if x := s.heads[layer][head+i]; x.queries > 0 && (x.attention <= 0 || x.weight <= 0) {
 			continue // what attention looks at weighs nothing: values or W_O are zero
 		}
 		stats, err := s.Head(layer, head+i)
@@ -173,7 +183,7 @@ func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out 
 			samples = append(samples, x)
 		}
 		// Gains of a QK-norm scale, and do not turn.
-		t, err := transform.TunePairScale(ctx, samples, turn, f.Cache, s.cfg.Family.QKNorm == family.NoQKNorm)
+		t, err := transform.TunePairScale(ctx, samples, turn, f.Cache, s.cfg.Layers[layer].QKNorm == family.NoQKNorm)
 		if err != nil {
 			return fail(err)
 		}
@@ -202,7 +212,7 @@ func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m
 	if err != nil {
 		return 0, err
 	}
-	half := s.cfg.HeadDim / 2
+	half := s.cfg.Layers[layer].HeadDim / 2
 	q, k := make([]float64, half), make([]float64, half)
 	var delta []float64
 	if m != nil {

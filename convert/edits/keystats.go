@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
@@ -35,7 +36,7 @@ type StatsOptions struct {
 	// instead of by the divergence of the attention probabilities. Samples keep
 	// the weights of attention: those of the output are spread so widely that a fit
 	// to single keys follows a few of them.
-	Weights refmodel.Weights
+	Weights checkpoint.Weights
 	Seed    uint64
 	Threads int
 }
@@ -47,8 +48,8 @@ type StatsOptions struct {
 type KeyStats struct {
 	cfg   *family.Config
 	o     StatsOptions
-	heads []*keySums            // [layer*KVHeads + head]
-	ropes [2]kvcache.RopeTables // of full and of sliding layers, for the longest window
+	heads [][]*keySums               // [layer][KV head]
+	ropes map[int]kvcache.RopeTables // by RopeKind, for the longest window
 }
 
 // keySums are the sums of one KV head.
@@ -86,13 +87,18 @@ func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	s := &KeyStats{cfg: cfg, o: o}
-	d := cfg.HeadDim
-	for range cfg.Layers * cfg.KVHeads {
-		s.heads = append(s.heads, &keySums{
-			key: make([]float64, d), key2: make([]float64, d/2), query: make([]float64, d/2),
-			drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d),
-		})
+	if err := cfg.Require("statistics of keys", family.OutsideCache); err != nil {
+		return nil, err
+	}
+	s := &KeyStats{cfg: cfg, o: o, heads: make([][]*keySums, len(cfg.Layers)), ropes: map[int]kvcache.RopeTables{}}
+	for l := range s.heads {
+		d := cfg.Layers[l].HeadDim
+		for range cfg.Layers[l].KVHeads {
+			s.heads[l] = append(s.heads[l], &keySums{
+				key: make([]float64, d), key2: make([]float64, d/2), query: make([]float64, d/2),
+				drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d),
+			})
+		}
 	}
 	return s, nil
 }
@@ -103,16 +109,17 @@ func (s *KeyStats) Hooks(ctx context.Context) refmodel.Hooks {
 }
 
 func (s *KeyStats) attention(ctx context.Context, a *refmodel.Attention) error {
-	c := s.cfg
-	g := c.Group()
-	if i := kvcache.Window(c, a.Layer); s.ropes[i].Turn == nil || s.ropes[i].Turn.Positions() < a.T {
-		s.ropes[i] = kvcache.NewRopeTables(c.RopeOf(a.Layer), a.Rope)
+	c, y := s.cfg, &s.cfg.Layers[a.Layer]
+	g := y.Group()
+	if i := c.RopeKind(a.Layer); s.ropes[i].Turn == nil || s.ropes[i].Turn.Positions() < a.T {
+		t := kvcache.NewRopeTables(y.Rope, a.Rope)
 		if s.o.Weights != nil {
-			s.ropes[i].Moved = movedTable(a.Rope, c.HeadDim, c.Pairs)
+			t.Moved = movedTable(a.Rope, y.HeadDim, c.Pairs)
 		}
+		s.ropes[i] = t
 	}
-	parts := make([]*querySums, c.Heads)
-	roots := make([][]float64, c.Heads)
+	parts := make([]*querySums, y.Heads)
+	roots := make([][]float64, y.Heads)
 	if s.o.Weights != nil {
 		var err error
 		if roots, err = s.outputRoots(ctx, a.Layer); err != nil {
@@ -120,7 +127,7 @@ func (s *KeyStats) attention(ctx context.Context, a *refmodel.Attention) error {
 		}
 	}
 	for w := range a.Windows {
-		err := parallel.For(ctx, s.o.Threads, c.Heads, func(h int) (err error) {
+		err := parallel.For(ctx, s.o.Threads, y.Heads, func(h int) (err error) {
 			parts[h], err = s.queryHead(ctx, a, w, h, roots[h])
 			return err
 		})
@@ -128,8 +135,8 @@ func (s *KeyStats) attention(ctx context.Context, a *refmodel.Attention) error {
 			return err
 		}
 		// Sums are merged in the order of the heads, so that threads change no bit.
-		for k := range c.KVHeads {
-			s.heads[a.Layer*c.KVHeads+k].merge(c, s.o, a, w, k, parts[k*g:(k+1)*g])
+		for k := range y.KVHeads {
+			s.heads[a.Layer][k].merge(c, s.o, a, w, k, parts[k*g:(k+1)*g])
 		}
 	}
 	return nil
@@ -152,10 +159,11 @@ type querySums struct {
 func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window, head int, root []float64) (
 	*querySums, error,
 ) {
-	c, d, T := s.cfg, s.cfg.HeadDim, a.T
+	c, y, T := s.cfg, &s.cfg.Layers[a.Layer], a.T
+	d := y.HeadDim
 	half := d / 2
 	out := &querySums{seen: make([]float64, T), attention: make([]float64, T), squared: make([]float64, T), query: make([]float64, half), drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d)}
-	kw, qw := c.KVHeads*d, c.Heads*d
+	kw, qw := y.KVHeads*d, y.Heads*d
 	base := window * T
 	at := s.positions(T, a.Layer, head)
 	q := make([]float32, len(at)*d)
@@ -163,13 +171,10 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 		copy(q[n*d:(n+1)*d], a.Q[(base+i)*qw+head*d:])
 	}
 	var keys gemm.Weights
-	keys.PackRows(T, d, a.K[base*kw+head/c.Group()*d:], kw, 1)
+	keys.PackRows(T, d, a.K[base*kw+head/y.Group()*d:], kw, 1)
 	scores := make([]float32, len(at)*T)
 	gemm.Mul(scores, T, q, d, len(at), &keys, 1)
-	span := 0
-	if c.IsSliding(a.Layer) {
-		span = c.SlidingWindow
-	}
+	span := y.Window
 	first := func(i int) int {
 		if span > 0 {
 			return max(0, i-span+1)
@@ -178,7 +183,7 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 	}
 	for n, i := range at {
 		lo, p := first(i), scores[n*T:(n+1)*T]
-		fmath.Softmax(p[lo:i+1], float32(c.AttnScale))
+		fmath.Softmax(p[lo:i+1], float32(y.Scale))
 		clear(p[:lo])
 		clear(p[i+1:])
 	}
@@ -201,16 +206,16 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 		curvature := max(0, 1-fmath.SumSq(p))
 		w := curvature
 		if root == nil {
-			acc.drift(a.Rope, row, p, lo, float32(c.AttnScale), c.Pairs)
+			acc.drift(a.Rope, row, p, lo, float32(y.Scale), c.Pairs)
 			for j, v := range p {
 				out.distance[later(lo+j)].add(i-lo-j, float64(v))
 			}
 		} else {
-			w = acc.output(u, n, row, p, lo, float32(c.AttnScale), c.Pairs, out)
+			w = acc.output(u, n, row, p, lo, float32(y.Scale), c.Pairs, out)
 		}
 		for k := range half {
-			x, y := c.Pairs.Dims(k, d)
-			e := float64(row[x])*float64(row[x]) + float64(float64(row[y])*float64(row[y]))
+			i, j := c.Pairs.Dims(k, d)
+			e := float64(row[i])*float64(row[i]) + float64(float64(row[j])*float64(row[j]))
 			out.query[k] += float64(w * e)
 		}
 		for x := range d {
@@ -237,7 +242,7 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 
 // positions samples queries, one from each stratum of the window.
 func (s *KeyStats) positions(T, layer, head int) []int {
-	k := s.heads[layer*s.cfg.KVHeads+head/s.cfg.Group()]
+	k := s.heads[layer][head/s.cfg.Layers[layer].Group()]
 	r := rand.New(rand.NewPCG(s.o.Seed, uint64(layer)<<40|uint64(head)<<24|uint64(k.windows)))
 	n := min(s.o.Queries, T)
 	out := make([]int, n)
@@ -397,7 +402,8 @@ func movedTable(t *rope.Table, d int, pairs rope.Layout) *gemm.Weights {
 // columns W of W_O that the head's output meets: |L^T v| is how much of v
 // reaches the residual stream.
 func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, error) {
-	c, d := s.cfg, s.cfg.HeadDim
+	y := &s.cfg.Layers[layer]
+	d := y.HeadDim
 	name := family.Name(layer, "attn_output.weight")
 	t, ok := s.o.Weights.Find(name)
 	if !ok {
@@ -407,9 +413,9 @@ func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, err
 	if err := s.o.Weights.ReadRows(t, 0, t.Rows(), w); err != nil {
 		return nil, err
 	}
-	out := make([][]float64, c.Heads)
-	moments := make([][]float64, c.Heads)
-	err := parallel.For(ctx, s.o.Threads, c.Heads, func(h int) error {
+	out := make([][]float64, y.Heads)
+	moments := make([][]float64, y.Heads)
+	err := parallel.For(ctx, s.o.Threads, y.Heads, func(h int) error {
 		m := make([]float64, d*d)
 		for r := range t.Rows() {
 			x := w[r*t.Cols()+h*d:][:d]
@@ -429,19 +435,20 @@ func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, err
 	if err != nil {
 		return nil, err
 	}
-	for k := range c.KVHeads {
+	for k := range y.KVHeads {
 		sum := make([]float64, d*d)
-		for g := range c.Group() {
-			addTo(sum, moments[k*c.Group()+g])
+		for g := range y.Group() {
+			addTo(sum, moments[k*y.Group()+g])
 		}
-		s.heads[layer*c.KVHeads+k].out = sum
+		s.heads[layer][k].out = sum
 	}
 	return out, nil
 }
 
 // outputs prepares the outputs of a head for the sampled queries' probabilities, [queries, T].
 func (s *KeyStats) outputs(a *refmodel.Attention, window, head int, root []float64, probs []float32) *headOutputs {
-	d, kw, T := s.cfg.HeadDim, s.cfg.KVHeads*s.cfg.HeadDim, a.T
+	y := &s.cfg.Layers[a.Layer]
+	d, kw, T := y.HeadDim, y.KVHeads*y.HeadDim, a.T
 	lt := make([]float32, d*d)
 	for i := range d {
 		for j := range d {
@@ -449,11 +456,11 @@ func (s *KeyStats) outputs(a *refmodel.Attention, window, head int, root []float
 		}
 	}
 	out := &headOutputs{
-		moved: s.ropes[kvcache.Window(s.cfg, a.Layer)].Moved, u: make([]float32, d*T), mean: make([]float32, len(probs)/T*d),
+		moved: s.ropes[s.cfg.RopeKind(a.Layer)].Moved, u: make([]float32, d*T), mean: make([]float32, len(probs)/T*d),
 		y: make([]float32, d*T), e: make([]float32, T), size: make([]float64, T),
 	}
 	var w gemm.Weights
-	w.PackRows(T, d, a.V[window*T*kw+head/s.cfg.Group()*d:], kw, 1)
+	w.PackRows(T, d, a.V[window*T*kw+head/y.Group()*d:], kw, 1)
 	gemm.Mul(out.u, T, lt, d, d, &w, 1)
 	w.PackRows(d, T, out.u, T, 1)
 	gemm.Mul(out.mean, d, probs, T, len(probs)/T, &w, 1)
@@ -472,7 +479,8 @@ func (o *outer) flush() {
 
 // merge adds what the queries of a group saw in one window.
 func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention, window, head int, parts []*querySums) {
-	d, T, kw := c.HeadDim, a.T, c.KVHeads*c.HeadDim
+	y := &c.Layers[a.Layer]
+	d, T, kw := y.HeadDim, a.T, y.KVHeads*y.HeadDim
 	seen, attention, squared := make([]float64, T), make([]float64, T), make([]float64, T)
 	for _, p := range parts {
 		addTo(seen, p.seen)
@@ -566,12 +574,10 @@ func keptQueries(T int) int { return min(T, min(192, max(4, T/16))) }
 // of the rest, which then stands for the attention of the whole stratum. And it
 // keeps queries that meet them.
 func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int, c *family.Config, seen, squared []float64) {
-	d, T, kw, qw := c.HeadDim, a.T, c.KVHeads*c.HeadDim, c.Heads*c.HeadDim
+	y := &c.Layers[a.Layer]
+	d, T, kw, qw := y.HeadDim, a.T, y.KVHeads*y.HeadDim, y.Heads*y.HeadDim
 	r := rand.New(rand.NewPCG(o.Seed+1, uint64(a.Layer)<<40|uint64(head)<<24|uint64(k.windows)))
-	meet := transform.QueryWindow{From: len(k.samplePos)}
-	if c.IsSliding(a.Layer) {
-		meet.Span = c.SlidingWindow
-	}
+	meet := transform.QueryWindow{From: len(k.samplePos), Span: y.Window}
 	keep := func(j, lo, hi int) {
 		meet.Counts = append(meet.Counts, float64(hi-lo))
 		at := (window*T+j)*kw + head*d
@@ -592,7 +598,7 @@ func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int
 	}
 	meet.To = len(k.samplePos)
 	n = keptQueries(T)
-	for q := head * c.Group(); q < (head+1)*c.Group(); q++ {
+	for q := head * y.Group(); q < (head+1)*y.Group(); q++ {
 		for i := range n {
 			lo, hi := i*T/n, (i+1)*T/n
 			j := lo + r.IntN(hi-lo)
@@ -613,22 +619,22 @@ func sumOf(x []float64) (sum float64) {
 // costs: its squared probability times what W_O makes of it. It needs
 // StatsOptions.Weights and Samples.
 func (s *KeyStats) Values(layer, head int) (*transform.KeySample, error) {
-	k := s.heads[layer*s.cfg.KVHeads+head]
+	k := s.heads[layer][head]
 	if k.out == nil || len(k.values) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: statistics of values need samples and the model's weights", layer, head)
 	}
-	return &transform.KeySample{D: s.cfg.HeadDim, Pairs: s.cfg.Pairs, Keys: k.values, Weights: k.valueShare, Metric: k.out}, nil
+	return &transform.KeySample{D: s.cfg.Layers[layer].HeadDim, Pairs: s.cfg.Pairs, Keys: k.values, Weights: k.valueShare, Metric: k.out}, nil
 }
 
 // Head returns the statistics of one KV head.
 func (s *KeyStats) Head(layer, head int) (*transform.KeyStats, error) {
-	c, d := s.cfg, s.cfg.HeadDim
-	k := s.heads[layer*c.KVHeads+head]
+	c, y, k := s.cfg, &s.cfg.Layers[layer], s.heads[layer][head]
+	d := y.HeadDim
 	if k.queries == 0 || k.attention <= 0 || k.weight <= 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: no attention was seen", layer, head)
 	}
 	out := &transform.KeyStats{
-		D: d, Pairs: c.Pairs, Group: c.Group(), Scale: c.AttnScale * c.AttnScale,
+		D: d, Pairs: c.Pairs, Group: y.Group(), Scale: y.Scale * y.Scale,
 		Mean: make([]float64, d), Var: make([]float64, d/2), Query: make([]float64, d/2), Drift: make([]float64, d*d),
 		Curvature: k.weight / k.queries,
 	}
@@ -649,19 +655,19 @@ func (s *KeyStats) Head(layer, head int) (*transform.KeyStats, error) {
 
 // Sample returns the keys of one KV head that were kept, after an edit.
 func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeySample, error) {
-	c, k := s.cfg, s.heads[layer*s.cfg.KVHeads+head]
+	c, d, k := s.cfg, s.cfg.Layers[layer].HeadDim, s.heads[layer][head]
 	if len(k.samples) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: no keys were sampled", layer, head)
 	}
-	out := &transform.KeySample{D: c.HeadDim, Pairs: c.Pairs, Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare, Metric: make([]float64, len(k.metric))}
+	out := &transform.KeySample{D: d, Pairs: c.Pairs, Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare, Metric: make([]float64, len(k.metric))}
 	for i, v := range k.metric {
 		out.Metric[i] = v / k.queries
 	}
 	if e.Transform != nil {
 		// What is mixed hardly turns, so the mix of a query after RoPE is nearly that before.
-		out.Metric = e.Transform.Metric(out.Metric, c.HeadDim)
+		out.Metric = e.Transform.Metric(out.Metric, d)
 	}
-	kvcache.EditKeys(out.Keys, c.HeadDim, e, func(i int) int { return k.samplePos[i] }, s.ropes[kvcache.Window(c, layer)], c.Pairs)
+	kvcache.EditKeys(out.Keys, d, e, func(i int) int { return k.samplePos[i] }, s.ropes[c.RopeKind(layer)], c.Pairs)
 	return out, nil
 }
 
@@ -670,7 +676,7 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int, removal *transform.BiasShift) (
 	*transform.KeyTransform, error,
 ) {
-	c, d, k := s.cfg, s.cfg.HeadDim, s.heads[layer*s.cfg.KVHeads+head]
+	c, d, k := s.cfg, s.cfg.Layers[layer].HeadDim, s.heads[layer][head]
 	noise, err := s.noise(f, stats, layer, head, removal)
 	if err != nil {
 		return nil, err
@@ -680,13 +686,13 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 		return nil, err
 	}
 	x := &transform.KeyTransformStats{D: d, Pairs: c.Pairs, Queries: make([]float64, d*d), Freq: make([]float64, d/2), Curvature: stats.Curvature, Scale: stats.Scale}
-	copy(x.Freq, c.RopeOf(layer).InvFreq())
+	copy(x.Freq, c.Layers[layer].Rope.InvFreq())
 	// Keys are weighed by sum p(1-p) over queries and queries by 1 - sum p^2 over
 	// keys, so both weights have the same total.
 	for i := range k.distance {
 		x.Keys = append(x.Keys, transform.DistanceBucket{Moment: make([]float64, d*d), Distances: k.distance[i].list(k.weight)})
 	}
-	t := s.ropes[kvcache.Window(c, layer)].Pure // a magnitude is the same for all pairs
+	t := s.ropes[c.RopeKind(layer)].Pure // a magnitude is the same for all pairs
 	var total float64
 	key := make([]float32, d)
 	for n, w := range sample.Weights {

@@ -37,7 +37,7 @@ func collect(t *testing.T, c *checkpoint.Checkpoint, o StatsOptions, batches ...
 // brute recomputes statistics from the definitions, in float64.
 type brute struct {
 	c     *family.Config
-	root  refmodel.Weights
+	root  checkpoint.Weights
 	heads []*bruteHead
 }
 
@@ -58,8 +58,8 @@ func probe(d int) []float64 {
 }
 
 func (b *brute) Attention(a *refmodel.Attention) error {
-	c, d := b.c, b.c.HeadDim
-	kw, qw, g := c.KVHeads*d, c.Heads*d, c.Group()
+	c, d := b.c, b.c.Layers[0].HeadDim
+	kw, qw, g := c.Layers[0].KVHeads*d, c.Layers[0].Heads*d, c.Layers[0].Group()
 	delta := probe(d)
 	var wo []float32
 	if b.root != nil {
@@ -69,7 +69,7 @@ func (b *brute) Attention(a *refmodel.Attention) error {
 			return err
 		}
 	}
-	for h := range c.KVHeads {
+	for h := range c.Layers[0].KVHeads {
 		x := &bruteHead{mean: make([]float64, d), query: make([]float64, d/2), key2: make([]float64, d/2)}
 		for w := range a.Windows {
 			shift := make([][]float32, a.T)
@@ -84,15 +84,15 @@ func (b *brute) Attention(a *refmodel.Attention) error {
 				for i := range a.T {
 					q := a.Q[(w*a.T+i)*qw+head*d:][:d]
 					lo := 0
-					if c.IsSliding(a.Layer) {
-						lo = max(0, i-c.SlidingWindow+1)
+					if w := c.Layers[a.Layer].Window; w > 0 {
+						lo = max(0, i-w+1)
 					}
 					p, f := make([]float64, i+1), make([]float64, i+1)
 					var sum float64
 					for j := lo; j <= i; j++ {
 						k := a.K[(w*a.T+j)*kw+h*d:][:d]
-						p[j] = math.Exp(inner(q, k) * c.AttnScale)
-						f[j] = inner(q, shift[j]) * c.AttnScale
+						p[j] = math.Exp(inner(q, k) * c.Layers[0].Scale)
+						f[j] = inner(q, shift[j]) * c.Layers[0].Scale
 						sum += p[j]
 					}
 					var mean, weight, drift float64
@@ -139,7 +139,7 @@ func (b *brute) Attention(a *refmodel.Attention) error {
 // score does to the head's output in the residual stream, to first order, and
 // what the shift does.
 func outputs(a *refmodel.Attention, c *family.Config, wo []float32, w, h, head int, p, f, seen []float64) (weight, drift float64) {
-	d, kw, qw := c.HeadDim, c.KVHeads*c.HeadDim, c.Heads*c.HeadDim
+	d, kw, qw := c.Layers[0].HeadDim, c.Layers[0].KVHeads*c.Layers[0].HeadDim, c.Layers[0].Heads*c.Layers[0].HeadDim
 	values := make([][]float64, len(p))
 	mean := make([]float64, c.Hidden)
 	for j := range p {
@@ -195,9 +195,9 @@ func TestKeyStats(t *testing.T) {
 			if err := refmodel.New(c.Config, c, 1).Run(context.Background(), ws, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: b.Attention}}); err != nil {
 				t.Fatal(err)
 			}
-			delta := probe(c.Config.HeadDim)
+			delta := probe(c.Config.Layers[0].HeadDim)
 			for n, x := range b.heads {
-				got, err := s.Head(n/c.Config.KVHeads, n%c.Config.KVHeads)
+				got, err := s.Head(n/c.Config.Layers[0].KVHeads, n%c.Config.Layers[0].KVHeads)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -245,7 +245,7 @@ func TestKeyStatsDeterministic(t *testing.T) {
 			f.Cache.Type = gguf.TypeQ8_0
 			a, errA := first.Fit(t.Context(), f, nil)
 			b, errB := s.Fit(t.Context(), f, nil)
-			if c.Config.HeadDim%32 != 0 {
+			if c.Config.Layers[0].HeadDim%32 != 0 {
 				if errA == nil || errB == nil {
 					t.Error("a cache whose blocks do not fit was accepted")
 				}
@@ -259,7 +259,7 @@ func TestKeyStatsDeterministic(t *testing.T) {
 		}
 	}
 	other := collect(t, c, StatsOptions{Queries: 7, Samples: 9, Seed: 5, Threads: 1}, ws)
-	if reflect.DeepEqual(other.heads[0].drift, first.heads[0].drift) {
+	if reflect.DeepEqual(other.heads[0][0].drift, first.heads[0][0].drift) {
 		t.Error("another seed gives the same queries")
 	}
 }
@@ -303,7 +303,7 @@ func TestEditedKeys(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		v := &checkpoint.View{Checkpoint: c}
+		v := checkpoint.NewEdited(c, nil)
 		for l, heads := range edits {
 			if err := transform.FoldKeys(v, l, heads); err != nil {
 				t.Fatal(err)
@@ -364,7 +364,7 @@ func TestMeasuredNoise(t *testing.T) {
 
 // pruned is a model some of whose rows are zero.
 type pruned struct {
-	refmodel.Weights
+	checkpoint.Weights
 	rows map[string][2]int // [from, to) of a tensor
 }
 
@@ -387,7 +387,7 @@ func (p pruned) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
 // no reason to fail, and are not changed.
 func TestSilentHeads(t *testing.T) {
 	c := tiny.Open(t, "qwen2", tiny.Options{Seed: 6, HeadDim: 32, Hidden: 128})
-	d, group := c.Config.HeadDim, c.Config.Group()
+	d, group := c.Config.Layers[0].HeadDim, c.Config.Layers[0].Group()
 	w := pruned{c, map[string][2]int{
 		"blk.0.attn_k.weight": {0, d}, "blk.0.attn_k.bias": {0, d},
 		"blk.1.attn_q.weight": {group * d, 2 * group * d}, "blk.1.attn_q.bias": {group * d, 2 * group * d},
@@ -467,11 +467,11 @@ type halfScorer struct{ k []float32 }
 
 func (s halfScorer) Fork() refmodel.Scorer { return s }
 
-func (s halfScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+func (s halfScorer) Score(t refmodel.Tile) {
 	const d = 32
-	for r := range n {
-		for j := n0; j < n1; j++ {
-			dst[r*ldd+j] = float32(inner(q[r*ldq:][:d], s.k[j*d:][:d]) / 2)
+	for r := range t.Rows {
+		for j := t.From; j < t.To; j++ {
+			t.Dst[r*t.LD+j] = float32(inner(t.Q[r*t.LDQ:][:d], s.k[j*d:][:d]) / 2)
 		}
 	}
 }
@@ -488,7 +488,7 @@ func TestFitRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := transform.FoldKeys(&checkpoint.View{Checkpoint: c}, 0, edits[0]); err != nil {
+	if err := transform.FoldKeys(checkpoint.NewEdited(c, nil), 0, edits[0]); err != nil {
 		t.Errorf("a balance for a QK-norm cannot be folded: %v", err)
 	}
 	if _, err := s.Fit(t.Context(), KeyFit{Pairs: ForType, Cache: transform.CacheRow{Type: gguf.TypeQ4_0}}, nil); err == nil {

@@ -101,12 +101,12 @@ func Search(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*Result, 
 // newChooser takes the statistics that changes are fitted to.
 func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*search, error) {
 	cfg := c.Config
-	target, err := kvcache.NewLlamaCpp(cfg, o.Cache.K, o.Cache.V, o.Cache.Rotation)
+	target, err := kvcache.NewLlamaCpp(cfg, o.Cache)
 	if err != nil {
 		return nil, &option.Error{Err: err}
 	}
 	target.FloatSums = true
-	half, err := kvcache.NewLlamaCpp(cfg, kvcache.F16.K, kvcache.F16.V, true)
+	half, err := kvcache.NewLlamaCpp(cfg, kvcache.F16)
 	if err != nil {
 		return nil, err
 	}

@@ -77,11 +77,11 @@ func TestChoose(t *testing.T) {
 			t.Errorf("%s has %.3g, the choice %.3g at a cost of %.3g", x.Name, x.KLD, chosen.KLD, *chosen.F16KLD)
 		}
 	}
-	if len(r.Heads) != c.Config.Layers*c.Config.KVHeads || r.Heads[0].Removed < 0.5 {
+	if len(r.Heads) != len(c.Config.Layers)*c.Config.Layers[0].KVHeads || r.Heads[0].Removed < 0.5 {
 		t.Errorf("removed %+v", r.Heads)
 	}
 	// What the variants promised is what the edited weights do.
-	view := &checkpoint.View{Checkpoint: c}
+	view := checkpoint.NewEdited(c, nil)
 	for l, heads := range near.Edits {
 		if err := transform.FoldKeys(view, l, heads); err != nil {
 			t.Fatal(err)
@@ -166,7 +166,7 @@ func TestChooseValues(t *testing.T) {
 	if last := tried[len(tried)-1]; got.Report.Chosen != valuesTransformed || last.Name != valuesTransformed || last.Near || !(last.KLD < 0.8*tried[0].KLD) {
 		t.Fatalf("chosen is %q of %+v", got.Report.Chosen, tried)
 	}
-	view := &checkpoint.View{Checkpoint: c}
+	view := checkpoint.NewEdited(c, nil)
 	for l, heads := range got.Edits {
 		if err := transform.FoldKeys(view, l, heads); err != nil {
 			t.Fatal(err)

@@ -19,12 +19,12 @@ func TestWorkSigns(t *testing.T) {
 	if _, err := w.ReadSigns(2, 64); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no folder: %v", err)
 	}
-	row := make([]int, c.Config.KVHeads)
+	row := make([]int, c.Config.Layers[0].KVHeads)
 	for h := range row {
 		row[h] = 8 * (h + 1)
 	}
 	signs := [][]int{row, row}
-	total := 2 * 8 * (1 + c.Config.KVHeads) * c.Config.KVHeads / 2
+	total := 2 * 8 * (1 + c.Config.Layers[0].KVHeads) * c.Config.Layers[0].KVHeads / 2
 	if err := w.SaveSigns(signs); err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func fitAll(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *calibr
 func work(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *Cache {
 	return &Cache{
 		Dir: filepath.Join(t.TempDir(), "a [b]*", "work"), Inputs: []Input{{"program", "test"}, {"seed", "3"}},
-		KVHeads: c.Config.KVHeads, HeadDim: c.Config.HeadDim, Balance: o.Balance, Kinds: o.Kinds,
+		KVHeads: c.Config.Layers[0].KVHeads, HeadDim: c.Config.Layers[0].HeadDim, Balance: o.Balance, Kinds: o.Kinds,
 		Notice: func(text string) { t.Errorf("notice: %s", text) },
 	}
 }
@@ -101,7 +101,7 @@ func TestStoreKeepsAll(t *testing.T) {
 			t.Errorf("%s: %+v", fam, y.Heads[0])
 		}
 		k := []float32{}
-		for i := range c.Config.HeadDim {
+		for i := range c.Config.Layers[0].HeadDim {
 			k = append(k, float32(i%5)-1.7)
 		}
 		a, b := x.Heads[0].Codes["frame"], y.Heads[0].Codes["frame"]
@@ -202,7 +202,7 @@ func TestUnits(t *testing.T) {
 		steps, last := 0, 0
 		one.Only, one.Progress = func(x int) bool { return x == l }, func(done, total int) {
 			// A step for each layer passed, and for each code fitted.
-			each := 1 + len(one.Kinds)*c.Config.KVHeads
+			each := 1 + len(one.Kinds)*c.Config.Layers[0].KVHeads
 			if steps++; total != (l+1)*each || done > total || done < last {
 				t.Errorf("progress %d of %d for layer %d, after %d", done, total, l, last)
 			}
@@ -214,7 +214,7 @@ func TestUnits(t *testing.T) {
 				t.Errorf("only layer %d was to be fitted, layer %d has %d heads", l, x, len(r.Layers[x].Heads))
 			}
 		}
-		if each := 1 + len(one.Kinds)*c.Config.KVHeads; last != (l+1)*each || steps < each {
+		if each := 1 + len(one.Kinds)*c.Config.Layers[0].KVHeads; last != (l+1)*each || steps < each {
 			t.Errorf("layer %d: %d steps of progress, up to %d", l, steps, last)
 		}
 	}

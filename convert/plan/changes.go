@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"slices"
+
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations/transform"
@@ -26,7 +28,7 @@ type Options struct {
 
 // Changes is what is done to a checkpoint's weights, known or proposed.
 type Changes struct {
-	View *checkpoint.View // the weights with the edits that are known
+	View *checkpoint.Edited // the weights with the edits that are known
 	// PairScale: the closed form of the K/Q pair scaling is still to be fitted, by the calibration.
 	PairScale  bool
 	Identities []spec.Identity
@@ -35,7 +37,7 @@ type Changes struct {
 
 // NoChanges returns the changes of a conversion that edits nothing yet.
 func NoChanges(c *checkpoint.Checkpoint) *Changes {
-	return &Changes{View: &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}, Targets: map[string][]string{}}
+	return &Changes{View: checkpoint.NewEdited(c, checkpoint.Edits{}), Targets: map[string][]string{}}
 }
 
 // Propose says what a conversion would change, before anything is measured.
@@ -142,7 +144,7 @@ func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
 		return id
 	}
 	id.Applied = true
-	switch c.Config.Family.QKNorm {
+	switch c.Config.Layers[0].QKNorm {
 	case family.NoQKNorm:
 		id.Why = "one scale per KV head and rotary pair, folded into W_K and, inverted, into W_Q, biases included"
 	case family.NormHead:
@@ -158,7 +160,7 @@ const IDAngle = "G3-angle"
 
 // others lists the identities that this version does not fold, with the reason.
 func others(c *checkpoint.Checkpoint) []spec.Identity {
-	norm := c.Config.Family.QKNorm != family.NoQKNorm
+	norm := slices.ContainsFunc(c.Config.Layers, func(y family.Layer) bool { return y.QKNorm != family.NoQKNorm })
 	angles := "not needed: the codes rotate each head anyway"
 	if norm {
 		angles = "not exact: the gain of a QK-norm differs within a pair"
@@ -174,11 +176,11 @@ func others(c *checkpoint.Checkpoint) []spec.Identity {
 // targets of edits by identity G3, for a plan made before anything is fitted.
 func balanceTargets(c *checkpoint.Checkpoint) map[string][]string {
 	out := map[string][]string{}
-	names := []string{"attn_k.weight", "attn_q.weight", "attn_k.bias", "attn_q.bias"}
-	if c.Config.Family.QKNorm != family.NoQKNorm {
-		names = []string{"attn_k_norm.weight", "attn_q_norm.weight"}
-	}
 	for l := range c.Config.Layers {
+		names := []string{"attn_k.weight", "attn_q.weight", "attn_k.bias", "attn_q.bias"}
+		if c.Config.Layers[l].QKNorm != family.NoQKNorm {
+			names = []string{"attn_k_norm.weight", "attn_q_norm.weight"}
+		}
 		for _, n := range names {
 			if name := family.Name(l, n); exists(c, name) {
 				out[name] = []string{transform.IDPairScale}

@@ -57,11 +57,14 @@ func (o KeyOptions) check(c *family.Config) error {
 	case o.Code != "frame" && o.Allocation() != bits.AllocUniform:
 		return option.Bad("Alloc", o.Alloc, "code %s has 1 bit per number in every head; only frame has a choice", o.Code)
 	}
-	_, err := codec.Budget(o.Bits, c.HeadDim, c.Layers*c.KVHeads)
+	shape, err := c.Uniform()
 	if err != nil {
+		return err
+	}
+	if _, err := bits.Budget(c, o.Bits); err != nil {
 		return option.Of("Bits", nil, err)
 	}
-	return o.Policy.Check(c.HeadDim)
+	return o.Policy.Check(shape.HeadDim)
 }
 
 // NewKeys says what is known of the codes of a model before the calibration. It refuses, with
@@ -71,12 +74,13 @@ func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
 	if err := o.check(c); err != nil {
 		return k, err
 	}
-	heads := c.Layers * c.KVHeads
+	y := &c.Layers[0] // as all layers are, by check
+	heads := len(c.Layers) * y.KVHeads
 	var err error
-	if k.Signs, err = codec.Budget(o.Bits, c.HeadDim, heads); err != nil {
+	if k.Signs, err = bits.Budget(c, o.Bits); err != nil {
 		return k, err
 	}
-	k.Bits = float64(k.Signs) / float64(heads*c.HeadDim)
+	k.Bits = float64(k.Signs) / float64(heads*y.HeadDim)
 	k.Bytes = k.Signs/8 + heads*(2+codec.ExceptionBytes*k.Exceptions)
 	even := bits.EvenSigns(k.Signs, heads)
 	switch lo, hi := slices.Min(even), slices.Max(even); {

@@ -166,14 +166,11 @@ func (p *Plan) retrofit(c *checkpoint.Checkpoint, outtype string, targets map[st
 // toGGUF plans the conversion of a Hugging Face checkpoint.
 func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[string][]string) error {
 	cfg := c.Config
-	if cfg.Experts > 0 && cfg.RenormTopK != cfg.Family.Experts.GGUFRenorm {
-		return fmt.Errorf("%s: norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v", c.Path, cfg.RenormTopK, cfg.Family.GGUFArch, cfg.Family.Experts.GGUFRenorm)
-	}
 	if err := checkStock(c); err != nil {
 		return err
 	}
-	if cfg.SlidingWindow > 0 && !cfg.Family.Window.InGGUF && cfg.SlidingWindow < cfg.Context {
-		p.Warnings = append(p.Warnings, fmt.Sprintf("stock GGUF runtimes ignore the sliding window of architecture %s; results differ from the source beyond %d tokens", cfg.Family.GGUFArch, cfg.SlidingWindow))
+	if window, _ := cfg.Window(); window > 0 && !cfg.Family.Window.InGGUF && window < cfg.Context {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("stock GGUF runtimes ignore the sliding window of architecture %s; results differ from the source beyond %d tokens", cfg.Family.GGUFArch, window))
 	}
 	for _, t := range c.Tensors() {
 		to, err := ggufType(t.Name, t.Shape, outtype)
@@ -197,9 +194,10 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 		}
 		p.Tensors = append(p.Tensors, TensorPlan{Name: "output.weight", Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, Tensor: t, Why: "stock readers of this architecture need a head of its own"})
 	}
-	if d, ok := cfg.Rope.FreqDivisors(); ok {
+	full, _ := cfg.Ropes()
+	if d, ok := full.FreqDivisors(); ok {
 		if !cfg.Family.RopeFreqs {
-			return fmt.Errorf("%s: RoPE scaling %s cannot be written for architecture %s", c.Path, cfg.Rope.Scaling, cfg.Family.GGUFArch)
+			return fmt.Errorf("%s: RoPE scaling %s cannot be written for architecture %s", c.Path, full.Scaling, cfg.Family.GGUFArch)
 		}
 		p.Tensors = append(p.Tensors, TensorPlan{Name: RopeFreqs, Shape: []int{len(d)}, From: "-", To: "F32", Action: Recode, Why: "RoPE scaling, as frequency divisors"})
 	}
@@ -216,24 +214,43 @@ const RopeFreqs = "rope_freqs.weight"
 // compute otherwise because their architecture has no key for a number.
 func checkStock(c *checkpoint.Checkpoint) error {
 	cfg, f := c.Config, c.Config.Family
-	stock := 1 / math.Sqrt(float64(cfg.HeadDim))
-	if n := f.WideScaleLayers; n > 0 && n == cfg.Layers {
-		stock = 1 / math.Sqrt(float64(cfg.Hidden/cfg.Heads))
+	shape, err := cfg.Uniform()
+	if err == nil {
+		err = cfg.Require("the GGUF writer", 0)
 	}
-	if d := cfg.AttnScale/stock - 1; d > 1e-6 || d < -1e-6 {
-		return fmt.Errorf("%s: query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape", c.Path, cfg.AttnScale, stock)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Path, err)
 	}
-	if f.SquareAttention && cfg.Heads*cfg.HeadDim != cfg.Hidden {
-		return fmt.Errorf("%s: %d heads with head_dim %d for hidden_size %d: stock GGUF runtimes demand that the product is the hidden size in architecture %s", c.Path, cfg.Heads, cfg.HeadDim, cfg.Hidden, f.GGUFArch)
+	full, local := cfg.Ropes()
+	window, _ := cfg.Window()
+	stock := 1 / math.Sqrt(float64(shape.HeadDim))
+	if n := f.WideScaleLayers; n > 0 && n == len(cfg.Layers) {
+		stock = 1 / math.Sqrt(float64(cfg.Hidden/shape.Heads))
 	}
-	if f.SquareAttention && f.QKNorm == family.NormLayers && cfg.KVHeads != cfg.Heads {
-		return fmt.Errorf("%s: num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", c.Path, cfg.KVHeads, cfg.Heads, f.GGUFArch)
+	for l := range cfg.Layers {
+		y := &cfg.Layers[l]
+		if d := y.Scale/stock - 1; d > 1e-6 || d < -1e-6 {
+			return fmt.Errorf("%s: query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape", c.Path, y.Scale, stock)
+		}
+		if y.FFN.Experts > 0 && y.FFN.Renorm != f.Experts.GGUFRenorm {
+			return fmt.Errorf("%s: norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v", c.Path, y.FFN.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
+		}
+		if f.SquareAttention && y.QKNorm == family.NormLayers && y.KVHeads != y.Heads {
+			return fmt.Errorf("%s: num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", c.Path, y.KVHeads, y.Heads, f.GGUFArch)
+		}
+		if first := &cfg.Layers[0]; y.FFN.Size != first.FFN.Size || y.FFN.Experts != first.FFN.Experts || y.FFN.Used != first.FFN.Used ||
+			y.Window > 0 && y.Window != window {
+			return fmt.Errorf("%s: layer %d has an FFN or a window of another size than other layers, which the GGUF writer does not support", c.Path, l)
+		}
 	}
-	if r := cfg.Rope; r.Scaling == rope.YaRN && (r.BetaFast != 32 || r.BetaSlow != 1) {
-		return fmt.Errorf("%s: RoPE scaling yarn with beta_fast %g and beta_slow %g: stock GGUF runtimes use 32 and 1 in architecture %s", c.Path, r.BetaFast, r.BetaSlow, f.GGUFArch)
+	if f.SquareAttention && shape.Heads*shape.HeadDim != cfg.Hidden {
+		return fmt.Errorf("%s: %d heads with head_dim %d for hidden_size %d: stock GGUF runtimes demand that the product is the hidden size in architecture %s", c.Path, shape.Heads, shape.HeadDim, cfg.Hidden, f.GGUFArch)
 	}
-	if cfg.SlidingWindow > 0 && f.Window.InGGUF && cfg.RopeLocal.Scaling != rope.None {
-		return fmt.Errorf("%s: RoPE scaling %s of sliding-window layers cannot be written for architecture %s", c.Path, cfg.RopeLocal.Scaling, f.GGUFArch)
+	if full.Scaling == rope.YaRN && (full.BetaFast != 32 || full.BetaSlow != 1) {
+		return fmt.Errorf("%s: RoPE scaling yarn with beta_fast %g and beta_slow %g: stock GGUF runtimes use 32 and 1 in architecture %s", c.Path, full.BetaFast, full.BetaSlow, f.GGUFArch)
+	}
+	if window > 0 && f.Window.InGGUF && local.Scaling != rope.None {
+		return fmt.Errorf("%s: RoPE scaling %s of sliding-window layers cannot be written for architecture %s", c.Path, local.Scaling, f.GGUFArch)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 )
 
 type keys = map[string]any
@@ -223,7 +224,7 @@ func TestPlanBalance(t *testing.T) {
 				folded++
 			}
 		}
-		if n := m.Config.Layers * len(want); folded != n || !p.Identities[0].Applied || p.Identities[0].Tensors != n {
+		if n := len(m.Config.Layers) * len(want); folded != n || !p.Identities[0].Applied || p.Identities[0].Tensors != n {
 			t.Errorf("%s: %d tensors folded, %+v, expected %d", model, folded, p.Identities[0], n)
 		}
 	}
@@ -232,4 +233,20 @@ func TestPlanBalance(t *testing.T) {
 // proposed plans a container with what would be proposed, before anything is measured.
 func proposed(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, pairScale bool) (*Plan, error) {
 	return Make(c, to, outtype, Propose(c, Options{PairScale: pairScale, WeightEdits: EditsExact}))
+}
+
+// TestPlanOtherLayers: what the GGUF writer has one number for must be so in all
+// layers, and what it has no key for must not be there.
+func TestPlanOtherLayers(t *testing.T) {
+	for says, change := range map[string]func(y *family.Layer){
+		"attention sinks, which the GGUF writer does not support": func(y *family.Layer) { y.Sinks = true },
+		"layer 1 has 8 and 2 of 12":                               func(y *family.Layer) { y.Heads = 8 },
+		"an FFN or a window of another size":                      func(y *family.Layer) { y.FFN.Size = 96 },
+	} {
+		c := variant(t, "llama", nil)
+		change(&c.Config.Layers[1])
+		if _, err := Make(c, checkpoint.GGUF, "f32", NoChanges(c)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
 }

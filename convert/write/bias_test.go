@@ -26,9 +26,9 @@ func TestAddedBiases(t *testing.T) {
 		}
 		defer c.Close()
 		ch := plan.NoChanges(c)
-		heads := make([]transform.KeyEdit, c.Config.KVHeads)
+		heads := make([]transform.KeyEdit, c.Config.Layers[0].KVHeads)
 		for h := range heads {
-			m := &transform.BiasShift{Delta: make([]float64, c.Config.HeadDim)}
+			m := &transform.BiasShift{Delta: make([]float64, c.Config.Layers[0].HeadDim)}
 			for i := range m.Delta {
 				m.Delta[i] = float64(i-h) / 4
 			}
@@ -53,7 +53,7 @@ func TestAddedBiases(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer got.Close()
-		if b := got.Config.AttnBias; !b.Q || !b.K || !b.V || !b.O {
+		if b := got.Config.Layers[0].Biases; !b.Q || !b.K || !b.V || !b.O {
 			t.Errorf("biases that are read: %+v", b)
 		}
 		for l := range c.Config.Layers {

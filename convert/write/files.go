@@ -99,7 +99,7 @@ var biasSwitch = regexp.MustCompile(`("attention_bias"\s*:\s*)(?:false|null)`)
 // configJSON returns the source's config.json with the phaseconv object put in,
 // and with biases attention_bias set, everything else byte for byte.
 func configJSON(dir string, info any, biases bool) ([]byte, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, hf.ConfigName))
+	raw, err := hf.ReadRaw(dir)
 	if err != nil {
 		return nil, err
 	}

@@ -54,43 +54,46 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 	}
 	u32 := func(key string, n int) { out = append(out, gguf.Value(arch+"."+key, uint32(n))) }
 	f32 := func(key string, x float64) { out = append(out, gguf.Value(arch+"."+key, float32(x))) }
-	u32("block_count", cfg.Layers)
+	// What is one number for all layers here is so by the plan, which refuses others.
+	y := &cfg.Layers[0]
+	full, local := cfg.Ropes()
+	u32("block_count", len(cfg.Layers))
 	u32("context_length", cfg.Context)
 	u32("embedding_length", cfg.Hidden)
 	if cfg.DenseFFN > 0 {
 		u32("feed_forward_length", cfg.DenseFFN)
-		u32("expert_feed_forward_length", cfg.FFN)
+		u32("expert_feed_forward_length", y.FFN.Size)
 	} else {
-		u32("feed_forward_length", cfg.FFN)
+		u32("feed_forward_length", y.FFN.Size)
 	}
-	u32("attention.head_count", cfg.Heads)
-	u32("attention.head_count_kv", cfg.KVHeads)
-	u32("attention.key_length", cfg.HeadDim)
-	u32("attention.value_length", cfg.HeadDim)
-	u32("rope.dimension_count", cfg.HeadDim)
+	u32("attention.head_count", y.Heads)
+	u32("attention.head_count_kv", y.KVHeads)
+	u32("attention.key_length", y.HeadDim)
+	u32("attention.value_length", y.ValueDim)
+	u32("rope.dimension_count", full.Dim)
 	u32("vocab_size", cfg.Vocab)
 	f32("attention.layer_norm_rms_epsilon", cfg.NormEps)
-	f32("rope.freq_base", cfg.Rope.Theta)
-	switch cfg.Rope.Scaling {
+	f32("rope.freq_base", full.Theta)
+	switch full.Scaling {
 	case rope.None, rope.Llama3, rope.Divisor: // divisors are a tensor
 	case rope.Linear:
 		out = append(out, gguf.Value(arch+".rope.scaling.type", "linear"))
-		f32("rope.scaling.factor", cfg.Rope.Factor)
+		f32("rope.scaling.factor", full.Factor)
 	case rope.YaRN: // with the default ramp: the plan refuses others
 		out = append(out, gguf.Value(arch+".rope.scaling.type", "yarn"))
-		f32("rope.scaling.factor", cfg.Rope.Factor)
-		u32("rope.scaling.original_context_length", cfg.Rope.OriginalContext)
+		f32("rope.scaling.factor", full.Factor)
+		u32("rope.scaling.original_context_length", full.OriginalContext)
 	default:
-		return nil, fmt.Errorf("RoPE scaling %s cannot be written to GGUF", cfg.Rope.Scaling)
+		return nil, fmt.Errorf("RoPE scaling %s cannot be written to GGUF", full.Scaling)
 	}
-	if cfg.Experts > 0 {
-		u32("expert_count", cfg.Experts)
-		u32("expert_used_count", cfg.ExpertsUsed)
+	if y.FFN.Experts > 0 {
+		u32("expert_count", y.FFN.Experts)
+		u32("expert_used_count", y.FFN.Used)
 	}
-	if cfg.SlidingWindow > 0 && cfg.Family.Window.InGGUF {
-		u32("attention.sliding_window", cfg.SlidingWindow)
-		f32("rope.freq_base_swa", cfg.RopeLocal.Theta)
-		out = append(out, gguf.Array(arch+".attention.sliding_window_pattern", cfg.Sliding))
+	if window, sliding := cfg.Window(); window > 0 && cfg.Family.Window.InGGUF {
+		u32("attention.sliding_window", window)
+		f32("rope.freq_base_swa", local.Theta)
+		out = append(out, gguf.Array(arch+".attention.sliding_window_pattern", sliding))
 	}
 	if cfg.LogitSoftcap > 0 {
 		f32("final_logit_softcapping", cfg.LogitSoftcap)

@@ -22,7 +22,7 @@ import (
 type Job struct {
 	Dir     string // a folder that exists
 	Source  *checkpoint.Checkpoint
-	View    *checkpoint.View // the source's weights with all edits
+	View    *checkpoint.Edited // the source's weights with all edits
 	Plan    *plan.Plan
 	OutType string // element type of re-encoded GGUF matrices, one of plan.OutTypes
 	Tag     Tag
@@ -34,7 +34,7 @@ type Job struct {
 	// Ranges are the largest magnitudes of the source's tensors, see checkpoint.Ranges; nil if
 	// they are not known.
 	Ranges map[string]float32
-	// Progress, if set, is told how many MiB are done.
+	// Progress, if set, is told how many MiB are written.
 	Progress func(done, total int)
 }
 

@@ -91,7 +91,7 @@ func eachTiny(t *testing.T, f func(t *testing.T, m *tinyModel)) {
 }
 
 // logitsOf runs the forward pass of c.
-func logitsOf(t *testing.T, cfg *family.Config, c refmodel.Weights, tokens [][]int32) []float32 {
+func logitsOf(t *testing.T, cfg *family.Config, c checkpoint.Weights, tokens [][]int32) []float32 {
 	t.Helper()
 	m := refmodel.New(cfg, c, 2)
 	variant := &refmodel.Variant{}
@@ -125,7 +125,7 @@ func farthest(a, b []float32) float64 {
 // writeTiny writes m, changed by nothing but m.edits, into dir.
 func writeTiny(t *testing.T, m *tinyModel, p *plan.Plan, dir, outtype string) string {
 	t.Helper()
-	w := &writer{c: m.Checkpoint, view: &checkpoint.View{Checkpoint: m.Checkpoint, Edits: m.edits}, plan: p}
+	w := &writer{c: m.Checkpoint, view: checkpoint.NewEdited(m.Checkpoint, m.edits), plan: p}
 	if p.Container == checkpoint.Safetensors {
 		if _, err := w.safetensors(t.Context(), dir); err != nil {
 			t.Fatal(err)
@@ -200,9 +200,11 @@ func TestGGUFOracle(t *testing.T) {
 		}
 		want := m.logits
 		if windowless[m.name] {
-			full := *m.Config
-			full.SlidingWindow = 0
-			want = logitsOf(t, &full, m.Checkpoint, m.Tokens)
+			full := m.Config.Clone()
+			for l := range full.Layers {
+				full.Layers[l].Window = 0
+			}
+			want = logitsOf(t, full, m.Checkpoint, m.Tokens)
 			if d := farthest(want, m.logits); d < 1000*m.tolerance() {
 				t.Errorf("without its window the model differs by only %g, so this test sees nothing", d)
 			}
@@ -262,9 +264,9 @@ func TestBalanceIsExact(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, uint64(len(m.name))))
 		m.edits = checkpoint.Edits{}
 		for l := range cfg.Layers {
-			b := &transform.PairScale{PerLayer: cfg.Family.QKNorm == family.NormHead}
-			for h := range cfg.KVHeads {
-				s := make([]float32, cfg.HeadDim/2)
+			b := &transform.PairScale{PerLayer: cfg.Layers[0].QKNorm == family.NormHead}
+			for h := range cfg.Layers[0].KVHeads {
+				s := make([]float32, cfg.Layers[0].HeadDim/2)
 				for i := range s {
 					s[i] = float32(math.Exp2(4*rng.Float64() - 2)) // 1/4 to 4
 				}
@@ -273,13 +275,13 @@ func TestBalanceIsExact(t *testing.T) {
 				}
 				b.Scale = append(b.Scale, s)
 			}
-			if err := transform.FoldPairScale(m.edits, m.Checkpoint, l, b); err != nil {
+			if err := transform.FoldPairScale(checkpoint.NewEdited(m.Checkpoint, m.edits), l, b); err != nil {
 				t.Fatal(err)
 			}
 		}
 		// Twice the rounding errors: each score is made of other numbers.
 		limit := 2 * m.tolerance()
-		view := &checkpoint.View{Checkpoint: m.Checkpoint, Edits: m.edits}
+		view := checkpoint.NewEdited(m.Checkpoint, m.edits)
 		if d := farthest(logitsOf(t, cfg, view, m.Tokens), m.logits); d > limit {
 			t.Errorf("folding moves a logit by %g, tolerance %g", d, limit)
 		}
@@ -290,7 +292,7 @@ func TestBalanceIsExact(t *testing.T) {
 				half[name] = e
 			}
 		}
-		if d := farthest(logitsOf(t, cfg, &checkpoint.View{Checkpoint: m.Checkpoint, Edits: half}, m.Tokens), m.logits); d < 1000*limit {
+		if d := farthest(logitsOf(t, cfg, checkpoint.NewEdited(m.Checkpoint, half), m.Tokens), m.logits); d < 1000*limit {
 			t.Errorf("folding into keys alone moves logits by only %g: this test sees nothing", d)
 		}
 		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32", plan.Propose(m.Checkpoint, plan.Options{PairScale: true, WeightEdits: plan.EditsExact}))
@@ -300,11 +302,13 @@ func TestBalanceIsExact(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		full := *cfg
+		full := cfg.Clone()
 		if windowless[m.name] {
-			full.SlidingWindow = 0
+			for l := range full.Layers {
+				full.Layers[l].Window = 0
+			}
 		}
-		if d := farthest(convertedLogits(t, m, p, t.TempDir(), "f32"), logitsOf(t, &full, m.Checkpoint, m.Tokens)); d > limit {
+		if d := farthest(convertedLogits(t, m, p, t.TempDir(), "f32"), logitsOf(t, full, m.Checkpoint, m.Tokens)); d > limit {
 			t.Errorf("a logit of the GGUF file is off by %g, tolerance %g", d, limit)
 		}
 	})
@@ -335,8 +339,8 @@ func TestPlanFromGGUF(t *testing.T) {
 				t.Errorf("without an identity %s is planned as %s, %s to %s", x.Name, x.Action, x.From, x.To)
 			}
 		}
-		if m.name == "llama-llama3" && c.Config.Rope.Scaling != rope.Divisor {
-			t.Errorf("RoPE scaling read back as %q", c.Config.Rope.Scaling)
+		if r := c.Config.Layers[0].Rope; m.name == "llama-llama3" && r.Scaling != rope.Divisor {
+			t.Errorf("RoPE scaling read back as %q", r.Scaling)
 		}
 	}
 }

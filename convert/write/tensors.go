@@ -21,7 +21,7 @@ import (
 // writer streams the tensors of a plan.
 type writer struct {
 	c    *checkpoint.Checkpoint
-	view *checkpoint.View
+	view *checkpoint.Edited
 	plan *plan.Plan
 	// ranges are largest magnitudes in the source, by tensor, as far as they are known.
 	ranges map[string]float32
@@ -63,7 +63,7 @@ func (w *writer) encode(ctx context.Context, o io.Writer, x *plan.TensorPlan, pa
 	vector := len(t.Shape) == 1
 	if order != nil && !vector {
 		// Rows move inside their head: whole heads are read at a time.
-		d := w.c.Config.HeadDim
+		d := w.c.Config.Layers[t.Layer].HeadDim
 		step = max(1, step/d) * d
 	}
 	buf := make([]float32, min(step, rows)*cols)
@@ -186,7 +186,7 @@ func overHint(p *plan.Plan) string {
 // rowOrder returns, for each row of the target, the row of the source.
 func (w *writer) rowOrder(x *plan.TensorPlan) []int {
 	cfg := w.c.Config
-	d := cfg.HeadDim
+	d := cfg.Layers[x.Tensor.Layer].HeadDim
 	n := x.Shape[0]
 	order := make([]int, n)
 	for i := range order {
@@ -260,7 +260,8 @@ func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spe
 
 func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan) error {
 	if x.Name == plan.RopeFreqs && x.Tensor == nil {
-		d, _ := w.c.Config.Rope.FreqDivisors()
+		full, _ := w.c.Config.Ropes()
+		d, _ := full.FreqDivisors()
 		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
 		if err != nil {
 			return err
@@ -330,19 +331,10 @@ func (w *writer) safetensors(ctx context.Context, dir string) ([]spec.File, erro
 	for i := range w.plan.Tensors {
 		byName[w.plan.Tensors[i].Name] = &w.plan.Tensors[i]
 	}
-	size := func(t *safetensors.Tensor) int64 {
-		n := int64(safetensors.ElementBytes(t.DType))
-		for _, d := range t.Shape {
-			n *= int64(d)
-		}
-		return n
-	}
 	var total int64
 	for _, f := range set.Files {
 		for i := range f.Tensors {
-			if x := byName[f.Tensors[i].Name]; x != nil {
-				total += size(&f.Tensors[i])
-			}
+			total += f.Tensors[i].Size()
 		}
 	}
 	w.meter = stream.NewMeter(total, w.report)

@@ -10,11 +10,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -23,7 +21,9 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/spec"
@@ -77,6 +77,15 @@ type backend interface {
 	close() error
 }
 
+// Weights gives tensors by canonical name: an open checkpoint, one with edits, or a
+// fold on top of either. Reading is safe for concurrent use.
+type Weights interface {
+	// Find returns the canonical tensor with this name.
+	Find(name string) (*Tensor, bool)
+	// ReadRows decodes rows [row0, row0+n) of t into dst, n*t.Cols() values.
+	ReadRows(t *Tensor, row0, n int, dst []float32) error
+}
+
 // A Checkpoint is an open model. Reading is safe for concurrent use.
 type Checkpoint struct {
 	Path      string
@@ -109,8 +118,14 @@ type stamp struct {
 	mtime int64
 }
 
-// Open opens a Hugging Face folder or a GGUF file.
+// Open opens a Hugging Face folder or a GGUF file. Errors about what is in the files are
+// of kind format.ErrBroken or format.ErrUnsupported.
 func Open(path string) (*Checkpoint, error) {
+	c, err := open(path)
+	return c, format.Broken(err)
+}
+
+func open(path string) (*Checkpoint, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -175,12 +190,13 @@ func partOfFolder(path string) bool {
 	return string(magic[:n]) != "GGUF"
 }
 
-// openDir accepts a folder with config.json, or one that holds just one GGUF model.
+// openDir opens a folder with config.json. It refuses others, also one that holds a GGUF
+// file, which then is named.
 func openDir(dir string) (*Checkpoint, error) {
-	if _, err := os.Stat(filepath.Join(dir, "config.json")); err == nil {
-		return openHF(dir)
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if ok, err := hf.IsFolder(dir); err != nil {
 		return nil, err
+	} else if ok {
+		return openHF(dir)
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "*.gguf"))
 	if err != nil {
@@ -188,10 +204,10 @@ func openDir(dir string) (*Checkpoint, error) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, spec.ManifestName)); err == nil {
 		found = slices.DeleteFunc(found, func(f string) bool { return filepath.Base(f) != spec.GGUFModelName })
-		return nil, fmt.Errorf("%s: an artifact of phaseconv without a safetensors model; name a file in it%s",
+		return nil, format.Unsupportedf("%s: an artifact of phaseconv without a safetensors model; name a file in it%s",
 			dir, hint(found))
 	}
-	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir,
+	return nil, format.Unsupportedf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir,
 		hint(found))
 }
 
@@ -231,7 +247,7 @@ func (c *Checkpoint) Notes() []string {
 // Vocab returns the tokenizer's data, which is read once and must not be changed.
 func (c *Checkpoint) Vocab() (*tokenizer.Vocab, error) {
 	c.reading.Do(func() { c.vocab, c.vocabErr = c.b.vocab() })
-	return c.vocab, c.vocabErr
+	return c.vocab, format.Broken(c.vocabErr)
 }
 
 // Tokenizer returns the model's tokenizer, which is built once. It fails where the tokenizer
@@ -277,7 +293,7 @@ func (c *Checkpoint) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	}
 	if i := notFinite(dst); i >= 0 {
 		row := row0 + i/cols
-		return fmt.Errorf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path,
+		return format.Brokenf("%s: tensor %s: value at row %d, column %d is %v; a weight must be finite", c.Path,
 			t.Sources[row/per], row%per, i%cols, dst[i])
 	}
 	return nil

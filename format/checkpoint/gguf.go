@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
@@ -65,23 +66,26 @@ func (c *Checkpoint) addRopeFreqs(f *gguf.File) error {
 		return nil
 	}
 	cfg := c.Config
-	if !cfg.Family.RopeFreqs || cfg.Rope.Scaling != rope.None {
+	r, _ := cfg.Ropes()
+	if !cfg.Family.RopeFreqs || r.Scaling != rope.None {
 		return fmt.Errorf("%s: tensor %s does not go with architecture %s and RoPE scaling %q", c.Path, ropeFreqs,
-			cfg.Family.GGUFArch, cfg.Rope.Scaling)
+			cfg.Family.GGUFArch, r.Scaling)
 	}
-	if !sameShape(t.Shape(), []int{cfg.HeadDim / 2}) {
-		return fmt.Errorf("%s: tensor %s has shape %v, head_dim %d needs [%d]", c.Path, ropeFreqs, t.Shape(), cfg.HeadDim,
-			cfg.HeadDim/2)
+	if !sameShape(t.Shape(), []int{r.Dim / 2}) {
+		return fmt.Errorf("%s: tensor %s has shape %v, RoPE on %d dimensions needs [%d]", c.Path, ropeFreqs, t.Shape(),
+			r.Dim, r.Dim/2)
 	}
 	d := make([]float32, t.Elements())
 	if err := f.ReadRows(t, 0, t.Rows(), d); err != nil {
 		return err
 	}
-	cfg.Rope.Scaling = rope.Divisor
+	r.Scaling = rope.Divisor
 	for _, v := range d {
-		cfg.Rope.Divisors = append(cfg.Rope.Divisors, float64(v))
+		r.Divisors = append(r.Divisors, float64(v))
 	}
-	cfg.RopeLocal = cfg.Rope
+	for l := range cfg.Layers {
+		cfg.Layers[l].Rope = r
+	}
 	c.tensors[ropeFreqs] = &Tensor{Name: ropeFreqs, Layer: -1, Shape: t.Shape(), Type: t.Type.String(),
 		Sources: []string{ropeFreqs}}
 	c.order = append(c.order, ropeFreqs)
@@ -144,40 +148,43 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
 	c := &family.Config{
-		Family: fam, Pairs: fam.GGUFPairs, AttnBias: fam.AttnBias,
-		Layers: k.int("block_count", -1), Hidden: k.int("embedding_length", -1), Heads: k.int("attention.head_count", -1),
+		Family: fam, Pairs: fam.GGUFPairs, Hidden: k.int("embedding_length", -1),
 		Context: k.int("context_length", -1), NormEps: k.float("attention.layer_norm_rms_epsilon", 0),
-		Experts: experts, ExpertsUsed: k.int("expert_used_count", 0),
 		BOS: -1, EOS: -1,
+	}
+	p := &family.Params{
+		Layers: k.int("block_count", -1), Heads: k.int("attention.head_count", -1), AttnBias: fam.AttnBias,
+		Experts: experts, ExpertsUsed: k.int("expert_used_count", 0),
 	}
 	if fam.ScoreKeys {
 		c.LogitSoftcap = k.float("final_logit_softcapping", 0)
 	}
-	c.KVHeads = k.int("attention.head_count_kv", c.Heads)
-	c.FFN = k.int("feed_forward_length", -1)
+	p.KVHeads = k.int("attention.head_count_kv", p.Heads)
+	p.FFN = k.int("feed_forward_length", -1)
 	if experts > 0 {
-		c.RenormTopK = fam.Experts.GGUFRenorm
+		p.RenormTopK = fam.Experts.GGUFRenorm
 		if fam.Experts.OwnSize {
-			c.DenseFFN = c.FFN
-			c.FFN = k.int("expert_feed_forward_length", c.FFN/max(1, c.ExpertsUsed)) // the default of stock readers
+			c.DenseFFN = p.FFN
+			p.FFN = k.int("expert_feed_forward_length", p.FFN/max(1, p.ExpertsUsed)) // the default of stock readers
 		}
 	}
 	if k.err != nil {
 		return nil, k.err
 	}
-	if c.Heads < 1 || c.Heads > family.MaxHeads {
-		return nil, fmt.Errorf("%s: key %s.attention.head_count is %d", f.Path, arch, c.Heads)
+	if p.Heads < 1 || p.Heads > family.MaxHeads {
+		return nil, fmt.Errorf("%s: key %s.attention.head_count is %d", f.Path, arch, p.Heads)
 	}
-	c.HeadDim = k.int("attention.key_length", c.Hidden/c.Heads)
-	if v := k.int("attention.value_length", c.HeadDim); v != c.HeadDim {
-		return nil, fmt.Errorf("%s: key %s.attention.value_length is %d and key_length %d; different lengths are not supported", f.Path, arch, v, c.HeadDim)
+	p.HeadDim = k.int("attention.key_length", c.Hidden/p.Heads)
+	if v := k.int("attention.value_length", p.HeadDim); v != p.HeadDim {
+		return nil, format.Unsupportedf("%s: key %s.attention.value_length is %d and key_length %d; different lengths are not supported", f.Path, arch, v, p.HeadDim)
 	}
 	if causal, err := f.Bool(arch + ".attention.causal"); err == nil && !causal {
-		return nil, fmt.Errorf("%s: key %s.attention.causal is false; only causal models are supported", f.Path, arch)
+		return nil, format.Unsupportedf("%s: key %s.attention.causal is false; only causal models are supported", f.Path,
+			arch)
 	}
-	c.AttnScale = 1 / math.Sqrt(float64(c.HeadDim))
-	if fam.WideScaleLayers > 0 && c.Layers == fam.WideScaleLayers {
-		c.AttnScale = 1 / math.Sqrt(float64(c.Hidden/c.Heads))
+	p.AttnScale = 1 / math.Sqrt(float64(p.HeadDim))
+	if fam.WideScaleLayers > 0 && p.Layers == fam.WideScaleLayers {
+		p.AttnScale = 1 / math.Sqrt(float64(c.Hidden/p.Heads))
 	}
 	embd, ok := f.Tensor("token_embd.weight")
 	if !ok {
@@ -186,10 +193,10 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	c.Vocab = embd.Rows()
 	_, head := f.Tensor("output.weight")
 	c.TiedEmbeddings = !head
-	if err := k.window(c); err != nil {
+	if err := k.window(fam, p); err != nil {
 		return nil, err
 	}
-	if err := k.rope(c); err != nil {
+	if err := k.rope(c, p); err != nil {
 		return nil, err
 	}
 	if k.err != nil {
@@ -200,45 +207,45 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 			*dst = int(v)
 		}
 	}
-	if err := c.Check(); err != nil {
+	if err := c.Resolve(*p); err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
 	return c, nil
 }
 
-func (k *keys) window(c *family.Config) error {
-	if !c.Family.Window.InGGUF {
+func (k *keys) window(fam *family.Family, p *family.Params) error {
+	if !fam.Window.InGGUF {
 		return nil
 	}
 	w := k.int("attention.sliding_window", 0)
-	if w == 0 || c.Layers > family.MaxLayers {
+	if w == 0 || p.Layers > family.MaxLayers {
 		return k.err
 	}
-	c.SlidingWindow, c.Sliding = w, make([]bool, c.Layers)
+	p.SlidingWindow, p.Sliding = w, make([]bool, p.Layers)
 	const pattern = "attention.sliding_window_pattern"
-	period := c.Family.Window.Period
+	period := fam.Window.Period
 	if kv, ok := k.f.KV(k.arch + "." + pattern); ok {
 		if _, array := kv.Elem(); array {
 			flags, err := k.f.Bools(k.arch + "." + pattern)
-			if err != nil || len(flags) != c.Layers {
-				return fmt.Errorf("%s: key %s.%s: expected %d flags (%v)", k.f.Path, k.arch, pattern, c.Layers, err)
+			if err != nil || len(flags) != p.Layers {
+				return fmt.Errorf("%s: key %s.%s: expected %d flags (%v)", k.f.Path, k.arch, pattern, p.Layers, err)
 			}
-			copy(c.Sliding, flags)
+			copy(p.Sliding, flags)
 			return nil
 		}
 		period = k.int(pattern, 0)
 	}
-	for l := range c.Sliding {
-		c.Sliding[l] = period == 0 || (l+1)%period != 0
+	for l := range p.Sliding {
+		p.Sliding[l] = period == 0 || (l+1)%period != 0
 	}
 	return k.err
 }
 
-func (k *keys) rope(c *family.Config) error {
-	if d := k.int("rope.dimension_count", c.HeadDim); d != c.HeadDim {
-		return fmt.Errorf("%s: key %s.rope.dimension_count is %d and head_dim %d; partial rotary embedding is not supported yet", k.f.Path, k.arch, d, c.HeadDim)
+func (k *keys) rope(c *family.Config, p *family.Params) error {
+	if d := k.int("rope.dimension_count", p.HeadDim); d != p.HeadDim {
+		return format.Unsupportedf("%s: key %s.rope.dimension_count is %d and head_dim %d; partial rotary embedding is not supported yet", k.f.Path, k.arch, d, p.HeadDim)
 	}
-	p := rope.Params{Theta: k.float("rope.freq_base", 10000), Dim: c.HeadDim}
+	r := rope.Params{Theta: k.float("rope.freq_base", 10000), Dim: p.HeadDim}
 	factor := k.float("rope.scaling.factor", k.float("rope.scale_linear", 0))
 	kind := "linear"
 	if k.has("rope.scaling.type") {
@@ -252,16 +259,17 @@ func (k *keys) rope(c *family.Config) error {
 	case "none":
 	case "linear":
 		if scaled {
-			p.Scaling, p.Factor = rope.Linear, factor
+			r.Scaling, r.Factor = rope.Linear, factor
 		}
 	case "yarn":
 		if scaled {
-			p.Scaling, p.Factor = rope.YaRN, factor
-			p.OriginalContext = k.int("rope.scaling.original_context_length", c.Context)
-			p.BetaFast, p.BetaSlow = stockBetaFast, stockBetaSlow
+			r.Scaling, r.Factor = rope.YaRN, factor
+			r.OriginalContext = k.int("rope.scaling.original_context_length", c.Context)
+			r.BetaFast, r.BetaSlow = stockBetaFast, stockBetaSlow
 		}
 	default:
-		return fmt.Errorf("%s: key %s.rope.scaling.type is %q; linear and yarn are supported", k.f.Path, k.arch, kind)
+		return format.Unsupportedf("%s: key %s.rope.scaling.type is %q; linear and yarn are supported", k.f.Path, k.arch,
+			kind)
 	}
 	// Stock readers of these architectures heed the first of these keys only, so
 	// a file with another value means one thing and computes another.
@@ -271,12 +279,13 @@ func (k *keys) rope(c *family.Config) error {
 	}{{"attn_factor", 1}, {"yarn_beta_fast", stockBetaFast}, {"yarn_beta_slow", stockBetaSlow}, {"yarn_ext_factor", 1},
 		{"yarn_attn_factor", 1}, {"yarn_log_multiplier", 0}} {
 		if v := k.float("rope.scaling."+x.key, x.want); v != x.want {
-			return fmt.Errorf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v, x.want)
+			return format.Unsupportedf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v,
+				x.want)
 		}
 	}
-	c.Rope, c.RopeLocal = p, p
-	if c.SlidingWindow > 0 {
-		c.RopeLocal = rope.Params{Theta: k.float("rope.freq_base_swa", 10000), Dim: c.HeadDim}
+	p.Rope, p.RopeLocal = r, r
+	if p.SlidingWindow > 0 {
+		p.RopeLocal = rope.Params{Theta: k.float("rope.freq_base_swa", 10000), Dim: p.HeadDim}
 	}
 	return k.err
 }

@@ -69,7 +69,7 @@ func withKeys(t *testing.T, from, to string, changes map[string]any) {
 func TestGGUFKeys(t *testing.T) {
 	t.Parallel()
 	type keys = map[string]any
-	plain := func(c *family.Config) any { return c.Rope.Scaling }
+	plain := func(c *family.Config) any { return full(c).Scaling }
 	for _, x := range []struct {
 		name, family string
 		changes      keys
@@ -77,21 +77,22 @@ func TestGGUFKeys(t *testing.T) {
 		want         any
 		fails        string // the key that the error names, for files that are refused
 	}{
-		{"theta's default", "llama", keys{"llama.rope.freq_base": nil}, func(c *family.Config) any { return c.Rope.Theta },
+		{"theta's default", "llama", keys{"llama.rope.freq_base": nil}, func(c *family.Config) any { return full(c).Theta },
 			1e4, ""},
 		{"a factor alone is linear", "qwen2", keys{"qwen2.rope.scaling.factor": 4.0},
-			func(c *family.Config) any { return c.Rope.Scaling }, rope.Linear, ""},
-		{"its older name", "qwen2", keys{"qwen2.rope.scale_linear": 4.0}, func(c *family.Config) any { return c.Rope.Factor },
+			func(c *family.Config) any { return full(c).Scaling }, rope.Linear, ""},
+		{"its older name", "qwen2", keys{"qwen2.rope.scale_linear": 4.0},
+			func(c *family.Config) any { return full(c).Factor },
 			4.0, ""},
 		{"none with a factor", "llama", keys{"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, plain,
 			rope.None, ""},
 		{"yarn", "llama", keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
 			"llama.rope.scaling.original_context_length": 64},
-			func(c *family.Config) any { return c.Rope },
+			func(c *family.Config) any { return full(c) },
 			rope.Params{Theta: 1e4, Dim: 16, Scaling: rope.YaRN, Factor: 4, OriginalContext: 64, BetaFast: 32, BetaSlow: 1}, ""},
 		{"yarn's original context by default", "llama",
 			keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
-			func(c *family.Config) any { return c.Rope.OriginalContext }, 256, ""},
+			func(c *family.Config) any { return full(c).OriginalContext }, 256, ""},
 		{"yarn without a factor", "llama", keys{"llama.rope.scaling.type": "yarn"}, plain, rope.None, ""},
 		{"longrope", "llama", keys{"llama.rope.scaling.type": "longrope"}, nil, nil, "rope.scaling.type"},
 		{"yarn's ramp", "llama", keys{"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
@@ -104,23 +105,23 @@ func TestGGUFKeys(t *testing.T) {
 		{"causal", "llama", keys{"llama.attention.causal": true}, plain, rope.None, ""},
 		{"other value length", "llama", keys{"llama.attention.value_length": 8}, nil, nil, "value_length"},
 		{"a window that llama's readers ignore", "llama", keys{"llama.attention.sliding_window": 10},
-			func(c *family.Config) any { return c.SlidingWindow }, 0, ""},
+			func(c *family.Config) any { return window(c) }, 0, ""},
 		{"gemma's pattern by default", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": nil},
-			func(c *family.Config) any { return c.Sliding }, []bool{true, true, true, true, true, false, true}, ""},
+			func(c *family.Config) any { return sliding(c) }, []bool{true, true, true, true, true, false, true}, ""},
 		{"a period", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": 3},
-			func(c *family.Config) any { return c.Sliding }, []bool{true, true, false, true, true, false, true}, ""},
+			func(c *family.Config) any { return sliding(c) }, []bool{true, true, false, true, true, false, true}, ""},
 		{"flags", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": []bool{true, false, false, false, false,
 			false, true}},
-			func(c *family.Config) any { return c.Sliding }, []bool{true, false, false, false, false, false, true}, ""},
+			func(c *family.Config) any { return sliding(c) }, []bool{true, false, false, false, false, false, true}, ""},
 		{"too few flags", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": []bool{true}}, nil, nil,
 			"sliding_window_pattern"},
 		{"no window, one base", "gemma3_text", keys{"gemma3.attention.sliding_window": nil},
-			func(c *family.Config) any { return c.RopeOf(0).Theta }, 1e6, ""},
+			func(c *family.Config) any { return c.Layers[0].Rope.Theta }, 1e6, ""},
 		{"the base of sliding layers", "gemma3_text", keys{"gemma3.rope.freq_base_swa": nil},
-			func(c *family.Config) any { return c.RopeOf(0).Theta }, 1e4, ""},
+			func(c *family.Config) any { return c.Layers[0].Rope.Theta }, 1e4, ""},
 		{"scaling is for full layers", "gemma3_text", keys{"gemma3.attention.sliding_window_pattern": 2,
 			"gemma3.rope.scaling.factor": 8.0},
-			func(c *family.Config) any { return [2]rope.Scaling{c.RopeOf(0).Scaling, c.RopeOf(1).Scaling} },
+			func(c *family.Config) any { return [2]rope.Scaling{c.Layers[0].Rope.Scaling, c.Layers[1].Rope.Scaling} },
 			[2]rope.Scaling{rope.None, rope.Linear}, ""},
 		{"soft cap", "gemma3_text", keys{"gemma3.final_logit_softcapping": 30.0},
 			func(c *family.Config) any { return c.LogitSoftcap }, 30.0, ""},
@@ -128,7 +129,7 @@ func TestGGUFKeys(t *testing.T) {
 			func(c *family.Config) any { return c.LogitSoftcap }, 0.0, ""},
 		{"expert size by default", "qwen3_moe", keys{"qwen3moe.expert_feed_forward_length": nil,
 			"qwen3moe.feed_forward_length": 192},
-			func(c *family.Config) any { return [2]int{c.FFN, c.DenseFFN} }, [2]int{96, 192}, ""},
+			func(c *family.Config) any { return [2]int{c.Layers[0].FFN.Size, c.DenseFFN} }, [2]int{96, 192}, ""},
 	} {
 		dir := t.TempDir()
 		layers := 2
@@ -172,3 +173,10 @@ func TestWithoutTokenTypes(t *testing.T) {
 		}
 	}
 }
+
+// full and local are the RoPE parameters of layers without a window and with one.
+func full(c *family.Config) rope.Params  { r, _ := c.Ropes(); return r }
+func local(c *family.Config) rope.Params { _, r := c.Ropes(); return r }
+
+func window(c *family.Config) int     { w, _ := c.Window(); return w }
+func sliding(c *family.Config) []bool { _, s := c.Window(); return s }

@@ -156,7 +156,7 @@ func (b *hfBackend) sources(t family.Tensor) []string {
 			return out
 		}
 	}
-	names, _ := b.cfg.Family.HFNames(t.Name, b.cfg.Experts)
+	names, _ := b.cfg.Family.HFNames(t.Name, b.cfg.Experts())
 	for i := range names {
 		names[i] = b.name(names[i])
 	}

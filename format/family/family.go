@@ -1,7 +1,9 @@
 // Package family is the table of model families that phaseconv knows: one entry
-// per family holds its names in both containers, its norms, its RoPE layout, its
-// experts and which exact identities hold. No other package asks for a family
-// by name; it asks for a property.
+// per family holds its names in both containers and what its layers are made of. From
+// that and the numbers of a configuration file Config.Resolve makes a description
+// of each layer (Layer), which the forward pass, caches, folds, the plan and the
+// writers ask. The fields of a Family that other packages read say what stock readers
+// and containers expect. Nobody asks for a family by name.
 //
 // Canonical tensor names are those of GGUF ("blk.3.attn_k.weight"), with shapes
 // in row-major order, outermost first: attn_k.weight is [n_kv_heads*head_dim, hidden].
@@ -13,26 +15,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-)
-
-// QKNorm says over what the queries and keys are RMS-normalised before RoPE.
-type QKNorm int
-
-// The kinds of QK-norm.
-const (
-	NoQKNorm   QKNorm = iota
-	NormHead          // each head by itself, one gain vector of head_dim for all heads of the layer
-	NormLayers        // all heads of the projection together, gains as long as the projection
-)
-
-// Activation is the gate nonlinearity of the FFN.
-type Activation int
-
-// The activations that families use.
-const (
-	SiLU Activation = iota
-	GELUTanh
 )
 
 // A Family describes all models with one forward graph.
@@ -98,22 +82,6 @@ type Defaults struct {
 	NormEps            float64 // rms_norm_eps; 1e-6
 	KVHeads            int     // num_key_value_heads; num_attention_heads
 	Tied               bool    // tie_word_embeddings
-}
-
-// allows says whether a tensor with this name pattern can be in a model with
-// biases b: anything but a bias that b does not have.
-func (b Biases) allows(pattern string) bool {
-	switch pattern {
-	case "blk.%d.attn_q.bias":
-		return b.Q
-	case "blk.%d.attn_k.bias":
-		return b.K
-	case "blk.%d.attn_v.bias":
-		return b.V
-	case "blk.%d.attn_output.bias":
-		return b.O
-	}
-	return true
 }
 
 // Window says in which layers sliding-window attention applies when a
@@ -309,12 +277,12 @@ func ByModelType(modelType, class string) (*Family, error) {
 			continue
 		}
 		if class != "" && !contains(f.Classes, class) {
-			return nil, fmt.Errorf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType,
+			return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType,
 				strings.Join(f.Classes, ", "))
 		}
 		return f, nil
 	}
-	return nil, fmt.Errorf("model_type %q is not supported (known: %s)", modelType, strings.Join(Names(), ", "))
+	return nil, format.Unsupportedf("model_type %q is not supported (known: %s)", modelType, strings.Join(Names(), ", "))
 }
 
 // ByGGUFArch finds the family of a GGUF architecture; experts tells apart
@@ -332,7 +300,7 @@ func ByGGUFArch(arch string, experts int) (*Family, error) {
 		names = append(names, n)
 	}
 	sort.Strings(names)
-	return nil, fmt.Errorf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts,
+	return nil, format.Unsupportedf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts,
 		strings.Join(names, ", "))
 }
 
@@ -421,68 +389,38 @@ type Tensor struct {
 
 // Tensors lists all canonical tensors of a model with configuration c, globals
 // first, then layer by layer. Optional ones (biases, a head of its own) are
-// marked. A bias that c.AttnBias rules out is not among them.
+// marked. What a layer's description rules out, such as a bias, is not among them.
 func (c *Config) Tensors() []Tensor {
 	var out []Tensor
 	for _, r := range c.Family.names {
 		if !strings.Contains(r.canonical, "%d") {
-			out = append(out, Tensor{r.canonical, -1, c.shape(r.canonical), r.optional})
+			out = append(out, Tensor{r.canonical, -1, c.globalShape(r.canonical), r.optional})
 		}
 	}
 	for l := range c.Layers {
 		for _, r := range c.Family.names {
-			if strings.Contains(r.canonical, "%d") && c.AttnBias.allows(r.canonical) {
-				out = append(out, Tensor{fmt.Sprintf(r.canonical, l), l, c.shape(r.canonical), r.optional})
+			if y := &c.Layers[l]; strings.Contains(r.canonical, "%d") && y.has(l, r.canonical) {
+				out = append(out, Tensor{fmt.Sprintf(r.canonical, l), l, y.shape(r.canonical, c.Hidden), r.optional})
 			}
 		}
 	}
 	return out
 }
 
-// shape gives the expected shape of the tensor with this name pattern.
-func (c *Config) shape(pattern string) []int {
-	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
-	normQ, normK := c.HeadDim, c.HeadDim
-	if c.Family.QKNorm == NormLayers {
-		normQ, normK = q, kv
-	}
-	switch strings.TrimPrefix(pattern, "blk.%d.") {
+// globalShape gives the expected shape of a tensor outside the layers.
+func (c *Config) globalShape(name string) []int {
+	switch name {
 	case "token_embd.weight", "output.weight":
 		return []int{c.Vocab, c.Hidden}
-	case "attn_q.weight":
-		return []int{q, c.Hidden}
-	case "attn_k.weight", "attn_v.weight":
-		return []int{kv, c.Hidden}
-	case "attn_output.weight":
-		return []int{c.Hidden, q}
-	case "attn_q.bias":
-		return []int{q}
-	case "attn_k.bias", "attn_v.bias":
-		return []int{kv}
-	case "attn_q_norm.weight":
-		return []int{normQ}
-	case "attn_k_norm.weight":
-		return []int{normK}
-	case "ffn_gate.weight", "ffn_up.weight":
-		return []int{c.FFN, c.Hidden}
-	case "ffn_down.weight":
-		return []int{c.Hidden, c.FFN}
-	case "ffn_gate_inp.weight":
-		return []int{c.Experts, c.Hidden}
-	case "ffn_gate_exps.weight", "ffn_up_exps.weight":
-		return []int{c.Experts, c.FFN, c.Hidden}
-	case "ffn_down_exps.weight":
-		return []int{c.Experts, c.Hidden, c.FFN}
 	}
-	// Norm gains and the output bias live in the residual stream.
 	return []int{c.Hidden}
 }
 
 // IsNorm says whether a canonical tensor holds the gains of an RMS norm.
 func IsNorm(canonical string) bool { return strings.HasSuffix(canonical, "norm.weight") }
 
-// Layer returns the layer of a canonical tensor name, -1 for a global one.
-func Layer(canonical string) int { _, l := splitLayer(canonical); return l }
+// LayerOf returns the layer of a canonical tensor name, -1 for a global one.
+func LayerOf(canonical string) int { _, l := splitLayer(canonical); return l }
 
 // Name builds the canonical name of a layer's tensor: Name(3, "attn_k.weight").
 func Name(layer int, rest string) string { return "blk." + strconv.Itoa(layer) + "." + rest }

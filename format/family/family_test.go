@@ -45,15 +45,15 @@ func TestNamesAndShapes(t *testing.T) {
 		}
 		owner := map[string]string{}
 		for _, x := range c.Tensors() {
-			names, ok := c.Family.HFNames(x.Name, c.Experts)
+			names, ok := c.Family.HFNames(x.Name, c.Experts())
 			if !ok || len(names) == 0 {
 				t.Errorf("%s: %s has no name", dir, x.Name)
 				continue
 			}
 			shape := x.Shape
 			if strings.Contains(x.Name, "_exps.") {
-				if len(names) != c.Experts || shape[0] != c.Experts {
-					t.Errorf("%s: %s of %v has %d sources for %d experts", dir, x.Name, shape, len(names), c.Experts)
+				if len(names) != c.Experts() || shape[0] != c.Experts() {
+					t.Errorf("%s: %s of %v has %d sources for %d experts", dir, x.Name, shape, len(names), c.Experts())
 				}
 				shape = shape[1:]
 			} else if len(names) != 1 {
@@ -71,9 +71,6 @@ func TestNamesAndShapes(t *testing.T) {
 				if ok && !slices.Equal(r.Tensor.Shape, shape) {
 					t.Errorf("%s: %s is %v, the configuration implies %v", dir, n, r.Tensor.Shape, shape)
 				}
-			}
-			if l := family.Layer(x.Name); l != x.Layer {
-				t.Errorf("Layer(%s) = %d, expected %d", x.Name, l, x.Layer)
 			}
 			if x.Layer >= 0 {
 				rest := strings.SplitN(x.Name, ".", 3)[2]
@@ -196,20 +193,22 @@ func TestConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if good.Group() != 2 {
-		t.Errorf("%d query heads per KV head", good.Group())
+	if good.Layers[0].Group() != 2 {
+		t.Errorf("%d query heads per KV head", good.Layers[0].Group())
 	}
+	full, local := good.Ropes()
+	window, flags := good.Window()
 	for l, sliding := range []bool{true, true, true, true, true, false, true} {
-		want := good.Rope
+		y, want, w := good.Layers[l], full, 0
 		if sliding {
-			want = good.RopeLocal
+			want, w = local, window
 		}
-		if good.IsSliding(l) != sliding || !reflect.DeepEqual(good.RopeOf(l), want) {
-			t.Errorf("layer %d slides: %v, RoPE %+v", l, good.IsSliding(l), good.RopeOf(l))
+		if y.Window != w || flags[l] != sliding || !reflect.DeepEqual(y.Rope, want) {
+			t.Errorf("layer %d: window %d, RoPE %+v", l, y.Window, y.Rope)
 		}
 	}
-	if good.IsSliding(99) {
-		t.Error("a layer that is not there slides")
+	if window < 1 || full.Theta == local.Theta {
+		t.Errorf("window %d, theta %g and %g: the test needs two kinds of layers", window, full.Theta, local.Theta)
 	}
 	moe, err := hf.ReadConfig("../../verify/refmodel/testdata/olmoe")
 	if err != nil {
@@ -217,34 +216,159 @@ func TestConfig(t *testing.T) {
 	}
 	for _, c := range []struct {
 		of   *family.Config
-		make func(c *family.Config)
+		make func(c *family.Config, y *family.Layer) // y is each layer
 		want string
 	}{
-		{good, func(c *family.Config) { c.Layers = 0 }, "num_hidden_layers"},
-		{good, func(c *family.Config) { c.Hidden = family.MaxHidden + 1 }, "hidden_size"},
-		{good, func(c *family.Config) { c.Heads = -1 }, "num_attention_heads"},
-		{good, func(c *family.Config) { c.KVHeads = 3 }, "num_key_value_heads"},
-		{good, func(c *family.Config) { c.HeadDim = 15 }, "head_dim"},
-		{good, func(c *family.Config) { c.FFN = 0 }, "intermediate_size"},
-		{good, func(c *family.Config) { c.Vocab = family.MaxVocab + 1 }, "vocab_size"},
-		{good, func(c *family.Config) { c.Context = 0 }, "max_position_embeddings"},
-		{good, func(c *family.Config) { c.NormEps = math.NaN() }, "rms_norm_eps"},
-		{good, func(c *family.Config) { c.AttnScale = math.Inf(1) }, "scale"},
-		{good, func(c *family.Config) { c.LogitSoftcap = math.NaN() }, "softcapping"},
-		{good, func(c *family.Config) { c.Experts, c.ExpertsUsed = 4, 2 }, "experts"},
-		{good, func(c *family.Config) { c.Sliding = c.Sliding[1:] }, "sliding"},
-		{good, func(c *family.Config) { c.Rope.Dim = 8 }, "partial"},
-		{good, func(c *family.Config) { c.RopeLocal.Theta = 0 }, "theta"},
-		{good, func(c *family.Config) { c.Rope.Scaling = rope.Linear }, "factor"},
-		{moe, func(c *family.Config) { c.Experts = 0 }, "experts"},
-		{moe, func(c *family.Config) { c.Experts = family.MaxExperts + 1 }, "experts"},
-		{moe, func(c *family.Config) { c.ExpertsUsed = 7 }, "experts"},
-		{moe, func(c *family.Config) { c.ExpertsUsed = 0 }, "experts"},
+		{good, func(c *family.Config, y *family.Layer) { c.Layers = nil }, "num_hidden_layers"},
+		{good, func(c *family.Config, y *family.Layer) { c.Hidden = family.MaxHidden + 1 }, "hidden_size"},
+		{good, func(c *family.Config, y *family.Layer) { y.Heads = -1 }, "num_attention_heads"},
+		{good, func(c *family.Config, y *family.Layer) { y.KVHeads = 3 }, "num_key_value_heads"},
+		{good, func(c *family.Config, y *family.Layer) { y.HeadDim = 15 }, "head_dim"},
+		{good, func(c *family.Config, y *family.Layer) { y.FFN.Size = 0 }, "intermediate_size"},
+		{good, func(c *family.Config, y *family.Layer) { c.Vocab = family.MaxVocab + 1 }, "vocab_size"},
+		{good, func(c *family.Config, y *family.Layer) { c.Context = 0 }, "max_position_embeddings"},
+		{good, func(c *family.Config, y *family.Layer) { c.NormEps = math.NaN() }, "rms_norm_eps"},
+		{good, func(c *family.Config, y *family.Layer) { y.Scale = math.Inf(1) }, "scale"},
+		{good, func(c *family.Config, y *family.Layer) { c.LogitSoftcap = math.NaN() }, "softcapping"},
+		{good, func(c *family.Config, y *family.Layer) { y.FFN.Experts, y.FFN.Used = 4, 2 }, "experts"},
+		{good, func(c *family.Config, y *family.Layer) { y.Window = -1 }, "window"},
+		{good, func(c *family.Config, y *family.Layer) { y.Owner = 7 }, "layer 7"},
+		{good, func(c *family.Config, y *family.Layer) { y.ValueDim = 0 }, "values"},
+		{good, func(c *family.Config, y *family.Layer) { y.Rope.Dim = 18 }, "RoPE turns 18"},
+		{good, func(c *family.Config, y *family.Layer) { y.Rope.Theta = 0 }, "theta"},
+		{good, func(c *family.Config, y *family.Layer) { y.Rope.Scaling = rope.Linear }, "factor"},
+		{moe, func(c *family.Config, y *family.Layer) { y.FFN.Experts = 0 }, "experts"},
+		{moe, func(c *family.Config, y *family.Layer) { y.FFN.Experts = family.MaxExperts + 1 }, "experts"},
+		{moe, func(c *family.Config, y *family.Layer) { y.FFN.Used = 7 }, "experts"},
+		{moe, func(c *family.Config, y *family.Layer) { y.FFN.Used = 0 }, "experts"},
 	} {
-		bad := *c.of
-		c.make(&bad)
+		bad := c.of.Clone()
+		for l := range c.of.Layers {
+			if l < len(bad.Layers) {
+				c.make(bad, &bad.Layers[l])
+			}
+		}
 		if err := bad.Check(); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("error %v should name %s", err, c.want)
+		}
+	}
+}
+
+// TestResolve: one window flag per layer, and no layers without a number of them.
+func TestResolve(t *testing.T) {
+	c, err := hf.ReadConfig("../../verify/refmodel/testdata/llama")
+	if err != nil {
+		t.Fatal(err)
+	}
+	y := c.Layers[0]
+	good := family.Params{Layers: 3, Heads: y.Heads, KVHeads: y.KVHeads, HeadDim: y.HeadDim, AttnScale: y.Scale,
+		Rope: y.Rope, FFN: y.FFN.Size}
+	if err := c.Resolve(good); err != nil || len(c.Layers) != 3 || c.Layers[2].Owner != 2 || c.EmbeddingScale != 1 {
+		t.Errorf("%v, %d layers", err, len(c.Layers))
+	}
+	for want, change := range map[string]func(p *family.Params){
+		"sliding-window flags for 2 of 3": func(p *family.Params) { p.SlidingWindow, p.Sliding = 4, make([]bool, 2) },
+		"num_hidden_layers is -1":         func(p *family.Params) { p.Layers = -1 },
+		"num_hidden_layers is 4097":       func(p *family.Params) { p.Layers = family.MaxLayers + 1 },
+	} {
+		p := good
+		change(&p)
+		if err := c.Resolve(p); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v should say %s", err, want)
+		}
+	}
+}
+
+// TestLayersOfTheirOwn: what a layer's description says decides which tensors it
+// has, and how large. No family here has such layers yet; those of Gemma 4, MiMo and
+// GLM-4.5 have.
+func TestLayersOfTheirOwn(t *testing.T) {
+	c, err := hf.ReadConfig("../../verify/refmodel/testdata/llama")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Layers = c.Clone().Layers[:2]
+	c.Layers[0].HeadShape = family.HeadShape{Heads: 4, KVHeads: 2, HeadDim: 24, ValueDim: 16}
+	c.Layers[1].HeadShape = family.HeadShape{Heads: 6, KVHeads: 2, HeadDim: 24, ValueDim: 16}
+	c.Layers[1].Owner, c.Layers[1].FFN.Size = 0, 100
+	c.Layers[1].Biases.K = true // of no use to a layer without keys
+	if err := c.Check(); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]int{}
+	for _, x := range c.Tensors() {
+		got[x.Name] = x.Shape
+	}
+	for name, want := range map[string][]int{
+		"blk.0.attn_q.weight": {96, c.Hidden}, "blk.0.attn_k.weight": {48, c.Hidden}, "blk.0.attn_v.weight": {32, c.Hidden},
+		"blk.0.attn_output.weight": {c.Hidden, 64}, "blk.1.attn_q.weight": {144, c.Hidden},
+		"blk.1.attn_output.weight": {c.Hidden, 96},
+		"blk.1.attn_k.weight":      nil, "blk.1.attn_v.weight": nil, "blk.1.attn_k.bias": nil,
+		"blk.1.ffn_down.weight": {c.Hidden, 100},
+	} {
+		if !slices.Equal(got[name], want) {
+			t.Errorf("%s is %v, want %v", name, got[name], want)
+		}
+	}
+	if _, err := c.Uniform(); err == nil || !strings.Contains(err.Error(), "layer 1 has 6 and 2 of 24") {
+		t.Error(err)
+	}
+	c.Layers[1].HeadShape = c.Layers[0].HeadShape
+	if s, err := c.Uniform(); err != nil || s.Heads != 4 {
+		t.Error(s, err)
+	}
+	// A leading dense layer of a mixture.
+	if c, err = hf.ReadConfig("../../verify/refmodel/testdata/mixtral"); err != nil {
+		t.Fatal(err)
+	}
+	c.Layers[0].FFN.Experts = 0
+	for _, x := range c.Tensors() {
+		if x.Layer == 0 && strings.Contains(x.Name, "exps") {
+			t.Errorf("a dense layer has %s", x.Name)
+		}
+	}
+	if c.Check() != nil || c.Experts() == 0 {
+		t.Error(c.Check(), c.Experts())
+	}
+}
+
+// TestRequire: each feature is seen, and refused by name unless it is among those
+// that can be handled.
+func TestRequire(t *testing.T) {
+	c, err := hf.ReadConfig("../../verify/refmodel/testdata/mixtral")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Require("nobody", 0); err != nil {
+		t.Errorf("a plain model is refused: %v", err)
+	}
+	for feature, change := range map[family.Features]func(y *family.Layer){
+		family.LatentKV:       func(y *family.Layer) { y.Kind = family.Latent },
+		family.RecurrentBlock: func(y *family.Layer) { y.Kind = family.Recurrent },
+		family.SharedKV:       func(y *family.Layer) { y.Owner = 0 },
+		family.NoRoPE:         func(y *family.Layer) { y.Rope = rope.Params{} },
+		family.PartialRoPE:    func(y *family.Layer) { y.Rope.Dim /= 2 },
+		family.ValueLength:    func(y *family.Layer) { y.ValueDim *= 2 },
+		family.LateNorm:       func(y *family.Layer) { y.NormAfterRoPE = true },
+		family.NormedValues:   func(y *family.Layer) { y.ValueNorm = true },
+		family.NoPreNorms:     func(y *family.Layer) { y.BareInputs = true },
+		family.AttentionSinks: func(y *family.Layer) { y.Sinks = true },
+		family.OutputGate:     func(y *family.Layer) { y.Gate = family.GateHead },
+		family.UngatedFFN:     func(y *family.Layer) { y.FFN.Kind = family.Ungated },
+		family.OtherRouter:    func(y *family.Layer) { y.FFN.Router = family.TopKSoftmax },
+		family.SharedExperts:  func(y *family.Layer) { y.FFN.Shared = 1 },
+	} {
+		d := c.Clone()
+		change(&d.Layers[1])
+		if err := d.Check(); err != nil {
+			t.Errorf("%v: %v", feature, err)
+		}
+		err := d.Require("the test", ^feature)
+		if want := "layer 1 of this mixtral model has " + feature.String() + ", which the test does not support"; err == nil || err.Error() != want || feature.String() == "" {
+			t.Errorf("error %v, want %s", err, want)
+		}
+		if err := d.Require("the test", feature); err != nil {
+			t.Errorf("%v: %v", feature, err)
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/phaseconv/phaseconv/format"
 )
 
 var (
@@ -41,6 +43,9 @@ func (e *FormatError) Error() string {
 
 func (e *FormatError) Unwrap() error { return e.Err }
 
+// Is says that the error is of kind format.ErrBroken.
+func (e *FormatError) Is(kind error) bool { return kind == format.ErrBroken }
+
 // An UnsupportedError says that a file or a request is well formed but outside
 // of what this package handles: a version, a byte order, a tensor type.
 type UnsupportedError struct {
@@ -51,6 +56,9 @@ type UnsupportedError struct {
 }
 
 func (e *UnsupportedError) Error() string { return where(e.File, e.Key, e.Tensor) + e.Msg }
+
+// Is says that the error is of kind format.ErrUnsupported.
+func (e *UnsupportedError) Is(kind error) bool { return kind == format.ErrUnsupported }
 
 func where(file, key, tensor string) string {
 	var b strings.Builder

@@ -4,12 +4,15 @@ package hf
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/placeholder"
@@ -148,12 +151,34 @@ func clip(b []byte) string {
 // ReadConfig reads dir/config.json. It refuses what the forward graphs of
 // phaseconv would compute wrongly, by the name of the key.
 func ReadConfig(dir string) (*family.Config, error) {
+	raw, err := ReadRaw(dir)
+	if err != nil {
+		return nil, err
+	}
+	c, err := ParseConfig(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, ConfigName), err)
+	}
+	return c, nil
+}
+
+// IsFolder says whether dir is a Hugging Face checkpoint: whether it has a config.json.
+func IsFolder(dir string) (bool, error) {
+	_, err := os.Stat(filepath.Join(dir, ConfigName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// ReadRaw returns the bytes of dir/config.json, at most MaxConfig of them.
+func ReadRaw(dir string) ([]byte, error) {
 	path := filepath.Join(dir, ConfigName)
 	// Looked at before it is opened: opening a named pipe would wait for a writer.
 	if st, err := os.Stat(path); err != nil {
 		return nil, err
 	} else if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
+		return nil, format.Brokenf("%s: not a regular file", path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -165,20 +190,21 @@ func ReadConfig(dir string) (*family.Config, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if len(raw) > MaxConfig {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, MaxConfig)
+		return nil, format.Brokenf("%s: larger than %d bytes", path, MaxConfig)
 	}
 	if err := placeholder.Check(path, raw); err != nil {
 		return nil, err
 	}
-	c, err := ParseConfig(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
+	return raw, nil
 }
 
 // ParseConfig is ReadConfig for the bytes of a config.json.
 func ParseConfig(raw []byte) (*family.Config, error) {
+	c, err := parseConfig(raw)
+	return c, format.Broken(err)
+}
+
+func parseConfig(raw []byte) (*family.Config, error) {
 	var h config
 	if err := jsonx.Unmarshal(raw, &h); err != nil {
 		return nil, fmt.Errorf("not a valid configuration: %w", err)
@@ -195,41 +221,41 @@ func ParseConfig(raw []byte) (*family.Config, error) {
 		return nil, err
 	}
 	c := &family.Config{
-		Family: fam, Layers: h.Layers, Hidden: h.HiddenSize, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads),
-		FFN: h.IntermediateSize, Vocab: h.VocabSize, Context: h.MaxPositions,
+		Family: fam, Hidden: h.HiddenSize, Vocab: h.VocabSize, Context: h.MaxPositions,
 		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: rope.Half,
 		TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
 	}
+	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads), FFN: h.IntermediateSize}
 	if d := fam.Defaults.KVHeads; d > 0 && !h.KVHeads.present {
-		c.KVHeads = d
+		p.KVHeads = d
 	}
-	if c.Heads < 1 {
-		return nil, fmt.Errorf("num_attention_heads is %d, expected at least 1", c.Heads)
+	if p.Heads < 1 {
+		return nil, fmt.Errorf("num_attention_heads is %d, expected at least 1", p.Heads)
 	}
 	if !fam.BiasKey || or(h.AttentionBias, false) {
-		c.AttnBias = fam.AttnBias
+		p.AttnBias = fam.AttnBias
 	}
-	c.HeadDim = or(h.HeadDim, nonzero(fam.Defaults.HeadDim, c.Hidden/c.Heads))
-	c.AttnScale = 1 / math.Sqrt(or(h.QueryPreAttnScalar, nonzero(fam.Defaults.QueryPreAttnScalar, float64(c.HeadDim))))
+	p.HeadDim = or(h.HeadDim, nonzero(fam.Defaults.HeadDim, c.Hidden/p.Heads))
+	p.AttnScale = 1 / math.Sqrt(or(h.QueryPreAttnScalar, nonzero(fam.Defaults.QueryPreAttnScalar, float64(p.HeadDim))))
 	c.LogitSoftcap = or(h.FinalLogitSoftcap, 0)
 	if fam.Experts != nil {
-		c.Experts = or(h.Experts, or(h.NumExperts, 0))
-		c.ExpertsUsed = or(h.ExpertsPerTok, 0)
+		p.Experts = or(h.Experts, or(h.NumExperts, 0))
+		p.ExpertsUsed = or(h.ExpertsPerTok, 0)
 		if fam.Experts.OwnSize {
 			if h.MoEIntermediate == nil {
 				return nil, fmt.Errorf("moe_intermediate_size is missing")
 			}
-			c.FFN, c.DenseFFN = *h.MoEIntermediate, c.FFN
+			p.FFN, c.DenseFFN = *h.MoEIntermediate, p.FFN
 		}
-		c.RenormTopK = fam.Experts.AlwaysRenorm || or(h.NormTopK, false)
+		p.RenormTopK = fam.Experts.AlwaysRenorm || or(h.NormTopK, false)
 	}
-	if err := h.sliding(c); err != nil {
+	if err := h.sliding(fam, p); err != nil {
 		return nil, err
 	}
-	if err := h.rope(c); err != nil {
+	if err := h.rope(c, p); err != nil {
 		return nil, err
 	}
-	if err := c.Check(); err != nil {
+	if err := c.Resolve(*p); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -264,11 +290,11 @@ func (h *config) refuse(f *family.Family) error {
 	want := map[family.Activation][]string{family.SiLU: {"silu", "swish"},
 		family.GELUTanh: {"gelu_pytorch_tanh"}}[f.Activation]
 	if act != "" && act != want[0] && act != want[len(want)-1] {
-		return fmt.Errorf("hidden activation %q is not supported for %s (expected %s)", act, f.Name, want[0])
+		return format.Unsupportedf("hidden activation %q is not supported for %s (expected %s)", act, f.Name, want[0])
 	}
 	unsupported := func(key string, on bool) error {
 		if on {
-			return fmt.Errorf("%s is set, which phaseconv does not support for %s", key, f.Name)
+			return format.Unsupportedf("%s is set, which phaseconv does not support for %s", key, f.Name)
 		}
 		return nil
 	}
@@ -301,19 +327,19 @@ func (h *config) refuse(f *family.Family) error {
 }
 
 // sliding fills in the window and which layers have it.
-func (h *config) sliding(c *family.Config) error {
-	rule := c.Family.Window
+func (h *config) sliding(fam *family.Family, p *family.Params) error {
+	rule := fam.Window
 	window := h.SlidingWindow.value
-	if d := c.Family.Defaults.SlidingWindow; !h.SlidingWindow.present && d > 0 {
+	if d := fam.Defaults.SlidingWindow; !h.SlidingWindow.present && d > 0 {
 		window = &d
 	}
 	if rule.NeedsFlag && !or(h.UseSlidingWindow, false) {
 		window = nil
 	}
-	if c.Layers < 0 || c.Layers > family.MaxLayers {
-		return nil // Check names it
+	if p.Layers < 0 || p.Layers > family.MaxLayers {
+		return nil // Resolve names it
 	}
-	types, err := h.layerTypes(c.Layers)
+	types, err := h.layerTypes(p.Layers)
 	if err != nil {
 		return err
 	}
@@ -321,7 +347,7 @@ func (h *config) sliding(c *family.Config) error {
 	if rule.Period > 0 && period < 1 {
 		return fmt.Errorf("sliding_window_pattern is %d, expected a positive number", period)
 	}
-	flags, first := make([]bool, c.Layers), -1
+	flags, first := make([]bool, p.Layers), -1
 	for l := range flags {
 		switch {
 		case rule.LayerTypes && types != nil:
@@ -332,14 +358,15 @@ func (h *config) sliding(c *family.Config) error {
 		case rule.AllLayers:
 			flags[l] = true
 		case rule.FromLayer:
-			flags[l] = l >= or(h.MaxWindowLayers, c.Family.Defaults.MaxWindowLayers)
+			flags[l] = l >= or(h.MaxWindowLayers, fam.Defaults.MaxWindowLayers)
 		}
 		if flags[l] && first < 0 {
 			first = l
 		}
 		if types != nil && types[l] != flags[l] {
-			return fmt.Errorf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l, h.LayerTypes[l],
-				c.Family.Name)
+			return format.Unsupportedf("layer_types[%d] is %q, but models of type %s take no notice of layer_types", l,
+				h.LayerTypes[l],
+				fam.Name)
 		}
 	}
 	if first < 0 {
@@ -351,7 +378,7 @@ func (h *config) sliding(c *family.Config) error {
 	if *window < 1 {
 		return fmt.Errorf("sliding_window is %d, expected a positive number or null", *window)
 	}
-	c.SlidingWindow, c.Sliding = *window, flags
+	p.SlidingWindow, p.Sliding = *window, flags
 	return nil
 }
 
@@ -370,7 +397,7 @@ func (h *config) layerTypes(layers int) ([]bool, error) {
 			out[l] = true
 		case "full_attention":
 		default:
-			return nil, fmt.Errorf("layer_types[%d] is %q; full_attention and sliding_attention are supported", l, t)
+			return nil, format.Unsupportedf("layer_types[%d] is %q; full_attention and sliding_attention are supported", l, t)
 		}
 	}
 	return out, nil
@@ -378,7 +405,7 @@ func (h *config) layerTypes(layers int) ([]bool, error) {
 
 // rope reads both spellings of the RoPE parameters, with the reference's
 // precedence: where both are present, the older rope_scaling wins.
-func (h *config) rope(c *family.Config) error {
+func (h *config) rope(c *family.Config, p *family.Params) error {
 	d := c.Family.Defaults
 	theta := or(h.RopeTheta, nonzero(d.RopeTheta, 10000))
 	perType := map[string]json.RawMessage{}
@@ -391,7 +418,8 @@ func (h *config) rope(c *family.Config) error {
 	nested := isSet(rawFull) || isSet(rawLocal)
 	if d.LocalRopeTheta == 0 {
 		if nested {
-			return fmt.Errorf("rope_parameters differ by layer type, which models of type %s do not support", c.Family.Name)
+			return format.Unsupportedf("rope_parameters differ by layer type, which models of type %s do not support",
+				c.Family.Name)
 		}
 		s, err := decodeRope(h.RopeScaling)
 		if err == nil && *s == (ropeScaling{}) {
@@ -403,8 +431,8 @@ func (h *config) rope(c *family.Config) error {
 		if h.OriginalMax != nil {
 			s.Original = h.OriginalMax
 		}
-		c.Rope, err = ropeParams(c, s, theta)
-		c.RopeLocal = c.Rope
+		p.Rope, err = ropeParams(c, p.HeadDim, s, theta)
+		p.RopeLocal = p.Rope
 		return err
 	}
 	if len(perType) > 0 && !nested {
@@ -419,10 +447,10 @@ func (h *config) rope(c *family.Config) error {
 	if err != nil {
 		return err
 	}
-	if c.Rope, err = ropeParams(c, full, theta); err != nil {
+	if p.Rope, err = ropeParams(c, p.HeadDim, full, theta); err != nil {
 		return err
 	}
-	c.RopeLocal, err = ropeParams(c, local, or(h.RopeLocalTheta, d.LocalRopeTheta))
+	p.RopeLocal, err = ropeParams(c, p.HeadDim, local, or(h.RopeLocalTheta, d.LocalRopeTheta))
 	return err
 }
 
@@ -442,21 +470,21 @@ func decodeRope(raws ...json.RawMessage) (*ropeScaling, error) {
 
 // ropeParams interprets one object of RoPE parameters; theta is the base if the
 // object has none.
-func ropeParams(c *family.Config, s *ropeScaling, theta float64) (rope.Params, error) {
-	p := rope.Params{Dim: c.HeadDim, Theta: or(s.Theta, theta)}
+func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.Params, error) {
+	p := rope.Params{Dim: dim, Theta: or(s.Theta, theta)}
 	kind := s.RopeType
 	if kind == "" {
 		kind = s.Type
 	}
 	if s.Partial != nil && *s.Partial != 1 {
-		return p, fmt.Errorf("RoPE partial_rotary_factor %g is not supported", *s.Partial)
+		return p, format.Unsupportedf("RoPE partial_rotary_factor %g is not supported", *s.Partial)
 	}
 	switch kind {
 	case "", "default":
 		return p, nil
 	case "linear", "llama3", "yarn":
 	default:
-		return p, fmt.Errorf("RoPE scaling type %q is not supported (linear, llama3 and yarn are)", kind)
+		return p, format.Unsupportedf("RoPE scaling type %q is not supported (linear, llama3 and yarn are)", kind)
 	}
 	if s.Factor == nil {
 		return p, fmt.Errorf("RoPE scaling %s has no factor", kind)
@@ -473,10 +501,10 @@ func ropeParams(c *family.Config, s *ropeScaling, theta float64) (rope.Params, e
 		p.OriginalContext = or(s.Original, c.Context)
 		p.BetaFast, p.BetaSlow = or(s.BetaFast, 32), or(s.BetaSlow, 1)
 		if !or(s.Truncate, true) || s.MScale != nil || s.MScaleAll != nil || s.ExtrapScale != nil && *s.ExtrapScale != 1 {
-			return p, fmt.Errorf("RoPE scaling yarn with truncate = false, mscale, mscale_all_dim or extrapolation_factor is not supported")
+			return p, format.Unsupportedf("RoPE scaling yarn with truncate = false, mscale, mscale_all_dim or extrapolation_factor is not supported")
 		}
 		if s.AttnFactor != nil && math.Abs(*s.AttnFactor-p.Magnitude()) > 1e-6 {
-			return p, fmt.Errorf("RoPE scaling yarn with attention_factor %g is not supported (the default here is %.6g)",
+			return p, format.Unsupportedf("RoPE scaling yarn with attention_factor %g is not supported (the default here is %.6g)",
 				*s.AttnFactor, p.Magnitude())
 		}
 	}

@@ -202,7 +202,7 @@ func TestRefusals(t *testing.T) {
 
 // What is harmless is not refused, and means what the reference takes it for.
 func TestMeaning(t *testing.T) {
-	scaling := func(c *family.Config) rope.Params { return c.Rope }
+	scaling := func(c *family.Config) rope.Params { return full(c) }
 	for _, c := range []struct {
 		name    string
 		model   string
@@ -225,114 +225,120 @@ func TestMeaning(t *testing.T) {
 			func(c *family.Config) any { return c.NormEps }, 1e-5},
 		{"eps by default in olmoe", "olmoe", keys{"rms_norm_eps": remove}, func(c *family.Config) any { return c.NormEps },
 			1e-5},
-		{"theta's default", "llama", keys{"rope_theta": remove}, func(c *family.Config) any { return c.Rope.Theta }, 1e4},
+		{"theta's default", "llama", keys{"rope_theta": remove}, func(c *family.Config) any { return full(c).Theta }, 1e4},
 		{"theta's default in mixtral", "mixtral", keys{"rope_theta": remove},
-			func(c *family.Config) any { return c.Rope.Theta }, 1e6},
+			func(c *family.Config) any { return full(c).Theta }, 1e6},
 		{"theta of gemma's layers", "gemma3", keys{"rope_theta": remove, "rope_local_base_freq": remove},
-			func(c *family.Config) any { return [2]float64{c.Rope.Theta, c.RopeLocal.Theta} }, [2]float64{1e6, 1e4}},
+			func(c *family.Config) any { return [2]float64{full(c).Theta, local(c).Theta} }, [2]float64{1e6, 1e4}},
 		{"theta of gemma's layers where only one is in rope_parameters", "gemma3",
 			keys{"rope_theta": 5e5, "rope_local_base_freq": 2e4,
 				"rope_parameters": keys{"full_attention": keys{"rope_type": "default", "rope_theta": 3e5}}},
-			func(c *family.Config) any { return [2]float64{c.Rope.Theta, c.RopeLocal.Theta} }, [2]float64{3e5, 2e4}},
+			func(c *family.Config) any { return [2]float64{full(c).Theta, local(c).Theta} }, [2]float64{3e5, 2e4}},
 		{"gemma's scaling is for full layers", "gemma3", keys{"rope_scaling": keys{"rope_type": "linear", "factor": 8.0}},
-			func(c *family.Config) any { return [2]rope.Scaling{c.Rope.Scaling, c.RopeLocal.Scaling} },
+			func(c *family.Config) any { return [2]rope.Scaling{full(c).Scaling, local(c).Scaling} },
 			[2]rope.Scaling{rope.Linear, rope.None}},
 		{"the older spelling wins", "llama", keys{"rope_scaling": keys{"rope_type": "linear", "factor": 2.0},
 			"rope_parameters": keys{"rope_type": "linear", "factor": 3.0, "rope_theta": 7.0}},
-			func(c *family.Config) any { return [2]float64{c.Rope.Factor, c.Rope.Theta} }, [2]float64{2, 1e4}},
+			func(c *family.Config) any { return [2]float64{full(c).Factor, full(c).Theta} }, [2]float64{2, 1e4}},
 		{"an empty rope_scaling is none", "llama",
 			keys{"rope_scaling": keys{}, "rope_parameters": keys{"rope_type": "linear", "factor": 3.0}},
-			func(c *family.Config) any { return c.Rope.Factor }, 3.0},
-		{"null rope_scaling", "llama", keys{"rope_scaling": nil}, func(c *family.Config) any { return c.Rope.Scaling },
+			func(c *family.Config) any { return full(c).Factor }, 3.0},
+		{"null rope_scaling", "llama", keys{"rope_scaling": nil}, func(c *family.Config) any { return full(c).Scaling },
 			rope.None},
 		{"rope_type wins over type", "llama",
 			keys{"rope_scaling": keys{"rope_type": "default", "type": "linear", "factor": 3.0}},
-			func(c *family.Config) any { return c.Rope.Scaling }, rope.None},
+			func(c *family.Config) any { return full(c).Scaling }, rope.None},
 		{"yarn's defaults", "llama", keys{"rope_scaling": keys{"type": "yarn", "factor": 4.0}},
 			func(c *family.Config) any { return scaling(c) },
 			rope.Params{Theta: 1e4, Dim: 12, Scaling: rope.YaRN, Factor: 4, OriginalContext: 128, BetaFast: 32, BetaSlow: 1}},
 		{"yarn's own attention_factor spelt out", "llama",
 			keys{"rope_scaling": keys{"type": "yarn", "factor": 4.0, "attention_factor": 1.138629436112}},
-			func(c *family.Config) any { return c.Rope.Factor }, 4.0},
+			func(c *family.Config) any { return full(c).Factor }, 4.0},
 		{"llama3 without original_max_position_embeddings", "llama-llama3",
 			keys{"rope_scaling": keys{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
-			func(c *family.Config) any { return c.Rope.OriginalContext }, 128},
+			func(c *family.Config) any { return full(c).OriginalContext }, 128},
 
 		{"mistral's window by default", "mistral", keys{"sliding_window": remove},
-			func(c *family.Config) any { return c.SlidingWindow }, 4096},
+			func(c *family.Config) any { return window(c) }, 4096},
 		{"mistral's window null", "mistral", keys{"sliding_window": nil},
-			func(c *family.Config) any { return c.SlidingWindow }, 0},
+			func(c *family.Config) any { return window(c) }, 0},
 		{"mixtral's window by default", "mixtral", keys{"sliding_window": remove},
-			func(c *family.Config) any { return c.SlidingWindow }, 0},
-		{"llama has no window", "llama", keys{"sliding_window": 10}, func(c *family.Config) any { return c.SlidingWindow },
+			func(c *family.Config) any { return window(c) }, 0},
+		{"llama has no window", "llama", keys{"sliding_window": 10}, func(c *family.Config) any { return window(c) },
 			0},
 		{"qwen's window switched off", "qwen2", keys{"sliding_window": 10, "max_window_layers": 0},
-			func(c *family.Config) any { return c.SlidingWindow }, 0},
+			func(c *family.Config) any { return window(c) }, 0},
 		{"qwen's window from layer 28 on by default", "qwen2-window",
 			keys{"max_window_layers": remove, "num_hidden_layers": 30},
-			func(c *family.Config) any { return [3]bool{c.IsSliding(27), c.IsSliding(28), c.IsSliding(29)} },
+			func(c *family.Config) any {
+				return [3]bool{c.Layers[27].Window > 0, c.Layers[28].Window > 0, c.Layers[29].Window > 0}
+			},
 			[3]bool{false, true, true}},
 		{"layer_types win over max_window_layers", "qwen2-window",
 			keys{"num_hidden_layers": 3, "layer_types": types("s", "f", "f")},
-			func(c *family.Config) any { return c.Sliding }, []bool{true, false, false}},
+			func(c *family.Config) any { return sliding(c) }, []bool{true, false, false}},
 		{"mistral's layer_types that say nothing new", "mistral-window", keys{"layer_types": types("s", "s")},
-			func(c *family.Config) any { return c.Sliding }, []bool{true, true}},
+			func(c *family.Config) any { return sliding(c) }, []bool{true, true}},
 		{"gemma's period by default", "gemma3", keys{"sliding_window_pattern": remove},
-			func(c *family.Config) any { return c.Sliding }, []bool{true, true, true, true, true, false, true}},
+			func(c *family.Config) any { return sliding(c) }, []bool{true, true, true, true, true, false, true}},
 		{"gemma's period", "gemma3", keys{"sliding_window_pattern": 3},
-			func(c *family.Config) any { return c.Sliding }, []bool{true, true, false, true, true, false, true}},
+			func(c *family.Config) any { return sliding(c) }, []bool{true, true, false, true, true, false, true}},
 		{"gemma without sliding layers", "gemma3", keys{"sliding_window_pattern": 1},
-			func(c *family.Config) any { return c.SlidingWindow }, 0},
+			func(c *family.Config) any { return window(c) }, 0},
 
 		{"gemma's attention scale by default", "gemma3", keys{"query_pre_attn_scalar": remove},
-			func(c *family.Config) any { return c.AttnScale }, 1.0 / 16},
-		{"gemma's head_dim by default", "gemma3", keys{"head_dim": remove}, func(c *family.Config) any { return c.HeadDim },
+			func(c *family.Config) any { return c.Layers[0].Scale }, 1.0 / 16},
+		{"gemma's head_dim by default", "gemma3", keys{"head_dim": remove},
+			func(c *family.Config) any { return c.Layers[0].HeadDim },
 			256},
-		{"qwen3's head_dim by default", "qwen3", keys{"head_dim": remove}, func(c *family.Config) any { return c.HeadDim },
+		{"qwen3's head_dim by default", "qwen3", keys{"head_dim": remove},
+			func(c *family.Config) any { return c.Layers[0].HeadDim },
 			128},
-		{"llama's head_dim by default", "llama", keys{"head_dim": nil}, func(c *family.Config) any { return c.HeadDim }, 12},
+		{"llama's head_dim by default", "llama", keys{"head_dim": nil}, func(c *family.Config) any { return c.Layers[0].HeadDim }, 12},
 		{"as many KV heads as heads, absent", "llama", keys{"num_key_value_heads": remove},
-			func(c *family.Config) any { return c.KVHeads }, 4},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 4},
 		{"mistral's KV heads, null", "mistral", keys{"num_key_value_heads": nil},
-			func(c *family.Config) any { return c.KVHeads }, 4},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 4},
 		{"mistral's KV heads by default", "mistral", keys{"num_key_value_heads": remove, "num_attention_heads": 16, "head_dim": 4},
-			func(c *family.Config) any { return c.KVHeads }, 8},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 8},
 		{"mixtral's KV heads by default", "mixtral", keys{"num_key_value_heads": remove, "num_attention_heads": 16, "head_dim": 4},
-			func(c *family.Config) any { return c.KVHeads }, 8},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 8},
 		{"qwen2's KV heads by default", "qwen2", keys{"num_key_value_heads": remove, "num_attention_heads": 32, "head_dim": 2},
-			func(c *family.Config) any { return c.KVHeads }, 32},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 32},
 		{"qwen3's KV heads by default", "qwen3", keys{"num_key_value_heads": remove, "num_attention_heads": 32},
-			func(c *family.Config) any { return c.KVHeads }, 32},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 32},
 		{"gemma's KV heads by default", "gemma3", keys{"num_key_value_heads": remove, "num_attention_heads": 8},
-			func(c *family.Config) any { return c.KVHeads }, 4},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 4},
 		{"qwen3_moe's KV heads by default", "qwen3moe", keys{"num_key_value_heads": remove, "num_attention_heads": 8},
-			func(c *family.Config) any { return c.KVHeads }, 4},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 4},
 		{"olmoe's KV heads by default", "olmoe", keys{"num_key_value_heads": remove, "num_attention_heads": 16, "head_dim": 4},
-			func(c *family.Config) any { return c.KVHeads }, 16},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 16},
 		{"as many KV heads as heads", "llama", keys{"num_key_value_heads": nil},
-			func(c *family.Config) any { return c.KVHeads }, 4},
+			func(c *family.Config) any { return c.Layers[0].KVHeads }, 4},
 		{"tied by default", "gemma3", keys{"tie_word_embeddings": remove},
 			func(c *family.Config) any { return c.TiedEmbeddings }, true},
 		{"untied by default", "llama", keys{"tie_word_embeddings": remove},
 			func(c *family.Config) any { return c.TiedEmbeddings }, false},
-		{"llama's biases", "llama", keys{"attention_bias": true}, func(c *family.Config) any { return c.AttnBias },
+		{"llama's biases", "llama", keys{"attention_bias": true}, func(c *family.Config) any { return c.Layers[0].Biases },
 			family.Biases{Q: true, K: true, V: true, O: true}},
 		{"llama's biases by default", "llama", keys{"attention_bias": remove},
-			func(c *family.Config) any { return c.AttnBias }, family.Biases{}},
-		{"qwen2's biases", "qwen2", nil, func(c *family.Config) any { return c.AttnBias },
+			func(c *family.Config) any { return c.Layers[0].Biases }, family.Biases{}},
+		{"qwen2's biases", "qwen2", nil, func(c *family.Config) any { return c.Layers[0].Biases },
 			family.Biases{Q: true, K: true, V: true}},
 		{"qwen2's biases, whatever the key says", "qwen2", keys{"attention_bias": true},
-			func(c *family.Config) any { return c.AttnBias }, family.Biases{Q: true, K: true, V: true}},
+			func(c *family.Config) any { return c.Layers[0].Biases }, family.Biases{Q: true, K: true, V: true}},
 		{"norm_topk_prob by default", "qwen3moe", keys{"norm_topk_prob": remove},
-			func(c *family.Config) any { return c.RenormTopK }, false},
+			func(c *family.Config) any { return c.Layers[0].FFN.Renorm }, false},
 		{"mixtral always renormalises", "mixtral", keys{"norm_topk_prob": false},
-			func(c *family.Config) any { return c.RenormTopK }, true},
-		{"expert size", "qwen3moe", nil, func(c *family.Config) any { return [2]int{c.FFN, c.DenseFFN} }, [2]int{20, 32}},
-		{"silu by another name", "llama", keys{"hidden_act": "swish"}, func(c *family.Config) any { return c.Layers }, 2},
+			func(c *family.Config) any { return c.Layers[0].FFN.Renorm }, true},
+		{"expert size", "qwen3moe", nil, func(c *family.Config) any { return [2]int{c.Layers[0].FFN.Size, c.DenseFFN} },
+			[2]int{20, 32}},
+		{"silu by another name", "llama", keys{"hidden_act": "swish"}, func(c *family.Config) any { return len(c.Layers) },
+			2},
 		{"token ids", "llama", keys{"bos_token_id": nil, "eos_token_id": []int{7, 8}},
 			func(c *family.Config) any { return [2]int{c.BOS, c.EOS} }, [2]int{-1, 7}},
 		{"quantization_config null", "llama", keys{"quantization_config": nil},
-			func(c *family.Config) any { return c.Layers }, 2},
+			func(c *family.Config) any { return len(c.Layers) }, 2},
 	} {
 		cfg, err := ParseConfig(edit(t, c.model, c.changes))
 		if err != nil {
@@ -385,11 +391,11 @@ func FuzzParseConfig(f *testing.F) {
 		if err := c.Check(); err != nil {
 			t.Fatalf("accepted, but %v", err)
 		}
-		if c.HeadDim > 1024 {
+		if c.Layers[0].HeadDim > 1024 {
 			return
 		}
-		for l := range min(c.Layers, 64) {
-			p := c.RopeOf(l)
+		for l := range min(len(c.Layers), 64) {
+			p := c.Layers[l].Rope
 			for i, w := range p.InvFreq() {
 				if !(w >= 0) || math.IsInf(w, 0) {
 					t.Fatalf("layer %d: frequency %d of %+v is %g", l, i, p, w)
@@ -401,3 +407,10 @@ func FuzzParseConfig(f *testing.F) {
 		}
 	})
 }
+
+// full and local are the RoPE parameters of layers without a window and with one.
+func full(c *family.Config) rope.Params  { r, _ := c.Ropes(); return r }
+func local(c *family.Config) rope.Params { _, r := c.Ropes(); return r }
+
+func window(c *family.Config) int     { w, _ := c.Window(); return w }
+func sliding(c *family.Config) []bool { _, s := c.Window(); return s }

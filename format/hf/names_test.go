@@ -37,7 +37,7 @@ func TestKeysInAnotherCase(t *testing.T) {
 		}
 	}
 	scaled := edit(t, "llama", keys{"rope_scaling": keys{"rope_type": "linear", "factor": 2.0, "Factor": 4.0, "ROPE_TYPE": "yarn"}})
-	if c, err := ParseConfig(scaled); err != nil || c.Rope.Factor != 2 || c.Rope.Scaling != "linear" {
+	if c, err := ParseConfig(scaled); err != nil || full(c).Factor != 2 || full(c).Scaling != "linear" {
 		t.Errorf("inside rope_scaling: %+v, %v", c, err)
 	}
 }
@@ -47,7 +47,7 @@ func TestKeyTwice(t *testing.T) {
 	raw := put(edit(t, "llama", keys{"rope_scaling": keys{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}}),
 		`"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2}`)
 	c, err := ParseConfig(raw)
-	if err != nil || c.Rope.Theta != 5e5 || c.Rope.Scaling != "linear" || c.Rope.LowFreqFactor != 0 {
+	if err != nil || full(c).Theta != 5e5 || full(c).Scaling != "linear" || full(c).LowFreqFactor != 0 {
 		t.Errorf("%+v, %v", c, err)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/placeholder"
 )
@@ -60,6 +61,9 @@ func (e *FormatError) Error() string {
 	return s + ": " + e.Msg
 }
 
+// Is says that the error is of kind format.ErrBroken.
+func (e *FormatError) Is(kind error) bool { return kind == format.ErrBroken }
+
 // An UnsupportedError names an element type that cannot be read as numbers.
 type UnsupportedError struct {
 	File, Tensor, DType string
@@ -69,6 +73,9 @@ func (e *UnsupportedError) Error() string {
 	return fmt.Sprintf("%s: tensor %s has element type %s, which cannot be used for computing (F64, F32, F16 and BF16 can)",
 		e.File, e.Tensor, e.DType)
 }
+
+// Is says that the error is of kind format.ErrUnsupported.
+func (e *UnsupportedError) Is(kind error) bool { return kind == format.ErrUnsupported }
 
 // elementBits is the size of each element type of the format's specification.
 // Types that are not listed are copied by their offsets alone.

@@ -51,7 +51,7 @@ func BenchmarkEncode(b *testing.B) {
 			b.SetBytes(int64(len(text)))
 			var ids []int32
 			for b.Loop() {
-				ids = toks[name].AppendEncode(ids[:0], text, false, false)
+				ids = toks[name].AppendEncode(ids[:0], text, Plain)
 			}
 		})
 	}
@@ -65,7 +65,7 @@ func BenchmarkLongWord(b *testing.B) {
 		b.Run("vocab="+name, func(b *testing.B) {
 			b.SetBytes(int64(len(text)))
 			for b.Loop() {
-				tok.Encode(text, false, false)
+				tok.Encode(text, Plain)
 			}
 		})
 	}
@@ -74,7 +74,7 @@ func BenchmarkLongWord(b *testing.B) {
 func BenchmarkDecode(b *testing.B) {
 	tok := readFolder(b, "qwen2")
 	text := benchText(b)
-	ids := tok.Encode(text, false, false)
+	ids := tok.Encode(text, Plain)
 	b.SetBytes(int64(len(text)))
 	for b.Loop() {
 		tok.Decode(ids)

@@ -3,6 +3,8 @@ package tokenizer
 import (
 	"strconv"
 	"strings"
+
+	"github.com/phaseconv/phaseconv/format"
 )
 
 // A FormatError reports a tokenizer file or GGUF metadata that is damaged or
@@ -23,6 +25,9 @@ func (e *FormatError) Error() string {
 	return message(where, e.Key, e.Msg, e.Hint)
 }
 
+// Is says that the error is of kind format.ErrBroken.
+func (e *FormatError) Is(kind error) bool { return kind == format.ErrBroken }
+
 // An UnsupportedError reports a tokenizer that is sound but of a kind this
 // package does not implement.
 type UnsupportedError struct {
@@ -35,6 +40,9 @@ type UnsupportedError struct {
 func (e *UnsupportedError) Error() string {
 	return message(e.File, e.Key, e.What+" is not supported", e.Hint)
 }
+
+// Is says that the error is of kind format.ErrUnsupported.
+func (e *UnsupportedError) Is(kind error) bool { return kind == format.ErrUnsupported }
 
 func message(where, key, msg, hint string) string {
 	var parts []string

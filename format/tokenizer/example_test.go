@@ -16,7 +16,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	ids := tok.Encode("She was nobody, with either father or sister.", false, false)
+	ids := tok.Encode("She was nobody, with either father or sister.", tokenizer.Plain)
 	for _, id := range ids {
 		fmt.Printf("%s|", tok.Piece(id))
 	}

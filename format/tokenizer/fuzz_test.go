@@ -32,7 +32,7 @@ func FuzzEncode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string, parse bool) {
 		for _, tok := range toks {
-			ids := tok.Encode(text, false, parse)
+			ids := tok.Encode(text, specials(false, parse))
 			for _, id := range ids {
 				if id < 0 || int(id) >= len(tok.Vocab().Tokens) {
 					t.Fatalf("id %d", id)
@@ -105,7 +105,7 @@ func FuzzReadHF(f *testing.F) {
 			checkError(t, err)
 			return
 		}
-		tok.Decode(tok.Encode("a ab\xff<s> 12\n\x00é", true, true))
+		tok.Decode(tok.Encode("a ab\xff<s> 12\n\x00é", AddSpecial|ParseSpecial))
 		v.KeyValues()
 	})
 }
@@ -126,7 +126,7 @@ func FuzzSentencePiece(f *testing.F) {
 			checkError(t, err)
 			return
 		}
-		tok.Decode(tok.Encode("a ab\xff<s> 12\n\x00é", true, true))
+		tok.Decode(tok.Encode("a ab\xff<s> 12\n\x00é", AddSpecial|ParseSpecial))
 	})
 }
 
@@ -153,7 +153,7 @@ func FuzzMerges(f *testing.F) {
 			checkError(t, err)
 			return
 		}
-		tok.Decode(tok.Encode(text, false, true))
-		tok.Encode(strings.Repeat(text, 40)[:min(40*len(text), 2000)], true, false)
+		tok.Decode(tok.Encode(text, ParseSpecial))
+		tok.Encode(strings.Repeat(text, 40)[:min(40*len(text), 2000)], AddSpecial)
 	})
 }

@@ -155,7 +155,7 @@ func TestIDs(t *testing.T) {
 							continue // the long runs take time, and say no more here
 						}
 						want := golden[m.key].Llama[i]
-						got := tok.Encode(text, m.special, m.parse)
+						got := tok.Encode(text, specials(m.special, m.parse))
 						compared += len(got)
 						if !want.equal(got) {
 							t.Errorf("%s, %s: %s\ngot  %v\nwant %v", from, m.key, quote(text), got[:min(len(got), 300)], &want)
@@ -411,7 +411,7 @@ func TestDerivedScores(t *testing.T) {
 			if !ok {
 				want = golden[m.key].Llama[i]
 			}
-			if got := tok.Encode(text, m.special, m.parse); !want.equal(got) {
+			if got := tok.Encode(text, specials(m.special, m.parse)); !want.equal(got) {
 				t.Errorf("%s: %s\ngot  %v\nwant %v", m.key, quote(text), got[:min(len(got), 300)], &want)
 			}
 		}

@@ -102,7 +102,7 @@ func TestModels(t *testing.T) {
 				}
 			}
 			for from, tok := range modelTokenizers(t, folder, name) {
-				ids := tok.Encode(string(text), false, false)
+				ids := tok.Encode(string(text), Plain)
 				if !g.LlamaText.equal(ids) {
 					t.Errorf("%s: the text gives %d ids, not the %d of llama.cpp", from, len(ids), g.LlamaText.n)
 				}
@@ -112,7 +112,7 @@ func TestModels(t *testing.T) {
 					special, parse bool
 				}{{g.LlamaPlain, false, false}, {g.LlamaParsed, false, true}, {g.LlamaAdded, true, true}} {
 					for i, s := range texts {
-						got := tok.Encode(s, m.special, m.parse)
+						got := tok.Encode(s, specials(m.special, m.parse))
 						compared += len(got)
 						if digest(got)[:16] != m.want[i] {
 							t.Errorf("%s: %t, %t, %s: %v", from, m.special, m.parse, quote(s), got[:min(100, len(got))])
@@ -149,7 +149,7 @@ func TestLlamaTokenize(t *testing.T) {
 				t.Fatalf("%v: %.200s", err, out)
 			}
 			for from, tok := range modelTokenizers(t, folder, name) {
-				got := tok.Encode(string(data), false, parse)
+				got := tok.Encode(string(data), specials(false, parse))
 				if !slices.Equal(got, want) {
 					t.Errorf("%s, %s, parse %t: %d ids differ from the %d of llama-tokenize", name, from, parse, len(got), len(want))
 				}

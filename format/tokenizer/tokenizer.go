@@ -149,28 +149,38 @@ func (t *Tokenizer) Decode(ids []int32) []byte {
 	return out
 }
 
-// Encode returns the token ids of text. addSpecial adds the BOS and EOS tokens
-// that the vocabulary asks for. parseSpecial lets the text of control tokens
-// ("<|im_end|>") stand for these tokens; without it only user-defined tokens
-// are matched.
+// Specials says what Encode does about special tokens; the flags can be added up.
+type Specials uint8
+
+const (
+	// AddSpecial adds the BOS and EOS tokens that the vocabulary asks for.
+	AddSpecial Specials = 1 << iota
+	// ParseSpecial lets the text of control tokens ("<|im_end|>") stand for these
+	// tokens; without it only user-defined tokens are matched.
+	ParseSpecial
+	// Plain does neither.
+	Plain Specials = 0
+)
+
+// Encode returns the token ids of text.
 //
 // Any bytes are accepted. Byte-level BPE sees each byte that begins no complete
 // UTF-8 sequence as U+FFFD; SentencePiece falls back to byte tokens. Bytes for
 // which the vocabulary has no token at all give the unknown token (SentencePiece)
 // or nothing (BPE), the latter as llama.cpp and Hugging Face do.
-func (t *Tokenizer) Encode(text string, addSpecial, parseSpecial bool) []int32 {
-	return t.AppendEncode(nil, text, addSpecial, parseSpecial)
+func (t *Tokenizer) Encode(text string, s Specials) []int32 {
+	return t.AppendEncode(nil, text, s)
 }
 
 // AppendEncode appends the token ids of text to dst. See Encode.
-func (t *Tokenizer) AppendEncode(dst []int32, text string, addSpecial, parseSpecial bool) []int32 {
+func (t *Tokenizer) AppendEncode(dst []int32, text string, specials Specials) []int32 {
 	w := t.pool.Get().(*work)
 	defer t.pool.Put(w)
-	if addSpecial && t.vocab.AddBOS {
+	if specials&AddSpecial != 0 && t.vocab.AddBOS {
 		dst = append(dst, t.vocab.BOS)
 	}
 	prefix := t.vocab.Model == ModelSPM && t.vocab.AddSpacePrefix
-	for _, s := range t.special.partition(text, parseSpecial) {
+	for _, s := range t.special.partition(text, specials&ParseSpecial != 0) {
 		if s.id >= 0 {
 			dst = append(dst, s.id)
 			prefix = t.vocab.Model == ModelSPM && t.vocab.AddSpacePrefix
@@ -188,7 +198,7 @@ func (t *Tokenizer) AppendEncode(dst []int32, text string, addSpecial, parseSpec
 		}
 		prefix = false
 	}
-	if addSpecial && t.vocab.AddEOS {
+	if specials&AddSpecial != 0 && t.vocab.AddEOS {
 		dst = append(dst, t.vocab.EOS)
 	}
 	return dst

@@ -121,7 +121,7 @@ func TestLeftmostMerge(t *testing.T) {
 		if n%2 == 1 {
 			want = append(want, '!')
 		}
-		if got := tok.Encode(strings.Repeat("!", n), false, false); !slices.Equal(got, want) {
+		if got := tok.Encode(strings.Repeat("!", n), Plain); !slices.Equal(got, want) {
 			t.Errorf("%d: %v, want %v", n, got, want)
 		}
 	}
@@ -223,11 +223,11 @@ func TestSpecialTokens(t *testing.T) {
 		{"<t><t>", true, []int32{usr, usr}},
 		{"", true, nil},
 	} {
-		if got := tok.Encode(c.text, false, c.parse); !slices.Equal(got, c.want) {
+		if got := tok.Encode(c.text, specials(false, c.parse)); !slices.Equal(got, c.want) {
 			t.Errorf("%q, %t: %v, want %v", c.text, c.parse, got, c.want)
 		}
 	}
-	if got := string(tok.Decode(tok.Encode("hi <|x|></s> hi", false, true))); got != "hi <|x|></s> hi" {
+	if got := string(tok.Decode(tok.Encode("hi <|x|></s> hi", ParseSpecial))); got != "hi <|x|></s> hi" {
 		t.Errorf("decoded %q", got)
 	}
 	for id, want := range map[int32]string{hi: "hi", ctl: "<|x|>", -1: "", 1 << 30: ""} {
@@ -272,7 +272,7 @@ func TestTypesByText(t *testing.T) {
 		}
 		tok := mustNew(t, v)
 		id, _ := tok.ID(c.whole)
-		if got := slices.Equal(tok.Encode(c.whole, false, c.parse), []int32{id}); got != c.want {
+		if got := slices.Equal(tok.Encode(c.whole, specials(false, c.parse)), []int32{id}); got != c.want {
 			t.Errorf("%d: %v: %t, want %t", i, c, got, c.want)
 		}
 	}
@@ -284,13 +284,13 @@ func TestAddSpecial(t *testing.T) {
 	v.EOS = v.add("<e>", TypeControl)
 	v.AddBOS, v.AddEOS = true, true
 	tok := mustNew(t, v)
-	if got := tok.Encode("!", true, false); !slices.Equal(got, []int32{256, '!', 257}) {
+	if got := tok.Encode("!", AddSpecial); !slices.Equal(got, []int32{256, '!', 257}) {
 		t.Errorf("%v", got)
 	}
-	if got := tok.Encode("", true, false); !slices.Equal(got, []int32{256, 257}) {
+	if got := tok.Encode("", AddSpecial); !slices.Equal(got, []int32{256, 257}) {
 		t.Errorf("%v", got)
 	}
-	if got := tok.AppendEncode([]int32{7}, "!", false, false); !slices.Equal(got, []int32{7, '!'}) {
+	if got := tok.AppendEncode([]int32{7}, "!", Plain); !slices.Equal(got, []int32{7, '!'}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -301,12 +301,12 @@ func TestMissingBytes(t *testing.T) {
 	v := letters("a b")
 	v.Tokens[0x16] = "unused"
 	tok := mustNew(t, v)
-	if got := tok.Encode("\x01\x16\x02", false, false); !slices.Equal(got, []int32{1, 2}) {
+	if got := tok.Encode("\x01\x16\x02", Plain); !slices.Equal(got, []int32{1, 2}) {
 		t.Errorf("%v", got)
 	}
 	v = letters("! !")
 	v.Tokens['?'] = "unused"
-	if got := mustNew(t, v).Encode("!?!", false, false); !slices.Equal(got, []int32{'!', '!'}) {
+	if got := mustNew(t, v).Encode("!?!", Plain); !slices.Equal(got, []int32{'!', '!'}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -316,12 +316,12 @@ func TestMissingBytes(t *testing.T) {
 func TestNoByteTokens(t *testing.T) {
 	v := &Vocab{Model: ModelSPM, BOS: -1, EOS: -1, UNK: 0, PAD: -1, Tokens: []string{"<unk>", "a", "\xc3"},
 		Scores: make([]float32, 3)}
-	if got := mustNew(t, v).Encode("aéa", false, false); !slices.Equal(got, []int32{1, 2, 0, 1}) {
+	if got := mustNew(t, v).Encode("aéa", Plain); !slices.Equal(got, []int32{1, 2, 0, 1}) {
 		t.Errorf("%v", got)
 	}
 	w := *v
 	w.UNK = -1
-	if got := mustNew(t, &w).Encode("aéa", false, false); !slices.Equal(got, []int32{1, 2, 1}) {
+	if got := mustNew(t, &w).Encode("aéa", Plain); !slices.Equal(got, []int32{1, 2, 1}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -330,7 +330,7 @@ func TestNoByteTokens(t *testing.T) {
 func TestRepeatedMerge(t *testing.T) {
 	v := letters("a b", "b c")
 	v.Merges = append(v.Merges, "a b")
-	if got := mustNew(t, v).Encode("abc", false, false); !slices.Equal(got, []int32{256, 'c'}) {
+	if got := mustNew(t, v).Encode("abc", Plain); !slices.Equal(got, []int32{256, 'c'}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -345,7 +345,7 @@ func TestUnreachableWord(t *testing.T) {
 		v.Pre = pre
 		tok := mustNew(t, v)
 		for range 2 { // the second time, what merging makes of the word is known
-			if got := tok.Encode("abc", false, false); !slices.Equal(got, want) {
+			if got := tok.Encode("abc", Plain); !slices.Equal(got, want) {
 				t.Errorf("%s: %v, want %v", pre, got, want)
 			}
 		}
@@ -375,8 +375,10 @@ func TestSanitize(t *testing.T) {
 
 // randomText mixes what tokenizers trip over. Not all of it is UTF-8 if broken is set.
 func randomText(rnd *rand.Rand, broken bool) string {
-	some := []string{" ", "  ", "    ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "'s", "'RE", "''", "!", "!!!!", "...", "```", "=>", "/*", "1", "12345", "٣", "½",
-		"the", " of the", "Hello", "camelCase", "ÉAB", "é", "e\u0301", "日本", "한국어", "नमस्ते", "مرحبا", "😀", "👨‍👩‍👧", "\x00", "\x1b", "\ufffd", "▁", "▁▁", "Ġ",
+	some := []string{" ", "  ", "    ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "'s", "'RE", "''", "!", "!!!!", "...",
+		"```", "=>", "/*", "1", "12345", "٣", "½",
+		"the", " of the", "Hello", "camelCase", "ÉAB", "é", "e\u0301", "日本", "한국어", "नमस्ते", "مرحبا", "😀", "👨‍👩‍👧", "\x00",
+		"\x1b", "\ufffd", "▁", "▁▁", "Ġ",
 		"<|im_start|>", "<s>", "</s>", "<0x41>", "<tool>", "<unk>"}
 	var b strings.Builder
 	for range 1 + rnd.Intn(12) {
@@ -437,7 +439,7 @@ func TestRoundTrip(t *testing.T) {
 				text = strings.ReplaceAll(text, metaspace, "") // it decodes to a space
 			}
 			for _, parse := range []bool{false, true} {
-				if got := string(tok.Decode(tok.Encode(text, false, parse))); got != text {
+				if got := string(tok.Decode(tok.Encode(text, specials(false, parse)))); got != text {
 					t.Fatalf("%s, parse %t: %q came back as %q", name, parse, text, got)
 				}
 			}
@@ -469,7 +471,7 @@ func TestConcurrent(t *testing.T) {
 		var want [][]int32
 		first := readFolder(t, name)
 		for _, s := range texts {
-			want = append(want, first.Encode(s, true, true))
+			want = append(want, first.Encode(s, AddSpecial|ParseSpecial))
 		}
 		tok := readFolder(t, name)
 		var wg sync.WaitGroup
@@ -479,7 +481,7 @@ func TestConcurrent(t *testing.T) {
 				defer wg.Done()
 				for k := range texts {
 					i := (k + g*len(texts)/4) % len(texts)
-					if got := tok.Encode(texts[i], true, true); !slices.Equal(got, want[i]) {
+					if got := tok.Encode(texts[i], AddSpecial|ParseSpecial); !slices.Equal(got, want[i]) {
 						t.Errorf("%s: %q: %v, want %v", name, texts[i], got, want[i])
 					}
 				}
@@ -518,21 +520,26 @@ func TestBadVocab(t *testing.T) {
 		as     any
 		say    string
 	}{
-		"model":      {func(v *Vocab) { v.Model = "bert" }, &unsupported, "bert"},
-		"pre":        {func(v *Vocab) { v.Pre = "deepseek-none" }, &unsupported, "deepseek-none"},
-		"empty":      {func(v *Vocab) { v.Tokens = nil }, &format, "no tokens"},
-		"duplicate":  {func(v *Vocab) { v.Tokens[5] = v.Tokens[6] }, &format, "tokens 5 and 6"},
-		"types":      {func(v *Vocab) { v.Types = v.Types[:3] }, &format, "token types"},
-		"merge":      {func(v *Vocab) { v.Merges = []string{"ab"} }, &format, "merge 0"},
-		"merge end":  {func(v *Vocab) { v.Merges = []string{"ab "} }, &format, "merge 0"},
-		"merge ''":   {func(v *Vocab) { v.Merges = []string{""} }, &format, "merge 0"},
-		"bos":        {func(v *Vocab) { v.BOS = 1 << 20 }, &format, "bos_token_id"},
-		"eos":        {func(v *Vocab) { v.EOS = -2 }, &format, "eos_token_id"},
-		"extra":      {func(v *Vocab) { v.setExtra(keyEOT, 999) }, &format, "eot_token_id"},
-		"no bos":     {func(v *Vocab) { v.AddBOS = true }, &format, "BOS"},
-		"no eos":     {func(v *Vocab) { v.AddEOS = true }, &format, "EOS"},
-		"no scores":  {func(v *Vocab) { v.Model = ModelSPM }, &format, "scores"},
-		"nan":        {func(v *Vocab) { v.Model = ModelSPM; v.Scores = make([]float32, 300); v.Scores[9] = float32(math.NaN()) }, &format, "score 9"},
+		"model":     {func(v *Vocab) { v.Model = "bert" }, &unsupported, "bert"},
+		"pre":       {func(v *Vocab) { v.Pre = "deepseek-none" }, &unsupported, "deepseek-none"},
+		"empty":     {func(v *Vocab) { v.Tokens = nil }, &format, "no tokens"},
+		"duplicate": {func(v *Vocab) { v.Tokens[5] = v.Tokens[6] }, &format, "tokens 5 and 6"},
+		"types":     {func(v *Vocab) { v.Types = v.Types[:3] }, &format, "token types"},
+		"merge":     {func(v *Vocab) { v.Merges = []string{"ab"} }, &format, "merge 0"},
+		"merge end": {func(v *Vocab) { v.Merges = []string{"ab "} }, &format, "merge 0"},
+		"merge ''":  {func(v *Vocab) { v.Merges = []string{""} }, &format, "merge 0"},
+		"bos":       {func(v *Vocab) { v.BOS = 1 << 20 }, &format, "bos_token_id"},
+		"eos":       {func(v *Vocab) { v.EOS = -2 }, &format, "eos_token_id"},
+		"extra":     {func(v *Vocab) { v.setExtra(keyEOT, 999) }, &format, "eot_token_id"},
+		"no bos":    {func(v *Vocab) { v.AddBOS = true }, &format, "BOS"},
+		"no eos":    {func(v *Vocab) { v.AddEOS = true }, &format, "EOS"},
+		"no scores": {func(v *Vocab) { v.Model = ModelSPM }, &format, "scores"},
+		"nan": {func(v *Vocab) {
+			v.Model = ModelSPM
+			v.Scores = make([]float32,
+				300)
+			v.Scores[9] = float32(math.NaN())
+		}, &format, "score 9"},
 		"long token": {func(v *Vocab) { v.Tokens[5] = strings.Repeat("x", MaxTokenLen+1) }, &format, "token 5"},
 		"many":       {func(v *Vocab) { v.Tokens = make([]string, MaxVocab+1) }, &format, fmt.Sprint(MaxVocab)},
 	} {
@@ -605,4 +612,16 @@ func TestUTF8Widths(t *testing.T) {
 	if c, n := decode("\xed\xa0\x80", 0); c != 0xD800 || n != 3 {
 		t.Errorf("surrogate: U+%04X, %d bytes", c, n)
 	}
+}
+
+// specials returns the flags of a test's table.
+func specials(add, parse bool) Specials {
+	s := Plain
+	if add {
+		s |= AddSpecial
+	}
+	if parse {
+		s |= ParseSpecial
+	}
+	return s
 }

@@ -35,7 +35,7 @@ func main() {
 	if err != nil {
 		panic(err)
 	}
-	code, err := codec.DataFree("srht", model.Config.HeadDim, 1, 0, 0)
+	code, err := codec.DataFree("srht", model.Config.Layers[0].HeadDim, 1, 0, 0)
 	if err != nil {
 		panic(err)
 	}

@@ -101,7 +101,7 @@ func TestTokenizer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ids[i] = tok.Encode(text, false, false)
+		ids[i] = tok.Encode(text, tokenizer.Plain)
 	}
 	if !slices.Equal(ids[0], ids[1]) || len(ids[0]) >= len(text) || len(ids[0]) < 10 {
 		t.Errorf("%d and %d ids of %d bytes: %v, %v", len(ids[0]), len(ids[1]), len(text), ids[0], ids[1])

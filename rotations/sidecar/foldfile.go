@@ -284,10 +284,11 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 	return e, nil
 }
 
-// View returns the source with the fold applied. It fails if a tensor is not there
+// Apply returns the source with the fold applied. It fails if a tensor is not there
 // or has another shape.
-func (f *Fold) View(c *checkpoint.Checkpoint) (*checkpoint.View, error) {
-	v := &checkpoint.View{Checkpoint: c, Edits: f.Edits, Added: f.Added}
+func (f *Fold) Apply(c *checkpoint.Checkpoint) (*checkpoint.Edited, error) {
+	v := checkpoint.NewEdited(c, f.Edits)
+	v.Added = f.Added
 	for _, name := range f.Edits.Names() {
 		t, ok := v.Find(name)
 		if !ok {

@@ -135,12 +135,12 @@ func TestFoldView(t *testing.T) {
 	}
 	defer c.Close()
 	cfg := c.Config
-	v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}
+	v := checkpoint.NewEdited(c, checkpoint.Edits{})
 	for l := range cfg.Layers {
 		var keys []transform.KeyEdit
-		for h := range cfg.KVHeads {
-			e := transform.KeyEdit{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.HeadDim/2), Angle: make([]float64, cfg.HeadDim/2)}, Shift: &transform.BiasShift{Delta: make([]float64, cfg.HeadDim)}}
-			n := cfg.HeadDim
+		for h := range cfg.Layers[0].KVHeads {
+			e := transform.KeyEdit{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.Layers[0].HeadDim/2), Angle: make([]float64, cfg.Layers[0].HeadDim/2)}, Shift: &transform.BiasShift{Delta: make([]float64, cfg.Layers[0].HeadDim)}}
+			n := cfg.Layers[0].HeadDim
 			e.Values = &transform.KeyTransform{Key: make([]float64, n*n), Query: make([]float64, n*n)}
 			for i := range n {
 				x := 1 + float64(i+h)/7
@@ -154,14 +154,14 @@ func TestFoldView(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(v.Added) != cfg.Layers {
+	if len(v.Added) != len(cfg.Layers) {
 		t.Fatalf("added tensors %v", v.Added)
 	}
 	f, err := ReadFold(t.Context(), writeFold(t, &Fold{SourceSHA256: strings.Repeat("0a", 32), Edits: v.Edits, Added: v.Added}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := f.View(c)
+	w, err := f.Apply(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,12 +191,12 @@ func TestFoldView(t *testing.T) {
 			changed++
 		}
 	}
-	if changed != len(v.Edits) || changed < 4*cfg.Layers {
+	if changed != len(v.Edits) || changed < 4*len(cfg.Layers) {
 		t.Errorf("%d of %d edits change something", changed, len(v.Edits))
 	}
 	delete(f.Added, v.Edits.Names()[0])
 	f.Edits["blk.0.nothing"] = f.Edits[v.Edits.Names()[0]]
-	if _, err := f.View(c); err == nil || !strings.Contains(err.Error(), "blk.0.") {
+	if _, err := f.Apply(c); err == nil || !strings.Contains(err.Error(), "blk.0.") {
 		t.Errorf("a tensor that is not there: %v", err)
 	}
 }

@@ -256,7 +256,7 @@ func bruteLoss(t *testing.T, s *KeySample, turn *PairRotation, row CacheRow) flo
 	var sum, total float64
 	for i, w := range s.Weights {
 		x := append([]float32(nil), s.Keys[i*d:(i+1)*d]...)
-		turn.Apply(x, s.Pairs, false)
+		turn.ApplyKey(x, s.Pairs)
 		times(x, false)
 		if err := gguf.QuantizeCacheRow(row.Type, buf, x); err != nil {
 			t.Fatal(err)
@@ -414,8 +414,8 @@ func TestPairTurn(t *testing.T) {
 		for range 20 {
 			q, k := keydata.Normal(r, d), keydata.Normal(r, d)
 			q2, k2 := append([]float32(nil), q...), append([]float32(nil), k...)
-			turn.Apply(q2, pairs, true)
-			turn.Apply(k2, pairs, false)
+			turn.ApplyQuery(q2, pairs)
+			turn.ApplyKey(k2, pairs)
 			back := append([]float32(nil), k2...)
 			turn.Undo(back, pairs)
 			for i := range back {

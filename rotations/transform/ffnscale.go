@@ -14,33 +14,36 @@ const IDNeurons = "G4"
 
 // A ScaledFFN is a model with identity G4 folded: neuron j of an FFN, or of one
 // expert, has row j of up multiplied by a positive number and column j of down
-// divided by it. gate is left alone: it passes through the nonlinearity. It is a
-// Source.
+// divided by it. gate is left alone: it passes through the nonlinearity. It is
+// checkpoint.Weights.
 type ScaledFFN struct {
-	src    Source
+	src    checkpoint.Weights
 	scale  [][][]float32 // [layer][expert, or one][neuron]
 	inside int           // hidden size: rows of down per expert
-	wide   int           // neurons: rows of up per expert
 }
 
 // FoldFFN returns the model with G4 folded: scale[layer][expert][neuron], with one
 // entry in place of the experts for a dense model. A layer's scales may be nil.
 // Checkpoint edits cannot hold it, as they have one scale for a row of the
 // outermost dimension, which for a bank is the expert.
-func FoldFFN(src Source, cfg *family.Config, scale [][][]float32) (*ScaledFFN, error) {
-	if len(scale) != cfg.Layers {
-		return nil, fmt.Errorf("FFN scales for %d of %d layers", len(scale), cfg.Layers)
+func FoldFFN(src checkpoint.Weights, cfg *family.Config, scale [][][]float32) (*ScaledFFN, error) {
+	if len(scale) != len(cfg.Layers) {
+		return nil, fmt.Errorf("FFN scales for %d of %d layers", len(scale), len(cfg.Layers))
 	}
 	for l, experts := range scale {
 		if experts == nil {
 			continue
 		}
-		if len(experts) != max(1, cfg.Experts) {
-			return nil, fmt.Errorf("layer %d: FFN scales for %d experts of %d", l, len(experts), max(1, cfg.Experts))
+		ffn := &cfg.Layers[l].FFN
+		if err := cfg.RequireLayer(l, "a fold of FFN scales", ^(family.UngatedFFN | family.SharedExperts)); err != nil {
+			return nil, err
+		}
+		if n := max(1, ffn.Experts); len(experts) != n {
+			return nil, fmt.Errorf("layer %d: FFN scales for %d experts of %d", l, len(experts), n)
 		}
 		for e, s := range experts {
-			if len(s) != cfg.FFN {
-				return nil, fmt.Errorf("layer %d, expert %d: %d scales for an FFN of %d", l, e, len(s), cfg.FFN)
+			if len(s) != ffn.Size {
+				return nil, fmt.Errorf("layer %d, expert %d: %d scales for an FFN of %d", l, e, len(s), ffn.Size)
 			}
 			for _, x := range s {
 				// The inverse has to be finite too.
@@ -50,7 +53,7 @@ func FoldFFN(src Source, cfg *family.Config, scale [][][]float32) (*ScaledFFN, e
 			}
 		}
 	}
-	return &ScaledFFN{src: src, scale: scale, inside: cfg.Hidden, wide: cfg.FFN}, nil
+	return &ScaledFFN{src: src, scale: scale, inside: cfg.Hidden}, nil
 }
 
 // Changes says whether the fold changes a tensor.
@@ -60,7 +63,7 @@ func (f *ScaledFFN) Changes(name string) bool {
 }
 
 func (f *ScaledFFN) part(name string) (up, down bool) {
-	l := family.Layer(name)
+	l := family.LayerOf(name)
 	if l < 0 || l >= len(f.scale) || f.scale[l] == nil {
 		return false, false
 	}
@@ -73,10 +76,10 @@ func (f *ScaledFFN) part(name string) (up, down bool) {
 	return false, false
 }
 
-// Find implements Source.
+// Find implements checkpoint.Weights.
 func (f *ScaledFFN) Find(name string) (*checkpoint.Tensor, bool) { return f.src.Find(name) }
 
-// ReadRows implements Source.
+// ReadRows implements checkpoint.Weights.
 func (f *ScaledFFN) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error {
 	if err := f.src.ReadRows(t, row0, n, dst); err != nil {
 		return err
@@ -85,11 +88,12 @@ func (f *ScaledFFN) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) e
 	if !up && !down {
 		return nil
 	}
-	cols, layer := t.Cols(), family.Layer(t.Name)
+	cols, layer := t.Cols(), family.LayerOf(t.Name)
 	for r := range n {
 		row := dst[r*cols : (r+1)*cols]
 		if up {
-			s := f.scale[layer][(row0+r)/f.wide][(row0+r)%f.wide]
+			wide := len(f.scale[layer][0])
+			s := f.scale[layer][(row0+r)/wide][(row0+r)%wide]
 			for k := range row {
 				row[k] *= s
 			}

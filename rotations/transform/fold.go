@@ -11,28 +11,35 @@ import (
 // IDBalance is the identity that Balance folds.
 const IDPairScale = "G3"
 
-// FoldPairScale adds the K/Q pair balance of one layer to edits: without QK-norm
+// FoldPairScale adds the K/Q pair balance of one layer to the edits of v: without QK-norm
 // to the rows of W_K and W_Q and to their biases, per KV head; with QK-norm to
 // the norm gains, which act after the projections.
-func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, b *PairScale) error {
-	cfg := c.Config
-	d := cfg.HeadDim
-	if err := b.Check(cfg.KVHeads, d); err != nil {
+func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
+	cfg, y := v.Config(), &v.Config().Layers[layer]
+	d := y.HeadDim
+	if err := checkLayer(cfg, layer, "a scale of rotary pairs"); err != nil {
+		return err
+	}
+	if err := b.Check(y.KVHeads, d); err != nil {
 		return fmt.Errorf("layer %d: %w", layer, err)
 	}
 	var k, q []float32
-	for h := range cfg.KVHeads {
-		k = append(k, b.RowScale(h, d, cfg.Pairs, false)...)
-		for range cfg.Group() {
-			q = append(q, b.RowScale(h, d, cfg.Pairs, true)...)
+	for h := range y.KVHeads {
+		k = append(k, b.KeyScale(h, d, cfg.Pairs)...)
+		for range y.Group() {
+			q = append(q, b.QueryScale(h, d, cfg.Pairs)...)
 		}
+	}
+	if v.Edits == nil {
+		v.Edits = checkpoint.Edits{}
 	}
 	fold := func(part string, scale []float32) {
-		if name := family.Name(layer, part); exists(c, name) {
-			edits.Scale(name, IDPairScale, scale)
+		name := family.Name(layer, part)
+		if _, ok := v.Find(name); ok {
+			v.Edits.Scale(name, IDPairScale, scale)
 		}
 	}
-	switch cfg.Family.QKNorm {
+	switch y.QKNorm {
 	case family.NormHead:
 		if !b.PerLayer {
 			return fmt.Errorf("layer %d: one gain vector serves all heads, so the balance must be one for all heads too", layer)
@@ -51,15 +58,28 @@ func FoldPairScale(edits checkpoint.Edits, c *checkpoint.Checkpoint, layer int, 
 	return nil
 }
 
-func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name); return ok }
+// checkLayer refuses layers whose keys a fold into weights cannot change: those with
+// keys of another kind, and those whose keys other layers read, which would have to
+// change their queries too.
+func checkLayer(c *family.Config, layer int, what string) error {
+	if err := c.RequireLayer(layer, what, family.OutsideCache); err != nil {
+		return err
+	}
+	for l := range c.Layers {
+		if l != layer && c.Layers[l].Owner == layer {
+			return fmt.Errorf("%s in layer %d: layer %d reads its keys and values too, which is not supported", what, layer, l)
+		}
+	}
+	return nil
+}
 
 // FloorPairScale is a balance that means nothing: every scale is the square root
 // of two. Folding it changes no score but rounds every touched weight, so what it
 // costs is the floor below which the cost of a real fold says nothing.
-func FloorPairScale(cfg *family.Config) *PairScale {
-	b := &PairScale{PerLayer: cfg.Family.QKNorm == family.NormHead}
-	for range cfg.KVHeads {
-		s := make([]float32, cfg.HeadDim/2)
+func FloorPairScale(y *family.Layer) *PairScale {
+	b := &PairScale{PerLayer: y.QKNorm == family.NormHead}
+	for range y.KVHeads {
+		s := make([]float32, y.HeadDim/2)
 		for p := range s {
 			s[p] = math.Sqrt2
 		}

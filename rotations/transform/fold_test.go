@@ -22,17 +22,17 @@ type tap struct {
 }
 
 func (p *tap) Attention(a *refmodel.Attention) error {
-	e := transform.NewPairEnergy(p.c.KVHeads, p.c.HeadDim)
-	qw, kw := p.c.Heads*p.c.HeadDim, p.c.KVHeads*p.c.HeadDim
+	e := transform.NewPairEnergy(p.c.Layers[0].KVHeads, p.c.Layers[0].HeadDim)
+	qw, kw := p.c.Layers[0].Heads*p.c.Layers[0].HeadDim, p.c.Layers[0].KVHeads*p.c.Layers[0].HeadDim
 	for r := range a.T * a.Windows {
-		e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], p.c.Group(), p.c.Pairs)
+		e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], p.c.Layers[0].Group(), p.c.Pairs)
 	}
 	p.sum = append(p.sum, e)
 	return nil
 }
 
 // logits runs windows through w; energies come along if p is not nil.
-func logits(t *testing.T, c *family.Config, w refmodel.Weights, p *tap) []float32 {
+func logits(t *testing.T, c *family.Config, w checkpoint.Weights, p *tap) []float32 {
 	t.Helper()
 	const T = 40
 	window := make([]int32, T)
@@ -86,10 +86,10 @@ func TestFoldBalance(t *testing.T) {
 			what := fam + " " + path
 			p := &tap{c: cfg}
 			want := logits(t, cfg, c, p)
-			perLayer := cfg.Family.QKNorm == family.NormHead
+			perLayer := cfg.Layers[0].QKNorm == family.NormHead
 			edits := checkpoint.Edits{}
 			for l, e := range p.sum {
-				if err := transform.FoldPairScale(edits, c, l, e.PairScale(perLayer)); err != nil {
+				if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), l, e.PairScale(perLayer)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -105,7 +105,7 @@ func TestFoldBalance(t *testing.T) {
 				t.Errorf("%s: edits %v, want %v", what, edits.Names(), names)
 			}
 			after := &tap{c: cfg}
-			got := logits(t, cfg, &checkpoint.View{Checkpoint: c, Edits: edits}, after)
+			got := logits(t, cfg, checkpoint.NewEdited(c, edits), after)
 			worst, size := difference(want, got)
 			t.Logf("%s: logits up to %.2f change by %.1e", what, size, worst)
 			// Each edited weight is rounded once more, 6e-8 of it; two layers of
@@ -127,7 +127,7 @@ func TestFoldBalance(t *testing.T) {
 					delete(edits, n)
 				}
 			}
-			if worst, _ := difference(want, logits(t, cfg, &checkpoint.View{Checkpoint: c, Edits: edits}, nil)); worst < 1e-3*size {
+			if worst, _ := difference(want, logits(t, cfg, checkpoint.NewEdited(c, edits), nil)); worst < 1e-3*size {
 				t.Errorf("%s: half a fold changes logits by %.3g only", what, worst)
 			}
 		}
@@ -166,9 +166,9 @@ func TestFoldRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		d := c.Config.HeadDim
-		good := transform.FloorPairScale(c.Config)
-		if good.PerLayer != (c.Config.Family.QKNorm == family.NormHead) {
+		d := c.Config.Layers[0].HeadDim
+		good := transform.FloorPairScale(&c.Config.Layers[0])
+		if good.PerLayer != (c.Config.Layers[0].QKNorm == family.NormHead) {
 			t.Errorf("%s: floor balance per layer: %v", fam, good.PerLayer)
 		}
 		for says, b := range map[string]*transform.PairScale{
@@ -177,15 +177,15 @@ func TestFoldRefuses(t *testing.T) {
 			"has scale":       {PerLayer: true, Scale: [][]float32{good.Scale[0], make([]float32, d/2)}},
 		} {
 			edits := checkpoint.Edits{}
-			if err := transform.FoldPairScale(edits, c, 1, b); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "layer 1") {
+			if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), 1, b); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "layer 1") {
 				t.Errorf("%s: %v, want %q", fam, err, says)
 			}
 			if len(edits) != 0 {
 				t.Errorf("%s: edits after a refusal: %v", fam, edits.Names())
 			}
 		}
-		err = transform.FoldPairScale(checkpoint.Edits{}, c, 0, &transform.PairScale{Scale: good.Scale})
-		if wants := c.Config.Family.QKNorm == family.NormHead; (err != nil) != wants {
+		err = transform.FoldPairScale(checkpoint.NewEdited(c, nil), 0, &transform.PairScale{Scale: good.Scale})
+		if wants := c.Config.Layers[0].QKNorm == family.NormHead; (err != nil) != wants {
 			t.Errorf("%s: a balance per head gives %v", fam, err)
 		}
 	}
@@ -203,11 +203,11 @@ func TestFloor(t *testing.T) {
 		defer c.Close()
 		edits := checkpoint.Edits{}
 		for l := range c.Config.Layers {
-			if err := transform.FoldPairScale(edits, c, l, transform.FloorPairScale(c.Config)); err != nil {
+			if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), l, transform.FloorPairScale(&c.Config.Layers[0])); err != nil {
 				t.Fatal(err)
 			}
 		}
-		worst, size := difference(logits(t, c.Config, c, nil), logits(t, c.Config, &checkpoint.View{Checkpoint: c, Edits: edits}, nil))
+		worst, size := difference(logits(t, c.Config, c, nil), logits(t, c.Config, checkpoint.NewEdited(c, edits), nil))
 		if !(worst < 1e-5*size) || worst == 0 {
 			t.Errorf("%s: logits up to %.3g change by %.3g", fam, size, worst)
 		}

@@ -34,11 +34,32 @@ var ErrNoKeyBias = errors.New("keys take no bias")
 // CheckKeyBias says whether a constant can be taken out of the keys of a model,
 // through the key bias it has or one that stock readers of its family accept.
 func CheckKeyBias(c *family.Config) error {
+	for l := range c.Layers {
+		if err := checkKeyBias(c, &c.Layers[l]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkKeyBias(c *family.Config, y *family.Layer) error {
 	switch {
-	case c.Family.QKNorm != family.NoQKNorm:
+	case y.QKNorm != family.NoQKNorm:
 		return fmt.Errorf("%w: family %s normalises keys after their projection (QK-norm), and nothing can be added behind the norm", ErrNoKeyBias, c.Family.Name)
+	case y.Sinks:
+		return fmt.Errorf("%w: family %s has attention sinks, against which a constant in the keys moves all scores",
+			ErrNoKeyBias, c.Family.Name)
 	case !c.Family.AttnBias.K:
 		return fmt.Errorf("%w: stock readers of family %s know no bias of the key projection", ErrNoKeyBias, c.Family.Name)
+	}
+	return nil
+}
+
+// checkValueTransform says whether a matrix can pass from W_V to W_O.
+func checkValueTransform(c *family.Config, y *family.Layer) error {
+	if y.Gate == family.GateChannel {
+		return fmt.Errorf("family %s multiplies the output of attention by a gate per dimension, and no matrix passes through it",
+			c.Family.Name)
 	}
 	return nil
 }
@@ -48,44 +69,50 @@ func CheckKeyBias(c *family.Config) error {
 // has none, mixes, scales and angles to the rows of W_K and W_Q and to their biases, or
 // with QK-norm scales alone to the norms' gains; mixes of values to the rows of W_V
 // and its bias, and inversely to the columns of W_O that each query head of the group meets.
-func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	cfg := v.Config
-	if len(heads) != cfg.KVHeads {
-		return fmt.Errorf("layer %d: key edits for %d of %d KV heads", layer, len(heads), cfg.KVHeads)
+func FoldKeys(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
+	cfg, y := v.Config(), &v.Config().Layers[layer]
+	if len(heads) != y.KVHeads {
+		return fmt.Errorf("layer %d: key edits for %d of %d KV heads", layer, len(heads), y.KVHeads)
+	}
+	if err := checkLayer(cfg, layer, "an edit of keys"); err != nil {
+		return err
 	}
 	fail := func(h int, err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, h, err) }
 	shifted, mixed, turned, valued := false, false, false, false
 	for h, e := range heads {
 		if e.Pairs != nil {
-			if err := e.Pairs.Check(cfg.HeadDim); err != nil {
+			if err := e.Pairs.Check(y.HeadDim); err != nil {
 				return fail(h, err)
 			}
-			if e.Pairs.Angle != nil && cfg.Family.QKNorm != family.NoQKNorm {
+			if e.Pairs.Angle != nil && y.QKNorm != family.NoQKNorm {
 				return fail(h, errors.New("angles do not pass through the gain of a QK-norm"))
 			}
 			turned = true
 		}
 		if e.Transform != nil {
-			if err := CheckKeyTransform(cfg); err != nil {
+			if err := checkKeyTransform(cfg, y); err != nil {
 				return fail(h, err)
 			}
-			if err := e.Transform.Check(cfg.HeadDim); err != nil {
+			if err := e.Transform.Check(y.HeadDim); err != nil {
 				return fail(h, err)
 			}
 			mixed = true
 		}
 		if e.Values != nil {
-			if err := e.Values.Check(cfg.HeadDim); err != nil {
+			if err := checkValueTransform(cfg, y); err != nil {
+				return fail(h, err)
+			}
+			if err := e.Values.Check(y.HeadDim); err != nil {
 				return fail(h, err)
 			}
 			valued = true
 		}
 		if e.Shift != nil {
-			if err := CheckKeyBias(cfg); err != nil {
+			if err := checkKeyBias(cfg, y); err != nil {
 				return fail(h, err)
 			}
-			if len(e.Shift.Delta) != cfg.HeadDim {
-				return fail(h, fmt.Errorf("%d shifts for head_dim %d", len(e.Shift.Delta), cfg.HeadDim))
+			if len(e.Shift.Delta) != y.HeadDim {
+				return fail(h, fmt.Errorf("%d shifts for head_dim %d", len(e.Shift.Delta), y.HeadDim))
 			}
 			for _, x := range e.Shift.Delta {
 				if math.IsNaN(x) || math.IsInf(x, 0) {
@@ -114,15 +141,15 @@ func FoldKeys(v *checkpoint.View, layer int, heads []KeyEdit) error {
 	if !turned {
 		return nil
 	}
-	if cfg.Family.QKNorm != family.NoQKNorm {
+	if y.QKNorm != family.NoQKNorm {
 		return foldGains(v, layer, heads)
 	}
 	foldTurns(v, layer, heads)
 	return nil
 }
 
-func foldShift(v *checkpoint.View, layer int, heads []KeyEdit) {
-	d := v.Config.HeadDim
+func foldShift(v *checkpoint.Edited, layer int, heads []KeyEdit) {
+	d := v.Config().Layers[layer].HeadDim
 	shift := make([]float32, len(heads)*d)
 	for h, e := range heads {
 		if e.Shift != nil {
@@ -143,8 +170,11 @@ func foldShift(v *checkpoint.View, layer int, heads []KeyEdit) {
 
 // sides are the projections that meet in a score: their tensors, how many of
 // their heads share a KV head, and whether they are the queries'.
-func sides(cfg *family.Config) []side {
-	return []side{{[]string{"attn_k.weight", "attn_k.bias"}, 1, false}, {[]string{"attn_q.weight", "attn_q.bias"}, cfg.Group(), true}}
+func sides(y *family.Layer) []side {
+	return []side{
+		{[]string{"attn_k.weight", "attn_k.bias"}, 1, false},
+		{[]string{"attn_q.weight", "attn_q.bias"}, y.Group(), true},
+	}
 }
 
 type side struct {
@@ -171,9 +201,10 @@ func rowMixes(heads []KeyEdit, times, d int, of func(e KeyEdit) []float64) []che
 	return out
 }
 
-func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	for _, side := range sides(v.Config) {
-		mixes := rowMixes(heads, side.times, v.Config.HeadDim, func(e KeyEdit) []float64 {
+func foldMixes(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
+	y := &v.Config().Layers[layer]
+	for _, side := range sides(y) {
+		mixes := rowMixes(heads, side.times, y.HeadDim, func(e KeyEdit) []float64 {
 			switch {
 			case e.Transform == nil:
 				return nil
@@ -190,7 +221,7 @@ func foldMixes(v *checkpoint.View, layer int, heads []KeyEdit) error {
 }
 
 // mixRows mixes rows of those of a layer's tensors that are there.
-func mixRows(v *checkpoint.View, layer int, parts []string, id string, mixes []checkpoint.RowMix) error {
+func mixRows(v *checkpoint.Edited, layer int, parts []string, id string, mixes []checkpoint.RowMix) error {
 	for _, part := range parts {
 		name := family.Name(layer, part)
 		if _, ok := v.Find(name); !ok {
@@ -205,8 +236,9 @@ func mixRows(v *checkpoint.View, layer int, parts []string, id string, mixes []c
 
 // foldValues mixes values. With W_V x replaced by A W_V x, W_O must meet A^-1: its row w
 // over a head becomes w A^-1, whose entry i is the sum over j of (A^-T)_ij w_j.
-func foldValues(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	d := v.Config.HeadDim
+func foldValues(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
+	y := &v.Config().Layers[layer]
+	d := y.HeadDim
 	rows := rowMixes(heads, 1, d, func(e KeyEdit) []float64 {
 		if e.Values == nil {
 			return nil
@@ -216,7 +248,7 @@ func foldValues(v *checkpoint.View, layer int, heads []KeyEdit) error {
 	if err := mixRows(v, layer, []string{"attn_v.weight", "attn_v.bias"}, IDValueTransform, rows); err != nil {
 		return err
 	}
-	cols := rowMixes(heads, v.Config.Group(), d, func(e KeyEdit) []float64 {
+	cols := rowMixes(heads, y.Group(), d, func(e KeyEdit) []float64 {
 		if e.Values == nil {
 			return nil
 		}
@@ -226,10 +258,11 @@ func foldValues(v *checkpoint.View, layer int, heads []KeyEdit) error {
 }
 
 // foldGains folds scales into the gains of a QK-norm.
-func foldGains(v *checkpoint.View, layer int, heads []KeyEdit) error {
-	b := &PairScale{PerLayer: v.Config.Family.QKNorm == family.NormHead}
+func foldGains(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
+	y := &v.Config().Layers[layer]
+	b := &PairScale{PerLayer: y.QKNorm == family.NormHead}
 	for h, e := range heads {
-		s := make([]float32, v.Config.HeadDim/2)
+		s := make([]float32, y.HeadDim/2)
 		for p := range s {
 			s[p] = 1
 			if e.Pairs != nil {
@@ -241,7 +274,7 @@ func foldGains(v *checkpoint.View, layer int, heads []KeyEdit) error {
 		}
 		b.Scale = append(b.Scale, s)
 	}
-	return FoldPairScale(v.Edits, v.Checkpoint, layer, b)
+	return FoldPairScale(v, layer, b)
 }
 
 // first returns the scale of pair p in the first head, or s where there is none yet.
@@ -252,20 +285,20 @@ func (b *PairScale) first(p int, s float32) float32 {
 	return b.Scale[0][p]
 }
 
-func foldTurns(v *checkpoint.View, layer int, heads []KeyEdit) {
-	cfg := v.Config
-	d := cfg.HeadDim
+func foldTurns(v *checkpoint.Edited, layer int, heads []KeyEdit) {
+	pairs, y := v.Config().Pairs, &v.Config().Layers[layer]
+	d := y.HeadDim
 	angles := false
 	for _, e := range heads {
 		angles = angles || e.Pairs != nil && e.Pairs.Angle != nil
 	}
-	for _, side := range sides(cfg) {
+	for _, side := range sides(y) {
 		n := len(heads) * side.times * d
 		partner, own, cross := make([]int, n), make([]float32, n), make([]float32, n)
 		for h := range len(heads) * side.times {
 			e := heads[h/side.times]
 			for p := range d / 2 {
-				i, j := cfg.Pairs.Dims(p, d)
+				i, j := pairs.Dims(p, d)
 				i, j = h*d+i, h*d+j
 				re, im := 1.0, 0.0
 				if e.Pairs != nil {

@@ -17,15 +17,15 @@ import (
 
 // turns draws scales and, where they are exact, angles for every head.
 func turns(r *rand.Rand, cfg *family.Config) []transform.KeyEdit {
-	norm := cfg.Family.QKNorm
-	out := make([]transform.KeyEdit, cfg.KVHeads)
+	norm := cfg.Layers[0].QKNorm
+	out := make([]transform.KeyEdit, cfg.Layers[0].KVHeads)
 	for h := range out {
 		if h > 0 && norm == family.NormHead {
 			out[h] = out[0]
 			continue
 		}
 		turn := &transform.PairRotation{}
-		for range cfg.HeadDim / 2 {
+		for range cfg.Layers[0].HeadDim / 2 {
 			turn.Scale = append(turn.Scale, float32(math.Exp(r.NormFloat64())))
 			if norm == family.NoQKNorm {
 				turn.Angle = append(turn.Angle, 6*r.Float64())
@@ -40,7 +40,7 @@ func turns(r *rand.Rand, cfg *family.Config) []transform.KeyEdit {
 func TestFoldTurns(t *testing.T) {
 	for _, fam := range tiny.Families {
 		c := tiny.Open(t, fam, tiny.Options{Seed: 3, Bias: true})
-		v := &checkpoint.View{Checkpoint: c}
+		v := checkpoint.NewEdited(c, nil)
 		r := rand.New(rand.NewPCG(1, 2))
 		want := logits(t, c.Config, c, nil)
 		for l := range c.Config.Layers {
@@ -80,7 +80,7 @@ func (s *scoreTap) Attention(a *refmodel.Attention) error {
 	return nil
 }
 
-func run(t *testing.T, c *family.Config, w refmodel.Weights) *scoreTap {
+func run(t *testing.T, c *family.Config, w checkpoint.Weights) *scoreTap {
 	t.Helper()
 	s := &scoreTap{}
 	window := make([]int32, 24)
@@ -103,9 +103,9 @@ func TestFoldRemoval(t *testing.T) {
 	}{{"qwen2", true}, {"llama", true}, {"llama", false}} {
 		c := tiny.Open(t, x.fam, tiny.Options{Seed: 4, Bias: x.bias})
 		cfg := c.Config
-		d, kw, qw := cfg.HeadDim, cfg.KVHeads*cfg.HeadDim, cfg.Heads*cfg.HeadDim
+		d, kw, qw := cfg.Layers[0].HeadDim, cfg.Layers[0].KVHeads*cfg.Layers[0].HeadDim, cfg.Layers[0].Heads*cfg.Layers[0].HeadDim
 		r := rand.New(rand.NewPCG(3, 4))
-		edits := make([]transform.KeyEdit, cfg.KVHeads)
+		edits := make([]transform.KeyEdit, cfg.Layers[0].KVHeads)
 		for h := range edits {
 			m := &transform.BiasShift{Delta: make([]float64, d)}
 			for i := range m.Delta {
@@ -113,7 +113,7 @@ func TestFoldRemoval(t *testing.T) {
 			}
 			edits[h].Shift = m
 		}
-		v := &checkpoint.View{Checkpoint: c}
+		v := checkpoint.NewEdited(c, nil)
 		if err := transform.FoldKeys(v, 0, edits); err != nil {
 			t.Fatal(err)
 		}
@@ -127,11 +127,11 @@ func TestFoldRemoval(t *testing.T) {
 				t.Fatalf("%s, bias %v: key %g becomes %g, want %g", x.fam, x.bias, k, after.pre[i], want)
 			}
 		}
-		table := rope.NewTable(cfg.RopeOf(0), 32)
+		table := rope.NewTable(cfg.Layers[0].Rope, 32)
 		for _, ij := range [][2]int{{5, 0}, {20, 7}, {23, 23}} {
 			i, j := ij[0], ij[1]
-			for head := range cfg.Heads {
-				kv := head / cfg.Group()
+			for head := range cfg.Layers[0].Heads {
+				kv := head / cfg.Layers[0].Group()
 				q := before.q[i*qw+head*d:][:d]
 				old, now := dot(q, before.k[j*kw+kv*d:][:d]), dot(q, after.k[j*kw+kv*d:][:d])
 				x := make([]float32, d)
@@ -187,12 +187,12 @@ func TestFoldValues(t *testing.T) {
 	for _, fam := range tiny.Families {
 		c := tiny.Open(t, fam, tiny.Options{Seed: 5, Bias: true})
 		r := rand.New(rand.NewPCG(5, 6))
-		v := &checkpoint.View{Checkpoint: c}
+		v := checkpoint.NewEdited(c, nil)
 		for l := range c.Config.Layers {
-			edits := make([]transform.KeyEdit, c.Config.KVHeads)
+			edits := make([]transform.KeyEdit, c.Config.Layers[0].KVHeads)
 			for h := range edits {
 				if l+h > 0 { // a head may stay as it is
-					edits[h].Values = invertible(r, c.Config.HeadDim)
+					edits[h].Values = invertible(r, c.Config.Layers[0].HeadDim)
 				}
 			}
 			if err := transform.FoldKeys(v, l, edits); err != nil {
@@ -216,21 +216,21 @@ func TestFoldKeysRefuses(t *testing.T) {
 	for _, fam := range tiny.Families {
 		c := tiny.Open(t, fam, tiny.Options{})
 		cfg := c.Config
-		v := &checkpoint.View{Checkpoint: c}
-		shift := make([]transform.KeyEdit, cfg.KVHeads)
-		shift[1].Shift = &transform.BiasShift{Delta: make([]float64, cfg.HeadDim)}
+		v := checkpoint.NewEdited(c, nil)
+		shift := make([]transform.KeyEdit, cfg.Layers[0].KVHeads)
+		shift[1].Shift = &transform.BiasShift{Delta: make([]float64, cfg.Layers[0].HeadDim)}
 		err := transform.FoldKeys(v, 0, shift)
 		// A GGUF file of mistral is one of llama.
 		if can := fam == "qwen2" || fam == "llama" || fam == "mistral"; (err == nil) != can || err != nil && !errors.Is(err, transform.ErrNoKeyBias) {
 			t.Errorf("%s: a shift of keys gives %v", fam, err)
 		}
-		v = &checkpoint.View{Checkpoint: c}
-		ones := make([]float32, cfg.HeadDim/2)
+		v = checkpoint.NewEdited(c, nil)
+		ones := make([]float32, cfg.Layers[0].HeadDim/2)
 		for p := range ones {
 			ones[p] = 1
 		}
 		// Twice the keys, and queries as they were: not the inverse.
-		d := cfg.HeadDim
+		d := cfg.Layers[0].HeadDim
 		double := &transform.KeyTransform{Key: make([]float64, d*d), Query: make([]float64, d*d)}
 		for i := range d {
 			double.Key[i*d+i], double.Query[i*d+i] = 2, 1
@@ -238,19 +238,19 @@ func TestFoldKeysRefuses(t *testing.T) {
 		bad := map[string][]transform.KeyEdit{
 			"values not inverse": {{Values: double}, {}},
 			"mix not inverse":    {{Transform: double}, {}},
-			"heads":              make([]transform.KeyEdit, cfg.KVHeads-1),
-			"scale":              {{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.HeadDim/2)}}, {}},
+			"heads":              make([]transform.KeyEdit, cfg.Layers[0].KVHeads-1),
+			"scale":              {{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.Layers[0].HeadDim/2)}}, {}},
 			"length":             {{Pairs: &transform.PairRotation{Scale: ones[1:]}}, {}},
 			"angle":              {{Pairs: &transform.PairRotation{Scale: ones, Angle: []float64{math.NaN()}}}, {}},
 			"values":             {{Values: &transform.KeyTransform{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
 			"mix":                {{Transform: &transform.KeyTransform{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
 		}
-		if cfg.Family.QKNorm != family.NoQKNorm {
-			bad["mixed norm"] = []transform.KeyEdit{{Transform: &transform.KeyTransform{Key: make([]float64, cfg.HeadDim*cfg.HeadDim), Query: make([]float64, cfg.HeadDim*cfg.HeadDim)}}, {}}
+		if cfg.Layers[0].QKNorm != family.NoQKNorm {
+			bad["mixed norm"] = []transform.KeyEdit{{Transform: &transform.KeyTransform{Key: make([]float64, cfg.Layers[0].HeadDim*cfg.Layers[0].HeadDim), Query: make([]float64, cfg.Layers[0].HeadDim*cfg.Layers[0].HeadDim)}}, {}}
 			a := &transform.PairRotation{Scale: ones, Angle: make([]float64, len(ones))}
 			bad["norm"] = []transform.KeyEdit{{Pairs: a}, {Pairs: a}}
 		}
-		if cfg.Family.QKNorm == family.NormHead {
+		if cfg.Layers[0].QKNorm == family.NormHead {
 			two := slices.Clone(ones)
 			two[1] = 2
 			bad["shared"] = []transform.KeyEdit{{Pairs: &transform.PairRotation{Scale: ones}}, {Pairs: &transform.PairRotation{Scale: two}}}

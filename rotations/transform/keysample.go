@@ -75,7 +75,7 @@ func (s *KeySample) Noise(turn *PairRotation, cache CacheRow) (float64, error) {
 func (s *KeySample) store(turn *PairRotation, cache CacheRow) (y, e []float32, err error) {
 	y = append([]float32(nil), s.Keys...)
 	for i := 0; i < len(y); i += s.D {
-		turn.Apply(y[i:i+s.D], s.Pairs, false)
+		turn.ApplyKey(y[i:i+s.D], s.Pairs)
 	}
 	cache.ToCacheBasis(y, s.D, s.Pairs)
 	e, err = cache.errors(y)

@@ -31,9 +31,18 @@ type KeyTransform struct {
 	Steps int
 }
 
-// CheckMix says whether dimensions of a model's keys can be mixed.
+// CheckKeyTransform says whether dimensions of a model's keys can be mixed.
 func CheckKeyTransform(c *family.Config) error {
-	if c.Family.QKNorm != family.NoQKNorm {
+	for l := range c.Layers {
+		if err := checkKeyTransform(c, &c.Layers[l]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkKeyTransform(c *family.Config, y *family.Layer) error {
+	if y.QKNorm != family.NoQKNorm {
 		return fmt.Errorf("family %s normalises queries and keys after their projection (QK-norm), and no matrix passes through the norm", c.Family.Name)
 	}
 	return nil
@@ -86,12 +95,13 @@ func (m *KeyTransform) checkInverse(d int) error {
 	return nil
 }
 
-// Weights packs the matrix of keys, or of queries, for products with rows of heads.
-func (m *KeyTransform) Weights(d int, query bool) *gemm.Weights {
-	from := m.Key
-	if query {
-		from = m.Query
-	}
+// KeyWeights packs the matrix of keys for products with rows of heads.
+func (m *KeyTransform) KeyWeights(d int) *gemm.Weights { return packed(m.Key, d) }
+
+// QueryWeights packs the matrix of queries for products with rows of heads.
+func (m *KeyTransform) QueryWeights(d int) *gemm.Weights { return packed(m.Query, d) }
+
+func packed(from []float64, d int) *gemm.Weights {
 	w := &gemm.Weights{}
 	w.PackRows(d, d, linalg.Float32(from), d, 1)
 	return w

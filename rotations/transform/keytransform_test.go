@@ -95,7 +95,7 @@ func TestFindMix(t *testing.T) {
 		}
 		x := keydata.Uniform(r, d)
 		y := append([]float32(nil), x...)
-		m.Weights(d, false)
+		m.KeyWeights(d)
 		for i := range y {
 			y[i] = 0
 			for j, v := range x {

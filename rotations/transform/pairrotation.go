@@ -49,8 +49,13 @@ func (t *PairRotation) Check(d int) error {
 	return nil
 }
 
-// Apply multiplies the pairs of a head, in place; query takes the factor of queries.
-func (t *PairRotation) Apply(x []float32, pairs rope.Layout, query bool) {
+// ApplyKey multiplies the pairs of a key, in place.
+func (t *PairRotation) ApplyKey(x []float32, pairs rope.Layout) { t.apply(x, pairs, false) }
+
+// ApplyQuery multiplies the pairs of a query that meets such keys, in place.
+func (t *PairRotation) ApplyQuery(x []float32, pairs rope.Layout) { t.apply(x, pairs, true) }
+
+func (t *PairRotation) apply(x []float32, pairs rope.Layout, query bool) {
 	for p := range t.Scale {
 		i, j := pairs.Dims(p, len(x))
 		re, im := t.factor(p, query)
@@ -60,7 +65,7 @@ func (t *PairRotation) Apply(x []float32, pairs rope.Layout, query bool) {
 	}
 }
 
-// Undo takes back what Apply did to a key.
+// Undo takes back what ApplyKey did.
 func (t *PairRotation) Undo(x []float32, pairs rope.Layout) {
 	for p := range t.Scale {
 		i, j := pairs.Dims(p, len(x))

@@ -82,14 +82,22 @@ func (e *PairEnergy) PairScale(perLayer bool) *PairScale {
 	return b
 }
 
-// RowScale spreads the scale of one KV head over the dimensions of a head:
-// both dimensions of pair p get Scale[p], or its inverse for queries.
-func (b *PairScale) RowScale(head, d int, pairs rope.Layout, inverse bool) []float32 {
+// KeyScale spreads the scale of one KV head over the d dimensions of a key: both
+// dimensions of pair p get Scale[p].
+func (b *PairScale) KeyScale(head, d int, pairs rope.Layout) []float32 {
 	out := make([]float32, d)
 	for p, t := range b.Scale[head] {
-		if inverse {
-			t = 1 / t
-		}
+		i, j := pairs.Dims(p, d)
+		out[i], out[j] = t, t
+	}
+	return out
+}
+
+// QueryScale is the inverse of KeyScale, for the queries that meet the head.
+func (b *PairScale) QueryScale(head, d int, pairs rope.Layout) []float32 {
+	out := make([]float32, d)
+	for p, t := range b.Scale[head] {
+		t = 1 / t
 		i, j := pairs.Dims(p, d)
 		out[i], out[j] = t, t
 	}

@@ -49,7 +49,7 @@ func TestBalanceScores(t *testing.T) {
 		moved := false
 		for tok := range 40 {
 			for h := range heads {
-				ks, qs := b.RowScale(h, d, pairs, false), b.RowScale(h, d, pairs, true)
+				ks, qs := b.KeyScale(h, d, pairs), b.QueryScale(h, d, pairs)
 				for g := range group {
 					x := append([]float32(nil), q[(tok*heads*group+h*group+g)*d:][:d]...)
 					y := append([]float32(nil), k[(tok*heads+h)*d:][:d]...)
@@ -72,7 +72,7 @@ func TestBalanceScores(t *testing.T) {
 						t.Errorf("%v, head %d, query %d: score %g becomes %g", pairs, h, g, a, s)
 					}
 					// The check can fail: with the other layout's scales the scores differ.
-					wrong := b.RowScale(h, d, layouts[1-pairs], false)
+					wrong := b.KeyScale(h, d, layouts[1-pairs])
 					for i := range d {
 						ys[i] = k[(tok*heads+h)*d+i] * wrong[i]
 					}

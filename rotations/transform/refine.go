@@ -288,7 +288,7 @@ func newBlockObjective(ctx context.Context, m *KeyTransform, x *RefineSample, o 
 	plain := append([]float32(nil), x.Keys...)
 	p.turns.undo(plain, d)
 	p.keys = make([]float32, n*d)
-	gemm.Mul(p.keys, d, plain, d, n, m.Weights(d, false), 1)
+	gemm.Mul(p.keys, d, plain, d, n, m.KeyWeights(d), 1)
 	// The error of the sample as it is gives the objective its size.
 	p.factor = 1
 	p.value(ctx, linalg.Identity(d))
@@ -355,7 +355,7 @@ func (p *blockObjective) window(ctx context.Context, m *KeyTransform, x *RefineS
 	for i, at := range order {
 		copy(out.q[i*d:(i+1)*d], w.Queries[at*d:(at+1)*d])
 	}
-	gemm.Mul(out.queries, d, out.q, d, n, m.Weights(d, true), 1)
+	gemm.Mul(out.queries, d, out.q, d, n, m.QueryWeights(d), 1)
 	out.turns.apply(out.q, d)
 	p.w.PackRows(keys, d, x.Keys[w.From*d:w.To*d], d, 1)
 	gemm.Mul(out.s, keys, out.q, d, n, &p.w, 1)

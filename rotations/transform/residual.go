@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 	"sync"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -20,13 +21,6 @@ const IDResidual = "G1"
 
 // purposeResidual selects random numbers, as the other purposes do.
 const purposeResidual uint64 = 0x100
-
-// A Source gives weights by canonical name: an open checkpoint, a view of one, or
-// a fold on top of either. Reading is safe for concurrent use.
-type Source interface {
-	Find(name string) (*checkpoint.Tensor, bool)
-	ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
-}
 
 // A ResidualRotation is an orthogonal matrix for a stream of D numbers,
 //
@@ -145,7 +139,7 @@ var ErrNoResidual = errors.New("the residual stream cannot be rotated")
 
 // CheckResidual says whether identity G1 holds for a model.
 func CheckResidual(c *family.Config) error {
-	if c.Family.PostNorms {
+	if slices.ContainsFunc(c.Layers, func(y family.Layer) bool { return y.PostNorms }) {
 		return fmt.Errorf("%w: family %s normalises the outputs of attention and FFN before they are added, and the gains of these norms scale single numbers of the stream: they have no matrix behind them to go into", ErrNoResidual, c.Family.Name)
 	}
 	return nil
@@ -187,7 +181,7 @@ var residualParts = map[string]struct {
 // Source; a matrix that writes is turned as a whole (one expert at a time) and the
 // last one is kept, so reading in ascending order costs each matrix once.
 type Residual struct {
-	src     Source
+	src     checkpoint.Weights
 	cfg     *family.Config
 	q       *ResidualRotation
 	threads int
@@ -207,7 +201,7 @@ type Residual struct {
 // FoldResidual returns the model with identity G1 folded. A model with tied
 // embeddings comes out with a tensor output.weight of its own (see Untied).
 // threads are for products of matrices; results do not depend on them.
-func FoldResidual(src Source, cfg *family.Config, q *ResidualRotation, threads int) (*Residual, error) {
+func FoldResidual(src checkpoint.Weights, cfg *family.Config, q *ResidualRotation, threads int) (*Residual, error) {
 	if err := CheckResidual(cfg); err != nil {
 		return nil, err
 	}
@@ -250,7 +244,7 @@ func (r *Residual) Untied() *checkpoint.Tensor { return r.untied }
 
 // Changes says whether the fold changes a tensor that it finds.
 func (r *Residual) Changes(name string) bool {
-	return residualParts[inLayer(name, family.Layer(name))].part != untouched
+	return residualParts[inLayer(name, family.LayerOf(name))].part != untouched
 }
 
 // inLayer strips the layer's prefix from a canonical name.
@@ -261,7 +255,7 @@ func inLayer(name string, layer int) string {
 	return name[len(family.Name(layer, "")):]
 }
 
-// Find implements Source.
+// Find implements checkpoint.Weights.
 func (r *Residual) Find(name string) (*checkpoint.Tensor, bool) {
 	if r.untied != nil && name == r.untied.Name {
 		return r.untied, true
@@ -269,14 +263,14 @@ func (r *Residual) Find(name string) (*checkpoint.Tensor, bool) {
 	return r.src.Find(name)
 }
 
-// ReadRows implements Source.
+// ReadRows implements checkpoint.Weights.
 func (r *Residual) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error {
 	cols := t.Cols()
 	if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*cols {
 		return fmt.Errorf("tensor %s: %d rows from %d on of %d asked for, room for %d values", t.Name, n, row0, t.Rows(), len(dst))
 	}
 	dst = dst[:n*cols]
-	layer := family.Layer(t.Name)
+	layer := family.LayerOf(t.Name)
 	x := residualParts[inLayer(t.Name, layer)]
 	switch x.part {
 	case gain:

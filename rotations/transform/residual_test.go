@@ -35,10 +35,10 @@ func openBoth(t *testing.T, fam string, o tiny.Options) []*checkpoint.Checkpoint
 	return out
 }
 
-// broken is a Source in which one tensor is what another Source says.
+// broken is a model in which one tensor is what another model says.
 type broken struct {
-	transform.Source
-	from transform.Source
+	checkpoint.Weights
+	from checkpoint.Weights
 	name string
 }
 
@@ -46,7 +46,7 @@ func (b broken) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
 	if t.Name == b.name {
 		return b.from.ReadRows(t, row0, n, dst)
 	}
-	return b.Source.ReadRows(t, row0, n, dst)
+	return b.Weights.ReadRows(t, row0, n, dst)
 }
 
 // preserved is how far logits may move, as a share of the largest: each folded
@@ -66,7 +66,7 @@ func TestFoldResidual(t *testing.T) {
 		for _, o := range []tiny.Options{{Seed: 4, Bias: true}, {Seed: 5, Hidden: 48, Heads: 3, KVHeads: 1, Untied: true}} {
 			for _, c := range openBoth(t, fam, o) {
 				cfg := c.Config
-				if cfg.Family.PostNorms {
+				if cfg.Layers[0].PostNorms {
 					q, err := transform.NewResidualRotation("hadamard", cfg.Hidden, 1)
 					if err != nil {
 						t.Fatal(err)
@@ -238,9 +238,9 @@ func TestFoldFFN(t *testing.T) {
 	for _, fam := range tiny.Families {
 		for _, c := range openBoth(t, fam, tiny.Options{Seed: 6}) {
 			cfg := c.Config
-			scale := make([][][]float32, cfg.Layers)
-			for range max(1, cfg.Experts) {
-				s := make([]float32, cfg.FFN)
+			scale := make([][][]float32, len(cfg.Layers))
+			for range max(1, cfg.Experts()) {
+				s := make([]float32, cfg.Layers[0].FFN.Size)
 				for j := range s {
 					s[j] = float32(math.Exp2(4 * (r.Float64() - 0.5)))
 				}

@@ -17,11 +17,12 @@ import (
 
 // Energies sums pair energies over all tokens but each window's first sink ones.
 func Energies(c *family.Config, a *refmodel.Attention, sink int) *transform.PairEnergy {
-	e := transform.NewPairEnergy(c.KVHeads, c.HeadDim)
-	qw, kw := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
+	y := &c.Layers[a.Layer]
+	e := transform.NewPairEnergy(y.KVHeads, y.HeadDim)
+	qw, kw := y.Heads*y.HeadDim, y.KVHeads*y.HeadDim
 	for r := range a.T * a.Windows {
 		if r%a.T >= sink {
-			e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], c.Group(), c.Pairs)
+			e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], y.Group(), c.Pairs)
 		}
 	}
 	return e
@@ -30,15 +31,16 @@ func Energies(c *family.Config, a *refmodel.Attention, sink int) *transform.Pair
 // Samples collects what the codes of a layer's KV heads are fitted to. scale gives
 // what the balance multiplies a head's keys by, nil for nothing. It fails only when ctx ends.
 func Samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale func(h int) []float32, p kvcache.Policy, threads int) ([]*fit.Sample, error) {
+	y := &c.Layers[a.Layer]
 	var table *rope.Table
 	if p.Anchor > 0 {
-		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
+		table = rope.NewTable(y.Rope.Pure(), a.T)
 	}
-	met := make([][]*meeting, c.KVHeads)
+	met := make([][]*meeting, y.KVHeads)
 	for h := range met {
 		met[h] = make([]*meeting, a.Windows)
 	}
-	err := parallel.For(ctx, threads, c.KVHeads*a.Windows, func(i int) error {
+	err := parallel.For(ctx, threads, y.KVHeads*a.Windows, func(i int) error {
 		h, w := i/a.Windows, i%a.Windows
 		var err error
 		met[h][w], err = meet(ctx, c, a, h, w, scale(h), p, table)
@@ -47,13 +49,13 @@ func Samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale
 	if err != nil {
 		return nil, err
 	}
-	out := make([]*fit.Sample, c.KVHeads)
+	out := make([]*fit.Sample, y.KVHeads)
 	for h := range out {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		s := &fit.Sample{D: c.HeadDim, Keys: keys(c, a, h, scale(h), p, table), Layer: a.Layer, Head: h, Threads: threads}
-		s.Metric = metric(met[h], c.HeadDim, threads)
+		s := &fit.Sample{D: y.HeadDim, Keys: keys(c, a, h, scale(h), p, table), Layer: a.Layer, Head: h, Threads: threads}
+		s.Metric = metric(met[h], y.HeadDim, threads)
 		for _, m := range met[h] {
 			s.Weights = append(s.Weights, m.seen[min(p.Sink, a.T):]...)
 		}
@@ -68,14 +70,15 @@ func Samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale
 func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy) []float32 {
 	var table *rope.Table
 	if p.Anchor > 0 {
-		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
+		table = rope.NewTable(c.Layers[a.Layer].Rope.Pure(), a.T)
 	}
 	return keys(c, a, h, scale, p, table)
 }
 
 // keys is Keys with the table for anchors, nil for none.
 func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, table *rope.Table) []float32 {
-	d, width := c.HeadDim, c.KVHeads*c.HeadDim
+	y := &c.Layers[a.Layer]
+	d, width := y.HeadDim, y.KVHeads*y.HeadDim
 	sink := min(p.Sink, a.T)
 	out := make([]float32, 0, a.Windows*(a.T-sink)*d)
 	for w := range a.Windows {
@@ -91,7 +94,7 @@ func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvc
 			}
 		}
 		if table != nil {
-			kvcache.Anchored(part, d, sink, p.Anchor, table, c.Pairs, false)
+			kvcache.ToAnchor(part, d, sink, p.Anchor, table, c.Pairs)
 		}
 	}
 	return out
@@ -111,7 +114,8 @@ type meeting struct {
 // turned into one of them, in rotation. A key gets the sum of p(1-p) over its
 // queries.
 func meet(ctx context.Context, c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p kvcache.Policy, table *rope.Table) (*meeting, error) {
-	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
+	y := &c.Layers[a.Layer]
+	d, width, g := y.HeadDim, y.Heads*y.HeadDim, y.Group()
 	m := &meeting{queries: make([]float32, a.T*g*d), seen: make([]float64, a.T)}
 	for j := range g {
 		if ctx.Err() != nil {

@@ -41,8 +41,8 @@ func (t *Meter) Hooks(ctx context.Context) refmodel.Hooks {
 }
 
 func (t *Meter) attention(ctx context.Context, a *refmodel.Attention) error {
-	rows := make([]Row, t.Config.KVHeads)
-	err := parallel.For(ctx, t.Threads, t.Config.KVHeads, func(h int) error {
+	rows := make([]Row, t.Config.Layers[a.Layer].KVHeads)
+	err := parallel.For(ctx, t.Threads, len(rows), func(h int) error {
 		var scale []float32
 		if t.Scale != nil {
 			scale = t.Scale(a.Layer, h)
@@ -75,14 +75,14 @@ type Head struct {
 }
 
 // Layers turns measurements into rows of the report.
-func Layers(rows [][]Row, headDim int, head func(layer, head int) Head) []spec.Layer {
+func Layers(c *family.Config, rows [][]Row, head func(layer, head int) Head) []spec.Layer {
 	var out []spec.Layer
 	for l, heads := range rows {
 		for h, row := range heads {
 			x := head(l, h)
 			r := spec.Layer{
 				Layer: l, Head: h, Code: x.Code, Bits: x.Bits, Anchor: x.Anchor,
-				Tokens: x.Tokens, TokensPerDim: float64(x.Tokens) / float64(headDim),
+				Tokens: x.Tokens, TokensPerDim: float64(x.Tokens) / float64(c.Layers[l].HeadDim),
 			}
 			for name, b := range row {
 				r.Cos1bit.Set(name, b.Cos1bit)

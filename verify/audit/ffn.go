@@ -5,12 +5,12 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/progress"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // FFNOptions of FFN; zero values stand for the defaults.
@@ -43,10 +43,11 @@ const fitSteps = 24
 
 // FFNWork returns about how many multiplications FFN takes, from the shapes of a model alone:
 // the same on every machine.
-func FFNWork(cfg *family.Config, w refmodel.Weights, o FFNOptions) float64 {
+func FFNWork(cfg *family.Config, w checkpoint.Weights, o FFNOptions) float64 {
 	o = o.withDefaults()
 	var total float64
 	for l := range cfg.Layers {
+		experts := cfg.Layers[l].FFN.Experts
 		for _, which := range []string{"gate", "up", "down"} {
 			t, ok := w.Find(bank(cfg, l, which))
 			if !ok {
@@ -56,12 +57,12 @@ func FFNWork(cfg *family.Config, w refmodel.Weights, o FFNOptions) float64 {
 			perRow := 2 * float64(fitSteps) * float64(d) * float64(fit.BlockSize(d, o.Block))
 			fits := func(rows int) { total += float64(min(rows, o.MaxRows)/2) * perRow }
 			fits(t.Rows()) // shared
-			if cfg.Experts == 0 {
+			if experts == 0 {
 				fits(t.Rows()) // own
 				continue
 			}
-			for range min(cfg.Experts, o.Experts) {
-				fits(t.Rows() / cfg.Experts)
+			for range min(experts, o.Experts) {
+				fits(t.Rows() / experts)
 			}
 		}
 	}
@@ -80,7 +81,7 @@ const rotationBits = 16
 // the rows between: one for all matrices of a layer with the same input (shared:
 // gate and up of all experts; down of all), and one for each matrix of each expert
 // (own). It reads a layer at a time and changes nothing.
-func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptions) ([]spec.FFNRow, error) {
+func FFN(ctx context.Context, cfg *family.Config, w checkpoint.Weights, o FFNOptions) ([]spec.FFNRow, error) {
 	o = o.withDefaults()
 	if o.Block < 1 || o.Block > codec.MaxDim || o.MaxRows < 2 || o.Experts < 1 {
 		return nil, fmt.Errorf("FFN audit with blocks of %d, %d rows and %d experts", o.Block, o.MaxRows, o.Experts)
@@ -93,10 +94,10 @@ func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptio
 		}
 	}
 	// Two groups of three matrices in all, and what is measured of single experts.
-	a.done = progress.Count(o.Progress, len(layers)*(5+3*min(cfg.Experts, o.Experts)))
+	a.done = progress.Count(o.Progress, len(layers)*(5+3*min(cfg.Experts(), o.Experts)))
 	for _, l := range layers {
-		if l < 0 || l >= cfg.Layers {
-			return nil, fmt.Errorf("layer %d of %d", l, cfg.Layers)
+		if l < 0 || l >= len(cfg.Layers) {
+			return nil, fmt.Errorf("layer %d of %d", l, len(cfg.Layers))
 		}
 		for input, group := range [][]string{{"gate", "up"}, {"down"}} {
 			if err := a.group(ctx, l, input, group); err != nil {
@@ -109,7 +110,7 @@ func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptio
 
 type ffnAudit struct {
 	cfg *family.Config
-	w   refmodel.Weights
+	w   checkpoint.Weights
 	o   FFNOptions
 	out []spec.FFNRow
 	// noise is what a fit to so many rows of so many Gaussian numbers, in blocks of so
@@ -132,8 +133,8 @@ func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, ma
 		return nil, 0, fmt.Errorf("the model has no tensor %s", name)
 	}
 	rows, row0, cols := t.Rows(), 0, t.Cols()
-	if expert >= 0 && a.cfg.Experts > 0 {
-		rows /= a.cfg.Experts
+	if n := a.cfg.Layers[layer].FFN.Experts; expert >= 0 && n > 0 {
+		rows /= n
 		row0 = expert * rows
 	}
 	n := min(rows, max)
@@ -157,6 +158,7 @@ func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, ma
 
 // group measures the matrices of a layer that have the same input.
 func (a *ffnAudit) group(ctx context.Context, layer, input int, matrices []string) error {
+	experts := a.cfg.Layers[layer].FFN.Experts
 	var banks []*sample
 	var together []float32
 	d, elements := 0, 0
@@ -224,10 +226,10 @@ func (a *ffnAudit) group(ctx context.Context, layer, input int, matrices []strin
 		if err := row("shared", shared, all, elements); err != nil {
 			return err
 		}
-		if expert < 0 && a.cfg.Experts > 0 {
+		if expert < 0 && experts > 0 {
 			return nil
 		}
-		if len(matrices) == 1 && a.cfg.Experts == 0 { // the same rows
+		if len(matrices) == 1 && experts == 0 { // the same rows
 			return row("own", shared, all, elements)
 		}
 		own, err := fit.FitRows(ctx, s.fit, d, block, a.o.Seed, layer, input, a.o.Threads)
@@ -242,10 +244,10 @@ func (a *ffnAudit) group(ctx context.Context, layer, input int, matrices []strin
 		}
 		a.done()
 	}
-	n := min(a.cfg.Experts, a.o.Experts)
+	n := min(experts, a.o.Experts)
 	for i := range n {
 		for _, which := range matrices {
-			e := i * a.cfg.Experts / n
+			e := i * experts / n
 			s, _, err := a.read(ctx, layer, which, e, a.o.MaxRows)
 			if err != nil {
 				return err

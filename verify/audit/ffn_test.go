@@ -42,7 +42,7 @@ func TestFFN(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := 2 * 3 * 4 // layers, matrices, rotations
-		experts := max(1, c.Config.Experts)
+		experts := max(1, c.Config.Experts())
 		if experts > 1 {
 			want = 2 * 3 * (3 + 2*4) // no rotation of its own for a bank; two experts
 		}
@@ -180,13 +180,13 @@ func TestFFNEnergy(t *testing.T) {
 			if energy[dead] != 0 || up[e][dead] != 0 || down[e][dead] == 0 {
 				t.Errorf("%s, expert %d: the dead neuron has %g", fam, e, energy[dead])
 			}
-			if n := len(energy); n != c.Config.FFN || slices.Max(energy) == 0 {
+			if n := len(energy); n != c.Config.Layers[0].FFN.Size || slices.Max(energy) == 0 {
 				t.Errorf("%s, expert %d: %d neurons, up to %g", fam, e, n, slices.Max(energy))
 			}
 		}
 		double := make([][][]float32, 1)
-		for range max(1, c.Config.Experts) {
-			s := make([]float32, c.Config.FFN)
+		for range max(1, c.Config.Experts()) {
+			s := make([]float32, c.Config.Layers[0].FFN.Size)
 			for j := range s {
 				s[j] = 2
 			}
@@ -207,7 +207,7 @@ func TestFFNEnergy(t *testing.T) {
 				}
 			}
 		}
-		if len(tap.Energy[0]) != max(1, c.Config.Experts) {
+		if len(tap.Energy[0]) != max(1, c.Config.Experts()) {
 			t.Errorf("%s: %d experts", fam, len(tap.Energy[0]))
 		}
 	}

@@ -4,35 +4,35 @@ import (
 	"fmt"
 	"sort"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // bank names the matrices of a layer's FFN: one of each, or a bank of experts.
 func bank(cfg *family.Config, layer int, matrix string) string {
-	if cfg.Experts > 0 {
+	if cfg.Layers[layer].FFN.Experts > 0 {
 		return family.Name(layer, "ffn_"+matrix+"_exps.weight")
 	}
 	return family.Name(layer, "ffn_"+matrix+".weight")
 }
 
 // matrix reads the matrix of one expert (0 in a dense model), [rows, cols].
-func matrix(cfg *family.Config, w refmodel.Weights, layer int, which string, expert int) (x []float32, rows, cols int, err error) {
+func matrix(cfg *family.Config, w checkpoint.Weights, layer int, which string, expert int) (x []float32, rows, cols int, err error) {
 	t, ok := w.Find(bank(cfg, layer, which))
 	if !ok {
 		return nil, 0, 0, fmt.Errorf("the model has no tensor %s", bank(cfg, layer, which))
 	}
-	rows, cols = t.Rows()/max(1, cfg.Experts), t.Cols()
+	rows, cols = t.Rows()/max(1, cfg.Layers[layer].FFN.Experts), t.Cols()
 	x = make([]float32, rows*cols)
 	return x, rows, cols, w.ReadRows(t, expert*rows, rows, x)
 }
 
 // FFNNorms returns, per expert (one in a dense model) and neuron of a layer, the
 // squared lengths of its row in up and of its column in down.
-func FFNNorms(cfg *family.Config, w refmodel.Weights, layer int) (up, down [][]float64, err error) {
-	for e := range max(1, cfg.Experts) {
+func FFNNorms(cfg *family.Config, w checkpoint.Weights, layer int) (up, down [][]float64, err error) {
+	for e := range max(1, cfg.Layers[layer].FFN.Experts) {
 		u, rows, cols, err := matrix(cfg, w, layer, "up", e)
 		if err != nil {
 			return nil, nil, err
@@ -59,7 +59,7 @@ func FFNNorms(cfg *family.Config, w refmodel.Weights, layer int) (up, down [][]f
 // not chosen.
 type FFNEnergy struct {
 	Config  *family.Config
-	Weights refmodel.Weights
+	Weights checkpoint.Weights
 	Threads int
 
 	Energy [][][]float64
@@ -67,24 +67,24 @@ type FFNEnergy struct {
 
 // FFN is a hook of refmodel.
 func (f *FFNEnergy) FFN(layer int, x []float32) error {
-	cfg := f.Config
+	cfg, ffn := f.Config, &f.Config.Layers[layer].FFN
 	n := len(x) / cfg.Hidden
 	weights, err := f.route(layer, x, n)
 	if err != nil {
 		return err
 	}
 	var rows [][]float64
-	for e := range max(1, cfg.Experts) {
+	for e := range max(1, ffn.Experts) {
 		in, share := x, []float32(nil)
 		if weights != nil {
 			in = nil
 			for i := range n {
-				if p := weights[i*cfg.Experts+e]; p > 0 {
+				if p := weights[i*ffn.Experts+e]; p > 0 {
 					in, share = append(in, x[i*cfg.Hidden:(i+1)*cfg.Hidden]...), append(share, p)
 				}
 			}
 		}
-		energy := make([]float64, cfg.FFN)
+		energy := make([]float64, ffn.Size)
 		rows = append(rows, energy)
 		k := len(in) / cfg.Hidden
 		if k == 0 {
@@ -101,16 +101,16 @@ func (f *FFNEnergy) FFN(layer int, x []float32) error {
 			h[i] = make([]float32, k*r)
 			gemm.Mul(h[i], r, in, cols, k, &w, f.Threads)
 		}
-		if cfg.Family.Activation == family.GELUTanh {
+		if ffn.Activation == family.GELUTanh {
 			fmath.GELUTanhMul(h[0], h[0], h[1])
 		} else {
 			fmath.SiLUMul(h[0], h[0], h[1])
 		}
 		for i, v := range h[0] {
 			if share != nil {
-				v *= share[i/cfg.FFN]
+				v *= share[i/ffn.Size]
 			}
-			energy[i%cfg.FFN] += float64(v) * float64(v) / float64(n)
+			energy[i%ffn.Size] += float64(v) * float64(v) / float64(n)
 		}
 	}
 	f.Energy = append(f.Energy, rows)
@@ -120,8 +120,8 @@ func (f *FFNEnergy) FFN(layer int, x []float32) error {
 // route returns the weight of each expert for each token, [n, experts], 0 where it
 // is not chosen; nil for a dense model.
 func (f *FFNEnergy) route(layer int, x []float32, n int) ([]float32, error) {
-	cfg := f.Config
-	if cfg.Experts == 0 {
+	hidden, ffn := f.Config.Hidden, &f.Config.Layers[layer].FFN
+	if ffn.Experts == 0 {
 		return nil, nil
 	}
 	name := family.Name(layer, "ffn_gate_inp.weight")
@@ -134,26 +134,26 @@ func (f *FFNEnergy) route(layer int, x []float32, n int) ([]float32, error) {
 		return nil, err
 	}
 	var w gemm.Weights
-	w.PackRows(cfg.Experts, cfg.Hidden, m, cfg.Hidden, f.Threads)
-	out := make([]float32, n*cfg.Experts)
-	gemm.Mul(out, cfg.Experts, x, cfg.Hidden, n, &w, f.Threads)
-	order := make([]int, cfg.Experts)
+	w.PackRows(ffn.Experts, hidden, m, hidden, f.Threads)
+	out := make([]float32, n*ffn.Experts)
+	gemm.Mul(out, ffn.Experts, x, hidden, n, &w, f.Threads)
+	order := make([]int, ffn.Experts)
 	for i := range n {
-		p := out[i*cfg.Experts : (i+1)*cfg.Experts]
+		p := out[i*ffn.Experts : (i+1)*ffn.Experts]
 		fmath.Softmax(p, 1)
 		for j := range order {
 			order[j] = j
 		}
 		sort.SliceStable(order, func(a, b int) bool { return p[order[a]] > p[order[b]] })
 		var sum float32
-		for _, e := range order[:cfg.ExpertsUsed] {
+		for _, e := range order[:ffn.Used] {
 			sum += p[e]
 		}
 		for k, e := range order {
 			switch {
-			case k >= cfg.ExpertsUsed:
+			case k >= ffn.Used:
 				p[e] = 0
-			case cfg.RenormTopK:
+			case ffn.Renorm:
 				p[e] /= sum
 			}
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
@@ -280,13 +281,17 @@ func checkExtra(dir string, m *spec.Manifest) error {
 
 func checkFit(a *Artifact) error {
 	cfg, s := a.Model.Config, a.Sidecar
+	shape, err := cfg.Uniform()
+	if err != nil {
+		return err
+	}
 	for _, x := range []struct {
 		key       string
 		got, want int
 	}{
-		{spec.KeyLayers, len(s.Codes), cfg.Layers},
-		{spec.KeyHeads, len(s.Codes[0]), cfg.KVHeads},
-		{spec.KeyHeadDim, s.HeadDim, cfg.HeadDim},
+		{spec.KeyLayers, len(s.Codes), len(cfg.Layers)},
+		{spec.KeyHeads, len(s.Codes[0]), shape.KVHeads},
+		{spec.KeyHeadDim, s.HeadDim, shape.HeadDim},
 	} {
 		if x.got != x.want {
 			return fmt.Errorf("key %s is %d, the model has %d", x.key, x.got, x.want)
@@ -295,7 +300,7 @@ func checkFit(a *Artifact) error {
 	if s.Pairs != cfg.Pairs {
 		return fmt.Errorf("key %s is %s, the model's keys are %s", spec.KeyPairLayout, s.Pairs, cfg.Pairs)
 	}
-	text, err := sidecar.RopeText(cfg.Rope, cfg.RopeLocal)
+	text, err := sidecar.RopeText(cfg.Ropes())
 	if err != nil {
 		return err
 	}
@@ -307,6 +312,10 @@ func checkFit(a *Artifact) error {
 
 func checkManifest(a *Artifact) error {
 	m, s, cfg := a.Manifest, a.Sidecar, a.Model.Config
+	shape, err := cfg.Uniform()
+	if err != nil {
+		return err
+	}
 	fam, err := family.ByModelType(m.Model.Family, "")
 	if err != nil {
 		return fmt.Errorf("key model.family in the manifest: %w", err)
@@ -331,14 +340,14 @@ func checkManifest(a *Artifact) error {
 		return fmt.Errorf("key code.bits is %g in the manifest, %g in the artifact", m.Code.Bits, bits)
 	}
 	return compareFacts(append(sidecarFacts(m, a.Entry, s),
-		fact{"model.layers", m.Model.Layers, cfg.Layers},
-		fact{"model.n_heads", m.Model.Heads, cfg.Heads},
-		fact{"model.n_kv_heads", m.Model.KVHeads, cfg.KVHeads},
-		fact{"model.head_dim", m.Model.HeadDim, cfg.HeadDim},
+		fact{"model.layers", m.Model.Layers, len(cfg.Layers)},
+		fact{"model.n_heads", m.Model.Heads, shape.Heads},
+		fact{"model.n_kv_heads", m.Model.KVHeads, shape.KVHeads},
+		fact{"model.head_dim", m.Model.HeadDim, shape.HeadDim},
 		fact{"model.hidden_size", m.Model.Hidden, cfg.Hidden},
 		fact{"model.vocab_size", m.Model.Vocab, cfg.Vocab},
 		fact{"model.context_length", m.Model.Context, cfg.Context},
-		fact{"model.experts", m.Model.Experts, cfg.Experts},
+		fact{"model.experts", m.Model.Experts, cfg.Experts()},
 	), "the artifact")
 }
 
@@ -369,7 +378,7 @@ func Marker(c *checkpoint.Checkpoint) (version int, source string, err error) {
 		source, err = f.String(spec.ModelPrefix + spec.KeySourceSHA256)
 		return int(v), source, err
 	}
-	raw, err := os.ReadFile(filepath.Join(c.Path, "config.json"))
+	raw, err := hf.ReadRaw(c.Path)
 	if err != nil {
 		return 0, "", err
 	}

@@ -38,10 +38,7 @@ func TestFormerNames(t *testing.T) {
 	}
 	checks := &contract.Checker{}
 	p, err := contract.OpenPublished(t.Context(), dir, checks)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if p == nil || p.Fold == nil {
+	if err != nil || p == nil || p.Fold == nil {
 		t.Fatalf("%v", failed(checks.Checks))
 	}
 	if got := strings.Join(contract.PublishedFiles(p.Manifest),

@@ -424,7 +424,7 @@ func TestPeers_ShiftedCache(t *testing.T) {
 		for i := range n {
 			table.Apply(k[i*d:(i+1)*d], pos0+i, rope.Half)
 		}
-		kvcache.Anchored(k, d, pos0, anchor, table, rope.Half, false)
+		kvcache.ToAnchor(k, d, pos0, anchor, table, rope.Half)
 		words, alpha := make([]uint32, n*c.Words()), make([]float32, n)
 		if err := c.EncodeKeys(t.Context(), k, words, alpha); err != nil {
 			t.Fatal(err)

@@ -116,7 +116,7 @@ func (p *Published) agree() error {
 
 // CheckBase checks that base is what the rotations were made for, and returns it
 // with the fold applied, or nil; an error only when ctx ends.
-func (p *Published) CheckBase(ctx context.Context, base *checkpoint.Checkpoint, c *Checker) (*checkpoint.View, error) {
+func (p *Published) CheckBase(ctx context.Context, base *checkpoint.Checkpoint, c *Checker) (*checkpoint.Edited, error) {
 	digest, err := base.Digest(ctx, c.Progress.Of("reading the source, MiB"))
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -128,7 +128,7 @@ func (p *Published) CheckBase(ctx context.Context, base *checkpoint.Checkpoint, 
 	if !c.Add("source", err, "the base is the model that was converted") {
 		return nil, nil
 	}
-	v, err := p.Fold.View(base)
+	v, err := p.Fold.Apply(base)
 	if !c.Add("fold fits source", err, "the base has all tensors that the fold edits, in these shapes") {
 		return nil, nil
 	}

@@ -11,6 +11,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
@@ -34,7 +35,7 @@ const (
 // Options of Run.
 type Options struct {
 	Config  *family.Config
-	Weights refmodel.Weights
+	Weights checkpoint.Weights
 	// Codes in use, [layer][head], and their name.
 	Codes [][]*codec.Code
 	Kind  string
@@ -85,8 +86,8 @@ type measurer struct {
 // short to be cut.
 func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 	o.Threads = parallel.Threads(o.Threads)
-	if len(o.Windows) == 0 || len(o.Codes) != o.Config.Layers {
-		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), o.Config.Layers)
+	if len(o.Windows) == 0 || len(o.Codes) != len(o.Config.Layers) {
+		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), len(o.Config.Layers))
 	}
 	p := &measurer{o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
 		Code: o.Kind, Bits: meanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
@@ -119,12 +120,12 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 func choose(c *family.Config, rows []spec.Layer) (layer, head int) {
 	var known []spec.Layer
 	for _, r := range rows {
-		if r.Delta != nil && r.Layer >= 0 && r.Layer < c.Layers && r.Head >= 0 && r.Head < c.KVHeads {
+		if r.Delta != nil && r.Layer >= 0 && r.Layer < len(c.Layers) && r.Head >= 0 && r.Head < c.Layers[r.Layer].KVHeads {
 			known = append(known, r)
 		}
 	}
 	if len(known) == 0 {
-		return c.Layers / 2, 0
+		return len(c.Layers) / 2, 0
 	}
 	slices.SortStableFunc(known, func(a, b spec.Layer) int { return cmp.Compare(*a.Delta, *b.Delta) })
 	r := known[len(known)/2]
@@ -233,17 +234,17 @@ func (p *measurer) codes(ctx context.Context) error {
 		return nil
 	}
 	for _, kind := range kinds {
-		codes := make([][]*codec.Code, cfg.Layers)
+		codes := make([][]*codec.Code, len(cfg.Layers))
 		policy := p.o.Policy
 		for l := range codes {
-			for h := range cfg.KVHeads {
+			for h := range cfg.Layers[l].KVHeads {
 				var c *codec.Code
 				if p.o.Fitted != nil {
 					c = p.o.Fitted[l][h][kind]
 				}
 				if c == nil {
 					var err error
-					if c, err = codec.DataFree(kind, cfg.HeadDim, p.o.Seed, l, h); err != nil {
+					if c, err = codec.DataFree(kind, cfg.Layers[l].HeadDim, p.o.Seed, l, h); err != nil {
 						return err
 					}
 				}

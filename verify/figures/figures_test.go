@@ -48,8 +48,8 @@ func options(t *testing.T, c *checkpoint.Checkpoint, kind string) Options {
 		Long: func(n int) [][]int32 { return windows(1, n, 9) }}
 	for l := range c.Config.Layers {
 		var row []*codec.Code
-		for h := range c.Config.KVHeads {
-			x, err := codec.DataFree(kind, c.Config.HeadDim, 1, l, h)
+		for h := range c.Config.Layers[0].KVHeads {
+			x, err := codec.DataFree(kind, c.Config.Layers[0].HeadDim, 1, l, h)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -85,10 +85,10 @@ func TestRun(t *testing.T) {
 			if want := 2 * 63; tokens != want {
 				t.Errorf("%d tokens in bands, want %d", tokens, want)
 			}
-			if n := c.Config.Layers * c.Config.KVHeads; len(d.Angles) != n {
+			if n := len(c.Config.Layers) * c.Config.Layers[0].KVHeads; len(d.Angles) != n {
 				t.Errorf("%d angles, want %d", len(d.Angles), n)
 			}
-			if len(d.Layers) != c.Config.Layers {
+			if len(d.Layers) != len(c.Config.Layers) {
 				t.Errorf("%d layers", len(d.Layers))
 			}
 			if len(d.Contexts) != 2 || d.Contexts[0].Ctx != 64 || d.Contexts[1].Ctx != 256 {
@@ -103,8 +103,8 @@ func TestRun(t *testing.T) {
 			}
 			s := d.Scores
 			want := 64
-			if c.Config.IsSliding(s.Layer) {
-				want = c.Config.SlidingWindow
+			if w := c.Config.Layers[s.Layer].Window; w > 0 {
+				want = w
 			}
 			if len(s.Float) != want {
 				t.Errorf("%d scores, want %d", len(s.Float), want)
@@ -173,7 +173,7 @@ func TestScoresDirect(t *testing.T) {
 	o.Policy = kvcache.Policy{}
 	p := &measurer{o: o}
 	r := rand.New(rand.NewPCG(1, 2))
-	d := c.Config.HeadDim
+	d := c.Config.Layers[0].HeadDim
 	tp := &tap{p: p}
 	for range 20 * d {
 		tp.keys = append(tp.keys, float32(r.NormFloat64()))
@@ -194,7 +194,7 @@ func TestScoresDirect(t *testing.T) {
 		for i, v := range hat {
 			want += float64(v) * float64(tp.query[i])
 		}
-		want *= c.Config.AttnScale
+		want *= c.Config.Layers[0].Scale
 		if math.Abs(got[j]-want) > 1e-4*(1+math.Abs(want)) {
 			t.Errorf("key %d scores %g, want %g", j, got[j], want)
 		}

@@ -30,9 +30,10 @@ type tap struct {
 
 func (t *tap) attention(ctx context.Context, a *refmodel.Attention) error {
 	o := t.p.o
-	c, d := o.Config, o.Config.HeadDim
-	rows := make([]spec.AngleRow, c.KVHeads)
-	err := parallel.For(ctx, t.p.m.Threads, c.KVHeads, func(h int) error {
+	c, y := o.Config, &o.Config.Layers[a.Layer]
+	d := y.HeadDim
+	rows := make([]spec.AngleRow, y.KVHeads)
+	err := parallel.For(ctx, t.p.m.Threads, y.KVHeads, func(h int) error {
 		srht, err := codec.DataFree("srht", d, o.Seed, a.Layer, h)
 		if err != nil {
 			return err
@@ -62,14 +63,14 @@ func (t *tap) attention(ctx context.Context, a *refmodel.Attention) error {
 	if a.Layer != t.p.layer {
 		return nil
 	}
-	h, kw, qw := t.p.head, c.KVHeads*d, c.Heads*d
+	h, kw, qw := t.p.head, y.KVHeads*d, y.Heads*d
 	t.coded = activations.Keys(c, a, h, t.p.scale(a.Layer, h), o.Policy)
 	base := (a.Windows - 1) * a.T
 	for i := range a.T {
 		row := (base+i)*kw + h*d
 		t.keys = append(t.keys, a.K[row:row+d]...)
 	}
-	row := (base+a.T-1)*qw + h*c.Group()*d
+	row := (base+a.T-1)*qw + h*y.Group()*d
 	t.query = append(t.query, a.Q[row:row+d]...)
 	return nil
 }
@@ -116,7 +117,7 @@ func (p *measurer) shown(ctx context.Context, t *tap) error {
 		return context.Cause(ctx)
 	}
 	var err error
-	if p.out.Cloud, err = cloud(ctx, t.coded, p.o.Config.HeadDim, p.layer, p.head); err != nil {
+	if p.out.Cloud, err = cloud(ctx, t.coded, p.o.Config.Layers[p.layer].HeadDim, p.layer, p.head); err != nil {
 		return err
 	}
 	sample, err := p.sample(ctx)
@@ -212,7 +213,7 @@ func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 		return nil, nil
 	}
 	short := *p.o.Config
-	short.Layers = p.layer + 1
+	short.Layers = short.Layers[:p.layer+1]
 	T := len(p.o.Calibration[0])
 	windows := p.o.Calibration[:min(len(p.o.Calibration), max(1, fitKeys/T))]
 	c := &collect{p: p, layer: p.layer, head: p.head}
@@ -221,7 +222,7 @@ func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 	if err != nil || len(c.keys) == 0 { // all keys of short windows may be sinks
 		return nil, err
 	}
-	return &fit.Sample{D: short.HeadDim, Keys: c.keys, Metric: c.metric, Layer: p.layer, Head: p.head,
+	return &fit.Sample{D: short.Layers[p.layer].HeadDim, Keys: c.keys, Metric: c.metric, Layer: p.layer, Head: p.head,
 		Seed: p.o.Seed, Threads: p.o.Threads}, nil
 }
 
@@ -251,10 +252,11 @@ const metricStride = 4
 // metric is E[w q q^T] over queries, in the frame in which keys are coded, with
 // the curvature of softmax w = 1 - sum p^2.
 func metric(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32, policy kvcache.Policy) ([]float64, error) {
-	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
+	y := &c.Layers[a.Layer]
+	d, width, g := y.HeadDim, y.Heads*y.HeadDim, y.Group()
 	var table *rope.Table
 	if policy.Anchor > 0 {
-		table = rope.NewTable(c.RopeOf(a.Layer).Pure(), a.T)
+		table = rope.NewTable(y.Rope.Pure(), a.T)
 	}
 	out := make([]float64, d*d)
 	q := make([]float32, d)
@@ -280,8 +282,8 @@ func metric(ctx context.Context, c *family.Config, a *refmodel.Attention, h int,
 				for r, x := range q {
 					f := weight * float64(x)
 					row := out[r*d : (r+1)*d]
-					for s, y := range q {
-						row[s] += float64(f * float64(y))
+					for s, v := range q {
+						row[s] += float64(f * float64(v))
 					}
 				}
 			})
@@ -296,20 +298,20 @@ var sizes = []float64{0.5, 1, 2}
 
 // scores compares the logits of one query under several codes.
 func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error {
-	cfg := p.o.Config
-	d := cfg.HeadDim
+	y := &p.o.Config.Layers[p.layer]
+	d := y.HeadDim
 	T := len(t.keys) / d
-	out := &spec.Scores{Layer: p.layer, Head: p.head, QueryHead: p.head * cfg.Group(), Position: T - 1, Sink: min(p.o.Policy.Sink, T)}
+	out := &spec.Scores{Layer: p.layer, Head: p.head, QueryHead: p.head * y.Group(), Position: T - 1, Sink: min(p.o.Policy.Sink, T)}
 	lo := 0
-	if cfg.IsSliding(p.layer) && cfg.SlidingWindow > 0 {
-		lo = max(0, T-cfg.SlidingWindow)
+	if y.Window > 0 {
+		lo = max(0, T-y.Window)
 	}
 	for j := lo; j < T; j++ {
 		var s float64
 		for k, v := range t.query {
 			s += float64(v) * float64(t.keys[j*d+k])
 		}
-		out.Float = append(out.Float, round(s*cfg.AttnScale))
+		out.Float = append(out.Float, round(s*y.Scale))
 	}
 	out.Sink = max(0, out.Sink-lo)
 	add := func(kind, fitted string, c *codec.Code) error {
@@ -373,9 +375,9 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 // query scores the kept keys, from key lo on, as a cache with this code would.
 func (p *measurer) query(ctx context.Context, c *codec.Code, t *tap, lo int) ([]float64, error) {
 	cfg := p.o.Config
-	all := make([][]*codec.Code, cfg.Layers)
+	all := make([][]*codec.Code, len(cfg.Layers))
 	for l := range all {
-		for range cfg.KVHeads {
+		for range cfg.Layers[l].KVHeads {
 			all[l] = append(all[l], c)
 		}
 	}
@@ -389,10 +391,10 @@ func (p *measurer) query(ctx context.Context, c *codec.Code, t *tap, lo int) ([]
 	}
 	T := len(t.keys) / c.D
 	dst := make([]float32, T)
-	scorer.Score(dst, T, t.query, c.D, 1, T-1, 0, T)
+	scorer.Score(refmodel.Tile{Dst: dst, LD: T, Q: t.query, LDQ: c.D, Rows: 1, Pos: T - 1, To: T})
 	var out []float64
 	for _, v := range dst[lo:] {
-		out = append(out, round(float64(v)*cfg.AttnScale))
+		out = append(out, round(float64(v)*cfg.Layers[p.layer].Scale))
 	}
 	return out, nil
 }

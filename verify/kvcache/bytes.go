@@ -13,7 +13,10 @@ var contexts = []int{4096, 32768, 131072}
 
 // Bytes computes what keys cost with these codes.
 func Bytes(cfg *family.Config, codes [][]*codec.Code, p Policy) *spec.BytesJSON {
-	numbers := cfg.Layers * cfg.KVHeads * cfg.HeadDim
+	numbers := 0
+	for l := range cfg.Layers {
+		numbers += cfg.Layers[l].KVHeads * cfg.Layers[l].HeadDim
+	}
 	b := &spec.BytesJSON{KF16: 2 * numbers, EffectiveBits: map[string]float64{}}
 	for _, heads := range codes {
 		for _, c := range heads {

@@ -67,39 +67,44 @@ type Codes struct {
 
 // NewCodes returns a cache for codes[layer][head].
 func NewCodes(cfg *family.Config, codes [][]*codec.Code, p Policy) (*Codes, error) {
-	if err := p.Check(cfg.HeadDim); err != nil {
+	if err := cfg.Require("a cache of codes", family.OutsideCache); err != nil {
 		return nil, err
 	}
-	if len(codes) != cfg.Layers {
-		return nil, fmt.Errorf("codes for %d of %d layers", len(codes), cfg.Layers)
+	if len(codes) != len(cfg.Layers) {
+		return nil, fmt.Errorf("codes for %d of %d layers", len(codes), len(cfg.Layers))
 	}
 	for l, heads := range codes {
-		if len(heads) != cfg.KVHeads {
-			return nil, fmt.Errorf("layer %d: codes for %d of %d KV heads", l, len(heads), cfg.KVHeads)
+		y := &cfg.Layers[l]
+		if err := p.Check(y.HeadDim); err != nil {
+			return nil, err
+		}
+		if len(heads) != y.KVHeads {
+			return nil, fmt.Errorf("layer %d: codes for %d of %d KV heads", l, len(heads), y.KVHeads)
 		}
 		for h, c := range heads {
-			if c == nil || c.D != cfg.HeadDim {
-				return nil, fmt.Errorf("layer %d, head %d: the code is missing or not for head_dim %d", l, h, cfg.HeadDim)
+			if c == nil || c.D != y.HeadDim {
+				return nil, fmt.Errorf("layer %d, head %d: the code is missing or not for head_dim %d", l, h, y.HeadDim)
 			}
 		}
 	}
 	return &Codes{Policy: p, cfg: cfg, codes: codes}, nil
 }
 
-// Anchored turns keys, [n, d] at positions pos0, pos0+1, ..., back to the start
-// of their blocks of length B, in place (undo false), or forth again. t is a
-// table without magnitude that reaches the last block start.
-func Anchored(k []float32, d, pos0, B int, t *rope.Table, pairs rope.Layout, undo bool) {
-	if B <= 0 {
-		return
-	}
-	for i := 0; i < len(k); i += d {
+// ToAnchor turns keys k, [n, d] from position pos0 on, back to the start of their blocks of
+// B positions, in place: key n by n - n mod B. B of 0 does nothing. t is a table without
+// magnitude that reaches the last block start.
+func ToAnchor(k []float32, d, pos0, B int, t *rope.Table, pairs rope.Layout) {
+	for i := 0; i < len(k) && B > 0; i += d {
 		pos := pos0 + i/d
-		if undo {
-			t.Apply(k[i:i+d], pos-pos%B, pairs)
-		} else {
-			t.ApplyInverse(k[i:i+d], pos-pos%B, pairs)
-		}
+		t.ApplyInverse(k[i:i+d], pos-pos%B, pairs)
+	}
+}
+
+// FromAnchor is the inverse of ToAnchor.
+func FromAnchor(k []float32, d, pos0, B int, t *rope.Table, pairs rope.Layout) {
+	for i := 0; i < len(k) && B > 0; i += d {
+		pos := pos0 + i/d
+		t.Apply(k[i:i+d], pos-pos%B, pairs)
 	}
 }
 
@@ -123,8 +128,8 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	}
 	var table *rope.Table
 	if c.Policy.Anchor > 0 {
-		table = rope.NewTable(c.cfg.RopeOf(layer).Pure(), T)
-		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, false)
+		table = rope.NewTable(c.cfg.Layers[layer].Rope.Pure(), T)
+		ToAnchor(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs)
 	}
 	words, alpha := make([]uint32, T*code.Words()), make([]float32, T)
 	coded := k[min(c.Policy.Sink, T)*d:]
@@ -157,7 +162,7 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		return s, nil
 	}
 	if table != nil {
-		Anchored(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs, true)
+		FromAnchor(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs)
 	}
 	if scale != nil {
 		for i := range k {
@@ -199,9 +204,9 @@ type decoded struct {
 }
 
 // Score implements refmodel.Scorer.
-func (s *decoded) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	gemm.MulRange(dst, ldd, q, ldq, n, &s.coded, n0, n1, 0, s.d, false, 1)
-	s.exact.overlay(dst, ldd, q, ldq, n, pos, n0, n1)
+func (s *decoded) Score(t refmodel.Tile) {
+	t.Product(&s.coded, s.d)
+	s.exact.overlay(t)
 }
 
 // Fork implements refmodel.Scorer.
@@ -229,20 +234,23 @@ func (e *exactKeys) pack(keys []float32, d, sink, recent int) {
 
 // overlay replaces scores of coded keys by those of exact ones. Arguments are those
 // of refmodel.Scorer.
-func (e *exactKeys) overlay(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	if first := min(e.sink, n1); n0 < first {
-		gemm.MulRange(dst, ldd, q, ldq, n, &e.keys, n0, first, 0, e.d, false, 1)
+func (e *exactKeys) overlay(t refmodel.Tile) {
+	if first := min(e.sink, t.To); t.From < first {
+		sink := t
+		sink.To = first
+		sink.Product(&e.keys, e.d)
 	}
 	if e.recent == 0 {
 		return
 	}
-	e.scores = grow(e.scores, n*ldd)
-	lo := max(n0, pos-e.recent+1)
-	gemm.MulRange(e.scores, ldd, q, ldq, n, &e.keys, lo, n1, 0, e.d, false, 1)
-	for r := range n {
-		from, to := max(n0, pos+r-e.recent+1), min(n1, pos+r+1)
+	e.scores = grow(e.scores, t.Rows*t.LD)
+	recent := t
+	recent.Dst, recent.From = e.scores, max(t.From, t.Pos-e.recent+1)
+	recent.Product(&e.keys, e.d)
+	for r := range t.Rows {
+		from, to := max(t.From, t.Pos+r-e.recent+1), min(t.To, t.Pos+r+1)
 		if from < to {
-			copy(dst[r*ldd+from:r*ldd+to], e.scores[r*ldd+from:r*ldd+to])
+			copy(t.Dst[r*t.LD+from:r*t.LD+to], e.scores[r*t.LD+from:r*t.LD+to])
 		}
 	}
 }

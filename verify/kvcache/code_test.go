@@ -8,12 +8,19 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // codedConfig is a model with one head of d numbers.
 func codedConfig(layers, d int) *family.Config {
 	params := rope.Params{Theta: 10000, Dim: d}
-	return &family.Config{Layers: layers, Heads: 1, KVHeads: 1, HeadDim: d, Pairs: rope.Half, Rope: params, RopeLocal: params}
+	c := &family.Config{Family: &family.Family{}, Pairs: rope.Half}
+	for l := range layers {
+		c.Layers = append(c.Layers, family.Layer{Attention: family.Attention{
+			HeadShape: family.HeadShape{Heads: 1, KVHeads: 1, HeadDim: d, ValueDim: d}, Owner: l, Rope: params,
+		}})
+	}
+	return c
 }
 
 func normals(r *rand.Rand, n int) []float32 {
@@ -36,7 +43,7 @@ func TestExceptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys, q := normals(r, T*d), normals(r, d)
-	table := rope.NewTable(cfg.Rope, T)
+	table := rope.NewTable(cfg.Layers[0].Rope, T)
 	last := math.Inf(1)
 	for _, per := range []int{0, 1, 4, 16} {
 		cache, err := NewCodes(cfg, [][]*codec.Code{{code}, {code}}, Policy{Anchor: anchor, Sink: sink, Exceptions: per})
@@ -48,7 +55,7 @@ func TestExceptions(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := make([]float32, T)
-		s.Score(got, T, q, d, 1, T-1, 0, T)
+		s.Score(refmodel.Tile{Dst: got, LD: T, Q: q, LDQ: d, Rows: 1, Pos: T - 1, To: T})
 		var lost float64
 		for n := sink; n < T; n++ {
 			k, turned := append([]float32(nil), keys[n*d:(n+1)*d]...), append([]float32(nil), q...)

@@ -18,16 +18,17 @@ type EditedKeys struct {
 
 	cfg   *family.Config
 	edits [][]transform.KeyEdit
-	ropes [2]RopeTables // of full and of sliding layers
+	ropes map[int]RopeTables // by RopeKind
 }
 
-// ropes are tables of one kind of layer: as the model turns, with YaRN's
+// RopeTables are tables of one kind of layer: as the model turns, with YaRN's
 // magnitude, and purely.
 type RopeTables struct {
 	Turn, Pure *rope.Table
 	Moved      *gemm.Weights // of KeyStats with the model's weights
 }
 
+// NewRopeTables returns the tables of layers with parameters p, which turn was made of.
 func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
 	if p.Magnitude() == 1 {
 		return RopeTables{Turn: turn, Pure: turn}
@@ -37,40 +38,37 @@ func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
 
 // NewEditedKeys returns the cache for contexts of up to n tokens.
 func NewEditedKeys(cfg *family.Config, edits [][]transform.KeyEdit, inner refmodel.Cache, n int) (*EditedKeys, error) {
-	if len(edits) != cfg.Layers {
-		return nil, fmt.Errorf("key edits for %d of %d layers", len(edits), cfg.Layers)
+	if err := cfg.Require("an edited cache", family.OutsideCache); err != nil {
+		return nil, err
 	}
-	e := &EditedKeys{Inner: inner, cfg: cfg, edits: edits}
+	if len(edits) != len(cfg.Layers) {
+		return nil, fmt.Errorf("key edits for %d of %d layers", len(edits), len(cfg.Layers))
+	}
+	e := &EditedKeys{Inner: inner, cfg: cfg, edits: edits, ropes: map[int]RopeTables{}}
 	for l, heads := range edits {
-		if len(heads) != cfg.KVHeads {
-			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), cfg.KVHeads)
+		y := &cfg.Layers[l]
+		if len(heads) != y.KVHeads {
+			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), y.KVHeads)
 		}
-		if i := Window(cfg, l); e.ropes[i].Turn == nil {
-			e.ropes[i] = NewRopeTables(cfg.RopeOf(l), rope.NewTable(cfg.RopeOf(l), n))
+		if i := cfg.RopeKind(l); i == l {
+			e.ropes[i] = NewRopeTables(y.Rope, rope.NewTable(y.Rope, n))
 		}
 	}
 	return e, nil
 }
 
-func Window(cfg *family.Config, layer int) int {
-	if cfg.IsSliding(layer) {
-		return 1
-	}
-	return 0
-}
-
 // Keys implements refmodel.Cache.
 func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	edit := e.edits[layer][head]
-	d := e.cfg.HeadDim
-	t := e.ropes[Window(e.cfg, layer)]
+	d := e.cfg.Layers[layer].HeadDim
+	t := e.ropes[e.cfg.RopeKind(layer)]
 	if len(k)/d > t.Turn.Positions() {
 		return nil, fmt.Errorf("layer %d: %d keys, the edited cache was made for %d", layer, len(k)/d, t.Turn.Positions())
 	}
 	EditKeys(k, d, edit, func(i int) int { return i }, t, e.cfg.Pairs)
 	if edit.Pairs != nil {
 		for i := 0; i < len(k); i += d {
-			edit.Pairs.Apply(k[i:i+d], e.cfg.Pairs, false)
+			edit.Pairs.ApplyKey(k[i:i+d], e.cfg.Pairs)
 		}
 	}
 	changed := edit.Pairs != nil || edit.Transform != nil
@@ -91,7 +89,7 @@ func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error)
 	}
 	out := &editedQueries{Scorer: s, edit: edit, rope: t.Pure, pairs: e.cfg.Pairs, d: d}
 	if edit.Transform != nil {
-		out.mix = edit.Transform.Weights(d, true)
+		out.mix = edit.Transform.QueryWeights(d)
 	}
 	return out, nil
 }
@@ -101,12 +99,12 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 	if e.Inner == nil {
 		return nil
 	}
-	m, d := e.edits[layer][head].Values, e.cfg.HeadDim
+	m, d := e.edits[layer][head].Values, e.cfg.Layers[layer].HeadDim
 	if m == nil {
 		return e.Inner.Values(layer, head, v)
 	}
 	x := make([]float32, len(v))
-	gemm.Mul(x, d, v, d, len(v)/d, m.Weights(d, false), 1)
+	gemm.Mul(x, d, v, d, len(v)/d, m.KeyWeights(d), 1)
 	if err := e.Inner.Values(layer, head, x); err != nil {
 		return err
 	}
@@ -133,7 +131,7 @@ func EditKeys(k []float32, d int, e transform.KeyEdit, pos func(i int) int, t Ro
 		}
 	}
 	if e.Transform != nil {
-		mixRows(k, d, e.Transform.Weights(d, false), pos, t.Pure, pairs)
+		mixRows(k, d, e.Transform.KeyWeights(d), pos, t.Pure, pairs)
 	}
 }
 
@@ -156,8 +154,8 @@ type plainKeys struct {
 	keys gemm.Weights
 }
 
-func (s *plainKeys) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	gemm.MulRange(dst, ldd, q, ldq, n, &s.keys, n0, n1, 0, s.d, false, 1)
+func (s *plainKeys) Score(t refmodel.Tile) {
+	t.Product(&s.keys, s.d)
 }
 
 // Fork implements refmodel.Scorer. There are no buffers.
@@ -180,18 +178,19 @@ func (s *editedQueries) Fork() refmodel.Scorer {
 	return &f
 }
 
-func (s *editedQueries) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	x := make([]float32, n*s.d)
-	for r := range n {
-		copy(x[r*s.d:(r+1)*s.d], q[r*ldq:])
+func (s *editedQueries) Score(t refmodel.Tile) {
+	x := make([]float32, t.Rows*s.d)
+	for r := range t.Rows {
+		copy(x[r*s.d:(r+1)*s.d], t.Q[r*t.LDQ:])
 	}
 	if s.mix != nil {
-		mixRows(x, s.d, s.mix, func(i int) int { return pos + i }, s.rope, s.pairs)
+		mixRows(x, s.d, s.mix, func(i int) int { return t.Pos + i }, s.rope, s.pairs)
 	}
 	if s.edit.Pairs != nil {
 		for r := 0; r < len(x); r += s.d {
-			s.edit.Pairs.Apply(x[r:r+s.d], s.pairs, true)
+			s.edit.Pairs.ApplyQuery(x[r:r+s.d], s.pairs)
 		}
 	}
-	s.Scorer.Score(dst, ldd, x, s.d, n, pos, n0, n1)
+	t.Q, t.LDQ = x, s.d
+	s.Scorer.Score(t)
 }

@@ -46,7 +46,7 @@ func TestFork(t *testing.T) {
 		pass := func(s refmodel.Scorer, end int) []float32 {
 			pos := end - rows
 			out, sum := make([]float32, rows*T), make([]float32, rows*d)
-			s.Score(out, T, q[pos*d:], d, rows, pos, 0, end)
+			s.Score(refmodel.Tile{Dst: out, LD: T, Q: q[pos*d:], LDQ: d, Rows: rows, Pos: pos, To: end})
 			for i := range rows {
 				clear(out[i*T+pos+i+1 : (i+1)*T]) // out of sight, and anything may be there
 			}

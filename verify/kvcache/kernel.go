@@ -55,16 +55,16 @@ func newKernel(c *codec.Code, p Policy, sink int, words []uint32, alpha []float3
 
 // Score implements refmodel.Scorer. The rows of a call are the heads of a kernel's
 // pass over the keys.
-func (k *byKernel) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
+func (k *byKernel) Score(t refmodel.Tile) {
 	block := k.anchor
 	if block == 0 {
 		block = len(k.scales)
 	}
-	k.turned, k.coords, k.offsets = grow(k.turned, n*k.d), grow(k.coords, n*(k.b+1)), grow(k.offsets, n)
-	for from := n0 / block * block; from < n1; from += block {
-		for r := range n {
+	k.turned, k.coords, k.offsets = grow(k.turned, t.Rows*k.d), grow(k.coords, t.Rows*(k.b+1)), grow(k.offsets, t.Rows)
+	for from := t.From / block * block; from < t.To; from += block {
+		for r := range t.Rows {
 			row := k.turned[r*k.d : (r+1)*k.d]
-			copy(row, q[r*ldq:])
+			copy(row, t.Q[r*t.LDQ:])
 			for i := range k.scale {
 				row[i] /= k.scale[i]
 			}
@@ -72,26 +72,26 @@ func (k *byKernel) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n
 				k.table.ApplyInverse(row, from, k.pairs)
 			}
 		}
-		gemm.MulRange(k.coords, k.b+1, k.turned, k.d, n, &k.project, 0, k.b+1, 0, k.d, false, 1)
-		for r := range n {
+		gemm.MulRange(k.coords, k.b+1, k.turned, k.d, t.Rows, &k.project, 0, k.b+1, 0, k.d, false, 1)
+		for r := range t.Rows {
 			k.offsets[r] = k.coords[r*(k.b+1)+k.b]
 		}
-		k.tables.Build(k.coords, k.b+1, n, k.b)
-		// Rows of dst before n0 belong to nobody, so whole blocks of keys may be written.
-		lo := max(from, n0/onebit.BlockKeys*onebit.BlockKeys)
-		hi := min(from+block, n1)
-		onebit.Score(dst[lo:], ldd, &k.tables, k.bits[lo*onebit.Words(k.b):], k.scales[lo:], hi-lo, k.offsets)
+		k.tables.Build(k.coords, k.b+1, t.Rows, k.b)
+		// Rows of t.Dst before t.From belong to nobody, so whole blocks of keys may be written.
+		lo := max(from, t.From/onebit.BlockKeys*onebit.BlockKeys)
+		hi := min(from+block, t.To)
+		onebit.Score(t.Dst[lo:], t.LD, &k.tables, k.bits[lo*onebit.Words(k.b):], k.scales[lo:], hi-lo, k.offsets)
 		lo = max(lo, k.sink)
 		if k.exceptions == nil || lo >= hi {
 			continue
 		}
 		per := k.exceptions.Per
 		at := (lo - k.sink) * per
-		for r := range n {
-			onebit.AddExceptions(dst[r*ldd+lo:], k.turned[r*k.d:(r+1)*k.d], k.exceptions.Index[at:], k.exceptions.Values[at:], per, hi-lo)
+		for r := range t.Rows {
+			onebit.AddExceptions(t.Dst[r*t.LD+lo:], k.turned[r*k.d:(r+1)*k.d], k.exceptions.Index[at:], k.exceptions.Values[at:], per, hi-lo)
 		}
 	}
-	k.exact.overlay(dst, ldd, q, ldq, n, pos, n0, n1)
+	k.exact.overlay(t)
 }
 
 // Fork implements refmodel.Scorer.

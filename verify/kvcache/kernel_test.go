@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // TestKernels: the kernels score as products with decoded keys do, but for the
@@ -25,9 +26,7 @@ func TestKernels(t *testing.T) {
 	for i, v := range scale {
 		scale[i] = float32(math.Exp(float64(v)))
 	}
-	scorer := func(p Policy, scaled, kernels bool) interface {
-		Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int)
-	} {
+	scorer := func(p Policy, scaled, kernels bool) refmodel.Scorer {
 		t.Helper()
 		cache, err := NewCodes(cfg, [][]*codec.Code{{code}}, p)
 		if err != nil {
@@ -49,8 +48,10 @@ func TestKernels(t *testing.T) {
 			for _, n0 := range []int{0, 7, 70} {
 				pos := T - rows
 				want, got := make([]float32, rows*T), make([]float32, rows*T)
-				a.Score(want, T, q, ldq, rows, pos, n0, T)
-				b.Score(got, T, q, ldq, rows, pos, n0, T)
+				tile := refmodel.Tile{Dst: want, LD: T, Q: q, LDQ: ldq, Rows: rows, Pos: pos, From: n0, To: T}
+				a.Score(tile)
+				tile.Dst = got
+				b.Score(tile)
 				var off, all float64
 				for i := range rows {
 					for j := n0; j <= pos+i; j++ {

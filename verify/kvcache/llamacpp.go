@@ -70,35 +70,42 @@ func ParseStockType(name string) (gguf.Type, error) {
 // F16, sums in F16), and without flash attention it rounds probabilities; neither
 // is what its perplexity tool measures, nor what is done here.
 type LlamaCpp struct {
-	// K and V are the types of the two caches.
-	K, V gguf.Type
-	// Rotation says whether llama.cpp's attention rotation is on, its default. It
-	// takes effect where RotationK and RotationV are not 0.
-	Rotation bool
+	// CacheTypes are K and V, and whether llama.cpp's attention rotation is on: it takes
+	// effect where RotationK and RotationV are not 0.
+	CacheTypes
 	// FloatSums adds up values in float32 in every case. The sums in F16 that it
 	// replaces are a trait of one backend, cost little beside what the cache types
 	// do, and take several times as long to reproduce as all the rest of attention.
 	FloatSums bool
 
 	cfg *family.Config
+	d   int // head_dim
 }
 
 // NewLlamaCpp returns the cache of a model. Types whose blocks do not divide
 // head_dim are refused, as llama.cpp refuses them.
-func NewLlamaCpp(cfg *family.Config, k, v gguf.Type, rotation bool) (*LlamaCpp, error) {
+func NewLlamaCpp(cfg *family.Config, types CacheTypes) (*LlamaCpp, error) {
+	const who = "the emulation of llama.cpp's cache types"
+	if err := cfg.Require(who, family.OutsideCache|family.NoRoPE|family.PartialRoPE); err != nil {
+		return nil, err
+	}
+	shape, err := cfg.Uniform()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", who, err)
+	}
 	for _, x := range []struct {
 		side string
 		t    gguf.Type
-	}{{"K", k}, {"V", v}} {
+	}{{"K", types.K}, {"V", types.V}} {
 		if _, err := ParseStockType(TypeName(x.t)); err != nil {
 			return nil, err
 		}
-		if block, _ := x.t.Block(); cfg.HeadDim%block != 0 {
+		if block, _ := x.t.Block(); shape.HeadDim%block != 0 {
 			return nil, fmt.Errorf("%s cache of type %s: its blocks of %d do not divide head_dim %d; take another type",
-				x.side, TypeName(x.t), block, cfg.HeadDim)
+				x.side, TypeName(x.t), block, shape.HeadDim)
 		}
 	}
-	return &LlamaCpp{K: k, V: v, Rotation: rotation, cfg: cfg}, nil
+	return &LlamaCpp{CacheTypes: types, cfg: cfg, d: shape.HeadDim}, nil
 }
 
 // minHadamard is the smallest Hadamard matrix of llama.cpp's rotation.
@@ -109,7 +116,7 @@ func (s *LlamaCpp) RotationK() int {
 	if !s.rotates(s.K) {
 		return 0
 	}
-	return 1 << bits.TrailingZeros(uint(s.cfg.HeadDim))
+	return 1 << bits.TrailingZeros(uint(s.d))
 }
 
 // RotationV returns the size of the Hadamard matrix that turns V, 0 for none.
@@ -121,7 +128,7 @@ func (s *LlamaCpp) RotationV() int {
 }
 
 func (s *LlamaCpp) rotates(t gguf.Type) bool {
-	return s.Rotation && t.Quantized() && s.cfg.HeadDim%minHadamard == 0
+	return s.Rotation && t.Quantized() && s.d%minHadamard == 0
 }
 
 // KeyRow returns what is done to a key before it is stored.
@@ -159,7 +166,9 @@ func (s *LlamaCpp) BytesPerToken() int {
 	n := 0
 	for _, t := range []gguf.Type{s.K, s.V} {
 		block, size := t.Block()
-		n += s.cfg.Layers * s.cfg.KVHeads * s.cfg.HeadDim / block * size
+		for l := range s.cfg.Layers {
+			n += s.cfg.Layers[l].KVHeads * s.d / block * size
+		}
 	}
 	return n
 }
@@ -202,12 +211,12 @@ func (s *LlamaCpp) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		return nil, err
 	}
 	row := s.KeyRow()
-	row.ToCacheBasis(k, s.cfg.HeadDim, s.cfg.Pairs)
+	row.ToCacheBasis(k, s.d, s.cfg.Pairs)
 	stored, err := store(s.K, k, "keys", layer, head)
 	if err != nil {
 		return nil, err
 	}
-	q := &stockScorer{d: s.cfg.HeadDim, width: s.cfg.HeadDim, row: row, pairs: s.cfg.Pairs, query: queryType(s.K)}
+	q := &stockScorer{d: s.d, width: s.d, row: row, pairs: s.cfg.Pairs, query: queryType(s.K)}
 	if q.query == gguf.TypeQ8_1 {
 		q.packWithMinima(s.K, stored, k)
 	} else {

@@ -24,7 +24,7 @@ import (
 )
 
 func stockConfig(d int) *family.Config {
-	return &family.Config{Family: &family.Family{}, Layers: 2, Heads: 1, KVHeads: 1, HeadDim: d}
+	return codedConfig(2, d)
 }
 
 func stock(t testing.TB, d int, k, v string, rotation bool) *LlamaCpp {
@@ -37,7 +37,7 @@ func stock(t testing.TB, d int, k, v string, rotation bool) *LlamaCpp {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := NewLlamaCpp(stockConfig(d), kt, vt, rotation)
+	s, err := NewLlamaCpp(stockConfig(d), CacheTypes{kt, vt, rotation})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func attended(t testing.TB, s *LlamaCpp, q, k, v []float32, d int) []float32 {
 		scorer = plain
 	}
 	p, out := make([]float32, T*T), make([]float32, T*d)
-	scorer.Score(p, T, q, d, T, 0, 0, T)
+	scorer.Score(refmodel.Tile{Dst: p, LD: T, Q: q, LDQ: d, Rows: T, To: T})
 	for i := range T {
 		fmath.Softmax(p[i*T:i*T+i+1], float32(1/math.Sqrt(float64(d))))
 		clear(p[i*T+i+1 : (i+1)*T])
@@ -181,7 +181,7 @@ func TestStockPartsMatter(t *testing.T) {
 			t.Fatal(err)
 		}
 		p, out := make([]float32, T*T), make([]float32, T*d)
-		change(scorer).Score(p, T, q, d, T, 0, 0, T)
+		change(scorer).Score(refmodel.Tile{Dst: p, LD: T, Q: q, LDQ: d, Rows: T, To: T})
 		for i := range T {
 			fmath.Softmax(p[i*T:i*T+i+1], float32(1/math.Sqrt(d)))
 			clear(p[i*T+i+1 : (i+1)*T])
@@ -224,15 +224,16 @@ func TestStockPartsMatter(t *testing.T) {
 // cut forgets the columns beside the numbers.
 type cut struct{ *stockScorer }
 
-func (s cut) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	rows := make([]float32, n*s.width)
-	for r := range n {
+func (s cut) Score(t refmodel.Tile) {
+	rows := make([]float32, t.Rows*s.width)
+	for r := range t.Rows {
 		row := rows[r*s.width : (r+1)*s.width]
-		copy(row, q[r*ldq:r*ldq+s.d])
+		copy(row, t.Q[r*t.LDQ:r*t.LDQ+s.d])
 		s.round(row)
 		clear(row[s.d:])
 	}
-	gemm.MulRange(dst, ldd, rows, s.width, n, &s.keys, n0, n1, 0, s.width, false, 1)
+	t.Q, t.LDQ = rows, s.width
+	t.Product(&s.keys, s.width)
 }
 
 func TestHadamard(t *testing.T) {
@@ -302,7 +303,7 @@ func TestStockConditions(t *testing.T) {
 		{64, gguf.TypeQ4_K, gguf.TypeF16, `"q4_k" is not a cache type`},
 		{64, gguf.TypeF16, gguf.Type(99), "is not a cache type"},
 	} {
-		if _, err := NewLlamaCpp(stockConfig(c.d), c.k, c.v, true); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := NewLlamaCpp(stockConfig(c.d), CacheTypes{c.k, c.v, true}); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
@@ -335,7 +336,7 @@ func TestStockNotFinite(t *testing.T) {
 		t.Fatal(err)
 	}
 	dst := make([]float32, 4)
-	scorer.Score(dst, 2, bad, 64, 2, 0, 0, 2)
+	scorer.Score(refmodel.Tile{Dst: dst, LD: 2, Q: bad, LDQ: 64, Rows: 2, To: 2})
 	if dst[1] != dst[1] || dst[2] == dst[2] || dst[3] == dst[3] {
 		t.Errorf("scores %v, want numbers in the first row only", dst)
 	}
@@ -375,9 +376,9 @@ func TestStockScoreBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 		all, one := make([]float32, T*T), make([]float32, T*T)
-		scorer.Score(all, T, q, d, T, 0, 0, T)
+		scorer.Score(refmodel.Tile{Dst: all, LD: T, Q: q, LDQ: d, Rows: T, To: T})
 		for i := range T {
-			scorer.Score(one[i*T:], T, q[i*d:], d, 1, i, 0, T)
+			scorer.Score(refmodel.Tile{Dst: one[i*T:], LD: T, Q: q[i*d:], LDQ: d, Rows: 1, Pos: i, To: T})
 		}
 		if !slices.Equal(all, one) {
 			t.Errorf("%s: scores depend on the number of queries in a call", k)
@@ -419,7 +420,7 @@ func TestStockOrder(t *testing.T) {
 	}
 	scores := func(cfg *family.Config, typ gguf.Type, k, q []float32) []float32 {
 		t.Helper()
-		s, err := NewLlamaCpp(cfg, typ, gguf.TypeF16, true)
+		s, err := NewLlamaCpp(cfg, CacheTypes{typ, gguf.TypeF16, true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -428,17 +429,22 @@ func TestStockOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := make([]float32, T*T)
-		scorer.Score(out, T, q, d, T, 0, 0, T)
+		scorer.Score(refmodel.Tile{Dst: out, LD: T, Q: q, LDQ: d, Rows: T, To: T})
 		return out
+	}
+	of := func(f *family.Family, pairs rope.Layout) *family.Config {
+		c := codedConfig(1, d)
+		c.Family, c.Pairs = f, pairs
+		return c
 	}
 	llama := &family.Family{GGUFPairs: rope.Interleaved}
 	for _, typ := range []gguf.Type{gguf.TypeQ4_0, gguf.TypeQ8_0, gguf.TypeQ4_1} {
-		file := scores(&family.Config{Family: llama, Pairs: rope.Interleaved, Layers: 1, HeadDim: d}, typ, reordered(k), reordered(q))
-		checkpoint := scores(&family.Config{Family: llama, Pairs: rope.Half, Layers: 1, HeadDim: d}, typ, k, q)
+		file := scores(of(llama, rope.Interleaved), typ, reordered(k), reordered(q))
+		checkpoint := scores(of(llama, rope.Half), typ, k, q)
 		if !slices.Equal(file, checkpoint) {
 			t.Errorf("%v: the checkpoint scores otherwise than its file", typ)
 		}
-		other := scores(&family.Config{Family: &family.Family{}, Pairs: rope.Half, Layers: 1, HeadDim: d}, typ, k, q)
+		other := scores(of(&family.Family{}, rope.Half), typ, k, q)
 		if slices.Equal(file, other) {
 			t.Errorf("%v: the order does not matter to the test", typ)
 		}

@@ -29,16 +29,17 @@ type stockScorer struct {
 }
 
 // Score implements refmodel.Scorer.
-func (s *stockScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int) {
-	s.q = grow(s.q, n*s.width)
+func (s *stockScorer) Score(t refmodel.Tile) {
+	s.q = grow(s.q, t.Rows*s.width)
 	rows := s.q
-	for r := range n {
+	for r := range t.Rows {
 		row := rows[r*s.width : (r+1)*s.width]
-		copy(row, q[r*ldq:r*ldq+s.d])
+		copy(row, t.Q[r*t.LDQ:r*t.LDQ+s.d])
 		s.row.ToCacheBasis(row[:s.d], s.d, s.pairs)
 		s.round(row)
 	}
-	gemm.MulRange(dst, ldd, rows, s.width, n, &s.keys, n0, n1, 0, s.width, false, 1)
+	t.Q, t.LDQ = rows, s.width
+	t.Product(&s.keys, s.width)
 }
 
 // Fork implements refmodel.Scorer.

@@ -14,8 +14,9 @@ const layerLanes = 8
 // LayerSteps returns how many steps LayerKLD takes: in each pass, the layers and the pieces of
 // the vocabulary.
 func LayerSteps(m *refmodel.Model) (n int) {
-	for l0 := 0; l0 < m.Config.Layers; l0 += layerLanes {
-		n += m.Config.Layers - l0 + pieces(m)
+	layers := len(m.Config.Layers)
+	for l0 := 0; l0 < layers; l0 += layerLanes {
+		n += layers - l0 + pieces(m)
 	}
 	return n
 }
@@ -28,7 +29,7 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 	var out []Divergence
 	var base Positions
 	var start []float32 // float hidden states in front of layer l0
-	layers := m.Config.Layers
+	layers := len(m.Config.Layers)
 	step := progress.Count(tick, LayerSteps(m))
 	for l0 := 0; l0 < layers; l0 += layerLanes {
 		l1 := min(layers, l0+layerLanes)

@@ -67,7 +67,7 @@ func Compare(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Op
 		return nil, err
 	}
 	return Measure(ctx, w, func(done, total int) {
-		if layers := m.Config.Layers; tick != nil {
+		if layers := len(m.Config.Layers); tick != nil {
 			tick(layers+done, layers+total)
 		}
 	}, p[0], p[1:]...)

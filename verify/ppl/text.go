@@ -7,6 +7,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/option"
 )
@@ -48,7 +49,7 @@ func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 	// Encoding cannot be stopped, and a text of 100 MB takes half a minute: nobody waits for
 	// what is not wanted any more.
 	ids := make(chan []int32, 1)
-	go func() { ids <- tk.Encode(string(t.Data), true, false) }()
+	go func() { ids <- tk.Encode(string(t.Data), tokenizer.AddSpecial) }()
 	var all []int32
 	select {
 	case all = <-ids:

@@ -36,20 +36,21 @@ type layerAttention struct {
 }
 
 func (m *Model) loadAttention(ctx context.Context, l int) (a layerAttention, err error) {
-	f := m.Config.Family
+	y := &m.Config.Layers[l]
 	for _, x := range []struct {
 		dst            *[]float32
 		name           string
 		have, optional bool
 	}{
 		{&a.gain, "attn_norm.weight", true, false},
-		{&a.postGain, "post_attention_norm.weight", f.PostNorms, false},
-		{&a.qBias, "attn_q.bias", f.AttnBias.Q, true},
-		{&a.kBias, "attn_k.bias", f.AttnBias.K, true},
-		{&a.vBias, "attn_v.bias", f.AttnBias.V, true},
-		{&a.oBias, "attn_output.bias", f.AttnBias.O, true},
-		{&a.qNorm, "attn_q_norm.weight", f.QKNorm != family.NoQKNorm, false},
-		{&a.kNorm, "attn_k_norm.weight", f.QKNorm != family.NoQKNorm, false},
+		{&a.postGain, "post_attention_norm.weight", y.PostNorms, false},
+		// Weights say which biases there are: an edit may add the first.
+		{&a.qBias, "attn_q.bias", true, true},
+		{&a.kBias, "attn_k.bias", true, true},
+		{&a.vBias, "attn_v.bias", true, true},
+		{&a.oBias, "attn_output.bias", true, true},
+		{&a.qNorm, "attn_q_norm.weight", y.QKNorm != family.NoQKNorm, false},
+		{&a.kNorm, "attn_k_norm.weight", y.QKNorm != family.NoQKNorm, false},
 	} {
 		if !x.have {
 			continue
@@ -72,13 +73,13 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 	if err != nil {
 		return err
 	}
-	c := m.Config
-	n, d := b.rows(), c.HeadDim
+	c, y := m.Config, &m.Config.Layers[l]
+	n, d := b.rows(), y.HeadDim
 	table := m.ropeTable(l, b.T)
 	for i, variant := range variants {
 		x := grow(&b.norm, n*c.Hidden)
 		rmsNorm(x, variant.Hidden, w.gain, c.NormEps, m.Threads)
-		q, k, v := grow(&b.q, n*c.Heads*d), grow(&b.k, n*c.KVHeads*d), grow(&b.v, n*c.KVHeads*d)
+		q, k, v := grow(&b.q, n*y.Heads*d), grow(&b.k, n*y.KVHeads*d), grow(&b.v, n*y.KVHeads*d)
 		for i, p := range []struct{ dst, bias []float32 }{{q, w.qBias}, {k, w.kBias}, {v, w.vBias}} {
 			if err := m.linear(ctx, p.dst, x, n, &m.mats[i], p.bias); err != nil {
 				return err
@@ -96,25 +97,25 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 			a.KPre = append(b.kPre[:0], k...)
 			b.qPre, b.kPre = a.QPre, a.KPre
 		}
-		turnHeads(q, n, c.Heads, d, b.T, table, c.Pairs, m.Threads)
-		turnHeads(k, n, c.KVHeads, d, b.T, table, c.Pairs, m.Threads)
+		turnHeads(q, n, y.Heads, d, b.T, table, c.Pairs, m.Threads)
+		turnHeads(k, n, y.KVHeads, d, b.T, table, c.Pairs, m.Threads)
 		if hooks.Attention != nil && i == 0 {
 			if err := hooks.Attention(a); err != nil {
 				return err
 			}
 		}
-		o := grow(&b.o, n*c.Heads*d)
+		o := grow(&b.o, n*y.Heads*d)
 		if err := m.attend(ctx, o, a, variant.Cache); err != nil {
 			return err
 		}
-		y := grow(&b.proj, n*c.Hidden)
-		if err := m.linear(ctx, y, o, n, &m.mats[3], w.oBias); err != nil {
+		out := grow(&b.proj, n*c.Hidden)
+		if err := m.linear(ctx, out, o, n, &m.mats[3], w.oBias); err != nil {
 			return err
 		}
 		if w.postGain != nil {
-			rmsNorm(y, y, w.postGain, c.NormEps, m.Threads)
+			rmsNorm(out, out, w.postGain, c.NormEps, m.Threads)
 		}
-		addTo(variant.Hidden, y, m.Threads)
+		addTo(variant.Hidden, out, m.Threads)
 	}
 	return nil
 }
@@ -140,12 +141,13 @@ func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Lay
 
 // attend computes softmax attention of every window and head into o.
 func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cache) error {
-	units := a.Windows * m.Config.KVHeads
+	y := &m.Config.Layers[a.Layer]
+	units := a.Windows * y.KVHeads
 	if units >= 4*m.Threads {
 		return parallel.For(ctx, m.Threads, units, func(i int) error {
 			h, err := m.prepareHead(a, cache, i)
 			if err == nil {
-				h.queries(o, 0, m.Config.Group()*a.T)
+				h.queries(o, 0, y.Group()*a.T)
 			}
 			return err
 		})
@@ -162,7 +164,7 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 	}
 	var tasks []func()
 	for _, h := range heads {
-		for head := 0; head < m.Config.Group()*a.T; head += a.T {
+		for head := 0; head < y.Group()*a.T; head += a.T {
 			for i := 0; i < a.T; i += queryRows(a.T) {
 				tasks = append(tasks, func() { h.fork().queries(o, head+i, head+min(a.T, i+queryRows(a.T))) })
 			}
@@ -173,7 +175,7 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 
 // An attentionHead is the keys and values of one window and KV head.
 type attentionHead struct {
-	c            *family.Config
+	y            *family.Layer
 	a            *Attention
 	window, head int
 	scorer       Scorer // nil: keys are used as they are
@@ -185,9 +187,9 @@ type attentionHead struct {
 // prepareHead sends the keys and values of unit number i, a window and KV head,
 // through the cache and packs them.
 func (m *Model) prepareHead(a *Attention, cache Cache, i int) (*attentionHead, error) {
-	c, T := m.Config, a.T
-	h := &attentionHead{c: c, a: a, window: i / c.KVHeads, head: i % c.KVHeads}
-	d, width := c.HeadDim, c.KVHeads*c.HeadDim
+	y, T := &m.Config.Layers[a.Layer], a.T
+	h := &attentionHead{y: y, a: a, window: i / y.KVHeads, head: i % y.KVHeads}
+	d, width := y.HeadDim, y.KVHeads*y.HeadDim
 	keys, ldk := a.K[h.window*T*width+h.head*d:], width
 	vals, ldv := a.V[h.window*T*width+h.head*d:], width
 	if cache != nil {
@@ -229,28 +231,26 @@ var scores = sync.Pool{New: func() any { return new([]float32) }}
 // queries computes rows [r0, r1) of the group's queries: row r is position r mod T
 // of its query head number r div T.
 func (h *attentionHead) queries(o []float32, r0, r1 int) {
-	c, T := h.c, h.a.T
-	d, width := c.HeadDim, c.Heads*c.HeadDim
+	y, T := h.y, h.a.T
+	d, width := y.HeadDim, y.Heads*y.HeadDim
 	buffer := scores.Get().(*[]float32)
 	defer scores.Put(buffer)
 	ld, rows := scoreStride(T), queryRows(T)
 	s := grow(buffer, rows*ld)
-	span := 0
-	if c.IsSliding(h.a.Layer) {
-		span = c.SlidingWindow
-	}
+	span := y.Window
 	for r0 < r1 {
 		i0 := r0 % T
 		i1 := min(T, i0+rows, i0+r1-r0)
-		at := (h.window*T+i0)*width + (h.head*c.Group()+r0/T)*d
+		at := (h.window*T+i0)*width + (h.head*y.Group()+r0/T)*d
 		j0 := 0
 		if span > 0 {
 			j0 = max(0, i0-span+1)
 		}
+		tile := Tile{Dst: s, LD: ld, Q: h.a.Q[at:], LDQ: width, Rows: i1 - i0, Pos: i0, From: j0, To: i1}
 		if h.scorer != nil {
-			h.scorer.Score(s, ld, h.a.Q[at:], width, i1-i0, i0, j0, i1)
+			h.scorer.Score(tile)
 		} else {
-			gemm.MulRange(s, ld, h.a.Q[at:], width, i1-i0, &h.kw, j0, i1, 0, d, false, 1)
+			tile.Product(&h.kw, d)
 		}
 		for i := i0; i < i1; i++ {
 			row := s[(i-i0)*ld:]
@@ -259,7 +259,7 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 				lo = max(0, i-span+1)
 			}
 			clear(row[j0:lo])
-			fmath.Softmax(row[lo:i+1], float32(c.AttnScale))
+			fmath.Softmax(row[lo:i+1], float32(y.Scale))
 			clear(row[i+1 : i1])
 		}
 		if h.summer != nil {
@@ -275,15 +275,13 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 // order, with its attention probabilities p over keys [lo, i]; p is valid during
 // the call. They are what the forward pass multiplies the values with.
 func (a *Attention) Probabilities(c *family.Config, window, head int, visit func(i, lo int, p []float32)) {
-	T, d := a.T, c.HeadDim
-	kvWidth, qWidth := c.KVHeads*d, c.Heads*d
+	y := &c.Layers[a.Layer]
+	T, d := a.T, y.HeadDim
+	kvWidth, qWidth := y.KVHeads*d, y.Heads*d
 	base := window * T
 	var kw gemm.Weights
-	kw.PackRows(T, d, a.K[base*kvWidth+head/c.Group()*d:], kvWidth, 1)
-	span := 0
-	if c.IsSliding(a.Layer) {
-		span = c.SlidingWindow
-	}
+	kw.PackRows(T, d, a.K[base*kvWidth+head/y.Group()*d:], kvWidth, 1)
+	span := y.Window
 	buffer := scores.Get().(*[]float32)
 	defer scores.Put(buffer)
 	ld, rows := scoreStride(T), queryRows(T)
@@ -301,7 +299,7 @@ func (a *Attention) Probabilities(c *family.Config, window, head int, visit func
 				lo = max(0, i-span+1)
 			}
 			p := s[(i-i0)*ld:][lo : i+1]
-			fmath.Softmax(p, float32(c.AttnScale))
+			fmath.Softmax(p, float32(y.Scale))
 			visit(i, lo, p)
 		}
 	}

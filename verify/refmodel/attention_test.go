@@ -14,46 +14,54 @@ import (
 func randomAttention(c *family.Config, T, windows int) *Attention {
 	r := rand.New(rand.NewPCG(uint64(T), uint64(windows)))
 	fill := func(heads int) []float32 {
-		x := make([]float32, T*windows*heads*c.HeadDim)
+		x := make([]float32, T*windows*heads*c.Layers[0].HeadDim)
 		for i := range x {
 			x[i] = float32(1.5 * r.NormFloat64())
 		}
 		return x
 	}
-	return &Attention{T: T, Windows: windows, Q: fill(c.Heads), K: fill(c.KVHeads), V: fill(c.KVHeads)}
+	return &Attention{T: T, Windows: windows, Q: fill(c.Layers[0].Heads), K: fill(c.Layers[0].KVHeads), V: fill(c.Layers[0].KVHeads)}
+}
+
+// plain returns a layer of query and KV heads, with a window if not 0.
+func plain(heads, kvHeads, d, window int) *family.Config {
+	y := family.Layer{Attention: family.Attention{
+		HeadShape: family.HeadShape{Heads: heads, KVHeads: kvHeads, HeadDim: d, ValueDim: d}, Scale: 1 / math.Sqrt(float64(d)), Window: window,
+	}}
+	return &family.Config{Layers: []family.Layer{y}}
 }
 
 func attentionConfig(sliding bool) *family.Config {
-	return &family.Config{
-		Heads: 6, KVHeads: 2, HeadDim: 32, AttnScale: 1 / math.Sqrt(32),
-		SlidingWindow: 37, Sliding: []bool{sliding},
+	if sliding {
+		return plain(6, 2, 32, 37)
 	}
+	return plain(6, 2, 32, 0)
 }
 
 // exactAttention is attention in float64, row by row as in a textbook.
 func exactAttention(c *family.Config, a *Attention, window, head, i int) (p, o []float64, lo int) {
-	d := c.HeadDim
+	d := c.Layers[0].HeadDim
 	at := func(x []float32, heads, row, h int) []float32 {
 		return x[((window*a.T+row)*heads+h)*d:][:d]
 	}
-	if c.IsSliding(a.Layer) {
-		lo = max(0, i-c.SlidingWindow+1)
+	if w := c.Layers[a.Layer].Window; w > 0 {
+		lo = max(0, i-w+1)
 	}
-	kv := head / c.Group()
-	q := at(a.Q, c.Heads, i, head)
+	kv := head / c.Layers[0].Group()
+	q := at(a.Q, c.Layers[0].Heads, i, head)
 	var sum float64
 	for j := lo; j <= i; j++ {
 		var s float64
-		for k, v := range at(a.K, c.KVHeads, j, kv) {
+		for k, v := range at(a.K, c.Layers[0].KVHeads, j, kv) {
 			s += float64(q[k]) * float64(v)
 		}
-		p = append(p, math.Exp(s*c.AttnScale))
+		p = append(p, math.Exp(s*c.Layers[0].Scale))
 		sum += p[len(p)-1]
 	}
 	o = make([]float64, d)
 	for j := range p {
 		p[j] /= sum
-		for k, v := range at(a.V, c.KVHeads, lo+j, kv) {
+		for k, v := range at(a.V, c.Layers[0].KVHeads, lo+j, kv) {
 			o[k] += p[j] * float64(v)
 		}
 	}
@@ -83,9 +91,9 @@ func TestAttend(t *testing.T) {
 					}
 				}
 			}
-			d := c.HeadDim
+			d := c.Layers[0].HeadDim
 			for w := range windows {
-				for h := range c.Heads {
+				for h := range c.Layers[0].Heads {
 					a.Probabilities(c, w, h, func(i, lo int, p []float32) {
 						wantP, wantO, wantLo := exactAttention(c, a, w, h, i)
 						if lo != wantLo || len(p) != len(wantP) {
@@ -97,7 +105,7 @@ func TestAttend(t *testing.T) {
 								t.Fatalf("T %d, window %d, head %d, query %d, key %d: probability %v, want %v", T, w, h, i, lo+j, p[j], wantP[j])
 							}
 						}
-						for k, v := range first[((w*T+i)*c.Heads+h)*d:][:d] {
+						for k, v := range first[((w*T+i)*c.Layers[0].Heads+h)*d:][:d] {
 							if math.Abs(float64(v)-wantO[k]) > 1e-4 {
 								t.Fatalf("T %d, window %d, head %d, query %d: output %v, want %v", T, w, h, i, v, wantO[k])
 							}
@@ -131,7 +139,7 @@ func TestScoreBlock(t *testing.T) {
 func BenchmarkAttend(b *testing.B) {
 	for _, T := range []int{512, 2048, 8192} {
 		b.Run(fmt.Sprintf("T=%d", T), func(b *testing.B) {
-			c := &family.Config{Heads: 3, KVHeads: 1, HeadDim: 64, AttnScale: 0.125}
+			c := plain(3, 1, 64, 0)
 			a := randomAttention(c, T, 1)
 			m := &Model{Config: c, Threads: 1}
 			o := make([]float32, len(a.Q))
@@ -140,7 +148,7 @@ func BenchmarkAttend(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			flop := 2 * float64(T) * float64(T) * float64(c.HeadDim*c.Heads)
+			flop := 2 * float64(T) * float64(T) * float64(c.Layers[0].HeadDim*c.Layers[0].Heads)
 			b.ReportMetric(flop*float64(b.N)/b.Elapsed().Seconds()/1e9, "GFLOP/s")
 		})
 	}

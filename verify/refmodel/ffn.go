@@ -11,18 +11,18 @@ import (
 
 // ffn adds layer l's feed-forward network to the hidden states of every variant.
 func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks) error {
-	c := m.Config
+	c, y := m.Config, &m.Config.Layers[l]
 	gain, err := m.vector(family.Name(l, "ffn_norm.weight"), false)
 	if err != nil {
 		return err
 	}
 	var post []float32
-	if c.Family.PostNorms {
+	if y.PostNorms {
 		if post, err = m.vector(family.Name(l, "post_ffw_norm.weight"), false); err != nil {
 			return err
 		}
 	}
-	if c.Experts > 0 {
+	if y.FFN.Experts > 0 {
 		return m.mixture(ctx, l, b, variants, hooks, gain)
 	}
 	for i, n := range []string{"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"} {
@@ -38,20 +38,20 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, h
 				return err
 			}
 		}
-		y := grow(&b.proj, b.rows()*c.Hidden)
-		if err := m.gated(ctx, y, x, b.rows(), b, m.mats[:3]); err != nil {
+		out := grow(&b.proj, b.rows()*c.Hidden)
+		if err := m.gated(ctx, &y.FFN, out, x, b.rows(), b, m.mats[:3]); err != nil {
 			return err
 		}
 		if post != nil {
-			rmsNorm(y, y, post, c.NormEps, m.Threads)
+			rmsNorm(out, out, post, c.NormEps, m.Threads)
 		}
-		addTo(variant.Hidden, y, m.Threads)
+		addTo(variant.Hidden, out, m.Threads)
 	}
 	return nil
 }
 
 // gated computes y = down(act(gate(x)) * up(x)) for rows of x.
-func (m *Model) gated(ctx context.Context, y, x []float32, rows int, b *batch, w []matrix) error {
+func (m *Model) gated(ctx context.Context, ffn *family.FFN, y, x []float32, rows int, b *batch, w []matrix) error {
 	f := w[0].N()
 	g, u := grow(&b.gate, rows*f), grow(&b.up, rows*f)
 	if err := m.mul(ctx, g, x, rows, &w[0]); err != nil {
@@ -62,7 +62,7 @@ func (m *Model) gated(ctx context.Context, y, x []float32, rows int, b *batch, w
 	}
 	parallel.Rows(m.Threads, rows, func(r0, r1 int) {
 		gr, ur := g[r0*f:r1*f], u[r0*f:r1*f]
-		if m.Config.Family.Activation == family.GELUTanh {
+		if ffn.Activation == family.GELUTanh {
 			fmath.GELUTanhMul(gr, gr, ur)
 		} else {
 			fmath.SiLUMul(gr, gr, ur)
@@ -80,7 +80,7 @@ type route struct {
 // mixture is ffn for a mixture of experts. Each expert is loaded once for all
 // variants. A token's expert outputs are added in the order of the experts.
 func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks, gain []float32) error {
-	c, n := m.Config, b.rows()
+	c, ffn, n := m.Config, &m.Config.Layers[l].FFN, b.rows()
 	if err := m.packAll(ctx, &m.mats[3], family.Name(l, "ffn_gate_inp.weight")); err != nil {
 		return err
 	}
@@ -95,15 +95,15 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 				return err
 			}
 		}
-		logits := make([]float32, n*c.Experts)
+		logits := make([]float32, n*ffn.Experts)
 		if err := m.mul(ctx, logits, xs[i], n, &m.mats[3]); err != nil {
 			return err
 		}
-		routes[i] = m.chooseExperts(logits)
+		routes[i] = chooseExperts(ffn, logits)
 	}
 	names := []string{"ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"}
 	var in, out []float32
-	for e := range c.Experts {
+	for e := range ffn.Experts {
 		used := false
 		for i := range variants {
 			used = used || len(routes[i][e]) > 0
@@ -116,7 +116,7 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 			if err != nil {
 				return err
 			}
-			per := t.Rows() / c.Experts
+			per := t.Rows() / ffn.Experts
 			if err := m.pack(ctx, &m.mats[i], t, e*per, per); err != nil {
 				return err
 			}
@@ -130,7 +130,7 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 			for r, t := range rs {
 				copy(in[r*c.Hidden:(r+1)*c.Hidden], xs[i][t.row*c.Hidden:])
 			}
-			if err := m.gated(ctx, out, in, len(rs), b, m.mats[:3]); err != nil {
+			if err := m.gated(ctx, ffn, out, in, len(rs), b, m.mats[:3]); err != nil {
 				return err
 			}
 			for r, t := range rs {
@@ -149,20 +149,19 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 
 // chooseExperts turns router logits, [rows, experts], into the rows and weights
 // of each expert. Equal probabilities go to the expert with the lower number.
-func (m *Model) chooseExperts(logits []float32) [][]route {
-	c := m.Config
-	out := make([][]route, c.Experts)
-	order := make([]int, c.Experts)
-	for row := range len(logits) / c.Experts {
-		p := logits[row*c.Experts : (row+1)*c.Experts]
+func chooseExperts(f *family.FFN, logits []float32) [][]route {
+	out := make([][]route, f.Experts)
+	order := make([]int, f.Experts)
+	for row := range len(logits) / f.Experts {
+		p := logits[row*f.Experts : (row+1)*f.Experts]
 		fmath.Softmax(p, 1)
 		for i := range order {
 			order[i] = i
 		}
 		sort.SliceStable(order, func(a, b int) bool { return p[order[a]] > p[order[b]] })
-		best := order[:c.ExpertsUsed]
+		best := order[:f.Used]
 		sum := float32(1)
-		if c.RenormTopK {
+		if f.Renorm {
 			sum = 0
 			for _, e := range best {
 				sum += p[e]

@@ -13,16 +13,10 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
-
-// Weights is where a model's numbers come from: an open checkpoint, or a view of
-// one with edits applied.
-type Weights interface {
-	Find(name string) (*checkpoint.Tensor, bool)
-	ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
-}
 
 // A Model is a configuration with its weights. Run and Logits reuse its
 // buffers, so one Model serves one call at a time.
@@ -34,20 +28,18 @@ type Model struct {
 	// is rounded is what the matrices hold.
 	RoundInputs bool
 
-	w       Weights
+	w       checkpoint.Weights
 	scratch []float32 // one matrix, decoded
 	rounded []float32 // inputs
 	mats    [4]matrix
 	ropes   map[ropeKey]*rope.Table
 }
 
-type ropeKey struct {
-	sliding bool
-	n       int
-}
+// A ropeKey is a RopeKind and a number of positions.
+type ropeKey struct{ kind, n int }
 
 // New returns a model that reads its weights from w as it needs them.
-func New(cfg *family.Config, w Weights, threads int) *Model {
+func New(cfg *family.Config, w checkpoint.Weights, threads int) *Model {
 	return &Model{Config: cfg, Threads: parallel.Threads(threads), w: w, ropes: map[ropeKey]*rope.Table{}}
 }
 
@@ -115,11 +107,26 @@ type Cache interface {
 	Values(layer, head int, v []float32) error
 }
 
+// A Tile is a block of scores: of some queries with some keys.
+type Tile struct {
+	Dst []float32 // the score of row r with key j is at r*LD + j
+	LD  int
+	// Q holds the queries: row r, at r*LDQ, is the one at position Pos + r.
+	Q              []float32
+	LDQ, Rows, Pos int
+	From, To       int // keys
+}
+
+// Product sets the tile to what keys, packed by rows of d numbers, give.
+func (t Tile) Product(keys *gemm.Weights, d int) {
+	gemm.MulRange(t.Dst, t.LD, t.Q, t.LDQ, t.Rows, keys, t.From, t.To, 0, d, false, 1)
+}
+
 // A Scorer gives inner products of queries with stored keys.
 type Scorer interface {
-	// Score sets dst[r*ldd+j] = q_r . k_j for rows r in [0, n) and keys j in
-	// [n0, n1). Row r of q, at q[r*ldq:], is the query at position pos+r.
-	Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, n1 int)
+	// Score sets t.Dst[r*t.LD+j] = q_r . k_j for rows r in [0, t.Rows) and keys j in
+	// [t.From, t.To).
+	Score(t Tile)
 	// Fork returns a scorer of the same keys for use beside this one: a Scorer may keep
 	// buffers, so each serves one goroutine.
 	Fork() Scorer
@@ -149,12 +156,15 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 		}
 		b.tokens = append(b.tokens, w...)
 	}
+	if err := c.Require("the forward pass", 0); err != nil {
+		return err
+	}
 	if err := m.begin(b, variants); err != nil {
 		return err
 	}
 	last := 0
 	for _, x := range variants {
-		last = max(last, x.end(c.Layers))
+		last = max(last, x.end(len(c.Layers)))
 	}
 	for l := variants[0].From; l < last; l++ {
 		if err := ctx.Err(); err != nil {
@@ -163,12 +173,12 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 		join(variants, l)
 		var now []*Variant
 		for _, x := range variants {
-			if x.From <= l && l < x.end(c.Layers) {
+			if x.From <= l && l < x.end(len(c.Layers)) {
 				now = append(now, x)
 			}
 		}
 		hooks := opt.Hooks
-		if l >= variants[0].end(c.Layers) {
+		if l >= variants[0].end(len(c.Layers)) {
 			hooks = Hooks{}
 		}
 		if err := m.attention(ctx, l, b, now, hooks); err != nil {
@@ -178,7 +188,7 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 			return err
 		}
 		if opt.Progress != nil {
-			opt.Progress(l+1, c.Layers)
+			opt.Progress(l+1, len(c.Layers))
 		}
 	}
 	join(variants, last)
@@ -187,7 +197,7 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 
 // begin checks where variants begin and end, and gives the first one its hidden states.
 func (m *Model) begin(b *batch, variants []*Variant) error {
-	first, layers := variants[0], m.Config.Layers
+	first, layers := variants[0], len(m.Config.Layers)
 	for i, x := range variants {
 		if x.From < max(0, first.From) || x.From > first.end(layers) || x.end(layers) < x.From || x.end(layers) > layers {
 			return fmt.Errorf("variant %d goes from layer %d to %d, the first one from %d to %d of %d", i, x.From, x.end(layers), first.From, first.end(layers), layers)
@@ -244,10 +254,7 @@ func (m *Model) embed(b *batch, variant *Variant) error {
 	}
 	d := m.Config.Hidden
 	x := make([]float32, b.rows()*d)
-	scale := float32(1)
-	if m.Config.Family.ScaleEmbeddings {
-		scale = sqrt32(d)
-	}
+	scale := float32(m.Config.EmbeddingScale)
 	// Each distinct token is read once: calibration text repeats its words.
 	first := map[int32]int{}
 	for i, id := range b.tokens {
@@ -323,9 +330,9 @@ func (m *Model) packAll(ctx context.Context, w *matrix, name string) error {
 
 // ropeTable returns the angles of layer l for n positions.
 func (m *Model) ropeTable(l, n int) *rope.Table {
-	key := ropeKey{m.Config.IsSliding(l), n}
+	key := ropeKey{m.Config.RopeKind(l), n}
 	if m.ropes[key] == nil {
-		m.ropes[key] = rope.NewTable(m.Config.RopeOf(l), n)
+		m.ropes[key] = rope.NewTable(m.Config.Layers[l].Rope, n)
 	}
 	return m.ropes[key]
 }

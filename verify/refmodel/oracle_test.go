@@ -67,7 +67,7 @@ func (g *golden) worst(t *testing.T, logits []float32) float64 {
 }
 
 // allLogits runs a model on windows of tokens.
-func allLogits(cfg *family.Config, w Weights, tokens [][]int32, threads int) ([]float32, error) {
+func allLogits(cfg *family.Config, w checkpoint.Weights, tokens [][]int32, threads int) ([]float32, error) {
 	m := New(cfg, w, threads)
 	variant := &Variant{}
 	if err := m.Run(context.Background(), tokens, []*Variant{variant}, Options{}); err != nil {
@@ -160,13 +160,6 @@ func (a *altered) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) err
 	return nil
 }
 
-// changeFamily gives the configuration a family of its own to change.
-func changeFamily(c *family.Config) *family.Family {
-	f := *c.Family
-	c.Family = &f
-	return &f
-}
-
 func hide(layer string) func(c *family.Config, w *altered) bool {
 	return func(c *family.Config, w *altered) bool {
 		name := family.Name(0, layer)
@@ -176,73 +169,71 @@ func hide(layer string) func(c *family.Config, w *altered) bool {
 	}
 }
 
-func scaled(c *family.Config) bool { return c.Rope.Scaling != rope.None }
+// each changes every layer for which of says so; false where that is none.
+func each(c *family.Config, of func(y *family.Layer) bool, change func(y *family.Layer)) bool {
+	any := false
+	for l := range c.Layers {
+		if y := &c.Layers[l]; of(y) {
+			any = true
+			change(y)
+		}
+	}
+	return any
+}
+
+// Kinds of layers.
+func all(y *family.Layer) bool     { return true }
+func full(y *family.Layer) bool    { return y.Window == 0 }
+func sliding(y *family.Layer) bool { return y.Window > 0 }
+func scaled(y *family.Layer) bool  { return y.Rope.Scaling != rope.None }
+func mixture(y *family.Layer) bool { return y.FFN.Experts > 0 }
 
 var mistakes = []mistake{
 	{"theta 10 % off", func(c *family.Config, w *altered) bool {
-		c.Rope.Theta *= 1.1
-		for l := range c.Layers {
-			if !c.IsSliding(l) {
-				return true
-			}
-		}
-		return false
+		return each(c, full, func(y *family.Layer) { y.Rope.Theta *= 1.1 })
 	}},
 	{"theta of sliding layers 10 % off", func(c *family.Config, w *altered) bool {
-		c.RopeLocal.Theta *= 1.1
-		return c.SlidingWindow > 0
+		return each(c, sliding, func(y *family.Layer) { y.Rope.Theta *= 1.1 })
 	}},
 	{"one theta for all layers", func(c *family.Config, w *altered) bool {
-		c.RopeLocal = c.Rope
-		return c.SlidingWindow > 0 && w.Config.RopeLocal.Theta != c.Rope.Theta
+		theta, local := c.Ropes()
+		return each(c, sliding, func(y *family.Layer) { y.Rope = theta }) && local.Theta != theta.Theta
 	}},
 	{"other pairs", func(c *family.Config, w *altered) bool { c.Pairs = rope.Interleaved; return true }},
 	{"RoPE scaling forgotten", func(c *family.Config, w *altered) bool {
-		ok := scaled(c)
-		c.Rope = rope.Params{Theta: c.Rope.Theta, Dim: c.Rope.Dim}
-		if c.SlidingWindow == 0 {
-			c.RopeLocal = c.Rope
-		}
-		return ok
+		return each(c, scaled, func(y *family.Layer) { y.Rope = rope.Params{Theta: y.Rope.Theta, Dim: y.Rope.Dim} })
 	}},
 	{"RoPE scaling in sliding layers", func(c *family.Config, w *altered) bool {
-		ok := scaled(c) && c.RopeLocal.Scaling == rope.None
-		theta := c.RopeLocal.Theta
-		c.RopeLocal = c.Rope
-		c.RopeLocal.Theta = theta
-		return ok
+		theta, local := c.Ropes()
+		theta.Theta = local.Theta
+		return each(c, sliding, func(y *family.Layer) { y.Rope = theta }) && theta.Scaling != rope.None && local.Scaling == rope.None
 	}},
 	{"yarn without magnitude", func(c *family.Config, w *altered) bool {
-		ok := c.Rope.Scaling == rope.YaRN
-		if ok {
-			c.Rope = c.Rope.Pure()
-		}
-		return ok
+		return each(c, func(y *family.Layer) bool { return y.Rope.Scaling == rope.YaRN }, func(y *family.Layer) { y.Rope = y.Rope.Pure() })
 	}},
 	{"yarn's usual ramp", func(c *family.Config, w *altered) bool {
-		ok := c.Rope.Scaling == rope.YaRN && c.Rope.BetaFast != 32
-		c.Rope.BetaFast, c.Rope.BetaSlow = 32, 1
-		return ok
+		return each(c, func(y *family.Layer) bool { return y.Rope.Scaling == rope.YaRN && y.Rope.BetaFast != 32 },
+			func(y *family.Layer) { y.Rope.BetaFast, y.Rope.BetaSlow = 32, 1 })
 	}},
 	{"original context doubled", func(c *family.Config, w *altered) bool {
-		c.Rope.OriginalContext *= 2
-		return c.Rope.OriginalContext > 0
+		return each(c, func(y *family.Layer) bool { return y.Rope.OriginalContext > 0 }, func(y *family.Layer) { y.Rope.OriginalContext *= 2 })
 	}},
 	{"no window", func(c *family.Config, w *altered) bool {
-		ok := c.SlidingWindow > 0 && c.Rope.Theta == c.RopeLocal.Theta
-		c.SlidingWindow = 0
-		return ok
+		return each(c, sliding, func(y *family.Layer) { y.Window = 0 })
 	}},
-	{"window one short", func(c *family.Config, w *altered) bool { c.SlidingWindow--; return c.SlidingWindow > 0 }},
-	{"window one long", func(c *family.Config, w *altered) bool { c.SlidingWindow++; return c.SlidingWindow > 1 }},
+	{"window one short", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Window > 1 }, func(y *family.Layer) { y.Window-- })
+	}},
+	{"window one long", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Window > 1 }, func(y *family.Layer) { y.Window++ })
+	}},
 	{"sliding layers shifted by one", func(c *family.Config, w *altered) bool {
-		ok := false
-		s := make([]bool, len(c.Sliding))
-		for i := range s {
-			s[i] = c.Sliding[(i+1)%len(s)]
-			ok = ok || s[i] != c.Sliding[i]
+		ok, was := false, slices.Clone(c.Layers)
+		for i := range was {
+			next := was[(i+1)%len(was)]
+			ok = ok || next.Window != was[i].Window
+			c.Layers[i].Window, c.Layers[i].Rope = next.Window, next.Rope
 		}
-		c.Sliding = s
 		return ok
 	}},
 	{"norm offset forgotten", func(c *family.Config, w *altered) bool {
@@ -264,31 +255,28 @@ var mistakes = []mistake{
 		return c.Family.NormPlusOne
 	}},
 	{"no QK-norm", func(c *family.Config, w *altered) bool {
-		f := changeFamily(c)
-		ok := f.QKNorm != family.NoQKNorm
-		f.QKNorm = family.NoQKNorm
-		return ok
+		return each(c, func(y *family.Layer) bool { return y.QKNorm != family.NoQKNorm }, func(y *family.Layer) { y.QKNorm = family.NoQKNorm })
 	}},
 	{"no norm after attention and FFN", func(c *family.Config, w *altered) bool {
-		f := changeFamily(c)
-		ok := f.PostNorms
-		f.PostNorms = false
-		return ok
+		return each(c, func(y *family.Layer) bool { return y.PostNorms }, func(y *family.Layer) { y.PostNorms = false })
 	}},
 	{"other activation", func(c *family.Config, w *altered) bool {
-		f := changeFamily(c)
-		f.Activation = family.GELUTanh + family.SiLU - f.Activation
-		return true
+		return each(c, all, func(y *family.Layer) { y.FFN.Activation = family.GELUTanh + family.SiLU - y.FFN.Activation })
 	}},
 	{"embeddings not scaled", func(c *family.Config, w *altered) bool {
-		f := changeFamily(c)
-		ok := f.ScaleEmbeddings
-		f.ScaleEmbeddings = false
+		ok := c.EmbeddingScale != 1
+		c.EmbeddingScale = 1
 		return ok
 	}},
-	{"top-k weights otherwise", func(c *family.Config, w *altered) bool { c.RenormTopK = !c.RenormTopK; return c.Experts > 0 }},
-	{"one expert fewer", func(c *family.Config, w *altered) bool { c.ExpertsUsed--; return c.Experts > 0 }},
-	{"attention scale 1 % off", func(c *family.Config, w *altered) bool { c.AttnScale *= 1.01; return true }},
+	{"top-k weights otherwise", func(c *family.Config, w *altered) bool {
+		return each(c, mixture, func(y *family.Layer) { y.FFN.Renorm = !y.FFN.Renorm })
+	}},
+	{"one expert fewer", func(c *family.Config, w *altered) bool {
+		return each(c, mixture, func(y *family.Layer) { y.FFN.Used-- })
+	}},
+	{"attention scale 1 % off", func(c *family.Config, w *altered) bool {
+		return each(c, all, func(y *family.Layer) { y.Scale *= 1.01 })
+	}},
 	{"no soft cap", func(c *family.Config, w *altered) bool {
 		ok := c.LogitSoftcap > 0
 		c.LogitSoftcap = 0
@@ -317,12 +305,12 @@ func TestOracleSeesMistakes(t *testing.T) {
 		}
 		g := readGolden(t, dir)
 		for _, m := range mistakes {
-			cfg := *c.Config
+			cfg := c.Config.Clone()
 			w := &altered{Checkpoint: c}
-			if !m.make(&cfg, w) {
+			if !m.make(cfg, w) {
 				continue
 			}
-			logits, err := allLogits(&cfg, w, g.Tokens, 2)
+			logits, err := allLogits(cfg, w, g.Tokens, 2)
 			if err != nil {
 				t.Errorf("%s, %s: %v", dir, m.name, err)
 				continue

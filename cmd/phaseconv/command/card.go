@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/report"
@@ -98,7 +99,7 @@ func runCard(c *cli.Command, stdout io.Writer) error {
 
 // hubID returns the id that config.json carries, if it looks like one.
 func hubID(dir string) string {
-	raw, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	raw, err := hf.ReadRaw(dir)
 	if err != nil {
 		return ""
 	}

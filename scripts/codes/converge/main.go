@@ -76,7 +76,7 @@ type heldKeys struct {
 }
 
 func (t *heldKeys) Attention(a *refmodel.Attention) error {
-	for h := range t.c.Config.KVHeads {
+	for h := range t.c.Config.Layers[a.Layer].KVHeads {
 		t.keys[[2]int{a.Layer, h}] = activations.Keys(t.c.Config, a, h, nil, t.policy)
 	}
 	return nil
@@ -111,7 +111,7 @@ func run() error {
 		return err
 	}
 	defer c.Close()
-	d := c.Config.HeadDim
+	d := c.Config.Layers[0].HeadDim
 	ctx := context.Background()
 	policy := kvcache.Policy{Anchor: 64, Sink: 4}
 	m := refmodel.New(c.Config, c, *threads)
@@ -155,7 +155,7 @@ func run() error {
 			for start := range 4 {
 				var all []curve
 				for l := range c.Config.Layers {
-					for h := range c.Config.KVHeads {
+					for h := range c.Config.Layers[l].KVHeads {
 						if x := curves[head{kind, start, l, h}]; x != nil {
 							all = append(all, x)
 						}
@@ -173,7 +173,7 @@ func run() error {
 				}
 			}
 			final, floor, worst, best := point{}, point{}, math.Inf(1), math.Inf(-1)
-			for l := 0; l < c.Config.Layers; l += *every {
+			for l := 0; l < len(c.Config.Layers); l += *every {
 				for h, x := range res.Layers[l].Heads {
 					keys := few(held.keys[[2]int{l, h}], d)
 					srht, err := codec.DataFree("srht", d, uint64(seed), l, h)

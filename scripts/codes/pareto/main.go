@@ -127,22 +127,26 @@ func (b *bench) key(code string, bits float64, alloc, exceptions string) string 
 
 func (b *bench) point(p string) error {
 	cfg := b.c.Config
-	heads := cfg.Layers * cfg.KVHeads
+	shape, err := cfg.Uniform()
+	if err != nil {
+		return err
+	}
+	heads := len(cfg.Layers) * shape.KVHeads
 	f := strings.Split(p, ":")
 	if len(f) == 1 {
 		t, err := kvcache.ParseStockType(p)
 		if err != nil {
 			return err
 		}
-		cache, err := kvcache.NewLlamaCpp(cfg, t, gguf.TypeF16, true)
+		cache, err := kvcache.NewLlamaCpp(cfg, kvcache.CacheTypes{K: t, V: gguf.TypeF16, Rotation: true})
 		if err != nil {
 			return err
 		}
-		size, err := gguf.RowBytes(t, cfg.HeadDim)
+		size, err := gguf.RowBytes(t, shape.HeadDim)
 		if err != nil {
 			return err
 		}
-		key := b.key(p, 8*float64(size)/float64(cfg.HeadDim), "-", "0")
+		key := b.key(p, 8*float64(size)/float64(shape.HeadDim), "-", "0")
 		if b.done[key] {
 			return nil
 		}
@@ -184,7 +188,7 @@ func (b *bench) point(p string) error {
 		if policy.Exceptions, err = strconv.Atoi(digits); err != nil {
 			return err
 		}
-		codes := make([][]*codec.Code, cfg.Layers)
+		codes := make([][]*codec.Code, len(cfg.Layers))
 		size := 0
 		for l, layer := range fit.Layers {
 			for _, h := range layer.Heads {

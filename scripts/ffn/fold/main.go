@@ -33,11 +33,11 @@ func main() {
 	}
 }
 
-// dithered is a Source with noise on its matrices.
-type dithered struct{ transform.Source }
+// dithered is a model with noise on its matrices.
+type dithered struct{ checkpoint.Weights }
 
 func (d dithered) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error {
-	if err := d.Source.ReadRows(t, row0, n, dst); err != nil || len(t.Shape) < 2 {
+	if err := d.Weights.ReadRows(t, row0, n, dst); err != nil || len(t.Shape) < 2 {
 		return err
 	}
 	var name uint64
@@ -76,7 +76,7 @@ func run() error {
 	if c.Container != checkpoint.GGUF {
 		return errors.New("not a GGUF file")
 	}
-	var src transform.Source = c
+	var src checkpoint.Weights = c
 	if *dither {
 		src = dithered{c}
 	}
@@ -105,7 +105,7 @@ func run() error {
 }
 
 // scales returns those of G4.
-func scales(c *checkpoint.Checkpoint, w transform.Source, how, text string, threads int) ([][][]float32, error) {
+func scales(c *checkpoint.Checkpoint, w checkpoint.Weights, how, text string, threads int) ([][][]float32, error) {
 	cfg := c.Config
 	var energy [][][]float64
 	switch how {
@@ -127,7 +127,7 @@ func scales(c *checkpoint.Checkpoint, w transform.Source, how, text string, thre
 	default:
 		return nil, fmt.Errorf("-g4 %q", how)
 	}
-	out := make([][][]float32, cfg.Layers)
+	out := make([][][]float32, len(cfg.Layers))
 	for l := range out {
 		up, down, err := audit.FFNNorms(cfg, w, l)
 		if err != nil {
@@ -144,7 +144,7 @@ func scales(c *checkpoint.Checkpoint, w transform.Source, how, text string, thre
 	return out, nil
 }
 
-func write(path string, c *checkpoint.Checkpoint, src transform.Source, untied *checkpoint.Tensor) error {
+func write(path string, c *checkpoint.Checkpoint, src checkpoint.Weights, untied *checkpoint.Tensor) error {
 	f := c.File()
 	var tensors []*checkpoint.Tensor
 	var specs []gguf.TensorSpec

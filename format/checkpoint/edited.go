@@ -3,6 +3,8 @@ package checkpoint
 import (
 	"fmt"
 	"sort"
+
+	"github.com/phaseconv/phaseconv/format/family"
 )
 
 // An Edit changes one tensor. For rows x_i, the slices along the outermost
@@ -155,10 +157,11 @@ func (e Edits) Names() []string {
 	return n
 }
 
-// A View is a checkpoint with edits applied on reading. It is what writers
-// write, and what a forward pass of the edited model reads.
-type View struct {
-	*Checkpoint
+// An Edited is a checkpoint with edits applied on reading. It is what writers
+// write, and what a forward pass of the edited model reads. It offers nothing of the
+// checkpoint that edits do not reach.
+type Edited struct {
+	base  *Checkpoint
 	Edits Edits
 	// Added are tensors that the checkpoint lacks, zero before their edits: biases.
 	Added map[string]*Tensor
@@ -166,9 +169,15 @@ type View struct {
 	Round func(x []float32)
 }
 
+// NewEdited returns c with edits, which may be nil.
+func NewEdited(c *Checkpoint, edits Edits) *Edited { return &Edited{base: c, Edits: edits} }
+
+// Config returns the configuration, which edits do not change.
+func (v *Edited) Config() *family.Config { return v.base.Config }
+
 // Find returns the canonical tensor with this name, an added one too.
-func (v *View) Find(name string) (*Tensor, bool) {
-	if t, ok := v.Checkpoint.Find(name); ok {
+func (v *Edited) Find(name string) (*Tensor, bool) {
+	if t, ok := v.base.Find(name); ok {
 		return t, true
 	}
 	t, ok := v.Added[name]
@@ -176,20 +185,21 @@ func (v *View) Find(name string) (*Tensor, bool) {
 }
 
 // source reads rows before edits.
-func (v *View) source(t *Tensor, row0, n int, dst []float32) error {
+func (v *Edited) source(t *Tensor, row0, n int, dst []float32) error {
 	if v.Added[t.Name] == t {
 		if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*t.Cols() {
-			return fmt.Errorf("%s: added tensor %s: %d rows from %d on of %d asked for, room for %d values", v.Path, t.Name, n,
+			return fmt.Errorf("%s: added tensor %s: %d rows from %d on of %d asked for, room for %d values", v.base.Path,
+				t.Name, n,
 				row0, t.Rows(), len(dst))
 		}
 		clear(dst[:n*t.Cols()])
 		return nil
 	}
-	return v.Checkpoint.ReadRows(t, row0, n, dst)
+	return v.base.ReadRows(t, row0, n, dst)
 }
 
 // ReadRows reads rows of the edited tensor.
-func (v *View) ReadRows(t *Tensor, row0, n int, dst []float32) error {
+func (v *Edited) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	if err := v.source(t, row0, n, dst); err != nil {
 		return err
 	}
@@ -198,7 +208,7 @@ func (v *View) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 		return nil
 	}
 	if err := e.Check(t); err != nil {
-		return fmt.Errorf("%s: %w", v.Path, err)
+		return fmt.Errorf("%s: %w", v.base.Path, err)
 	}
 	cols := t.Cols()
 	dst = dst[:n*cols]
@@ -300,7 +310,7 @@ func (m *RowMix) combine(i, cols int, row func(j int) []float32, dst []float32) 
 // mixer reads rows of a tensor after the mixes of its edit. It keeps the rows of
 // one mix, because the rows of a head are read one after the other.
 type mixer struct {
-	v     *View
+	v     *Edited
 	t     *Tensor
 	mixes []RowMix
 	of    map[int][2]int // row -> mix, and place in it
@@ -308,7 +318,7 @@ type mixer struct {
 	rows  []float32
 }
 
-func (v *View) mixer(t *Tensor, e *Edit) *mixer {
+func (v *Edited) mixer(t *Tensor, e *Edit) *mixer {
 	m := &mixer{v: v, t: t, mixes: e.Mix, held: -1, of: map[int][2]int{}}
 	for g, x := range e.Mix {
 		for i, r := range x.Rows {
@@ -342,7 +352,7 @@ func (m *mixer) row(i int, dst []float32, read bool) error {
 	return nil
 }
 
-func (v *View) rows(t *Tensor, e *Edit, row0, n int, dst []float32) error {
+func (v *Edited) rows(t *Tensor, e *Edit, row0, n int, dst []float32) error {
 	cols := t.Cols()
 	per := t.Rows() / t.Shape[0]
 	var other []float32

@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -26,7 +27,7 @@ func TestViewEdits(t *testing.T) {
 		return x
 	}
 	for _, name := range []string{"blk.0.attn_k.weight", "blk.0.attn_k.bias", "added"} {
-		v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}
+		v := checkpoint.NewEdited(c, checkpoint.Edits{})
 		x, ok := c.Find(name)
 		if !ok {
 			x = &checkpoint.Tensor{Name: name, Shape: []int{32}, Type: "F32"}
@@ -119,7 +120,7 @@ func TestViewEdits(t *testing.T) {
 	// Columns, in a matrix whose rows are scaled too.
 	const name = "blk.0.attn_output.weight"
 	x, _ := c.Find(name)
-	v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{}}
+	v := checkpoint.NewEdited(c, checkpoint.Edits{})
 	rows, mix := draw(x.Shape[0]), draw(9)
 	v.Edits.Scale(name, "G1", rows)
 	if err := v.Edits.MixColumns(name, "G2", []checkpoint.RowMix{{Rows: []int{4, 1, 7}, Matrix: mix}}); err != nil {
@@ -179,9 +180,32 @@ func TestViewRefuses(t *testing.T) {
 		"unscaled":        {Cross: full, Partner: self},
 		"distant partner": {Cross: full, Scale: full, Partner: far},
 	} {
-		v := &checkpoint.View{Checkpoint: c, Edits: checkpoint.Edits{name: e}}
+		v := checkpoint.NewEdited(c, checkpoint.Edits{name: e})
 		if err := v.ReadRows(x, 0, 1, make([]float32, x.Cols())); err == nil {
 			t.Errorf("%s: accepted", what)
 		}
+	}
+}
+
+// TestNothingUnedited: an edited checkpoint offers no method and no field that reads
+// weights past the edits. Whoever adds one decides here that edits reach it.
+func TestNothingUnedited(t *testing.T) {
+	typ := reflect.TypeFor[*checkpoint.Edited]()
+	var have []string
+	for i := range typ.NumMethod() {
+		have = append(have, typ.Method(i).Name)
+	}
+	for i := range typ.Elem().NumField() {
+		f := typ.Elem().Field(i)
+		if f.Anonymous {
+			t.Errorf("%s is embedded: all that it can read is readable without edits", f.Name)
+		}
+		if f.IsExported() {
+			have = append(have, f.Name)
+		}
+	}
+	slices.Sort(have)
+	if want := []string{"Added", "Config", "Edits", "Find", "ReadRows", "Round"}; !slices.Equal(have, want) {
+		t.Errorf("reachable are %v, want %v", have, want)
 	}
 }

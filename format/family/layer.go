@@ -1,0 +1,455 @@
+package family
+
+import (
+	"fmt"
+	"math"
+	"reflect"
+	"strings"
+
+	"github.com/phaseconv/phaseconv/format"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+)
+
+// A Layer describes one layer of a model: what its attention and its FFN compute. A
+// family's entry makes the layers once, from the numbers of a configuration file
+// (Config.Resolve); whoever runs, changes or writes a layer asks its description.
+type Layer struct {
+	Attention
+	FFN FFN
+	// PostNorms: the outputs of attention and FFN are normalised before they are added
+	// to the residual stream (sandwich).
+	PostNorms bool
+	// BareInputs: the inputs of attention and FFN are not normalised (OLMo 2, EXAONE 4).
+	BareInputs bool
+}
+
+// AttentionKind is how a layer lets tokens see each other.
+type AttentionKind int
+
+// The kinds of attention.
+const (
+	Softmax   AttentionKind = iota // keys and values of each KV head are cached
+	Latent                         // one latent row per token is cached (MLA)
+	Recurrent                      // a state of fixed size instead of a cache (delta net, Mamba, convolution)
+)
+
+// QKNorm says over what the queries and keys are RMS-normalised.
+type QKNorm int
+
+// The kinds of QK-norm.
+const (
+	NoQKNorm   QKNorm = iota
+	NormHead          // each head by itself, one gain vector of head_dim for all heads of the layer
+	NormLayers        // all heads of the projection together, gains as long as the projection
+)
+
+// Gate says what the output of attention is multiplied with before its projection.
+type Gate int
+
+// The gates of attention.
+const (
+	NoGate      Gate = iota
+	GateChannel      // a number per query head and dimension
+	GateHead         // a number per query head
+)
+
+// HeadShape is the number and length of a layer's heads.
+type HeadShape struct {
+	Heads   int // query heads
+	KVHeads int // key/value heads (GQA: Heads is a multiple)
+	HeadDim int // length of one query or key head
+	// ValueDim is the length of one value head; no family here has another than HeadDim.
+	ValueDim int
+}
+
+// Group returns how many query heads share one KV head.
+func (s HeadShape) Group() int { return s.Heads / s.KVHeads }
+
+// Attention describes the attention of one layer.
+type Attention struct {
+	Kind AttentionKind
+	HeadShape
+	// Owner is the layer whose keys and values are read: the layer itself, or with
+	// shared KV an earlier one. Only an owner has tensors for keys and values.
+	Owner int
+	// Rope turns queries and keys. Rope.Dim is how many dimensions of a head turn, from
+	// the first on: 0 in a layer without RoPE.
+	Rope rope.Params
+	// Window is how many positions, itself included, a query sees; 0: all.
+	Window int
+	Scale  float64 // scores are multiplied by it; 1/sqrt(HeadDim) in most families
+	QKNorm QKNorm
+	// NormAfterRoPE: QKNorm acts after RoPE instead of before (Hunyuan).
+	NormAfterRoPE bool
+	// ValueNorm: values are RMS-normalised per head, without gain (Gemma 4).
+	ValueNorm bool
+	Biases    Biases // projections that may have a bias
+	Sinks     bool   // a learned logit per query head joins the softmax and is dropped
+	Gate      Gate
+}
+
+// Activation is the nonlinearity of the FFN, of its gate where it has one.
+type Activation int
+
+// The activations that families use.
+const (
+	SiLU Activation = iota
+	GELUTanh
+)
+
+// FFNKind is the form of a feed-forward network, or of each expert of one.
+type FFNKind int
+
+// The forms of an FFN.
+const (
+	Gated   FFNKind = iota // down(act(gate x) * up x)
+	Ungated                // down(act(up x))
+)
+
+// Router is how a mixture weighs its experts.
+type Router int
+
+// The routers of mixtures.
+const (
+	// SoftmaxTopK: softmax over all experts, the best Used of them, their weights
+	// divided by their sum if Renorm is set.
+	SoftmaxTopK Router = iota
+	TopKSoftmax        // the best Used logits, softmax over them
+	SigmoidTopK        // sigmoid of each logit, a bias for the choice alone, groups
+)
+
+// FFN describes the feed-forward network of one layer.
+type FFN struct {
+	Kind       FFNKind
+	Activation Activation
+	Size       int // intermediate size, of one expert in a mixture
+
+	Experts int // 0 in a dense layer
+	Used    int // experts per token
+	Router  Router
+	// Renorm: the weights of the chosen experts are divided by their sum.
+	Renorm bool
+	Shared int // experts that every token goes through, beside the chosen ones
+}
+
+// Features are what a layer can have beyond softmax attention over its own keys and values,
+// all dimensions of which RoPE turns, and a gated FFN, perhaps a mixture with a
+// SoftmaxTopK router. No family here has one yet. Whoever handles layers says by
+// Config.Require which of them it can.
+type Features uint32
+
+// The features of layers.
+const (
+	LatentKV       Features = 1 << iota // Kind Latent
+	RecurrentBlock                      // Kind Recurrent
+	SharedKV                            // Owner is another layer
+	NoRoPE                              // Rope.Dim is 0
+	PartialRoPE                         // Rope.Dim is below HeadDim
+	ValueLength                         // ValueDim is not HeadDim
+	LateNorm                            // NormAfterRoPE
+	NormedValues                        // ValueNorm
+	NoPreNorms                          // BareInputs
+	AttentionSinks                      // Sinks
+	OutputGate                          // Gate
+	UngatedFFN                          // Kind Ungated
+	OtherRouter                         // Router is not SoftmaxTopK
+	SharedExperts                       // Shared
+)
+
+// OutsideCache are the features that change neither what a KV cache holds nor how.
+const OutsideCache = NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
+
+var featureNames = []string{
+	"latent attention (MLA)", "a recurrent block instead of attention", "keys and values of another layer",
+	"attention without RoPE", "RoPE on a part of each head", "values of another length than keys",
+	"a norm of queries and keys after RoPE", "a norm of values", "no norm before attention and FFN",
+	"attention sinks", "a gate on the output of attention", "an FFN without gate",
+	"a router other than softmax over all experts", "shared experts",
+}
+
+// String names what is set, for messages.
+func (f Features) String() string {
+	var out []string
+	for i, n := range featureNames {
+		if f&(1<<i) != 0 {
+			out = append(out, n)
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// features returns those of layer number l.
+func (y *Layer) features(l int) Features {
+	var f Features
+	for _, x := range []struct {
+		on   bool
+		flag Features
+	}{
+		{y.Kind == Latent, LatentKV},
+		{y.Kind == Recurrent, RecurrentBlock},
+		{y.Kind == Softmax && y.Owner != l, SharedKV},
+		{y.Kind == Softmax && y.Rope.Dim == 0, NoRoPE},
+		{y.Kind == Softmax && y.Rope.Dim > 0 && y.Rope.Dim < y.HeadDim, PartialRoPE},
+		{y.Kind == Softmax && y.ValueDim != y.HeadDim, ValueLength},
+		{y.NormAfterRoPE, LateNorm},
+		{y.ValueNorm, NormedValues},
+		{y.BareInputs, NoPreNorms},
+		{y.Sinks, AttentionSinks},
+		{y.Gate != NoGate, OutputGate},
+		{y.FFN.Kind != Gated, UngatedFFN},
+		{y.FFN.Experts > 0 && y.FFN.Router != SoftmaxTopK, OtherRouter},
+		{y.FFN.Shared > 0, SharedExperts},
+	} {
+		if x.on {
+			f |= x.flag
+		}
+	}
+	return f
+}
+
+// Require refuses, by name, the first layer with a feature that is not among those
+// that who ("the forward pass") can handle.
+func (c *Config) Require(who string, can Features) error {
+	for l := range c.Layers {
+		if err := c.RequireLayer(l, who, can); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RequireLayer is Require for one layer.
+func (c *Config) RequireLayer(l int, who string, can Features) error {
+	if f := c.Layers[l].features(l) &^ can; f != 0 {
+		return format.Unsupportedf("layer %d of this %s model has %s, which %s does not support", l, c.Family.Name, f, who)
+	}
+	return nil
+}
+
+// Uniform returns the shape that the heads of all layers share. Formats and searches
+// with one number for the whole model need it: it refuses a model whose layers differ.
+func (c *Config) Uniform() (HeadShape, error) {
+	first := c.Layers[0].HeadShape
+	for l := range c.Layers {
+		if x := c.Layers[l].HeadShape; x != first {
+			return first, format.Unsupportedf("layer 0 has %d heads and %d KV heads of %d, layer %d has %d and %d of %d; "+
+				"models whose layers differ in this are not supported here",
+				first.Heads, first.KVHeads, first.HeadDim, l, x.Heads, x.KVHeads, x.HeadDim)
+		}
+	}
+	return first, nil
+}
+
+// Experts returns the number of experts of the layers that are mixtures, 0 in a dense
+// model.
+func (c *Config) Experts() int {
+	n := 0
+	for l := range c.Layers {
+		n = max(n, c.Layers[l].FFN.Experts)
+	}
+	return n
+}
+
+// Window returns the window of the layers that have one, 0 if none has; and for
+// each layer whether it has one.
+func (c *Config) Window() (window int, sliding []bool) {
+	sliding = make([]bool, len(c.Layers))
+	for l := range c.Layers {
+		if w := c.Layers[l].Window; w > 0 {
+			window, sliding[l] = w, true
+		}
+	}
+	return window, sliding
+}
+
+// Ropes returns the RoPE parameters of layers without a window and of layers with
+// one; where a model has one kind only, both are its parameters.
+func (c *Config) Ropes() (full, sliding rope.Params) {
+	have := [2]bool{}
+	of := [2]rope.Params{}
+	for l := range c.Layers {
+		i := 0
+		if c.Layers[l].Window > 0 {
+			i = 1
+		}
+		if !have[i] {
+			have[i], of[i] = true, c.Layers[l].Rope
+		}
+	}
+	switch {
+	case !have[0]:
+		of[0] = of[1]
+	case !have[1]:
+		of[1] = of[0]
+	}
+	return of[0], of[1]
+}
+
+// RopeKind returns the first layer with the same RoPE parameters as layer l: what is
+// made of them, such as tables of angles, can be kept by that number.
+func (c *Config) RopeKind(l int) int {
+	for i := range l {
+		if reflect.DeepEqual(c.Layers[i].Rope, c.Layers[l].Rope) {
+			return i
+		}
+	}
+	return l
+}
+
+// Params are the numbers of a configuration file from which a family's entry makes
+// layers: one for all layers, or one per layer where the families here need that.
+type Params struct {
+	Layers                  int
+	Heads, KVHeads, HeadDim int
+	AttnScale               float64
+	AttnBias                Biases
+	// Rope turns the keys of layers without a window, RopeLocal those of layers with one.
+	Rope, RopeLocal rope.Params
+	// SlidingWindow is the window of the layers for which Sliding is true; 0: no
+	// window anywhere.
+	SlidingWindow int
+	Sliding       []bool // one per layer, nil when SlidingWindow is 0
+
+	FFN         int // intermediate size, of one expert in a mixture
+	Experts     int // 0 for a dense model
+	ExpertsUsed int
+	RenormTopK  bool
+}
+
+// Resolve makes the layers of c, whose Family and model-wide numbers are set, and
+// checks all. The error names the offending quantity in the words of config.json.
+func (c *Config) Resolve(p Params) error {
+	f := c.Family
+	if p.Layers < 1 || p.Layers > MaxLayers {
+		return format.Brokenf("num_hidden_layers is %d, expected 1 to %d", p.Layers, MaxLayers)
+	}
+	if p.SlidingWindow > 0 && len(p.Sliding) != p.Layers {
+		return format.Brokenf("sliding-window flags for %d of %d layers", len(p.Sliding), p.Layers)
+	}
+	c.EmbeddingScale = 1
+	if f.ScaleEmbeddings {
+		c.EmbeddingScale = math.Sqrt(float64(max(0, c.Hidden)))
+	}
+	c.Layers = make([]Layer, p.Layers)
+	for l := range c.Layers {
+		y := Layer{
+			Attention: Attention{
+				HeadShape: HeadShape{Heads: p.Heads, KVHeads: p.KVHeads, HeadDim: p.HeadDim, ValueDim: p.HeadDim},
+				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: f.QKNorm, Biases: p.AttnBias,
+			},
+			FFN:       FFN{Activation: f.Activation, Size: p.FFN, Experts: p.Experts, Used: p.ExpertsUsed, Renorm: p.RenormTopK},
+			PostNorms: f.PostNorms,
+		}
+		if p.SlidingWindow > 0 && p.Sliding[l] {
+			y.Window, y.Rope = p.SlidingWindow, p.RopeLocal
+		}
+		c.Layers[l] = y
+	}
+	return c.Check()
+}
+
+// check refuses numbers that no layer has or that contradict each other.
+func (y *Layer) check(l int) error {
+	for _, x := range []struct {
+		name   string
+		v, max int
+	}{
+		{"num_attention_heads", y.Heads, MaxHeads},
+		{"num_key_value_heads", y.KVHeads, MaxHeads},
+		{"head_dim", y.HeadDim, MaxHeadDim},
+		{"intermediate_size", y.FFN.Size, MaxFFN},
+	} {
+		if x.v < 1 || x.v > x.max {
+			return fmt.Errorf("%s is %d, expected 1 to %d", x.name, x.v, x.max)
+		}
+	}
+	if y.ValueDim < 1 || y.ValueDim > MaxHeadDim {
+		return fmt.Errorf("values of length %d, expected 1 to %d", y.ValueDim, MaxHeadDim)
+	}
+	if y.Heads%y.KVHeads != 0 {
+		return fmt.Errorf("num_attention_heads %d is not a multiple of num_key_value_heads %d", y.Heads, y.KVHeads)
+	}
+	if y.HeadDim%2 != 0 {
+		return fmt.Errorf("head_dim %d is odd; RoPE needs pairs", y.HeadDim)
+	}
+	if !(y.Scale > 0 && y.Scale <= 16) {
+		return fmt.Errorf("attention scale is %g, expected a positive number", y.Scale)
+	}
+	if y.Owner < 0 || y.Owner > l || y.Window < 0 {
+		return fmt.Errorf("keys and values of layer %d and a window of %d", y.Owner, y.Window)
+	}
+	n := y.FFN.Experts
+	if n < 0 || n > MaxExperts || n > 0 && (y.FFN.Used < 1 || y.FFN.Used > n) {
+		return fmt.Errorf("%d experts of which %d are used per token", n, y.FFN.Used)
+	}
+	if y.Rope.Dim > y.HeadDim {
+		return fmt.Errorf("RoPE turns %d of %d dimensions", y.Rope.Dim, y.HeadDim)
+	}
+	if y.Rope.Dim == 0 {
+		return nil
+	}
+	return y.Rope.Check()
+}
+
+// has says whether layer number l has the tensor with this name pattern at all.
+func (y *Layer) has(l int, pattern string) bool {
+	switch strings.TrimPrefix(pattern, "blk.%d.") {
+	case "attn_q.bias":
+		return y.Biases.Q
+	case "attn_k.bias":
+		return y.Owner == l && y.Biases.K
+	case "attn_v.bias":
+		return y.Owner == l && y.Biases.V
+	case "attn_output.bias":
+		return y.Biases.O
+	case "attn_k.weight", "attn_v.weight", "attn_k_norm.weight":
+		return y.Owner == l
+	case "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight":
+		return y.FFN.Experts == 0
+	case "ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight":
+		return y.FFN.Experts > 0
+	}
+	return true
+}
+
+// shape gives the expected shape of the layer's tensor with this name pattern.
+func (y *Layer) shape(pattern string, hidden int) []int {
+	q, k := y.Heads*y.HeadDim, y.KVHeads*y.HeadDim
+	v, out := y.KVHeads*y.ValueDim, y.Heads*y.ValueDim
+	normQ, normK := y.HeadDim, y.HeadDim
+	if y.QKNorm == NormLayers {
+		normQ, normK = q, k
+	}
+	switch strings.TrimPrefix(pattern, "blk.%d.") {
+	case "attn_q.weight":
+		return []int{q, hidden}
+	case "attn_k.weight":
+		return []int{k, hidden}
+	case "attn_v.weight":
+		return []int{v, hidden}
+	case "attn_output.weight":
+		return []int{hidden, out}
+	case "attn_q.bias":
+		return []int{q}
+	case "attn_k.bias":
+		return []int{k}
+	case "attn_v.bias":
+		return []int{v}
+	case "attn_q_norm.weight":
+		return []int{normQ}
+	case "attn_k_norm.weight":
+		return []int{normK}
+	case "ffn_gate.weight", "ffn_up.weight":
+		return []int{y.FFN.Size, hidden}
+	case "ffn_down.weight":
+		return []int{hidden, y.FFN.Size}
+	case "ffn_gate_inp.weight":
+		return []int{y.FFN.Experts, hidden}
+	case "ffn_gate_exps.weight", "ffn_up_exps.weight":
+		return []int{y.FFN.Experts, y.FFN.Size, hidden}
+	case "ffn_down_exps.weight":
+		return []int{y.FFN.Experts, hidden, y.FFN.Size}
+	}
+	// Norm gains and the output bias live in the residual stream.
+	return []int{hidden}
+}

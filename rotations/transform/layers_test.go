@@ -1,0 +1,62 @@
+package transform_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/transform"
+)
+
+// TestOtherLayers: folds refuse layers in which they would not be exact.
+func TestOtherLayers(t *testing.T) {
+	c := tiny.Open(t, "llama", tiny.Options{Layers: 2, Bias: true})
+	y := c.Config.Layers[0]
+	scale := make([]float32, y.HeadDim/2)
+	matrix := make([]float64, y.HeadDim*y.HeadDim)
+	for i := range scale {
+		scale[i] = 2
+	}
+	for i := range y.HeadDim {
+		matrix[i*y.HeadDim+i] = 1
+	}
+	edits := map[string]transform.KeyEdit{
+		"scale":  {Pairs: &transform.PairRotation{Scale: scale}},
+		"shift":  {Shift: &transform.BiasShift{Delta: make([]float64, y.HeadDim)}},
+		"values": {Values: &transform.KeyTransform{Key: matrix, Query: matrix}},
+	}
+	all := map[string]bool{"scale": true, "shift": true, "values": true}
+	for _, x := range []struct {
+		change func(c *family.Config)
+		says   string
+		stops  map[string]bool
+	}{
+		{func(c *family.Config) {}, "", nil},
+		{func(c *family.Config) { c.Layers[0].Sinks = true }, "attention sinks", map[string]bool{"shift": true}},
+		{func(c *family.Config) { c.Layers[0].Gate = family.GateChannel }, "a gate per dimension", map[string]bool{"values": true}},
+		{func(c *family.Config) { c.Layers[0].Gate = family.GateHead }, "", nil},
+		{func(c *family.Config) { c.Layers[1].Owner = 0 }, "layer 1 reads its keys", all},
+		{func(c *family.Config) { c.Layers[0].Rope.Dim /= 2 }, "a part of each head", all},
+		{func(c *family.Config) { c.Layers[0].Rope = rope.Params{} }, "without RoPE", all},
+		{func(c *family.Config) { c.Layers[0].Kind = family.Latent }, "latent attention", all},
+	} {
+		for name, e := range edits {
+			was := c.Config
+			c.Config = was.Clone()
+			x.change(c.Config)
+			v := checkpoint.NewEdited(c, checkpoint.Edits{})
+			heads := make([]transform.KeyEdit, y.KVHeads)
+			for h := range heads {
+				heads[h] = e
+			}
+			err := transform.FoldKeys(v, 0, heads)
+			c.Config = was
+			if (err != nil) != x.stops[name] || err != nil && (!strings.Contains(err.Error(), x.says) || len(v.Edits) > 0) {
+				t.Errorf("%s: %v, want %q", name, err, x.says)
+			}
+		}
+	}
+}
