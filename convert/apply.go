@@ -15,8 +15,8 @@ import (
 
 // Export writes what a publisher gives away of the artifact in dir to a new folder
 // out: the manifest, the sidecars and the fold, without the models. It refuses an
-// artifact that does not pass its contract.
-func Export(dir, out string, notice func(string)) (*spec.Manifest, error) {
+// artifact that does not pass its contract. report may be nil.
+func Export(ctx context.Context, dir, out string, report progress.Func, notice func(string)) (*spec.Manifest, error) {
 	if err := newOnly(out); err != nil {
 		return nil, err
 	}
@@ -25,8 +25,12 @@ func Export(dir, out string, notice func(string)) (*spec.Manifest, error) {
 		return nil, err
 	}
 	for _, e := range m.Artifacts {
-		c := &contract.Checker{}
-		if a := contract.Open(dir, e.Container, c); a != nil {
+		c := &contract.Checker{Progress: report}
+		a, err := contract.Open(ctx, dir, e.Container, c)
+		if err != nil {
+			return nil, err
+		}
+		if a != nil {
 			a.Close()
 		}
 		if !c.OK() {
@@ -39,13 +43,15 @@ func Export(dir, out string, notice func(string)) (*spec.Manifest, error) {
 	}
 	defer f.Abort()
 	for _, n := range append(contract.PublishedFiles(m), spec.ManifestName) {
-		if _, err := write.Copy(dir, f.Path, n); err != nil {
+		if _, err := write.Copy(ctx, dir, f.Path, n); err != nil {
 			return nil, err
 		}
 	}
 	// What was copied, not what was meant to be.
-	c := &contract.Checker{}
-	if contract.OpenPublished(f.Path, c) == nil {
+	c := &contract.Checker{Progress: report}
+	if p, err := contract.OpenPublished(ctx, f.Path, c); err != nil {
+		return nil, err
+	} else if p == nil {
 		return nil, fmt.Errorf("%s: %s", out, failed(c))
 	}
 	return m, f.Commit()
@@ -68,8 +74,11 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 	if err := newOnly(o.Out); err != nil {
 		return nil, nil, err
 	}
-	checks := &contract.Checker{}
-	p := contract.OpenPublished(o.Dir, checks)
+	checks := &contract.Checker{Progress: o.Progress}
+	p, err := contract.OpenPublished(ctx, o.Dir, checks)
+	if err != nil {
+		return nil, nil, err
+	}
 	if p == nil {
 		return nil, checks.Checks, fmt.Errorf("%s: %s", o.Dir, failed(checks))
 	}
@@ -78,7 +87,10 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 		return nil, nil, err
 	}
 	defer c.Close()
-	view := p.CheckBase(c, checks)
+	view, err := p.CheckBase(ctx, c, checks)
+	if err != nil {
+		return nil, nil, err
+	}
 	if view == nil {
 		return nil, checks.Checks, errors.New(failed(checks))
 	}
@@ -109,20 +121,24 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 		x := write.Job{
 			Dir: f.Path, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Source: m.Source, Code: m.Code,
 				Tool: m.Tool}, Only: only, Sidecar: e.Sidecar,
-			Progress: o.Progress.Of("writing " + e.Container),
+			Progress: o.Progress.Of("writing " + e.Container + ", MiB"),
 		}
 		if _, _, err := x.Model(ctx); err != nil {
 			return nil, nil, err
 		}
 	}
 	for _, n := range append(contract.PublishedFiles(m), spec.ManifestName) {
-		if _, err := write.Copy(o.Dir, f.Path, n); err != nil {
+		if _, err := write.Copy(ctx, o.Dir, f.Path, n); err != nil {
 			return nil, nil, err
 		}
 	}
 	for _, e := range m.Artifacts {
-		done := &contract.Checker{}
-		if a := contract.Open(f.Path, e.Container, done); a != nil {
+		done := &contract.Checker{Progress: o.Progress}
+		a, err := contract.Open(ctx, f.Path, e.Container, done)
+		if err != nil {
+			return nil, nil, err
+		}
+		if a != nil {
 			a.Close()
 		}
 		checks.Checks = append(checks.Checks, done.Checks...)
@@ -138,18 +154,18 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 }
 
 // CheckPublished checks published rotations, with base not empty against their
-// source too.
-func CheckPublished(dir, base string) ([]spec.Check, error) {
-	checks := &contract.Checker{}
-	p := contract.OpenPublished(dir, checks)
+// source too. report may be nil.
+func CheckPublished(ctx context.Context, dir, base string, report progress.Func) ([]spec.Check, error) {
+	checks := &contract.Checker{Progress: report}
+	p, err := contract.OpenPublished(ctx, dir, checks)
 	if p == nil || base == "" {
-		return checks.Checks, nil
+		return checks.Checks, err
 	}
 	c, err := checkpoint.Open(base)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	p.CheckBase(c, checks)
-	return checks.Checks, nil
+	_, err = p.CheckBase(ctx, c, checks)
+	return checks.Checks, err
 }

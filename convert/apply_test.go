@@ -63,7 +63,7 @@ func TestApply(t *testing.T) {
 				x.edit(&o)
 			}
 			converted(t, o)
-			if _, err := Export(o.Out, at("published"), nil); err != nil {
+			if _, err := Export(t.Context(), o.Out, at("published"), nil, nil); err != nil {
 				t.Fatal(err)
 			}
 			for _, n := range left(t, at("published")) {
@@ -82,7 +82,8 @@ func TestApply(t *testing.T) {
 			if err := os.Rename(src, elsewhere); err != nil {
 				t.Fatal(err)
 			}
-			_, checks, err := Apply(context.Background(), ApplyOptions{Dir: at("published"), Base: elsewhere, Out: at("again"), Tool: "test"})
+			_, checks, err := Apply(context.Background(), ApplyOptions{Dir: at("published"), Base: elsewhere, Out: at("again"),
+				Tool: "test"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -103,7 +104,7 @@ func TestApplyRefuses(t *testing.T) {
 	o := small(at("src"), at("out"))
 	o.Code, o.Report = "srht", false
 	converted(t, o)
-	if _, err := Export(o.Out, at("good"), nil); err != nil {
+	if _, err := Export(t.Context(), o.Out, at("good"), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, x := range []struct {
@@ -114,7 +115,7 @@ func TestApplyRefuses(t *testing.T) {
 	}{
 		{"sibling", func(string) {}, "sibling", "take that very model"},
 		{"fold of another", func(p string) {
-			f, err := sidecar.ReadFold(filepath.Join(p, spec.FoldName))
+			f, err := sidecar.ReadFold(t.Context(), filepath.Join(p, spec.FoldName))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -124,7 +125,7 @@ func TestApplyRefuses(t *testing.T) {
 			}
 		}, "src", spec.FoldName},
 		{"fold of another, recorded", func(p string) {
-			f, err := sidecar.ReadFold(filepath.Join(p, spec.FoldName))
+			f, err := sidecar.ReadFold(t.Context(), filepath.Join(p, spec.FoldName))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,7 +136,7 @@ func TestApplyRefuses(t *testing.T) {
 			rerecord(t, p, spec.FoldName)
 		}, "src", "the result is not the publisher's (the publisher used test, this is another): files: "},
 		{"fold for another shape, recorded", func(p string) {
-			f, err := sidecar.ReadFold(filepath.Join(p, spec.FoldName))
+			f, err := sidecar.ReadFold(t.Context(), filepath.Join(p, spec.FoldName))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -186,7 +187,7 @@ func rerecord(t *testing.T, dir, name string) {
 			m.Files = append(m.Files, f)
 		}
 	}
-	f, err := write.Describe(dir, name)
+	f, err := write.Describe(t.Context(), dir, name)
 	if err != nil {
 		t.Fatal(err)
 	}

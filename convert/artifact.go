@@ -26,14 +26,14 @@ type written struct {
 func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *plan.Changes, fitted *calibrate.Result) (*written, error) {
 	w := &written{}
 	var err error
-	if w.tag, err = j.tag(fitted); err != nil {
+	if w.tag, err = j.tag(ctx, fitted); err != nil {
 		return nil, err
 	}
 	fold := &sidecar.Fold{SourceSHA256: w.tag.Source.SHA256, Edits: ch.View.Edits, Added: ch.View.Added}
 	if err := fold.Write(filepath.Join(dir, spec.FoldName)); err != nil {
 		return nil, err
 	}
-	f, err := write.Describe(dir, spec.FoldName)
+	f, err := write.Describe(ctx, dir, spec.FoldName)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +41,7 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 	for _, p := range plans {
 		x := write.Job{
 			Dir: dir, Source: j.source, View: ch.View, Plan: p, OutType: j.o.OutType, Tag: w.tag, Ranges: j.ranges,
-			Progress: j.o.Progress.Of("writing " + string(p.Container)),
+			Progress: j.o.Progress.Of("writing " + string(p.Container) + ", MiB"),
 		}
 		entry, files, err := x.Model(ctx)
 		if err != nil {
@@ -52,7 +52,7 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 			return nil, err
 		}
 		// The digest is taken from what was written, not from what was meant.
-		entry.WeightsSHA256, err = model.AttentionDigest()
+		entry.WeightsSHA256, err = model.AttentionDigest(ctx, j.o.Progress.Of("checking query and key tensors, MiB"))
 		cfg := model.Config
 		model.Close()
 		if err != nil {
@@ -62,7 +62,7 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 		if err != nil {
 			return nil, err
 		}
-		f, err := write.Sidecar(dir, entry, p, s)
+		f, err := write.Sidecar(ctx, dir, entry, p, s)
 		if err != nil {
 			return nil, err
 		}
@@ -73,9 +73,9 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 }
 
 // tag says where the artifact comes from.
-func (j *job) tag(fitted *calibrate.Result) (write.Tag, error) {
+func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, error) {
 	c, o := j.source, &j.o
-	digest, err := c.Digest()
+	digest, err := c.Digest(ctx, o.Progress.Of("reading the source, MiB"))
 	if err != nil {
 		return write.Tag{}, err
 	}

@@ -63,14 +63,14 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if _, err := plan.NewKeys(c.Config, keys); err != nil {
 		return nil, err
 	}
-	cal, err := ppl.Tokenize(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	cal, err := ppl.Tokenize(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
 	if err != nil {
 		return nil, err
 	}
 	if err := calibrate.Enough(c.Config, cal.Tokens, o.Policy, o.Bits); err != nil {
 		return nil, err
 	}
-	w, err := ppl.Tokenize(c, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(ctx, c, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err != nil {
 		return nil, err
 	}
-	tap := &audit.Tap{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
+	meter := &audit.Meter{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
 	codes := make([][]*codec.Code, c.Config.Layers)
 	for l, layer := range fit.Layers {
 		var row []audit.Codes
@@ -99,7 +99,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 			}
 			row, codes[l] = append(row, x), append(codes[l], head.Codes[o.Code])
 		}
-		tap.Codes = append(tap.Codes, row)
+		meter.Codes = append(meter.Codes, row)
 	}
 	// The 1-bit variant scores keys as the source has them, so it needs codes for
 	// unbalanced keys: the balance is undone around the code.
@@ -107,8 +107,8 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err != nil {
 		return nil, err
 	}
-	cache.Scale = tap.Scale
-	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring")}
+	cache.Scale = meter.Scale
+	run := refmodel.Options{Hooks: meter.Hooks(ctx), Progress: o.Progress.Of("measuring")}
 	res, err := ppl.Compare(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
@@ -119,7 +119,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	out := &spec.AuditJSON{
 		Calibration: o.Calibration.Info(cal), Text: o.Text.Info(w), Balance: o.Balance,
 		PPL: ppl.PPLJSON(res, w, o.Policy, o.Code), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Layers: audit.Layers(tap.Rows, c.Config.HeadDim, fittedHead(fit, o.Code, o.Policy.Anchor)),
+		Layers: audit.Layers(meter.Rows, c.Config.HeadDim, fittedHead(fit, o.Code, o.Policy.Anchor)),
 		Bytes:  kvcache.Bytes(c.Config, codes, o.Policy),
 	}
 	if o.FFN != nil {
@@ -133,8 +133,8 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return out, nil
 	}
 	p := figures.Options{
-		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: tap.Scale, Windows: w.Tokens, Text: out.Text,
-		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(c, o.Text), Rows: out.Layers,
+		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: meter.Scale, Windows: w.Tokens, Text: out.Text,
+		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(ctx, c, o.Text), Rows: out.Layers,
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
 	}
 	for _, layer := range fit.Layers {

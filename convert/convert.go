@@ -26,7 +26,7 @@ type Result struct {
 // complete and measured. An *OptionError comes back before any work; a context that ends stops
 // it within a second or two of processor time.
 func Convert(ctx context.Context, o Options) (res *Result, err error) {
-	j, err := open(o)
+	j, err := open(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func (j *job) scan(ctx context.Context) (err error) {
 
 // open opens the source, refuses what cannot work, and cuts the texts: one that is too short is
 // found before hours are spent, not after.
-func open(o Options) (*job, error) {
+func open(ctx context.Context, o Options) (*job, error) {
 	if err := newOnly(o.Out); err != nil {
 		return nil, err
 	}
@@ -113,7 +113,7 @@ func open(o Options) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	j, err := newJob(c, o)
+	j, err := newJob(ctx, c, o)
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -122,7 +122,7 @@ func open(o Options) (*job, error) {
 }
 
 // newJob does what open does on a source that is open.
-func newJob(c *checkpoint.Checkpoint, o Options) (*job, error) {
+func newJob(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*job, error) {
 	j := &job{o: o, source: c}
 	if err := j.o.settle(c); err != nil {
 		return nil, err
@@ -135,13 +135,13 @@ func newJob(c *checkpoint.Checkpoint, o Options) (*job, error) {
 		return nil, err
 	}
 	var err error
-	if j.calibration, err = ppl.Tokenize(c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx); err != nil {
+	if j.calibration, err = ppl.Tokenize(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx); err != nil {
 		return nil, err
 	}
 	if err := calibrate.Enough(c.Config, j.calibration.Tokens, o.Policy, o.Bits); err != nil {
 		return nil, err
 	}
-	j.evaluation, err = ppl.Tokenize(c, o.Evaluation, o.Ctx, o.Chunks)
+	j.evaluation, err = ppl.Tokenize(ctx, c, o.Evaluation, o.Ctx, o.Chunks)
 	return j, err
 }
 

@@ -32,7 +32,7 @@ func Example() {
 	fmt.Printf("%s: contract and function hold: %v\n", res.Manifest.Model.Family, res.Verify.OK)
 	fmt.Printf("keys per token: %d bytes as F16, %d coded\n", res.Verify.Bytes.KF16, res.Verify.Bytes.KCode)
 
-	s, err := sidecar.Read(filepath.Join(o.Out, spec.GGUFSidecarName))
+	s, err := sidecar.Read(context.Background(), filepath.Join(o.Out, spec.GGUFSidecarName))
 	if err != nil {
 		log.Fatal(err)
 	}

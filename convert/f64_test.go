@@ -23,7 +23,8 @@ func TestF64(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !res.Verify.OK || res.Verify.Function.KLDMean > 1e-6 || !strings.Contains(strings.Join(res.Manifest.Notes, " "), "stored as F64: ") {
+		if !res.Verify.OK || res.Verify.Function.KLDMean > 1e-6 || !strings.Contains(strings.Join(res.Manifest.Notes, " "),
+			"stored as F64: ") {
 			t.Errorf("to %s: %+v, notes %q", to, res.Verify.Function, res.Manifest.Notes)
 		}
 		c, err := write.Open(filepath.Join(dir, string(to)), res.Manifest.Artifacts[0])
@@ -32,7 +33,8 @@ func TestF64(t *testing.T) {
 		}
 		defer c.Close()
 		x, _ := c.Find("output.weight")
-		if got, err := c.ReadAll(x); err != nil || x.Type != []string{"F64", "F32"}[i] || !slices.Equal(got, m.Find("lm_head.weight").Values) {
+		if got, err := c.ReadAll(x); err != nil || x.Type != []string{"F64", "F32"}[i] || !slices.Equal(got,
+			m.Find("lm_head.weight").Values) {
 			t.Errorf("to %s: head of type %s (%v)", to, x.Type, err)
 		}
 	}

@@ -35,13 +35,14 @@ func TestStoredHead(t *testing.T) {
 		{"in a GGUF file, same", true, true, nil, checkpoint.GGUF, "llama", true, false},
 	} {
 		var embd []float32
-		o := tiny.Options{Seed: 3, Untied: true, Config: map[string]any{"tie_word_embeddings": x.tied}, Edit: func(name string, v []float32) {
-			if name == "model.embed_tokens.weight" {
-				embd = v
-			} else if name == "lm_head.weight" && x.same {
-				copy(v, embd)
-			}
-		}}
+		o := tiny.Options{Seed: 3, Untied: true, Config: map[string]any{"tie_word_embeddings": x.tied},
+			Edit: func(name string, v []float32) {
+				if name == "model.embed_tokens.weight" {
+					embd = v
+				} else if name == "lm_head.weight" && x.same {
+					copy(v, embd)
+				}
+			}}
 		if x.fam == "olmoe" { // stock readers demand it
 			o.KVHeads = 4
 		}

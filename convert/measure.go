@@ -40,13 +40,16 @@ func (m *measured) record(man *spec.Manifest) {
 // measure verifies the artifact in dir.
 func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitted *calibrate.Result) (*measured, error) {
 	o := &j.o
-	checks := &contract.Checker{Fresh: true}
-	a := contract.Open(dir, string(o.Formats[0]), checks)
+	checks := &contract.Checker{Fresh: true, Progress: o.Progress}
+	a, err := contract.Open(ctx, dir, string(o.Formats[0]), checks)
+	if err != nil {
+		return nil, err
+	}
 	if a == nil {
 		return nil, fmt.Errorf("%s: the artifact does not pass its own contract: %s", o.Out, failed(checks))
 	}
 	defer a.Close()
-	codes, err := codesIn(fitted, j.source.Config.Pairs, a.Sidecar.Pairs)
+	codes, err := codesIn(ctx, fitted, j.source.Config.Pairs, a.Sidecar.Pairs)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +64,7 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 	if o.Report {
 		p := figures.OfArtifact(a)
 		p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = out.verify.Layers, codes, o.ReportDetail, o.Seed, o.Threads, o.Progress
-		p.Windows, p.Text, p.Long = j.evaluation.Tokens, o.Evaluation.Info(j.evaluation), ppl.Longer(a.Model, o.Evaluation)
+		p.Windows, p.Text, p.Long = j.evaluation.Tokens, o.Evaluation.Info(j.evaluation), ppl.Longer(ctx, a.Model, o.Evaluation)
 		p.Calibration, p.CalibrationName = j.calibration.Tokens, o.Calibration.Name
 		if out.detail, err = figures.Run(ctx, p); err != nil {
 			return nil, err
@@ -112,12 +115,15 @@ func (j *job) multiplications() float64 {
 
 // codesIn returns all codes that were fitted, [layer][head][kind], with their dimensions moved
 // to another pair layout.
-func codesIn(fitted *calibrate.Result, from, to rope.Layout) ([][]map[string]*codec.Code, error) {
+func codesIn(ctx context.Context, fitted *calibrate.Result, from, to rope.Layout) ([][]map[string]*codec.Code, error) {
 	var out [][]map[string]*codec.Code
 	for _, layer := range fitted.Layers {
 		var row []map[string]*codec.Code
 		for _, h := range layer.Heads {
 			x := map[string]*codec.Code{}
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			for kind, code := range h.Codes {
 				moved, err := code.To(from, to)
 				if err != nil {

@@ -45,7 +45,7 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 	var w *fitcache.Cache
 	var err error
 	if o.Work != "" {
-		if w, err = j.work(ch, opt); err != nil {
+		if w, err = j.work(ctx, ch, opt); err != nil {
 			return nil, err
 		}
 	}
@@ -55,7 +55,7 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 	if w != nil {
 		w.Inputs = append(w.Inputs, fitcache.Input{Name: "signs", Value: signsDigest(opt.Signs)})
 		if o.Merge {
-			if err := complete(w, c.Config.Layers); err != nil {
+			if err := complete(ctx, w, c.Config.Layers); err != nil {
 				return nil, err
 			}
 		}
@@ -65,11 +65,14 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 }
 
 // complete refuses to merge what is not there.
-func complete(w *fitcache.Cache, layers int) error {
+func complete(ctx context.Context, w *fitcache.Cache, layers int) error {
 	missing := 0
 	var first error
 	for l := range layers {
-		if _, err := w.Read(l); err != nil {
+		if _, err := w.Read(ctx, l); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			if missing++; first == nil {
 				first = err
 			}
@@ -82,12 +85,12 @@ func complete(w *fitcache.Cache, layers int) error {
 }
 
 // work opens the folder of fitted layers.
-func (j *job) work(ch *plan.Changes, opt calibrate.Options) (*fitcache.Cache, error) {
+func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options) (*fitcache.Cache, error) {
 	o, c, windows := &j.o, j.source, j.calibration.Tokens
 	if st, err := os.Stat(o.Work); err == nil && !st.IsDir() {
 		return nil, option.Bad("Work", o.Work, "it is not a folder")
 	}
-	source, err := c.Digest()
+	source, err := c.Digest(ctx, o.Progress.Of("reading the source, MiB"))
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +221,7 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 		return nil, err
 	}
 	o.Merge = false
-	j, err := open(o)
+	j, err := open(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +285,7 @@ func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache
 		case err == nil:
 			return signs, nil
 		case o.Merge && !slices.ContainsFunc(layers(c.Layers), func(l int) bool { return there(w.Path(l)) }):
-			return nil, complete(w, c.Layers)
+			return nil, complete(ctx, w, c.Layers)
 		case o.Merge:
 			return nil, fmt.Errorf("the units' allotment of signs is not there; run them, or convert with --resume: %w", err)
 		case !errors.Is(err, fs.ErrNotExist):

@@ -128,7 +128,7 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		if chunks > 0 {
 			chunks = max(1, chunks*contexts[0]/n)
 		}
-		w, err := ppl.Tokenize(base, o.Text, n, chunks)
+		w, err := ppl.Tokenize(ctx, base, o.Text, n, chunks)
 		if err != nil {
 			return nil, err
 		}
@@ -302,7 +302,7 @@ func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.Ca
 		}
 		for at := 0; at < len(streams); at += maxStreams {
 			group := streams[at:min(len(streams), at+maxStreams)]
-			res, err := ppl.Measure(ctx, w, a.base[i], group...)
+			res, err := ppl.Measure(ctx, w, a.o.Progress.Of("comparing predictions"), a.base[i], group...)
 			if err != nil {
 				return err
 			}

@@ -200,7 +200,7 @@ func TestAdvise(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := ppl.Tokenize(c, o.Text, 32, 4)
+		w, err := ppl.Tokenize(t.Context(), c, o.Text, 32, 4)
 		if err != nil {
 			t.Fatal(err)
 		}

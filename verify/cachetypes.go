@@ -68,7 +68,7 @@ func measureCacheTypes(ctx context.Context, model *checkpoint.Checkpoint, o Opti
 		}
 		streams = append(streams, base...)
 	}
-	res, err := ppl.Measure(ctx, w, streams[1], streams[0])
+	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing stock cache types"), streams[1], streams[0])
 	if err != nil {
 		return nil, err
 	}

@@ -46,7 +46,8 @@ func TestReferenceHead(t *testing.T) {
 			}
 			embd, _ := r.Find("token_embd.weight")
 			x := make([]float32, embd.Elements())
-			if err := r.ReadRows(embd, 0, embd.Rows(), x); err != nil || !slices.Equal(x, m.Find("model.embed_tokens.weight").Values) {
+			if err := r.ReadRows(embd, 0, embd.Rows(), x); err != nil || !slices.Equal(x,
+				m.Find("model.embed_tokens.weight").Values) {
 				t.Errorf("gguf %v: other tensors are not read as before (%v)", gguf, err)
 			}
 			if !stored {

@@ -78,21 +78,21 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, err
 	}
 	cache.Kernels = o.Kernels
-	w, err := ppl.Tokenize(a.Model, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(ctx, a.Model, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}
 	m := refmodel.New(cfg, a.Model, o.Threads)
-	tap := &audit.Tap{Config: cfg, Policy: policy, Threads: m.Threads}
-	if tap.Codes, err = auditCodes(codes, o); err != nil {
+	meter := &audit.Meter{Config: cfg, Policy: policy, Threads: m.Threads}
+	if meter.Codes, err = auditCodes(codes, o); err != nil {
 		return nil, err
 	}
-	run := refmodel.Options{Tap: tap, Progress: o.Progress.Of("measuring float and 1-bit keys")}
+	run := refmodel.Options{Hooks: meter.Hooks(ctx), Progress: o.Progress.Of("measuring float and 1-bit keys")}
 	both, err := ppl.Run(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}
-	res, err := ppl.Measure(ctx, w, both[0], both[1])
+	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing float and 1-bit keys"), both[0], both[1])
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +110,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if head == nil {
 		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
 	}
-	out.Layers = audit.Layers(tap.Rows, cfg.HeadDim, head)
+	out.Layers = audit.Layers(meter.Rows, cfg.HeadDim, head)
 	if o.Source != nil {
 		if out.Function, err = function(ctx, a, o, w, both[0], checks); err != nil {
 			return nil, err
@@ -206,7 +206,7 @@ func fromManifest(m *spec.Manifest, kind string, codes [][]*codec.Code, anchor i
 // function compares the artifact's float model with its source, and puts the
 // re-rounding floor beside it.
 func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions, checks *contract.Checker) (*spec.FunctionJSON, error) {
-	digest, err := o.Source.Digest()
+	digest, err := o.Source.Digest(ctx, o.Progress.Of("reading the source, MiB"))
 	if err != nil {
 		return nil, err
 	}
@@ -245,13 +245,13 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 		if err != nil {
 			return nil, err
 		}
-		res, err := ppl.Measure(ctx, part, src.Part(w, n), rounded)
+		res, err := ppl.Measure(ctx, part, o.Progress.Of("comparing with the rounding floor"), src.Part(w, n), rounded)
 		if err != nil {
 			return nil, err
 		}
 		return &res.Divergences[0], nil
 	}
-	res, err := ppl.Measure(ctx, w, src, got)
+	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing with the source"), src, got)
 	if err != nil {
 		return nil, err
 	}

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -18,6 +22,22 @@ func limitFiles(n uint64) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
 		panic(err)
 	}
+}
+
+// cpuTime returns the processor time that a process has used so far, in user and system mode.
+func cpuTime(pid int) (time.Duration, bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, false
+	}
+	// After the name in parentheses: state, ten numbers, then both times in ticks of 10 ms.
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) < 13 {
+		return 0, false
+	}
+	user, err1 := strconv.Atoi(string(f[11]))
+	system, err2 := strconv.Atoi(string(f[12]))
+	return time.Duration(user+system) * 10 * time.Millisecond, err1 == nil && err2 == nil
 }
 
 func fifo(ts *testscript.TestScript, path string) { ts.Check(syscall.Mkfifo(path, 0o600)) }

@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/activations"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -31,7 +32,7 @@ type Options struct {
 	Balance bool // the keys are those that the K/Q pair scaling leaves
 	Seed    uint64
 	Threads int
-	// Progress is told about layers that are done, twice as many as the model has.
+	// Progress, if set, is told how many steps are done.
 	Progress func(done, total int)
 
 	signs [][]int // of the frames that damage is measured with: Bits, evenly
@@ -108,7 +109,10 @@ const collapseCos = 0.71933980033865119
 func angleWeights(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) ([]float64, error) {
 	c := m.Config
 	t := &angleTap{cfg: c, o: o}
-	opt := refmodel.Options{Tap: t, Progress: func(done, total int) { o.step(done, total) }}
+	opt := refmodel.Options{
+		Hooks:    refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return t.attention(ctx, a) }},
+		Progress: o.Progress,
+	}
 	if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
 		if err == nil {
 			err = fmt.Errorf("layer %d was not reached", c.Layers-1)
@@ -139,24 +143,19 @@ type angleTap struct {
 	cos []float64
 }
 
-// FFN implements refmodel.Tap.
-func (t *angleTap) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
-func (t *angleTap) Attention(a *refmodel.Attention) error {
+func (t *angleTap) attention(ctx context.Context, a *refmodel.Attention) error {
 	c := t.cfg
 	cos := make([]float64, c.KVHeads)
-	errs := make([]error, c.KVHeads)
-	parallel.Do(t.o.Threads, c.KVHeads, func(h int) {
+	err := parallel.For(ctx, t.o.Threads, c.KVHeads, func(h int) error {
 		raw, err := codec.DataFree("raw", c.HeadDim, 0, a.Layer, h)
 		if err != nil {
-			errs[h] = err
-			return
+			return err
 		}
-		b := raw.Measure(activations.Keys(c, a, h, nil, kvcache.Policy{Sink: t.o.Policy.Sink}))
+		b, err := raw.Measure(ctx, activations.Keys(c, a, h, nil, kvcache.Policy{Sink: t.o.Policy.Sink}))
 		cos[h] = b.Cos1bit
+		return err
 	})
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		return err
 	}
 	var sum float64
@@ -165,6 +164,9 @@ func (t *angleTap) Attention(a *refmodel.Attention) error {
 	}
 	t.cos = append(t.cos, sum/float64(c.KVHeads))
 	if len(t.cos) == c.Layers {
+		if t.o.Progress != nil {
+			t.o.Progress(c.Layers, c.Layers)
+		}
 		return errDone
 	}
 	return nil
@@ -174,8 +176,13 @@ func (t *angleTap) Attention(a *refmodel.Attention) error {
 // of the model's divergence.
 func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve, error) {
 	c := m.Config
-	s := &survey{ctx: ctx, cfg: c, o: o, scale: map[[2]int][]float32{}}
-	opt := refmodel.Options{Tap: s, Progress: func(done, _ int) { o.step(done, 2*c.Layers) }}
+	s := &survey{cfg: c, o: o, scale: map[[2]int][]float32{}}
+	// Codes of heads first, then layers one at a time.
+	codes := c.Layers * c.KVHeads
+	total := codes + ppl.LayerSteps(m)
+	s.coded = progress.Count(o.Progress, total)
+	hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return s.attention(ctx, a) }}
+	opt := refmodel.Options{Hooks: hooks}
 	if err := m.Run(ctx, fit, []*refmodel.Variant{{}}, opt); err != nil {
 		return nil, err
 	}
@@ -184,7 +191,11 @@ func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measur
 		return nil, err
 	}
 	cache.Scale = func(l, h int) []float32 { return s.scale[[2]int{l, h}] }
-	kld, err := ppl.LayerKLD(ctx, m, [][]int32{measure}, len(measure)/4, cache, func(done, _ int) { o.step(c.Layers+done, 2*c.Layers) })
+	kld, err := ppl.LayerKLD(ctx, m, [][]int32{measure}, len(measure)/4, cache, func(done, _ int) {
+		if o.Progress != nil {
+			o.Progress(codes+done, total)
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -212,12 +223,12 @@ func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measur
 // surveyor fits every head with the same number of signs and keeps what an
 // allotment needs.
 type survey struct {
-	ctx   context.Context
 	cfg   *family.Config
 	o     Options
 	codes [][]*codec.Code
 	scale map[[2]int][]float32
 	heads [][]surveyed
+	coded func() // reports a head
 }
 
 type surveyed struct {
@@ -225,11 +236,7 @@ type surveyed struct {
 	loss     float64
 }
 
-// FFN implements refmodel.Tap.
-func (s *survey) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
-func (s *survey) Attention(a *refmodel.Attention) error {
+func (s *survey) attention(ctx context.Context, a *refmodel.Attention) error {
 	c, o := s.cfg, s.o
 	if o.Balance {
 		b := activations.Energies(c, a, o.Policy.Sink).PairScale(c.Family.QKNorm == family.NormHead)
@@ -237,33 +244,32 @@ func (s *survey) Attention(a *refmodel.Attention) error {
 			s.scale[[2]int{a.Layer, h}] = b.RowScale(h, c.HeadDim, c.Pairs, false)
 		}
 	}
-	xs, err := activations.Samples(s.ctx, c, a, func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }, o.Policy, o.Threads)
+	scale := func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }
+	xs, err := activations.Samples(ctx, c, a, scale, o.Policy, o.Threads)
 	if err != nil {
 		return err
 	}
-	codes, heads, errs := make([]*codec.Code, c.KVHeads), make([]surveyed, c.KVHeads), make([]error, c.KVHeads)
-	parallel.Do(o.Threads, c.KVHeads, func(h int) {
+	codes, heads := make([]*codec.Code, c.KVHeads), make([]surveyed, c.KVHeads)
+	err = parallel.For(ctx, o.Threads, c.KVHeads, func(h int) error {
 		xs[h].Seed, xs[h].Draft = o.Seed, true
-		codes[h], heads[h], errs[h] = s.head(xs[h])
+		var err error
+		codes[h], heads[h], err = s.head(ctx, xs[h])
+		s.coded()
+		return err
 	})
 	s.codes, s.heads = append(s.codes, codes), append(s.heads, heads)
-	return errors.Join(errs...)
+	return err
 }
 
-func (s *survey) head(x *fit.Sample) (*codec.Code, surveyed, error) {
-	spectrum, err := x.Spectrum()
+func (s *survey) head(ctx context.Context, x *fit.Sample) (*codec.Code, surveyed, error) {
+	spectrum, err := x.Spectrum(ctx)
 	if err != nil {
 		return nil, surveyed{}, err
 	}
-	code, _, err := fit.Fit("frame", s.o.signs[x.Layer][x.Head], x)
+	code, _, err := fit.Fit(ctx, "frame", s.o.signs[x.Layer][x.Head], x)
 	if err != nil {
 		return nil, surveyed{}, err
 	}
-	return code, surveyed{spectrum, x.ScoreLoss(code)}, nil
-}
-
-func (o *Options) step(done, total int) {
-	if o.Progress != nil {
-		o.Progress(done, total)
-	}
+	loss, err := x.ScoreLoss(ctx, code)
+	return code, surveyed{spectrum, loss}, err
 }

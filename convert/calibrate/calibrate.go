@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
-	"sync"
 
 	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -21,6 +20,7 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/activations"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -37,7 +37,7 @@ type Options struct {
 	Balance bool
 	Seed    uint64
 	Threads int
-	// Progress is called after each layer.
+	// Progress, if set, is told how much is done: layers passed and codes fitted, together.
 	Progress func(done, total int)
 	// Only, if set, says which layers to fit; the forward pass goes through the
 	// others, and ends behind the last that is needed.
@@ -57,10 +57,10 @@ func (o *Options) Allocation() bits.Options {
 // A Store keeps fitted layers for later runs.
 type Store interface {
 	// Load returns a layer that was saved, or nil if there is none that can be
-	// used; why not is the store's to tell.
-	Load(layer int) *Layer
+	// used; why not is the store's to tell. It fails only when ctx ends.
+	Load(ctx context.Context, layer int) (*Layer, error)
 	// Save keeps a layer.
-	Save(layer int, x *Layer) error
+	Save(ctx context.Context, layer int, x *Layer) error
 }
 
 // Head is what was fitted to one KV head.
@@ -92,8 +92,8 @@ func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
 	return func(l, h int) []float32 { return r.Layers[l].PairScale.RowScale(h, c.HeadDim, c.Pairs, false) }
 }
 
-// Run fits on windows of token ids. When ctx ends, it returns the error of ctx
-// after at most one step of one fit.
+// Run fits on windows of token ids. When ctx ends, it returns its cause after at most one
+// step of one fit.
 func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (*Result, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
@@ -107,14 +107,18 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 			return nil, err
 		}
 	}
-	f := &fitter{ctx: &ending{Context: ctx}, cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
+	f := &fitter{cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, m.Config.Layers)}}
 	f.todo = make([]bool, m.Config.Layers)
 	for l := range f.todo {
 		if o.Only != nil && !o.Only(l) {
 			continue
 		}
 		if o.Store != nil {
-			if x := o.Store.Load(l); x != nil {
+			x, err := o.Store.Load(ctx, l)
+			if err != nil {
+				return nil, err
+			}
+			if x != nil {
 				f.res.Layers[l] = *x
 				continue
 			}
@@ -122,15 +126,18 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		f.todo[l], f.last = true, l
 	}
 	if f.last >= 0 {
-		// Progress is that of the layers that the pass goes through.
-		opt := refmodel.Options{Tap: f, Progress: func(done, _ int) { f.progress(done) }}
+		opt := refmodel.Options{
+			Hooks:    refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }},
+			Progress: func(done, _ int) { f.progress(done, 0) },
+		}
+		f.progress(0, 0)
 		if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
 			if err == nil {
 				err = fmt.Errorf("layer %d was not reached", f.last)
 			}
 			return nil, err
 		}
-		f.progress(f.last + 1)
+		f.progress(f.last+1, 0)
 	}
 	return f.res, nil
 }
@@ -138,27 +145,8 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 // errDone ends a forward pass whose rest nobody needs.
 var errDone = errors.New("all layers are fitted")
 
-// ending is a context that is not asked again once it has ended: fits that run side
-// by side then all end with the one that noticed.
-type ending struct {
-	context.Context
-	mu  sync.Mutex
-	err error
-}
-
-// Err implements context.Context.
-func (e *ending) Err() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.err == nil {
-		e.err = e.Context.Err()
-	}
-	return e.err
-}
-
-// fitter is the tap that fits a layer as its activations pass.
+// fitter fits a layer as its activations pass.
 type fitter struct {
-	ctx  context.Context
 	cfg  *family.Config
 	o    Options
 	todo []bool // layers to fit
@@ -166,17 +154,16 @@ type fitter struct {
 	res  *Result
 }
 
-func (f *fitter) progress(done int) {
+// progress reports that so many layers have been passed, and that of the next one so many
+// codes are fitted.
+func (f *fitter) progress(layers, fits int) {
 	if f.o.Progress != nil {
-		f.o.Progress(done, f.last+1)
+		each := len(f.o.Kinds)*f.cfg.KVHeads + 1
+		f.o.Progress(layers*each+fits, (f.last+1)*each)
 	}
 }
 
-// FFN implements refmodel.Tap.
-func (f *fitter) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
-func (f *fitter) Attention(a *refmodel.Attention) error {
+func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 	if !f.todo[a.Layer] {
 		return nil
 	}
@@ -186,7 +173,7 @@ func (f *fitter) Attention(a *refmodel.Attention) error {
 	if f.o.Balance {
 		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(c.Family.QKNorm == family.NormHead)
 	}
-	xs, err := activations.Samples(f.ctx, c, a, func(h int) []float32 {
+	xs, err := activations.Samples(ctx, c, a, func(h int) []float32 {
 		if layer.PairScale == nil {
 			return nil
 		}
@@ -195,14 +182,11 @@ func (f *fitter) Attention(a *refmodel.Attention) error {
 	if err != nil {
 		return err
 	}
-	errs := f.fitHeads(xs, layer.Heads)
-	for h, err := range errs {
-		if err != nil {
-			return fmt.Errorf("layer %d, KV head %d: %w", a.Layer, h, err)
-		}
+	if err := f.fitHeads(ctx, xs, layer.Heads); err != nil {
+		return err
 	}
 	if f.o.Store != nil {
-		if err := f.o.Store.Save(a.Layer, layer); err != nil {
+		if err := f.o.Store.Save(ctx, a.Layer, layer); err != nil {
 			return err
 		}
 	}
@@ -214,14 +198,13 @@ func (f *fitter) Attention(a *refmodel.Attention) error {
 
 // fitHeads fits every kind of code to every head. Each fit is a task of its own:
 // with the few heads of a layer as tasks, threads would wait for the last one.
-func (f *fitter) fitHeads(xs []*fit.Sample, heads []Head) []error {
+func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) error {
 	type task struct {
 		head  int
 		kind  string
 		code  *codec.Code
 		curve []fit.Point
 		train codec.Beta
-		err   error
 	}
 	var tasks []*task
 	for _, kind := range f.o.Kinds {
@@ -233,36 +216,39 @@ func (f *fitter) fitHeads(xs []*fit.Sample, heads []Head) []error {
 	slices.SortStableFunc(tasks, func(a, b *task) int {
 		return cmp.Compare(f.effort(b.kind, xs[b.head]), f.effort(a.kind, xs[a.head]))
 	})
-	parallel.Do(f.o.Threads, len(tasks), func(i int) {
+	layer := xs[0].Layer
+	fitted := progress.Count(func(done, _ int) { f.progress(layer, done) }, len(tasks))
+	err := parallel.For(ctx, f.o.Threads, len(tasks), func(i int) error {
 		t := tasks[i]
 		s := *xs[t.head]
 		s.Seed = f.o.Seed
-		if t.err = f.ctx.Err(); t.err != nil {
-			return
-		}
 		if f.o.Trace != nil {
 			s.Trace = func(start, step int, c *codec.Code) { f.o.Trace(&s, t.kind, start, step, c) }
 		}
-		if t.code, t.curve, t.err = fit.Fit(t.kind, f.signs(t.kind, &s), &s); t.err == nil {
-			t.train = t.code.Measure(s.Keys)
+		var err error
+		if t.code, t.curve, err = fit.Fit(ctx, t.kind, f.signs(t.kind, &s), &s); err == nil {
+			t.train, err = t.code.Measure(ctx, s.Keys)
 		}
+		if err != nil {
+			return fmt.Errorf("layer %d, KV head %d: %w", layer, t.head, err)
+		}
+		fitted()
+		return nil
 	})
-	errs := make([]error, len(xs))
+	if err != nil {
+		return err
+	}
 	for h, s := range xs {
 		heads[h] = Head{Codes: map[string]*codec.Code{}, Curves: map[string][]fit.Point{}, Train: map[string]codec.Beta{}, Tokens: s.N()}
 	}
 	for _, t := range tasks {
-		if t.err != nil {
-			errs[t.head] = t.err
-			continue
-		}
 		head := &heads[t.head]
 		head.Codes[t.kind], head.Train[t.kind] = t.code, t.train
 		if t.curve != nil {
 			head.Curves[t.kind] = t.curve
 		}
 	}
-	return errs
+	return nil
 }
 
 // signs returns how many signs a code gets.

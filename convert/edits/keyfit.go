@@ -1,7 +1,7 @@
 package edits
 
 import (
-	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,6 +9,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/transform"
+	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
 // BalanceKind says how the pairs of a head are scaled.
@@ -54,8 +55,9 @@ type KeyFit struct {
 }
 
 // Fit makes the edits of all heads, [layer][KV head]. It refuses a removal on
-// models whose keys take no bias.
-func (s *KeyStats) Fit(f KeyFit) ([][]transform.KeyEdit, error) {
+// models whose keys take no bias. tick, if not nil, is told about heads that are done. When
+// ctx ends, Fit returns its cause after at most one step of one fit.
+func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)) ([][]transform.KeyEdit, error) {
 	c := s.cfg
 	if f.Shift != nil {
 		if err := transform.CheckKeyBias(c); err != nil {
@@ -72,46 +74,53 @@ func (s *KeyStats) Fit(f KeyFit) ([][]transform.KeyEdit, error) {
 		per = c.KVHeads
 	}
 	tasks := c.Layers * c.KVHeads / per
-	errs := make([]error, tasks)
-	parallel.Do(s.o.Threads, tasks, func(i int) {
+	fitted := progress.Count(tick, tasks)
+	err := parallel.For(ctx, s.o.Threads, tasks, func(i int) error {
 		l, h := i*per/c.KVHeads, i*per%c.KVHeads
-		errs[i] = s.fitHeads(f, l, h, out[l][h:h+per])
-	})
-	for _, err := range errs {
-		if err != nil {
-			return nil, err
+		if err := s.fitHeads(ctx, f, l, h, out[l][h:h+per]); err != nil {
+			return err
 		}
+		fitted()
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return out, nil
 }
 
 // FitValues returns the edits with the values of all heads mixed for a cache type,
-// see transform.FitValueTransform. It needs StatsOptions.Weights and Samples.
-func (s *KeyStats) FitValues(edits [][]transform.KeyEdit, cache transform.CacheRow) ([][]transform.KeyEdit, error) {
+// see transform.FitValueTransform. It needs StatsOptions.Weights and Samples. ctx and tick are
+// as in Fit.
+func (s *KeyStats) FitValues(ctx context.Context, edits [][]transform.KeyEdit, cache transform.CacheRow, tick func(done, total int)) (
+	[][]transform.KeyEdit, error,
+) {
 	c := s.cfg
 	out := make([][]transform.KeyEdit, c.Layers)
 	for l := range out {
 		out[l] = slices.Clone(edits[l])
 	}
-	errs := make([]error, c.Layers*c.KVHeads)
-	parallel.Do(s.o.Threads, len(errs), func(i int) {
+	fitted := progress.Count(tick, c.Layers*c.KVHeads)
+	err := parallel.For(ctx, s.o.Threads, c.Layers*c.KVHeads, func(i int) error {
 		l, h := i/c.KVHeads, i%c.KVHeads
 		x, err := s.Values(l, h)
 		if err == nil && !x.IsZero() {
-			if out[l][h].Values, err = transform.FitValueTransform(x, cache); errors.Is(err, transform.ErrNoTransform) {
+			if out[l][h].Values, err = transform.FitValueTransform(ctx, x, cache); errors.Is(err, transform.ErrNoTransform) {
 				out[l][h].Values, err = nil, nil
 			}
 		}
 		if err != nil {
-			errs[i] = fmt.Errorf("values of layer %d, KV head %d: %w", l, h, err)
+			return fmt.Errorf("values of layer %d, KV head %d: %w", l, h, err)
 		}
+		fitted()
+		return nil
 	})
-	return out, cmp.Or(errs...)
+	return out, err
 }
 
 // fitHeads fits KV heads [head, head+len(out)) of a layer, which share a balance.
 // Heads whose keys, queries or values are all zero, as pruning leaves them, stay as they are.
-func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []transform.KeyEdit) error {
+func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out []transform.KeyEdit) error {
 	fail := func(err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, head, err) }
 	half := s.cfg.HeadDim / 2
 	q, k := make([]float64, half), make([]float64, half)
@@ -130,14 +139,14 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []transform.KeyEdit) 
 		alive = append(alive, i)
 		var delta []float64
 		if f.Shift != nil {
-			if out[i].Shift, err = s.remove(f, stats, layer, head+i); err != nil {
+			if out[i].Shift, err = s.remove(ctx, f, stats, layer, head+i); err != nil {
 				return fail(err)
 			}
 			delta = out[i].Shift.Delta
 		}
 		stats.AddPairEnergies(q, k, delta)
 		if f.Transform != 0 {
-			switch out[i].Transform, err = s.mix(f, stats, layer, head+i, out[i].Shift); {
+			switch out[i].Transform, err = s.mix(ctx, f, stats, layer, head+i, out[i].Shift); {
 			case errors.Is(err, transform.ErrNoTransform):
 				out[i].Transform = nil
 			case err != nil:
@@ -164,7 +173,7 @@ func (s *KeyStats) fitHeads(f KeyFit, layer, head int, out []transform.KeyEdit) 
 			samples = append(samples, x)
 		}
 		// Gains of a QK-norm scale, and do not turn.
-		t, err := transform.TunePairScale(samples, turn, f.Cache, s.cfg.Family.QKNorm == family.NoQKNorm)
+		t, err := transform.TunePairScale(ctx, samples, turn, f.Cache, s.cfg.Family.QKNorm == family.NoQKNorm)
 		if err != nil {
 			return fail(err)
 		}
@@ -204,16 +213,18 @@ func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m
 }
 
 // remove solves the program of one head, with its noise measured if need be.
-func (s *KeyStats) remove(f KeyFit, stats *transform.KeyStats, layer, head int) (*transform.BiasShift, error) {
+func (s *KeyStats) remove(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int) (
+	*transform.BiasShift, error,
+) {
 	o := *f.Shift
 	if o.Noise != 0 {
-		return transform.FitBiasShift(stats, o)
+		return transform.FitBiasShift(ctx, stats, o)
 	}
 	var m *transform.BiasShift
 	o.Noise = transform.NoiseQ4_0
 	for round := 0; ; round++ {
 		var err error
-		if m, err = transform.FitBiasShift(stats, o); err != nil || round == noiseRounds {
+		if m, err = transform.FitBiasShift(ctx, stats, o); err != nil || round == noiseRounds {
 			return m, err
 		}
 		if o.Noise, err = s.noise(f, stats, layer, head, m); err != nil {

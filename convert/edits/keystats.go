@@ -1,6 +1,7 @@
 package edits
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"math/bits"
@@ -39,7 +40,7 @@ type StatsOptions struct {
 	Threads int
 }
 
-// KeyStats is a refmodel.Tap that reduces activations to transform.KeyStats while
+// KeyStats, as a hook of refmodel, reduces activations to transform.KeyStats while
 // they pass. Run it over window after window of the context that the model will
 // be used at: sums go on, and memory does not grow with the number of windows
 // (but for Samples). Per thread it needs queries x context numbers.
@@ -96,11 +97,12 @@ func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	return s, nil
 }
 
-// FFN implements refmodel.Tap.
-func (s *KeyStats) FFN(int, []float32) error { return nil }
+// Hooks returns what takes the statistics along with a forward pass, until ctx ends.
+func (s *KeyStats) Hooks(ctx context.Context) refmodel.Hooks {
+	return refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return s.attention(ctx, a) }}
+}
 
-// Attention implements refmodel.Tap.
-func (s *KeyStats) Attention(a *refmodel.Attention) error {
+func (s *KeyStats) attention(ctx context.Context, a *refmodel.Attention) error {
 	c := s.cfg
 	g := c.Group()
 	if i := kvcache.Window(c, a.Layer); s.ropes[i].Turn == nil || s.ropes[i].Turn.Positions() < a.T {
@@ -113,14 +115,18 @@ func (s *KeyStats) Attention(a *refmodel.Attention) error {
 	roots := make([][]float64, c.Heads)
 	if s.o.Weights != nil {
 		var err error
-		if roots, err = s.outputRoots(a.Layer); err != nil {
+		if roots, err = s.outputRoots(ctx, a.Layer); err != nil {
 			return err
 		}
 	}
 	for w := range a.Windows {
-		parallel.Do(s.o.Threads, c.Heads, func(h int) {
-			parts[h] = s.queryHead(a, w, h, roots[h])
+		err := parallel.For(ctx, s.o.Threads, c.Heads, func(h int) (err error) {
+			parts[h], err = s.queryHead(ctx, a, w, h, roots[h])
+			return err
 		})
+		if err != nil {
+			return err
+		}
 		// Sums are merged in the order of the heads, so that threads change no bit.
 		for k := range c.KVHeads {
 			s.heads[a.Layer*c.KVHeads+k].merge(c, s.o, a, w, k, parts[k*g:(k+1)*g])
@@ -143,7 +149,9 @@ type querySums struct {
 }
 
 // queryHead looks at sampled queries of one window and query head.
-func (s *KeyStats) queryHead(a *refmodel.Attention, window, head int, root []float64) *querySums {
+func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window, head int, root []float64) (
+	*querySums, error,
+) {
 	c, d, T := s.cfg, s.cfg.HeadDim, a.T
 	half := d / 2
 	out := &querySums{seen: make([]float64, T), attention: make([]float64, T), squared: make([]float64, T), query: make([]float64, half), drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d)}
@@ -180,6 +188,9 @@ func (s *KeyStats) queryHead(a *refmodel.Attention, window, head int, root []flo
 		u = s.outputs(a, window, head, root, scores)
 	}
 	for n, i := range at {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		lo := first(i)
 		p := scores[n*T+lo : n*T+i+1]
 		row := q[n*d : (n+1)*d]
@@ -221,7 +232,7 @@ func (s *KeyStats) queryHead(a *refmodel.Attention, window, head int, root []flo
 	if root == nil {
 		copy(out.seen, out.attention)
 	}
-	return out
+	return out, nil
 }
 
 // positions samples queries, one from each stratum of the window.
@@ -385,7 +396,7 @@ func movedTable(t *rope.Table, d int, pairs rope.Layout) *gemm.Weights {
 // outputRoots returns, per query head, a factor L with L L^T = W^T W for the
 // columns W of W_O that the head's output meets: |L^T v| is how much of v
 // reaches the residual stream.
-func (s *KeyStats) outputRoots(layer int) ([][]float64, error) {
+func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, error) {
 	c, d := s.cfg, s.cfg.HeadDim
 	name := family.Name(layer, "attn_output.weight")
 	t, ok := s.o.Weights.Find(name)
@@ -397,9 +408,8 @@ func (s *KeyStats) outputRoots(layer int) ([][]float64, error) {
 		return nil, err
 	}
 	out := make([][]float64, c.Heads)
-	errs := make([]error, c.Heads)
 	moments := make([][]float64, c.Heads)
-	parallel.Do(s.o.Threads, c.Heads, func(h int) {
+	err := parallel.For(ctx, s.o.Threads, c.Heads, func(h int) error {
 		m := make([]float64, d*d)
 		for r := range t.Rows() {
 			x := w[r*t.Cols()+h*d:][:d]
@@ -410,12 +420,14 @@ func (s *KeyStats) outputRoots(layer int) ([][]float64, error) {
 			}
 		}
 		moments[h] = m
-		out[h], errs[h] = linalg.Root(m, d)
-	})
-	for h, err := range errs {
-		if err != nil {
-			return nil, fmt.Errorf("layer %d, head %d: %w", layer, h, err)
+		var err error
+		if out[h], err = linalg.Root(ctx, m, d); err != nil {
+			return fmt.Errorf("layer %d, head %d: %w", layer, h, err)
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	for k := range c.KVHeads {
 		sum := make([]float64, d*d)
@@ -655,7 +667,9 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 
 // mix finds the mix of the pairs of one KV head after a removal, for the cache type
 // if the balance is for it.
-func (s *KeyStats) mix(f KeyFit, stats *transform.KeyStats, layer, head int, removal *transform.BiasShift) (*transform.KeyTransform, error) {
+func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int, removal *transform.BiasShift) (
+	*transform.KeyTransform, error,
+) {
 	c, d, k := s.cfg, s.cfg.HeadDim, s.heads[layer*s.cfg.KVHeads+head]
 	noise, err := s.noise(f, stats, layer, head, removal)
 	if err != nil {
@@ -700,12 +714,12 @@ func (s *KeyStats) mix(f KeyFit, stats *transform.KeyStats, layer, head int, rem
 	for i, v := range k.metricPre {
 		x.Queries[i] = v / total
 	}
-	m, err := transform.FitKeyTransform(x, transform.KeyTransformOptions{Noise: noise, Penalty: f.Transform})
+	m, err := transform.FitKeyTransform(ctx, x, transform.KeyTransformOptions{Noise: noise, Penalty: f.Transform})
 	if block, _ := f.Cache.Type.Block(); err != nil || f.Pairs != ForType || block < 2 {
 		return m, err
 	}
 	meet := &transform.RefineSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings, Scale: stats.Scale}
-	return transform.RefineKeyTransform(m, meet, transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform})
+	return transform.RefineKeyTransform(ctx, m, meet, transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform})
 }
 
 func addTo32(dst []float64, x []float32) {

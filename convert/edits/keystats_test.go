@@ -27,7 +27,7 @@ func collect(t *testing.T, c *checkpoint.Checkpoint, o StatsOptions, batches ...
 	}
 	for _, b := range batches {
 		m := refmodel.New(c.Config, c, o.Threads)
-		if err := m.Run(context.Background(), b, []*refmodel.Variant{{}}, refmodel.Options{Tap: s}); err != nil {
+		if err := m.Run(context.Background(), b, []*refmodel.Variant{{}}, refmodel.Options{Hooks: s.Hooks(t.Context())}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -46,8 +46,6 @@ type bruteHead struct {
 	mean, query, key2             []float64
 	drift                         float64 // delta^T C delta
 }
-
-func (b *brute) FFN(int, []float32) error { return nil }
 
 // probe is the delta whose drift is computed.
 func probe(d int) []float64 {
@@ -194,7 +192,7 @@ func TestKeyStats(t *testing.T) {
 				o.Weights, b.root = c, c
 			}
 			s := collect(t, c, o, ws)
-			if err := refmodel.New(c.Config, c, 1).Run(context.Background(), ws, []*refmodel.Variant{{}}, refmodel.Options{Tap: b}); err != nil {
+			if err := refmodel.New(c.Config, c, 1).Run(context.Background(), ws, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: b.Attention}}); err != nil {
 				t.Fatal(err)
 			}
 			delta := probe(c.Config.HeadDim)
@@ -245,15 +243,15 @@ func TestKeyStatsDeterministic(t *testing.T) {
 			f := KeyFit{Shift: &transform.BiasShiftOptions{Noise: transform.NoiseQ4_0, Penalty: 1}, Pairs: ForType,
 				Cache: transform.CacheRow{Type: gguf.TypeQ8_0}}
 			f.Cache.Type = gguf.TypeQ8_0
-			a, errA := first.Fit(f)
-			b, errB := s.Fit(f)
+			a, errA := first.Fit(t.Context(), f, nil)
+			b, errB := s.Fit(t.Context(), f, nil)
 			if c.Config.HeadDim%32 != 0 {
 				if errA == nil || errB == nil {
 					t.Error("a cache whose blocks do not fit was accepted")
 				}
 				f.Pairs = ClosedForm
-				a, errA = first.Fit(f)
-				b, errB = s.Fit(f)
+				a, errA = first.Fit(t.Context(), f, nil)
+				b, errB = s.Fit(t.Context(), f, nil)
 			}
 			if errA != nil || errB != nil || !reflect.DeepEqual(a, b) {
 				t.Errorf("%d threads: other fit (%v, %v)", threads, errA, errB)
@@ -295,13 +293,13 @@ func TestEditedKeys(t *testing.T) {
 			o.Weights = c
 		}
 		s := collect(t, c, o, ws)
-		edits, err := s.Fit(KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.36, Penalty: 0.01}, Pairs: x.balance, Transform: x.mix,
-			Cache: transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}})
+		edits, err := s.Fit(t.Context(), KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.36, Penalty: 0.01}, Pairs: x.balance, Transform: x.mix,
+			Cache: transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if x.name == "values" {
-			if edits, err = s.FitValues(edits, transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}); err != nil {
+			if edits, err = s.FitValues(t.Context(), edits, transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -344,7 +342,7 @@ func TestMeasuredNoise(t *testing.T) {
 	s := collect(t, c, StatsOptions{Samples: 40, Seed: 1, Threads: 2}, tiny.Windows(c.Config, 3, 48))
 	row := transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
 	for i, x := range append(Candidates(row), Shift(32, row)) {
-		edits, err := s.Fit(x.Fit)
+		edits, err := s.Fit(t.Context(), x.Fit, nil)
 		if err != nil {
 			t.Fatalf("%s: %v", x.Name, err)
 		}
@@ -353,7 +351,7 @@ func TestMeasuredNoise(t *testing.T) {
 		}
 	}
 	cost := func(noise float64) float64 {
-		e, err := s.Fit(KeyFit{Shift: &transform.BiasShiftOptions{Noise: noise, Penalty: 1}, Cache: row})
+		e, err := s.Fit(t.Context(), KeyFit{Shift: &transform.BiasShiftOptions{Noise: noise, Penalty: 1}, Cache: row}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -400,17 +398,17 @@ func TestSilentHeads(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := refmodel.New(c.Config, w, 2)
-	if err := m.Run(context.Background(), tiny.Windows(c.Config, 2, 40), []*refmodel.Variant{{}}, refmodel.Options{Tap: s}); err != nil {
+	if err := m.Run(context.Background(), tiny.Windows(c.Config, 2, 40), []*refmodel.Variant{{}}, refmodel.Options{Hooks: s.Hooks(t.Context())}); err != nil {
 		t.Fatal(err)
 	}
 	row := transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
 	for _, x := range append(Candidates(row), Shift(32, row).Tuned(), Shift(32, row).Transformed(4)) {
-		edits, err := s.Fit(x.Fit)
+		edits, err := s.Fit(t.Context(), x.Fit, nil)
 		if err != nil {
 			t.Errorf("%s: %v", x.Name, err)
 			continue
 		}
-		if edits, err = s.FitValues(edits, row); err != nil {
+		if edits, err = s.FitValues(t.Context(), edits, row, nil); err != nil {
 			t.Errorf("%s, values: %v", x.Name, err)
 			continue
 		}
@@ -483,27 +481,27 @@ func (s halfScorer) Score(dst []float32, ldd int, q []float32, ldq, n, pos, n0, 
 func TestFitRefuses(t *testing.T) {
 	c := tiny.Open(t, "gemma3_text", tiny.Options{})
 	s := collect(t, c, StatsOptions{Threads: 1}, tiny.Windows(c.Config, 1, 16))
-	if _, err := s.Fit(KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.002, Penalty: 1}}); !errors.Is(err, transform.ErrNoKeyBias) {
+	if _, err := s.Fit(t.Context(), KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.002, Penalty: 1}}, nil); !errors.Is(err, transform.ErrNoKeyBias) {
 		t.Errorf("a removal behind a QK-norm gives %v", err)
 	}
-	edits, err := s.Fit(KeyFit{Pairs: ClosedForm})
+	edits, err := s.Fit(t.Context(), KeyFit{Pairs: ClosedForm}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := transform.FoldKeys(&checkpoint.View{Checkpoint: c}, 0, edits[0]); err != nil {
 		t.Errorf("a balance for a QK-norm cannot be folded: %v", err)
 	}
-	if _, err := s.Fit(KeyFit{Pairs: ForType, Cache: transform.CacheRow{Type: gguf.TypeQ4_0}}); err == nil {
+	if _, err := s.Fit(t.Context(), KeyFit{Pairs: ForType, Cache: transform.CacheRow{Type: gguf.TypeQ4_0}}, nil); err == nil {
 		t.Error("a balance was tuned without keys")
 	}
-	if _, err := s.FitValues(edits, transform.CacheRow{Type: gguf.TypeQ4_0}); err == nil {
+	if _, err := s.FitValues(t.Context(), edits, transform.CacheRow{Type: gguf.TypeQ4_0}, nil); err == nil {
 		t.Error("values were mixed without samples and weights")
 	}
 	empty, err := NewKeyStats(c.Config, StatsOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := empty.Fit(KeyFit{Pairs: ClosedForm}); err == nil {
+	if _, err := empty.Fit(t.Context(), KeyFit{Pairs: ClosedForm}, nil); err == nil {
 		t.Error("a fit to nothing")
 	}
 	if _, err := NewKeyStats(c.Config, StatsOptions{Sink: -1}); err == nil {

@@ -114,7 +114,7 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 		o.Tokens = chooseTokens
 	}
 	fit, compare := max(2, o.Tokens/o.Ctx), max(1, o.Tokens/2/o.Ctx)
-	w, err := ppl.Tokenize(c, o.Text, o.Ctx, fit+compare)
+	w, err := ppl.Tokenize(ctx, c, o.Text, o.Ctx, fit+compare)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	// In small batches: the statistics need no more, and activations take memory.
 	batch := max(1, chooseBatch/o.Ctx)
 	for i := 0; i < fit; i += batch {
-		opt := refmodel.Options{Tap: stats}
+		opt := refmodel.Options{Hooks: stats.Hooks(ctx)}
 		n := min(batch, fit-i)
 		if o.Progress != nil {
 			opt.Progress = func(done, total int) {
@@ -222,7 +222,7 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 	if !h.target.V.Quantized() {
 		return nil
 	}
-	edits, err := h.stats.FitValues(c.Edits, h.target.ValueRow())
+	edits, err := h.stats.FitValues(ctx, c.Edits, h.target.ValueRow(), h.o.Progress.Of("fitting changes of values"))
 	if err != nil {
 		return err
 	}
@@ -398,7 +398,7 @@ func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
 		if slices.ContainsFunc(h.candidates, func(x Candidate) bool { return x.Name == c.Name }) {
 			continue // and did not pay
 		}
-		edits, err := h.stats.Fit(c.Fit)
+		edits, err := h.stats.Fit(ctx, c.Fit, h.o.Progress.Of("fitting changes of keys"))
 		if err != nil {
 			return 0, fmt.Errorf("%s: %w", c.Name, err)
 		}
@@ -482,17 +482,12 @@ func (h *search) leader(near bool) int {
 func (h *search) try(ctx context.Context, more ...Candidate) error {
 	var edits [][][]transform.KeyEdit
 	for i, x := range more {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		e, err := h.stats.Fit(x.Fit)
+		tick := h.o.Progress.Of("fitting changes of keys")
+		e, err := h.stats.Fit(ctx, x.Fit, func(done, total int) { tick(i*total+done, len(more)*total) })
 		if err != nil {
 			return fmt.Errorf("%s: %w", x.Name, err)
 		}
 		edits = append(edits, e)
-		if h.o.Progress != nil {
-			h.o.Progress("fitting changes of keys", i+1, len(more))
-		}
 	}
 	return h.compare(ctx, more, edits)
 }
@@ -548,7 +543,7 @@ func (h *search) measure(ctx context.Context, edits [][][]transform.KeyEdit, inn
 		if first {
 			h.base, streams = streams[0], streams[1:]
 		}
-		res, err := ppl.Measure(ctx, h.held, h.base, streams...)
+		res, err := ppl.Measure(ctx, h.held, h.o.Progress.Of("comparing predictions"), h.base, streams...)
 		if err != nil {
 			return nil, err
 		}

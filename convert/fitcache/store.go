@@ -1,6 +1,7 @@
 package fitcache
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -72,12 +73,15 @@ func (w *Cache) Path(layer int) string {
 }
 
 // Load implements Store.
-func (w *Cache) Load(layer int) *calibrate.Layer {
-	x, err := w.Read(layer)
+func (w *Cache) Load(ctx context.Context, layer int) (*calibrate.Layer, error) {
+	x, err := w.Read(ctx, layer)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && w.Notice != nil {
 		w.Notice(fmt.Sprintf("%v; the layer is fitted again", err))
 	}
-	return x
+	return x, nil
 }
 
 // array is one tensor of a layer's file.
@@ -151,7 +155,7 @@ func digest(layer int, inputs, perLayer string, all []array) string {
 }
 
 // Save implements Store.
-func (w *Cache) Save(layer int, x *calibrate.Layer) error {
+func (w *Cache) Save(ctx context.Context, layer int, x *calibrate.Layer) error {
 	if w.Check != nil {
 		if err := w.Check(); err != nil {
 			return err
@@ -180,6 +184,9 @@ func (w *Cache) Save(layer int, x *calibrate.Layer) error {
 	}
 	defer out.Abort()
 	for _, a := range all {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := out.WriteTensor(a.name, func(o io.Writer) error { _, err := o.Write(a.data); return err }); err != nil {
 			return err
 		}
@@ -188,22 +195,22 @@ func (w *Cache) Save(layer int, x *calibrate.Layer) error {
 }
 
 // Read returns a layer that was saved. The error says why there is none that can
-// be used; it is fs.ErrNotExist when there is no file.
-func (w *Cache) Read(layer int) (*calibrate.Layer, error) {
+// be used; it is fs.ErrNotExist when there is no file, and the cause of ctx when that ends.
+func (w *Cache) Read(ctx context.Context, layer int) (*calibrate.Layer, error) {
 	path := w.Path(layer)
 	f, err := safetensors.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	x, err := w.read(f, layer)
+	x, err := w.read(ctx, f, layer)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return x, nil
 }
 
-func (w *Cache) read(f *safetensors.File, layer int) (*calibrate.Layer, error) {
+func (w *Cache) read(ctx context.Context, f *safetensors.File, layer int) (*calibrate.Layer, error) {
 	m := f.Metadata
 	if m[keyWork] != workVersion {
 		return nil, fmt.Errorf("key %s is %.20q; this program reads version %s", keyWork, m[keyWork], workVersion)
@@ -229,7 +236,7 @@ func (w *Cache) read(f *safetensors.File, layer int) (*calibrate.Layer, error) {
 		return nil, fmt.Errorf("key %s is %.64q, but the contents have %s: the file is damaged", keyWorkSHA256, m[keyWorkSHA256], sum)
 	}
 	r := &reader{m: byName}
-	x := r.layer(w, m[keyPerLayer])
+	x := r.layer(ctx, w, m[keyPerLayer])
 	if r.err == nil && len(r.m) > 0 {
 		r.err = fmt.Errorf("tensor %.80q is not one of a fitted layer", slices.Sorted(maps.Keys(r.m))[0])
 	}
@@ -315,7 +322,7 @@ func (r *reader) integer(name string, v float64) int {
 	return int(v)
 }
 
-func (r *reader) layer(w *Cache, perLayer string) *calibrate.Layer {
+func (r *reader) layer(ctx context.Context, w *Cache, perLayer string) *calibrate.Layer {
 	x := &calibrate.Layer{}
 	if w.Balance {
 		x.PairScale = &transform.PairScale{PerLayer: perLayer == "true"}
@@ -331,6 +338,9 @@ func (r *reader) layer(w *Cache, perLayer string) *calibrate.Layer {
 		name := fmt.Sprintf("head.%d.tokens", h)
 		head.Tokens = r.integer(name, r.doubles(name, 1)[0])
 		for _, kind := range w.Kinds {
+			if r.err == nil && ctx.Err() != nil {
+				r.err = context.Cause(ctx)
+			}
 			r.code(&head, kind, fmt.Sprintf("head.%d.%s.", h, kind), w.HeadDim)
 			if r.err != nil {
 				return nil

@@ -2,10 +2,10 @@ package write
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -19,6 +19,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -36,7 +37,7 @@ func File(dir, name string, data []byte) (spec.File, error) {
 }
 
 // Copy copies a file from one folder to another and describes it.
-func Copy(from, to, name string) (spec.File, error) {
+func Copy(ctx context.Context, from, to, name string) (spec.File, error) {
 	path := filepath.Join(from, name)
 	in, err := os.Open(path)
 	if err != nil {
@@ -48,20 +49,20 @@ func Copy(from, to, name string) (spec.File, error) {
 		return spec.File{}, err
 	}
 	defer out.Abort()
-	if _, err := io.Copy(out, in); err != nil {
+	if err := stream.Copy(ctx, out, in, nil); err != nil {
 		return spec.File{}, fmt.Errorf("%s: %w", path, err)
 	}
 	return spec.File{Name: name, Bytes: out.Offset(), SHA256: out.SHA256()}, out.Commit()
 }
 
 // Describe reads a file that others wrote into dir.
-func Describe(dir, name string) (spec.File, error) {
+func Describe(ctx context.Context, dir, name string) (spec.File, error) {
 	path := filepath.Join(dir, name)
 	st, err := os.Stat(path)
 	if err != nil {
 		return spec.File{}, err
 	}
-	sum, err := checkpoint.FileDigest(path)
+	sum, err := checkpoint.FileDigest(ctx, path, nil)
 	return spec.File{Name: name, Bytes: st.Size(), SHA256: sum}, err
 }
 

@@ -34,7 +34,7 @@ type Job struct {
 	// Ranges are the largest magnitudes of the source's tensors, see checkpoint.Ranges; nil if
 	// they are not known.
 	Ranges map[string]float32
-	// Progress, if set, is called after each tensor.
+	// Progress, if set, is told how many MiB are written.
 	Progress func(done, total int)
 }
 
@@ -48,13 +48,7 @@ type Tag struct {
 // Model writes the model of a job without its sidecar. It returns its entry in the manifest,
 // the digest of the weights still to be filled in, and the files with their digests.
 func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File, err error) {
-	done, total := 0, len(j.Plan.Tensors)
-	w := &writer{ctx: ctx, c: j.Source, view: j.View, plan: j.Plan, ranges: j.Ranges, tick: func() {
-		done++
-		if j.Progress != nil {
-			j.Progress(done, total)
-		}
-	}}
+	w := &writer{c: j.Source, view: j.View, plan: j.Plan, ranges: j.Ranges, report: j.Progress}
 	entry = spec.Artifact{Container: string(j.Plan.Container), PairLayout: j.Plan.PairLayout, OutType: j.OutType}
 	if j.Plan.Container == checkpoint.GGUF {
 		kvs, err := j.metadata()
@@ -62,14 +56,14 @@ func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File
 			return entry, nil, err
 		}
 		entry.Model, entry.Sidecar = spec.GGUFModelName, spec.GGUFSidecarName
-		f, err := w.gguf(j.Dir, entry.Model, kvs)
+		f, err := w.gguf(ctx, j.Dir, entry.Model, kvs)
 		return entry, []spec.File{f}, err
 	}
-	if files, err = w.safetensors(j.Dir); err != nil {
+	if files, err = w.safetensors(ctx, j.Dir); err != nil {
 		return entry, nil, err
 	}
 	entry.Model, entry.Sidecar, entry.OutType = files[len(files)-1].Name, j.sidecarName(), "source"
-	more, err := j.auxiliary()
+	more, err := j.auxiliary(ctx)
 	return entry, append(files, more...), err
 }
 
@@ -82,7 +76,7 @@ func (j *Job) sidecarName() string {
 
 // auxiliary writes config.json with its phaseconv object and copies the tokenizer and the
 // other small files.
-func (j *Job) auxiliary() ([]spec.File, error) {
+func (j *Job) auxiliary(ctx context.Context) ([]spec.File, error) {
 	info := map[string]any{
 		"version": spec.Version,
 		"source":  j.Tag.Source,
@@ -107,7 +101,7 @@ func (j *Job) auxiliary() ([]spec.File, error) {
 		if j.Only != nil && !j.Only[n] {
 			continue
 		}
-		if f, err = Copy(j.Source.Path, j.Dir, n); err != nil {
+		if f, err = Copy(ctx, j.Source.Path, j.Dir, n); err != nil {
 			return nil, err
 		}
 		files = append(files, f)
@@ -144,8 +138,8 @@ func Open(dir string, e spec.Artifact) (*checkpoint.Checkpoint, error) {
 
 // Sidecar writes the sidecar of a model that was written into dir, and describes it. s is in
 // any pair layout.
-func Sidecar(dir string, e spec.Artifact, p *plan.Plan, s *sidecar.Sidecar) (spec.File, error) {
-	s, err := s.To(p.Pairs)
+func Sidecar(ctx context.Context, dir string, e spec.Artifact, p *plan.Plan, s *sidecar.Sidecar) (spec.File, error) {
+	s, err := s.To(ctx, p.Pairs)
 	if err != nil {
 		return spec.File{}, err
 	}
@@ -158,7 +152,7 @@ func Sidecar(dir string, e spec.Artifact, p *plan.Plan, s *sidecar.Sidecar) (spe
 	if err != nil {
 		return spec.File{}, err
 	}
-	return Describe(dir, e.Sidecar)
+	return Describe(ctx, dir, e.Sidecar)
 }
 
 // Manifest writes the manifest of an artifact.

@@ -125,9 +125,9 @@ func farthest(a, b []float32) float64 {
 // writeTiny writes m, changed by nothing but m.edits, into dir.
 func writeTiny(t *testing.T, m *tinyModel, p *plan.Plan, dir, outtype string) string {
 	t.Helper()
-	w := &writer{ctx: context.Background(), c: m.Checkpoint, view: &checkpoint.View{Checkpoint: m.Checkpoint, Edits: m.edits}, plan: p, tick: func() {}}
+	w := &writer{c: m.Checkpoint, view: &checkpoint.View{Checkpoint: m.Checkpoint, Edits: m.edits}, plan: p}
 	if p.Container == checkpoint.Safetensors {
-		if _, err := w.safetensors(dir); err != nil {
+		if _, err := w.safetensors(t.Context(), dir); err != nil {
 			t.Fatal(err)
 		}
 		return dir
@@ -141,7 +141,7 @@ func writeTiny(t *testing.T, m *tinyModel, p *plan.Plan, dir, outtype string) st
 		t.Fatal(err)
 	}
 	name := m.name + "." + outtype + ".gguf"
-	if _, err := w.gguf(dir, name, kvs); err != nil {
+	if _, err := w.gguf(t.Context(), dir, name, kvs); err != nil {
 		t.Fatal(err)
 	}
 	return filepath.Join(dir, name)
@@ -240,7 +240,7 @@ func TestSafetensorsOracle(t *testing.T) {
 			t.Fatal(err)
 		}
 		dir := writeTiny(t, m, p, t.TempDir(), "")
-		if _, err := Copy(m.Path, dir, "config.json"); err != nil {
+		if _, err := Copy(t.Context(), m.Path, dir, "config.json"); err != nil {
 			t.Fatal(err)
 		}
 		got, err := checkpoint.Open(dir)

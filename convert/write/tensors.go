@@ -14,19 +14,31 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
 // writer streams the tensors of a plan.
 type writer struct {
-	ctx  context.Context
 	c    *checkpoint.Checkpoint
 	view *checkpoint.View
 	plan *plan.Plan
 	// ranges are largest magnitudes in the source, by tensor, as far as they are known.
 	ranges map[string]float32
-	// tick is called after each tensor.
-	tick func()
+	report func(done, total int) // in MiB; may be nil
+	meter  *stream.Meter
+}
+
+// A counter counts what it passes on.
+type counter struct {
+	to io.Writer
+	m  *stream.Meter
+}
+
+func (c counter) Write(b []byte) (int, error) {
+	n, err := c.to.Write(b)
+	c.m.Add(int64(n))
+	return n, err
 }
 
 // numbersPerPiece bounds the numbers that are in memory at a time.
@@ -34,7 +46,9 @@ const numbersPerPiece = 1 << 20
 
 // encode streams a tensor's values, edited and reordered, through enc. part
 // selects one source tensor of several, -1 all of them.
-func (w *writer) encode(o io.Writer, x *plan.TensorPlan, part int, enc func(dst []byte, src []float32) ([]byte, error)) error {
+func (w *writer) encode(ctx context.Context, o io.Writer, x *plan.TensorPlan, part int,
+	enc func(dst []byte, src []float32) ([]byte, error),
+) error {
 	t := x.Tensor
 	cols, rows, row0 := t.Cols(), t.Rows(), 0
 	if part >= 0 {
@@ -55,8 +69,8 @@ func (w *writer) encode(o io.Writer, x *plan.TensorPlan, part int, enc func(dst 
 	buf := make([]float32, min(step, rows)*cols)
 	var out []byte
 	for r := 0; r < rows; r += step {
-		if err := w.ctx.Err(); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		n := min(step, rows-r)
 		piece := buf[:n*cols]
@@ -132,7 +146,7 @@ const mostQ8 = 127
 // widen gives tensors that are encoded for a GGUF file another type where their own would
 // make infinities of large numbers: that of the source, or F32. No number of the source is
 // worth a model that cannot be written.
-func (w *writer) widen() error {
+func (w *writer) widen(ctx context.Context) error {
 	for i := range w.plan.Tensors {
 		x := &w.plan.Tensors[i]
 		l := limits[x.To]
@@ -142,7 +156,7 @@ func (w *writer) widen() error {
 		largest, known := w.ranges[x.Tensor.Name]
 		if !known || w.view.Edits[x.Tensor.Name] != nil {
 			var err error
-			if largest, err = checkpoint.Largest(w.ctx, w.view, x.Tensor); err != nil {
+			if largest, err = checkpoint.Largest(ctx, w.view, x.Tensor); err != nil {
 				return err
 			}
 		}
@@ -182,12 +196,13 @@ func (w *writer) rowOrder(x *plan.TensorPlan) []int {
 }
 
 // gguf writes the model as one GGUF file.
-func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
+func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spec.File, error) {
 	var file spec.File
-	if err := w.widen(); err != nil {
+	if err := w.widen(ctx); err != nil {
 		return file, err
 	}
 	var specs []gguf.TensorSpec
+	var total int64
 	for _, x := range w.plan.Tensors {
 		if x.Action == plan.Drop {
 			continue
@@ -201,7 +216,20 @@ func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
 			dims[len(dims)-1-i] = n
 		}
 		specs = append(specs, gguf.TensorSpec{Name: x.Name, Type: typ, Dims: dims})
+		if len(dims) == 0 {
+			continue
+		}
+		row, err := gguf.RowBytes(typ, dims[0])
+		if err != nil {
+			return file, err
+		}
+		size := int64(row)
+		for _, n := range dims[1:] {
+			size *= int64(n)
+		}
+		total += size
 	}
+	w.meter = stream.NewMeter(total, w.report)
 	out, err := gguf.Create(filepath.Join(dir, name), kvs, specs)
 	if err != nil {
 		return file, err
@@ -212,10 +240,12 @@ func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
 		if x.Action == plan.Drop {
 			continue
 		}
-		if err := out.WriteTensor(x.Name, func(o io.Writer) error { return w.ggufTensor(o, x) }); err != nil {
+		err := out.WriteTensor(x.Name, func(o io.Writer) error {
+			return w.ggufTensor(ctx, counter{o, w.meter}, x)
+		})
+		if err != nil {
 			return file, err
 		}
-		w.tick()
 	}
 	if err := w.c.Unchanged(); err != nil {
 		return file, err
@@ -223,11 +253,12 @@ func (w *writer) gguf(dir, name string, kvs []gguf.KV) (spec.File, error) {
 	if err := out.Commit(); err != nil {
 		return file, err
 	}
+	w.meter.Finish()
 	sum, err := out.SHA256()
 	return spec.File{Name: name, Bytes: out.Size(), SHA256: sum}, err
 }
 
-func (w *writer) ggufTensor(o io.Writer, x *plan.TensorPlan) error {
+func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan) error {
 	if x.Name == plan.RopeFreqs && x.Tensor == nil {
 		d, _ := w.c.Config.Rope.FreqDivisors()
 		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
@@ -239,7 +270,7 @@ func (w *writer) ggufTensor(o io.Writer, x *plan.TensorPlan) error {
 	}
 	if x.Action == plan.Copy {
 		for _, s := range x.Sources {
-			if err := copyRaw(o, w.c, s); err != nil {
+			if err := copyRaw(ctx, o, w.c, s); err != nil {
 				return err
 			}
 		}
@@ -250,7 +281,9 @@ func (w *writer) ggufTensor(o io.Writer, x *plan.TensorPlan) error {
 		return err
 	}
 	cols := x.Tensor.Cols()
-	return w.encode(o, x, -1, func(dst []byte, src []float32) ([]byte, error) { return encodeGGUF(typ, dst, src, cols) })
+	return w.encode(ctx, o, x, -1, func(dst []byte, src []float32) ([]byte, error) {
+		return encodeGGUF(typ, dst, src, cols)
+	})
 }
 
 // encodeGGUF appends rows of cols numbers in a GGUF element type.
@@ -278,12 +311,12 @@ func narrow(x []float64) []float32 {
 	return out
 }
 
-func copyRaw(o io.Writer, c *checkpoint.Checkpoint, source string) error {
+func copyRaw(ctx context.Context, o io.Writer, c *checkpoint.Checkpoint, source string) error {
 	r, err := c.Raw(source)
 	if err != nil {
 		return err
 	}
-	if _, err := io.Copy(o, r); err != nil {
+	if err := stream.Copy(ctx, o, r, nil); err != nil {
 		return fmt.Errorf("%s: tensor %s: %w", c.Path, source, err)
 	}
 	return nil
@@ -291,12 +324,19 @@ func copyRaw(o io.Writer, c *checkpoint.Checkpoint, source string) error {
 
 // safetensors writes the shards of a Hugging Face checkpoint under their own
 // names, and the index as it was.
-func (w *writer) safetensors(dir string) ([]spec.File, error) {
+func (w *writer) safetensors(ctx context.Context, dir string) ([]spec.File, error) {
 	set := w.c.Shards()
 	byName := map[string]*plan.TensorPlan{}
 	for i := range w.plan.Tensors {
 		byName[w.plan.Tensors[i].Name] = &w.plan.Tensors[i]
 	}
+	var total int64
+	for _, f := range set.Files {
+		for i := range f.Tensors {
+			total += f.Tensors[i].Size()
+		}
+	}
+	w.meter = stream.NewMeter(total, w.report)
 	var files []spec.File
 	shardOf := map[string]string{} // of added tensors
 	for _, f := range set.Files {
@@ -318,6 +358,7 @@ func (w *writer) safetensors(dir string) ([]spec.File, error) {
 			t := &tensors[i]
 			x := byName[t.Name]
 			err := out.WriteTensor(t.Name, func(o io.Writer) error {
+				o = counter{o, w.meter}
 				if x.Shard != "" && x.Tensor == nil {
 					_, err := o.Write(make([]byte, x.Shape[0]*safetensors.ElementBytes(t.DType)))
 					return err
@@ -327,9 +368,9 @@ func (w *writer) safetensors(dir string) ([]spec.File, error) {
 					part = slices.Index(x.Tensor.Sources, t.Name)
 				}
 				if x.Action == plan.Copy {
-					return copyRaw(o, w.c, t.Name)
+					return copyRaw(ctx, o, w.c, t.Name)
 				}
-				return w.encode(o, x, part, func(dst []byte, src []float32) ([]byte, error) {
+				return w.encode(ctx, o, x, part, func(dst []byte, src []float32) ([]byte, error) {
 					at := len(dst)
 					dst = append(dst, make([]byte, len(src)*safetensors.ElementBytes(t.DType))...)
 					safetensors.Encode(t.DType, dst[at:], src)
@@ -339,7 +380,6 @@ func (w *writer) safetensors(dir string) ([]spec.File, error) {
 			if err != nil {
 				return nil, err
 			}
-			w.tick()
 		}
 		if err := w.c.Unchanged(); err != nil {
 			return nil, err
@@ -349,6 +389,7 @@ func (w *writer) safetensors(dir string) ([]spec.File, error) {
 		}
 		files = append(files, spec.File{Name: name, Bytes: out.Size(), SHA256: out.SHA256()})
 	}
+	w.meter.Finish()
 	if set.Index != nil {
 		index, err := extendIndex(set.Index, shardOf, w.plan)
 		if err != nil {

@@ -7,6 +7,7 @@
 package checkpoint
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -23,6 +24,7 @@ import (
 	"sync"
 
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -189,7 +191,8 @@ func openDir(dir string) (*Checkpoint, error) {
 		return nil, fmt.Errorf("%s: an artifact of phaseconv without a safetensors model; name a file in it%s",
 			dir, hint(found))
 	}
-	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir, hint(found))
+	return nil, fmt.Errorf("%s: no config.json, so not a Hugging Face checkpoint; name a GGUF file instead%s", dir,
+		hint(found))
 }
 
 func hint(files []string) string {
@@ -316,14 +319,15 @@ func (c *Checkpoint) Unchanged() error {
 
 // Digest returns the SHA-256 that identifies the source: of the file itself for
 // a single GGUF file, otherwise of the lines "<sha256>  <name>\n" of all model
-// files sorted by name (what `sha256sum` prints). The files are read once; later
-// calls only see to it that they are Unchanged.
-func (c *Checkpoint) Digest() (string, error) {
+// files sorted by name (what `sha256sum` prints). The files are read once, until ctx ends,
+// and tick, if not nil, is told how many MiB are done; later calls only see to it that they
+// are Unchanged.
+func (c *Checkpoint) Digest(ctx context.Context, tick func(done, total int)) (string, error) {
 	c.digesting.Lock()
 	defer c.digesting.Unlock()
 	var err error
 	if c.digest == "" {
-		c.digest, err = c.readDigest()
+		c.digest, err = c.readDigest(ctx, tick)
 	} else {
 		err = c.Unchanged()
 	}
@@ -333,26 +337,37 @@ func (c *Checkpoint) Digest() (string, error) {
 	return c.digest, nil
 }
 
-func (c *Checkpoint) readDigest() (string, error) {
+func (c *Checkpoint) readDigest(ctx context.Context, tick func(done, total int)) (string, error) {
 	files := c.b.files()
+	var size int64
+	for _, f := range files {
+		size += c.stamps[f].size
+	}
+	m := stream.NewMeter(size, tick)
 	if len(files) == 1 && c.Container == GGUF {
-		return FileDigest(files[0])
+		d, err := FileDigest(ctx, files[0], m)
+		if err == nil {
+			m.Finish()
+		}
+		return d, err
 	}
 	var lines []string
 	for _, f := range files {
-		d, err := FileDigest(f)
+		d, err := FileDigest(ctx, f, m)
 		if err != nil {
 			return "", err
 		}
 		lines = append(lines, d+"  "+filepath.Base(f)+"\n")
 	}
+	m.Finish()
 	sort.Slice(lines, func(i, j int) bool { return lines[i][66:] < lines[j][66:] })
 	h := sha256.Sum256([]byte(strings.Join(lines, "")))
 	return hex.EncodeToString(h[:]), nil
 }
 
-// FileDigest returns the SHA-256 of a file in hex.
-func FileDigest(path string) (string, error) {
+// FileDigest returns the SHA-256 of a file in hex. m, which may be nil, counts the bytes. When
+// ctx ends, it returns its cause.
+func FileDigest(ctx context.Context, path string, m *stream.Meter) (string, error) {
 	// Looked at before it is opened: opening a named pipe would wait for a writer.
 	if st, err := os.Stat(path); err != nil {
 		return "", err
@@ -365,7 +380,7 @@ func FileDigest(path string) (string, error) {
 	}
 	defer f.Close()
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
+	if err := stream.Copy(ctx, h, f, m); err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
@@ -385,24 +400,38 @@ var attention = []string{
 // all layers. A sidecar carries it, so that it is never used with other weights.
 //
 // Hashed per tensor, layers ascending: canonical name, NUL, element type, NUL,
-// the shape as decimal numbers joined by "x", NUL, then the stored bytes.
-func (c *Checkpoint) AttentionDigest() (string, error) {
-	h := sha256.New()
+// the shape as decimal numbers joined by "x", NUL, then the stored bytes. tick, if not nil, is
+// told how many MiB are done. When ctx ends, AttentionDigest returns its cause.
+func (c *Checkpoint) AttentionDigest(ctx context.Context, tick func(done, total int)) (string, error) {
+	var all []*Tensor
+	var size int64
 	for l := range c.Config.Layers {
 		for _, n := range attention {
 			t, ok := c.Find(family.Name(l, n))
 			if !ok {
 				continue
 			}
-			if err := c.hashTensor(h, t); err != nil {
-				return "", err
+			for _, s := range t.Sources {
+				r, err := c.Raw(s)
+				if err != nil {
+					return "", err
+				}
+				size += r.Size()
 			}
+			all = append(all, t)
 		}
 	}
+	h, m := sha256.New(), stream.NewMeter(size, tick)
+	for _, t := range all {
+		if err := c.hashTensor(ctx, h, t, m); err != nil {
+			return "", err
+		}
+	}
+	m.Finish()
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-func (c *Checkpoint) hashTensor(h hash.Hash, t *Tensor) error {
+func (c *Checkpoint) hashTensor(ctx context.Context, h hash.Hash, t *Tensor, m *stream.Meter) error {
 	var dims []string
 	for _, d := range t.Shape {
 		dims = append(dims, fmt.Sprint(d))
@@ -413,7 +442,7 @@ func (c *Checkpoint) hashTensor(h hash.Hash, t *Tensor) error {
 		if err != nil {
 			return err
 		}
-		if _, err := io.Copy(h, r); err != nil {
+		if err := stream.Copy(ctx, h, r, m); err != nil {
 			return fmt.Errorf("%s: tensor %s: %w", c.Path, t.Name, err)
 		}
 	}

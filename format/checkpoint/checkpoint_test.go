@@ -461,14 +461,16 @@ func TestTiedHead(t *testing.T) {
 		{"untied, same head", "llama", false, headLike(false), "", true, false},
 	} {
 		dir := filepath.Join(t.TempDir(), "m")
-		m := tiny.New(t, x.fam, tiny.Options{Untied: true, DType: x.dtype, Shards: 2, Edit: x.edit, Config: map[string]any{"tie_word_embeddings": x.tied}})
+		m := tiny.New(t, x.fam, tiny.Options{Untied: true, DType: x.dtype, Shards: 2, Edit: x.edit,
+			Config: map[string]any{"tie_word_embeddings": x.tied}})
 		m.HF(t, dir)
 		c := open(t, dir)
 		h, own := c.Find("output.weight")
 		unknown := slices.Contains(c.Unknown, "lm_head.weight")
 		note := strings.Contains(strings.Join(c.Notes(), " "), "lm_head.weight is stored and differs")
 		if own != x.own || unknown == x.own || c.Config.TiedEmbeddings == x.own || note != x.note {
-			t.Errorf("%s, %s: own head %v, unknown %v, tied %v, notes %q", x.fam, x.what, own, c.Unknown, c.Config.TiedEmbeddings, c.Notes())
+			t.Errorf("%s, %s: own head %v, unknown %v, tied %v, notes %q", x.fam, x.what, own, c.Unknown,
+				c.Config.TiedEmbeddings, c.Notes())
 		}
 		if !own {
 			continue
@@ -520,11 +522,11 @@ func TestDigests(t *testing.T) {
 	type digests struct{ source, attention string }
 	read := func(path string) digests {
 		c := open(t, path)
-		s, err := c.Digest()
+		s, err := c.Digest(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		a, err := c.AttentionDigest()
+		a, err := c.AttentionDigest(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -597,7 +599,7 @@ func TestDigests(t *testing.T) {
 		t.Error("another rope_theta: source digest must change, attention digest must not")
 	}
 	// The digest of a single file is that of sha256sum.
-	d, err := checkpoint.FileDigest(filepath.Join(root, "a.gguf"))
+	d, err := checkpoint.FileDigest(t.Context(), filepath.Join(root, "a.gguf"), nil)
 	if err != nil || d != gg.source {
 		t.Errorf("file digest %s, %v; source digest %s", d, err, gg.source)
 	}

@@ -265,7 +265,8 @@ var table = []*Family{
 	},
 	{
 		Name: "qwen3_moe", GGUFArch: "qwen3moe", Classes: []string{"Qwen3MoeForCausalLM"},
-		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true}, Experts: &Experts{GGUFRenorm: true, OwnSize: true},
+		QKNorm: NormHead, AttnBias: noBiases, Window: Window{AllLayers: true, NeedsFlag: true},
+		Experts:  &Experts{GGUFRenorm: true, OwnSize: true},
 		Defaults: Defaults{SlidingWindow: 4096, KVHeads: 4},
 		names:    rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
 	},
@@ -279,7 +280,8 @@ var table = []*Family{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
 		ScoreKeys: true, WideScaleLayers: 62, Window: Window{LayerTypes: true, Period: 6, InGGUF: true},
-		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096, Tied: true, KVHeads: 4},
+		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096,
+			Tied: true, KVHeads: 4},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},

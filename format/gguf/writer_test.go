@@ -251,7 +251,8 @@ func TestCreateRefuses(t *testing.T) {
 		}
 		dir := t.TempDir()
 		w, err := Create(filepath.Join(dir, "x.gguf"), c.kvs, c.tensors)
-		if err == nil || !strings.Contains(err.Error(), c.want) || c.uns != errorIs[*UnsupportedError](err) || c.uns == errorIs[*FormatError](err) {
+		if err == nil || !strings.Contains(err.Error(), c.want) || c.uns != errorIs[*UnsupportedError](err) ||
+			c.uns == errorIs[*FormatError](err) {
 			t.Errorf("%s: %v (%T)", c.name, err, err)
 		}
 		if w != nil {

@@ -596,7 +596,8 @@ func TestF64(t *testing.T) {
 	if err := f.ReadRows(w, 0, 6, got); err != nil || !slices.Equal(got, want) {
 		t.Errorf("%v, %v; want %v", got, err, want)
 	}
-	if err := f.ReadRows(w, 5, 2, got); err == nil || !strings.Contains(err.Error(), "tensor w") || !strings.Contains(err.Error(), "1e+300") {
+	if err := f.ReadRows(w, 5, 2, got); err == nil || !strings.Contains(err.Error(), "tensor w") ||
+		!strings.Contains(err.Error(), "1e+300") {
 		t.Errorf("too large: %v", err)
 	}
 	if err := f.ReadRows(w, 7, 1, got); err != nil || !math.IsInf(float64(got[0]), 1) {

@@ -167,12 +167,18 @@ func TestReadHFErrors(t *testing.T) {
 		"added id": {func(f map[string]object) {
 			f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = int64(1 << 62)
 		}, new(*FormatError), "<|x|>"},
-		"added id < 0":    {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = -5 }, new(*FormatError), "<|x|>"},
-		"gap under added": {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = 258 }, new(*FormatError), "which \"zz\" has"},
-		"small":           {func(f map[string]object) { f["config.json"]["vocab_size"] = 100 }, new(*FormatError), "vocab_size"},
-		"negative":        {func(f map[string]object) { f["config.json"]["vocab_size"] = -1 }, new(*FormatError), "vocab_size"},
-		"huge":            {func(f map[string]object) { f["config.json"]["vocab_size"] = int64(1) << 60 }, new(*FormatError), "vocab_size"},
-		"config":          {func(f map[string]object) { f["config.json"]["vocab_size"] = "many" }, new(*FormatError), "config.json"},
+		"added id < 0": {func(f map[string]object) { f["tokenizer.json"]["added_tokens"].([]any)[0].(object)["id"] = -5 },
+			new(*FormatError), "<|x|>"},
+		"gap under added": {func(f map[string]object) { model(f)["vocab"].(object)["zz"] = 258 }, new(*FormatError),
+			`which "zz" has`},
+		"small": {func(f map[string]object) { f["config.json"]["vocab_size"] = 100 }, new(*FormatError),
+			"vocab_size"},
+		"negative": {func(f map[string]object) { f["config.json"]["vocab_size"] = -1 }, new(*FormatError),
+			"vocab_size"},
+		"huge": {func(f map[string]object) { f["config.json"]["vocab_size"] = int64(1) << 60 }, new(*FormatError),
+			"vocab_size"},
+		"config": {func(f map[string]object) { f["config.json"]["vocab_size"] = "many" }, new(*FormatError),
+			"config.json"},
 	} {
 		f := smallFolder()
 		c.change(f)

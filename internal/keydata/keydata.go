@@ -1,3 +1,4 @@
+// Package keydata makes keys and queries for tests. It is for tests.
 package keydata
 
 import (
@@ -7,7 +8,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 )
 
-// random returns n numbers from [-1, 1), the same on every machine.
+// Uniform returns n numbers from [-1, 1), the same on every machine.
 func Uniform(r *rand.Rand, n int) []float32 {
 	x := make([]float32, n)
 	for i := range x {
@@ -16,7 +17,7 @@ func Uniform(r *rand.Rand, n int) []float32 {
 	return x
 }
 
-// normal returns n numbers close to standard normal, the same on every machine:
+// Normal returns n numbers close to standard normal, the same on every machine:
 // NormFloat64 uses functions whose last bit may differ.
 func Normal(r *rand.Rand, n int) []float32 {
 	x := make([]float32, n)
@@ -30,7 +31,7 @@ func Normal(r *rand.Rand, n int) []float32 {
 	return x
 }
 
-// rotated returns x R for rows x of length d and an orthogonal R.
+// Rotated returns x R for rows x of length d and an orthogonal R.
 func Rotated(r *rand.Rand, x []float32, d int) []float32 {
 	q := make([]float64, d*d)
 	for i, v := range Normal(r, d*d) {
@@ -50,7 +51,7 @@ func Rotated(r *rand.Rand, x []float32, d int) []float32 {
 	return out
 }
 
-// keyish returns keys as models have them: a mean far from zero, energy that falls
+// Keyish returns keys as models have them: a mean far from zero, energy that falls
 // by several orders of magnitude over hidden directions, lengths that vary.
 func Keyish(r *rand.Rand, n, d int) []float32 {
 	x := Normal(r, n*d)
@@ -68,7 +69,7 @@ func Keyish(r *rand.Rand, n, d int) []float32 {
 	return x
 }
 
-// metric returns E[q q^T] of unit queries with the energy of keyish, turned
+// Metric returns E[q q^T] of unit queries with the energy of keyish, turned
 // another way.
 func Metric(r *rand.Rand, n, d int) ([]float64, []float32) {
 	q := Keyish(r, n, d)

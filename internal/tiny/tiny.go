@@ -137,7 +137,8 @@ func New(t testing.TB, family string, o Options) *Model {
 	if o.DType == "" {
 		o.DType = "F32"
 	}
-	if !slices.Contains([]string{"F32", "F16", "BF16", "F64", "Q8_0"}, o.DType) || o.Vocab < MinVocab || o.Heads%o.KVHeads != 0 {
+	if !slices.Contains([]string{"F32", "F16", "BF16", "F64", "Q8_0"}, o.DType) || o.Vocab < MinVocab ||
+		o.Heads%o.KVHeads != 0 {
 		t.Fatalf("tiny: options %+v", o)
 	}
 	if family == "olmoe" {

@@ -27,8 +27,10 @@ func (m *Model) sliding(l int) bool { return m.info.gemma && l%2 == 0 }
 func (m *Model) ConfigJSON() map[string]any {
 	o := &m.Options
 	c := map[string]any{
-		"architectures": []string{m.info.class}, "model_type": m.Family, "torch_dtype": map[string]string{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}[o.DType],
-		"hidden_size": o.Hidden, "num_hidden_layers": o.Layers, "num_attention_heads": o.Heads, "num_key_value_heads": o.KVHeads, "head_dim": o.HeadDim,
+		"architectures": []string{m.info.class}, "model_type": m.Family, "torch_dtype": map[string]string{"F32": "float32",
+			"F16": "float16", "BF16": "bfloat16", "F64": "float64"}[o.DType],
+		"hidden_size": o.Hidden, "num_hidden_layers": o.Layers, "num_attention_heads": o.Heads,
+		"num_key_value_heads": o.KVHeads, "head_dim": o.HeadDim,
 		"intermediate_size": o.FFN, "vocab_size": o.Vocab, "max_position_embeddings": o.Context, "rms_norm_eps": normEps,
 		"rope_theta": ropeTheta, "hidden_act": "silu", "tie_word_embeddings": !o.Untied, "bos_token_id": EndOfText,
 		"eos_token_id": EndOfText,

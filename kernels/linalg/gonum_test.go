@@ -52,7 +52,7 @@ func TestGonumEigen(t *testing.T) {
 	r := rand.New(rand.NewPCG(21, 1))
 	for _, n := range oracleSizes {
 		a := covariance(r, n)
-		values, v := Eigen(a, n)
+		values, v := eigen(a, n)
 		var e mat.EigenSym
 		if !e.Factorize(mat.NewSymDense(n, a), true) {
 			t.Fatal("gonum finds no eigenvectors")
@@ -85,7 +85,7 @@ func TestGonumCholesky(t *testing.T) {
 	r := rand.New(rand.NewPCG(22, 1))
 	for _, n := range oracleSizes {
 		a := covariance(r, n)
-		l, err := Cholesky(a, n)
+		l, err := cholesky(a, n)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +100,7 @@ func TestGonumCholesky(t *testing.T) {
 		}
 		const m = 5
 		rhs := gaussians(r, m*n)
-		x := SolveRight(rhs, m, l, n)
+		x := solveRight(rhs, m, l, n)
 		var solved mat.Dense // A X^T = rhs^T, and A is symmetric
 		if err := c.SolveTo(&solved, mat.NewDense(m, n, rhs).T()); err != nil {
 			t.Fatal(err)
@@ -152,10 +152,10 @@ func TestGonumPolar(t *testing.T) {
 		s.UTo(&u)
 		s.VTo(&v)
 		theirs.Mul(&u, v.T())
-		if d := apart(floats64(Polar(c32, n, 1)), &theirs); !(d < 2e-5) {
+		if d := apart(floats64(polar(c32, n, 1)), &theirs); !(d < 2e-5) {
 			t.Errorf("n %d: Polar is %.2g from gonum's U V^T", n, d)
 		}
-		if d := apart(floats64(polarByEigen(c32, n)), &theirs); !(d < 2e-5) {
+		if d := apart(floats64(byEigen(c32, n)), &theirs); !(d < 2e-5) {
 			t.Errorf("n %d: polarByEigen is %.2g from gonum's U V^T", n, d)
 		}
 	}
@@ -190,7 +190,7 @@ func TestGonumMinimize(t *testing.T) {
 		for i := range curvature {
 			curvature[i] = a[i*n+i]
 		}
-		x, got, _ := Minimize(b, curvature, f, 2000, 1e-14)
+		x, got, _ := minimize(b, curvature, f, 2000, 1e-14)
 		res, err := optimize.Minimize(optimize.Problem{
 			Func: func(x []float64) float64 { v, _ := f(x); return v },
 			Grad: func(g, x []float64) { _, h := f(x); copy(g, h) },

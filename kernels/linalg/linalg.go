@@ -4,10 +4,13 @@
 // Own code rather than gonum, because the same input must give the same bits on
 // every machine: gonum's inner products are assembly on amd64 and plain Go, which
 // the compiler may fuse, elsewhere. Here each product is rounded on its own.
-// Matrices are row-major.
+// Matrices are row-major. What takes long for the sizes of attention heads, up to 512
+// numbers, or of their codes, up to 2,048 signs, takes a context; the rest takes at most
+// some tenths of a second.
 package linalg
 
 import (
+	"context"
 	"errors"
 	"math"
 	"sort"
@@ -21,8 +24,9 @@ var ErrNotPositive = errors.New("matrix is not positive definite")
 // Eigen returns the eigenvalues of the symmetric n x n matrix a, largest first,
 // and the matching orthonormal eigenvectors as the rows of v. a is not changed.
 // Cyclic Jacobi: slower than tridiagonal methods, but the order of operations is
-// plain. Eigenvalues err by some float64 roundings of the largest.
-func Eigen(a []float64, n int) (values []float64, v []float64) {
+// plain. Eigenvalues err by some float64 roundings of the largest. At n = 512 it takes
+// ten seconds; it fails only when ctx ends, which it looks at once in n rotations.
+func Eigen(ctx context.Context, a []float64, n int) (values []float64, v []float64, err error) {
 	m := append([]float64(nil), a...)
 	v = Identity(n)
 	var scale float64
@@ -40,6 +44,9 @@ func Eigen(a []float64, n int) (values []float64, v []float64) {
 			break
 		}
 		for p := range n {
+			if ctx.Err() != nil {
+				return nil, nil, context.Cause(ctx)
+			}
 			for q := p + 1; q < n; q++ {
 				if math.Abs(m[p*n+q]) > 1e-18*scale {
 					rotate(m, v, n, p, q)
@@ -59,7 +66,7 @@ func Eigen(a []float64, n int) (values []float64, v []float64) {
 		copy(out[i*n:(i+1)*n], v[k*n:(k+1)*n])
 		fixSign(out[i*n : (i+1)*n])
 	}
-	return values, out
+	return values, out, nil
 }
 
 // fixSign makes the largest component positive: an eigenvector has no sign of its own.
@@ -132,9 +139,13 @@ func SymmetricPower(values, v []float64, n int, f func(float64) float64) []float
 }
 
 // Cholesky returns the lower triangle L with A = L L^T for a positive definite n x n matrix.
-func Cholesky(a []float64, n int) ([]float64, error) {
+// It fails on others, with ErrNotPositive, and when ctx ends.
+func Cholesky(ctx context.Context, a []float64, n int) ([]float64, error) {
 	l := make([]float64, n*n)
 	for i := range n {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		for j := 0; j <= i; j++ {
 			s := a[i*n+j]
 			for k := range j {
@@ -154,11 +165,14 @@ func Cholesky(a []float64, n int) ([]float64, error) {
 }
 
 // SolveRight returns X with X B = A for B = L L^T given by its Cholesky factor:
-// A and X are m x n, L is n x n.
-func SolveRight(a []float64, m int, l []float64, n int) []float64 {
+// A and X are m x n, L is n x n. It fails only when ctx ends.
+func SolveRight(ctx context.Context, a []float64, m int, l []float64, n int) ([]float64, error) {
 	x := append([]float64(nil), a...)
 	r := 0
 	for ; r+4 <= m; r += 4 {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		solve4(x[r*n:(r+4)*n], l, n)
 	}
 	for ; r < m; r++ {
@@ -178,7 +192,7 @@ func SolveRight(a []float64, m int, l []float64, n int) []float64 {
 			row[i] = s / l[i*n+i]
 		}
 	}
-	return x
+	return x, nil
 }
 
 // solve4 is the body of SolveRight for four rows at once: sums wait for their last
@@ -254,8 +268,9 @@ func Norm(x []float64) float64 { return math.Sqrt(Dot(x, x)) }
 // Polar returns the orthogonal polar factor of the n x n matrix c, the
 // orthogonal R that maximises trace(R^T c), by Newton-Schulz iteration in float32
 // on the matrix kernels. Its rows are orthonormal to a few units of float32
-// rounding; Orthogonal takes that out too. threads <= 0 uses all.
-func Polar(c []float32, n, threads int) []float32 {
+// rounding; Orthogonal takes that out too. threads <= 0 uses all. It fails only when ctx
+// ends.
+func Polar(ctx context.Context, c []float32, n, threads int) ([]float32, error) {
 	// The Frobenius norm bounds the largest singular value, as convergence needs;
 	// a few power steps give a far tighter bound and so save iterations.
 	x := make([]float32, n*n)
@@ -264,7 +279,7 @@ func Polar(c []float32, n, threads int) []float32 {
 		for i := range n {
 			x[i*n+i] = 1
 		}
-		return x
+		return x, nil
 	}
 	for i, v := range c {
 		x[i] = v / s
@@ -273,12 +288,15 @@ func Polar(c []float32, n, threads int) []float32 {
 	g, y := make([]float32, n*n), make([]float32, n*n)
 	last := float32(math.Inf(1))
 	for range 60 {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		// X <- 1.5 X - 0.5 (X X^T) X
 		w.PackRows(n, n, x, n, threads)
 		gemm.Mul(g, n, x, n, n, &w, threads)
 		worst := distance(g, n)
 		if worst < 4e-6 {
-			return x
+			return x, nil
 		}
 		// Singular values above sqrt(3) run away: the bound was none, because the
 		// power steps began at right angles to the largest singular vector.
@@ -293,9 +311,9 @@ func Polar(c []float32, n, threads int) []float32 {
 		}
 	}
 	if last < polarTolerance {
-		return x
+		return x, nil
 	}
-	return polarByEigen(c, n)
+	return polarByEigen(ctx, c, n)
 }
 
 // distance returns how far the numbers of the n x n matrix g are from the identity's.
@@ -322,7 +340,7 @@ const polarTolerance = 1e-4
 // polarByEigen finds the polar factor from the eigenvectors of c^T c, in float64:
 // slow, but it needs no full rank. Where c has none, any orthogonal completion
 // gives the same trace.
-func polarByEigen(c []float32, n int) []float32 {
+func polarByEigen(ctx context.Context, c []float32, n int) ([]float32, error) {
 	var top float64
 	for _, v := range c {
 		top = max(top, math.Abs(float64(v)))
@@ -332,7 +350,7 @@ func polarByEigen(c []float32, n int) []float32 {
 		for i := range n {
 			out[i*n+i] = 1
 		}
-		return out
+		return out, nil
 	}
 	square := make([]float64, n*n)
 	for k := range n {
@@ -343,7 +361,10 @@ func polarByEigen(c []float32, n int) []float32 {
 			}
 		}
 	}
-	values, v := Eigen(square, n)
+	values, v, err := Eigen(ctx, square, n)
+	if err != nil {
+		return nil, err
+	}
 	u := make([]float64, n*n)
 	for k := range n {
 		// The square of float32 rounding, relative to the largest: beyond that a
@@ -369,7 +390,7 @@ func polarByEigen(c []float32, n int) []float32 {
 	for i, x := range r {
 		out[i] = float32(x)
 	}
-	return out
+	return out, nil
 }
 
 // Orthogonal returns the matrix with rows made orthonormal in float64.

@@ -100,7 +100,7 @@ func TestEigen(t *testing.T) {
 			}
 		}
 		before := slices.Clone(a)
-		values, v := Eigen(a, n)
+		values, v := eigen(a, n)
 		if !slices.Equal(a, before) {
 			t.Errorf("%s: the input changed", name)
 		}
@@ -168,7 +168,7 @@ func TestEigenScaled(t *testing.T) {
 			a[i*n+j] = base[i*n+j] * scale[i] * scale[j]
 		}
 	}
-	values, v := Eigen(a, n)
+	values, v := eigen(a, n)
 	for i, x := range values {
 		if !(x > 0) {
 			t.Errorf("eigenvalue %d of a positive definite matrix is %g", i, x)
@@ -176,17 +176,17 @@ func TestEigenScaled(t *testing.T) {
 	}
 	// The largest eigenvalue of the inverse is one over the smallest of a, and the
 	// inverse comes from Cholesky, another way.
-	l, err := Cholesky(a, n)
+	l, err := cholesky(a, n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	copy(inverse, SolveRight(Identity(n), n, l, n))
+	copy(inverse, solveRight(Identity(n), n, l, n))
 	for i := range n {
 		for j := range i {
 			inverse[i*n+j] = inverse[j*n+i]
 		}
 	}
-	inv, _ := Eigen(inverse, n)
+	inv, _ := eigen(inverse, n)
 	if e := math.Abs(inv[0]*values[n-1] - 1); !(e < 1e-4) {
 		t.Errorf("smallest eigenvalue %g, from the inverse %g: off by %.2g of it", values[n-1], 1/inv[0], e)
 	}
@@ -198,12 +198,12 @@ func TestEigenScaled(t *testing.T) {
 // TestEigenReturns: numbers that are not finite give no answer, but an end.
 func TestEigenReturns(t *testing.T) {
 	for _, x := range []float64{math.NaN(), math.Inf(1), -math.Inf(1), math.MaxFloat64} {
-		values, v := Eigen([]float64{1, x, x, 2}, 2)
+		values, v := eigen([]float64{1, x, x, 2}, 2)
 		if len(values) != 2 || len(v) != 4 {
 			t.Error("lengths")
 		}
 	}
-	if values, v := Eigen(nil, 0); len(values) != 0 || len(v) != 0 {
+	if values, v := eigen(nil, 0); len(values) != 0 || len(v) != 0 {
 		t.Error("0 x 0")
 	}
 }
@@ -216,7 +216,7 @@ func TestCholesky(t *testing.T) {
 			values[i] = math.Pow(10, -6*float64(i)/float64(n)) // condition up to 1e6
 		}
 		a := symmetric(r, values)
-		l, err := Cholesky(a, n)
+		l, err := cholesky(a, n)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -236,7 +236,7 @@ func TestCholesky(t *testing.T) {
 		const m = 5
 		rhs := gaussians(r, m*n)
 		before := slices.Clone(rhs)
-		x := SolveRight(rhs, m, l, n)
+		x := solveRight(rhs, m, l, n)
 		if !slices.Equal(rhs, before) {
 			t.Error("the right-hand side changed")
 		}
@@ -271,7 +271,7 @@ func TestCholeskyRefuses(t *testing.T) {
 		"NaN beside": {1, math.NaN(), math.NaN(), 1},
 		"-Inf":       {math.Inf(-1), 0, 0, 1},
 	} {
-		if _, err := Cholesky(a, 2); !errors.Is(err, ErrNotPositive) {
+		if _, err := cholesky(a, 2); !errors.Is(err, ErrNotPositive) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -1,5 +1,7 @@
 package linalg
 
+import "context"
+
 const (
 	memorySteps = 12 // that Minimize learns the curvature from
 	maxIdle     = 3  // steps in a row that gain too little
@@ -9,14 +11,23 @@ const (
 // Nocedal 1989), with about the curvature of each coordinate to start from. It ends
 // after so many steps, or when three in a row gain less than gain relative to f. It
 // returns where it ended, the value there and the number of steps. No step goes up.
-// (gonum's has other bits on machines that fuse products and sums.)
-func Minimize(x, curvature []float64, f func([]float64) (float64, []float64), steps int, gain float64) ([]float64, float64, int) {
+// (gonum's has other bits on machines that fuse products and sums.) It fails when ctx
+// ends, which it looks at after each call of f; an f that takes long may then return
+// early, with any numbers.
+func Minimize(
+	ctx context.Context, x, curvature []float64, f func([]float64) (float64, []float64), steps int, gain float64,
+) (
+	at []float64, value float64, taken int, err error,
+) {
 	type pair struct {
 		s, y []float64
 		rho  float64
 	}
 	var memory []pair
 	fx, g := f(x)
+	if ctx.Err() != nil {
+		return nil, 0, 0, context.Cause(ctx)
+	}
 	idle, n := 0, 0
 	for ; n < steps && idle < maxIdle; n++ {
 		dir := append([]float64(nil), g...)
@@ -59,7 +70,11 @@ func Minimize(x, curvature []float64, f func([]float64) (float64, []float64), st
 			for j := range x {
 				next[j] = x[j] - float64(t*dir[j])
 			}
-			if fn, gn = f(next); fn < fx+float64(1e-4*float64(t*slope)) {
+			fn, gn = f(next)
+			if ctx.Err() != nil {
+				return nil, 0, 0, context.Cause(ctx)
+			}
+			if fn < fx+float64(1e-4*float64(t*slope)) {
 				break
 			}
 		}
@@ -83,5 +98,5 @@ func Minimize(x, curvature []float64, f func([]float64) (float64, []float64), st
 		}
 		x, fx, g = next, fn, gn
 	}
-	return x, fx, n
+	return x, fx, n, nil
 }

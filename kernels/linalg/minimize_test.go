@@ -57,12 +57,12 @@ func TestMinimize(t *testing.T) {
 		}
 		return f, g
 	}
-	x, f, steps := Minimize(constant(20, 3), constant(20, 100), quadratic, 200, 1e-12)
+	x, f, steps := minimize(constant(20, 3), constant(20, 100), quadratic, 200, 1e-12)
 	if !(f < 1e-8) || math.Abs(x[0]-1) > 1e-3 || steps == 0 || steps == 200 {
 		t.Errorf("quadratic: %g at %v after %d steps", f, x[:5], steps)
 	}
 	for _, n := range []int{1, 5, 500} {
-		_, f, steps := Minimize([]float64{-1.2, 1}, constant(2, 100), func(x []float64) (float64, []float64) {
+		_, f, steps := minimize([]float64{-1.2, 1}, constant(2, 100), func(x []float64) (float64, []float64) {
 			a, b := 1-x[0], x[1]-x[0]*x[0]
 			return a*a + 100*b*b, []float64{-2*a - 400*x[0]*b, 200 * b}
 		}, n, 1e-15)

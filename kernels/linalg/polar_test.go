@@ -42,7 +42,7 @@ func nuclear(c []float64, n int) (sum float64) {
 			}
 		}
 	}
-	values, _ := Eigen(sq, n)
+	values, _ := eigen(sq, n)
 	for _, v := range values {
 		sum += math.Sqrt(max(v, 0))
 	}
@@ -124,7 +124,7 @@ func TestPolar(t *testing.T) {
 		n := int(math.Sqrt(float64(len(c))))
 		c32 := floats32(c)
 		c = floats64(c32)
-		r := floats64(Polar(c32, n, 1))
+		r := floats64(polar(c32, n, 1))
 		ortho, gap := polarError(r, c, n)
 		if !(ortho < polarOrtho) || !(gap < polarGap) {
 			t.Errorf("%s: off orthogonal by %.2g, below the largest trace by %.2g of it", name, ortho, gap)
@@ -144,7 +144,7 @@ func TestPolar(t *testing.T) {
 			}
 		}
 		// Orthogonal takes the float32 rounding out, up to that of its result.
-		o := floats64(Orthogonal(Polar(c32, n, 1), n))
+		o := floats64(Orthogonal(polar(c32, n, 1), n))
 		if e := orthoError(o, n); !(e < 3e-7) {
 			t.Errorf("%s: after Orthogonal off by %.2g", name, e)
 		}
@@ -184,7 +184,7 @@ func TestPolarReference(t *testing.T) {
 				}
 			}
 		}
-		values, v := Eigen(sq, n)
+		values, v := eigen(sq, n)
 		condition := math.Sqrt(values[0] / values[n-1])
 		inv := SymmetricPower(values, v, n, func(x float64) float64 { return 1 / math.Sqrt(x) })
 		want := make([]float64, n*n)
@@ -196,7 +196,7 @@ func TestPolarReference(t *testing.T) {
 			}
 		}
 		var worst float64
-		for name, got := range map[string][]float32{"iteration": Polar(c32, n, 1), "eigenvectors": polarByEigen(c32, n)} {
+		for name, got := range map[string][]float32{"iteration": polar(c32, n, 1), "eigenvectors": byEigen(c32, n)} {
 			for i, x := range got {
 				worst = max(worst, math.Abs(float64(x)-want[i]))
 			}
@@ -210,11 +210,11 @@ func TestPolarReference(t *testing.T) {
 
 // TestPolarReturns: what has no answer gets an end.
 func TestPolarReturns(t *testing.T) {
-	if r := Polar(make([]float32, 9), 3, 1); !slices.Equal(r, floats32(Identity(3))) {
+	if r := polar(make([]float32, 9), 3, 1); !slices.Equal(r, floats32(Identity(3))) {
 		t.Errorf("zero: %v", r)
 	}
 	for _, x := range []float64{math.NaN(), math.Inf(1), math.MaxFloat32} {
-		if r := Polar([]float32{1, 2, float32(x), 4}, 2, 1); len(r) != 4 {
+		if r := polar([]float32{1, 2, float32(x), 4}, 2, 1); len(r) != 4 {
 			t.Error("length")
 		}
 	}
@@ -234,11 +234,11 @@ func digest(threads int) string {
 	}
 	for _, n := range []int{7, 64, 96} {
 		c := floats32(uniform(n * n))
-		p := Polar(c, n, threads)
+		p := polar(c, n, threads)
 		put(p)
 		put(Orthogonal(p, n))
 		clear(c[3*n : 4*n])
-		put(polarByEigen(c, n))
+		put(byEigen(c, n))
 		a := uniform(n * n)
 		Orthonormalize(a, n)
 		put(a)
@@ -247,16 +247,16 @@ func digest(threads int) string {
 				a[i*n+j] = a[j*n+i]
 			}
 		}
-		values, v := Eigen(a, n)
+		values, v := eigen(a, n)
 		put(values)
 		put(v)
 		pos := SymmetricPower(values, v, n, func(x float64) float64 { return math.Sqrt(1 + math.Abs(x)) })
 		put(pos)
-		l, err := Cholesky(pos, n)
+		l, err := cholesky(pos, n)
 		if err != nil {
 			panic(err)
 		}
-		put(SolveRight(uniform(3*n), 3, l, n))
+		put(solveRight(uniform(3*n), 3, l, n))
 	}
 	return fmt.Sprintf("%x", h.Sum(nil))
 }

@@ -1,10 +1,12 @@
 package linalg
 
 import (
+	"context"
+	"errors"
 	"math"
 )
 
-// dot64 sums the products of float32 numbers in float64, in index order. Each
+// Dot64 sums the products of float32 numbers in float64, in index order. Each
 // product is exact there, so fusing it would change nothing.
 func Dot64(x, y []float32) float64 {
 	var s float64
@@ -14,7 +16,7 @@ func Dot64(x, y []float32) float64 {
 	return s
 }
 
-// dotRows sets dst[j] to the inner product of x and row j of m, summed in float64 and in
+// DotRows sets dst[j] to the inner product of x and row j of m, summed in float64 and in
 // index order. A sum waits for its last product, so four run side by side.
 func DotRows[T float32 | float64](dst []float64, x, m []T) {
 	d := len(x)
@@ -40,6 +42,8 @@ func DotRows[T float32 | float64](dst []float64, x, m []T) {
 	}
 }
 
+// Grow sets s to n elements, in the memory that it has if that is enough, and
+// returns it. What the elements hold is left open.
 func Grow[T any](s *[]T, n int) []T {
 	if cap(*s) < n {
 		*s = make([]T, n)
@@ -48,6 +52,7 @@ func Grow[T any](s *[]T, n int) []T {
 	return *s
 }
 
+// Float32 returns x rounded to float32.
 func Float32(x []float64) []float32 {
 	out := make([]float32, len(x))
 	for i, v := range x {
@@ -56,7 +61,7 @@ func Float32(x []float64) []float32 {
 	return out
 }
 
-// multiply returns A B for A [m, d] and B [d, d], summed in float64.
+// Multiply returns A B for A [m, d] and B [d, d], summed in float64.
 func Multiply(a []float32, b []float64, m, d int) []float32 {
 	out := make([]float32, m*d)
 	sum := make([]float64, d)
@@ -75,6 +80,7 @@ func Multiply(a []float32, b []float64, m, d int) []float32 {
 	return out
 }
 
+// Transpose returns the transpose of a, [n, n].
 func Transpose(a []float64, n int) []float64 {
 	out := make([]float64, len(a))
 	for i := range n {
@@ -85,7 +91,7 @@ func Transpose(a []float64, n int) []float64 {
 	return out
 }
 
-// product returns A B, [n, n].
+// Product returns A B, [n, n].
 func Product(a, b []float64, n int) []float64 {
 	bt := Transpose(b, n)
 	out := make([]float64, n*n)
@@ -95,7 +101,7 @@ func Product(a, b []float64, n int) []float64 {
 	return out
 }
 
-// addOuter adds w x x^T to sum.
+// AddOuter adds w x x^T to sum.
 func AddOuter(sum []float64, x []float32, w float64) {
 	for i, a := range x {
 		for j, b := range x {
@@ -104,6 +110,7 @@ func AddOuter(sum []float64, x []float32, w float64) {
 	}
 }
 
+// AddTo32 adds x to dst, element by element.
 func AddTo32(dst []float64, x []float32) {
 	for i, v := range x {
 		dst[i] += float64(v)
@@ -135,7 +142,7 @@ func Hadamard(x []float32, n int) {
 
 // Root returns the lower triangle L with L L^T = a for a symmetric positive
 // semidefinite n x n matrix; a little is added to the diagonal of a singular one.
-func Root(a []float64, n int) ([]float64, error) {
+func Root(ctx context.Context, a []float64, n int) ([]float64, error) {
 	var top float64
 	for i := range n {
 		top = max(top, a[i*n+i])
@@ -150,14 +157,14 @@ func Root(a []float64, n int) ([]float64, error) {
 			m[i*n+i] += float64(damp * top)
 		}
 		var l []float64
-		if l, err = Cholesky(m, n); err == nil {
-			return l, nil
+		if l, err = Cholesky(ctx, m, n); !errors.Is(err, ErrNotPositive) {
+			return l, err
 		}
 	}
 	return nil, err
 }
 
-// sign returns 1 or -1, without a branch.
+// Sign returns 1 or -1, without a branch.
 func Sign(positive bool) float32 {
 	var negative uint32 = 1
 	if positive {

@@ -119,7 +119,7 @@ func Shapes() []Shape {
 // bufferSizes are the buffers that bandwidth is measured on, powers of two in bytes.
 var bufferSizes = []int{16 << 10, 512 << 10, 8 << 20, 256 << 20}
 
-// Run measures everything. It stops between groups when ctx is done.
+// Run measures everything, until ctx ends.
 func Run(ctx context.Context, o Options) (*Result, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
@@ -137,7 +137,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		if o.Progress != nil {
 			o.Progress(group)
 		}
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	r := &Result{OS: runtime.GOOS, Arch: runtime.GOARCH, Tier: gemm.Tier(), Threads: o.Threads}
 	if err := step("peak and bandwidth"); err != nil {
@@ -147,22 +147,25 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	r.Peak = gemm.Peak(o.Threads, o.Time/4) / 1e9
 	for _, size := range bufferSizes {
 		for _, threads := range slices.Compact([]int{1, o.Threads}) {
-			r.Bandwidth = append(r.Bandwidth, Bandwidth{size, threads, readRate(size, threads, o.Time/8) / 1e9})
+			r.Bandwidth = append(r.Bandwidth, Bandwidth{size, threads, readRate(ctx, size, threads, o.Time/8) / 1e9})
 		}
 	}
 	for _, s := range Shapes() {
 		if err := step("matrix product of " + s.Model + ": " + s.Name); err != nil {
 			return nil, err
 		}
-		r.Products = append(r.Products, timeProduct(s, o))
+		r.Products = append(r.Products, timeProduct(ctx, s, o))
 	}
 	for _, dim := range o.Dims {
 		for _, n := range o.Keys {
 			if err := step("scores of keys"); err != nil {
 				return nil, err
 			}
-			r.Scores = append(r.Scores, timeScores(n, dim, o.Time)...)
+			r.Scores = append(r.Scores, timeScores(ctx, n, dim, o.Time)...)
 		}
+	}
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
 	}
 	return r, nil
 }
@@ -182,8 +185,9 @@ func readGeneric(b []byte) uint64 {
 	return s[0] ^ s[1] ^ s[2] ^ s[3]
 }
 
-// readRate returns the bytes per second at which threads read a buffer each.
-func readRate(size, threads int, d time.Duration) float64 {
+// readRate returns the bytes per second at which threads read a buffer each. Once ctx has
+// ended it returns something else, soon.
+func readRate(ctx context.Context, size, threads int, d time.Duration) float64 {
 	rates := make([]float64, threads)
 	sums := make([]uint64, threads)
 	var ready, done sync.WaitGroup
@@ -200,7 +204,7 @@ func readRate(size, threads int, d time.Duration) float64 {
 			piece := min(size, 1<<20)
 			passes := 1 << 20 / piece
 			best := make([]float64, size/piece)
-			for start, rounds := time.Now(), 0; rounds < 2 || time.Since(start) < d; rounds++ {
+			for start, rounds := time.Now(), 0; ctx.Err() == nil && (rounds < 2 || time.Since(start) < d); rounds++ {
 				for j := range best {
 					t := time.Now()
 					for range passes {
@@ -245,13 +249,13 @@ func product(s Shape, threads int) func() {
 	return func() { gemm.Mul(c, s.N, a, s.K, s.M, &w, threads) }
 }
 
-func timeProduct(s Shape, o Options) Product {
+func timeProduct(ctx context.Context, s Shape, o Options) Product {
 	run := product(s, o.Threads)
 	flop := 2 * float64(s.M) * float64(s.N) * float64(s.K)
 	p := Product{Shape: s}
 	best, peak := math.Inf(1), 0.0
 	run()
-	for start, rounds := time.Now(), 0; time.Since(start) < o.Time || rounds < 3; rounds++ {
+	for start, rounds := time.Now(), 0; ctx.Err() == nil && (time.Since(start) < o.Time || rounds < 3); rounds++ {
 		// The clock of the machine moves, so the peak takes turns with the product.
 		peak = max(peak, gemm.Peak(o.Threads, time.Millisecond))
 		t := time.Now()
@@ -319,10 +323,13 @@ func scoreEntries(n, dim int) []*entry {
 	return entries
 }
 
-func timeScores(n, dim int, d time.Duration) []Score {
+func timeScores(ctx context.Context, n, dim int, d time.Duration) []Score {
 	entries := scoreEntries(n, dim)
 	for start, rounds := time.Now(), 0; time.Since(start) < d || rounds < 5; rounds++ {
 		for _, e := range entries {
+			if ctx.Err() != nil {
+				return nil
+			}
 			for i, from := 0, 0; from < n; i, from = i+1, from+segment {
 				t := time.Now()
 				e.run(from, min(n, from+segment))

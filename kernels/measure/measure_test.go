@@ -46,7 +46,7 @@ func TestRun(t *testing.T) {
 	old := bufferSizes
 	bufferSizes = []int{16 << 10, 1 << 20}
 	defer func() { bufferSizes = old }()
-	entries := timeScores(segment+100, 64, time.Millisecond)
+	entries := timeScores(t.Context(), segment+100, 64, time.Millisecond)
 	if len(entries) != 3+len(heads) || entries[0].Format != "F16" || entries[0].Ratio != 1 {
 		t.Fatalf("scores: %+v", entries)
 	}
@@ -58,7 +58,7 @@ func TestRun(t *testing.T) {
 	if last := entries[len(entries)-1]; last.Bytes != 10 || last.Heads != 8 || last.Intensity() != 2*64*8/10. {
 		t.Errorf("%+v", last)
 	}
-	p := timeProduct(Shape{"model", "a<b", 8, 48, 64}, Options{Threads: 1, Time: time.Millisecond})
+	p := timeProduct(t.Context(), Shape{"model", "a<b", 8, 48, 64}, Options{Threads: 1, Time: time.Millisecond})
 	if !(p.GFLOPS > 0 && p.Share > 0 && p.WeightGBs > 0) {
 		t.Errorf("%+v", p)
 	}
@@ -67,7 +67,7 @@ func TestRun(t *testing.T) {
 	}
 	r := &Result{Threads: 2, Peak: 200, Peak1: 100, Products: []Product{p}, Scores: entries}
 	for _, threads := range []int{1, 2} {
-		rate := readRate(1<<20, threads, time.Millisecond) / 1e9
+		rate := readRate(t.Context(), 1<<20, threads, time.Millisecond) / 1e9
 		if !(rate > 0) {
 			t.Errorf("%d threads read %v GB/s", threads, rate)
 		}

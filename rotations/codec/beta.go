@@ -1,6 +1,9 @@
 package codec
 
-import "math"
+import (
+	"context"
+	"math"
+)
 
 // Beta holds the two measures of how well signs describe keys. They are
 // different quantities and are never written as a bare "beta".
@@ -20,8 +23,9 @@ type Beta struct {
 	N      int // keys measured
 }
 
-// Measure computes Beta of keys, [n, D]. Keys equal to the mean are left out.
-func (c *Code) Measure(keys []float32) Beta {
+// Measure computes Beta of keys, [n, D]. Keys equal to the mean are left out. It fails
+// only when ctx ends.
+func (c *Code) Measure(ctx context.Context, keys []float32) (Beta, error) {
 	d := c.D
 	var b Beta
 	var cos, abs, sq, lost, total float64
@@ -29,6 +33,9 @@ func (c *Code) Measure(keys []float32) Beta {
 	words := make([]uint32, EncodeBatch*c.Words())
 	alpha, hats := make([]float32, EncodeBatch), make([]float32, EncodeBatch*d)
 	for ; len(keys) >= d; keys = keys[min(len(keys), EncodeBatch*d):] {
+		if ctx.Err() != nil {
+			return Beta{}, context.Cause(ctx)
+		}
 		part := keys[:min(len(keys)/d, EncodeBatch)*d]
 		n := len(part) / d
 		e.encode(part)
@@ -65,7 +72,7 @@ func (c *Code) Measure(keys []float32) Beta {
 		}
 	}
 	if b.N == 0 {
-		return Beta{Cos1bit: math.NaN(), MomentRatio: math.NaN(), Energy: math.NaN()}
+		return Beta{Cos1bit: math.NaN(), MomentRatio: math.NaN(), Energy: math.NaN()}, nil
 	}
 	n := float64(b.N)
 	b.Cos1bit, b.Energy = cos/n, 1-lost/total
@@ -74,5 +81,5 @@ func (c *Code) Measure(keys []float32) Beta {
 		m := abs / (n * float64(d))
 		b.MomentRatio = float64(m*m) / (sq / (n * float64(d)))
 	}
-	return b
+	return b, nil
 }

@@ -14,6 +14,7 @@
 package codec
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/phaseconv/phaseconv/kernels/rope"
@@ -173,9 +174,9 @@ const MaxAlpha = 65504
 
 // EncodeKey finds the signs and the scale of one key; see EncodeKeys.
 func (c *Code) EncodeKey(k []float32, words []uint32) (alpha float32) {
-	var a [1]float32
-	c.EncodeKeys(k[:c.D], words, a[:])
-	return a[0]
+	e := newEncoder(c)
+	e.encode(k[:c.D])
+	return e.result(0, words)
 }
 
 // EncodeKeys finds the signs and scales of keys, [n, D]. Sign i of key n is bit
@@ -190,9 +191,14 @@ func (c *Code) EncodeKey(k []float32, words []uint32) (alpha float32) {
 //
 // Each z is one chain of float32 fused multiply-adds over ascending dimensions
 // (kernels/gemm), so one key and many give the same bits on every machine.
-func (c *Code) EncodeKeys(keys []float32, words []uint32, alpha []float32) {
+//
+// It fails only when ctx ends, which it looks at once in EncodeBatch keys.
+func (c *Code) EncodeKeys(ctx context.Context, keys []float32, words []uint32, alpha []float32) error {
 	e := newEncoder(c)
 	for n := len(keys) / c.D; n > 0; n = len(keys) / c.D {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		m := min(n, EncodeBatch)
 		e.encode(keys[:m*c.D])
 		for i := range m {
@@ -201,6 +207,7 @@ func (c *Code) EncodeKeys(keys []float32, words []uint32, alpha []float32) {
 		}
 		keys, words, alpha = keys[m*c.D:], words[m*c.Words():], alpha[m:]
 	}
+	return nil
 }
 
 // DecodeKey sets dst = mean + alpha * M s.

@@ -273,7 +273,7 @@ func TestBatch(t *testing.T) {
 	keys := keydata.Keyish(r, n, d)
 	for name, c := range codes(t, r, d) {
 		words, alpha, hat := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*d)
-		c.EncodeKeys(keys, words, alpha)
+		encode(t, c, keys, words, alpha)
 		c.DecodeKeys(hat, words, alpha)
 		w, h := make([]uint32, c.Words()), make([]float32, d)
 		for i := 0; i < n; i += 31 {
@@ -283,7 +283,7 @@ func TestBatch(t *testing.T) {
 				t.Errorf("%s: key %d alone is coded in another way", name, i)
 			}
 		}
-		c.EncodeKeys(nil, nil, nil)
+		encode(t, c, nil, nil, nil)
 		c.DecodeKeys(nil, nil, nil)
 	}
 }
@@ -345,7 +345,7 @@ func TestNotFiniteKeys(t *testing.T) {
 						}
 					}
 					c.DecodeKey(hat, words, c.EncodeKey(k, words))
-					c.Measure(k)
+					measure(t, c, k)
 				}
 			}
 		}
@@ -422,7 +422,7 @@ func TestMeasure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := c.Measure(keydata.Normal(r, n*d))
+	b := measure(t, c, keydata.Normal(r, n*d))
 	if floor := math.Sqrt(2/math.Pi) * (1 + 1/(4.0*d)); math.Abs(b.MomentRatio-2/math.Pi) > 0.006 || math.Abs(b.Cos1bit-floor) > 0.004 || b.N != n {
 		t.Errorf("Gaussian keys: cosine %.4f (%.4f), moment ratio %.4f (0.637), %d keys", b.Cos1bit, floor, b.MomentRatio, b.N)
 	}
@@ -448,7 +448,7 @@ func TestMeasure(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := c.Measure(keys)
+		b := measure(t, c, keys)
 		if c.Orthonormal() && (b.Cos1bit < 1-1e-6 || b.MomentRatio < 1-1e-3 || b.Energy < 1-1e-5) {
 			t.Errorf("%s: keys that are codes measure %+v", name, b)
 		}
@@ -460,7 +460,7 @@ func TestMeasure(t *testing.T) {
 		}
 	}
 	// Keys equal to the mean carry nothing and are left out.
-	if b := c.Measure(make([]float32, 3*d)); b.N != 0 || !math.IsNaN(b.Cos1bit) {
+	if b := measure(t, c, make([]float32, 3*d)); b.N != 0 || !math.IsNaN(b.Cos1bit) {
 		t.Errorf("zero keys: %+v", b)
 	}
 }
@@ -471,10 +471,10 @@ func TestConcurrent(t *testing.T) {
 	const d = 16
 	keys := keydata.Keyish(r, 200, d)
 	for name, c := range codes(t, r, d) {
-		want := encoded(c, keys)
+		want := encoded(t, c, keys)
 		got := make(chan string)
 		for range 4 {
-			go func() { got <- encoded(c, keys) }()
+			go func() { got <- encoded(t, c, keys) }()
 		}
 		for range 4 {
 			if x := <-got; x != want {

@@ -28,7 +28,7 @@ func codes(t testing.TB, r *rand.Rand, d int, kinds ...string) map[string]*codec
 			if kind != "frame" && b%8 != 0 {
 				continue
 			}
-			code, _, err := fit.Fit(kind, b, s)
+			code, _, err := fit.Fit(t.Context(), kind, b, s)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -47,10 +47,10 @@ func signOf(words []uint32, i int) float64 {
 }
 
 // encoded writes out what a code makes of keys: words, scales and decoded keys.
-func encoded(c *codec.Code, keys []float32) string {
+func encoded(t testing.TB, c *codec.Code, keys []float32) string {
 	n := len(keys) / c.D
 	words, alpha, hat := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*c.D)
-	c.EncodeKeys(keys, words, alpha)
+	encode(t, c, keys, words, alpha)
 	c.DecodeKeys(hat, words, alpha)
 	return fmt.Sprint(words, alpha, hat)
 }

@@ -1,14 +1,13 @@
 package codec
 
 import (
-	"errors"
+	"context"
 	"math"
-	"sync"
-	"sync/atomic"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
 // encodeBatch is how many keys are encoded at a time; it bounds the buffers.
@@ -204,24 +203,12 @@ func (e *encoder) result(k int, words []uint32) float32 {
 	return dtype.F16Round(float32(min(Scale(e.num[k], e.den[k])*float64(e.code.Gain), MaxAlpha)))
 }
 
-// batches calls f for [0, n) in pieces of encodeBatch keys, on up to threads
-// goroutines.
-func Batches(n, threads int, f func(k0, k1 int) error) error {
-	pieces := (n + EncodeBatch - 1) / EncodeBatch
-	errs := make([]error, pieces)
-	var next atomic.Int64
-	work := func() {
-		for i := int(next.Add(1)) - 1; i < pieces; i = int(next.Add(1)) - 1 {
-			errs[i] = f(i*EncodeBatch, min(n, (i+1)*EncodeBatch))
-		}
-	}
-	var wg sync.WaitGroup
-	for range min(threads, pieces) - 1 {
-		wg.Go(work)
-	}
-	work()
-	wg.Wait()
-	return errors.Join(errs...)
+// Batches calls f for [0, n) in pieces of EncodeBatch keys, on up to threads
+// goroutines. It fails as parallel.For does, and when ctx ends.
+func Batches(ctx context.Context, n, threads int, f func(k0, k1 int) error) error {
+	return parallel.For(ctx, threads, (n+EncodeBatch-1)/EncodeBatch, func(i int) error {
+		return f(i*EncodeBatch, min(n, (i+1)*EncodeBatch))
+	})
 }
 
 // addScaled adds s x to y, of the same length. s is a power of two or its negative,

@@ -24,7 +24,7 @@ func TestExceptionScores(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, %d exceptions", name, per), func(t *testing.T) {
 				keys := keydata.Keyish(r, n, d)
 				words, alpha, plain := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*d)
-				c.EncodeKeys(keys, words, alpha)
+				encode(t, c, keys, words, alpha)
 				c.DecodeKeys(plain, words, alpha)
 				x, err := codec.Except(keys, plain, d, per)
 				if err != nil {
@@ -62,7 +62,7 @@ func TestExcept(t *testing.T) {
 	c := codes(t, r, d, "frame")["frame d=32 b=32"]
 	keys := keydata.Keyish(r, n, d)
 	words, alpha, plain := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*d)
-	c.EncodeKeys(keys, words, alpha)
+	encode(t, c, keys, words, alpha)
 	c.DecodeKeys(plain, words, alpha)
 	last := math.Inf(1)
 	for per := range d/2 + 1 {

@@ -33,6 +33,6 @@ func BenchmarkEncode(b *testing.B) {
 	words, alpha := make([]uint32, n*c.Words()), make([]float32, n)
 	b.SetBytes(n * d * 4)
 	for b.Loop() {
-		c.EncodeKeys(keys, words, alpha)
+		encode(b, c, keys, words, alpha)
 	}
 }

@@ -1,6 +1,7 @@
 package fit
 
 import (
+	"context"
 	"fmt"
 	"math"
 
@@ -41,24 +42,24 @@ const (
 // mean of |R x|_1 / (sqrt(block) |x|_2) in each block (the L1-max objective of the
 // learned code, without a mean). Each block starts from the identity and from the
 // randomised Hadamard transform that HadamardRows gives for the same numbers, and
-// keeps what ends higher.
-func FitRows(rows []float32, d, block int, seed uint64, layer, part, threads int, stop func() error) (*BlockRotation, error) {
+// keeps what ends higher. When ctx ends, it returns its cause after at most one step.
+func FitRows(ctx context.Context, rows []float32, d, block int, seed uint64, layer, part, threads int) (*BlockRotation, error) {
 	if d < 1 || block < 1 || d%block != 0 || len(rows)%d != 0 || len(rows) == 0 || block > codec.MaxDim {
 		return nil, fmt.Errorf("a rotation of %d numbers in blocks of %d for %d numbers of rows", d, block, len(rows))
 	}
 	out := HadamardRows(d, block, seed, layer, part)
 	n := len(rows) / d
 	for at := 0; at < d; at += block {
-		s := &Sample{D: block, Threads: threads, Stop: stop, Keys: make([]float32, n*block)}
+		s := &Sample{D: block, Threads: threads, Keys: make([]float32, n*block)}
 		for i := range n {
 			copy(s.Keys[i*block:(i+1)*block], rows[i*d+at:])
 		}
 		r := out.R[at*block : (at+block)*block]
-		m, value, err := s.spread(r)
+		m, value, err := s.spread(ctx, r)
 		if err != nil {
 			return nil, err
 		}
-		m2, value2, err := s.spread(linalg.Float32(linalg.Identity(block)))
+		m2, value2, err := s.spread(ctx, linalg.Float32(linalg.Identity(block)))
 		if err != nil {
 			return nil, err
 		}
@@ -72,7 +73,7 @@ func FitRows(rows []float32, d, block int, seed uint64, layer, part, threads int
 
 // spread is the fixed point of learned for keys that are not centred, with a ridge.
 // It returns the rotation and what the objective was.
-func (s *Sample) spread(best []float32) ([]float32, float64, error) {
+func (s *Sample) spread(ctx context.Context, best []float32) ([]float32, float64, error) {
 	d := s.D
 	x := s.unitKeys(make([]float32, d))
 	n := len(x) / d
@@ -85,8 +86,8 @@ func (s *Sample) spread(best []float32) ([]float32, float64, error) {
 	r, value := best, -1.0
 	var bestC []float32
 	for step := 0; step <= rowsSteps; step++ {
-		if err := s.stopped(); err != nil {
-			return nil, 0, err
+		if ctx.Err() != nil {
+			return nil, 0, context.Cause(ctx)
 		}
 		v := f.objective(r)
 		c := f.correlate()
@@ -103,14 +104,17 @@ func (s *Sample) spread(best []float32) ([]float32, float64, error) {
 		for i, v := range next {
 			pulled[i] = v + float32(ridge*best[i])
 		}
-		r = linalg.Polar(pulled, d, s.Threads)
+		var err error
+		if r, err = linalg.Polar(ctx, pulled, d, s.Threads); err != nil {
+			return nil, 0, err
+		}
 	}
 	return linalg.Orthogonal(best, d), value, nil
 }
 
 // Measure computes Beta of rows, [n, D], in the rotated basis with one scale per
-// row. Zero rows are left out. b may be nil: rows as they stand.
-func (b *BlockRotation) Measure(rows []float32, d, threads int) codec.Beta {
+// row. Zero rows are left out. b may be nil: rows as they stand. It fails only when ctx ends.
+func (b *BlockRotation) Measure(ctx context.Context, rows []float32, d, threads int) (codec.Beta, error) {
 	const batch = 256
 	var w []gemm.Weights
 	if b != nil {
@@ -123,6 +127,9 @@ func (b *BlockRotation) Measure(rows []float32, d, threads int) codec.Beta {
 	var cos, abs, sq, kept float64
 	buf := make([]float32, batch*d)
 	for len(rows) > 0 {
+		if ctx.Err() != nil {
+			return codec.Beta{}, context.Cause(ctx)
+		}
 		x := rows[:min(len(rows), batch*d)]
 		rows = rows[len(x):]
 		y := x
@@ -149,13 +156,13 @@ func (b *BlockRotation) Measure(rows []float32, d, threads int) codec.Beta {
 		}
 	}
 	if out.N == 0 {
-		return codec.Beta{Cos1bit: math.NaN(), MomentRatio: math.NaN(), Energy: math.NaN()}
+		return codec.Beta{Cos1bit: math.NaN(), MomentRatio: math.NaN(), Energy: math.NaN()}, nil
 	}
 	n := float64(out.N)
 	mean := abs / (n * float64(d))
 	out.Cos1bit, out.Energy = cos/n, kept/sq
 	out.MomentRatio = float64(mean*mean) / (sq / (n * float64(d)))
-	return out
+	return out, nil
 }
 
 // HadamardRows is the rotation of FitRows before any fit: a randomised Hadamard

@@ -1,6 +1,7 @@
 package fit
 
 import (
+	"context"
 	"fmt"
 	"math"
 
@@ -27,9 +28,6 @@ type Sample struct {
 	Draft bool
 	// Threads for matrix products; results do not depend on it.
 	Threads int
-	// Stop, if set, is asked between the steps of a fit; an error that it returns
-	// ends the fit. With several threads it is called from several goroutines.
-	Stop func() error
 	// Trace, if set, is given what an iterative fit has after each step, without
 	// gain. learned begins from several starts, numbered from 0, goes on from the best
 	// under its number, and ends with all keys under the next; frame has one start.
@@ -46,14 +44,6 @@ func (s *Sample) trace(start, step int, mean, m []float32) {
 	}
 }
 
-// stopped asks Stop.
-func (s *Sample) stopped() error {
-	if s.Stop == nil {
-		return nil
-	}
-	return s.Stop()
-}
-
 // N returns the number of keys.
 func (s *Sample) N() int { return len(s.Keys) / s.D }
 
@@ -66,8 +56,9 @@ type Point struct {
 }
 
 // Fit fits a code with b signs per key. Only frame takes b other than D. The
-// curve is nil for codes that are not found step by step.
-func Fit(kind string, b int, s *Sample) (*codec.Code, []Point, error) {
+// curve is nil for codes that are not found step by step. When ctx ends, Fit returns its
+// cause after at most one step.
+func Fit(ctx context.Context, kind string, b int, s *Sample) (*codec.Code, []Point, error) {
 	if s.D < 1 || len(s.Keys)%s.D != 0 {
 		return nil, nil, fmt.Errorf("%d key values for head_dim %d", len(s.Keys), s.D)
 	}
@@ -89,13 +80,13 @@ func Fit(kind string, b int, s *Sample) (*codec.Code, []Point, error) {
 	case "cen":
 		m, mean = linalg.Float32(linalg.Identity(s.D)), s.mean()
 	case "srht":
-		return s.bestSRHT()
+		return s.bestSRHT(ctx)
 	case "random":
 		m, mean = linalg.Float32(seeded.RandomOrthogonal(s.D, seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeRandom))), s.mean()
 	case "learned":
-		return s.bestLearned()
+		return s.bestLearned(ctx)
 	case "frame":
-		return s.frame(b)
+		return s.frame(ctx, b)
 	default:
 		return nil, nil, fmt.Errorf("code %q is not known (%v)", kind, codec.Kinds)
 	}
@@ -131,21 +122,25 @@ func (s *Sample) thin(n int) *Sample {
 }
 
 // bestSRHT returns the Hadamard code, among a few sign patterns, that loses least.
-func (s *Sample) bestSRHT() (*codec.Code, []Point, error) {
+func (s *Sample) bestSRHT(ctx context.Context) (*codec.Code, []Point, error) {
 	mean := s.mean()
 	few := s.thin(thinned * s.D)
 	r := seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeSRHT)
 	var best *codec.Code
 	least := math.Inf(1)
 	for range srhtTries {
-		if err := s.stopped(); err != nil {
-			return nil, nil, err
+		if ctx.Err() != nil {
+			return nil, nil, context.Cause(ctx)
 		}
 		c, err := codec.New("srht", s.D, s.D, mean, linalg.Float32(seeded.SRHT(s.D, r)), nil)
 		if err != nil {
 			return nil, nil, err
 		}
-		if loss := few.ScoreLoss(c); loss < least || best == nil {
+		loss, err := few.ScoreLoss(ctx, c)
+		if err != nil {
+			return nil, nil, err
+		}
+		if loss < least || best == nil {
 			best, least = c, loss
 		}
 	}
@@ -154,12 +149,15 @@ func (s *Sample) bestSRHT() (*codec.Code, []Point, error) {
 
 // ScoreLoss is the mean square error of scores that a code causes on the
 // sample's keys, E[(q.(e - E e))^2] for the metric E[q q^T] and errors
-// e = k - k_hat. The mean error is taken out: softmax does not see it.
-func (s *Sample) ScoreLoss(c *codec.Code) float64 {
+// e = k - k_hat. The mean error is taken out: softmax does not see it. It fails only when
+// ctx ends.
+func (s *Sample) ScoreLoss(ctx context.Context, c *codec.Code) (float64, error) {
 	d, n := s.D, s.N()
 	words, alpha := make([]uint32, n*c.Words()), make([]float32, n)
 	e := make([]float32, n*d)
-	c.EncodeKeys(s.Keys, words, alpha)
+	if err := c.EncodeKeys(ctx, s.Keys, words, alpha); err != nil {
+		return 0, err
+	}
 	c.DecodeKeys(e, words, alpha)
 	mean := make([]float64, d)
 	var total float64
@@ -194,7 +192,7 @@ func (s *Sample) ScoreLoss(c *codec.Code) float64 {
 			loss += float64(s.Metric[i*d+j] * float64(cov[i*d+j]))
 		}
 	}
-	return loss / total
+	return loss / total, nil
 }
 
 func (s *Sample) weight(key int) float64 {
@@ -236,7 +234,7 @@ const learnedStarts = 2
 // bestLearned learns from several starts for a while, goes on from the one whose code
 // loses least (the objective has many local optima, and a higher one is often no
 // better), and ends with all keys: until then a part of them has to do.
-func (s *Sample) bestLearned() (*codec.Code, []Point, error) {
+func (s *Sample) bestLearned(ctx context.Context) (*codec.Code, []Point, error) {
 	mean := s.mean()
 	few := s.thin(2 * thinned * s.D)
 	r := seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeLearned)
@@ -248,15 +246,19 @@ func (s *Sample) bestLearned() (*codec.Code, []Point, error) {
 		if i > 0 {
 			start = seeded.SRHT(s.D, r)
 		}
-		c, points, err := few.learnedCode(learnedRun{start: i, steps: learnedFirst}, mean, linalg.Float32(start))
+		c, points, err := few.learnedCode(ctx, learnedRun{start: i, steps: learnedFirst}, mean, linalg.Float32(start))
 		if err != nil {
 			return nil, nil, err
 		}
-		if loss := few.ScoreLoss(c); loss < least || best == nil {
+		loss, err := few.ScoreLoss(ctx, c)
+		if err != nil {
+			return nil, nil, err
+		}
+		if loss < least || best == nil {
 			best, curve, from, least = c, points, i, loss
 		}
 	}
-	best, points, err := few.learnedCode(learnedRun{from, learnedFirst, learnedSteps - learnedFirst}, mean, best.Decode)
+	best, points, err := few.learnedCode(ctx, learnedRun{from, learnedFirst, learnedSteps - learnedFirst}, mean, best.Decode)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -264,7 +266,7 @@ func (s *Sample) bestLearned() (*codec.Code, []Point, error) {
 		curve = append(curve, points[1:]...) // the first is where the start ended
 	}
 	if few != s {
-		if best, points, err = s.learnedCode(learnedRun{start: learnedStarts, steps: learnedLast}, mean, best.Decode); err != nil {
+		if best, points, err = s.learnedCode(ctx, learnedRun{start: learnedStarts, steps: learnedLast}, mean, best.Decode); err != nil {
 			return nil, nil, err
 		}
 		curve = append(curve, points...)
@@ -272,7 +274,7 @@ func (s *Sample) bestLearned() (*codec.Code, []Point, error) {
 	for i := range curve {
 		curve[i].Step = i
 	}
-	best, err = s.matchNorm(best)
+	best, err = s.matchNorm(ctx, best)
 	return best, curve, err
 }
 
@@ -280,8 +282,8 @@ func (s *Sample) bestLearned() (*codec.Code, []Point, error) {
 // those of a start after the first few.
 type learnedRun struct{ start, after, steps int }
 
-func (s *Sample) learnedCode(run learnedRun, mean, start []float32) (*codec.Code, []Point, error) {
-	m, points, err := s.learned(run, mean, start)
+func (s *Sample) learnedCode(ctx context.Context, run learnedRun, mean, start []float32) (*codec.Code, []Point, error) {
+	m, points, err := s.learned(ctx, run, mean, start)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -294,7 +296,7 @@ func (s *Sample) learnedCode(run learnedRun, mean, start []float32) (*codec.Code
 // x normalised, which never decreases it and needs no step size (the L1-max
 // objective). Each step is stretched along the change of C; when that fails to
 // help, the best R so far takes a plain step instead.
-func (s *Sample) learned(run learnedRun, mean, start []float32) (best []float32, curve []Point, err error) {
+func (s *Sample) learned(ctx context.Context, run learnedRun, mean, start []float32) (best []float32, curve []Point, err error) {
 	d := s.D
 	x := s.unitKeys(mean)
 	n := len(x) / d
@@ -308,8 +310,8 @@ func (s *Sample) learned(run learnedRun, mean, start []float32) (best []float32,
 	r, value := best, -1.0
 	var bestC, c []float32 // the correlation matrix at best, and at r
 	for step := 0; ; step++ {
-		if err := s.stopped(); err != nil {
-			return nil, nil, err
+		if ctx.Err() != nil {
+			return nil, nil, context.Cause(ctx)
 		}
 		v := f.objective(r)
 		c = f.correlate()
@@ -330,7 +332,9 @@ func (s *Sample) learned(run learnedRun, mean, start []float32) (best []float32,
 		if gain > 0 {
 			best, bestC, value = r, c, v
 		}
-		r = linalg.Polar(next, d, s.Threads)
+		if r, err = linalg.Polar(ctx, next, d, s.Threads); err != nil {
+			return nil, nil, err
+		}
 	}
 }
 

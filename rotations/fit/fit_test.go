@@ -15,11 +15,27 @@ import (
 
 func fit(t testing.TB, kind string, b int, s *Sample) (*codec.Code, []Point) {
 	t.Helper()
-	c, curve, err := Fit(kind, b, s)
+	c, curve, err := Fit(t.Context(), kind, b, s)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c, curve
+}
+
+func measure(t testing.TB, c *codec.Code, keys []float32) codec.Beta {
+	t.Helper()
+	b, err := c.Measure(t.Context(), keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func encode(t testing.TB, c *codec.Code, keys []float32, words []uint32, alpha []float32) {
+	t.Helper()
+	if err := c.EncodeKeys(t.Context(), keys, words, alpha); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestOrthonormalRows: the data-free bases are orthonormal at every head_dim in
@@ -131,7 +147,7 @@ func TestFitRefuses(t *testing.T) {
 		{"NaN key, learned", "learned", 16, Sample{D: 16, Keys: nan}, "not finite"},
 		{"NaN key, frame", "frame", 16, Sample{D: 16, Keys: nan}, "frame"},
 	} {
-		_, _, err := Fit(x.kind, x.b, &x.s)
+		_, _, err := Fit(t.Context(), x.kind, x.b, &x.s)
 		if err == nil || !strings.Contains(err.Error(), x.says) {
 			t.Errorf("%s: %v, want %q", x.name, err, x.says)
 		}
@@ -193,7 +209,7 @@ func TestFitDegenerate(t *testing.T) {
 		if name == "one line" {
 			for _, b := range []int{8, 16, 32} {
 				c, curve := fit(t, "frame", b, &Sample{D: d, Keys: keys, Threads: 1})
-				if m := c.Measure(keys); m.Energy < 0.999 {
+				if m := measure(t, c, keys); m.Energy < 0.999 {
 					t.Errorf("%s: a frame of %d signs keeps %.4f of their energy; curve %v", name, b, m.Energy, curve)
 				}
 			}
@@ -234,7 +250,7 @@ func TestBits(t *testing.T) {
 			t.Errorf("b=%d: code of %d signs, %d words", b, c.B, c.Words())
 		}
 		// More signs keep more.
-		e := c.Measure(s.Keys).Energy
+		e := measure(t, c, s.Keys).Energy
 		if e <= last {
 			t.Errorf("b=%d keeps %.4f of the energy, fewer signs %.4f", b, e, last)
 		}
@@ -263,7 +279,7 @@ func TestLearnedCurve(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
 	for name, keys := range map[string][]float32{"Gaussian": keydata.Normal(r, 800*32), "keys": keydata.Keyish(r, 800, 32), "lattice": lattice(r, 800, 32, 0.2), "few": keydata.Normal(r, 20*32)} {
 		s := &Sample{D: 32, Keys: keys, Threads: 1}
-		m, curve, err := s.learned(learnedRun{steps: learnedSteps}, s.mean(), linalg.Float32(linalg.Identity(32)))
+		m, curve, err := s.learned(t.Context(), learnedRun{steps: learnedSteps}, s.mean(), linalg.Float32(linalg.Identity(32)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -280,7 +296,7 @@ func TestLearnedCurve(t *testing.T) {
 			}
 		}
 		cen, _ := fit(t, "cen", 32, s)
-		first, last := cen.Measure(keys).Cos1bit, c.Measure(keys).Cos1bit
+		first, last := measure(t, cen, keys).Cos1bit, measure(t, c, keys).Cos1bit
 		// It starts from the identity, which is the code cen.
 		if math.Abs(curve[0].Cos1bit-first) > 1e-5 || math.Abs(curve[len(curve)-1].Cos1bit-last) > 1e-5 {
 			t.Errorf("%s: curve from %.6f to %.6f, measured %.6f and %.6f", name, curve[0].Cos1bit, curve[len(curve)-1].Cos1bit, first, last)
@@ -344,8 +360,8 @@ func TestHonesty(t *testing.T) {
 		}
 		train := keydata.Normal(r, x.perDim*d*d)
 		c, _ := fit(t, "learned", d, &Sample{D: d, Keys: train, Threads: 2})
-		a, b := c.Measure(train).Cos1bit, c.Measure(held).Cos1bit
-		floorTrain, floorHeld := srht.Measure(train).Cos1bit, srht.Measure(held).Cos1bit
+		a, b := measure(t, c, train).Cos1bit, measure(t, c, held).Cos1bit
+		floorTrain, floorHeld := measure(t, srht, train).Cos1bit, measure(t, srht, held).Cos1bit
 		t.Logf("N/d = %2d: train %.4f (srht %.4f), held out %.4f (srht %.4f)", x.perDim, a, floorTrain, b, floorHeld)
 		if !(a > x.lo && a < x.hi) || !(a > floorTrain+0.01) {
 			t.Errorf("N/d = %d: %.4f on the fitted keys, expected %.3f to %.3f", x.perDim, a, x.lo, x.hi)
@@ -382,7 +398,7 @@ func TestStructure(t *testing.T) {
 		l, _ := fit(t, "learned", d, s)
 		f, _ := fit(t, "frame", d, s)
 		h, _ := fit(t, "srht", d, s)
-		ml, mf, mh := l.Measure(held), f.Measure(held), h.Measure(held)
+		ml, mf, mh := measure(t, l, held), measure(t, f, held), measure(t, h, held)
 		t.Logf("%s, d=%d, held out: cosine srht %.4f, learned %.4f, frame %.4f; energy kept %.4f, %.4f, %.4f", x.name, d, mh.Cos1bit, ml.Cos1bit, mf.Cos1bit, mh.Energy, ml.Energy, mf.Energy)
 		if !(ml.Cos1bit > mh.Cos1bit+x.learned) {
 			t.Errorf("%s: learned %.4f, srht %.4f", x.name, ml.Cos1bit, mh.Cos1bit)
@@ -394,11 +410,11 @@ func TestStructure(t *testing.T) {
 }
 
 // scoreLoss is E (q.(k - k_hat))^2 over E (q.(k - mean))^2: the error of scores.
-func scoreLoss(c *codec.Code, keys, queries []float32) float64 {
+func scoreLoss(t *testing.T, c *codec.Code, keys, queries []float32) float64 {
 	d := c.D
 	n := len(keys) / d
 	words, alpha, hat := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*d)
-	c.EncodeKeys(keys, words, alpha)
+	encode(t, c, keys, words, alpha)
 	c.DecodeKeys(hat, words, alpha)
 	var lost, total float64
 	for i := range n {
@@ -428,8 +444,8 @@ func TestQueryMetric(t *testing.T) {
 	l, _ := fit(t, "learned", d, aware)
 	f, _ := fit(t, "frame", d, aware)
 	g, _ := fit(t, "frame", d, blind)
-	sl, sf, sg := scoreLoss(l, held, queries[n*d:]), scoreLoss(f, held, queries[n*d:]), scoreLoss(g, held, queries[n*d:])
-	el, ef, eg := l.Measure(held).Energy, f.Measure(held).Energy, g.Measure(held).Energy
+	sl, sf, sg := scoreLoss(t, l, held, queries[n*d:]), scoreLoss(t, f, held, queries[n*d:]), scoreLoss(t, g, held, queries[n*d:])
+	el, ef, eg := measure(t, l, held).Energy, measure(t, f, held).Energy, measure(t, g, held).Energy
 	t.Logf("score loss, held out: learned %.4f, frame without metric %.4f, frame with metric %.4f; key energy kept %.4f, %.4f, %.4f", sl, sg, sf, el, eg, ef)
 	if !(sf < 0.8*sl) || !(sf < 0.95*sg) {
 		t.Errorf("score loss: learned %.4f, frame without metric %.4f, with %.4f", sl, sg, sf)
@@ -443,7 +459,7 @@ func TestQueryMetric(t *testing.T) {
 		iso[i*d+i] = 7
 	}
 	h, _ := fit(t, "frame", d, &Sample{D: d, Keys: train, Metric: iso, Threads: 2})
-	if e := h.Measure(held).Energy; math.Abs(e-eg) > 0.003 {
+	if e := measure(t, h, held).Energy; math.Abs(e-eg) > 0.003 {
 		t.Errorf("isotropic metric: %.4f of the energy, without metric %.4f", e, eg)
 	}
 }
@@ -459,7 +475,7 @@ func TestFrameCurve(t *testing.T) {
 		t.Fatalf("curve %v", curve)
 	}
 	// The matrix is solved once more after the last point and the scale is rounded.
-	if m := c.Measure(keys).Cos1bit; math.Abs(m-curve[len(curve)-1].Cos1bit) > 0.01 {
+	if m := measure(t, c, keys).Cos1bit; math.Abs(m-curve[len(curve)-1].Cos1bit) > 0.01 {
 		t.Errorf("curve ends at %.4f, measured %.4f", curve[len(curve)-1].Cos1bit, m)
 	}
 }
@@ -475,12 +491,12 @@ func TestFrameHonesty(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	floor := srht.Measure(held).Cos1bit
+	floor := measure(t, srht, held).Cos1bit
 	last := 0.0
 	for _, perDim := range []int{4, 16, 64} {
 		train := keydata.Normal(r, perDim*d*d)
 		c, _ := fit(t, "frame", d, &Sample{D: d, Keys: train, Threads: 1})
-		a, b := c.Measure(train).Cos1bit, c.Measure(held).Cos1bit
+		a, b := measure(t, c, train).Cos1bit, measure(t, c, held).Cos1bit
 		t.Logf("N/d = %2d: train %.4f, held out %.4f, srht %.4f", perDim, a, b, floor)
 		// 3,000 keys measure a mean cosine to 0.001.
 		if b > floor+0.003 {
@@ -507,7 +523,9 @@ func TestFrameMonotone(t *testing.T) {
 	for _, b := range []int{16, 32, 64} {
 		f := &frameFit{d: d, b: b, threads: 1}
 		f.take(keydata.Keyish(r, n, d), make([]float32, d), linalg.Float32(linalg.Identity(d)))
-		f.init()
+		if err := f.init(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		// Of the signs, scales and rows that there are.
 		lost := func() (sum float64) {
 			for k := range n {
@@ -523,7 +541,7 @@ func TestFrameMonotone(t *testing.T) {
 		}
 		last := math.Inf(1)
 		for step := range 6 {
-			for name, do := range []func() error{f.solve, func() error { return f.encode(true, func() error { return nil }) }} {
+			for name, do := range []func() error{func() error { return f.solve(t.Context()) }, func() error { return f.encode(t.Context(), true) }} {
 				if err := do(); err != nil {
 					t.Fatal(err)
 				}
@@ -551,7 +569,7 @@ func TestGain(t *testing.T) {
 	}
 	length := func(c *codec.Code) float64 {
 		words, alpha, got := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*d)
-		c.EncodeKeys(keys, words, alpha)
+		encode(t, c, keys, words, alpha)
 		c.DecodeKeys(got, words, alpha)
 		var a, b float64
 		for i, v := range got {

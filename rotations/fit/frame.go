@@ -1,6 +1,7 @@
 package fit
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"sort"
@@ -30,9 +31,9 @@ const (
 // the largest residual, so an axis with much energy gets several. Then least
 // squares for the matrix and the search for signs alternate; neither increases
 // the error.
-func (s *Sample) frame(b int) (*codec.Code, []Point, error) {
+func (s *Sample) frame(ctx context.Context, b int) (*codec.Code, []Point, error) {
 	d := s.D
-	root, invRoot, err := s.metricRoots()
+	root, invRoot, err := s.metricRoots(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -40,14 +41,16 @@ func (s *Sample) frame(b int) (*codec.Code, []Point, error) {
 	few := s.thin(thinned * max(d, b))
 	f := &frameFit{d: d, b: b, threads: s.Threads}
 	f.take(few.Keys, mean, linalg.Float32(root))
-	f.init()
+	if err := f.init(ctx); err != nil {
+		return nil, nil, err
+	}
 	var curve []Point
 	steps := frameSteps
 	if s.Draft {
 		steps = frameDraft
 	}
 	for step := range steps {
-		if err := f.solve(); err != nil {
+		if err := f.solve(ctx); err != nil {
 			return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
 		}
 		// The last rounds use the encoder as a runtime will: from scratch; and all keys.
@@ -55,7 +58,7 @@ func (s *Sample) frame(b int) (*codec.Code, []Point, error) {
 		if last && f.n < s.N() {
 			f.take(s.Keys, mean, linalg.Float32(root))
 		}
-		if err := f.encode(!last, s.stopped); err != nil {
+		if err := f.encode(ctx, !last); err != nil {
 			return nil, nil, err
 		}
 		curve = append(curve, Point{step, f.cosine()})
@@ -65,14 +68,14 @@ func (s *Sample) frame(b int) (*codec.Code, []Point, error) {
 			}
 		}
 	}
-	if err := f.solve(); err != nil {
+	if err := f.solve(ctx); err != nil {
 		return nil, nil, err
 	}
 	c, err := f.code(mean, root, invRoot)
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err = s.matchNorm(c)
+	c, err = s.matchNorm(ctx, c)
 	return c, curve, err
 }
 
@@ -82,19 +85,22 @@ func (f *frameFit) code(mean []float32, root, invRoot []float64) (*codec.Code, e
 	return codec.New("frame", f.d, f.b, mean, linalg.Multiply(f.m, invRoot, f.b, f.d), linalg.Multiply(f.m, root, f.b, f.d))
 }
 
-// lengthen gives a code the gain with which decoded keys are as long as the keys,
+// matchNorm gives a code the gain with which decoded keys are as long as the keys,
 // on average (docs/codes.md): the best fit of a key is shorter, which flattens
 // every softmax, and over the layers that adds up.
-func (s *Sample) matchNorm(c *codec.Code) (*codec.Code, error) {
-	energy := c.Measure(s.thin(2 * thinned * s.D).Keys).Energy
-	if !(energy > 0) {
+func (s *Sample) matchNorm(ctx context.Context, c *codec.Code) (*codec.Code, error) {
+	beta, err := c.Measure(ctx, s.thin(2*thinned*s.D).Keys)
+	if err != nil {
+		return nil, err
+	}
+	if !(beta.Energy > 0) {
 		return c, nil
 	}
-	return c.WithGain(float32(1 / math.Sqrt(max(energy, 1.0/(codec.MaxGain*codec.MaxGain)))))
+	return c.WithGain(float32(1 / math.Sqrt(max(beta.Energy, 1.0/(codec.MaxGain*codec.MaxGain)))))
 }
 
 // metricRoots returns C^1/2 and C^-1/2 of the shrunk query metric.
-func (s *Sample) metricRoots() (root, inv []float64, err error) {
+func (s *Sample) metricRoots(ctx context.Context) (root, inv []float64, err error) {
 	d := s.D
 	if s.Metric == nil {
 		return linalg.Identity(d), linalg.Identity(d), nil
@@ -120,7 +126,10 @@ func (s *Sample) metricRoots() (root, inv []float64, err error) {
 		}
 		c[i*d+i] += metricShrink
 	}
-	values, v := linalg.Eigen(c, d)
+	values, v, err := linalg.Eigen(ctx, c, d)
+	if err != nil {
+		return nil, nil, err
+	}
 	root = linalg.SymmetricPower(values, v, d, math.Sqrt)
 	inv = linalg.SymmetricPower(values, v, d, func(x float64) float64 { return 1 / math.Sqrt(x) })
 	return root, inv, nil
@@ -168,7 +177,7 @@ func (f *frameFit) take(keys, mean, root []float32) {
 // init sets signs and scales by coding residuals along the principal axes of
 // the keys, each key brought to unit length first, since a scale per key takes
 // its length away.
-func (f *frameFit) init() {
+func (f *frameFit) init(ctx context.Context) error {
 	d, n, b := f.d, f.n, f.b
 	unit := make([]float32, len(f.x))
 	for i := range n {
@@ -193,7 +202,10 @@ func (f *frameFit) init() {
 			c[i*d+j] = 0.5 * (float64(cov[i*d+j]) + float64(cov[j*d+i]))
 		}
 	}
-	_, axes := linalg.Eigen(c, d)
+	_, axes, err := linalg.Eigen(ctx, c, d)
+	if err != nil {
+		return err
+	}
 	w.PackRows(n, d, unit, d, f.threads)
 	r := make([]float32, d*n) // residual coordinates, axis by axis
 	gemm.Mul(r, n, linalg.Float32(axes), d, d, &w, f.threads)
@@ -203,6 +215,9 @@ func (f *frameFit) init() {
 		energy[j] = linalg.Dot64(row, row)
 	}
 	for i := range b {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		axis := 0
 		for j := range d {
 			if energy[j] > energy[axis] {
@@ -222,12 +237,13 @@ func (f *frameFit) init() {
 		}
 		energy[axis] = linalg.Dot64(row, row)
 	}
+	return nil
 }
 
 // solve finds the decode rows that minimise the error for the given signs and
 // scales: M = (sum alpha x s^T)(sum alpha^2 s s^T)^-1. It then sorts the rows
 // by length, because the encoder decides the longest first.
-func (f *frameFit) solve() error {
+func (f *frameFit) solve(ctx context.Context) error {
 	d, n, b := f.d, f.n, f.b
 	p := linalg.Grow(&f.p, b*n) // (alpha s)^T
 	const side = 16             // keys at a time, because a row of p is far from the next
@@ -260,13 +276,13 @@ func (f *frameFit) solve() error {
 		}
 		gram[i*b+i] += gramRidge*trace/float64(b) + 1e-30
 	}
-	l, err := linalg.Cholesky(gram, b)
+	l, err := linalg.Cholesky(ctx, gram, b)
 	// Fewer keys than signs leave directions open, and rounding may put them below zero.
 	for ridge := gramRidge; err != nil && ridge < 1; ridge *= 10 {
 		for i := range b {
 			gram[i*b+i] += 9 * ridge * trace / float64(b) // ten times as much in all
 		}
-		l, err = linalg.Cholesky(gram, b)
+		l, err = linalg.Cholesky(ctx, gram, b)
 	}
 	if err != nil {
 		return fmt.Errorf("frame least squares: %w", err)
@@ -275,7 +291,10 @@ func (f *frameFit) solve() error {
 	for i, v := range a32 {
 		rhs[i] = float64(v)
 	}
-	sol := linalg.SolveRight(rhs, d, l, b) // [d, b]
+	sol, err := linalg.SolveRight(ctx, rhs, d, l, b) // [d, b]
+	if err != nil {
+		return err
+	}
 	f.sortRows(sol)
 	return nil
 }
@@ -310,7 +329,7 @@ func (f *frameFit) sortRows(sol []float64) {
 
 // encode finds new signs and scales for the current matrix; warm starts from
 // the signs there are, which makes the error fall step by step.
-func (f *frameFit) encode(warm bool, stopped func() error) error {
+func (f *frameFit) encode(ctx context.Context, warm bool) error {
 	d, n, b := f.d, f.n, f.b
 	var w, gw gemm.Weights
 	w.PackRows(b, d, f.m, d, f.threads)
@@ -326,10 +345,7 @@ func (f *frameFit) encode(warm bool, stopped func() error) error {
 	}
 	gw.PackRows(b, b, gram, b, f.threads)
 	f.num, f.den = make([]float64, n), make([]float64, n)
-	return codec.Batches(n, f.threads, func(k0, k1 int) error {
-		if err := stopped(); err != nil {
-			return err
-		}
+	return codec.Batches(ctx, n, f.threads, func(k0, k1 int) error {
 		codec.SearchSigns(b, gram, &gw, z[k0*b:k1*b], f.s[k0*b:k1*b], f.num[k0:k1], f.den[k0:k1], warm)
 		for k := k0; k < k1; k++ {
 			f.alpha[k] = codec.Scale(f.num[k], f.den[k])

@@ -71,14 +71,14 @@ func digests(t *testing.T, threads int) map[string]string {
 			if err != nil {
 				t.Fatal(err)
 			}
-			out[fmt.Sprintf("encode %d %d", d, b)] = encodedDigest(code, keys)
+			out[fmt.Sprintf("encode %d %d", d, b)] = encodedDigest(t, code, keys)
 			f, curve := fit(t, "frame", b, s)
 			out[fmt.Sprintf("frame %d %d", d, b)] = hash(f.Mean, f.Decode, f.Encode, int32(len(curve)))
-			out[fmt.Sprintf("frame %d %d encode", d, b)] = encodedDigest(f, keys)
+			out[fmt.Sprintf("frame %d %d encode", d, b)] = encodedDigest(t, f, keys)
 		}
 		l, curve := fit(t, "learned", d, s)
 		out[fmt.Sprintf("learned %d", d)] = hash(l.Mean, l.Decode, int32(len(curve)))
-		out[fmt.Sprintf("learned %d encode", d)] = encodedDigest(l, keys)
+		out[fmt.Sprintf("learned %d encode", d)] = encodedDigest(t, l, keys)
 	}
 	return out
 }
@@ -135,10 +135,10 @@ func TestTiers(t *testing.T) {
 }
 
 // encodedDigest covers what a code makes of keys: words, scales and decoded keys.
-func encodedDigest(c *codec.Code, keys []float32) string {
+func encodedDigest(t testing.TB, c *codec.Code, keys []float32) string {
 	n := len(keys) / c.D
 	words, alpha, hat := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*c.D)
-	c.EncodeKeys(keys, words, alpha)
+	encode(t, c, keys, words, alpha)
 	c.DecodeKeys(hat, words, alpha)
 	return hash(words, alpha, hat)
 }

@@ -1,6 +1,7 @@
 package fit
 
 import (
+	"context"
 	"fmt"
 	"math"
 
@@ -10,8 +11,9 @@ import (
 
 // Spectrum returns the eigenvalues of C^1/2 S C^1/2 for the sample's metric C and
 // the covariance S of its keys, largest first: the variances that matter to
-// scores, in the coordinates in which errors are Euclidean.
-func (s *Sample) Spectrum() ([]float64, error) {
+// scores, in the coordinates in which errors are Euclidean. It fails without keys and when
+// ctx ends.
+func (s *Sample) Spectrum(ctx context.Context) ([]float64, error) {
 	d, n := s.D, s.N()
 	if n == 0 {
 		return nil, fmt.Errorf("no calibration keys for layer %d, head %d", s.Layer, s.Head)
@@ -34,7 +36,10 @@ func (s *Sample) Spectrum() ([]float64, error) {
 			}
 		}
 	}
-	values, v := linalg.Eigen(c, d)
+	values, v, err := linalg.Eigen(ctx, c, d)
+	if err != nil {
+		return nil, err
+	}
 	root := linalg.SymmetricPower(values, v, d, func(x float64) float64 { return math.Sqrt(max(x, 0)) })
 	a := make([]float64, d*d)
 	for i := range d {
@@ -49,7 +54,9 @@ func (s *Sample) Spectrum() ([]float64, error) {
 			a[i*d+j], a[j*d+i] = m, m
 		}
 	}
-	values, _ = linalg.Eigen(a, d)
+	if values, _, err = linalg.Eigen(ctx, a, d); err != nil {
+		return nil, err
+	}
 	for i, x := range values {
 		values[i] = max(x, 0)
 	}

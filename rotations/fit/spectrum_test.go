@@ -14,7 +14,7 @@ func TestSpectrum(t *testing.T) {
 	const d, n = 16, 4000
 	m, _ := keydata.Metric(r, 400, d)
 	s := &Sample{D: d, Keys: keydata.Keyish(r, n, d), Metric: m, Threads: 1}
-	got, err := s.Spectrum()
+	got, err := s.Spectrum(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func TestSpectrum(t *testing.T) {
 	if math.Abs(sum-want) > 1e-4*want {
 		t.Errorf("sum %g, want %g", sum, want)
 	}
-	if _, err := (&Sample{D: d}).Spectrum(); err == nil {
+	if _, err := (&Sample{D: d}).Spectrum(t.Context()); err == nil {
 		t.Error("no keys: no error")
 	}
 }

@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"context"
 	"fmt"
 	"math"
 
@@ -31,8 +32,8 @@ func distance(x, y []float32) *float64 {
 // Compare tells how two sidecars differ: their keys, and head by head how far
 // apart means and matrices are. The second is first brought into the pair layout
 // of the first, so that the same codes of two containers compare as equal; the
-// layouts themselves are among the keys. Folds may be nil.
-func Compare(a, b *Sidecar, fa, fb *Fold) (*spec.DiffJSON, error) {
+// layouts themselves are among the keys. Folds may be nil. When ctx ends, it returns its cause.
+func Compare(ctx context.Context, a, b *Sidecar, fa, fb *Fold) (*spec.DiffJSON, error) {
 	out := &spec.DiffJSON{Keys: []spec.DiffKey{}, Heads: []spec.DiffHead{}, Fold: []spec.DiffTensor{}}
 	kb := b.keys()
 	for i, x := range a.keys() {
@@ -41,11 +42,14 @@ func Compare(a, b *Sidecar, fa, fb *Fold) (*spec.DiffJSON, error) {
 		}
 	}
 	if a.HeadDim == b.HeadDim {
-		moved, err := b.To(a.Pairs)
+		moved, err := b.To(ctx, a.Pairs)
 		if err != nil {
 			return nil, err
 		}
 		for l := range min(len(a.Codes), len(b.Codes)) {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			for h := range min(len(a.Codes[l]), len(b.Codes[l])) {
 				if d := compareCodes(a.Codes[l][h], moved.Codes[l][h]); d != nil {
 					d.Layer, d.Head = l, h

@@ -1,6 +1,7 @@
 package sidecar_test
 
 import (
+	"context"
 	"fmt"
 	"log"
 	"os"
@@ -41,7 +42,7 @@ func ExampleRead() {
 		log.Fatal(err)
 	}
 
-	if s, err = sidecar.Read(path); err != nil {
+	if s, err = sidecar.Read(context.Background(), path); err != nil {
 		log.Fatal(err)
 	}
 	c := s.Codes[0][1]

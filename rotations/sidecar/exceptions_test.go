@@ -11,7 +11,7 @@ func TestSidecarExceptions(t *testing.T) {
 		d.set("phaseconv.exceptions", 8)
 		path := t.TempDir() + "/x"
 		d.write(t, container, path)
-		s, err := Read(path)
+		s, err := Read(t.Context(), path)
 		if err != nil || s.Exceptions != 8 {
 			t.Errorf("%s: %+v, %v", container, s, err)
 		}

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -129,21 +130,21 @@ func (f *Fold) Write(path string) error {
 }
 
 // ReadFold reads a fold file and refuses, naming the key or tensor, what version
-// 1 does not define.
-func ReadFold(path string) (*Fold, error) {
+// 1 does not define. When ctx ends, it returns its cause.
+func ReadFold(ctx context.Context, path string) (*Fold, error) {
 	f, err := safetensors.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	out, err := readFold(f)
+	out, err := readFold(ctx, f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return out, nil
 }
 
-func readFold(f *safetensors.File) (*Fold, error) {
+func readFold(ctx context.Context, f *safetensors.File) (*Fold, error) {
 	for k := range f.Metadata {
 		if k != spec.KeyVersion && k != spec.KeySourceSHA256 && k != spec.FoldList && strings.HasPrefix(k, keyPrefix) {
 			return nil, fmt.Errorf("key %.80q is not one of version %d: the file was made by a later program; use one that knows the key", k, spec.Version)
@@ -164,6 +165,9 @@ func readFold(f *safetensors.File) (*Fold, error) {
 	}
 	seen := map[string]bool{}
 	for _, x := range list {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		if out.Edits[x.Tensor] != nil {
 			return nil, fmt.Errorf("key %s lists %.80q twice", spec.FoldList, x.Tensor)
 		}

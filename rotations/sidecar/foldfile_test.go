@@ -47,7 +47,7 @@ func TestFoldFile(t *testing.T) {
 		t.Errorf("an edit has %d fields, the file knows %d parts", n, len(foldParts))
 	}
 	for _, f := range []*Fold{testFold(), {SourceSHA256: strings.Repeat("0b", 32), Edits: checkpoint.Edits{}, Added: map[string]*checkpoint.Tensor{}}} {
-		got, err := ReadFold(writeFold(t, f))
+		got, err := ReadFold(t.Context(), writeFold(t, f))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -88,7 +88,7 @@ func TestFoldRefuses(t *testing.T) {
 	} {
 		f := testFold()
 		x.edit(f)
-		if _, err := ReadFold(writeFold(t, f)); err == nil || !strings.Contains(err.Error(), x.says) || !strings.Contains(err.Error(), spec.FoldName) {
+		if _, err := ReadFold(t.Context(), writeFold(t, f)); err == nil || !strings.Contains(err.Error(), x.says) || !strings.Contains(err.Error(), spec.FoldName) {
 			t.Errorf("%s: %v, want %q", x.name, err, x.says)
 		}
 	}
@@ -114,7 +114,7 @@ func TestFoldRefuses(t *testing.T) {
 		if err := w.Commit(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ReadFold(path); err == nil || !strings.Contains(err.Error(), x.says) {
+		if _, err := ReadFold(t.Context(), path); err == nil || !strings.Contains(err.Error(), x.says) {
 			t.Errorf("%s = %q: %v, want %q", x.key, x.value, err, x.says)
 		}
 	}
@@ -157,7 +157,7 @@ func TestFoldView(t *testing.T) {
 	if len(v.Added) != cfg.Layers {
 		t.Fatalf("added tensors %v", v.Added)
 	}
-	f, err := ReadFold(writeFold(t, &Fold{SourceSHA256: strings.Repeat("0a", 32), Edits: v.Edits, Added: v.Added}))
+	f, err := ReadFold(t.Context(), writeFold(t, &Fold{SourceSHA256: strings.Repeat("0a", 32), Edits: v.Edits, Added: v.Added}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestCompare(t *testing.T) {
 		return &Sidecar{Kind: "frame", HeadDim: 8, Codes: [][]*codec.Code{{c}}}
 	}
 	a := make1(nil)
-	d, err := Compare(a, make1(nil), testFold(), testFold())
+	d, err := Compare(t.Context(), a, make1(nil), testFold(), testFold())
 	if err != nil || !d.Equal {
 		t.Errorf("equal: %+v, %v", d, err)
 	}
@@ -230,7 +230,7 @@ func TestCompare(t *testing.T) {
 	delete(f.Edits, "blk.1.attn_output.weight")
 	b := make1(func(mean []float32) { mean[7] = 4 })
 	b.Sink = 3
-	d, err = Compare(a, b, testFold(), f)
+	d, err = Compare(t.Context(), a, b, testFold(), f)
 	if err != nil || d.Equal || len(d.Keys) != 1 || d.Keys[0] != (spec.DiffKey{Key: spec.KeySink, A: "0", B: "3"}) {
 		t.Fatalf("%+v, %v", d, err)
 	}
@@ -262,7 +262,7 @@ func FuzzReadFold(f *testing.F) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		x, err := ReadFold(path)
+		x, err := ReadFold(t.Context(), path)
 		if err != nil {
 			return
 		}
@@ -270,7 +270,7 @@ func FuzzReadFold(f *testing.F) {
 		if err := x.Write(again); err != nil {
 			t.Fatal(err)
 		}
-		y, err := ReadFold(again)
+		y, err := ReadFold(t.Context(), again)
 		if err != nil || !reflect.DeepEqual(x, y) {
 			t.Fatalf("%+v became %+v, %v", x, y, err)
 		}

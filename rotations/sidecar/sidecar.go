@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -96,13 +97,17 @@ func TensorName(layer, head int, part string) string {
 }
 
 // To returns the sidecar for the same weights in another pair layout: the
-// dimensions of means and matrices move as the rows of W_K and W_Q do.
-func (s *Sidecar) To(layout rope.Layout) (*Sidecar, error) {
+// dimensions of means and matrices move as the rows of W_K and W_Q do. It fails only when ctx
+// ends.
+func (s *Sidecar) To(ctx context.Context, layout rope.Layout) (*Sidecar, error) {
 	out := *s
 	out.Pairs, out.Codes = layout, nil
 	for _, heads := range s.Codes {
 		var row []*codec.Code
 		for _, c := range heads {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			n, err := c.To(s.Pairs, layout)
 			if err != nil {
 				return nil, err
@@ -254,14 +259,14 @@ type sidecarFile interface {
 }
 
 // Read reads a sidecar of either container and refuses, naming the key
-// or tensor, everything that version 1 does not define.
-func Read(path string) (*Sidecar, error) {
+// or tensor, everything that version 1 does not define. When ctx ends, it returns its cause.
+func Read(ctx context.Context, path string) (*Sidecar, error) {
 	f, err := openSidecar(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	s, err := readSidecar(f)
+	s, err := readSidecar(ctx, f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -307,7 +312,7 @@ func openSidecar(path string) (sidecarFile, error) {
 	return stSidecar{f}, nil
 }
 
-func readSidecar(f sidecarFile) (*Sidecar, error) {
+func readSidecar(ctx context.Context, f sidecarFile) (*Sidecar, error) {
 	version, err := f.number(spec.KeyVersion)
 	if err != nil {
 		return nil, err
@@ -353,6 +358,9 @@ func readSidecar(f sidecarFile) (*Sidecar, error) {
 	for l := range layers {
 		var row []*codec.Code
 		for h := range heads {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			c, err := readCode(f, s, l, h)
 			if err != nil {
 				return nil, err

@@ -106,7 +106,7 @@ func TestSidecarRoundTrip(t *testing.T) {
 			if err := write(s, a); err != nil {
 				t.Fatal(err)
 			}
-			got, err := Read(a)
+			got, err := Read(t.Context(), a)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -188,19 +188,19 @@ func TestSidecarNames(t *testing.T) {
 func TestSidecarTo(t *testing.T) {
 	const d = 16
 	s := sidecar(t, d)
-	there, err := s.To(rope.Interleaved)
+	there, err := s.To(t.Context(), rope.Interleaved)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if there.Pairs != rope.Interleaved || s.Pairs != rope.Half {
 		t.Errorf("pairs %v, of the original %v", there.Pairs, s.Pairs)
 	}
-	back, err := there.To(rope.Half)
+	back, err := there.To(t.Context(), rope.Half)
 	if err != nil {
 		t.Fatal(err)
 	}
 	same(t, "there and back", back, s)
-	none, err := s.To(rope.Half)
+	none, err := s.To(t.Context(), rope.Half)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -425,7 +425,7 @@ func TestSidecarRefuses(t *testing.T) {
 	for container := range containers {
 		path := filepath.Join(t.TempDir(), "x")
 		newDocument(t).write(t, container, path)
-		if _, err := Read(path); err != nil {
+		if _, err := Read(t.Context(), path); err != nil {
 			t.Fatalf("%s: the untouched document: %v", container, err)
 		}
 		// Keys outside of the format are free.
@@ -433,14 +433,14 @@ func TestSidecarRefuses(t *testing.T) {
 		free.set("general.author", "somebody")
 		free.set("phaseconverter", 1)
 		free.write(t, container, path)
-		if _, err := Read(path); err != nil {
+		if _, err := Read(t.Context(), path); err != nil {
 			t.Errorf("%s: keys of others: %v", container, err)
 		}
 		for _, x := range tests {
 			d := newDocument(t)
 			x.edit(d)
 			d.write(t, container, path)
-			_, err := Read(path)
+			_, err := Read(t.Context(), path)
 			if err == nil {
 				t.Errorf("%s, %s: no error", container, x.name)
 				continue
@@ -457,13 +457,13 @@ func TestSidecarRefuses(t *testing.T) {
 	d := newDocument(t)
 	d.arch = "llama"
 	d.write(t, "gguf", path)
-	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "general.architecture") {
+	if _, err := Read(t.Context(), path); err == nil || !strings.Contains(err.Error(), "general.architecture") {
 		t.Errorf("architecture llama: %v", err)
 	}
-	if _, err := Read(filepath.Dir(path)); err == nil || !strings.Contains(err.Error(), "regular file") {
+	if _, err := Read(t.Context(), filepath.Dir(path)); err == nil || !strings.Contains(err.Error(), "regular file") {
 		t.Errorf("a folder: %v", err)
 	}
-	if _, err := Read(path + "none"); !os.IsNotExist(err) {
+	if _, err := Read(t.Context(), path+"none"); !os.IsNotExist(err) {
 		t.Errorf("missing file: %v", err)
 	}
 }
@@ -482,7 +482,7 @@ func TestSidecarSplit(t *testing.T) {
 		d.set("split.tensors.count", len(d.parts))
 		path := filepath.Join(dir, "x.gguf")
 		d.write(t, "gguf", path)
-		_, err := Read(path)
+		_, err := Read(t.Context(), path)
 		if refused := err != nil; refused != x.refuse {
 			t.Errorf("split.count %v: %v", x.count, err)
 		} else if refused && !strings.Contains(err.Error(), "split.count") {
@@ -513,7 +513,7 @@ func TestSidecarSplit(t *testing.T) {
 	if n != len(whole.parts) {
 		t.Fatalf("the split has %d tensors of %d", n, len(whole.parts))
 	}
-	if _, err := Read(first); err == nil || !strings.Contains(err.Error(), "one file, not a split") {
+	if _, err := Read(t.Context(), first); err == nil || !strings.Contains(err.Error(), "one file, not a split") {
 		t.Errorf("a sidecar in two files: %v", err)
 	}
 }
@@ -531,7 +531,7 @@ func TestSidecarTypes(t *testing.T) {
 	if err := os.WriteFile(path, bytes.Replace(raw, []byte(`"F32"`), []byte(`"I32"`), 1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "blk.0.k_code.0.mean") {
+	if _, err := Read(t.Context(), path); err == nil || !strings.Contains(err.Error(), "blk.0.k_code.0.mean") {
 		t.Errorf("I32: %v", err)
 	}
 }
@@ -611,12 +611,12 @@ func FuzzReadSidecar(f *testing.F) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s, err := Read(path)
+		s, err := Read(t.Context(), path)
 		if err != nil {
 			return
 		}
 		for _, layout := range []rope.Layout{rope.Half, rope.Interleaved} {
-			if _, err := s.To(layout); err != nil {
+			if _, err := s.To(t.Context(), layout); err != nil {
 				// Moving numbers changes the order of sums, which may tip a matrix over
 				// the tolerance; it must not panic.
 				continue
@@ -632,7 +632,7 @@ func FuzzReadSidecar(f *testing.F) {
 			if err := write(s, path); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			again, err := Read(path)
+			again, err := Read(t.Context(), path)
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}

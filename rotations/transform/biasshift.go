@@ -1,6 +1,8 @@
 package transform
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math"
 
@@ -198,8 +200,8 @@ const newtonSteps = 100
 // least, drift of the scores and error of the cache type after a balance (G3) of
 // what is left taken together. The program is convex and smooth, so
 // damped Newton steps from "remove nothing" end at its only minimum, and no step
-// makes it worse.
-func FitBiasShift(s *KeyStats, o BiasShiftOptions) (*BiasShift, error) {
+// makes it worse. When ctx ends, it returns its cause after at most one step.
+func FitBiasShift(ctx context.Context, s *KeyStats, o BiasShiftOptions) (*BiasShift, error) {
 	if err := s.Check(); err != nil {
 		return nil, err
 	}
@@ -223,14 +225,14 @@ func FitBiasShift(s *KeyStats, o BiasShiftOptions) (*BiasShift, error) {
 		if out.Gradient <= 1e-10 {
 			break
 		}
-		step, err := newton(h, g, s.D)
+		step, err := newton(ctx, h, g, s.D)
 		if err != nil {
 			return nil, err
 		}
 		next, v, ok := p.search(r, step, f, linalg.Dot(g, step))
 		// Far from the minimum, where the roots have kinks, reweighted least squares
 		// goes further than Newton; near it Newton wins.
-		if m, err := p.reweighted(r); err != nil {
+		if m, err := p.reweighted(ctx, r); err != nil {
 			return nil, err
 		} else if u := p.value(m); u < v || !ok && u < f {
 			next, v, ok = m, u, true
@@ -247,7 +249,7 @@ func FitBiasShift(s *KeyStats, o BiasShiftOptions) (*BiasShift, error) {
 // reweighted minimises the quadratic that touches f at r from above: for shares
 // u_p that sum to one, (sum_p s_p)^2 <= sum_p s_p^2 / u_p, with equality for u_p
 // in proportion to s_p. f never rises.
-func (p *program) reweighted(r []float64) ([]float64, error) {
+func (p *program) reweighted(ctx context.Context, r []float64) ([]float64, error) {
 	d := p.d
 	s := make([]float64, len(p.v))
 	var sum float64
@@ -270,12 +272,12 @@ func (p *program) reweighted(r []float64) ([]float64, error) {
 		a[i*d+i] += w
 		a[j*d+j] += w
 	}
-	return newton(a, g, d)
+	return newton(ctx, a, g, d)
 }
 
 // newton solves h x = g; a little is added to the diagonal where queries never
 // look and h is singular.
-func newton(h, g []float64, d int) ([]float64, error) {
+func newton(ctx context.Context, h, g []float64, d int) ([]float64, error) {
 	var top float64
 	for i := range d {
 		top = max(top, h[i*d+i])
@@ -285,9 +287,12 @@ func newton(h, g []float64, d int) ([]float64, error) {
 		for i := range d {
 			m[i*d+i] += float64(damp * top)
 		}
-		l, err := linalg.Cholesky(m, d)
+		l, err := linalg.Cholesky(ctx, m, d)
 		if err == nil {
-			return linalg.SolveRight(g, 1, l, d), nil
+			return linalg.SolveRight(ctx, g, 1, l, d)
+		}
+		if !errors.Is(err, linalg.ErrNotPositive) {
+			return nil, err
 		}
 	}
 	return nil, fmt.Errorf("slow-mean removal: %w", linalg.ErrNotPositive)

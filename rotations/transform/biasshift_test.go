@@ -58,7 +58,7 @@ func TestSlowMeanOptimum(t *testing.T) {
 		d := []int{8, 32, 64}[seed%3]
 		s := slowStats(r, d, layouts[seed%2])
 		o := BiasShiftOptions{Noise: 0.005, Penalty: []float64{0.1, 1, 8}[seed/4]}
-		m, err := FitBiasShift(s, o)
+		m, err := FitBiasShift(t.Context(), s, o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -144,7 +144,7 @@ func TestSlowMeanDerivatives(t *testing.T) {
 func TestSlowMeanMonotone(t *testing.T) {
 	s := slowStats(rand.New(rand.NewPCG(5, 5)), 32, rope.Half)
 	fit := func(noise, kappa float64) *BiasShift {
-		m, err := FitBiasShift(s, BiasShiftOptions{Noise: noise, Penalty: kappa})
+		m, err := FitBiasShift(t.Context(), s, BiasShiftOptions{Noise: noise, Penalty: kappa})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -179,7 +179,7 @@ func TestSlowMeanRefusals(t *testing.T) {
 	} {
 		s, o := good(), BiasShiftOptions{Noise: 0.005, Penalty: 1}
 		change(s, &o)
-		if _, err := FitBiasShift(s, o); err == nil {
+		if _, err := FitBiasShift(t.Context(), s, o); err == nil {
 			t.Errorf("%s: accepted", what)
 		}
 	}
@@ -187,7 +187,7 @@ func TestSlowMeanRefusals(t *testing.T) {
 	s := good()
 	clear(s.Query)
 	clear(s.Drift)
-	m, err := FitBiasShift(s, BiasShiftOptions{Noise: 0.005, Penalty: 1})
+	m, err := FitBiasShift(t.Context(), s, BiasShiftOptions{Noise: 0.005, Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +290,7 @@ func TestTuneBalance(t *testing.T) {
 		for p := range start.Scale {
 			start.Scale[p] = 1
 		}
-		got, err := TunePairScale([]*KeySample{s}, start, row, true)
+		got, err := TunePairScale(t.Context(), []*KeySample{s}, start, row, true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -311,11 +311,11 @@ func TestTuneBalance(t *testing.T) {
 		if b, a := bruteLoss(t, other, start, row), bruteLoss(t, other, got.Turn, row); !(a < b) {
 			t.Errorf("%v: on other keys loss %g before, %g after", row, b, a)
 		}
-		again, err := TunePairScale([]*KeySample{s}, start, row, true)
+		again, err := TunePairScale(t.Context(), []*KeySample{s}, start, row, true)
 		if err != nil || again.After != got.After || again.Turn.Scale[3] != got.Turn.Scale[3] || again.Turn.Angle[3] != got.Turn.Angle[3] {
 			t.Errorf("%v: a second run differs (%v)", row, err)
 		}
-		scales, err := TunePairScale([]*KeySample{s}, start, row, false)
+		scales, err := TunePairScale(t.Context(), []*KeySample{s}, start, row, false)
 		if err != nil || scales.Turn.Angle != nil || !(scales.After < scales.Before) {
 			t.Errorf("%v: scales alone give %+v, %v", row, scales, err)
 		}
@@ -335,7 +335,7 @@ func TestTurnGradient(t *testing.T) {
 		s := &pairSearch{d: d, pairs: pairs, angles: angles}
 		for range 2 {
 			k := keySample(r, 60, d, pairs)
-			p, err := newBlockObjective(start.mix(d, pairs), k.withoutRoPE(),
+			p, err := newBlockObjective(t.Context(), start.mix(d, pairs), k.withoutRoPE(),
 				RefineOptions{Cache: CacheRow{gguf.TypeQ4_0, 32, rope.Interleaved}, Penalty: 1})
 			if err != nil {
 				t.Fatal(err)
@@ -346,13 +346,13 @@ func TestTurnGradient(t *testing.T) {
 		for j := range x {
 			x[j] = 0.3 * r.NormFloat64()
 		}
-		_, g := s.value(x)
+		_, g := s.value(t.Context(), x)
 		for j := range x {
 			const h = 3e-3
 			at := func(step float64) float64 {
 				y := slices.Clone(x)
 				y[j] += step
-				v, _ := s.value(y)
+				v, _ := s.value(t.Context(), y)
 				return v
 			}
 			// Numbers are float32, and the largest of a block may change along the way.
@@ -372,25 +372,25 @@ func TestTuneRefusals(t *testing.T) {
 	}
 	for what, f := range map[string]func() error{
 		"size": func() error {
-			_, err := TunePairScale([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_0, 48, rope.Interleaved}, true)
+			_, err := TunePairScale(t.Context(), []*KeySample{s}, ones, CacheRow{gguf.TypeQ4_0, 48, rope.Interleaved}, true)
 			return err
 		},
 		"type": func() error {
-			_, err := TunePairScale([]*KeySample{s}, ones, CacheRow{gguf.TypeQ4_K, 0, rope.Interleaved}, true)
+			_, err := TunePairScale(t.Context(), []*KeySample{s}, ones, CacheRow{gguf.TypeQ4_K, 0, rope.Interleaved}, true)
 			return err
 		},
 		"none": func() error {
-			_, err := TunePairScale(nil, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
+			_, err := TunePairScale(t.Context(), nil, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err
 		},
 		"scales": func() error {
-			_, err := TunePairScale([]*KeySample{s}, &PairRotation{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
+			_, err := TunePairScale(t.Context(), []*KeySample{s}, &PairRotation{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err
 		},
 		"sample": func() error {
 			x := *s
 			x.Weights = x.Weights[:5]
-			_, err := TunePairScale([]*KeySample{&x}, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
+			_, err := TunePairScale(t.Context(), []*KeySample{&x}, ones, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err
 		},
 	} {

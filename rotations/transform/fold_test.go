@@ -21,8 +21,6 @@ type tap struct {
 	sum []*transform.PairEnergy
 }
 
-func (p *tap) FFN(int, []float32) error { return nil }
-
 func (p *tap) Attention(a *refmodel.Attention) error {
 	e := transform.NewPairEnergy(p.c.KVHeads, p.c.HeadDim)
 	qw, kw := p.c.Heads*p.c.HeadDim, p.c.KVHeads*p.c.HeadDim
@@ -45,7 +43,7 @@ func logits(t *testing.T, c *family.Config, w refmodel.Weights, p *tap) []float3
 	variant := &refmodel.Variant{}
 	opt := refmodel.Options{}
 	if p != nil {
-		opt.Tap = p
+		opt.Hooks.Attention = p.Attention
 	}
 	if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{variant}, opt); err != nil {
 		t.Fatal(err)

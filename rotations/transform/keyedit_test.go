@@ -73,7 +73,6 @@ type scoreTap struct {
 	pre, q, k []float32
 }
 
-func (s *scoreTap) FFN(int, []float32) error { return nil }
 func (s *scoreTap) Attention(a *refmodel.Attention) error {
 	if a.Layer == 0 {
 		s.pre, s.q, s.k = slices.Clone(a.KPre), slices.Clone(a.Q), slices.Clone(a.K)
@@ -88,7 +87,7 @@ func run(t *testing.T, c *family.Config, w refmodel.Weights) *scoreTap {
 	for i := range window {
 		window[i] = int32(i * 37 % c.Vocab)
 	}
-	if err := refmodel.New(c, w, 1).Run(t.Context(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Tap: s}); err != nil {
+	if err := refmodel.New(c, w, 1).Run(t.Context(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: s.Attention}}); err != nil {
 		t.Fatal(err)
 	}
 	return s

@@ -1,6 +1,7 @@
 package transform
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -178,7 +179,8 @@ const (
 // to first order in X, whose mean square is E|q_a|^2 E|k_b|^2 (|x|^2 E[1 - cos((w_a - w_b) n)]
 // + |y|^2 E[1 - cos((w_a + w_b) n)]) if queries, keys and distances are independent.
 // Preconditioned descent with exact gradients of both terms; no step makes the sum worse.
-func FitKeyTransform(s *KeyTransformStats, o KeyTransformOptions) (*KeyTransform, error) {
+// When ctx ends, it returns its cause after at most one step.
+func FitKeyTransform(ctx context.Context, s *KeyTransformStats, o KeyTransformOptions) (*KeyTransform, error) {
 	if !(o.Noise > 0) || !(o.Penalty > 0) || math.IsInf(o.Noise, 0) || math.IsInf(o.Penalty, 0) {
 		return nil, fmt.Errorf("mix of pairs with noise %g and drift weight %g: both must be positive", o.Noise, o.Penalty)
 	}
@@ -187,12 +189,18 @@ func FitKeyTransform(s *KeyTransformStats, o KeyTransformOptions) (*KeyTransform
 		return nil, err
 	}
 	d := s.D
-	m := p.at(make([]float64, d*d))
+	m, err := p.at(ctx, make([]float64, d*d))
+	if err != nil {
+		return nil, err
+	}
 	out := &KeyTransform{}
 	factor := 0.5 * s.Curvature * s.Scale
 	out.Before = factor * m.noise
 	for ; out.Steps < mixSteps; out.Steps++ {
-		next := p.search(m)
+		next, err := p.search(ctx, m)
+		if err != nil {
+			return nil, err
+		}
 		if next == nil {
 			break // rounding: the sum can fall no further
 		}
@@ -315,10 +323,13 @@ type transformPoint struct {
 
 func (m *transformPoint) value() float64 { return m.noise + m.drift }
 
-func (p *transformProgram) at(x []float64) *transformPoint {
+func (p *transformProgram) at(ctx context.Context, x []float64) (*transformPoint, error) {
 	d, half := p.d, p.d/2
 	m := &transformPoint{x: x}
-	m.values, m.vectors = linalg.Eigen(x, d)
+	var err error
+	if m.values, m.vectors, err = linalg.Eigen(ctx, x, d); err != nil {
+		return nil, err
+	}
 	// tr(e^X K e^X) = sum_i e^(2 l_i) v_i^T K v_i
 	for i, l := range m.values {
 		v := m.vectors[i*d : (i+1)*d]
@@ -337,7 +348,7 @@ func (p *transformProgram) at(x []float64) *transformPoint {
 			m.drift += float64(p.linear[a*half+b]*(float64(xr*xr)+float64(xi*xi))) + float64(p.conjugate[a*half+b]*(float64(yr*yr)+float64(yi*yi)))
 		}
 	}
-	return m
+	return m, nil
 }
 
 // split returns the complex numbers x and y of the map from pair b to pair a.
@@ -346,19 +357,24 @@ func (p *transformProgram) split(x []float64, a, b int) (xr, xi, yr, yi float64)
 	return 0.5 * (x[ik] + x[jl]), 0.5 * (x[jk] - x[il]), 0.5 * (x[ik] - x[jl]), 0.5 * (x[jk] + x[il])
 }
 
-// search walks back along a descent direction until the sum falls enough (Armijo).
-func (p *transformProgram) search(m *transformPoint) *transformPoint {
+// search walks back along a descent direction until the sum falls enough (Armijo); nil
+// if it does nowhere.
+func (p *transformProgram) search(ctx context.Context, m *transformPoint) (*transformPoint, error) {
 	dir, slope := p.direction(m)
 	for t := 1.0; t > 1e-4; t /= 2 {
 		x := make([]float64, len(dir))
 		for i, v := range m.x {
 			x[i] = v + float64(t*dir[i])
 		}
-		if next := p.at(x); next.value() < m.value()+float64(1e-4*float64(t*slope)) {
-			return next
+		next, err := p.at(ctx, x)
+		if err != nil {
+			return nil, err
+		}
+		if next.value() < m.value()+float64(1e-4*float64(t*slope)) {
+			return next, nil
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // direction returns minus the gradient at m, each coordinate divided by about its

@@ -55,14 +55,14 @@ func TestFindMix(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for _, pairs := range []rope.Layout{rope.Half, rope.Interleaved} {
 		s := mixStats(r, d, make([]float64, d/2), 100, pairs)
-		m, err := FitKeyTransform(s, KeyTransformOptions{Noise: 0.01, Penalty: 1})
+		m, err := FitKeyTransform(t.Context(), s, KeyTransformOptions{Noise: 0.01, Penalty: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
 		k := s.Keys[0].Moment
-		values, vectors := linalg.Eigen(k, d)
+		values, vectors := eigen(t, k, d)
 		root := linalg.SymmetricPower(values, vectors, d, func(x float64) float64 { return math.Sqrt(max(x, 0)) })
-		values, _ = linalg.Eigen(linalg.Product(root, linalg.Product(s.Queries, root, d), d), d)
+		values, _ = eigen(t, linalg.Product(root, linalg.Product(s.Queries, root, d), d), d)
 		var nuclear, scales float64
 		for _, v := range values {
 			nuclear += math.Sqrt(max(v, 0))
@@ -124,7 +124,7 @@ func TestFindMix(t *testing.T) {
 		for n := range 64 {
 			s.Keys[0].Distances = append(s.Keys[0].Distances, Distance{float64(n), 1.0 / 64})
 		}
-		if m, err = FitKeyTransform(s, KeyTransformOptions{Noise: 0.01, Penalty: 1e4}); err != nil || m.After < 0.97*m.Before || m.After > m.Before {
+		if m, err = FitKeyTransform(t.Context(), s, KeyTransformOptions{Noise: 0.01, Penalty: 1e4}); err != nil || m.After < 0.97*m.Before || m.After > m.Before {
 			t.Errorf("fast pairs: %g from %g, %v", m.After, m.Before, err)
 		}
 	}
@@ -151,7 +151,7 @@ func TestMixEqualSpeed(t *testing.T) {
 	for n := range 32 {
 		s.Keys[0].Distances = append(s.Keys[0].Distances, Distance{float64(n), 1.0 / 32})
 	}
-	m, err := FitKeyTransform(s, KeyTransformOptions{Noise: 0.01, Penalty: 100})
+	m, err := FitKeyTransform(t.Context(), s, KeyTransformOptions{Noise: 0.01, Penalty: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestMixCost(t *testing.T) {
 	x.Moment, kr = moment()
 	s.Queries, qr = moment()
 	s.Keys = []DistanceBucket{x}
-	m, err := FitKeyTransform(s, KeyTransformOptions{Noise: 0.1, Penalty: 1})
+	m, err := FitKeyTransform(t.Context(), s, KeyTransformOptions{Noise: 0.1, Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,11 +269,11 @@ func TestMixGradient(t *testing.T) {
 			x[j*d+i] = x[i*d+j]
 		}
 	}
-	m := p.at(x)
+	m := point(t, p, x)
 	for sign, a := range map[float64][]float64{1: p.k, -1: p.q} {
 		g := p.traceGradient(m, a, sign)
 		trace := func(x []float64) float64 {
-			values, vectors := linalg.Eigen(x, d)
+			values, vectors := eigen(t, x, d)
 			return linalg.Dot(a, linalg.SymmetricPower(values, vectors, d, func(l float64) float64 { return fmath.Exp(2 * sign * l) }))
 		}
 		for i := range d {
@@ -300,11 +300,14 @@ func TestMixGradient(t *testing.T) {
 	for i, v := range dir {
 		near[i] += h * v
 	}
-	if got := (p.at(near).value() - m.value()) / h; !(slope < 0) || math.Abs(got-slope) > 1e-3*math.Abs(slope) {
+	if got := (point(t, p, near).value() - m.value()) / h; !(slope < 0) || math.Abs(got-slope) > 1e-3*math.Abs(slope) {
 		t.Errorf("slope %g, differences give %g", slope, got)
 	}
-	for at := p.at(make([]float64, d*d)); ; {
-		next := p.search(at)
+	for at := point(t, p, make([]float64, d*d)); ; {
+		next, err := p.search(t.Context(), at)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if next == nil || at.value()-next.value() < 1e-9*at.value() {
 			break
 		}
@@ -332,7 +335,7 @@ func TestFindMixRefuses(t *testing.T) {
 	} {
 		s := good()
 		spoil(s)
-		_, err := FitKeyTransform(s, options)
+		_, err := FitKeyTransform(t.Context(), s, options)
 		if err == nil {
 			t.Errorf("%s: accepted", what)
 		}
@@ -343,7 +346,7 @@ func TestFindMixRefuses(t *testing.T) {
 		}
 	}
 	for _, o := range []KeyTransformOptions{{0, 1}, {1, 0}, {math.NaN(), 1}, {1, math.Inf(1)}} {
-		if _, err := FitKeyTransform(good(), o); err == nil {
+		if _, err := FitKeyTransform(t.Context(), good(), o); err == nil {
 			t.Errorf("%+v accepted", o)
 		}
 	}

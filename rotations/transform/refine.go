@@ -1,6 +1,7 @@
 package transform
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"slices"
@@ -65,14 +66,19 @@ type QueryWindow struct {
 // smooth; c makes its sum the error that the type makes of the sample with the first mix), s_ij
 // scores as they are and s'_ij = R(i) A^-T q_i . R(j) A k_j those with the mix.
 // Descent (L-BFGS) lowers the sum at every step, so the result is never worse on the sample.
-func RefineKeyTransform(m *KeyTransform, x *RefineSample, o RefineOptions) (*KeyTransform, error) {
-	p, err := newBlockObjective(m, x, o)
+// When ctx ends, it returns its cause after at most one step.
+func RefineKeyTransform(ctx context.Context, m *KeyTransform, x *RefineSample, o RefineOptions) (*KeyTransform, error) {
+	p, err := newBlockObjective(ctx, m, x, o)
 	if err != nil {
 		return nil, err
 	}
 	d := x.D
 	before := p.noise
-	c, f, steps := linalg.Minimize(linalg.Identity(d), p.curvature, p.value, shapeSteps, shapeGain)
+	value := func(c []float64) (float64, []float64) { return p.value(ctx, c) }
+	c, f, steps, err := linalg.Minimize(ctx, linalg.Identity(d), p.curvature, value, shapeSteps, shapeGain)
+	if err != nil {
+		return nil, err
+	}
 	if math.IsNaN(f) {
 		return nil, fmt.Errorf("%w: the search ended at %g", ErrNoTransform, f)
 	}
@@ -80,7 +86,7 @@ func RefineKeyTransform(m *KeyTransform, x *RefineSample, o RefineOptions) (*Key
 	if m.After > 0 { // what FitKeyTransform predicts, in the units of scores that are seen here
 		out.Before = m.Before / m.After * before
 	}
-	p.value(c)
+	p.value(ctx, c)
 	out.After, out.Cost = p.noise, p.drift/o.Penalty
 	out.Key = linalg.Product(c, m.Key, d)
 	inverse, err := linalg.Inverse(c, d)
@@ -98,7 +104,8 @@ func RefineKeyTransform(m *KeyTransform, x *RefineSample, o RefineOptions) (*Key
 // probabilities), and as Metric W_O^T W_O, over the query heads of the group. For errors alike in
 // all directions the best A^T A is the geometric mean of the inverse second moment of the values
 // and the metric; RefineKeyTransform goes on from there, with a RoPE that stands still.
-func FitValueTransform(x *KeySample, cache CacheRow) (*KeyTransform, error) {
+// When ctx ends, it returns its cause after at most one step.
+func FitValueTransform(ctx context.Context, x *KeySample, cache CacheRow) (*KeyTransform, error) {
 	d := x.D
 	if d < 2 || len(x.Keys) != len(x.Weights)*d || len(x.Metric) != d*d {
 		return nil, fmt.Errorf("a sample of %d values, %d weights and %d metric entries does not fit head_dim %d", len(x.Keys), len(x.Weights), len(x.Metric), d)
@@ -111,12 +118,12 @@ func FitValueTransform(x *KeySample, cache CacheRow) (*KeyTransform, error) {
 	for n, w := range x.Weights {
 		linalg.AddOuter(moment, x.Keys[n*d:(n+1)*d], w/total)
 	}
-	m, err := meanTransform(moment, x.Metric, d)
+	m, err := meanTransform(ctx, moment, x.Metric, d)
 	if err != nil {
 		return nil, err
 	}
 	cache.Pairs = x.Pairs // values are stored as they are
-	return RefineKeyTransform(m, x.withoutRoPE(), RefineOptions{Cache: cache, Penalty: 1})
+	return RefineKeyTransform(ctx, m, x.withoutRoPE(), RefineOptions{Cache: cache, Penalty: 1})
 }
 
 // still returns the sample for a search in which RoPE has no say and nothing drifts.
@@ -127,7 +134,7 @@ func (s *KeySample) withoutRoPE() *RefineSample {
 // meanMix returns the mix that leaves tr(A K A^T) tr(A^-T Q A^-1) least: with K = L L^T and
 // B = L^T Q L it is A = B^1/4 L^-1, up to an orthogonal matrix. Off the diagonal
 // both matrices count a little less, see mixShrink.
-func meanTransform(k, q []float64, d int) (*KeyTransform, error) {
+func meanTransform(ctx context.Context, k, q []float64, d int) (*KeyTransform, error) {
 	shrunk := func(a []float64) []float64 {
 		out := make([]float64, d*d)
 		var trace float64
@@ -142,7 +149,7 @@ func meanTransform(k, q []float64, d int) (*KeyTransform, error) {
 		}
 		return out
 	}
-	l, err := linalg.Cholesky(shrunk(k), d)
+	l, err := linalg.Cholesky(ctx, shrunk(k), d)
 	if err != nil {
 		return nil, fmt.Errorf("%w: second moment of values: %w", ErrNoTransform, err)
 	}
@@ -151,7 +158,10 @@ func meanTransform(k, q []float64, d int) (*KeyTransform, error) {
 		return nil, fmt.Errorf("%w: second moment of values: %w", ErrNoTransform, err)
 	}
 	lt := linalg.Transpose(l, d)
-	values, vectors := linalg.Eigen(linalg.Product(linalg.Product(lt, shrunk(q), d), l, d), d)
+	values, vectors, err := linalg.Eigen(ctx, linalg.Product(linalg.Product(lt, shrunk(q), d), l, d), d)
+	if err != nil {
+		return nil, err
+	}
 	if !(slices.Min(values) > 0) {
 		return nil, fmt.Errorf("%w: a metric with the eigenvalue %g", ErrNoTransform, slices.Min(values))
 	}
@@ -233,7 +243,7 @@ func (t *turns) undo(x []float32, d int) {
 	}
 }
 
-func newBlockObjective(m *KeyTransform, x *RefineSample, o RefineOptions) (*blockObjective, error) {
+func newBlockObjective(ctx context.Context, m *KeyTransform, x *RefineSample, o RefineOptions) (*blockObjective, error) {
 	d, n := x.D, len(x.Weights)
 	if err := m.Check(d); err != nil {
 		return nil, err
@@ -271,7 +281,7 @@ func newBlockObjective(m *KeyTransform, x *RefineSample, o RefineOptions) (*bloc
 	}
 	p.query = m.Metric(metric, d)
 	for _, w := range x.Windows {
-		if err := p.window(m, x, &w); err != nil {
+		if err := p.window(ctx, m, x, &w); err != nil {
 			return nil, err
 		}
 	}
@@ -281,7 +291,10 @@ func newBlockObjective(m *KeyTransform, x *RefineSample, o RefineOptions) (*bloc
 	gemm.Mul(p.keys, d, plain, d, n, m.Weights(d, false), 1)
 	// The error of the sample as it is gives the objective its size.
 	p.factor = 1
-	p.value(linalg.Identity(d))
+	p.value(ctx, linalg.Identity(d))
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	stored, err := p.quantisedNoise()
 	if err != nil {
 		return nil, err
@@ -319,7 +332,7 @@ func (p *blockObjective) perturb(size float64) {
 }
 
 // window prepares what drift is measured by, before keys are mixed.
-func (p *blockObjective) window(m *KeyTransform, x *RefineSample, w *QueryWindow) error {
+func (p *blockObjective) window(ctx context.Context, m *KeyTransform, x *RefineSample, w *QueryWindow) error {
 	d, n, keys := p.d, len(w.Pos), w.To-w.From
 	if w.From < 0 || w.To > p.n || keys < 1 || len(w.Counts) != keys || len(w.Queries) != n*d || n == 0 {
 		return fmt.Errorf("a window of %d queries, %d values and %d counts at keys %d to %d of %d", n, len(w.Queries), len(w.Counts), w.From, w.To, p.n)
@@ -348,6 +361,9 @@ func (p *blockObjective) window(m *KeyTransform, x *RefineSample, w *QueryWindow
 	gemm.Mul(out.s, keys, out.q, d, n, &p.w, 1)
 	last := 0
 	for i, at := range pos {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		s, prob := out.s[i*keys:(i+1)*keys], out.p[i*keys:(i+1)*keys]
 		top := float32(math.Inf(-1))
 		for j := range s {
@@ -431,18 +447,19 @@ func (p *blockObjective) blocks(q []float64) []float64 {
 	return out
 }
 
-// value returns the objective at C, [d, d], and its gradient.
-func (p *blockObjective) value(c []float64) (float64, []float64) {
+// value returns the objective at C, [d, d], and its gradient. Once ctx has ended it returns
+// something else, soon.
+func (p *blockObjective) value(ctx context.Context, c []float64) (float64, []float64) {
 	d := p.d
 	inverse, err := linalg.Inverse(c, d)
 	if err != nil {
 		return math.Inf(1), nil
 	}
-	return p.at(c, inverse)
+	return p.at(ctx, c, inverse)
 }
 
 // at is value for a matrix whose inverse is known.
-func (p *blockObjective) at(c, inverse []float64) (float64, []float64) {
+func (p *blockObjective) at(ctx context.Context, c, inverse []float64) (float64, []float64) {
 	d := p.d
 	// The second moment of queries: Q' = C^-T Q C^-1.
 	it := linalg.Transpose(inverse, d)
@@ -450,7 +467,13 @@ func (p *blockObjective) at(c, inverse []float64) (float64, []float64) {
 	p.quantise(c)
 	energy := p.stores(p.blocks(q))
 	p.row.FromCacheBasis(p.g, d, p.pairs)
-	gd := p.drifts(it) // and adds to the gradient of the keys
+	if ctx.Err() != nil {
+		return math.Inf(1), nil
+	}
+	gd := p.drifts(ctx, it) // and adds to the gradient of the keys
+	if ctx.Err() != nil {
+		return math.Inf(1), nil
+	}
 	p.turns.undo(p.g, d)
 	g := make([]float64, d*d)
 	linalg.AddTo32(g, p.outer(p.g, p.keys, p.n))
@@ -521,8 +544,9 @@ func (p *blockObjective) stores(tq []float64) []float64 {
 }
 
 // drifts sets the drift, for queries times it, adds its gradient with respect to the
-// keys after RoPE, and returns that with respect to it; nil where there are no queries.
-func (p *blockObjective) drifts(it []float64) []float64 {
+// keys after RoPE, and returns that with respect to it; nil where there are no queries, and
+// when ctx has ended.
+func (p *blockObjective) drifts(ctx context.Context, it []float64) []float64 {
 	p.drift = 0
 	if p.queries == 0 {
 		return nil
@@ -532,6 +556,9 @@ func (p *blockObjective) drifts(it []float64) []float64 {
 	factor := float32(p.kappa / p.queries * float64(p.scale))
 	p.pack(&p.mix, it)
 	for i := range p.windows {
+		if ctx.Err() != nil {
+			return nil
+		}
 		w := &p.windows[i]
 		n, keys := len(w.q)/d, w.to-w.from
 		gemm.Mul(w.q, d, w.queries, d, n, &p.mix, 1)

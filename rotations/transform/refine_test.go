@@ -25,7 +25,7 @@ func shapeCase(t *testing.T, r *rand.Rand, d, n, queries int, pairs rope.Layout)
 	key, keyRoot := secondMoment(r, d)
 	query, queryRoot := secondMoment(r, d)
 	s.Keys[0].Moment, s.Queries = key, query
-	m, err := FitKeyTransform(s, KeyTransformOptions{Noise: 0.007, Penalty: 1})
+	m, err := FitKeyTransform(t.Context(), s, KeyTransformOptions{Noise: 0.007, Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestShapeGradient(t *testing.T) {
 		r := rand.New(rand.NewPCG(7, 1))
 		m, x := shapeCase(t, r, d, 300, 300, pairs)
 		for _, kappa := range []float64{1e-9, 1, 1e3} {
-			p, err := newBlockObjective(m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Penalty: kappa})
+			p, err := newBlockObjective(t.Context(), m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Penalty: kappa})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -72,7 +72,7 @@ func TestShapeGradient(t *testing.T) {
 			for i := range c {
 				c[i] += 0.02 * r.NormFloat64()
 			}
-			_, g := p.value(c)
+			_, g := p.value(t.Context(), c)
 			if share := p.drift / (p.drift + p.noise); kappa > 1 && share < 0.9 || kappa < 1 && share > 0.1 {
 				t.Errorf("drift weight %g: drift is %.3g of the objective", kappa, share)
 			}
@@ -87,8 +87,8 @@ func TestShapeGradient(t *testing.T) {
 					up[i] += h * v
 					down[i] -= h * v
 				}
-				fu, _ := p.value(up)
-				fd, _ := p.value(down)
+				fu, _ := p.value(t.Context(), up)
+				fd, _ := p.value(t.Context(), down)
 				got, want := (fu-fd)/(2*h), linalg.Dot(g, dir)
 				// A random direction has about the norm of g as its slope.
 				if math.Abs(got-want) > 0.02*linalg.Norm(g) {
@@ -108,16 +108,16 @@ func TestShapeMix(t *testing.T) {
 		r := rand.New(rand.NewPCG(5, 9))
 		m, x := shapeCase(t, r, d, n, queries, rope.Half)
 		loss := func(m *KeyTransform, x *RefineSample) (noise, drift float64) {
-			p, err := newBlockObjective(m, x, RefineOptions{Cache: row, Penalty: 1})
+			p, err := newBlockObjective(t.Context(), m, x, RefineOptions{Cache: row, Penalty: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.value(linalg.Identity(d))
+			p.value(t.Context(), linalg.Identity(d))
 			return p.noise, p.drift // noise is the real error, at C = 1
 		}
 		var costs []float64
 		for _, kappa := range []float64{0.1, 10} {
-			got, err := RefineKeyTransform(m, x[0], RefineOptions{Cache: row, Penalty: kappa})
+			got, err := RefineKeyTransform(t.Context(), m, x[0], RefineOptions{Cache: row, Penalty: kappa})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -148,12 +148,12 @@ func TestShapeMix(t *testing.T) {
 func TestShapeGolden(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 1))
 	m, x := shapeCase(t, r, 64, 200, 100, rope.Half)
-	got, err := RefineKeyTransform(m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Penalty: 1})
+	got, err := RefineKeyTransform(t.Context(), m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ones := &PairRotation{Scale: slices.Repeat([]float32{1}, 32)}
-	tuned, err := TunePairScale([]*KeySample{&x[0].KeySample, &x[1].KeySample}, ones, CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64, Pairs: rope.Interleaved}, true)
+	tuned, err := TunePairScale(t.Context(), []*KeySample{&x[0].KeySample, &x[1].KeySample}, ones, CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64, Pairs: rope.Interleaved}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,12 +179,12 @@ func TestMixValues(t *testing.T) {
 	row := CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}
 	r := rand.New(rand.NewPCG(8, 8))
 	_, x := shapeCase(t, r, d, n, 20, rope.Half)
-	m, err := FitValueTransform(&x[0].KeySample, row)
+	m, err := FitValueTransform(t.Context(), &x[0].KeySample, row)
 	if err != nil {
 		t.Fatal(err)
 	}
 	loss := func(m *KeyTransform) float64 {
-		p, err := newBlockObjective(m, x[1].KeySample.withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
+		p, err := newBlockObjective(t.Context(), m, x[1].KeySample.withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +204,7 @@ func TestMixValues(t *testing.T) {
 	}
 	bad := x[0].KeySample
 	bad.Weights = make([]float64, n)
-	if _, err := FitValueTransform(&bad, row); err == nil {
+	if _, err := FitValueTransform(t.Context(), &bad, row); err == nil {
 		t.Error("values that no query looks at were accepted")
 	}
 }
@@ -233,11 +233,11 @@ func TestShapeMixRefuses(t *testing.T) {
 	} {
 		x, o := *samples[0], o
 		change(&x, &o)
-		if _, err := RefineKeyTransform(m, &x, o); err == nil {
+		if _, err := RefineKeyTransform(t.Context(), m, &x, o); err == nil {
 			t.Errorf("%s: accepted", what)
 		}
 	}
-	if _, err := RefineKeyTransform(m, samples[0], o); err != nil {
+	if _, err := RefineKeyTransform(t.Context(), m, samples[0], o); err != nil {
 		t.Errorf("as it is: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package transform_test
 
 import (
+	"context"
 	"errors"
 	"math"
 	"math/rand/v2"
@@ -338,6 +339,15 @@ func TestFFNBalance(t *testing.T) {
 	}
 }
 
+func measureRows(t testing.TB, b *fit.BlockRotation, rows []float32, d, threads int) codec.Beta {
+	t.Helper()
+	out, err := b.Measure(t.Context(), rows, d, threads)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
 // TestFitRows: on rows with a rotation hidden in them it is found, held out; on
 // noise the gain is all on the fitted rows (the honesty test), and fewer rows than
 // dimensions are no trouble.
@@ -357,42 +367,44 @@ func TestFitRows(t *testing.T) {
 		}
 	}
 	fitted, held := rows[:1000*d], rows[1000*d:]
-	q, err := fit.FitRows(fitted, d, block, 1, 0, 0, 2, nil)
+	q, err := fit.FitRows(t.Context(), fitted, d, block, 1, 0, 0, 2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b := q.Measure(held, d, 1); b.Cos1bit < 0.99 || b.MomentRatio < 0.98 || b.N != 1000 {
+	if b := measureRows(t, q, held, d, 1); b.Cos1bit < 0.99 || b.MomentRatio < 0.98 || b.N != 1000 {
 		t.Errorf("rows made of signs: %+v", b)
 	}
-	if b := fit.HadamardRows(d, block, 1, 0, 0).Measure(held, d, 1); b.Cos1bit > 0.85 {
+	if b := measureRows(t, fit.HadamardRows(d, block, 1, 0, 0), held, d, 1); b.Cos1bit > 0.85 {
 		t.Errorf("without the fitted: %+v", b)
 	}
 	for _, c := range []struct {
 		n         int
 		low, high float64 // on the fitted rows
 	}{{24, 0.90, 1}, {96, 0.85, 0.92}, {960, 0.80, 0.84}} {
-		q, err := fit.FitRows(fit.NoiseRows(c.n, d, 1), d, block, 1, 0, 0, 2, nil)
+		q, err := fit.FitRows(t.Context(), fit.NoiseRows(c.n, d, 1), d, block, 1, 0, 0, 2)
 		if err != nil {
 			t.Fatal(err)
 		}
-		train := q.Measure(fit.NoiseRows(c.n, d, 1), d, 1).Cos1bit
-		other := q.Measure(fit.NoiseRows(2000, d, 2), d, 1)
+		train := measureRows(t, q, fit.NoiseRows(c.n, d, 1), d, 1).Cos1bit
+		other := measureRows(t, q, fit.NoiseRows(2000, d, 2), d, 1)
 		// 2000 x 48 numbers of noise: a standard error of 0.002; the floor for d = 48
 		// is 0.802.
 		if train < c.low || train > c.high || math.Abs(other.Cos1bit-0.802) > 0.006 || math.Abs(other.MomentRatio-2/math.Pi) > 0.008 {
 			t.Errorf("%d rows of noise: %.4f on those fitted, %+v on others", c.n, train, other)
 		}
 	}
-	if q, err := fit.FitRows(fit.NoiseRows(3, d, 1), d, block, 1, 0, 0, 2, nil); err != nil || !(q.Measure(rows, d, 1).Cos1bit > 0.7) {
+	if q, err := fit.FitRows(t.Context(), fit.NoiseRows(3, d, 1), d, block, 1, 0, 0, 2); err != nil || !(measureRows(t, q, rows, d, 1).Cos1bit > 0.7) {
 		t.Errorf("3 rows: %v", err)
 	}
 	for _, bad := range [][2]int{{0, 1}, {48, 7}, {47, 1}, {48, 0}} {
-		if _, err := fit.FitRows(rows, bad[0], bad[1], 1, 0, 0, 1, nil); err == nil {
+		if _, err := fit.FitRows(t.Context(), rows, bad[0], bad[1], 1, 0, 0, 1); err == nil {
 			t.Errorf("%v: no error", bad)
 		}
 	}
 	stop := errors.New("stop")
-	if _, err := fit.FitRows(rows, d, block, 1, 0, 0, 1, func() error { return stop }); err != stop {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(stop)
+	if _, err := fit.FitRows(ctx, rows, d, block, 1, 0, 0, 1); err != stop {
 		t.Errorf("stopped: %v", err)
 	}
 	for _, c := range [][3]int{{576, 256, 192}, {1536, 256, 256}, {4864, 256, 256}, {128, 256, 128}, {97, 64, 1}} {

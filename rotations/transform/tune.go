@@ -1,7 +1,9 @@
 package transform
 
 import (
+	"context"
 	"fmt"
+	"math"
 
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
@@ -22,7 +24,8 @@ type Tuned struct {
 // noise alike in all directions, this sees the blocks, the Hadamard transform and the
 // largest number of each block. All samples share the result: heads whose scales must be
 // one. It is never worse than the start for the type itself on the sample.
-func TunePairScale(samples []*KeySample, start *PairRotation, cache CacheRow, angles bool) (*Tuned, error) {
+// When ctx ends, it returns its cause after at most one step.
+func TunePairScale(ctx context.Context, samples []*KeySample, start *PairRotation, cache CacheRow, angles bool) (*Tuned, error) {
 	if len(samples) == 0 {
 		return nil, fmt.Errorf("no keys to tune a balance with")
 	}
@@ -38,14 +41,18 @@ func TunePairScale(samples []*KeySample, start *PairRotation, cache CacheRow, an
 		if s.D != d {
 			return nil, fmt.Errorf("samples of head_dim %d and %d", d, s.D)
 		}
-		p, err := newBlockObjective(start.mix(d, s.Pairs), s.withoutRoPE(), RefineOptions{Cache: cache, Penalty: 1})
+		p, err := newBlockObjective(ctx, start.mix(d, s.Pairs), s.withoutRoPE(), RefineOptions{Cache: cache, Penalty: 1})
 		if err != nil {
 			return nil, err
 		}
 		t.heads = append(t.heads, p)
 	}
 	out := &Tuned{Turn: start}
-	x, _, _ := linalg.Minimize(make([]float64, t.size()), t.curvature(), t.value, shapeSteps, shapeGain)
+	value := func(x []float64) (float64, []float64) { return t.value(ctx, x) }
+	x, _, _, err := linalg.Minimize(ctx, make([]float64, t.size()), t.curvature(), value, shapeSteps, shapeGain)
+	if err != nil {
+		return nil, err
+	}
 	turn := start.clone()
 	if angles && turn.Angle == nil {
 		turn.Angle = make([]float64, d/2)
@@ -109,8 +116,9 @@ func (t *pairSearch) curvature() []float64 {
 	return out
 }
 
-// value returns the objective and its gradient.
-func (t *pairSearch) value(x []float64) (float64, []float64) {
+// value returns the objective and its gradient. Once ctx has ended it returns something
+// else, soon.
+func (t *pairSearch) value(ctx context.Context, x []float64) (float64, []float64) {
 	d := t.d
 	turn := &PairRotation{Scale: make([]float32, d/2)}
 	c, inverse := make([]float64, d*d), make([]float64, d*d)
@@ -129,7 +137,10 @@ func (t *pairSearch) value(x []float64) (float64, []float64) {
 	var f float64
 	out := make([]float64, len(x))
 	for _, h := range t.heads {
-		v, g := h.at(c, inverse)
+		v, g := h.at(ctx, c, inverse)
+		if ctx.Err() != nil {
+			return math.Inf(1), nil
+		}
 		f += v
 		for p := range d / 2 {
 			i, j := t.pairs.Dims(p, d)

@@ -27,8 +27,8 @@ func Energies(c *family.Config, a *refmodel.Attention, sink int) *transform.Pair
 	return e
 }
 
-// samples collects what the codes of a layer's KV heads are fitted to. scale gives
-// what the balance multiplies a head's keys by, nil for nothing.
+// Samples collects what the codes of a layer's KV heads are fitted to. scale gives
+// what the balance multiplies a head's keys by, nil for nothing. It fails only when ctx ends.
 func Samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale func(h int) []float32, p kvcache.Policy, threads int) ([]*fit.Sample, error) {
 	var table *rope.Table
 	if p.Anchor > 0 {
@@ -38,17 +38,21 @@ func Samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale
 	for h := range met {
 		met[h] = make([]*meeting, a.Windows)
 	}
-	parallel.Do(threads, c.KVHeads*a.Windows, func(i int) {
-		if h, w := i/a.Windows, i%a.Windows; ctx.Err() == nil {
-			met[h][w] = meet(c, a, h, w, scale(h), p, table)
-		}
+	err := parallel.For(ctx, threads, c.KVHeads*a.Windows, func(i int) error {
+		h, w := i/a.Windows, i%a.Windows
+		var err error
+		met[h][w], err = meet(ctx, c, a, h, w, scale(h), p, table)
+		return err
 	})
-	if err := ctx.Err(); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	out := make([]*fit.Sample, c.KVHeads)
 	for h := range out {
-		s := &fit.Sample{D: c.HeadDim, Keys: keys(c, a, h, scale(h), p, table), Layer: a.Layer, Head: h, Threads: threads, Stop: ctx.Err}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		s := &fit.Sample{D: c.HeadDim, Keys: keys(c, a, h, scale(h), p, table), Layer: a.Layer, Head: h, Threads: threads}
 		s.Metric = metric(met[h], c.HeadDim, threads)
 		for _, m := range met[h] {
 			s.Weights = append(s.Weights, m.seen[min(p.Sink, a.T):]...)
@@ -106,10 +110,13 @@ type meeting struct {
 // query meets keys in the frame of each block up to its own; every query is
 // turned into one of them, in rotation. A key gets the sum of p(1-p) over its
 // queries.
-func meet(c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p kvcache.Policy, table *rope.Table) *meeting {
+func meet(ctx context.Context, c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p kvcache.Policy, table *rope.Table) (*meeting, error) {
 	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
 	m := &meeting{queries: make([]float32, a.T*g*d), seen: make([]float64, a.T)}
 	for j := range g {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		a.Probabilities(c, w, h*g+j, func(i, lo int, probs []float32) {
 			seen := m.seen[lo : lo+len(probs)]
 			for k, v := range probs {
@@ -131,7 +138,7 @@ func meet(c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p 
 			}
 		})
 	}
-	return m
+	return m, nil
 }
 
 // metric returns E[w q q^T] over the queries of all windows, [d, d].

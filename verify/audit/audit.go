@@ -3,6 +3,8 @@
 package audit
 
 import (
+	"context"
+
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -16,8 +18,8 @@ import (
 // learned, and code for the one in use.
 type Codes map[string]*codec.Code
 
-// A Tap measures codes on the activations that pass. Rows is filled layer by layer.
-type Tap struct {
+// A Meter measures codes on the activations that pass. Rows is filled layer by layer.
+type Meter struct {
 	Config *family.Config
 	// Codes of each layer and KV head; Policy says which keys are coded, and how.
 	Codes  [][]Codes
@@ -33,13 +35,14 @@ type Tap struct {
 // Row is what was measured for one head.
 type Row map[string]codec.Beta
 
-// FFN implements refmodel.Tap.
-func (t *Tap) FFN(int, []float32) error { return nil }
+// Hooks returns what measures along with a forward pass, until ctx ends.
+func (t *Meter) Hooks(ctx context.Context) refmodel.Hooks {
+	return refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return t.attention(ctx, a) }}
+}
 
-// Attention implements refmodel.Tap.
-func (t *Tap) Attention(a *refmodel.Attention) error {
+func (t *Meter) attention(ctx context.Context, a *refmodel.Attention) error {
 	rows := make([]Row, t.Config.KVHeads)
-	parallel.Do(t.Threads, t.Config.KVHeads, func(h int) {
+	err := parallel.For(ctx, t.Threads, t.Config.KVHeads, func(h int) error {
 		var scale []float32
 		if t.Scale != nil {
 			scale = t.Scale(a.Layer, h)
@@ -47,9 +50,16 @@ func (t *Tap) Attention(a *refmodel.Attention) error {
 		keys := activations.Keys(t.Config, a, h, scale, t.Policy)
 		rows[h] = Row{}
 		for name, code := range t.Codes[a.Layer][h] {
-			rows[h][name] = code.Measure(keys)
+			var err error
+			if rows[h][name], err = code.Measure(ctx, keys); err != nil {
+				return err
+			}
 		}
+		return nil
 	})
+	if err != nil {
+		return err
+	}
 	t.Rows = append(t.Rows, rows)
 	return nil
 }

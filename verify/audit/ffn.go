@@ -9,6 +9,7 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -84,31 +85,29 @@ func FFN(ctx context.Context, cfg *family.Config, w refmodel.Weights, o FFNOptio
 	if o.Block < 1 || o.Block > codec.MaxDim || o.MaxRows < 2 || o.Experts < 1 {
 		return nil, fmt.Errorf("FFN audit with blocks of %d, %d rows and %d experts", o.Block, o.MaxRows, o.Experts)
 	}
-	a := &ffnAudit{ctx: ctx, cfg: cfg, w: w, o: o, noise: map[[3]int]float64{}}
+	a := &ffnAudit{cfg: cfg, w: w, o: o, noise: map[[3]int]float64{}}
 	layers := o.Layers
 	if layers == nil {
 		for l := range cfg.Layers {
 			layers = append(layers, l)
 		}
 	}
-	for i, l := range layers {
+	// Two groups of three matrices in all, and what is measured of single experts.
+	a.done = progress.Count(o.Progress, len(layers)*(5+3*min(cfg.Experts, o.Experts)))
+	for _, l := range layers {
 		if l < 0 || l >= cfg.Layers {
 			return nil, fmt.Errorf("layer %d of %d", l, cfg.Layers)
 		}
 		for input, group := range [][]string{{"gate", "up"}, {"down"}} {
-			if err := a.group(l, input, group); err != nil {
+			if err := a.group(ctx, l, input, group); err != nil {
 				return nil, err
 			}
-		}
-		if o.Progress != nil {
-			o.Progress(i+1, len(layers))
 		}
 	}
 	return a.out, nil
 }
 
 type ffnAudit struct {
-	ctx context.Context
 	cfg *family.Config
 	w   refmodel.Weights
 	o   FFNOptions
@@ -116,6 +115,7 @@ type ffnAudit struct {
 	// noise is what a fit to so many rows of so many Gaussian numbers, in blocks of so
 	// many, reaches on them.
 	noise map[[3]int]float64
+	done  func() // reports a fit
 }
 
 // sample is rows of one matrix, split for a fit.
@@ -125,7 +125,7 @@ type sample struct {
 }
 
 // read takes at most max rows of one expert's matrix, or with expert -1 of all.
-func (a *ffnAudit) read(layer int, which string, expert, max int) (*sample, int, error) {
+func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, max int) (*sample, int, error) {
 	name := bank(a.cfg, layer, which)
 	t, ok := a.w.Find(name)
 	if !ok {
@@ -140,6 +140,9 @@ func (a *ffnAudit) read(layer int, which string, expert, max int) (*sample, int,
 	s := &sample{elements: rows * cols}
 	row := make([]float32, cols)
 	for i := range n {
+		if ctx.Err() != nil {
+			return nil, 0, context.Cause(ctx)
+		}
 		if err := a.w.ReadRows(t, row0+i*rows/n, 1, row); err != nil {
 			return nil, 0, err
 		}
@@ -149,16 +152,16 @@ func (a *ffnAudit) read(layer int, which string, expert, max int) (*sample, int,
 			s.held = append(s.held, row...)
 		}
 	}
-	return s, cols, a.ctx.Err()
+	return s, cols, nil
 }
 
 // group measures the matrices of a layer that have the same input.
-func (a *ffnAudit) group(layer, input int, matrices []string) error {
+func (a *ffnAudit) group(ctx context.Context, layer, input int, matrices []string) error {
 	var banks []*sample
 	var together []float32
 	d, elements := 0, 0
 	for _, which := range matrices {
-		s, cols, err := a.read(layer, which, -1, a.o.MaxRows)
+		s, cols, err := a.read(ctx, layer, which, -1, a.o.MaxRows)
 		if err != nil {
 			return err
 		}
@@ -168,17 +171,21 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 	}
 	block := fit.BlockSize(d, a.o.Block)
 	srht := fit.HadamardRows(d, block, a.o.Seed, layer, input)
-	shared, err := fit.FitRows(together, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
+	shared, err := fit.FitRows(ctx, together, d, block, a.o.Seed, layer, input, a.o.Threads)
 	if err != nil {
 		return err
 	}
+	a.done()
 	all := len(together) / d
 	add := func(which string, expert int, s *sample) error {
 		if len(s.held) == 0 {
 			return fmt.Errorf("layer %d, %s: one row cannot be split for a fit", layer, which)
 		}
 		row := func(rotation string, r *fit.BlockRotation, fitted, shares int) error {
-			b := r.Measure(s.held, d, a.o.Threads)
+			b, err := r.Measure(ctx, s.held, d, a.o.Threads)
+			if err != nil {
+				return err
+			}
 			if b.N == 0 {
 				return nil // a matrix of zeros has no directions
 			}
@@ -192,8 +199,11 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 			if fitted > 0 {
 				x.EffectiveBits += rotationBits * float64(block) * float64(d) / float64(shares)
 				x.Rows, x.RowsPerDim = fitted, float64(fitted)/float64(block)
-				train := r.Measure(s.fit, d, a.o.Threads)
-				noise, err := a.onNoise(fitted, d, block)
+				train, err := r.Measure(ctx, s.fit, d, a.o.Threads)
+				if err != nil {
+					return err
+				}
+				noise, err := a.onNoise(ctx, fitted, d, block)
 				if err != nil {
 					return err
 				}
@@ -220,7 +230,7 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 		if len(matrices) == 1 && a.cfg.Experts == 0 { // the same rows
 			return row("own", shared, all, elements)
 		}
-		own, err := fit.FitRows(s.fit, d, block, a.o.Seed, layer, input, a.o.Threads, a.ctx.Err)
+		own, err := fit.FitRows(ctx, s.fit, d, block, a.o.Seed, layer, input, a.o.Threads)
 		if err != nil {
 			return err
 		}
@@ -230,34 +240,40 @@ func (a *ffnAudit) group(layer, input int, matrices []string) error {
 		if err := add(which, -1, banks[i]); err != nil {
 			return err
 		}
+		a.done()
 	}
 	n := min(a.cfg.Experts, a.o.Experts)
 	for i := range n {
 		for _, which := range matrices {
 			e := i * a.cfg.Experts / n
-			s, _, err := a.read(layer, which, e, a.o.MaxRows)
+			s, _, err := a.read(ctx, layer, which, e, a.o.MaxRows)
 			if err != nil {
 				return err
 			}
 			if err := add(which, e, s); err != nil {
 				return err
 			}
+			a.done()
 		}
 	}
 	return nil
 }
 
 // onNoise returns the cos1bit that a fit to n rows of noise reaches on them.
-func (a *ffnAudit) onNoise(n, d, block int) (float64, error) {
+func (a *ffnAudit) onNoise(ctx context.Context, n, d, block int) (float64, error) {
 	key := [3]int{n, d, block}
 	if v, ok := a.noise[key]; ok {
 		return v, nil
 	}
 	rows := fit.NoiseRows(n, d, a.o.Seed)
-	r, err := fit.FitRows(rows, d, block, a.o.Seed, 0, 0, a.o.Threads, a.ctx.Err)
+	r, err := fit.FitRows(ctx, rows, d, block, a.o.Seed, 0, 0, a.o.Threads)
 	if err != nil {
 		return 0, err
 	}
-	a.noise[key] = r.Measure(rows, d, a.o.Threads).Cos1bit
-	return a.noise[key], nil
+	b, err := r.Measure(ctx, rows, d, a.o.Threads)
+	if err != nil {
+		return 0, err
+	}
+	a.noise[key] = b.Cos1bit
+	return b.Cos1bit, nil
 }

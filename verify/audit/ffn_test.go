@@ -76,7 +76,12 @@ func TestFFN(t *testing.T) {
 		if none := find(t, rows, 0, "up", -1, "none"); none.Block != 0 || none.EffectiveBits != 1.25 {
 			t.Errorf("%s: %+v", fam, none)
 		}
-		other, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1, Threads: 1, Layers: []int{0, 1}})
+		var last [2]int
+		other, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1, Threads: 1, Layers: []int{0, 1},
+			Progress: func(done, total int) { last = [2]int{done, total} }})
+		if last[0] == 0 || last[0] != last[1] {
+			t.Errorf("%s: progress ends at %d of %d", fam, last[0], last[1])
+		}
 		if err != nil || !reflect.DeepEqual(rows, other) {
 			t.Errorf("%s: other numbers with one thread (%v)", fam, err)
 		}
@@ -164,7 +169,7 @@ func TestFFNEnergy(t *testing.T) {
 		tap := &audit.FFNEnergy{Config: c.Config, Weights: c, Threads: 2}
 		m := refmodel.New(c.Config, c, 2)
 		variant := &refmodel.Variant{}
-		if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{variant}, refmodel.Options{Tap: tap}); err != nil {
+		if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{variant}, refmodel.Options{Hooks: refmodel.Hooks{FFN: tap.FFN}}); err != nil {
 			t.Fatal(err)
 		}
 		up, down, err := audit.FFNNorms(c.Config, c, 0)
@@ -192,7 +197,7 @@ func TestFFNEnergy(t *testing.T) {
 			t.Fatal(err)
 		}
 		twice := &audit.FFNEnergy{Config: c.Config, Weights: f, Threads: 1}
-		if err := refmodel.New(c.Config, f, 2).Run(context.Background(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Tap: twice}); err != nil {
+		if err := refmodel.New(c.Config, f, 2).Run(context.Background(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{FFN: twice.FFN}}); err != nil {
 			t.Fatal(err)
 		}
 		for e, energy := range tap.Energy[0] {

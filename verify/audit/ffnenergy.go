@@ -65,10 +65,7 @@ type FFNEnergy struct {
 	Energy [][][]float64
 }
 
-// Attention implements refmodel.Tap.
-func (f *FFNEnergy) Attention(*refmodel.Attention) error { return nil }
-
-// FFN implements refmodel.Tap.
+// FFN is a hook of refmodel.
 func (f *FFNEnergy) FFN(layer int, x []float32) error {
 	cfg := f.Config
 	n := len(x) / cfg.Hidden

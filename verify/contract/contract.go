@@ -3,6 +3,7 @@
 package contract
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
 // MaxManifest bounds phaseconv.json in bytes.
@@ -129,6 +131,8 @@ type Checker struct {
 	// Fresh says that this process has just written the artifact, and took the digests of
 	// files and weights while it did: they are not computed again.
 	Fresh bool
+	// Progress, if set, is told how much has been read.
+	Progress progress.Func
 }
 
 // Add records a check; err nil means that it passed.
@@ -152,13 +156,25 @@ func (c *Checker) OK() bool {
 
 // Open opens the artifact in dir and runs the checks that need no text. prefer
 // names the container to use when there are two ("" takes the first). A nil
-// Artifact comes back when a check failed so badly that nothing can be measured.
-func Open(dir, prefer string, c *Checker) *Artifact {
+// Artifact comes back when a check failed so badly that nothing can be measured, an error only
+// when ctx ends.
+func Open(ctx context.Context, dir, prefer string, c *Checker) (*Artifact, error) {
+	a := c.open(ctx, dir, prefer)
+	if ctx.Err() != nil {
+		if a != nil {
+			a.Close()
+		}
+		return nil, context.Cause(ctx)
+	}
+	return a, nil
+}
+
+func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 	m, err := ReadManifest(dir)
 	if !c.Add("manifest", err, "version 1, complete") {
 		return nil
 	}
-	c.Add("files", checkFiles(dir, m, c.Fresh), fmt.Sprintf("%d files have the recorded sizes and digests", len(m.Files)))
+	c.Add("files", c.checkFiles(ctx, dir, m), fmt.Sprintf("%d files have the recorded sizes and digests", len(m.Files)))
 	c.Add("no other files", checkExtra(dir, m), "nothing else is there that a loader would read")
 	entry, err := choose(m, prefer)
 	if !c.Add("container", err, entry.Container) {
@@ -173,7 +189,7 @@ func Open(dir, prefer string, c *Checker) *Artifact {
 	if !c.Add("model", err, "the model opens and has the tensors of its family") {
 		return nil
 	}
-	a.Sidecar, err = sidecar.Read(filepath.Join(dir, entry.Sidecar))
+	a.Sidecar, err = sidecar.Read(ctx, filepath.Join(dir, entry.Sidecar))
 	if !c.Add("sidecar", err, "version, basis, shapes and numbers are as version 1 demands") {
 		a.Close()
 		return nil
@@ -184,7 +200,7 @@ func Open(dir, prefer string, c *Checker) *Artifact {
 	}
 	sum := entry.WeightsSHA256
 	if !c.Fresh {
-		sum, err = a.Model.AttentionDigest()
+		sum, err = a.Model.AttentionDigest(ctx, c.Progress.Of("checking query and key tensors, MiB"))
 	}
 	if err == nil && sum != a.Sidecar.WeightsSHA256 {
 		err = fmt.Errorf("key %s is %s, but the model's query and key tensors have %s: the sidecar belongs to other weights", spec.KeyWeightsSHA256, a.Sidecar.WeightsSHA256, sum)
@@ -214,7 +230,7 @@ func choose(m *spec.Manifest, prefer string) (spec.Artifact, error) {
 	return spec.Artifact{}, fmt.Errorf("key artifacts: no container %q", prefer)
 }
 
-func checkFiles(dir string, m *spec.Manifest, fresh bool) error {
+func (c *Checker) checkFiles(ctx context.Context, dir string, m *spec.Manifest) error {
 	if len(m.Files) == 0 {
 		return fmt.Errorf("key files is empty")
 	}
@@ -229,12 +245,7 @@ func checkFiles(dir string, m *spec.Manifest, fresh bool) error {
 			}
 		}
 	}
-	for _, f := range m.Files {
-		if err := checkFile(dir, f, fresh); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.compareFiles(ctx, dir, m.Files)
 }
 
 // harmless says whether a file that the manifest does not list may lie in an

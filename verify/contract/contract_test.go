@@ -209,7 +209,7 @@ func TestEveryCheckFails(t *testing.T) {
 		}, []string{spec.KeyPairLayout}},
 		{"sidecar of the other container", "sidecar fits model", func(t *testing.T, dir, c string) {
 			other := map[string]string{gg: st, st: gg}[c]
-			s, err := sidecar.Read(side(dir, other))
+			s, err := sidecar.Read(t.Context(), side(dir, other))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -280,7 +280,7 @@ func TestEveryCheckFails(t *testing.T) {
 			t.Run(x.name+"/"+container, func(t *testing.T) {
 				dir, _ := artifact(t, base)
 				x.breaks(t, dir, container)
-				wants(t, check(dir, container), x.check, x.says...)
+				wants(t, check(t, dir, container), x.check, x.says...)
 			})
 		}
 		broken[x.check] = true
@@ -313,7 +313,7 @@ func TestEveryCheckFails(t *testing.T) {
 		t.Run(key, func(t *testing.T) {
 			dir, _ := artifact(t, base)
 			editManifest(t, dir, edit)
-			wants(t, check(dir, gg), "manifest fits sidecar", "key "+strings.TrimSpace(key))
+			wants(t, check(t, dir, gg), "manifest fits sidecar", "key "+strings.TrimSpace(key))
 		})
 		broken["manifest fits sidecar"] = true
 	}
@@ -321,7 +321,7 @@ func TestEveryCheckFails(t *testing.T) {
 	t.Run("mistral for llama", func(t *testing.T) {
 		dir, _ := artifact(t, base)
 		editManifest(t, dir, func(m *spec.Manifest) { m.Model.Family = "mistral" })
-		wants(t, check(dir, st), "manifest fits sidecar", "key model.family")
+		wants(t, check(t, dir, st), "manifest fits sidecar", "key model.family")
 	})
 
 	t.Run("source", func(t *testing.T) {
@@ -398,7 +398,7 @@ func TestHarmless(t *testing.T) {
 	write(t, filepath.Join(dir, "report.html"), nil)
 	write(t, filepath.Join(dir, ".gitattributes"), nil)
 	os.Mkdir(filepath.Join(dir, ".cache"), 0o700)
-	if bad := failed(check(dir, "")); len(bad) > 0 {
+	if bad := failed(check(t, dir, "")); len(bad) > 0 {
 		t.Error(bad)
 	}
 }
@@ -449,14 +449,14 @@ func TestFlippedBytes(t *testing.T) {
 			bad := bytes.Clone(b)
 			bad[at] ^= 1 << (at % 8)
 			write(t, path, bad)
-			found := failed(check(dir, "gguf"))
+			found := failed(check(t, dir, "gguf"))
 			if len(found) == 0 {
 				t.Errorf("%s: bit %d of byte %d (%.20q) turned, and every check passes", e.Name(), at%8, at, bad[max(0, at-10):])
 			}
 		}
 		write(t, path, b)
 	}
-	if bad := failed(check(dir, "")); len(bad) > 0 {
+	if bad := failed(check(t, dir, "")); len(bad) > 0 {
 		t.Errorf("put back: %v", bad)
 	}
 }

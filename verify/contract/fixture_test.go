@@ -99,9 +99,13 @@ func artifact(t *testing.T, r recipe) (dir, src string) {
 }
 
 // check runs the contract.
-func check(dir, container string) []spec.Check {
+func check(t testing.TB, dir, container string) []spec.Check {
 	c := &contract.Checker{}
-	if a := contract.Open(dir, container, c); a != nil {
+	a, err := contract.Open(t.Context(), dir, container, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a != nil {
 		a.Close()
 	}
 	return c.Checks
@@ -111,13 +115,15 @@ func check(dir, container string) []spec.Check {
 func checkSource(t *testing.T, dir, container, src string) *spec.VerifyJSON {
 	t.Helper()
 	c := &contract.Checker{}
-	a := contract.Open(dir, container, c)
+	a, err := contract.Open(t.Context(), dir, container, c)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if a == nil {
 		return &spec.VerifyJSON{Contract: c.Checks}
 	}
 	defer a.Close()
 	o := verify.Options{Text: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, Ctx: ctx, Chunks: 1, Sink: -1, Recent: -1, Threads: 2}
-	var err error
 	if o.Source, err = checkpoint.Open(src); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +205,7 @@ func record(t *testing.T, dir string) {
 			path := filepath.Join(dir, f.Name)
 			f.Bytes = int64(len(read(t, path)))
 			var err error
-			if f.SHA256, err = checkpoint.FileDigest(path); err != nil {
+			if f.SHA256, err = checkpoint.FileDigest(t.Context(), path, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -209,7 +215,7 @@ func record(t *testing.T, dir string) {
 // editSidecar writes a sidecar again after a change.
 func editSidecar(t *testing.T, path string, edit func(s *sidecar.Sidecar)) {
 	t.Helper()
-	s, err := sidecar.Read(path)
+	s, err := sidecar.Read(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,8 +37,8 @@ func TestFormerNames(t *testing.T) {
 		t.Errorf("%v", failed(v.Contract))
 	}
 	checks := &contract.Checker{}
-	p := contract.OpenPublished(dir, checks)
-	if p == nil || p.Fold == nil {
+	p, err := contract.OpenPublished(t.Context(), dir, checks)
+	if err != nil || p == nil || p.Fold == nil {
 		t.Fatalf("%v", failed(checks.Checks))
 	}
 	if got := strings.Join(contract.PublishedFiles(p.Manifest),

@@ -35,7 +35,7 @@ func TestPeers_WrongBasis(t *testing.T) {
 	dir, _ := artifact(t, recipe{family: "llama", tiny: tiny.Options{Seed: 1}})
 	editGGUF(t, filepath.Join(dir, spec.GGUFSidecarName), setKey(spec.KeyBasis, gguf.Value(spec.KeyBasis, "hadamard")), nil)
 	record(t, dir)
-	wants(t, check(dir, "gguf"), "sidecar", spec.KeyBasis, "hadamard", "post_rope")
+	wants(t, check(t, dir, "gguf"), "sidecar", spec.KeyBasis, "hadamard", "post_rope")
 }
 
 // TestPeers_Requantized: a tool that re-encodes the model and leaves out keys
@@ -70,9 +70,9 @@ func TestPeers_Requantized(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			dir, _ := artifact(t, base)
 			editGGUF(t, filepath.Join(dir, spec.GGUFModelName), x.keys, x.edit)
-			wants(t, check(dir, "gguf"), "files") // as it is
+			wants(t, check(t, dir, "gguf"), "files") // as it is
 			record(t, dir)
-			wants(t, check(dir, "gguf"), x.check)
+			wants(t, check(t, dir, "gguf"), x.check)
 		})
 	}
 	// What keeps queries and keys as they were keeps the sidecar valid: FFN weights
@@ -221,7 +221,7 @@ func TestPeers_KeyBias(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	sum, err := m.AttentionDigest()
+	sum, err := m.AttentionDigest(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +282,7 @@ func TestPeers_ExplicitHeadDim(t *testing.T) {
 				t.Errorf("head_dim %d, %s: %v", d, container, failed(v.Contract))
 			}
 		}
-		s, err := sidecar.Read(filepath.Join(dir, spec.GGUFSidecarName))
+		s, err := sidecar.Read(t.Context(), filepath.Join(dir, spec.GGUFSidecarName))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -335,10 +335,10 @@ func TestPeers_SiblingRotations(t *testing.T) {
 	}
 	record(t, dir)
 	for _, container := range []string{"gguf", "safetensors"} {
-		wants(t, check(dir, container), "weights digest", "other weights")
+		wants(t, check(t, dir, container), "weights digest", "other weights")
 	}
 	dir, _ = artifact(t, base)
-	s, err := sidecar.Read(filepath.Join(dir, spec.GGUFSidecarName))
+	s, err := sidecar.Read(t.Context(), filepath.Join(dir, spec.GGUFSidecarName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -394,7 +394,7 @@ func TestPeers_CalibrationRecorded(t *testing.T) {
 		t.Errorf("calibration %+v, want %+v; command %v, seed %d, tool %q", m.Calibration, want, m.Command, m.Seed, m.Tool)
 	}
 	for _, n := range []string{spec.GGUFSidecarName, spec.SafetensorsSidecarName} {
-		s, err := sidecar.Read(filepath.Join(dir, n))
+		s, err := sidecar.Read(t.Context(), filepath.Join(dir, n))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -426,7 +426,9 @@ func TestPeers_ShiftedCache(t *testing.T) {
 		}
 		kvcache.Anchored(k, d, pos0, anchor, table, rope.Half, false)
 		words, alpha := make([]uint32, n*c.Words()), make([]float32, n)
-		c.EncodeKeys(k, words, alpha)
+		if err := c.EncodeKeys(t.Context(), k, words, alpha); err != nil {
+			t.Fatal(err)
+		}
 		return words
 	}
 	differ := func(a, b []uint32) (share float64) {

@@ -1,11 +1,13 @@
 package contract
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -40,18 +42,27 @@ func foldName(m *spec.Manifest) string {
 }
 
 // OpenPublished opens published rotations, or a whole artifact as if it were, and
-// runs the checks that need no model. It returns nil when one failed.
-func OpenPublished(dir string, c *Checker) *Published {
+// runs the checks that need no model. It returns nil when one failed, an error only when ctx
+// ends.
+func OpenPublished(ctx context.Context, dir string, c *Checker) (*Published, error) {
+	p := c.openPublished(ctx, dir)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return p, nil
+}
+
+func (c *Checker) openPublished(ctx context.Context, dir string) *Published {
 	m, err := ReadManifest(dir)
 	if !c.Add("manifest", err, "version 1, complete") {
 		return nil
 	}
 	p := &Published{Dir: dir, Manifest: m}
-	if !c.Add("files", checkPublishedFiles(dir, m), "sidecars and fold have the recorded sizes and digests") {
+	if !c.Add("files", c.checkPublishedFiles(ctx, dir, m), "sidecars and fold have the recorded sizes and digests") {
 		return nil
 	}
 	for _, e := range m.Artifacts {
-		s, err := sidecar.Read(filepath.Join(dir, e.Sidecar))
+		s, err := sidecar.Read(ctx, filepath.Join(dir, e.Sidecar))
 		if err != nil {
 			c.Add("sidecar", err, "")
 			return nil
@@ -59,7 +70,7 @@ func OpenPublished(dir string, c *Checker) *Published {
 		p.Sidecars = append(p.Sidecars, s)
 	}
 	c.Add("sidecar", nil, "version, basis, shapes and numbers are as version 1 demands")
-	p.Fold, err = sidecar.ReadFold(filepath.Join(dir, foldName(m)))
+	p.Fold, err = sidecar.ReadFold(ctx, filepath.Join(dir, foldName(m)))
 	if !c.Add("fold", err, "the edits of the weights are complete and finite") {
 		return nil
 	}
@@ -69,7 +80,8 @@ func OpenPublished(dir string, c *Checker) *Published {
 	return p
 }
 
-func checkPublishedFiles(dir string, m *spec.Manifest) error {
+func (c *Checker) checkPublishedFiles(ctx context.Context, dir string, m *spec.Manifest) error {
+	var files []spec.File
 	listed := map[string]spec.File{}
 	for _, f := range m.Files {
 		listed[f.Name] = f
@@ -82,11 +94,9 @@ func checkPublishedFiles(dir string, m *spec.Manifest) error {
 		if !ok || n != filepath.Base(n) {
 			return fmt.Errorf("key files does not list %q; artifacts of earlier programs have no fold and cannot be made again from their source", n)
 		}
-		if err := checkFile(dir, f, false); err != nil {
-			return err
-		}
+		files = append(files, f)
 	}
-	return nil
+	return c.compareFiles(ctx, dir, files)
 }
 
 func (p *Published) agree() error {
@@ -105,21 +115,24 @@ func (p *Published) agree() error {
 }
 
 // CheckBase checks that base is what the rotations were made for, and returns it
-// with the fold applied, or nil.
-func (p *Published) CheckBase(base *checkpoint.Checkpoint, c *Checker) *checkpoint.View {
-	digest, err := base.Digest()
+// with the fold applied, or nil; an error only when ctx ends.
+func (p *Published) CheckBase(ctx context.Context, base *checkpoint.Checkpoint, c *Checker) (*checkpoint.View, error) {
+	digest, err := base.Digest(ctx, c.Progress.Of("reading the source, MiB"))
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	if err == nil && digest != p.Manifest.Source.SHA256 {
 		err = fmt.Errorf("%s has SHA-256 %s, but the rotations were made for %s (%s): take that very model, not a relative of it",
 			base.Path, digest, p.Manifest.Source.SHA256, p.Manifest.Source.Name)
 	}
 	if !c.Add("source", err, "the base is the model that was converted") {
-		return nil
+		return nil, nil
 	}
 	v, err := p.Fold.View(base)
 	if !c.Add("fold fits source", err, "the base has all tensors that the fold edits, in these shapes") {
-		return nil
+		return nil, nil
 	}
-	return v
+	return v, nil
 }
 
 // A fact is told by the manifest and by something else.
@@ -155,9 +168,27 @@ func sidecarFacts(m *spec.Manifest, e spec.Artifact, s *sidecar.Sidecar) []fact 
 	}
 }
 
-// checkFile compares a file with what the manifest says about it.
+// compareFiles compares files with what the manifest says of them.
+func (c *Checker) compareFiles(ctx context.Context, dir string, files []spec.File) error {
+	var m *stream.Meter
+	if !c.Fresh {
+		var size int64
+		for _, f := range files {
+			size += f.Bytes
+		}
+		m = stream.NewMeter(size, c.Progress.Of("checking files, MiB"))
+	}
+	for _, f := range files {
+		if err := checkFile(ctx, dir, f, c.Fresh, m); err != nil {
+			return err
+		}
+	}
+	m.Finish()
+	return nil
+}
+
 // checkFile compares a file with what the manifest says of it; fresh leaves the digest out.
-func checkFile(dir string, f spec.File, fresh bool) error {
+func checkFile(ctx context.Context, dir string, f spec.File, fresh bool, m *stream.Meter) error {
 	path := filepath.Join(dir, f.Name)
 	st, err := os.Stat(path)
 	if os.IsNotExist(err) {
@@ -175,7 +206,7 @@ func checkFile(dir string, f spec.File, fresh bool) error {
 	if fresh {
 		return nil
 	}
-	sum, err := checkpoint.FileDigest(path)
+	sum, err := checkpoint.FileDigest(ctx, path, m)
 	if err != nil {
 		return err
 	}

@@ -31,13 +31,13 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 	}
 	p := OfArtifact(a)
 	p.Rows, p.Detail, p.Seed, p.Threads, p.Progress = a.Manifest.Layers, o.Full, o.Seed, o.Threads, o.Progress
-	w, err := ppl.Tokenize(a.Model, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(ctx, a.Model, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}
-	p.Windows, p.Text, p.Long = w.Tokens, o.Text.Info(w), ppl.Longer(a.Model, o.Text)
+	p.Windows, p.Text, p.Long = w.Tokens, o.Text.Info(w), ppl.Longer(ctx, a.Model, o.Text)
 	if len(o.Calibration.Data) > 0 {
-		cal, err := ppl.Tokenize(a.Model, o.Calibration, o.Ctx, max(1, o.CalibrationTokens/o.Ctx))
+		cal, err := ppl.Tokenize(ctx, a.Model, o.Calibration, o.Ctx, max(1, o.CalibrationTokens/o.Ctx))
 		if err != nil {
 			return nil, err
 		}

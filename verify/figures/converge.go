@@ -1,6 +1,7 @@
 package figures
 
 import (
+	"context"
 	"math"
 
 	"github.com/phaseconv/phaseconv/kernels/gemm"
@@ -21,7 +22,7 @@ const (
 // converge runs the plain L1-max fixed point R <- polar(sum sign(R x) x^T) from
 // the identity, on centred unit keys, and measures it at every step on keys that
 // it does not see as well.
-func (p *measurer) converge(s *fit.Sample, held []float32) (*spec.Convergence, error) {
+func (p *measurer) converge(ctx context.Context, s *fit.Sample, held []float32) (*spec.Convergence, error) {
 	d := s.D
 	srht, err := codec.DataFree("srht", d, p.o.Seed, p.layer, p.head)
 	if err != nil {
@@ -44,8 +45,8 @@ func (p *measurer) converge(s *fit.Sample, held []float32) (*spec.Convergence, e
 		r[i*d+i] = 1
 	}
 	for step := range convergeSteps + 1 {
-		if err := p.ctx.Err(); err != nil {
-			return nil, err
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
 		out.Points = append(out.Points, [3]float64{float64(step), round(f.value(r)), round(g.value(r))})
 		next, ok := polar(f.correlate(), d, p.o.Threads)

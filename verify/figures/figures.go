@@ -74,7 +74,6 @@ func meanBits(codes [][]*codec.Code) float64 {
 }
 
 type measurer struct {
-	ctx context.Context
 	o   Options
 	m   *refmodel.Model
 	out *spec.Detail
@@ -89,7 +88,7 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 	if len(o.Windows) == 0 || len(o.Codes) != o.Config.Layers {
 		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), o.Config.Layers)
 	}
-	p := &measurer{ctx: ctx, o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
+	p := &measurer{o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
 		Code: o.Kind, Bits: meanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 	}}
 	p.layer, p.head = choose(o.Config, o.Rows)
@@ -101,15 +100,15 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 	n := min(len(o.Windows), max(1, budget/T))
 	p.out.Text = o.Text
 	p.out.Text.Windows, p.out.Text.Tokens, p.out.Text.Context = n, n*T, T
-	tap, err := p.quick(o.Windows[:n])
+	tap, err := p.quick(ctx, o.Windows[:n])
 	if err != nil {
 		return nil, err
 	}
-	if err := p.shown(tap); err != nil {
+	if err := p.shown(ctx, tap); err != nil {
 		return nil, err
 	}
 	if o.Detail {
-		err = p.detail()
+		err = p.detail(ctx)
 	}
 	return p.out, err
 }
@@ -149,14 +148,14 @@ func (p *measurer) cache(codes [][]*codec.Code, policy kvcache.Policy) (*kvcache
 }
 
 // quick runs float and coded keys side by side, and sees every layer's keys.
-func (p *measurer) quick(windows [][]int32) (*tap, error) {
+func (p *measurer) quick(ctx context.Context, windows [][]int32) (*tap, error) {
 	cache, err := p.cache(p.o.Codes, p.o.Policy)
 	if err != nil {
 		return nil, err
 	}
 	t := &tap{p: p}
-	opt := refmodel.Options{Tap: t, Progress: p.step("probing keys and scores")}
-	res, err := p.compare(windows, 0, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return t.attention(ctx, a) }}, Progress: p.step("probing keys and scores")}
+	res, err := p.compare(ctx, windows, 0, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
 	}
@@ -166,8 +165,8 @@ func (p *measurer) quick(windows [][]int32) (*tap, error) {
 }
 
 // compare measures variants against base, at positions from on of each window.
-func (p *measurer) compare(windows [][]int32, from int, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*ppl.Result, error) {
-	return ppl.Compare(p.ctx, p.m, ppl.From(windows, from), opt, base, variants...)
+func (p *measurer) compare(ctx context.Context, windows [][]int32, from int, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*ppl.Result, error) {
+	return ppl.Compare(ctx, p.m, ppl.From(windows, from), opt, base, variants...)
 }
 
 // bands sums the divergence of tokens over ranges of positions that double.
@@ -188,26 +187,26 @@ func bands(kld []float64, windows, per int) []spec.PositionBand {
 }
 
 // detail measures one layer at a time, other codes and other contexts.
-func (p *measurer) detail() error {
+func (p *measurer) detail(ctx context.Context) error {
 	cache, err := p.cache(p.o.Codes, p.o.Policy)
 	if err != nil {
 		return err
 	}
-	kld, err := ppl.LayerKLD(p.ctx, p.m, p.o.Windows[:1], len(p.o.Windows[0])/2, cache, p.step("coding one layer at a time"))
+	kld, err := ppl.LayerKLD(ctx, p.m, p.o.Windows[:1], len(p.o.Windows[0])/2, cache, p.step("coding one layer at a time"))
 	if err != nil {
 		return err
 	}
 	for l, d := range kld {
 		p.out.Layers = append(p.out.Layers, spec.LayerKLD{Layer: l, KLD: d.Mean, KLDErr: d.MeanErr})
 	}
-	if err := p.codes(); err != nil {
+	if err := p.codes(ctx); err != nil {
 		return err
 	}
-	return p.contexts(cache)
+	return p.contexts(ctx, cache)
 }
 
 // codes measures other codes on the windows of the quick part.
-func (p *measurer) codes() error {
+func (p *measurer) codes(ctx context.Context) error {
 	cfg := p.o.Config
 	windows := p.o.Windows[:p.out.Text.Windows]
 	kinds := []string{"raw", "srht", "random"}
@@ -259,7 +258,7 @@ func (p *measurer) codes() error {
 		return err
 	}
 	opt := refmodel.Options{Progress: p.step("measuring other codes")}
-	res, err := p.compare(windows, len(windows[0])/2, opt, &refmodel.Variant{}, variants...)
+	res, err := p.compare(ctx, windows, len(windows[0])/2, opt, &refmodel.Variant{}, variants...)
 	if err != nil {
 		return err
 	}
@@ -272,7 +271,7 @@ func (p *measurer) codes() error {
 }
 
 // contexts measures a quarter of the context, the context, and four times it.
-func (p *measurer) contexts(cache *kvcache.Codes) error {
+func (p *measurer) contexts(ctx context.Context, cache *kvcache.Codes) error {
 	T := len(p.o.Windows[0])
 	for _, n := range []int{T / 4, T, 4 * T} {
 		if n < 32 || n > min(maxContext, p.o.Config.Context) {
@@ -289,11 +288,14 @@ func (p *measurer) contexts(cache *kvcache.Codes) error {
 		case p.o.Long != nil:
 			windows = p.o.Long(n)
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if len(windows) == 0 {
 			continue
 		}
 		opt := refmodel.Options{Progress: p.step(fmt.Sprintf("measuring context %d", n))}
-		res, err := p.compare(windows, n/2, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+		res, err := p.compare(ctx, windows, n/2, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 		if err != nil {
 			return err
 		}

@@ -171,7 +171,7 @@ func TestScoresDirect(t *testing.T) {
 	c := model(t, "llama")
 	o := options(t, c, "srht")
 	o.Policy = kvcache.Policy{}
-	p := &measurer{ctx: t.Context(), o: o}
+	p := &measurer{o: o}
 	r := rand.New(rand.NewPCG(1, 2))
 	d := c.Config.HeadDim
 	tp := &tap{p: p}
@@ -182,7 +182,7 @@ func TestScoresDirect(t *testing.T) {
 		tp.query = append(tp.query, float32(r.NormFloat64()))
 	}
 	code := o.Codes[0][0]
-	got, err := p.query(code, tp, 0)
+	got, err := p.query(t.Context(), code, tp, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,14 +215,17 @@ func TestCloud(t *testing.T) {
 		x, y := math.Copysign(1, r.NormFloat64()), math.Copysign(1, r.NormFloat64())
 		keys[i*d+2], keys[i*d+5] = float32(cos*x-sin*y), float32(sin*x+cos*y)
 	}
-	c := cloud(keys, d, 1, 2)
+	c, err := cloud(t.Context(), keys, d, 1, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if c.Dims != [2]int{2, 5} {
 		t.Errorf("plane %v, want 2 and 5", c.Dims)
 	}
 	if len(c.Points) != cloudPoints {
 		t.Errorf("%d points", len(c.Points))
 	}
-	if cloud(nil, d, 0, 0) != nil {
+	if c, err := cloud(t.Context(), nil, d, 0, 0); c != nil || err != nil {
 		t.Error("a cloud of no keys")
 	}
 }
@@ -301,8 +304,8 @@ func TestConverge(t *testing.T) {
 		return out
 	}
 	run := func(fitted, held []float32) *spec.Convergence {
-		p := &measurer{ctx: t.Context(), o: Options{Seed: 1, Threads: 1}}
-		c, err := p.converge(&fit.Sample{D: d, Keys: fitted}, held)
+		p := &measurer{o: Options{Seed: 1, Threads: 1}}
+		c, err := p.converge(t.Context(), &fit.Sample{D: d, Keys: fitted}, held)
 		if err != nil {
 			t.Fatal(err)
 		}

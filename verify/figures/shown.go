@@ -1,6 +1,7 @@
 package figures
 
 import (
+	"context"
 	"fmt"
 	"math"
 
@@ -27,35 +28,35 @@ type tap struct {
 	coded []float32 // keys of all windows as the cache codes them, [n, head_dim]
 }
 
-// FFN implements refmodel.Tap.
-func (t *tap) FFN(int, []float32) error { return nil }
-
-// Attention implements refmodel.Tap.
-func (t *tap) Attention(a *refmodel.Attention) error {
+func (t *tap) attention(ctx context.Context, a *refmodel.Attention) error {
 	o := t.p.o
 	c, d := o.Config, o.Config.HeadDim
 	rows := make([]spec.AngleRow, c.KVHeads)
-	errs := make([]error, c.KVHeads)
-	parallel.Do(t.p.m.Threads, c.KVHeads, func(h int) {
+	err := parallel.For(ctx, t.p.m.Threads, c.KVHeads, func(h int) error {
 		srht, err := codec.DataFree("srht", d, o.Seed, a.Layer, h)
 		if err != nil {
-			errs[h] = err
-			return
+			return err
 		}
 		plain := activations.Keys(c, a, h, nil, kvcache.Policy{Sink: o.Policy.Sink})
 		coded := activations.Keys(c, a, h, t.p.scale(a.Layer, h), o.Policy)
 		raw, err := codec.DataFree("raw", d, o.Seed, a.Layer, h)
 		if err != nil {
-			errs[h] = err
-			return
-		}
-		rows[h] = spec.AngleRow{Layer: a.Layer, Head: h,
-			Raw: meanAngle(raw, plain), SRHT: meanAngle(srht, plain), Code: meanAngle(o.Codes[a.Layer][h], coded)}
-	})
-	for _, err := range errs {
-		if err != nil {
 			return err
 		}
+		rows[h] = spec.AngleRow{Layer: a.Layer, Head: h}
+		for _, x := range []struct {
+			to   *float64
+			code *codec.Code
+			keys []float32
+		}{{&rows[h].Raw, raw, plain}, {&rows[h].SRHT, srht, plain}, {&rows[h].Code, o.Codes[a.Layer][h], coded}} {
+			if *x.to, err = meanAngle(ctx, x.code, x.keys); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	t.angles = append(t.angles, rows...)
 	if a.Layer != t.p.layer {
@@ -81,10 +82,12 @@ func (p *measurer) scale(layer, head int) []float32 {
 }
 
 // meanAngle is the mean angle between centred keys and what the code gives back.
-func meanAngle(c *codec.Code, keys []float32) float64 {
+func meanAngle(ctx context.Context, c *codec.Code, keys []float32) (float64, error) {
 	d, n := c.D, len(keys)/c.D
 	words, alpha, hat := make([]uint32, n*c.Words()), make([]float32, n), make([]float32, n*d)
-	c.EncodeKeys(keys, words, alpha)
+	if err := c.EncodeKeys(ctx, keys, words, alpha); err != nil {
+		return 0, err
+	}
 	c.DecodeKeys(hat, words, alpha)
 	var sum float64
 	used := 0
@@ -102,27 +105,30 @@ func meanAngle(c *codec.Code, keys []float32) float64 {
 		}
 	}
 	if used == 0 {
-		return 0
+		return 0, nil
 	}
-	return sum / float64(used)
+	return sum / float64(used), nil
 }
 
 // shown fills in the samples of the head that is shown.
-func (p *measurer) shown(t *tap) error {
-	if err := p.ctx.Err(); err != nil {
+func (p *measurer) shown(ctx context.Context, t *tap) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var err error
+	if p.out.Cloud, err = cloud(ctx, t.coded, p.o.Config.HeadDim, p.layer, p.head); err != nil {
 		return err
 	}
-	p.out.Cloud = cloud(t.coded, p.o.Config.HeadDim, p.layer, p.head)
-	sample, err := p.sample()
+	sample, err := p.sample(ctx)
 	if err != nil {
 		return err
 	}
 	if sample != nil {
-		if p.out.Convergence, err = p.converge(sample, t.coded); err != nil {
+		if p.out.Convergence, err = p.converge(ctx, sample, t.coded); err != nil {
 			return err
 		}
 	}
-	return p.scores(t, sample)
+	return p.scores(ctx, t, sample)
 }
 
 // cloudAngles is how many angles of a quarter turn are tried for each pair of coordinates.
@@ -131,10 +137,10 @@ const cloudAngles = 18
 // cloud picks the plane of two coordinates in which the best turn lifts the
 // one-bit cosine most above what no turn and 45 degrees, the Hadamard rotation of
 // a plane, give.
-func cloud(keys []float32, d, layer, head int) *spec.Cloud {
+func cloud(ctx context.Context, keys []float32, d, layer, head int) (*spec.Cloud, error) {
 	n := len(keys) / d
 	if n == 0 || d < 2 {
-		return nil
+		return nil, nil
 	}
 	mean := make([]float64, d)
 	for i, v := range keys {
@@ -153,6 +159,9 @@ func cloud(keys []float32, d, layer, head int) *spec.Cloud {
 	}
 	best, bi, bj := math.Inf(-1), 0, 1
 	for i := range d {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
 		for j := i + 1; j < d; j++ {
 			var value [cloudAngles]float64
 			for r := range m {
@@ -178,7 +187,7 @@ func cloud(keys []float32, d, layer, head int) *spec.Cloud {
 	for r := range m {
 		out.Points = append(out.Points, [2]float64{round(x[r*d+bi]), round(x[r*d+bj])})
 	}
-	return out
+	return out, nil
 }
 
 // round keeps five significant digits, enough to draw and to compute with.
@@ -198,7 +207,7 @@ func round(x float64) float64 {
 
 // sample collects calibration keys and the query metric of the head that is
 // shown: the layers up to it are run again.
-func (p *measurer) sample() (*fit.Sample, error) {
+func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 	if len(p.o.Calibration) == 0 {
 		return nil, nil
 	}
@@ -207,8 +216,8 @@ func (p *measurer) sample() (*fit.Sample, error) {
 	T := len(p.o.Calibration[0])
 	windows := p.o.Calibration[:min(len(p.o.Calibration), max(1, fitKeys/T))]
 	c := &collect{p: p, layer: p.layer, head: p.head}
-	err := refmodel.New(&short, p.o.Weights, p.o.Threads).Run(p.ctx, windows, []*refmodel.Variant{{}},
-		refmodel.Options{Tap: c, Progress: p.step("collecting keys of one head")})
+	err := refmodel.New(&short, p.o.Weights, p.o.Threads).Run(ctx, windows, []*refmodel.Variant{{}},
+		refmodel.Options{Hooks: refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return c.attention(ctx, a) }}, Progress: p.step("collecting keys of one head")})
 	if err != nil || len(c.keys) == 0 { // all keys of short windows may be sinks
 		return nil, err
 	}
@@ -224,16 +233,15 @@ type collect struct {
 	metric      []float64
 }
 
-func (c *collect) FFN(int, []float32) error { return nil }
-
-func (c *collect) Attention(a *refmodel.Attention) error {
+func (c *collect) attention(ctx context.Context, a *refmodel.Attention) error {
 	if a.Layer != c.layer {
 		return nil
 	}
 	cfg, scale := c.p.o.Config, c.p.scale(c.layer, c.head)
 	c.keys = activations.Keys(cfg, a, c.head, scale, c.p.o.Policy)
-	c.metric = metric(cfg, a, c.head, scale, c.p.o.Policy)
-	return nil
+	var err error
+	c.metric, err = metric(ctx, cfg, a, c.head, scale, c.p.o.Policy)
+	return err
 }
 
 // metricStride thins out the queries of the metric: a second moment of a few
@@ -242,7 +250,7 @@ const metricStride = 4
 
 // metric is E[w q q^T] over queries, in the frame in which keys are coded, with
 // the curvature of softmax w = 1 - sum p^2.
-func metric(c *family.Config, a *refmodel.Attention, h int, scale []float32, policy kvcache.Policy) []float64 {
+func metric(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32, policy kvcache.Policy) ([]float64, error) {
 	d, width, g := c.HeadDim, c.Heads*c.HeadDim, c.Group()
 	var table *rope.Table
 	if policy.Anchor > 0 {
@@ -252,6 +260,9 @@ func metric(c *family.Config, a *refmodel.Attention, h int, scale []float32, pol
 	q := make([]float32, d)
 	for w := range a.Windows {
 		for j := range g {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			a.Probabilities(c, w, h*g+j, func(i, _ int, probs []float32) {
 				if i%metricStride != 0 {
 					return
@@ -276,7 +287,7 @@ func metric(c *family.Config, a *refmodel.Attention, h int, scale []float32, pol
 			})
 		}
 	}
-	return out
+	return out, nil
 }
 
 // sizes are the bits per number of the frames whose scores are shown. The time
@@ -284,7 +295,7 @@ func metric(c *family.Config, a *refmodel.Attention, h int, scale []float32, pol
 var sizes = []float64{0.5, 1, 2}
 
 // scores compares the logits of one query under several codes.
-func (p *measurer) scores(t *tap, sample *fit.Sample) error {
+func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error {
 	cfg := p.o.Config
 	d := cfg.HeadDim
 	T := len(t.keys) / d
@@ -302,7 +313,7 @@ func (p *measurer) scores(t *tap, sample *fit.Sample) error {
 	}
 	out.Sink = max(0, out.Sink-lo)
 	add := func(kind, fitted string, c *codec.Code) error {
-		s, err := p.query(c, t, lo)
+		s, err := p.query(ctx, c, t, lo)
 		if err != nil {
 			return fmt.Errorf("layer %d, KV head %d, code %s: %w", p.layer, p.head, kind, err)
 		}
@@ -342,7 +353,7 @@ func (p *measurer) scores(t *tap, sample *fit.Sample) error {
 		if err != nil || b != int(bits*float64(d)) || sample == nil {
 			continue // this head_dim has no such size, or there is nothing to fit to
 		}
-		c, _, err := fit.Fit("frame", b, sample)
+		c, _, err := fit.Fit(ctx, "frame", b, sample)
 		if err != nil {
 			return err
 		}
@@ -360,7 +371,7 @@ func (p *measurer) scores(t *tap, sample *fit.Sample) error {
 }
 
 // query scores the kept keys, from key lo on, as a cache with this code would.
-func (p *measurer) query(c *codec.Code, t *tap, lo int) ([]float64, error) {
+func (p *measurer) query(ctx context.Context, c *codec.Code, t *tap, lo int) ([]float64, error) {
 	cfg := p.o.Config
 	all := make([][]*codec.Code, cfg.Layers)
 	for l := range all {

@@ -23,7 +23,7 @@ func Bytes(cfg *family.Config, codes [][]*codec.Code, p Policy) *spec.BytesJSON 
 	}
 	for _, n := range contexts {
 		exact := min(n, p.Sink+p.Recent)
-		total := float64(exact)*float64(b.KF16) + float64(n-exact)*float64(b.KCode)
+		total := float64(exact*b.KF16 + (n-exact)*b.KCode)
 		b.EffectiveBits[strconv.Itoa(n)] = 8 * total / (float64(n) * float64(numbers))
 	}
 	return b

@@ -3,6 +3,7 @@
 package kvcache
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
@@ -127,7 +128,10 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	}
 	words, alpha := make([]uint32, T*code.Words()), make([]float32, T)
 	coded := k[min(c.Policy.Sink, T)*d:]
-	code.EncodeKeys(coded, words, alpha)
+	// The keys of one window and head: the forward pass looks at its context between those.
+	if err := code.EncodeKeys(context.Background(), coded, words, alpha); err != nil {
+		return nil, err
+	}
 	hat := coded
 	if c.Policy.Exceptions > 0 {
 		hat = make([]float32, len(coded))

@@ -4,21 +4,32 @@ import (
 	"context"
 
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // layerLanes is how many layers are measured at a time, each with hidden states of its own.
 const layerLanes = 8
 
+// LayerSteps returns how many steps LayerKLD takes: in each pass, the layers and the pieces of
+// the vocabulary.
+func LayerSteps(m *refmodel.Model) (n int) {
+	for l0 := 0; l0 < m.Config.Layers; l0 += layerLanes {
+		n += m.Config.Layers - l0 + pieces(m)
+	}
+	return n
+}
+
 // LayerKLD returns by how much predictions diverge when the keys of one layer
 // alone are coded, for each layer, at positions from on of each window. tick, if
-// not nil, is told how many layers are done.
+// not nil, is told how many of LayerSteps are done.
 func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache *kvcache.Codes, tick func(done, total int)) ([]Divergence, error) {
 	w := From(windows, from)
 	var out []Divergence
 	var base Positions
 	var start []float32 // float hidden states in front of layer l0
 	layers := m.Config.Layers
+	step := progress.Count(tick, LayerSteps(m))
 	for l0 := 0; l0 < layers; l0 += layerLanes {
 		l1 := min(layers, l0+layerLanes)
 		float := &refmodel.Variant{From: l0, Start: start, Until: l1}
@@ -35,7 +46,7 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 		if next != float {
 			variants = append(variants, next)
 		}
-		if err := m.Run(ctx, windows, variants, refmodel.Options{}); err != nil {
+		if err := m.Run(ctx, windows, variants, refmodel.Options{Progress: func(int, int) { step() }}); err != nil {
 			return nil, err
 		}
 		start = next.Hidden
@@ -53,14 +64,11 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 			}
 			streams = append(streams, s)
 		}
-		r, err := Measure(ctx, w, base, streams...)
+		r, err := Measure(ctx, w, func(int, int) { step() }, base, streams...)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, r.Divergences...)
-		if tick != nil {
-			tick(len(out), layers)
-		}
 	}
 	return out, nil
 }

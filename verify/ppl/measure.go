@@ -14,6 +14,10 @@ import (
 // vocabPiece is how many logits of a row are held at a time.
 const vocabPiece = 8192
 
+// rowsPerTask is how many scored tokens are compared between two looks at the context: for
+// some streams and vocabPiece logits each, some milliseconds.
+const rowsPerTask = 32
+
 // Positions are the scored positions of windows as one model computed them: hidden states
 // after the final norm, [windows*PerWindow, hidden].
 type Positions struct {
@@ -51,13 +55,22 @@ func Run(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Option
 }
 
 // Compare runs a model over w's windows and measures variants against base: Run, then
-// Measure.
+// Measure. opt.Progress counts the layers of the first and the pieces of the second.
 func Compare(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*Result, error) {
+	tick := opt.Progress
+	if tick != nil {
+		pieces := pieces(m)
+		opt.Progress = func(done, total int) { tick(done, total+pieces) }
+	}
 	p, err := Run(ctx, m, w, opt, append([]*refmodel.Variant{base}, variants...)...)
 	if err != nil {
 		return nil, err
 	}
-	return Measure(ctx, w, p[0], p[1:]...)
+	return Measure(ctx, w, func(done, total int) {
+		if layers := m.Config.Layers; tick != nil {
+			tick(layers+done, layers+total)
+		}
+	}, p[0], p[1:]...)
 }
 
 // Part returns the positions of the first n of the windows w.
@@ -137,9 +150,13 @@ func (r *row) merge(m, s float64) (scaleOld, scaleNew float64) {
 // lse is the logarithm of the sum of exponentials.
 func (r *row) lse() float64 { return r.max + fmath.Log(r.sum) }
 
+// pieces returns in how many pieces the vocabulary of a model is looked at.
+func pieces(m *refmodel.Model) int { return (m.Config.Vocab + vocabPiece - 1) / vocabPiece }
+
 // Measure computes perplexities of base and streams, and how the streams
-// diverge from base. Logits exist only piece by piece; nothing is sampled.
-func Measure(ctx context.Context, w *Windows, base Positions, streams ...Positions) (*Result, error) {
+// diverge from base. Logits exist only piece by piece; nothing is sampled. tick, if not nil,
+// is told how many pieces are done.
+func Measure(ctx context.Context, w *Windows, tick func(done, total int), base Positions, streams ...Positions) (*Result, error) {
 	all := append([]Positions{base}, streams...)
 	n := len(w.Targets)
 	vocab := base.Model.Config.Vocab
@@ -164,20 +181,16 @@ func Measure(ctx context.Context, w *Windows, base Positions, streams ...Positio
 		bufs[i] = make([]float32, n*min(vocab, vocabPiece))
 	}
 	for v0 := 0; v0 < vocab; v0 += vocabPiece {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
 		v1 := min(vocab, v0+vocabPiece)
 		if err := logits(ctx, all, bufs, v0, v1); err != nil {
 			return nil, err
 		}
 		width := v1 - v0
-		deltas := make([][]float64, base.Model.Threads)
-		span := (n + len(deltas) - 1) / len(deltas)
-		parallel.Do(base.Model.Threads, len(deltas), func(part int) {
+		deltas := make([][]float64, (n+rowsPerTask-1)/rowsPerTask)
+		err := parallel.For(ctx, base.Model.Threads, len(deltas), func(part int) error {
 			deltas[part] = make([]float64, len(all))
 			scratch := make([]float32, width)
-			for r := part * span; r < min(n, (part+1)*span); r++ {
+			for r := part * rowsPerTask; r < min(n, (part+1)*rowsPerTask); r++ {
 				zb := bufs[0][r*width : (r+1)*width]
 				m := fmath.Max(zb)
 				e := scratch[:len(zb)]
@@ -202,11 +215,18 @@ func Measure(ctx context.Context, w *Windows, base Positions, streams ...Positio
 					acc[i][r].see(z, v0, w.Targets[r])
 				}
 			}
+			return nil
 		})
+		if err != nil {
+			return nil, err
+		}
 		for _, d := range deltas {
 			for i := range d {
 				delta[i] = max(delta[i], d[i])
 			}
+		}
+		if tick != nil {
+			tick(v0/vocabPiece+1, pieces(base.Model))
 		}
 	}
 	res := &Result{Base: perplexity(acc[0])}

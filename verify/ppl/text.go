@@ -1,6 +1,7 @@
 package ppl
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 
@@ -23,16 +24,17 @@ func (t Text) SHA256() string {
 }
 
 // Tokenize encodes a text with a checkpoint's own tokenizer and cuts it into at most chunks
-// windows (0: all) of ctx tokens, the first of each replaced by BOS where the tokenizer adds
-// one. It fails where the tokenizer is not supported and where the text does not fill a window.
+// windows (0: all) of n tokens, the first of each replaced by BOS where the tokenizer adds
+// one. It fails where the tokenizer is not supported, where the text does not fill a window, and
+// when ctx ends.
 //
 // It refuses what is no text, and windows longer than the context that the model was made for.
-func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, error) {
+func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks int) (*Windows, error) {
 	tk, err := c.Tokenizer()
 	if err != nil {
 		return nil, err
 	}
-	if err := CheckContext(c.Config, ctx); err != nil {
+	if err := CheckContext(c.Config, n); err != nil {
 		return nil, err
 	}
 	if err := t.Check(); err != nil {
@@ -43,7 +45,17 @@ func Tokenize(c *checkpoint.Checkpoint, t Text, ctx, chunks int) (*Windows, erro
 	if v.AddBOS {
 		bos = v.BOS
 	}
-	w, err := Cut(tk.Encode(string(t.Data), true, false), ctx, chunks, bos)
+	// Encoding cannot be stopped, and a text of 100 MB takes half a minute: nobody waits for
+	// what is not wanted any more.
+	ids := make(chan []int32, 1)
+	go func() { ids <- tk.Encode(string(t.Data), true, false) }()
+	var all []int32
+	select {
+	case all = <-ids:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	w, err := Cut(all, n, chunks, bos)
 	if err != nil {
 		return nil, option.Errorf("%s: %w", t.Name, err)
 	}
@@ -69,9 +81,9 @@ func (t Text) Info(w *Windows) spec.Text {
 
 // Longer returns what cuts one window of n tokens from a text, nil from a text
 // that is too short.
-func Longer(c *checkpoint.Checkpoint, t Text) func(n int) [][]int32 {
+func Longer(ctx context.Context, c *checkpoint.Checkpoint, t Text) func(n int) [][]int32 {
 	return func(n int) [][]int32 {
-		w, err := Tokenize(c, t, n, 1)
+		w, err := Tokenize(ctx, c, t, n, 1)
 		if err != nil {
 			return nil
 		}

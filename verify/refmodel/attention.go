@@ -67,7 +67,7 @@ func (m *Model) loadAttention(ctx context.Context, l int) (a layerAttention, err
 }
 
 // attention adds layer l's attention to the hidden states of every variant.
-func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Variant, tap Tap) error {
+func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks) error {
 	w, err := m.loadAttention(ctx, l)
 	if err != nil {
 		return err
@@ -91,15 +91,15 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 			rmsNorm(k, k, w.kNorm, c.NormEps, m.Threads)
 		}
 		a := &Attention{Layer: l, T: b.T, Windows: b.windows, Q: q, K: k, V: v, Rope: table}
-		if tap != nil && i == 0 {
+		if hooks.Attention != nil && i == 0 {
 			a.QPre = append(b.qPre[:0], q...)
 			a.KPre = append(b.kPre[:0], k...)
 			b.qPre, b.kPre = a.QPre, a.KPre
 		}
 		turnHeads(q, n, c.Heads, d, b.T, table, c.Pairs, m.Threads)
 		turnHeads(k, n, c.KVHeads, d, b.T, table, c.Pairs, m.Threads)
-		if tap != nil && i == 0 {
-			if err := tap.Attention(a); err != nil {
+		if hooks.Attention != nil && i == 0 {
+			if err := hooks.Attention(a); err != nil {
 				return err
 			}
 		}

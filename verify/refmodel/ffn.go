@@ -10,7 +10,7 @@ import (
 )
 
 // ffn adds layer l's feed-forward network to the hidden states of every variant.
-func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, tap Tap) error {
+func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks) error {
 	c := m.Config
 	gain, err := m.vector(family.Name(l, "ffn_norm.weight"), false)
 	if err != nil {
@@ -23,7 +23,7 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, t
 		}
 	}
 	if c.Experts > 0 {
-		return m.mixture(ctx, l, b, variants, tap, gain)
+		return m.mixture(ctx, l, b, variants, hooks, gain)
 	}
 	for i, n := range []string{"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"} {
 		if err := m.packAll(ctx, &m.mats[i], family.Name(l, n)); err != nil {
@@ -33,8 +33,8 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, t
 	for i, variant := range variants {
 		x := grow(&b.norm, b.rows()*c.Hidden)
 		rmsNorm(x, variant.Hidden, gain, c.NormEps, m.Threads)
-		if tap != nil && i == 0 {
-			if err := tap.FFN(l, x); err != nil {
+		if hooks.FFN != nil && i == 0 {
+			if err := hooks.FFN(l, x); err != nil {
 				return err
 			}
 		}
@@ -79,7 +79,7 @@ type route struct {
 
 // mixture is ffn for a mixture of experts. Each expert is loaded once for all
 // variants. A token's expert outputs are added in the order of the experts.
-func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Variant, tap Tap, gain []float32) error {
+func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks, gain []float32) error {
 	c, n := m.Config, b.rows()
 	if err := m.packAll(ctx, &m.mats[3], family.Name(l, "ffn_gate_inp.weight")); err != nil {
 		return err
@@ -90,8 +90,8 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 	for i, variant := range variants {
 		xs[i], ys[i] = make([]float32, n*c.Hidden), make([]float32, n*c.Hidden)
 		rmsNorm(xs[i], variant.Hidden, gain, c.NormEps, m.Threads)
-		if tap != nil && i == 0 {
-			if err := tap.FFN(l, xs[i]); err != nil {
+		if hooks.FFN != nil && i == 0 {
+			if err := hooks.FFN(l, xs[i]); err != nil {
 				return err
 			}
 		}

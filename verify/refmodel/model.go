@@ -79,19 +79,19 @@ func (l *Variant) end(layers int) int {
 
 // Options of Run.
 type Options struct {
-	// Tap, if set, sees the first variant's activations.
-	Tap Tap
+	// Hooks see the first variant's activations.
+	Hooks Hooks
 	// Progress, if set, is called after each layer.
 	Progress func(done, total int)
 }
 
-// A Tap receives activations. The slices are valid only during the call and
-// must not be changed.
-type Tap interface {
+// Hooks receive activations; nil ones are not called. The slices are valid only during the
+// call and must not be changed. An error ends the run.
+type Hooks struct {
 	// Attention is called once per layer, before attention is computed.
-	Attention(a *Attention) error
+	Attention func(a *Attention) error
 	// FFN is called once per layer with the normed input of the FFN, [windows*T, hidden].
-	FFN(layer int, x []float32) error
+	FFN func(layer int, x []float32) error
 }
 
 // Attention is what one layer's attention works on; rows are windows*T tokens.
@@ -167,14 +167,14 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 				now = append(now, x)
 			}
 		}
-		tap := opt.Tap
+		hooks := opt.Hooks
 		if l >= variants[0].end(c.Layers) {
-			tap = nil
+			hooks = Hooks{}
 		}
-		if err := m.attention(ctx, l, b, now, tap); err != nil {
+		if err := m.attention(ctx, l, b, now, hooks); err != nil {
 			return err
 		}
-		if err := m.ffn(ctx, l, b, now, tap); err != nil {
+		if err := m.ffn(ctx, l, b, now, hooks); err != nil {
 			return err
 		}
 		if opt.Progress != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
 func adviseCommand(stdout, stderr io.Writer) *cli.Command {
@@ -116,7 +117,7 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err := checkContainer(c); err != nil {
 		return err
 	}
-	published, converted, err := adviseModels(c, o.Text)
+	published, converted, err := adviseModels(ctx, o.Progress, c, o.Text)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
 			defer m.Close()
@@ -165,7 +166,9 @@ func within(contexts []int, models ...*checkpoint.Checkpoint) []int {
 
 // adviseModels opens what the command line names. What it returns is to be
 // closed even with an error.
-func adviseModels(c *cli.Command, text ppl.Text) (published, converted *checkpoint.Checkpoint, err error) {
+func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, text ppl.Text) (
+	published, converted *checkpoint.Checkpoint, err error,
+) {
 	args := c.Args().Slice()
 	if src := c.String("source"); src != "" {
 		if len(args) != 1 {
@@ -179,17 +182,18 @@ func adviseModels(c *cli.Command, text ppl.Text) (published, converted *checkpoi
 			published, err = checkpoint.Open(args[0])
 			return published, nil, err
 		}
-		converted, _, err = openConverted(args[0], c.String("container"), text)
+		converted, _, err = openConverted(ctx, report, args[0], c.String("container"), text)
 		return nil, converted, err
 	case 2:
 		if published, err = checkpoint.Open(args[0]); err != nil {
 			return published, nil, err
 		}
 		var made string
-		if converted, made, err = openConverted(args[1], c.String("container"), text); err != nil || made == "" {
+		converted, made, err = openConverted(ctx, report, args[1], c.String("container"), text)
+		if err != nil || made == "" {
 			return published, converted, err
 		}
-		digest, err := published.Digest()
+		digest, err := published.Digest(ctx, report.Of("reading the source, MiB"))
 		if err == nil && digest != made {
 			err = fmt.Errorf("%s was not made from %s: it names a source with SHA-256 %s, this one has %s", args[1], args[0], made, digest)
 		}
@@ -205,13 +209,18 @@ func isArtifact(path string) bool {
 
 // openConverted opens an artifact, checked, or any other model. made is the
 // digest of the source that an artifact names.
-func openConverted(path, container string, text ppl.Text) (m *checkpoint.Checkpoint, made string, err error) {
+func openConverted(ctx context.Context, report progress.Func, path, container string, text ppl.Text) (
+	m *checkpoint.Checkpoint, made string, err error,
+) {
 	if !isArtifact(path) {
 		m, err = checkpoint.Open(path)
 		return m, "", err
 	}
-	checks := &contract.Checker{}
-	a := contract.Open(path, container, checks)
+	checks := &contract.Checker{Progress: report}
+	a, err := contract.Open(ctx, path, container, checks)
+	if err != nil {
+		return nil, "", err
+	}
 	if a != nil {
 		m, made = a.Model, a.Manifest.Source.SHA256
 	}

@@ -32,7 +32,7 @@ func inspectCommand(stdout, stderr io.Writer) *cli.Command {
 			}
 			var all []*fileInfo
 			for _, path := range c.Args().Slice() {
-				f, err := inspect(path)
+				f, err := inspect(ctx, path)
 				if err != nil {
 					return err
 				}
@@ -84,7 +84,7 @@ type sidecarInfo struct {
 	Except  int     `json:"exceptions"` // per key
 }
 
-func inspect(path string) (*fileInfo, error) {
+func inspect(ctx context.Context, path string) (*fileInfo, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -111,7 +111,7 @@ func inspect(path string) (*fileInfo, error) {
 	for _, k := range info.Keys {
 		// A fold has the version too; its tensors and keys are shown as they are.
 		if k.Key == spec.KeyVersion && !slices.ContainsFunc(info.Keys, func(k keyInfo) bool { return k.Key == spec.FoldList }) {
-			return info, info.sidecar(path)
+			return info, info.sidecar(ctx, path)
 		}
 	}
 	return info, nil
@@ -177,8 +177,8 @@ func (i *fileInfo) safetensors(path string) error {
 	return nil
 }
 
-func (i *fileInfo) sidecar(path string) error {
-	s, err := sidecar.Read(path)
+func (i *fileInfo) sidecar(ctx context.Context, path string) error {
+	s, err := sidecar.Read(ctx, path)
 	if err != nil {
 		return err
 	}

@@ -35,14 +35,14 @@ func TestInspectLoneShard(t *testing.T) {
 		}
 	}
 	second := gguf.ShardPath(filepath.Join(dir, "m"), 1, 2)
-	info, err := inspect(second)
+	info, err := inspect(t.Context(), second)
 	if err != nil || len(info.Tensors) != 2 || !strings.Contains(info.Container, "2 shards") {
 		t.Errorf("%+v, %v", info, err)
 	}
 	if err := os.Remove(gguf.ShardPath(filepath.Join(dir, "m"), 0, 2)); err != nil {
 		t.Fatal(err)
 	}
-	info, err = inspect(second)
+	info, err = inspect(t.Context(), second)
 	if err != nil || len(info.Tensors) != 1 || info.Tensors[0].Name != "b" || !strings.Contains(info.Container,
 		"alone") || len(info.Keys) != 3 {
 		t.Errorf("%+v, %v", info, err)
@@ -51,13 +51,13 @@ func TestInspectLoneShard(t *testing.T) {
 	if err := os.Rename(second, renamed); err != nil {
 		t.Fatal(err)
 	}
-	if info, err = inspect(renamed); err != nil || len(info.Tensors) != 1 {
+	if info, err = inspect(t.Context(), renamed); err != nil || len(info.Tensors) != 1 {
 		t.Errorf("%+v, %v", info, err)
 	}
 	if err := os.WriteFile(renamed, []byte("GGUF"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = inspect(renamed); err == nil {
+	if _, err = inspect(t.Context(), renamed); err == nil {
 		t.Error("a file that ends in its header")
 	}
 }

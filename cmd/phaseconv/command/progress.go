@@ -13,14 +13,14 @@ import (
 )
 
 // logEvery is how often progress is written where there is no terminal.
-const logEvery = 10 * time.Second
+const logEvery = 5 * time.Second
 
 // showProgress shows steps as bars on a terminal, and as lines elsewhere.
 func showProgress(w io.Writer) progress.Func {
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return bars(f)
 	}
-	return lines(w)
+	return lines(w, time.Now)
 }
 
 func bars(f *os.File) progress.Func {
@@ -52,23 +52,30 @@ func pace(done, rest int, spent time.Duration) string {
 	return fmt.Sprintf(", %.3g/s, %s left", rate, left.Round(time.Second))
 }
 
-func lines(w io.Writer) progress.Func {
-	var last time.Time
+// lines writes what is done, at most once in logEvery by the clock now, and when a step ends.
+func lines(w io.Writer, now func() time.Time) progress.Func {
+	// No step is silent for long because its first report comes late: what counts is when
+	// the last line of any step was written.
+	last := now()
 	var begin time.Time
 	current, first := "", 0
 	return func(step string, done, total int) {
-		now := time.Now()
+		at := now()
 		if step != current {
-			current, begin, last, first = step, now, now, done
+			current, begin, first = step, at, done
 		}
-		if done == total {
-			fmt.Fprintf(w, "%s: done, %d of %d, %s\n", step, done, total, now.Sub(begin).Round(100*time.Millisecond))
-			current = ""
+		if done == total && total == 1 && at.Sub(begin) < time.Second {
+			current = "" // over before anybody wondered
 			return
 		}
-		if now.Sub(last) >= logEvery {
-			last = now
-			fmt.Fprintf(w, "%s: %d of %d%s\n", step, done, total, pace(done-first, total-done, now.Sub(begin)))
+		if done == total {
+			fmt.Fprintf(w, "%s: done, %d of %d, %s\n", step, done, total, at.Sub(begin).Round(100*time.Millisecond))
+			last, current = at, ""
+			return
+		}
+		if at.Sub(last) >= logEvery {
+			last = at
+			fmt.Fprintf(w, "%s: %d of %d%s\n", step, done, total, pace(done-first, total-done, at.Sub(begin)))
 		}
 	}
 }

@@ -97,8 +97,11 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 
 // measureReport fills an artifact's report.json.
 func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Writer) error {
-	checks := &contract.Checker{}
-	a := contract.Open(dir, "", checks)
+	checks := &contract.Checker{Progress: showProgress(stderr)}
+	a, err := contract.Open(ctx, dir, "", checks)
+	if err != nil {
+		return err
+	}
 	if a != nil {
 		defer a.Close()
 	}
@@ -123,9 +126,8 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 	}
 	o := figures.ReportOptions{
 		CalibrationTokens: c.Int("calib-tokens"), Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Full: c.Bool("report-detail"),
-		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: showProgress(stderr),
+		Seed: c.Uint64("seed"), Threads: c.Int("threads"), Progress: checks.Progress,
 	}
-	var err error
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
 	}

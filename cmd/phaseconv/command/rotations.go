@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
 func rotationsCommand(stdout, stderr io.Writer) *cli.Command {
@@ -34,7 +35,7 @@ Examples:
 			{
 				Name: "export", Usage: "copy an artifact without its models", ArgsUsage: "ARTIFACT",
 				Flags: []cli.Flag{&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"}},
-				Action: func(_ context.Context, c *cli.Command) error {
+				Action: func(ctx context.Context, c *cli.Command) error {
 					dir, err := one(c, "artifact")
 					if err != nil {
 						return err
@@ -42,7 +43,7 @@ Examples:
 					if c.String("out") == "" {
 						return usagef("export: name the folder to create with -o")
 					}
-					m, err := convert.Export(dir, c.String("out"), notice)
+					m, err := convert.Export(ctx, dir, c.String("out"), showProgress(stderr), notice)
 					if err != nil {
 						return err
 					}
@@ -77,12 +78,12 @@ Examples:
 			{
 				Name: "check", Usage: "check published rotations", ArgsUsage: "ROTATIONS",
 				Flags: []cli.Flag{&cli.StringFlag{Name: "base", Usage: "check that they belong to this model"}, jsonFlag()},
-				Action: func(_ context.Context, c *cli.Command) error {
+				Action: func(ctx context.Context, c *cli.Command) error {
 					dir, err := one(c, "folder of rotations")
 					if err != nil {
 						return err
 					}
-					checks, err := convert.CheckPublished(dir, c.String("base"))
+					checks, err := convert.CheckPublished(ctx, dir, c.String("base"), showProgress(stderr))
 					if err != nil {
 						return err
 					}
@@ -92,11 +93,11 @@ Examples:
 			{
 				Name: "diff", Usage: "tell how two sidecars, rotations or artifacts differ", ArgsUsage: "A B",
 				Flags: []cli.Flag{jsonFlag()},
-				Action: func(_ context.Context, c *cli.Command) error {
+				Action: func(ctx context.Context, c *cli.Command) error {
 					if c.Args().Len() != 2 {
 						return usagef("diff: expected two sidecars or folders, got %d arguments", c.Args().Len())
 					}
-					return runDiff(c, stdout)
+					return runDiff(ctx, c, stdout, stderr)
 				},
 			},
 		},
@@ -132,17 +133,20 @@ func printChecks(c *cli.Command, w io.Writer, checks []spec.Check) error {
 }
 
 // coded opens what diff compares: a sidecar, or a folder with one.
-func coded(path string) (*sidecar.Sidecar, *sidecar.Fold, error) {
+func coded(ctx context.Context, report progress.Func, path string) (*sidecar.Sidecar, *sidecar.Fold, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, nil, err
 	}
 	if !st.IsDir() {
-		s, err := sidecar.Read(path)
+		s, err := sidecar.Read(ctx, path)
 		return s, nil, err
 	}
-	checks := &contract.Checker{}
-	p := contract.OpenPublished(path, checks)
+	checks := &contract.Checker{Progress: report}
+	p, err := contract.OpenPublished(ctx, path, checks)
+	if err != nil {
+		return nil, nil, err
+	}
 	if p == nil {
 		last := checks.Checks[len(checks.Checks)-1]
 		return nil, nil, fmt.Errorf("%s: %s: %s", filepath.Clean(path), last.Check, last.Detail)
@@ -150,16 +154,17 @@ func coded(path string) (*sidecar.Sidecar, *sidecar.Fold, error) {
 	return p.Sidecars[0], p.Fold, nil
 }
 
-func runDiff(c *cli.Command, w io.Writer) error {
-	a, fa, err := coded(c.Args().Get(0))
+func runDiff(ctx context.Context, c *cli.Command, w, stderr io.Writer) error {
+	report := showProgress(stderr)
+	a, fa, err := coded(ctx, report, c.Args().Get(0))
 	if err != nil {
 		return err
 	}
-	b, fb, err := coded(c.Args().Get(1))
+	b, fb, err := coded(ctx, report, c.Args().Get(1))
 	if err != nil {
 		return err
 	}
-	d, err := sidecar.Compare(a, b, fa, fb)
+	d, err := sidecar.Compare(ctx, a, b, fa, fb)
 	if err != nil {
 		return err
 	}

@@ -63,11 +63,14 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.CacheTypes, err = stockTypes(c); err != nil {
 		return err
 	}
-	checks := &contract.Checker{}
 	if err := checkContainer(c); err != nil {
 		return err
 	}
-	a := contract.Open(dir, c.String("container"), checks)
+	checks := &contract.Checker{Progress: o.Progress}
+	a, err := contract.Open(ctx, dir, c.String("container"), checks)
+	if err != nil {
+		return err
+	}
 	var res *spec.VerifyJSON
 	if a == nil {
 		res = &spec.VerifyJSON{Contract: checks.Checks}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
@@ -197,7 +198,9 @@ func (v *headVector) compute(code *codec.Code, pairs rope.Layout, table *rope.Ta
 		}
 	}
 	words, alpha, hat := make([]uint32, n*w), make([]float32, n), make([]float32, n*d)
-	code.EncodeKeys(keys, words, alpha)
+	if err := code.EncodeKeys(context.Background(), keys, words, alpha); err != nil {
+		return err
+	}
 	code.DecodeKeys(hat, words, alpha)
 	except, err := codec.Except(keys, hat, d, v.Exceptions)
 	if err != nil {
@@ -288,7 +291,7 @@ func score(c *codec.Code, q []float32, words []uint32, alpha float32, x *codec.E
 // sidecarVectors makes vectors for some heads of a sidecar, so that readers of
 // sidecars can be tried on a real one.
 func sidecarVectors(path string) ([]*headVector, error) {
-	s, err := sidecar.Read(path)
+	s, err := sidecar.Read(context.Background(), path)
 	if err != nil {
 		return nil, err
 	}

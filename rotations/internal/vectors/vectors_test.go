@@ -366,8 +366,8 @@ func TestHadamardKeys(t *testing.T) {
 		key  []float32
 		want float64
 	}{{one, 1}, {two, math.Sqrt(0.5)}} {
-		if got := code.Measure(x.key).Cos1bit; math.Abs(got-x.want) > 1e-6 {
-			t.Errorf("cosine %g, want %g", got, x.want)
+		if got, err := code.Measure(t.Context(), x.key); err != nil || math.Abs(got.Cos1bit-x.want) > 1e-6 {
+			t.Errorf("cosine %g, want %g (%v)", got.Cos1bit, x.want, err)
 		}
 	}
 }

@@ -46,7 +46,7 @@ func run() error {
 		return err
 	}
 	defer c.Close()
-	w, err := ppl.Tokenize(c, ppl.Text{Name: *file, Data: data}, *ctx, *chunks)
+	w, err := ppl.Tokenize(context.Background(), c, ppl.Text{Name: *file, Data: data}, *ctx, *chunks)
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,10 @@ func open(model, artifact string) (*checkpoint.Checkpoint, *refmodel.Variant, er
 		return c, &refmodel.Variant{}, err
 	}
 	checks := &contract.Checker{}
-	a := contract.Open(artifact, "", checks)
+	a, err := contract.Open(context.Background(), artifact, "", checks)
+	if err != nil {
+		return nil, nil, err
+	}
 	if a == nil {
 		return nil, nil, errors.New("not an artifact, or damaged; phaseconv verify says what is wrong")
 	}

@@ -67,7 +67,10 @@ func run() error {
 
 func measure(dir string, text ppl.Text, n, threads int) ([]float64, error) {
 	checks := &contract.Checker{}
-	a := contract.Open(dir, "", checks)
+	a, err := contract.Open(context.Background(), dir, "", checks)
+	if err != nil {
+		return nil, err
+	}
 	if a == nil {
 		return nil, errors.New("not an artifact, or damaged; phaseconv verify says what is wrong")
 	}
@@ -77,7 +80,7 @@ func measure(dir string, text ppl.Text, n, threads int) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := ppl.Tokenize(a.Model, text, n, 1)
+	w, err := ppl.Tokenize(context.Background(), a.Model, text, n, 1)
 	if err != nil {
 		return nil, err
 	}

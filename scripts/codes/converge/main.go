@@ -27,6 +27,12 @@ import (
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
+// measure cannot fail: nobody stops it.
+func measure(c *codec.Code, keys []float32) codec.Beta {
+	b, _ := c.Measure(context.Background(), keys)
+	return b
+}
+
 func main() {
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "converge:", err)
@@ -69,8 +75,6 @@ type heldKeys struct {
 	keys   map[[2]int][]float32
 }
 
-func (t *heldKeys) FFN(int, []float32) error { return nil }
-
 func (t *heldKeys) Attention(a *refmodel.Attention) error {
 	for h := range t.c.Config.KVHeads {
 		t.keys[[2]int{a.Layer, h}] = activations.Keys(t.c.Config, a, h, nil, t.policy)
@@ -83,7 +87,7 @@ func cut(c *checkpoint.Checkpoint, path string, n int) ([][]int32, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := ppl.Tokenize(c, ppl.Text{Name: path, Data: raw}, 512, n)
+	w, err := ppl.Tokenize(context.Background(), c, ppl.Text{Name: path, Data: raw}, 512, n)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +120,7 @@ func run() error {
 		return err
 	}
 	held := &heldKeys{c, policy, map[[2]int][]float32{}}
-	if err := m.Run(ctx, test, []*refmodel.Variant{{}}, refmodel.Options{Tap: held}); err != nil {
+	if err := m.Run(ctx, test, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: held.Attention}}); err != nil {
 		return err
 	}
 	cal, err := cut(c, *fitText, windows**seeds)
@@ -136,7 +140,7 @@ func run() error {
 			Only: func(l int) bool { return l%*every == 0 },
 			Trace: func(s *fit.Sample, kind string, start, step int, k *codec.Code) {
 				keys := held.keys[[2]int{s.Layer, s.Head}]
-				train, test := k.Measure(few(s.Keys, d)), k.Measure(few(keys, d))
+				train, test := measure(k, few(s.Keys, d)), measure(k, few(keys, d))
 				mu.Lock()
 				defer mu.Unlock()
 				h := head{kind, start, s.Layer, s.Head}
@@ -180,9 +184,9 @@ func run() error {
 					if srht, err = codec.New("srht", d, d, x.Codes[kind].Mean, srht.Decode, nil); err != nil {
 						return err
 					}
-					b := x.Codes[kind].Measure(keys)
+					b := measure(x.Codes[kind], keys)
 					final.add(x.Train[kind], b)
-					floor.add(b, srht.Measure(keys))
+					floor.add(b, measure(srht, keys))
 					worst, best = min(worst, b.Cos1bit), max(best, b.Cos1bit)
 				}
 			}

@@ -111,7 +111,7 @@ func cut(c *checkpoint.Checkpoint, path string, windows int) (*ppl.Windows, erro
 	if err != nil {
 		return nil, err
 	}
-	return ppl.Tokenize(c, ppl.Text{Name: path, Data: raw}, 512, windows)
+	return ppl.Tokenize(context.Background(), c, ppl.Text{Name: path, Data: raw}, 512, windows)
 }
 
 // variant is one row to measure.

@@ -115,12 +115,12 @@ func scales(c *checkpoint.Checkpoint, w transform.Source, how, text string, thre
 		if err != nil {
 			return nil, err
 		}
-		win, err := ppl.Tokenize(c, ppl.Text{Name: text, Data: data}, 512, 12)
+		win, err := ppl.Tokenize(context.Background(), c, ppl.Text{Name: text, Data: data}, 512, 12)
 		if err != nil {
 			return nil, err
 		}
 		tap := &audit.FFNEnergy{Config: cfg, Weights: w, Threads: threads}
-		if err := refmodel.New(cfg, w, threads).Run(context.Background(), win.Tokens, []*refmodel.Variant{{}}, refmodel.Options{Tap: tap}); err != nil {
+		if err := refmodel.New(cfg, w, threads).Run(context.Background(), win.Tokens, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{FFN: tap.FFN}}); err != nil {
 			return nil, err
 		}
 		energy = tap.Energy

@@ -7,16 +7,24 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
 
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/fit"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 )
+
+// measure cannot fail: nobody stops it.
+func measure(r *fit.BlockRotation, rows []float32, d, threads int) codec.Beta {
+	b, _ := r.Measure(context.Background(), rows, d, threads)
+	return b
+}
 
 func main() {
 	if err := run(); err != nil {
@@ -65,16 +73,16 @@ func run() error {
 		return fitted, held, nil
 	}
 	show := func(what string, fitted, held []float32, block int) error {
-		r, err := fit.FitRows(fitted, d, block, 1, 0, 0, *threads, nil)
+		r, err := fit.FitRows(context.Background(), fitted, d, block, 1, 0, 0, *threads)
 		if err != nil {
 			return err
 		}
 		srht := fit.HadamardRows(d, block, 1, 0, 0)
 		var none *fit.BlockRotation
-		h := r.Measure(held, d, *threads)
+		h := measure(r, held, d, *threads)
 		fmt.Printf("%s: %d rows of %d, block %d, %.2f rows per dimension: cos1bit train %.4f, held out %.4f (moment_ratio %.4f), srht %.4f, none %.4f\n",
-			what, len(fitted)/d, d, block, float64(len(fitted)/d)/float64(block), r.Measure(fitted, d, *threads).Cos1bit, h.Cos1bit, h.MomentRatio,
-			srht.Measure(held, d, *threads).Cos1bit, none.Measure(held, d, *threads).Cos1bit)
+			what, len(fitted)/d, d, block, float64(len(fitted)/d)/float64(block), measure(r, fitted, d, *threads).Cos1bit, h.Cos1bit, h.MomentRatio,
+			measure(srht, held, d, *threads).Cos1bit, measure(none, held, d, *threads).Cos1bit)
 		return nil
 	}
 	var fitted, held []float32

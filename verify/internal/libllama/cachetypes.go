@@ -64,7 +64,7 @@ func CacheTypes(ctx context.Context, l *Library, o CacheOptions) (rows []CacheRo
 		return nil, base, err
 	}
 	defer c.Close()
-	w, err := ppl.Tokenize(c, o.Text, o.Ctx, o.Chunks)
+	w, err := ppl.Tokenize(ctx, c, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, base, err
 	}

@@ -196,7 +196,7 @@ func windowsOf(t *testing.T, path string, ctx, chunks int) *ppl.Windows {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	w, err := ppl.Tokenize(c, ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, ctx, chunks)
+	w, err := ppl.Tokenize(t.Context(), c, ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, ctx, chunks)
 	if err != nil {
 		t.Fatal(err)
 	}
