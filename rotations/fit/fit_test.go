@@ -279,11 +279,11 @@ func TestLearnedCurve(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
 	for name, keys := range map[string][]float32{"Gaussian": keydata.Normal(r, 800*32), "keys": keydata.Keyish(r, 800, 32), "lattice": lattice(r, 800, 32, 0.2), "few": keydata.Normal(r, 20*32)} {
 		s := &Sample{D: 32, Keys: keys, Threads: 1}
-		m, curve, err := s.learned(t.Context(), learnedRun{steps: learnedSteps}, s.mean(), linalg.Float32(linalg.Identity(32)))
+		m, curve, err := s.learned(t.Context(), learnedRun{steps: learnedSteps}, s.Mean(), linalg.Float32(linalg.Identity(32)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := codec.New("learned", 32, 32, s.mean(), m, nil)
+		c, err := codec.New("learned", 32, 32, s.Mean(), m, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -302,11 +302,8 @@ func TestLearnedCurve(t *testing.T) {
 			t.Errorf("%s: curve from %.6f to %.6f, measured %.6f and %.6f", name, curve[0].Cos1bit, curve[len(curve)-1].Cos1bit, first, last)
 		}
 		// And the fit's own objective agrees with the measure on the finished code.
-		f := &l1max{d: 32, n: len(keys) / 32, threads: 1, y: make([]float32, len(keys))}
-		x := s.unitKeys(c.Mean)
-		f.keys.PackRows(f.n, 32, x, 32, 1)
-		f.dims.PackT(32, f.n, x, 32, 1)
-		if v := f.objective(c.Decode); math.Abs(v-last) > 1e-5 {
+		f := NewL1(UnitKeys(s.Keys, c.Mean), 32, 1)
+		if v := f.Objective(c.Decode); math.Abs(v-last) > 1e-5 {
 			t.Errorf("%s: objective %.6f, measured %.6f", name, v, last)
 		}
 	}

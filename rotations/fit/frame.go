@@ -38,7 +38,7 @@ func (s *Sample) frame(ctx context.Context, b int) (*codec.Code, []Point, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	mean := s.mean()
+	mean := s.Mean()
 	few := s.thin(thinned * max(d, b))
 	f := &frameFit{d: d, b: b, threads: s.Threads}
 	f.take(few.Keys, mean, linalg.Float32(root))

@@ -230,56 +230,6 @@ func TestCloud(t *testing.T) {
 	}
 }
 
-// TestPolar: the factor is orthogonal and X = Q P with P symmetric; a singular
-// matrix is refused.
-func TestPolar(t *testing.T) {
-	const d = 24
-	r := rand.New(rand.NewPCG(2, 3))
-	x := make([]float32, d*d)
-	for i := range x {
-		x[i] = float32(r.NormFloat64())
-	}
-	orig := append([]float32(nil), x...)
-	q, ok := polar(x, d, 1)
-	if !ok {
-		t.Fatal("no factor")
-	}
-	p := make([]float64, d*d) // Q^T X
-	for i := range d {
-		for j := range d {
-			var dot float64
-			for k := range d {
-				dot += float64(q[k*d+i]) * float64(q[k*d+j])
-				p[i*d+j] += float64(q[k*d+i]) * float64(orig[k*d+j])
-			}
-			want := 0.0
-			if i == j {
-				want = 1
-			}
-			if math.Abs(dot-want) > 1e-4 {
-				t.Fatalf("Q^T Q at %d, %d is %g", i, j, dot)
-			}
-		}
-	}
-	for i := range d {
-		for j := range i {
-			if math.Abs(p[i*d+j]-p[j*d+i]) > 1e-3 {
-				t.Fatalf("Q^T X is not symmetric at %d, %d: %g and %g", i, j, p[i*d+j], p[j*d+i])
-			}
-		}
-	}
-	one := make([]float32, d*d)
-	for i := range one {
-		one[i] = 1
-	}
-	if _, ok := polar(one, d, 1); ok {
-		t.Error("a matrix of rank one has an orthogonal factor")
-	}
-	if _, ok := polar(make([]float32, d*d), d, 1); ok {
-		t.Error("zero has an orthogonal factor")
-	}
-}
-
 // TestConverge: planted sign keys are learned and hold on other keys; noise is
 // learned only on the keys that are fitted.
 func TestConverge(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -60,7 +61,7 @@ func (k *byKernel) Score(t refmodel.Tile) {
 	if block == 0 {
 		block = len(k.scales)
 	}
-	k.turned, k.coords, k.offsets = grow(k.turned, t.Rows*k.d), grow(k.coords, t.Rows*(k.b+1)), grow(k.offsets, t.Rows)
+	k.turned, k.coords, k.offsets = linalg.Grow(&k.turned, t.Rows*k.d), linalg.Grow(&k.coords, t.Rows*(k.b+1)), linalg.Grow(&k.offsets, t.Rows)
 	for from := t.From / block * block; from < t.To; from += block {
 		for r := range t.Rows {
 			row := k.turned[r*k.d : (r+1)*k.d]
@@ -99,11 +100,4 @@ func (k *byKernel) Fork() refmodel.Scorer {
 	f := *k
 	f.tables, f.turned, f.coords, f.offsets, f.exact.scores = onebit.Tables{}, nil, nil, nil, nil
 	return &f
-}
-
-func grow(x []float32, n int) []float32 {
-	if cap(x) < n {
-		return make([]float32, n)
-	}
-	return x[:n]
 }
