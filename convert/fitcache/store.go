@@ -19,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -93,11 +94,7 @@ type array struct {
 }
 
 func array32(name string, x []float32, shape ...int) array {
-	b := make([]byte, 4*len(x))
-	for i, v := range x {
-		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
-	}
-	return array{name, "F32", shape, b}
+	return array{name, "F32", shape, dtype.AppendF32(nil, x)}
 }
 
 func array64(name string, x []float64, shape ...int) array {
@@ -292,9 +289,7 @@ func (r *reader) take(name, dtype string, shape ...int) []byte {
 func (r *reader) floats(name string, shape ...int) []float32 {
 	b := r.take(name, "F32", shape...)
 	out := make([]float32, len(b)/4)
-	for i := range out {
-		out[i] = math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
-	}
+	dtype.DecodeF32(out, b)
 	return out
 }
 

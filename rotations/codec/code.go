@@ -169,6 +169,17 @@ func (c *Code) Orthonormal() bool { return c.Encode == nil }
 // Words returns how many 32-bit words hold the signs of a key.
 func (c *Code) Words() int { return (c.B + 31) / 32 }
 
+// MeanBits returns the signs per number over all heads of codes [layer][head], NaN for none.
+func MeanBits(codes [][]*Code) float64 {
+	signs, numbers := 0, 0
+	for _, heads := range codes {
+		for _, c := range heads {
+			signs, numbers = signs+c.B, numbers+c.D
+		}
+	}
+	return float64(signs) / float64(numbers)
+}
+
 // MaxAlpha is the largest scale that binary16 holds.
 const MaxAlpha = 65504
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/spec"
@@ -48,11 +49,11 @@ var foldParts = []struct{ name, dtype string }{
 
 // foldBytes returns one part of an edit as it is stored, nil when it has none.
 func foldBytes(e *checkpoint.Edit, part string) []byte {
-	var b bytes.Buffer
-	put := func(x []float32) { _ = binary.Write(&b, binary.LittleEndian, x) } // into memory
+	var b []byte
+	put := func(x []float32) { b = dtype.AppendF32(b, x) }
 	index := func(x []int) {
 		for _, v := range x {
-			_ = binary.Write(&b, binary.LittleEndian, int32(v))
+			b = binary.LittleEndian.AppendUint32(b, uint32(int32(v)))
 		}
 	}
 	switch part {
@@ -73,7 +74,7 @@ func foldBytes(e *checkpoint.Edit, part string) []byte {
 	case "partner":
 		index(e.Partner)
 	}
-	return b.Bytes()
+	return b
 }
 
 // mixesOf returns the mixes of an edit that a part of the file holds.
@@ -351,6 +352,6 @@ func (f *Fold) compare(g *Fold) []spec.DiffTensor {
 
 func floatsOf(b []byte) []float32 {
 	x := make([]float32, len(b)/4)
-	_ = binary.Read(bytes.NewReader(b), binary.LittleEndian, x)
+	dtype.DecodeF32(x, b)
 	return x
 }

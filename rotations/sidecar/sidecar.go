@@ -2,17 +2,16 @@ package sidecar
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"sort"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/kernels/rope"
@@ -238,11 +237,7 @@ func (s *Sidecar) WriteSafetensors(path string) error {
 }
 
 func writeFloats(w io.Writer, x []float32) error {
-	b := make([]byte, 4*len(x))
-	for i, v := range x {
-		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
-	}
-	_, err := w.Write(b)
+	_, err := w.Write(dtype.AppendF32(nil, x))
 	return err
 }
 
@@ -274,20 +269,11 @@ func Read(ctx context.Context, path string) (*Sidecar, error) {
 }
 
 func openSidecar(path string) (sidecarFile, error) {
-	// Opening a named pipe would wait for a writer.
-	if st, err := os.Stat(path); err != nil {
-		return nil, err
-	} else if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	h, err := os.Open(path)
+	isGGUF, err := gguf.HasMagic(path)
 	if err != nil {
 		return nil, err
 	}
-	var magic [4]byte
-	_, err = io.ReadFull(h, magic[:])
-	h.Close()
-	if err == nil && string(magic[:]) == "GGUF" {
+	if isGGUF {
 		// The one file: a sidecar is no split, and its keys must not lead to others.
 		f, err := gguf.OpenShard(path)
 		if err != nil {

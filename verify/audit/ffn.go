@@ -283,3 +283,11 @@ func (a *ffnAudit) onNoise(ctx context.Context, n, d, block int) (float64, error
 	a.noise[key] = b.Cos1bit
 	return b.Cos1bit, nil
 }
+
+// bank names the matrices of a layer's FFN: one of each, or a bank of experts.
+func bank(cfg *family.Config, layer int, matrix string) string {
+	if cfg.Layers[layer].FFN.Experts > 0 {
+		return family.Name(layer, "ffn_"+matrix+"_exps.weight")
+	}
+	return family.Name(layer, "ffn_"+matrix+".weight")
+}

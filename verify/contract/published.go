@@ -2,10 +2,12 @@ package contract
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
@@ -190,16 +192,14 @@ func (c *Checker) compareFiles(ctx context.Context, dir string, files []spec.Fil
 // checkFile compares a file with what the manifest says of it; fresh leaves the digest out.
 func checkFile(ctx context.Context, dir string, f spec.File, fresh bool, m *stream.Meter) error {
 	path := filepath.Join(dir, f.Name)
-	st, err := os.Stat(path)
-	if os.IsNotExist(err) {
+	h, st, err := format.OpenRegular(path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: the file is missing; copy the whole folder", path)
 	}
 	if err != nil {
 		return err
 	}
-	if !st.Mode().IsRegular() {
-		return fmt.Errorf("%s: not a regular file", path)
-	}
+	h.Close()
 	if st.Size() != f.Bytes {
 		return fmt.Errorf("%s: %d bytes, the manifest says %d", path, st.Size(), f.Bytes)
 	}

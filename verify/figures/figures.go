@@ -8,12 +8,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"slices"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
@@ -63,17 +61,6 @@ type Options struct {
 	Progress func(step string, done, total int)
 }
 
-// meanBits returns the signs per number over all heads.
-func meanBits(codes [][]*codec.Code) float64 {
-	signs, numbers := 0, 0
-	for _, heads := range codes {
-		for _, c := range heads {
-			signs, numbers = signs+c.B, numbers+c.D
-		}
-	}
-	return float64(signs) / float64(numbers)
-}
-
 type measurer struct {
 	o   Options
 	m   *refmodel.Model
@@ -90,7 +77,7 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), len(o.Config.Layers))
 	}
 	p := &measurer{o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
-		Code: o.Kind, Bits: meanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Code: o.Kind, Bits: codec.MeanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 	}}
 	p.layer, p.head = choose(o.Config, o.Rows)
 	T := len(o.Windows[0])
@@ -230,7 +217,7 @@ func (p *measurer) codes(ctx context.Context) error {
 				size += policy.KeyBytes(c)
 			}
 		}
-		points = append(points, spec.ParetoPoint{Code: kind, Bits: meanBits(codes), BytesPerToken: float64(size)})
+		points = append(points, spec.ParetoPoint{Code: kind, Bits: codec.MeanBits(codes), BytesPerToken: float64(size)})
 		return nil
 	}
 	for _, kind := range kinds {
@@ -305,21 +292,4 @@ func (p *measurer) contexts(ctx context.Context, cache *kvcache.Codes) error {
 			PPLRatio: d.Ratio, RatioErr: d.RatioErr, KLD: d.Mean, KLDErr: d.MeanErr})
 	}
 	return nil
-}
-
-// degrees returns the angle of a cosine. It goes through a fixed Newton
-// iteration on the deterministic sine and cosine, so that reports do not depend
-// on the machine.
-func degrees(cos float64) float64 {
-	cos = max(-1, min(1, cos))
-	lo, hi := 0.0, math.Pi
-	for range 60 {
-		mid := (lo + hi) / 2
-		if fmath.Cos(mid) > cos {
-			lo = mid
-		} else {
-			hi = mid
-		}
-	}
-	return (lo + hi) / 2 * (180 / math.Pi)
 }

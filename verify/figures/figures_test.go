@@ -278,17 +278,6 @@ func TestConverge(t *testing.T) {
 	}
 }
 
-func TestDegrees(t *testing.T) {
-	for _, x := range []float64{-1, -0.3, 0, 0.5, math.Sqrt(2 / math.Pi), 1} {
-		if got, want := degrees(x), math.Acos(x)*180/math.Pi; math.Abs(got-want) > 1e-6 {
-			t.Errorf("arccos %g is %g degrees, want %g", x, got, want)
-		}
-	}
-	if degrees(1.5) > 1e-6 {
-		t.Error("a cosine above 1")
-	}
-}
-
 func TestRound(t *testing.T) {
 	for _, x := range []struct{ in, want float64 }{{0, 0}, {123456, 123460}, {-0.00123456, -0.0012346}, {1, 1}, {99999.6, 100000}} {
 		if got := round(x.in); math.Abs(got-x.want) > 1e-9*math.Abs(x.want) {

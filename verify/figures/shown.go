@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
-	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/spec"
@@ -101,7 +99,7 @@ func meanAngle(ctx context.Context, c *codec.Code, keys []float32) (float64, err
 			xh += float64(x * h)
 		}
 		if xx > 0 && hh > 0 {
-			sum += degrees(xh / math.Sqrt(float64(xx*hh)))
+			sum += fmath.Acos(xh/math.Sqrt(float64(xx*hh))) * (180 / math.Pi)
 			used++
 		}
 	}
@@ -216,80 +214,20 @@ func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 	short.Layers = short.Layers[:p.layer+1]
 	T := len(p.o.Calibration[0])
 	windows := p.o.Calibration[:min(len(p.o.Calibration), max(1, fitKeys/T))]
-	c := &collect{p: p, layer: p.layer, head: p.head}
+	var s *fit.Sample
+	hook := func(a *refmodel.Attention) (err error) {
+		if a.Layer == p.layer {
+			s, err = activations.Sample(ctx, p.o.Config, a, p.head, p.scale(p.layer, p.head), p.o.Policy, p.o.Threads)
+		}
+		return err
+	}
 	err := refmodel.New(&short, p.o.Weights, p.o.Threads).Run(ctx, windows, []*refmodel.Variant{{}},
-		refmodel.Options{Hooks: refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return c.attention(ctx, a) }}, Progress: p.step("collecting keys of one head")})
-	if err != nil || len(c.keys) == 0 { // all keys of short windows may be sinks
+		refmodel.Options{Hooks: refmodel.Hooks{Attention: hook}, Progress: p.step("collecting keys of one head")})
+	if err != nil || s == nil || s.N() == 0 { // all keys of short windows may be sinks
 		return nil, err
 	}
-	return &fit.Sample{D: short.Layers[p.layer].HeadDim, Keys: c.keys, Metric: c.metric, Layer: p.layer, Head: p.head,
-		Seed: p.o.Seed, Threads: p.o.Threads}, nil
-}
-
-// collect is the tap that keeps one head's keys and metric.
-type collect struct {
-	p           *measurer
-	layer, head int
-	keys        []float32
-	metric      []float64
-}
-
-func (c *collect) attention(ctx context.Context, a *refmodel.Attention) error {
-	if a.Layer != c.layer {
-		return nil
-	}
-	cfg, scale := c.p.o.Config, c.p.scale(c.layer, c.head)
-	c.keys = activations.Keys(cfg, a, c.head, scale, c.p.o.Policy)
-	var err error
-	c.metric, err = metric(ctx, cfg, a, c.head, scale, c.p.o.Policy)
-	return err
-}
-
-// metricStride thins out the queries of the metric: a second moment of a few
-// thousand is as good.
-const metricStride = 4
-
-// metric is E[w q q^T] over queries, in the frame in which keys are coded, with
-// the curvature of softmax w = 1 - sum p^2.
-func metric(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32, policy kvcache.Policy) ([]float64, error) {
-	y := &c.Layers[a.Layer]
-	d, width, g := y.HeadDim, y.Heads*y.HeadDim, y.Group()
-	var table *rope.Table
-	if policy.Anchor > 0 {
-		table = rope.NewTable(y.Rope.Pure(), a.T)
-	}
-	out := make([]float64, d*d)
-	q := make([]float32, d)
-	for w := range a.Windows {
-		for j := range g {
-			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
-			}
-			a.Probabilities(c, w, h*g+j, func(i, _ int, probs []float32) {
-				if i%metricStride != 0 {
-					return
-				}
-				copy(q, a.Q[(w*a.T+i)*width+(h*g+j)*d:])
-				if scale != nil {
-					for k := range q {
-						q[k] /= scale[k]
-					}
-				}
-				if table != nil {
-					table.ApplyInverse(q, i%(i/policy.Anchor+1)*policy.Anchor, c.Pairs)
-				}
-				weight := max(0, 1-fmath.SumSq(probs))
-				for r, x := range q {
-					f := weight * float64(x)
-					row := out[r*d : (r+1)*d]
-					for s, v := range q {
-						row[s] += float64(f * float64(v))
-					}
-				}
-			})
-		}
-	}
-	return out, nil
+	s.Seed = p.o.Seed
+	return s, nil
 }
 
 // sizes are the bits per number of the frames whose scores are shown. The time

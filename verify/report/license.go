@@ -1,11 +1,14 @@
 package report
 
 import (
+	"errors"
 	"io"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/phaseconv/phaseconv/format"
 )
 
 // A License is what a source's files say of its licence, in the terms of the hub's
@@ -116,11 +119,10 @@ const maxHead = 1 << 20
 
 // head returns the first bytes of a file.
 func head(path string) (string, error) {
-	// Looked at before it is opened: opening a named pipe would wait for a writer.
-	if st, err := os.Stat(path); err != nil || !st.Mode().IsRegular() {
-		return "", os.ErrNotExist
+	f, _, err := format.OpenRegular(path)
+	if errors.Is(err, format.ErrBroken) { // a folder with the name of a licence is none
+		return "", fs.ErrNotExist
 	}
-	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}

@@ -37,7 +37,7 @@ func newProbes(v *view, d probeData) *probesView {
 		t    float64
 	}{{"Laplace", 1}, {"between", 0.75}, {"Gaussian", 0.5}, {"between", 0.25}, {"uniform", 0}} {
 		r := momentRatio(s.t)
-		p.ShapeRows = append(p.ShapeRows, shapeRow{s.name, fix(r, 3), fix(math.Sqrt(r), 3), pct(1-r, 1), fix(angle(math.Sqrt(r)), 1) + "°"})
+		p.ShapeRows = append(p.ShapeRows, shapeRow{s.name, fix(r, 3), fix(math.Sqrt(r), 3), pct(1-r, 1), fix(fmath.Acos(math.Sqrt(r))*180/math.Pi, 1) + "°"})
 	}
 	if c := d.Cloud; c != nil {
 		best := bestTurn(c.Points)
@@ -131,19 +131,6 @@ func density(t, x float64) float64 {
 		e = fmath.Exp(min(700, fmath.Log(x/a)/t))
 	}
 	return fmath.Exp(-e-lgamma(1+t)) / (2 * a)
-}
-
-// angle of a cosine, in degrees.
-func angle(cos float64) float64 {
-	lo, hi := 0.0, math.Pi
-	for range 50 {
-		if mid := (lo + hi) / 2; fmath.Cos(mid) > cos {
-			lo = mid
-		} else {
-			hi = mid
-		}
-	}
-	return lo * 180 / math.Pi
 }
 
 func shapeText(t float64) string {

@@ -527,9 +527,6 @@ func TestShape(t *testing.T) {
 			}
 		}
 	}
-	if a := angle(math.Sqrt(2 / math.Pi)); math.Abs(a-math.Acos(math.Sqrt(2/math.Pi))*180/math.Pi) > 1e-9 {
-		t.Errorf("angle of Gaussian keys %g", a)
-	}
 }
 
 func TestPlane(t *testing.T) {
