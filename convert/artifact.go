@@ -82,7 +82,7 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 	return write.Tag{
 		Source: spec.Source{Name: c.Name(), Container: string(c.Container), SHA256: digest},
 		Code: spec.CodeInfo{
-			Kind: o.Code, Bits: bitsPerNumber(fitted, o.Code), Alloc: o.keys().Allocation(),
+			Kind: string(o.Code), Bits: bitsPerNumber(fitted, o.Code), Alloc: string(o.keys().Allocation()),
 			Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 		},
 		Tool: o.Tool,
@@ -90,7 +90,7 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 }
 
 // bitsPerNumber returns the signs per number of a fitted code, over all heads.
-func bitsPerNumber(fitted *calibrate.Result, code string) float64 {
+func bitsPerNumber(fitted *calibrate.Result, code codec.Kind) float64 {
 	signs, numbers := 0, 0
 	for _, layer := range fitted.Layers {
 		for _, h := range layer.Heads {
@@ -143,7 +143,7 @@ func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *
 	for l, layer := range fitted.Layers {
 		for h, head := range layer.Heads {
 			for _, kind := range slices.Sorted(maps.Keys(head.Curves)) {
-				curve := spec.Curve{Layer: l, Head: h, Code: kind}
+				curve := spec.Curve{Layer: l, Head: h, Code: string(kind)}
 				for _, p := range head.Curves[kind] {
 					curve.Points = append(curve.Points, [2]float64{float64(p.Step), p.Cos1bit})
 				}

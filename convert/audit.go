@@ -26,9 +26,9 @@ type AuditOptions struct {
 	CalibrationTokens int
 	Text              ppl.Text // held out
 	Ctx, Chunks       int
-	Code              string
+	Code              codec.Kind
 	Bits              float64
-	Alloc             string
+	Alloc             bits.Alloc
 	// Balance audits the keys as the K/Q pair scaling would leave them.
 	Balance  bool
 	Policy   kvcache.Policy
@@ -118,7 +118,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	}
 	out := &spec.AuditJSON{
 		Calibration: o.Calibration.Info(cal), Text: o.Text.Info(w), Balance: o.Balance,
-		PPL: ppl.PPLJSON(res, w, o.Policy, o.Code), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		PPL: ppl.PPLJSON(res, w, o.Policy, string(o.Code)), KLD: ppl.KLDJSON(&res.Divergences[0]),
 		Layers: audit.Layers(c.Config, meter.Rows, fittedHead(fit, o.Code, o.Policy.Anchor)),
 		Bytes:  kvcache.Bytes(c.Config, codes, o.Policy),
 	}
@@ -138,7 +138,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
 	}
 	for _, layer := range fit.Layers {
-		var row []map[string]*codec.Code
+		var row []map[codec.Kind]*codec.Code
 		for _, h := range layer.Heads {
 			row = append(row, h.Codes)
 		}
@@ -149,21 +149,21 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 
 // fitKinds lists the codes to fit for an audit: the one in use and the columns
 // that need calibration.
-func fitKinds(code string) []string {
-	out := []string{"cen", "learned"}
-	if code != "cen" && code != "learned" {
+func fitKinds(code codec.Kind) []codec.Kind {
+	out := []codec.Kind{codec.Cen, codec.Learned}
+	if code != codec.Cen && code != codec.Learned {
 		out = append(out, code)
 	}
 	return out
 }
 
 // fittedHead describes the fits of a calibration to the audit.
-func fittedHead(fit *calibrate.Result, code string, anchor int) func(layer, head int) audit.Head {
+func fittedHead(fit *calibrate.Result, code codec.Kind, anchor int) func(layer, head int) audit.Head {
 	return func(l, h int) audit.Head {
 		head := fit.Layers[l].Heads[h]
-		x := audit.Head{Code: code, Bits: audit.BitsPerNumber(head.Codes[code]), Anchor: anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[code]}}
+		x := audit.Head{Code: string(code), Bits: audit.BitsPerNumber(head.Codes[code]), Anchor: anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[code]}}
 		for k, v := range head.Train {
-			x.Train[k] = v
+			x.Train[string(k)] = v
 		}
 		return x
 	}

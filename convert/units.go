@@ -23,6 +23,7 @@ import (
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -101,12 +102,16 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	if err != nil {
 		return nil, err
 	}
+	var kinds []string
+	for _, k := range opt.Kinds {
+		kinds = append(kinds, string(k))
+	}
 	in := func(name string, v any) fitcache.Input { return fitcache.Input{Name: name, Value: fmt.Sprint(v)} }
 	return &fitcache.Cache{
 		Dir: o.Work,
 		Inputs: []fitcache.Input{
 			in("program", program(o.Tool)), in("source", source), in("calibration", o.Calibration.SHA256()), in("tokens", tokensDigest(windows)),
-			in("windows", len(windows)), in("ctx", o.Ctx), in("codes", strings.Join(opt.Kinds, ",")), in("bits", strconv.FormatFloat(opt.Bits, 'g', -1, 64)), in("alloc", o.keys().Allocation()),
+			in("windows", len(windows)), in("ctx", o.Ctx), in("codes", strings.Join(kinds, ",")), in("bits", strconv.FormatFloat(opt.Bits, 'g', -1, 64)), in("alloc", o.keys().Allocation()),
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
 			in("balance", opt.Balance), in("seed", opt.Seed), in("edits", edits),
 		},
@@ -275,7 +280,7 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache, opt calibrate.Options) ([][]int, error) {
 	o, c := &j.o, m.Config
 	alloc := o.keys().Allocation()
-	if o.Code != "frame" || alloc == bits.AllocUniform {
+	if o.Code != codec.Frame || alloc == bits.AllocUniform {
 		return bits.Even(c, opt.Bits)
 	}
 	if w != nil {

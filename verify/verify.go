@@ -30,7 +30,7 @@ type Options struct {
 	Sink, Recent int
 	// Code measures another code than the sidecar's: raw, srht or random, which
 	// need no calibration. "" is the sidecar's.
-	Code    string
+	Code    codec.Kind
 	Seed    uint64
 	Threads int
 	// Kernels scores coded keys with the decode kernels, token by token as a runtime
@@ -46,7 +46,7 @@ type Options struct {
 
 	// Fitted adds codes of the calibration to the audit, [layer][head]; only a
 	// conversion still has them.
-	Fitted [][]map[string]*codec.Code
+	Fitted [][]map[codec.Kind]*codec.Code
 	// Head describes the fits behind the audit's rows; nil takes the manifest's.
 	Head func(layer, head int) audit.Head
 }
@@ -102,7 +102,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	text := o.Text.Info(w)
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
-		PPL:      ppl.PPLJSON(res, w, policy, kind), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		PPL:      ppl.PPLJSON(res, w, policy, string(kind)), KLD: ppl.KLDJSON(&res.Divergences[0]),
 		Bytes: kvcache.Bytes(cfg, codes, policy), Text: &text,
 	}
 	out.PPL.Kernels = o.Kernels
@@ -141,11 +141,11 @@ func finite(v *spec.VerifyJSON) bool {
 }
 
 // codesInUse returns the sidecar's codes, or those of a code that needs no fit.
-func codesInUse(s *sidecar.Sidecar, o Options) ([][]*codec.Code, string, error) {
+func codesInUse(s *sidecar.Sidecar, o Options) ([][]*codec.Code, codec.Kind, error) {
 	switch o.Code {
 	case "", s.Kind:
 		return s.Codes, s.Kind, nil
-	case "raw", "srht", "random":
+	case codec.Raw, codec.SRHT, codec.Random:
 	default:
 		return nil, "", option.Errorf("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
 	}
@@ -170,7 +170,7 @@ func auditCodes(codes [][]*codec.Code, o Options) ([][]audit.Codes, error) {
 	for l, heads := range codes {
 		var row []audit.Codes
 		for h, c := range heads {
-			var fitted map[string]*codec.Code
+			var fitted map[codec.Kind]*codec.Code
 			if o.Fitted != nil {
 				fitted = o.Fitted[l][h]
 			}
@@ -186,14 +186,14 @@ func auditCodes(codes [][]*codec.Code, o Options) ([][]audit.Codes, error) {
 }
 
 // fromManifest takes what a conversion recorded about its fits.
-func fromManifest(m *spec.Manifest, kind string, codes [][]*codec.Code, anchor int) func(l, h int) audit.Head {
+func fromManifest(m *spec.Manifest, kind codec.Kind, codes [][]*codec.Code, anchor int) func(l, h int) audit.Head {
 	at := map[[2]int]*spec.Layer{}
 	for i := range m.Layers {
 		at[[2]int{m.Layers[i].Layer, m.Layers[i].Head}] = &m.Layers[i]
 	}
 	return func(l, h int) audit.Head {
-		x := audit.Head{Code: kind, Bits: audit.BitsPerNumber(codes[l][h]), Anchor: anchor}
-		if r := at[[2]int{l, h}]; r != nil && r.Code == kind {
+		x := audit.Head{Code: string(kind), Bits: audit.BitsPerNumber(codes[l][h]), Anchor: anchor}
+		if r := at[[2]int{l, h}]; r != nil && r.Code == string(kind) {
 			x.Tokens = r.Tokens
 			if r.TrainCos1bit != nil {
 				x.Train = audit.Row{"code": {Cos1bit: *r.TrainCos1bit}}

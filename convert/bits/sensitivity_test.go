@@ -28,7 +28,7 @@ func (s silent) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
 	return s.Checkpoint.ReadRows(t, row0, n, dst)
 }
 
-func allotAngles(t *testing.T, w checkpoint.Weights, c *checkpoint.Checkpoint, alloc string, threads int) [][]int {
+func allotAngles(t *testing.T, w checkpoint.Weights, c *checkpoint.Checkpoint, alloc Alloc, threads int) [][]int {
 	t.Helper()
 	o := surveyOptions()
 	o.Threads = threads

@@ -57,14 +57,14 @@ type KeyFit struct {
 // Fit makes the edits of all heads, [layer][KV head]. It refuses a removal on
 // models whose keys take no bias. tick, if not nil, is told about heads that are done. When
 // ctx ends, Fit returns its cause after at most one step of one fit.
-func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)) ([][]transform.KeyEdit, error) {
+func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)) (transform.ModelEdits, error) {
 	c := s.cfg
 	if f.Shift != nil {
 		if err := transform.CheckKeyBias(c); err != nil {
 			return nil, err
 		}
 	}
-	out := make([][]transform.KeyEdit, len(c.Layers))
+	out := make(transform.ModelEdits, len(c.Layers))
 	var tasks []fitTask
 	for l := range out {
 		y := &c.Layers[l]
@@ -98,11 +98,11 @@ type fitTask struct{ layer, head, n int }
 // FitValues returns the edits with the values of all heads mixed for a cache type,
 // see transform.FitValueTransform. It needs StatsOptions.Weights and Samples. ctx and tick are
 // as in Fit.
-func (s *KeyStats) FitValues(ctx context.Context, edits [][]transform.KeyEdit, cache transform.CacheRow, tick func(done, total int)) (
-	[][]transform.KeyEdit, error,
+func (s *KeyStats) FitValues(ctx context.Context, edits transform.ModelEdits, cache transform.CacheRow, tick func(done, total int)) (
+	transform.ModelEdits, error,
 ) {
 	c := s.cfg
-	out := make([][]transform.KeyEdit, len(c.Layers))
+	out := make(transform.ModelEdits, len(c.Layers))
 	var tasks []fitTask
 	for l := range out {
 		out[l] = slices.Clone(edits[l])

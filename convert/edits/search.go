@@ -37,14 +37,14 @@ type Options struct {
 	Progress    progress.Func
 }
 
-// A Choice is the change of keys that measured best.
+// A Result is the change of keys that measured best.
 type Result struct {
-	Edits [][]transform.KeyEdit // [layer][KV head]
+	Edits transform.ModelEdits
 	// Report tells what was tried and what it measured.
 	Report *spec.Fusion
 }
 
-// Changed says whether the choice is to change anything.
+// Changed says whether the result is to change anything.
 func (c *Result) Changed() bool { return c.Report.Chosen != c.Report.Tried[0].Name }
 
 // approximateGain is how many times the cost of a near-identity with F16 caches the
@@ -174,7 +174,7 @@ type search struct {
 	requantises  bool // a change of digits costs what is not measured, see requantGain
 
 	candidates []Candidate // that were tried
-	edits      [][][]transform.KeyEdit
+	edits      []transform.ModelEdits
 	kld        []ppl.Divergence
 	cost       map[int]*float64 // KLD with F16 caches, of those that it was measured for
 }
@@ -229,11 +229,11 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 	alone := *h.target
 	alone.K = gguf.TypeF16
 	const step = "comparing changes of values"
-	apart, err := h.measure(ctx, [][][]transform.KeyEdit{c.Edits, edits}, &alone, step)
+	apart, err := h.measure(ctx, []transform.ModelEdits{c.Edits, edits}, &alone, step)
 	if err != nil {
 		return err
 	}
-	both, err := h.measure(ctx, [][][]transform.KeyEdit{edits}, h.target, step)
+	both, err := h.measure(ctx, []transform.ModelEdits{edits}, h.target, step)
 	if err != nil {
 		return err
 	}
@@ -348,7 +348,7 @@ func (h *search) byDrift() []int {
 // something with less drift beats are left out, and are not measured.
 func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, error) {
 	var near []int
-	var edits [][][]transform.KeyEdit
+	var edits []transform.ModelEdits
 	for _, i := range order {
 		if h.candidates[i].Approximate && h.beats(i, exact) &&
 			!slices.ContainsFunc(near, func(j int) bool { return h.kld[j].Mean <= h.kld[i].Mean && h.candidates[j].NoMoreThan(h.candidates[i]) }) {
@@ -381,8 +381,8 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 // price, the others with the best exact change. It returns the first that gains enough,
 // or the exact change.
 func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
-	pays := func(c Candidate, edits [][]transform.KeyEdit) (bool, error) {
-		i, tries := len(h.candidates), [][][]transform.KeyEdit{edits}
+	pays := func(c Candidate, edits transform.ModelEdits) (bool, error) {
+		i, tries := len(h.candidates), []transform.ModelEdits{edits}
 		if err := h.compare(ctx, []Candidate{c}, tries); err != nil {
 			return false, err
 		}
@@ -411,7 +411,7 @@ func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
 		of   int
 		name string
 	}{{2, "half of the heads"}, {4, "a quarter of the heads"}} {
-		edits := make([][]transform.KeyEdit, len(h.edits[exact]))
+		edits := make(transform.ModelEdits, len(h.edits[exact]))
 		for l := range edits {
 			edits[l] = slices.Clone(h.edits[exact][l])
 		}
@@ -429,7 +429,7 @@ func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
 
 // worthwhile lists layers and KV heads, those first whose near-identities are predicted
 // to gain most for what they cost.
-func worthwhile(edits [][]transform.KeyEdit) [][2]int {
+func worthwhile(edits transform.ModelEdits) [][2]int {
 	var out [][2]int
 	for l := range edits {
 		for i := range edits[l] {
@@ -480,7 +480,7 @@ func (h *search) leader(near bool) int {
 
 // try fits and measures more candidates.
 func (h *search) try(ctx context.Context, more ...Candidate) error {
-	var edits [][][]transform.KeyEdit
+	var edits []transform.ModelEdits
 	for i, x := range more {
 		tick := h.o.Progress.Of("fitting changes of keys")
 		e, err := h.stats.Fit(ctx, x.Fit, func(done, total int) { tick(i*total+done, len(more)*total) })
@@ -493,7 +493,7 @@ func (h *search) try(ctx context.Context, more ...Candidate) error {
 }
 
 // compare measures candidates with the edits that were fitted for them.
-func (h *search) compare(ctx context.Context, more []Candidate, edits [][][]transform.KeyEdit) error {
+func (h *search) compare(ctx context.Context, more []Candidate, edits []transform.ModelEdits) error {
 	kld, err := h.measure(ctx, edits, h.target, "comparing changes of keys")
 	h.candidates, h.edits, h.kld = append(h.candidates, more...), append(h.edits, edits...), append(h.kld, kld...)
 	return err
@@ -520,7 +520,7 @@ const maxTries = 4
 
 // measure returns the divergence of each candidate with a cache, on top of the
 // unedited model, from the unedited model with F16 caches.
-func (h *search) measure(ctx context.Context, edits [][][]transform.KeyEdit, inner refmodel.Cache, step string) ([]ppl.Divergence, error) {
+func (h *search) measure(ctx context.Context, edits []transform.ModelEdits, inner refmodel.Cache, step string) ([]ppl.Divergence, error) {
 	var out []ppl.Divergence
 	for at := 0; at < len(edits); at += maxTries {
 		part := edits[at:min(len(edits), at+maxTries)]

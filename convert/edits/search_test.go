@@ -289,7 +289,7 @@ func TestWorthwhile(t *testing.T) {
 	head := func(gain, cost float64) transform.KeyEdit {
 		return transform.KeyEdit{Shift: &transform.BiasShift{Before: 1 + gain/2, After: 1, Cost: cost}, Transform: &transform.KeyTransform{Before: 1, After: 1 - gain/2}}
 	}
-	got := worthwhile([][]transform.KeyEdit{{head(1, 0.5), head(3, 0.5), {}}, {head(1, 0.1), head(-1, 0.1), head(2, 0)}})
+	got := worthwhile(transform.ModelEdits{{head(1, 0.5), head(3, 0.5), {}}, {head(1, 0.1), head(-1, 0.1), head(2, 0)}})
 	want := [][2]int{{1, 2}, {1, 0}, {0, 1}, {0, 0}, {0, 2}, {1, 1}}
 	if !slices.Equal(got, want) {
 		t.Errorf("order %v, expected %v", got, want)

@@ -44,7 +44,7 @@ type Cache struct {
 	// What a layer must have to be of use.
 	KVHeads, HeadDim int
 	Balance          bool
-	Kinds            []string
+	Kinds            []codec.Kind
 	// Check, if set, is asked before each Save; an error says that the inputs are
 	// no longer what they were.
 	Check func() error
@@ -329,7 +329,7 @@ func (r *reader) layer(ctx context.Context, w *Cache, perLayer string) *calibrat
 		}
 	}
 	for h := range w.KVHeads {
-		head := calibrate.Head{Codes: map[string]*codec.Code{}, Curves: map[string][]fit.Point{}, Train: map[string]codec.Beta{}}
+		head := calibrate.Head{Codes: map[codec.Kind]*codec.Code{}, Curves: map[codec.Kind][]fit.Point{}, Train: map[codec.Kind]codec.Beta{}}
 		name := fmt.Sprintf("head.%d.tokens", h)
 		head.Tokens = r.integer(name, r.doubles(name, 1)[0])
 		for _, kind := range w.Kinds {
@@ -349,7 +349,7 @@ func (r *reader) layer(ctx context.Context, w *Cache, perLayer string) *calibrat
 	return x
 }
 
-func (r *reader) code(head *calibrate.Head, kind, at string, d int) {
+func (r *reader) code(head *calibrate.Head, kind codec.Kind, at string, d int) {
 	shape := r.m[at+"decode"].shape
 	if r.err == nil && len(shape) != 2 {
 		r.err = fmt.Errorf("tensor %sdecode has shape %v, expected [signs, %d]", at, shape, d)

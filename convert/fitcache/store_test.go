@@ -25,7 +25,7 @@ import (
 
 // fitOptions fit a small model with everything that a layer can have.
 func fitOptions() calibrate.Options {
-	return calibrate.Options{Kinds: []string{"cen", "frame", "learned"}, Bits: 1.5, Policy: kvcache.Policy{Anchor: 8, Sink: 2}, Balance: true, Seed: 3, Threads: 2}
+	return calibrate.Options{Kinds: []codec.Kind{"cen", "frame", "learned"}, Bits: 1.5, Policy: kvcache.Policy{Anchor: 8, Sink: 2}, Balance: true, Seed: 3, Threads: 2}
 }
 
 func fitAll(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *calibrate.Result {
@@ -83,7 +83,7 @@ func TestStoreKeepsAll(t *testing.T) {
 		c := tiny.Open(t, fam, tiny.Options{Seed: 1})
 		o := fitOptions()
 		if fam == "qwen3" {
-			o.Bits, o.Kinds = 1, []string{"raw", "srht", "frame"}
+			o.Bits, o.Kinds = 1, []codec.Kind{"raw", "srht", "frame"}
 		}
 		r := fitAll(t, c, o)
 		x := &r.Layers[1]
@@ -262,7 +262,7 @@ func (c *counted) Err() error {
 func TestCancelFit(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 1, KVHeads: 1, Heads: 1, HeadDim: 64})
 	o := fitOptions()
-	o.Kinds, o.Threads = []string{"srht", "learned", "frame"}, 1
+	o.Kinds, o.Threads = []codec.Kind{"srht", "learned", "frame"}, 1
 	run := func(limit int) (int, error) {
 		ctx := &counted{Context: context.Background(), limit: limit}
 		_, err := calibrate.Run(ctx, refmodel.New(c.Config, c, 1), tiny.Windows(c.Config, 2, 64), o)

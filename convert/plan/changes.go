@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -10,18 +11,30 @@ import (
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
-// Which edits of weights a conversion may make.
+// WeightEdits says which edits of weights a conversion may make.
+type WeightEdits string
+
+// What may be allowed.
 const (
-	EditsNone        = "none"
-	EditsExact       = "exact"       // identities
-	EditsApproximate = "approximate" // near-identities too, where they measure far better than they cost
+	EditsNone        WeightEdits = "none"
+	EditsExact       WeightEdits = "exact"       // identities
+	EditsApproximate WeightEdits = "approximate" // near-identities too, where they measure far better than they cost
 )
+
+// ParseWeightEdits returns what a text allows. The error says what can be.
+func ParseWeightEdits(text string) (WeightEdits, error) {
+	switch e := WeightEdits(text); e {
+	case EditsNone, EditsExact, EditsApproximate:
+		return e, nil
+	}
+	return "", fmt.Errorf("expected %s, %s or %s", EditsNone, EditsExact, EditsApproximate)
+}
 
 // Options of Propose.
 type Options struct {
 	Formats     []checkpoint.Container
-	PairScale   bool   // fold the K/Q pair scaling for the key code
-	WeightEdits string // EditsNone, EditsExact or EditsApproximate
+	PairScale   bool // fold the K/Q pair scaling for the key code
+	WeightEdits WeightEdits
 	// Cache, if set, names the cache types that weights are edited for.
 	Cache *kvcache.CacheTypes
 }

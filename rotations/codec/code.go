@@ -38,8 +38,7 @@ const (
 // A Code stores keys of one KV head. It is immutable once made and safe for
 // concurrent use.
 type Code struct {
-	// Kind names how it was made: raw, cen, srht, random, learned or frame.
-	Kind string
+	Kind Kind // how it was made
 	D, B int
 	Mean []float32 // [D]
 	// Decode is M^T: row i, of length D, is what sign i stands for. [B, D]
@@ -60,7 +59,7 @@ type Code struct {
 
 // New checks a code's parts and prepares it for encoding. Encode nil claims that
 // the rows of decode are orthonormal; that is checked.
-func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
+func New(kind Kind, d, b int, mean, decode, encode []float32) (*Code, error) {
 	if err := CheckSize(d, b); err != nil {
 		return nil, err
 	}

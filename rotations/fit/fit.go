@@ -39,7 +39,7 @@ func (s *Sample) trace(start, step int, mean, m []float32) {
 	if s.Trace == nil {
 		return
 	}
-	if c, err := codec.New("learned", s.D, s.D, mean, linalg.Orthogonal(m, s.D), nil); err == nil {
+	if c, err := codec.New(codec.Learned, s.D, s.D, mean, linalg.Orthogonal(m, s.D), nil); err == nil {
 		s.Trace(start, step, c)
 	}
 }
@@ -58,34 +58,34 @@ type Point struct {
 // Fit fits a code with b signs per key. Only frame takes b other than D. The
 // curve is nil for codes that are not found step by step. When ctx ends, Fit returns its
 // cause after at most one step.
-func Fit(ctx context.Context, kind string, b int, s *Sample) (*codec.Code, []Point, error) {
+func Fit(ctx context.Context, kind codec.Kind, b int, s *Sample) (*codec.Code, []Point, error) {
 	if s.D < 1 || len(s.Keys)%s.D != 0 {
 		return nil, nil, fmt.Errorf("%d key values for head_dim %d", len(s.Keys), s.D)
 	}
-	if kind != "frame" && b != s.D {
+	if kind != codec.Frame && b != s.D {
 		return nil, nil, fmt.Errorf("code %s has one sign per number; only frame can use %d signs for %d numbers", kind, b, s.D)
 	}
 	if err := codec.CheckSize(s.D, b); err != nil {
 		return nil, nil, err
 	}
-	if s.N() == 0 && kind != "raw" {
+	if s.N() == 0 && kind != codec.Raw {
 		return nil, nil, fmt.Errorf("no calibration keys for layer %d, head %d", s.Layer, s.Head)
 	}
 	zero := make([]float32, s.D)
 	var m []float32
 	mean := zero
 	switch kind {
-	case "raw":
+	case codec.Raw:
 		m = linalg.Float32(linalg.Identity(s.D))
-	case "cen":
+	case codec.Cen:
 		m, mean = linalg.Float32(linalg.Identity(s.D)), s.Mean()
-	case "srht":
+	case codec.SRHT:
 		return s.bestSRHT(ctx)
-	case "random":
+	case codec.Random:
 		m, mean = linalg.Float32(seeded.RandomOrthogonal(s.D, seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeRandom))), s.Mean()
-	case "learned":
+	case codec.Learned:
 		return s.bestLearned(ctx)
-	case "frame":
+	case codec.Frame:
 		return s.frame(ctx, b)
 	default:
 		return nil, nil, fmt.Errorf("code %q is not known (%v)", kind, codec.Kinds)
@@ -132,7 +132,7 @@ func (s *Sample) bestSRHT(ctx context.Context) (*codec.Code, []Point, error) {
 		if ctx.Err() != nil {
 			return nil, nil, context.Cause(ctx)
 		}
-		c, err := codec.New("srht", s.D, s.D, mean, linalg.Float32(seeded.SRHT(s.D, r)), nil)
+		c, err := codec.New(codec.SRHT, s.D, s.D, mean, linalg.Float32(seeded.SRHT(s.D, r)), nil)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -287,7 +287,7 @@ func (s *Sample) learnedCode(ctx context.Context, run learnedRun, mean, start []
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := codec.New("learned", s.D, s.D, mean, m, nil)
+	c, err := codec.New(codec.Learned, s.D, s.D, mean, m, nil)
 	return c, points, err
 }
 

@@ -13,7 +13,7 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
-func fit(t testing.TB, kind string, b int, s *Sample) (*codec.Code, []Point) {
+func fit(t testing.TB, kind codec.Kind, b int, s *Sample) (*codec.Code, []Point) {
 	t.Helper()
 	c, curve, err := Fit(t.Context(), kind, b, s)
 	if err != nil {
@@ -42,7 +42,7 @@ func encode(t testing.TB, c *codec.Code, keys []float32, words []uint32, alpha [
 // use, and an SRHT of a power of two has entries of one size.
 func TestOrthonormalRows(t *testing.T) {
 	for _, d := range []int{8, 64, 80, 96, 112, 128, 192, 256} {
-		for _, kind := range []string{"raw", "srht", "random"} {
+		for _, kind := range []codec.Kind{"raw", "srht", "random"} {
 			// New refuses what is off by more than orthonormalTolerance.
 			c, err := codec.DataFree(kind, d, 3, 1, 2)
 			if err != nil {
@@ -99,7 +99,7 @@ func TestMixing(t *testing.T) {
 // TestStreams: seed, layer, head and kind each give other numbers.
 func TestStreams(t *testing.T) {
 	seen := map[string]string{}
-	for _, kind := range []string{"srht", "random"} {
+	for _, kind := range []codec.Kind{"srht", "random"} {
 		for seed := range uint64(3) {
 			for layer := range 3 {
 				for head := range 3 {
@@ -126,10 +126,11 @@ func TestFitRefuses(t *testing.T) {
 	bad := make([]float64, 256)
 	bad[0] = math.NaN()
 	for _, x := range []struct {
-		name, kind string
-		b          int
-		s          Sample
-		says       string
+		name string
+		kind codec.Kind
+		b    int
+		s    Sample
+		says string
 	}{
 		{"kind", "magic", 16, Sample{D: 16, Keys: keys}, "magic"},
 		{"bits of srht", "srht", 24, Sample{D: 16, Keys: keys}, "only frame"},
@@ -264,7 +265,7 @@ func TestThreads(t *testing.T) {
 	const d = 64
 	c, _ := keydata.Metric(r, 200, d)
 	keys := keydata.Keyish(r, 600, d)
-	for _, kind := range []string{"learned", "frame"} {
+	for _, kind := range []codec.Kind{"learned", "frame"} {
 		one, curve1 := fit(t, kind, d, &Sample{D: d, Keys: keys, Metric: c, Threads: 1})
 		four, curve4 := fit(t, kind, d, &Sample{D: d, Keys: keys, Metric: c, Threads: 4})
 		if !slices.Equal(one.Decode, four.Decode) || !slices.Equal(one.Encode, four.Encode) || !slices.Equal(one.Mean, four.Mean) || !slices.Equal(curve1, curve4) {

@@ -22,7 +22,7 @@ import (
 // A Sidecar is everything that a runtime needs to store and score keys of one
 // model in a 1-bit code.
 type Sidecar struct {
-	Kind    string
+	Kind    codec.Kind
 	HeadDim int
 	// Anchor, Sink and Recent are the policy that the codes were fitted for.
 	Anchor, Sink, Recent int
@@ -156,7 +156,7 @@ func (s *Sidecar) keys() []keyValue {
 	}
 	return []keyValue{
 		{spec.KeyVersion, spec.Version},
-		{spec.KeyCode, s.Kind},
+		{spec.KeyCode, string(s.Kind)},
 		{spec.KeyLayers, len(s.Codes)},
 		{spec.KeyHeads, heads},
 		{spec.KeyHeadDim, s.HeadDim},
@@ -326,7 +326,7 @@ func readSidecar(ctx context.Context, f sidecarFile) (*Sidecar, error) {
 		}
 	}
 	r.oneOf(spec.KeyBasis, spec.BasisPostRope)
-	s.Kind, s.Rope, s.Tool = r.text(spec.KeyCode), r.text(spec.KeyRope), r.text(spec.KeyTool)
+	s.Kind, s.Rope, s.Tool = codec.Kind(r.text(spec.KeyCode)), r.text(spec.KeyRope), r.text(spec.KeyTool)
 	s.SourceSHA256, s.WeightsSHA256 = r.digest(spec.KeySourceSHA256), r.digest(spec.KeyWeightsSHA256)
 	s.Calibration = Calibration{r.digest(spec.KeyCalibrationSHA256), r.number(spec.KeyCalibrationTokens, 0, math.MaxInt32), r.number(spec.KeyCalibrationContext, 0, math.MaxInt32)}
 	layout := r.text(spec.KeyPairLayout)

@@ -28,6 +28,9 @@ type KeyEdit struct {
 	Values *KeyTransform
 }
 
+// ModelEdits are the edits of a model, [layer][KV head]. A layer without any may be nil.
+type ModelEdits [][]KeyEdit
+
 // ErrNoKeyBias is why a model's keys cannot be shifted.
 var ErrNoKeyBias = errors.New("keys take no bias")
 

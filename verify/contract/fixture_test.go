@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
@@ -50,8 +51,8 @@ type recipe struct {
 	family  string
 	tiny    tiny.Options
 	formats []checkpoint.Container
-	outtype string // f32
-	code    string // frame
+	outtype string     // f32
+	code    codec.Kind // frame
 }
 
 func (r recipe) options(src, out string) convert.Options {

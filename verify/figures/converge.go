@@ -17,7 +17,7 @@ const convergeSteps = 40
 // it does not see as well.
 func (p *measurer) converge(ctx context.Context, s *fit.Sample, held []float32) (*spec.Convergence, error) {
 	d := s.D
-	srht, err := codec.DataFree("srht", d, p.o.Seed, p.layer, p.head)
+	srht, err := codec.DataFree(codec.SRHT, d, p.o.Seed, p.layer, p.head)
 	if err != nil {
 		return nil, err
 	}

@@ -36,9 +36,9 @@ type Options struct {
 	Weights checkpoint.Weights
 	// Codes in use, [layer][head], and their name.
 	Codes [][]*codec.Code
-	Kind  string
+	Kind  codec.Kind
 	// Fitted holds other codes fitted to the same calibration text, if there are any.
-	Fitted [][]map[string]*codec.Code
+	Fitted [][]map[codec.Kind]*codec.Code
 	Policy kvcache.Policy
 	// Scale is what keys are multiplied by before they are coded; see kvcache.Codes.
 	Scale func(layer, head int) []float32
@@ -77,7 +77,7 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), len(o.Config.Layers))
 	}
 	p := &measurer{o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
-		Code: o.Kind, Bits: codec.MeanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Code: string(o.Kind), Bits: codec.MeanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 	}}
 	p.layer, p.head = choose(o.Config, o.Rows)
 	T := len(o.Windows[0])
@@ -197,15 +197,15 @@ func (p *measurer) detail(ctx context.Context) error {
 func (p *measurer) codes(ctx context.Context) error {
 	cfg := p.o.Config
 	windows := p.o.Windows[:p.out.Text.Windows]
-	kinds := []string{"raw", "srht", "random"}
-	for _, k := range []string{"cen", "learned"} {
+	kinds := []codec.Kind{codec.Raw, codec.SRHT, codec.Random}
+	for _, k := range []codec.Kind{codec.Cen, codec.Learned} {
 		if p.o.Fitted != nil && p.o.Fitted[0][0][k] != nil && k != p.o.Kind {
 			kinds = append(kinds, k)
 		}
 	}
 	var variants []*refmodel.Variant
 	var points []spec.ParetoPoint
-	add := func(kind string, codes [][]*codec.Code, policy kvcache.Policy) error {
+	add := func(kind codec.Kind, codes [][]*codec.Code, policy kvcache.Policy) error {
 		c, err := p.cache(codes, policy)
 		if err != nil {
 			return err
@@ -217,7 +217,7 @@ func (p *measurer) codes(ctx context.Context) error {
 				size += policy.KeyBytes(c)
 			}
 		}
-		points = append(points, spec.ParetoPoint{Code: kind, Bits: codec.MeanBits(codes), BytesPerToken: float64(size)})
+		points = append(points, spec.ParetoPoint{Code: string(kind), Bits: codec.MeanBits(codes), BytesPerToken: float64(size)})
 		return nil
 	}
 	for _, kind := range kinds {

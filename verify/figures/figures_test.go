@@ -41,7 +41,7 @@ func windows(n, T int, seed uint64) [][]int32 {
 	return out
 }
 
-func options(t *testing.T, c *checkpoint.Checkpoint, kind string) Options {
+func options(t *testing.T, c *checkpoint.Checkpoint, kind codec.Kind) Options {
 	t.Helper()
 	o := Options{Config: c.Config, Weights: c, Kind: kind, Policy: kvcache.Policy{Anchor: 16, Sink: 2}, Seed: 1, Threads: 2,
 		Windows: windows(2, 64, 7), Calibration: windows(3, 64, 8), CalibrationName: "fit",

@@ -32,13 +32,13 @@ func (t *tap) attention(ctx context.Context, a *refmodel.Attention) error {
 	d := y.HeadDim
 	rows := make([]spec.AngleRow, y.KVHeads)
 	err := parallel.For(ctx, t.p.m.Threads, y.KVHeads, func(h int) error {
-		srht, err := codec.DataFree("srht", d, o.Seed, a.Layer, h)
+		srht, err := codec.DataFree(codec.SRHT, d, o.Seed, a.Layer, h)
 		if err != nil {
 			return err
 		}
 		plain := activations.Keys(c, a, h, nil, kvcache.Policy{Sink: o.Policy.Sink})
 		coded := activations.Keys(c, a, h, t.p.scale(a.Layer, h), o.Policy)
-		raw, err := codec.DataFree("raw", d, o.Seed, a.Layer, h)
+		raw, err := codec.DataFree(codec.Raw, d, o.Seed, a.Layer, h)
 		if err != nil {
 			return err
 		}
@@ -252,15 +252,15 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 		out.Float = append(out.Float, round(s*y.Scale))
 	}
 	out.Sink = max(0, out.Sink-lo)
-	add := func(kind, fitted string, c *codec.Code) error {
+	add := func(kind codec.Kind, fitted string, c *codec.Code) error {
 		s, err := p.query(ctx, c, t, lo)
 		if err != nil {
 			return fmt.Errorf("layer %d, KV head %d, code %s: %w", p.layer, p.head, kind, err)
 		}
-		out.Codes = append(out.Codes, spec.ScoreCode{Code: kind, Bits: float64(c.B) / float64(d), Fitted: fitted, Scores: s})
+		out.Codes = append(out.Codes, spec.ScoreCode{Code: string(kind), Bits: float64(c.B) / float64(d), Fitted: fitted, Scores: s})
 		return nil
 	}
-	for _, kind := range []string{"raw", "srht"} {
+	for _, kind := range []codec.Kind{codec.Raw, codec.SRHT} {
 		c, err := codec.DataFree(kind, d, p.o.Seed, p.layer, p.head)
 		if err != nil {
 			return err
@@ -269,9 +269,9 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 			return err
 		}
 	}
-	if p.o.Fitted != nil && p.o.Kind != "learned" {
-		if c := p.o.Fitted[p.layer][p.head]["learned"]; c != nil {
-			if err := add("learned", p.o.CalibrationName, c); err != nil {
+	if p.o.Fitted != nil && p.o.Kind != codec.Learned {
+		if c := p.o.Fitted[p.layer][p.head][codec.Learned]; c != nil {
+			if err := add(codec.Learned, p.o.CalibrationName, c); err != nil {
 				return err
 			}
 		}
@@ -285,7 +285,7 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 				return err
 			}
 			placed = true
-			if ownBits == bits && p.o.Kind == "frame" {
+			if ownBits == bits && p.o.Kind == codec.Frame {
 				continue
 			}
 		}
@@ -293,11 +293,11 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 		if err != nil || b != int(bits*float64(d)) || sample == nil {
 			continue // this head_dim has no such size, or there is nothing to fit to
 		}
-		c, _, err := fit.Fit(ctx, "frame", b, sample)
+		c, _, err := fit.Fit(ctx, codec.Frame, b, sample)
 		if err != nil {
 			return err
 		}
-		if err := add("frame", p.o.CalibrationName, c); err != nil {
+		if err := add(codec.Frame, p.o.CalibrationName, c); err != nil {
 			return err
 		}
 	}

@@ -24,7 +24,7 @@ func TestOtherLayers(t *testing.T) {
 		},
 		"llama.cpp": func(c *family.Config) error { _, err := NewLlamaCpp(c, F16); return err },
 		"edited": func(c *family.Config) error {
-			_, err := NewEditedKeys(c, [][]transform.KeyEdit{{{}}, {{}}}, nil, 8)
+			_, err := NewEditedKeys(c, transform.ModelEdits{{{}}, {{}}}, nil, 8)
 			return err
 		},
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
@@ -53,7 +54,8 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	}
 	o := convert.DefaultAuditOptions()
 	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"), c.Uint64("seed"), c.Int("threads")
-	o.Code, o.Bits, o.Alloc, o.Balance, o.Policy = c.String("code"), c.Float("bits"), c.String("alloc"), c.Bool("balance"), policy(c)
+	o.Code, o.Bits, o.Alloc = codec.Kind(c.String("code")), c.Float("bits"), bits.Alloc(c.String("alloc"))
+	o.Balance, o.Policy = c.Bool("balance"), policy(c)
 	o.Progress = showProgress(stderr)
 	if o.Calibration, err = calibrationText(c.String("calib")); err != nil {
 		return err

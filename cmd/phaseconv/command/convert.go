@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -85,7 +86,7 @@ func convertFlags() []cli.Flag {
 // keyFlags say how keys are coded.
 func keyFlags(d convert.Options) []cli.Flag {
 	return in(categoryOneBit,
-		&cli.StringFlag{Name: "code", Usage: "key code: " + strings.Join(codec.Kinds, ", "), Value: d.Code},
+		&cli.StringFlag{Name: "code", Usage: "key code: " + codec.KindNames(), Value: string(d.Code)},
 		&cli.FloatFlag{Name: "bits", Usage: "bits (signs) per number of a key, on average over all heads (frame only)", Value: d.Bits},
 		&cli.StringFlag{Name: "alloc", Usage: "bit allocation over heads: uniform, sensitivity (by measured cost) or angle", DefaultText: "sensitivity for frames, uniform for other codes"},
 		&cli.IntFlag{Name: "outliers", Usage: "coordinates of each coded key that are kept in F16 beside its signs, 0 to head_dim/2", Value: d.Policy.Exceptions},
@@ -114,8 +115,8 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	}
 	o := convert.DefaultOptions()
 	o.Source, o.Out, o.OutType = src, c.String("out"), c.String("outtype")
-	o.Code, o.Bits, o.Alloc, o.Balance = c.String("code"), c.Float("bits"), c.String("alloc"), c.Bool("balance")
-	o.Policy = policy(c)
+	o.Code, o.Bits, o.Alloc = codec.Kind(c.String("code")), c.Float("bits"), bits.Alloc(c.String("alloc"))
+	o.Balance, o.Policy = c.Bool("balance"), policy(c)
 	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"), c.Uint64("seed"), c.Int("threads")
 	o.Command, o.Progress, o.Notice = recorded(c, src), showProgress(stderr), notes(stderr)
 	o.Report, o.ReportDetail = c.Bool("report"), c.Bool("report-detail")
@@ -171,7 +172,7 @@ func policy(c *cli.Command) kvcache.Policy {
 
 // cacheOptions reads what to do for stock cache types.
 func cacheOptions(c *cli.Command, o *convert.Options) error {
-	o.WeightEdits, o.TargetCtx, o.CacheTokens = c.String("weight-edits"), c.Int("target-ctx"), c.Int("cache-tokens")
+	o.WeightEdits, o.TargetCtx, o.CacheTokens = plan.WeightEdits(c.String("weight-edits")), c.Int("target-ctx"), c.Int("cache-tokens")
 	if c.IsSet("target-ctx") && o.TargetCtx == 0 {
 		return usagef("--target-ctx 0: name a context")
 	}

@@ -168,7 +168,7 @@ func (i *fileInfo) sidecar(ctx context.Context, path string) error {
 		return err
 	}
 	i.Sidecar = &sidecarInfo{
-		Code: s.Kind, Layers: len(s.Codes), Heads: len(s.Codes[0]), HeadDim: s.HeadDim,
+		Code: string(s.Kind), Layers: len(s.Codes), Heads: len(s.Codes[0]), HeadDim: s.HeadDim,
 		Bits: codec.MeanBits(s.Codes), Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Except: s.Exceptions,
 	}
 	return nil

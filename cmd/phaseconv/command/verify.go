@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
@@ -53,7 +54,7 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		return err
 	}
 	o := verify.Options{
-		Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Sink: c.Int("sink"), Recent: c.Int("recent"), Code: c.String("code"),
+		Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Sink: c.Int("sink"), Recent: c.Int("recent"), Code: codec.Kind(c.String("code")),
 		Kernels: c.Bool("kernels"),
 		Seed:    c.Uint64("seed"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}

@@ -73,7 +73,7 @@ type decodedKey struct {
 
 // A headCase is the input of a headVector.
 type headCase struct {
-	kind    string
+	kind    codec.Kind
 	d, b    int
 	anchor  int
 	pairs   rope.Layout
@@ -154,7 +154,7 @@ func headCases() []headCase {
 
 func (c headCase) vector() (*headVector, error) {
 	zeros := formula{Rule: "zeros"}
-	v := &headVector{Name: c.name, Kind: c.kind, HeadDim: c.d, Signs: c.b, Anchor: c.anchor, PairLayout: c.pairs.String(), RopeTheta: theta, Exceptions: c.except}
+	v := &headVector{Name: c.name, Kind: string(c.kind), HeadDim: c.d, Signs: c.b, Anchor: c.anchor, PairLayout: c.pairs.String(), RopeTheta: theta, Exceptions: c.except}
 	if v.Mean = generate(zeros, 1, c.d, nil); c.mean {
 		v.Mean = generate(formula{Rule: "uniform", Seed: c.seed + 2}, 1, c.d, nil)
 	}
@@ -304,7 +304,7 @@ func sidecarVectors(path string) ([]*headVector, error) {
 		}
 		seed := uint64(9000 + 10*i)
 		v := &headVector{
-			Name: fmt.Sprintf("layer %d, KV head %d", at[0], at[1]), Kind: c.Kind, HeadDim: c.D, Signs: c.B, Anchor: s.Anchor,
+			Name: fmt.Sprintf("layer %d, KV head %d", at[0], at[1]), Kind: string(c.Kind), HeadDim: c.D, Signs: c.B, Anchor: s.Anchor,
 			PairLayout: s.Pairs.String(), RopeTheta: theta, Exceptions: s.Exceptions,
 			Keys:    generate(formula{Rule: "uniform", Seed: seed, Exponent: 2, ColumnMod: 5}, keysPerCase, c.D, nil),
 			Queries: generate(formula{Rule: "uniform", Seed: seed + 1, Exponent: 1, ColumnMod: 3}, queries, c.D, nil),

@@ -128,7 +128,7 @@ type edgeFile struct {
 func edgeVectors() (*edgeFile, error) {
 	const d = 8
 	id := generate(formula{Rule: "identity"}, d, d, nil)
-	code, err := codec.New("raw", d, d, make([]float32, d), id.data, nil)
+	code, err := codec.New(codec.Raw, d, d, make([]float32, d), id.data, nil)
 	if err != nil {
 		return nil, err
 	}
