@@ -75,16 +75,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return nil, err
 	}
 	m := refmodel.New(c.Config, c, o.Threads)
-	kinds := fitKinds(o.Code)
-	opt := calibrate.Options{
-		Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
-		Progress: o.Progress.Of("allotting signs"),
-	}
-	if opt.Signs, err = bits.Allocate(ctx, m, cal.Tokens, keys.Allocation(), opt.Allocation()); err != nil {
-		return nil, err
-	}
-	opt.Progress = o.Progress.Of("calibrating")
-	fit, err := calibrate.Run(ctx, m, cal.Tokens, opt)
+	fit, err := fitAudit(ctx, m, cal.Tokens, keys, o)
 	if err != nil {
 		return nil, err
 	}
@@ -132,9 +123,32 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if o.Figures == nil {
 		return out, nil
 	}
+	return out, o.Figures(o.figures(ctx, c, w, cal, fit, codes, out.Layers, meter.Scale))
+}
+
+// fitAudit fits every column's code to the calibration text.
+func fitAudit(ctx context.Context, m *refmodel.Model, windows [][]int32, keys plan.KeyOptions, o AuditOptions) (
+	*calibrate.Result, error,
+) {
+	opt := calibrate.Options{
+		Kinds: fitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
+		Progress: o.Progress.Of("allotting signs"),
+	}
+	var err error
+	if opt.Signs, err = bits.Allocate(ctx, m, windows, keys.Allocation(), opt.Allocation()); err != nil {
+		return nil, err
+	}
+	opt.Progress = o.Progress.Of("calibrating")
+	return calibrate.Run(ctx, m, windows, opt)
+}
+
+// figures returns what an audit has in hand for a report.
+func (o *AuditOptions) figures(ctx context.Context, c *checkpoint.Checkpoint, w, cal *ppl.Windows, fit *calibrate.Result,
+	codes [][]*codec.Code, rows []spec.Layer, scale func(layer, head int) []float32) figures.Options {
 	p := figures.Options{
-		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: meter.Scale, Windows: w.Tokens, Text: out.Text,
-		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(ctx, c, o.Text), Rows: out.Layers,
+		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: scale,
+		Windows: w.Tokens, Text: o.Text.Info(w),
+		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(ctx, c, o.Text), Rows: rows,
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
 	}
 	for _, layer := range fit.Layers {
@@ -144,7 +158,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		}
 		p.Fitted = append(p.Fitted, row)
 	}
-	return out, o.Figures(p)
+	return p
 }
 
 // fitKinds lists the codes to fit for an audit: the one in use and the columns

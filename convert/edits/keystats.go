@@ -162,31 +162,18 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 	c, y, T := s.cfg, &s.cfg.Layers[a.Layer], a.T
 	d := y.HeadDim
 	half := d / 2
-	out := &querySums{seen: make([]float64, T), attention: make([]float64, T), squared: make([]float64, T), query: make([]float64, half), drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d)}
-	kw, qw := y.KVHeads*d, y.Heads*d
+	out := &querySums{
+		seen: make([]float64, T), attention: make([]float64, T), squared: make([]float64, T), query: make([]float64, half),
+		drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d),
+	}
+	qw := y.Heads * d
 	base := window * T
 	at := s.positions(T, a.Layer, head)
 	q := make([]float32, len(at)*d)
 	for n, i := range at {
 		copy(q[n*d:(n+1)*d], a.Q[(base+i)*qw+head*d:])
 	}
-	var keys gemm.Weights
-	keys.PackRows(T, d, a.K[base*kw+head/y.Group()*d:], kw, 1)
-	scores := make([]float32, len(at)*T)
-	gemm.Mul(scores, T, q, d, len(at), &keys, 1)
-	span := y.Window
-	first := func(i int) int {
-		if span > 0 {
-			return max(0, i-span+1)
-		}
-		return 0
-	}
-	for n, i := range at {
-		lo, p := first(i), scores[n*T:(n+1)*T]
-		fmath.Softmax(p[lo:i+1], float32(y.Scale))
-		clear(p[:lo])
-		clear(p[i+1:])
-	}
+	scores := s.probabilities(a, window, head, at, q)
 	acc := newOuter(d)
 	var u *headOutputs
 	if root != nil {
@@ -196,7 +183,7 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		lo := first(i)
+		lo := firstSeen(y, i)
 		p := scores[n*T+lo : n*T+i+1]
 		row := q[n*d : (n+1)*d]
 		for j, v := range p {
@@ -218,17 +205,8 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 			e := float64(row[i])*float64(row[i]) + float64(float64(row[j])*float64(row[j]))
 			out.query[k] += float64(w * e)
 		}
-		for x := range d {
-			for y := range d {
-				out.metric[x*d+y] += float64(float64(curvature*float64(row[x])) * float64(row[y]))
-			}
-		}
-		pre := a.QPre[(base+i)*qw+head*d:][:d]
-		for x := range d {
-			for y := range d {
-				out.metricPre[x*d+y] += float64(float64(curvature*float64(pre[x])) * float64(pre[y]))
-			}
-		}
+		addMetric(out.metric, row, curvature)
+		addMetric(out.metricPre, a.QPre[(base+i)*qw+head*d:][:d], curvature)
 		out.weight += w
 		out.n++
 	}
@@ -238,6 +216,42 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 		copy(out.seen, out.attention)
 	}
 	return out, nil
+}
+
+// addMetric adds w q q^T to sum. linalg.AddOuter rounds in another order, and edits that were
+// fitted must stay what they are.
+func addMetric(sum []float64, q []float32, w float64) {
+	for i, a := range q {
+		for j, b := range q {
+			sum[i*len(q)+j] += float64(float64(w*float64(a)) * float64(b))
+		}
+	}
+}
+
+// firstSeen returns the first position that a query at i sees.
+func firstSeen(y *family.Layer, i int) int {
+	if y.Window > 0 {
+		return max(0, i-y.Window+1)
+	}
+	return 0
+}
+
+// probabilities returns the probabilities of all keys of a window for the queries q of one head
+// at positions at, [len(at), T], zero for those that a query does not see.
+func (s *KeyStats) probabilities(a *refmodel.Attention, window, head int, at []int, q []float32) []float32 {
+	y, T := &s.cfg.Layers[a.Layer], a.T
+	d, kw := y.HeadDim, y.KVHeads*y.HeadDim
+	var keys gemm.Weights
+	keys.PackRows(T, d, a.K[window*T*kw+head/y.Group()*d:], kw, 1)
+	scores := make([]float32, len(at)*T)
+	gemm.Mul(scores, T, q, d, len(at), &keys, 1)
+	for n, i := range at {
+		lo, p := firstSeen(y, i), scores[n*T:(n+1)*T]
+		fmath.Softmax(p[lo:i+1], float32(y.Scale))
+		clear(p[:lo])
+		clear(p[i+1:])
+	}
+	return scores
 }
 
 // positions samples queries, one from each stratum of the window.
