@@ -7,7 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"sort"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -197,11 +198,20 @@ func readFold(ctx context.Context, f *safetensors.File) (*Fold, error) {
 	return out, nil
 }
 
-// readEdit reads the parts of one tensor's edit.
+// An editReader reads the parts of one tensor's edit.
+type editReader struct {
+	f        *safetensors.File
+	name     string
+	e        *checkpoint.Edit
+	rows     int                  // that every part but mixes has, -1 until one is read
+	mixed    map[string][]int     // indices of mixes, by "mix" and "colmix"
+	matrices map[string][]float32 // their numbers
+}
+
+// readEdit reads the parts of one tensor's edit, and marks what it read in seen.
 func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoint.Edit, error) {
-	e := &checkpoint.Edit{}
-	rows := -1
-	mixed, matrices := map[string][]int{}, map[string][]float32{}
+	r := &editReader{f: f, name: name, e: &checkpoint.Edit{}, rows: -1,
+		mixed: map[string][]int{}, matrices: map[string][]float32{}}
 	for _, p := range foldParts {
 		full := name + "." + p.name
 		t, ok := f.Find(full)
@@ -212,77 +222,97 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 		if t.DType != p.dtype || len(t.Shape) != 1 || t.Shape[0] < 1 || t.Shape[0] > maxFoldParts {
 			return nil, fmt.Errorf("tensor %.80s is %s %v, expected %s and one dimension", full, t.DType, t.Shape, p.dtype)
 		}
-		n := t.Shape[0]
-		of, _, _ := strings.Cut(p.name, ".")
-		isMix := of == "mix" || of == "colmix"
-		if !isMix {
-			if rows >= 0 && rows != n {
-				return nil, fmt.Errorf("tensor %.80s has %d numbers, the other parts of the edit %d", full, n, rows)
-			}
-			rows = n
-		}
-		if p.dtype == "I32" {
-			raw := make([]int32, n)
-			if err := binary.Read(f.Reader(t), binary.LittleEndian, raw); err != nil {
-				return nil, err
-			}
-			if isMix {
-				for _, v := range raw {
-					mixed[of] = append(mixed[of], int(v))
-				}
-				continue
-			}
-			for i, v := range raw {
-				// A partner of a partner is the row itself: pairs of rows are turned.
-				if v < 0 || int(v) >= n || int(raw[v]) != i {
-					return nil, fmt.Errorf("tensor %.80s: number %d is %d, which is no partner among %d rows", full, i, v, n)
-				}
-				e.Partner = append(e.Partner, int(v))
-			}
-			continue
-		}
-		x := make([]float32, n)
-		if err := f.ReadRows(t, 0, 1, x); err != nil {
+		if err := r.part(p.name, p.dtype, t, full); err != nil {
 			return nil, err
 		}
-		for i, v := range x {
-			if v-v != 0 {
-				return nil, fmt.Errorf("tensor %.80s: number %d is %v; all must be finite", full, i, v)
-			}
-		}
-		switch p.name {
-		case "mix", "colmix":
-			matrices[of] = x
-		case "scale":
-			e.Scale = x
-		case "cross":
-			e.Cross = x
-		case "shift":
-			e.Shift = x
-		}
 	}
-	if (e.Partner == nil) != (e.Cross == nil) {
+	if (r.e.Partner == nil) != (r.e.Cross == nil) {
 		return nil, fmt.Errorf("tensor %.80s has one of cross and partner without the other", name)
 	}
+	if err := r.mixes(); err != nil {
+		return nil, err
+	}
+	if r.rows < 0 && r.e.ColMix == nil && r.e.Mix == nil {
+		return nil, fmt.Errorf("tensor %.80s is listed as edited, but nothing is done to it", name)
+	}
+	return r.e, nil
+}
+
+// part reads one part, tensor t of the file, full by name.
+func (r *editReader) part(part, dtype string, t *safetensors.Tensor, full string) error {
+	n := t.Shape[0]
+	of, _, _ := strings.Cut(part, ".")
+	isMix := of == "mix" || of == "colmix"
+	if !isMix {
+		if r.rows >= 0 && r.rows != n {
+			return fmt.Errorf("tensor %.80s has %d numbers, the other parts of the edit %d", full, n, r.rows)
+		}
+		r.rows = n
+	}
+	if dtype == "I32" {
+		return r.indices(of, isMix, t, full)
+	}
+	x := make([]float32, n)
+	if err := r.f.ReadRows(t, 0, 1, x); err != nil {
+		return err
+	}
+	for i, v := range x {
+		if v-v != 0 {
+			return fmt.Errorf("tensor %.80s: number %d is %v; all must be finite", full, i, v)
+		}
+	}
+	switch part {
+	case "mix", "colmix":
+		r.matrices[of] = x
+	case "scale":
+		r.e.Scale = x
+	case "cross":
+		r.e.Cross = x
+	case "shift":
+		r.e.Shift = x
+	}
+	return nil
+}
+
+// indices reads the rows or columns of mixes, or the partners of rows.
+func (r *editReader) indices(of string, isMix bool, t *safetensors.Tensor, full string) error {
+	raw := make([]int32, t.Shape[0])
+	if err := binary.Read(r.f.Reader(t), binary.LittleEndian, raw); err != nil {
+		return err
+	}
+	for i, v := range raw {
+		if isMix {
+			r.mixed[of] = append(r.mixed[of], int(v))
+			continue
+		}
+		// A partner of a partner is the row itself: pairs of rows are turned.
+		if v < 0 || int(v) >= len(raw) || int(raw[v]) != i {
+			return fmt.Errorf("tensor %.80s: number %d is %d, which is no partner among %d rows", full, i, v, len(raw))
+		}
+		r.e.Partner = append(r.e.Partner, int(v))
+	}
+	return nil
+}
+
+// mixes puts indices and numbers of mixes together.
+func (r *editReader) mixes() error {
 	for _, part := range []string{"mix", "colmix"} {
-		of, m := mixed[part], matrices[part]
+		of, m := r.mixed[part], r.matrices[part]
 		if len(of) == 0 && len(m) == 0 {
 			continue
 		}
 		// Mixes of one tensor are alike: each has as many rows as its matrix is wide.
 		n := len(m) / max(len(of), 1)
 		if n == 0 || len(m) != n*len(of) || len(of)%n != 0 {
-			return nil, fmt.Errorf("tensor %.80s: %s has %d indices and %d numbers, which is no list of square matrices", name, part, len(of), len(m))
+			return fmt.Errorf("tensor %.80s: %s has %d indices and %d numbers, which is no list of square matrices",
+				r.name, part, len(of), len(m))
 		}
-		to := mixesOf(e, part)
+		to := mixesOf(r.e, part)
 		for i := 0; i < len(of); i += n {
 			*to = append(*to, checkpoint.RowMix{Rows: of[i : i+n], Matrix: m[i*n : (i+n)*n]})
 		}
 	}
-	if rows < 0 && e.ColMix == nil && e.Mix == nil {
-		return nil, fmt.Errorf("tensor %.80s is listed as edited, but nothing is done to it", name)
-	}
-	return e, nil
+	return nil
 }
 
 // Apply returns the source with the fold applied. It fails if a tensor is not there
@@ -315,13 +345,8 @@ func (f *Fold) compare(g *Fold) []spec.DiffTensor {
 	for n := range g.Edits {
 		names[n] = true
 	}
-	var all []string
-	for n := range names {
-		all = append(all, n)
-	}
-	sort.Strings(all)
 	var out []spec.DiffTensor
-	for _, n := range all {
+	for _, n := range slices.Sorted(maps.Keys(names)) {
 		a, b := f.Edits[n], g.Edits[n]
 		d := spec.DiffTensor{Tensor: n}
 		same, comparable := true, a != nil && b != nil
