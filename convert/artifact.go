@@ -82,22 +82,11 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 	return write.Tag{
 		Source: spec.Source{Name: c.Name(), Container: string(c.Container), SHA256: digest},
 		Code: spec.CodeInfo{
-			Kind: string(o.Code), Bits: bitsPerNumber(fitted, o.Code), Alloc: string(o.keys().Allocation()),
+			Kind: string(o.Code), Bits: codec.MeanBits(fitted.Codes(o.Code)), Alloc: string(o.keys().Allocation()),
 			Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 		},
 		Tool: o.Tool,
 	}, nil
-}
-
-// bitsPerNumber returns the signs per number of a fitted code, over all heads.
-func bitsPerNumber(fitted *calibrate.Result, code codec.Kind) float64 {
-	signs, numbers := 0, 0
-	for _, layer := range fitted.Layers {
-		for _, h := range layer.Heads {
-			signs, numbers = signs+h.Codes[code].B, numbers+h.Codes[code].D
-		}
-	}
-	return float64(signs) / float64(numbers)
 }
 
 // sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is that of the

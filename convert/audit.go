@@ -80,7 +80,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return nil, err
 	}
 	meter := &audit.Meter{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
-	codes := make([][]*codec.Code, len(c.Config.Layers))
+	codes := fit.Codes(o.Code)
 	for l, layer := range fit.Layers {
 		var row []audit.Codes
 		for h, head := range layer.Heads {
@@ -88,7 +88,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 			if err != nil {
 				return nil, err
 			}
-			row, codes[l] = append(row, x), append(codes[l], head.Codes[o.Code])
+			row = append(row, x)
 		}
 		meter.Codes = append(meter.Codes, row)
 	}

@@ -262,6 +262,17 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 	return nil
 }
 
+// Codes returns the fitted codes of a kind, [layer][KV head].
+func (r *Result) Codes(kind codec.Kind) [][]*codec.Code {
+	out := make([][]*codec.Code, len(r.Layers))
+	for l, layer := range r.Layers {
+		for _, h := range layer.Heads {
+			out[l] = append(out[l], h.Codes[kind])
+		}
+	}
+	return out
+}
+
 // signs returns how many signs a code gets.
 func (f *fitter) signs(kind codec.Kind, s *fit.Sample) int {
 	if kind == codec.Frame {

@@ -12,11 +12,11 @@ import (
 	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
-// BalanceKind says how the pairs of a head are scaled.
+// PairScaling says how the pairs of a head are scaled.
 type PairScaling int
 
 const (
-	// NoBalance leaves scales as they are.
+	// NoPairScaling leaves scales as they are.
 	NoPairScaling PairScaling = iota
 	// PowerOfTwo takes the closed form rounded to powers of two: rows of quantised
 	// weights then keep their stored digits.

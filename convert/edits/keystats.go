@@ -41,8 +41,8 @@ type StatsOptions struct {
 	Threads int
 }
 
-// KeyStats, as a hook of refmodel, reduces activations to transform.KeyStats while
-// they pass. Run it over window after window of the context that the model will
+// A KeyStats, as a hook of refmodel, sums up what edits of keys are fitted to while
+// activations pass. Run it over window after window of the context that the model will
 // be used at: sums go on, and memory does not grow with the number of windows
 // (but for Samples). Per thread it needs queries x context numbers.
 type KeyStats struct {

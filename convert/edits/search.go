@@ -18,7 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// ChooseOptions of Choose.
+// Options of the search.
 type Options struct {
 	// Cache is the pair of cache types that the weights are changed for.
 	Cache kvcache.CacheTypes

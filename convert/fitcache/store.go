@@ -1,3 +1,5 @@
+// Package fitcache keeps fitted layers in a folder, so that a conversion that was interrupted can
+// be taken up, and several processes can share one.
 package fitcache
 
 import (
@@ -33,7 +35,7 @@ type Input struct {
 	Value string `json:"value"`
 }
 
-// A Work folder is a Store of one file per layer. Runs on several machines may
+// A Cache is a folder with one file per layer. Runs on several machines may
 // share it: a file appears complete or not at all, and all write the same bytes.
 // A file names the inputs of its fit and carries a digest of its contents; one
 // that has other inputs, or is damaged, is not used.

@@ -63,7 +63,7 @@ type Plan struct {
 func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *Changes) (*Plan, error) {
 	targets := ch.Targets
 	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities}
-	if err := checkUnknown(c, p); err != nil {
+	if err := checkUnknown(c); err != nil {
 		return nil, err
 	}
 	var err error
@@ -94,7 +94,7 @@ var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias
 
 // checkUnknown refuses tensors that may belong to a graph other than the
 // family's: computing without them would be silently wrong.
-func checkUnknown(c *checkpoint.Checkpoint, p *Plan) error {
+func checkUnknown(c *checkpoint.Checkpoint) error {
 	for _, n := range c.Unknown {
 		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
 			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head."))
@@ -228,19 +228,8 @@ func checkStock(c *checkpoint.Checkpoint) error {
 		stock = 1 / math.Sqrt(float64(cfg.Hidden/shape.Heads))
 	}
 	for l := range cfg.Layers {
-		y := &cfg.Layers[l]
-		if d := y.Scale/stock - 1; d > 1e-6 || d < -1e-6 {
-			return fmt.Errorf("%s: query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape", c.Path, y.Scale, stock)
-		}
-		if y.FFN.Experts > 0 && y.FFN.Renorm != f.Experts.GGUFRenorm {
-			return fmt.Errorf("%s: norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v", c.Path, y.FFN.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
-		}
-		if f.SquareAttention && y.QKNorm == family.NormLayers && y.KVHeads != y.Heads {
-			return fmt.Errorf("%s: num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", c.Path, y.KVHeads, y.Heads, f.GGUFArch)
-		}
-		if first := &cfg.Layers[0]; y.FFN.Size != first.FFN.Size || y.FFN.Experts != first.FFN.Experts || y.FFN.Used != first.FFN.Used ||
-			y.Window > 0 && y.Window != window {
-			return fmt.Errorf("%s: layer %d has an FFN or a window of another size than other layers, which the GGUF writer does not support", c.Path, l)
+		if err := checkStockLayer(cfg, l, stock, window); err != nil {
+			return fmt.Errorf("%s: %w", c.Path, err)
 		}
 	}
 	if f.SquareAttention && shape.Heads*shape.HeadDim != cfg.Hidden {
@@ -251,6 +240,26 @@ func checkStock(c *checkpoint.Checkpoint) error {
 	}
 	if window > 0 && f.Window.InGGUF && local.Scaling != rope.None {
 		return fmt.Errorf("%s: RoPE scaling %s of sliding-window layers cannot be written for architecture %s", c.Path, local.Scaling, f.GGUFArch)
+	}
+	return nil
+}
+
+// checkStockLayer is checkStock for one layer; scale is that of attention scores there.
+func checkStockLayer(cfg *family.Config, l int, scale float64, window int) error {
+	f := cfg.Family
+	y := &cfg.Layers[l]
+	if d := y.Scale/scale - 1; d > 1e-6 || d < -1e-6 {
+		return fmt.Errorf("query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape", y.Scale, scale)
+	}
+	if y.FFN.Experts > 0 && y.FFN.Renorm != f.Experts.GGUFRenorm {
+		return fmt.Errorf("norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v", y.FFN.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
+	}
+	if f.SquareAttention && y.QKNorm == family.NormLayers && y.KVHeads != y.Heads {
+		return fmt.Errorf("num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", y.KVHeads, y.Heads, f.GGUFArch)
+	}
+	if first := &cfg.Layers[0]; y.FFN.Size != first.FFN.Size || y.FFN.Experts != first.FFN.Experts || y.FFN.Used != first.FFN.Used ||
+		y.Window > 0 && y.Window != window {
+		return fmt.Errorf("layer %d has an FFN or a window of another size than other layers, which the GGUF writer does not support", l)
 	}
 	return nil
 }

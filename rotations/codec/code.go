@@ -1,4 +1,4 @@
-// Package rotations holds the 1-bit key codes: what a code is, how its signs and
+// Package codec holds the 1-bit key codes: what a code is, how its signs and
 // scale are found for a key, how codes are fitted to calibration keys, which
 // identities fold into the weights beforehand, and the sidecar that carries the
 // result.
@@ -120,6 +120,7 @@ func (c *Code) WithGain(gain float32) (*Code, error) {
 	return &out, nil
 }
 
+// CheckSize refuses a code of b signs for keys of d numbers that no runtime could read.
 func CheckSize(d, b int) error {
 	if d < 1 || d > MaxDim || b < 8 || b > min(MaxBits, MaxBitsPerNumber*d) || b%8 != 0 {
 		return fmt.Errorf("a code of %d signs for keys of %d numbers: signs must be a multiple of 8 up to %d and %d times the numbers, numbers at most %d", b, d, MaxBits, MaxBitsPerNumber, MaxDim)
@@ -143,6 +144,7 @@ func (c *Code) pack() {
 // orthonormal in float64: inner products of unit rows err by about 1e-7 each way.
 const orthonormalTolerance = 1e-5
 
+// CheckOrthonormal refuses rows of m, [b, d], that are no orthonormal basis.
 func CheckOrthonormal(m []float32, b, d int) error {
 	if b != d {
 		return fmt.Errorf("a code of %d signs for %d numbers needs an encode matrix", b, d)

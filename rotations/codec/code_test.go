@@ -32,7 +32,7 @@ func TestScoreIdentity(t *testing.T) {
 					fast += float64(q[j]) * float64(c.Mean[j])
 					bound += math.Abs(float64(q[j])) * math.Abs(float64(c.Mean[j]))
 				}
-				var smallest float64 = math.Inf(1)
+				smallest := math.Inf(1)
 				for k := range c.B {
 					var mq float64
 					for j, v := range c.Decode[k*d : (k+1)*d] {

@@ -1,3 +1,4 @@
+// Package fit fits key codes to the keys of a KV head, and rotations to the rows of FFN matrices.
 package fit
 
 import (

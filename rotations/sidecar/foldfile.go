@@ -349,25 +349,25 @@ func (f *Fold) compare(g *Fold) []spec.DiffTensor {
 	for _, n := range slices.Sorted(maps.Keys(names)) {
 		a, b := f.Edits[n], g.Edits[n]
 		d := spec.DiffTensor{Tensor: n}
-		same, comparable := true, a != nil && b != nil
+		same, alike := true, a != nil && b != nil
 		var x, y []float32
 		for _, p := range foldParts {
-			if !comparable {
+			if !alike {
 				break
 			}
 			u, v := foldBytes(a, p.name), foldBytes(b, p.name)
 			same = same && bytes.Equal(u, v)
 			if p.dtype == "I32" {
-				comparable = bytes.Equal(u, v)
+				alike = bytes.Equal(u, v)
 				continue
 			}
-			comparable = len(u) == len(v)
+			alike = len(u) == len(v)
 			x, y = append(x, floatsOf(u)...), append(y, floatsOf(v)...)
 		}
-		if same && comparable {
+		if same && alike {
 			continue
 		}
-		if comparable {
+		if alike {
 			d.Distance = distance(x, y)
 		}
 		out = append(out, d)

@@ -1,3 +1,5 @@
+// Package sidecar reads and writes what is published beside a model: its key codes, in GGUF or
+// safetensors, and the fold, what was done to the weights. It tells how two of them differ.
 package sidecar
 
 import (

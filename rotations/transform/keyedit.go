@@ -1,3 +1,6 @@
+// Package transform holds the changes of weights that leave a model's function as it is, or
+// nearly so, and make keys and values easier to store: each is checked against a model's
+// architecture, fitted to samples, and folded into a view of the checkpoint.
 package transform
 
 import (
@@ -11,7 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 )
 
-// IDValues is identity G2 between W_V and W_O.
+// IDValueTransform is identity G2 between W_V and W_O.
 const IDValueTransform = "G2"
 
 // A KeyEdit is what a change of weights does to the keys of one KV head before

@@ -13,7 +13,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
-// IDMix is the near-identity that mixes rotary pairs: pairs that hardly turn
+// IDKeyTransform is the near-identity that mixes rotary pairs: pairs that hardly turn
 // within a context, or turn at nearly the same speed, can be mixed by a matrix that
 // passes through RoPE nearly unchanged.
 const IDKeyTransform = "G8"

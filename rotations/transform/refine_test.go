@@ -184,7 +184,7 @@ func TestMixValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	loss := func(m *KeyTransform) float64 {
-		p, err := newBlockObjective(t.Context(), m, x[1].KeySample.withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
+		p, err := newBlockObjective(t.Context(), m, x[1].withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,3 +1,5 @@
+// Package activations takes what fits and audits need from the queries and keys of a forward
+// pass: samples of keys with their query metric, and the energies of rotary pairs.
 package activations
 
 import (

@@ -4,10 +4,10 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
-// perNumber returns the signs per number of a code.
+// BitsPerNumber returns the signs per number of a code.
 func BitsPerNumber(c *codec.Code) float64 { return float64(c.B) / float64(c.D) }
 
-// columns collects the codes of one head's audit: the one in use, those that
+// Columns collects the codes of one head's audit: the one in use, those that
 // were fitted beside it, and the data-free ones.
 func Columns(inUse *codec.Code, fitted map[codec.Kind]*codec.Code, seed uint64, layer, head int) (Codes, error) {
 	x := Codes{"code": inUse}

@@ -129,8 +129,8 @@ type sample struct {
 	elements  int // of the whole matrix, or bank
 }
 
-// read takes at most max rows of one expert's matrix, or with expert -1 of all.
-func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, max int) (*sample, int, error) {
+// read takes at most most rows of one expert's matrix, or with expert -1 of all.
+func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, most int) (*sample, int, error) {
 	name := bank(a.cfg, layer, which)
 	t, ok := a.w.Find(name)
 	if !ok {
@@ -141,7 +141,7 @@ func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, ma
 		rows /= n
 		row0 = expert * rows
 	}
-	n := min(rows, max)
+	n := min(rows, most)
 	s := &sample{elements: rows * cols}
 	row := make([]float32, cols)
 	for i := range n {

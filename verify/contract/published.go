@@ -156,7 +156,7 @@ func compareFacts(facts []fact, where string) error {
 func sidecarFacts(m *spec.Manifest, e spec.Artifact, s *sidecar.Sidecar) []fact {
 	return []fact{
 		{"source.sha256", m.Source.SHA256, s.SourceSHA256},
-		{"code.kind", m.Code.Kind, s.Kind},
+		{"code.kind", m.Code.Kind, string(s.Kind)},
 		{"code.anchor", m.Code.Anchor, s.Anchor},
 		{"code.sink", m.Code.Sink, s.Sink},
 		{"code.recent", m.Code.Recent, s.Recent},

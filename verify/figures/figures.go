@@ -1,4 +1,4 @@
-// Package probe measures what a report shows beyond the totals: where errors
+// Package figures measures what a report shows beyond the totals: where errors
 // arise, and small samples of real keys and scores that a reader can handle. All
 // of it is measured on text that no code was fitted to, and bounded in time and
 // size whatever the model.

@@ -182,7 +182,7 @@ func TestScoresDirect(t *testing.T) {
 		tp.query = append(tp.query, float32(r.NormFloat64()))
 	}
 	code := o.Codes[0][0]
-	got, err := p.query(t.Context(), code, tp, 0)
+	got, err := p.query(code, tp, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

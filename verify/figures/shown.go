@@ -253,7 +253,7 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 	}
 	out.Sink = max(0, out.Sink-lo)
 	add := func(kind codec.Kind, fitted string, c *codec.Code) error {
-		s, err := p.query(ctx, c, t, lo)
+		s, err := p.query(c, t, lo)
 		if err != nil {
 			return fmt.Errorf("layer %d, KV head %d, code %s: %w", p.layer, p.head, kind, err)
 		}
@@ -311,7 +311,7 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 }
 
 // query scores the kept keys, from key lo on, as a cache with this code would.
-func (p *measurer) query(ctx context.Context, c *codec.Code, t *tap, lo int) ([]float64, error) {
+func (p *measurer) query(c *codec.Code, t *tap, lo int) ([]float64, error) {
 	cfg := p.o.Config
 	all := make([][]*codec.Code, len(cfg.Layers))
 	for l := range all {

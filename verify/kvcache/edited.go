@@ -115,7 +115,7 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 	return nil
 }
 
-// editKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
+// EditKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
 // before it.
 func EditKeys(k []float32, d int, e transform.KeyEdit, pos func(i int) int, t RopeTables, pairs rope.Layout) {
 	if e.Shift != nil {

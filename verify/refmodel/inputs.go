@@ -88,8 +88,8 @@ func roundInputs(t gguf.Type, x []float32) {
 	case gguf.TypeQ8_K:
 		for ; len(x) >= 256; x = x[256:] {
 			b := x[:256:256]
-			if max := extreme(b); max != 0 {
-				inverse := -127 / max
+			if largest := extreme(b); largest != 0 {
+				inverse := -127 / largest
 				roundBlock(b, inverse, 1/inverse)
 			}
 		}

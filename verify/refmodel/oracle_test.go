@@ -171,14 +171,14 @@ func hide(layer string) func(c *family.Config, w *altered) bool {
 
 // each changes every layer for which of says so; false where that is none.
 func each(c *family.Config, of func(y *family.Layer) bool, change func(y *family.Layer)) bool {
-	any := false
+	found := false
 	for l := range c.Layers {
 		if y := &c.Layers[l]; of(y) {
-			any = true
+			found = true
 			change(y)
 		}
 	}
-	return any
+	return found
 }
 
 // Kinds of layers.

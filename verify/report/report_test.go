@@ -125,13 +125,13 @@ func differences(got, want string) (out []string) {
 // TestDifferences: a change is told by the part it is in.
 func TestDifferences(t *testing.T) {
 	const page = `<p>a</p><section id="x"><figure>1</figure><figure>2</figure><table>3</table></section>`
-	for old, new := range map[string]struct{ text, want string }{
+	for old, x := range map[string]struct{ text, want string }{
 		"2":                {"4", `<section id="x"> figure 2 differs at byte 8 of it`},
 		"3":                {"<table>5", `<section id="x"> table 2 is new`},
 		`<section id="x">`: {"", `<section id="x"> is missing`},
 		"a":                {"b", "head differs at byte 3"},
 	} {
-		if d := strings.Join(differences(strings.Replace(page, old, new.text, 1), page), "; "); !strings.Contains(d, new.want) {
+		if d := strings.Join(differences(strings.Replace(page, old, x.text, 1), page), "; "); !strings.Contains(d, x.want) {
 			t.Errorf("%s: %s", old, d)
 		}
 	}
@@ -514,11 +514,11 @@ func TestClaims(t *testing.T) {
 	if strings.Contains(render(t, bare, fixture(t)), "Prover 1.0") {
 		t.Error("a prover is named that proved none of the claims")
 	}
-	real, err := spec.ClaimsReport()
+	ledger, err := spec.ClaimsReport()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range real.Claims {
+	for _, c := range ledger.Claims {
 		if statusClass(c.Status) != c.Status {
 			t.Errorf("claim %s has status %q", c.Name, c.Status)
 		}

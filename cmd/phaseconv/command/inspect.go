@@ -18,7 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-func inspectCommand(stdout, stderr io.Writer) *cli.Command {
+func inspectCommand(stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
 		Usage:     "show what is in GGUF, safetensors or sidecar files",

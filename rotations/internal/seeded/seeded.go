@@ -1,3 +1,4 @@
+// Package seeded makes random matrices from a seed, the same on every machine.
 package seeded
 
 import (
@@ -42,7 +43,7 @@ func RandomOrthogonal(d int, r *rand.PCG) []float64 {
 	return m
 }
 
-// srht returns the d x d matrix H D of a randomised Hadamard transform: random
+// SRHT returns the d x d matrix H D of a randomised Hadamard transform: random
 // signs, then the normalised Sylvester-Hadamard matrix. A dimension m*2^k with
 // odd m > 1 has no such matrix for all of it; there H is the Kronecker product
 // of the Hadamard matrix of 2^k and a random orthogonal m x m matrix.
