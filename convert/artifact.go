@@ -23,7 +23,8 @@ type written struct {
 }
 
 // write writes the edits, and every model with its sidecar, into dir.
-func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *plan.Changes, fitted *calibrate.Result) (*written, error) {
+func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *plan.Changes,
+	fitted *calibrate.Result) (*written, error) {
 	w := &written{}
 	var err error
 	if w.tag, err = j.tag(ctx, fitted); err != nil {
@@ -91,7 +92,8 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 
 // sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is that of the
 // written model: GGUF rounds the parameters to float32.
-func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.Tag, weights string) (*sidecar.Sidecar, error) {
+func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.Tag, weights string) (*sidecar.Sidecar,
+	error) {
 	ropes, err := sidecar.RopeText(model.Ropes())
 	if err != nil {
 		return nil, err
@@ -102,8 +104,9 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 		return nil, err
 	}
 	s := &sidecar.Sidecar{
-		Kind: o.Code, HeadDim: shape.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent, Exceptions: o.Policy.Exceptions,
-		Pairs: cfg.Pairs, Rope: ropes, SourceSHA256: tag.Source.SHA256, WeightsSHA256: weights, Tool: tag.Tool,
+		Kind: o.Code, HeadDim: shape.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Exceptions: o.Policy.Exceptions,
+		Pairs:      cfg.Pairs, Rope: ropes, SourceSHA256: tag.Source.SHA256, WeightsSHA256: weights, Tool: tag.Tool,
 		Calibration: sidecar.Calibration{SHA256: text.SHA256, Tokens: text.Tokens, Context: text.Context},
 	}
 	for _, layer := range fitted.Layers {
@@ -117,7 +120,8 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 }
 
 // manifest says what was done, without what it measures.
-func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *calibrate.Result, w *written) *spec.Manifest {
+func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *calibrate.Result,
+	w *written) *spec.Manifest {
 	o, cfg := &j.o, j.source.Config
 	shape := cfg.Layers[0].HeadShape // of all layers: plan.NewKeys refuses models whose layers differ
 	m := &spec.Manifest{

@@ -143,7 +143,8 @@ func fitAudit(ctx context.Context, m *refmodel.Model, windows [][]int32, keys pl
 }
 
 // figures returns what an audit has in hand for a report.
-func (o *AuditOptions) figures(ctx context.Context, c *checkpoint.Checkpoint, w, cal *ppl.Windows, fit *calibrate.Result,
+func (o *AuditOptions) figures(ctx context.Context, c *checkpoint.Checkpoint, w, cal *ppl.Windows,
+	fit *calibrate.Result,
 	codes [][]*codec.Code, rows []spec.Layer, scale func(layer, head int) []float32) figures.Options {
 	p := figures.Options{
 		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: scale,
@@ -175,7 +176,8 @@ func fitKinds(code codec.Kind) []codec.Kind {
 func fittedHead(fit *calibrate.Result, code codec.Kind, anchor int) func(layer, head int) audit.Head {
 	return func(l, h int) audit.Head {
 		head := fit.Layers[l].Heads[h]
-		x := audit.Head{Code: string(code), Bits: audit.BitsPerNumber(head.Codes[code]), Anchor: anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[code]}}
+		x := audit.Head{Code: string(code), Bits: audit.BitsPerNumber(head.Codes[code]), Anchor: anchor, Tokens: head.Tokens,
+			Train: audit.Row{"code": head.Train[code]}}
 		for k, v := range head.Train {
 			x.Train[string(k)] = v
 		}

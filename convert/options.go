@@ -42,7 +42,8 @@ type Options struct {
 	// Policy says which keys are coded, and how.
 	Policy kvcache.Policy
 
-	// WeightEdits says which edits of weights are allowed. "" allows approximate ones where Cache is set, exact ones elsewhere.
+	// WeightEdits says which edits of weights are allowed. "" allows approximate ones where Cache is
+	// set, exact ones elsewhere.
 	WeightEdits plan.WeightEdits
 	// Cache, if set, names the stock cache types that the weights are edited for.
 	Cache *kvcache.CacheTypes
@@ -176,7 +177,8 @@ func checkTexts(calibration, evaluation ppl.Text, tokens, ctx, chunks int) error
 	case tokens < ctx:
 		return option.Bad("CalibrationTokens", tokens, "it does not fill one window of context %d", ctx)
 	case calibration.SHA256() == evaluation.SHA256():
-		return option.Errorf("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", calibration.Name)
+		return option.Errorf("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing",
+			calibration.Name)
 	}
 	return nil
 }

@@ -53,13 +53,15 @@ type Options struct {
 
 // Artifact measures an opened artifact: perplexity with float and 1-bit keys,
 // their divergence, the beta audit, and with a source the function proof.
-func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checker, o Options) (*spec.VerifyJSON, error) {
+func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checker, o Options) (*spec.VerifyJSON,
+	error) {
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
 		return nil, option.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
 	o.Threads = parallel.Threads(o.Threads)
 	cfg := a.Model.Config
-	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent, Exceptions: a.Sidecar.Exceptions}
+	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent,
+		Exceptions: a.Sidecar.Exceptions}
 	if o.Sink >= 0 {
 		policy.Sink = o.Sink
 	}
@@ -205,7 +207,8 @@ func fromManifest(m *spec.Manifest, kind codec.Kind, codes [][]*codec.Code, anch
 
 // function compares the artifact's float model with its source, and puts the
 // re-rounding floor beside it.
-func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions, checks *contract.Checker) (*spec.FunctionJSON, error) {
+func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions,
+	checks *contract.Checker) (*spec.FunctionJSON, error) {
 	digest, err := o.Source.Digest(ctx, o.Progress.Of("reading the source, MiB"))
 	if err != nil {
 		return nil, err

@@ -187,7 +187,8 @@ func (t *angleTap) attention(ctx context.Context, a *refmodel.Attention) error {
 
 // sensitivities returns what each head is expected to cost with so many signs, in nats
 // of the model's divergence.
-func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve, error) {
+func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve,
+	error) {
 	c := m.Config
 	s := &survey{cfg: c, o: o, scale: map[[2]int][]float32{}}
 	// Codes of heads first, then layers one at a time.

@@ -51,7 +51,8 @@ type Options struct {
 
 // Allocation returns what bits.Allocate needs of these options.
 func (o *Options) Allocation() bits.Options {
-	return bits.Options{Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads, Progress: o.Progress}
+	return bits.Options{Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
+		Progress: o.Progress}
 }
 
 // A Store keeps fitted layers for later runs.
@@ -250,7 +251,8 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 		return err
 	}
 	for h, s := range xs {
-		heads[h] = Head{Codes: map[codec.Kind]*codec.Code{}, Curves: map[codec.Kind][]fit.Point{}, Train: map[codec.Kind]codec.Beta{}, Tokens: s.N()}
+		heads[h] = Head{Codes: map[codec.Kind]*codec.Code{}, Curves: map[codec.Kind][]fit.Point{},
+			Train: map[codec.Kind]codec.Beta{}, Tokens: s.N()}
 	}
 	for _, t := range tasks {
 		head := &heads[t.head]

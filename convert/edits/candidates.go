@@ -24,7 +24,8 @@ func Candidates(cache transform.CacheRow) []Candidate {
 	out := []Candidate{{Name: "as published"}}
 	if cache.Type.Quantized() {
 		balance := Candidate{Name: "pair scaling", Fit: KeyFit{Pairs: ClosedForm, Cache: cache}}
-		out = append(out, Candidate{Name: "pair scaling, powers of two", Fit: KeyFit{Pairs: PowerOfTwo, Cache: cache}}, balance, balance.Tuned())
+		out = append(out, Candidate{Name: "pair scaling, powers of two", Fit: KeyFit{Pairs: PowerOfTwo, Cache: cache}},
+			balance, balance.Tuned())
 	}
 	return out
 }

@@ -98,7 +98,8 @@ type fitTask struct{ layer, head, n int }
 // FitValues returns the edits with the values of all heads mixed for a cache type,
 // see transform.FitValueTransform. It needs StatsOptions.Weights and Samples. ctx and tick are
 // as in Fit.
-func (s *KeyStats) FitValues(ctx context.Context, edits transform.ModelEdits, cache transform.CacheRow, tick func(done, total int)) (
+func (s *KeyStats) FitValues(ctx context.Context, edits transform.ModelEdits, cache transform.CacheRow,
+	tick func(done, total int)) (
 	transform.ModelEdits, error,
 ) {
 	c := s.cfg
@@ -207,7 +208,8 @@ func scoreless(s *transform.KeyStats) bool {
 const noiseRounds = 2
 
 // noise measures the cache type's relative error on the balanced keys of a head.
-func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m *transform.BiasShift) (float64, error) {
+func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m *transform.BiasShift) (float64,
+	error) {
 	sample, err := s.Sample(layer, head, transform.KeyEdit{Shift: m})
 	if err != nil {
 		return 0, err

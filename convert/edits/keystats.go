@@ -79,7 +79,8 @@ const minProbability = 1e-7
 // NewKeyStats starts empty statistics. It refuses what cannot be measured.
 func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	if o.Queries < 0 || o.Sink < 0 || o.Samples < 0 {
-		return nil, fmt.Errorf("key statistics with %d queries, %d sinks and %d samples: none may be negative", o.Queries, o.Sink, o.Samples)
+		return nil, fmt.Errorf("key statistics with %d queries, %d sinks and %d samples: none may be negative", o.Queries,
+			o.Sink, o.Samples)
 	}
 	if o.Queries == 0 {
 		o.Queries = 64
@@ -338,7 +339,8 @@ type headOutputs struct {
 // to seen what a unit error in the score of each key does, p_j^2 |u_j - u|^2, and to
 // the distances what errors would do that agree in all keys, at most, p_j |u_j - u|
 // sum_k p_k |u_k - u|. It returns the sum of the former.
-func (o *outer) output(x *headOutputs, query int, q, p []float32, lo int, scale float32, pairs rope.Layout, out *querySums) float64 {
+func (o *outer) output(x *headOutputs, query int, q, p []float32, lo int, scale float32, pairs rope.Layout,
+	out *querySums) float64 {
 	d, T := o.d, len(x.e)
 	e := x.e[lo : lo+len(p)]
 	clear(e)
@@ -587,7 +589,8 @@ func keptQueries(T int) int { return min(T, min(192, max(4, T/16))) }
 // sample keeps keys and values of a window: the first ones, and one of each stratum
 // of the rest, which then stands for the attention of the whole stratum. And it
 // keeps queries that meet them.
-func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int, c *family.Config, seen, squared []float64) {
+func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int, c *family.Config, seen,
+	squared []float64) {
 	y := &c.Layers[a.Layer]
 	d, T, kw, qw := y.HeadDim, a.T, y.KVHeads*y.HeadDim, y.Heads*y.HeadDim
 	r := rand.New(rand.NewPCG(o.Seed+1, uint64(a.Layer)<<40|uint64(head)<<24|uint64(k.windows)))
@@ -637,7 +640,8 @@ func (s *KeyStats) Values(layer, head int) (*transform.KeySample, error) {
 	if k.out == nil || len(k.values) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: statistics of values need samples and the model's weights", layer, head)
 	}
-	return &transform.KeySample{D: s.cfg.Layers[layer].HeadDim, Pairs: s.cfg.Pairs, Keys: k.values, Weights: k.valueShare, Metric: k.out}, nil
+	return &transform.KeySample{D: s.cfg.Layers[layer].HeadDim, Pairs: s.cfg.Pairs, Keys: k.values, Weights: k.valueShare,
+		Metric: k.out}, nil
 }
 
 // Head returns the statistics of one KV head.
@@ -673,7 +677,8 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 	if len(k.samples) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: no keys were sampled", layer, head)
 	}
-	out := &transform.KeySample{D: d, Pairs: c.Pairs, Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare, Metric: make([]float64, len(k.metric))}
+	out := &transform.KeySample{D: d, Pairs: c.Pairs, Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare,
+		Metric: make([]float64, len(k.metric))}
 	for i, v := range k.metric {
 		out.Metric[i] = v / k.queries
 	}
@@ -687,7 +692,8 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 
 // mix finds the mix of the pairs of one KV head after a removal, for the cache type
 // if the balance is for it.
-func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int, removal *transform.BiasShift) (
+func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int,
+	removal *transform.BiasShift) (
 	*transform.KeyTransform, error,
 ) {
 	c, d, k := s.cfg, s.cfg.Layers[layer].HeadDim, s.heads[layer][head]
@@ -699,12 +705,14 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 	if err != nil {
 		return nil, err
 	}
-	x := &transform.KeyTransformStats{D: d, Pairs: c.Pairs, Queries: make([]float64, d*d), Freq: make([]float64, d/2), Curvature: stats.Curvature, Scale: stats.Scale}
+	x := &transform.KeyTransformStats{D: d, Pairs: c.Pairs, Queries: make([]float64, d*d), Freq: make([]float64, d/2),
+		Curvature: stats.Curvature, Scale: stats.Scale}
 	copy(x.Freq, c.Layers[layer].Rope.InvFreq())
 	// Keys are weighed by sum p(1-p) over queries and queries by 1 - sum p^2 over
 	// keys, so both weights have the same total.
 	for i := range k.distance {
-		x.Keys = append(x.Keys, transform.DistanceBucket{Moment: make([]float64, d*d), Distances: k.distance[i].list(k.weight)})
+		x.Keys = append(x.Keys, transform.DistanceBucket{Moment: make([]float64, d*d),
+			Distances: k.distance[i].list(k.weight)})
 	}
 	t := s.ropes[c.RopeKind(layer)].Pure // a magnitude is the same for all pairs
 	var total float64
@@ -738,7 +746,8 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 	if block, _ := f.Cache.Type.Block(); err != nil || f.Pairs != ForType || block < 2 {
 		return m, err
 	}
-	meet := &transform.RefineSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings, Scale: stats.Scale}
+	meet := &transform.RefineSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings,
+		Scale: stats.Scale}
 	return transform.RefineKeyTransform(ctx, m, meet, transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform})
 }
 

@@ -145,7 +145,8 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 			return nil, err
 		}
 	}
-	return &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit, cost: map[int]*float64{}, requantises: quantized(c)}, nil
+	return &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit,
+		cost: map[int]*float64{}, requantises: quantized(c)}, nil
 }
 
 // chooseQueries and chooseSamples keep the work of the statistics in bounds at
@@ -182,8 +183,9 @@ type search struct {
 func (h *search) choose(ctx context.Context) (*Result, error) {
 	row := h.target.KeyRow()
 	out := &Result{Report: &spec.Fusion{
-		KType: kvcache.TypeName(h.target.K), VType: kvcache.TypeName(h.target.V), Rotation: h.target.Rotation, TargetCtx: h.o.Ctx,
-		Text: h.o.Text.Info(h.held), FitWindows: h.fitted,
+		KType: kvcache.TypeName(h.target.K), VType: kvcache.TypeName(h.target.V), Rotation: h.target.Rotation,
+		TargetCtx: h.o.Ctx,
+		Text:      h.o.Text.Info(h.held), FitWindows: h.fitted,
 	}}
 	if err := transform.CheckKeyBias(h.c.Config); h.o.Approximate && err != nil {
 		out.Report.Refused = err.Error()
@@ -243,7 +245,8 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 	}
 	try.F16KLD = h.cost[best] // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if gain := h.gain(true, h.candidates[best].PowersOfTwoOnly()); better(apart[1], apart[0], valueErrors) && gain*both[0].Mean <= h.kld[best].Mean {
+	if gain := h.gain(true, h.candidates[best].PowersOfTwoOnly()); better(apart[1], apart[0], valueErrors) &&
+		gain*both[0].Mean <= h.kld[best].Mean {
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
@@ -253,7 +256,8 @@ const valuesTransformed = "values transformed for the type"
 
 // tried describes a candidate that measured d.
 func (h *search) tried(i int, d *ppl.Divergence) spec.FusionTry {
-	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Approximate, KLD: d.Mean, KLDErr: d.MeanErr, PPLRatio: d.Ratio, SameTop: d.SameTop}
+	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Approximate, KLD: d.Mean, KLDErr: d.MeanErr,
+		PPLRatio: d.Ratio, SameTop: d.SameTop}
 }
 
 // near tries near-identities: removals, then mixes on top of the best one.
@@ -290,7 +294,8 @@ func (h *search) near(ctx context.Context, row transform.CacheRow) error {
 
 // descend tries two neighbours of a list of weights, from index start on, and goes
 // on towards the better one until things get worse. It returns where the best is.
-func (h *search) descend(ctx context.Context, weights []float64, start int, of func(weight float64) Candidate) (int, error) {
+func (h *search) descend(ctx context.Context, weights []float64, start int, of func(weight float64) Candidate) (int,
+	error) {
 	first := len(h.kld)
 	if err := h.try(ctx, of(weights[start]), of(weights[start+1])); err != nil {
 		return 0, err
@@ -351,7 +356,10 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 	var edits []transform.ModelEdits
 	for _, i := range order {
 		if h.candidates[i].Approximate && h.beats(i, exact) &&
-			!slices.ContainsFunc(near, func(j int) bool { return h.kld[j].Mean <= h.kld[i].Mean && h.candidates[j].NoMoreThan(h.candidates[i]) }) {
+			!slices.ContainsFunc(near, func(j int) bool {
+				return h.kld[j].Mean <= h.kld[i].Mean &&
+					h.candidates[j].NoMoreThan(h.candidates[i])
+			}) {
 			near, edits = append(near, i), append(edits, h.edits[i])
 		}
 	}
@@ -366,7 +374,8 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 	best, paid := exact, 0.0
 	for _, i := range near {
 		// At the margin: so the gain over exact changes is ten times the whole cost.
-		if better(h.kld[i], h.kld[best], approximateErrors) && h.kld[best].Mean-h.kld[i].Mean >= approximateGain*(*h.cost[i]-paid) {
+		if better(h.kld[i], h.kld[best], approximateErrors) &&
+			h.kld[best].Mean-h.kld[i].Mean >= approximateGain*(*h.cost[i]-paid) {
 			best, paid = i, *h.cost[i]
 		}
 	}
@@ -520,7 +529,8 @@ const maxTries = 4
 
 // measure returns the divergence of each candidate with a cache, on top of the
 // unedited model, from the unedited model with F16 caches.
-func (h *search) measure(ctx context.Context, edits []transform.ModelEdits, inner refmodel.Cache, step string) ([]ppl.Divergence, error) {
+func (h *search) measure(ctx context.Context, edits []transform.ModelEdits, inner refmodel.Cache,
+	step string) ([]ppl.Divergence, error) {
 	var out []ppl.Divergence
 	for at := 0; at < len(edits); at += maxTries {
 		part := edits[at:min(len(edits), at+maxTries)]

@@ -232,7 +232,8 @@ func (w *Cache) read(ctx context.Context, f *safetensors.File, layer int) (*cali
 		all, byName[t.Name] = append(all, a), a
 	}
 	if sum := digest(layer, m[keyWorkInputs], m[keyPerLayer], all); sum != m[keyWorkSHA256] {
-		return nil, fmt.Errorf("key %s is %.64q, but the contents have %s: the file is damaged", keyWorkSHA256, m[keyWorkSHA256], sum)
+		return nil, fmt.Errorf("key %s is %.64q, but the contents have %s: the file is damaged", keyWorkSHA256,
+			m[keyWorkSHA256], sum)
 	}
 	r := &reader{m: byName}
 	x := r.layer(ctx, w, m[keyPerLayer])
@@ -331,7 +332,8 @@ func (r *reader) layer(ctx context.Context, w *Cache, perLayer string) *calibrat
 		}
 	}
 	for h := range w.KVHeads {
-		head := calibrate.Head{Codes: map[codec.Kind]*codec.Code{}, Curves: map[codec.Kind][]fit.Point{}, Train: map[codec.Kind]codec.Beta{}}
+		head := calibrate.Head{Codes: map[codec.Kind]*codec.Code{}, Curves: map[codec.Kind][]fit.Point{},
+			Train: map[codec.Kind]codec.Beta{}}
 		name := fmt.Sprintf("head.%d.tokens", h)
 		head.Tokens = r.integer(name, r.doubles(name, 1)[0])
 		for _, kind := range w.Kinds {
@@ -378,7 +380,8 @@ func (r *reader) code(head *calibrate.Head, kind codec.Kind, at string, d int) {
 		return
 	}
 	head.Codes[kind] = c
-	head.Train[kind] = codec.Beta{Cos1bit: train[0], MomentRatio: train[1], Energy: train[2], N: r.integer(at+"train", train[3])}
+	head.Train[kind] = codec.Beta{Cos1bit: train[0], MomentRatio: train[1], Energy: train[2],
+		N: r.integer(at+"train", train[3])}
 	if a, ok := r.m[at+"curve"]; ok {
 		if len(a.shape) != 2 || a.shape[0] > maxCurve {
 			r.err = fmt.Errorf("tensor %scurve has shape %v", at, a.shape)

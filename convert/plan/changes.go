@@ -65,7 +65,8 @@ func Propose(c *checkpoint.Checkpoint, o Options) *Changes {
 		g3.Tensors = len(ch.Targets)
 	}
 	const why = "for stock cache types only: name one with --cache-type-k"
-	g2 := spec.Identity{ID: transform.IDValueTransform, Name: valuesName, Exact: true, Why: "for stock cache types only: name one with --cache-type-v"}
+	g2 := spec.Identity{ID: transform.IDValueTransform, Name: valuesName, Exact: true,
+		Why: "for stock cache types only: name one with --cache-type-v"}
 	g7 := spec.Identity{ID: transform.IDBiasShift, Name: biasShiftName, Why: why}
 	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: transformName, Why: why}
 	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)

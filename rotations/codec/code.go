@@ -95,7 +95,8 @@ func New(kind Kind, d, b int, mean, decode, encode []float32) (*Code, error) {
 		for j := range i {
 			v := 0.5 * (c.gram[i*b+j] + c.gram[j*b+i])
 			if v-v != 0 {
-				return nil, fmt.Errorf("signs %d and %d of the code have an inner product of %g: the matrices are too large", i, j, v)
+				return nil, fmt.Errorf("signs %d and %d of the code have an inner product of %g: the matrices are too large", i, j,
+					v)
 			}
 			c.gram[i*b+j], c.gram[j*b+i] = v, v
 		}

@@ -43,7 +43,8 @@ const (
 // learned code, without a mean). Each block starts from the identity and from the
 // randomised Hadamard transform that HadamardRows gives for the same numbers, and
 // keeps what ends higher. When ctx ends, it returns its cause after at most one step.
-func FitRows(ctx context.Context, rows []float32, d, block int, seed uint64, layer, part, threads int) (*BlockRotation, error) {
+func FitRows(ctx context.Context, rows []float32, d, block int, seed uint64, layer, part, threads int) (*BlockRotation,
+	error) {
 	if d < 1 || block < 1 || d%block != 0 || len(rows)%d != 0 || len(rows) == 0 || block > codec.MaxDim {
 		return nil, fmt.Errorf("a rotation of %d numbers in blocks of %d for %d numbers of rows", d, block, len(rows))
 	}

@@ -64,7 +64,8 @@ func Fit(ctx context.Context, kind codec.Kind, b int, s *Sample) (*codec.Code, [
 		return nil, nil, fmt.Errorf("%d key values for head_dim %d", len(s.Keys), s.D)
 	}
 	if kind != codec.Frame && b != s.D {
-		return nil, nil, fmt.Errorf("code %s has one sign per number; only frame can use %d signs for %d numbers", kind, b, s.D)
+		return nil, nil, fmt.Errorf("code %s has one sign per number; only frame can use %d signs for %d numbers", kind, b,
+			s.D)
 	}
 	if err := codec.CheckSize(s.D, b); err != nil {
 		return nil, nil, err
@@ -83,7 +84,8 @@ func Fit(ctx context.Context, kind codec.Kind, b int, s *Sample) (*codec.Code, [
 	case codec.SRHT:
 		return s.bestSRHT(ctx)
 	case codec.Random:
-		m, mean = linalg.Float32(seeded.RandomOrthogonal(s.D, seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeRandom))), s.Mean()
+		m, mean = linalg.Float32(seeded.RandomOrthogonal(s.D, seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeRandom))),
+			s.Mean()
 	case codec.Learned:
 		return s.bestLearned(ctx)
 	case codec.Frame:
@@ -259,7 +261,8 @@ func (s *Sample) bestLearned(ctx context.Context) (*codec.Code, []Point, error) 
 			best, curve, from, least = c, points, i, loss
 		}
 	}
-	best, points, err := few.learnedCode(ctx, learnedRun{from, learnedFirst, learnedSteps - learnedFirst}, mean, best.Decode)
+	best, points, err := few.learnedCode(ctx, learnedRun{from, learnedFirst, learnedSteps - learnedFirst}, mean,
+		best.Decode)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -267,7 +270,8 @@ func (s *Sample) bestLearned(ctx context.Context) (*codec.Code, []Point, error) 
 		curve = append(curve, points[1:]...) // the first is where the start ended
 	}
 	if few != s {
-		if best, points, err = s.learnedCode(ctx, learnedRun{start: learnedStarts, steps: learnedLast}, mean, best.Decode); err != nil {
+		if best, points, err = s.learnedCode(ctx, learnedRun{start: learnedStarts, steps: learnedLast}, mean,
+			best.Decode); err != nil {
 			return nil, nil, err
 		}
 		curve = append(curve, points...)
@@ -297,7 +301,8 @@ func (s *Sample) learnedCode(ctx context.Context, run learnedRun, mean, start []
 // x normalised, which never decreases it and needs no step size (the L1-max
 // objective). Each step is stretched along the change of C; when that fails to
 // help, the best R so far takes a plain step instead.
-func (s *Sample) learned(ctx context.Context, run learnedRun, mean, start []float32) (best []float32, curve []Point, err error) {
+func (s *Sample) learned(ctx context.Context, run learnedRun, mean, start []float32) (best []float32, curve []Point,
+	err error) {
 	d := s.D
 	x := UnitKeys(s.Keys, mean)
 	n := len(x) / d

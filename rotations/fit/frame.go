@@ -83,7 +83,8 @@ func (s *Sample) frame(ctx context.Context, b int) (*codec.Code, []Point, error)
 // code brings the matrix back to key space: decode rows M^T = M'^T C^-1/2, encode
 // rows E = M'^T C^1/2.
 func (f *frameFit) code(mean []float32, root, invRoot []float64) (*codec.Code, error) {
-	return codec.New(codec.Frame, f.d, f.b, mean, linalg.Multiply(f.m, invRoot, f.b, f.d), linalg.Multiply(f.m, root, f.b, f.d))
+	return codec.New(codec.Frame, f.d, f.b, mean, linalg.Multiply(f.m, invRoot, f.b, f.d),
+		linalg.Multiply(f.m, root, f.b, f.d))
 }
 
 // matchNorm gives a code the gain with which decoded keys are as long as the keys,

@@ -45,7 +45,8 @@ const (
 
 // parts of an edit in the file, with their element types.
 var foldParts = []struct{ name, dtype string }{
-	{"mix.rows", "I32"}, {"mix", "F32"}, {"colmix.cols", "I32"}, {"colmix", "F32"}, {"scale", "F32"}, {"partner", "I32"}, {"cross", "F32"}, {"shift", "F32"},
+	{"mix.rows", "I32"}, {"mix", "F32"}, {"colmix.cols", "I32"}, {"colmix", "F32"}, {"scale", "F32"}, {"partner", "I32"},
+	{"cross", "F32"}, {"shift", "F32"},
 }
 
 // foldBytes returns one part of an edit as it is stored, nil when it has none.
@@ -103,7 +104,8 @@ func (f *Fold) Write(path string) error {
 		list = append(list, entry)
 		for _, p := range foldParts {
 			if b := foldBytes(e, p.name); len(b) > 0 {
-				ts, data = append(ts, safetensors.Tensor{Name: name + "." + p.name, DType: p.dtype, Shape: []int{len(b) / 4}}), append(data, b)
+				ts, data = append(ts, safetensors.Tensor{Name: name + "." + p.name, DType: p.dtype, Shape: []int{len(b) / 4}}),
+					append(data, b)
 			}
 		}
 	}
@@ -156,7 +158,8 @@ func readFold(ctx context.Context, f *safetensors.File) (*Fold, error) {
 		return nil, fmt.Errorf("key %s is %.20q; this program reads version %d", spec.KeyVersion, v, spec.Version)
 	}
 	r := &keyReader{f: stSidecar{f}}
-	out := &Fold{Edits: checkpoint.Edits{}, Added: map[string]*checkpoint.Tensor{}, SourceSHA256: r.digest(spec.KeySourceSHA256)}
+	out := &Fold{Edits: checkpoint.Edits{}, Added: map[string]*checkpoint.Tensor{},
+		SourceSHA256: r.digest(spec.KeySourceSHA256)}
 	if r.err != nil {
 		return nil, r.err
 	}

@@ -330,7 +330,8 @@ func readSidecar(ctx context.Context, f sidecarFile) (*Sidecar, error) {
 	r.oneOf(spec.KeyBasis, spec.BasisPostRope)
 	s.Kind, s.Rope, s.Tool = codec.Kind(r.text(spec.KeyCode)), r.text(spec.KeyRope), r.text(spec.KeyTool)
 	s.SourceSHA256, s.WeightsSHA256 = r.digest(spec.KeySourceSHA256), r.digest(spec.KeyWeightsSHA256)
-	s.Calibration = Calibration{r.digest(spec.KeyCalibrationSHA256), r.number(spec.KeyCalibrationTokens, 0, math.MaxInt32), r.number(spec.KeyCalibrationContext, 0, math.MaxInt32)}
+	s.Calibration = Calibration{r.digest(spec.KeyCalibrationSHA256), r.number(spec.KeyCalibrationTokens, 0, math.MaxInt32),
+		r.number(spec.KeyCalibrationContext, 0, math.MaxInt32)}
 	layout := r.text(spec.KeyPairLayout)
 	if r.err != nil {
 		return nil, r.err
@@ -340,7 +341,8 @@ func readSidecar(ctx context.Context, f sidecarFile) (*Sidecar, error) {
 	}
 	// Every head needs two tensors, so the counts cannot exceed the file.
 	if layers*heads > len(f.names()) {
-		return nil, fmt.Errorf("key %s is %d and %s is %d, but there are only %d tensors", spec.KeyLayers, layers, spec.KeyHeads, heads, len(f.names()))
+		return nil, fmt.Errorf("key %s is %d and %s is %d, but there are only %d tensors", spec.KeyLayers, layers,
+			spec.KeyHeads, heads, len(f.names()))
 	}
 	seen := map[string]bool{}
 	for l := range layers {

@@ -98,7 +98,8 @@ func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvc
 }
 
 // keys is Keys with the table for anchors, nil for none.
-func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, table *rope.Table) []float32 {
+func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy,
+	table *rope.Table) []float32 {
 	y := &c.Layers[a.Layer]
 	d, width := y.HeadDim, y.KVHeads*y.HeadDim
 	sink := min(p.Sink, a.T)
@@ -135,7 +136,8 @@ type meeting struct {
 // query meets keys in the frame of each block up to its own; every query is
 // turned into one of them, in rotation. A key gets the sum of p(1-p) over its
 // queries.
-func meet(ctx context.Context, c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p kvcache.Policy, table *rope.Table) (*meeting, error) {
+func meet(ctx context.Context, c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p kvcache.Policy,
+	table *rope.Table) (*meeting, error) {
 	y := &c.Layers[a.Layer]
 	d, width, g := y.HeadDim, y.Heads*y.HeadDim, y.Group()
 	m := &meeting{queries: make([]float32, a.T*g*d), seen: make([]float64, a.T)}

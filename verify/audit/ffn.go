@@ -270,7 +270,8 @@ func (a *ffnAudit) matrix(ctx context.Context, g *ffnGroup, which string, expert
 
 // row measures one matrix under one rotation, nil for none, and adds what it is to x. fitted is
 // how many rows the rotation was fitted to, 0 for none, shares how many numbers it serves.
-func (a *ffnAudit) row(ctx context.Context, g *ffnGroup, x spec.FFNRow, s *sample, r *fit.BlockRotation, fitted, shares int) error {
+func (a *ffnAudit) row(ctx context.Context, g *ffnGroup, x spec.FFNRow, s *sample, r *fit.BlockRotation, fitted,
+	shares int) error {
 	d := g.d
 	b, err := r.Measure(ctx, s.held, d, a.o.Threads)
 	if err != nil {

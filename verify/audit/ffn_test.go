@@ -34,7 +34,8 @@ func find(t *testing.T, rows []spec.FFNRow, layer int, matrix string, expert int
 func TestFFN(t *testing.T) {
 	for _, fam := range []string{"llama", "qwen3_moe"} {
 		c := tiny.Open(t, fam, tiny.Options{Seed: 1})
-		rows, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1, Threads: 2})
+		rows, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1,
+			Threads: 2})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,7 +52,8 @@ func TestFFN(t *testing.T) {
 			if math.Abs(r.Cos1bit-0.80) > 0.03 || math.Abs(r.MomentRatio-2/math.Pi) > 0.045 {
 				t.Errorf("%s: noise held out: %+v", fam, r)
 			}
-			if learned := r.Rotation == "shared" || r.Rotation == "own"; learned != (r.TrainCos1bit != nil) || learned != (r.NoiseCos1bit != nil) || learned != (r.Rows > 0) {
+			if learned := r.Rotation == "shared" || r.Rotation == "own"; learned != (r.TrainCos1bit != nil) ||
+				learned != (r.NoiseCos1bit != nil) || learned != (r.Rows > 0) {
 				t.Errorf("%s: %+v", fam, r)
 			} else if learned && (math.Abs(*r.TrainCos1bit-*r.NoiseCos1bit) > 0.02 || *r.TrainCos1bit < r.Cos1bit+0.01) {
 				t.Errorf("%s: train %.3f, noise %.3f: %+v", fam, *r.TrainCos1bit, *r.NoiseCos1bit, r)
@@ -63,18 +65,21 @@ func TestFFN(t *testing.T) {
 			e = 2
 		}
 		own := find(t, rows, 1, "down", e, "own")
-		if own.Dims != 96 || own.Block != 32 || own.Rows != 32 || own.HeldOut != 32 || own.RowsPerDim != 1 || own.EffectiveBits != 1+16.0/96+16*32*96.0/(64*96) {
+		if own.Dims != 96 || own.Block != 32 || own.Rows != 32 || own.HeldOut != 32 || own.RowsPerDim != 1 ||
+			own.EffectiveBits != 1+16.0/96+16*32*96.0/(64*96) {
 			t.Errorf("%s: %+v", fam, own)
 		}
 		shared := find(t, rows, 0, "gate", -1, "shared")
-		if shared.Dims != 64 || shared.Rows != 2*48*experts || shared.HeldOut != 48*experts || shared.EffectiveBits != 1+16.0/64+16*32*64.0/float64(2*96*64*experts) {
+		if shared.Dims != 64 || shared.Rows != 2*48*experts || shared.HeldOut != 48*experts ||
+			shared.EffectiveBits != 1+16.0/64+16*32*64.0/float64(2*96*64*experts) {
 			t.Errorf("%s: %+v", fam, shared)
 		}
 		if none := find(t, rows, 0, "up", -1, "none"); none.Block != 0 || none.EffectiveBits != 1.25 {
 			t.Errorf("%s: %+v", fam, none)
 		}
 		var last [2]int
-		other, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1, Threads: 1, Layers: []int{0, 1},
+		other, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1,
+			Threads: 1, Layers: []int{0, 1},
 			Progress: func(done, total int) { last = [2]int{done, total} }})
 		if last[0] == 0 || last[0] != last[1] {
 			t.Errorf("%s: progress ends at %d of %d", fam, last[0], last[1])

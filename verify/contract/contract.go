@@ -49,7 +49,8 @@ func ReadManifest(dir string) (*spec.Manifest, error) {
 	path := filepath.Join(dir, spec.ManifestName)
 	raw, err := format.ReadFile(path, MaxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: not a phaseconv artifact: %s is missing (a conversion writes it last)", dir, spec.ManifestName)
+		return nil, fmt.Errorf("%s: not a phaseconv artifact: %s is missing (a conversion writes it last)", dir,
+			spec.ManifestName)
 	}
 	if err != nil {
 		return nil, err
@@ -196,7 +197,8 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 		sum, err = a.Model.AttentionDigest(ctx, c.Progress.Of("checking query and key tensors, MiB"))
 	}
 	if err == nil && sum != a.Sidecar.WeightsSHA256 {
-		err = fmt.Errorf("key %s is %s, but the model's query and key tensors have %s: the sidecar belongs to other weights", spec.KeyWeightsSHA256, a.Sidecar.WeightsSHA256, sum)
+		err = fmt.Errorf("key %s is %s, but the model's query and key tensors have %s: the sidecar belongs to other weights",
+			spec.KeyWeightsSHA256, a.Sidecar.WeightsSHA256, sum)
 	}
 	if !c.Add("weights digest", err, "the query and key tensors are those that the sidecar was made for") {
 		a.Close()
@@ -265,7 +267,8 @@ func checkExtra(dir string, m *spec.Manifest) error {
 	}
 	for _, e := range entries {
 		if n := e.Name(); !known[n] && !harmless(n) {
-			return fmt.Errorf("%s: the manifest does not list it, and a loader may read it; move it out of the folder", filepath.Join(dir, n))
+			return fmt.Errorf("%s: the manifest does not list it, and a loader may read it; move it out of the folder",
+				filepath.Join(dir, n))
 		}
 	}
 	return nil

@@ -108,7 +108,8 @@ func (p *Published) agree() error {
 			return err
 		}
 		if err := compareFacts([]fact{
-			{"model.layers", m.Model.Layers, len(s.Codes)}, {"model.n_kv_heads", m.Model.KVHeads, len(s.Codes[0])}, {"model.head_dim", m.Model.HeadDim, s.HeadDim},
+			{"model.layers", m.Model.Layers, len(s.Codes)}, {"model.n_kv_heads", m.Model.KVHeads, len(s.Codes[0])},
+			{"model.head_dim", m.Model.HeadDim, s.HeadDim},
 		}, "the sidecar"); err != nil {
 			return err
 		}
@@ -118,7 +119,8 @@ func (p *Published) agree() error {
 
 // CheckBase checks that base is what the rotations were made for, and returns it
 // with the fold applied, or nil; an error only when ctx ends.
-func (p *Published) CheckBase(ctx context.Context, base *checkpoint.Checkpoint, c *Checker) (*checkpoint.Edited, error) {
+func (p *Published) CheckBase(ctx context.Context, base *checkpoint.Checkpoint, c *Checker) (*checkpoint.Edited,
+	error) {
 	digest, err := base.Digest(ctx, c.Progress.Of("reading the source, MiB"))
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)

@@ -43,7 +43,8 @@ func windows(n, T int, seed uint64) [][]int32 {
 
 func options(t *testing.T, c *checkpoint.Checkpoint, kind codec.Kind) Options {
 	t.Helper()
-	o := Options{Config: c.Config, Weights: c, Kind: kind, Policy: kvcache.Policy{Anchor: 16, Sink: 2}, Seed: 1, Threads: 2,
+	o := Options{Config: c.Config, Weights: c, Kind: kind, Policy: kvcache.Policy{Anchor: 16, Sink: 2}, Seed: 1,
+		Threads: 2,
 		Windows: windows(2, 64, 7), Calibration: windows(3, 64, 8), CalibrationName: "fit",
 		Long: func(n int) [][]int32 { return windows(1, n, 9) }}
 	for l := range c.Config.Layers {
@@ -279,7 +280,8 @@ func TestConverge(t *testing.T) {
 }
 
 func TestRound(t *testing.T) {
-	for _, x := range []struct{ in, want float64 }{{0, 0}, {123456, 123460}, {-0.00123456, -0.0012346}, {1, 1}, {99999.6, 100000}} {
+	for _, x := range []struct{ in, want float64 }{{0, 0}, {123456, 123460}, {-0.00123456, -0.0012346}, {1, 1},
+		{99999.6, 100000}} {
 		if got := round(x.in); math.Abs(got-x.want) > 1e-9*math.Abs(x.want) {
 			t.Errorf("round(%g) = %g, want %g", x.in, got, x.want)
 		}
@@ -289,7 +291,8 @@ func TestRound(t *testing.T) {
 func TestChoose(t *testing.T) {
 	c := model(t, "llama").Config
 	p := func(x float64) *float64 { return &x }
-	rows := []spec.Layer{{Layer: 0, Head: 0, Delta: p(0.1)}, {Layer: 1, Head: 1, Delta: p(0.3)}, {Layer: 2, Head: 0, Delta: p(0.2)}, {Layer: 99, Delta: p(0.25)}, {Layer: 1}}
+	rows := []spec.Layer{{Layer: 0, Head: 0, Delta: p(0.1)}, {Layer: 1, Head: 1, Delta: p(0.3)},
+		{Layer: 2, Head: 0, Delta: p(0.2)}, {Layer: 99, Delta: p(0.25)}, {Layer: 1}}
 	if l, h := choose(c, rows); l != 2 || h != 0 {
 		t.Errorf("chose layer %d, head %d", l, h)
 	}

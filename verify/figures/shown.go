@@ -239,7 +239,8 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 	y := &p.o.Config.Layers[p.layer]
 	d := y.HeadDim
 	T := len(t.keys) / d
-	out := &spec.Scores{Layer: p.layer, Head: p.head, QueryHead: p.head * y.Group(), Position: T - 1, Sink: min(p.o.Policy.Sink, T)}
+	out := &spec.Scores{Layer: p.layer, Head: p.head, QueryHead: p.head * y.Group(), Position: T - 1,
+		Sink: min(p.o.Policy.Sink, T)}
 	lo := 0
 	if y.Window > 0 {
 		lo = max(0, T-y.Window)
@@ -257,7 +258,8 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 		if err != nil {
 			return fmt.Errorf("layer %d, KV head %d, code %s: %w", p.layer, p.head, kind, err)
 		}
-		out.Codes = append(out.Codes, spec.ScoreCode{Code: string(kind), Bits: float64(c.B) / float64(d), Fitted: fitted, Scores: s})
+		out.Codes = append(out.Codes, spec.ScoreCode{Code: string(kind), Bits: float64(c.B) / float64(d), Fitted: fitted,
+			Scores: s})
 		return nil
 	}
 	for _, kind := range []codec.Kind{codec.Raw, codec.SRHT} {

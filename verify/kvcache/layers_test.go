@@ -41,7 +41,8 @@ func TestOtherLayers(t *testing.T) {
 		for name, of := range makers {
 			c := codedConfig(2, d)
 			x.change(&c.Layers[1])
-			if err := of(c); (err == nil) != (x.says == "") || err != nil && (!strings.Contains(err.Error(), x.says) || !strings.Contains(err.Error(), "layer 1")) {
+			if err := of(c); (err == nil) != (x.says == "") || err != nil &&
+				(!strings.Contains(err.Error(), x.says) || !strings.Contains(err.Error(), "layer 1")) {
 				t.Errorf("%s: %v, want %q", name, err, x.says)
 			}
 		}

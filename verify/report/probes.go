@@ -37,7 +37,8 @@ func newProbes(v *view, d probeData) *probesView {
 		t    float64
 	}{{"Laplace", 1}, {"between", 0.75}, {"Gaussian", 0.5}, {"between", 0.25}, {"uniform", 0}} {
 		r := momentRatio(s.t)
-		p.ShapeRows = append(p.ShapeRows, shapeRow{s.name, fix(r, 3), fix(math.Sqrt(r), 3), pct(1-r, 1), fix(fmath.Acos(math.Sqrt(r))*180/math.Pi, 1) + "°"})
+		p.ShapeRows = append(p.ShapeRows, shapeRow{s.name, fix(r, 3), fix(math.Sqrt(r), 3), pct(1-r, 1),
+			fix(fmath.Acos(math.Sqrt(r))*180/math.Pi, 1) + "°"})
 	}
 	if c := d.Cloud; c != nil {
 		best := bestTurn(c.Points)
@@ -58,7 +59,8 @@ func newProbes(v *view, d probeData) *probesView {
 		p.ScoreStart = p.ScoreMax
 		for i, c := range s.Codes {
 			st := scoreStats(s.Float, c.Scores, s.Sink)
-			p.ScoreRows = append(p.ScoreRows, scoreRow{codeName(c), trim(fix(c.Bits, 2)), fix(st.rms, 3), fix(st.r, 3), fix(st.kl, 4), sameTop(st.same), c.Code + " " + trim(fix(c.Bits, 2))})
+			p.ScoreRows = append(p.ScoreRows, scoreRow{codeName(c), trim(fix(c.Bits, 2)), fix(st.rms, 3), fix(st.r, 3),
+				fix(st.kl, 4), sameTop(st.same), c.Code + " " + trim(fix(c.Bits, 2))})
 			if c.Code == v.Code && c.Fitted == "" {
 				p.ScoreStart = i
 			}
@@ -146,7 +148,8 @@ func shapeText(t float64) string {
 	case t < 0.5:
 		name = "between Gaussian and uniform"
 	}
-	return fmt.Sprintf("%s: moment ratio %s, one-bit cosine %s, energy lost %s", name, ascii(r, 4), ascii(math.Sqrt(r), 4), ascii(100*(1-r), 1)+" %")
+	return fmt.Sprintf("%s: moment ratio %s, one-bit cosine %s, energy lost %s", name, ascii(r, 4), ascii(math.Sqrt(r), 4),
+		ascii(100*(1-r), 1)+" %")
 }
 
 // ascii is a number as the script writes it.
@@ -227,7 +230,8 @@ func shapeChart(v *view, t float64) pair {
 			for _, s := range []struct {
 				p     *float64
 				class string
-			}{{v.Layers[i].MomentRatio.Raw, "s-other"}, {v.Layers[i].MomentRatio.SRHT, "s-srht"}, {v.Layers[i].MomentRatio.Learned, "s-learned"}} {
+			}{{v.Layers[i].MomentRatio.Raw, "s-other"}, {v.Layers[i].MomentRatio.SRHT, "s-srht"},
+				{v.Layers[i].MomentRatio.Learned, "s-learned"}} {
 				if s.p != nil && *s.p > scale.lo {
 					px := scale.at(*s.p)
 					d.Line(px, y-10, px, y-3, "rug "+s.class)
@@ -522,8 +526,10 @@ func scoresChart(s *spec.Scores, k int) pair {
 		d.Text(left, top+14, "start", "name", "attention weight by key (square-root scale)")
 		d.Text(wide, mid-half-4, "end", "label s-other", "float")
 		d.Text(wide, mid+half+14, "end", "label s-code", "coded")
-		d.Leaf("path", "d", bars(p, left, step, mid, -half, most), "class", "weights s-other", "stroke-width", max(0.8, step*0.8), "data-part", "float")
-		d.Leaf("path", "d", bars(q, left, step, mid, half, most), "class", "weights s-code", "stroke-width", max(0.8, step*0.8), "data-part", "weights")
+		d.Leaf("path", "d", bars(p, left, step, mid, -half, most), "class", "weights s-other", "stroke-width",
+			max(0.8, step*0.8), "data-part", "float")
+		d.Leaf("path", "d", bars(q, left, step, mid, half, most), "class", "weights s-code", "stroke-width",
+			max(0.8, step*0.8), "data-part", "weights")
 		d.Text(left, mid+half+28, "start", "note", "first key")
 		d.Text(wide, mid+half+28, "end", "note", "latest key")
 		return d.String()
@@ -534,7 +540,8 @@ func scoresChart(s *spec.Scores, k int) pair {
 func bars(p []float64, left, step, mid, half, most float64) string {
 	out := ""
 	for i, v := range p {
-		out += "M" + svg.Num(left+float64(step*(float64(i)+0.5))) + " " + svg.Num(mid) + "V" + svg.Num(mid+float64(half*min(1, math.Sqrt(v/most))))
+		out += "M" + svg.Num(left+float64(step*(float64(i)+0.5))) + " " + svg.Num(mid) + "V" +
+			svg.Num(mid+float64(half*min(1, math.Sqrt(v/most))))
 	}
 	return out
 }

@@ -108,7 +108,8 @@ func inspect(ctx context.Context, path string) (*fileInfo, error) {
 	}
 	for _, k := range info.Keys {
 		// A fold has the version too; its tensors and keys are shown as they are.
-		if k.Key == spec.KeyVersion && !slices.ContainsFunc(info.Keys, func(k keyInfo) bool { return k.Key == spec.FoldList }) {
+		if k.Key == spec.KeyVersion &&
+			!slices.ContainsFunc(info.Keys, func(k keyInfo) bool { return k.Key == spec.FoldList }) {
 			return info, info.sidecar(ctx, path)
 		}
 	}

@@ -30,7 +30,8 @@ Examples:
   phaseconv rotations check smol-rotations --base ./SmolLM2-135M
   phaseconv rotations apply smol-rotations --base ./SmolLM2-135M -o smol
   phaseconv rotations diff smol-rotations other-rotations`,
-		Commands: []*cli.Command{exportCommand(stdout, stderr), applyCommand(stdout, stderr), checkCommand(stdout, stderr), diffCommand(stdout, stderr)},
+		Commands: []*cli.Command{exportCommand(stdout, stderr), applyCommand(stdout, stderr), checkCommand(stdout, stderr),
+			diffCommand(stdout, stderr)},
 		Action: func(_ context.Context, c *cli.Command) error {
 			if c.Args().Present() {
 				return usagef("rotations: unknown command %q; expected export, apply, check or diff", c.Args().First())
@@ -82,12 +83,14 @@ func applyCommand(stdout, stderr io.Writer) *cli.Command {
 				return usagef("apply: name the model with --base and the folder to create with -o")
 			}
 			m, _, err := convert.Apply(ctx, convert.ApplyOptions{
-				Dir: dir, Base: c.String("base"), Out: c.String("out"), Tool: buildinfo.Tool(), Progress: showProgress(stderr), Notice: notes(stderr),
+				Dir: dir, Base: c.String("base"), Out: c.String("out"), Tool: buildinfo.Tool(), Progress: showProgress(stderr),
+				Notice: notes(stderr),
 			})
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(stdout, "%s: all %d files have the publisher's bytes\nwritten to %s\n", m.Source.Name, len(m.Files)+1, c.String("out"))
+			fmt.Fprintf(stdout, "%s: all %d files have the publisher's bytes\nwritten to %s\n", m.Source.Name, len(m.Files)+1,
+				c.String("out"))
 			return nil
 		},
 	}

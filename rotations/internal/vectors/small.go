@@ -163,7 +163,8 @@ func edgeVectors() (*edgeFile, error) {
 	} {
 		words := make([]uint32, code.Words())
 		alpha := code.EncodeKey(x.key, words)
-		out.Keys = append(out.Keys, edgeVector{x.why, floats(x.key), hexWords(words), hexScales([]uint16{dtype.F32ToF16(alpha)})})
+		out.Keys = append(out.Keys, edgeVector{x.why, floats(x.key), hexWords(words),
+			hexScales([]uint16{dtype.F32ToF16(alpha)})})
 	}
 	return out, nil
 }
