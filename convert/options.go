@@ -120,7 +120,7 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 		return option.Of("WeightEdits", o.WeightEdits, err)
 	}
 	if o.WeightEdits == plan.EditsApproximate && o.Cache == nil {
-		return option.Bad("WeightEdits", o.WeightEdits, "they are for a cache type; name one (Cache, --cache-type-k)")
+		return option.Bad("WeightEdits", o.WeightEdits, "it is for a cache type; name one too")
 	}
 	if len(o.Formats) == 0 {
 		return option.Bad("Formats", nil, "no output format")

@@ -182,7 +182,7 @@ func CheckUnits(i, n int) error {
 		return option.Errorf("%d units: expected 1 to %d", n, spec.MaxLayers)
 	}
 	if i < 0 || i > n {
-		return option.Errorf("unit %d of %d: units count from 1", i, n)
+		return option.Errorf("unit %d of %d: expected 1 to %d", i, n, n)
 	}
 	return nil
 }

@@ -58,6 +58,12 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
 		return nil, option.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
+	if o.Sink < -1 {
+		return nil, option.Bad("Sink", o.Sink, "expected -1, for the artifact's, or more")
+	}
+	if o.Recent < -1 {
+		return nil, option.Bad("Recent", o.Recent, "expected -1, for the artifact's, or more")
+	}
 	o.Threads = parallel.Threads(o.Threads)
 	cfg := a.Model.Config
 	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent,

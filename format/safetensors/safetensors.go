@@ -205,6 +205,8 @@ func (f *File) otherKind(lead []byte) error {
 	switch {
 	case string(lead[:4]) == "GGUF":
 		return f.fail("", 0, "this is a GGUF file, not a safetensors file")
+	case lead[0] == '{' || lead[0] == '[':
+		return f.fail("", 0, "this looks like JSON text, not a safetensors file")
 	case string(lead[:4]) == "PK\x03\x04" || lead[0] == 0x80 && lead[1] <= 5: // zip, pickle
 		return f.fail("", 0, "this is a PyTorch file, not a safetensors file; convert it with safetensors.torch.save_file")
 	}

@@ -41,6 +41,9 @@ func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 	if err := t.Check(); err != nil {
 		return nil, err
 	}
+	if chunks < 0 {
+		return nil, option.Bad("Chunks", chunks, "it cannot be negative")
+	}
 	v := tk.Vocab()
 	bos := int32(-1)
 	if v.AddBOS {

@@ -25,7 +25,7 @@ import (
 func adviseCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "advise",
-		Usage:     "find the smallest KV cache types of a stock runtime that a model stands",
+		Usage:     "find the smallest KV cache types of a stock runtime that a model can do with",
 		ArgsUsage: "SRC | ARTIFACT | SRC CONVERTED",
 		Description: `Measures llama.cpp's cache types, and names the smallest pair below the gate
 with the runtime's options for it. Nothing is written.

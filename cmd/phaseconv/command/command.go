@@ -8,14 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/verify/option"
@@ -35,13 +36,28 @@ var errGate = errors.New("below the gate")
 
 // Run executes the command line and returns the exit code.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	app := root(stdout, stderr)
+	out := &checkedWriter{w: stdout}
+	app := root(out, stderr)
 	err := app.Run(ctx, args)
+	if err == nil || errors.Is(err, errGate) {
+		// A result that nobody can read is none.
+		err = errors.Join(err, out.err)
+	}
 	if err == nil {
 		return exitGood
 	}
 	var use *option.Error
+	var exit cli.ExitCoder // of the library that reads the command line: unknown topics of help and the like
 	switch {
+	case out.err != nil:
+		fmt.Fprintln(stderr, "phaseconv: standard output:", printable(out.err.Error()))
+	case errors.As(err, &exit):
+		text, _, suggested := strings.Cut(err.Error(), "'. ")
+		if suggested {
+			text += "'"
+		}
+		fmt.Fprintln(stderr, "phaseconv:", printable(text)+"; see phaseconv --help")
+		return exitUsage
 	case errors.Is(err, errGate):
 		return exitFailed
 	case errors.As(err, &use):
@@ -53,6 +69,20 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "phaseconv:", printable(err.Error()))
 	}
 	return exitFailed
+}
+
+// A checkedWriter remembers the first error of its writer: what prints tables need not ask.
+type checkedWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (c *checkedWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	if c.err == nil {
+		c.err = err
+	}
+	return n, err
 }
 
 // flagNames are the flags of option fields that are not called like them.
@@ -80,9 +110,17 @@ func describe(e *option.Error) string {
 	return e.Describe("--" + name)
 }
 
+// usageError says in our words what the library that reads the command line says of flags: with
+// two dashes, and without the names of functions.
 func usageError(_ context.Context, _ *cli.Command, err error, _ bool) error {
-	return &option.Error{Err: err}
+	text := goParse.ReplaceAllString(oneDash.ReplaceAllString(err.Error(), "$1--$2"), "")
+	return usagef("%s", text)
 }
+
+var (
+	oneDash = regexp.MustCompile(`(not defined: |for flag )-(\w)`)
+	goParse = regexp.MustCompile(`strconv\.\w+: parsing "[^"]*": `)
+)
 
 // root builds the command tree.
 func root(stdout, stderr io.Writer) *cli.Command {
@@ -132,12 +170,16 @@ func one(c *cli.Command, what string) (string, error) {
 	return c.Args().First(), nil
 }
 
+// maxText is how many bytes a text may have. It is kept in memory, and a thousandth of this is
+// enough to fit and to measure.
+const maxText = 1 << 30
+
 // text loads a text file, or returns the embedded one when no file is named.
 func text(path string, embedded []byte, name string) (ppl.Text, error) {
 	if path == "" {
 		return ppl.Text{Name: name, Data: embedded}, nil
 	}
-	data, err := os.ReadFile(path)
+	data, err := format.ReadFile(path, maxText)
 	if err != nil {
 		return ppl.Text{}, &option.Error{Err: err}
 	}

@@ -105,7 +105,7 @@ func keyFlags(d convert.Options) []cli.Flag {
 		&cli.IntFlag{Name: "sink", Usage: "keys at the start (attention sinks) that stay F16", Value: d.Policy.Sink},
 		&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: d.Policy.Recent},
 		&cli.BoolFlag{Name: "balance",
-			Usage: "fold the K/Q pair scaling into the weights: one scale per KV head and rotary pair, divided out of Q (exact)",
+			Usage: "fold the K/Q pair scaling into the weights: one scale per KV head and rotary pair, divided out of Q (exact; on unless --balance=false)",
 			Value: d.Balance},
 	)
 }
@@ -199,6 +199,8 @@ func cacheOptions(c *cli.Command, o *convert.Options) error {
 	switch {
 	case c.IsSet("cache-type-v") && !c.IsSet("cache-type-k"):
 		return usagef("--cache-type-v goes with --cache-type-k")
+	case o.Cache == nil && (c.IsSet("target-ctx") || c.IsSet("cache-tokens")):
+		return usagef("--target-ctx and --cache-tokens are for changes of the weights for a cache type; name one with --cache-type-k")
 	case o.Cache != nil && c.IsSet("balance"):
 		return usagef("--balance and --cache-type-k do not go together: with a cache type, measurements decide about the pair scaling; see --weight-edits")
 	}
@@ -271,6 +273,7 @@ func printConversion(w io.Writer, out string, r *convert.Result) {
 	for _, f := range m.Files {
 		fmt.Fprintf(w, "  %-28s %12d bytes\n", f.Name, f.Bytes)
 	}
+	fmt.Fprintf(w, "and %s, which lists them and what was measured\n", spec.ManifestName)
 }
 
 // printFusion shows how the change of keys was chosen and what it brings.

@@ -188,7 +188,7 @@ func shorten(s string) string {
 func (i *fileInfo) print(w io.Writer) {
 	fmt.Fprintf(w, "%s: %s, %d bytes, %d keys, %d tensors\n", i.File, i.Container, i.Bytes, len(i.Keys), len(i.Tensors))
 	if s := i.Sidecar; s != nil {
-		fmt.Fprintf(w, "sidecar: code %s, %d layers, %d KV heads of %d, %.3g bits per number, %d exceptions a key, anchor %d, sink %d, recent %d\n",
+		fmt.Fprintf(w, "sidecar: code %s, %d layers, %d KV heads of %d, %.3g bits per number, %d outliers a key, anchor %d, sink %d, recent %d\n",
 			s.Code, s.Layers, s.Heads, s.HeadDim, s.Bits, s.Except, s.Anchor, s.Sink, s.Recent)
 	}
 	t := newTable("key", "type", "value")

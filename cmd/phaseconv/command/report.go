@@ -14,7 +14,6 @@ import (
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/figures"
-	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/report"
 	"github.com/phaseconv/phaseconv/verify/texts"
@@ -70,7 +69,7 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	for _, a := range args {
 		st, err := os.Stat(a)
 		if err != nil {
-			return &option.Error{Err: err}
+			return err
 		}
 		if !st.IsDir() {
 			continue

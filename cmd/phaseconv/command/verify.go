@@ -36,8 +36,8 @@ Examples:
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
 			&cli.IntFlag{Name: "ctx", Usage: "context length", Value: 512},
 			&cli.IntFlag{Name: "chunks", Usage: "windows to measure, 0 for all", Value: 4},
-			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16 (default: the artifact's)", Value: -1},
-			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16 (default: the artifact's)", Value: -1},
+			&cli.IntFlag{Name: "sink", Usage: "keys at the start that stay F16 (default: the artifact's)", Value: -1, HideDefault: true},
+			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16 (default: the artifact's)", Value: -1, HideDefault: true},
 			&cli.StringFlag{Name: "code", Usage: "measure a code that needs no calibration instead: raw, srht or random"},
 			&cli.BoolFlag{Name: "kernels", Usage: "score coded keys with the decode kernels, as a runtime does (slower)"},
 			&cli.StringFlag{Name: "cache-type-k",
@@ -116,10 +116,10 @@ func stockTypes(c *cli.Command) (*kvcache.CacheTypes, error) {
 	}
 	s := &kvcache.CacheTypes{Rotation: on}
 	if s.K, err = cacheType(c.String("cache-type-k")); err != nil {
-		return nil, err
+		return nil, usagef("--cache-type-k: %w", err)
 	}
 	if s.V, err = cacheType(c.String("cache-type-v")); err != nil {
-		return nil, err
+		return nil, usagef("--cache-type-v: %w", err)
 	}
 	if !c.IsSet("cache-type-k") && !c.IsSet("cache-type-v") {
 		return nil, nil
