@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sort"
 
 	"github.com/phaseconv/phaseconv/kernels/fmath"
@@ -13,6 +14,10 @@ import (
 
 // vocabPiece is how many logits of a row are held at a time.
 const vocabPiece = 8192
+
+// rowsAtOnce is how many rows of logits are held at a time, so that what Measure needs does not
+// grow with the context: rowsAtOnce x vocabPiece numbers, 32 MiB, for each stream.
+const rowsAtOnce = 1024
 
 // rowsPerTask is how many scored tokens are compared between two looks at the context: for
 // some streams and vocabPiece logits each, some milliseconds.
@@ -154,9 +159,15 @@ func (r *row) lse() float64 { return r.max + fmath.Log(r.sum) }
 func pieces(m *refmodel.Model) int { return (m.Config.Vocab + vocabPiece - 1) / vocabPiece }
 
 // Measure computes perplexities of base and streams, and how the streams
-// diverge from base. Logits exist only piece by piece; nothing is sampled. tick, if not nil,
-// is told how many pieces are done.
+// diverge from base. Logits exist only for a piece of the vocabulary and some rows at a time, in
+// memory that grows with neither; nothing is sampled. tick, if not nil, is told how many pieces
+// of the vocabulary are done.
 func Measure(ctx context.Context, w *Windows, tick func(done, total int), base Positions, streams ...Positions) (*Result, error) {
+	return measure(ctx, w, rowsAtOnce, tick, base, streams...)
+}
+
+// measure is Measure with so many rows at a time, on which no result depends.
+func measure(ctx context.Context, w *Windows, rows int, tick func(done, total int), base Positions, streams ...Positions) (*Result, error) {
 	all := append([]Positions{base}, streams...)
 	n := len(w.Targets)
 	vocab := base.Model.Config.Vocab
@@ -178,51 +189,62 @@ func Measure(ctx context.Context, w *Windows, tick func(done, total int), base P
 		for r := range acc[i] {
 			acc[i][r].max = math.Inf(-1)
 		}
-		bufs[i] = make([]float32, n*min(vocab, vocabPiece))
+		bufs[i] = make([]float32, min(n, rows)*min(vocab, vocabPiece))
 	}
 	for v0 := 0; v0 < vocab; v0 += vocabPiece {
 		v1 := min(vocab, v0+vocabPiece)
-		if err := logits(ctx, all, bufs, v0, v1); err != nil {
+		if err := packHeads(ctx, all, v0, v1); err != nil {
 			return nil, err
 		}
 		width := v1 - v0
-		deltas := make([][]float64, (n+rowsPerTask-1)/rowsPerTask)
-		err := parallel.For(ctx, base.Model.Threads, len(deltas), func(part int) error {
-			deltas[part] = make([]float64, len(all))
-			scratch := make([]float32, width)
-			for r := part * rowsPerTask; r < min(n, (part+1)*rowsPerTask); r++ {
-				zb := bufs[0][r*width : (r+1)*width]
-				m := fmath.Max(zb)
-				e := scratch[:len(zb)]
-				bOld, bNew := acc[0][r].merge(float64(m), fmath.ExpSum(e, zb, m, 1))
-				acc[0][r].see(zb, v0, w.Targets[r])
-				for i := 1; i < len(all); i++ {
-					z := bufs[i][r*width : (r+1)*width]
-					var dot float64
-					worst := deltas[part][i]
-					for k, p := range e {
-						diff := float64(zb[k]) - float64(z[k])
-						dot += float64(float64(p) * diff)
-						worst = max(worst, math.Abs(diff))
-					}
-					deltas[part][i] = worst
-					cross[i][r] = float64(cross[i][r]*bOld) + float64(dot*bNew)
-				}
-				for i := 1; i < len(all); i++ {
-					z := bufs[i][r*width : (r+1)*width]
-					m := fmath.Max(z)
-					acc[i][r].merge(float64(m), fmath.ExpSum(e, z, m, 1))
-					acc[i][r].see(z, v0, w.Targets[r])
+		for from := 0; from < n; from += rows {
+			to := min(n, from+rows)
+			for i, s := range all {
+				d := s.Model.Config.Hidden
+				if err := s.Model.HeadLogits(ctx, bufs[i], s.Normed[from*d:to*d]); err != nil {
+					return nil, err
 				}
 			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range deltas {
-			for i := range d {
-				delta[i] = max(delta[i], d[i])
+			deltas := make([][]float64, (to-from+rowsPerTask-1)/rowsPerTask)
+			err := parallel.For(ctx, base.Model.Threads, len(deltas), func(part int) error {
+				deltas[part] = make([]float64, len(all))
+				scratch := make([]float32, width)
+				first := from + part*rowsPerTask
+				for r := first; r < min(to, first+rowsPerTask); r++ {
+					at := r - from
+					zb := bufs[0][at*width : (at+1)*width]
+					m := fmath.Max(zb)
+					e := scratch[:len(zb)]
+					bOld, bNew := acc[0][r].merge(float64(m), fmath.ExpSum(e, zb, m, 1))
+					acc[0][r].see(zb, v0, w.Targets[r])
+					for i := 1; i < len(all); i++ {
+						z := bufs[i][at*width : (at+1)*width]
+						var dot float64
+						worst := deltas[part][i]
+						for k, p := range e {
+							diff := float64(zb[k]) - float64(z[k])
+							dot += float64(float64(p) * diff)
+							worst = max(worst, math.Abs(diff))
+						}
+						deltas[part][i] = worst
+						cross[i][r] = float64(cross[i][r]*bOld) + float64(dot*bNew)
+					}
+					for i := 1; i < len(all); i++ {
+						z := bufs[i][at*width : (at+1)*width]
+						m := fmath.Max(z)
+						acc[i][r].merge(float64(m), fmath.ExpSum(e, z, m, 1))
+						acc[i][r].see(z, v0, w.Targets[r])
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return nil, err
+			}
+			for _, d := range deltas {
+				for i := range d {
+					delta[i] = max(delta[i], d[i])
+				}
 			}
 		}
 		if tick != nil {
@@ -249,23 +271,17 @@ func Measure(ctx context.Context, w *Windows, tick func(done, total int), base P
 	return res, nil
 }
 
-// logits fills bufs, packing the head once for streams of the same model.
-func logits(ctx context.Context, all []Positions, bufs [][]float32, v0, v1 int) error {
-	done := make([]bool, len(all))
-	for i, s := range all {
-		if done[i] {
+// packHeads packs the heads of the streams' models, each once.
+func packHeads(ctx context.Context, all []Positions, v0, v1 int) error {
+	var done []*refmodel.Model
+	for _, s := range all {
+		if slices.Contains(done, s.Model) {
 			continue
 		}
-		var dst, in [][]float32
-		for j := i; j < len(all); j++ {
-			if all[j].Model == s.Model {
-				dst, in = append(dst, bufs[j]), append(in, all[j].Normed)
-				done[j] = true
-			}
-		}
-		if err := s.Model.Logits(ctx, dst, in, v0, v1); err != nil {
+		if err := s.Model.PackHead(ctx, v0, v1); err != nil {
 			return err
 		}
+		done = append(done, s.Model)
 	}
 	return nil
 }
