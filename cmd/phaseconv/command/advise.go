@@ -16,6 +16,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -27,12 +28,17 @@ func adviseCommand(stdout, stderr io.Writer) *cli.Command {
 		Name:      "advise",
 		Usage:     "find the smallest KV cache types of a stock runtime that a model stands",
 		ArgsUsage: "SRC | ARTIFACT | SRC CONVERTED",
-		Description: `Measures llama.cpp's cache types, and names the smallest pair below the gate
-with the runtime's options for it. Nothing is written.
+		Description: `Measures llama.cpp's cache types, and names the smallest pair below the gate that
+runs on the backend, with lines to paste for llama.cpp, Ollama and LM Studio, and with a
+conversion to try for a smaller one. Nothing is written.
+
+Of each context the second half is scored. Sizes are those of the whole cache as
+llama.cpp allocates it for one sequence of that context.
 
 Examples:
   phaseconv advise model.gguf
   phaseconv advise ./SmolLM2-135M --ctx 512,4096 --max-kld 0.01
+  phaseconv advise model.gguf --backend cuda --ctx 512,8192,32768 --text long.txt
   phaseconv advise smol --source ./SmolLM2-135M --json
   phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0`,
 		Flags: []cli.Flag{
@@ -41,6 +47,8 @@ Examples:
 			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
 			&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths", Value: []int{512, 2048}},
 			&cli.IntFlag{Name: "chunks", Usage: "windows of the shortest context, 0 for all; longer ones get as many tokens", Value: 4},
+			&cli.StringFlag{Name: "backend", Usage: "where the pair has to run: cpu, cuda, metal, vulkan, rocm (default builds), or any, which is all of them", Value: string(backends.Any)},
+			&cli.StringFlag{Name: "split-mode", Usage: "llama.cpp's --split-mode: none, layer, row or tensor; tensor takes no quantised cache", Value: "layer"},
 			&cli.FloatFlag{Name: "max-kld", Usage: "the gate: largest mean KLD, in nats per token", Value: 0.02},
 			&cli.StringSliceFlag{Name: "types", Usage: "cache types to choose from: " + strings.Join(kvcache.StockTypes(), ", ")},
 			&cli.StringSliceFlag{Name: "pairs", Usage: "measure these pairs K/V instead of searching"},
@@ -90,6 +98,15 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Rotation, err = rotation(c); err != nil {
 		return err
 	}
+	if o.Where.Backend, err = backends.Parse(c.String("backend")); err != nil {
+		return usagef("--backend: %w", err)
+	}
+	switch s := c.String("split-mode"); s {
+	case "none", "layer", "row", "tensor":
+		o.Where.TensorSplit = s == "tensor"
+	default:
+		return usagef("--split-mode is none, layer, row or tensor, not %q", s)
+	}
 	for _, name := range c.StringSlice("types") {
 		t, err := cacheType(name)
 		if err != nil {
@@ -134,6 +151,16 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	} else {
 		printNotes(stderr, published)
 	}
+	paths := c.Args().Slice()
+	if src := c.String("source"); src != "" {
+		paths = []string{src, paths[0]}
+	}
+	if published != nil {
+		o.Source, o.Model = paths[0], modelFile(paths[0], published)
+	}
+	if converted != nil {
+		o.ConvertedModel = modelFile(paths[len(paths)-1], converted)
+	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {
 		return err
@@ -143,6 +170,17 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	printAdvise(stdout, res)
 	return nil
+}
+
+// modelFile is the GGUF file that runtimes load of what was opened at path, "" for none.
+func modelFile(path string, m *checkpoint.Checkpoint) string {
+	if m.Container != checkpoint.GGUF {
+		return ""
+	}
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return filepath.Join(path, spec.GGUFModelName)
+	}
+	return path
 }
 
 // checkContainer refuses containers that there are none of.
@@ -243,30 +281,105 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	if !a.Rotation {
 		rotation = ", attention rotation off"
 	}
-	fmt.Fprintf(w, "compared with: %s%s%s\n\n", a.Base, rotation, roundedNote(a.RoundedInputs))
-	t := newTable("K", "V", "weights", "bytes/token", "context", "PPL ratio", "KLD", "error", "same top %")
+	fmt.Fprintf(w, "compared with: %s%s%s\n", a.Base, rotation, roundedNote(a.RoundedInputs))
+	if a.Backend != "" {
+		fmt.Fprintf(w, "backend: %s, facts from %s\n", backendName(a), a.Facts)
+	}
+	fmt.Fprintln(w)
+	head := []string{"K", "V", "weights", "context", "bytes/token", "cache", "PPL ratio", "KLD", "error", "same top %"}
+	if a.Backend != "" {
+		head = append(head, "runs")
+	}
+	t := newTable(head...)
 	for _, r := range a.Rows {
-		t.row(r.KType, r.VType, weightsName(r.Converted), fmt.Sprintf("%.0f", r.BytesPerToken), fmt.Sprint(r.Ctx),
-			fmt.Sprintf("%.4f", r.PPLRatio), fmt.Sprintf("%.6f", r.KLD), fmt.Sprintf("%.6f", r.KLDErr), fmt.Sprintf("%.2f", 100*r.SameTop))
+		row := []string{
+			r.KType, r.VType, weightsName(r.Converted), fmt.Sprint(r.Ctx), fmt.Sprintf("%.0f", r.BytesPerToken), cacheSize(r.CacheBytes),
+			fmt.Sprintf("%.4f", r.PPLRatio), fmt.Sprintf("%.6f", r.KLD), fmt.Sprintf("%.6f", r.KLDErr), fmt.Sprintf("%.2f", 100*r.SameTop),
+		}
+		if a.Backend != "" {
+			row = append(row, r.Runs)
+		}
+		t.row(row...)
 	}
 	t.print(w)
 	fmt.Fprintln(w)
+	printReasons(w, a)
 	if len(a.Choices) == 0 {
-		fmt.Fprintf(w, "no pair of types has a KLD of at most %g at every context\n", a.MaxKLD)
+		fmt.Fprintf(w, "no pair of types%s has a KLD of at most %g at every context\n", where(a), a.MaxKLD)
 	}
 	for _, c := range a.Choices {
-		fmt.Fprintf(w, "%s: K %s, V %s: %.0f bytes a token, KLD at most %.6f (gate %g)\n",
-			weightsName(c.Converted), c.KType, c.VType, c.BytesPerToken, c.Worst, a.MaxKLD)
-		if c.Flags != "" {
-			env := ""
-			if !a.Rotation {
-				env = ", with LLAMA_ATTN_ROT_DISABLE=1 in the environment"
+		fmt.Fprintf(w, "%s: K %s, V %s%s: %.0f bytes a token, %s at %d, KLD at most %.6f (gate %g)\n",
+			weightsName(c.Converted), c.KType, c.VType, where(a), c.BytesPerToken, cacheSize(c.CacheBytes), c.Ctx, c.Worst, a.MaxKLD)
+		for _, l := range c.Lines {
+			switch {
+			case l.Text == "":
+				fmt.Fprintf(w, "  %s: %s\n", l.For, l.Note)
+				continue
+			case l.Note != "":
+				fmt.Fprintf(w, "  %s (%s):\n", l.For, l.Note)
+			default:
+				fmt.Fprintf(w, "  %s:\n", l.For)
 			}
-			fmt.Fprintf(w, "  llama.cpp options: %s%s\n", c.Flags, env)
-		} else {
-			fmt.Fprintln(w, "  llama.cpp's programs have no option for this pair; its library takes it")
+			for line := range strings.SplitSeq(l.Text, "\n") {
+				fmt.Fprintf(w, "    %s\n", line)
+			}
 		}
 	}
+	if i := a.Improve; i != nil {
+		fmt.Fprintf(w, "K %s, V %s would take %s less, but costs a KLD of %.6f as the weights are; this changes them if that helps, and measures it:\n  %s\n",
+			i.KType, i.VType, cacheSize(i.Saved), i.Worst, i.Command)
+	}
+}
+
+// printReasons tells, pair by pair, why some do not run or are slow.
+func printReasons(w io.Writer, a *spec.AdviseJSON) {
+	seen := map[string]bool{}
+	for _, r := range a.Rows {
+		line := fmt.Sprintf("%s/%s: %s", r.KType, r.VType, r.Reason)
+		if r.Reason == "" || seen[line] {
+			continue
+		}
+		if len(seen) == 0 {
+			fmt.Fprintln(w, "not recommended there:")
+		}
+		seen[line] = true
+		fmt.Fprintf(w, "  %s\n", line)
+	}
+	if len(seen) > 0 {
+		fmt.Fprintln(w)
+	}
+}
+
+// backendName is the backend that was asked for.
+func backendName(a *spec.AdviseJSON) string {
+	s := a.Backend
+	if s == string(backends.Any) {
+		s += " (what runs on all of them)"
+	}
+	if a.TensorSplit {
+		s += ", split by tensors"
+	}
+	return s
+}
+
+// where is a phrase for pairs that run on the backend, "" where none was asked for.
+func where(a *spec.AdviseJSON) string {
+	switch a.Backend {
+	case "":
+		return ""
+	case string(backends.Any):
+		return " (runs everywhere)"
+	}
+	return " (runs on " + a.Backend + ")"
+}
+
+// cacheSize writes the size of a cache.
+func cacheSize(n int64) string {
+	const mib = 1 << 20
+	if n < mib {
+		return fmt.Sprintf("%.1f KiB", float64(n)/1024)
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/mib)
 }
 
 // roundedNote says in a line of text that products were computed as llama.cpp's CPU
