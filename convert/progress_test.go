@@ -76,7 +76,7 @@ func TestProgress(t *testing.T) {
 	for _, want := range []string{
 		"statistics of keys at context 64", "fitting changes of keys", "comparing changes of keys", "comparing predictions",
 		"fitting changes of values", "comparing changes of values",
-		"allotting signs", "calibrating", "reading the source, MiB",
+		"reading weights", "allotting signs", "calibrating", "reading the source, MiB",
 		"writing gguf, MiB", "writing safetensors, MiB", "checking query and key tensors, MiB",
 		"measuring float and 1-bit keys", "comparing float and 1-bit keys", "running the source", "measuring the rounding floor",
 		"comparing with the source", "comparing with the rounding floor",

@@ -230,7 +230,8 @@ func TestUnitsMerge(t *testing.T) {
 	o.Notice = func(text string) { notices = append(notices, text) }
 	converted(t, o)
 	sameTrees(t, at("one/out"), at("three/out"))
-	if len(notices) != 1 || !strings.Contains(notices[0], "layer-0000.safetensors") || !strings.Contains(notices[0], "damaged") {
+	// A note on what the report leaves out may follow.
+	if len(notices) == 0 || !strings.Contains(notices[0], "layer-0000.safetensors") || !strings.Contains(notices[0], "damaged") {
 		t.Errorf("notices %q", notices)
 	}
 	if got := left(t, o.Work); len(got) != 3 {

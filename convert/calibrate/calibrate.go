@@ -162,10 +162,14 @@ type fitter struct {
 }
 
 // progress reports that so many layers have been passed, and that of the next one so many
-// codes are fitted.
+// codes are fitted. Layers count as much as that with most heads.
 func (f *fitter) progress(layers, fits int) {
 	if f.o.Progress != nil {
-		each := len(f.o.Kinds)*f.cfg.Layers[0].KVHeads + 1
+		heads := 0
+		for l := range f.cfg.Layers {
+			heads = max(heads, f.cfg.Layers[l].KVHeads)
+		}
+		each := len(f.o.Kinds)*heads + 1
 		f.o.Progress(layers*each+fits, (f.last+1)*each)
 	}
 }

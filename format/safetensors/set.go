@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/placeholder"
 )
@@ -44,7 +45,8 @@ type Ref struct {
 // OpenDir opens the checkpoint in dir: the shards that the index names, or
 // model.safetensors, or without either shards that are complete by their names.
 // Every tensor must be where the index says. Where loaders would read different
-// files, it refuses.
+// files, it refuses. Errors about what is in the folder are of kind format.ErrBroken or
+// format.ErrUnsupported.
 func OpenDir(dir string) (*Set, error) {
 	s := &Set{Dir: dir, byName: map[string]Ref{}}
 	there, err := look(dir)
@@ -61,7 +63,7 @@ func OpenDir(dir string) (*Set, error) {
 	}
 	if err != nil {
 		s.Close()
-		return nil, err
+		return nil, format.Broken(err)
 	}
 	return s, nil
 }
@@ -251,7 +253,7 @@ func (l *listing) nothing() error {
 			hint += "; rename it if it is the whole model"
 		}
 	}
-	return fmt.Errorf("%s: neither %s nor %s is there: %s", l.dir, SingleName, IndexName, hint)
+	return format.Unsupportedf("%s: neither %s nor %s is there: %s", l.dir, SingleName, IndexName, hint)
 }
 
 // some names the first of several files.

@@ -2,6 +2,7 @@ package fit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"sort"
@@ -278,7 +279,7 @@ func (f *frameFit) solve(ctx context.Context) error {
 	}
 	l, err := linalg.Cholesky(ctx, gram, b)
 	// Fewer keys than signs leave directions open, and rounding may put them below zero.
-	for ridge := gramRidge; err != nil && ridge < 1; ridge *= 10 {
+	for ridge := gramRidge; errors.Is(err, linalg.ErrNotPositive) && ridge < 1; ridge *= 10 {
 		for i := range b {
 			gram[i*b+i] += 9 * ridge * trace / float64(b) // ten times as much in all
 		}

@@ -93,12 +93,16 @@ func FFN(ctx context.Context, cfg *family.Config, w checkpoint.Weights, o FFNOpt
 			layers = append(layers, l)
 		}
 	}
-	// Two groups of three matrices in all, and what is measured of single experts.
-	a.done = progress.Count(o.Progress, len(layers)*(5+3*min(cfg.Experts(), o.Experts)))
+	steps := 0
 	for _, l := range layers {
 		if l < 0 || l >= len(cfg.Layers) {
 			return nil, fmt.Errorf("layer %d of %d", l, len(cfg.Layers))
 		}
+		// Two groups of three matrices in all, and what is measured of single experts.
+		steps += 5 + 3*min(cfg.Layers[l].FFN.Experts, o.Experts)
+	}
+	a.done = progress.Count(o.Progress, steps)
+	for _, l := range layers {
 		for input, group := range [][]string{{"gate", "up"}, {"down"}} {
 			if err := a.group(ctx, l, input, group); err != nil {
 				return nil, err
