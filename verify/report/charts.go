@@ -328,8 +328,8 @@ func ffnChart(rows []spec.FFNRow) pair {
 	})
 }
 
-// paretoChart puts loss against bytes of keys per token, both on log axes.
-func paretoChart(points []qualityPoint, v *view) pair {
+// lossChart puts loss against bytes, both on log axes; f16 are those of F16, 0 if unknown.
+func lossChart(points []qualityPoint, title, bytes string, f16 float64) pair {
 	var xs, ys []float64
 	for _, p := range points {
 		if p.KLD > 0 && p.Bytes > 0 {
@@ -341,17 +341,18 @@ func paretoChart(points []qualityPoint, v *view) pair {
 	}
 	xlo, xhi := span(0, xs...)
 	ylo, yhi := span(0, ys...)
-	f16 := float64(v.Bytes.KF16)
 	xlo, xhi, ylo, yhi = xlo/1.5, max(xhi, f16)*1.15, max(ylo/1.6, 1e-12), yhi*1.8
 	twice := map[string]bool{}
 	for _, p := range points {
 		twice[p.Label] = twice[p.Label] || p.Kind == "stock"
 	}
 	return both(func(w float64, narrow bool) string {
-		c := newChart(w, 340, 54, marginRight, narrow, "Loss against size of the keys", "bytes of keys per token", "KL divergence, nats per token",
+		c := newChart(w, 340, 54, marginRight, narrow, title, bytes, "KL divergence, nats per token",
 			axis{lo: xlo, hi: xhi, log: true}, axis{lo: ylo, hi: yhi, log: true})
-		c.Line(c.x.at(f16), c.y.a, c.x.at(f16), c.y.b, "target")
-		c.Text(c.x.at(f16)-5, c.y.b+10, "end", "note", "F16")
+		if f16 > 0 {
+			c.Line(c.x.at(f16), c.y.a, c.x.at(f16), c.y.b, "target")
+			c.Text(c.x.at(f16)-5, c.y.b+10, "end", "note", "F16")
+		}
 		order := append([]qualityPoint(nil), points...)
 		sort.SliceStable(order, func(i, j int) bool { return order[i].KLD > order[j].KLD })
 		published := map[string]qualityPoint{}
