@@ -160,7 +160,7 @@ func judge(b Backend, cfg *family.Config, k, v gguf.Type) (Runs, string) {
 	f, name := table[b], title[b]
 	if why := f.missing(cfg, k, v); why != "" {
 		if v.Quantized() {
-			return No, fmt.Sprintf("%s has no flash attention for %s, which a quantised V needs: it would leave for the CPU", name, why)
+			return No, fmt.Sprintf("%s has no flash attention for %s, which a quantised V needs: the CPU would compute it", name, why)
 		}
 		if k == gguf.TypeF16 && v == gguf.TypeF16 {
 			return Yes, "" // without flash attention, llama.cpp's own choice there

@@ -305,11 +305,11 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	fmt.Fprintln(w)
 	printReasons(w, a)
 	if len(a.Choices) == 0 {
-		fmt.Fprintf(w, "no pair of types%s has a KLD of at most %g at every context\n", where(a), a.MaxKLD)
+		fmt.Fprintf(w, "no pair of types%s has a KLD of at most %g at every context\n", where(a, " that"), a.MaxKLD)
 	}
 	for _, c := range a.Choices {
 		fmt.Fprintf(w, "%s: K %s, V %s%s: %.0f bytes a token, %s at %d, KLD at most %.6f (gate %g)\n",
-			weightsName(c.Converted), c.KType, c.VType, where(a), c.BytesPerToken, cacheSize(c.CacheBytes), c.Ctx, c.Worst, a.MaxKLD)
+			weightsName(c.Converted), c.KType, c.VType, where(a, ", which"), c.BytesPerToken, cacheSize(c.CacheBytes), c.Ctx, c.Worst, a.MaxKLD)
 		for _, l := range c.Lines {
 			switch {
 			case l.Text == "":
@@ -362,15 +362,15 @@ func backendName(a *spec.AdviseJSON) string {
 	return s
 }
 
-// where is a phrase for pairs that run on the backend, "" where none was asked for.
-func where(a *spec.AdviseJSON) string {
+// where says after a word that pairs run on the backend, "" where none was asked for.
+func where(a *spec.AdviseJSON, word string) string {
 	switch a.Backend {
 	case "":
 		return ""
 	case string(backends.Any):
-		return " (runs everywhere)"
+		return word + " runs everywhere"
 	}
-	return " (runs on " + a.Backend + ")"
+	return word + " runs on " + a.Backend
 }
 
 // cacheSize writes the size of a cache.
