@@ -4,8 +4,8 @@ package spec
 type AdviseJSON struct {
 	// Base says what every row is compared with: the model and its cache types.
 	Base string `json:"base"`
-	// MaxKLD is the gate: a pair of types passes if its mean KLD is at most this at
-	// every context.
+	// MaxKLD is the gate: a pair of types passes if its mean KLD is at most this on
+	// every text at every context.
 	MaxKLD float64 `json:"max_kld"`
 	// Rotation says whether llama.cpp's attention rotation was on.
 	Rotation bool `json:"rotation"`
@@ -26,7 +26,7 @@ type AdviseJSON struct {
 	// Improve is a conversion that may make a smaller pair pass; absent where there is none to
 	// try, and where a converted model was measured.
 	Improve *AdviseImprove `json:"improve,omitempty"`
-	// Texts describes what was measured, one entry per context.
+	// Texts describes what was measured, one entry per text and context.
 	Texts []Text `json:"texts"`
 	// BasePPL is the perplexity of the base on each of them.
 	BasePPL []float64 `json:"base_ppl"`
@@ -38,7 +38,7 @@ type AdviseChoice struct {
 	VType         string  `json:"v_type"`
 	Converted     bool    `json:"converted"`
 	BytesPerToken float64 `json:"bytes_per_token"`
-	// Worst is the largest KLD of the contexts measured.
+	// Worst is the largest KLD of the texts and contexts measured.
 	Worst float64 `json:"worst_kld"`
 	// Flags are the options of llama.cpp's programs; empty for types that they do
 	// not offer (Q1_0, which only the library takes).

@@ -48,6 +48,8 @@ type AdviseRow struct {
 	Reason string `json:"reason,omitempty"`
 	// Positions: the divergence by where in the window a token stands.
 	Positions []PositionBand `json:"positions,omitempty"`
+	// Text is the name of what was measured on, absent where that was one text.
+	Text string `json:"text,omitempty"`
 }
 
 // FFNRow is the beta of one FFN matrix, on its input side.

@@ -21,7 +21,8 @@ import (
 
 // AdviseOptions of Advise.
 type AdviseOptions struct {
-	Text ppl.Text
+	// Texts are measured one by one; their names tell them apart.
+	Texts []ppl.Text
 	// Ctx lists context lengths. The shortest is measured on Chunks windows (0: all
 	// that the text gives), longer ones on as many tokens, but at least one window.
 	Ctx    []int
@@ -72,13 +73,19 @@ const pairsPerRun = 3
 type adviser struct {
 	o      AdviseOptions
 	models []adviseModel
-	base   []ppl.Positions // per context: models[0] with F16 caches
+	base   []ppl.Positions // per entry of texts: models[0] with F16 caches
 	ppl    []float64       // of base
-	texts  []*ppl.Windows
+	texts  []adviseText
 	rows   []spec.AdviseRow
-	worst  map[adviseKey]float64 // largest KLD over contexts
+	worst  map[adviseKey]float64 // largest KLD over texts and contexts
 	// maxHidden: see the constant.
 	maxHidden int
+}
+
+// An adviseText is one text at one context.
+type adviseText struct {
+	name string
+	*ppl.Windows
 }
 
 type adviseModel struct {
@@ -94,7 +101,7 @@ type adviseKey struct {
 // Advise measures stock cache types with a model as published, as converted, or
 // both (either may be nil), and names the smallest pair of types whose mean KLD
 // from the published model with F16 caches (the converted one, if it is alone)
-// is at most MaxKLD at every context.
+// is at most MaxKLD on every text at every context.
 //
 // It measures each type for K alone, for V alone and for both, and then, from the smallest
 // pair on, those pairs of different types that run where they have to and whose parts promise
@@ -141,17 +148,25 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		}
 	}
 	contexts := slices.Compact(slices.Sorted(slices.Values(o.Ctx)))
-	for _, n := range contexts {
-		chunks := o.Chunks
-		if chunks > 0 {
-			chunks = max(1, chunks*contexts[0]/n)
+	if len(o.Texts) == 0 {
+		return nil, option.Errorf("no text to measure on")
+	}
+	for i, text := range o.Texts {
+		if slices.ContainsFunc(o.Texts[:i], func(t ppl.Text) bool { return t.Name == text.Name }) {
+			return nil, option.Errorf("two texts have the name %s, by which results are told apart", text.Name)
 		}
-		w, err := ppl.Tokenize(ctx, base, o.Text, n, chunks)
-		if err != nil {
-			return nil, err
+		for _, n := range contexts {
+			chunks := o.Chunks
+			if chunks > 0 {
+				chunks = max(1, chunks*contexts[0]/n)
+			}
+			w, err := ppl.Tokenize(ctx, base, text, n, chunks)
+			if err != nil {
+				return nil, err
+			}
+			a.texts = append(a.texts, adviseText{text.Name, w})
+			out.Texts = append(out.Texts, text.Info(w))
 		}
-		a.texts = append(a.texts, w)
-		out.Texts = append(out.Texts, o.Text.Info(w))
 	}
 	if err := a.search(ctx); err != nil {
 		return nil, err
@@ -318,7 +333,11 @@ func (a *adviser) bytes(m adviseModel, p kvcache.CacheTypes) int {
 // measure runs pairs of one model at all contexts and appends their rows.
 func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.CacheTypes, step string) error {
 	for i, w := range a.texts {
-		progress := a.o.Progress.Of(fmt.Sprintf("%s at context %d%s", step, w.Ctx, suffix(m.converted)))
+		on := ""
+		if len(a.o.Texts) > 1 {
+			on = " on " + w.name
+		}
+		progress := a.o.Progress.Of(fmt.Sprintf("%s%s at context %d%s", step, on, w.Ctx, suffix(m.converted)))
 		perPass := max(1, a.maxHidden/(4*len(w.Tokens)*w.Ctx*m.m.Config.Hidden))
 		for at := 0; at < len(pairs); at += perPass {
 			if err := a.pass(ctx, m, i, pairs[at:min(len(pairs), at+perPass)], progress); err != nil {
@@ -331,7 +350,7 @@ func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.Ca
 
 // pass runs pairs of one model at context number i, all at once.
 func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcache.CacheTypes, progress func(done, total int)) error {
-	w := a.texts[i]
+	w := a.texts[i].Windows
 	caches := make([]*kvcache.LlamaCpp, 0, len(pairs)+1)
 	first := len(a.base) <= i
 	if first {
@@ -358,7 +377,7 @@ func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcach
 			a.ppl = append(a.ppl, res.Base.PPL)
 		}
 		for j := range group {
-			if err := a.add(m, pairs[at+j], w, &res.Divergences[j]); err != nil {
+			if err := a.add(m, pairs[at+j], a.texts[i], &res.Divergences[j]); err != nil {
 				return err
 			}
 		}
@@ -373,7 +392,7 @@ func suffix(converted bool) string {
 	return ""
 }
 
-func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, w *ppl.Windows, d *ppl.Divergence) error {
+func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, w adviseText, d *ppl.Divergence) error {
 	s := a.stock(m, p)
 	for _, x := range []float64{d.Mean, d.Ratio} {
 		if math.IsNaN(x) || math.IsInf(x, 0) {
@@ -383,7 +402,10 @@ func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, w *ppl.Windows, d *pp
 	row := spec.AdviseRow{
 		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Ctx: w.Ctx, Converted: m.converted,
 		BytesPerToken: float64(s.BytesPerToken()), PPLRatio: d.Ratio, KLD: d.Mean, KLDErr: d.MeanErr, SameTop: d.SameTop,
-		CacheBytes: s.Bytes(w.Ctx), Positions: ppl.Bands(d, w, positionBands),
+		CacheBytes: s.Bytes(w.Ctx), Positions: ppl.Bands(d, w.Windows, positionBands),
+	}
+	if len(a.o.Texts) > 1 {
+		row.Text = w.name
 	}
 	if a.o.Where.Backend != "" {
 		runs, reason := a.runs(m, p.K, p.V)

@@ -36,7 +36,7 @@ func tinyModel(t testing.TB, headDim int, seed uint64) *checkpoint.Checkpoint {
 
 func adviseOptions() AdviseOptions {
 	return AdviseOptions{
-		Text: ppl.Text{Name: "text", Data: texts.Evaluation[:4000]}, Ctx: []int{64, 32}, Chunks: 4, MaxKLD: 1, Rotation: true,
+		Texts: []ppl.Text{{Name: "text", Data: texts.Evaluation[:4000]}}, Ctx: []int{64, 32}, Chunks: 4, MaxKLD: 1, Rotation: true,
 		Types: []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ4_0},
 	}
 }
@@ -229,17 +229,50 @@ func TestAdvise(t *testing.T) {
 			t.Errorf("%+v, %v", got.Improve, err)
 		}
 	})
+	t.Run("texts", func(t *testing.T) {
+		// Each text as if it were alone, and a gate that the worse one decides.
+		o := o
+		o.Ctx, o.Types = []int{32}, []gguf.Type{gguf.TypeQ4_0}
+		o.Texts = append(o.Texts, ppl.Text{Name: "other", Data: texts.Calibration[:4000]})
+		both, err := Advise(context.Background(), c, nil, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		worst := 0.0
+		for i, text := range o.Texts {
+			one := o
+			one.Texts = []ppl.Text{text}
+			want, err := Advise(context.Background(), c, nil, one)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []spec.AdviseRow
+			for _, r := range both.Rows {
+				if r.Text == text.Name {
+					r.Text = ""
+					got = append(got, r)
+				}
+			}
+			if !reflect.DeepEqual(got, want.Rows) || !reflect.DeepEqual(both.Texts[i], want.Texts[0]) || both.BasePPL[i] != want.BasePPL[0] {
+				t.Errorf("%s: %+v, alone %+v", text.Name, got, want.Rows)
+			}
+			worst = max(worst, want.Choices[0].Worst)
+		}
+		if c := both.Choices[0]; len(both.Rows) != 8 || c.KType != "q4_0" || c.VType != "q4_0" || c.Worst != worst {
+			t.Errorf("chose %+v, worst %v", c, worst)
+		}
+	})
 	t.Run("passes", func(t *testing.T) {
 		// Where hidden states would take too much, pairs are run one by one, with the same result.
 		a := &adviser{o: o, worst: map[adviseKey]float64{}, maxHidden: 1, models: []adviseModel{{m: refmodel.New(c.Config, c, 1)}}}
 		if err := a.checkTypes(); err != nil {
 			t.Fatal(err)
 		}
-		w, err := ppl.Tokenize(t.Context(), c, o.Text, 32, 4)
+		w, err := ppl.Tokenize(t.Context(), c, o.Texts[0], 32, 4)
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.texts, a.models[0].m.RoundInputs = []*ppl.Windows{w}, true
+		a.texts, a.models[0].m.RoundInputs = []adviseText{{"text", w}}, true
 		if err := a.search(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -320,7 +353,7 @@ func TestAdvise(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := ppl.Tokenize(t.Context(), c, o.Text, 32, 4)
+		w, err := ppl.Tokenize(t.Context(), c, o.Texts[0], 32, 4)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -386,6 +419,8 @@ func TestAdviseRefuses(t *testing.T) {
 		{"no quantised type fits", c16, func(o *AdviseOptions) { o.Types = nil }, "head_dim 16 is not a multiple of 32"},
 		{"a type does not fit", c16, func(*AdviseOptions) {}, "K cache of type q8_0"},
 		{"a pair does not fit", c64, func(o *AdviseOptions) { o.Pairs = []kvcache.CacheTypes{{K: gguf.TypeF16, V: gguf.TypeQ1_0}} }, "V cache of type q1_0"},
+		{"no text", c64, func(o *AdviseOptions) { o.Texts = nil }, "no text"},
+		{"two texts of a name", c64, func(o *AdviseOptions) { o.Texts = append(o.Texts, o.Texts[0]) }, "two texts have the name text"},
 		{"no context", c64, func(o *AdviseOptions) { o.Ctx = nil }, "no context"},
 		{"a context beyond the text", c64, func(o *AdviseOptions) { o.Ctx = []int{1 << 20} }, "the model's own context"},
 	} {

@@ -274,6 +274,15 @@ func TestCachePoints(t *testing.T) {
 			t.Errorf("point %d: %+v, want %+v", i, p, want)
 		}
 	}
+	// Of several texts the worst.
+	for i := range v.Advise {
+		v.Advise[i].Text = "a"
+	}
+	v.Advise = append(v.Advise, row("q8_0", "q8_0", 512, 0.02, false, 500), row("q4_0", "q4_0", 512, 0.05, true, 0))
+	v.Advise[5].Text, v.Advise[6].Text = "b", "b"
+	if points, _, _ = cachePoints(v); len(points) != 4 || points[1].KLD != 0.02 || points[2].KLD != 0.1 {
+		t.Errorf("several texts: %+v", points)
+	}
 	// Without our own measurement: the longest context.
 	v.PPL = nil
 	if points, ctx, f16 = cachePoints(v); ctx != 8192 || f16 != 0 || len(points) != 1 || points[0].Bytes != 4000 {

@@ -17,6 +17,8 @@ type stockView struct {
 	ChartCtx int
 	// Runs: rows say whether they run on the backend that was asked for.
 	Runs bool
+	// Texts: rows name what they were measured on, and pictures show the worst text.
+	Texts bool
 	// Of the change; Tried is empty where there was none.
 	Tried  []stockTry
 	Why    string
@@ -54,7 +56,7 @@ const noise = 1e-9
 // was measured there: bytes of the whole cache and loss. f16 is the size with F16 caches, 0
 // where that is not known.
 func cachePoints(v *view) (out []qualityPoint, ctx int, f16 float64) {
-	rows := v.Advise
+	rows := worstText(v.Advise)
 	if v.PPL != nil {
 		rows = sameContext(rows, v.PPL.Ctx)
 	}
@@ -109,6 +111,7 @@ func newStock(v *view) *stockView {
 			x.Weights = "this file"
 		}
 		s.Rows, s.Runs = append(s.Rows, x), s.Runs || r.Runs != ""
+		s.Texts = s.Texts || r.Text != ""
 	}
 	if points, ctx, f16 := cachePoints(v); len(points) > 1 {
 		s.ChartCtx = ctx

@@ -566,7 +566,7 @@ func points(v *view) []qualityPoint {
 		}
 	}
 	if v.Bytes != nil {
-		rows := v.Advise
+		rows := worstText(v.Advise)
 		if v.PPL != nil {
 			rows = sameContext(rows, v.PPL.Ctx)
 		}

@@ -44,7 +44,7 @@ Examples:
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "what the artifact was made from; it is measured too, and is what both are compared with"},
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
-			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
+			&cli.GenericFlag{Name: "text", Usage: "held-out text; given again, each text is measured by itself (default: an embedded one)", Value: &paths{}},
 			&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths", Value: []int{512, 2048}},
 			&cli.IntFlag{Name: "chunks", Usage: "windows of the shortest context, 0 for all; longer ones get as many tokens", Value: 4},
 			&cli.StringFlag{Name: "backend", Usage: "where the pair has to run: cpu, cuda, metal, vulkan, rocm (default builds), or any, which is all of them", Value: string(backends.Any)},
@@ -60,6 +60,14 @@ Examples:
 		Action: func(ctx context.Context, c *cli.Command) error { return runAdvise(ctx, c, stdout, stderr) },
 	}
 }
+
+// paths are the values of an option that may be given again. Unlike those of a slice flag they are
+// not cut at commas, which names of files may have.
+type paths []string
+
+func (p *paths) Set(s string) error { *p = append(*p, s); return nil }
+func (p *paths) String() string     { return strings.Join(*p, " ") }
+func (p *paths) Get() any           { return p }
 
 func rotationFlag() cli.Flag {
 	return &cli.StringFlag{Name: "cache-rotation", Usage: "llama.cpp's attention rotation of quantised caches, on or off (LLAMA_ATTN_ROT_DISABLE=1)", Value: "on"}
@@ -128,13 +136,21 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		}
 		o.Pairs = append(o.Pairs, p)
 	}
-	if o.Text, err = evaluationText(c.String("text")); err != nil {
-		return err
+	files, _ := c.Generic("text").(*paths)
+	if files == nil || len(*files) == 0 {
+		files = &paths{""}
+	}
+	for _, path := range *files {
+		t, err := evaluationText(path)
+		if err != nil {
+			return err
+		}
+		o.Texts = append(o.Texts, t)
 	}
 	if err := checkContainer(c); err != nil {
 		return err
 	}
-	published, converted, err := adviseModels(ctx, o.Progress, c, o.Text)
+	published, converted, err := adviseModels(ctx, o.Progress, c, o.Texts)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
 			defer m.Close()
@@ -204,7 +220,7 @@ func within(contexts []int, models ...*checkpoint.Checkpoint) []int {
 
 // adviseModels opens what the command line names. What it returns is to be
 // closed even with an error.
-func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, text ppl.Text) (
+func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, texts []ppl.Text) (
 	published, converted *checkpoint.Checkpoint, err error,
 ) {
 	args := c.Args().Slice()
@@ -220,14 +236,14 @@ func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, tex
 			published, err = checkpoint.Open(args[0])
 			return published, nil, err
 		}
-		converted, _, err = openConverted(ctx, report, args[0], c.String("container"), text)
+		converted, _, err = openConverted(ctx, report, args[0], c.String("container"), texts)
 		return nil, converted, err
 	case 2:
 		if published, err = checkpoint.Open(args[0]); err != nil {
 			return published, nil, err
 		}
 		var made string
-		converted, made, err = openConverted(ctx, report, args[1], c.String("container"), text)
+		converted, made, err = openConverted(ctx, report, args[1], c.String("container"), texts)
 		if err != nil || made == "" {
 			return published, converted, err
 		}
@@ -247,7 +263,7 @@ func isArtifact(path string) bool {
 
 // openConverted opens an artifact, checked, or any other model. made is the
 // digest of the source that an artifact names.
-func openConverted(ctx context.Context, report progress.Func, path, container string, text ppl.Text) (
+func openConverted(ctx context.Context, report progress.Func, path, container string, texts []ppl.Text) (
 	m *checkpoint.Checkpoint, made string, err error,
 ) {
 	if !isArtifact(path) {
@@ -267,8 +283,10 @@ func openConverted(ctx context.Context, report progress.Func, path, container st
 			err = errors.Join(err, fmt.Errorf("%s: %s: %s", path, x.Check, x.Detail))
 		}
 	}
-	if err == nil && text.SHA256() == a.Sidecar.Calibration.SHA256 {
-		err = fmt.Errorf("%s is the text that %s was fitted to; measure on another", text.Name, path)
+	for _, text := range texts {
+		if err == nil && text.SHA256() == a.Sidecar.Calibration.SHA256 {
+			err = fmt.Errorf("%s is the text that %s was fitted to; measure on another", text.Name, path)
+		}
 	}
 	return m, made, err
 }
@@ -287,6 +305,10 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	}
 	fmt.Fprintln(w)
 	head := []string{"K", "V", "weights", "context", "bytes/token", "cache", "PPL ratio", "KLD", "error", "same top %"}
+	several := slices.ContainsFunc(a.Rows, func(r spec.AdviseRow) bool { return r.Text != "" })
+	if several {
+		head = slices.Insert(head, 4, "text")
+	}
 	if a.Backend != "" {
 		head = append(head, "runs")
 	}
@@ -296,6 +318,9 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 			r.KType, r.VType, weightsName(r.Converted), fmt.Sprint(r.Ctx), fmt.Sprintf("%.0f", r.BytesPerToken), cacheSize(r.CacheBytes),
 			fmt.Sprintf("%.4f", r.PPLRatio), fmt.Sprintf("%.6f", r.KLD), fmt.Sprintf("%.6f", r.KLDErr), fmt.Sprintf("%.2f", 100*r.SameTop),
 		}
+		if several {
+			row = slices.Insert(row, 4, r.Text)
+		}
 		if a.Backend != "" {
 			row = append(row, r.Runs)
 		}
@@ -303,6 +328,9 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	}
 	t.print(w)
 	fmt.Fprintln(w)
+	if several {
+		printByText(w, a)
+	}
 	printReasons(w, a)
 	if len(a.Choices) == 0 {
 		fmt.Fprintf(w, "no pair of types%s has a KLD of at most %g at every context\n", where(a, " that"), a.MaxKLD)
@@ -329,6 +357,42 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 		fmt.Fprintf(w, "K %s, V %s would take %s less, but costs a KLD of %.6f as the weights are; this changes them if that helps, and measures it:\n  %s\n",
 			i.KType, i.VType, cacheSize(i.Saved), i.Worst, i.Command)
 	}
+}
+
+// printByText compares texts: of each pair the largest KLD of the contexts on each.
+func printByText(w io.Writer, a *spec.AdviseJSON) {
+	type pair struct {
+		k, v      string
+		converted bool
+	}
+	var names []string
+	var pairs []pair
+	worst := map[pair]map[string]float64{}
+	for _, r := range a.Rows {
+		p := pair{r.KType, r.VType, r.Converted}
+		if worst[p] == nil {
+			worst[p], pairs = map[string]float64{}, append(pairs, p)
+		}
+		if !slices.Contains(names, r.Text) {
+			names = append(names, r.Text)
+		}
+		worst[p][r.Text] = max(worst[p][r.Text], r.KLD)
+	}
+	fmt.Fprintln(w, "KLD by text, the worst context:")
+	head := []string{"K", "V", "weights"}
+	for _, n := range names {
+		head = append(head, printable(n))
+	}
+	t := newTable(head...)
+	for _, p := range pairs {
+		row := []string{p.k, p.v, weightsName(p.converted)}
+		for _, n := range names {
+			row = append(row, fmt.Sprintf("%.6f", worst[p][n]))
+		}
+		t.row(row...)
+	}
+	t.print(w)
+	fmt.Fprintln(w)
 }
 
 // printReasons tells, pair by pair, why some do not run or are slow.
