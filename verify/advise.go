@@ -448,7 +448,7 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Converted: m.converted,
 		BytesPerToken: float64(s.BytesPerToken()), Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Flags: s.Flags(),
 		Ctx: a.ctx(), CacheBytes: s.Bytes(a.ctx()),
-		Lines: backends.Launch{Model: cmp.Or(file, spec.GGUFModelName), Ctx: a.ctx(), K: p.K, V: p.V, Rotation: a.o.Rotation}.Lines(),
+		Lines: backends.Launch{Model: cmp.Or(file, "MODEL.gguf"), Ctx: a.ctx(), K: p.K, V: p.V, Rotation: a.o.Rotation}.Lines(),
 	}, true
 }
 

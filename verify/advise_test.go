@@ -80,7 +80,7 @@ func TestAdvise(t *testing.T) {
 	if !reflect.DeepEqual(res.Choices[0], want) {
 		t.Errorf("chose %+v, want %+v", res.Choices[0], want)
 	}
-	if l := want.Lines; len(l) != 5 || l[0].Text != "llama-server -m model.gguf -c 64 --parallel 1 "+want.Flags {
+	if l := want.Lines; len(l) != 5 || l[0].Text != "llama-server -m MODEL.gguf -c 64 --parallel 1 "+want.Flags {
 		t.Errorf("lines %+v", l)
 	}
 	// Without a backend no row says whether it runs, and all are in question.

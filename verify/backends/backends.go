@@ -174,8 +174,7 @@ func judge(b Backend, cfg *family.Config, k, v gguf.Type) (Runs, string) {
 		return Yes, ""
 	}
 	if k != v || !slices.Contains(f.own, k) {
-		return Slow, fmt.Sprintf("%s is built without a kernel for %s-%s and converts K and V to F16 for every token (GGML_CUDA_FA_QUANTS)",
-			name, kvcache.TypeName(k), kvcache.TypeName(v))
+		return Slow, name + " is built without a kernel for this pair and converts K and V to F16 for every token (GGML_CUDA_FA_QUANTS)"
 	}
 	for l := range cfg.Layers {
 		if d := cfg.Layers[l].HeadDim; k.Quantized() && !slices.Contains(f.ownHeads, d) {

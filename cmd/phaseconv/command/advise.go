@@ -395,23 +395,28 @@ func printByText(w io.Writer, a *spec.AdviseJSON) {
 	fmt.Fprintln(w)
 }
 
-// printReasons tells, pair by pair, why some do not run or are slow.
+// printReasons tells which pairs do not run or are slow, and why.
 func printReasons(w io.Writer, a *spec.AdviseJSON) {
-	seen := map[string]bool{}
+	var reasons []string
+	pairs := map[string][]string{}
 	for _, r := range a.Rows {
-		line := fmt.Sprintf("%s/%s: %s", r.KType, r.VType, r.Reason)
-		if r.Reason == "" || seen[line] {
+		pair := r.KType + "/" + r.VType
+		if r.Reason == "" || slices.Contains(pairs[r.Reason], pair) {
 			continue
 		}
-		if len(seen) == 0 {
-			fmt.Fprintln(w, "not recommended there:")
+		if pairs[r.Reason] == nil {
+			reasons = append(reasons, r.Reason)
 		}
-		seen[line] = true
-		fmt.Fprintf(w, "  %s\n", line)
+		pairs[r.Reason] = append(pairs[r.Reason], pair)
 	}
-	if len(seen) > 0 {
-		fmt.Fprintln(w)
+	if len(reasons) == 0 {
+		return
 	}
+	fmt.Fprintln(w, "not recommended there:")
+	for _, r := range reasons {
+		fmt.Fprintf(w, "  %s: %s\n", strings.Join(pairs[r], ", "), r)
+	}
+	fmt.Fprintln(w)
 }
 
 // backendName is the backend that was asked for.
