@@ -11,7 +11,7 @@ import (
 // A Candidate is a named KeyFit.
 type Candidate struct {
 	Name string
-	// Near: the model's function changes a little, see transform.IDBiasShift.
+	// Approximate: the model's function changes a little, see transform.IDBiasShift.
 	Approximate bool
 	Fit         KeyFit
 }

@@ -28,7 +28,7 @@ type Options struct {
 	Text ppl.Text
 	// Tokens to fit to; 0 takes 8192. Half as many are compared on.
 	Tokens int
-	// Near admits near-identities too; NoKeyBias rules out those that need a key
+	// Approximate admits near-identities too; NoKeyBias rules out those that need a key
 	// bias, and says why.
 	Approximate bool
 	NoKeyBias   string
