@@ -269,7 +269,8 @@ func (a *adviser) search(ctx context.Context) error {
 	for _, m := range a.models {
 		pairs := []kvcache.CacheTypes{kvcache.F16}
 		for _, t := range a.o.Types {
-			pairs = append(pairs, kvcache.CacheTypes{K: t, V: gguf.TypeF16}, kvcache.CacheTypes{K: gguf.TypeF16, V: t}, kvcache.CacheTypes{K: t, V: t})
+			pairs = append(pairs, kvcache.CacheTypes{K: t, V: gguf.TypeF16},
+				kvcache.CacheTypes{K: gguf.TypeF16, V: t}, kvcache.CacheTypes{K: t, V: t})
 		}
 		if err := a.measure(ctx, m, pairs, "measuring K alone, V alone and both"); err != nil {
 			return err
@@ -349,7 +350,9 @@ func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.Ca
 }
 
 // pass runs pairs of one model at context number i, all at once.
-func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcache.CacheTypes, progress func(done, total int)) error {
+func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcache.CacheTypes,
+	progress func(done, total int),
+) error {
 	w := a.texts[i].Windows
 	caches := make([]*kvcache.LlamaCpp, 0, len(pairs)+1)
 	first := len(a.base) <= i
@@ -418,7 +421,9 @@ func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, w adviseText, d *ppl.
 }
 
 // smallest returns the smallest pair of a model that accept takes, of equal ones the better.
-func (a *adviser) smallest(m adviseModel, accept func(p kvcache.CacheTypes, worst float64) bool) (best kvcache.CacheTypes, found bool) {
+func (a *adviser) smallest(m adviseModel, accept func(p kvcache.CacheTypes, worst float64) bool) (
+	best kvcache.CacheTypes, found bool,
+) {
 	var worst float64
 	for key, x := range a.worst {
 		p := kvcache.CacheTypes{K: key.k, V: key.v, Rotation: a.o.Rotation}
@@ -426,7 +431,8 @@ func (a *adviser) smallest(m adviseModel, accept func(p kvcache.CacheTypes, wors
 			continue
 		}
 		if !found || cmp.Or(cmp.Compare(a.bytes(m, p), a.bytes(m, best)), cmp.Compare(x, worst),
-			cmp.Compare(kvcache.TypeName(p.K), kvcache.TypeName(best.K)), cmp.Compare(kvcache.TypeName(p.V), kvcache.TypeName(best.V))) < 0 {
+			cmp.Compare(kvcache.TypeName(p.K), kvcache.TypeName(best.K)),
+			cmp.Compare(kvcache.TypeName(p.V), kvcache.TypeName(best.V))) < 0 {
 			best, worst, found = p, x, true
 		}
 	}
@@ -448,7 +454,9 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Converted: m.converted,
 		BytesPerToken: float64(s.BytesPerToken()), Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Flags: s.Flags(),
 		Ctx: a.ctx(), CacheBytes: s.Bytes(a.ctx()),
-		Lines: backends.Launch{Model: cmp.Or(file, "MODEL.gguf"), Ctx: a.ctx(), K: p.K, V: p.V, Rotation: a.o.Rotation}.Lines(),
+		Lines: backends.Launch{
+			Model: cmp.Or(file, "MODEL.gguf"), Ctx: a.ctx(), K: p.K, V: p.V, Rotation: a.o.Rotation,
+		}.Lines(),
 	}, true
 }
 
@@ -469,9 +477,13 @@ func (a *adviser) improve(m adviseModel, c spec.AdviseChoice, ok bool) *spec.Adv
 	s := a.stock(m, p)
 	source := cmp.Or(a.o.Source, "MODEL")
 	k, v := kvcache.TypeName(p.K), kvcache.TypeName(p.V)
-	command := fmt.Sprintf("phaseconv convert %s -o OUT --cache-type-k %s --cache-type-v %s --target-ctx %d", backends.Quote(source), k, v, a.ctx())
+	command := fmt.Sprintf("phaseconv convert %s -o OUT --cache-type-k %s --cache-type-v %s --target-ctx %d",
+		backends.Quote(source), k, v, a.ctx())
 	if !a.o.Rotation {
 		command += " --cache-rotation off"
 	}
-	return &spec.AdviseImprove{KType: k, VType: v, Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Saved: now - s.Bytes(a.ctx()), Command: command}
+	return &spec.AdviseImprove{
+		KType: k, VType: v, Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Saved: now - s.Bytes(a.ctx()),
+		Command: command,
+	}
 }

@@ -84,8 +84,8 @@ var (
 	blocks = []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ5_1, gguf.TypeQ5_0, gguf.TypeQ4_1, gguf.TypeQ4_0}
 	floats = []gguf.Type{gguf.TypeF32, gguf.TypeF16, gguf.TypeBF16}
 
-	// CUDA and ROCm are built from the same files, which fattn.cu dispatches; the pairs with kernels of their
-	// own are those of GGML_CUDA_FA_QUANTS in ggml/CMakeLists.txt.
+	// CUDA and ROCm are built from the same files, which fattn.cu dispatches; the pairs with
+	// kernels of their own are those of GGML_CUDA_FA_QUANTS in ggml/CMakeLists.txt.
 	cuda = facts{
 		types: slices.Concat(floats, blocks), heads: []int{40, 64, 72, 80, 96, 112, 128, 256, 512},
 		own: []gguf.Type{gguf.TypeF16, gguf.TypeBF16, gguf.TypeQ8_0, gguf.TypeQ4_0}, ownHeads: []int{64, 128, 256},
@@ -148,7 +148,8 @@ func refused(cfg *family.Config, k, v gguf.Type, tensorSplit bool) string {
 			n    int
 		}{{"K", k, y.HeadDim}, {"V", v, y.ValueDim}} {
 			if block, _ := x.t.Block(); block == 0 || x.n%block != 0 {
-				return fmt.Sprintf("blocks of %d (%s) do not divide head_dim %d of %s", block, kvcache.TypeName(x.t), x.n, x.side)
+				return fmt.Sprintf("blocks of %d (%s) do not divide head_dim %d of %s",
+					block, kvcache.TypeName(x.t), x.n, x.side)
 			}
 		}
 	}
@@ -160,7 +161,8 @@ func judge(b Backend, cfg *family.Config, k, v gguf.Type) (Runs, string) {
 	f, name := table[b], title[b]
 	if why := f.missing(cfg, k, v); why != "" {
 		if v.Quantized() {
-			return No, fmt.Sprintf("%s has no flash attention for %s, which a quantised V needs: the CPU would compute it", name, why)
+			return No, fmt.Sprintf("%s has no flash attention for %s, which a quantised V needs: the CPU would compute it",
+				name, why)
 		}
 		if k == gguf.TypeF16 && v == gguf.TypeF16 {
 			return Yes, "" // without flash attention, llama.cpp's own choice there
@@ -174,11 +176,13 @@ func judge(b Backend, cfg *family.Config, k, v gguf.Type) (Runs, string) {
 		return Yes, ""
 	}
 	if k != v || !slices.Contains(f.own, k) {
-		return Slow, name + " is built without a kernel for this pair and converts K and V to F16 for every token (GGML_CUDA_FA_QUANTS)"
+		return Slow, name + " is built without a kernel for this pair and converts K and V to F16 for every token" +
+			" (GGML_CUDA_FA_QUANTS)"
 	}
 	for l := range cfg.Layers {
 		if d := cfg.Layers[l].HeadDim; k.Quantized() && !slices.Contains(f.ownHeads, d) {
-			return Slow, fmt.Sprintf("%s has no kernel for quantised heads of %d and converts K and V to F16 for every token", name, d)
+			return Slow, fmt.Sprintf("%s has no kernel for quantised heads of %d and converts K and V to F16 for every token",
+				name, d)
 		}
 	}
 	return Yes, ""

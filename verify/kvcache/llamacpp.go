@@ -192,8 +192,8 @@ func (s *LlamaCpp) cell(l int) int {
 }
 
 // llama.cpp rounds the cells of a cache up to a multiple of cellPad (src/llama-context.cpp for
-// the context, src/llama-kv-cache-iswa.cpp for windows). A cache of layers with a window has room for
-// the window and one batch of microBatch tokens, the programs' default.
+// the context, src/llama-kv-cache-iswa.cpp for windows). A cache of layers with a window has
+// room for the window and one batch of microBatch tokens, the programs' default.
 const (
 	cellPad    = 256
 	microBatch = 512

@@ -167,7 +167,9 @@ func Measure(ctx context.Context, w *Windows, tick func(done, total int), base P
 }
 
 // measure is Measure with so many rows at a time, on which no result depends.
-func measure(ctx context.Context, w *Windows, rows int, tick func(done, total int), base Positions, streams ...Positions) (*Result, error) {
+func measure(
+	ctx context.Context, w *Windows, rows int, tick func(done, total int), base Positions, streams ...Positions,
+) (*Result, error) {
 	all := append([]Positions{base}, streams...)
 	n := len(w.Targets)
 	vocab := base.Model.Config.Vocab

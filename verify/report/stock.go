@@ -75,14 +75,19 @@ func cachePoints(v *view) (out []qualityPoint, ctx int, f16 float64) {
 		if r.Converted {
 			name, kind = r.KType+", "+r.VType+", this file", "stock"
 		}
-		out = append(out, qualityPoint{Name: name, Label: r.KType + "/" + r.VType, Bytes: cache(r), KLD: r.KLD, Ratio: fix(r.PPLRatio, 3), Kind: kind})
+		out = append(out, qualityPoint{
+			Name: name, Label: r.KType + "/" + r.VType, Bytes: cache(r), KLD: r.KLD, Ratio: fix(r.PPLRatio, 3), Kind: kind,
+		})
 	}
 	if v.PPL != nil && v.PPL.Ctx == ctx && v.KLD != nil && v.Bytes != nil && v.KLD.Mean > noise {
 		own := float64(v.Bytes.KCode+v.Bytes.KF16) * float64(ctx)
 		if f16 == 0 {
 			f16 = 2 * float64(v.Bytes.KF16) * float64(ctx)
 		}
-		out = append(out, qualityPoint{Name: v.Code + " keys (this file), F16 values", Label: v.Code + "/f16", Bytes: own, KLD: v.KLD.Mean, Ratio: fix(v.PPL.Ratio, 3), Kind: "own"})
+		out = append(out, qualityPoint{
+			Name: v.Code + " keys (this file), F16 values", Label: v.Code + "/f16", Bytes: own, KLD: v.KLD.Mean,
+			Ratio: fix(v.PPL.Ratio, 3), Kind: "own",
+		})
 	}
 	return out, ctx, f16
 }
@@ -115,7 +120,8 @@ func newStock(v *view) *stockView {
 	}
 	if points, ctx, f16 := cachePoints(v); len(points) > 1 {
 		s.ChartCtx = ctx
-		s.Chart = lossChart(points, "Loss against size of the whole cache", fmt.Sprintf("bytes of keys and values at a context of %s", comma(ctx)), f16)
+		s.Chart = lossChart(points, "Loss against size of the whole cache",
+			fmt.Sprintf("bytes of keys and values at a context of %s", comma(ctx)), f16)
 	}
 	if f == nil {
 		return s

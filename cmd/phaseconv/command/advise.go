@@ -44,11 +44,20 @@ Examples:
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "what the artifact was made from; it is measured too, and is what both are compared with"},
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
-			&cli.GenericFlag{Name: "text", Usage: "held-out text; given again, each text is measured by itself (default: an embedded one)", Value: &paths{}},
+			&cli.GenericFlag{
+				Name: "text", Value: &paths{},
+				Usage: "held-out text; given again, each text is measured by itself (default: an embedded one)",
+			},
 			&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths", Value: []int{512, 2048}},
 			&cli.IntFlag{Name: "chunks", Usage: "windows of the shortest context, 0 for all; longer ones get as many tokens", Value: 4},
-			&cli.StringFlag{Name: "backend", Usage: "where the pair has to run: cpu, cuda, metal, vulkan, rocm (default builds), or any, which is all of them", Value: string(backends.Any)},
-			&cli.StringFlag{Name: "split-mode", Usage: "llama.cpp's --split-mode: none, layer, row or tensor; tensor takes no quantised cache", Value: "layer"},
+			&cli.StringFlag{
+				Name: "backend", Value: string(backends.Any),
+				Usage: "where the pair has to run: cpu, cuda, metal, vulkan, rocm (default builds), or any, which is all of them",
+			},
+			&cli.StringFlag{
+				Name: "split-mode", Value: "layer",
+				Usage: "llama.cpp's --split-mode: none, layer, row or tensor; tensor takes no quantised cache",
+			},
 			&cli.FloatFlag{Name: "max-kld", Usage: "the gate: largest mean KLD, in nats per token", Value: 0.02},
 			&cli.StringSliceFlag{Name: "types", Usage: "cache types to choose from: " + strings.Join(kvcache.StockTypes(), ", ")},
 			&cli.StringSliceFlag{Name: "pairs", Usage: "measure these pairs K/V instead of searching"},
@@ -315,8 +324,9 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	t := newTable(head...)
 	for _, r := range a.Rows {
 		row := []string{
-			r.KType, r.VType, weightsName(r.Converted), fmt.Sprint(r.Ctx), fmt.Sprintf("%.0f", r.BytesPerToken), cacheSize(r.CacheBytes),
-			fmt.Sprintf("%.4f", r.PPLRatio), fmt.Sprintf("%.6f", r.KLD), fmt.Sprintf("%.6f", r.KLDErr), fmt.Sprintf("%.2f", 100*r.SameTop),
+			r.KType, r.VType, weightsName(r.Converted), fmt.Sprint(r.Ctx),
+			fmt.Sprintf("%.0f", r.BytesPerToken), cacheSize(r.CacheBytes), fmt.Sprintf("%.4f", r.PPLRatio),
+			fmt.Sprintf("%.6f", r.KLD), fmt.Sprintf("%.6f", r.KLDErr), fmt.Sprintf("%.2f", 100*r.SameTop),
 		}
 		if several {
 			row = slices.Insert(row, 4, r.Text)
@@ -337,7 +347,8 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	}
 	for _, c := range a.Choices {
 		fmt.Fprintf(w, "%s: K %s, V %s%s: %.0f bytes a token, %s at %d, KLD at most %.6f (gate %g)\n",
-			weightsName(c.Converted), c.KType, c.VType, where(a, ", which"), c.BytesPerToken, cacheSize(c.CacheBytes), c.Ctx, c.Worst, a.MaxKLD)
+			weightsName(c.Converted), c.KType, c.VType, where(a, ", which"), c.BytesPerToken, cacheSize(c.CacheBytes),
+			c.Ctx, c.Worst, a.MaxKLD)
 		for _, l := range c.Lines {
 			switch {
 			case l.Text == "":
@@ -354,7 +365,8 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 		}
 	}
 	if i := a.Improve; i != nil {
-		fmt.Fprintf(w, "K %s, V %s would take %s less, but costs a KLD of %.6f as the weights are; this changes them if that helps, and measures it:\n  %s\n",
+		fmt.Fprintf(w, "K %s, V %s would take %s less, but costs a KLD of %.6f as the weights are; "+
+			"this changes them if that helps, and measures it:\n  %s\n",
 			i.KType, i.VType, cacheSize(i.Saved), i.Worst, i.Command)
 	}
 }
