@@ -55,8 +55,8 @@ func key(name, path string, value any) func(t *testing.T, path string) {
 	})
 }
 
-func replace(name, old, new string) func(t *testing.T, path string) {
-	return edit(name, func(b []byte) []byte { return bytes.Replace(b, []byte(old), []byte(new), 1) })
+func replace(name, old, now string) func(t *testing.T, path string) {
+	return edit(name, func(b []byte) []byte { return bytes.Replace(b, []byte(old), []byte(now), 1) })
 }
 
 func cut(name string) func(t *testing.T, path string) {

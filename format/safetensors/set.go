@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -54,7 +54,7 @@ func OpenDir(dir string) (*Set, error) {
 		return nil, err
 	}
 	path := filepath.Join(dir, IndexName)
-	raw, err := readLimited(path, MaxIndex)
+	raw, err := format.ReadFile(path, MaxIndex)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = s.withoutIndex(there)
@@ -81,7 +81,7 @@ func (s *Set) withIndex(path string, raw []byte, there *listing) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	tensors := sortedKeys(shardOf) // so that of several errors always the same is reported
+	tensors := slices.Sorted(maps.Keys(shardOf)) // so that of several errors always the same is reported
 	shards := map[string]bool{}
 	for _, name := range tensors {
 		// A path would let an index reach outside its folder.
@@ -97,7 +97,7 @@ func (s *Set) withIndex(path string, raw []byte, there *listing) error {
 	if len(shards) > MaxShards {
 		return fmt.Errorf("%s: %d shards exceed the limit of %d", path, len(shards), MaxShards)
 	}
-	names := sortedKeys(shards)
+	names := slices.Sorted(maps.Keys(shards))
 	if use, err := s.besideIndex(path, names, shards, there); err != nil || !use {
 		return err
 	}
@@ -278,15 +278,6 @@ func parseIndex(raw []byte) (map[string]string, error) {
 	return index.WeightMap, nil
 }
 
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
-}
-
 func (s *Set) add(path string) error {
 	f, err := Open(path)
 	if err != nil {
@@ -316,23 +307,4 @@ func (s *Set) Close() error {
 func (s *Set) Find(name string) (Ref, bool) { r, ok := s.byName[name]; return r, ok }
 
 // Names returns all tensor names, sorted.
-func (s *Set) Names() []string { return sortedKeys(s.byName) }
-
-func readLimited(path string, limit int64) ([]byte, error) {
-	if err := checkRegular(path); err != nil {
-		return nil, err
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s: larger than the limit of %d bytes", path, limit)
-	}
-	return b, nil
-}
+func (s *Set) Names() []string { return slices.Sorted(maps.Keys(s.byName)) }

@@ -61,12 +61,12 @@ func TestMeasureMemory(t *testing.T) {
 
 	const n = 200
 	w, a, b := window(n), positions(n), positions(n)
-	want, err := measure(t.Context(), w, n, nil, a, b)
+	want, err := measure(t.Context(), w, n, nil, []Positions{a, b})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, rows := range []int{1, 33, 199} {
-		got, err := measure(t.Context(), w, rows, nil, a, b)
+		got, err := measure(t.Context(), w, rows, nil, []Positions{a, b})
 		if err != nil {
 			t.Fatal(err)
 		}
