@@ -44,7 +44,8 @@ func positions(m *refmodel.Model, w *Windows, v *refmodel.Variant) (Positions, e
 
 // Run sends w's windows through a model once for all variants, and returns what Measure
 // compares. The variants' hidden states are given up.
-func Run(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, variants ...*refmodel.Variant) ([]Positions, error) {
+func Run(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options,
+	variants ...*refmodel.Variant) ([]Positions, error) {
 	if err := m.Run(ctx, w.Tokens, variants, opt); err != nil {
 		return nil, err
 	}
@@ -61,7 +62,8 @@ func Run(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Option
 
 // Compare runs a model over w's windows and measures variants against base: Run, then
 // Measure. opt.Progress counts the layers of the first and the pieces of the second.
-func Compare(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*Result, error) {
+func Compare(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, base *refmodel.Variant,
+	variants ...*refmodel.Variant) (*Result, error) {
 	tick := opt.Progress
 	if tick != nil {
 		pieces := pieces(m)
@@ -162,7 +164,8 @@ func pieces(m *refmodel.Model) int { return (m.Config.Vocab + vocabPiece - 1) / 
 // diverge from base. Logits exist only for a piece of the vocabulary and some rows at a time, in
 // memory that grows with neither; nothing is sampled. tick, if not nil, is told how many pieces
 // of the vocabulary are done.
-func Measure(ctx context.Context, w *Windows, tick func(done, total int), base Positions, streams ...Positions) (*Result, error) {
+func Measure(ctx context.Context, w *Windows, tick func(done, total int), base Positions,
+	streams ...Positions) (*Result, error) {
 	return measure(ctx, w, rowsAtOnce, tick, append([]Positions{base}, streams...))
 }
 
