@@ -16,7 +16,8 @@ import (
 
 // model has two layers with heads of one length.
 func model(headDim int, kind family.AttentionKind) *family.Config {
-	y := family.Layer{Attention: family.Attention{Kind: kind, HeadShape: family.HeadShape{Heads: 4, KVHeads: 2, HeadDim: headDim, ValueDim: headDim}}}
+	heads := family.HeadShape{Heads: 4, KVHeads: 2, HeadDim: headDim, ValueDim: headDim}
+	y := family.Layer{Attention: family.Attention{Kind: kind, HeadShape: heads}}
 	return &family.Config{Layers: []family.Layer{y, y}}
 }
 
@@ -90,7 +91,8 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	k, v := pair(t, "q8_0/f16")
-	if got, why := (Setup{Backend: CPU}).Judge(model(64, family.Latent), k, v); got != No || !strings.Contains(why, "MLA") {
+	got, why := (Setup{Backend: CPU}).Judge(model(64, family.Latent), k, v)
+	if got != No || !strings.Contains(why, "MLA") {
 		t.Errorf("MLA with two types: %s, %q", got, why)
 	}
 	for _, b := range All() {

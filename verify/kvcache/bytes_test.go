@@ -13,7 +13,8 @@ func TestBytes(t *testing.T) {
 	model := func(windowInGGUF bool, windows ...int) *family.Config {
 		c := &family.Config{Family: &family.Family{Window: family.Window{InGGUF: windowInGGUF}}}
 		for l, w := range windows {
-			y := family.Layer{Attention: family.Attention{HeadShape: family.HeadShape{Heads: 2, KVHeads: 1, HeadDim: 64, ValueDim: 64}, Owner: l, Window: w}}
+			y := family.Layer{Attention: family.Attention{Owner: l, Window: w}}
+			y.HeadShape = family.HeadShape{Heads: 2, KVHeads: 1, HeadDim: 64, ValueDim: 64}
 			y.Rope.Dim = 64
 			c.Layers = append(c.Layers, y)
 		}

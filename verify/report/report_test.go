@@ -343,9 +343,11 @@ func TestHostile(t *testing.T) {
 // TestCachePoints: which pairs, at which context, of which size the picture of whole caches shows.
 func TestCachePoints(t *testing.T) {
 	row := func(k, v string, ctx int, kld float64, converted bool, cache int64) spec.AdviseRow {
-		return spec.AdviseRow{KType: k, VType: v, Ctx: ctx, Converted: converted, BytesPerToken: 100, KLD: kld, PPLRatio: 1, CacheBytes: cache}
+		return spec.AdviseRow{KType: k, VType: v, Ctx: ctx, Converted: converted, BytesPerToken: 100, KLD: kld,
+			PPLRatio: 1, CacheBytes: cache}
 	}
-	v := &view{Code: "frame", Bytes: &spec.BytesJSON{KF16: 64, KCode: 8}, KLD: &spec.KLDJSON{Mean: 0.25}, PPL: &spec.PPLJSON{Ctx: 512}}
+	v := &view{Code: "frame", Bytes: &spec.BytesJSON{KF16: 64, KCode: 8}, KLD: &spec.KLDJSON{Mean: 0.25},
+		PPL: &spec.PPLJSON{Ctx: 512}}
 	v.Advise = []spec.AdviseRow{
 		row("f16", "f16", 512, 1e-13, false, 1000), row("f16", "f16", 512, 1e-3, true, 1000),
 		row("q8_0", "q8_0", 512, 0.01, false, 500), row("q4_0", "q4_0", 512, 0.1, true, 0),

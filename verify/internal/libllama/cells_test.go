@@ -34,7 +34,9 @@ func TestCells(t *testing.T) {
 		{"gemma3_text", 512, 256, gguf.TypeF16, gguf.TypeF16},
 	} {
 		path := filepath.Join(t.TempDir(), "m.gguf")
-		tiny.GGUF(t, path, x.family, tiny.Options{Layers: 4, HeadDim: 64, Heads: 4, KVHeads: 4, Hidden: 256, Context: 8192, Window: x.window})
+		tiny.GGUF(t, path, x.family, tiny.Options{
+			Layers: 4, HeadDim: 64, Heads: 4, KVHeads: 4, Hidden: 256, Context: 8192, Window: x.window,
+		})
 		c, err := checkpoint.Open(path)
 		if err != nil {
 			t.Fatal(err)
