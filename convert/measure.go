@@ -155,7 +155,8 @@ func (j *job) compareCaches(ctx context.Context, dir string, e spec.Artifact) (*
 	f16 := kvcache.F16
 	f16.Rotation = o.Cache.Rotation
 	return verify.Advise(ctx, j.source, model, verify.AdviseOptions{
-		Text: o.Evaluation, Ctx: []int{o.Ctx, o.TargetCtx}, Chunks: o.Chunks, Pairs: []kvcache.CacheTypes{*o.Cache, f16},
+		Texts: []ppl.Text{o.Evaluation}, Ctx: []int{o.Ctx, o.TargetCtx}, Chunks: o.Chunks,
+		Pairs:    []kvcache.CacheTypes{*o.Cache, f16},
 		Rotation: o.Cache.Rotation, Threads: o.Threads, Progress: o.Progress,
 	})
 }

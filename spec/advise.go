@@ -4,19 +4,29 @@ package spec
 type AdviseJSON struct {
 	// Base says what every row is compared with: the model and its cache types.
 	Base string `json:"base"`
-	// MaxKLD is the gate: a pair of types passes if its mean KLD is at most this at
-	// every context.
+	// MaxKLD is the gate: a pair of types passes if its mean KLD is at most this on
+	// every text at every context.
 	MaxKLD float64 `json:"max_kld"`
 	// Rotation says whether llama.cpp's attention rotation was on.
 	Rotation bool `json:"rotation"`
 	// RoundedInputs says whether the inputs of matrix products were rounded as llama.cpp's
 	// CPU backend does for the types of the file, so that divergences are those it shows.
-	RoundedInputs bool        `json:"rounded_inputs"`
-	Rows          []AdviseRow `json:"rows"`
-	// Choices holds the smallest pair of types below the gate, for the published
-	// and for the converted weights where both were measured; empty if none passes.
+	RoundedInputs bool `json:"rounded_inputs"`
+	// Backend is where pairs of types are to run: cpu, cuda, metal, vulkan, rocm, or any for
+	// all of them. Empty where that was not asked; then no row says whether it runs.
+	Backend string `json:"backend,omitempty"`
+	// TensorSplit: with llama.cpp's --split-mode tensor.
+	TensorSplit bool `json:"tensor_split,omitempty"`
+	// Facts names the release that what is said of backends was read from.
+	Facts string      `json:"facts,omitempty"`
+	Rows  []AdviseRow `json:"rows"`
+	// Choices holds the smallest pair of types below the gate that runs on the backend, for
+	// the published and for the converted weights where both were measured; empty if none passes.
 	Choices []AdviseChoice `json:"choices"`
-	// Texts describes what was measured, one entry per context.
+	// Improve is a conversion that may make a smaller pair pass; absent where there is none to
+	// try, and where a converted model was measured.
+	Improve *AdviseImprove `json:"improve,omitempty"`
+	// Texts describes what was measured, one entry per text and context.
 	Texts []Text `json:"texts"`
 	// BasePPL is the perplexity of the base on each of them.
 	BasePPL []float64 `json:"base_ppl"`
@@ -28,11 +38,37 @@ type AdviseChoice struct {
 	VType         string  `json:"v_type"`
 	Converted     bool    `json:"converted"`
 	BytesPerToken float64 `json:"bytes_per_token"`
-	// Worst is the largest KLD of the contexts measured.
+	// Worst is the largest KLD of the texts and contexts measured.
 	Worst float64 `json:"worst_kld"`
 	// Flags are the options of llama.cpp's programs; empty for types that they do
 	// not offer (Q1_0, which only the library takes).
 	Flags string `json:"flags"`
+	// Ctx is the longest context measured, for which CacheBytes and Lines are: see AdviseRow.
+	Ctx        int   `json:"ctx"`
+	CacheBytes int64 `json:"cache_bytes"`
+	// Lines to paste.
+	Lines []AdviseLine `json:"lines"`
+}
+
+// AdviseLine is what a user of one program types or sets to run with a choice.
+type AdviseLine struct {
+	For string `json:"for"` // the program, and which of its places
+	// Text may have several lines; empty where the program cannot, and Note says why.
+	Text string `json:"text"`
+	Note string `json:"note,omitempty"`
+}
+
+// AdviseImprove is the smallest pair of types that runs on the backend and is smaller than the
+// choice for the published weights, which it misses the gate with.
+type AdviseImprove struct {
+	KType string `json:"k_type"`
+	VType string `json:"v_type"`
+	// Worst is its largest KLD with the published weights.
+	Worst float64 `json:"worst_kld"`
+	// Saved is what the cache would shrink by at the longest context, in bytes, if the converted
+	// model passes: from the choice, or from F16 where there is none.
+	Saved   int64  `json:"saved_bytes"`
+	Command string `json:"command"`
 }
 
 // StockJSON is the part of `phaseconv verify --json` that measures a stock

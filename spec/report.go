@@ -39,6 +39,17 @@ type AdviseRow struct {
 	KLD           float64 `json:"kld"`             // from it, nats per token
 	KLDErr        float64 `json:"kld_err"`
 	SameTop       float64 `json:"same_top"`
+	// CacheBytes is the cache of all layers, keys and values, as llama.cpp allocates it for one
+	// sequence at Ctx: windows count with what they keep, cells are padded.
+	CacheBytes int64 `json:"cache_bytes,omitempty"`
+	// Runs says whether the pair runs on the backend asked for: yes, slow or no, and Reason why
+	// not. Absent where no backend was named.
+	Runs   string `json:"runs,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// Positions: the divergence by where in the window a token stands.
+	Positions []PositionBand `json:"positions,omitempty"`
+	// Text is the name of what was measured on, absent where that was one text.
+	Text string `json:"text,omitempty"`
 }
 
 // FFNRow is the beta of one FFN matrix, on its input side.

@@ -11,6 +11,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -20,7 +21,8 @@ import (
 
 // AdviseOptions of Advise.
 type AdviseOptions struct {
-	Text ppl.Text
+	// Texts are measured one by one; their names tell them apart.
+	Texts []ppl.Text
 	// Ctx lists context lengths. The shortest is measured on Chunks windows (0: all
 	// that the text gives), longer ones on as many tokens, but at least one window.
 	Ctx    []int
@@ -32,6 +34,11 @@ type AdviseOptions struct {
 	Pairs []kvcache.CacheTypes
 	// Rotation: llama.cpp's attention rotation is on, its default.
 	Rotation bool
+	// Where is what the chosen pair has to run on. Without a Backend all pairs count as running.
+	Where backends.Setup
+	// Source and Model are the paths of the published model and of the GGUF file to run, for the
+	// commands of the result. ConvertedModel is the converted one's. Empty ones get placeholders.
+	Source, Model, ConvertedModel string
 	// HalfSums reproduces the F16 sums of llama.cpp's CPU backend, see kvcache.LlamaCpp.
 	HalfSums bool
 	// FloatInputs leaves the inputs of matrix products in float32. Without it those of
@@ -44,9 +51,15 @@ type AdviseOptions struct {
 // adviseTypes is what Advise tries when it is not told.
 var adviseTypes = []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ5_1, gguf.TypeQ5_0, gguf.TypeQ4_1, gguf.TypeIQ4_NL, gguf.TypeQ4_0}
 
-// maxStreams bounds how many streams of logits are held at a time: each takes
-// 32 KiB a scored token.
+// maxStreams bounds how many streams of logits are held at a time, see ppl.Measure.
 const maxStreams = 6
+
+// maxHidden bounds the hidden states of one pass through a model, in bytes, so that long
+// contexts are measured with few pairs of types at a time.
+const maxHidden = 512 << 20
+
+// positionBands is into how many bands of positions a divergence is cut.
+const positionBands = 8
 
 // slack of the search: the divergences of K and V alone nearly add up in the pair
 // (on SmolLM2 and seven pairs, 0.95 to 1.25 times the sum), so a pair whose sum is
@@ -60,11 +73,19 @@ const pairsPerRun = 3
 type adviser struct {
 	o      AdviseOptions
 	models []adviseModel
-	base   []ppl.Positions // per context: models[0] with F16 caches
+	base   []ppl.Positions // per entry of texts: models[0] with F16 caches
 	ppl    []float64       // of base
-	texts  []*ppl.Windows
+	texts  []adviseText
 	rows   []spec.AdviseRow
-	worst  map[adviseKey]float64 // largest KLD over contexts
+	worst  map[adviseKey]float64 // largest KLD over texts and contexts
+	// maxHidden: see the constant.
+	maxHidden int
+}
+
+// An adviseText is one text at one context.
+type adviseText struct {
+	name string
+	*ppl.Windows
 }
 
 type adviseModel struct {
@@ -80,15 +101,19 @@ type adviseKey struct {
 // Advise measures stock cache types with a model as published, as converted, or
 // both (either may be nil), and names the smallest pair of types whose mean KLD
 // from the published model with F16 caches (the converted one, if it is alone)
-// is at most MaxKLD at every context.
+// is at most MaxKLD on every text at every context.
 //
-// It measures each type for K alone and for V alone, and then, from the smallest
-// pair on, those pairs whose parts promise to pass.
+// It measures each type for K alone, for V alone and for both, and then, from the smallest
+// pair on, those pairs of different types that run where they have to and whose parts promise
+// to pass.
 func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o AdviseOptions) (*spec.AdviseJSON, error) {
 	o.Threads = parallel.Threads(o.Threads)
-	a := &adviser{o: o, worst: map[adviseKey]float64{}}
+	a := &adviser{o: o, worst: map[adviseKey]float64{}, maxHidden: maxHidden}
 	round := !o.FloatInputs && runAsTheyAre(published, converted)
 	out := &spec.AdviseJSON{MaxKLD: o.MaxKLD, Rotation: o.Rotation, RoundedInputs: round, Choices: []spec.AdviseChoice{}}
+	if o.Where.Backend != "" {
+		out.Backend, out.TensorSplit, out.Facts = string(o.Where.Backend), o.Where.TensorSplit, backends.Source
+	}
 	for _, x := range []struct {
 		c         *checkpoint.Checkpoint
 		name      string
@@ -123,17 +148,25 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		}
 	}
 	contexts := slices.Compact(slices.Sorted(slices.Values(o.Ctx)))
-	for _, n := range contexts {
-		chunks := o.Chunks
-		if chunks > 0 {
-			chunks = max(1, chunks*contexts[0]/n)
+	if len(o.Texts) == 0 {
+		return nil, option.Errorf("no text to measure on")
+	}
+	for i, text := range o.Texts {
+		if slices.ContainsFunc(o.Texts[:i], func(t ppl.Text) bool { return t.Name == text.Name }) {
+			return nil, option.Errorf("two texts have the name %s, by which results are told apart", text.Name)
 		}
-		w, err := ppl.Tokenize(ctx, base, o.Text, n, chunks)
-		if err != nil {
-			return nil, err
+		for _, n := range contexts {
+			chunks := o.Chunks
+			if chunks > 0 {
+				chunks = max(1, chunks*contexts[0]/n)
+			}
+			w, err := ppl.Tokenize(ctx, base, text, n, chunks)
+			if err != nil {
+				return nil, err
+			}
+			a.texts = append(a.texts, adviseText{text.Name, w})
+			out.Texts = append(out.Texts, text.Info(w))
 		}
-		a.texts = append(a.texts, w)
-		out.Texts = append(out.Texts, o.Text.Info(w))
 	}
 	if err := a.search(ctx); err != nil {
 		return nil, err
@@ -144,11 +177,33 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 	})
 	out.Rows, out.BasePPL = a.rows, a.ppl
 	for _, m := range a.models {
-		if c, ok := a.choose(m); ok {
+		c, ok := a.choose(m)
+		if ok {
 			out.Choices = append(out.Choices, c)
+		}
+		if published != nil && converted == nil {
+			out.Improve = a.improve(m, c, ok)
 		}
 	}
 	return out, nil
+}
+
+// ctx is the longest context.
+func (a *adviser) ctx() int { return a.texts[len(a.texts)-1].Ctx }
+
+// runs says whether a pair runs where it has to.
+func (a *adviser) runs(m adviseModel, k, v gguf.Type) (backends.Runs, string) {
+	if a.o.Where.Backend == "" {
+		return backends.Yes, ""
+	}
+	return a.o.Where.Judge(m.m.Config, k, v)
+}
+
+// passes says whether a pair that was measured runs and is below the gate.
+func (a *adviser) passes(m adviseModel, p kvcache.CacheTypes) bool {
+	worst, ok := a.worst[adviseKey{p.K, p.V, m.converted}]
+	runs, _ := a.runs(m, p.K, p.V)
+	return ok && runs == backends.Yes && worst <= a.o.MaxKLD
 }
 
 func compareBool(a, b bool) int {
@@ -214,9 +269,10 @@ func (a *adviser) search(ctx context.Context) error {
 	for _, m := range a.models {
 		pairs := []kvcache.CacheTypes{kvcache.F16}
 		for _, t := range a.o.Types {
-			pairs = append(pairs, kvcache.CacheTypes{K: t, V: gguf.TypeF16}, kvcache.CacheTypes{K: gguf.TypeF16, V: t})
+			pairs = append(pairs, kvcache.CacheTypes{K: t, V: gguf.TypeF16},
+				kvcache.CacheTypes{K: gguf.TypeF16, V: t}, kvcache.CacheTypes{K: t, V: t})
 		}
-		if err := a.measure(ctx, m, pairs, "measuring K alone and V alone"); err != nil {
+		if err := a.measure(ctx, m, pairs, "measuring K alone, V alone and both"); err != nil {
 			return err
 		}
 		candidates := a.candidates(m)
@@ -225,10 +281,7 @@ func (a *adviser) search(ctx context.Context) error {
 			if err := a.measure(ctx, m, candidates[:n], "measuring pairs"); err != nil {
 				return err
 			}
-			passed := slices.ContainsFunc(candidates[:n], func(p kvcache.CacheTypes) bool {
-				return a.worst[adviseKey{p.K, p.V, m.converted}] <= a.o.MaxKLD
-			})
-			if passed {
+			if slices.ContainsFunc(candidates[:n], func(p kvcache.CacheTypes) bool { return a.passes(m, p) }) {
 				break // all others are larger
 			}
 			candidates = candidates[n:]
@@ -237,26 +290,24 @@ func (a *adviser) search(ctx context.Context) error {
 	return nil
 }
 
-// candidates lists the pairs that are smaller than every passing type of K or V
-// alone and may pass themselves, smallest first.
+// candidates lists the pairs of different types that run, are smaller than every pair that
+// passed and may pass themselves, smallest first.
 func (a *adviser) candidates(m adviseModel) []kvcache.CacheTypes {
-	alone := func(p kvcache.CacheTypes) float64 { return a.worst[adviseKey{p.K, p.V, m.converted}] }
 	limit := math.MaxInt
-	for _, t := range a.o.Types {
-		for _, p := range []kvcache.CacheTypes{{K: t, V: gguf.TypeF16}, {K: gguf.TypeF16, V: t}} {
-			if alone(p) <= a.o.MaxKLD {
-				limit = min(limit, a.bytes(m, p))
-			}
+	for key := range a.worst {
+		if p := (kvcache.CacheTypes{K: key.k, V: key.v}); key.converted == m.converted && a.passes(m, p) {
+			limit = min(limit, a.bytes(m, p))
 		}
 	}
 	sum := func(p kvcache.CacheTypes) float64 {
-		return alone(kvcache.CacheTypes{K: p.K, V: gguf.TypeF16}) + alone(kvcache.CacheTypes{K: gguf.TypeF16, V: p.V})
+		return a.worst[adviseKey{p.K, gguf.TypeF16, m.converted}] + a.worst[adviseKey{gguf.TypeF16, p.V, m.converted}]
 	}
 	var out []kvcache.CacheTypes
 	for _, k := range a.o.Types {
 		for _, v := range a.o.Types {
 			p := kvcache.CacheTypes{K: k, V: v}
-			if a.bytes(m, p) < limit && sum(p) <= slack*a.o.MaxKLD {
+			runs, _ := a.runs(m, k, v)
+			if k != v && runs == backends.Yes && a.bytes(m, p) < limit && sum(p) <= slack*a.o.MaxKLD {
 				out = append(out, p)
 			}
 		}
@@ -283,35 +334,54 @@ func (a *adviser) bytes(m adviseModel, p kvcache.CacheTypes) int {
 // measure runs pairs of one model at all contexts and appends their rows.
 func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.CacheTypes, step string) error {
 	for i, w := range a.texts {
-		caches := make([]*kvcache.LlamaCpp, 0, len(pairs)+1)
-		first := len(a.base) <= i
-		if first {
-			// The base is the first model's own default; it runs along in the first pass.
-			caches = append(caches, a.stock(a.models[0], kvcache.F16))
+		on := ""
+		if len(a.o.Texts) > 1 {
+			on = " on " + w.name
 		}
-		for _, p := range pairs {
-			caches = append(caches, a.stock(m, p))
+		progress := a.o.Progress.Of(fmt.Sprintf("%s%s at context %d%s", step, on, w.Ctx, suffix(m.converted)))
+		perPass := max(1, a.maxHidden/(4*len(w.Tokens)*w.Ctx*m.m.Config.Hidden))
+		for at := 0; at < len(pairs); at += perPass {
+			if err := a.pass(ctx, m, i, pairs[at:min(len(pairs), at+perPass)], progress); err != nil {
+				return err
+			}
 		}
-		streams, err := runCaches(ctx, m.m, w, caches, a.o.Progress.Of(fmt.Sprintf("%s at context %d%s", step, w.Ctx, suffix(m.converted))))
+	}
+	return nil
+}
+
+// pass runs pairs of one model at context number i, all at once.
+func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcache.CacheTypes,
+	progress func(done, total int),
+) error {
+	w := a.texts[i].Windows
+	caches := make([]*kvcache.LlamaCpp, 0, len(pairs)+1)
+	first := len(a.base) <= i
+	if first {
+		// The base is the first model's own default; it runs along in the first pass.
+		caches = append(caches, a.stock(a.models[0], kvcache.F16))
+	}
+	for _, p := range pairs {
+		caches = append(caches, a.stock(m, p))
+	}
+	streams, err := runCaches(ctx, m.m, w, caches, progress)
+	if err != nil {
+		return err
+	}
+	if first {
+		a.base, streams = append(a.base, streams[0]), streams[1:]
+	}
+	for at := 0; at < len(streams); at += maxStreams {
+		group := streams[at:min(len(streams), at+maxStreams)]
+		res, err := ppl.Measure(ctx, w, a.o.Progress.Of("comparing predictions"), a.base[i], group...)
 		if err != nil {
 			return err
 		}
-		if first {
-			a.base, streams = append(a.base, streams[0]), streams[1:]
+		if len(a.ppl) <= i {
+			a.ppl = append(a.ppl, res.Base.PPL)
 		}
-		for at := 0; at < len(streams); at += maxStreams {
-			group := streams[at:min(len(streams), at+maxStreams)]
-			res, err := ppl.Measure(ctx, w, a.o.Progress.Of("comparing predictions"), a.base[i], group...)
-			if err != nil {
+		for j := range group {
+			if err := a.add(m, pairs[at+j], a.texts[i], &res.Divergences[j]); err != nil {
 				return err
-			}
-			if len(a.ppl) <= i {
-				a.ppl = append(a.ppl, res.Base.PPL)
-			}
-			for j := range group {
-				if err := a.add(m, pairs[at+j], w.Ctx, &res.Divergences[j]); err != nil {
-					return err
-				}
 			}
 		}
 	}
@@ -325,40 +395,95 @@ func suffix(converted bool) string {
 	return ""
 }
 
-func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, ctx int, d *ppl.Divergence) error {
+func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, w adviseText, d *ppl.Divergence) error {
 	s := a.stock(m, p)
 	for _, x := range []float64{d.Mean, d.Ratio} {
 		if math.IsNaN(x) || math.IsInf(x, 0) {
-			return fmt.Errorf("cache types %s at context %d: the result is not a number", s, ctx)
+			return fmt.Errorf("cache types %s at context %d: the result is not a number", s, w.Ctx)
 		}
 	}
-	a.rows = append(a.rows, spec.AdviseRow{
-		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Ctx: ctx, Converted: m.converted,
+	row := spec.AdviseRow{
+		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Ctx: w.Ctx, Converted: m.converted,
 		BytesPerToken: float64(s.BytesPerToken()), PPLRatio: d.Ratio, KLD: d.Mean, KLDErr: d.MeanErr, SameTop: d.SameTop,
-	})
+		CacheBytes: s.Bytes(w.Ctx), Positions: ppl.Bands(d, w.Windows, positionBands),
+	}
+	if len(a.o.Texts) > 1 {
+		row.Text = w.name
+	}
+	if a.o.Where.Backend != "" {
+		runs, reason := a.runs(m, p.K, p.V)
+		row.Runs, row.Reason = string(runs), reason
+	}
+	a.rows = append(a.rows, row)
 	key := adviseKey{p.K, p.V, m.converted}
 	a.worst[key] = max(a.worst[key], d.Mean)
 	return nil
 }
 
-// choose names the smallest pair of a model that passed, of equal ones the better.
-func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
-	var best spec.AdviseChoice
-	found := false
-	for key, worst := range a.worst {
-		if key.converted != m.converted || !(worst <= a.o.MaxKLD) {
+// smallest returns the smallest pair of a model that accept takes, of equal ones the better.
+func (a *adviser) smallest(m adviseModel, accept func(p kvcache.CacheTypes, worst float64) bool) (
+	best kvcache.CacheTypes, found bool,
+) {
+	var worst float64
+	for key, x := range a.worst {
+		p := kvcache.CacheTypes{K: key.k, V: key.v, Rotation: a.o.Rotation}
+		if key.converted != m.converted || !accept(p, x) {
 			continue
 		}
-		s := a.stock(m, kvcache.CacheTypes{K: key.k, V: key.v})
-		c := spec.AdviseChoice{
-			KType: kvcache.TypeName(key.k), VType: kvcache.TypeName(key.v), Converted: key.converted,
-			BytesPerToken: float64(s.BytesPerToken()), Worst: worst, Flags: s.Flags(),
-		}
-		better := cmp.Or(cmp.Compare(c.BytesPerToken, best.BytesPerToken), cmp.Compare(c.Worst, best.Worst),
-			cmp.Compare(c.KType, best.KType), cmp.Compare(c.VType, best.VType)) < 0
-		if !found || better {
-			best, found = c, true
+		if !found || cmp.Or(cmp.Compare(a.bytes(m, p), a.bytes(m, best)), cmp.Compare(x, worst),
+			cmp.Compare(kvcache.TypeName(p.K), kvcache.TypeName(best.K)),
+			cmp.Compare(kvcache.TypeName(p.V), kvcache.TypeName(best.V))) < 0 {
+			best, worst, found = p, x, true
 		}
 	}
 	return best, found
+}
+
+// choose names the smallest pair of a model that passed.
+func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
+	p, ok := a.smallest(m, func(p kvcache.CacheTypes, _ float64) bool { return a.passes(m, p) })
+	if !ok {
+		return spec.AdviseChoice{}, false
+	}
+	file := a.o.Model
+	if m.converted {
+		file = a.o.ConvertedModel
+	}
+	s := a.stock(m, p)
+	return spec.AdviseChoice{
+		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Converted: m.converted,
+		BytesPerToken: float64(s.BytesPerToken()), Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Flags: s.Flags(),
+		Ctx: a.ctx(), CacheBytes: s.Bytes(a.ctx()),
+		Lines: backends.Launch{
+			Model: cmp.Or(file, "MODEL.gguf"), Ctx: a.ctx(), K: p.K, V: p.V, Rotation: a.o.Rotation,
+		}.Lines(),
+	}, true
+}
+
+// improve names the smallest pair that runs but misses the gate, if it is smaller than choice c
+// (none where ok is false), and the conversion to try for it.
+func (a *adviser) improve(m adviseModel, c spec.AdviseChoice, ok bool) *spec.AdviseImprove {
+	now := a.stock(m, kvcache.F16).Bytes(a.ctx())
+	if ok {
+		now = c.CacheBytes
+	}
+	p, found := a.smallest(m, func(p kvcache.CacheTypes, worst float64) bool {
+		runs, _ := a.runs(m, p.K, p.V)
+		return runs == backends.Yes && worst > a.o.MaxKLD && a.stock(m, p).Bytes(a.ctx()) < now
+	})
+	if !found {
+		return nil
+	}
+	s := a.stock(m, p)
+	source := cmp.Or(a.o.Source, "MODEL")
+	k, v := kvcache.TypeName(p.K), kvcache.TypeName(p.V)
+	command := fmt.Sprintf("phaseconv convert %s -o OUT --cache-type-k %s --cache-type-v %s --target-ctx %d",
+		backends.Quote(source), k, v, a.ctx())
+	if !a.o.Rotation {
+		command += " --cache-rotation off"
+	}
+	return &spec.AdviseImprove{
+		KType: k, VType: v, Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Saved: now - s.Bytes(a.ctx()),
+		Command: command,
+	}
 }

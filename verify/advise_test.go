@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -13,8 +14,10 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
@@ -33,7 +36,7 @@ func tinyModel(t testing.TB, headDim int, seed uint64) *checkpoint.Checkpoint {
 
 func adviseOptions() AdviseOptions {
 	return AdviseOptions{
-		Text: ppl.Text{Name: "text", Data: texts.Evaluation[:4000]}, Ctx: []int{64, 32}, Chunks: 4, MaxKLD: 1, Rotation: true,
+		Texts: []ppl.Text{{Name: "text", Data: texts.Evaluation[:4000]}}, Ctx: []int{64, 32}, Chunks: 4, MaxKLD: 1, Rotation: true,
 		Types: []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ4_0},
 	}
 }
@@ -73,9 +76,31 @@ func TestAdvise(t *testing.T) {
 	}
 	// With a gate that all pass the smallest pair is found.
 	want := spec.AdviseChoice{KType: "q4_0", VType: "q4_0", BytesPerToken: 2 * 2 * 36, Flags: "--cache-type-k q4_0 --cache-type-v q4_0 --flash-attn on",
-		Worst: max(find("q4_0", "q4_0", 32).KLD, find("q4_0", "q4_0", 64).KLD)}
-	if res.Choices[0] != want {
+		Worst: max(find("q4_0", "q4_0", 32).KLD, find("q4_0", "q4_0", 64).KLD), Ctx: 64, CacheBytes: 256 * 2 * 2 * 36, Lines: res.Choices[0].Lines}
+	if !reflect.DeepEqual(res.Choices[0], want) {
 		t.Errorf("chose %+v, want %+v", res.Choices[0], want)
+	}
+	if l := want.Lines; len(l) != 5 || l[0].Text != "llama-server -m MODEL.gguf -c 64 --parallel 1 "+want.Flags {
+		t.Errorf("lines %+v", l)
+	}
+	// Without a backend no row says whether it runs, and all are in question.
+	for _, r := range res.Rows {
+		if r.Runs != "" || r.Reason != "" || res.Backend != "" || res.Facts != "" {
+			t.Errorf("without a backend: %+v", r)
+		}
+		// The bands of positions are a partition of what the mean is of.
+		var sum float64
+		tokens := 0
+		for i, b := range r.Positions {
+			if b.From != r.Ctx/2 && i == 0 || i > 0 && b.From != r.Positions[i-1].To {
+				t.Errorf("bands %+v", r.Positions)
+			}
+			sum += b.KLD * float64(b.Tokens)
+			tokens += b.Tokens
+		}
+		if n := len(r.Positions); n < 5 || r.Positions[n-1].To != r.Ctx-1 || math.Abs(sum/float64(tokens)-r.KLD) > 1e-12 {
+			t.Errorf("K %s, V %s at %d: bands %+v, mean %v", r.KType, r.VType, r.Ctx, r.Positions, r.KLD)
+		}
 	}
 	if len(res.Texts) != 2 || res.Texts[0].Context != 32 || res.Texts[0].Windows != 4 || res.Texts[1].Windows != 2 {
 		t.Errorf("texts %+v", res.Texts)
@@ -129,6 +154,134 @@ func TestAdvise(t *testing.T) {
 			t.Errorf("gate 0: %+v", res.Choices)
 		}
 	})
+	t.Run("backends", func(t *testing.T) {
+		// All pairs pass; what is chosen is the smallest that runs there.
+		o := o
+		o.Ctx, o.Types = []int{32}, []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ4_1, gguf.TypeIQ4_NL}
+		for _, x := range []struct {
+			where                  backends.Setup
+			k, v, slow, no, reason string
+		}{
+			{backends.Setup{Backend: backends.CPU}, "iq4_nl", "iq4_nl", "", "", ""},
+			{backends.Setup{Backend: backends.Metal}, "q4_1", "q4_1", "q8_0/f16", "iq4_nl/iq4_nl", "flash attention"},
+			{backends.Setup{Backend: backends.CUDA}, "q8_0", "q8_0", "q4_1/q4_1", "iq4_nl/iq4_nl", "flash attention"},
+			{backends.Setup{Backend: backends.Any}, "q8_0", "q8_0", "q4_1/q4_1", "f16/q8_0", "Metal"},
+			{backends.Setup{Backend: backends.Vulkan, TensorSplit: true}, "f16", "f16", "", "q8_0/q8_0", "tensor"},
+		} {
+			o.Where = x.where
+			got, err := Advise(context.Background(), c, nil, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(got.Choices) != 1 || got.Choices[0].KType != x.k || got.Choices[0].VType != x.v || got.Backend != string(x.where.Backend) || got.Facts != backends.Source {
+				t.Errorf("%+v: chose %+v", x.where, got.Choices)
+			}
+			for _, r := range got.Rows {
+				pair := r.KType + "/" + r.VType
+				want := map[string]string{x.slow: "slow", x.no: "no", x.k + "/" + x.v: "yes"}[pair]
+				if want != "" && (r.Runs != want || pair == x.no && !strings.Contains(r.Reason, x.reason)) {
+					t.Errorf("%+v: %s runs %q (%s), want %s", x.where, pair, r.Runs, r.Reason, want)
+				}
+			}
+		}
+		// Pairs of different types are measured only where they run.
+		mixed := func(b backends.Backend) int {
+			o := o
+			o.Where, o.MaxKLD = backends.Setup{Backend: b}, find("q4_0", "q4_0", 32).KLD/2
+			o.Types = []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ4_0}
+			got, err := Advise(context.Background(), c, nil, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := 0
+			for _, r := range got.Rows {
+				if r.KType != r.VType && r.KType != "f16" && r.VType != "f16" {
+					n++
+				}
+			}
+			return n
+		}
+		if cpu, all := mixed(backends.CPU), mixed(backends.Any); cpu == 0 || all != 0 {
+			t.Errorf("mixed pairs measured: %d for the CPU, %d for all backends", cpu, all)
+		}
+	})
+	t.Run("improve", func(t *testing.T) {
+		o := o
+		o.Ctx, o.Where, o.Source = []int{32}, backends.Setup{Backend: backends.Any}, "a model"
+		q8, q4 := find("q8_0", "q8_0", 32).KLD, find("q4_0", "q4_0", 32).KLD
+		o.MaxKLD = (q8 + q4) / 2
+		got, err := Advise(context.Background(), c, nil, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := spec.AdviseImprove{KType: "q4_0", VType: "q4_0", Worst: q4, Saved: 256 * 2 * 2 * (68 - 36),
+			Command: "phaseconv convert 'a model' -o OUT --cache-type-k q4_0 --cache-type-v q4_0 --target-ctx 32"}
+		if got.Choices[0].KType != "q8_0" || got.Improve == nil || *got.Improve != want {
+			t.Errorf("chose %+v, improve %+v, want %+v", got.Choices, got.Improve, want)
+		}
+		// Nothing to win: the smallest passes, or the model is converted already.
+		o.MaxKLD = 2 * q4
+		if got, err = Advise(context.Background(), c, nil, o); err != nil || got.Improve != nil {
+			t.Errorf("%+v, %v", got.Improve, err)
+		}
+		o.MaxKLD = 0
+		if got, err = Advise(context.Background(), nil, c, o); err != nil || got.Improve != nil {
+			t.Errorf("%+v, %v", got.Improve, err)
+		}
+	})
+	t.Run("texts", func(t *testing.T) {
+		// Each text as if it were alone, and a gate that the worse one decides.
+		o := o
+		o.Ctx, o.Types = []int{32}, []gguf.Type{gguf.TypeQ4_0}
+		o.Texts = append(o.Texts, ppl.Text{Name: "other", Data: texts.Calibration[:4000]})
+		both, err := Advise(context.Background(), c, nil, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		worst := 0.0
+		for i, text := range o.Texts {
+			one := o
+			one.Texts = []ppl.Text{text}
+			want, err := Advise(context.Background(), c, nil, one)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []spec.AdviseRow
+			for _, r := range both.Rows {
+				if r.Text == text.Name {
+					r.Text = ""
+					got = append(got, r)
+				}
+			}
+			if !reflect.DeepEqual(got, want.Rows) || !reflect.DeepEqual(both.Texts[i], want.Texts[0]) || both.BasePPL[i] != want.BasePPL[0] {
+				t.Errorf("%s: %+v, alone %+v", text.Name, got, want.Rows)
+			}
+			worst = max(worst, want.Choices[0].Worst)
+		}
+		if c := both.Choices[0]; len(both.Rows) != 8 || c.KType != "q4_0" || c.VType != "q4_0" || c.Worst != worst {
+			t.Errorf("chose %+v, worst %v", c, worst)
+		}
+	})
+	t.Run("passes", func(t *testing.T) {
+		// Where hidden states would take too much, pairs are run one by one, with the same result.
+		a := &adviser{o: o, worst: map[adviseKey]float64{}, maxHidden: 1, models: []adviseModel{{m: refmodel.New(c.Config, c, 1)}}}
+		if err := a.checkTypes(); err != nil {
+			t.Fatal(err)
+		}
+		w, err := ppl.Tokenize(t.Context(), c, o.Texts[0], 32, 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.texts, a.models[0].m.RoundInputs = []adviseText{{"text", w}}, true
+		if err := a.search(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range a.rows {
+			if !reflect.DeepEqual(r, *find(r.KType, r.VType, 32)) {
+				t.Errorf("alone %+v, with others %+v", r, *find(r.KType, r.VType, 32))
+			}
+		}
+	})
 	t.Run("pairs", func(t *testing.T) {
 		o := o
 		o.Pairs = []kvcache.CacheTypes{{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0}, {K: gguf.TypeQ8_0, V: gguf.TypeF16}}
@@ -140,7 +293,7 @@ func TestAdvise(t *testing.T) {
 			t.Fatal(only.Rows)
 		}
 		for _, r := range only.Rows {
-			if r != *find(r.KType, r.VType, r.Ctx) {
+			if !reflect.DeepEqual(r, *find(r.KType, r.VType, r.Ctx)) {
 				t.Errorf("alone %+v, in the search %+v", r, *find(r.KType, r.VType, r.Ctx))
 			}
 		}
@@ -152,7 +305,7 @@ func TestAdvise(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if slices.Equal(r.Rows, only.Rows) {
+			if reflect.DeepEqual(r.Rows, only.Rows) {
 				t.Errorf("option %d changes nothing", i)
 			}
 		}
@@ -200,7 +353,7 @@ func TestAdvise(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := ppl.Tokenize(t.Context(), c, o.Text, 32, 4)
+		w, err := ppl.Tokenize(t.Context(), c, o.Texts[0], 32, 4)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +385,7 @@ func TestAdvise(t *testing.T) {
 				published = append(published, r)
 			}
 		}
-		if !slices.Equal(published, res.Rows) || !slices.Equal(converted, published) || len(both.Choices) != 2 || !both.Choices[1].Converted {
+		if !reflect.DeepEqual(published, res.Rows) || !reflect.DeepEqual(converted, published) || len(both.Choices) != 2 || !both.Choices[1].Converted {
 			t.Errorf("published %+v\nconverted %+v\nchoices %+v", published, converted, both.Choices)
 		}
 		// Other weights: their F16 row shows what the change costs.
@@ -266,6 +419,8 @@ func TestAdviseRefuses(t *testing.T) {
 		{"no quantised type fits", c16, func(o *AdviseOptions) { o.Types = nil }, "head_dim 16 is not a multiple of 32"},
 		{"a type does not fit", c16, func(*AdviseOptions) {}, "K cache of type q8_0"},
 		{"a pair does not fit", c64, func(o *AdviseOptions) { o.Pairs = []kvcache.CacheTypes{{K: gguf.TypeF16, V: gguf.TypeQ1_0}} }, "V cache of type q1_0"},
+		{"no text", c64, func(o *AdviseOptions) { o.Texts = nil }, "no text"},
+		{"two texts of a name", c64, func(o *AdviseOptions) { o.Texts = append(o.Texts, o.Texts[0]) }, "two texts have the name text"},
 		{"no context", c64, func(o *AdviseOptions) { o.Ctx = nil }, "no context"},
 		{"a context beyond the text", c64, func(o *AdviseOptions) { o.Ctx = []int{1 << 20} }, "the model's own context"},
 	} {

@@ -21,7 +21,7 @@ func ExampleAdvise() {
 	}
 	defer model.Close()
 	advice, err := verify.Advise(context.Background(), model, nil, verify.AdviseOptions{
-		Text: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, Ctx: []int{64}, Chunks: 1, MaxKLD: 0.05, Rotation: true,
+		Texts: []ppl.Text{{Name: texts.EvaluationName, Data: texts.Evaluation}}, Ctx: []int{64}, Chunks: 1, MaxKLD: 0.05, Rotation: true,
 		Pairs: []kvcache.CacheTypes{{K: gguf.TypeQ8_0, V: gguf.TypeQ8_0}, {K: gguf.TypeQ4_0, V: gguf.TypeQ4_0}},
 	})
 	if err != nil {

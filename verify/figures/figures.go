@@ -153,7 +153,7 @@ func (p *measurer) quick(ctx context.Context, windows [][]int32) (*tap, error) {
 		return nil, err
 	}
 	p.out.Angles = t.angles
-	p.out.Positions = bands(res.Divergences[0].KLD, len(windows), len(windows[0])-1)
+	p.out.Positions = bands(res.Divergences[0].KLD, len(windows[0])-1)
 	return t, nil
 }
 
@@ -164,18 +164,13 @@ func (p *measurer) compare(ctx context.Context, windows [][]int32, from int, opt
 }
 
 // bands sums the divergence of tokens over ranges of positions that double.
-func bands(kld []float64, windows, per int) []spec.PositionBand {
+func bands(kld []float64, per int) []spec.PositionBand {
 	var out []spec.PositionBand
 	for from, to := 0, 8; from < per; from, to = to, 2*to {
 		if 2*to > per { // a last band shorter than its predecessor says little
 			to = per
 		}
-		var x []float64
-		for w := range windows {
-			x = append(x, kld[w*per+from:w*per+min(to, per)]...)
-		}
-		mean, err := ppl.MeanErr(x)
-		out = append(out, spec.PositionBand{From: from, To: min(to, per), Tokens: len(x), KLD: mean, KLDErr: err})
+		out = append(out, ppl.Band(kld, 0, per, from, min(to, per)))
 	}
 	return out
 }

@@ -147,12 +147,15 @@ func (s *LlamaCpp) String() string { return TypeName(s.K) + "/" + TypeName(s.V) 
 
 // Flags returns the options that make llama.cpp's programs use these types, ""
 // if they offer one of them only to callers of the library.
-func (s *LlamaCpp) Flags() string {
-	if s.K == gguf.TypeQ1_0 || s.V == gguf.TypeQ1_0 {
+func (s *LlamaCpp) Flags() string { return Flags(s.K, s.V) }
+
+// Flags is LlamaCpp.Flags for any pair of types.
+func Flags(k, v gguf.Type) string {
+	if k == gguf.TypeQ1_0 || v == gguf.TypeQ1_0 {
 		return ""
 	}
-	f := fmt.Sprintf("--cache-type-k %s --cache-type-v %s", TypeName(s.K), TypeName(s.V))
-	if s.V.Quantized() {
+	f := fmt.Sprintf("--cache-type-k %s --cache-type-v %s", TypeName(k), TypeName(v))
+	if v.Quantized() {
 		// By default flash attention is on where the device has it; a quantised V
 		// cache does not work without.
 		f += " --flash-attn on"
@@ -161,14 +164,59 @@ func (s *LlamaCpp) Flags() string {
 }
 
 // BytesPerToken is what one token takes in the caches of all layers. (Layers with
-// a sliding window keep only so many tokens.)
+// a sliding window keep only so many tokens: see Bytes.)
 func (s *LlamaCpp) BytesPerToken() int {
 	n := 0
-	for _, t := range []gguf.Type{s.K, s.V} {
-		block, size := t.Block()
-		for l := range s.cfg.Layers {
-			n += s.cfg.Layers[l].KVHeads * s.d / block * size
-		}
+	for l := range s.cfg.Layers {
+		n += s.cell(l)
+	}
+	return n
+}
+
+// cell is what one token takes in the cache of a layer: nothing where the keys and values
+// of another layer are read.
+func (s *LlamaCpp) cell(l int) int {
+	y := &s.cfg.Layers[l]
+	if y.Owner != l {
+		return 0
+	}
+	n := 0
+	for _, x := range []struct {
+		t   gguf.Type
+		row int
+	}{{s.K, y.KVHeads * y.HeadDim}, {s.V, y.KVHeads * y.ValueDim}} {
+		block, size := x.t.Block()
+		n += x.row / block * size
+	}
+	return n
+}
+
+// llama.cpp rounds the cells of a cache up to a multiple of cellPad (src/llama-context.cpp for
+// the context, src/llama-kv-cache-iswa.cpp for windows). A cache of layers with a window has
+// room for the window and one batch of microBatch tokens, the programs' default.
+const (
+	cellPad    = 256
+	microBatch = 512
+)
+
+// Cells returns for how many tokens llama.cpp makes room in the cache of layer l, for one
+// sequence at a context of ctx tokens and without --swa-full. Where stock runtimes do not
+// apply a family's window they store the whole context.
+func (s *LlamaCpp) Cells(l, ctx int) int {
+	pad := func(n int) int { return (n + cellPad - 1) / cellPad * cellPad }
+	n := pad(ctx)
+	if w := s.cfg.Layers[l].Window; w > 0 && s.cfg.Family.Window.InGGUF {
+		n = pad(min(n, w+microBatch))
+	}
+	return n
+}
+
+// Bytes is the size of the caches of all layers as llama.cpp allocates them for one sequence
+// at a context of ctx tokens.
+func (s *LlamaCpp) Bytes(ctx int) int64 {
+	var n int64
+	for l := range s.cfg.Layers {
+		n += int64(s.Cells(l, ctx)) * int64(s.cell(l))
 	}
 	return n
 }

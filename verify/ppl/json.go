@@ -22,3 +22,26 @@ func KLDJSON(d *Divergence) *spec.KLDJSON {
 		SameTop: d.SameTop, SameTopErr: d.SameTopErr, DeltaPMean: d.DeltaPMean, DeltaPRMS: d.DeltaPRMS,
 	}
 }
+
+// Bands cuts the scored positions of windows into at most n bands of equal length, the last one
+// shorter where they do not divide, and returns the divergence of each.
+func Bands(d *Divergence, w *Windows, n int) []spec.PositionBand {
+	per := w.PerWindow()
+	step := (per + n - 1) / n
+	var out []spec.PositionBand
+	for from := 0; from < per; from += step {
+		out = append(out, Band(d.KLD, w.First(), per, from, min(from+step, per)))
+	}
+	return out
+}
+
+// Band is the divergence of positions [from, to) of the per scored ones of each window, the first
+// of which stands at position first of the window.
+func Band(kld []float64, first, per, from, to int) spec.PositionBand {
+	var x []float64
+	for at := 0; at < len(kld); at += per {
+		x = append(x, kld[at+from:at+to]...)
+	}
+	mean, err := MeanErr(x)
+	return spec.PositionBand{From: first + from, To: first + to, Tokens: len(x), KLD: mean, KLDErr: err}
+}

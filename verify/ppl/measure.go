@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sort"
 
 	"github.com/phaseconv/phaseconv/kernels/fmath"
@@ -13,6 +14,10 @@ import (
 
 // vocabPiece is how many logits of a row are held at a time.
 const vocabPiece = 8192
+
+// rowsAtOnce is how many rows of logits are held at a time, so that what Measure needs does not
+// grow with the context: rowsAtOnce x vocabPiece numbers, 32 MiB, for each stream.
+const rowsAtOnce = 1024
 
 // rowsPerTask is how many scored tokens are compared between two looks at the context: for
 // some streams and vocabPiece logits each, some milliseconds.
@@ -156,11 +161,17 @@ func (r *row) lse() float64 { return r.max + fmath.Log(r.sum) }
 func pieces(m *refmodel.Model) int { return (m.Config.Vocab + vocabPiece - 1) / vocabPiece }
 
 // Measure computes perplexities of base and streams, and how the streams
-// diverge from base. Logits exist only piece by piece; nothing is sampled. tick, if not nil,
-// is told how many pieces are done.
+// diverge from base. Logits exist only for a piece of the vocabulary and some rows at a time, in
+// memory that grows with neither; nothing is sampled. tick, if not nil, is told how many pieces
+// of the vocabulary are done.
 func Measure(ctx context.Context, w *Windows, tick func(done, total int), base Positions,
 	streams ...Positions) (*Result, error) {
-	c, err := newComparison(w, append([]Positions{base}, streams...))
+	return measure(ctx, w, rowsAtOnce, tick, append([]Positions{base}, streams...))
+}
+
+// measure is Measure with so many rows at a time, on which no result depends. all[0] is the base.
+func measure(ctx context.Context, w *Windows, rows int, tick func(done, total int), all []Positions) (*Result, error) {
+	c, err := newComparison(w, rows, all)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +180,7 @@ func Measure(ctx context.Context, w *Windows, tick func(done, total int), base P
 			return nil, err
 		}
 		if tick != nil {
-			tick(v0/vocabPiece+1, pieces(base.Model))
+			tick(v0/vocabPiece+1, pieces(all[0].Model))
 		}
 	}
 	return c.result(), nil
@@ -180,15 +191,16 @@ type comparison struct {
 	w     *Windows
 	all   []Positions
 	n     int // scored tokens
+	rows  int // of them at a time
 	vocab int
 	acc   [][]row     // [stream][token]
 	cross [][]float64 // [stream][token], sum of exp(zb - max) * (zb - z)
 	delta []float64   // [stream], the largest difference of a logit
-	bufs  [][]float32 // [stream], the logits of a piece, [token, piece]
+	bufs  [][]float32 // [stream], the logits of a piece for some tokens, [rows, piece]
 }
 
-func newComparison(w *Windows, all []Positions) (*comparison, error) {
-	c := &comparison{w: w, all: all, n: len(w.Targets), vocab: all[0].Model.Config.Vocab,
+func newComparison(w *Windows, rows int, all []Positions) (*comparison, error) {
+	c := &comparison{w: w, all: all, n: len(w.Targets), rows: min(rows, len(w.Targets)), vocab: all[0].Model.Config.Vocab,
 		acc: make([][]row, len(all)), cross: make([][]float64, len(all)),
 		delta: make([]float64, len(all)), bufs: make([][]float32, len(all))}
 	for _, s := range all {
@@ -205,23 +217,39 @@ func newComparison(w *Windows, all []Positions) (*comparison, error) {
 		for r := range c.acc[i] {
 			c.acc[i][r].max = math.Inf(-1)
 		}
-		c.bufs[i] = make([]float32, c.n*min(c.vocab, vocabPiece))
+		c.bufs[i] = make([]float32, c.rows*min(c.vocab, vocabPiece))
 	}
 	return c, nil
 }
 
 // piece takes in the logits of tokens from v0 to v1 of the vocabulary.
 func (c *comparison) piece(ctx context.Context, v0, v1 int) error {
-	if err := logits(ctx, c.all, c.bufs, v0, v1); err != nil {
+	if err := packHeads(ctx, c.all, v0, v1); err != nil {
 		return err
 	}
-	width := v1 - v0
-	deltas := make([][]float64, (c.n+rowsPerTask-1)/rowsPerTask)
-	err := parallel.For(ctx, c.all[0].Model.Threads, len(deltas), func(part int) error {
-		deltas[part] = make([]float64, len(c.all))
+	for from := 0; from < c.n; from += c.rows {
+		if err := c.part(ctx, from, min(c.n, from+c.rows), v0, v1-v0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// part takes in the logits of the packed piece, width tokens from v0 on, for scored tokens
+// [from, to).
+func (c *comparison) part(ctx context.Context, from, to, v0, width int) error {
+	for i, s := range c.all {
+		d := s.Model.Config.Hidden
+		if err := s.Model.HeadLogits(ctx, c.bufs[i], s.Normed[from*d:to*d]); err != nil {
+			return err
+		}
+	}
+	deltas := make([][]float64, (to-from+rowsPerTask-1)/rowsPerTask)
+	err := parallel.For(ctx, c.all[0].Model.Threads, len(deltas), func(task int) error {
+		deltas[task] = make([]float64, len(c.all))
 		scratch := make([]float32, width)
-		for r := part * rowsPerTask; r < min(c.n, (part+1)*rowsPerTask); r++ {
-			c.token(r, v0, width, scratch, deltas[part])
+		for at := task * rowsPerTask; at < min(to-from, (task+1)*rowsPerTask); at++ {
+			c.token(from+at, at, v0, width, scratch, deltas[task])
 		}
 		return nil
 	})
@@ -233,15 +261,16 @@ func (c *comparison) piece(ctx context.Context, v0, v1 int) error {
 	return err
 }
 
-// token takes in the logits of one scored token. worst holds the largest differences so far.
-func (c *comparison) token(r, v0, width int, scratch []float32, worst []float64) {
-	zb := c.bufs[0][r*width : (r+1)*width]
+// token takes in the logits of scored token r, which stand in row at of the buffers. worst holds
+// the largest differences so far.
+func (c *comparison) token(r, at, v0, width int, scratch []float32, worst []float64) {
+	zb := c.bufs[0][at*width : (at+1)*width]
 	m := fmath.Max(zb)
 	e := scratch[:len(zb)]
 	bOld, bNew := c.acc[0][r].merge(float64(m), fmath.ExpSum(e, zb, m, 1))
 	c.acc[0][r].see(zb, v0, c.w.Targets[r])
 	for i := 1; i < len(c.all); i++ {
-		z := c.bufs[i][r*width : (r+1)*width]
+		z := c.bufs[i][at*width : (at+1)*width]
 		var dot float64
 		most := worst[i]
 		for k, p := range e {
@@ -253,7 +282,7 @@ func (c *comparison) token(r, v0, width int, scratch []float32, worst []float64)
 		c.cross[i][r] = float64(c.cross[i][r]*bOld) + float64(dot*bNew)
 	}
 	for i := 1; i < len(c.all); i++ {
-		z := c.bufs[i][r*width : (r+1)*width]
+		z := c.bufs[i][at*width : (at+1)*width]
 		m := fmath.Max(z)
 		c.acc[i][r].merge(float64(m), fmath.ExpSum(e, z, m, 1))
 		c.acc[i][r].see(z, v0, c.w.Targets[r])
@@ -281,23 +310,17 @@ func (c *comparison) result() *Result {
 	return res
 }
 
-// logits fills bufs, packing the head once for streams of the same model.
-func logits(ctx context.Context, all []Positions, bufs [][]float32, v0, v1 int) error {
-	done := make([]bool, len(all))
-	for i, s := range all {
-		if done[i] {
+// packHeads packs the heads of the streams' models, each once.
+func packHeads(ctx context.Context, all []Positions, v0, v1 int) error {
+	var done []*refmodel.Model
+	for _, s := range all {
+		if slices.Contains(done, s.Model) {
 			continue
 		}
-		var dst, in [][]float32
-		for j := i; j < len(all); j++ {
-			if all[j].Model == s.Model {
-				dst, in = append(dst, bufs[j]), append(in, all[j].Normed)
-				done[j] = true
-			}
-		}
-		if err := s.Model.Logits(ctx, dst, in, v0, v1); err != nil {
+		if err := s.Model.PackHead(ctx, v0, v1); err != nil {
 			return err
 		}
+		done = append(done, s.Model)
 	}
 	return nil
 }

@@ -341,8 +341,8 @@ func ffnChart(rows []spec.FFNRow) pair {
 	})
 }
 
-// paretoChart puts loss against bytes of keys per token, both on log axes.
-func paretoChart(points []qualityPoint, v *view) pair {
+// lossChart puts loss against bytes, both on log axes; f16 are those of F16, 0 if unknown.
+func lossChart(points []qualityPoint, title, bytes string, f16 float64) pair {
 	var xs, ys []float64
 	for _, p := range points {
 		if p.KLD > 0 && p.Bytes > 0 {
@@ -354,7 +354,6 @@ func paretoChart(points []qualityPoint, v *view) pair {
 	}
 	xlo, xhi := span(0, xs...)
 	ylo, yhi := span(0, ys...)
-	f16 := float64(v.Bytes.KF16)
 	xlo, xhi, ylo, yhi = xlo/1.5, max(xhi, f16)*1.15, max(ylo/1.6, 1e-12), yhi*1.8
 	twice := map[string]bool{}
 	for _, p := range points {
@@ -362,11 +361,12 @@ func paretoChart(points []qualityPoint, v *view) pair {
 	}
 	return both(func(w float64, narrow bool) string {
 		c := newChart(w, narrow, plot{height: 340, left: 54, right: marginRight,
-			label:  "Loss against size of the keys",
-			xTitle: "bytes of keys per token", yTitle: "KL divergence, nats per token",
+			label: title, xTitle: bytes, yTitle: "KL divergence, nats per token",
 			x: axis{lo: xlo, hi: xhi, log: true}, y: axis{lo: ylo, hi: yhi, log: true}})
-		c.Line(c.x.at(f16), c.y.a, c.x.at(f16), c.y.b, "target")
-		c.Text(c.x.at(f16)-5, c.y.b+10, "end", "note", "F16")
+		if f16 > 0 {
+			c.Line(c.x.at(f16), c.y.a, c.x.at(f16), c.y.b, "target")
+			c.Text(c.x.at(f16)-5, c.y.b+10, "end", "note", "F16")
+		}
 		order := append([]qualityPoint(nil), points...)
 		sort.SliceStable(order, func(i, j int) bool { return order[i].KLD > order[j].KLD })
 		published := map[string]qualityPoint{}

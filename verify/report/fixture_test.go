@@ -120,8 +120,12 @@ func invented() Model {
 		converted bool
 	}{{"f16", 512, 0, false}, {"q8_0", 392, 0.004, false}, {"q8_0", 392, 0.001, true}, {"q4_0", 328, 0.4, false}, {"q4_0", 328, 0.03, true}} {
 		m.Advise = append(m.Advise, spec.AdviseRow{KType: x.k, VType: "f16", Ctx: 512, Converted: x.converted, BytesPerToken: x.bytes,
-			PPLRatio: 1 + x.kld, KLD: x.kld, KLDErr: x.kld / 10, SameTop: 1 - x.kld})
+			PPLRatio: 1 + x.kld, KLD: x.kld, KLDErr: x.kld / 10, SameTop: 1 - x.kld, CacheBytes: int64(512 * x.bytes)})
 	}
+	for i := range m.Advise[:2] {
+		m.Advise[i].Runs = "yes"
+	}
+	m.Advise[3].Runs, m.Advise[3].Reason = "slow", "<by a detour>"
 	man.Fusion = &spec.Fusion{KType: "q4_0", VType: "f16", Rotation: true, TargetCtx: 512, FitWindows: 16, Chosen: "slow means <removed>",
 		Text: spec.Text{Name: "fit.txt", SHA256: strings.Repeat("cc", 32), Tokens: 4096, Context: 512, Windows: 8}, Measured: m.Advise[3:],
 		Tried: []spec.FusionTry{

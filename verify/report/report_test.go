@@ -340,6 +340,50 @@ func TestHostile(t *testing.T) {
 	wellFormed(t, render(t, nil, m))
 }
 
+// TestCachePoints: which pairs, at which context, of which size the picture of whole caches shows.
+func TestCachePoints(t *testing.T) {
+	row := func(k, v string, ctx int, kld float64, converted bool, cache int64) spec.AdviseRow {
+		return spec.AdviseRow{KType: k, VType: v, Ctx: ctx, Converted: converted, BytesPerToken: 100, KLD: kld,
+			PPLRatio: 1, CacheBytes: cache}
+	}
+	v := &view{Code: "frame", Bytes: &spec.BytesJSON{KF16: 64, KCode: 8}, KLD: &spec.KLDJSON{Mean: 0.25},
+		PPL: &spec.PPLJSON{Ctx: 512}}
+	v.Advise = []spec.AdviseRow{
+		row("f16", "f16", 512, 1e-13, false, 1000), row("f16", "f16", 512, 1e-3, true, 1000),
+		row("q8_0", "q8_0", 512, 0.01, false, 500), row("q4_0", "q4_0", 512, 0.1, true, 0),
+		row("q4_0", "q4_0", 8192, 0.2, false, 4000),
+	}
+	points, ctx, f16 := cachePoints(v)
+	if ctx != 512 || f16 != 1000 || len(points) != 4 {
+		t.Fatalf("context %d, F16 %v, %+v", ctx, f16, points)
+	}
+	for i, want := range []struct {
+		label, kind string
+		bytes       float64
+	}{{"f16/f16", "stock", 1000}, {"q8_0/q8_0", "published", 500}, {"q4_0/q4_0", "stock", 100 * 512}, {"frame/f16", "own", (64 + 8) * 512}} {
+		if p := points[i]; p.Label != want.label || p.Kind != want.kind || p.Bytes != want.bytes {
+			t.Errorf("point %d: %+v, want %+v", i, p, want)
+		}
+	}
+	// Of several texts the worst.
+	for i := range v.Advise {
+		v.Advise[i].Text = "a"
+	}
+	v.Advise = append(v.Advise, row("q8_0", "q8_0", 512, 0.02, false, 500), row("q4_0", "q4_0", 512, 0.05, true, 0))
+	v.Advise[5].Text, v.Advise[6].Text = "b", "b"
+	if points, _, _ = cachePoints(v); len(points) != 4 || points[1].KLD != 0.02 || points[2].KLD != 0.1 {
+		t.Errorf("several texts: %+v", points)
+	}
+	// Without our own measurement: the longest context.
+	v.PPL = nil
+	if points, ctx, f16 = cachePoints(v); ctx != 8192 || f16 != 0 || len(points) != 1 || points[0].Bytes != 4000 {
+		t.Errorf("context %d, F16 %v, %+v", ctx, f16, points)
+	}
+	if points, _, _ = cachePoints(&view{}); len(points) != 0 {
+		t.Errorf("of nothing: %+v", points)
+	}
+}
+
 func FuzzJSON(f *testing.F) {
 	m := fixture(f)
 	for _, v := range []any{

@@ -12,6 +12,13 @@ import (
 type stockView struct {
 	Note string
 	Rows []stockRow
+	// Chart puts loss against the bytes of the whole cache at context ChartCtx.
+	Chart    pair
+	ChartCtx int
+	// Runs: rows say whether they run on the backend that was asked for.
+	Runs bool
+	// Texts: rows name what they were measured on, and pictures show the worst text.
+	Texts bool
 	// Of the change; Tried is empty where there was none.
 	Tried  []stockTry
 	Why    string
@@ -26,6 +33,64 @@ type stockRow struct {
 
 // Bytes is what keys and values of a token take.
 func (r stockRow) Bytes() string { return comma(int64(math.Round(r.BytesPerToken))) }
+
+// cache is the size of the whole cache at the row's context: as llama.cpp allocates it, or, of
+// data that older programs wrote, that of its tokens alone.
+func cache(r spec.AdviseRow) float64 {
+	if r.CacheBytes > 0 {
+		return float64(r.CacheBytes)
+	}
+	return r.BytesPerToken * float64(r.Ctx)
+}
+
+// Cache is the size of the whole cache in words, CacheSize in bytes.
+func (r stockRow) Cache() string { return size(int64(cache(r.AdviseRow))) }
+
+func (r stockRow) CacheSize() float64 { return cache(r.AdviseRow) }
+
+// noise is below every divergence that a cache type makes: a model against itself has this much
+// by the order of its sums.
+const noise = 1e-9
+
+// cachePoints are the pairs measured at one context, and our code beside values in F16 where it
+// was measured there: bytes of the whole cache and loss. f16 is the size with F16 caches, 0
+// where that is not known.
+func cachePoints(v *view) (out []qualityPoint, ctx int, f16 float64) {
+	rows := worstText(v.Advise)
+	if v.PPL != nil {
+		rows = sameContext(rows, v.PPL.Ctx)
+	}
+	for _, r := range rows {
+		ctx = max(ctx, r.Ctx)
+	}
+	rows = sameContext(rows, ctx) // the longest of several
+	for _, r := range rows {
+		if !coded(r.KType) && !coded(r.VType) && f16 == 0 {
+			f16 = cache(r)
+		}
+		if !(r.KLD > noise) || !(cache(r) > 0) {
+			continue
+		}
+		name, kind := r.KType+", "+r.VType+", as published", "published"
+		if r.Converted {
+			name, kind = r.KType+", "+r.VType+", this file", "stock"
+		}
+		out = append(out, qualityPoint{
+			Name: name, Label: r.KType + "/" + r.VType, Bytes: cache(r), KLD: r.KLD, Ratio: fix(r.PPLRatio, 3), Kind: kind,
+		})
+	}
+	if v.PPL != nil && v.PPL.Ctx == ctx && v.KLD != nil && v.Bytes != nil && v.KLD.Mean > noise {
+		own := float64(v.Bytes.KCode+v.Bytes.KF16) * float64(ctx)
+		if f16 == 0 {
+			f16 = 2 * float64(v.Bytes.KF16) * float64(ctx)
+		}
+		out = append(out, qualityPoint{
+			Name: v.Code + " keys (this file), F16 values", Label: v.Code + "/f16", Bytes: own, KLD: v.KLD.Mean,
+			Ratio: fix(v.PPL.Ratio, 3), Kind: "own",
+		})
+	}
+	return out, ctx, f16
+}
 
 type stockTry struct {
 	spec.FusionTry
@@ -50,7 +115,13 @@ func newStock(v *view) *stockView {
 		if r.Converted {
 			x.Weights = "this file"
 		}
-		s.Rows = append(s.Rows, x)
+		s.Rows, s.Runs = append(s.Rows, x), s.Runs || r.Runs != ""
+		s.Texts = s.Texts || r.Text != ""
+	}
+	if points, ctx, f16 := cachePoints(v); len(points) > 1 {
+		s.ChartCtx = ctx
+		s.Chart = lossChart(points, "Loss against size of the whole cache",
+			fmt.Sprintf("bytes of keys and values at a context of %s", comma(ctx)), f16)
 	}
 	if f == nil {
 		return s

@@ -115,11 +115,31 @@ func sameContext(rows []spec.AdviseRow, ctx int) []spec.AdviseRow {
 	return rows
 }
 
+// worstText keeps, of rows that differ in the text alone, the one with the largest divergence.
+func worstText(rows []spec.AdviseRow) []spec.AdviseRow {
+	type key struct {
+		k, v      string
+		ctx       int
+		converted bool
+	}
+	at := map[key]int{}
+	var out []spec.AdviseRow
+	for _, r := range rows {
+		k := key{r.KType, r.VType, r.Ctx, r.Converted}
+		if i, ok := at[k]; !ok {
+			at[k], out = len(out), append(out, r)
+		} else if r.Text != out[i].Text && r.KLD > out[i].KLD {
+			out[i] = r
+		}
+	}
+	return out
+}
+
 // advice compares the code with the stock K cache types that were measured.
 func advice(v *view) string {
 	const none = "Stock K cache types were not measured in this run, so nothing here says whether one of them serves better."
 	var rows []spec.AdviseRow
-	for _, r := range v.Advise {
+	for _, r := range worstText(v.Advise) {
 		if coded(r.KType) && !coded(r.VType) {
 			rows = append(rows, r)
 		}

@@ -522,7 +522,7 @@ func newQuality(v *view) *qualityView {
 	q := &qualityView{Detail: v.Detail}
 	q.Points = points(v)
 	if len(q.Points) > 1 {
-		q.Pareto = paretoChart(q.Points, v)
+		q.Pareto = lossChart(q.Points, "Loss against size of the keys", "bytes of keys per token", float64(v.Bytes.KF16))
 	}
 	d := v.Detail
 	if d == nil {
@@ -580,7 +580,7 @@ func points(v *view) []qualityPoint {
 		}
 	}
 	if v.Bytes != nil {
-		rows := v.Advise
+		rows := worstText(v.Advise)
 		if v.PPL != nil {
 			rows = sameContext(rows, v.PPL.Ctx)
 		}

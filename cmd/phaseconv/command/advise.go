@@ -16,6 +16,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
+	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -27,20 +28,36 @@ func adviseCommand(stdout, stderr io.Writer) *cli.Command {
 		Name:      "advise",
 		Usage:     "find the smallest KV cache types of a stock runtime that a model can do with",
 		ArgsUsage: "SRC | ARTIFACT | SRC CONVERTED",
-		Description: `Measures llama.cpp's cache types, and names the smallest pair below the gate
-with the runtime's options for it. Nothing is written.
+		Description: `Measures llama.cpp's cache types, and names the smallest pair below the gate that
+runs on the backend, with lines to paste for llama.cpp, Ollama and LM Studio, and with a
+conversion to try for a smaller one. Nothing is written.
+
+Of each context the second half is scored. Sizes are those of the whole cache as
+llama.cpp allocates it for one sequence of that context.
 
 Examples:
   phaseconv advise model.gguf
   phaseconv advise ./SmolLM2-135M --ctx 512,4096 --max-kld 0.01
+  phaseconv advise model.gguf --backend cuda --ctx 512,8192,32768 --text long.txt
   phaseconv advise smol --source ./SmolLM2-135M --json
   phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0`,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "what the artifact was made from; it is measured too, and is what both are compared with"},
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
-			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
+			&cli.GenericFlag{
+				Name: "text", Value: &paths{},
+				Usage: "held-out text; given again, each text is measured by itself (default: an embedded one)",
+			},
 			&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths", Value: []int{512, 2048}},
 			&cli.IntFlag{Name: "chunks", Usage: "windows of the shortest context, 0 for all; longer ones get as many tokens", Value: 4},
+			&cli.StringFlag{
+				Name: "backend", Value: string(backends.Any),
+				Usage: "where the pair has to run: cpu, cuda, metal, vulkan, rocm (default builds), or any, which is all of them",
+			},
+			&cli.StringFlag{
+				Name: "split-mode", Value: "layer",
+				Usage: "llama.cpp's --split-mode: none, layer, row or tensor; tensor takes no quantised cache",
+			},
 			&cli.FloatFlag{Name: "max-kld", Usage: "the gate: largest mean KLD, in nats per token", Value: 0.02},
 			&cli.StringSliceFlag{Name: "types", Usage: "cache types to choose from: " + strings.Join(kvcache.StockTypes(), ", ")},
 			&cli.StringSliceFlag{Name: "pairs", Usage: "measure these pairs K/V instead of searching"},
@@ -52,6 +69,14 @@ Examples:
 		Action: func(ctx context.Context, c *cli.Command) error { return runAdvise(ctx, c, stdout, stderr) },
 	}
 }
+
+// paths are the values of an option that may be given again. Unlike those of a slice flag they are
+// not cut at commas, which names of files may have.
+type paths []string
+
+func (p *paths) Set(s string) error { *p = append(*p, s); return nil }
+func (p *paths) String() string     { return strings.Join(*p, " ") }
+func (p *paths) Get() any           { return p }
 
 func rotationFlag() cli.Flag {
 	return &cli.StringFlag{Name: "cache-rotation", Usage: "llama.cpp's attention rotation of quantised caches, on or off (LLAMA_ATTN_ROT_DISABLE=1)", Value: "on"}
@@ -90,6 +115,15 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Rotation, err = rotation(c); err != nil {
 		return err
 	}
+	if o.Where.Backend, err = backends.Parse(c.String("backend")); err != nil {
+		return usagef("--backend: %w", err)
+	}
+	switch s := c.String("split-mode"); s {
+	case "none", "layer", "row", "tensor":
+		o.Where.TensorSplit = s == "tensor"
+	default:
+		return usagef("--split-mode is none, layer, row or tensor, not %q", s)
+	}
 	for _, name := range c.StringSlice("types") {
 		t, err := cacheType(name)
 		if err != nil {
@@ -111,13 +145,21 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		}
 		o.Pairs = append(o.Pairs, p)
 	}
-	if o.Text, err = evaluationText(c.String("text")); err != nil {
-		return err
+	files, _ := c.Generic("text").(*paths)
+	if files == nil || len(*files) == 0 {
+		files = &paths{""}
+	}
+	for _, path := range *files {
+		t, err := evaluationText(path)
+		if err != nil {
+			return err
+		}
+		o.Texts = append(o.Texts, t)
 	}
 	if err := checkContainer(c); err != nil {
 		return err
 	}
-	published, converted, err := adviseModels(ctx, o.Progress, c, o.Text)
+	published, converted, err := adviseModels(ctx, o.Progress, c, o.Texts)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
 			defer m.Close()
@@ -134,6 +176,16 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	} else {
 		printNotes(stderr, published)
 	}
+	paths := c.Args().Slice()
+	if src := c.String("source"); src != "" {
+		paths = []string{src, paths[0]}
+	}
+	if published != nil {
+		o.Source, o.Model = paths[0], modelFile(paths[0], published)
+	}
+	if converted != nil {
+		o.ConvertedModel = modelFile(paths[len(paths)-1], converted)
+	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {
 		return err
@@ -143,6 +195,17 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	printAdvise(stdout, res)
 	return nil
+}
+
+// modelFile is the GGUF file that runtimes load of what was opened at path, "" for none.
+func modelFile(path string, m *checkpoint.Checkpoint) string {
+	if m.Container != checkpoint.GGUF {
+		return ""
+	}
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return filepath.Join(path, spec.GGUFModelName)
+	}
+	return path
 }
 
 // checkContainer refuses containers that there are none of.
@@ -166,7 +229,7 @@ func within(contexts []int, models ...*checkpoint.Checkpoint) []int {
 
 // adviseModels opens what the command line names. What it returns is to be
 // closed even with an error.
-func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, text ppl.Text) (
+func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, texts []ppl.Text) (
 	published, converted *checkpoint.Checkpoint, err error,
 ) {
 	args := c.Args().Slice()
@@ -182,14 +245,14 @@ func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, tex
 			published, err = checkpoint.Open(args[0])
 			return published, nil, err
 		}
-		converted, _, err = openConverted(ctx, report, args[0], c.String("container"), text)
+		converted, _, err = openConverted(ctx, report, args[0], c.String("container"), texts)
 		return nil, converted, err
 	case 2:
 		if published, err = checkpoint.Open(args[0]); err != nil {
 			return published, nil, err
 		}
 		var made string
-		converted, made, err = openConverted(ctx, report, args[1], c.String("container"), text)
+		converted, made, err = openConverted(ctx, report, args[1], c.String("container"), texts)
 		if err != nil || made == "" {
 			return published, converted, err
 		}
@@ -209,7 +272,7 @@ func isArtifact(path string) bool {
 
 // openConverted opens an artifact, checked, or any other model. made is the
 // digest of the source that an artifact names.
-func openConverted(ctx context.Context, report progress.Func, path, container string, text ppl.Text) (
+func openConverted(ctx context.Context, report progress.Func, path, container string, texts []ppl.Text) (
 	m *checkpoint.Checkpoint, made string, err error,
 ) {
 	if !isArtifact(path) {
@@ -229,8 +292,10 @@ func openConverted(ctx context.Context, report progress.Func, path, container st
 			err = errors.Join(err, fmt.Errorf("%s: %s: %s", path, x.Check, x.Detail))
 		}
 	}
-	if err == nil && text.SHA256() == a.Sidecar.Calibration.SHA256 {
-		err = fmt.Errorf("%s is the text that %s was fitted to; measure on another", text.Name, path)
+	for _, text := range texts {
+		if err == nil && text.SHA256() == a.Sidecar.Calibration.SHA256 {
+			err = fmt.Errorf("%s is the text that %s was fitted to; measure on another", text.Name, path)
+		}
 	}
 	return m, made, err
 }
@@ -243,30 +308,159 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	if !a.Rotation {
 		rotation = ", attention rotation off"
 	}
-	fmt.Fprintf(w, "compared with: %s%s%s\n\n", a.Base, rotation, roundedNote(a.RoundedInputs))
-	t := newTable("K", "V", "weights", "bytes/token", "context", "PPL ratio", "KLD", "error", "same top %")
+	fmt.Fprintf(w, "compared with: %s%s%s\n", a.Base, rotation, roundedNote(a.RoundedInputs))
+	if a.Backend != "" {
+		fmt.Fprintf(w, "backend: %s, facts from %s\n", backendName(a), a.Facts)
+	}
+	fmt.Fprintln(w)
+	head := []string{"K", "V", "weights", "context", "bytes/token", "cache", "PPL ratio", "KLD", "error", "same top %"}
+	several := slices.ContainsFunc(a.Rows, func(r spec.AdviseRow) bool { return r.Text != "" })
+	if several {
+		head = slices.Insert(head, 4, "text")
+	}
+	if a.Backend != "" {
+		head = append(head, "runs")
+	}
+	t := newTable(head...)
 	for _, r := range a.Rows {
-		t.row(r.KType, r.VType, weightsName(r.Converted), fmt.Sprintf("%.0f", r.BytesPerToken), fmt.Sprint(r.Ctx),
-			fmt.Sprintf("%.4f", r.PPLRatio), fmt.Sprintf("%.6f", r.KLD), fmt.Sprintf("%.6f", r.KLDErr), fmt.Sprintf("%.2f", 100*r.SameTop))
+		row := []string{
+			r.KType, r.VType, weightsName(r.Converted), fmt.Sprint(r.Ctx),
+			fmt.Sprintf("%.0f", r.BytesPerToken), cacheSize(r.CacheBytes), fmt.Sprintf("%.4f", r.PPLRatio),
+			fmt.Sprintf("%.6f", r.KLD), fmt.Sprintf("%.6f", r.KLDErr), fmt.Sprintf("%.2f", 100*r.SameTop),
+		}
+		if several {
+			row = slices.Insert(row, 4, r.Text)
+		}
+		if a.Backend != "" {
+			row = append(row, r.Runs)
+		}
+		t.row(row...)
 	}
 	t.print(w)
 	fmt.Fprintln(w)
+	if several {
+		printByText(w, a)
+	}
+	printReasons(w, a)
 	if len(a.Choices) == 0 {
-		fmt.Fprintf(w, "no pair of types has a KLD of at most %g at every context\n", a.MaxKLD)
+		fmt.Fprintf(w, "no pair of types%s has a KLD of at most %g at every context\n", where(a, " that"), a.MaxKLD)
 	}
 	for _, c := range a.Choices {
-		fmt.Fprintf(w, "%s: K %s, V %s: %.0f bytes a token, KLD at most %.6f (gate %g)\n",
-			weightsName(c.Converted), c.KType, c.VType, c.BytesPerToken, c.Worst, a.MaxKLD)
-		if c.Flags != "" {
-			env := ""
-			if !a.Rotation {
-				env = ", with LLAMA_ATTN_ROT_DISABLE=1 in the environment"
+		fmt.Fprintf(w, "%s: K %s, V %s%s: %.0f bytes a token, %s at %d, KLD at most %.6f (gate %g)\n",
+			weightsName(c.Converted), c.KType, c.VType, where(a, ", which"), c.BytesPerToken, cacheSize(c.CacheBytes),
+			c.Ctx, c.Worst, a.MaxKLD)
+		for _, l := range c.Lines {
+			switch {
+			case l.Text == "":
+				fmt.Fprintf(w, "  %s: %s\n", l.For, l.Note)
+				continue
+			case l.Note != "":
+				fmt.Fprintf(w, "  %s (%s):\n", l.For, l.Note)
+			default:
+				fmt.Fprintf(w, "  %s:\n", l.For)
 			}
-			fmt.Fprintf(w, "  llama.cpp options: %s%s\n", c.Flags, env)
-		} else {
-			fmt.Fprintln(w, "  llama.cpp's programs have no option for this pair; its library takes it")
+			for line := range strings.SplitSeq(l.Text, "\n") {
+				fmt.Fprintf(w, "    %s\n", line)
+			}
 		}
 	}
+	if i := a.Improve; i != nil {
+		fmt.Fprintf(w, "K %s, V %s would take %s less, but costs a KLD of %.6f as the weights are; "+
+			"this changes them if that helps, and measures it:\n  %s\n",
+			i.KType, i.VType, cacheSize(i.Saved), i.Worst, i.Command)
+	}
+}
+
+// printByText compares texts: of each pair the largest KLD of the contexts on each.
+func printByText(w io.Writer, a *spec.AdviseJSON) {
+	type pair struct {
+		k, v      string
+		converted bool
+	}
+	var names []string
+	var pairs []pair
+	worst := map[pair]map[string]float64{}
+	for _, r := range a.Rows {
+		p := pair{r.KType, r.VType, r.Converted}
+		if worst[p] == nil {
+			worst[p], pairs = map[string]float64{}, append(pairs, p)
+		}
+		if !slices.Contains(names, r.Text) {
+			names = append(names, r.Text)
+		}
+		worst[p][r.Text] = max(worst[p][r.Text], r.KLD)
+	}
+	fmt.Fprintln(w, "KLD by text, the worst context:")
+	head := []string{"K", "V", "weights"}
+	for _, n := range names {
+		head = append(head, printable(n))
+	}
+	t := newTable(head...)
+	for _, p := range pairs {
+		row := []string{p.k, p.v, weightsName(p.converted)}
+		for _, n := range names {
+			row = append(row, fmt.Sprintf("%.6f", worst[p][n]))
+		}
+		t.row(row...)
+	}
+	t.print(w)
+	fmt.Fprintln(w)
+}
+
+// printReasons tells which pairs do not run or are slow, and why.
+func printReasons(w io.Writer, a *spec.AdviseJSON) {
+	var reasons []string
+	pairs := map[string][]string{}
+	for _, r := range a.Rows {
+		pair := r.KType + "/" + r.VType
+		if r.Reason == "" || slices.Contains(pairs[r.Reason], pair) {
+			continue
+		}
+		if pairs[r.Reason] == nil {
+			reasons = append(reasons, r.Reason)
+		}
+		pairs[r.Reason] = append(pairs[r.Reason], pair)
+	}
+	if len(reasons) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "not recommended there:")
+	for _, r := range reasons {
+		fmt.Fprintf(w, "  %s: %s\n", strings.Join(pairs[r], ", "), r)
+	}
+	fmt.Fprintln(w)
+}
+
+// backendName is the backend that was asked for.
+func backendName(a *spec.AdviseJSON) string {
+	s := a.Backend
+	if s == string(backends.Any) {
+		s += " (what runs on all of them)"
+	}
+	if a.TensorSplit {
+		s += ", split by tensors"
+	}
+	return s
+}
+
+// where says after a word that pairs run on the backend, "" where none was asked for.
+func where(a *spec.AdviseJSON, word string) string {
+	switch a.Backend {
+	case "":
+		return ""
+	case string(backends.Any):
+		return word + " runs everywhere"
+	}
+	return word + " runs on " + a.Backend
+}
+
+// cacheSize writes the size of a cache.
+func cacheSize(n int64) string {
+	const mib = 1 << 20
+	if n < mib {
+		return fmt.Sprintf("%.1f KiB", float64(n)/1024)
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/mib)
 }
 
 // roundedNote says in a line of text that products were computed as llama.cpp's CPU

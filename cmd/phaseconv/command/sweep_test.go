@@ -95,7 +95,7 @@ func TestFlagSweep(t *testing.T) {
 			switch f.(type) {
 			case *cli.IntFlag, *cli.Uint64Flag, *cli.FloatFlag, *cli.IntSliceFlag:
 				values, number = numbers, true
-			case *cli.StringFlag, *cli.StringSliceFlag:
+			case *cli.StringFlag, *cli.StringSliceFlag, *cli.GenericFlag:
 			case *cli.BoolFlag:
 				values = []string{"maybe", ""}
 			default:

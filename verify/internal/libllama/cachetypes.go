@@ -120,7 +120,7 @@ func emulate(ctx context.Context, published *checkpoint.Checkpoint, o CacheOptio
 		defer converted.Close()
 	}
 	a := verify.AdviseOptions{
-		Text: o.Text, Ctx: []int{o.Ctx}, Chunks: o.Chunks, Rotation: true, HalfSums: true, Threads: o.Threads,
+		Texts: []ppl.Text{o.Text}, Ctx: []int{o.Ctx}, Chunks: o.Chunks, Rotation: true, HalfSums: true, Threads: o.Threads,
 	}
 	for _, r := range rows {
 		if !r.Converted && r.Refused == "" && slices.Contains(o.Emulate, r.K) {

@@ -209,7 +209,10 @@ type Options struct {
 	K, V gguf.Type
 	// Flash asks for flash attention, llama.cpp's default on a CPU and what
 	// quantised caches need. Without it float32 caches give plain float32 attention.
-	Flash   bool
+	Flash bool
+	// Windows makes caches as llama.cpp's programs do: those of layers with a sliding window hold
+	// no more than that and a batch of 512 tokens.
+	Windows bool
 	Threads int // 0: all that the machine offers
 }
 
@@ -237,6 +240,9 @@ func (m *Model) Context(o Options) (*Context, error) {
 	m.l.messages()
 	p := contextDefaults
 	p.Ctx, p.Batch, p.Ubatch = uint32(o.Ctx), uint32(o.Ctx), uint32(o.Ctx)
+	if o.Windows {
+		p.Batch, p.Ubatch, p.FullWindow = contextDefaults.Batch, contextDefaults.Ubatch, false
+	}
 	p.TypeK, p.TypeV = int32(o.K), int32(o.V)
 	p.Flash = 0
 	if o.Flash {
