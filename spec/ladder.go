@@ -51,7 +51,7 @@ func Ladder() []Rung {
 		{"RW1.0", "RW0", "Do random features suffice?", "FAVOR+, features alone", gate1, kill1, "RW1.1; RW2 on PASS"},
 		{"RW1.1", "RW0", "Does a series of exp suffice?", "second-order Taylor on leading directions, features alone", gate1, kill1, "RW1.2; RW2 on PASS"},
 		{"RW1.2", "RW0", "Does a fitted codebook suffice?", "codebook of keys in the metric of queries, features alone", gate1, kill1, "RW1.3; RW2 on PASS"},
-		{"RW1.3", "RW0", "Does an exact neighbourhood help?", "window 64, 4 sinks, codebook", gate1, kill1, "RW1.4; RW2 on PASS"},
+		{"RW1.3", "RW0", "Does an exact neighbourhood help?", "window 64 or a quarter of the context, 4 sinks, codebook", gate1, kill1, "RW1.4; RW2 on PASS"},
 		{"RW1.4", "RW0", "Can a linear map correct the rest?", "RW1.3 and ridge regression from layer input and output", gate1, kill1, "RW1.5; RW2 on PASS"},
 		{"RW1.5", "RW0", "Is it enough to keep the keys of the largest mass?", "window 32, 4 sinks, slots without merging", gate1, kill1, "RW1.6; RW2 on PASS"},
 		{"RW1.6", "RW0", "Do merged slots suffice?", "window 32, 4 sinks, slots, cost prod", gate1, kill1, "RW1.7; RW2 on PASS"},

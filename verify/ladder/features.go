@@ -146,14 +146,12 @@ func directions(m, d int, seed uint64) []float32 {
 	return out
 }
 
-// taylor is the second-order series of the centred product on its r leading directions, with
-// 1 + r + r(r+1)/2 <= m features (Based).
-func taylor(ctx context.Context, s *stats, heads []*head, m int) (featureMap, error) {
-	d := s.d
-	r := 0
-	for r < d && 1+(r+1)+(r+1)*(r+2)/2 <= m {
-		r++
+// leading returns the directions in which whitened fit keys vary, most first, [d, d].
+func (s *stats) leading(ctx context.Context, heads []*head) ([]float32, error) {
+	if s.lead != nil {
+		return s.lead, nil
 	}
+	d := s.d
 	cov, mean, n := make([]float64, d*d), make([]float64, d), 0
 	var white [][]float32
 	for _, x := range heads {
@@ -179,20 +177,31 @@ func taylor(ctx context.Context, s *stats, heads []*head, m int) (featureMap, er
 		}
 	}
 	_, v, err := linalg.Eigen(ctx, cov, d)
+	if err == nil {
+		s.lead = linalg.Float32(v)
+	}
+	return s.lead, err
+}
+
+// taylor is the second-order series of the centred product on its r leading directions, with
+// 1 + r + r(r+1)/2 <= m features (Based).
+func taylor(ctx context.Context, s *stats, heads []*head, m int) (featureMap, error) {
+	d := s.d
+	r := 0
+	for r < d && 1+(r+1)+(r+1)*(r+2)/2 <= m {
+		r++
+	}
+	lead, err := s.leading(ctx, heads)
 	if err != nil {
 		return nil, err
 	}
-	lead := linalg.Float32(v[:r*d])
+	lead = lead[:r*d]
 	return func(x *head) []float32 {
 		oq, ok := s.offsets(x)
-		if r == 0 {
-			return exponents(make([]float32, len(oq)*len(ok)), oq, ok)
-		}
 		q := product(product(less(x.Q, s.mu), s.ihalf, d), lead, d)
 		k := product(s.whiten(less(x.K, s.keyMean)), lead, d)
-		z := product(q, k, r)
-		e := exponents(make([]float32, len(z)), oq, ok)
-		for i, v := range z {
+		e := exponents(make([]float32, len(oq)*len(ok)), oq, ok)
+		for i, v := range product(q, k, r) {
 			u := float64(v)
 			e[i] = float32((1 + u + float64(0.5*u*u)) * float64(e[i]))
 		}

@@ -81,7 +81,7 @@ func (o *Options) check() error {
 	}
 	for _, n := range o.Ctx {
 		if n < minContext {
-			return option.Bad("Ctx", n, "expected at least %d tokens, or there is nothing between window and sinks", minContext)
+			return option.Bad("Ctx", n, "expected at least %d tokens: in fewer there is too little between window and sinks", minContext)
 		}
 	}
 	for _, x := range []struct {
@@ -401,7 +401,7 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 	case "RW1.2":
 		return features(0, 0, codes, false)
 	case "RW1.3", "RW1.4":
-		return features(min(codebookWindow, s.T/8), sinks, codes, x.Rung.ID == "RW1.4")
+		return features(min(codebookWindow, s.T/4), sinks, codes, x.Rung.ID == "RW1.4")
 	case "RW1.5":
 		return slotted(slotOptions{window: slotWindow, sinks: sinks, evict: true, cost: costProd})
 	case "RW1.6":
@@ -456,7 +456,7 @@ func (s *session) replayCodebook(ctx context.Context, x *spec.LadderRecord) erro
 	return s.each(ctx, x, 1, func(l *layer, tick func()) (spec.LadderLayer, error) {
 		out := spec.LadderLayer{Layer: l.layer, Monotone: true}
 		var replayed squares
-		var e errors
+		var e fitAndHeld
 		for h := range l.stats {
 			heads, err := l.heads(ctx, h, 0, l.windows)
 			if err != nil {

@@ -2,7 +2,6 @@ package ladder
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"slices"
 
@@ -58,10 +57,10 @@ func (l *layer) measured() []int {
 	return out
 }
 
-// errors sums squares of the measured windows: fit text and held out.
-type errors struct{ fit, out squares }
+// fitAndHeld sums squares of the measured windows: fit text and held out.
+type fitAndHeld struct{ fit, out squares }
 
-func (l *layer) sum(windows []int, s []squares) (e errors) {
+func (l *layer) sum(windows []int, s []squares) (e fitAndHeld) {
 	for i, w := range windows {
 		if w < l.fit {
 			e.fit.add(s[i])
@@ -72,9 +71,9 @@ func (l *layer) sum(windows []int, s []squares) (e errors) {
 	return e
 }
 
-func (e *errors) add(o errors) { e.fit.add(o.fit); e.out.add(o.out) }
+func (e *fitAndHeld) add(o fitAndHeld) { e.fit.add(o.fit); e.out.add(o.out) }
 
-func (l *layer) step(e errors, size float64, bytes int) spec.LadderStep {
+func (l *layer) step(e fitAndHeld, size float64, bytes int) spec.LadderStep {
 	return spec.LadderStep{Size: size, Fit: e.fit.rel(), HeldOut: e.out.rel(), Bytes: bytes, Share: float64(bytes) / float64(l.cacheBytes())}
 }
 
@@ -93,7 +92,7 @@ func (l *layer) windowOnly(ctx context.Context, W, S int) (*spec.LadderStep, err
 	if err != nil {
 		return nil, err
 	}
-	var e errors
+	var e fitAndHeld
 	for h := range l.y.KVHeads {
 		e.add(l.sum(windows, got[h*len(windows):]))
 	}
@@ -154,7 +153,7 @@ func (l *layer) features(ctx context.Context, sizes []int, W, S int, make1 makeF
 	penalty := -1.0
 	for i := len(sizes) - 1; i >= 0; i-- { // the penalty is chosen at the largest size
 		m := sizes[i]
-		var e errors
+		var e fitAndHeld
 		outputs := make([][]float32, len(windows)) // [T, heads*d] of each
 		for j := range outputs {
 			if correct {
@@ -242,7 +241,7 @@ func (l *layer) slots(ctx context.Context, o slotOptions, plans [][]int, tick fu
 		if err != nil {
 			return out, err
 		}
-		var e errors
+		var e fitAndHeld
 		size, bytes := 0.0, 0
 		for h, m := range plan {
 			e.add(l.sum(windows, got[h*len(windows):]))
@@ -387,12 +386,5 @@ func uniform(sizes []int, heads int) (out [][]int) {
 	return out
 }
 
-// minContext is the shortest context at which there are two sizes to compare.
-const minContext = 32
-
-func checkContext(T int) error {
-	if T < minContext {
-		return fmt.Errorf("a context of %d tokens is too short for a window and slots; at least %d are needed", T, minContext)
-	}
-	return nil
-}
+// minContext is the shortest context at which window and sinks leave something to a state.
+const minContext = 64

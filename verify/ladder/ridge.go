@@ -6,6 +6,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
 // A ridge corrects a layer's outputs by a linear map of [outputs, layer input, 1], fitted to
@@ -62,7 +63,7 @@ var penalties = []float64{0.003, 0.03, 0.3, 3}
 
 // correct measures outputs of all windows after correction. A negative penalty is chosen: the
 // one with the smallest error on the last quarter of the fit windows, when fitted to the others.
-func (r *ridge) correct(ctx context.Context, outputs [][]float32, penalty float64) (e errors, chosen float64, err error) {
+func (r *ridge) correct(ctx context.Context, outputs [][]float32, penalty float64) (e fitAndHeld, chosen float64, err error) {
 	l := r.l
 	if penalty < 0 {
 		if penalty, err = r.choose(ctx, outputs); err != nil {
@@ -144,13 +145,19 @@ func (r *ridge) solve(ctx context.Context, A, B []float32, penalty float64) ([]f
 	if err != nil {
 		return nil, err
 	}
-	// (L L^T) X^T = B^T by two substitutions: SolveRight solves X L L^T = B.
-	b := make([]float64, len(B))
-	for i, v := range B {
-		b[i] = float64(v)
-	}
-	m, err := linalg.SolveRight(ctx, b, len(b)/n, root, n)
-	return linalg.Float32(m), err
+	// SolveRight solves X L L^T = B, row by row.
+	out := make([]float32, len(B))
+	const step = 16
+	rows := len(B) / n
+	err = parallel.For(ctx, r.l.threads, (rows+step-1)/step, func(i int) error {
+		from, to := i*step*n, min(rows, (i+1)*step)*n
+		b := make([]float64, to-from)
+		linalg.AddTo32(b, B[from:to])
+		m, err := linalg.SolveRight(ctx, b, len(b)/n, root, n)
+		copy(out[from:to], linalg.Float32(m))
+		return err
+	})
+	return out, err
 }
 
 // compare measures the corrected outputs of window w at its scored positions.

@@ -17,6 +17,7 @@ type stats struct {
 	half, ihalf []float32 // symmetric roots of their covariance and of its inverse, [d, d]
 	queries     []float32 // a strided sample, [n, d]
 	logZ        []float32 // log partition of each
+	lead        []float32 // see leading
 }
 
 // fitStats measures the heads of one KV head in the fit windows. n queries are sampled at even
