@@ -95,16 +95,33 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 		return nil, checks.Checks, errors.New(failed(checks))
 	}
 	m := p.Manifest
-	ch := &plan.Changes{View: view, Identities: m.Identities, Targets: map[string][]string{}}
-	for name, e := range view.Edits {
-		ch.Targets[name] = e.By
-	}
 	f, err := write.NewFolder(o.Out, o.Notice)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer f.Abort()
 	defer func() { err = f.Explain(err) }()
+	if err := o.writeModels(ctx, m, c, view, f.Path); err != nil {
+		return nil, nil, err
+	}
+	for _, n := range append(contract.PublishedFiles(m), spec.ManifestName) {
+		if _, err := write.Copy(ctx, o.Dir, f.Path, n); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := o.checkResult(ctx, m, f.Path, checks); err != nil {
+		return nil, checks.Checks, err
+	}
+	return m, checks.Checks, f.Commit()
+}
+
+// writeModels writes the model files that the manifest lists to dir.
+func (o *ApplyOptions) writeModels(ctx context.Context, m *spec.Manifest, c *checkpoint.Checkpoint,
+	view *checkpoint.Edited, dir string) error {
+	ch := &plan.Changes{View: view, Identities: m.Identities, Targets: map[string][]string{}}
+	for name, e := range view.Edits {
+		ch.Targets[name] = e.By
+	}
 	only := map[string]bool{}
 	for _, x := range m.Files {
 		only[x.Name] = true
@@ -116,27 +133,29 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 		}
 		p, err := plan.Make(c, to, outType, ch)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		x := write.Job{
-			Dir: f.Path, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Source: m.Source, Code: m.Code,
-				Tool: m.Tool}, Only: only, Sidecar: e.Sidecar,
+			Dir: dir, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Source: m.Source, Code: m.Code,
+				Tool: m.Tool},
+			Only: only, Sidecar: e.Sidecar,
 			Progress: o.Progress.Of("writing " + e.Container + ", MiB"),
 		}
 		if _, _, err := x.Model(ctx); err != nil {
-			return nil, nil, err
+			return err
 		}
 	}
-	for _, n := range append(contract.PublishedFiles(m), spec.ManifestName) {
-		if _, err := write.Copy(ctx, o.Dir, f.Path, n); err != nil {
-			return nil, nil, err
-		}
-	}
+	return nil
+}
+
+// checkResult opens what was written, and says whose program differs where it is not what the
+// publisher made. It adds what it checked to checks.
+func (o *ApplyOptions) checkResult(ctx context.Context, m *spec.Manifest, dir string, checks *contract.Checker) error {
 	for _, e := range m.Artifacts {
 		done := &contract.Checker{Progress: o.Progress}
-		a, err := contract.Open(ctx, f.Path, e.Container, done)
+		a, err := contract.Open(ctx, dir, e.Container, done)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		if a != nil {
 			a.Close()
@@ -147,10 +166,10 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 			if o.Tool != m.Tool {
 				hint = fmt.Sprintf(" (the publisher used %s, this is %s)", m.Tool, o.Tool)
 			}
-			return nil, checks.Checks, fmt.Errorf("the result is not the publisher's%s: %s", hint, failed(done))
+			return fmt.Errorf("the result is not the publisher's%s: %s", hint, failed(done))
 		}
 	}
-	return m, checks.Checks, f.Commit()
+	return nil
 }
 
 // CheckPublished checks published rotations, with base not empty against their

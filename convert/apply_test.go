@@ -39,7 +39,8 @@ func TestApply(t *testing.T) {
 		recipe{name: "gguf", family: "llama", gguf: true, edit: func(o *Options) { o.OutType = "q8_0" }},
 		recipe{name: "nothing folded", family: "llama", edit: func(o *Options) { o.Balance = false }},
 		recipe{name: "for a cache", family: "qwen2", tiny: tiny.Options{HeadDim: 32, Hidden: 128}, edit: func(o *Options) {
-			o.Cache, o.WeightEdits, o.TargetCtx = &kvcache.CacheTypes{K: gguf.TypeQ8_0, V: gguf.TypeF16}, plan.EditsApproximate, 32
+			o.Cache, o.WeightEdits, o.TargetCtx = &kvcache.CacheTypes{K: gguf.TypeQ8_0, V: gguf.TypeF16}, plan.EditsApproximate,
+				32
 		}},
 		recipe{name: "one container", family: "llama", edit: func(o *Options) { o.Formats = o.Formats[1:] }},
 	)
@@ -163,7 +164,8 @@ func TestApplyRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		x.breaks(p)
-		_, _, err := Apply(context.Background(), ApplyOptions{Dir: p, Base: at(x.base), Out: at("new/again"), Tool: "another"})
+		_, _, err := Apply(context.Background(), ApplyOptions{Dir: p, Base: at(x.base), Out: at("new/again"),
+			Tool: "another"})
 		if err == nil || !strings.Contains(err.Error(), x.says) {
 			t.Errorf("%s: %v, want %q", x.name, err, x.says)
 		}

@@ -23,7 +23,8 @@ type written struct {
 }
 
 // write writes the edits, and every model with its sidecar, into dir.
-func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *plan.Changes, fitted *calibrate.Result) (*written, error) {
+func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *plan.Changes,
+	fitted *calibrate.Result) (*written, error) {
 	w := &written{}
 	var err error
 	if w.tag, err = j.tag(ctx, fitted); err != nil {
@@ -82,27 +83,17 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 	return write.Tag{
 		Source: spec.Source{Name: c.Name(), Container: string(c.Container), SHA256: digest},
 		Code: spec.CodeInfo{
-			Kind: o.Code, Bits: bitsPerNumber(fitted, o.Code), Alloc: o.keys().Allocation(),
+			Kind: string(o.Code), Bits: codec.MeanBits(fitted.Codes(o.Code)), Alloc: string(o.keys().Allocation()),
 			Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 		},
 		Tool: o.Tool,
 	}, nil
 }
 
-// bitsPerNumber returns the signs per number of a fitted code, over all heads.
-func bitsPerNumber(fitted *calibrate.Result, code string) float64 {
-	signs, numbers := 0, 0
-	for _, layer := range fitted.Layers {
-		for _, h := range layer.Heads {
-			signs, numbers = signs+h.Codes[code].B, numbers+h.Codes[code].D
-		}
-	}
-	return float64(signs) / float64(numbers)
-}
-
 // sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is that of the
 // written model: GGUF rounds the parameters to float32.
-func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.Tag, weights string) (*sidecar.Sidecar, error) {
+func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.Tag, weights string) (*sidecar.Sidecar,
+	error) {
 	ropes, err := sidecar.RopeText(model.Ropes())
 	if err != nil {
 		return nil, err
@@ -113,8 +104,9 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 		return nil, err
 	}
 	s := &sidecar.Sidecar{
-		Kind: o.Code, HeadDim: shape.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent, Exceptions: o.Policy.Exceptions,
-		Pairs: cfg.Pairs, Rope: ropes, SourceSHA256: tag.Source.SHA256, WeightsSHA256: weights, Tool: tag.Tool,
+		Kind: o.Code, HeadDim: shape.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Exceptions: o.Policy.Exceptions,
+		Pairs:      cfg.Pairs, Rope: ropes, SourceSHA256: tag.Source.SHA256, WeightsSHA256: weights, Tool: tag.Tool,
 		Calibration: sidecar.Calibration{SHA256: text.SHA256, Tokens: text.Tokens, Context: text.Context},
 	}
 	for _, layer := range fitted.Layers {
@@ -128,7 +120,8 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 }
 
 // manifest says what was done, without what it measures.
-func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *calibrate.Result, w *written) *spec.Manifest {
+func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *calibrate.Result,
+	w *written) *spec.Manifest {
 	o, cfg := &j.o, j.source.Config
 	shape := cfg.Layers[0].HeadShape // of all layers: plan.NewKeys refuses models whose layers differ
 	m := &spec.Manifest{
@@ -143,7 +136,7 @@ func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *
 	for l, layer := range fitted.Layers {
 		for h, head := range layer.Heads {
 			for _, kind := range slices.Sorted(maps.Keys(head.Curves)) {
-				curve := spec.Curve{Layer: l, Head: h, Code: kind}
+				curve := spec.Curve{Layer: l, Head: h, Code: string(kind)}
 				for _, p := range head.Curves[kind] {
 					curve.Points = append(curve.Points, [2]float64{float64(p.Step), p.Cos1bit})
 				}

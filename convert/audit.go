@@ -26,9 +26,9 @@ type AuditOptions struct {
 	CalibrationTokens int
 	Text              ppl.Text // held out
 	Ctx, Chunks       int
-	Code              string
+	Code              codec.Kind
 	Bits              float64
-	Alloc             string
+	Alloc             bits.Alloc
 	// Balance audits the keys as the K/Q pair scaling would leave them.
 	Balance  bool
 	Policy   kvcache.Policy
@@ -75,21 +75,12 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return nil, err
 	}
 	m := refmodel.New(c.Config, c, o.Threads)
-	kinds := fitKinds(o.Code)
-	opt := calibrate.Options{
-		Kinds: kinds, Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
-		Progress: o.Progress.Of("allotting signs"),
-	}
-	if opt.Signs, err = bits.Allocate(ctx, m, cal.Tokens, keys.Allocation(), opt.Allocation()); err != nil {
-		return nil, err
-	}
-	opt.Progress = o.Progress.Of("calibrating")
-	fit, err := calibrate.Run(ctx, m, cal.Tokens, opt)
+	fit, err := fitAudit(ctx, m, cal.Tokens, keys, o)
 	if err != nil {
 		return nil, err
 	}
 	meter := &audit.Meter{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
-	codes := make([][]*codec.Code, len(c.Config.Layers))
+	codes := fit.Codes(o.Code)
 	for l, layer := range fit.Layers {
 		var row []audit.Codes
 		for h, head := range layer.Heads {
@@ -97,7 +88,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 			if err != nil {
 				return nil, err
 			}
-			row, codes[l] = append(row, x), append(codes[l], head.Codes[o.Code])
+			row = append(row, x)
 		}
 		meter.Codes = append(meter.Codes, row)
 	}
@@ -118,7 +109,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	}
 	out := &spec.AuditJSON{
 		Calibration: o.Calibration.Info(cal), Text: o.Text.Info(w), Balance: o.Balance,
-		PPL: ppl.PPLJSON(res, w, o.Policy, o.Code), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		PPL: ppl.PPLJSON(res, w, o.Policy, string(o.Code)), KLD: ppl.KLDJSON(&res.Divergences[0]),
 		Layers: audit.Layers(c.Config, meter.Rows, fittedHead(fit, o.Code, o.Policy.Anchor)),
 		Bytes:  kvcache.Bytes(c.Config, codes, o.Policy),
 	}
@@ -132,38 +123,63 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if o.Figures == nil {
 		return out, nil
 	}
+	return out, o.Figures(o.figures(ctx, c, w, cal, fit, codes, out.Layers, meter.Scale))
+}
+
+// fitAudit fits every column's code to the calibration text.
+func fitAudit(ctx context.Context, m *refmodel.Model, windows [][]int32, keys plan.KeyOptions, o AuditOptions) (
+	*calibrate.Result, error,
+) {
+	opt := calibrate.Options{
+		Kinds: fitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
+		Progress: o.Progress.Of("allotting signs"),
+	}
+	var err error
+	if opt.Signs, err = bits.Allocate(ctx, m, windows, keys.Allocation(), opt.Allocation()); err != nil {
+		return nil, err
+	}
+	opt.Progress = o.Progress.Of("calibrating")
+	return calibrate.Run(ctx, m, windows, opt)
+}
+
+// figures returns what an audit has in hand for a report.
+func (o *AuditOptions) figures(ctx context.Context, c *checkpoint.Checkpoint, w, cal *ppl.Windows,
+	fit *calibrate.Result,
+	codes [][]*codec.Code, rows []spec.Layer, scale func(layer, head int) []float32) figures.Options {
 	p := figures.Options{
-		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: meter.Scale, Windows: w.Tokens, Text: out.Text,
-		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(ctx, c, o.Text), Rows: out.Layers,
+		Config: c.Config, Weights: c, Codes: codes, Kind: o.Code, Policy: o.Policy, Scale: scale,
+		Windows: w.Tokens, Text: o.Text.Info(w),
+		Calibration: cal.Tokens, CalibrationName: o.Calibration.Name, Long: ppl.Longer(ctx, c, o.Text), Rows: rows,
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
 	}
 	for _, layer := range fit.Layers {
-		var row []map[string]*codec.Code
+		var row []map[codec.Kind]*codec.Code
 		for _, h := range layer.Heads {
 			row = append(row, h.Codes)
 		}
 		p.Fitted = append(p.Fitted, row)
 	}
-	return out, o.Figures(p)
+	return p
 }
 
 // fitKinds lists the codes to fit for an audit: the one in use and the columns
 // that need calibration.
-func fitKinds(code string) []string {
-	out := []string{"cen", "learned"}
-	if code != "cen" && code != "learned" {
+func fitKinds(code codec.Kind) []codec.Kind {
+	out := []codec.Kind{codec.Cen, codec.Learned}
+	if code != codec.Cen && code != codec.Learned {
 		out = append(out, code)
 	}
 	return out
 }
 
 // fittedHead describes the fits of a calibration to the audit.
-func fittedHead(fit *calibrate.Result, code string, anchor int) func(layer, head int) audit.Head {
+func fittedHead(fit *calibrate.Result, code codec.Kind, anchor int) func(layer, head int) audit.Head {
 	return func(l, h int) audit.Head {
 		head := fit.Layers[l].Heads[h]
-		x := audit.Head{Code: code, Bits: audit.BitsPerNumber(head.Codes[code]), Anchor: anchor, Tokens: head.Tokens, Train: audit.Row{"code": head.Train[code]}}
+		x := audit.Head{Code: string(code), Bits: audit.BitsPerNumber(head.Codes[code]), Anchor: anchor, Tokens: head.Tokens,
+			Train: audit.Row{"code": head.Train[code]}}
 		for k, v := range head.Train {
-			x.Train[k] = v
+			x.Train[string(k)] = v
 		}
 		return x
 	}

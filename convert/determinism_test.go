@@ -44,7 +44,8 @@ func TestDeterminism(t *testing.T) {
 		// Changes for stock caches are searched for, and chosen by measurements.
 		o = small(biased, stock(out))
 		o.Threads, o.Code, o.Report = threads, "raw", false
-		o.Cache, o.WeightEdits, o.TargetCtx, o.CacheTokens = &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0, Rotation: true}, plan.EditsApproximate, 32, 256
+		o.Cache, o.WeightEdits, o.TargetCtx, o.CacheTokens = &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0,
+			Rotation: true}, plan.EditsApproximate, 32, 256
 		res := converted(t, o)
 		if f := res.Manifest.Fusion; f == nil || f.Chosen == f.Tried[0].Name {
 			t.Errorf("nothing was changed for the caches: %+v", f)

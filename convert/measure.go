@@ -116,12 +116,12 @@ func (j *job) multiplications() float64 {
 
 // codesIn returns all codes that were fitted, [layer][head][kind], with their dimensions moved
 // to another pair layout.
-func codesIn(ctx context.Context, fitted *calibrate.Result, from, to rope.Layout) ([][]map[string]*codec.Code, error) {
-	var out [][]map[string]*codec.Code
+func codesIn(ctx context.Context, fitted *calibrate.Result, from, to rope.Layout) ([][]map[codec.Kind]*codec.Code, error) {
+	var out [][]map[codec.Kind]*codec.Code
 	for _, layer := range fitted.Layers {
-		var row []map[string]*codec.Code
+		var row []map[codec.Kind]*codec.Code
 		for _, h := range layer.Heads {
-			x := map[string]*codec.Code{}
+			x := map[codec.Kind]*codec.Code{}
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}

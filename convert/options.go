@@ -6,11 +6,13 @@ import (
 	"os"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -27,22 +29,22 @@ type Options struct {
 	// OutType is the element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0.
 	OutType string
 
-	// Code is the key code, one of codec.Kinds.
-	Code string
+	// Code is the key code.
+	Code codec.Kind
 	// Bits is the number of signs per number of a key, on average over all heads; only the
 	// code frame takes another number than 1.
 	Bits float64
-	// Alloc says how signs are spread over heads, one of bits.Allocs. "" spreads those of
+	// Alloc says how signs are spread over heads. "" spreads those of
 	// frames by measured sensitivity and those of other codes evenly.
-	Alloc string
+	Alloc bits.Alloc
 	// Balance folds the K/Q pair scaling, which makes keys easier to code.
 	Balance bool
 	// Policy says which keys are coded, and how.
 	Policy kvcache.Policy
 
-	// WeightEdits says which edits of weights are allowed: none, exact or approximate. ""
-	// allows approximate ones where Cache is set, exact ones elsewhere.
-	WeightEdits string
+	// WeightEdits says which edits of weights are allowed. "" allows approximate ones where Cache is
+	// set, exact ones elsewhere.
+	WeightEdits plan.WeightEdits
 	// Cache, if set, names the stock cache types that the weights are edited for.
 	Cache *kvcache.CacheTypes
 	// TargetCtx is the context that Cache will be used at, in tokens. 0 takes 4096, or the
@@ -87,7 +89,7 @@ type Options struct {
 func DefaultOptions() Options {
 	return Options{
 		Formats: []checkpoint.Container{checkpoint.GGUF}, OutType: "f16",
-		Code: "frame", Bits: 1, Balance: true, Policy: kvcache.Policy{Anchor: 64, Sink: 4}, CacheTokens: 8192,
+		Code: codec.Frame, Bits: 1, Balance: true, Policy: kvcache.Policy{Anchor: 64, Sink: 4}, CacheTokens: 8192,
 		Calibration:       ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration},
 		CalibrationTokens: 12288,
 		Evaluation:        ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
@@ -114,14 +116,11 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 			o.WeightEdits = plan.EditsApproximate
 		}
 	}
-	switch o.WeightEdits {
-	case plan.EditsNone, plan.EditsExact:
-	case plan.EditsApproximate:
-		if o.Cache == nil {
-			return option.Bad("WeightEdits", o.WeightEdits, "they are for a cache type; name one (Cache, --cache-type-k)")
-		}
-	default:
-		return option.Bad("WeightEdits", o.WeightEdits, "expected none, exact or approximate")
+	if _, err := plan.ParseWeightEdits(string(o.WeightEdits)); err != nil {
+		return option.Of("WeightEdits", o.WeightEdits, err)
+	}
+	if o.WeightEdits == plan.EditsApproximate && o.Cache == nil {
+		return option.Bad("WeightEdits", o.WeightEdits, "they are for a cache type; name one (Cache, --cache-type-k)")
 	}
 	if len(o.Formats) == 0 {
 		return option.Bad("Formats", nil, "no output format")
@@ -178,7 +177,8 @@ func checkTexts(calibration, evaluation ppl.Text, tokens, ctx, chunks int) error
 	case tokens < ctx:
 		return option.Bad("CalibrationTokens", tokens, "it does not fill one window of context %d", ctx)
 	case calibration.SHA256() == evaluation.SHA256():
-		return option.Errorf("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing", calibration.Name)
+		return option.Errorf("calibration and evaluation text are the same (%s); numbers on fitted text mean nothing",
+			calibration.Name)
 	}
 	return nil
 }

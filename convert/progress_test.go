@@ -76,11 +76,13 @@ func TestProgress(t *testing.T) {
 	for _, want := range []string{
 		"statistics of keys at context 64", "fitting changes of keys", "comparing changes of keys", "comparing predictions",
 		"fitting changes of values", "comparing changes of values",
-		"allotting signs", "calibrating", "reading the source, MiB",
+		"reading weights", "allotting signs", "calibrating", "reading the source, MiB",
 		"writing gguf, MiB", "writing safetensors, MiB", "checking query and key tensors, MiB",
-		"measuring float and 1-bit keys", "comparing float and 1-bit keys", "running the source", "measuring the rounding floor",
+		"measuring float and 1-bit keys", "comparing float and 1-bit keys", "running the source",
+		"measuring the rounding floor",
 		"comparing with the source", "comparing with the rounding floor",
-		"probing keys and scores", "collecting keys of one head", "coding one layer at a time", "measuring other codes", "measuring context 48",
+		"probing keys and scores", "collecting keys of one head", "coding one layer at a time", "measuring other codes",
+		"measuring context 48",
 		"measuring cache types at context 64", "measuring cache types at context 64, converted",
 	} {
 		if !slices.Contains(steps, want) {
@@ -92,6 +94,7 @@ func TestProgress(t *testing.T) {
 	t.Logf("%d reports of %d steps; the longest stretch without one is %.1f %% of %d ticks, before %s, %d of %d",
 		len(all)-1, len(steps), 100*share, end, where.step, where.done, where.total)
 	if share > 0.06 {
-		t.Errorf("%.1f %% of the work passes without a report, before %s, %d of %d", 100*share, where.step, where.done, where.total)
+		t.Errorf("%.1f %% of the work passes without a report, before %s, %d of %d", 100*share, where.step, where.done,
+			where.total)
 	}
 }

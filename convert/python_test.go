@@ -39,7 +39,7 @@ func TestOtherReaders(t *testing.T) {
 				Source: src, Out: out, Formats: []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}, OutType: "f32",
 				Code: "srht", Bits: 1, Balance: true, Policy: kvcache.Policy{Sink: 2},
 				Calibration:       ppl.Text{Name: "a", Data: texts.Calibration[:20000]},
-				CalibrationTokens: 128, Evaluation: ppl.Text{Name: "b", Data: texts.Evaluation[:20000]},
+				CalibrationTokens: 256, Evaluation: ppl.Text{Name: "b", Data: texts.Evaluation[:20000]},
 				Ctx: 64, Chunks: 1, Seed: 1, Tool: "test",
 			})
 			if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -151,8 +152,8 @@ func TestDeadHeads(t *testing.T) {
 		dir := t.TempDir()
 		src := filepath.Join(dir, "src")
 		tiny.HF(t, src, "llama", tiny.Options{Seed: 1, Edit: edit})
-		for _, code := range []string{"frame", "learned", "srht", "cen", "random", "raw"} {
-			o := quickOptions(src, filepath.Join(dir, code), checkpoint.GGUF, "f16")
+		for _, code := range codec.Kinds {
+			o := quickOptions(src, filepath.Join(dir, string(code)), checkpoint.GGUF, "f16")
 			o.Code = code
 			res, err := Convert(context.Background(), o)
 			if err != nil || !res.Verify.OK {

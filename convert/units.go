@@ -23,6 +23,7 @@ import (
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -78,7 +79,8 @@ func complete(ctx context.Context, w *fitcache.Cache, layers int) error {
 		}
 	}
 	if missing > 0 {
-		return fmt.Errorf("%d of %d layers are not in %s; run their units, or convert with --resume: %w", missing, layers, w.Dir, first)
+		return fmt.Errorf("%d of %d layers are not in %s; run their units, or convert with --resume: %w", missing, layers,
+			w.Dir, first)
 	}
 	return nil
 }
@@ -101,12 +103,18 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	if err != nil {
 		return nil, err
 	}
+	var kinds []string
+	for _, k := range opt.Kinds {
+		kinds = append(kinds, string(k))
+	}
 	in := func(name string, v any) fitcache.Input { return fitcache.Input{Name: name, Value: fmt.Sprint(v)} }
 	return &fitcache.Cache{
 		Dir: o.Work,
 		Inputs: []fitcache.Input{
-			in("program", program(o.Tool)), in("source", source), in("calibration", o.Calibration.SHA256()), in("tokens", tokensDigest(windows)),
-			in("windows", len(windows)), in("ctx", o.Ctx), in("codes", strings.Join(opt.Kinds, ",")), in("bits", strconv.FormatFloat(opt.Bits, 'g', -1, 64)), in("alloc", o.keys().Allocation()),
+			in("program", program(o.Tool)), in("source", source), in("calibration", o.Calibration.SHA256()),
+			in("tokens", tokensDigest(windows)),
+			in("windows", len(windows)), in("ctx", o.Ctx), in("codes", strings.Join(kinds, ",")),
+			in("bits", strconv.FormatFloat(opt.Bits, 'g', -1, 64)), in("alloc", o.keys().Allocation()),
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
 			in("balance", opt.Balance), in("seed", opt.Seed), in("edits", edits),
 		},
@@ -231,7 +239,8 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 	c := j.source
 	defer c.Close()
 	first, end := unitLayers(i, n, len(c.Config.Layers))
-	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: len(c.Config.Layers), Of: n, Units: []spec.Unit{{Unit: i, Layers: []spec.UnitLayer{}}}}
+	out := &spec.UnitsJSON{Work: filepath.Base(o.Work), Layers: len(c.Config.Layers), Of: n,
+		Units: []spec.Unit{{Unit: i, Layers: []spec.UnitLayer{}}}}
 	if first == end {
 		return out, nil
 	}
@@ -272,10 +281,11 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 // allocate decides about signs before anything is fitted. With a work folder w, which
 // may be nil, it takes the allotment that is there or leaves its own, so that all
 // units fit to the same one; each would find the same by itself.
-func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache, opt calibrate.Options) ([][]int, error) {
+func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache, opt calibrate.Options) ([][]int,
+	error) {
 	o, c := &j.o, m.Config
 	alloc := o.keys().Allocation()
-	if o.Code != "frame" || alloc == bits.AllocUniform {
+	if o.Code != codec.Frame || alloc == bits.AllocUniform {
 		return bits.Even(c, opt.Bits)
 	}
 	if w != nil {

@@ -21,10 +21,12 @@ import (
 // small is a conversion of everything there is, in a second.
 func small(src, out string) Options {
 	return Options{
-		Source: src, Out: out, Formats: []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}, OutType: "f16", Code: "frame", Bits: 1, Alloc: "uniform", Balance: true,
+		Source: src, Out: out, Formats: []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}, OutType: "f16",
+		Code: "frame", Bits: 1, Alloc: "uniform", Balance: true,
 		Policy:      kvcache.Policy{Anchor: 16, Sink: 2},
 		Calibration: ppl.Text{Name: "calibration", Data: texts.Calibration}, CalibrationTokens: 96,
-		Evaluation: ppl.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 48, Chunks: 1, Seed: 1, Threads: 2, Tool: "test", Command: []string{"phaseconv"},
+		Evaluation: ppl.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 48, Chunks: 1, Seed: 1, Threads: 2,
+		Tool: "test", Command: []string{"phaseconv"},
 		Report: true,
 	}
 }
@@ -78,7 +80,8 @@ func TestUnitsAllot(t *testing.T) {
 	}
 	other := o
 	other.Alloc = "angle"
-	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "alloc is sensitivity there and angle here") {
+	if _, err := Convert(context.Background(), other); err == nil ||
+		!strings.Contains(err.Error(), "alloc is sensitivity there and angle here") {
 		t.Errorf("a merge of another allotment: %v", err)
 	}
 	converted(t, o)
@@ -107,7 +110,8 @@ func TestKeysPlan(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if k := p[0].Keys; k.Bytes != res.Verify.Bytes.KCode || k.Bits != bits || k.Bits != res.Manifest.Code.Bits || res.Manifest.Code.Exceptions != 5 {
+		if k := p[0].Keys; k.Bytes != res.Verify.Bytes.KCode || k.Bits != bits || k.Bits != res.Manifest.Code.Bits ||
+			res.Manifest.Code.Exceptions != 5 {
 			t.Errorf("planned %+v, made %d bytes, %+v", k, res.Verify.Bytes.KCode, res.Manifest.Code)
 		}
 	}
@@ -195,12 +199,14 @@ func TestUnitsMerge(t *testing.T) {
 		t.Errorf("all layers again: %+v, %v", r, err)
 	}
 	p, err := PlanUnits(o, 2)
-	if err != nil || len(p.Units) != 2 || len(p.Units[0].Layers) != 1 || len(p.Units[1].Layers) != 2 || !p.Units[1].Layers[1].There {
+	if err != nil || len(p.Units) != 2 || len(p.Units[0].Layers) != 1 || len(p.Units[1].Layers) != 2 ||
+		!p.Units[1].Layers[1].There {
 		t.Errorf("plan %+v, %v", p, err)
 	}
 	other := o
 	other.Seed++
-	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "seed is 1 there and 2 here") {
+	if _, err := Convert(context.Background(), other); err == nil ||
+		!strings.Contains(err.Error(), "seed is 1 there and 2 here") {
 		t.Errorf("merged with another seed: %v", err)
 	}
 	converted(t, o)
@@ -230,7 +236,9 @@ func TestUnitsMerge(t *testing.T) {
 	o.Notice = func(text string) { notices = append(notices, text) }
 	converted(t, o)
 	sameTrees(t, at("one/out"), at("three/out"))
-	if len(notices) != 1 || !strings.Contains(notices[0], "layer-0000.safetensors") || !strings.Contains(notices[0], "damaged") {
+	// A note on what the report leaves out may follow.
+	if len(notices) == 0 || !strings.Contains(notices[0], "layer-0000.safetensors") ||
+		!strings.Contains(notices[0], "damaged") {
 		t.Errorf("notices %q", notices)
 	}
 	if got := left(t, o.Work); len(got) != 3 {

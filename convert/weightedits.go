@@ -43,11 +43,13 @@ func (j *job) searchEdits(ctx context.Context) (*plan.Changes, *spec.Fusion, err
 		}
 	}
 	for _, id := range j.proposed.Identities {
-		if slices.Contains([]string{transform.IDValueTransform, transform.IDPairScale, transform.IDBiasShift, transform.IDKeyTransform}, id.ID) {
+		if slices.Contains([]string{transform.IDValueTransform, transform.IDPairScale, transform.IDBiasShift,
+			transform.IDKeyTransform}, id.ID) {
 			was := id.Applied
 			id.Tensors = count[id.ID]
 			if id.Applied = id.Tensors > 0; id.Applied || was {
-				id.Why = fmt.Sprintf("measured with %s keys and %s values: chosen is %q", found.Report.KType, found.Report.VType, found.Report.Chosen)
+				id.Why = fmt.Sprintf("measured with %s keys and %s values: chosen is %q", found.Report.KType, found.Report.VType,
+					found.Report.Chosen)
 			}
 		}
 		if id.ID == plan.IDAngle && turned(found) {

@@ -23,9 +23,11 @@ func quick(src, out string, to checkpoint.Container, outtype string) (*Result, e
 
 func quickOptions(src, out string, to checkpoint.Container, outtype string) Options {
 	return Options{
-		Source: src, Out: out, Formats: []checkpoint.Container{to}, OutType: outtype, Code: "srht", Bits: 1, Balance: true, Policy: kvcache.Policy{Sink: 1},
+		Source: src, Out: out, Formats: []checkpoint.Container{to}, OutType: outtype, Code: "srht", Bits: 1, Balance: true,
+		Policy:      kvcache.Policy{Sink: 1},
 		Calibration: ppl.Text{Name: "calibration", Data: texts.Calibration}, CalibrationTokens: 32,
-		Evaluation: ppl.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 32, Chunks: 1, Seed: 1, Threads: 1, Tool: "test",
+		Evaluation: ppl.Text{Name: "evaluation", Data: texts.Evaluation}, Ctx: 32, Chunks: 1, Seed: 1, Threads: 1,
+		Tool: "test",
 	}
 }
 
@@ -92,7 +94,8 @@ func TestTooLarge(t *testing.T) {
 		if x.to == checkpoint.GGUF {
 			tensor = "blk.1.attn_k.weight"
 		}
-		if err == nil || !strings.Contains(err.Error(), "src: tensor "+tensor+": value at row ") || !strings.Contains(err.Error(), x.says) || !strings.Contains(err.Error(), "; use --") {
+		if err == nil || !strings.Contains(err.Error(), "src: tensor "+tensor+": value at row ") ||
+			!strings.Contains(err.Error(), x.says) || !strings.Contains(err.Error(), "; use --") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if n := left(t, dir); len(n) != 1 {
@@ -104,7 +107,8 @@ func TestTooLarge(t *testing.T) {
 // TestNaNInCopies: tensors that are copied byte for byte are looked at too, the
 // rows of tokens that no text has included.
 func TestNaNInCopies(t *testing.T) {
-	for _, name := range []string{"model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.experts.2.up_proj.weight"} {
+	for _, name := range []string{"model.embed_tokens.weight", "lm_head.weight",
+		"model.layers.1.mlp.experts.2.up_proj.weight"} {
 		dir := t.TempDir()
 		o := tiny.Options{Seed: 1, Untied: true, KVHeads: 4, Edit: func(n string, x []float32) {
 			if n == name {

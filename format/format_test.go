@@ -55,8 +55,8 @@ func key(name, path string, value any) func(t *testing.T, path string) {
 	})
 }
 
-func replace(name, old, new string) func(t *testing.T, path string) {
-	return edit(name, func(b []byte) []byte { return bytes.Replace(b, []byte(old), []byte(new), 1) })
+func replace(name, old, now string) func(t *testing.T, path string) {
+	return edit(name, func(b []byte) []byte { return bytes.Replace(b, []byte(old), []byte(now), 1) })
 }
 
 func cut(name string) func(t *testing.T, path string) {
@@ -66,6 +66,21 @@ func cut(name string) func(t *testing.T, path string) {
 func remove(name string) func(t *testing.T, path string) {
 	return func(t *testing.T, path string) {
 		if err := os.Remove(filepath.Join(path, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// pointer puts in place of a file what Git LFS does.
+func pointer(name string) func(t *testing.T, path string) {
+	return edit(name, func([]byte) []byte {
+		return []byte("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+	})
+}
+
+func add(name, text string) func(t *testing.T, path string) {
+	return func(t *testing.T, path string) {
+		if err := os.WriteFile(filepath.Join(path, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -109,6 +124,13 @@ func TestKinds(t *testing.T) {
 		}
 		return err
 	}
+	folder := func(path string) error {
+		s, err := safetensors.OpenDir(path)
+		if err == nil {
+			s.Close()
+		}
+		return err
+	}
 	config := func(path string) error { _, err := hf.ReadConfig(path); return err }
 	vocab := func(path string) error { _, err := tokenizer.ReadHF(path); return err }
 	for _, x := range []struct {
@@ -142,6 +164,11 @@ func TestKinds(t *testing.T) {
 		{"tokenizer.json cut off", false, cut("tokenizer.json"), vocab, format.ErrBroken},
 		{"another tokenizer", false, key("tokenizer.json", "model.type", "WordPiece"), vocab, format.ErrUnsupported},
 		{"another tokenizer", false, key("tokenizer.json", "model.type", "WordPiece"), open, format.ErrUnsupported},
+		{"a placeholder of Git LFS", false, pointer("model.safetensors"), shard, format.ErrBroken},
+		{"a placeholder of Git LFS", false, pointer("config.json"), config, format.ErrBroken},
+		{"no weights that are read", false, remove("model.safetensors"), folder, format.ErrUnsupported},
+		{"weights cut off", false, cut("model.safetensors"), folder, format.ErrBroken},
+		{"an index that is none", false, add(safetensors.IndexName, "{}"), folder, format.ErrBroken},
 		{"no config.json", false, remove("config.json"), config, fs.ErrNotExist},
 		{"no weights", false, remove("model.safetensors"), shard, fs.ErrNotExist},
 	} {

@@ -267,7 +267,7 @@ func TestAdviseRefuses(t *testing.T) {
 		{"a type does not fit", c16, func(*AdviseOptions) {}, "K cache of type q8_0"},
 		{"a pair does not fit", c64, func(o *AdviseOptions) { o.Pairs = []kvcache.CacheTypes{{K: gguf.TypeF16, V: gguf.TypeQ1_0}} }, "V cache of type q1_0"},
 		{"no context", c64, func(o *AdviseOptions) { o.Ctx = nil }, "no context"},
-		{"a context beyond the text", c64, func(o *AdviseOptions) { o.Ctx = []int{1 << 20} }, "one window of context"},
+		{"a context beyond the text", c64, func(o *AdviseOptions) { o.Ctx = []int{1 << 20} }, "the model's own context"},
 	} {
 		o := adviseOptions()
 		x.change(&o)

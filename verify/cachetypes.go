@@ -14,11 +14,15 @@ import (
 // runAsTheyAre says whether a stock runtime takes all of the models (nil for none) as
 // they are, so that the types of their matrices are those it computes with.
 func runAsTheyAre(models ...*checkpoint.Checkpoint) bool {
-	return !slices.ContainsFunc(models, func(c *checkpoint.Checkpoint) bool { return c != nil && c.Container != checkpoint.GGUF })
+	return !slices.ContainsFunc(models, func(c *checkpoint.Checkpoint) bool {
+		return c != nil &&
+			c.Container != checkpoint.GGUF
+	})
 }
 
 // runCaches runs a model over the windows once, with one variant per cache.
-func runCaches(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []*kvcache.LlamaCpp, progress func(done, total int)) ([]ppl.Positions, error) {
+func runCaches(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []*kvcache.LlamaCpp,
+	progress func(done, total int)) ([]ppl.Positions, error) {
 	var variants []*refmodel.Variant
 	for _, c := range caches {
 		variants = append(variants, &refmodel.Variant{Cache: c})
@@ -28,7 +32,8 @@ func runCaches(ctx context.Context, m *refmodel.Model, w *ppl.Windows, caches []
 
 // measureCacheTypes measures an artifact with stock cache types: against its source
 // with F16 caches if that is at hand, else against itself with F16 caches.
-func measureCacheTypes(ctx context.Context, model *checkpoint.Checkpoint, o Options, w *ppl.Windows) (*spec.StockJSON, error) {
+func measureCacheTypes(ctx context.Context, model *checkpoint.Checkpoint, o Options, w *ppl.Windows) (*spec.StockJSON,
+	error) {
 	cache, err := kvcache.NewLlamaCpp(model.Config, *o.CacheTypes)
 	if err != nil {
 		return nil, err
@@ -52,7 +57,8 @@ func measureCacheTypes(ctx context.Context, model *checkpoint.Checkpoint, o Opti
 	}
 	out := &spec.StockJSON{
 		KType: kvcache.TypeName(cache.K), VType: kvcache.TypeName(cache.V), Rotation: cache.Rotation,
-		RotationK: cache.RotationK(), RotationV: cache.RotationV(), RoundedInputs: m.RoundInputs, BytesPerToken: cache.BytesPerToken(), Base: "artifact",
+		RotationK: cache.RotationK(), RotationV: cache.RotationV(), RoundedInputs: m.RoundInputs,
+		BytesPerToken: cache.BytesPerToken(), Base: "artifact",
 	}
 	if o.Source != nil {
 		out.Base = "source"

@@ -30,7 +30,7 @@ type Options struct {
 	Sink, Recent int
 	// Code measures another code than the sidecar's: raw, srht or random, which
 	// need no calibration. "" is the sidecar's.
-	Code    string
+	Code    codec.Kind
 	Seed    uint64
 	Threads int
 	// Kernels scores coded keys with the decode kernels, token by token as a runtime
@@ -46,20 +46,22 @@ type Options struct {
 
 	// Fitted adds codes of the calibration to the audit, [layer][head]; only a
 	// conversion still has them.
-	Fitted [][]map[string]*codec.Code
+	Fitted [][]map[codec.Kind]*codec.Code
 	// Head describes the fits behind the audit's rows; nil takes the manifest's.
 	Head func(layer, head int) audit.Head
 }
 
 // Artifact measures an opened artifact: perplexity with float and 1-bit keys,
 // their divergence, the beta audit, and with a source the function proof.
-func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checker, o Options) (*spec.VerifyJSON, error) {
+func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checker, o Options) (*spec.VerifyJSON,
+	error) {
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
 		return nil, option.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
 	o.Threads = parallel.Threads(o.Threads)
 	cfg := a.Model.Config
-	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent, Exceptions: a.Sidecar.Exceptions}
+	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent,
+		Exceptions: a.Sidecar.Exceptions}
 	if o.Sink >= 0 {
 		policy.Sink = o.Sink
 	}
@@ -102,7 +104,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	text := o.Text.Info(w)
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
-		PPL:      ppl.PPLJSON(res, w, policy, kind), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		PPL:      ppl.PPLJSON(res, w, policy, string(kind)), KLD: ppl.KLDJSON(&res.Divergences[0]),
 		Bytes: kvcache.Bytes(cfg, codes, policy), Text: &text,
 	}
 	out.PPL.Kernels = o.Kernels
@@ -141,11 +143,11 @@ func finite(v *spec.VerifyJSON) bool {
 }
 
 // codesInUse returns the sidecar's codes, or those of a code that needs no fit.
-func codesInUse(s *sidecar.Sidecar, o Options) ([][]*codec.Code, string, error) {
+func codesInUse(s *sidecar.Sidecar, o Options) ([][]*codec.Code, codec.Kind, error) {
 	switch o.Code {
 	case "", s.Kind:
 		return s.Codes, s.Kind, nil
-	case "raw", "srht", "random":
+	case codec.Raw, codec.SRHT, codec.Random:
 	default:
 		return nil, "", option.Errorf("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
 	}
@@ -170,7 +172,7 @@ func auditCodes(codes [][]*codec.Code, o Options) ([][]audit.Codes, error) {
 	for l, heads := range codes {
 		var row []audit.Codes
 		for h, c := range heads {
-			var fitted map[string]*codec.Code
+			var fitted map[codec.Kind]*codec.Code
 			if o.Fitted != nil {
 				fitted = o.Fitted[l][h]
 			}
@@ -186,14 +188,14 @@ func auditCodes(codes [][]*codec.Code, o Options) ([][]audit.Codes, error) {
 }
 
 // fromManifest takes what a conversion recorded about its fits.
-func fromManifest(m *spec.Manifest, kind string, codes [][]*codec.Code, anchor int) func(l, h int) audit.Head {
+func fromManifest(m *spec.Manifest, kind codec.Kind, codes [][]*codec.Code, anchor int) func(l, h int) audit.Head {
 	at := map[[2]int]*spec.Layer{}
 	for i := range m.Layers {
 		at[[2]int{m.Layers[i].Layer, m.Layers[i].Head}] = &m.Layers[i]
 	}
 	return func(l, h int) audit.Head {
-		x := audit.Head{Code: kind, Bits: audit.BitsPerNumber(codes[l][h]), Anchor: anchor}
-		if r := at[[2]int{l, h}]; r != nil && r.Code == kind {
+		x := audit.Head{Code: string(kind), Bits: audit.BitsPerNumber(codes[l][h]), Anchor: anchor}
+		if r := at[[2]int{l, h}]; r != nil && r.Code == string(kind) {
 			x.Tokens = r.Tokens
 			if r.TrainCos1bit != nil {
 				x.Train = audit.Row{"code": {Cos1bit: *r.TrainCos1bit}}
@@ -205,7 +207,8 @@ func fromManifest(m *spec.Manifest, kind string, codes [][]*codec.Code, anchor i
 
 // function compares the artifact's float model with its source, and puts the
 // re-rounding floor beside it.
-func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions, checks *contract.Checker) (*spec.FunctionJSON, error) {
+func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions,
+	checks *contract.Checker) (*spec.FunctionJSON, error) {
 	digest, err := o.Source.Digest(ctx, o.Progress.Of("reading the source, MiB"))
 	if err != nil {
 		return nil, err

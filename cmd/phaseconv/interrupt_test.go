@@ -41,7 +41,7 @@ func TestInterrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	artifact := filepath.Join(dir, "artifact")
-	cmd := exec.Command("phaseconv", "convert", model, "-o", artifact, "--code", "srht", "--calib-tokens", "128", "--ctx", "64", "--chunks", "1",
+	cmd := exec.Command("phaseconv", "convert", model, "-o", artifact, "--code", "srht", "--calib-tokens", "192", "--ctx", "64", "--chunks", "1",
 		"--report=false")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

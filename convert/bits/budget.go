@@ -1,3 +1,5 @@
+// Package bits decides how many signs the code of each KV head gets, so that a model keeps to a
+// budget of bits per number: all alike, by measured sensitivity, or by angle.
 package bits
 
 import (

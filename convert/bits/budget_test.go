@@ -48,7 +48,8 @@ func TestBudgetExact(t *testing.T) {
 		if hi-lo > 8 {
 			t.Fatalf("even signs from %d to %d", lo, hi)
 		}
-		for name, signs := range map[string][]int{"even": even, "weighted": WeightedSigns(want, d, weights), "allot": AllotSigns(want, d, damage)} {
+		for name, signs := range map[string][]int{"even": even, "weighted": WeightedSigns(want, d, weights),
+			"allot": AllotSigns(want, d, damage)} {
 			if len(signs) != heads || total(signs) != want {
 				t.Fatalf("%s: %d signs to %d heads, want %d to %d", name, total(signs), len(signs), want, heads)
 			}
@@ -62,7 +63,8 @@ func TestBudgetExact(t *testing.T) {
 	for _, x := range []struct {
 		bits     float64
 		d, heads int
-	}{{0, 64, 1}, {-1, 64, 1}, {math.NaN(), 64, 1}, {math.Inf(1), 64, 1}, {8.1, 64, 3}, {0.1, 64, 3}, {1, 0, 1}, {1, 64, 0}, {1, 4, 3}} {
+	}{{0, 64, 1}, {-1, 64, 1}, {math.NaN(), 64, 1}, {math.Inf(1), 64, 1}, {8.1, 64, 3}, {0.1, 64, 3}, {1, 0, 1},
+		{1, 64, 0}, {1, 4, 3}} {
 		if n, err := codec.Budget(x.bits, x.d, x.heads); err == nil {
 			t.Errorf("%g bits for %d heads of %d: %d signs", x.bits, x.heads, x.d, n)
 		}

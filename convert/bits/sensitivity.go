@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
@@ -17,11 +18,15 @@ import (
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// Ways of spreading the signs of a frame over the heads of a model.
+// An Alloc names a way of spreading the signs of a frame over the heads of a model. Its text
+// stands in manifests and options.
+type Alloc string
+
+// The ways that there are.
 const (
-	AllocUniform     = "uniform"     // all alike
-	AllocSensitivity = "sensitivity" // by what they are measured to cost
-	AllocAngle       = "angle"       // by phase-collapse angle, the baseline
+	AllocUniform     Alloc = "uniform"     // all alike
+	AllocSensitivity Alloc = "sensitivity" // by what they are measured to cost
+	AllocAngle       Alloc = "angle"       // by phase-collapse angle, the baseline
 )
 
 // Options of Allocate.
@@ -41,7 +46,15 @@ type Options struct {
 var errDone = errors.New("all layers are measured")
 
 // Allocs lists the ways of spreading signs.
-var Allocs = []string{AllocUniform, AllocSensitivity, AllocAngle}
+var Allocs = []Alloc{AllocUniform, AllocSensitivity, AllocAngle}
+
+// ParseAlloc returns the way that a text names. The error says which there are.
+func ParseAlloc(text string) (Alloc, error) {
+	if slices.Contains(Allocs, Alloc(text)) {
+		return Alloc(text), nil
+	}
+	return "", fmt.Errorf("expected %s, %s, %s", AllocUniform, AllocSensitivity, AllocAngle)
+}
 
 // How much text an allotment looks at.
 const (
@@ -50,7 +63,7 @@ const (
 	allotLeast  = 64       // but not shorter than this
 )
 
-// Allot decides how many signs the frame of each head gets, [layer][KV head], so
+// Allocate decides how many signs the frame of each head gets, [layer][KV head], so
 // that they are o.Bits per number on average: exactly the budget that
 // codec.Budget names. It looks at the first windows of the calibration text;
 // the result depends on them and on o, not on the number of threads.
@@ -61,7 +74,7 @@ const (
 // over the layer's heads by the errors of their scores, and takes it that the
 // damage falls with more signs as rate-distortion theory says for the head's
 // spectrum. angle reads the angle between keys and their signs.
-func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc string, o Options) ([][]int, error) {
+func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc Alloc, o Options) ([][]int, error) {
 	c := m.Config
 	even, err := Even(c, o.Bits)
 	if err != nil || alloc == AllocUniform {
@@ -147,7 +160,7 @@ func (t *angleTap) attention(ctx context.Context, a *refmodel.Attention) error {
 	c, y := t.cfg, &t.cfg.Layers[a.Layer]
 	cos := make([]float64, y.KVHeads)
 	err := parallel.For(ctx, t.o.Threads, y.KVHeads, func(h int) error {
-		raw, err := codec.DataFree("raw", y.HeadDim, 0, a.Layer, h)
+		raw, err := codec.DataFree(codec.Raw, y.HeadDim, 0, a.Layer, h)
 		if err != nil {
 			return err
 		}
@@ -174,7 +187,8 @@ func (t *angleTap) attention(ctx context.Context, a *refmodel.Attention) error {
 
 // sensitivities returns what each head is expected to cost with so many signs, in nats
 // of the model's divergence.
-func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve, error) {
+func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve,
+	error) {
 	c := m.Config
 	s := &survey{cfg: c, o: o, scale: map[[2]int][]float32{}}
 	// Codes of heads first, then layers one at a time.
@@ -269,7 +283,7 @@ func (s *survey) head(ctx context.Context, x *fit.Sample) (*codec.Code, surveyed
 	if err != nil {
 		return nil, surveyed{}, err
 	}
-	code, _, err := fit.Fit(ctx, "frame", s.o.signs[x.Layer][x.Head], x)
+	code, _, err := fit.Fit(ctx, codec.Frame, s.o.signs[x.Layer][x.Head], x)
 	if err != nil {
 		return nil, surveyed{}, err
 	}

@@ -28,11 +28,12 @@ func (s silent) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error
 	return s.Checkpoint.ReadRows(t, row0, n, dst)
 }
 
-func allotAngles(t *testing.T, w checkpoint.Weights, c *checkpoint.Checkpoint, alloc string, threads int) [][]int {
+func allotAngles(t *testing.T, w checkpoint.Weights, c *checkpoint.Checkpoint, alloc Alloc, threads int) [][]int {
 	t.Helper()
 	o := surveyOptions()
 	o.Threads = threads
-	signs, err := Allocate(context.Background(), refmodel.New(c.Config, w, threads), tiny.Windows(c.Config, 3, 24), alloc, o)
+	signs, err := Allocate(context.Background(), refmodel.New(c.Config, w, threads), tiny.Windows(c.Config, 3, 24), alloc,
+		o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,8 @@ func TestAllot(t *testing.T) {
 	}
 	o := surveyOptions()
 	o.Balance = false
-	plain, err := Allocate(context.Background(), refmodel.New(c.Config, c, 2), tiny.Windows(c.Config, 1, 24), AllocSensitivity, o)
+	plain, err := Allocate(context.Background(), refmodel.New(c.Config, c, 2), tiny.Windows(c.Config, 1, 24),
+		AllocSensitivity, o)
 	if err != nil || sum(plain) != budget {
 		t.Errorf("without balance, one window: %v, %v", plain, err)
 	}
@@ -82,7 +84,8 @@ func TestAllot(t *testing.T) {
 		}
 	}
 	m := refmodel.New(c.Config, c, 1)
-	if _, err := Allocate(context.Background(), m, tiny.Windows(c.Config, 3, 24), "fair", o); err == nil || !strings.Contains(err.Error(), "fair") {
+	if _, err := Allocate(context.Background(), m, tiny.Windows(c.Config, 3, 24), "fair", o); err == nil ||
+		!strings.Contains(err.Error(), "fair") {
 		t.Errorf("an unknown way: %v", err)
 	}
 	if _, err := Allocate(context.Background(), m, nil, AllocAngle, o); err == nil {

@@ -27,7 +27,7 @@ import (
 // Options says what to fit.
 type Options struct {
 	// Kinds are the codes to fit for each head.
-	Kinds []string
+	Kinds []codec.Kind
 	// Bits is the number of signs per number of a frame, on average over all heads;
 	// other codes have one.
 	Bits float64
@@ -46,12 +46,13 @@ type Options struct {
 	Store Store
 	// Trace, if set, sees the steps of every iterative fit; see fit.Sample. It
 	// is called from several goroutines.
-	Trace func(s *fit.Sample, kind string, start, step int, c *codec.Code)
+	Trace func(s *fit.Sample, kind codec.Kind, start, step int, c *codec.Code)
 }
 
 // Allocation returns what bits.Allocate needs of these options.
 func (o *Options) Allocation() bits.Options {
-	return bits.Options{Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads, Progress: o.Progress}
+	return bits.Options{Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,
+		Progress: o.Progress}
 }
 
 // A Store keeps fitted layers for later runs.
@@ -65,10 +66,10 @@ type Store interface {
 
 // Head is what was fitted to one KV head.
 type Head struct {
-	Codes  map[string]*codec.Code
-	Curves map[string][]fit.Point
+	Codes  map[codec.Kind]*codec.Code
+	Curves map[codec.Kind][]fit.Point
 	// Train holds the measures on the keys that were fitted.
-	Train  map[string]codec.Beta
+	Train  map[codec.Kind]codec.Beta
 	Tokens int // keys fitted
 }
 
@@ -162,10 +163,14 @@ type fitter struct {
 }
 
 // progress reports that so many layers have been passed, and that of the next one so many
-// codes are fitted.
+// codes are fitted. Layers count as much as that with most heads.
 func (f *fitter) progress(layers, fits int) {
 	if f.o.Progress != nil {
-		each := len(f.o.Kinds)*f.cfg.Layers[0].KVHeads + 1
+		heads := 0
+		for l := range f.cfg.Layers {
+			heads = max(heads, f.cfg.Layers[l].KVHeads)
+		}
+		each := len(f.o.Kinds)*heads + 1
 		f.o.Progress(layers*each+fits, (f.last+1)*each)
 	}
 }
@@ -208,7 +213,7 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) error {
 	type task struct {
 		head  int
-		kind  string
+		kind  codec.Kind
 		code  *codec.Code
 		curve []fit.Point
 		train codec.Beta
@@ -246,7 +251,8 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 		return err
 	}
 	for h, s := range xs {
-		heads[h] = Head{Codes: map[string]*codec.Code{}, Curves: map[string][]fit.Point{}, Train: map[string]codec.Beta{}, Tokens: s.N()}
+		heads[h] = Head{Codes: map[codec.Kind]*codec.Code{}, Curves: map[codec.Kind][]fit.Point{},
+			Train: map[codec.Kind]codec.Beta{}, Tokens: s.N()}
 	}
 	for _, t := range tasks {
 		head := &heads[t.head]
@@ -258,22 +264,33 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 	return nil
 }
 
+// Codes returns the fitted codes of a kind, [layer][KV head].
+func (r *Result) Codes(kind codec.Kind) [][]*codec.Code {
+	out := make([][]*codec.Code, len(r.Layers))
+	for l, layer := range r.Layers {
+		for _, h := range layer.Heads {
+			out[l] = append(out[l], h.Codes[kind])
+		}
+	}
+	return out
+}
+
 // signs returns how many signs a code gets.
-func (f *fitter) signs(kind string, s *fit.Sample) int {
-	if kind == "frame" {
+func (f *fitter) signs(kind codec.Kind, s *fit.Sample) int {
+	if kind == codec.Frame {
 		return f.o.Signs[s.Layer][s.Head]
 	}
 	return s.D
 }
 
 // effort orders fits by how long they take.
-func (f *fitter) effort(kind string, s *fit.Sample) float64 {
+func (f *fitter) effort(kind codec.Kind, s *fit.Sample) float64 {
 	switch kind {
-	case "learned":
+	case codec.Learned:
 		return 1
-	case "frame":
+	case codec.Frame:
 		return float64(f.signs(kind, s)) / float64(s.D)
-	case "srht":
+	case codec.SRHT:
 		return 0.5
 	}
 	return 0

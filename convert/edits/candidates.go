@@ -1,3 +1,5 @@
+// Package edits finds which changes of weights make the KV cache survive a stock cache type: it
+// fits candidates to activations, compares them on later text, and keeps the best.
 package edits
 
 import (
@@ -11,7 +13,7 @@ import (
 // A Candidate is a named KeyFit.
 type Candidate struct {
 	Name string
-	// Near: the model's function changes a little, see transform.IDBiasShift.
+	// Approximate: the model's function changes a little, see transform.IDBiasShift.
 	Approximate bool
 	Fit         KeyFit
 }
@@ -22,7 +24,8 @@ func Candidates(cache transform.CacheRow) []Candidate {
 	out := []Candidate{{Name: "as published"}}
 	if cache.Type.Quantized() {
 		balance := Candidate{Name: "pair scaling", Fit: KeyFit{Pairs: ClosedForm, Cache: cache}}
-		out = append(out, Candidate{Name: "pair scaling, powers of two", Fit: KeyFit{Pairs: PowerOfTwo, Cache: cache}}, balance, balance.Tuned())
+		out = append(out, Candidate{Name: "pair scaling, powers of two", Fit: KeyFit{Pairs: PowerOfTwo, Cache: cache}},
+			balance, balance.Tuned())
 	}
 	return out
 }
@@ -70,14 +73,14 @@ func (c Candidate) penalties() (removal, mix float64) {
 	return removal, mix
 }
 
-// Below says whether both of c's changes drift no more than d's.
+// NoMoreThan says whether both of c's changes drift no more than d's.
 func (c Candidate) NoMoreThan(d Candidate) bool {
 	r, m := c.penalties()
 	r2, m2 := d.penalties()
 	return r >= r2 && m >= m2
 }
 
-// KeepsDigits says whether the candidate changes no digit of a weight but its exponent.
+// PowersOfTwoOnly says whether the candidate changes no digit of a weight but its exponent.
 func (c Candidate) PowersOfTwoOnly() bool {
 	return !c.Approximate && (c.Fit.Pairs == NoPairScaling || c.Fit.Pairs == PowerOfTwo)
 }

@@ -12,11 +12,11 @@ import (
 	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
-// BalanceKind says how the pairs of a head are scaled.
+// PairScaling says how the pairs of a head are scaled.
 type PairScaling int
 
 const (
-	// NoBalance leaves scales as they are.
+	// NoPairScaling leaves scales as they are.
 	NoPairScaling PairScaling = iota
 	// PowerOfTwo takes the closed form rounded to powers of two: rows of quantised
 	// weights then keep their stored digits.
@@ -57,14 +57,14 @@ type KeyFit struct {
 // Fit makes the edits of all heads, [layer][KV head]. It refuses a removal on
 // models whose keys take no bias. tick, if not nil, is told about heads that are done. When
 // ctx ends, Fit returns its cause after at most one step of one fit.
-func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)) ([][]transform.KeyEdit, error) {
+func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)) (transform.ModelEdits, error) {
 	c := s.cfg
 	if f.Shift != nil {
 		if err := transform.CheckKeyBias(c); err != nil {
 			return nil, err
 		}
 	}
-	out := make([][]transform.KeyEdit, len(c.Layers))
+	out := make(transform.ModelEdits, len(c.Layers))
 	var tasks []fitTask
 	for l := range out {
 		y := &c.Layers[l]
@@ -98,11 +98,12 @@ type fitTask struct{ layer, head, n int }
 // FitValues returns the edits with the values of all heads mixed for a cache type,
 // see transform.FitValueTransform. It needs StatsOptions.Weights and Samples. ctx and tick are
 // as in Fit.
-func (s *KeyStats) FitValues(ctx context.Context, edits [][]transform.KeyEdit, cache transform.CacheRow, tick func(done, total int)) (
-	[][]transform.KeyEdit, error,
+func (s *KeyStats) FitValues(ctx context.Context, edits transform.ModelEdits, cache transform.CacheRow,
+	tick func(done, total int)) (
+	transform.ModelEdits, error,
 ) {
 	c := s.cfg
-	out := make([][]transform.KeyEdit, len(c.Layers))
+	out := make(transform.ModelEdits, len(c.Layers))
 	var tasks []fitTask
 	for l := range out {
 		out[l] = slices.Clone(edits[l])
@@ -207,7 +208,8 @@ func scoreless(s *transform.KeyStats) bool {
 const noiseRounds = 2
 
 // noise measures the cache type's relative error on the balanced keys of a head.
-func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m *transform.BiasShift) (float64, error) {
+func (s *KeyStats) noise(f KeyFit, stats *transform.KeyStats, layer, head int, m *transform.BiasShift) (float64,
+	error) {
 	sample, err := s.Sample(layer, head, transform.KeyEdit{Shift: m})
 	if err != nil {
 		return 0, err

@@ -41,8 +41,8 @@ type StatsOptions struct {
 	Threads int
 }
 
-// KeyStats, as a hook of refmodel, reduces activations to transform.KeyStats while
-// they pass. Run it over window after window of the context that the model will
+// A KeyStats, as a hook of refmodel, sums up what edits of keys are fitted to while
+// activations pass. Run it over window after window of the context that the model will
 // be used at: sums go on, and memory does not grow with the number of windows
 // (but for Samples). Per thread it needs queries x context numbers.
 type KeyStats struct {
@@ -79,7 +79,8 @@ const minProbability = 1e-7
 // NewKeyStats starts empty statistics. It refuses what cannot be measured.
 func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	if o.Queries < 0 || o.Sink < 0 || o.Samples < 0 {
-		return nil, fmt.Errorf("key statistics with %d queries, %d sinks and %d samples: none may be negative", o.Queries, o.Sink, o.Samples)
+		return nil, fmt.Errorf("key statistics with %d queries, %d sinks and %d samples: none may be negative", o.Queries,
+			o.Sink, o.Samples)
 	}
 	if o.Queries == 0 {
 		o.Queries = 64
@@ -162,31 +163,18 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 	c, y, T := s.cfg, &s.cfg.Layers[a.Layer], a.T
 	d := y.HeadDim
 	half := d / 2
-	out := &querySums{seen: make([]float64, T), attention: make([]float64, T), squared: make([]float64, T), query: make([]float64, half), drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d)}
-	kw, qw := y.KVHeads*d, y.Heads*d
+	out := &querySums{
+		seen: make([]float64, T), attention: make([]float64, T), squared: make([]float64, T), query: make([]float64, half),
+		drift: make([]float64, d*d), metric: make([]float64, d*d), metricPre: make([]float64, d*d),
+	}
+	qw := y.Heads * d
 	base := window * T
 	at := s.positions(T, a.Layer, head)
 	q := make([]float32, len(at)*d)
 	for n, i := range at {
 		copy(q[n*d:(n+1)*d], a.Q[(base+i)*qw+head*d:])
 	}
-	var keys gemm.Weights
-	keys.PackRows(T, d, a.K[base*kw+head/y.Group()*d:], kw, 1)
-	scores := make([]float32, len(at)*T)
-	gemm.Mul(scores, T, q, d, len(at), &keys, 1)
-	span := y.Window
-	first := func(i int) int {
-		if span > 0 {
-			return max(0, i-span+1)
-		}
-		return 0
-	}
-	for n, i := range at {
-		lo, p := first(i), scores[n*T:(n+1)*T]
-		fmath.Softmax(p[lo:i+1], float32(y.Scale))
-		clear(p[:lo])
-		clear(p[i+1:])
-	}
+	scores := s.probabilities(a, window, head, at, q)
 	acc := newOuter(d)
 	var u *headOutputs
 	if root != nil {
@@ -196,7 +184,7 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		lo := first(i)
+		lo := firstSeen(y, i)
 		p := scores[n*T+lo : n*T+i+1]
 		row := q[n*d : (n+1)*d]
 		for j, v := range p {
@@ -218,17 +206,8 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 			e := float64(row[i])*float64(row[i]) + float64(float64(row[j])*float64(row[j]))
 			out.query[k] += float64(w * e)
 		}
-		for x := range d {
-			for y := range d {
-				out.metric[x*d+y] += float64(float64(curvature*float64(row[x])) * float64(row[y]))
-			}
-		}
-		pre := a.QPre[(base+i)*qw+head*d:][:d]
-		for x := range d {
-			for y := range d {
-				out.metricPre[x*d+y] += float64(float64(curvature*float64(pre[x])) * float64(pre[y]))
-			}
-		}
+		addMetric(out.metric, row, curvature)
+		addMetric(out.metricPre, a.QPre[(base+i)*qw+head*d:][:d], curvature)
 		out.weight += w
 		out.n++
 	}
@@ -238,6 +217,42 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 		copy(out.seen, out.attention)
 	}
 	return out, nil
+}
+
+// addMetric adds w q q^T to sum. linalg.AddOuter rounds in another order, and edits that were
+// fitted must stay what they are.
+func addMetric(sum []float64, q []float32, w float64) {
+	for i, a := range q {
+		for j, b := range q {
+			sum[i*len(q)+j] += float64(float64(w*float64(a)) * float64(b))
+		}
+	}
+}
+
+// firstSeen returns the first position that a query at i sees.
+func firstSeen(y *family.Layer, i int) int {
+	if y.Window > 0 {
+		return max(0, i-y.Window+1)
+	}
+	return 0
+}
+
+// probabilities returns the probabilities of all keys of a window for the queries q of one head
+// at positions at, [len(at), T], zero for those that a query does not see.
+func (s *KeyStats) probabilities(a *refmodel.Attention, window, head int, at []int, q []float32) []float32 {
+	y, T := &s.cfg.Layers[a.Layer], a.T
+	d, kw := y.HeadDim, y.KVHeads*y.HeadDim
+	var keys gemm.Weights
+	keys.PackRows(T, d, a.K[window*T*kw+head/y.Group()*d:], kw, 1)
+	scores := make([]float32, len(at)*T)
+	gemm.Mul(scores, T, q, d, len(at), &keys, 1)
+	for n, i := range at {
+		lo, p := firstSeen(y, i), scores[n*T:(n+1)*T]
+		fmath.Softmax(p[lo:i+1], float32(y.Scale))
+		clear(p[:lo])
+		clear(p[i+1:])
+	}
+	return scores
 }
 
 // positions samples queries, one from each stratum of the window.
@@ -324,7 +339,8 @@ type headOutputs struct {
 // to seen what a unit error in the score of each key does, p_j^2 |u_j - u|^2, and to
 // the distances what errors would do that agree in all keys, at most, p_j |u_j - u|
 // sum_k p_k |u_k - u|. It returns the sum of the former.
-func (o *outer) output(x *headOutputs, query int, q, p []float32, lo int, scale float32, pairs rope.Layout, out *querySums) float64 {
+func (o *outer) output(x *headOutputs, query int, q, p []float32, lo int, scale float32, pairs rope.Layout,
+	out *querySums) float64 {
 	d, T := o.d, len(x.e)
 	e := x.e[lo : lo+len(p)]
 	clear(e)
@@ -573,7 +589,8 @@ func keptQueries(T int) int { return min(T, min(192, max(4, T/16))) }
 // sample keeps keys and values of a window: the first ones, and one of each stratum
 // of the rest, which then stands for the attention of the whole stratum. And it
 // keeps queries that meet them.
-func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int, c *family.Config, seen, squared []float64) {
+func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int, c *family.Config, seen,
+	squared []float64) {
 	y := &c.Layers[a.Layer]
 	d, T, kw, qw := y.HeadDim, a.T, y.KVHeads*y.HeadDim, y.Heads*y.HeadDim
 	r := rand.New(rand.NewPCG(o.Seed+1, uint64(a.Layer)<<40|uint64(head)<<24|uint64(k.windows)))
@@ -623,7 +640,8 @@ func (s *KeyStats) Values(layer, head int) (*transform.KeySample, error) {
 	if k.out == nil || len(k.values) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: statistics of values need samples and the model's weights", layer, head)
 	}
-	return &transform.KeySample{D: s.cfg.Layers[layer].HeadDim, Pairs: s.cfg.Pairs, Keys: k.values, Weights: k.valueShare, Metric: k.out}, nil
+	return &transform.KeySample{D: s.cfg.Layers[layer].HeadDim, Pairs: s.cfg.Pairs, Keys: k.values, Weights: k.valueShare,
+		Metric: k.out}, nil
 }
 
 // Head returns the statistics of one KV head.
@@ -659,7 +677,8 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 	if len(k.samples) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: no keys were sampled", layer, head)
 	}
-	out := &transform.KeySample{D: d, Pairs: c.Pairs, Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare, Metric: make([]float64, len(k.metric))}
+	out := &transform.KeySample{D: d, Pairs: c.Pairs, Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare,
+		Metric: make([]float64, len(k.metric))}
 	for i, v := range k.metric {
 		out.Metric[i] = v / k.queries
 	}
@@ -673,7 +692,8 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 
 // mix finds the mix of the pairs of one KV head after a removal, for the cache type
 // if the balance is for it.
-func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int, removal *transform.BiasShift) (
+func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int,
+	removal *transform.BiasShift) (
 	*transform.KeyTransform, error,
 ) {
 	c, d, k := s.cfg, s.cfg.Layers[layer].HeadDim, s.heads[layer][head]
@@ -685,12 +705,14 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 	if err != nil {
 		return nil, err
 	}
-	x := &transform.KeyTransformStats{D: d, Pairs: c.Pairs, Queries: make([]float64, d*d), Freq: make([]float64, d/2), Curvature: stats.Curvature, Scale: stats.Scale}
+	x := &transform.KeyTransformStats{D: d, Pairs: c.Pairs, Queries: make([]float64, d*d), Freq: make([]float64, d/2),
+		Curvature: stats.Curvature, Scale: stats.Scale}
 	copy(x.Freq, c.Layers[layer].Rope.InvFreq())
 	// Keys are weighed by sum p(1-p) over queries and queries by 1 - sum p^2 over
 	// keys, so both weights have the same total.
 	for i := range k.distance {
-		x.Keys = append(x.Keys, transform.DistanceBucket{Moment: make([]float64, d*d), Distances: k.distance[i].list(k.weight)})
+		x.Keys = append(x.Keys, transform.DistanceBucket{Moment: make([]float64, d*d),
+			Distances: k.distance[i].list(k.weight)})
 	}
 	t := s.ropes[c.RopeKind(layer)].Pure // a magnitude is the same for all pairs
 	var total float64
@@ -724,7 +746,8 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 	if block, _ := f.Cache.Type.Block(); err != nil || f.Pairs != ForType || block < 2 {
 		return m, err
 	}
-	meet := &transform.RefineSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings, Scale: stats.Scale}
+	meet := &transform.RefineSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings,
+		Scale: stats.Scale}
 	return transform.RefineKeyTransform(ctx, m, meet, transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform})
 }
 

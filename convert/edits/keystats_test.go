@@ -27,7 +27,8 @@ func collect(t *testing.T, c *checkpoint.Checkpoint, o StatsOptions, batches ...
 	}
 	for _, b := range batches {
 		m := refmodel.New(c.Config, c, o.Threads)
-		if err := m.Run(context.Background(), b, []*refmodel.Variant{{}}, refmodel.Options{Hooks: s.Hooks(t.Context())}); err != nil {
+		if err := m.Run(context.Background(), b, []*refmodel.Variant{{}},
+			refmodel.Options{Hooks: s.Hooks(t.Context())}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -138,7 +139,8 @@ func (b *brute) Attention(a *refmodel.Attention) error {
 // outputs takes the definitions behind W_O literally: what a unit error in one
 // score does to the head's output in the residual stream, to first order, and
 // what the shift does.
-func outputs(a *refmodel.Attention, c *family.Config, wo []float32, w, h, head int, p, f, seen []float64) (weight, drift float64) {
+func outputs(a *refmodel.Attention, c *family.Config, wo []float32, w, h, head int, p, f, seen []float64) (weight,
+	drift float64) {
 	d, kw, qw := c.Layers[0].HeadDim, c.Layers[0].KVHeads*c.Layers[0].HeadDim, c.Layers[0].Heads*c.Layers[0].HeadDim
 	values := make([][]float64, len(p))
 	mean := make([]float64, c.Hidden)
@@ -192,7 +194,8 @@ func TestKeyStats(t *testing.T) {
 				o.Weights, b.root = c, c
 			}
 			s := collect(t, c, o, ws)
-			if err := refmodel.New(c.Config, c, 1).Run(context.Background(), ws, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: b.Attention}}); err != nil {
+			if err := refmodel.New(c.Config, c, 1).Run(context.Background(), ws, []*refmodel.Variant{{}},
+				refmodel.Options{Hooks: refmodel.Hooks{Attention: b.Attention}}); err != nil {
 				t.Fatal(err)
 			}
 			delta := probe(c.Config.Layers[0].HeadDim)
@@ -293,13 +296,15 @@ func TestEditedKeys(t *testing.T) {
 			o.Weights = c
 		}
 		s := collect(t, c, o, ws)
-		edits, err := s.Fit(t.Context(), KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.36, Penalty: 0.01}, Pairs: x.balance, Transform: x.mix,
+		edits, err := s.Fit(t.Context(), KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.36, Penalty: 0.01},
+			Pairs: x.balance, Transform: x.mix,
 			Cache: transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if x.name == "values" {
-			if edits, err = s.FitValues(t.Context(), edits, transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}, nil); err != nil {
+			if edits, err = s.FitValues(t.Context(), edits, transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32},
+				nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -315,10 +320,12 @@ func TestEditedKeys(t *testing.T) {
 				t.Fatal(err)
 			}
 			plain, variant, weights := &refmodel.Variant{}, &refmodel.Variant{Cache: e}, &refmodel.Variant{Cache: inner}
-			if err := refmodel.New(cfg, c, 2).Run(context.Background(), ws, []*refmodel.Variant{plain, variant}, refmodel.Options{}); err != nil {
+			if err := refmodel.New(cfg, c, 2).Run(context.Background(), ws, []*refmodel.Variant{plain, variant},
+				refmodel.Options{}); err != nil {
 				t.Fatal(err)
 			}
-			if err := refmodel.New(cfg, v, 2).Run(context.Background(), ws, []*refmodel.Variant{weights}, refmodel.Options{}); err != nil {
+			if err := refmodel.New(cfg, v, 2).Run(context.Background(), ws, []*refmodel.Variant{weights},
+				refmodel.Options{}); err != nil {
 				t.Fatal(err)
 			}
 			var worst, moved, size float64
@@ -398,7 +405,8 @@ func TestSilentHeads(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := refmodel.New(c.Config, w, 2)
-	if err := m.Run(context.Background(), tiny.Windows(c.Config, 2, 40), []*refmodel.Variant{{}}, refmodel.Options{Hooks: s.Hooks(t.Context())}); err != nil {
+	if err := m.Run(context.Background(), tiny.Windows(c.Config, 2, 40), []*refmodel.Variant{{}},
+		refmodel.Options{Hooks: s.Hooks(t.Context())}); err != nil {
 		t.Fatal(err)
 	}
 	row := transform.CacheRow{Type: gguf.TypeQ4_0, Hadamard: 32}
@@ -481,7 +489,8 @@ func (s halfScorer) Score(t refmodel.Tile) {
 func TestFitRefuses(t *testing.T) {
 	c := tiny.Open(t, "gemma3_text", tiny.Options{})
 	s := collect(t, c, StatsOptions{Threads: 1}, tiny.Windows(c.Config, 1, 16))
-	if _, err := s.Fit(t.Context(), KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.002, Penalty: 1}}, nil); !errors.Is(err, transform.ErrNoKeyBias) {
+	if _, err := s.Fit(t.Context(), KeyFit{Shift: &transform.BiasShiftOptions{Noise: 0.002, Penalty: 1}},
+		nil); !errors.Is(err, transform.ErrNoKeyBias) {
 		t.Errorf("a removal behind a QK-norm gives %v", err)
 	}
 	edits, err := s.Fit(t.Context(), KeyFit{Pairs: ClosedForm}, nil)
@@ -491,7 +500,8 @@ func TestFitRefuses(t *testing.T) {
 	if err := transform.FoldKeys(checkpoint.NewEdited(c, nil), 0, edits[0]); err != nil {
 		t.Errorf("a balance for a QK-norm cannot be folded: %v", err)
 	}
-	if _, err := s.Fit(t.Context(), KeyFit{Pairs: ForType, Cache: transform.CacheRow{Type: gguf.TypeQ4_0}}, nil); err == nil {
+	if _, err := s.Fit(t.Context(), KeyFit{Pairs: ForType, Cache: transform.CacheRow{Type: gguf.TypeQ4_0}},
+		nil); err == nil {
 		t.Error("a balance was tuned without keys")
 	}
 	if _, err := s.FitValues(t.Context(), edits, transform.CacheRow{Type: gguf.TypeQ4_0}, nil); err == nil {

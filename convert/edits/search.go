@@ -18,7 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// ChooseOptions of Choose.
+// Options of the search.
 type Options struct {
 	// Cache is the pair of cache types that the weights are changed for.
 	Cache kvcache.CacheTypes
@@ -28,7 +28,7 @@ type Options struct {
 	Text ppl.Text
 	// Tokens to fit to; 0 takes 8192. Half as many are compared on.
 	Tokens int
-	// Near admits near-identities too; NoKeyBias rules out those that need a key
+	// Approximate admits near-identities too; NoKeyBias rules out those that need a key
 	// bias, and says why.
 	Approximate bool
 	NoKeyBias   string
@@ -37,14 +37,14 @@ type Options struct {
 	Progress    progress.Func
 }
 
-// A Choice is the change of keys that measured best.
+// A Result is the change of keys that measured best.
 type Result struct {
-	Edits [][]transform.KeyEdit // [layer][KV head]
+	Edits transform.ModelEdits
 	// Report tells what was tried and what it measured.
 	Report *spec.Fusion
 }
 
-// Changed says whether the choice is to change anything.
+// Changed says whether the result is to change anything.
 func (c *Result) Changed() bool { return c.Report.Chosen != c.Report.Tried[0].Name }
 
 // approximateGain is how many times the cost of a near-identity with F16 caches the
@@ -145,7 +145,8 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 			return nil, err
 		}
 	}
-	return &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit, cost: map[int]*float64{}, requantises: quantized(c)}, nil
+	return &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit,
+		cost: map[int]*float64{}, requantises: quantized(c)}, nil
 }
 
 // chooseQueries and chooseSamples keep the work of the statistics in bounds at
@@ -174,7 +175,7 @@ type search struct {
 	requantises  bool // a change of digits costs what is not measured, see requantGain
 
 	candidates []Candidate // that were tried
-	edits      [][][]transform.KeyEdit
+	edits      []transform.ModelEdits
 	kld        []ppl.Divergence
 	cost       map[int]*float64 // KLD with F16 caches, of those that it was measured for
 }
@@ -182,8 +183,9 @@ type search struct {
 func (h *search) choose(ctx context.Context) (*Result, error) {
 	row := h.target.KeyRow()
 	out := &Result{Report: &spec.Fusion{
-		KType: kvcache.TypeName(h.target.K), VType: kvcache.TypeName(h.target.V), Rotation: h.target.Rotation, TargetCtx: h.o.Ctx,
-		Text: h.o.Text.Info(h.held), FitWindows: h.fitted,
+		KType: kvcache.TypeName(h.target.K), VType: kvcache.TypeName(h.target.V), Rotation: h.target.Rotation,
+		TargetCtx: h.o.Ctx,
+		Text:      h.o.Text.Info(h.held), FitWindows: h.fitted,
 	}}
 	if err := transform.CheckKeyBias(h.c.Config); h.o.Approximate && err != nil {
 		out.Report.Refused = err.Error()
@@ -229,11 +231,11 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 	alone := *h.target
 	alone.K = gguf.TypeF16
 	const step = "comparing changes of values"
-	apart, err := h.measure(ctx, [][][]transform.KeyEdit{c.Edits, edits}, &alone, step)
+	apart, err := h.measure(ctx, []transform.ModelEdits{c.Edits, edits}, &alone, step)
 	if err != nil {
 		return err
 	}
-	both, err := h.measure(ctx, [][][]transform.KeyEdit{edits}, h.target, step)
+	both, err := h.measure(ctx, []transform.ModelEdits{edits}, h.target, step)
 	if err != nil {
 		return err
 	}
@@ -243,7 +245,8 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 	}
 	try.F16KLD = h.cost[best] // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if gain := h.gain(true, h.candidates[best].PowersOfTwoOnly()); better(apart[1], apart[0], valueErrors) && gain*both[0].Mean <= h.kld[best].Mean {
+	if gain := h.gain(true, h.candidates[best].PowersOfTwoOnly()); better(apart[1], apart[0], valueErrors) &&
+		gain*both[0].Mean <= h.kld[best].Mean {
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
@@ -253,7 +256,8 @@ const valuesTransformed = "values transformed for the type"
 
 // tried describes a candidate that measured d.
 func (h *search) tried(i int, d *ppl.Divergence) spec.FusionTry {
-	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Approximate, KLD: d.Mean, KLDErr: d.MeanErr, PPLRatio: d.Ratio, SameTop: d.SameTop}
+	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Approximate, KLD: d.Mean, KLDErr: d.MeanErr,
+		PPLRatio: d.Ratio, SameTop: d.SameTop}
 }
 
 // near tries near-identities: removals, then mixes on top of the best one.
@@ -290,7 +294,8 @@ func (h *search) near(ctx context.Context, row transform.CacheRow) error {
 
 // descend tries two neighbours of a list of weights, from index start on, and goes
 // on towards the better one until things get worse. It returns where the best is.
-func (h *search) descend(ctx context.Context, weights []float64, start int, of func(weight float64) Candidate) (int, error) {
+func (h *search) descend(ctx context.Context, weights []float64, start int, of func(weight float64) Candidate) (int,
+	error) {
 	first := len(h.kld)
 	if err := h.try(ctx, of(weights[start]), of(weights[start+1])); err != nil {
 		return 0, err
@@ -348,10 +353,13 @@ func (h *search) byDrift() []int {
 // something with less drift beats are left out, and are not measured.
 func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, error) {
 	var near []int
-	var edits [][][]transform.KeyEdit
+	var edits []transform.ModelEdits
 	for _, i := range order {
 		if h.candidates[i].Approximate && h.beats(i, exact) &&
-			!slices.ContainsFunc(near, func(j int) bool { return h.kld[j].Mean <= h.kld[i].Mean && h.candidates[j].NoMoreThan(h.candidates[i]) }) {
+			!slices.ContainsFunc(near, func(j int) bool {
+				return h.kld[j].Mean <= h.kld[i].Mean &&
+					h.candidates[j].NoMoreThan(h.candidates[i])
+			}) {
 			near, edits = append(near, i), append(edits, h.edits[i])
 		}
 	}
@@ -366,7 +374,8 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 	best, paid := exact, 0.0
 	for _, i := range near {
 		// At the margin: so the gain over exact changes is ten times the whole cost.
-		if better(h.kld[i], h.kld[best], approximateErrors) && h.kld[best].Mean-h.kld[i].Mean >= approximateGain*(*h.cost[i]-paid) {
+		if better(h.kld[i], h.kld[best], approximateErrors) &&
+			h.kld[best].Mean-h.kld[i].Mean >= approximateGain*(*h.cost[i]-paid) {
 			best, paid = i, *h.cost[i]
 		}
 	}
@@ -381,8 +390,8 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 // price, the others with the best exact change. It returns the first that gains enough,
 // or the exact change.
 func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
-	pays := func(c Candidate, edits [][]transform.KeyEdit) (bool, error) {
-		i, tries := len(h.candidates), [][][]transform.KeyEdit{edits}
+	pays := func(c Candidate, edits transform.ModelEdits) (bool, error) {
+		i, tries := len(h.candidates), []transform.ModelEdits{edits}
 		if err := h.compare(ctx, []Candidate{c}, tries); err != nil {
 			return false, err
 		}
@@ -411,7 +420,7 @@ func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
 		of   int
 		name string
 	}{{2, "half of the heads"}, {4, "a quarter of the heads"}} {
-		edits := make([][]transform.KeyEdit, len(h.edits[exact]))
+		edits := make(transform.ModelEdits, len(h.edits[exact]))
 		for l := range edits {
 			edits[l] = slices.Clone(h.edits[exact][l])
 		}
@@ -429,7 +438,7 @@ func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
 
 // worthwhile lists layers and KV heads, those first whose near-identities are predicted
 // to gain most for what they cost.
-func worthwhile(edits [][]transform.KeyEdit) [][2]int {
+func worthwhile(edits transform.ModelEdits) [][2]int {
 	var out [][2]int
 	for l := range edits {
 		for i := range edits[l] {
@@ -480,7 +489,7 @@ func (h *search) leader(near bool) int {
 
 // try fits and measures more candidates.
 func (h *search) try(ctx context.Context, more ...Candidate) error {
-	var edits [][][]transform.KeyEdit
+	var edits []transform.ModelEdits
 	for i, x := range more {
 		tick := h.o.Progress.Of("fitting changes of keys")
 		e, err := h.stats.Fit(ctx, x.Fit, func(done, total int) { tick(i*total+done, len(more)*total) })
@@ -493,7 +502,7 @@ func (h *search) try(ctx context.Context, more ...Candidate) error {
 }
 
 // compare measures candidates with the edits that were fitted for them.
-func (h *search) compare(ctx context.Context, more []Candidate, edits [][][]transform.KeyEdit) error {
+func (h *search) compare(ctx context.Context, more []Candidate, edits []transform.ModelEdits) error {
 	kld, err := h.measure(ctx, edits, h.target, "comparing changes of keys")
 	h.candidates, h.edits, h.kld = append(h.candidates, more...), append(h.edits, edits...), append(h.kld, kld...)
 	return err
@@ -520,7 +529,8 @@ const maxTries = 4
 
 // measure returns the divergence of each candidate with a cache, on top of the
 // unedited model, from the unedited model with F16 caches.
-func (h *search) measure(ctx context.Context, edits [][][]transform.KeyEdit, inner refmodel.Cache, step string) ([]ppl.Divergence, error) {
+func (h *search) measure(ctx context.Context, edits []transform.ModelEdits, inner refmodel.Cache,
+	step string) ([]ppl.Divergence, error) {
 	var out []ppl.Divergence
 	for at := 0; at < len(edits); at += maxTries {
 		part := edits[at:min(len(edits), at+maxTries)]

@@ -163,7 +163,8 @@ func TestChooseValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	tried := got.Report.Tried
-	if last := tried[len(tried)-1]; got.Report.Chosen != valuesTransformed || last.Name != valuesTransformed || last.Near || !(last.KLD < 0.8*tried[0].KLD) {
+	if last := tried[len(tried)-1]; got.Report.Chosen != valuesTransformed || last.Name != valuesTransformed ||
+		last.Near || !(last.KLD < 0.8*tried[0].KLD) {
 		t.Fatalf("chosen is %q of %+v", got.Report.Chosen, tried)
 	}
 	view := checkpoint.NewEdited(c, nil)
@@ -172,7 +173,8 @@ func TestChooseValues(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if view.Edits["blk.0.attn_v.weight"] == nil || view.Edits["blk.0.attn_output.weight"] == nil || view.Edits["blk.0.attn_k.weight"] != nil {
+	if view.Edits["blk.0.attn_v.weight"] == nil || view.Edits["blk.0.attn_output.weight"] == nil ||
+		view.Edits["blk.0.attn_k.weight"] != nil {
 		t.Errorf("edited are %v", view.Edits.Names())
 	}
 }
@@ -188,7 +190,8 @@ func TestChooseQuantized(t *testing.T) {
 			t.Fatal(err)
 		}
 		tried := got.Report.Tried
-		if last := tried[len(tried)-1]; got.Report.Chosen != want || last.Name != "pair scaling for the type" || !(last.KLD < 0.9*tried[1].KLD) || !(tried[1].KLD < tried[0].KLD) {
+		if last := tried[len(tried)-1]; got.Report.Chosen != want || last.Name != "pair scaling for the type" ||
+			!(last.KLD < 0.9*tried[1].KLD) || !(tried[1].KLD < tried[0].KLD) {
 			t.Errorf("%s: chosen is %q of %+v", typ, got.Report.Chosen, tried)
 		}
 	}
@@ -257,7 +260,8 @@ func TestBackOff(t *testing.T) {
 		names = append(names, c.Name)
 	}
 	all := h.candidates[removal].Name
-	want := []string{strings.Replace(all, "penalty 2)", "penalty 8)", 1), strings.Replace(all, "penalty 2)", "penalty 32)", 1), all + ", half of the heads", all + ", a quarter of the heads"}
+	want := []string{strings.Replace(all, "penalty 2)", "penalty 8)", 1), strings.Replace(all, "penalty 2)", "penalty 32)",
+		1), all + ", half of the heads", all + ", a quarter of the heads"}
 	if !slices.Equal(names, want) {
 		t.Errorf("tried %q, expected %q", names, want)
 	}
@@ -287,9 +291,10 @@ func TestBackOff(t *testing.T) {
 // TestWorthwhile: heads come in the order of what they promise for their price.
 func TestWorthwhile(t *testing.T) {
 	head := func(gain, cost float64) transform.KeyEdit {
-		return transform.KeyEdit{Shift: &transform.BiasShift{Before: 1 + gain/2, After: 1, Cost: cost}, Transform: &transform.KeyTransform{Before: 1, After: 1 - gain/2}}
+		return transform.KeyEdit{Shift: &transform.BiasShift{Before: 1 + gain/2, After: 1, Cost: cost},
+			Transform: &transform.KeyTransform{Before: 1, After: 1 - gain/2}}
 	}
-	got := worthwhile([][]transform.KeyEdit{{head(1, 0.5), head(3, 0.5), {}}, {head(1, 0.1), head(-1, 0.1), head(2, 0)}})
+	got := worthwhile(transform.ModelEdits{{head(1, 0.5), head(3, 0.5), {}}, {head(1, 0.1), head(-1, 0.1), head(2, 0)}})
 	want := [][2]int{{1, 2}, {1, 0}, {0, 1}, {0, 0}, {0, 2}, {1, 1}}
 	if !slices.Equal(got, want) {
 		t.Errorf("order %v, expected %v", got, want)

@@ -44,7 +44,8 @@ func TestWorkSigns(t *testing.T) {
 		t.Errorf("other inputs: %v", err)
 	}
 	path := filepath.Join(w.Dir, "allot.json")
-	for _, bad := range []string{"", "{}", "[]", strings.Repeat("[", 1000), `{"inputs":[{"name":"program","value":"test"},{"name":"seed","value":"3"}],"signs":[[-8,8],[8,8]]}`,
+	for _, bad := range []string{"", "{}", "[]", strings.Repeat("[", 1000),
+		`{"inputs":[{"name":"program","value":"test"},{"name":"seed","value":"3"}],"signs":[[-8,8],[8,8]]}`,
 		`{"inputs":[{"name":"program","value":"test"},{"name":"seed","value":"3"}],"signs":[[7,9],[8,8]]}`} {
 		if err := os.WriteFile(path, []byte(bad), 0o666); err != nil {
 			t.Fatal(err)

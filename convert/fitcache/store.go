@@ -1,3 +1,5 @@
+// Package fitcache keeps fitted layers in a folder, so that a conversion that was interrupted can
+// be taken up, and several processes can share one.
 package fitcache
 
 import (
@@ -19,6 +21,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -32,7 +35,7 @@ type Input struct {
 	Value string `json:"value"`
 }
 
-// A Work folder is a Store of one file per layer. Runs on several machines may
+// A Cache is a folder with one file per layer. Runs on several machines may
 // share it: a file appears complete or not at all, and all write the same bytes.
 // A file names the inputs of its fit and carries a digest of its contents; one
 // that has other inputs, or is damaged, is not used.
@@ -43,7 +46,7 @@ type Cache struct {
 	// What a layer must have to be of use.
 	KVHeads, HeadDim int
 	Balance          bool
-	Kinds            []string
+	Kinds            []codec.Kind
 	// Check, if set, is asked before each Save; an error says that the inputs are
 	// no longer what they were.
 	Check func() error
@@ -93,11 +96,7 @@ type array struct {
 }
 
 func array32(name string, x []float32, shape ...int) array {
-	b := make([]byte, 4*len(x))
-	for i, v := range x {
-		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
-	}
-	return array{name, "F32", shape, b}
+	return array{name, "F32", shape, dtype.AppendF32(nil, x)}
 }
 
 func array64(name string, x []float64, shape ...int) array {
@@ -233,7 +232,8 @@ func (w *Cache) read(ctx context.Context, f *safetensors.File, layer int) (*cali
 		all, byName[t.Name] = append(all, a), a
 	}
 	if sum := digest(layer, m[keyWorkInputs], m[keyPerLayer], all); sum != m[keyWorkSHA256] {
-		return nil, fmt.Errorf("key %s is %.64q, but the contents have %s: the file is damaged", keyWorkSHA256, m[keyWorkSHA256], sum)
+		return nil, fmt.Errorf("key %s is %.64q, but the contents have %s: the file is damaged", keyWorkSHA256,
+			m[keyWorkSHA256], sum)
 	}
 	r := &reader{m: byName}
 	x := r.layer(ctx, w, m[keyPerLayer])
@@ -292,9 +292,7 @@ func (r *reader) take(name, dtype string, shape ...int) []byte {
 func (r *reader) floats(name string, shape ...int) []float32 {
 	b := r.take(name, "F32", shape...)
 	out := make([]float32, len(b)/4)
-	for i := range out {
-		out[i] = math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
-	}
+	dtype.DecodeF32(out, b)
 	return out
 }
 
@@ -334,7 +332,8 @@ func (r *reader) layer(ctx context.Context, w *Cache, perLayer string) *calibrat
 		}
 	}
 	for h := range w.KVHeads {
-		head := calibrate.Head{Codes: map[string]*codec.Code{}, Curves: map[string][]fit.Point{}, Train: map[string]codec.Beta{}}
+		head := calibrate.Head{Codes: map[codec.Kind]*codec.Code{}, Curves: map[codec.Kind][]fit.Point{},
+			Train: map[codec.Kind]codec.Beta{}}
 		name := fmt.Sprintf("head.%d.tokens", h)
 		head.Tokens = r.integer(name, r.doubles(name, 1)[0])
 		for _, kind := range w.Kinds {
@@ -354,7 +353,7 @@ func (r *reader) layer(ctx context.Context, w *Cache, perLayer string) *calibrat
 	return x
 }
 
-func (r *reader) code(head *calibrate.Head, kind, at string, d int) {
+func (r *reader) code(head *calibrate.Head, kind codec.Kind, at string, d int) {
 	shape := r.m[at+"decode"].shape
 	if r.err == nil && len(shape) != 2 {
 		r.err = fmt.Errorf("tensor %sdecode has shape %v, expected [signs, %d]", at, shape, d)
@@ -381,7 +380,8 @@ func (r *reader) code(head *calibrate.Head, kind, at string, d int) {
 		return
 	}
 	head.Codes[kind] = c
-	head.Train[kind] = codec.Beta{Cos1bit: train[0], MomentRatio: train[1], Energy: train[2], N: r.integer(at+"train", train[3])}
+	head.Train[kind] = codec.Beta{Cos1bit: train[0], MomentRatio: train[1], Energy: train[2],
+		N: r.integer(at+"train", train[3])}
 	if a, ok := r.m[at+"curve"]; ok {
 		if len(a.shape) != 2 || a.shape[0] > maxCurve {
 			r.err = fmt.Errorf("tensor %scurve has shape %v", at, a.shape)

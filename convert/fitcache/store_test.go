@@ -25,7 +25,8 @@ import (
 
 // fitOptions fit a small model with everything that a layer can have.
 func fitOptions() calibrate.Options {
-	return calibrate.Options{Kinds: []string{"cen", "frame", "learned"}, Bits: 1.5, Policy: kvcache.Policy{Anchor: 8, Sink: 2}, Balance: true, Seed: 3, Threads: 2}
+	return calibrate.Options{Kinds: []codec.Kind{"cen", "frame", "learned"}, Bits: 1.5,
+		Policy: kvcache.Policy{Anchor: 8, Sink: 2}, Balance: true, Seed: 3, Threads: 2}
 }
 
 func fitAll(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *calibrate.Result {
@@ -48,7 +49,8 @@ func work(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *Cache {
 // same compares exactly, NaN included. Codes are compared by their exported parts.
 func same(a, b *calibrate.Layer) bool {
 	x, y := arrays(a), arrays(b)
-	if len(x) != len(y) || (a.PairScale == nil) != (b.PairScale == nil) || a.PairScale != nil && a.PairScale.PerLayer != b.PairScale.PerLayer {
+	if len(x) != len(y) || (a.PairScale == nil) != (b.PairScale == nil) || a.PairScale != nil &&
+		a.PairScale.PerLayer != b.PairScale.PerLayer {
 		return false
 	}
 	for i := range x {
@@ -63,8 +65,9 @@ func same(a, b *calibrate.Layer) bool {
 // The counts of fields are there so that nobody adds one that is not kept.
 func TestStoreKeepsAll(t *testing.T) {
 	for what, n := range map[reflect.Type]int{
-		reflect.TypeFor[calibrate.Layer](): 2, reflect.TypeFor[calibrate.Head](): 4, reflect.TypeFor[transform.PairScale](): 2,
-		reflect.TypeFor[codec.Beta](): 4, reflect.TypeFor[fit.Point](): 2,
+		reflect.TypeFor[calibrate.Layer](): 2, reflect.TypeFor[calibrate.Head](): 4,
+		reflect.TypeFor[transform.PairScale](): 2,
+		reflect.TypeFor[codec.Beta]():          4, reflect.TypeFor[fit.Point](): 2,
 	} {
 		if what.NumField() != n {
 			t.Errorf("%v has %d fields, the store knows %d", what, what.NumField(), n)
@@ -83,12 +86,13 @@ func TestStoreKeepsAll(t *testing.T) {
 		c := tiny.Open(t, fam, tiny.Options{Seed: 1})
 		o := fitOptions()
 		if fam == "qwen3" {
-			o.Bits, o.Kinds = 1, []string{"raw", "srht", "frame"}
+			o.Bits, o.Kinds = 1, []codec.Kind{"raw", "srht", "frame"}
 		}
 		r := fitAll(t, c, o)
 		x := &r.Layers[1]
 		// Numbers that text would spoil.
-		x.Heads[0].Train[o.Kinds[0]] = codec.Beta{Cos1bit: math.Nextafter(0.8, 1), MomentRatio: math.NaN(), Energy: 1e-300, N: 7}
+		x.Heads[0].Train[o.Kinds[0]] = codec.Beta{Cos1bit: math.Nextafter(0.8, 1), MomentRatio: math.NaN(), Energy: 1e-300,
+			N: 7}
 		w := work(t, c, o)
 		if err := w.Save(t.Context(), 1, x); err != nil {
 			t.Fatal(err)
@@ -97,7 +101,8 @@ func TestStoreKeepsAll(t *testing.T) {
 		if err != nil || y == nil || !same(x, y) {
 			t.Fatalf("%s: %+v became %+v", fam, x, y)
 		}
-		if !math.IsNaN(y.Heads[0].Train[o.Kinds[0]].MomentRatio) || y.Heads[1].Tokens != x.Heads[1].Tokens || len(y.Heads[0].Codes) != 3 {
+		if !math.IsNaN(y.Heads[0].Train[o.Kinds[0]].MomentRatio) || y.Heads[1].Tokens != x.Heads[1].Tokens ||
+			len(y.Heads[0].Codes) != 3 {
 			t.Errorf("%s: %+v", fam, y.Heads[0])
 		}
 		k := []float32{}
@@ -262,7 +267,7 @@ func (c *counted) Err() error {
 func TestCancelFit(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 1, KVHeads: 1, Heads: 1, HeadDim: 64})
 	o := fitOptions()
-	o.Kinds, o.Threads = []string{"srht", "learned", "frame"}, 1
+	o.Kinds, o.Threads = []codec.Kind{"srht", "learned", "frame"}, 1
 	run := func(limit int) (int, error) {
 		ctx := &counted{Context: context.Background(), limit: limit}
 		_, err := calibrate.Run(ctx, refmodel.New(c.Config, c, 1), tiny.Windows(c.Config, 2, 64), o)

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -10,18 +11,30 @@ import (
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
-// Which edits of weights a conversion may make.
+// WeightEdits says which edits of weights a conversion may make.
+type WeightEdits string
+
+// What may be allowed.
 const (
-	EditsNone        = "none"
-	EditsExact       = "exact"       // identities
-	EditsApproximate = "approximate" // near-identities too, where they measure far better than they cost
+	EditsNone        WeightEdits = "none"
+	EditsExact       WeightEdits = "exact"       // identities
+	EditsApproximate WeightEdits = "approximate" // near-identities too, where they measure far better than they cost
 )
+
+// ParseWeightEdits returns what a text allows. The error says what can be.
+func ParseWeightEdits(text string) (WeightEdits, error) {
+	switch e := WeightEdits(text); e {
+	case EditsNone, EditsExact, EditsApproximate:
+		return e, nil
+	}
+	return "", fmt.Errorf("expected %s, %s or %s", EditsNone, EditsExact, EditsApproximate)
+}
 
 // Options of Propose.
 type Options struct {
 	Formats     []checkpoint.Container
-	PairScale   bool   // fold the K/Q pair scaling for the key code
-	WeightEdits string // EditsNone, EditsExact or EditsApproximate
+	PairScale   bool // fold the K/Q pair scaling for the key code
+	WeightEdits WeightEdits
 	// Cache, if set, names the cache types that weights are edited for.
 	Cache *kvcache.CacheTypes
 }
@@ -52,7 +65,8 @@ func Propose(c *checkpoint.Checkpoint, o Options) *Changes {
 		g3.Tensors = len(ch.Targets)
 	}
 	const why = "for stock cache types only: name one with --cache-type-k"
-	g2 := spec.Identity{ID: transform.IDValueTransform, Name: valuesName, Exact: true, Why: "for stock cache types only: name one with --cache-type-v"}
+	g2 := spec.Identity{ID: transform.IDValueTransform, Name: valuesName, Exact: true,
+		Why: "for stock cache types only: name one with --cache-type-v"}
 	g7 := spec.Identity{ID: transform.IDBiasShift, Name: biasShiftName, Why: why}
 	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: transformName, Why: why}
 	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)

@@ -3,7 +3,6 @@ package plan
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -14,12 +13,12 @@ import (
 
 // Keys is what a coded token will take, over all layers and heads.
 type Keys struct {
-	Code       string  `json:"code"`
-	Bits       float64 `json:"bits"` // signs per number, on average
-	Alloc      string  `json:"alloc"`
-	Spread     string  `json:"spread"` // what Alloc means here
-	Signs      int     `json:"signs"`
-	Exceptions int     `json:"exceptions"` // per key
+	Code       codec.Kind `json:"code"`
+	Bits       float64    `json:"bits"` // signs per number, on average
+	Alloc      bits.Alloc `json:"alloc"`
+	Spread     string     `json:"spread"` // what Alloc means here
+	Signs      int        `json:"signs"`
+	Exceptions int        `json:"exceptions"` // per key
 	// Bytes of signs, scales and exceptions. Signs are stored in words of 32, so
 	// heads that do not fill their last word take more: 3 bytes at most each.
 	Bytes int `json:"bytes"`
@@ -27,19 +26,19 @@ type Keys struct {
 
 // KeyOptions say how keys are coded.
 type KeyOptions struct {
-	Code   string
-	Bits   float64 // signs per number, on average over all heads
-	Alloc  string  // how they are spread over heads, one of bits.Allocs; "" takes the default of the code
+	Code   codec.Kind
+	Bits   float64    // signs per number, on average over all heads
+	Alloc  bits.Alloc // how they are spread over heads, one of bits.Allocs; "" takes the default of the code
 	Policy kvcache.Policy
 }
 
 // Allocation returns how signs are spread: Alloc, or the way that measures best where it is
 // empty (docs/codes.md). Only frames have a choice.
-func (o KeyOptions) Allocation() string {
+func (o KeyOptions) Allocation() bits.Alloc {
 	switch {
 	case o.Alloc != "":
 		return o.Alloc
-	case o.Code == "frame":
+	case o.Code == codec.Frame:
 		return bits.AllocSensitivity
 	}
 	return bits.AllocUniform
@@ -47,14 +46,16 @@ func (o KeyOptions) Allocation() string {
 
 // check refuses what no code can have.
 func (o KeyOptions) check(c *family.Config) error {
+	if _, err := codec.ParseKind(string(o.Code)); err != nil {
+		return option.Of("Code", o.Code, err)
+	}
+	if _, err := bits.ParseAlloc(string(o.Allocation())); err != nil {
+		return option.Of("Alloc", o.Alloc, err)
+	}
 	switch {
-	case !slices.Contains(codec.Kinds, o.Code):
-		return option.Bad("Code", o.Code, "expected %s", strings.Join(codec.Kinds, ", "))
-	case !slices.Contains(bits.Allocs, o.Allocation()):
-		return option.Bad("Alloc", o.Alloc, "expected %s", strings.Join(bits.Allocs, ", "))
-	case o.Code != "frame" && o.Bits != 1:
+	case o.Code != codec.Frame && o.Bits != 1:
 		return option.Bad("Bits", o.Bits, "code %s has 1 bit per number; only frame takes another number", o.Code)
-	case o.Code != "frame" && o.Allocation() != bits.AllocUniform:
+	case o.Code != codec.Frame && o.Allocation() != bits.AllocUniform:
 		return option.Bad("Alloc", o.Alloc, "code %s has 1 bit per number in every head; only frame has a choice", o.Code)
 	}
 	shape, err := c.Uniform()
@@ -85,7 +86,7 @@ func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
 	even := bits.EvenSigns(k.Signs, heads)
 	switch lo, hi := slices.Min(even), slices.Max(even); {
 	case k.Alloc != bits.AllocUniform:
-		k.Spread = "spread over heads by the calibration (" + k.Alloc + ")"
+		k.Spread = "spread over heads by the calibration (" + string(k.Alloc) + ")"
 	case lo == hi:
 		k.Spread = fmt.Sprintf("%d for each head", lo)
 	default:

@@ -63,7 +63,7 @@ type Plan struct {
 func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *Changes) (*Plan, error) {
 	targets := ch.Targets
 	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities}
-	if err := checkUnknown(c, p); err != nil {
+	if err := checkUnknown(c); err != nil {
 		return nil, err
 	}
 	var err error
@@ -94,7 +94,7 @@ var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias
 
 // checkUnknown refuses tensors that may belong to a graph other than the
 // family's: computing without them would be silently wrong.
-func checkUnknown(c *checkpoint.Checkpoint, p *Plan) error {
+func checkUnknown(c *checkpoint.Checkpoint) error {
 	for _, n := range c.Unknown {
 		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
 			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head."))
@@ -102,7 +102,8 @@ func checkUnknown(c *checkpoint.Checkpoint, p *Plan) error {
 			ok = ok || strings.HasSuffix(n, h)
 		}
 		if !ok {
-			return fmt.Errorf("%s: tensor %s is not part of the %s graph; a model that has it is not supported", c.Path, n, c.Config.Family.Name)
+			return fmt.Errorf("%s: tensor %s is not part of the %s graph; a model that has it is not supported", c.Path, n,
+				c.Config.Family.Name)
 		}
 	}
 	return nil
@@ -130,7 +131,8 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 				}
 				continue
 			}
-			x := TensorPlan{Name: s, Sources: []string{s}, Shape: shape, From: t.Type, To: t.Type, Action: Copy, Tensor: t, Why: "untouched"}
+			x := TensorPlan{Name: s, Sources: []string{s}, Shape: shape, From: t.Type, To: t.Type, Action: Copy, Tensor: t,
+				Why: "untouched"}
 			if by := targets[t.Name]; by != nil {
 				x.Action, x.By, x.Why = Fold, by, "folded and rounded to its own type"
 			}
@@ -138,7 +140,8 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 		}
 	}
 	for _, n := range c.Unknown {
-		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Copy, Why: "not part of the graph; copied as it is"})
+		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Copy,
+			Why: "not part of the graph; copied as it is"})
 	}
 	return nil
 }
@@ -149,7 +152,8 @@ func (p *Plan) retrofit(c *checkpoint.Checkpoint, outtype string, targets map[st
 	for i := range f.Tensors {
 		src := &f.Tensors[i]
 		t, _ := c.Find(src.Name)
-		x := TensorPlan{Name: src.Name, Sources: []string{src.Name}, Shape: src.Shape(), From: src.Type.String(), To: src.Type.String(), Action: Copy, Tensor: t, Why: "untouched"}
+		x := TensorPlan{Name: src.Name, Sources: []string{src.Name}, Shape: src.Shape(), From: src.Type.String(),
+			To: src.Type.String(), Action: Copy, Tensor: t, Why: "untouched"}
 		if by := targets[src.Name]; by != nil {
 			to, err := ggufType(src.Name, src.Shape(), outtype)
 			if err != nil {
@@ -170,14 +174,16 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 		return err
 	}
 	if window, _ := cfg.Window(); window > 0 && !cfg.Family.Window.InGGUF && window < cfg.Context {
-		p.Warnings = append(p.Warnings, fmt.Sprintf("stock GGUF runtimes ignore the sliding window of architecture %s; results differ from the source beyond %d tokens", cfg.Family.GGUFArch, window))
+		p.Warnings = append(p.Warnings,
+			fmt.Sprintf("stock GGUF runtimes ignore the sliding window of architecture %s; results differ from the source beyond %d tokens", cfg.Family.GGUFArch, window))
 	}
 	for _, t := range c.Tensors() {
 		to, err := ggufType(t.Name, t.Shape, outtype)
 		if err != nil {
 			return err
 		}
-		x := TensorPlan{Name: t.Name, Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, Tensor: t, Why: "re-encoded for the container"}
+		x := TensorPlan{Name: t.Name, Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode,
+			Tensor: t, Why: "re-encoded for the container"}
 		x.Reorder = p.Pairs != cfg.Pairs && isRotary(t.Name)
 		if by := targets[t.Name]; by != nil {
 			x.Action, x.By, x.Why = Fold, by, "folded and re-encoded"
@@ -192,17 +198,21 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 		if err != nil {
 			return err
 		}
-		p.Tensors = append(p.Tensors, TensorPlan{Name: "output.weight", Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode, Tensor: t, Why: "stock readers of this architecture need a head of its own"})
+		p.Tensors = append(p.Tensors, TensorPlan{Name: "output.weight", Sources: t.Sources, Shape: t.Shape, From: t.Type,
+			To: to.String(), Action: Recode, Tensor: t, Why: "stock readers of this architecture need a head of its own"})
 	}
 	full, _ := cfg.Ropes()
 	if d, ok := full.FreqDivisors(); ok {
 		if !cfg.Family.RopeFreqs {
-			return fmt.Errorf("%s: RoPE scaling %s cannot be written for architecture %s", c.Path, full.Scaling, cfg.Family.GGUFArch)
+			return fmt.Errorf("%s: RoPE scaling %s cannot be written for architecture %s", c.Path, full.Scaling,
+				cfg.Family.GGUFArch)
 		}
-		p.Tensors = append(p.Tensors, TensorPlan{Name: RopeFreqs, Shape: []int{len(d)}, From: "-", To: "F32", Action: Recode, Why: "RoPE scaling, as frequency divisors"})
+		p.Tensors = append(p.Tensors, TensorPlan{Name: RopeFreqs, Shape: []int{len(d)}, From: "-", To: "F32", Action: Recode,
+			Why: "RoPE scaling, as frequency divisors"})
 	}
 	for _, n := range c.Unknown {
-		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Drop, Why: "stock readers refuse tensors outside the architecture"})
+		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Drop,
+			Why: "stock readers refuse tensors outside the architecture"})
 	}
 	return nil
 }
@@ -228,19 +238,8 @@ func checkStock(c *checkpoint.Checkpoint) error {
 		stock = 1 / math.Sqrt(float64(cfg.Hidden/shape.Heads))
 	}
 	for l := range cfg.Layers {
-		y := &cfg.Layers[l]
-		if d := y.Scale/stock - 1; d > 1e-6 || d < -1e-6 {
-			return fmt.Errorf("%s: query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape", c.Path, y.Scale, stock)
-		}
-		if y.FFN.Experts > 0 && y.FFN.Renorm != f.Experts.GGUFRenorm {
-			return fmt.Errorf("%s: norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v", c.Path, y.FFN.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
-		}
-		if f.SquareAttention && y.QKNorm == family.NormLayers && y.KVHeads != y.Heads {
-			return fmt.Errorf("%s: num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", c.Path, y.KVHeads, y.Heads, f.GGUFArch)
-		}
-		if first := &cfg.Layers[0]; y.FFN.Size != first.FFN.Size || y.FFN.Experts != first.FFN.Experts || y.FFN.Used != first.FFN.Used ||
-			y.Window > 0 && y.Window != window {
-			return fmt.Errorf("%s: layer %d has an FFN or a window of another size than other layers, which the GGUF writer does not support", c.Path, l)
+		if err := checkStockLayer(cfg, l, stock, window); err != nil {
+			return fmt.Errorf("%s: %w", c.Path, err)
 		}
 	}
 	if f.SquareAttention && shape.Heads*shape.HeadDim != cfg.Hidden {
@@ -250,14 +249,39 @@ func checkStock(c *checkpoint.Checkpoint) error {
 		return fmt.Errorf("%s: RoPE scaling yarn with beta_fast %g and beta_slow %g: stock GGUF runtimes use 32 and 1 in architecture %s", c.Path, full.BetaFast, full.BetaSlow, f.GGUFArch)
 	}
 	if window > 0 && f.Window.InGGUF && local.Scaling != rope.None {
-		return fmt.Errorf("%s: RoPE scaling %s of sliding-window layers cannot be written for architecture %s", c.Path, local.Scaling, f.GGUFArch)
+		return fmt.Errorf("%s: RoPE scaling %s of sliding-window layers cannot be written for architecture %s", c.Path,
+			local.Scaling, f.GGUFArch)
+	}
+	return nil
+}
+
+// checkStockLayer is checkStock for one layer; scale is that of attention scores there.
+func checkStockLayer(cfg *family.Config, l int, scale float64, window int) error {
+	f := cfg.Family
+	y := &cfg.Layers[l]
+	if d := y.Scale/scale - 1; d > 1e-6 || d < -1e-6 {
+		return fmt.Errorf("query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape",
+			y.Scale, scale)
+	}
+	if y.FFN.Experts > 0 && y.FFN.Renorm != f.Experts.GGUFRenorm {
+		return fmt.Errorf("norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v",
+			y.FFN.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
+	}
+	if f.SquareAttention && y.QKNorm == family.NormLayers && y.KVHeads != y.Heads {
+		return fmt.Errorf("num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", y.KVHeads, y.Heads, f.GGUFArch)
+	}
+	if first := &cfg.Layers[0]; y.FFN.Size != first.FFN.Size || y.FFN.Experts != first.FFN.Experts ||
+		y.FFN.Used != first.FFN.Used ||
+		y.Window > 0 && y.Window != window {
+		return fmt.Errorf("layer %d has an FFN or a window of another size than other layers, which the GGUF writer does not support", l)
 	}
 	return nil
 }
 
 // isRotary says whether the rows of a tensor are ordered by rotary dimension.
 func isRotary(name string) bool {
-	for _, s := range []string{".attn_q.weight", ".attn_q.bias", ".attn_k.weight", ".attn_k.bias", ".attn_q_norm.weight", ".attn_k_norm.weight"} {
+	for _, s := range []string{".attn_q.weight", ".attn_q.bias", ".attn_k.weight", ".attn_k.bias", ".attn_q_norm.weight",
+		".attn_k_norm.weight"} {
 		if strings.HasSuffix(name, s) {
 			return true
 		}
@@ -266,7 +290,8 @@ func isRotary(name string) bool {
 }
 
 // OutTypes are the element types for matrices in GGUF.
-var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "bf16": gguf.TypeBF16, "q8_0": gguf.TypeQ8_0}
+var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "bf16": gguf.TypeBF16,
+	"q8_0": gguf.TypeQ8_0}
 
 // FileTypes are the values of general.file_type for OutTypes.
 var FileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}

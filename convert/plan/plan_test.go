@@ -53,7 +53,8 @@ func variant(t *testing.T, model string, changes keys) *checkpoint.Checkpoint {
 // What stock GGUF readers cannot compute is refused by name; the same model as
 // safetensors is fine.
 func TestPlanRefusals(t *testing.T) {
-	llama3 := keys{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+	llama3 := keys{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+		"original_max_position_embeddings": 64}
 	for _, c := range []struct {
 		model   string
 		changes keys
@@ -62,7 +63,8 @@ func TestPlanRefusals(t *testing.T) {
 		{"gemma3", keys{"query_pre_attn_scalar": 32}, "query_pre_attn_scalar"},
 		{"gemma3-62", keys{"query_pre_attn_scalar": 4}, "query_pre_attn_scalar"}, // head_dim is not what counts there
 		{"gemma3", keys{"rope_theta": nil, "rope_local_base_freq": nil, "rope_parameters": keys{
-			"full_attention": keys{"rope_type": "default"}, "sliding_attention": keys{"rope_type": "linear", "factor": 2.0}}}, "sliding-window layers"},
+			"full_attention": keys{"rope_type": "default"}, "sliding_attention": keys{"rope_type": "linear", "factor": 2.0}}},
+			"sliding-window layers"},
 		{"gemma3", keys{"rope_scaling": llama3}, "RoPE scaling llama3"},
 		{"qwen2", keys{"rope_scaling": llama3}, "RoPE scaling llama3"},
 		{"llama", keys{"rope_scaling": keys{"type": "yarn", "factor": 2.0, "beta_slow": 2.0}}, "beta_slow 2"},
@@ -74,13 +76,15 @@ func TestPlanRefusals(t *testing.T) {
 		m := variant(t, c.model, c.changes)
 		p, err := proposed(m, checkpoint.GGUF, "f16", true)
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), m.Path) {
-			t.Errorf("%s with %v: plan %v, error %v; it should name the folder and %q", c.model, c.changes, p != nil, err, c.want)
+			t.Errorf("%s with %v: plan %v, error %v; it should name the folder and %q", c.model, c.changes, p != nil, err,
+				c.want)
 		}
 		if _, err := proposed(m, checkpoint.Safetensors, "f16", true); err != nil {
 			t.Errorf("%s with %v as safetensors: %v", c.model, c.changes, err)
 		}
 	}
-	if _, err := proposed(variant(t, "llama", nil), checkpoint.GGUF, "q4_7", true); err == nil || !strings.Contains(err.Error(), "q4_7") {
+	if _, err := proposed(variant(t, "llama", nil), checkpoint.GGUF, "q4_7", true); err == nil ||
+		!strings.Contains(err.Error(), "q4_7") {
 		t.Errorf("an unknown outtype: %v", err)
 	}
 }
@@ -187,7 +191,8 @@ func TestPlanTypes(t *testing.T) {
 				t.Errorf("%s: %s is planned twice", c.model, x.Name)
 			}
 			if x.Name == c.tensor && (x.To != c.want || x.Action != c.action || x.Reorder != c.reorder) {
-				t.Errorf("%s as %s: %+v, expected %s, %s, reordered %v", c.model, c.outtype, p.Tensors[i], c.want, c.action, c.reorder)
+				t.Errorf("%s as %s: %+v, expected %s, %s, reordered %v", c.model, c.outtype, p.Tensors[i], c.want, c.action,
+					c.reorder)
 			}
 		}
 		if seen[c.tensor] == 0 {

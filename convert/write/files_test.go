@@ -34,7 +34,8 @@ func TestAnnounceBiases(t *testing.T) {
 // TestExtendIndex: the size grows by the added tensors, and nothing else is lost.
 func TestExtendIndex(t *testing.T) {
 	raw := []byte(`{"metadata":{"total_size":100,"x":"y"},"weight_map":{"a":"s1"},"other":[1]}`)
-	p := &plan.Plan{Tensors: []plan.TensorPlan{{Name: "b", Shape: []int{5}, To: "BF16"}, {Name: "a", Shape: []int{9}, To: "F32"}}}
+	p := &plan.Plan{Tensors: []plan.TensorPlan{{Name: "b", Shape: []int{5}, To: "BF16"},
+		{Name: "a", Shape: []int{9}, To: "F32"}}}
 	out, err := extendIndex(raw, map[string]string{"b": "s2"}, p)
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +51,8 @@ func TestExtendIndex(t *testing.T) {
 	if err := json.Unmarshal(out, &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.Metadata.TotalSize != 110 || got.Metadata.X != "y" || len(got.WeightMap) != 2 || got.WeightMap["b"] != "s2" || len(got.Other) != 1 {
+	if got.Metadata.TotalSize != 110 || got.Metadata.X != "y" || len(got.WeightMap) != 2 || got.WeightMap["b"] != "s2" ||
+		len(got.Other) != 1 {
 		t.Errorf("%s", out)
 	}
 	if same, err := extendIndex(raw, nil, p); err != nil || string(same) != string(raw) {

@@ -41,7 +41,8 @@ var refused = map[string]string{
 }
 
 // windowless lists those whose sliding window stock GGUF runtimes ignore.
-var windowless = map[string]bool{"mistral-window": true, "mixtral-window": true, "qwen2-window": true, "qwen3-window": true, "qwen3moe-window": true}
+var windowless = map[string]bool{"mistral-window": true, "mixtral-window": true, "qwen2-window": true,
+	"qwen3-window": true, "qwen3moe-window": true}
 
 // tinyModel is an open tiny model and what the oracle said.
 type tinyModel struct {
@@ -136,7 +137,8 @@ func writeTiny(t *testing.T, m *tinyModel, p *plan.Plan, dir, outtype string) st
 	if err != nil {
 		t.Fatal(err)
 	}
-	kvs, err := ggufKVs(m.Checkpoint, v, "source", outtype, (&Tag{Source: spec.Source{SHA256: "0"}, Code: spec.CodeInfo{Kind: "raw"}, Tool: "test"}).keys())
+	kvs, err := ggufKVs(m.Checkpoint, v, "source", outtype,
+		(&Tag{Source: spec.Source{SHA256: "0"}, Code: spec.CodeInfo{Kind: "raw"}, Tool: "test"}).keys())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +167,8 @@ func convertedLogits(t *testing.T, m *tinyModel, p *plan.Plan, dir, outtype stri
 func keep(t *testing.T, m *tinyModel, dir string, want []float32) {
 	t.Helper()
 	for _, outtype := range []string{"f16", "bf16", "q8_0"} {
-		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, outtype, plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
+		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, outtype,
+			plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +187,8 @@ func keep(t *testing.T, m *tinyModel, dir string, want []float32) {
 // logits with those of transformers for the source.
 func TestGGUFOracle(t *testing.T) {
 	eachTiny(t, func(t *testing.T, m *tinyModel) {
-		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32", plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
+		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32",
+			plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
 		if want := refused[m.name]; want != "" {
 			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), m.Path) {
 				t.Fatalf("planned with error %v; the error should name the folder and %q", err, want)
@@ -225,7 +229,8 @@ func TestGGUFOracle(t *testing.T) {
 			return
 		}
 		// The matrices came as BF16, so this loses nothing.
-		if p, err = plan.Make(m.Checkpoint, checkpoint.GGUF, "bf16", plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact})); err != nil {
+		if p, err = plan.Make(m.Checkpoint, checkpoint.GGUF, "bf16",
+			plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact})); err != nil {
 			t.Fatal(err)
 		}
 		if d := farthest(convertedLogits(t, m, p, dir, "bf16"), f32); d != 0 {
@@ -237,7 +242,8 @@ func TestGGUFOracle(t *testing.T) {
 // TestSafetensorsOracle copies every tiny model and finds every tensor's bytes.
 func TestSafetensorsOracle(t *testing.T) {
 	eachTiny(t, func(t *testing.T, m *tinyModel) {
-		p, err := plan.Make(m.Checkpoint, checkpoint.Safetensors, "f32", plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
+		p, err := plan.Make(m.Checkpoint, checkpoint.Safetensors, "f32",
+			plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -295,7 +301,8 @@ func TestBalanceIsExact(t *testing.T) {
 		if d := farthest(logitsOf(t, cfg, checkpoint.NewEdited(m.Checkpoint, half), m.Tokens), m.logits); d < 1000*limit {
 			t.Errorf("folding into keys alone moves logits by only %g: this test sees nothing", d)
 		}
-		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32", plan.Propose(m.Checkpoint, plan.Options{PairScale: true, WeightEdits: plan.EditsExact}))
+		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32",
+			plan.Propose(m.Checkpoint, plan.Options{PairScale: true, WeightEdits: plan.EditsExact}))
 		if refused[m.name] != "" {
 			return // TestGGUFOracle looks at the error
 		}
@@ -318,7 +325,8 @@ func TestBalanceIsExact(t *testing.T) {
 func TestPlanFromGGUF(t *testing.T) {
 	for _, name := range []string{"llama-llama3", "gemma3-linear"} {
 		m := openTiny(t, name)
-		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32", plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
+		p, err := plan.Make(m.Checkpoint, checkpoint.GGUF, "f32",
+			plan.Propose(m.Checkpoint, plan.Options{WeightEdits: plan.EditsExact}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -327,7 +335,8 @@ func TestPlanFromGGUF(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		if _, err := plan.Make(c, checkpoint.Safetensors, "f16", plan.Propose(c, plan.Options{WeightEdits: plan.EditsExact})); err == nil || !strings.Contains(err.Error(), "--format gguf") {
+		if _, err := plan.Make(c, checkpoint.Safetensors, "f16", plan.Propose(c,
+			plan.Options{WeightEdits: plan.EditsExact})); err == nil || !strings.Contains(err.Error(), "--format gguf") {
 			t.Errorf("safetensors from GGUF: %v", err)
 		}
 		p, err = plan.Make(c, checkpoint.GGUF, "f16", plan.Propose(c, plan.Options{WeightEdits: plan.EditsExact}))

@@ -350,45 +350,11 @@ func (w *writer) safetensors(ctx context.Context, dir string) ([]spec.File, erro
 				shardOf[x.Name] = name
 			}
 		}
-		out, err := safetensors.Create(filepath.Join(dir, name), tensors, f.Metadata)
+		file, err := w.shard(ctx, filepath.Join(dir, name), tensors, f.Metadata, byName)
 		if err != nil {
 			return nil, err
 		}
-		defer out.Abort()
-		for i := range tensors {
-			t := &tensors[i]
-			x := byName[t.Name]
-			err := out.WriteTensor(t.Name, func(o io.Writer) error {
-				o = counter{o, w.meter}
-				if x.Shard != "" && x.Tensor == nil {
-					_, err := o.Write(make([]byte, x.Shape[0]*safetensors.ElementBytes(t.DType)))
-					return err
-				}
-				part := 0
-				if x.Tensor != nil {
-					part = slices.Index(x.Tensor.Sources, t.Name)
-				}
-				if x.Action == plan.Copy {
-					return copyRaw(ctx, o, w.c, t.Name)
-				}
-				return w.encode(ctx, o, x, part, func(dst []byte, src []float32) ([]byte, error) {
-					at := len(dst)
-					dst = append(dst, make([]byte, len(src)*safetensors.ElementBytes(t.DType))...)
-					safetensors.Encode(t.DType, dst[at:], src)
-					return dst, nil
-				})
-			})
-			if err != nil {
-				return nil, err
-			}
-		}
-		if err := w.c.Unchanged(); err != nil {
-			return nil, err
-		}
-		if err := out.Commit(); err != nil {
-			return nil, err
-		}
-		files = append(files, spec.File{Name: name, Bytes: out.Size(), SHA256: out.SHA256()})
+		files = append(files, file)
 	}
 	w.meter.Finish()
 	if set.Index != nil {
@@ -403,6 +369,54 @@ func (w *writer) safetensors(ctx context.Context, dir string) ([]spec.File, erro
 		files = append(files, f)
 	}
 	return files, nil
+}
+
+// shard writes one file of the folder. byName has the plan of each tensor.
+func (w *writer) shard(ctx context.Context, path string, tensors []safetensors.Tensor, meta map[string]string,
+	byName map[string]*plan.TensorPlan) (spec.File, error) {
+	out, err := safetensors.Create(path, tensors, meta)
+	if err != nil {
+		return spec.File{}, err
+	}
+	defer out.Abort()
+	for i := range tensors {
+		t := &tensors[i]
+		err := out.WriteTensor(t.Name, func(o io.Writer) error {
+			return w.shardTensor(ctx, counter{o, w.meter}, t, byName[t.Name])
+		})
+		if err != nil {
+			return spec.File{}, err
+		}
+	}
+	if err := w.c.Unchanged(); err != nil {
+		return spec.File{}, err
+	}
+	if err := out.Commit(); err != nil {
+		return spec.File{}, err
+	}
+	return spec.File{Name: filepath.Base(path), Bytes: out.Size(), SHA256: out.SHA256()}, nil
+}
+
+// shardTensor writes one tensor of a file: zeros of an added one that nothing edits yet, the
+// source's bytes, or what the plan makes of them.
+func (w *writer) shardTensor(ctx context.Context, o io.Writer, t *safetensors.Tensor, x *plan.TensorPlan) error {
+	if x.Shard != "" && x.Tensor == nil {
+		_, err := o.Write(make([]byte, x.Shape[0]*safetensors.ElementBytes(t.DType)))
+		return err
+	}
+	if x.Action == plan.Copy {
+		return copyRaw(ctx, o, w.c, t.Name)
+	}
+	part := 0
+	if x.Tensor != nil {
+		part = slices.Index(x.Tensor.Sources, t.Name)
+	}
+	return w.encode(ctx, o, x, part, func(dst []byte, src []float32) ([]byte, error) {
+		at := len(dst)
+		dst = append(dst, make([]byte, len(src)*safetensors.ElementBytes(t.DType))...)
+		safetensors.Encode(t.DType, dst[at:], src)
+		return dst, nil
+	})
 }
 
 // extendIndex returns the index with the added tensors in it, byte for byte the

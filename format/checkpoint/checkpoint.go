@@ -23,6 +23,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
@@ -176,18 +177,8 @@ func partOfFolder(path string) bool {
 	default:
 		return false
 	}
-	st, err := os.Stat(path)
-	if err != nil || !st.Mode().IsRegular() { // opening a named pipe would wait for a writer
-		return false
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return true
-	}
-	defer f.Close()
-	var magic [4]byte
-	n, _ := f.ReadAt(magic[:], 0)
-	return string(magic[:n]) != "GGUF"
+	is, err := gguf.HasMagic(path)
+	return err == nil && !is
 }
 
 // openDir opens a folder with config.json. It refuses others, also one that holds a GGUF
@@ -384,13 +375,7 @@ func (c *Checkpoint) readDigest(ctx context.Context, tick func(done, total int))
 // FileDigest returns the SHA-256 of a file in hex. m, which may be nil, counts the bytes. When
 // ctx ends, it returns its cause.
 func FileDigest(ctx context.Context, path string, m *stream.Meter) (string, error) {
-	// Looked at before it is opened: opening a named pipe would wait for a writer.
-	if st, err := os.Stat(path); err != nil {
-		return "", err
-	} else if !st.Mode().IsRegular() {
-		return "", fmt.Errorf("%s: not a regular file", path)
-	}
-	f, err := os.Open(path)
+	f, _, err := format.OpenRegular(path)
 	if err != nil {
 		return "", err
 	}

@@ -175,8 +175,7 @@ func TestWithoutTokenTypes(t *testing.T) {
 }
 
 // full and local are the RoPE parameters of layers without a window and with one.
-func full(c *family.Config) rope.Params  { r, _ := c.Ropes(); return r }
-func local(c *family.Config) rope.Params { _, r := c.Ropes(); return r }
+func full(c *family.Config) rope.Params { r, _ := c.Ropes(); return r }
 
 func window(c *family.Config) int     { w, _ := c.Window(); return w }
 func sliding(c *family.Config) []bool { _, s := c.Window(); return s }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
@@ -58,7 +59,7 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 		if _, b.bare = b.set.Find(embedding); !b.bare {
 			for _, n := range b.set.Names() {
 				if prefix, ok := strings.CutSuffix(n, family.BasePrefix+embedding); ok {
-					return fmt.Errorf("%s: tensor %s%s is missing, but there is %s; names with the prefix %q are not read: save "+
+					return format.Unsupportedf("%s: tensor %s%s is missing, but there is %s; names with the prefix %q are not read: save "+
 						"the language model alone",
 						b.dir, family.BasePrefix, embedding, n, prefix)
 				}

@@ -14,6 +14,7 @@ package dtype
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 )
 
 // F16ToF32 widens a binary16 value. It is exact. A signalling NaN becomes a
@@ -79,46 +80,6 @@ func F16Round(f float32) float32 { return F16ToF32(F32ToF16(f)) }
 
 // BF16Round returns f rounded to the nearest value that BF16 can hold.
 func BF16Round(f float32) float32 { return BF16ToF32(F32ToBF16(f)) }
-
-// F16sToF32s widens src into dst.
-func F16sToF32s(dst []float32, src []uint16) int {
-	n := min(len(dst), len(src))
-	dst, src = dst[:n], src[:n]
-	for i, h := range src {
-		dst[i] = F16ToF32(h)
-	}
-	return n
-}
-
-// F32sToF16s narrows src into dst.
-func F32sToF16s(dst []uint16, src []float32) int {
-	n := min(len(dst), len(src))
-	dst, src = dst[:n], src[:n]
-	for i, f := range src {
-		dst[i] = F32ToF16(f)
-	}
-	return n
-}
-
-// BF16sToF32s widens src into dst.
-func BF16sToF32s(dst []float32, src []uint16) int {
-	n := min(len(dst), len(src))
-	dst, src = dst[:n], src[:n]
-	for i, b := range src {
-		dst[i] = BF16ToF32(b)
-	}
-	return n
-}
-
-// F32sToBF16s narrows src into dst.
-func F32sToBF16s(dst []uint16, src []float32) int {
-	n := min(len(dst), len(src))
-	dst, src = dst[:n], src[:n]
-	for i, f := range src {
-		dst[i] = F32ToBF16(f)
-	}
-	return n
-}
 
 // DecodeF16 widens the little-endian binary16 values of src into dst. An odd
 // last byte of src is not read.
@@ -217,4 +178,13 @@ func EncodeF32(dst []byte, src []float32) int {
 		binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(f))
 	}
 	return n
+}
+
+// AppendF32 appends src to b as little-endian float32, bit for bit.
+func AppendF32(b []byte, src []float32) []byte {
+	b = slices.Grow(b, 4*len(src))
+	for _, f := range src {
+		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(f))
+	}
+	return b
 }

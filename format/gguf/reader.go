@@ -7,9 +7,9 @@ import (
 	"io"
 	"math"
 	"math/bits"
-	"os"
 	"slices"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/placeholder"
 )
 
@@ -110,20 +110,8 @@ func Open(path string) (*File, error) {
 // OpenShard reads the header of the one file that path names, whether or not it
 // belongs to a split.
 func OpenShard(path string) (*File, error) {
-	// Looked at before it is opened: opening a named pipe would wait for a writer.
-	info, err := os.Stat(path)
-	if err == nil && !info.Mode().IsRegular() {
-		err = &FormatError{File: path, Offset: -1, Msg: "not a regular file"}
-	}
+	osFile, info, err := format.OpenRegular(path)
 	if err != nil {
-		return nil, err
-	}
-	osFile, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	if info, err = osFile.Stat(); err != nil {
-		osFile.Close()
 		return nil, err
 	}
 	f, err := NewFile(osFile, info.Size(), path)
@@ -133,6 +121,22 @@ func OpenShard(path string) (*File, error) {
 	}
 	f.closers = append(f.closers, osFile)
 	return f, nil
+}
+
+// HasMagic says whether a file begins as GGUF files do. It fails if the file cannot be read,
+// or is not a regular one.
+func HasMagic(path string) (bool, error) {
+	f, _, err := format.OpenRegular(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var lead [len(magic)]byte
+	n, err := f.ReadAt(lead[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	return string(lead[:n]) == magic, nil
 }
 
 // NewFile reads the header of a GGUF file of the given size from r; name is used

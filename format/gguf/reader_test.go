@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/phaseconv/phaseconv/format"
 )
 
 // enc builds files by hand: integers little-endian, strings with their length,
@@ -589,7 +591,7 @@ func TestOpenErrors(t *testing.T) {
 	if _, err := Open(filepath.Join(t.TempDir(), "none.gguf")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
-	if _, err := Open(t.TempDir()); !errorIs[*FormatError](err) {
+	if _, err := Open(t.TempDir()); !errors.Is(err, format.ErrBroken) {
 		t.Errorf("a folder: %v", err)
 	}
 	path := filepath.Join(t.TempDir(), "cut.gguf")

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -174,23 +173,9 @@ func IsFolder(dir string) (bool, error) {
 // ReadRaw returns the bytes of dir/config.json, at most MaxConfig of them.
 func ReadRaw(dir string) ([]byte, error) {
 	path := filepath.Join(dir, ConfigName)
-	// Looked at before it is opened: opening a named pipe would wait for a writer.
-	if st, err := os.Stat(path); err != nil {
-		return nil, err
-	} else if !st.Mode().IsRegular() {
-		return nil, format.Brokenf("%s: not a regular file", path)
-	}
-	f, err := os.Open(path)
+	raw, err := format.ReadFile(path, MaxConfig)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, MaxConfig+1))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if len(raw) > MaxConfig {
-		return nil, format.Brokenf("%s: larger than %d bytes", path, MaxConfig)
 	}
 	if err := placeholder.Check(path, raw); err != nil {
 		return nil, err

@@ -3,7 +3,11 @@
 // Readers ask it before they say that a file is damaged.
 package placeholder
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/phaseconv/phaseconv/format"
+)
 
 // Head is how many bytes of a file Check needs to see.
 const Head = 64
@@ -15,6 +19,9 @@ type Error struct {
 }
 
 func (e *Error) Error() string { return e.File + ": " + e.Msg }
+
+// Is says that the error is of kind format.ErrBroken.
+func (e *Error) Is(kind error) bool { return kind == format.ErrBroken }
 
 var kinds = []struct {
 	prefix string // in lower case

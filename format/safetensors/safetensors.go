@@ -130,10 +130,7 @@ type File struct {
 
 // Open reads the header of path and checks it against the file's size.
 func Open(path string) (*File, error) {
-	if err := checkRegular(path); err != nil {
-		return nil, err
-	}
-	h, err := os.Open(path)
+	h, _, err := format.OpenRegular(path)
 	if err != nil {
 		return nil, err
 	}
@@ -143,16 +140,6 @@ func Open(path string) (*File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-// checkRegular comes before opening, because opening a named pipe would wait for
-// a writer.
-func checkRegular(path string) error {
-	st, err := os.Stat(path)
-	if err == nil && !st.Mode().IsRegular() {
-		err = &FormatError{File: path, Offset: -1, Msg: "not a regular file"}
-	}
-	return err
 }
 
 // Close closes the file.
@@ -532,9 +519,7 @@ func Decode(dt string, dst []float32, src []byte) {
 			dst[i] = float32(math.Float64frombits(binary.LittleEndian.Uint64(src[8*i:])))
 		}
 	case "F32":
-		for i := range dst {
-			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:]))
-		}
+		dtype.DecodeF32(dst, src)
 	case "F16":
 		dtype.DecodeF16(dst, src)
 	case "BF16":
@@ -551,9 +536,7 @@ func Encode(dt string, dst []byte, src []float32) {
 			binary.LittleEndian.PutUint64(dst[8*i:], math.Float64bits(float64(v)))
 		}
 	case "F32":
-		for i, v := range src {
-			binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(v))
-		}
+		dtype.EncodeF32(dst, src)
 	case "F16":
 		dtype.EncodeF16(dst, src)
 	case "BF16":

@@ -311,7 +311,7 @@ func TestOpenDirRefuses(t *testing.T) {
 	if err := h.Truncate(MaxIndex + 1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenDir(dir); err == nil || !strings.Contains(err.Error(), "larger than the limit") {
+	if _, err := OpenDir(dir); err == nil || !strings.Contains(err.Error(), "larger than 104857600 bytes") {
 		t.Errorf("large index: %v", err)
 	}
 	if _, err := Open(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {

@@ -4,15 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/placeholder"
 )
@@ -44,7 +45,8 @@ type Ref struct {
 // OpenDir opens the checkpoint in dir: the shards that the index names, or
 // model.safetensors, or without either shards that are complete by their names.
 // Every tensor must be where the index says. Where loaders would read different
-// files, it refuses.
+// files, it refuses. Errors about what is in the folder are of kind format.ErrBroken or
+// format.ErrUnsupported.
 func OpenDir(dir string) (*Set, error) {
 	s := &Set{Dir: dir, byName: map[string]Ref{}}
 	there, err := look(dir)
@@ -52,7 +54,7 @@ func OpenDir(dir string) (*Set, error) {
 		return nil, err
 	}
 	path := filepath.Join(dir, IndexName)
-	raw, err := readLimited(path, MaxIndex)
+	raw, err := format.ReadFile(path, MaxIndex)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = s.withoutIndex(there)
@@ -61,7 +63,7 @@ func OpenDir(dir string) (*Set, error) {
 	}
 	if err != nil {
 		s.Close()
-		return nil, err
+		return nil, format.Broken(err)
 	}
 	return s, nil
 }
@@ -79,7 +81,7 @@ func (s *Set) withIndex(path string, raw []byte, there *listing) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	tensors := sortedKeys(shardOf) // so that of several errors always the same is reported
+	tensors := slices.Sorted(maps.Keys(shardOf)) // so that of several errors always the same is reported
 	shards := map[string]bool{}
 	for _, name := range tensors {
 		// A path would let an index reach outside its folder.
@@ -95,7 +97,7 @@ func (s *Set) withIndex(path string, raw []byte, there *listing) error {
 	if len(shards) > MaxShards {
 		return fmt.Errorf("%s: %d shards exceed the limit of %d", path, len(shards), MaxShards)
 	}
-	names := sortedKeys(shards)
+	names := slices.Sorted(maps.Keys(shards))
 	if use, err := s.besideIndex(path, names, shards, there); err != nil || !use {
 		return err
 	}
@@ -251,7 +253,7 @@ func (l *listing) nothing() error {
 			hint += "; rename it if it is the whole model"
 		}
 	}
-	return fmt.Errorf("%s: neither %s nor %s is there: %s", l.dir, SingleName, IndexName, hint)
+	return format.Unsupportedf("%s: neither %s nor %s is there: %s", l.dir, SingleName, IndexName, hint)
 }
 
 // some names the first of several files.
@@ -274,15 +276,6 @@ func parseIndex(raw []byte) (map[string]string, error) {
 		return nil, fmt.Errorf("not a valid index: key weight_map, the map from tensor to shard, is missing")
 	}
 	return index.WeightMap, nil
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
-	return keys
 }
 
 func (s *Set) add(path string) error {
@@ -314,23 +307,4 @@ func (s *Set) Close() error {
 func (s *Set) Find(name string) (Ref, bool) { r, ok := s.byName[name]; return r, ok }
 
 // Names returns all tensor names, sorted.
-func (s *Set) Names() []string { return sortedKeys(s.byName) }
-
-func readLimited(path string, limit int64) ([]byte, error) {
-	if err := checkRegular(path); err != nil {
-		return nil, err
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s: larger than the limit of %d bytes", path, limit)
-	}
-	return b, nil
-}
+func (s *Set) Names() []string { return slices.Sorted(maps.Keys(s.byName)) }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -241,7 +242,7 @@ func TestSplitters(t *testing.T) {
 	loadJSON(t, "splits.json", &golden)
 	texts := all[:short]
 	general := make(map[string]int)
-	for _, name := range sortedKeys(golden.Llama) {
+	for _, name := range slices.Sorted(maps.Keys(golden.Llama)) {
 		p := preTokenizers[name]
 		pieces := 0
 		for i, text := range texts {

@@ -114,53 +114,12 @@ func (r *hfReader) countOn(stated map[int64]hfAdded) error {
 			stated[id] = a
 		}
 	}
-	taken := map[int64]string{} // ids of model.vocab that counting can meet
-	for text, id := range r.vocab {
-		if id >= int64(len(r.vocab)) {
-			taken[id] = text
-		}
-	}
-	at := map[string]int{} // place in r.added
-	next := int64(len(r.vocab))
-	moved, first := 0, ""
-	add := func(a hfAdded, file string) error {
-		if a.Content == "" {
-			return nil
-		}
-		said := a.ID
-		k, again := at[a.Content]
-		id, own := r.vocab[a.Content]
-		switch {
-		case again:
-			id = r.added[k].ID
-		case !own:
-			id = next
-			if text, ok := taken[id]; ok {
-				return r.badAdded("Hugging Face would give added token %q the id %d, which %q has in model.vocab; "+
-					"number the vocabulary without gaps", clip(a.Content, 40), id, clip(text, 40))
-			}
-		}
-		next = max(next, id+1)
-		if said >= 0 && said != id {
-			if moved++; moved == 1 {
-				first = fmt.Sprintf("%s gives added token %q the id %d, but Hugging Face counts on from the vocabulary "+
-					"to %d, which is used.", file, clip(a.Content, 40), said, id)
-			}
-		}
-		a.ID = id
-		if again {
-			r.added[k] = a
-			return nil
-		}
-		at[a.Content] = len(r.added)
-		r.added = append(r.added, a)
-		return nil
-	}
+	c := newIDCounter(r)
 	for _, a := range r.tok.AddedTokens {
 		if a.ID < 0 || a.ID >= MaxVocab {
 			return r.badAdded("added token %q has id %d; 0 to %d are read", clip(a.Content, 40), a.ID, MaxVocab-1)
 		}
-		if err := add(a, "tokenizer.json"); err != nil {
+		if err := c.add(a, "tokenizer.json"); err != nil {
 			return err
 		}
 	}
@@ -169,7 +128,7 @@ func (r *hfReader) countOn(stated map[int64]hfAdded) error {
 		file = "added_tokens.json"
 	}
 	for _, id := range slices.Sorted(maps.Keys(stated)) {
-		if err := add(stated[id], file); err != nil {
+		if err := c.add(stated[id], file); err != nil {
 			return err
 		}
 	}
@@ -179,7 +138,7 @@ func (r *hfReader) countOn(stated map[int64]hfAdded) error {
 	}
 	named, roles := r.named()
 	for i, t := range named {
-		if k, ok := at[string(t)]; ok {
+		if k, ok := c.at[string(t)]; ok {
 			// Where tokenizer_config.json lists added tokens, it says which are special
 			// but for those that it lists and names.
 			if i < roles && (r.config.Added == nil || listed[string(t)]) {
@@ -187,16 +146,71 @@ func (r *hfReader) countOn(stated map[int64]hfAdded) error {
 			}
 			continue
 		}
-		if err := add(hfAdded{ID: -1, Content: string(t), Special: true}, ""); err != nil {
+		if err := c.add(hfAdded{ID: -1, Content: string(t), Special: true}, ""); err != nil {
 			return err
 		}
 	}
-	if moved > 0 {
-		r.note("%s", first)
+	if c.moved > 0 {
+		r.note("%s", c.first)
 	}
-	if moved > 1 {
-		r.note("So it is with %d more added tokens.", moved-1)
+	if c.moved > 1 {
+		r.note("So it is with %d more added tokens.", c.moved-1)
 	}
+	return nil
+}
+
+// An idCounter gives ids to added tokens as Hugging Face does, which counts on from the vocabulary.
+type idCounter struct {
+	r     *hfReader
+	taken map[int64]string // ids of model.vocab that counting can meet
+	at    map[string]int   // place in r.added
+	next  int64
+	moved int    // tokens that a file gives another id than they get
+	first string // what is said about the first of them
+}
+
+func newIDCounter(r *hfReader) *idCounter {
+	c := &idCounter{r: r, taken: map[int64]string{}, at: map[string]int{}, next: int64(len(r.vocab))}
+	for text, id := range r.vocab {
+		if id >= c.next {
+			c.taken[id] = text
+		}
+	}
+	return c
+}
+
+// add adds a token that file states, or one that is known again.
+func (c *idCounter) add(a hfAdded, file string) error {
+	if a.Content == "" {
+		return nil
+	}
+	r, said := c.r, a.ID
+	k, again := c.at[a.Content]
+	id, own := r.vocab[a.Content]
+	switch {
+	case again:
+		id = r.added[k].ID
+	case !own:
+		id = c.next
+		if text, ok := c.taken[id]; ok {
+			return r.badAdded("Hugging Face would give added token %q the id %d, which %q has in model.vocab; "+
+				"number the vocabulary without gaps", clip(a.Content, 40), id, clip(text, 40))
+		}
+	}
+	c.next = max(c.next, id+1)
+	if said >= 0 && said != id {
+		if c.moved++; c.moved == 1 {
+			c.first = fmt.Sprintf("%s gives added token %q the id %d, but Hugging Face counts on from the vocabulary "+
+				"to %d, which is used.", file, clip(a.Content, 40), said, id)
+		}
+	}
+	a.ID = id
+	if again {
+		r.added[k] = a
+		return nil
+	}
+	c.at[a.Content] = len(r.added)
+	r.added = append(r.added, a)
 	return nil
 }
 

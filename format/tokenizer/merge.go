@@ -1,6 +1,9 @@
 package tokenizer
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // noRank marks a pair that does not merge.
 const noRank = math.MaxUint32
@@ -85,7 +88,7 @@ func (w *work) mergeHeap(r ranker, word string) {
 	// the right one, so positions, and with them the order, stay what they were.
 	n := int32(len(w.ids))
 	ids, off := w.ids, w.off
-	w.prev, w.next = grow(w.prev, int(n)), grow(w.next, int(n))
+	w.prev, w.next = slices.Grow(w.prev[:0], int(n))[:int(n)], slices.Grow(w.next[:0], int(n))[:int(n)]
 	if cap(w.pairs) < int(n) {
 		w.pairs = make([]pair, n)
 	}
@@ -150,13 +153,6 @@ func (w *work) mergeHeap(r ranker, word string) {
 	}
 	off[k] = off[n]
 	w.ids, w.off = ids[:k], off[:k+1]
-}
-
-func grow(s []int32, n int) []int32 {
-	if cap(s) < n {
-		return make([]int32, n)
-	}
-	return s[:n]
 }
 
 func siftDown(h []uint64, i int) {

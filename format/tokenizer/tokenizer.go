@@ -2,8 +2,6 @@ package tokenizer
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -335,10 +333,6 @@ func byteToken(s string) (byte, bool) {
 }
 
 func byteTokenText(b byte) string { return fmt.Sprintf("<0x%02X>", b) }
-
-func sortedKeys[V any](m map[string]V) []string {
-	return slices.Sorted(maps.Keys(m))
-}
 
 // denseRanks maps each score to its place among the distinct scores, highest first.
 func denseRanks(scores []float32) []uint32 {

@@ -536,8 +536,7 @@ func TestBadVocab(t *testing.T) {
 		"no scores": {func(v *Vocab) { v.Model = ModelSPM }, &format, "scores"},
 		"nan": {func(v *Vocab) {
 			v.Model = ModelSPM
-			v.Scores = make([]float32,
-				300)
+			v.Scores = make([]float32, 300)
 			v.Scores[9] = float32(math.NaN())
 		}, &format, "score 9"},
 		"long token": {func(v *Vocab) { v.Tokens[5] = strings.Repeat("x", MaxTokenLen+1) }, &format, "token 5"},

@@ -32,7 +32,9 @@ package tokenizer
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -414,7 +416,7 @@ func (v *Vocab) KeyValues() []KeyValue {
 	if v.RemoveExtraWhitespaces {
 		kv = append(kv, KeyValue{keyRemoveExtra, true})
 	}
-	if names := sortedKeys(v.ChatTemplates); len(names) > 0 {
+	if names := slices.Sorted(maps.Keys(v.ChatTemplates)); len(names) > 0 {
 		for _, name := range names {
 			kv = append(kv, KeyValue{keyTemplate + "." + name, v.ChatTemplates[name]})
 		}

@@ -4,13 +4,27 @@ package buildinfo
 import (
 	"runtime"
 	"runtime/debug"
+	"strings"
 )
 
 // Version is the release. The linker sets it in releases.
 var Version = "0.1.0-dev"
 
-// Tool names this program and its version in artifacts.
-func Tool() string { return "phaseconv " + Version }
+// Tool names this program and its version in artifacts. Before a release the version says
+// little, so the commit follows it where the build knows one, and ".modified" where files
+// differed from it.
+func Tool() string { return "phaseconv " + full(Read()) }
+
+func full(b Build) string {
+	if !strings.HasSuffix(b.Version, "-dev") || len(b.Revision) < 12 {
+		return b.Version
+	}
+	v := b.Version + "+" + b.Revision[:12]
+	if b.Modified {
+		v += ".modified"
+	}
+	return v
+}
 
 // A Build describes a program.
 type Build struct {

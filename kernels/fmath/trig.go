@@ -13,19 +13,32 @@ const (
 	halfPi2 = -0x1.f1976b7ed8fbcp-110
 )
 
-// Sin returns the sine of x radians. Error at most 0.8 ulp, however large x is.
-func Sin(x float64) float64 {
-	s, _ := SinCos(x)
-	return s
-}
-
 // Cos returns the cosine of x radians. Error at most 0.8 ulp, however large x is.
 func Cos(x float64) float64 {
 	_, c := SinCos(x)
 	return c
 }
 
-// SinCos returns the sine and the cosine of x radians, NaN for infinities.
+// Acos returns the angle in radians, 0 to pi, whose cosine is x, to within 1e-15 of what Cos
+// can tell apart. What rounding brought beyond 1 or -1 counts as 1 or -1.
+func Acos(x float64) float64 {
+	if x != x {
+		return x
+	}
+	x = max(-1, min(1, x))
+	lo, hi := 0.0, math.Pi
+	for range 60 { // bisection: slow, but it has no case of its own near the ends
+		if mid := (lo + hi) / 2; Cos(mid) > x {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return (lo + hi) / 2
+}
+
+// SinCos returns the sine and the cosine of x radians, NaN for infinities. Errors are at most
+// 0.8 ulp, however large x is.
 func SinCos(x float64) (sin, cos float64) {
 	if x-x != 0 {
 		return math.NaN(), math.NaN()

@@ -19,44 +19,14 @@ func Minimize(
 ) (
 	at []float64, value float64, taken int, err error,
 ) {
-	type pair struct {
-		s, y []float64
-		rho  float64
-	}
-	var memory []pair
+	var memory curvatures
 	fx, g := f(x)
 	if ctx.Err() != nil {
 		return nil, 0, 0, context.Cause(ctx)
 	}
 	idle, n := 0, 0
 	for ; n < steps && idle < maxIdle; n++ {
-		dir := append([]float64(nil), g...)
-		alpha := make([]float64, len(memory))
-		for i := len(memory) - 1; i >= 0; i-- {
-			m := memory[i]
-			alpha[i] = float64(m.rho * Dot(m.s, dir))
-			for j, v := range m.y {
-				dir[j] -= float64(alpha[i] * v)
-			}
-		}
-		scale := 1.0
-		if len(memory) > 0 {
-			m := memory[len(memory)-1]
-			var yhy float64
-			for j, v := range m.y {
-				yhy += float64(v*v) / curvature[j]
-			}
-			scale = 1 / (m.rho * yhy)
-		}
-		for j := range dir {
-			dir[j] *= scale / curvature[j]
-		}
-		for i, m := range memory {
-			beta := float64(m.rho * Dot(m.y, dir))
-			for j, v := range m.s {
-				dir[j] += float64((alpha[i] - beta) * v)
-			}
-		}
+		dir := memory.direction(g, curvature)
 		slope := -Dot(dir, g)
 		if !(slope < 0) {
 			break
@@ -86,7 +56,7 @@ func Minimize(
 			s[j], y[j] = next[j]-x[j], gn[j]-g[j]
 		}
 		if sy := Dot(s, y); sy > 1e-12*Norm(s)*Norm(y) {
-			memory = append(memory, pair{s, y, 1 / sy})
+			memory = append(memory, change{s, y, 1 / sy})
 			if len(memory) > memorySteps {
 				memory = memory[1:]
 			}
@@ -99,4 +69,46 @@ func Minimize(
 		x, fx, g = next, fn, gn
 	}
 	return x, fx, n, nil
+}
+
+// A change is what a step did to x and to the gradient; rho is 1 / (s . y).
+type change struct {
+	s, y []float64
+	rho  float64
+}
+
+// curvatures are the last changes, the oldest first.
+type curvatures []change
+
+// direction returns about the inverse curvature times the gradient g: the two loops of L-BFGS.
+// curvature is that of each coordinate before anything is learned.
+func (memory curvatures) direction(g, curvature []float64) []float64 {
+	dir := append([]float64(nil), g...)
+	alpha := make([]float64, len(memory))
+	for i := len(memory) - 1; i >= 0; i-- {
+		m := memory[i]
+		alpha[i] = float64(m.rho * Dot(m.s, dir))
+		for j, v := range m.y {
+			dir[j] -= float64(alpha[i] * v)
+		}
+	}
+	scale := 1.0
+	if len(memory) > 0 {
+		m := memory[len(memory)-1]
+		var yhy float64
+		for j, v := range m.y {
+			yhy += float64(v*v) / curvature[j]
+		}
+		scale = 1 / (m.rho * yhy)
+	}
+	for j := range dir {
+		dir[j] *= scale / curvature[j]
+	}
+	for i, m := range memory {
+		beta := float64(m.rho * Dot(m.y, dir))
+		for j, v := range m.s {
+			dir[j] += float64((alpha[i] - beta) * v)
+		}
+	}
+	return dir
 }

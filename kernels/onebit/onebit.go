@@ -53,6 +53,7 @@ package onebit
 import (
 	"fmt"
 	"math"
+	"slices"
 )
 
 // BlockKeys is the number of keys in a block.
@@ -170,11 +171,11 @@ func (t *Tables) Build(q []float32, ldq, heads, b int) {
 		panic(fmt.Sprintf("onebit: %d numbers are too few for %d queries of %d at distance %d", len(q), heads, b, ldq))
 	}
 	t.heads, t.bits, t.words = heads, b, words
-	t.digits = grow(t.digits, heads*words*tableWord)
-	t.consts = grow(t.consts, heads)
+	t.digits = slices.Grow(t.digits[:0], heads*words*tableWord)[:heads*words*tableWord]
+	t.consts = slices.Grow(t.consts[:0], heads)[:heads]
 	t.bytes = t.bytes[:0]
 	if !vectorised() {
-		t.bytes = grow(t.bytes, heads*words*tableWordB)
+		t.bytes = slices.Grow(t.bytes[:0], heads*words*tableWordB)[:heads*words*tableWordB]
 	}
 	var quads [maxWords * 8][4]int16
 	for h := range heads {
@@ -188,13 +189,6 @@ func (t *Tables) Build(q []float32, ldq, heads, b int) {
 			buildBytes(t.bytes[h*words*tableWordB:][:words*tableWordB], quads[:words*8])
 		}
 	}
-}
-
-func grow[T any](s []T, n int) []T {
-	if cap(s) < n {
-		return make([]T, n)
-	}
-	return s[:n]
 }
 
 // roundQuery rounds q to integers, see the package comment, and returns their unit.

@@ -15,11 +15,13 @@ func MaxSigns(d int) int { return min(MaxBits, MaxBitsPerNumber*d) / SignStep * 
 // number on average: bits d heads, rounded to a multiple of 8.
 func Budget(bits float64, d, heads int) (int, error) {
 	if d < 1 || heads < 1 || !(bits > 0 && bits <= MaxBitsPerNumber) {
-		return 0, fmt.Errorf("%g bits per number for %d heads of %d numbers: it must be above 0 and at most %d", bits, heads, d, MaxBitsPerNumber)
+		return 0, fmt.Errorf("%g bits per number for %d heads of %d numbers: it must be above 0 and at most %d", bits, heads,
+			d, MaxBitsPerNumber)
 	}
 	total := int(math.Round(bits*float64(d)*float64(heads)/SignStep)) * SignStep
 	if total < SignStep*heads || total > MaxSigns(d)*heads {
-		return 0, fmt.Errorf("%g bits per number make %d signs for %d heads of %d numbers; every head needs %d to %d", bits, total, heads, d, SignStep, MaxSigns(d))
+		return 0, fmt.Errorf("%g bits per number make %d signs for %d heads of %d numbers; every head needs %d to %d", bits,
+			total, heads, d, SignStep, MaxSigns(d))
 	}
 	return total, nil
 }

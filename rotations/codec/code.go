@@ -1,4 +1,4 @@
-// Package rotations holds the 1-bit key codes: what a code is, how its signs and
+// Package codec holds the 1-bit key codes: what a code is, how its signs and
 // scale are found for a key, how codes are fitted to calibration keys, which
 // identities fold into the weights beforehand, and the sidecar that carries the
 // result.
@@ -38,8 +38,7 @@ const (
 // A Code stores keys of one KV head. It is immutable once made and safe for
 // concurrent use.
 type Code struct {
-	// Kind names how it was made: raw, cen, srht, random, learned or frame.
-	Kind string
+	Kind Kind // how it was made
 	D, B int
 	Mean []float32 // [D]
 	// Decode is M^T: row i, of length D, is what sign i stands for. [B, D]
@@ -60,7 +59,7 @@ type Code struct {
 
 // New checks a code's parts and prepares it for encoding. Encode nil claims that
 // the rows of decode are orthonormal; that is checked.
-func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
+func New(kind Kind, d, b int, mean, decode, encode []float32) (*Code, error) {
 	if err := CheckSize(d, b); err != nil {
 		return nil, err
 	}
@@ -96,7 +95,8 @@ func New(kind string, d, b int, mean, decode, encode []float32) (*Code, error) {
 		for j := range i {
 			v := 0.5 * (c.gram[i*b+j] + c.gram[j*b+i])
 			if v-v != 0 {
-				return nil, fmt.Errorf("signs %d and %d of the code have an inner product of %g: the matrices are too large", i, j, v)
+				return nil, fmt.Errorf("signs %d and %d of the code have an inner product of %g: the matrices are too large", i, j,
+					v)
 			}
 			c.gram[i*b+j], c.gram[j*b+i] = v, v
 		}
@@ -121,6 +121,7 @@ func (c *Code) WithGain(gain float32) (*Code, error) {
 	return &out, nil
 }
 
+// CheckSize refuses a code of b signs for keys of d numbers that no runtime could read.
 func CheckSize(d, b int) error {
 	if d < 1 || d > MaxDim || b < 8 || b > min(MaxBits, MaxBitsPerNumber*d) || b%8 != 0 {
 		return fmt.Errorf("a code of %d signs for keys of %d numbers: signs must be a multiple of 8 up to %d and %d times the numbers, numbers at most %d", b, d, MaxBits, MaxBitsPerNumber, MaxDim)
@@ -144,6 +145,7 @@ func (c *Code) pack() {
 // orthonormal in float64: inner products of unit rows err by about 1e-7 each way.
 const orthonormalTolerance = 1e-5
 
+// CheckOrthonormal refuses rows of m, [b, d], that are no orthonormal basis.
 func CheckOrthonormal(m []float32, b, d int) error {
 	if b != d {
 		return fmt.Errorf("a code of %d signs for %d numbers needs an encode matrix", b, d)
@@ -168,6 +170,17 @@ func (c *Code) Orthonormal() bool { return c.Encode == nil }
 
 // Words returns how many 32-bit words hold the signs of a key.
 func (c *Code) Words() int { return (c.B + 31) / 32 }
+
+// MeanBits returns the signs per number over all heads of codes [layer][head], NaN for none.
+func MeanBits(codes [][]*Code) float64 {
+	signs, numbers := 0, 0
+	for _, heads := range codes {
+		for _, c := range heads {
+			signs, numbers = signs+c.B, numbers+c.D
+		}
+	}
+	return float64(signs) / float64(numbers)
+}
 
 // MaxAlpha is the largest scale that binary16 holds.
 const MaxAlpha = 65504

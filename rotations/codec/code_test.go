@@ -32,7 +32,7 @@ func TestScoreIdentity(t *testing.T) {
 					fast += float64(q[j]) * float64(c.Mean[j])
 					bound += math.Abs(float64(q[j])) * math.Abs(float64(c.Mean[j]))
 				}
-				var smallest float64 = math.Inf(1)
+				smallest := math.Inf(1)
 				for k := range c.B {
 					var mq float64
 					for j, v := range c.Decode[k*d : (k+1)*d] {
@@ -121,7 +121,8 @@ func newProblem(c *codec.Code, k []float32) *problem {
 			p.z[i] += float64(c.Encode[i*c.D+j]) * (float64(k[j]) - float64(c.Mean[j]))
 		}
 		for j := range c.B {
-			p.g[i*c.B+j] = (linalg.Dot64(c.Encode[i*c.D:(i+1)*c.D], c.Decode[j*c.D:(j+1)*c.D]) + linalg.Dot64(c.Encode[j*c.D:(j+1)*c.D], c.Decode[i*c.D:(i+1)*c.D])) / 2
+			p.g[i*c.B+j] = (linalg.Dot64(c.Encode[i*c.D:(i+1)*c.D],
+				c.Decode[j*c.D:(j+1)*c.D]) + linalg.Dot64(c.Encode[j*c.D:(j+1)*c.D], c.Decode[i*c.D:(i+1)*c.D])) / 2
 		}
 	}
 	return p
@@ -227,7 +228,8 @@ func TestExhaustive(t *testing.T) {
 				}
 			}
 		}
-		t.Logf("%s frame, d=%d, b=8: %.4f of the best on average, %.3f at worst, the best itself for %.0f %% of keys", x.name, x.d, sum/float64(n), lowest, 100*float64(hits)/float64(n))
+		t.Logf("%s frame, d=%d, b=8: %.4f of the best on average, %.3f at worst, the best itself for %.0f %% of keys", x.name,
+			x.d, sum/float64(n), lowest, 100*float64(hits)/float64(n))
 		if !(sum/float64(n) > x.mean) || !(lowest > x.worst) {
 			t.Errorf("%s frame, d=%d: %.4f of the best on average, %.3f at worst", x.name, x.d, sum/float64(n), lowest)
 		}
@@ -379,11 +381,13 @@ func TestNewRefuses(t *testing.T) {
 		says                 string
 	}{
 		{"no numbers", 0, 8, nil, nil, nil, "multiple of 8"},
-		{"too many numbers", codec.MaxDim + 1, 8, zero(codec.MaxDim + 1), zero(8 * (codec.MaxDim + 1)), zero(8 * (codec.MaxDim + 1)), "multiple of 8"},
+		{"too many numbers", codec.MaxDim + 1, 8, zero(codec.MaxDim + 1), zero(8 * (codec.MaxDim + 1)),
+			zero(8 * (codec.MaxDim + 1)), "multiple of 8"},
 		{"no signs", 8, 0, zero(8), nil, nil, "multiple of 8"},
 		{"odd signs", 8, 12, zero(8), zero(96), zero(96), "multiple of 8"},
 		{"negative signs", 8, -8, zero(8), nil, nil, "multiple of 8"},
-		{"too many signs", 512, codec.MaxBits + 8, zero(512), zero(512 * (codec.MaxBits + 8)), zero(512 * (codec.MaxBits + 8)), "multiple of 8"},
+		{"too many signs", 512, codec.MaxBits + 8, zero(512), zero(512 * (codec.MaxBits + 8)),
+			zero(512 * (codec.MaxBits + 8)), "multiple of 8"},
 		{"too many signs for a number", 2, 24, zero(2), zero(48), zero(48), "8 times"},
 		{"short mean", 8, 8, zero(7), eye(8), nil, "mean of 7"},
 		{"short decode", 8, 8, zero(8), zero(63), nil, "decode of 63"},
@@ -423,8 +427,10 @@ func TestMeasure(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := measure(t, c, keydata.Normal(r, n*d))
-	if floor := math.Sqrt(2/math.Pi) * (1 + 1/(4.0*d)); math.Abs(b.MomentRatio-2/math.Pi) > 0.006 || math.Abs(b.Cos1bit-floor) > 0.004 || b.N != n {
-		t.Errorf("Gaussian keys: cosine %.4f (%.4f), moment ratio %.4f (0.637), %d keys", b.Cos1bit, floor, b.MomentRatio, b.N)
+	if floor := math.Sqrt(2/math.Pi) * (1 + 1/(4.0*d)); math.Abs(b.MomentRatio-2/math.Pi) > 0.006 ||
+		math.Abs(b.Cos1bit-floor) > 0.004 || b.N != n {
+		t.Errorf("Gaussian keys: cosine %.4f (%.4f), moment ratio %.4f (0.637), %d keys", b.Cos1bit, floor, b.MomentRatio,
+			b.N)
 	}
 	// The best scale makes the lost energy 1 - cos^2 for each key, so on keys of one
 	// length the two measures are one.

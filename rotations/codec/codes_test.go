@@ -11,7 +11,7 @@ import (
 )
 
 // codes returns one code of every kind (or of those given), and frames of several sizes.
-func codes(t testing.TB, r *rand.Rand, d int, kinds ...string) map[string]*codec.Code {
+func codes(t testing.TB, r *rand.Rand, d int, kinds ...codec.Kind) map[string]*codec.Code {
 	t.Helper()
 	if len(kinds) == 0 {
 		kinds = codec.Kinds

@@ -10,7 +10,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
-// encodeBatch is how many keys are encoded at a time; it bounds the buffers.
+// EncodeBatch is how many keys are encoded at a time; it bounds the buffers.
 const EncodeBatch = 1024
 
 // signBlock is how many signs are chosen before their effect on all others is

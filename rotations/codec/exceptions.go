@@ -18,7 +18,8 @@ const ExceptionBytes = 3
 // fit 8 bits.
 func CheckExceptions(per, d int) error {
 	if per < 0 || per > d/2 || per > 0 && d > spec.MaxExceptionDim {
-		return fmt.Errorf("%d exceptions for keys of %d numbers: expected 0 to half the numbers, and 0 beyond %d numbers", per, d, spec.MaxExceptionDim)
+		return fmt.Errorf("%d exceptions for keys of %d numbers: expected 0 to half the numbers, and 0 beyond %d numbers",
+			per, d, spec.MaxExceptionDim)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/internal/keydata"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
 // BenchmarkFit fits each code to the keys of one head as a default calibration
@@ -14,8 +15,8 @@ func BenchmarkFit(b *testing.B) {
 	r := rand.New(rand.NewPCG(1, 1))
 	c, _ := keydata.Metric(r, 2000, d)
 	s := &Sample{D: d, Keys: keydata.Keyish(r, n, d), Metric: c, Threads: 1}
-	for _, kind := range []string{"srht", "learned", "frame"} {
-		b.Run(kind, func(b *testing.B) {
+	for _, kind := range []codec.Kind{"srht", "learned", "frame"} {
+		b.Run(string(kind), func(b *testing.B) {
 			b.SetBytes(n * d * 4)
 			for b.Loop() {
 				fit(b, kind, d, s)

@@ -43,7 +43,8 @@ const (
 // learned code, without a mean). Each block starts from the identity and from the
 // randomised Hadamard transform that HadamardRows gives for the same numbers, and
 // keeps what ends higher. When ctx ends, it returns its cause after at most one step.
-func FitRows(ctx context.Context, rows []float32, d, block int, seed uint64, layer, part, threads int) (*BlockRotation, error) {
+func FitRows(ctx context.Context, rows []float32, d, block int, seed uint64, layer, part, threads int) (*BlockRotation,
+	error) {
 	if d < 1 || block < 1 || d%block != 0 || len(rows)%d != 0 || len(rows) == 0 || block > codec.MaxDim {
 		return nil, fmt.Errorf("a rotation of %d numbers in blocks of %d for %d numbers of rows", d, block, len(rows))
 	}
@@ -75,22 +76,19 @@ func FitRows(ctx context.Context, rows []float32, d, block int, seed uint64, lay
 // It returns the rotation and what the objective was.
 func (s *Sample) spread(ctx context.Context, best []float32) ([]float32, float64, error) {
 	d := s.D
-	x := s.unitKeys(make([]float32, d))
-	n := len(x) / d
-	if n == 0 {
+	x := UnitKeys(s.Keys, make([]float32, d))
+	if len(x) == 0 {
 		return best, 0, nil
 	}
-	f := &l1max{d: d, n: n, threads: s.Threads, y: make([]float32, d*n)}
-	f.keys.PackRows(n, d, x, d, s.Threads)
-	f.dims.PackT(d, n, x, d, s.Threads)
+	f := NewL1(x, d, s.Threads)
 	r, value := best, -1.0
 	var bestC []float32
 	for step := 0; step <= rowsSteps; step++ {
 		if ctx.Err() != nil {
 			return nil, 0, context.Cause(ctx)
 		}
-		v := f.objective(r)
-		c := f.correlate()
+		v := f.Objective(r)
+		c := f.Correlate()
 		gain := v - value
 		next := stretched(c, bestC, gain)
 		if gain > 0 {

@@ -1,3 +1,4 @@
+// Package fit fits key codes to the keys of a KV head, and rotations to the rows of FFN matrices.
 package fit
 
 import (
@@ -39,7 +40,7 @@ func (s *Sample) trace(start, step int, mean, m []float32) {
 	if s.Trace == nil {
 		return
 	}
-	if c, err := codec.New("learned", s.D, s.D, mean, linalg.Orthogonal(m, s.D), nil); err == nil {
+	if c, err := codec.New(codec.Learned, s.D, s.D, mean, linalg.Orthogonal(m, s.D), nil); err == nil {
 		s.Trace(start, step, c)
 	}
 }
@@ -58,34 +59,36 @@ type Point struct {
 // Fit fits a code with b signs per key. Only frame takes b other than D. The
 // curve is nil for codes that are not found step by step. When ctx ends, Fit returns its
 // cause after at most one step.
-func Fit(ctx context.Context, kind string, b int, s *Sample) (*codec.Code, []Point, error) {
+func Fit(ctx context.Context, kind codec.Kind, b int, s *Sample) (*codec.Code, []Point, error) {
 	if s.D < 1 || len(s.Keys)%s.D != 0 {
 		return nil, nil, fmt.Errorf("%d key values for head_dim %d", len(s.Keys), s.D)
 	}
-	if kind != "frame" && b != s.D {
-		return nil, nil, fmt.Errorf("code %s has one sign per number; only frame can use %d signs for %d numbers", kind, b, s.D)
+	if kind != codec.Frame && b != s.D {
+		return nil, nil, fmt.Errorf("code %s has one sign per number; only frame can use %d signs for %d numbers", kind, b,
+			s.D)
 	}
 	if err := codec.CheckSize(s.D, b); err != nil {
 		return nil, nil, err
 	}
-	if s.N() == 0 && kind != "raw" {
+	if s.N() == 0 && kind != codec.Raw {
 		return nil, nil, fmt.Errorf("no calibration keys for layer %d, head %d", s.Layer, s.Head)
 	}
 	zero := make([]float32, s.D)
 	var m []float32
 	mean := zero
 	switch kind {
-	case "raw":
+	case codec.Raw:
 		m = linalg.Float32(linalg.Identity(s.D))
-	case "cen":
-		m, mean = linalg.Float32(linalg.Identity(s.D)), s.mean()
-	case "srht":
+	case codec.Cen:
+		m, mean = linalg.Float32(linalg.Identity(s.D)), s.Mean()
+	case codec.SRHT:
 		return s.bestSRHT(ctx)
-	case "random":
-		m, mean = linalg.Float32(seeded.RandomOrthogonal(s.D, seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeRandom))), s.mean()
-	case "learned":
+	case codec.Random:
+		m, mean = linalg.Float32(seeded.RandomOrthogonal(s.D, seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeRandom))),
+			s.Mean()
+	case codec.Learned:
 		return s.bestLearned(ctx)
-	case "frame":
+	case codec.Frame:
 		return s.frame(ctx, b)
 	default:
 		return nil, nil, fmt.Errorf("code %q is not known (%v)", kind, codec.Kinds)
@@ -123,7 +126,7 @@ func (s *Sample) thin(n int) *Sample {
 
 // bestSRHT returns the Hadamard code, among a few sign patterns, that loses least.
 func (s *Sample) bestSRHT(ctx context.Context) (*codec.Code, []Point, error) {
-	mean := s.mean()
+	mean := s.Mean()
 	few := s.thin(thinned * s.D)
 	r := seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeSRHT)
 	var best *codec.Code
@@ -132,7 +135,7 @@ func (s *Sample) bestSRHT(ctx context.Context) (*codec.Code, []Point, error) {
 		if ctx.Err() != nil {
 			return nil, nil, context.Cause(ctx)
 		}
-		c, err := codec.New("srht", s.D, s.D, mean, linalg.Float32(seeded.SRHT(s.D, r)), nil)
+		c, err := codec.New(codec.SRHT, s.D, s.D, mean, linalg.Float32(seeded.SRHT(s.D, r)), nil)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -202,8 +205,8 @@ func (s *Sample) weight(key int) float64 {
 	return s.Weights[key]
 }
 
-// mean returns the mean key.
-func (s *Sample) mean() []float32 {
+// Mean returns the mean key, [D]; NaN where there are no keys.
+func (s *Sample) Mean() []float32 {
 	sum := make([]float64, s.D)
 	for i := 0; i < len(s.Keys); i += s.D {
 		for j, v := range s.Keys[i : i+s.D] {
@@ -235,7 +238,7 @@ const learnedStarts = 2
 // loses least (the objective has many local optima, and a higher one is often no
 // better), and ends with all keys: until then a part of them has to do.
 func (s *Sample) bestLearned(ctx context.Context) (*codec.Code, []Point, error) {
-	mean := s.mean()
+	mean := s.Mean()
 	few := s.thin(2 * thinned * s.D)
 	r := seeded.Stream(s.Seed, s.Layer, s.Head, seeded.PurposeLearned)
 	var best *codec.Code
@@ -258,7 +261,8 @@ func (s *Sample) bestLearned(ctx context.Context) (*codec.Code, []Point, error) 
 			best, curve, from, least = c, points, i, loss
 		}
 	}
-	best, points, err := few.learnedCode(ctx, learnedRun{from, learnedFirst, learnedSteps - learnedFirst}, mean, best.Decode)
+	best, points, err := few.learnedCode(ctx, learnedRun{from, learnedFirst, learnedSteps - learnedFirst}, mean,
+		best.Decode)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -266,7 +270,8 @@ func (s *Sample) bestLearned(ctx context.Context) (*codec.Code, []Point, error) 
 		curve = append(curve, points[1:]...) // the first is where the start ended
 	}
 	if few != s {
-		if best, points, err = s.learnedCode(ctx, learnedRun{start: learnedStarts, steps: learnedLast}, mean, best.Decode); err != nil {
+		if best, points, err = s.learnedCode(ctx, learnedRun{start: learnedStarts, steps: learnedLast}, mean,
+			best.Decode); err != nil {
 			return nil, nil, err
 		}
 		curve = append(curve, points...)
@@ -287,7 +292,7 @@ func (s *Sample) learnedCode(ctx context.Context, run learnedRun, mean, start []
 	if err != nil {
 		return nil, nil, err
 	}
-	c, err := codec.New("learned", s.D, s.D, mean, m, nil)
+	c, err := codec.New(codec.Learned, s.D, s.D, mean, m, nil)
 	return c, points, err
 }
 
@@ -296,25 +301,24 @@ func (s *Sample) learnedCode(ctx context.Context, run learnedRun, mean, start []
 // x normalised, which never decreases it and needs no step size (the L1-max
 // objective). Each step is stretched along the change of C; when that fails to
 // help, the best R so far takes a plain step instead.
-func (s *Sample) learned(ctx context.Context, run learnedRun, mean, start []float32) (best []float32, curve []Point, err error) {
+func (s *Sample) learned(ctx context.Context, run learnedRun, mean, start []float32) (best []float32, curve []Point,
+	err error) {
 	d := s.D
-	x := s.unitKeys(mean)
+	x := UnitKeys(s.Keys, mean)
 	n := len(x) / d
 	best = start
 	if n == 0 {
 		return best, nil, nil
 	}
-	f := &l1max{d: d, n: n, threads: s.Threads, y: make([]float32, d*n)}
-	f.keys.PackRows(n, d, x, d, s.Threads)
-	f.dims.PackT(d, n, x, d, s.Threads)
+	f := NewL1(x, d, s.Threads)
 	r, value := best, -1.0
 	var bestC, c []float32 // the correlation matrix at best, and at r
 	for step := 0; ; step++ {
 		if ctx.Err() != nil {
 			return nil, nil, context.Cause(ctx)
 		}
-		v := f.objective(r)
-		c = f.correlate()
+		v := f.Objective(r)
+		c = f.Correlate()
 		curve = append(curve, Point{step, max(v, value)})
 		gain := v - value
 		if gain > 0 {
@@ -356,15 +360,15 @@ func stretched(c, best []float32, gain float64) []float32 {
 	return next
 }
 
-// unitKeys returns the centred keys with length one; keys equal to the mean
-// carry no direction and are left out.
-func (s *Sample) unitKeys(mean []float32) []float32 {
-	d := s.D
-	out := make([]float32, 0, len(s.Keys))
+// UnitKeys returns keys [n, d] minus their mean [d], with length one; keys equal to the
+// mean carry no direction and are left out.
+func UnitKeys(keys, mean []float32) []float32 {
+	d := len(mean)
+	out := make([]float32, 0, len(keys))
 	k := make([]float32, d)
-	for i := 0; i < len(s.Keys); i += d {
+	for i := 0; i+d <= len(keys); i += d {
 		for j := range k {
-			k[j] = s.Keys[i+j] - mean[j]
+			k[j] = keys[i+j] - mean[j]
 		}
 		if norm := math.Sqrt(linalg.Dot64(k, k)); norm > 0 {
 			for _, v := range k {
@@ -375,11 +379,20 @@ func (s *Sample) unitKeys(mean []float32) []float32 {
 	return out
 }
 
-// l1max holds the buffers of the learned fixed point.
-type l1max struct {
+// L1 evaluates the objective of learned rotations, the mean of |R x|_1 / sqrt(d) over
+// unit keys x, which is the mean cosine between R x and its signs.
+type L1 struct {
 	d, n, threads int
 	keys, dims    gemm.Weights // unit keys x as [n, d] and as [d, n]
 	y             []float32    // (R x)^T, then its signs, [d, n]
+}
+
+// NewL1 takes unit keys x, [n, d]; threads <= 0 uses all.
+func NewL1(x []float32, d, threads int) *L1 {
+	f := &L1{d: d, n: len(x) / d, threads: threads, y: make([]float32, len(x))}
+	f.keys.PackRows(f.n, d, x, d, threads)
+	f.dims.PackT(d, f.n, x, d, threads)
+	return f
 }
 
 // Bits of a float32: the sign, and the number 1.
@@ -388,8 +401,8 @@ const (
 	one     = 0x3f800000
 )
 
-// objective returns the mean of |R x|_1 / sqrt(d) and leaves the signs in y.
-func (f *l1max) objective(r []float32) float64 {
+// Objective returns the value at R, [d, d], and keeps the signs of R x for Correlate.
+func (f *L1) Objective(r []float32) float64 {
 	gemm.Mul(f.y, f.n, r, f.d, f.d, &f.keys, f.threads)
 	var total float64
 	for i := 0; i < f.d; i += 4 {
@@ -441,8 +454,9 @@ func parts(v float32) (sign float32, magnitude float64) {
 	return math.Float32frombits(bits&signBit | one), float64(math.Float32frombits(bits &^ signBit))
 }
 
-// correlate returns sum sign(R x) x^T for the signs of the last objective, [d, d].
-func (f *l1max) correlate() []float32 {
+// Correlate returns sum sign(R x) x^T for the R of the last Objective, [d, d]: the next R
+// of the fixed point is its orthogonal polar factor.
+func (f *L1) Correlate() []float32 {
 	c := make([]float32, f.d*f.d)
 	gemm.Mul(c, f.d, f.y, f.n, f.d, &f.dims, f.threads)
 	return c

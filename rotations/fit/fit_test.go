@@ -13,7 +13,7 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
-func fit(t testing.TB, kind string, b int, s *Sample) (*codec.Code, []Point) {
+func fit(t testing.TB, kind codec.Kind, b int, s *Sample) (*codec.Code, []Point) {
 	t.Helper()
 	c, curve, err := Fit(t.Context(), kind, b, s)
 	if err != nil {
@@ -42,7 +42,7 @@ func encode(t testing.TB, c *codec.Code, keys []float32, words []uint32, alpha [
 // use, and an SRHT of a power of two has entries of one size.
 func TestOrthonormalRows(t *testing.T) {
 	for _, d := range []int{8, 64, 80, 96, 112, 128, 192, 256} {
-		for _, kind := range []string{"raw", "srht", "random"} {
+		for _, kind := range []codec.Kind{"raw", "srht", "random"} {
 			// New refuses what is off by more than orthonormalTolerance.
 			c, err := codec.DataFree(kind, d, 3, 1, 2)
 			if err != nil {
@@ -99,7 +99,7 @@ func TestMixing(t *testing.T) {
 // TestStreams: seed, layer, head and kind each give other numbers.
 func TestStreams(t *testing.T) {
 	seen := map[string]string{}
-	for _, kind := range []string{"srht", "random"} {
+	for _, kind := range []codec.Kind{"srht", "random"} {
 		for seed := range uint64(3) {
 			for layer := range 3 {
 				for head := range 3 {
@@ -126,10 +126,11 @@ func TestFitRefuses(t *testing.T) {
 	bad := make([]float64, 256)
 	bad[0] = math.NaN()
 	for _, x := range []struct {
-		name, kind string
-		b          int
-		s          Sample
-		says       string
+		name string
+		kind codec.Kind
+		b    int
+		s    Sample
+		says string
 	}{
 		{"kind", "magic", 16, Sample{D: 16, Keys: keys}, "magic"},
 		{"bits of srht", "srht", 24, Sample{D: 16, Keys: keys}, "only frame"},
@@ -175,7 +176,8 @@ func TestFitDegenerate(t *testing.T) {
 		}
 	}
 	for name, keys := range map[string][]float32{
-		"one key": keydata.Normal(r, d), "two keys": keydata.Normal(r, 2*d), "fewer keys than numbers": keydata.Normal(r, 7*d), "all equal": same, "all zero": make([]float32, 20*d),
+		"one key": keydata.Normal(r, d), "two keys": keydata.Normal(r, 2*d),
+		"fewer keys than numbers": keydata.Normal(r, 7*d), "all equal": same, "all zero": make([]float32, 20*d),
 		"constant dimensions": constant, "one line": line,
 	} {
 		held := keydata.Normal(r, 20*d)
@@ -264,10 +266,11 @@ func TestThreads(t *testing.T) {
 	const d = 64
 	c, _ := keydata.Metric(r, 200, d)
 	keys := keydata.Keyish(r, 600, d)
-	for _, kind := range []string{"learned", "frame"} {
+	for _, kind := range []codec.Kind{"learned", "frame"} {
 		one, curve1 := fit(t, kind, d, &Sample{D: d, Keys: keys, Metric: c, Threads: 1})
 		four, curve4 := fit(t, kind, d, &Sample{D: d, Keys: keys, Metric: c, Threads: 4})
-		if !slices.Equal(one.Decode, four.Decode) || !slices.Equal(one.Encode, four.Encode) || !slices.Equal(one.Mean, four.Mean) || !slices.Equal(curve1, curve4) {
+		if !slices.Equal(one.Decode, four.Decode) || !slices.Equal(one.Encode, four.Encode) ||
+			!slices.Equal(one.Mean, four.Mean) || !slices.Equal(curve1, curve4) {
 			t.Errorf("%s: 1 and 4 threads differ", kind)
 		}
 	}
@@ -277,13 +280,15 @@ func TestThreads(t *testing.T) {
 // what the code does to the keys, measured another way.
 func TestLearnedCurve(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
-	for name, keys := range map[string][]float32{"Gaussian": keydata.Normal(r, 800*32), "keys": keydata.Keyish(r, 800, 32), "lattice": lattice(r, 800, 32, 0.2), "few": keydata.Normal(r, 20*32)} {
+	for name, keys := range map[string][]float32{"Gaussian": keydata.Normal(r, 800*32), "keys": keydata.Keyish(r, 800, 32),
+		"lattice": lattice(r, 800, 32, 0.2), "few": keydata.Normal(r, 20*32)} {
 		s := &Sample{D: 32, Keys: keys, Threads: 1}
-		m, curve, err := s.learned(t.Context(), learnedRun{steps: learnedSteps}, s.mean(), linalg.Float32(linalg.Identity(32)))
+		m, curve, err := s.learned(t.Context(), learnedRun{steps: learnedSteps}, s.Mean(),
+			linalg.Float32(linalg.Identity(32)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := codec.New("learned", 32, 32, s.mean(), m, nil)
+		c, err := codec.New("learned", 32, 32, s.Mean(), m, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -299,14 +304,12 @@ func TestLearnedCurve(t *testing.T) {
 		first, last := measure(t, cen, keys).Cos1bit, measure(t, c, keys).Cos1bit
 		// It starts from the identity, which is the code cen.
 		if math.Abs(curve[0].Cos1bit-first) > 1e-5 || math.Abs(curve[len(curve)-1].Cos1bit-last) > 1e-5 {
-			t.Errorf("%s: curve from %.6f to %.6f, measured %.6f and %.6f", name, curve[0].Cos1bit, curve[len(curve)-1].Cos1bit, first, last)
+			t.Errorf("%s: curve from %.6f to %.6f, measured %.6f and %.6f", name, curve[0].Cos1bit, curve[len(curve)-1].Cos1bit,
+				first, last)
 		}
 		// And the fit's own objective agrees with the measure on the finished code.
-		f := &l1max{d: 32, n: len(keys) / 32, threads: 1, y: make([]float32, len(keys))}
-		x := s.unitKeys(c.Mean)
-		f.keys.PackRows(f.n, 32, x, 32, 1)
-		f.dims.PackT(32, f.n, x, 32, 1)
-		if v := f.objective(c.Decode); math.Abs(v-last) > 1e-5 {
+		f := NewL1(UnitKeys(s.Keys, c.Mean), 32, 1)
+		if v := f.Objective(c.Decode); math.Abs(v-last) > 1e-5 {
 			t.Errorf("%s: objective %.6f, measured %.6f", name, v, last)
 		}
 	}
@@ -399,7 +402,8 @@ func TestStructure(t *testing.T) {
 		f, _ := fit(t, "frame", d, s)
 		h, _ := fit(t, "srht", d, s)
 		ml, mf, mh := measure(t, l, held), measure(t, f, held), measure(t, h, held)
-		t.Logf("%s, d=%d, held out: cosine srht %.4f, learned %.4f, frame %.4f; energy kept %.4f, %.4f, %.4f", x.name, d, mh.Cos1bit, ml.Cos1bit, mf.Cos1bit, mh.Energy, ml.Energy, mf.Energy)
+		t.Logf("%s, d=%d, held out: cosine srht %.4f, learned %.4f, frame %.4f; energy kept %.4f, %.4f, %.4f", x.name, d,
+			mh.Cos1bit, ml.Cos1bit, mf.Cos1bit, mh.Energy, ml.Energy, mf.Energy)
 		if !(ml.Cos1bit > mh.Cos1bit+x.learned) {
 			t.Errorf("%s: learned %.4f, srht %.4f", x.name, ml.Cos1bit, mh.Cos1bit)
 		}
@@ -444,7 +448,8 @@ func TestQueryMetric(t *testing.T) {
 	l, _ := fit(t, "learned", d, aware)
 	f, _ := fit(t, "frame", d, aware)
 	g, _ := fit(t, "frame", d, blind)
-	sl, sf, sg := scoreLoss(t, l, held, queries[n*d:]), scoreLoss(t, f, held, queries[n*d:]), scoreLoss(t, g, held, queries[n*d:])
+	sl, sf, sg := scoreLoss(t, l, held, queries[n*d:]), scoreLoss(t, f, held, queries[n*d:]),
+		scoreLoss(t, g, held, queries[n*d:])
 	el, ef, eg := measure(t, l, held).Energy, measure(t, f, held).Energy, measure(t, g, held).Energy
 	t.Logf("score loss, held out: learned %.4f, frame without metric %.4f, frame with metric %.4f; key energy kept %.4f, %.4f, %.4f", sl, sg, sf, el, eg, ef)
 	if !(sf < 0.8*sl) || !(sf < 0.95*sg) {
@@ -541,7 +546,8 @@ func TestFrameMonotone(t *testing.T) {
 		}
 		last := math.Inf(1)
 		for step := range 6 {
-			for name, do := range []func() error{func() error { return f.solve(t.Context()) }, func() error { return f.encode(t.Context(), true) }} {
+			for name, do := range []func() error{func() error { return f.solve(t.Context()) },
+				func() error { return f.encode(t.Context(), true) }} {
 				if err := do(); err != nil {
 					t.Fatal(err)
 				}

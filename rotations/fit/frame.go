@@ -2,6 +2,7 @@ package fit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"sort"
@@ -37,7 +38,7 @@ func (s *Sample) frame(ctx context.Context, b int) (*codec.Code, []Point, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	mean := s.mean()
+	mean := s.Mean()
 	few := s.thin(thinned * max(d, b))
 	f := &frameFit{d: d, b: b, threads: s.Threads}
 	f.take(few.Keys, mean, linalg.Float32(root))
@@ -82,7 +83,8 @@ func (s *Sample) frame(ctx context.Context, b int) (*codec.Code, []Point, error)
 // code brings the matrix back to key space: decode rows M^T = M'^T C^-1/2, encode
 // rows E = M'^T C^1/2.
 func (f *frameFit) code(mean []float32, root, invRoot []float64) (*codec.Code, error) {
-	return codec.New("frame", f.d, f.b, mean, linalg.Multiply(f.m, invRoot, f.b, f.d), linalg.Multiply(f.m, root, f.b, f.d))
+	return codec.New(codec.Frame, f.d, f.b, mean, linalg.Multiply(f.m, invRoot, f.b, f.d),
+		linalg.Multiply(f.m, root, f.b, f.d))
 }
 
 // matchNorm gives a code the gain with which decoded keys are as long as the keys,
@@ -278,7 +280,7 @@ func (f *frameFit) solve(ctx context.Context) error {
 	}
 	l, err := linalg.Cholesky(ctx, gram, b)
 	// Fewer keys than signs leave directions open, and rounding may put them below zero.
-	for ridge := gramRidge; err != nil && ridge < 1; ridge *= 10 {
+	for ridge := gramRidge; errors.Is(err, linalg.ErrNotPositive) && ridge < 1; ridge *= 10 {
 		for i := range b {
 			gram[i*b+i] += 9 * ridge * trace / float64(b) // ten times as much in all
 		}

@@ -38,7 +38,7 @@ func hash(parts ...any) string {
 func digests(t *testing.T, threads int) map[string]string {
 	out := map[string]string{}
 	for _, d := range []int{64, 80, 96, 112, 128, 192, 256} {
-		for _, kind := range []string{"srht", "random"} {
+		for _, kind := range []codec.Kind{"srht", "random"} {
 			c, err := codec.DataFree(kind, d, 42, 3, 1)
 			if err != nil {
 				t.Fatal(err)

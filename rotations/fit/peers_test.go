@@ -101,7 +101,8 @@ func TestPeers_DoubleRotation(t *testing.T) {
 		twice += math.Pow(dot(hat, hq)-exact, 2)
 	}
 	float, once, twice = math.Sqrt(float/size), math.Sqrt(once/size), math.Sqrt(twice/size)
-	t.Logf("relative error of scores: float after a Hadamard %.1e, coded %.1e, coded after a Hadamard %.2f", float, once, twice)
+	t.Logf("relative error of scores: float after a Hadamard %.1e, coded %.1e, coded after a Hadamard %.2f", float, once,
+		twice)
 	// alpha is stored in F16.
 	if float > 1e-5 || once > 1.0/1024 {
 		t.Errorf("float scores err by %.1e, coded ones by %.1e: the test's keys are not exact", float, once)

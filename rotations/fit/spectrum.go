@@ -18,7 +18,7 @@ func (s *Sample) Spectrum(ctx context.Context) ([]float64, error) {
 	if n == 0 {
 		return nil, fmt.Errorf("no calibration keys for layer %d, head %d", s.Layer, s.Head)
 	}
-	mean := s.mean()
+	mean := s.Mean()
 	x := make([]float32, n*d)
 	for i, v := range s.Keys {
 		x[i] = v - mean[i%d]

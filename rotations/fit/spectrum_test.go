@@ -20,7 +20,7 @@ func TestSpectrum(t *testing.T) {
 	}
 	// The trace of C S is the error of storing the mean for every key.
 	var want, sum float64
-	mean := s.mean()
+	mean := s.Mean()
 	for i := 0; i < len(s.Keys); i += d {
 		for a := range d {
 			for b := range d {

@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"sort"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/spec"
@@ -43,16 +45,17 @@ const (
 
 // parts of an edit in the file, with their element types.
 var foldParts = []struct{ name, dtype string }{
-	{"mix.rows", "I32"}, {"mix", "F32"}, {"colmix.cols", "I32"}, {"colmix", "F32"}, {"scale", "F32"}, {"partner", "I32"}, {"cross", "F32"}, {"shift", "F32"},
+	{"mix.rows", "I32"}, {"mix", "F32"}, {"colmix.cols", "I32"}, {"colmix", "F32"}, {"scale", "F32"}, {"partner", "I32"},
+	{"cross", "F32"}, {"shift", "F32"},
 }
 
 // foldBytes returns one part of an edit as it is stored, nil when it has none.
 func foldBytes(e *checkpoint.Edit, part string) []byte {
-	var b bytes.Buffer
-	put := func(x []float32) { _ = binary.Write(&b, binary.LittleEndian, x) } // into memory
+	var b []byte
+	put := func(x []float32) { b = dtype.AppendF32(b, x) }
 	index := func(x []int) {
 		for _, v := range x {
-			_ = binary.Write(&b, binary.LittleEndian, int32(v))
+			b = binary.LittleEndian.AppendUint32(b, uint32(int32(v)))
 		}
 	}
 	switch part {
@@ -73,7 +76,7 @@ func foldBytes(e *checkpoint.Edit, part string) []byte {
 	case "partner":
 		index(e.Partner)
 	}
-	return b.Bytes()
+	return b
 }
 
 // mixesOf returns the mixes of an edit that a part of the file holds.
@@ -101,7 +104,8 @@ func (f *Fold) Write(path string) error {
 		list = append(list, entry)
 		for _, p := range foldParts {
 			if b := foldBytes(e, p.name); len(b) > 0 {
-				ts, data = append(ts, safetensors.Tensor{Name: name + "." + p.name, DType: p.dtype, Shape: []int{len(b) / 4}}), append(data, b)
+				ts, data = append(ts, safetensors.Tensor{Name: name + "." + p.name, DType: p.dtype, Shape: []int{len(b) / 4}}),
+					append(data, b)
 			}
 		}
 	}
@@ -154,7 +158,8 @@ func readFold(ctx context.Context, f *safetensors.File) (*Fold, error) {
 		return nil, fmt.Errorf("key %s is %.20q; this program reads version %d", spec.KeyVersion, v, spec.Version)
 	}
 	r := &keyReader{f: stSidecar{f}}
-	out := &Fold{Edits: checkpoint.Edits{}, Added: map[string]*checkpoint.Tensor{}, SourceSHA256: r.digest(spec.KeySourceSHA256)}
+	out := &Fold{Edits: checkpoint.Edits{}, Added: map[string]*checkpoint.Tensor{},
+		SourceSHA256: r.digest(spec.KeySourceSHA256)}
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -196,11 +201,20 @@ func readFold(ctx context.Context, f *safetensors.File) (*Fold, error) {
 	return out, nil
 }
 
-// readEdit reads the parts of one tensor's edit.
+// An editReader reads the parts of one tensor's edit.
+type editReader struct {
+	f        *safetensors.File
+	name     string
+	e        *checkpoint.Edit
+	rows     int                  // that every part but mixes has, -1 until one is read
+	mixed    map[string][]int     // indices of mixes, by "mix" and "colmix"
+	matrices map[string][]float32 // their numbers
+}
+
+// readEdit reads the parts of one tensor's edit, and marks what it read in seen.
 func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoint.Edit, error) {
-	e := &checkpoint.Edit{}
-	rows := -1
-	mixed, matrices := map[string][]int{}, map[string][]float32{}
+	r := &editReader{f: f, name: name, e: &checkpoint.Edit{}, rows: -1,
+		mixed: map[string][]int{}, matrices: map[string][]float32{}}
 	for _, p := range foldParts {
 		full := name + "." + p.name
 		t, ok := f.Find(full)
@@ -211,77 +225,97 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 		if t.DType != p.dtype || len(t.Shape) != 1 || t.Shape[0] < 1 || t.Shape[0] > maxFoldParts {
 			return nil, fmt.Errorf("tensor %.80s is %s %v, expected %s and one dimension", full, t.DType, t.Shape, p.dtype)
 		}
-		n := t.Shape[0]
-		of, _, _ := strings.Cut(p.name, ".")
-		isMix := of == "mix" || of == "colmix"
-		if !isMix {
-			if rows >= 0 && rows != n {
-				return nil, fmt.Errorf("tensor %.80s has %d numbers, the other parts of the edit %d", full, n, rows)
-			}
-			rows = n
-		}
-		if p.dtype == "I32" {
-			raw := make([]int32, n)
-			if err := binary.Read(f.Reader(t), binary.LittleEndian, raw); err != nil {
-				return nil, err
-			}
-			if isMix {
-				for _, v := range raw {
-					mixed[of] = append(mixed[of], int(v))
-				}
-				continue
-			}
-			for i, v := range raw {
-				// A partner of a partner is the row itself: pairs of rows are turned.
-				if v < 0 || int(v) >= n || int(raw[v]) != i {
-					return nil, fmt.Errorf("tensor %.80s: number %d is %d, which is no partner among %d rows", full, i, v, n)
-				}
-				e.Partner = append(e.Partner, int(v))
-			}
-			continue
-		}
-		x := make([]float32, n)
-		if err := f.ReadRows(t, 0, 1, x); err != nil {
+		if err := r.part(p.name, p.dtype, t, full); err != nil {
 			return nil, err
 		}
-		for i, v := range x {
-			if v-v != 0 {
-				return nil, fmt.Errorf("tensor %.80s: number %d is %v; all must be finite", full, i, v)
-			}
-		}
-		switch p.name {
-		case "mix", "colmix":
-			matrices[of] = x
-		case "scale":
-			e.Scale = x
-		case "cross":
-			e.Cross = x
-		case "shift":
-			e.Shift = x
-		}
 	}
-	if (e.Partner == nil) != (e.Cross == nil) {
+	if (r.e.Partner == nil) != (r.e.Cross == nil) {
 		return nil, fmt.Errorf("tensor %.80s has one of cross and partner without the other", name)
 	}
+	if err := r.mixes(); err != nil {
+		return nil, err
+	}
+	if r.rows < 0 && r.e.ColMix == nil && r.e.Mix == nil {
+		return nil, fmt.Errorf("tensor %.80s is listed as edited, but nothing is done to it", name)
+	}
+	return r.e, nil
+}
+
+// part reads one part, tensor t of the file, full by name.
+func (r *editReader) part(part, dtype string, t *safetensors.Tensor, full string) error {
+	n := t.Shape[0]
+	of, _, _ := strings.Cut(part, ".")
+	isMix := of == "mix" || of == "colmix"
+	if !isMix {
+		if r.rows >= 0 && r.rows != n {
+			return fmt.Errorf("tensor %.80s has %d numbers, the other parts of the edit %d", full, n, r.rows)
+		}
+		r.rows = n
+	}
+	if dtype == "I32" {
+		return r.indices(of, isMix, t, full)
+	}
+	x := make([]float32, n)
+	if err := r.f.ReadRows(t, 0, 1, x); err != nil {
+		return err
+	}
+	for i, v := range x {
+		if v-v != 0 {
+			return fmt.Errorf("tensor %.80s: number %d is %v; all must be finite", full, i, v)
+		}
+	}
+	switch part {
+	case "mix", "colmix":
+		r.matrices[of] = x
+	case "scale":
+		r.e.Scale = x
+	case "cross":
+		r.e.Cross = x
+	case "shift":
+		r.e.Shift = x
+	}
+	return nil
+}
+
+// indices reads the rows or columns of mixes, or the partners of rows.
+func (r *editReader) indices(of string, isMix bool, t *safetensors.Tensor, full string) error {
+	raw := make([]int32, t.Shape[0])
+	if err := binary.Read(r.f.Reader(t), binary.LittleEndian, raw); err != nil {
+		return err
+	}
+	for i, v := range raw {
+		if isMix {
+			r.mixed[of] = append(r.mixed[of], int(v))
+			continue
+		}
+		// A partner of a partner is the row itself: pairs of rows are turned.
+		if v < 0 || int(v) >= len(raw) || int(raw[v]) != i {
+			return fmt.Errorf("tensor %.80s: number %d is %d, which is no partner among %d rows", full, i, v, len(raw))
+		}
+		r.e.Partner = append(r.e.Partner, int(v))
+	}
+	return nil
+}
+
+// mixes puts indices and numbers of mixes together.
+func (r *editReader) mixes() error {
 	for _, part := range []string{"mix", "colmix"} {
-		of, m := mixed[part], matrices[part]
+		of, m := r.mixed[part], r.matrices[part]
 		if len(of) == 0 && len(m) == 0 {
 			continue
 		}
 		// Mixes of one tensor are alike: each has as many rows as its matrix is wide.
 		n := len(m) / max(len(of), 1)
 		if n == 0 || len(m) != n*len(of) || len(of)%n != 0 {
-			return nil, fmt.Errorf("tensor %.80s: %s has %d indices and %d numbers, which is no list of square matrices", name, part, len(of), len(m))
+			return fmt.Errorf("tensor %.80s: %s has %d indices and %d numbers, which is no list of square matrices",
+				r.name, part, len(of), len(m))
 		}
-		to := mixesOf(e, part)
+		to := mixesOf(r.e, part)
 		for i := 0; i < len(of); i += n {
 			*to = append(*to, checkpoint.RowMix{Rows: of[i : i+n], Matrix: m[i*n : (i+n)*n]})
 		}
 	}
-	if rows < 0 && e.ColMix == nil && e.Mix == nil {
-		return nil, fmt.Errorf("tensor %.80s is listed as edited, but nothing is done to it", name)
-	}
-	return e, nil
+	return nil
 }
 
 // Apply returns the source with the fold applied. It fails if a tensor is not there
@@ -314,34 +348,29 @@ func (f *Fold) compare(g *Fold) []spec.DiffTensor {
 	for n := range g.Edits {
 		names[n] = true
 	}
-	var all []string
-	for n := range names {
-		all = append(all, n)
-	}
-	sort.Strings(all)
 	var out []spec.DiffTensor
-	for _, n := range all {
+	for _, n := range slices.Sorted(maps.Keys(names)) {
 		a, b := f.Edits[n], g.Edits[n]
 		d := spec.DiffTensor{Tensor: n}
-		same, comparable := true, a != nil && b != nil
+		same, alike := true, a != nil && b != nil
 		var x, y []float32
 		for _, p := range foldParts {
-			if !comparable {
+			if !alike {
 				break
 			}
 			u, v := foldBytes(a, p.name), foldBytes(b, p.name)
 			same = same && bytes.Equal(u, v)
 			if p.dtype == "I32" {
-				comparable = bytes.Equal(u, v)
+				alike = bytes.Equal(u, v)
 				continue
 			}
-			comparable = len(u) == len(v)
+			alike = len(u) == len(v)
 			x, y = append(x, floatsOf(u)...), append(y, floatsOf(v)...)
 		}
-		if same && comparable {
+		if same && alike {
 			continue
 		}
-		if comparable {
+		if alike {
 			d.Distance = distance(x, y)
 		}
 		out = append(out, d)
@@ -351,6 +380,6 @@ func (f *Fold) compare(g *Fold) []spec.DiffTensor {
 
 func floatsOf(b []byte) []float32 {
 	x := make([]float32, len(b)/4)
-	_ = binary.Read(bytes.NewReader(b), binary.LittleEndian, x)
+	dtype.DecodeF32(x, b)
 	return x
 }

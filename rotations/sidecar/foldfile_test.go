@@ -21,13 +21,16 @@ func testFold() *Fold {
 	return &Fold{
 		SourceSHA256: strings.Repeat("0a", 32),
 		Edits: checkpoint.Edits{
-			"blk.0.attn_k.weight": {Scale: []float32{1, math.Nextafter32(1, 2), 1e-30, 4}, Partner: []int{2, 3, 0, 1}, Cross: []float32{0, -1, 0.5, 0.25}, By: []string{"G3"}},
-			"blk.0.attn_k.bias":   {Shift: []float32{1, 2, 3, -4}, By: []string{"G7", "G3"}},
+			"blk.0.attn_k.weight": {Scale: []float32{1, math.Nextafter32(1, 2), 1e-30, 4}, Partner: []int{2, 3, 0, 1},
+				Cross: []float32{0, -1, 0.5, 0.25}, By: []string{"G3"}},
+			"blk.0.attn_k.bias": {Shift: []float32{1, 2, 3, -4}, By: []string{"G7", "G3"}},
 			"blk.1.attn_k.weight": {By: []string{"G8"}, Mix: []checkpoint.RowMix{
 				{Rows: []int{3, 1}, Matrix: []float32{1, 2, 3, 4}}, {Rows: []int{0, 7}, Matrix: []float32{5, 6, 7, -8}}}},
-			"blk.1.attn_output.weight": {By: []string{"G2"}, ColMix: []checkpoint.RowMix{{Rows: []int{2}, Matrix: []float32{9}}, {Rows: []int{0}, Matrix: []float32{-7}}}},
+			"blk.1.attn_output.weight": {By: []string{"G2"}, ColMix: []checkpoint.RowMix{{Rows: []int{2}, Matrix: []float32{9}},
+				{Rows: []int{0}, Matrix: []float32{-7}}}},
 		},
-		Added: map[string]*checkpoint.Tensor{"blk.0.attn_k.bias": {Name: "blk.0.attn_k.bias", Layer: 0, Shape: []int{4}, Type: "F32"}},
+		Added: map[string]*checkpoint.Tensor{"blk.0.attn_k.bias": {Name: "blk.0.attn_k.bias", Layer: 0, Shape: []int{4},
+			Type: "F32"}},
 	}
 }
 
@@ -46,7 +49,8 @@ func TestFoldFile(t *testing.T) {
 	if n := reflect.TypeFor[checkpoint.Edit]().NumField(); n-1+2 != len(foldParts) {
 		t.Errorf("an edit has %d fields, the file knows %d parts", n, len(foldParts))
 	}
-	for _, f := range []*Fold{testFold(), {SourceSHA256: strings.Repeat("0b", 32), Edits: checkpoint.Edits{}, Added: map[string]*checkpoint.Tensor{}}} {
+	for _, f := range []*Fold{testFold(), {SourceSHA256: strings.Repeat("0b", 32), Edits: checkpoint.Edits{},
+		Added: map[string]*checkpoint.Tensor{}}} {
 		got, err := ReadFold(t.Context(), writeFold(t, f))
 		if err != nil {
 			t.Fatal(err)
@@ -71,15 +75,19 @@ func TestFoldRefuses(t *testing.T) {
 		edit func(f *Fold)
 		says string
 	}{
-		{"NaN", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Scale[1] = float32(math.NaN()) }, "blk.0.attn_k.weight.scale: number 1"},
-		{"infinite", func(f *Fold) { f.Edits["blk.1.attn_output.weight"].ColMix[1].Matrix[0] = float32(math.Inf(1)) }, "colmix: number 1"},
-		{"no square", func(f *Fold) { f.Edits["blk.1.attn_output.weight"].ColMix[1].Matrix = []float32{1, 2} }, "no list of square matrices"},
+		{"NaN", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Scale[1] = float32(math.NaN()) },
+			"blk.0.attn_k.weight.scale: number 1"},
+		{"infinite", func(f *Fold) { f.Edits["blk.1.attn_output.weight"].ColMix[1].Matrix[0] = float32(math.Inf(1)) },
+			"colmix: number 1"},
+		{"no square", func(f *Fold) { f.Edits["blk.1.attn_output.weight"].ColMix[1].Matrix = []float32{1, 2} },
+			"no list of square matrices"},
 		{"rows alone", func(f *Fold) {
 			f.Edits["blk.1.attn_k.weight"].Mix[0].Matrix, f.Edits["blk.1.attn_k.weight"].Mix[1].Matrix = nil, nil
 		}, "mix has 4 indices and 0 numbers"},
 		{"partner outside", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Partner[0] = 4 }, "partner: number 0 is 4"},
 		{"partner negative", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Partner[1] = -1 }, "partner: number 1 is -1"},
-		{"partners that do not meet", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Partner = []int{1, 2, 3, 0} }, "no partner"},
+		{"partners that do not meet", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Partner = []int{1, 2, 3, 0} },
+			"no partner"},
 		{"cross alone", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Partner = nil }, "without the other"},
 		{"lengths", func(f *Fold) { f.Edits["blk.0.attn_k.weight"].Scale = []float32{1} }, "numbers, the other parts"},
 		{"nothing done", func(f *Fold) { f.Edits["x"] = &checkpoint.Edit{By: []string{"G3"}} }, "nothing is done"},
@@ -88,7 +96,8 @@ func TestFoldRefuses(t *testing.T) {
 	} {
 		f := testFold()
 		x.edit(f)
-		if _, err := ReadFold(t.Context(), writeFold(t, f)); err == nil || !strings.Contains(err.Error(), x.says) || !strings.Contains(err.Error(), spec.FoldName) {
+		if _, err := ReadFold(t.Context(), writeFold(t, f)); err == nil || !strings.Contains(err.Error(), x.says) ||
+			!strings.Contains(err.Error(), spec.FoldName) {
 			t.Errorf("%s: %v, want %q", x.name, err, x.says)
 		}
 	}
@@ -139,7 +148,9 @@ func TestFoldView(t *testing.T) {
 	for l := range cfg.Layers {
 		var keys []transform.KeyEdit
 		for h := range cfg.Layers[0].KVHeads {
-			e := transform.KeyEdit{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.Layers[0].HeadDim/2), Angle: make([]float64, cfg.Layers[0].HeadDim/2)}, Shift: &transform.BiasShift{Delta: make([]float64, cfg.Layers[0].HeadDim)}}
+			e := transform.KeyEdit{Pairs: &transform.PairRotation{Scale: make([]float32, cfg.Layers[0].HeadDim/2),
+				Angle: make([]float64, cfg.Layers[0].HeadDim/2)},
+				Shift: &transform.BiasShift{Delta: make([]float64, cfg.Layers[0].HeadDim)}}
 			n := cfg.Layers[0].HeadDim
 			e.Values = &transform.KeyTransform{Key: make([]float64, n*n), Query: make([]float64, n*n)}
 			for i := range n {
@@ -157,7 +168,8 @@ func TestFoldView(t *testing.T) {
 	if len(v.Added) != len(cfg.Layers) {
 		t.Fatalf("added tensors %v", v.Added)
 	}
-	f, err := ReadFold(t.Context(), writeFold(t, &Fold{SourceSHA256: strings.Repeat("0a", 32), Edits: v.Edits, Added: v.Added}))
+	f, err := ReadFold(t.Context(),
+		writeFold(t, &Fold{SourceSHA256: strings.Repeat("0a", 32), Edits: v.Edits, Added: v.Added}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +249,8 @@ func TestCompare(t *testing.T) {
 	if len(d.Heads) != 1 || !near(d.Heads[0].Mean, 3/math.Sqrt(23)) || !near(d.Heads[0].Decode, 0) {
 		t.Errorf("heads %+v", d.Heads)
 	}
-	if len(d.Fold) != 2 || d.Fold[0].Tensor != "blk.0.attn_k.bias" || !near(d.Fold[0].Distance, 4/math.Sqrt(30)) || d.Fold[1].Distance != nil {
+	if len(d.Fold) != 2 || d.Fold[0].Tensor != "blk.0.attn_k.bias" || !near(d.Fold[0].Distance, 4/math.Sqrt(30)) ||
+		d.Fold[1].Distance != nil {
 		t.Errorf("fold %+v", d.Fold)
 	}
 }

@@ -1,18 +1,19 @@
+// Package sidecar reads and writes what is published beside a model: its key codes, in GGUF or
+// safetensors, and the fold, what was done to the weights. It tells how two of them differ.
 package sidecar
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"sort"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/kernels/rope"
@@ -23,7 +24,7 @@ import (
 // A Sidecar is everything that a runtime needs to store and score keys of one
 // model in a 1-bit code.
 type Sidecar struct {
-	Kind    string
+	Kind    codec.Kind
 	HeadDim int
 	// Anchor, Sink and Recent are the policy that the codes were fitted for.
 	Anchor, Sink, Recent int
@@ -157,7 +158,7 @@ func (s *Sidecar) keys() []keyValue {
 	}
 	return []keyValue{
 		{spec.KeyVersion, spec.Version},
-		{spec.KeyCode, s.Kind},
+		{spec.KeyCode, string(s.Kind)},
 		{spec.KeyLayers, len(s.Codes)},
 		{spec.KeyHeads, heads},
 		{spec.KeyHeadDim, s.HeadDim},
@@ -238,11 +239,7 @@ func (s *Sidecar) WriteSafetensors(path string) error {
 }
 
 func writeFloats(w io.Writer, x []float32) error {
-	b := make([]byte, 4*len(x))
-	for i, v := range x {
-		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
-	}
-	_, err := w.Write(b)
+	_, err := w.Write(dtype.AppendF32(nil, x))
 	return err
 }
 
@@ -274,20 +271,11 @@ func Read(ctx context.Context, path string) (*Sidecar, error) {
 }
 
 func openSidecar(path string) (sidecarFile, error) {
-	// Opening a named pipe would wait for a writer.
-	if st, err := os.Stat(path); err != nil {
-		return nil, err
-	} else if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	h, err := os.Open(path)
+	isGGUF, err := gguf.HasMagic(path)
 	if err != nil {
 		return nil, err
 	}
-	var magic [4]byte
-	_, err = io.ReadFull(h, magic[:])
-	h.Close()
-	if err == nil && string(magic[:]) == "GGUF" {
+	if isGGUF {
 		// The one file: a sidecar is no split, and its keys must not lead to others.
 		f, err := gguf.OpenShard(path)
 		if err != nil {
@@ -340,9 +328,10 @@ func readSidecar(ctx context.Context, f sidecarFile) (*Sidecar, error) {
 		}
 	}
 	r.oneOf(spec.KeyBasis, spec.BasisPostRope)
-	s.Kind, s.Rope, s.Tool = r.text(spec.KeyCode), r.text(spec.KeyRope), r.text(spec.KeyTool)
+	s.Kind, s.Rope, s.Tool = codec.Kind(r.text(spec.KeyCode)), r.text(spec.KeyRope), r.text(spec.KeyTool)
 	s.SourceSHA256, s.WeightsSHA256 = r.digest(spec.KeySourceSHA256), r.digest(spec.KeyWeightsSHA256)
-	s.Calibration = Calibration{r.digest(spec.KeyCalibrationSHA256), r.number(spec.KeyCalibrationTokens, 0, math.MaxInt32), r.number(spec.KeyCalibrationContext, 0, math.MaxInt32)}
+	s.Calibration = Calibration{r.digest(spec.KeyCalibrationSHA256), r.number(spec.KeyCalibrationTokens, 0, math.MaxInt32),
+		r.number(spec.KeyCalibrationContext, 0, math.MaxInt32)}
 	layout := r.text(spec.KeyPairLayout)
 	if r.err != nil {
 		return nil, r.err
@@ -352,7 +341,8 @@ func readSidecar(ctx context.Context, f sidecarFile) (*Sidecar, error) {
 	}
 	// Every head needs two tensors, so the counts cannot exceed the file.
 	if layers*heads > len(f.names()) {
-		return nil, fmt.Errorf("key %s is %d and %s is %d, but there are only %d tensors", spec.KeyLayers, layers, spec.KeyHeads, heads, len(f.names()))
+		return nil, fmt.Errorf("key %s is %d and %s is %d, but there are only %d tensors", spec.KeyLayers, layers,
+			spec.KeyHeads, heads, len(f.names()))
 	}
 	seen := map[string]bool{}
 	for l := range layers {

@@ -87,7 +87,8 @@ func same(t *testing.T, what string, a, b *Sidecar) {
 		}
 		for h, c := range a.Codes[l] {
 			w := b.Codes[l][h]
-			if c.D != w.D || c.B != w.B || !slices.Equal(bitsOf(c.Mean), bitsOf(w.Mean)) || !slices.Equal(bitsOf(c.Decode), bitsOf(w.Decode)) ||
+			if c.D != w.D || c.B != w.B || !slices.Equal(bitsOf(c.Mean), bitsOf(w.Mean)) ||
+				!slices.Equal(bitsOf(c.Decode), bitsOf(w.Decode)) ||
 				(c.Encode == nil) != (w.Encode == nil) || !slices.Equal(bitsOf(c.Encode), bitsOf(w.Encode)) {
 				t.Errorf("%s: code of layer %d, head %d differs", what, l, h)
 			}
@@ -150,8 +151,10 @@ func TestSidecarNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	keys := []string{"phaseconv.version", "phaseconv.code", "phaseconv.layers", "phaseconv.head_count", "phaseconv.head_dim", "phaseconv.anchor", "phaseconv.sink", "phaseconv.recent",
-		"phaseconv.exceptions", "phaseconv.basis", "phaseconv.pair_layout", "phaseconv.rope", "phaseconv.source.sha256", "phaseconv.weights.sha256", "phaseconv.calibration.sha256",
+	keys := []string{"phaseconv.version", "phaseconv.code", "phaseconv.layers", "phaseconv.head_count",
+		"phaseconv.head_dim", "phaseconv.anchor", "phaseconv.sink", "phaseconv.recent",
+		"phaseconv.exceptions", "phaseconv.basis", "phaseconv.pair_layout", "phaseconv.rope", "phaseconv.source.sha256",
+		"phaseconv.weights.sha256", "phaseconv.calibration.sha256",
 		"phaseconv.calibration.tokens", "phaseconv.calibration.context", "phaseconv.tool"}
 	for _, k := range keys {
 		kv, ok := g.KV(k)
@@ -166,8 +169,10 @@ func TestSidecarNames(t *testing.T) {
 	if arch, _ := g.String("general.architecture"); arch != "phaseconv" {
 		t.Errorf("architecture %q", arch)
 	}
-	want := []string{"blk.0.k_code.0.mean", "blk.0.k_code.0.decode", "blk.0.k_code.1.mean", "blk.0.k_code.1.decode", "blk.0.k_code.1.encode",
-		"blk.1.k_code.0.mean", "blk.1.k_code.0.decode", "blk.1.k_code.1.mean", "blk.1.k_code.1.decode", "blk.1.k_code.1.encode"}
+	want := []string{"blk.0.k_code.0.mean", "blk.0.k_code.0.decode", "blk.0.k_code.1.mean", "blk.0.k_code.1.decode",
+		"blk.0.k_code.1.encode",
+		"blk.1.k_code.0.mean", "blk.1.k_code.0.decode", "blk.1.k_code.1.mean", "blk.1.k_code.1.decode",
+		"blk.1.k_code.1.encode"}
 	if got := (ggufSidecar{g}).names(); !slices.Equal(got, want) {
 		t.Errorf("GGUF tensors %v", got)
 	}
@@ -359,35 +364,42 @@ func TestSidecarRefuses(t *testing.T) {
 		return test{fmt.Sprintf("%s = %.20v", k, v), func(d *document) { d.set(k, v) }, []string{k}}
 	}
 	tests := []test{
-		key(spec.KeyVersion, 0), key(spec.KeyVersion, 2), key(spec.KeyVersion, "one"), key(spec.KeyVersion, -1), key(spec.KeyVersion, 1.5), key(spec.KeyVersion, 1<<40),
+		key(spec.KeyVersion, 0), key(spec.KeyVersion, 2), key(spec.KeyVersion, "one"), key(spec.KeyVersion, -1),
+		key(spec.KeyVersion, 1.5), key(spec.KeyVersion, 1<<40),
 		key(spec.KeyBasis, "pre_rope"), key(spec.KeyBasis, ""), key(spec.KeyBasis, "POST_ROPE"),
 		key(spec.KeyExceptions, 9), key(spec.KeyExceptions, 129), key(spec.KeyExceptions, "0x0"),
 		key(spec.KeyPairLayout, "neox"), key(spec.KeyPairLayout, ""),
 		key(spec.KeyLayers, 0), key(spec.KeyLayers, spec.MaxLayers+1), key(spec.KeyLayers, -1), key(spec.KeyLayers, 1<<33),
 		key(spec.KeyHeads, 0), key(spec.KeyHeads, spec.MaxHeads+1),
 		key(spec.KeyHeadDim, 0), key(spec.KeyHeadDim, 1), key(spec.KeyHeadDim, 15), key(spec.KeyHeadDim, spec.MaxHeadDim+2),
-		key(spec.KeyAnchor, spec.MaxAnchor+1), key(spec.KeySink, spec.MaxSink+1), key(spec.KeyRecent, spec.MaxRecent+1), key(spec.KeyAnchor, -1), key(spec.KeySink, "many"),
+		key(spec.KeyAnchor, spec.MaxAnchor+1), key(spec.KeySink, spec.MaxSink+1), key(spec.KeyRecent, spec.MaxRecent+1),
+		key(spec.KeyAnchor, -1), key(spec.KeySink, "many"),
 		key(spec.KeyCalibrationTokens, 1<<31), key(spec.KeyCalibrationContext, "512 "),
-		{"more layers than tensors", func(d *document) { d.set(spec.KeyLayers, 4000); d.set(spec.KeyHeads, 4000) }, []string{spec.KeyLayers, "10 tensors"}},
+		{"more layers than tensors", func(d *document) { d.set(spec.KeyLayers, 4000); d.set(spec.KeyHeads, 4000) },
+			[]string{spec.KeyLayers, "10 tensors"}},
 		{"a layer more", func(d *document) { d.set(spec.KeyLayers, 3) }, []string{"blk.2.k_code.0.decode"}},
 		{"a layer less", func(d *document) { d.set(spec.KeyLayers, 1) }, []string{"blk.1.k_code.0.mean", "1 layers"}},
 		{"another head_dim", func(d *document) { d.set(spec.KeyHeadDim, 18) }, []string{"blk.0.k_code.0.decode", "18"}},
-		{"an extra tensor", func(d *document) { d.parts = append(d.parts, part{"extra", []int{1}, []float32{1}}) }, []string{`"extra"`}},
+		{"an extra tensor", func(d *document) { d.parts = append(d.parts, part{"extra", []int{1}, []float32{1}}) },
+			[]string{`"extra"`}},
 		{"a part that is not defined", func(d *document) {
 			d.parts = append(d.parts, part{TensorName(0, 0, "exceptions"), []int{1}, []float32{1}})
 		}, []string{TensorName(0, 0, "exceptions")}},
 		// What a later version may add is not skipped: it would be meant.
-		key("phaseconv.value_code", "frame"), key("phaseconv.versions", 1), key("phaseconv.calibration.seed", 7), key("phaseconv.", 1),
+		key("phaseconv.value_code", "frame"), key("phaseconv.versions", 1), key("phaseconv.calibration.seed", 7),
+		key("phaseconv.", 1),
 		{"a tensor of layer 7", func(d *document) {
 			d.parts = append(d.parts, part{TensorName(7, 0, "mean"), []int{16}, make([]float32, 16)})
 		}, []string{TensorName(7, 0, "mean")}},
 		{"no encode", func(d *document) {
 			d.parts = slices.DeleteFunc(d.parts, func(p part) bool { return p.name == TensorName(1, 1, "encode") })
 		}, []string{TensorName(1, 1, "decode"), "encode matrix"}},
-		{"decode off orthonormal", func(d *document) { d.part(TensorName(0, 0, "decode")).data[5] += 1e-3 }, []string{TensorName(0, 0, "decode"), "orthonormal"}},
+		{"decode off orthonormal", func(d *document) { d.part(TensorName(0, 0, "decode")).data[5] += 1e-3 },
+			[]string{TensorName(0, 0, "decode"), "orthonormal"}},
 	}
 	for _, k := range []string{spec.KeySourceSHA256, spec.KeyWeightsSHA256, spec.KeyCalibrationSHA256} {
-		for _, v := range []string{"", strings.Repeat("0a", 31), strings.Repeat("0a", 32) + "0", strings.Repeat("0A", 32), strings.Repeat("0g", 32), " " + strings.Repeat("0", 63)} {
+		for _, v := range []string{"", strings.Repeat("0a", 31), strings.Repeat("0a", 32) + "0", strings.Repeat("0A", 32),
+			strings.Repeat("0g", 32), " " + strings.Repeat("0", 63)} {
 			tests = append(tests, key(k, v))
 		}
 	}
@@ -397,7 +409,8 @@ func TestSidecarRefuses(t *testing.T) {
 		if _, ok := kv.value.(string); ok {
 			other = 7
 		}
-		if kv.key != spec.KeyCode && kv.key != spec.KeyTool && kv.key != spec.KeyRope { // free texts; "7" is one in safetensors
+		// free texts; "7" is one in safetensors
+		if kv.key != spec.KeyCode && kv.key != spec.KeyTool && kv.key != spec.KeyRope {
 			tests = append(tests, test{"other type of " + kv.key, func(d *document) { d.set(kv.key, other) }, []string{kv.key}})
 		}
 	}
@@ -407,8 +420,10 @@ func TestSidecarRefuses(t *testing.T) {
 			test{"no " + name, func(d *document) {
 				d.parts = slices.DeleteFunc(d.parts, func(p part) bool { return p.name == name })
 			}, []string{"tensor"}},
-			test{"NaN in " + name, func(d *document) { d.part(name).data[3] = float32(math.NaN()) }, []string{name, "number 3", "finite"}},
-			test{"Inf in " + name, func(d *document) { d.part(name).data[3] = float32(math.Inf(-1)) }, []string{name, "number 3", "finite"}},
+			test{"NaN in " + name, func(d *document) { d.part(name).data[3] = float32(math.NaN()) },
+				[]string{name, "number 3", "finite"}},
+			test{"Inf in " + name, func(d *document) { d.part(name).data[3] = float32(math.Inf(-1)) },
+				[]string{name, "number 3", "finite"}},
 			test{"shape of " + name, func(d *document) {
 				p := d.part(name)
 				p.shape = append(p.shape, 1)
@@ -550,24 +565,29 @@ func TestRopeText(t *testing.T) {
 		return s
 	}
 	plain := rope.Params{Theta: 10000, Dim: 16}
-	llama3 := rope.Params{Theta: 500000, Dim: 16, Scaling: rope.Llama3, Factor: 8, OriginalContext: 8192, LowFreqFactor: 1, HighFreqFactor: 4}
+	llama3 := rope.Params{Theta: 500000, Dim: 16, Scaling: rope.Llama3, Factor: 8, OriginalContext: 8192, LowFreqFactor: 1,
+		HighFreqFactor: 4}
 	div, _ := llama3.FreqDivisors()
 	stored := make([]float64, len(div)) // as a GGUF file has them
 	for i, v := range div {
 		stored[i] = float64(float32(v))
 	}
-	if a, b := text(llama3, llama3), text(rope.Params{Theta: 500000, Dim: 16, Scaling: rope.Divisor, Divisors: stored}, llama3); a != b {
+	if a, b := text(llama3, llama3), text(rope.Params{Theta: 500000, Dim: 16, Scaling: rope.Divisor, Divisors: stored},
+		llama3); a != b {
 		t.Errorf("llama3 scaling and its divisors:\n%s\n%s", a, b)
 	}
-	for _, one := range []rope.Params{{Theta: 10000, Dim: 16, Scaling: rope.Linear, Factor: 1}, {Theta: 10000, Dim: 16, Scaling: rope.YaRN, Factor: 1, OriginalContext: 512, BetaFast: 32, BetaSlow: 1}} {
+	for _, one := range []rope.Params{{Theta: 10000, Dim: 16, Scaling: rope.Linear, Factor: 1},
+		{Theta: 10000, Dim: 16, Scaling: rope.YaRN, Factor: 1, OriginalContext: 512, BetaFast: 32, BetaSlow: 1}} {
 		if a, b := text(plain, plain), text(one, plain); a != b {
 			t.Errorf("a factor of one: %s, without %s", b, a)
 		}
 	}
-	yarn := rope.Params{Theta: 10000, Dim: 16, Scaling: rope.YaRN, Factor: 4, OriginalContext: 512, BetaFast: 32, BetaSlow: 1}
+	yarn := rope.Params{Theta: 10000, Dim: 16, Scaling: rope.YaRN, Factor: 4, OriginalContext: 512, BetaFast: 32,
+		BetaSlow: 1}
 	seen := map[string]rope.Params{}
 	for _, p := range []rope.Params{
-		plain, {Theta: 10001, Dim: 16}, {Theta: 10000, Dim: 32}, {Theta: 10000, Dim: 16, Scaling: rope.Linear, Factor: 2}, {Theta: 10000, Dim: 16, Scaling: rope.Linear, Factor: 4},
+		plain, {Theta: 10001, Dim: 16}, {Theta: 10000, Dim: 32}, {Theta: 10000, Dim: 16, Scaling: rope.Linear, Factor: 2},
+		{Theta: 10000, Dim: 16, Scaling: rope.Linear, Factor: 4},
 		llama3, {Theta: 500000, Dim: 16}, yarn,
 		{Theta: 10000, Dim: 16, Scaling: rope.YaRN, Factor: 8, OriginalContext: 512, BetaFast: 32, BetaSlow: 1},
 		{Theta: 10000, Dim: 16, Scaling: rope.YaRN, Factor: 4, OriginalContext: 513, BetaFast: 32, BetaSlow: 1},

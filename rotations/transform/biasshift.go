@@ -46,7 +46,8 @@ type KeyStats struct {
 func (s *KeyStats) Check() error {
 	h := s.D / 2
 	if s.D < 2 || s.D%2 != 0 || len(s.Mean) != s.D || len(s.Var) != h || len(s.Query) != h || len(s.Drift) != s.D*s.D {
-		return fmt.Errorf("key statistics with %d means, %d variances, %d query energies and %d drifts for head_dim %d", len(s.Mean), len(s.Var), len(s.Query), len(s.Drift), s.D)
+		return fmt.Errorf("key statistics with %d means, %d variances, %d query energies and %d drifts for head_dim %d",
+			len(s.Mean), len(s.Var), len(s.Query), len(s.Drift), s.D)
 	}
 	for _, x := range [][]float64{s.Mean, s.Var, s.Query, s.Drift, {s.Curvature, s.Scale}} {
 		for _, v := range x {
@@ -206,7 +207,8 @@ func FitBiasShift(ctx context.Context, s *KeyStats, o BiasShiftOptions) (*BiasSh
 		return nil, err
 	}
 	if !(o.Noise > 0) || !(o.Penalty > 0) || math.IsInf(o.Noise, 0) || math.IsInf(o.Penalty, 0) {
-		return nil, fmt.Errorf("slow-mean removal with noise %g and drift weight %g: both must be positive", o.Noise, o.Penalty)
+		return nil, fmt.Errorf("slow-mean removal with noise %g and drift weight %g: both must be positive", o.Noise,
+			o.Penalty)
 	}
 	p := newProgram(s, o)
 	r := append([]float64(nil), s.Mean...)

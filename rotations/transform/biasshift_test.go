@@ -83,7 +83,8 @@ func TestSlowMeanOptimum(t *testing.T) {
 			t.Errorf("seed %d: %g before, %g after", seed, first, best)
 		}
 		n, dr := p.terms(x)
-		if off(n/2, m.After) > 1e-12 || off(dr/2/o.Penalty, m.Cost) > 1e-12 || !(m.After < m.Before) || m.Removed <= 0 || m.Removed >= 1 {
+		if off(n/2, m.After) > 1e-12 || off(dr/2/o.Penalty, m.Cost) > 1e-12 || !(m.After < m.Before) || m.Removed <= 0 ||
+			m.Removed >= 1 {
 			t.Errorf("seed %d: report %+v for terms %g and %g", seed, m, n, dr)
 		}
 	}
@@ -201,7 +202,8 @@ func TestSlowMeanRefusals(t *testing.T) {
 
 // keySample draws keys with unequal pairs, a few of which come again and again.
 func keySample(r *rand.Rand, n, d int, pairs rope.Layout) *KeySample {
-	s := &KeySample{D: d, Pairs: pairs, Keys: make([]float32, n*d), Weights: make([]float64, n), Metric: make([]float64, d*d)}
+	s := &KeySample{D: d, Pairs: pairs, Keys: make([]float32, n*d), Weights: make([]float64, n),
+		Metric: make([]float64, d*d)}
 	sink := keydata.Normal(r, d)
 	for i := range n {
 		x := s.Keys[i*d : (i+1)*d]
@@ -283,7 +285,8 @@ func bruteLoss(t *testing.T, s *KeySample, turn *PairRotation, row CacheRow) flo
 // TestTuneBalance: the loss that is searched is that of keys stored one by one,
 // and it falls, on keys that were not searched too.
 func TestTuneBalance(t *testing.T) {
-	for i, row := range []CacheRow{{gguf.TypeQ4_0, 64, rope.Half}, {gguf.TypeQ4_0, 0, rope.Half}, {gguf.TypeIQ4_NL, 32, rope.Interleaved}} {
+	for i, row := range []CacheRow{{gguf.TypeQ4_0, 64, rope.Half}, {gguf.TypeQ4_0, 0, rope.Half},
+		{gguf.TypeIQ4_NL, 32, rope.Interleaved}} {
 		pairs := layouts[i%2]
 		s := keySample(rand.New(rand.NewPCG(7, 7)), 96, 64, pairs)
 		start := &PairRotation{Scale: make([]float32, 32)}
@@ -312,7 +315,8 @@ func TestTuneBalance(t *testing.T) {
 			t.Errorf("%v: on other keys loss %g before, %g after", row, b, a)
 		}
 		again, err := TunePairScale(t.Context(), []*KeySample{s}, start, row, true)
-		if err != nil || again.After != got.After || again.Turn.Scale[3] != got.Turn.Scale[3] || again.Turn.Angle[3] != got.Turn.Angle[3] {
+		if err != nil || again.After != got.After || again.Turn.Scale[3] != got.Turn.Scale[3] ||
+			again.Turn.Angle[3] != got.Turn.Angle[3] {
 			t.Errorf("%v: a second run differs (%v)", row, err)
 		}
 		scales, err := TunePairScale(t.Context(), []*KeySample{s}, start, row, false)
@@ -384,7 +388,8 @@ func TestTuneRefusals(t *testing.T) {
 			return err
 		},
 		"scales": func() error {
-			_, err := TunePairScale(t.Context(), []*KeySample{s}, &PairRotation{Scale: ones.Scale[:3]}, CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
+			_, err := TunePairScale(t.Context(), []*KeySample{s}, &PairRotation{Scale: ones.Scale[:3]},
+				CacheRow{gguf.TypeQ4_0, 0, rope.Interleaved}, true)
 			return err
 		},
 		"sample": func() error {

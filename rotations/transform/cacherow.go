@@ -21,14 +21,14 @@ type CacheRow struct {
 	Pairs rope.Layout
 }
 
-// Enter brings heads of d numbers in layout from, in place, to what is stored: in
+// ToCacheBasis brings heads of d numbers in layout from, in place, to what is stored: in
 // the runtime's order, turned.
 func (c CacheRow) ToCacheBasis(x []float32, d int, from rope.Layout) {
 	reorder(x, d, from, c.Pairs)
 	linalg.Hadamard(x, c.Hadamard)
 }
 
-// Leave is the inverse of Enter. As Enter is orthogonal, it is also its transpose.
+// FromCacheBasis is the inverse of ToCacheBasis, and as that is orthogonal, its transpose.
 func (c CacheRow) FromCacheBasis(x []float32, d int, to rope.Layout) {
 	linalg.Hadamard(x, c.Hadamard)
 	reorder(x, d, c.Pairs, to)

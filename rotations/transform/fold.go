@@ -8,7 +8,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 )
 
-// IDBalance is the identity that Balance folds.
+// IDPairScale is the identity that FoldPairScale folds.
 const IDPairScale = "G3"
 
 // FoldPairScale adds the K/Q pair balance of one layer to the edits of v: without QK-norm

@@ -177,7 +177,8 @@ func TestFoldRefuses(t *testing.T) {
 			"has scale":       {PerLayer: true, Scale: [][]float32{good.Scale[0], make([]float32, d/2)}},
 		} {
 			edits := checkpoint.Edits{}
-			if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), 1, b); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "layer 1") {
+			if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), 1, b); err == nil ||
+				!strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "layer 1") {
 				t.Errorf("%s: %v, want %q", fam, err, says)
 			}
 			if len(edits) != 0 {
@@ -203,7 +204,8 @@ func TestFloor(t *testing.T) {
 		defer c.Close()
 		edits := checkpoint.Edits{}
 		for l := range c.Config.Layers {
-			if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), l, transform.FloorPairScale(&c.Config.Layers[0])); err != nil {
+			if err := transform.FoldPairScale(checkpoint.NewEdited(c, edits), l,
+				transform.FloorPairScale(&c.Config.Layers[0])); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -1,6 +1,10 @@
+// Package transform holds the changes of weights that leave a model's function as it is, or
+// nearly so, and make keys and values easier to store: each is checked against a model's
+// architecture, fitted to samples, and folded into a view of the checkpoint.
 package transform
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -10,7 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 )
 
-// IDValues is identity G2 between W_V and W_O.
+// IDValueTransform is identity G2 between W_V and W_O.
 const IDValueTransform = "G2"
 
 // A KeyEdit is what a change of weights does to the keys of one KV head before
@@ -27,6 +31,9 @@ type KeyEdit struct {
 	// identity G2; nil for none.
 	Values *KeyTransform
 }
+
+// ModelEdits are the edits of a model, [layer][KV head]. A layer without any may be nil.
+type ModelEdits [][]KeyEdit
 
 // ErrNoKeyBias is why a model's keys cannot be shifted.
 var ErrNoKeyBias = errors.New("keys take no bias")
@@ -77,74 +84,79 @@ func FoldKeys(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
 	if err := checkLayer(cfg, layer, "an edit of keys"); err != nil {
 		return err
 	}
-	fail := func(h int, err error) error { return fmt.Errorf("layer %d, KV head %d: %w", layer, h, err) }
-	shifted, mixed, turned, valued := false, false, false, false
-	for h, e := range heads {
-		if e.Pairs != nil {
-			if err := e.Pairs.Check(y.HeadDim); err != nil {
-				return fail(h, err)
-			}
-			if e.Pairs.Angle != nil && y.QKNorm != family.NoQKNorm {
-				return fail(h, errors.New("angles do not pass through the gain of a QK-norm"))
-			}
-			turned = true
+	var has KeyEdit // the parts that any head has
+	for h := range heads {
+		if err := heads[h].check(cfg, y); err != nil {
+			return fmt.Errorf("layer %d, KV head %d: %w", layer, h, err)
 		}
-		if e.Transform != nil {
-			if err := checkKeyTransform(cfg, y); err != nil {
-				return fail(h, err)
-			}
-			if err := e.Transform.Check(y.HeadDim); err != nil {
-				return fail(h, err)
-			}
-			mixed = true
-		}
-		if e.Values != nil {
-			if err := checkValueTransform(cfg, y); err != nil {
-				return fail(h, err)
-			}
-			if err := e.Values.Check(y.HeadDim); err != nil {
-				return fail(h, err)
-			}
-			valued = true
-		}
-		if e.Shift != nil {
-			if err := checkKeyBias(cfg, y); err != nil {
-				return fail(h, err)
-			}
-			if len(e.Shift.Delta) != y.HeadDim {
-				return fail(h, fmt.Errorf("%d shifts for head_dim %d", len(e.Shift.Delta), y.HeadDim))
-			}
-			for _, x := range e.Shift.Delta {
-				if math.IsNaN(x) || math.IsInf(x, 0) {
-					return fail(h, fmt.Errorf("shift of %g", x))
-				}
-			}
-			shifted = true
-		}
+		has.Shift, has.Transform = cmp.Or(has.Shift, heads[h].Shift), cmp.Or(has.Transform, heads[h].Transform)
+		has.Values, has.Pairs = cmp.Or(has.Values, heads[h].Values), cmp.Or(has.Pairs, heads[h].Pairs)
 	}
 	if v.Edits == nil {
 		v.Edits = checkpoint.Edits{}
 	}
-	if shifted {
+	if has.Shift != nil {
 		foldShift(v, layer, heads)
 	}
-	if mixed {
+	if has.Transform != nil {
 		if err := foldMixes(v, layer, heads); err != nil {
 			return fmt.Errorf("layer %d: %w", layer, err)
 		}
 	}
-	if valued {
+	if has.Values != nil {
 		if err := foldValues(v, layer, heads); err != nil {
 			return fmt.Errorf("layer %d: %w", layer, err)
 		}
 	}
-	if !turned {
+	if has.Pairs == nil {
 		return nil
 	}
 	if y.QKNorm != family.NoQKNorm {
 		return foldGains(v, layer, heads)
 	}
 	foldTurns(v, layer, heads)
+	return nil
+}
+
+// check refuses an edit that a KV head of layer y cannot have.
+func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
+	if e.Pairs != nil {
+		if err := e.Pairs.Check(y.HeadDim); err != nil {
+			return err
+		}
+		if e.Pairs.Angle != nil && y.QKNorm != family.NoQKNorm {
+			return errors.New("angles do not pass through the gain of a QK-norm")
+		}
+	}
+	if e.Transform != nil {
+		if err := checkKeyTransform(cfg, y); err != nil {
+			return err
+		}
+		if err := e.Transform.Check(y.HeadDim); err != nil {
+			return err
+		}
+	}
+	if e.Values != nil {
+		if err := checkValueTransform(cfg, y); err != nil {
+			return err
+		}
+		if err := e.Values.Check(y.HeadDim); err != nil {
+			return err
+		}
+	}
+	if e.Shift != nil {
+		if err := checkKeyBias(cfg, y); err != nil {
+			return err
+		}
+		if len(e.Shift.Delta) != y.HeadDim {
+			return fmt.Errorf("%d shifts for head_dim %d", len(e.Shift.Delta), y.HeadDim)
+		}
+		for _, x := range e.Shift.Delta {
+			if math.IsNaN(x) || math.IsInf(x, 0) {
+				return fmt.Errorf("shift of %g", x)
+			}
+		}
+	}
 	return nil
 }
 

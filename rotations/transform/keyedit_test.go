@@ -87,7 +87,8 @@ func run(t *testing.T, c *family.Config, w checkpoint.Weights) *scoreTap {
 	for i := range window {
 		window[i] = int32(i * 37 % c.Vocab)
 	}
-	if err := refmodel.New(c, w, 1).Run(t.Context(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{Attention: s.Attention}}); err != nil {
+	if err := refmodel.New(c, w, 1).Run(t.Context(), [][]int32{window}, []*refmodel.Variant{{}},
+		refmodel.Options{Hooks: refmodel.Hooks{Attention: s.Attention}}); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -103,7 +104,8 @@ func TestFoldRemoval(t *testing.T) {
 	}{{"qwen2", true}, {"llama", true}, {"llama", false}} {
 		c := tiny.Open(t, x.fam, tiny.Options{Seed: 4, Bias: x.bias})
 		cfg := c.Config
-		d, kw, qw := cfg.Layers[0].HeadDim, cfg.Layers[0].KVHeads*cfg.Layers[0].HeadDim, cfg.Layers[0].Heads*cfg.Layers[0].HeadDim
+		d, kw, qw := cfg.Layers[0].HeadDim, cfg.Layers[0].KVHeads*cfg.Layers[0].HeadDim,
+			cfg.Layers[0].Heads*cfg.Layers[0].HeadDim
 		r := rand.New(rand.NewPCG(3, 4))
 		edits := make([]transform.KeyEdit, cfg.Layers[0].KVHeads)
 		for h := range edits {
@@ -221,7 +223,8 @@ func TestFoldKeysRefuses(t *testing.T) {
 		shift[1].Shift = &transform.BiasShift{Delta: make([]float64, cfg.Layers[0].HeadDim)}
 		err := transform.FoldKeys(v, 0, shift)
 		// A GGUF file of mistral is one of llama.
-		if can := fam == "qwen2" || fam == "llama" || fam == "mistral"; (err == nil) != can || err != nil && !errors.Is(err, transform.ErrNoKeyBias) {
+		if can := fam == "qwen2" || fam == "llama" || fam == "mistral"; (err == nil) != can || err != nil &&
+			!errors.Is(err, transform.ErrNoKeyBias) {
 			t.Errorf("%s: a shift of keys gives %v", fam, err)
 		}
 		v = checkpoint.NewEdited(c, nil)
@@ -246,14 +249,17 @@ func TestFoldKeysRefuses(t *testing.T) {
 			"mix":                {{Transform: &transform.KeyTransform{Key: make([]float64, 4), Query: make([]float64, 4)}}, {}},
 		}
 		if cfg.Layers[0].QKNorm != family.NoQKNorm {
-			bad["mixed norm"] = []transform.KeyEdit{{Transform: &transform.KeyTransform{Key: make([]float64, cfg.Layers[0].HeadDim*cfg.Layers[0].HeadDim), Query: make([]float64, cfg.Layers[0].HeadDim*cfg.Layers[0].HeadDim)}}, {}}
+			bad["mixed norm"] = []transform.KeyEdit{{Transform: &transform.KeyTransform{Key: make([]float64,
+				cfg.Layers[0].HeadDim*cfg.Layers[0].HeadDim), Query: make([]float64, cfg.Layers[0].HeadDim*cfg.Layers[0].HeadDim)}},
+				{}}
 			a := &transform.PairRotation{Scale: ones, Angle: make([]float64, len(ones))}
 			bad["norm"] = []transform.KeyEdit{{Pairs: a}, {Pairs: a}}
 		}
 		if cfg.Layers[0].QKNorm == family.NormHead {
 			two := slices.Clone(ones)
 			two[1] = 2
-			bad["shared"] = []transform.KeyEdit{{Pairs: &transform.PairRotation{Scale: ones}}, {Pairs: &transform.PairRotation{Scale: two}}}
+			bad["shared"] = []transform.KeyEdit{{Pairs: &transform.PairRotation{Scale: ones}},
+				{Pairs: &transform.PairRotation{Scale: two}}}
 		}
 		for what, e := range bad {
 			if transform.FoldKeys(v, 0, e) == nil {

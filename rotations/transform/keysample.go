@@ -20,7 +20,7 @@ type KeySample struct {
 	Metric []float64
 }
 
-// Silent says whether nothing in the sample can err or nobody would notice: keys, weights
+// IsZero says whether nothing in the sample can err or nobody would notice: keys, weights
 // or the metric are all zero.
 func (s *KeySample) IsZero() bool {
 	some := func(v float64) bool { return v != 0 }

@@ -13,7 +13,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
-// IDMix is the near-identity that mixes rotary pairs: pairs that hardly turn
+// IDKeyTransform is the near-identity that mixes rotary pairs: pairs that hardly turn
 // within a context, or turn at nearly the same speed, can be mixed by a matrix that
 // passes through RoPE nearly unchanged.
 const IDKeyTransform = "G8"
@@ -240,10 +240,12 @@ type transformProgram struct {
 	linear, conjugate []float64
 }
 
-func newTransformProgram(s *KeyTransformStats, o KeyTransformOptions) (p *transformProgram, scale []float64, err error) {
+func newTransformProgram(s *KeyTransformStats, o KeyTransformOptions) (p *transformProgram, scale []float64,
+	err error) {
 	d, half := s.D, s.D/2
 	if d < 2 || d%2 != 0 || len(s.Queries) != d*d || len(s.Freq) != half {
-		return nil, nil, fmt.Errorf("statistics for a mix with %d query moments and %d frequencies for head_dim %d", len(s.Queries), len(s.Freq), d)
+		return nil, nil, fmt.Errorf("statistics for a mix with %d query moments and %d frequencies for head_dim %d",
+			len(s.Queries), len(s.Freq), d)
 	}
 	keys := make([]float64, d*d)
 	for _, g := range s.Keys {
@@ -355,7 +357,8 @@ func (p *transformProgram) at(ctx context.Context, x []float64) (*transformPoint
 	for a := range half {
 		for b := range half {
 			xr, xi, yr, yi := p.split(x, a, b)
-			m.drift += float64(p.linear[a*half+b]*(float64(xr*xr)+float64(xi*xi))) + float64(p.conjugate[a*half+b]*(float64(yr*yr)+float64(yi*yi)))
+			m.drift += float64(p.linear[a*half+b]*(float64(xr*xr)+float64(xi*xi))) +
+				float64(p.conjugate[a*half+b]*(float64(yr*yr)+float64(yi*yi)))
 		}
 	}
 	return m, nil

@@ -74,7 +74,8 @@ func TestFindMix(t *testing.T) {
 		got := energy(m.Key, k, d) * energy(m.Query, s.Queries, d)
 		// mixShrink keeps it off the optimum by a few per cent.
 		if got < 0.999*nuclear*nuclear || got > 1.15*nuclear*nuclear || got > 0.8*scales*scales {
-			t.Errorf("%v: energies multiply to %g; scales alone reach %g, the optimum is %g", pairs, got, scales*scales, nuclear*nuclear)
+			t.Errorf("%v: energies multiply to %g; scales alone reach %g, the optimum is %g", pairs, got, scales*scales,
+				nuclear*nuclear)
 		}
 		factor := 0.5 * s.Curvature * s.Scale * 0.01 / d
 		if want := factor * scales * scales; math.Abs(m.Before-want) > 1e-6*want {
@@ -124,7 +125,8 @@ func TestFindMix(t *testing.T) {
 		for n := range 64 {
 			s.Keys[0].Distances = append(s.Keys[0].Distances, Distance{float64(n), 1.0 / 64})
 		}
-		if m, err = FitKeyTransform(t.Context(), s, KeyTransformOptions{Noise: 0.01, Penalty: 1e4}); err != nil || m.After < 0.97*m.Before || m.After > m.Before {
+		if m, err = FitKeyTransform(t.Context(), s, KeyTransformOptions{Noise: 0.01, Penalty: 1e4}); err != nil ||
+			m.After < 0.97*m.Before || m.After > m.Before {
 			t.Errorf("fast pairs: %g from %g, %v", m.After, m.Before, err)
 		}
 	}
@@ -274,7 +276,8 @@ func TestMixGradient(t *testing.T) {
 		g := p.traceGradient(m, a, sign)
 		trace := func(x []float64) float64 {
 			values, vectors := eigen(t, x, d)
-			return linalg.Dot(a, linalg.SymmetricPower(values, vectors, d, func(l float64) float64 { return fmath.Exp(2 * sign * l) }))
+			return linalg.Dot(a, linalg.SymmetricPower(values, vectors, d,
+				func(l float64) float64 { return fmath.Exp(2 * sign * l) }))
 		}
 		for i := range d {
 			for j := range i + 1 {

@@ -36,7 +36,8 @@ func TestOtherLayers(t *testing.T) {
 	}{
 		{func(c *family.Config) {}, "", nil},
 		{func(c *family.Config) { c.Layers[0].Sinks = true }, "attention sinks", map[string]bool{"shift": true}},
-		{func(c *family.Config) { c.Layers[0].Gate = family.GateChannel }, "a gate per dimension", map[string]bool{"values": true}},
+		{func(c *family.Config) { c.Layers[0].Gate = family.GateChannel }, "a gate per dimension",
+			map[string]bool{"values": true}},
 		{func(c *family.Config) { c.Layers[0].Gate = family.GateHead }, "", nil},
 		{func(c *family.Config) { c.Layers[1].Owner = 0 }, "layer 1 reads its keys", all},
 		{func(c *family.Config) { c.Layers[0].Rope.Dim /= 2 }, "a part of each head", all},

@@ -7,7 +7,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
-// Balance is identity G3 as a scale: key pair p of a KV head is multiplied by
+// A PairScale is identity G3 as a scale: key pair p of a KV head is multiplied by
 // Scale[p] and the query pairs that meet it are divided by it, which changes no
 // score. Scale has one entry per KV head, head_dim/2 numbers each.
 type PairScale struct {
@@ -52,7 +52,7 @@ func (e *PairEnergy) Add(q, k []float32, group int, pairs rope.Layout) {
 // maxBalance bounds a scale: beyond it a pair carries nothing on one side.
 const maxBalance = 1 << 10
 
-// Balance returns the scales t with t_p^2 = sqrt(E|q_p|^2 / E|k_p|^2), which
+// PairScale returns the scales t with t_p^2 = sqrt(E|q_p|^2 / E|k_p|^2), which
 // minimise E|k|^2 E|q|^2 summed over pairs: the score error of any code whose
 // error is alike in all directions (closed form; design identity G3). perLayer
 // averages the energies over the heads first.

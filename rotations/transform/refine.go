@@ -53,12 +53,12 @@ type QueryWindow struct {
 	Counts []float64
 }
 
-// RefineKeyTransform goes on from a mix and fits it to a cache type with blocks. FitKeyTransform takes
-// the error of a key for noise in proportion to its energy; a type with blocks
-// errs in proportion to the square of the largest number in each block, so of two mixes
-// with the same energies that one is better whose stored numbers are more even. And FitKeyTransform
-// predicts drift from second moments, as if pairs were independent; here it is what the
-// sampled scores do. The objective, both terms predicted divergences of attention, is
+// RefineKeyTransform goes on from a mix and fits it to a cache type with blocks. FitKeyTransform
+// takes the error of a key for noise in proportion to its energy; a type with blocks errs in
+// proportion to the square of the largest number in each block, so of two mixes with the same
+// energies that one is better whose stored numbers are more even. And FitKeyTransform predicts
+// drift from second moments, as if pairs were independent; here it is what the sampled scores do.
+// The objective, both terms predicted divergences of attention, is
 //
 //	c/2 sum_b E|z_b|_8^2 tr_b(H A^-T Q A^-1 H) + kappa/2 E_i Var_{j~p_i}(s'_ij - s_ij)
 //
@@ -108,7 +108,8 @@ func RefineKeyTransform(ctx context.Context, m *KeyTransform, x *RefineSample, o
 func FitValueTransform(ctx context.Context, x *KeySample, cache CacheRow) (*KeyTransform, error) {
 	d := x.D
 	if d < 2 || len(x.Keys) != len(x.Weights)*d || len(x.Metric) != d*d {
-		return nil, fmt.Errorf("a sample of %d values, %d weights and %d metric entries does not fit head_dim %d", len(x.Keys), len(x.Weights), len(x.Metric), d)
+		return nil, fmt.Errorf("a sample of %d values, %d weights and %d metric entries does not fit head_dim %d",
+			len(x.Keys), len(x.Weights), len(x.Metric), d)
 	}
 	total, err := x.total()
 	if err != nil {
@@ -128,7 +129,8 @@ func FitValueTransform(ctx context.Context, x *KeySample, cache CacheRow) (*KeyT
 
 // still returns the sample for a search in which RoPE has no say and nothing drifts.
 func (s *KeySample) withoutRoPE() *RefineSample {
-	return &RefineSample{KeySample: *s, Pos: make([]int, len(s.Weights)), Table: rope.NewTable(rope.Params{Dim: s.D, Theta: 1}, 1), Scale: 1}
+	return &RefineSample{KeySample: *s, Pos: make([]int, len(s.Weights)),
+		Table: rope.NewTable(rope.Params{Dim: s.D, Theta: 1}, 1), Scale: 1}
 }
 
 // meanMix returns the mix that leaves tr(A K A^T) tr(A^-T Q A^-1) least: with K = L L^T and
@@ -243,7 +245,8 @@ func (t *turns) undo(x []float32, d int) {
 	}
 }
 
-func newBlockObjective(ctx context.Context, m *KeyTransform, x *RefineSample, o RefineOptions) (*blockObjective, error) {
+func newBlockObjective(ctx context.Context, m *KeyTransform, x *RefineSample, o RefineOptions) (*blockObjective,
+	error) {
 	d, n := x.D, len(x.Weights)
 	if err := m.Check(d); err != nil {
 		return nil, err
@@ -261,7 +264,8 @@ func newBlockObjective(ctx context.Context, m *KeyTransform, x *RefineSample, o 
 	if !(o.Penalty > 0) || !(x.Scale > 0) {
 		return nil, fmt.Errorf("a mix with drift weight %g and scale %g: both must be positive", o.Penalty, x.Scale)
 	}
-	p := &blockObjective{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d, x.Pairs), kappa: o.Penalty, scale: float32(math.Sqrt(x.Scale)),
+	p := &blockObjective{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d, x.Pairs),
+		kappa: o.Penalty, scale: float32(math.Sqrt(x.Scale)),
 		k: make([]float32, n*d), z: make([]float32, n*d), g: make([]float32, n*d), c32: make([]float32, d*d)}
 	total, err := x.total()
 	if err != nil {
@@ -335,9 +339,11 @@ func (p *blockObjective) perturb(size float64) {
 func (p *blockObjective) window(ctx context.Context, m *KeyTransform, x *RefineSample, w *QueryWindow) error {
 	d, n, keys := p.d, len(w.Pos), w.To-w.From
 	if w.From < 0 || w.To > p.n || keys < 1 || len(w.Counts) != keys || len(w.Queries) != n*d || n == 0 {
-		return fmt.Errorf("a window of %d queries, %d values and %d counts at keys %d to %d of %d", n, len(w.Queries), len(w.Counts), w.From, w.To, p.n)
+		return fmt.Errorf("a window of %d queries, %d values and %d counts at keys %d to %d of %d", n, len(w.Queries),
+			len(w.Counts), w.From, w.To, p.n)
 	}
-	out := objectiveWindow{from: w.From, to: w.To, queries: make([]float32, n*d), s: make([]float32, n*keys), p: make([]float32, n*keys),
+	out := objectiveWindow{from: w.From, to: w.To, queries: make([]float32, n*d), s: make([]float32, n*keys),
+		p: make([]float32, n*keys),
 		q: make([]float32, n*d), gq: make([]float32, n*d), ds: make([]float32, n*keys)}
 	order := make([]int, n)
 	for i := range order {

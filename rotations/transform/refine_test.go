@@ -64,7 +64,8 @@ func TestShapeGradient(t *testing.T) {
 		r := rand.New(rand.NewPCG(7, 1))
 		m, x := shapeCase(t, r, d, 300, 300, pairs)
 		for _, kappa := range []float64{1e-9, 1, 1e3} {
-			p, err := newBlockObjective(t.Context(), m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Penalty: kappa})
+			p, err := newBlockObjective(t.Context(), m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64},
+				Penalty: kappa})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -125,9 +126,11 @@ func TestShapeMix(t *testing.T) {
 			n1, d1 := loss(got, x[0])
 			h0, e0 := loss(m, x[1])
 			h1, e1 := loss(got, x[1])
-			t.Logf("%v, drift weight %g: fitted %.4g to %.4g, others %.4g to %.4g; drift %.4g to %.4g, others %.4g to %.4g", row, kappa, n0, n1, h0, h1, d0, d1, e0, e1)
+			t.Logf("%v, drift weight %g: fitted %.4g to %.4g, others %.4g to %.4g; drift %.4g to %.4g, others %.4g to %.4g", row,
+				kappa, n0, n1, h0, h1, d0, d1, e0, e1)
 			if !(n1+kappa*d1 < n0+kappa*d0) || !(h1+kappa*e1 < h0+kappa*e0) {
-				t.Errorf("%v: error of fitted keys %g to %g, of others %g to %g; drift %g to %g and %g to %g", row, n0, n1, h0, h1, d0, d1, e0, e1)
+				t.Errorf("%v: error of fitted keys %g to %g, of others %g to %g; drift %g to %g and %g to %g", row, n0, n1, h0, h1,
+					d0, d1, e0, e1)
 			}
 			costs = append(costs, got.Cost)
 			id := linalg.Product(linalg.Transpose(got.Query, d), got.Key, d)
@@ -148,12 +151,14 @@ func TestShapeMix(t *testing.T) {
 func TestShapeGolden(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 1))
 	m, x := shapeCase(t, r, 64, 200, 100, rope.Half)
-	got, err := RefineKeyTransform(t.Context(), m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}, Penalty: 1})
+	got, err := RefineKeyTransform(t.Context(), m, x[0], RefineOptions{Cache: CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64},
+		Penalty: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ones := &PairRotation{Scale: slices.Repeat([]float32{1}, 32)}
-	tuned, err := TunePairScale(t.Context(), []*KeySample{&x[0].KeySample, &x[1].KeySample}, ones, CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64, Pairs: rope.Interleaved}, true)
+	tuned, err := TunePairScale(t.Context(), []*KeySample{&x[0].KeySample, &x[1].KeySample}, ones,
+		CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64, Pairs: rope.Interleaved}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +167,8 @@ func TestShapeGolden(t *testing.T) {
 		scales[i] = float64(v)
 	}
 	h := sha256.New()
-	for _, part := range [][]float64{got.Key, got.Query, {got.Before, got.After, got.Cost}, scales, tuned.Turn.Angle, {tuned.Before, tuned.After}} {
+	for _, part := range [][]float64{got.Key, got.Query, {got.Before, got.After, got.Cost}, scales, tuned.Turn.Angle,
+		{tuned.Before, tuned.After}} {
 		if err := binary.Write(h, binary.LittleEndian, part); err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +190,7 @@ func TestMixValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	loss := func(m *KeyTransform) float64 {
-		p, err := newBlockObjective(t.Context(), m, x[1].KeySample.withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
+		p, err := newBlockObjective(t.Context(), m, x[1].withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -219,7 +225,10 @@ func TestShapeMixRefuses(t *testing.T) {
 		"no drift weight":             func(_ *RefineSample, o *RefineOptions) { o.Penalty = 0 },
 		"keys without positions":      func(x *RefineSample, _ *RefineOptions) { x.Pos = x.Pos[:9] },
 		"a position beyond the table": func(x *RefineSample, _ *RefineOptions) { x.Pos = append([]int{64}, x.Pos[1:]...) },
-		"keys that no query looks at": func(x *RefineSample, _ *RefineOptions) { x.Weights = make([]float64, len(x.Weights)) },
+		"keys that no query looks at": func(x *RefineSample, _ *RefineOptions) {
+			x.Weights = make([]float64,
+				len(x.Weights))
+		},
 		"a window beyond the keys": func(x *RefineSample, _ *RefineOptions) {
 			x.Windows = append([]QueryWindow(nil), x.Windows...)
 			x.Windows[1].To++
@@ -228,7 +237,10 @@ func TestShapeMixRefuses(t *testing.T) {
 			x.Windows = append([]QueryWindow(nil), x.Windows...)
 			x.Windows[0].Counts = nil
 		},
-		"queries beyond the table":        func(x *RefineSample, _ *RefineOptions) { x.Table = rope.NewTable(rope.Params{Dim: 64, Theta: 1e4}, 62) },
+		"queries beyond the table": func(x *RefineSample,
+			_ *RefineOptions) {
+			x.Table = rope.NewTable(rope.Params{Dim: 64, Theta: 1e4}, 62)
+		},
 		"scores without a positive scale": func(x *RefineSample, _ *RefineOptions) { x.Scale = math.NaN() },
 	} {
 		x, o := *samples[0], o

@@ -57,7 +57,8 @@ func NewResidualRotation(kind string, d int, seed uint64) (*ResidualRotation, er
 		}
 	case "srht":
 		if m > codec.MaxDim {
-			return nil, fmt.Errorf("a hidden size of %d is %d times a power of two; at most %d times is possible", d, m, codec.MaxDim)
+			return nil, fmt.Errorf("a hidden size of %d is %d times a power of two; at most %d times is possible", d, m,
+				codec.MaxDim)
 		}
 		r := seeded.Stream(seed, 0, 0, purposeResidual)
 		q.Sign = make([]float32, d)
@@ -163,11 +164,14 @@ var residualParts = map[string]struct {
 }{
 	"attn_norm.weight": {part: gain}, "ffn_norm.weight": {part: gain}, "output_norm.weight": {part: gain},
 	"token_embd.weight": {part: reader}, "output.weight": {reader, "output_norm.weight"},
-	"attn_q.weight": {reader, "attn_norm.weight"}, "attn_k.weight": {reader, "attn_norm.weight"}, "attn_v.weight": {reader, "attn_norm.weight"},
+	"attn_q.weight": {reader, "attn_norm.weight"}, "attn_k.weight": {reader, "attn_norm.weight"},
+	"attn_v.weight":      {reader, "attn_norm.weight"},
 	"attn_output.weight": {part: writer}, "attn_output.bias": {part: writer},
 	"attn_q.bias": {}, "attn_k.bias": {}, "attn_v.bias": {}, "attn_q_norm.weight": {}, "attn_k_norm.weight": {},
-	"ffn_gate.weight": {reader, "ffn_norm.weight"}, "ffn_up.weight": {reader, "ffn_norm.weight"}, "ffn_down.weight": {part: writer},
-	"ffn_gate_inp.weight": {reader, "ffn_norm.weight"}, "ffn_gate_exps.weight": {reader, "ffn_norm.weight"}, "ffn_up_exps.weight": {reader, "ffn_norm.weight"},
+	"ffn_gate.weight": {reader, "ffn_norm.weight"}, "ffn_up.weight": {reader, "ffn_norm.weight"},
+	"ffn_down.weight":     {part: writer},
+	"ffn_gate_inp.weight": {reader, "ffn_norm.weight"}, "ffn_gate_exps.weight": {reader, "ffn_norm.weight"},
+	"ffn_up_exps.weight":   {reader, "ffn_norm.weight"},
 	"ffn_down_exps.weight": {part: writer},
 }
 
@@ -267,7 +271,8 @@ func (r *Residual) Find(name string) (*checkpoint.Tensor, bool) {
 func (r *Residual) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) error {
 	cols := t.Cols()
 	if row0 < 0 || n < 0 || n > t.Rows()-row0 || len(dst) < n*cols {
-		return fmt.Errorf("tensor %s: %d rows from %d on of %d asked for, room for %d values", t.Name, n, row0, t.Rows(), len(dst))
+		return fmt.Errorf("tensor %s: %d rows from %d on of %d asked for, room for %d values", t.Name, n, row0, t.Rows(),
+			len(dst))
 	}
 	dst = dst[:n*cols]
 	layer := family.LayerOf(t.Name)

@@ -107,7 +107,8 @@ func TestFoldResidual(t *testing.T) {
 						if x.Layer == 0 || x.Layer < 0 {
 							worst, _ := difference(want, logits(t, cfg, broken{f, c, x.Name}, nil))
 							if f.Changes(x.Name) == (worst < spoiled*size) {
-								t.Errorf("%s: with %s as it was, logits up to %.3g change by %.3g; changed by the fold: %v", fam, x.Name, size, worst, f.Changes(x.Name))
+								t.Errorf("%s: with %s as it was, logits up to %.3g change by %.3g; changed by the fold: %v", fam, x.Name, size,
+									worst, f.Changes(x.Name))
 							}
 						}
 					}
@@ -257,8 +258,10 @@ func TestFoldFFN(t *testing.T) {
 			}
 			changed := 0
 			for _, x := range c.Tensors() {
-				if worst, _ := difference(want, logits(t, cfg, broken{f, c, x.Name}, nil)); f.Changes(x.Name) == (worst < spoiled*size) {
-					t.Errorf("%s: with %s as it was, logits up to %.3g change by %.3g; changed: %v", fam, x.Name, size, worst, f.Changes(x.Name))
+				if worst, _ := difference(want,
+					logits(t, cfg, broken{f, c, x.Name}, nil)); f.Changes(x.Name) == (worst < spoiled*size) {
+					t.Errorf("%s: with %s as it was, logits up to %.3g change by %.3g; changed: %v", fam, x.Name, size, worst,
+						f.Changes(x.Name))
 				}
 				if f.Changes(x.Name) {
 					changed++
@@ -329,7 +332,8 @@ func TestFFNBalance(t *testing.T) {
 			t.Fatalf("cost %g, %g after a change", best, c)
 		}
 	}
-	if s := transform.FFNBalance([]float64{0, 1e-30, 1}, []float64{1, 1e30, 0}); s[0] != 1 || s[2] != 1 || !(s[1] >= 1.0/transform.MaxFFNScale) || s[1] > transform.MaxFFNScale {
+	if s := transform.FFNBalance([]float64{0, 1e-30, 1}, []float64{1, 1e30, 0}); s[0] != 1 || s[2] != 1 ||
+		!(s[1] >= 1.0/transform.MaxFFNScale) || s[1] > transform.MaxFFNScale {
 		t.Errorf("scales %v of dead and huge neurons", s)
 	}
 	for _, v := range transform.FFNBalance([]float64{math.Inf(1), math.NaN(), 1, 2, 3}, []float64{1, 1, math.Inf(1), 1}) {
@@ -389,11 +393,13 @@ func TestFitRows(t *testing.T) {
 		other := measureRows(t, q, fit.NoiseRows(2000, d, 2), d, 1)
 		// 2000 x 48 numbers of noise: a standard error of 0.002; the floor for d = 48
 		// is 0.802.
-		if train < c.low || train > c.high || math.Abs(other.Cos1bit-0.802) > 0.006 || math.Abs(other.MomentRatio-2/math.Pi) > 0.008 {
+		if train < c.low || train > c.high || math.Abs(other.Cos1bit-0.802) > 0.006 ||
+			math.Abs(other.MomentRatio-2/math.Pi) > 0.008 {
 			t.Errorf("%d rows of noise: %.4f on those fitted, %+v on others", c.n, train, other)
 		}
 	}
-	if q, err := fit.FitRows(t.Context(), fit.NoiseRows(3, d, 1), d, block, 1, 0, 0, 2); err != nil || !(measureRows(t, q, rows, d, 1).Cos1bit > 0.7) {
+	if q, err := fit.FitRows(t.Context(), fit.NoiseRows(3, d, 1), d, block, 1, 0, 0, 2); err != nil ||
+		!(measureRows(t, q, rows, d, 1).Cos1bit > 0.7) {
 		t.Errorf("3 rows: %v", err)
 	}
 	for _, bad := range [][2]int{{0, 1}, {48, 7}, {47, 1}, {48, 0}} {

@@ -25,7 +25,8 @@ type Tuned struct {
 // largest number of each block. All samples share the result: heads whose scales must be
 // one. It is never worse than the start for the type itself on the sample.
 // When ctx ends, it returns its cause after at most one step.
-func TunePairScale(ctx context.Context, samples []*KeySample, start *PairRotation, cache CacheRow, angles bool) (*Tuned, error) {
+func TunePairScale(ctx context.Context, samples []*KeySample, start *PairRotation, cache CacheRow, angles bool) (*Tuned,
+	error) {
 	if len(samples) == 0 {
 		return nil, fmt.Errorf("no keys to tune a balance with")
 	}

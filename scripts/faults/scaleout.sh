@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 CGO_ENABLED=0 go build -o "$work/bin/phaseconv" ./cmd/phaseconv
 export PATH="$work/bin:$PATH" SRC="$PWD/testdata/austen-moe"
-options="--calib-tokens 64 --ctx 64 --chunks 1"
+options="--calib-tokens 192 --ctx 64 --chunks 1"
 mkdir "$work/plain" "$work/slurm" "$work/k8s"
 # shellcheck disable=SC2086 # options are words
 phaseconv convert "$SRC" -o "$work/plain/out" $options >/dev/null 2>&1

@@ -1,3 +1,5 @@
+// Package activations takes what fits and audits need from the queries and keys of a forward
+// pass: samples of keys with their query metric, and the energies of rotary pairs.
 package activations
 
 import (
@@ -28,38 +30,58 @@ func Energies(c *family.Config, a *refmodel.Attention, sink int) *transform.Pair
 	return e
 }
 
-// Samples collects what the codes of a layer's KV heads are fitted to. scale gives
-// what the balance multiplies a head's keys by, nil for nothing. It fails only when ctx ends.
-func Samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale func(h int) []float32, p kvcache.Policy, threads int) ([]*fit.Sample, error) {
+// Samples collects what the codes of a layer's KV heads are fitted to. scale gives what the pair
+// scaling multiplies a head's keys by, nil for nothing. It fails only when ctx ends.
+func Samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale func(h int) []float32,
+	p kvcache.Policy, threads int) ([]*fit.Sample, error) {
+	heads := make([]int, c.Layers[a.Layer].KVHeads)
+	for h := range heads {
+		heads[h] = h
+	}
+	return samples(ctx, c, a, heads, scale, p, threads)
+}
+
+// Sample is what Samples returns for KV head h.
+func Sample(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32,
+	p kvcache.Policy, threads int) (*fit.Sample, error) {
+	out, err := samples(ctx, c, a, []int{h}, func(int) []float32 { return scale }, p, threads)
+	if err != nil {
+		return nil, err
+	}
+	return out[0], nil
+}
+
+func samples(ctx context.Context, c *family.Config, a *refmodel.Attention, heads []int, scale func(h int) []float32,
+	p kvcache.Policy, threads int) ([]*fit.Sample, error) {
 	y := &c.Layers[a.Layer]
 	var table *rope.Table
 	if p.Anchor > 0 {
 		table = rope.NewTable(y.Rope.Pure(), a.T)
 	}
-	met := make([][]*meeting, y.KVHeads)
-	for h := range met {
-		met[h] = make([]*meeting, a.Windows)
+	met := make([][]*meeting, len(heads))
+	for i := range met {
+		met[i] = make([]*meeting, a.Windows)
 	}
-	err := parallel.For(ctx, threads, y.KVHeads*a.Windows, func(i int) error {
-		h, w := i/a.Windows, i%a.Windows
+	err := parallel.For(ctx, threads, len(heads)*a.Windows, func(j int) error {
+		i, w := j/a.Windows, j%a.Windows
 		var err error
-		met[h][w], err = meet(ctx, c, a, h, w, scale(h), p, table)
+		met[i][w], err = meet(ctx, c, a, heads[i], w, scale(heads[i]), p, table)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	out := make([]*fit.Sample, y.KVHeads)
-	for h := range out {
+	out := make([]*fit.Sample, len(heads))
+	for i, h := range heads {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
 		s := &fit.Sample{D: y.HeadDim, Keys: keys(c, a, h, scale(h), p, table), Layer: a.Layer, Head: h, Threads: threads}
-		s.Metric = metric(met[h], y.HeadDim, threads)
-		for _, m := range met[h] {
+		s.Metric = metric(met[i], y.HeadDim, threads)
+		for _, m := range met[i] {
 			s.Weights = append(s.Weights, m.seen[min(p.Sink, a.T):]...)
 		}
-		out[h] = s
+		out[i] = s
 	}
 	return out, nil
 }
@@ -76,7 +98,8 @@ func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvc
 }
 
 // keys is Keys with the table for anchors, nil for none.
-func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy, table *rope.Table) []float32 {
+func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy,
+	table *rope.Table) []float32 {
 	y := &c.Layers[a.Layer]
 	d, width := y.HeadDim, y.KVHeads*y.HeadDim
 	sink := min(p.Sink, a.T)
@@ -113,7 +136,8 @@ type meeting struct {
 // query meets keys in the frame of each block up to its own; every query is
 // turned into one of them, in rotation. A key gets the sum of p(1-p) over its
 // queries.
-func meet(ctx context.Context, c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p kvcache.Policy, table *rope.Table) (*meeting, error) {
+func meet(ctx context.Context, c *family.Config, a *refmodel.Attention, h, w int, scale []float32, p kvcache.Policy,
+	table *rope.Table) (*meeting, error) {
 	y := &c.Layers[a.Layer]
 	d, width, g := y.HeadDim, y.Heads*y.HeadDim, y.Group()
 	m := &meeting{queries: make([]float32, a.T*g*d), seen: make([]float64, a.T)}

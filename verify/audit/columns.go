@@ -4,26 +4,26 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
-// perNumber returns the signs per number of a code.
+// BitsPerNumber returns the signs per number of a code.
 func BitsPerNumber(c *codec.Code) float64 { return float64(c.B) / float64(c.D) }
 
-// columns collects the codes of one head's audit: the one in use, those that
+// Columns collects the codes of one head's audit: the one in use, those that
 // were fitted beside it, and the data-free ones.
-func Columns(inUse *codec.Code, fitted map[string]*codec.Code, seed uint64, layer, head int) (Codes, error) {
+func Columns(inUse *codec.Code, fitted map[codec.Kind]*codec.Code, seed uint64, layer, head int) (Codes, error) {
 	x := Codes{"code": inUse}
-	for _, kind := range []string{"cen", "learned"} {
+	for _, kind := range []codec.Kind{codec.Cen, codec.Learned} {
 		if c := fitted[kind]; c != nil {
-			x[kind] = c
+			x[string(kind)] = c
 		} else if inUse.Kind == kind {
-			x[kind] = inUse
+			x[string(kind)] = inUse
 		}
 	}
-	for _, kind := range []string{"raw", "srht", "random"} {
+	for _, kind := range []codec.Kind{codec.Raw, codec.SRHT, codec.Random} {
 		c, err := codec.DataFree(kind, inUse.D, seed, layer, head)
 		if err != nil {
 			return nil, err
 		}
-		x[kind] = c
+		x[string(kind)] = c
 	}
 	return x, nil
 }

@@ -93,12 +93,16 @@ func FFN(ctx context.Context, cfg *family.Config, w checkpoint.Weights, o FFNOpt
 			layers = append(layers, l)
 		}
 	}
-	// Two groups of three matrices in all, and what is measured of single experts.
-	a.done = progress.Count(o.Progress, len(layers)*(5+3*min(cfg.Experts(), o.Experts)))
+	steps := 0
 	for _, l := range layers {
 		if l < 0 || l >= len(cfg.Layers) {
 			return nil, fmt.Errorf("layer %d of %d", l, len(cfg.Layers))
 		}
+		// Two groups of three matrices in all, and what is measured of single experts.
+		steps += 5 + 3*min(cfg.Layers[l].FFN.Experts, o.Experts)
+	}
+	a.done = progress.Count(o.Progress, steps)
+	for _, l := range layers {
 		for input, group := range [][]string{{"gate", "up"}, {"down"}} {
 			if err := a.group(ctx, l, input, group); err != nil {
 				return nil, err
@@ -125,8 +129,8 @@ type sample struct {
 	elements  int // of the whole matrix, or bank
 }
 
-// read takes at most max rows of one expert's matrix, or with expert -1 of all.
-func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, max int) (*sample, int, error) {
+// read takes at most most rows of one expert's matrix, or with expert -1 of all.
+func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, most int) (*sample, int, error) {
 	name := bank(a.cfg, layer, which)
 	t, ok := a.w.Find(name)
 	if !ok {
@@ -137,7 +141,7 @@ func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, ma
 		rows /= n
 		row0 = expert * rows
 	}
-	n := min(rows, max)
+	n := min(rows, most)
 	s := &sample{elements: rows * cols}
 	row := make([]float32, cols)
 	for i := range n {
@@ -156,90 +160,41 @@ func (a *ffnAudit) read(ctx context.Context, layer int, which string, expert, ma
 	return s, cols, nil
 }
 
+// An ffnGroup is what the rows of a layer's matrices with the same input have in common.
+type ffnGroup struct {
+	layer, input int
+	d, block     int
+	one          bool // the group is one matrix without experts
+	experts      int
+	srht, shared *fit.BlockRotation
+	rows         int // that shared was fitted to
+	elements     int // that share it
+}
+
 // group measures the matrices of a layer that have the same input.
 func (a *ffnAudit) group(ctx context.Context, layer, input int, matrices []string) error {
 	experts := a.cfg.Layers[layer].FFN.Experts
+	g := &ffnGroup{layer: layer, input: input, experts: experts, one: len(matrices) == 1 && experts == 0}
 	var banks []*sample
 	var together []float32
-	d, elements := 0, 0
 	for _, which := range matrices {
 		s, cols, err := a.read(ctx, layer, which, -1, a.o.MaxRows)
 		if err != nil {
 			return err
 		}
-		banks, d = append(banks, s), cols
-		elements += s.elements
+		banks, g.d = append(banks, s), cols
+		g.elements += s.elements
 		together = append(together, s.fit...)
 	}
-	block := fit.BlockSize(d, a.o.Block)
-	srht := fit.HadamardRows(d, block, a.o.Seed, layer, input)
-	shared, err := fit.FitRows(ctx, together, d, block, a.o.Seed, layer, input, a.o.Threads)
-	if err != nil {
+	g.block, g.rows = fit.BlockSize(g.d, a.o.Block), len(together)/g.d
+	g.srht = fit.HadamardRows(g.d, g.block, a.o.Seed, layer, input)
+	var err error
+	if g.shared, err = fit.FitRows(ctx, together, g.d, g.block, a.o.Seed, layer, input, a.o.Threads); err != nil {
 		return err
 	}
 	a.done()
-	all := len(together) / d
-	add := func(which string, expert int, s *sample) error {
-		if len(s.held) == 0 {
-			return fmt.Errorf("layer %d, %s: one row cannot be split for a fit", layer, which)
-		}
-		row := func(rotation string, r *fit.BlockRotation, fitted, shares int) error {
-			b, err := r.Measure(ctx, s.held, d, a.o.Threads)
-			if err != nil {
-				return err
-			}
-			if b.N == 0 {
-				return nil // a matrix of zeros has no directions
-			}
-			x := spec.FFNRow{
-				Layer: layer, Matrix: which, Expert: expert, Rotation: rotation, Cos1bit: b.Cos1bit, MomentRatio: b.MomentRatio,
-				EffectiveBits: 1 + scaleBits/float64(d), Dims: d, HeldOut: b.N,
-			}
-			if r != nil {
-				x.Block = block
-			}
-			if fitted > 0 {
-				x.EffectiveBits += rotationBits * float64(block) * float64(d) / float64(shares)
-				x.Rows, x.RowsPerDim = fitted, float64(fitted)/float64(block)
-				train, err := r.Measure(ctx, s.fit, d, a.o.Threads)
-				if err != nil {
-					return err
-				}
-				noise, err := a.onNoise(ctx, fitted, d, block)
-				if err != nil {
-					return err
-				}
-				x.TrainCos1bit, x.NoiseCos1bit = &train.Cos1bit, &noise
-				if train.N == 0 {
-					x.TrainCos1bit = nil
-				}
-			}
-			a.out = append(a.out, x)
-			return nil
-		}
-		if err := row("none", nil, 0, 0); err != nil {
-			return err
-		}
-		if err := row("srht", srht, 0, 0); err != nil {
-			return err
-		}
-		if err := row("shared", shared, all, elements); err != nil {
-			return err
-		}
-		if expert < 0 && experts > 0 {
-			return nil
-		}
-		if len(matrices) == 1 && experts == 0 { // the same rows
-			return row("own", shared, all, elements)
-		}
-		own, err := fit.FitRows(ctx, s.fit, d, block, a.o.Seed, layer, input, a.o.Threads)
-		if err != nil {
-			return err
-		}
-		return row("own", own, len(s.fit)/d, s.elements)
-	}
 	for i, which := range matrices {
-		if err := add(which, -1, banks[i]); err != nil {
+		if err := a.matrix(ctx, g, which, -1, banks[i]); err != nil {
 			return err
 		}
 		a.done()
@@ -252,7 +207,7 @@ func (a *ffnAudit) group(ctx context.Context, layer, input int, matrices []strin
 			if err != nil {
 				return err
 			}
-			if err := add(which, e, s); err != nil {
+			if err := a.matrix(ctx, g, which, e, s); err != nil {
 				return err
 			}
 			a.done()
@@ -278,4 +233,82 @@ func (a *ffnAudit) onNoise(ctx context.Context, n, d, block int) (float64, error
 	}
 	a.noise[key] = b.Cos1bit
 	return b.Cos1bit, nil
+}
+
+// matrix measures one matrix under every rotation; expert -1 is a bank, or a dense matrix.
+func (a *ffnAudit) matrix(ctx context.Context, g *ffnGroup, which string, expert int, s *sample) error {
+	if len(s.held) == 0 {
+		return fmt.Errorf("layer %d, %s: one row cannot be split for a fit", g.layer, which)
+	}
+	x := spec.FFNRow{Layer: g.layer, Matrix: which, Expert: expert}
+	row := func(rotation string, r *fit.BlockRotation, fitted, shares int) error {
+		x := x
+		x.Rotation = rotation
+		return a.row(ctx, g, x, s, r, fitted, shares)
+	}
+	if err := row("none", nil, 0, 0); err != nil {
+		return err
+	}
+	if err := row("srht", g.srht, 0, 0); err != nil {
+		return err
+	}
+	if err := row("shared", g.shared, g.rows, g.elements); err != nil {
+		return err
+	}
+	if expert < 0 && g.experts > 0 {
+		return nil
+	}
+	if g.one { // the same rows
+		return row("own", g.shared, g.rows, g.elements)
+	}
+	own, err := fit.FitRows(ctx, s.fit, g.d, g.block, a.o.Seed, g.layer, g.input, a.o.Threads)
+	if err != nil {
+		return err
+	}
+	return row("own", own, len(s.fit)/g.d, s.elements)
+}
+
+// row measures one matrix under one rotation, nil for none, and adds what it is to x. fitted is
+// how many rows the rotation was fitted to, 0 for none, shares how many numbers it serves.
+func (a *ffnAudit) row(ctx context.Context, g *ffnGroup, x spec.FFNRow, s *sample, r *fit.BlockRotation, fitted,
+	shares int) error {
+	d := g.d
+	b, err := r.Measure(ctx, s.held, d, a.o.Threads)
+	if err != nil {
+		return err
+	}
+	if b.N == 0 {
+		return nil // a matrix of zeros has no directions
+	}
+	x.Cos1bit, x.MomentRatio, x.Dims, x.HeldOut = b.Cos1bit, b.MomentRatio, d, b.N
+	x.EffectiveBits = 1 + scaleBits/float64(d)
+	if r != nil {
+		x.Block = g.block
+	}
+	if fitted > 0 {
+		x.EffectiveBits += rotationBits * float64(g.block) * float64(d) / float64(shares)
+		x.Rows, x.RowsPerDim = fitted, float64(fitted)/float64(g.block)
+		train, err := r.Measure(ctx, s.fit, d, a.o.Threads)
+		if err != nil {
+			return err
+		}
+		noise, err := a.onNoise(ctx, fitted, d, g.block)
+		if err != nil {
+			return err
+		}
+		x.TrainCos1bit, x.NoiseCos1bit = &train.Cos1bit, &noise
+		if train.N == 0 {
+			x.TrainCos1bit = nil
+		}
+	}
+	a.out = append(a.out, x)
+	return nil
+}
+
+// bank names the matrices of a layer's FFN: one of each, or a bank of experts.
+func bank(cfg *family.Config, layer int, matrix string) string {
+	if cfg.Layers[layer].FFN.Experts > 0 {
+		return family.Name(layer, "ffn_"+matrix+"_exps.weight")
+	}
+	return family.Name(layer, "ffn_"+matrix+".weight")
 }

@@ -5,15 +5,12 @@ import (
 	"errors"
 	"math"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // find returns the only row with these properties.
@@ -37,7 +34,8 @@ func find(t *testing.T, rows []spec.FFNRow, layer int, matrix string, expert int
 func TestFFN(t *testing.T) {
 	for _, fam := range []string{"llama", "qwen3_moe"} {
 		c := tiny.Open(t, fam, tiny.Options{Seed: 1})
-		rows, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1, Threads: 2})
+		rows, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1,
+			Threads: 2})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +52,8 @@ func TestFFN(t *testing.T) {
 			if math.Abs(r.Cos1bit-0.80) > 0.03 || math.Abs(r.MomentRatio-2/math.Pi) > 0.045 {
 				t.Errorf("%s: noise held out: %+v", fam, r)
 			}
-			if learned := r.Rotation == "shared" || r.Rotation == "own"; learned != (r.TrainCos1bit != nil) || learned != (r.NoiseCos1bit != nil) || learned != (r.Rows > 0) {
+			if learned := r.Rotation == "shared" || r.Rotation == "own"; learned != (r.TrainCos1bit != nil) ||
+				learned != (r.NoiseCos1bit != nil) || learned != (r.Rows > 0) {
 				t.Errorf("%s: %+v", fam, r)
 			} else if learned && (math.Abs(*r.TrainCos1bit-*r.NoiseCos1bit) > 0.02 || *r.TrainCos1bit < r.Cos1bit+0.01) {
 				t.Errorf("%s: train %.3f, noise %.3f: %+v", fam, *r.TrainCos1bit, *r.NoiseCos1bit, r)
@@ -66,18 +65,21 @@ func TestFFN(t *testing.T) {
 			e = 2
 		}
 		own := find(t, rows, 1, "down", e, "own")
-		if own.Dims != 96 || own.Block != 32 || own.Rows != 32 || own.HeldOut != 32 || own.RowsPerDim != 1 || own.EffectiveBits != 1+16.0/96+16*32*96.0/(64*96) {
+		if own.Dims != 96 || own.Block != 32 || own.Rows != 32 || own.HeldOut != 32 || own.RowsPerDim != 1 ||
+			own.EffectiveBits != 1+16.0/96+16*32*96.0/(64*96) {
 			t.Errorf("%s: %+v", fam, own)
 		}
 		shared := find(t, rows, 0, "gate", -1, "shared")
-		if shared.Dims != 64 || shared.Rows != 2*48*experts || shared.HeldOut != 48*experts || shared.EffectiveBits != 1+16.0/64+16*32*64.0/float64(2*96*64*experts) {
+		if shared.Dims != 64 || shared.Rows != 2*48*experts || shared.HeldOut != 48*experts ||
+			shared.EffectiveBits != 1+16.0/64+16*32*64.0/float64(2*96*64*experts) {
 			t.Errorf("%s: %+v", fam, shared)
 		}
 		if none := find(t, rows, 0, "up", -1, "none"); none.Block != 0 || none.EffectiveBits != 1.25 {
 			t.Errorf("%s: %+v", fam, none)
 		}
 		var last [2]int
-		other, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1, Threads: 1, Layers: []int{0, 1},
+		other, err := audit.FFN(context.Background(), c.Config, c, audit.FFNOptions{Block: 32, Experts: 2, Seed: 1,
+			Threads: 1, Layers: []int{0, 1},
 			Progress: func(done, total int) { last = [2]int{done, total} }})
 		if last[0] == 0 || last[0] != last[1] {
 			t.Errorf("%s: progress ends at %d of %d", fam, last[0], last[1])
@@ -147,68 +149,6 @@ func TestFFNRefuses(t *testing.T) {
 	for _, r := range rows {
 		if math.IsNaN(r.Cos1bit) || r.Matrix == "up" {
 			t.Errorf("%+v", r)
-		}
-	}
-}
-
-// TestFFNEnergy: the measured size of neurons is what the forward pass computes.
-// Scaling a neuron by the inverse root of its energy, with G4, makes all energies
-// one; a neuron that is taken out of up has none.
-func TestFFNEnergy(t *testing.T) {
-	window := make([]int32, 64)
-	for i := range window {
-		window[i] = int32(i * 31 % 256)
-	}
-	for _, fam := range tiny.Families {
-		dead := 5
-		c := tiny.Open(t, fam, tiny.Options{Layers: 1, Edit: func(name string, x []float32) {
-			if strings.Contains(name, "up_proj") || strings.Contains(name, "w3") {
-				clear(x[dead*64 : (dead+1)*64])
-			}
-		}})
-		tap := &audit.FFNEnergy{Config: c.Config, Weights: c, Threads: 2}
-		m := refmodel.New(c.Config, c, 2)
-		variant := &refmodel.Variant{}
-		if err := m.Run(context.Background(), [][]int32{window}, []*refmodel.Variant{variant}, refmodel.Options{Hooks: refmodel.Hooks{FFN: tap.FFN}}); err != nil {
-			t.Fatal(err)
-		}
-		up, down, err := audit.FFNNorms(c.Config, c, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for e, energy := range tap.Energy[0] {
-			if energy[dead] != 0 || up[e][dead] != 0 || down[e][dead] == 0 {
-				t.Errorf("%s, expert %d: the dead neuron has %g", fam, e, energy[dead])
-			}
-			if n := len(energy); n != c.Config.Layers[0].FFN.Size || slices.Max(energy) == 0 {
-				t.Errorf("%s, expert %d: %d neurons, up to %g", fam, e, n, slices.Max(energy))
-			}
-		}
-		double := make([][][]float32, 1)
-		for range max(1, c.Config.Experts()) {
-			s := make([]float32, c.Config.Layers[0].FFN.Size)
-			for j := range s {
-				s[j] = 2
-			}
-			double[0] = append(double[0], s)
-		}
-		f, err := transform.FoldFFN(c, c.Config, double)
-		if err != nil {
-			t.Fatal(err)
-		}
-		twice := &audit.FFNEnergy{Config: c.Config, Weights: f, Threads: 1}
-		if err := refmodel.New(c.Config, f, 2).Run(context.Background(), [][]int32{window}, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{FFN: twice.FFN}}); err != nil {
-			t.Fatal(err)
-		}
-		for e, energy := range tap.Energy[0] {
-			for j, v := range energy {
-				if twice.Energy[0][e][j] != 4*v { // powers of two are exact
-					t.Fatalf("%s, expert %d, neuron %d: %g, and %g with up doubled", fam, e, j, v, twice.Energy[0][e][j])
-				}
-			}
-		}
-		if len(tap.Energy[0]) != max(1, c.Config.Experts()) {
-			t.Errorf("%s: %d experts", fam, len(tap.Energy[0]))
 		}
 	}
 }

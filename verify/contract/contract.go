@@ -13,10 +13,12 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/jsonx"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -45,20 +47,11 @@ func (a *Artifact) Close() error {
 // ReadManifest reads dir/phaseconv.json.
 func ReadManifest(dir string) (*spec.Manifest, error) {
 	path := filepath.Join(dir, spec.ManifestName)
-	st, err := os.Stat(path)
+	raw, err := format.ReadFile(path, MaxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: not a phaseconv artifact: %s is missing (a conversion writes it last)", dir, spec.ManifestName)
+		return nil, fmt.Errorf("%s: not a phaseconv artifact: %s is missing (a conversion writes it last)", dir,
+			spec.ManifestName)
 	}
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() { // opening a named pipe would wait for a writer
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	if st.Size() > MaxManifest {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, int64(MaxManifest))
-	}
-	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +197,8 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 		sum, err = a.Model.AttentionDigest(ctx, c.Progress.Of("checking query and key tensors, MiB"))
 	}
 	if err == nil && sum != a.Sidecar.WeightsSHA256 {
-		err = fmt.Errorf("key %s is %s, but the model's query and key tensors have %s: the sidecar belongs to other weights", spec.KeyWeightsSHA256, a.Sidecar.WeightsSHA256, sum)
+		err = fmt.Errorf("key %s is %s, but the model's query and key tensors have %s: the sidecar belongs to other weights",
+			spec.KeyWeightsSHA256, a.Sidecar.WeightsSHA256, sum)
 	}
 	if !c.Add("weights digest", err, "the query and key tensors are those that the sidecar was made for") {
 		a.Close()
@@ -273,7 +267,8 @@ func checkExtra(dir string, m *spec.Manifest) error {
 	}
 	for _, e := range entries {
 		if n := e.Name(); !known[n] && !harmless(n) {
-			return fmt.Errorf("%s: the manifest does not list it, and a loader may read it; move it out of the folder", filepath.Join(dir, n))
+			return fmt.Errorf("%s: the manifest does not list it, and a loader may read it; move it out of the folder",
+				filepath.Join(dir, n))
 		}
 	}
 	return nil
@@ -329,14 +324,8 @@ func checkManifest(a *Artifact) error {
 	if got != was {
 		return fmt.Errorf("key model.family is %s in the manifest, but the artifact is %s", fam.Name, cfg.Family.Name)
 	}
-	signs, numbers := 0, 0
-	for _, heads := range s.Codes {
-		for _, c := range heads {
-			signs, numbers = signs+c.B, numbers+c.D
-		}
-	}
 	// --bits is checked to be a whole number of signs to six digits.
-	if bits := float64(signs) / float64(numbers); !(math.Abs(m.Code.Bits-bits) < 1e-5) {
+	if bits := codec.MeanBits(s.Codes); !(math.Abs(m.Code.Bits-bits) < 1e-5) {
 		return fmt.Errorf("key code.bits is %g in the manifest, %g in the artifact", m.Code.Bits, bits)
 	}
 	return compareFacts(append(sidecarFacts(m, a.Entry, s),

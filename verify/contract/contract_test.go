@@ -84,7 +84,8 @@ func TestEveryCheckFails(t *testing.T) {
 		breaks      func(t *testing.T, dir, container string)
 		says        []string
 	}{
-		{"no manifest", "manifest", func(t *testing.T, dir, _ string) { os.Remove(manifest(dir)) }, []string{spec.ManifestName, "missing"}},
+		{"no manifest", "manifest", func(t *testing.T, dir, _ string) { os.Remove(manifest(dir)) },
+			[]string{spec.ManifestName, "missing"}},
 		{"manifest is a folder", "manifest", func(t *testing.T, dir, _ string) {
 			os.Remove(manifest(dir))
 			os.Mkdir(manifest(dir), 0o700)
@@ -95,14 +96,18 @@ func TestEveryCheckFails(t *testing.T) {
 		{"manifest with a field of another version", "manifest", func(t *testing.T, dir, _ string) {
 			put(t, manifest(dir), `"seed":`, `"sead":`)
 		}, []string{"sead"}},
-		{"manifest cut off", "manifest", func(t *testing.T, dir, _ string) { truncate(t, manifest(dir), 10) }, []string{spec.ManifestName}},
+		{"manifest cut off", "manifest", func(t *testing.T, dir, _ string) { truncate(t, manifest(dir), 10) },
+			[]string{spec.ManifestName}},
 		{"manifest names a path", "manifest", func(t *testing.T, dir, _ string) {
 			editManifest(t, dir, func(m *spec.Manifest) { m.Files[0].Name = "../" + m.Files[0].Name })
 		}, []string{"key files", "../"}},
 
-		{"model cut off", "files", func(t *testing.T, dir, _ string) { truncate(t, model(dir), 1) }, []string{spec.GGUFModelName, "bytes"}},
-		{"model missing", "files", func(t *testing.T, dir, _ string) { os.Remove(model(dir)) }, []string{spec.GGUFModelName, "missing"}},
-		{"tokenizer missing", "files", func(t *testing.T, dir, _ string) { os.Remove(filepath.Join(dir, "tokenizer.json")) }, []string{"tokenizer.json", "missing"}},
+		{"model cut off", "files", func(t *testing.T, dir, _ string) { truncate(t, model(dir), 1) },
+			[]string{spec.GGUFModelName, "bytes"}},
+		{"model missing", "files", func(t *testing.T, dir, _ string) { os.Remove(model(dir)) },
+			[]string{spec.GGUFModelName, "missing"}},
+		{"tokenizer missing", "files", func(t *testing.T, dir, _ string) { os.Remove(filepath.Join(dir, "tokenizer.json")) },
+			[]string{"tokenizer.json", "missing"}},
 		{"a folder instead of a file", "files", func(t *testing.T, dir, c string) {
 			os.Remove(side(dir, c))
 			os.Mkdir(side(dir, c), 0o700)
@@ -183,7 +188,10 @@ func TestEveryCheckFails(t *testing.T) {
 			if c == st {
 				put(t, side(dir, c), `"phaseconv.exceptions":"0"`, `"phaseconv.exclusions":"0"`)
 			} else {
-				editGGUF(t, side(dir, c), func(kvs []gguf.KV) []gguf.KV { return append(kvs, gguf.Value("phaseconv.values", "frame")) }, nil)
+				editGGUF(t, side(dir, c), func(kvs []gguf.KV) []gguf.KV {
+					return append(kvs,
+						gguf.Value("phaseconv.values", "frame"))
+				}, nil)
 			}
 			record(t, dir)
 		}, []string{"phaseconv.", "version 1"}},
@@ -217,7 +225,8 @@ func TestEveryCheckFails(t *testing.T) {
 			record(t, dir)
 		}, []string{spec.KeyPairLayout}},
 		{"other RoPE base", "sidecar fits model", func(t *testing.T, dir, c string) {
-			editSidecar(t, side(dir, c), func(s *sidecar.Sidecar) { s.Rope = strings.Replace(s.Rope, `"theta":`, `"theta":1`, 1) })
+			editSidecar(t, side(dir, c),
+				func(s *sidecar.Sidecar) { s.Rope = strings.Replace(s.Rope, `"theta":`, `"theta":1`, 1) })
 			record(t, dir)
 		}, []string{spec.KeyRope}},
 		{"model with another RoPE base", "sidecar fits model", func(t *testing.T, dir, c string) {
@@ -286,20 +295,21 @@ func TestEveryCheckFails(t *testing.T) {
 		broken[x.check] = true
 	}
 	for key, edit := range map[string]func(m *spec.Manifest){
-		"source.sha256":        func(m *spec.Manifest) { m.Source.SHA256 = strings.Repeat("0a", 32) },
-		"code.kind":            func(m *spec.Manifest) { m.Code.Kind = "learned" },
-		"code.bits":            func(m *spec.Manifest) { m.Code.Bits = 2 },
-		"code.anchor":          func(m *spec.Manifest) { m.Code.Anchor++ },
-		"code.sink":            func(m *spec.Manifest) { m.Code.Sink++ },
-		"code.recent":          func(m *spec.Manifest) { m.Code.Recent++ },
-		"calibration.sha256":   func(m *spec.Manifest) { m.Calibration.SHA256 = strings.Repeat("0a", 32) },
-		"calibration.tokens":   func(m *spec.Manifest) { m.Calibration.Tokens++ },
-		"calibration.context":  func(m *spec.Manifest) { m.Calibration.Context++ },
-		"tool":                 func(m *spec.Manifest) { m.Tool = "another" },
-		"weights_sha256":       func(m *spec.Manifest) { m.Artifacts[0].WeightsSHA256 = strings.Repeat("0a", 32) },
-		"pair_layout":          func(m *spec.Manifest) { m.Artifacts[0].PairLayout = "half" },
-		"model.family":         func(m *spec.Manifest) { m.Model.Family = "qwen2" },
-		"model.family ":        func(m *spec.Manifest) { m.Model.Family = "mixtral" }, // the same GGUF architecture, with experts
+		"source.sha256":       func(m *spec.Manifest) { m.Source.SHA256 = strings.Repeat("0a", 32) },
+		"code.kind":           func(m *spec.Manifest) { m.Code.Kind = "learned" },
+		"code.bits":           func(m *spec.Manifest) { m.Code.Bits = 2 },
+		"code.anchor":         func(m *spec.Manifest) { m.Code.Anchor++ },
+		"code.sink":           func(m *spec.Manifest) { m.Code.Sink++ },
+		"code.recent":         func(m *spec.Manifest) { m.Code.Recent++ },
+		"calibration.sha256":  func(m *spec.Manifest) { m.Calibration.SHA256 = strings.Repeat("0a", 32) },
+		"calibration.tokens":  func(m *spec.Manifest) { m.Calibration.Tokens++ },
+		"calibration.context": func(m *spec.Manifest) { m.Calibration.Context++ },
+		"tool":                func(m *spec.Manifest) { m.Tool = "another" },
+		"weights_sha256":      func(m *spec.Manifest) { m.Artifacts[0].WeightsSHA256 = strings.Repeat("0a", 32) },
+		"pair_layout":         func(m *spec.Manifest) { m.Artifacts[0].PairLayout = "half" },
+		"model.family":        func(m *spec.Manifest) { m.Model.Family = "qwen2" },
+		// the same GGUF architecture, with experts
+		"model.family ":        func(m *spec.Manifest) { m.Model.Family = "mixtral" },
 		"model.family  ":       func(m *spec.Manifest) { m.Model.Family = "gpt5" },
 		"model.layers":         func(m *spec.Manifest) { m.Model.Layers++ },
 		"model.n_heads":        func(m *spec.Manifest) { m.Model.Heads++ },

@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
@@ -50,8 +51,8 @@ type recipe struct {
 	family  string
 	tiny    tiny.Options
 	formats []checkpoint.Container
-	outtype string // f32
-	code    string // frame
+	outtype string     // f32
+	code    codec.Kind // frame
 }
 
 func (r recipe) options(src, out string) convert.Options {
@@ -69,7 +70,8 @@ func (r recipe) options(src, out string) convert.Options {
 		Policy:      kvcache.Policy{Anchor: 16, Sink: 2, Recent: 1},
 		Calibration: ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration}, CalibrationTokens: 4 * ctx,
 		Evaluation: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
-		Ctx:        ctx, Chunks: 1, Seed: 1, Threads: 2, Tool: "phaseconv test", Command: []string{"phaseconv", "convert", "src"},
+		Ctx:        ctx, Chunks: 1, Seed: 1, Threads: 2, Tool: "phaseconv test",
+		Command: []string{"phaseconv", "convert", "src"},
 	}
 }
 
@@ -83,7 +85,8 @@ func artifact(t *testing.T, r recipe) (dir, src string) {
 	if !ok {
 		base = filepath.Join(made.root, fmt.Sprint(len(made.dirs)))
 		tiny.HF(t, filepath.Join(base, "src"), r.family, r.tiny)
-		if _, err := convert.Convert(context.Background(), r.options(filepath.Join(base, "src"), filepath.Join(base, "art"))); err != nil {
+		if _, err := convert.Convert(context.Background(),
+			r.options(filepath.Join(base, "src"), filepath.Join(base, "art"))); err != nil {
 			t.Fatal(err)
 		}
 		if made.dirs == nil {
@@ -123,7 +126,8 @@ func checkSource(t *testing.T, dir, container, src string) *spec.VerifyJSON {
 		return &spec.VerifyJSON{Contract: c.Checks}
 	}
 	defer a.Close()
-	o := verify.Options{Text: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, Ctx: ctx, Chunks: 1, Sink: -1, Recent: -1, Threads: 2}
+	o := verify.Options{Text: ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, Ctx: ctx, Chunks: 1, Sink: -1,
+		Recent: -1, Threads: 2}
 	if o.Source, err = checkpoint.Open(src); err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +235,8 @@ func editSidecar(t *testing.T, path string, edit func(s *sidecar.Sidecar)) {
 
 // editGGUF writes a GGUF file again with other keys, types or bytes; edit gets each
 // tensor's bytes, and returns nil to leave the tensor out.
-func editGGUF(t *testing.T, path string, keys func(kvs []gguf.KV) []gguf.KV, edit func(s *gguf.TensorSpec, b []byte) []byte) {
+func editGGUF(t *testing.T, path string, keys func(kvs []gguf.KV) []gguf.KV,
+	edit func(s *gguf.TensorSpec, b []byte) []byte) {
 	t.Helper()
 	f, err := gguf.Open(path)
 	if err != nil {

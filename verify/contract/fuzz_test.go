@@ -72,7 +72,8 @@ func TestManifestDigest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Computed with: sed -E 's/("manifest_sha256": ")[0-9a-f]{64}/\1'$(printf '0%.0s' $(seq 64))'/' small.json | sha256sum
+	// Computed with: sed -E 's/("manifest_sha256": ")[0-9a-f]{64}/\1'$(printf '0%.0s' $(seq 64))'/'
+	// small.json | sha256sum
 	const want = "a0cc757070d87e94396d0fcbde2575a38e0390aad2779d5b5536461d8ad75e15"
 	if m.SHA256 != want {
 		t.Errorf("digest %s, want %s", m.SHA256, want)

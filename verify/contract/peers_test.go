@@ -33,7 +33,8 @@ import (
 // test goes through all values; here the whole contract refuses.
 func TestPeers_WrongBasis(t *testing.T) {
 	dir, _ := artifact(t, recipe{family: "llama", tiny: tiny.Options{Seed: 1}})
-	editGGUF(t, filepath.Join(dir, spec.GGUFSidecarName), setKey(spec.KeyBasis, gguf.Value(spec.KeyBasis, "hadamard")), nil)
+	editGGUF(t, filepath.Join(dir, spec.GGUFSidecarName), setKey(spec.KeyBasis, gguf.Value(spec.KeyBasis, "hadamard")),
+		nil)
 	record(t, dir)
 	wants(t, check(t, dir, "gguf"), "sidecar", spec.KeyBasis, "hadamard", "post_rope")
 }
@@ -170,7 +171,8 @@ func TestPeers_ExtraTensors(t *testing.T) {
 				t.Errorf("%s looks like a shard, and the source has none of that name", n)
 			}
 		}
-		if a, b := read(t, filepath.Join(dir, "model.safetensors.index.json")), read(t, filepath.Join(src, "model.safetensors.index.json")); !bytes.Equal(a, b) {
+		if a, b := read(t, filepath.Join(dir, "model.safetensors.index.json")),
+			read(t, filepath.Join(src, "model.safetensors.index.json")); !bytes.Equal(a, b) {
 			t.Error("the index changed")
 		}
 	}
@@ -297,7 +299,8 @@ func TestPeers_ExplicitHeadDim(t *testing.T) {
 			}
 		}
 		if zeros > 0 {
-			t.Errorf("head_dim %d: %d of %d numbers of the rotation are zero: part of the key is not rotated", d, zeros, len(c.Decode))
+			t.Errorf("head_dim %d: %d of %d numbers of the rotation are zero: part of the key is not rotated", d, zeros,
+				len(c.Decode))
 		}
 	}
 }
@@ -389,7 +392,8 @@ func TestPeers_CalibrationRecorded(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := r.options("src", "out")
-	want := spec.Text{Name: texts.CalibrationName, SHA256: o.Calibration.SHA256(), Tokens: 4 * ctx, Context: ctx, Windows: 4}
+	want := spec.Text{Name: texts.CalibrationName, SHA256: o.Calibration.SHA256(), Tokens: 4 * ctx, Context: ctx,
+		Windows: 4}
 	if m.Calibration != want || !reflect.DeepEqual(m.Command, o.Command) || m.Seed != 1 || m.Tool != o.Tool {
 		t.Errorf("calibration %+v, want %+v; command %v, seed %d, tool %q", m.Calibration, want, m.Command, m.Seed, m.Tool)
 	}
@@ -398,7 +402,8 @@ func TestPeers_CalibrationRecorded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c := (sidecar.Calibration{SHA256: want.SHA256, Tokens: want.Tokens, Context: want.Context}); s.Calibration != c || s.Tool != o.Tool {
+		if c := (sidecar.Calibration{SHA256: want.SHA256, Tokens: want.Tokens, Context: want.Context}); s.Calibration != c ||
+			s.Tool != o.Tool {
 			t.Errorf("%s: %+v, want %+v", n, s.Calibration, c)
 		}
 	}
@@ -449,7 +454,8 @@ func TestPeers_ShiftedCache(t *testing.T) {
 			t.Errorf("anchors of %d, shifted by %d: %.4f of all signs differ", x.anchor, x.shift, got)
 		}
 	}
-	for _, says := range []string{"MUST NOT shift coded keys", "MUST NOT rotate queries or keys in any other way before coding"} {
+	for _, says := range []string{"MUST NOT shift coded keys",
+		"MUST NOT rotate queries or keys in any other way before coding"} {
 		if !strings.Contains(string(read(t, "../../spec/code.md")), says) {
 			t.Errorf("spec/code.md does not say %q", says)
 		}

@@ -2,10 +2,12 @@ package contract
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path/filepath"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/stream"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
@@ -106,7 +108,8 @@ func (p *Published) agree() error {
 			return err
 		}
 		if err := compareFacts([]fact{
-			{"model.layers", m.Model.Layers, len(s.Codes)}, {"model.n_kv_heads", m.Model.KVHeads, len(s.Codes[0])}, {"model.head_dim", m.Model.HeadDim, s.HeadDim},
+			{"model.layers", m.Model.Layers, len(s.Codes)}, {"model.n_kv_heads", m.Model.KVHeads, len(s.Codes[0])},
+			{"model.head_dim", m.Model.HeadDim, s.HeadDim},
 		}, "the sidecar"); err != nil {
 			return err
 		}
@@ -116,7 +119,8 @@ func (p *Published) agree() error {
 
 // CheckBase checks that base is what the rotations were made for, and returns it
 // with the fold applied, or nil; an error only when ctx ends.
-func (p *Published) CheckBase(ctx context.Context, base *checkpoint.Checkpoint, c *Checker) (*checkpoint.Edited, error) {
+func (p *Published) CheckBase(ctx context.Context, base *checkpoint.Checkpoint, c *Checker) (*checkpoint.Edited,
+	error) {
 	digest, err := base.Digest(ctx, c.Progress.Of("reading the source, MiB"))
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -154,7 +158,7 @@ func compareFacts(facts []fact, where string) error {
 func sidecarFacts(m *spec.Manifest, e spec.Artifact, s *sidecar.Sidecar) []fact {
 	return []fact{
 		{"source.sha256", m.Source.SHA256, s.SourceSHA256},
-		{"code.kind", m.Code.Kind, s.Kind},
+		{"code.kind", m.Code.Kind, string(s.Kind)},
 		{"code.anchor", m.Code.Anchor, s.Anchor},
 		{"code.sink", m.Code.Sink, s.Sink},
 		{"code.recent", m.Code.Recent, s.Recent},
@@ -190,16 +194,14 @@ func (c *Checker) compareFiles(ctx context.Context, dir string, files []spec.Fil
 // checkFile compares a file with what the manifest says of it; fresh leaves the digest out.
 func checkFile(ctx context.Context, dir string, f spec.File, fresh bool, m *stream.Meter) error {
 	path := filepath.Join(dir, f.Name)
-	st, err := os.Stat(path)
-	if os.IsNotExist(err) {
+	h, st, err := format.OpenRegular(path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s: the file is missing; copy the whole folder", path)
 	}
 	if err != nil {
 		return err
 	}
-	if !st.Mode().IsRegular() {
-		return fmt.Errorf("%s: not a regular file", path)
-	}
+	h.Close()
 	if st.Size() != f.Bytes {
 		return fmt.Errorf("%s: %d bytes, the manifest says %d", path, st.Size(), f.Bytes)
 	}

@@ -46,7 +46,7 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 	return Run(ctx, p)
 }
 
-// artifactProbe looks at an artifact with its own codes and policy.
+// OfArtifact returns options that look at an artifact with its own codes and policy.
 func OfArtifact(a *contract.Artifact) Options {
 	s := a.Sidecar
 	return Options{Config: a.Model.Config, Weights: a.Model, Codes: s.Codes, Kind: s.Kind,

@@ -1,4 +1,4 @@
-// Package probe measures what a report shows beyond the totals: where errors
+// Package figures measures what a report shows beyond the totals: where errors
 // arise, and small samples of real keys and scores that a reader can handle. All
 // of it is measured on text that no code was fitted to, and bounded in time and
 // size whatever the model.
@@ -8,12 +8,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"slices"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
@@ -38,9 +36,9 @@ type Options struct {
 	Weights checkpoint.Weights
 	// Codes in use, [layer][head], and their name.
 	Codes [][]*codec.Code
-	Kind  string
+	Kind  codec.Kind
 	// Fitted holds other codes fitted to the same calibration text, if there are any.
-	Fitted [][]map[string]*codec.Code
+	Fitted [][]map[codec.Kind]*codec.Code
 	Policy kvcache.Policy
 	// Scale is what keys are multiplied by before they are coded; see kvcache.Codes.
 	Scale func(layer, head int) []float32
@@ -63,17 +61,6 @@ type Options struct {
 	Progress func(step string, done, total int)
 }
 
-// meanBits returns the signs per number over all heads.
-func meanBits(codes [][]*codec.Code) float64 {
-	signs, numbers := 0, 0
-	for _, heads := range codes {
-		for _, c := range heads {
-			signs, numbers = signs+c.B, numbers+c.D
-		}
-	}
-	return float64(signs) / float64(numbers)
-}
-
 type measurer struct {
 	o   Options
 	m   *refmodel.Model
@@ -90,7 +77,7 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), len(o.Config.Layers))
 	}
 	p := &measurer{o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
-		Code: o.Kind, Bits: meanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Code: string(o.Kind), Bits: codec.MeanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 	}}
 	p.layer, p.head = choose(o.Config, o.Rows)
 	T := len(o.Windows[0])
@@ -210,15 +197,15 @@ func (p *measurer) detail(ctx context.Context) error {
 func (p *measurer) codes(ctx context.Context) error {
 	cfg := p.o.Config
 	windows := p.o.Windows[:p.out.Text.Windows]
-	kinds := []string{"raw", "srht", "random"}
-	for _, k := range []string{"cen", "learned"} {
+	kinds := []codec.Kind{codec.Raw, codec.SRHT, codec.Random}
+	for _, k := range []codec.Kind{codec.Cen, codec.Learned} {
 		if p.o.Fitted != nil && p.o.Fitted[0][0][k] != nil && k != p.o.Kind {
 			kinds = append(kinds, k)
 		}
 	}
 	var variants []*refmodel.Variant
 	var points []spec.ParetoPoint
-	add := func(kind string, codes [][]*codec.Code, policy kvcache.Policy) error {
+	add := func(kind codec.Kind, codes [][]*codec.Code, policy kvcache.Policy) error {
 		c, err := p.cache(codes, policy)
 		if err != nil {
 			return err
@@ -230,7 +217,7 @@ func (p *measurer) codes(ctx context.Context) error {
 				size += policy.KeyBytes(c)
 			}
 		}
-		points = append(points, spec.ParetoPoint{Code: kind, Bits: meanBits(codes), BytesPerToken: float64(size)})
+		points = append(points, spec.ParetoPoint{Code: string(kind), Bits: codec.MeanBits(codes), BytesPerToken: float64(size)})
 		return nil
 	}
 	for _, kind := range kinds {
@@ -305,21 +292,4 @@ func (p *measurer) contexts(ctx context.Context, cache *kvcache.Codes) error {
 			PPLRatio: d.Ratio, RatioErr: d.RatioErr, KLD: d.Mean, KLDErr: d.MeanErr})
 	}
 	return nil
-}
-
-// degrees returns the angle of a cosine. It goes through a fixed Newton
-// iteration on the deterministic sine and cosine, so that reports do not depend
-// on the machine.
-func degrees(cos float64) float64 {
-	cos = max(-1, min(1, cos))
-	lo, hi := 0.0, math.Pi
-	for range 60 {
-		mid := (lo + hi) / 2
-		if fmath.Cos(mid) > cos {
-			lo = mid
-		} else {
-			hi = mid
-		}
-	}
-	return (lo + hi) / 2 * (180 / math.Pi)
 }

@@ -41,9 +41,10 @@ func windows(n, T int, seed uint64) [][]int32 {
 	return out
 }
 
-func options(t *testing.T, c *checkpoint.Checkpoint, kind string) Options {
+func options(t *testing.T, c *checkpoint.Checkpoint, kind codec.Kind) Options {
 	t.Helper()
-	o := Options{Config: c.Config, Weights: c, Kind: kind, Policy: kvcache.Policy{Anchor: 16, Sink: 2}, Seed: 1, Threads: 2,
+	o := Options{Config: c.Config, Weights: c, Kind: kind, Policy: kvcache.Policy{Anchor: 16, Sink: 2}, Seed: 1,
+		Threads: 2,
 		Windows: windows(2, 64, 7), Calibration: windows(3, 64, 8), CalibrationName: "fit",
 		Long: func(n int) [][]int32 { return windows(1, n, 9) }}
 	for l := range c.Config.Layers {
@@ -182,7 +183,7 @@ func TestScoresDirect(t *testing.T) {
 		tp.query = append(tp.query, float32(r.NormFloat64()))
 	}
 	code := o.Codes[0][0]
-	got, err := p.query(t.Context(), code, tp, 0)
+	got, err := p.query(code, tp, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,56 +228,6 @@ func TestCloud(t *testing.T) {
 	}
 	if c, err := cloud(t.Context(), nil, d, 0, 0); c != nil || err != nil {
 		t.Error("a cloud of no keys")
-	}
-}
-
-// TestPolar: the factor is orthogonal and X = Q P with P symmetric; a singular
-// matrix is refused.
-func TestPolar(t *testing.T) {
-	const d = 24
-	r := rand.New(rand.NewPCG(2, 3))
-	x := make([]float32, d*d)
-	for i := range x {
-		x[i] = float32(r.NormFloat64())
-	}
-	orig := append([]float32(nil), x...)
-	q, ok := polar(x, d, 1)
-	if !ok {
-		t.Fatal("no factor")
-	}
-	p := make([]float64, d*d) // Q^T X
-	for i := range d {
-		for j := range d {
-			var dot float64
-			for k := range d {
-				dot += float64(q[k*d+i]) * float64(q[k*d+j])
-				p[i*d+j] += float64(q[k*d+i]) * float64(orig[k*d+j])
-			}
-			want := 0.0
-			if i == j {
-				want = 1
-			}
-			if math.Abs(dot-want) > 1e-4 {
-				t.Fatalf("Q^T Q at %d, %d is %g", i, j, dot)
-			}
-		}
-	}
-	for i := range d {
-		for j := range i {
-			if math.Abs(p[i*d+j]-p[j*d+i]) > 1e-3 {
-				t.Fatalf("Q^T X is not symmetric at %d, %d: %g and %g", i, j, p[i*d+j], p[j*d+i])
-			}
-		}
-	}
-	one := make([]float32, d*d)
-	for i := range one {
-		one[i] = 1
-	}
-	if _, ok := polar(one, d, 1); ok {
-		t.Error("a matrix of rank one has an orthogonal factor")
-	}
-	if _, ok := polar(make([]float32, d*d), d, 1); ok {
-		t.Error("zero has an orthogonal factor")
 	}
 }
 
@@ -328,19 +279,9 @@ func TestConverge(t *testing.T) {
 	}
 }
 
-func TestDegrees(t *testing.T) {
-	for _, x := range []float64{-1, -0.3, 0, 0.5, math.Sqrt(2 / math.Pi), 1} {
-		if got, want := degrees(x), math.Acos(x)*180/math.Pi; math.Abs(got-want) > 1e-6 {
-			t.Errorf("arccos %g is %g degrees, want %g", x, got, want)
-		}
-	}
-	if degrees(1.5) > 1e-6 {
-		t.Error("a cosine above 1")
-	}
-}
-
 func TestRound(t *testing.T) {
-	for _, x := range []struct{ in, want float64 }{{0, 0}, {123456, 123460}, {-0.00123456, -0.0012346}, {1, 1}, {99999.6, 100000}} {
+	for _, x := range []struct{ in, want float64 }{{0, 0}, {123456, 123460}, {-0.00123456, -0.0012346}, {1, 1},
+		{99999.6, 100000}} {
 		if got := round(x.in); math.Abs(got-x.want) > 1e-9*math.Abs(x.want) {
 			t.Errorf("round(%g) = %g, want %g", x.in, got, x.want)
 		}
@@ -350,7 +291,8 @@ func TestRound(t *testing.T) {
 func TestChoose(t *testing.T) {
 	c := model(t, "llama").Config
 	p := func(x float64) *float64 { return &x }
-	rows := []spec.Layer{{Layer: 0, Head: 0, Delta: p(0.1)}, {Layer: 1, Head: 1, Delta: p(0.3)}, {Layer: 2, Head: 0, Delta: p(0.2)}, {Layer: 99, Delta: p(0.25)}, {Layer: 1}}
+	rows := []spec.Layer{{Layer: 0, Head: 0, Delta: p(0.1)}, {Layer: 1, Head: 1, Delta: p(0.3)},
+		{Layer: 2, Head: 0, Delta: p(0.2)}, {Layer: 99, Delta: p(0.25)}, {Layer: 1}}
 	if l, h := choose(c, rows); l != 2 || h != 0 {
 		t.Errorf("chose layer %d, head %d", l, h)
 	}

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
-	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/spec"
@@ -34,13 +32,13 @@ func (t *tap) attention(ctx context.Context, a *refmodel.Attention) error {
 	d := y.HeadDim
 	rows := make([]spec.AngleRow, y.KVHeads)
 	err := parallel.For(ctx, t.p.m.Threads, y.KVHeads, func(h int) error {
-		srht, err := codec.DataFree("srht", d, o.Seed, a.Layer, h)
+		srht, err := codec.DataFree(codec.SRHT, d, o.Seed, a.Layer, h)
 		if err != nil {
 			return err
 		}
 		plain := activations.Keys(c, a, h, nil, kvcache.Policy{Sink: o.Policy.Sink})
 		coded := activations.Keys(c, a, h, t.p.scale(a.Layer, h), o.Policy)
-		raw, err := codec.DataFree("raw", d, o.Seed, a.Layer, h)
+		raw, err := codec.DataFree(codec.Raw, d, o.Seed, a.Layer, h)
 		if err != nil {
 			return err
 		}
@@ -101,7 +99,7 @@ func meanAngle(ctx context.Context, c *codec.Code, keys []float32) (float64, err
 			xh += float64(x * h)
 		}
 		if xx > 0 && hh > 0 {
-			sum += degrees(xh / math.Sqrt(float64(xx*hh)))
+			sum += fmath.Acos(xh/math.Sqrt(float64(xx*hh))) * (180 / math.Pi)
 			used++
 		}
 	}
@@ -216,80 +214,20 @@ func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 	short.Layers = short.Layers[:p.layer+1]
 	T := len(p.o.Calibration[0])
 	windows := p.o.Calibration[:min(len(p.o.Calibration), max(1, fitKeys/T))]
-	c := &collect{p: p, layer: p.layer, head: p.head}
+	var s *fit.Sample
+	hook := func(a *refmodel.Attention) (err error) {
+		if a.Layer == p.layer {
+			s, err = activations.Sample(ctx, p.o.Config, a, p.head, p.scale(p.layer, p.head), p.o.Policy, p.o.Threads)
+		}
+		return err
+	}
 	err := refmodel.New(&short, p.o.Weights, p.o.Threads).Run(ctx, windows, []*refmodel.Variant{{}},
-		refmodel.Options{Hooks: refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return c.attention(ctx, a) }}, Progress: p.step("collecting keys of one head")})
-	if err != nil || len(c.keys) == 0 { // all keys of short windows may be sinks
+		refmodel.Options{Hooks: refmodel.Hooks{Attention: hook}, Progress: p.step("collecting keys of one head")})
+	if err != nil || s == nil || s.N() == 0 { // all keys of short windows may be sinks
 		return nil, err
 	}
-	return &fit.Sample{D: short.Layers[p.layer].HeadDim, Keys: c.keys, Metric: c.metric, Layer: p.layer, Head: p.head,
-		Seed: p.o.Seed, Threads: p.o.Threads}, nil
-}
-
-// collect is the tap that keeps one head's keys and metric.
-type collect struct {
-	p           *measurer
-	layer, head int
-	keys        []float32
-	metric      []float64
-}
-
-func (c *collect) attention(ctx context.Context, a *refmodel.Attention) error {
-	if a.Layer != c.layer {
-		return nil
-	}
-	cfg, scale := c.p.o.Config, c.p.scale(c.layer, c.head)
-	c.keys = activations.Keys(cfg, a, c.head, scale, c.p.o.Policy)
-	var err error
-	c.metric, err = metric(ctx, cfg, a, c.head, scale, c.p.o.Policy)
-	return err
-}
-
-// metricStride thins out the queries of the metric: a second moment of a few
-// thousand is as good.
-const metricStride = 4
-
-// metric is E[w q q^T] over queries, in the frame in which keys are coded, with
-// the curvature of softmax w = 1 - sum p^2.
-func metric(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32, policy kvcache.Policy) ([]float64, error) {
-	y := &c.Layers[a.Layer]
-	d, width, g := y.HeadDim, y.Heads*y.HeadDim, y.Group()
-	var table *rope.Table
-	if policy.Anchor > 0 {
-		table = rope.NewTable(y.Rope.Pure(), a.T)
-	}
-	out := make([]float64, d*d)
-	q := make([]float32, d)
-	for w := range a.Windows {
-		for j := range g {
-			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
-			}
-			a.Probabilities(c, w, h*g+j, func(i, _ int, probs []float32) {
-				if i%metricStride != 0 {
-					return
-				}
-				copy(q, a.Q[(w*a.T+i)*width+(h*g+j)*d:])
-				if scale != nil {
-					for k := range q {
-						q[k] /= scale[k]
-					}
-				}
-				if table != nil {
-					table.ApplyInverse(q, i%(i/policy.Anchor+1)*policy.Anchor, c.Pairs)
-				}
-				weight := max(0, 1-fmath.SumSq(probs))
-				for r, x := range q {
-					f := weight * float64(x)
-					row := out[r*d : (r+1)*d]
-					for s, v := range q {
-						row[s] += float64(f * float64(v))
-					}
-				}
-			})
-		}
-	}
-	return out, nil
+	s.Seed = p.o.Seed
+	return s, nil
 }
 
 // sizes are the bits per number of the frames whose scores are shown. The time
@@ -301,7 +239,8 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 	y := &p.o.Config.Layers[p.layer]
 	d := y.HeadDim
 	T := len(t.keys) / d
-	out := &spec.Scores{Layer: p.layer, Head: p.head, QueryHead: p.head * y.Group(), Position: T - 1, Sink: min(p.o.Policy.Sink, T)}
+	out := &spec.Scores{Layer: p.layer, Head: p.head, QueryHead: p.head * y.Group(), Position: T - 1,
+		Sink: min(p.o.Policy.Sink, T)}
 	lo := 0
 	if y.Window > 0 {
 		lo = max(0, T-y.Window)
@@ -314,15 +253,16 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 		out.Float = append(out.Float, round(s*y.Scale))
 	}
 	out.Sink = max(0, out.Sink-lo)
-	add := func(kind, fitted string, c *codec.Code) error {
-		s, err := p.query(ctx, c, t, lo)
+	add := func(kind codec.Kind, fitted string, c *codec.Code) error {
+		s, err := p.query(c, t, lo)
 		if err != nil {
 			return fmt.Errorf("layer %d, KV head %d, code %s: %w", p.layer, p.head, kind, err)
 		}
-		out.Codes = append(out.Codes, spec.ScoreCode{Code: kind, Bits: float64(c.B) / float64(d), Fitted: fitted, Scores: s})
+		out.Codes = append(out.Codes, spec.ScoreCode{Code: string(kind), Bits: float64(c.B) / float64(d), Fitted: fitted,
+			Scores: s})
 		return nil
 	}
-	for _, kind := range []string{"raw", "srht"} {
+	for _, kind := range []codec.Kind{codec.Raw, codec.SRHT} {
 		c, err := codec.DataFree(kind, d, p.o.Seed, p.layer, p.head)
 		if err != nil {
 			return err
@@ -331,9 +271,9 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 			return err
 		}
 	}
-	if p.o.Fitted != nil && p.o.Kind != "learned" {
-		if c := p.o.Fitted[p.layer][p.head]["learned"]; c != nil {
-			if err := add("learned", p.o.CalibrationName, c); err != nil {
+	if p.o.Fitted != nil && p.o.Kind != codec.Learned {
+		if c := p.o.Fitted[p.layer][p.head][codec.Learned]; c != nil {
+			if err := add(codec.Learned, p.o.CalibrationName, c); err != nil {
 				return err
 			}
 		}
@@ -347,7 +287,7 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 				return err
 			}
 			placed = true
-			if ownBits == bits && p.o.Kind == "frame" {
+			if ownBits == bits && p.o.Kind == codec.Frame {
 				continue
 			}
 		}
@@ -355,11 +295,11 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 		if err != nil || b != int(bits*float64(d)) || sample == nil {
 			continue // this head_dim has no such size, or there is nothing to fit to
 		}
-		c, _, err := fit.Fit(ctx, "frame", b, sample)
+		c, _, err := fit.Fit(ctx, codec.Frame, b, sample)
 		if err != nil {
 			return err
 		}
-		if err := add("frame", p.o.CalibrationName, c); err != nil {
+		if err := add(codec.Frame, p.o.CalibrationName, c); err != nil {
 			return err
 		}
 	}
@@ -373,7 +313,7 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 }
 
 // query scores the kept keys, from key lo on, as a cache with this code would.
-func (p *measurer) query(ctx context.Context, c *codec.Code, t *tap, lo int) ([]float64, error) {
+func (p *measurer) query(c *codec.Code, t *tap, lo int) ([]float64, error) {
 	cfg := p.o.Config
 	all := make([][]*codec.Code, len(cfg.Layers))
 	for l := range all {

@@ -11,5 +11,5 @@ type CacheTypes struct {
 	Rotation bool
 }
 
-// halves is the pair that everything is compared with, llama.cpp's default.
+// F16 is the pair that everything is compared with, llama.cpp's default.
 var F16 = CacheTypes{gguf.TypeF16, gguf.TypeF16, true}

@@ -9,6 +9,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
@@ -243,7 +244,7 @@ func (e *exactKeys) overlay(t refmodel.Tile) {
 	if e.recent == 0 {
 		return
 	}
-	e.scores = grow(e.scores, t.Rows*t.LD)
+	e.scores = linalg.Grow(&e.scores, t.Rows*t.LD)
 	recent := t
 	recent.Dst, recent.From = e.scores, max(t.From, t.Pos-e.recent+1)
 	recent.Product(&e.keys, e.d)

@@ -17,7 +17,7 @@ type EditedKeys struct {
 	Inner refmodel.Cache
 
 	cfg   *family.Config
-	edits [][]transform.KeyEdit
+	edits transform.ModelEdits
 	ropes map[int]RopeTables // by RopeKind
 }
 
@@ -37,7 +37,7 @@ func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
 }
 
 // NewEditedKeys returns the cache for contexts of up to n tokens.
-func NewEditedKeys(cfg *family.Config, edits [][]transform.KeyEdit, inner refmodel.Cache, n int) (*EditedKeys, error) {
+func NewEditedKeys(cfg *family.Config, edits transform.ModelEdits, inner refmodel.Cache, n int) (*EditedKeys, error) {
 	if err := cfg.Require("an edited cache", family.OutsideCache); err != nil {
 		return nil, err
 	}
@@ -115,7 +115,7 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 	return nil
 }
 
-// editKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
+// EditKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
 // before it.
 func EditKeys(k []float32, d int, e transform.KeyEdit, pos func(i int) int, t RopeTables, pairs rope.Layout) {
 	if e.Shift != nil {

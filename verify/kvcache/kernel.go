@@ -5,6 +5,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -33,7 +34,8 @@ type byKernel struct {
 
 // newKernel stores what coded keys consist of: words, alpha and x are those of the
 // keys from sink on.
-func newKernel(c *codec.Code, p Policy, sink int, words []uint32, alpha []float32, x *codec.Exceptions) (*byKernel, error) {
+func newKernel(c *codec.Code, p Policy, sink int, words []uint32, alpha []float32, x *codec.Exceptions) (*byKernel,
+	error) {
 	if p.Anchor%onebit.BlockKeys != 0 {
 		return nil, fmt.Errorf("anchors of %d keys: the kernels score keys in blocks of %d", p.Anchor, onebit.BlockKeys)
 	}
@@ -60,7 +62,8 @@ func (k *byKernel) Score(t refmodel.Tile) {
 	if block == 0 {
 		block = len(k.scales)
 	}
-	k.turned, k.coords, k.offsets = grow(k.turned, t.Rows*k.d), grow(k.coords, t.Rows*(k.b+1)), grow(k.offsets, t.Rows)
+	k.turned, k.coords, k.offsets = linalg.Grow(&k.turned, t.Rows*k.d), linalg.Grow(&k.coords, t.Rows*(k.b+1)),
+		linalg.Grow(&k.offsets, t.Rows)
 	for from := t.From / block * block; from < t.To; from += block {
 		for r := range t.Rows {
 			row := k.turned[r*k.d : (r+1)*k.d]
@@ -88,7 +91,8 @@ func (k *byKernel) Score(t refmodel.Tile) {
 		per := k.exceptions.Per
 		at := (lo - k.sink) * per
 		for r := range t.Rows {
-			onebit.AddExceptions(t.Dst[r*t.LD+lo:], k.turned[r*k.d:(r+1)*k.d], k.exceptions.Index[at:], k.exceptions.Values[at:], per, hi-lo)
+			onebit.AddExceptions(t.Dst[r*t.LD+lo:], k.turned[r*k.d:(r+1)*k.d], k.exceptions.Index[at:], k.exceptions.Values[at:],
+				per, hi-lo)
 		}
 	}
 	k.exact.overlay(t)
@@ -99,11 +103,4 @@ func (k *byKernel) Fork() refmodel.Scorer {
 	f := *k
 	f.tables, f.turned, f.coords, f.offsets, f.exact.scores = onebit.Tables{}, nil, nil, nil, nil
 	return &f
-}
-
-func grow(x []float32, n int) []float32 {
-	if cap(x) < n {
-		return make([]float32, n)
-	}
-	return x[:n]
 }

@@ -42,7 +42,8 @@ func TestKernels(t *testing.T) {
 		}
 		return s
 	}
-	for _, p := range []Policy{{}, {Anchor: 16}, {Anchor: 64, Sink: 4}, {Anchor: 32, Sink: 3, Recent: 9, Exceptions: 4}, {Sink: 200}, {Recent: 40}} {
+	for _, p := range []Policy{{}, {Anchor: 16}, {Anchor: 64, Sink: 4}, {Anchor: 32, Sink: 3, Recent: 9, Exceptions: 4},
+		{Sink: 200}, {Recent: 40}} {
 		for _, scaled := range []bool{false, true} {
 			a, b := scorer(p, scaled, false), scorer(p, scaled, true)
 			for _, n0 := range []int{0, 7, 70} {

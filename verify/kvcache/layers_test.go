@@ -24,7 +24,7 @@ func TestOtherLayers(t *testing.T) {
 		},
 		"llama.cpp": func(c *family.Config) error { _, err := NewLlamaCpp(c, F16); return err },
 		"edited": func(c *family.Config) error {
-			_, err := NewEditedKeys(c, [][]transform.KeyEdit{{{}}, {{}}}, nil, 8)
+			_, err := NewEditedKeys(c, transform.ModelEdits{{{}}, {{}}}, nil, 8)
 			return err
 		},
 	}
@@ -41,7 +41,8 @@ func TestOtherLayers(t *testing.T) {
 		for name, of := range makers {
 			c := codedConfig(2, d)
 			x.change(&c.Layers[1])
-			if err := of(c); (err == nil) != (x.says == "") || err != nil && (!strings.Contains(err.Error(), x.says) || !strings.Contains(err.Error(), "layer 1")) {
+			if err := of(c); (err == nil) != (x.says == "") || err != nil &&
+				(!strings.Contains(err.Error(), x.says) || !strings.Contains(err.Error(), "layer 1")) {
 				t.Errorf("%s: %v, want %q", name, err, x.says)
 			}
 		}

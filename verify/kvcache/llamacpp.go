@@ -12,14 +12,14 @@ import (
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// stockTypes are the cache types of llama.cpp that Stock knows, smallest first.
+// stockTypes are the cache types of llama.cpp that LlamaCpp knows, smallest first.
 // Q1_0 is no value of its --cache-type options, but its library takes it.
 var stockTypes = []gguf.Type{
 	gguf.TypeQ1_0, gguf.TypeQ4_0, gguf.TypeIQ4_NL, gguf.TypeQ4_1, gguf.TypeQ5_0, gguf.TypeQ5_1,
 	gguf.TypeQ8_0, gguf.TypeBF16, gguf.TypeF16,
 }
 
-// CacheTypes returns the cache types that Stock knows, as --cache-type-k and
+// StockTypes returns the cache types that LlamaCpp knows, as --cache-type-k and
 // --cache-type-v spell them, smallest first.
 func StockTypes() []string {
 	var out []string
@@ -29,10 +29,10 @@ func StockTypes() []string {
 	return out
 }
 
-// StockName spells a type as llama.cpp's options do: "q8_0".
+// TypeName spells a type as llama.cpp's options do: "q8_0".
 func TypeName(t gguf.Type) string { return strings.ToLower(t.String()) }
 
-// ParseStockType is the inverse of StockName for the cache types.
+// ParseStockType is the inverse of TypeName for the cache types.
 func ParseStockType(name string) (gguf.Type, error) {
 	for _, t := range stockTypes {
 		if TypeName(t) == name {
@@ -42,7 +42,7 @@ func ParseStockType(name string) (gguf.Type, error) {
 	return 0, fmt.Errorf("%q is not a cache type; there are %s", name, strings.Join(StockTypes(), ", "))
 }
 
-// Stock stands for the KV cache of llama.cpp's CPU backend on x86-64, filled by
+// LlamaCpp stands for the KV cache of llama.cpp's CPU backend on x86-64, filled by
 // batches of 64 tokens and more, with flash attention, which is its default.
 //
 // What it reproduces, bit for bit: the stored rows of K and V, the Hadamard

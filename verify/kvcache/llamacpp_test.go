@@ -206,7 +206,8 @@ func TestStockPartsMatter(t *testing.T) {
 			x.query = gguf.TypeF16
 			return &x
 		}, 1e-3},
-		{"sums rounded to F16", "q8_0", "f16", func(s refmodel.Scorer) refmodel.Scorer { return s.(*halfSummer).stockScorer }, 4e-4},
+		{"sums rounded to F16", "q8_0", "f16", func(s refmodel.Scorer) refmodel.Scorer { return s.(*halfSummer).stockScorer },
+			4e-4},
 		{"sums of Q8_1 blocks", "q4_1", "q4_1", func(s refmodel.Scorer) refmodel.Scorer {
 			x := *s.(*stockScorer)
 			return cut{&x}
@@ -303,12 +304,14 @@ func TestStockConditions(t *testing.T) {
 		{64, gguf.TypeQ4_K, gguf.TypeF16, `"q4_k" is not a cache type`},
 		{64, gguf.TypeF16, gguf.Type(99), "is not a cache type"},
 	} {
-		if _, err := NewLlamaCpp(stockConfig(c.d), CacheTypes{c.k, c.v, true}); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := NewLlamaCpp(stockConfig(c.d), CacheTypes{c.k, c.v, true}); err == nil ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
 	// Two layers of one head of 128: 256 numbers of each kind.
-	for pair, want := range map[[2]string]int{{"f16", "f16"}: 1024, {"q8_0", "q4_0"}: 272 + 144, {"q1_0", "q5_1"}: 36 + 192} {
+	for pair, want := range map[[2]string]int{{"f16", "f16"}: 1024, {"q8_0", "q4_0"}: 272 + 144,
+		{"q1_0", "q5_1"}: 36 + 192} {
 		if got := stock(t, 128, pair[0], pair[1], true).BytesPerToken(); got != want {
 			t.Errorf("%v: %d bytes a token, want %d", pair, got, want)
 		}
@@ -325,7 +328,8 @@ func TestStockNotFinite(t *testing.T) {
 	s := stock(t, 64, "q4_0", "q4_0", true)
 	bad := make([]float32, 128)
 	bad[70] = float32(math.Inf(1))
-	if _, err := s.Keys(3, 1, slices.Clone(bad)); err == nil || !strings.Contains(err.Error(), "keys of layer 3, KV head 1") {
+	if _, err := s.Keys(3, 1, slices.Clone(bad)); err == nil ||
+		!strings.Contains(err.Error(), "keys of layer 3, KV head 1") {
 		t.Error(err)
 	}
 	if err := s.Values(3, 1, slices.Clone(bad)); err == nil || !strings.Contains(err.Error(), "values of layer 3") {

@@ -7,6 +7,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -30,7 +31,7 @@ type stockScorer struct {
 
 // Score implements refmodel.Scorer.
 func (s *stockScorer) Score(t refmodel.Tile) {
-	s.q = grow(s.q, t.Rows*s.width)
+	s.q = linalg.Grow(&s.q, t.Rows*s.width)
 	rows := s.q
 	for r := range t.Rows {
 		row := rows[r*s.width : (r+1)*s.width]
@@ -125,7 +126,7 @@ func (s *halfSummer) Fork() refmodel.Scorer { return &halfSummer{stockScorer: s.
 // exp(s_j - s_max) is p_j / p_max, over the keys up to j.
 func (s *halfSummer) Sum(dst []float32, ldd int, p []float32, ldp int, v []float32, n, pos, n0 int) {
 	d := s.d
-	s.sum = grow(s.sum, d)
+	s.sum = linalg.Grow(&s.sum, d)
 	acc := s.sum
 	for r := range n {
 		clear(acc)

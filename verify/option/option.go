@@ -5,6 +5,7 @@ package option
 import (
 	"errors"
 	"fmt"
+	"reflect"
 )
 
 // An Error says what is wrong with what was asked for. Field names the field of the options
@@ -23,12 +24,12 @@ func (e *Error) Error() string { return e.Describe(e.Field) }
 // Describe returns the sentence with another name for the field.
 func (e *Error) Describe(name string) string {
 	var text string
-	switch v := e.Value.(type) {
-	case nil:
-	case string:
-		text = fmt.Sprintf(" %q", v)
+	switch reflect.ValueOf(e.Value).Kind() {
+	case reflect.Invalid: // nil
+	case reflect.String: // also of a named type
+		text = fmt.Sprintf(" %q", e.Value)
 	default:
-		text = fmt.Sprintf(" %v", v)
+		text = fmt.Sprintf(" %v", e.Value)
 	}
 	switch {
 	case e.Err != nil && name == "":

@@ -5,6 +5,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
+// PPLJSON returns what reports say about the perplexities of a result with one stream.
 func PPLJSON(r *Result, w *Windows, p kvcache.Policy, kind string) *spec.PPLJSON {
 	d := &r.Divergences[0]
 	return &spec.PPLJSON{
@@ -14,6 +15,7 @@ func PPLJSON(r *Result, w *Windows, p kvcache.Policy, kind string) *spec.PPLJSON
 	}
 }
 
+// KLDJSON returns what reports say about a divergence.
 func KLDJSON(d *Divergence) *spec.KLDJSON {
 	return &spec.KLDJSON{
 		Mean: d.Mean, MeanErr: d.MeanErr, Median: d.Median, P90: d.P90, P95: d.P95, P99: d.P99, Max: d.Max,

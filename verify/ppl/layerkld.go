@@ -24,7 +24,8 @@ func LayerSteps(m *refmodel.Model) (n int) {
 // LayerKLD returns by how much predictions diverge when the keys of one layer
 // alone are coded, for each layer, at positions from on of each window. tick, if
 // not nil, is told how many of LayerSteps are done.
-func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache *kvcache.Codes, tick func(done, total int)) ([]Divergence, error) {
+func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache *kvcache.Codes,
+	tick func(done, total int)) ([]Divergence, error) {
 	w := From(windows, from)
 	var out []Divergence
 	var base Positions

@@ -157,88 +157,117 @@ func pieces(m *refmodel.Model) int { return (m.Config.Vocab + vocabPiece - 1) / 
 // diverge from base. Logits exist only piece by piece; nothing is sampled. tick, if not nil,
 // is told how many pieces are done.
 func Measure(ctx context.Context, w *Windows, tick func(done, total int), base Positions, streams ...Positions) (*Result, error) {
-	all := append([]Positions{base}, streams...)
-	n := len(w.Targets)
-	vocab := base.Model.Config.Vocab
-	for _, s := range all {
-		if s.Model.Config.Vocab != vocab {
-			return nil, fmt.Errorf("vocabularies of %d and %d tokens cannot be compared", vocab, s.Model.Config.Vocab)
-		}
-		if len(s.Normed) != n*s.Model.Config.Hidden {
-			return nil, fmt.Errorf("%d hidden values for %d scored tokens", len(s.Normed), n)
-		}
+	c, err := newComparison(w, append([]Positions{base}, streams...))
+	if err != nil {
+		return nil, err
 	}
-	acc := make([][]row, len(all))
-	cross := make([][]float64, len(all)) // sum of exp(zb - max) * (zb - z)
-	delta := make([]float64, len(all))
-	bufs := make([][]float32, len(all))
-	for i := range all {
-		acc[i] = make([]row, n)
-		cross[i] = make([]float64, n)
-		for r := range acc[i] {
-			acc[i][r].max = math.Inf(-1)
-		}
-		bufs[i] = make([]float32, n*min(vocab, vocabPiece))
-	}
-	for v0 := 0; v0 < vocab; v0 += vocabPiece {
-		v1 := min(vocab, v0+vocabPiece)
-		if err := logits(ctx, all, bufs, v0, v1); err != nil {
+	for v0 := 0; v0 < c.vocab; v0 += vocabPiece {
+		if err := c.piece(ctx, v0, min(c.vocab, v0+vocabPiece)); err != nil {
 			return nil, err
-		}
-		width := v1 - v0
-		deltas := make([][]float64, (n+rowsPerTask-1)/rowsPerTask)
-		err := parallel.For(ctx, base.Model.Threads, len(deltas), func(part int) error {
-			deltas[part] = make([]float64, len(all))
-			scratch := make([]float32, width)
-			for r := part * rowsPerTask; r < min(n, (part+1)*rowsPerTask); r++ {
-				zb := bufs[0][r*width : (r+1)*width]
-				m := fmath.Max(zb)
-				e := scratch[:len(zb)]
-				bOld, bNew := acc[0][r].merge(float64(m), fmath.ExpSum(e, zb, m, 1))
-				acc[0][r].see(zb, v0, w.Targets[r])
-				for i := 1; i < len(all); i++ {
-					z := bufs[i][r*width : (r+1)*width]
-					var dot float64
-					worst := deltas[part][i]
-					for k, p := range e {
-						diff := float64(zb[k]) - float64(z[k])
-						dot += float64(float64(p) * diff)
-						worst = max(worst, math.Abs(diff))
-					}
-					deltas[part][i] = worst
-					cross[i][r] = float64(cross[i][r]*bOld) + float64(dot*bNew)
-				}
-				for i := 1; i < len(all); i++ {
-					z := bufs[i][r*width : (r+1)*width]
-					m := fmath.Max(z)
-					acc[i][r].merge(float64(m), fmath.ExpSum(e, z, m, 1))
-					acc[i][r].see(z, v0, w.Targets[r])
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-		for _, d := range deltas {
-			for i := range d {
-				delta[i] = max(delta[i], d[i])
-			}
 		}
 		if tick != nil {
 			tick(v0/vocabPiece+1, pieces(base.Model))
 		}
 	}
-	res := &Result{Base: perplexity(acc[0])}
-	for i := 1; i < len(all); i++ {
-		p := perplexity(acc[i])
+	return c.result(), nil
+}
+
+// A comparison is Measure on its way through the vocabulary. Stream 0 is the base.
+type comparison struct {
+	w     *Windows
+	all   []Positions
+	n     int // scored tokens
+	vocab int
+	acc   [][]row     // [stream][token]
+	cross [][]float64 // [stream][token], sum of exp(zb - max) * (zb - z)
+	delta []float64   // [stream], the largest difference of a logit
+	bufs  [][]float32 // [stream], the logits of a piece, [token, piece]
+}
+
+func newComparison(w *Windows, all []Positions) (*comparison, error) {
+	c := &comparison{w: w, all: all, n: len(w.Targets), vocab: all[0].Model.Config.Vocab,
+		acc: make([][]row, len(all)), cross: make([][]float64, len(all)),
+		delta: make([]float64, len(all)), bufs: make([][]float32, len(all))}
+	for _, s := range all {
+		if s.Model.Config.Vocab != c.vocab {
+			return nil, fmt.Errorf("vocabularies of %d and %d tokens cannot be compared", c.vocab, s.Model.Config.Vocab)
+		}
+		if len(s.Normed) != c.n*s.Model.Config.Hidden {
+			return nil, fmt.Errorf("%d hidden values for %d scored tokens", len(s.Normed), c.n)
+		}
+	}
+	for i := range all {
+		c.acc[i] = make([]row, c.n)
+		c.cross[i] = make([]float64, c.n)
+		for r := range c.acc[i] {
+			c.acc[i][r].max = math.Inf(-1)
+		}
+		c.bufs[i] = make([]float32, c.n*min(c.vocab, vocabPiece))
+	}
+	return c, nil
+}
+
+// piece takes in the logits of tokens from v0 to v1 of the vocabulary.
+func (c *comparison) piece(ctx context.Context, v0, v1 int) error {
+	if err := logits(ctx, c.all, c.bufs, v0, v1); err != nil {
+		return err
+	}
+	width := v1 - v0
+	deltas := make([][]float64, (c.n+rowsPerTask-1)/rowsPerTask)
+	err := parallel.For(ctx, c.all[0].Model.Threads, len(deltas), func(part int) error {
+		deltas[part] = make([]float64, len(c.all))
+		scratch := make([]float32, width)
+		for r := part * rowsPerTask; r < min(c.n, (part+1)*rowsPerTask); r++ {
+			c.token(r, v0, width, scratch, deltas[part])
+		}
+		return nil
+	})
+	for _, d := range deltas {
+		for i := range d {
+			c.delta[i] = max(c.delta[i], d[i])
+		}
+	}
+	return err
+}
+
+// token takes in the logits of one scored token. worst holds the largest differences so far.
+func (c *comparison) token(r, v0, width int, scratch []float32, worst []float64) {
+	zb := c.bufs[0][r*width : (r+1)*width]
+	m := fmath.Max(zb)
+	e := scratch[:len(zb)]
+	bOld, bNew := c.acc[0][r].merge(float64(m), fmath.ExpSum(e, zb, m, 1))
+	c.acc[0][r].see(zb, v0, c.w.Targets[r])
+	for i := 1; i < len(c.all); i++ {
+		z := c.bufs[i][r*width : (r+1)*width]
+		var dot float64
+		most := worst[i]
+		for k, p := range e {
+			diff := float64(zb[k]) - float64(z[k])
+			dot += float64(float64(p) * diff)
+			most = max(most, math.Abs(diff))
+		}
+		worst[i] = most
+		c.cross[i][r] = float64(c.cross[i][r]*bOld) + float64(dot*bNew)
+	}
+	for i := 1; i < len(c.all); i++ {
+		z := c.bufs[i][r*width : (r+1)*width]
+		m := fmath.Max(z)
+		c.acc[i][r].merge(float64(m), fmath.ExpSum(e, z, m, 1))
+		c.acc[i][r].see(z, v0, c.w.Targets[r])
+	}
+}
+
+func (c *comparison) result() *Result {
+	res := &Result{Base: perplexity(c.acc[0])}
+	for i := 1; i < len(c.all); i++ {
+		p := perplexity(c.acc[i])
 		res.Streams = append(res.Streams, p)
-		d := Divergence{MaxAbsDLogit: delta[i]}
+		d := Divergence{MaxAbsDLogit: c.delta[i]}
 		same := 0
-		for r := range n {
-			b, s := &acc[0][r], &acc[i][r]
+		for r := range c.n {
+			b, s := &c.acc[0][r], &c.acc[i][r]
 			// KL = sum p (zb - z) - lse_b + lse, with p from the base.
-			d.KLD = append(d.KLD, cross[i][r]/b.sum-b.lse()+s.lse())
+			d.KLD = append(d.KLD, c.cross[i][r]/b.sum-b.lse()+s.lse())
 			if b.top == s.top {
 				same++
 			}
@@ -246,7 +275,7 @@ func Measure(ctx context.Context, w *Windows, tick func(done, total int), base P
 		d.summarise(res.Base, p, same)
 		res.Divergences = append(res.Divergences, d)
 	}
-	return res, nil
+	return res
 }
 
 // logits fills bufs, packing the head once for streams of the same model.

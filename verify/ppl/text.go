@@ -77,7 +77,8 @@ func CheckContext(c *family.Config, ctx int) error {
 
 // Info describes a text that was cut into w, for manifests and reports.
 func (t Text) Info(w *Windows) spec.Text {
-	return spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx, Windows: len(w.Tokens)}
+	return spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx,
+		Windows: len(w.Tokens)}
 }
 
 // Longer returns what cuts one window of n tokens from a text, nil from a text

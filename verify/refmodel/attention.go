@@ -7,6 +7,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
@@ -77,9 +78,9 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 	n, d := b.rows(), y.HeadDim
 	table := m.ropeTable(l, b.T)
 	for i, variant := range variants {
-		x := grow(&b.norm, n*c.Hidden)
+		x := linalg.Grow(&b.norm, n*c.Hidden)
 		rmsNorm(x, variant.Hidden, w.gain, c.NormEps, m.Threads)
-		q, k, v := grow(&b.q, n*y.Heads*d), grow(&b.k, n*y.KVHeads*d), grow(&b.v, n*y.KVHeads*d)
+		q, k, v := linalg.Grow(&b.q, n*y.Heads*d), linalg.Grow(&b.k, n*y.KVHeads*d), linalg.Grow(&b.v, n*y.KVHeads*d)
 		for i, p := range []struct{ dst, bias []float32 }{{q, w.qBias}, {k, w.kBias}, {v, w.vBias}} {
 			if err := m.linear(ctx, p.dst, x, n, &m.mats[i], p.bias); err != nil {
 				return err
@@ -104,7 +105,7 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 				return err
 			}
 		}
-		o := grow(&b.o, n*y.Heads*d)
+		o := linalg.Grow(&b.o, n*y.Heads*d)
 		done := false
 		if variant.Attend != nil {
 			if done, err = variant.Attend(ctx, a, o); err != nil {
@@ -116,7 +117,7 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 				return err
 			}
 		}
-		out := grow(&b.proj, n*c.Hidden)
+		out := linalg.Grow(&b.proj, n*c.Hidden)
 		if err := m.linear(ctx, out, o, n, &m.mats[3], w.oBias); err != nil {
 			return err
 		}
@@ -244,7 +245,7 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 	buffer := scores.Get().(*[]float32)
 	defer scores.Put(buffer)
 	ld, rows := scoreStride(T), queryRows(T)
-	s := grow(buffer, rows*ld)
+	s := linalg.Grow(buffer, rows*ld)
 	span := y.Window
 	for r0 < r1 {
 		i0 := r0 % T
@@ -293,7 +294,7 @@ func (a *Attention) Probabilities(c *family.Config, window, head int, visit func
 	buffer := scores.Get().(*[]float32)
 	defer scores.Put(buffer)
 	ld, rows := scoreStride(T), queryRows(T)
-	s := grow(buffer, rows*ld)
+	s := linalg.Grow(buffer, rows*ld)
 	for i0 := 0; i0 < T; i0 += rows {
 		i1 := min(T, i0+rows)
 		j0 := 0

@@ -20,13 +20,15 @@ func randomAttention(c *family.Config, T, windows int) *Attention {
 		}
 		return x
 	}
-	return &Attention{T: T, Windows: windows, Q: fill(c.Layers[0].Heads), K: fill(c.Layers[0].KVHeads), V: fill(c.Layers[0].KVHeads)}
+	return &Attention{T: T, Windows: windows, Q: fill(c.Layers[0].Heads), K: fill(c.Layers[0].KVHeads),
+		V: fill(c.Layers[0].KVHeads)}
 }
 
 // plain returns a layer of query and KV heads, with a window if not 0.
 func plain(heads, kvHeads, d, window int) *family.Config {
 	y := family.Layer{Attention: family.Attention{
-		HeadShape: family.HeadShape{Heads: heads, KVHeads: kvHeads, HeadDim: d, ValueDim: d}, Scale: 1 / math.Sqrt(float64(d)), Window: window,
+		HeadShape: family.HeadShape{Heads: heads, KVHeads: kvHeads, HeadDim: d, ValueDim: d},
+		Scale:     1 / math.Sqrt(float64(d)), Window: window,
 	}}
 	return &family.Config{Layers: []family.Layer{y}}
 }
@@ -97,12 +99,14 @@ func TestAttend(t *testing.T) {
 					a.Probabilities(c, w, h, func(i, lo int, p []float32) {
 						wantP, wantO, wantLo := exactAttention(c, a, w, h, i)
 						if lo != wantLo || len(p) != len(wantP) {
-							t.Fatalf("T %d, query %d: probabilities of keys %d to %d, want %d to %d", T, i, lo, lo+len(p), wantLo, wantLo+len(wantP))
+							t.Fatalf("T %d, query %d: probabilities of keys %d to %d, want %d to %d", T, i, lo, lo+len(p), wantLo,
+								wantLo+len(wantP))
 						}
 						for j := range p {
 							// Scores below 30 in magnitude, each sum and exponential good to 2^-20.
 							if math.Abs(float64(p[j])-wantP[j]) > 3e-5*wantP[j]+1e-12 {
-								t.Fatalf("T %d, window %d, head %d, query %d, key %d: probability %v, want %v", T, w, h, i, lo+j, p[j], wantP[j])
+								t.Fatalf("T %d, window %d, head %d, query %d, key %d: probability %v, want %v", T, w, h, i, lo+j, p[j],
+									wantP[j])
 							}
 						}
 						for k, v := range first[((w*T+i)*c.Layers[0].Heads+h)*d:][:d] {

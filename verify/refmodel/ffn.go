@@ -6,6 +6,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
@@ -31,14 +32,14 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, h
 		}
 	}
 	for i, variant := range variants {
-		x := grow(&b.norm, b.rows()*c.Hidden)
+		x := linalg.Grow(&b.norm, b.rows()*c.Hidden)
 		rmsNorm(x, variant.Hidden, gain, c.NormEps, m.Threads)
 		if hooks.FFN != nil && i == 0 {
 			if err := hooks.FFN(l, x); err != nil {
 				return err
 			}
 		}
-		out := grow(&b.proj, b.rows()*c.Hidden)
+		out := linalg.Grow(&b.proj, b.rows()*c.Hidden)
 		if err := m.gated(ctx, &y.FFN, out, x, b.rows(), b, m.mats[:3]); err != nil {
 			return err
 		}
@@ -53,7 +54,7 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, h
 // gated computes y = down(act(gate(x)) * up(x)) for rows of x.
 func (m *Model) gated(ctx context.Context, ffn *family.FFN, y, x []float32, rows int, b *batch, w []matrix) error {
 	f := w[0].N()
-	g, u := grow(&b.gate, rows*f), grow(&b.up, rows*f)
+	g, u := linalg.Grow(&b.gate, rows*f), linalg.Grow(&b.up, rows*f)
 	if err := m.mul(ctx, g, x, rows, &w[0]); err != nil {
 		return err
 	}
@@ -126,7 +127,7 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 			if len(rs) == 0 {
 				continue
 			}
-			in, out = grow(&in, len(rs)*c.Hidden), grow(&out, len(rs)*c.Hidden)
+			in, out = linalg.Grow(&in, len(rs)*c.Hidden), linalg.Grow(&out, len(rs)*c.Hidden)
 			for r, t := range rs {
 				copy(in[r*c.Hidden:(r+1)*c.Hidden], xs[i][t.row*c.Hidden:])
 			}

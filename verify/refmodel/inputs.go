@@ -7,6 +7,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
@@ -44,7 +45,7 @@ const productsAtOnce = 1 << 32
 func (m *Model) mul(ctx context.Context, dst, x []float32, rows int, w *matrix) error {
 	k := w.K()
 	if m.RoundInputs && w.input != gguf.TypeF32 {
-		y := grow(&m.rounded, rows*k)
+		y := linalg.Grow(&m.rounded, rows*k)
 		parallel.Rows(m.Threads, rows, func(r0, r1 int) {
 			copy(y[r0*k:r1*k], x[r0*k:])
 			for r := r0; r < r1; r++ {
@@ -87,8 +88,8 @@ func roundInputs(t gguf.Type, x []float32) {
 	case gguf.TypeQ8_K:
 		for ; len(x) >= 256; x = x[256:] {
 			b := x[:256:256]
-			if max := extreme(b); max != 0 {
-				inverse := -127 / max
+			if largest := extreme(b); largest != 0 {
+				inverse := -127 / largest
 				roundBlock(b, inverse, 1/inverse)
 			}
 		}

@@ -22,7 +22,8 @@ func TestRoundInputs(t *testing.T) {
 		typ   gguf.Type
 		block int
 		step  float64 // of the largest number of a block
-	}{{gguf.TypeF16, 1, 1. / 1024}, {gguf.TypeBF16, 1, 1. / 128}, {gguf.TypeQ8_0, 32, 1. / 127}, {gguf.TypeQ8_K, 256, 1. / 127}} {
+	}{{gguf.TypeF16, 1, 1. / 1024}, {gguf.TypeBF16, 1, 1. / 128}, {gguf.TypeQ8_0, 32, 1. / 127},
+		{gguf.TypeQ8_K, 256, 1. / 127}} {
 		x := make([]float32, 3*256)
 		for i := range x[:512] { // the last blocks are zero
 			x[i] = float32(r.NormFloat64() * math.Exp(float64(i%7)))
@@ -50,8 +51,9 @@ func TestRoundInputs(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]gguf.Type{
-		"F32": gguf.TypeF32, "F16": gguf.TypeF16, "BF16": gguf.TypeBF16, "Q8_0": gguf.TypeQ8_0, "Q4_1": gguf.TypeQ8_0, "IQ4_NL": gguf.TypeQ8_0,
-		"Q4_K": gguf.TypeQ8_K, "F8_E4M3": gguf.TypeF32,
+		"F32": gguf.TypeF32, "F16": gguf.TypeF16, "BF16": gguf.TypeBF16, "Q8_0": gguf.TypeQ8_0, "Q4_1": gguf.TypeQ8_0,
+		"IQ4_NL": gguf.TypeQ8_0,
+		"Q4_K":   gguf.TypeQ8_K, "F8_E4M3": gguf.TypeF32,
 	} {
 		if got := inputType(name); got != want {
 			t.Errorf("inputs of %s are rounded to %v, expected %v", name, got, want)

@@ -34,7 +34,8 @@ func TestUnknownLayers(t *testing.T) {
 		cfg := c.Config.Clone()
 		change(&cfg.Layers[1])
 		err := refmodel.New(cfg, c, 1).Run(t.Context(), windows, []*refmodel.Variant{{}}, refmodel.Options{})
-		if err == nil || !strings.Contains(err.Error(), "layer 1") || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "the forward pass does not support") {
+		if err == nil || !strings.Contains(err.Error(), "layer 1") || !strings.Contains(err.Error(), says) ||
+			!strings.Contains(err.Error(), "the forward pass does not support") {
 			t.Errorf("%s: %v", says, err)
 		}
 	}

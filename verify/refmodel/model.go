@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
@@ -243,15 +244,6 @@ type batch struct {
 
 func (b *batch) rows() int { return b.T * b.windows }
 
-// grow returns *s with length n, keeping its memory when it is large enough.
-func grow(s *[]float32, n int) []float32 {
-	if cap(*s) < n {
-		*s = make([]float32, n)
-	}
-	*s = (*s)[:n]
-	return *s
-}
-
 func (m *Model) embed(b *batch, variant *Variant) error {
 	t, err := m.find("token_embd.weight")
 	if err != nil {
@@ -309,7 +301,7 @@ func (m *Model) vector(name string, optional bool) ([]float32, error) {
 // pack loads rows [row0, row0+n) of a matrix into w.
 func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0, n int) error {
 	cols := t.Cols()
-	buf := grow(&m.scratch, n*cols)
+	buf := linalg.Grow(&m.scratch, n*cols)
 	// About 256 KiB a piece: large enough to make calls rare, small enough to share out.
 	step := max(1, 1<<16/cols)
 	err := parallel.For(ctx, m.Threads, (n+step-1)/step, func(i int) error {

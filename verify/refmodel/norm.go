@@ -7,8 +7,6 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
-func sqrt32(n int) float32 { return float32(math.Sqrt(float64(n))) }
-
 // rmsNorm sets dst = x / rms(x) * gain for every row of length len(gain).
 // The mean of squares is formed in float64.
 func rmsNorm(dst, x, gain []float32, eps float64, threads int) {

@@ -171,14 +171,14 @@ func hide(layer string) func(c *family.Config, w *altered) bool {
 
 // each changes every layer for which of says so; false where that is none.
 func each(c *family.Config, of func(y *family.Layer) bool, change func(y *family.Layer)) bool {
-	any := false
+	found := false
 	for l := range c.Layers {
 		if y := &c.Layers[l]; of(y) {
-			any = true
+			found = true
 			change(y)
 		}
 	}
-	return any
+	return found
 }
 
 // Kinds of layers.
@@ -206,17 +206,20 @@ var mistakes = []mistake{
 	{"RoPE scaling in sliding layers", func(c *family.Config, w *altered) bool {
 		theta, local := c.Ropes()
 		theta.Theta = local.Theta
-		return each(c, sliding, func(y *family.Layer) { y.Rope = theta }) && theta.Scaling != rope.None && local.Scaling == rope.None
+		return each(c, sliding, func(y *family.Layer) { y.Rope = theta }) && theta.Scaling != rope.None &&
+			local.Scaling == rope.None
 	}},
 	{"yarn without magnitude", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return y.Rope.Scaling == rope.YaRN }, func(y *family.Layer) { y.Rope = y.Rope.Pure() })
+		return each(c, func(y *family.Layer) bool { return y.Rope.Scaling == rope.YaRN },
+			func(y *family.Layer) { y.Rope = y.Rope.Pure() })
 	}},
 	{"yarn's usual ramp", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.Rope.Scaling == rope.YaRN && y.Rope.BetaFast != 32 },
 			func(y *family.Layer) { y.Rope.BetaFast, y.Rope.BetaSlow = 32, 1 })
 	}},
 	{"original context doubled", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return y.Rope.OriginalContext > 0 }, func(y *family.Layer) { y.Rope.OriginalContext *= 2 })
+		return each(c, func(y *family.Layer) bool { return y.Rope.OriginalContext > 0 },
+			func(y *family.Layer) { y.Rope.OriginalContext *= 2 })
 	}},
 	{"no window", func(c *family.Config, w *altered) bool {
 		return each(c, sliding, func(y *family.Layer) { y.Window = 0 })
@@ -255,7 +258,8 @@ var mistakes = []mistake{
 		return c.Family.NormPlusOne
 	}},
 	{"no QK-norm", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return y.QKNorm != family.NoQKNorm }, func(y *family.Layer) { y.QKNorm = family.NoQKNorm })
+		return each(c, func(y *family.Layer) bool { return y.QKNorm != family.NoQKNorm },
+			func(y *family.Layer) { y.QKNorm = family.NoQKNorm })
 	}},
 	{"no norm after attention and FFN", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.PostNorms }, func(y *family.Layer) { y.PostNorms = false })

@@ -47,7 +47,8 @@ func TestLanesBeginLate(t *testing.T) {
 		if err := run(float, whole, late, mark, last); err != nil {
 			t.Fatal(err)
 		}
-		if slices.Equal(float.Hidden, whole.Hidden) || !slices.Equal(late.Hidden, whole.Hidden) || !slices.Equal(last.Hidden, float.Hidden) {
+		if slices.Equal(float.Hidden, whole.Hidden) || !slices.Equal(late.Hidden, whole.Hidden) ||
+			!slices.Equal(last.Hidden, float.Hidden) {
 			t.Errorf("%s: variants that begin late differ", family)
 		}
 		on, more := &refmodel.Variant{From: 1, Start: mark.Hidden, Until: 3}, &refmodel.Variant{Cache: lateCache{2}, From: 2}
@@ -59,7 +60,8 @@ func TestLanesBeginLate(t *testing.T) {
 		if err := run(end); err != nil {
 			t.Fatal(err)
 		}
-		if !slices.Equal(more.Hidden, whole.Hidden) || !slices.Equal(end.Hidden, float.Hidden) || !slices.Equal(mark.Hidden, kept) {
+		if !slices.Equal(more.Hidden, whole.Hidden) || !slices.Equal(end.Hidden, float.Hidden) ||
+			!slices.Equal(mark.Hidden, kept) {
 			t.Errorf("%s: variants that were carried on differ", family)
 		}
 		for name, variants := range map[string][]*refmodel.Variant{

@@ -119,7 +119,10 @@ func samePath(t *testing.T, got, want string) {
 	t.Helper()
 	num := func(s string) []float64 {
 		var out []float64
-		for _, f := range strings.FieldsFunc(s, func(r rune) bool { return r == 'M' || r == 'L' || r == ' ' || r == 'Z' || r == 'V' }) {
+		for _, f := range strings.FieldsFunc(s, func(r rune) bool {
+			return r == 'M' || r == 'L' || r == ' ' || r == 'Z' ||
+				r == 'V'
+		}) {
 			x, err := strconv.ParseFloat(f, 64)
 			if err != nil {
 				t.Fatal(err)

@@ -45,7 +45,8 @@ func openBrowser(t *testing.T) *browser {
 		t.Fatal(err)
 	}
 	// No sandbox: tests run as root in containers, on a page that they made.
-	cmd := exec.Command(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb",
+	cmd := exec.Command(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+		"--hide-scrollbars", "--force-color-profile=srgb",
 		"--no-first-run", "--user-data-dir="+t.TempDir(), "--remote-debugging-pipe", "about:blank")
 	cmd.ExtraFiles = []*os.File{toR, fromW} // descriptors 3 and 4
 	if err := cmd.Start(); err != nil {
@@ -142,13 +143,15 @@ func (b *browser) read(v any) {
 // open loads a file at a size, light or dark, and waits until it is there.
 func (b *browser) open(path string, w, h int, dark, touch bool) {
 	b.t.Helper()
-	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": w, "height": h, "deviceScaleFactor": 1, "mobile": touch}, nil)
+	b.call("Emulation.setDeviceMetricsOverride", map[string]any{"width": w, "height": h, "deviceScaleFactor": 1,
+		"mobile": touch}, nil)
 	b.call("Emulation.setTouchEmulationEnabled", map[string]any{"enabled": touch}, nil)
 	scheme := "light"
 	if dark {
 		scheme = "dark"
 	}
-	b.call("Emulation.setEmulatedMedia", map[string]any{"media": "screen", "features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}}, nil)
+	b.call("Emulation.setEmulatedMedia", map[string]any{"media": "screen",
+		"features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}}, nil)
 	b.call("Page.navigate", map[string]any{"url": "file://" + path}, nil)
 	deadline := time.Now().Add(30 * time.Second)
 	for {
@@ -208,10 +211,12 @@ func (b *browser) mouse(points ...[2]float64) {
 		if i == 0 {
 			typ = "mousePressed"
 		}
-		b.call("Input.dispatchMouseEvent", map[string]any{"type": typ, "x": p[0], "y": p[1], "button": "left", "buttons": 1, "clickCount": 1}, nil)
+		b.call("Input.dispatchMouseEvent", map[string]any{"type": typ, "x": p[0], "y": p[1], "button": "left", "buttons": 1,
+			"clickCount": 1}, nil)
 	}
 	p := points[len(points)-1]
-	b.call("Input.dispatchMouseEvent", map[string]any{"type": "mouseReleased", "x": p[0], "y": p[1], "button": "left", "clickCount": 1}, nil)
+	b.call("Input.dispatchMouseEvent", map[string]any{"type": "mouseReleased", "x": p[0], "y": p[1], "button": "left",
+		"clickCount": 1}, nil)
 }
 
 // touch puts a finger on the first point, moves it through the others and lifts it.
@@ -222,7 +227,8 @@ func (b *browser) touch(points ...[2]float64) {
 		if i == 0 {
 			typ = "touchStart"
 		}
-		b.call("Input.dispatchTouchEvent", map[string]any{"type": typ, "touchPoints": []map[string]float64{{"x": p[0], "y": p[1]}}}, nil)
+		b.call("Input.dispatchTouchEvent",
+			map[string]any{"type": typ, "touchPoints": []map[string]float64{{"x": p[0], "y": p[1]}}}, nil)
 	}
 	b.call("Input.dispatchTouchEvent", map[string]any{"type": "touchEnd", "touchPoints": []any{}}, nil)
 }
@@ -231,7 +237,8 @@ func (b *browser) touch(points ...[2]float64) {
 func (b *browser) key(name string, code int) {
 	b.t.Helper()
 	for _, typ := range []string{"keyDown", "keyUp"} {
-		b.call("Input.dispatchKeyEvent", map[string]any{"type": typ, "key": name, "code": name, "windowsVirtualKeyCode": code}, nil)
+		b.call("Input.dispatchKeyEvent", map[string]any{"type": typ, "key": name, "code": name,
+			"windowsVirtualKeyCode": code}, nil)
 	}
 }
 

@@ -2,7 +2,9 @@ package report
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"sort"
 
 	"github.com/phaseconv/phaseconv/internal/svg"
@@ -92,88 +94,129 @@ func at(curve [][2]float64, step float64) float64 {
 	return v
 }
 
+// A fitSeries is what heads do under one code, step by step of their fits.
+type fitSeries struct {
+	code  string
+	mean  [][2]float64        // step, and the mean of heads
+	band  [][2]float64        // outline of the middle 80 % of heads
+	first map[float64]float64 // threshold, and the first step at which the mean reaches it
+	held  float64             // mean of heads on held-out keys, 0 where it cannot be compared
+}
+
+// newFitSeries sums up the curves of a code's heads.
+func newFitSeries(code string, curves [][][2]float64, layers []spec.Layer) fitSeries {
+	s := fitSeries{code: code, first: map[float64]float64{}}
+	// The steps at which any head has a point, of its own code.
+	steps := map[float64]bool{}
+	for _, c := range curves {
+		for _, p := range c {
+			steps[p[0]] = true
+		}
+	}
+	var top, bottom [][2]float64
+	for _, step := range slices.Sorted(maps.Keys(steps)) {
+		var x []float64
+		for _, c := range curves {
+			x = append(x, at(c, step))
+		}
+		sort.Float64s(x)
+		var mean float64
+		for _, v := range x {
+			mean += v / float64(len(x))
+		}
+		s.mean = append(s.mean, [2]float64{step, mean})
+		bottom = append(bottom, [2]float64{step, x[len(x)/10]})
+		top = append(top, [2]float64{step, x[len(x)-1-len(x)/10]})
+		for _, t := range thresholds {
+			if _, ok := s.first[t]; !ok && mean >= t {
+				s.first[t] = step
+			}
+		}
+	}
+	slices.Reverse(bottom)
+	s.band = append(top, bottom...)
+	if code == "learned" { // a frame's curve is in the metric of its fit and cannot be compared
+		s.held, _ = meanOf(layers, func(c *spec.Columns) *float64 { return c.Learned })
+	}
+	return s
+}
+
+// meanOf returns the mean cosine over the heads that have one, and false if none has.
+func meanOf(layers []spec.Layer, get func(*spec.Columns) *float64) (mean float64, ok bool) {
+	n := 0
+	for i := range layers {
+		if p := get(&layers[i].Cos1bit); p != nil {
+			mean += *p
+			n++
+		}
+	}
+	if n == 0 {
+		return 0, false
+	}
+	return mean / float64(n), true
+}
+
+// draw puts the series on the chart of fits.
+func (s *fitSeries) draw(c *chart) {
+	class := "s-code"
+	if s.code == "learned" {
+		class = "s-learned"
+	}
+	var band, mean [][2]float64
+	for _, p := range s.band {
+		band = append(band, c.px(p[0], p[1]))
+	}
+	for _, p := range s.mean {
+		mean = append(mean, c.px(p[0], p[1]))
+	}
+	c.Leaf("path", "d", svg.PathData(band, true), "class", "band "+class)
+	c.Path(mean, "curve "+class)
+	end := mean[len(mean)-1]
+	name := s.code
+	if s.code == "frame" {
+		name += ", in the metric of the fit"
+	}
+	if end[0] < (c.x.a+c.x.b)/2 {
+		c.Text(end[0]+8, end[1]+4, "start", "label "+class, name)
+	} else {
+		c.Text(end[0]-2, end[1]-8, "end", "label "+class, name)
+	}
+	for _, t := range thresholds {
+		if step, ok := s.first[t]; ok {
+			c.Dot(c.x.at(step), c.y.at(at(s.mean, step)), 4, "cross "+class,
+				fmt.Sprintf("%s: mean of heads crosses %s at step %s", s.code, fix(t, 2), tickText(step)))
+		}
+	}
+	if s.held > 0 {
+		py := c.y.at(s.held)
+		x := end[0]
+		c.Path([][2]float64{{x - 7, py}, {x, py - 5}, {x + 7, py}, {x, py + 5}, {x - 7, py}}, "held "+class)
+	}
+}
+
+// level draws a horizontal line with a note at its right end.
+func (c *chart) level(y float64, class, note string) {
+	py := c.y.at(y)
+	c.Line(c.x.a, py, c.x.b, py, class)
+	c.Text(c.x.b+5, py+4, "start", "note", note)
+}
+
 // convergeChart shows mean and the range of the middle 80 % of heads by step.
 func convergeChart(codes []string, byCode map[string][][][2]float64, layers []spec.Layer) pair {
 	last, least, most := 1.0, floorCos, 0.93
+	var all []fitSeries
 	for _, code := range codes {
 		for _, c := range byCode[code] {
 			last = max(last, c[len(c)-1][0])
 		}
-	}
-	type series struct {
-		code  string
-		mean  [][2]float64
-		band  [][2]float64
-		first map[float64]float64
-		held  float64
-	}
-	var all []series
-	for _, code := range codes {
-		s := series{code: code, first: map[float64]float64{}}
-		var top, bottom [][2]float64
-		curves := byCode[code]
-		// The steps at which any head has a point, of its own code.
-		steps := map[float64]bool{}
-		for _, c := range curves {
-			for _, p := range c {
-				steps[p[0]] = true
-			}
-		}
-		var order []float64
-		for v := range steps {
-			order = append(order, v)
-		}
-		sort.Float64s(order)
-		for _, step := range order {
-			var x []float64
-			for _, c := range curves {
-				x = append(x, at(c, step))
-			}
-			sort.Float64s(x)
-			var mean float64
-			for _, v := range x {
-				mean += v / float64(len(x))
-			}
-			s.mean = append(s.mean, [2]float64{step, mean})
-			lo, hi := x[len(x)/10], x[len(x)-1-len(x)/10]
-			bottom, top = append(bottom, [2]float64{step, lo}), append(top, [2]float64{step, hi})
-			least, most = min(least, lo), max(most, hi)
-			for _, t := range thresholds {
-				if _, ok := s.first[t]; !ok && mean >= t {
-					s.first[t] = step
-				}
-			}
-		}
-		for i := len(bottom) - 1; i >= 0; i-- {
-			top = append(top, bottom[i])
-		}
-		s.band = top
-		n := 0
-		for i := range layers {
-			var p *float64
-			// A frame's curve is in the metric of its fit and cannot be compared.
-			if code == "learned" {
-				p = layers[i].Cos1bit.Learned
-			}
-			if p != nil {
-				s.held += *p
-				n++
-			}
-		}
-		if n > 0 {
-			s.held /= float64(n)
+		s := newFitSeries(code, byCode[code], layers)
+		for _, p := range s.band {
+			least, most = min(least, p[1]), max(most, p[1])
 		}
 		all = append(all, s)
 	}
-	srht, n := 0.0, 0
-	for i := range layers {
-		if p := layers[i].Cos1bit.SRHT; p != nil {
-			srht += *p
-			n++
-		}
-	}
-	if n > 0 {
-		srht /= float64(n)
+	srht, known := meanOf(layers, func(c *spec.Columns) *float64 { return c.SRHT })
+	if known {
 		least = min(least, srht)
 	}
 	lo, hi := span(0.05, least, most)
@@ -182,50 +225,18 @@ func convergeChart(codes []string, byCode map[string][][][2]float64, layers []sp
 		if narrow {
 			right = 62
 		}
-		c := newChart(w, 320, 44, right, narrow, "Cosine on the fitted keys by step of the fit", "step", "cosine on fitted keys", axis{lo: 0, hi: last, whole: true}, axis{lo: lo, hi: min(1, hi)})
+		c := newChart(w, narrow, plot{height: 320, left: 44, right: right,
+			label:  "Cosine on the fitted keys by step of the fit",
+			xTitle: "step", yTitle: "cosine on fitted keys",
+			x: axis{lo: 0, hi: last, whole: true}, y: axis{lo: lo, hi: min(1, hi)}})
 		for _, t := range thresholds {
-			py := c.y.at(t)
-			c.Line(c.x.a, py, c.x.b, py, "threshold")
-			c.Text(c.x.b+5, py+4, "start", "note", fix(t, 2))
+			c.level(t, "threshold", fix(t, 2))
 		}
-		if n > 0 {
-			py := c.y.at(srht)
-			c.Line(c.x.a, py, c.x.b, py, "floor")
-			c.Text(c.x.b+5, py+4, "start", "note", "SRHT "+fix(srht, 3))
+		if known {
+			c.level(srht, "floor", "SRHT "+fix(srht, 3))
 		}
-		for _, s := range all {
-			class := "s-code"
-			if s.code == "learned" {
-				class = "s-learned"
-			}
-			var band, mean [][2]float64
-			for _, p := range s.band {
-				band = append(band, c.px(p[0], p[1]))
-			}
-			for _, p := range s.mean {
-				mean = append(mean, c.px(p[0], p[1]))
-			}
-			c.Leaf("path", "d", svg.PathData(band, true), "class", "band "+class)
-			c.Path(mean, "curve "+class)
-			end := mean[len(mean)-1]
-			name := s.code
-			if s.code == "frame" {
-				name += ", in the metric of the fit"
-			}
-			if end[0] < (c.x.a+c.x.b)/2 {
-				c.Text(end[0]+8, end[1]+4, "start", "label "+class, name)
-			} else {
-				c.Text(end[0]-2, end[1]-8, "end", "label "+class, name)
-			}
-			for _, t := range thresholds {
-				if step, ok := s.first[t]; ok {
-					c.Dot(c.x.at(step), c.y.at(at(s.mean, step)), 4, "cross "+class, fmt.Sprintf("%s: mean of heads crosses %s at step %s", s.code, fix(t, 2), tickText(step)))
-				}
-			}
-			if s.held > 0 {
-				py := c.y.at(s.held)
-				c.Path([][2]float64{{end[0] - 7, py}, {end[0], py - 5}, {end[0] + 7, py}, {end[0], py + 5}, {end[0] - 7, py}}, "held "+class)
-			}
+		for i := range all {
+			all[i].draw(c)
 		}
 		return c.String()
 	})
@@ -243,18 +254,16 @@ func heldChart(h *spec.Convergence) pair {
 		if narrow {
 			right = 62
 		}
-		c := newChart(w, 260, 44, right, narrow, "One head: cosine on fitted and on held-out keys by step", "step", "cosine",
-			axis{lo: h.Points[0][0], hi: h.Points[len(h.Points)-1][0], whole: true}, axis{lo: lo, hi: min(1, hi)})
+		c := newChart(w, narrow, plot{height: 260, left: 44, right: right,
+			label:  "One head: cosine on fitted and on held-out keys by step",
+			xTitle: "step", yTitle: "cosine",
+			x: axis{lo: h.Points[0][0], hi: h.Points[len(h.Points)-1][0], whole: true}, y: axis{lo: lo, hi: min(1, hi)}})
 		for _, t := range thresholds {
 			if t < hi {
-				py := c.y.at(t)
-				c.Line(c.x.a, py, c.x.b, py, "threshold")
-				c.Text(c.x.b+5, py+4, "start", "note", fix(t, 2))
+				c.level(t, "threshold", fix(t, 2))
 			}
 		}
-		py := c.y.at(h.SRHT)
-		c.Line(c.x.a, py, c.x.b, py, "floor")
-		c.Text(c.x.b+5, py+4, "start", "note", "SRHT "+fix(h.SRHT, 3))
+		c.level(h.SRHT, "floor", "SRHT "+fix(h.SRHT, 3))
 		for i, s := range []struct{ name, class string }{{"fitted", "dashed s-learned"}, {"held out", "s-learned"}} {
 			var pts [][2]float64
 			for _, p := range h.Points {
@@ -308,7 +317,10 @@ func ffnChart(rows []spec.FFNRow) pair {
 		if narrow {
 			right = 104
 		}
-		c := newChart(w, 280, 44, right, narrow, "FFN: one-bit cosine by layer", "layer", "cosine", axis{lo: 0, hi: float64(layers), whole: true}, axis{lo: lo, hi: min(1, hi)})
+		c := newChart(w, narrow, plot{height: 280, left: 44, right: right,
+			label:  "FFN: one-bit cosine by layer",
+			xTitle: "layer", yTitle: "cosine",
+			x: axis{lo: 0, hi: float64(layers), whole: true}, y: axis{lo: lo, hi: min(1, hi)}})
 		py := c.y.at(floorCos)
 		c.Line(c.x.a, py, c.x.b, py, "floor")
 		next := math.Inf(-1)
@@ -348,8 +360,10 @@ func paretoChart(points []qualityPoint, v *view) pair {
 		twice[p.Label] = twice[p.Label] || p.Kind == "stock"
 	}
 	return both(func(w float64, narrow bool) string {
-		c := newChart(w, 340, 54, marginRight, narrow, "Loss against size of the keys", "bytes of keys per token", "KL divergence, nats per token",
-			axis{lo: xlo, hi: xhi, log: true}, axis{lo: ylo, hi: yhi, log: true})
+		c := newChart(w, narrow, plot{height: 340, left: 54, right: marginRight,
+			label:  "Loss against size of the keys",
+			xTitle: "bytes of keys per token", yTitle: "KL divergence, nats per token",
+			x: axis{lo: xlo, hi: xhi, log: true}, y: axis{lo: ylo, hi: yhi, log: true}})
 		c.Line(c.x.at(f16), c.y.a, c.x.at(f16), c.y.b, "target")
 		c.Text(c.x.at(f16)-5, c.y.b+10, "end", "note", "F16")
 		order := append([]qualityPoint(nil), points...)
@@ -429,15 +443,15 @@ func anglesChart(d *spec.Detail) pair {
 	lo, hi := span(0.06, values...)
 	return both(func(w float64, narrow bool) string {
 		right := 98.0
-		c := newChart(w, 280, 44, right, narrow, "Angle between keys and their one-bit images by layer", "layer", "degrees",
-			axis{lo: 0, hi: float64(max(1, len(layers)-1)), whole: true}, axis{lo: lo, hi: hi})
+		c := newChart(w, narrow, plot{height: 280, left: 44, right: right,
+			label:  "Angle between keys and their one-bit images by layer",
+			xTitle: "layer", yTitle: "degrees",
+			x: axis{lo: 0, hi: float64(max(1, len(layers)-1)), whole: true}, y: axis{lo: lo, hi: hi}})
 		for _, r := range []struct {
 			y           float64
 			class, name string
 		}{{collapse, "threshold strong", "44°"}, {floorAngle, "floor", "Gaussian 37.1°"}} {
-			py := c.y.at(r.y)
-			c.Line(c.x.a, py, c.x.b, py, r.class)
-			c.Text(c.x.b+5, py+4, "start", "note", r.name)
+			c.level(r.y, r.class, r.name)
 		}
 		var ends []float64
 		for _, s := range []struct {
@@ -476,8 +490,10 @@ func layersChart(rows []spec.LayerKLD) pair {
 		most = max(most, r.KLD+r.KLDErr)
 	}
 	return both(func(w float64, narrow bool) string {
-		c := newChart(w, 240, 54, marginRight, narrow, "KL divergence when the keys of one layer are coded", "layer", "nats per token, one layer coded",
-			axis{lo: -0.6, hi: float64(len(rows)) - 0.4, whole: true}, axis{lo: 0, hi: max(most*1.05, 1e-9)})
+		c := newChart(w, narrow, plot{height: 240, left: 54, right: marginRight,
+			label:  "KL divergence when the keys of one layer are coded",
+			xTitle: "layer", yTitle: "nats per token, one layer coded",
+			x: axis{lo: -0.6, hi: float64(len(rows)) - 0.4, whole: true}, y: axis{lo: 0, hi: max(most*1.05, 1e-9)}})
 		width := min(18, (c.x.b-c.x.a)/float64(len(rows))*0.62)
 		for i, r := range rows {
 			x, y := c.x.at(float64(i)), c.y.at(max(0, r.KLD))
@@ -497,8 +513,10 @@ func positionsChart(rows []spec.PositionBand) pair {
 		most = max(most, r.KLD+r.KLDErr)
 	}
 	return both(func(w float64, narrow bool) string {
-		c := newChart(w, 240, 54, marginRight, narrow, "KL divergence by position in the context", "position in the window (log scale)", "nats per token",
-			axis{lo: 1, hi: float64(rows[len(rows)-1].To), log: true}, axis{lo: 0, hi: max(most*1.08, 1e-9)})
+		c := newChart(w, narrow, plot{height: 240, left: 54, right: marginRight,
+			label:  "KL divergence by position in the context",
+			xTitle: "position in the window (log scale)", yTitle: "nats per token",
+			x: axis{lo: 1, hi: float64(rows[len(rows)-1].To), log: true}, y: axis{lo: 0, hi: max(most*1.08, 1e-9)}})
 		for _, r := range rows {
 			a, b, y := c.x.at(float64(max(1, r.From))), c.x.at(float64(r.To)), c.y.at(max(0, r.KLD))
 			c.Line(a+2, y, b-2, y, "step s-code")

@@ -1,11 +1,14 @@
 package report
 
 import (
+	"errors"
 	"io"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/phaseconv/phaseconv/format"
 )
 
 // A License is what a source's files say of its licence, in the terms of the hub's
@@ -116,11 +119,10 @@ const maxHead = 1 << 20
 
 // head returns the first bytes of a file.
 func head(path string) (string, error) {
-	// Looked at before it is opened: opening a named pipe would wait for a writer.
-	if st, err := os.Stat(path); err != nil || !st.Mode().IsRegular() {
-		return "", os.ErrNotExist
+	f, _, err := format.OpenRegular(path)
+	if errors.Is(err, format.ErrBroken) { // a folder with the name of a licence is none
+		return "", fs.ErrNotExist
 	}
-	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
@@ -162,26 +164,33 @@ func frontMatter(text string) map[string][]string {
 			k = strings.Trim(strings.TrimSpace(k), `"'`)
 			out[k], key = nil, ""
 			v = strings.TrimSpace(v)
-			list, isList := strings.CutPrefix(v, "[")
-			switch {
-			case v == "" || v[0] == '#':
+			if v == "" || v[0] == '#' {
 				key = k
-			case isList:
-				list, _, _ = strings.Cut(list, "]")
-				for _, x := range strings.Split(list, ",") {
-					if s := scalar(x); s != "" {
-						out[k] = append(out[k], s)
-					}
-				}
-			case v[0] == '|' || v[0] == '>' || v[0] == '{':
-			default:
-				if s := scalar(v); s != "" {
-					out[k] = []string{s}
-				}
+			} else {
+				out[k] = inline(v)
 			}
 		}
 	}
 	return map[string][]string{} // no end: no front matter
+}
+
+// inline reads what stands behind a key: a list in brackets or one text, nil for a block of
+// text or an object.
+func inline(v string) (out []string) {
+	if v[0] == '|' || v[0] == '>' || v[0] == '{' {
+		return nil
+	}
+	items := []string{v}
+	if list, ok := strings.CutPrefix(v, "["); ok {
+		list, _, _ = strings.Cut(list, "]")
+		items = strings.Split(list, ",")
+	}
+	for _, x := range items {
+		if s := scalar(x); s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // scalar reads a plain or quoted YAML text, "" for null.

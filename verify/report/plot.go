@@ -124,10 +124,20 @@ const (
 	marginRight  = 14
 )
 
-// newChart draws frame, grid and titles. left is the room for the y labels.
-func newChart(w, h, left, right float64, narrow bool, label, xTitle, yTitle string, x, y axis) *chart {
-	c := &chart{Doc: svg.New(w, h, label, "class", "chart"), x: x, y: y, w: w, h: h, narrow: narrow}
-	c.x.a, c.x.b = left, w-right
+// A plot says what a chart is of.
+type plot struct {
+	height         float64
+	left, right    float64 // margins: room for the labels of y, and for names of lines
+	label          string  // for readers of screens
+	xTitle, yTitle string
+	x, y           axis // of values; newChart sets the coordinates
+}
+
+// newChart draws frame, grid and titles.
+func newChart(w float64, narrow bool, p plot) *chart {
+	h := p.height
+	c := &chart{Doc: svg.New(w, h, p.label, "class", "chart"), x: p.x, y: p.y, w: w, h: h, narrow: narrow}
+	c.x.a, c.x.b = p.left, w-p.right
 	c.y.a, c.y.b = h-marginBottom, marginTop
 	nx, ny := 8, 5
 	if narrow {
@@ -144,8 +154,8 @@ func newChart(w, h, left, right float64, narrow bool, label, xTitle, yTitle stri
 		c.Text(px, c.y.a+17, "middle", "tick", tickText(v))
 	}
 	c.Line(c.x.a, c.y.a, c.x.b, c.y.a, "axis")
-	c.Text(0, 12, "start", "name", yTitle)
-	c.Text(c.x.b, h-4, "end", "name", xTitle)
+	c.Text(0, 12, "start", "name", p.yTitle)
+	c.Text(c.x.b, h-4, "end", "name", p.xTitle)
 	return c
 }
 

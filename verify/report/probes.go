@@ -37,7 +37,8 @@ func newProbes(v *view, d probeData) *probesView {
 		t    float64
 	}{{"Laplace", 1}, {"between", 0.75}, {"Gaussian", 0.5}, {"between", 0.25}, {"uniform", 0}} {
 		r := momentRatio(s.t)
-		p.ShapeRows = append(p.ShapeRows, shapeRow{s.name, fix(r, 3), fix(math.Sqrt(r), 3), pct(1-r, 1), fix(angle(math.Sqrt(r)), 1) + "°"})
+		p.ShapeRows = append(p.ShapeRows, shapeRow{s.name, fix(r, 3), fix(math.Sqrt(r), 3), pct(1-r, 1),
+			fix(fmath.Acos(math.Sqrt(r))*180/math.Pi, 1) + "°"})
 	}
 	if c := d.Cloud; c != nil {
 		best := bestTurn(c.Points)
@@ -58,7 +59,8 @@ func newProbes(v *view, d probeData) *probesView {
 		p.ScoreStart = p.ScoreMax
 		for i, c := range s.Codes {
 			st := scoreStats(s.Float, c.Scores, s.Sink)
-			p.ScoreRows = append(p.ScoreRows, scoreRow{codeName(c), trim(fix(c.Bits, 2)), fix(st.rms, 3), fix(st.r, 3), fix(st.kl, 4), sameTop(st.same), c.Code + " " + trim(fix(c.Bits, 2))})
+			p.ScoreRows = append(p.ScoreRows, scoreRow{codeName(c), trim(fix(c.Bits, 2)), fix(st.rms, 3), fix(st.r, 3),
+				fix(st.kl, 4), sameTop(st.same), c.Code + " " + trim(fix(c.Bits, 2))})
 			if c.Code == v.Code && c.Fitted == "" {
 				p.ScoreStart = i
 			}
@@ -133,19 +135,6 @@ func density(t, x float64) float64 {
 	return fmath.Exp(-e-lgamma(1+t)) / (2 * a)
 }
 
-// angle of a cosine, in degrees.
-func angle(cos float64) float64 {
-	lo, hi := 0.0, math.Pi
-	for range 50 {
-		if mid := (lo + hi) / 2; fmath.Cos(mid) > cos {
-			lo = mid
-		} else {
-			hi = mid
-		}
-	}
-	return lo * 180 / math.Pi
-}
-
 func shapeText(t float64) string {
 	r := momentRatio(t)
 	name := "between Laplace and Gaussian"
@@ -159,7 +148,8 @@ func shapeText(t float64) string {
 	case t < 0.5:
 		name = "between Gaussian and uniform"
 	}
-	return fmt.Sprintf("%s: moment ratio %s, one-bit cosine %s, energy lost %s", name, ascii(r, 4), ascii(math.Sqrt(r), 4), ascii(100*(1-r), 1)+" %")
+	return fmt.Sprintf("%s: moment ratio %s, one-bit cosine %s, energy lost %s", name, ascii(r, 4), ascii(math.Sqrt(r), 4),
+		ascii(100*(1-r), 1)+" %")
 }
 
 // ascii is a number as the script writes it.
@@ -240,7 +230,8 @@ func shapeChart(v *view, t float64) pair {
 			for _, s := range []struct {
 				p     *float64
 				class string
-			}{{v.Layers[i].MomentRatio.Raw, "s-other"}, {v.Layers[i].MomentRatio.SRHT, "s-srht"}, {v.Layers[i].MomentRatio.Learned, "s-learned"}} {
+			}{{v.Layers[i].MomentRatio.Raw, "s-other"}, {v.Layers[i].MomentRatio.SRHT, "s-srht"},
+				{v.Layers[i].MomentRatio.Learned, "s-learned"}} {
 				if s.p != nil && *s.p > scale.lo {
 					px := scale.at(*s.p)
 					d.Line(px, y-10, px, y-3, "rug "+s.class)
@@ -299,6 +290,27 @@ const (
 	cloudRadius = 132.0
 )
 
+// isotropic is the one-bit cosine of keys in a plane with every direction alike:
+// 4/pi / sqrt(2).
+const isotropic = 0.9003163161571062
+
+// A turnCurve is the one-bit cosine of points in a plane at every turn.
+type turnCurve struct {
+	points    [][2]float64
+	values    []float64 // by half degrees, 0 to 90
+	lo, hi    float64   // of the picture
+	deg, best float64   // the turn that is set, and the best
+}
+
+func newTurnCurve(points [][2]float64, deg, best float64) *turnCurve {
+	t := &turnCurve{points: points, values: make([]float64, 181), deg: deg, best: best}
+	for k := range t.values {
+		t.values[k], _ = planeBeta(points, float64(k)/2)
+	}
+	t.lo, t.hi = span(0.16, append([]float64{isotropic}, t.values...)...)
+	return t
+}
+
 // cloudChart draws probe (b): the keys, and beside them the cosine over all angles.
 func cloudChart(c *spec.Cloud, deg, best float64) pair {
 	var norms float64
@@ -309,14 +321,7 @@ func cloudChart(c *spec.Cloud, deg, best float64) pair {
 		norms = 1
 	}
 	unit := cloudRadius / norms
-	curve := make([]float64, 181)
-	values := []float64{}
-	for k := range curve {
-		curve[k], _ = planeBeta(c.Points, float64(k)/2)
-		values = append(values, curve[k])
-	}
-	const isotropic = 0.9003163161571062 // 4/pi / sqrt(2)
-	lo, hi := span(0.16, append(values, isotropic)...)
+	t := newTurnCurve(c.Points, deg, best)
 	return both(func(w float64, narrow bool) string {
 		h, x0, left, top := 320.0, 150.0, 372.0, 0.0
 		if narrow {
@@ -325,66 +330,78 @@ func cloudChart(c *spec.Cloud, deg, best float64) pair {
 		y0 := 158.0
 		d := svg.New(w, h, "Keys of one head in a plane, and their one-bit cosine at every turn", "class", "chart",
 			"data-x0", x0, "data-y0", y0, "data-unit", exact(unit))
-		d.Dot(x0, y0, cloudRadius+6, "dial", "")
-		for _, s := range []float64{-1, 1} {
-			q := float64((cloudRadius + 6) * math.Sqrt(0.5))
-			d.Line(x0-q, y0-float64(s*q), x0+q, y0+float64(s*q), "target")
-		}
-		d.Line(x0-cloudRadius-6, y0, x0+cloudRadius+6, y0, "grid")
-		d.Line(x0, y0-cloudRadius-6, x0, y0+cloudRadius+6, "grid")
-		d.Open("g", "data-part", "points", "class", "points", "transform", fmt.Sprintf("rotate(%s %s %s)", svg.Num(-deg), svg.Num(x0), svg.Num(y0)))
-		for _, p := range c.Points {
-			d.Leaf("circle", "cx", x0+float64(unit*p[0]), "cy", y0-float64(unit*p[1]), "r", 2.2)
-		}
-		d.Leaf("line", "x1", x0+cloudRadius-4, "y1", y0, "x2", x0+cloudRadius+12, "y2", y0, "class", "handle")
-		d.Close()
-		d.Text(x0, y0+cloudRadius+26, "middle", "note", "signs lie on the dashed diagonals")
+		drawCloud(d, c.Points, x0, y0, unit, deg)
 		x := axis{lo: 0, hi: 90, a: left, b: w - 64}
-		y := axis{lo: lo, hi: hi, a: top + 270, b: top + 34}
+		y := axis{lo: t.lo, hi: t.hi, a: top + 270, b: top + 34}
 		if narrow {
 			y.a, y.b = 520, 356
 		}
-		for _, t := range y.ticks(4) {
-			d.Line(x.a, y.at(t), x.b, y.at(t), "grid")
-			d.Text(x.a-6, y.at(t)+4, "end", "tick", tickText(t))
-		}
-		for _, t := range []float64{0, 15, 30, 45, 60, 75, 90} {
-			d.Line(x.at(t), y.a, x.at(t), y.a+4, "axis")
-			d.Text(x.at(t), y.a+17, "middle", "tick", tickText(t)+"°")
-		}
-		d.Line(x.a, y.a, x.b, y.a, "axis")
-		d.Text(x.a-40, y.b-14, "start", "name", "one-bit cosine in this plane")
-		d.Line(x.a, y.at(isotropic), x.b, y.at(isotropic), "floor")
-		d.Text(x.b+5, y.at(isotropic)+4, "start", "note", "round 0.900")
-		var pts [][2]float64
-		for k, v := range curve {
-			pts = append(pts, [2]float64{x.at(float64(k) / 2), y.at(v)})
-		}
-		d.Path(pts, "curve s-other")
-		for _, m := range []struct {
-			deg         float64
-			name, class string
-		}{{45, "SRHT", "s-srht"}, {best, "learned", "s-learned"}} {
-			v, _ := planeBeta(c.Points, m.deg)
-			d.Dot(x.at(m.deg), y.at(v), 4.5, "mean "+m.class, "")
-			anchor, dx := "middle", 0.0
-			if m.deg < 8 {
-				anchor, dx = "start", 2
-			} else if m.deg > 82 {
-				anchor, dx = "end", -2
-			}
-			dy := -9.0
-			if m.name == "SRHT" { // below, to keep the names apart
-				dy = 19
-			}
-			d.Text(x.at(m.deg)+dx, y.at(v)+dy, anchor, "label "+m.class, m.name)
-		}
-		v, _ := planeBeta(c.Points, deg)
-		d.Leaf("circle", "cx", x.at(deg), "cy", y.at(v), "r", 6.5, "class", "cursor", "data-part", "cursor",
-			"data-xa", x.a, "data-xb", x.b, "data-ya", y.a, "data-yb", y.b,
-			"data-lo", exact(lo), "data-hi", exact(hi))
+		t.draw(d, x, y)
 		return d.String()
 	})
+}
+
+// drawCloud draws the points around x0, y0, turned, on the diagonals of their signs.
+func drawCloud(d *svg.Doc, points [][2]float64, x0, y0, unit, deg float64) {
+	const r = cloudRadius + 6
+	d.Dot(x0, y0, r, "dial", "")
+	for _, s := range []float64{-1, 1} {
+		q := float64(r * math.Sqrt(0.5))
+		d.Line(x0-q, y0-float64(s*q), x0+q, y0+float64(s*q), "target")
+	}
+	d.Line(x0-cloudRadius-6, y0, x0+cloudRadius+6, y0, "grid")
+	d.Line(x0, y0-cloudRadius-6, x0, y0+cloudRadius+6, "grid")
+	d.Open("g", "data-part", "points", "class", "points",
+		"transform", fmt.Sprintf("rotate(%s %s %s)", svg.Num(-deg), svg.Num(x0), svg.Num(y0)))
+	for _, p := range points {
+		d.Leaf("circle", "cx", x0+float64(unit*p[0]), "cy", y0-float64(unit*p[1]), "r", 2.2)
+	}
+	d.Leaf("line", "x1", x0+cloudRadius-4, "y1", y0, "x2", x0+cloudRadius+12, "y2", y0, "class", "handle")
+	d.Close()
+	d.Text(x0, y0+cloudRadius+26, "middle", "note", "signs lie on the dashed diagonals")
+}
+
+// draw draws the curve with its axes, the turns that have names, and a cursor.
+func (t *turnCurve) draw(d *svg.Doc, x, y axis) {
+	for _, v := range y.ticks(4) {
+		d.Line(x.a, y.at(v), x.b, y.at(v), "grid")
+		d.Text(x.a-6, y.at(v)+4, "end", "tick", tickText(v))
+	}
+	for _, v := range []float64{0, 15, 30, 45, 60, 75, 90} {
+		d.Line(x.at(v), y.a, x.at(v), y.a+4, "axis")
+		d.Text(x.at(v), y.a+17, "middle", "tick", tickText(v)+"°")
+	}
+	d.Line(x.a, y.a, x.b, y.a, "axis")
+	d.Text(x.a-40, y.b-14, "start", "name", "one-bit cosine in this plane")
+	d.Line(x.a, y.at(isotropic), x.b, y.at(isotropic), "floor")
+	d.Text(x.b+5, y.at(isotropic)+4, "start", "note", "round 0.900")
+	var pts [][2]float64
+	for k, v := range t.values {
+		pts = append(pts, [2]float64{x.at(float64(k) / 2), y.at(v)})
+	}
+	d.Path(pts, "curve s-other")
+	for _, m := range []struct {
+		deg         float64
+		name, class string
+	}{{45, "SRHT", "s-srht"}, {t.best, "learned", "s-learned"}} {
+		v, _ := planeBeta(t.points, m.deg)
+		d.Dot(x.at(m.deg), y.at(v), 4.5, "mean "+m.class, "")
+		anchor, dx := "middle", 0.0
+		if m.deg < 8 {
+			anchor, dx = "start", 2
+		} else if m.deg > 82 {
+			anchor, dx = "end", -2
+		}
+		dy := -9.0
+		if m.name == "SRHT" { // below, to keep the names apart
+			dy = 19
+		}
+		d.Text(x.at(m.deg)+dx, y.at(v)+dy, anchor, "label "+m.class, m.name)
+	}
+	v, _ := planeBeta(t.points, t.deg)
+	d.Leaf("circle", "cx", x.at(t.deg), "cy", y.at(v), "r", 6.5, "class", "cursor", "data-part", "cursor",
+		"data-xa", x.a, "data-xb", x.b, "data-ya", y.a, "data-yb", y.b,
+		"data-lo", exact(t.lo), "data-hi", exact(t.hi))
 }
 
 // stats of coded scores against float ones.
@@ -509,8 +526,10 @@ func scoresChart(s *spec.Scores, k int) pair {
 		d.Text(left, top+14, "start", "name", "attention weight by key (square-root scale)")
 		d.Text(wide, mid-half-4, "end", "label s-other", "float")
 		d.Text(wide, mid+half+14, "end", "label s-code", "coded")
-		d.Leaf("path", "d", bars(p, left, step, mid, -half, most), "class", "weights s-other", "stroke-width", max(0.8, step*0.8), "data-part", "float")
-		d.Leaf("path", "d", bars(q, left, step, mid, half, most), "class", "weights s-code", "stroke-width", max(0.8, step*0.8), "data-part", "weights")
+		d.Leaf("path", "d", bars(p, left, step, mid, -half, most), "class", "weights s-other", "stroke-width",
+			max(0.8, step*0.8), "data-part", "float")
+		d.Leaf("path", "d", bars(q, left, step, mid, half, most), "class", "weights s-code", "stroke-width",
+			max(0.8, step*0.8), "data-part", "weights")
 		d.Text(left, mid+half+28, "start", "note", "first key")
 		d.Text(wide, mid+half+28, "end", "note", "latest key")
 		return d.String()
@@ -521,7 +540,8 @@ func scoresChart(s *spec.Scores, k int) pair {
 func bars(p []float64, left, step, mid, half, most float64) string {
 	out := ""
 	for i, v := range p {
-		out += "M" + svg.Num(left+float64(step*(float64(i)+0.5))) + " " + svg.Num(mid) + "V" + svg.Num(mid+float64(half*min(1, math.Sqrt(v/most))))
+		out += "M" + svg.Num(left+float64(step*(float64(i)+0.5))) + " " + svg.Num(mid) + "V" +
+			svg.Num(mid+float64(half*min(1, math.Sqrt(v/most))))
 	}
 	return out
 }

@@ -116,5 +116,6 @@ func jsonScript(id string, v any) (template.HTML, error) {
 	if err != nil {
 		return "", err
 	}
-	return template.HTML(`<script type="application/json" id="` + template.HTMLEscapeString(id) + `">` + string(b) + `</script>`), nil
+	return template.HTML(`<script type="application/json" id="` + template.HTMLEscapeString(id) + `">` + string(b) +
+		`</script>`), nil
 }

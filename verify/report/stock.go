@@ -64,7 +64,7 @@ func newStock(v *view) *stockView {
 	for _, t := range f.Tried {
 		x := stockTry{FusionTry: t, Kind: "exact", Cost: missing, Chosen: t.Name == f.Chosen}
 		if t.Near {
-			x.Kind = "near"
+			x.Kind = "approximate"
 		}
 		if t.F16KLD != nil {
 			x.Cost = sig(*t.F16KLD)

@@ -13,7 +13,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-// UpdateReport changes an artifact's report.json, which need not exist yet, and
+// Update changes an artifact's report.json, which need not exist yet, and
 // writes report.html beside it.
 func Update(dir string, change func(r *spec.ReportJSON)) error {
 	r := &spec.ReportJSON{}
@@ -41,7 +41,7 @@ func Update(dir string, change func(r *spec.ReportJSON)) error {
 	return Render([]string{dir}, filepath.Join(dir, spec.ReportName))
 }
 
-// RenderReport writes one page about what args name; see report.Load.
+// Render writes one page about what args name; see Load.
 func Render(args []string, path string) error {
 	models, err := Load(args)
 	if err != nil {
@@ -50,7 +50,7 @@ func Render(args []string, path string) error {
 	return WriteFile(path, models...)
 }
 
-// WriteReport writes one page about models.
+// WriteFile writes one page about models.
 func WriteFile(path string, models ...Model) error {
 	claims, err := spec.ClaimsReport()
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
@@ -37,7 +38,8 @@ func auditFlags() []cli.Flag {
 	return slices.Concat(
 		in(categoryOutput, jsonFlag(), threadsFlag()),
 		keyFlags(d),
-		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "text", Usage: "held-out text to measure on", DefaultText: "one that comes with the program"})...),
+		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "text", Usage: "held-out text to measure on",
+			DefaultText: "one that comes with the program"})...),
 		in("FFN weights",
 			&cli.BoolFlag{Name: "ffn", Usage: "also measure 1-bit rows of the FFN matrices: as they stand, Hadamard, learned rotations"},
 			&cli.IntFlag{Name: "ffn-block", Usage: "with --ffn: largest block of a learned rotation", Value: 128},
@@ -52,8 +54,10 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	o := convert.DefaultAuditOptions()
-	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"), c.Uint64("seed"), c.Int("threads")
-	o.Code, o.Bits, o.Alloc, o.Balance, o.Policy = c.String("code"), c.Float("bits"), c.String("alloc"), c.Bool("balance"), policy(c)
+	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"),
+		c.Uint64("seed"), c.Int("threads")
+	o.Code, o.Bits, o.Alloc = codec.Kind(c.String("code")), c.Float("bits"), bits.Alloc(c.String("alloc"))
+	o.Balance, o.Policy = c.Bool("balance"), policy(c)
 	o.Progress = showProgress(stderr)
 	if o.Calibration, err = calibrationText(c.String("calib")); err != nil {
 		return err
@@ -127,14 +131,16 @@ func printFFN(w io.Writer, rows []spec.FFNRow) {
 			sums[k], keys = s, append(keys, k)
 		}
 		s.n++
-		s.cos, s.moment, s.bits, s.ratio = s.cos+r.Cos1bit, s.moment+r.MomentRatio, s.bits+r.EffectiveBits, s.ratio+r.RowsPerDim
+		s.cos, s.moment, s.bits, s.ratio = s.cos+r.Cos1bit, s.moment+r.MomentRatio, s.bits+r.EffectiveBits,
+			s.ratio+r.RowsPerDim
 		if r.TrainCos1bit != nil && r.NoiseCos1bit != nil {
 			s.trained++
 			s.train, s.noise = s.train+*r.TrainCos1bit, s.noise+*r.NoiseCos1bit
 		}
 	}
 	fmt.Fprintln(w, "\nbeta of FFN rows, means over layers; learned on every other row, cos1bit and moment_ratio are of the rows between (Gaussian floors 0.798 and 0.637)")
-	t := newTable("matrix", "rows of", "rotation", "dims", "block", "rows/dim", "train", "on noise", "cos1bit", "moment_ratio", "bits/weight")
+	t := newTable("matrix", "rows of", "rotation", "dims", "block", "rows/dim", "train", "on noise", "cos1bit",
+		"moment_ratio", "bits/weight")
 	for _, k := range keys {
 		s := sums[k]
 		of, train, noise := "all", "-", "-"
@@ -144,7 +150,8 @@ func printFFN(w io.Writer, rows []spec.FFNRow) {
 		if s.trained > 0 {
 			train, noise = fmt.Sprintf("%.4f", s.train/s.trained), fmt.Sprintf("%.4f", s.noise/s.trained)
 		}
-		t.row(k.matrix, of, k.rotation, fmt.Sprint(s.dims), fmt.Sprint(s.block), fmt.Sprintf("%.2f", s.ratio/s.n), train, noise,
+		t.row(k.matrix, of, k.rotation, fmt.Sprint(s.dims), fmt.Sprint(s.block), fmt.Sprintf("%.2f", s.ratio/s.n), train,
+			noise,
 			fmt.Sprintf("%.4f", s.cos/s.n), fmt.Sprintf("%.4f", s.moment/s.n), fmt.Sprintf("%.3f", s.bits/s.n))
 	}
 	t.print(w)

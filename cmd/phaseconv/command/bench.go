@@ -82,7 +82,8 @@ func runBench(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 }
 
 func printBench(w io.Writer, r *measure.Result) {
-	fmt.Fprintf(w, "%s/%s, %s, %d threads; multiply-adds in registers: %.0f GFLOP/s (one thread %.0f)\n\n", r.OS, r.Arch, r.Tier, r.Threads, r.Peak, r.Peak1)
+	fmt.Fprintf(w, "%s/%s, %s, %d threads; multiply-adds in registers: %.0f GFLOP/s (one thread %.0f)\n\n", r.OS, r.Arch,
+		r.Tier, r.Threads, r.Peak, r.Peak1)
 	t := newTable("read bandwidth: KiB per thread", "threads", "GB/s")
 	for _, b := range r.Bandwidth {
 		t.row(fmt.Sprint(b.Bytes>>10), fmt.Sprint(b.Threads), fmt.Sprintf("%.1f", b.GBs))
@@ -91,13 +92,16 @@ func printBench(w io.Writer, r *measure.Result) {
 	fmt.Fprintln(w)
 	t = newTable("matrix product", "layer", "tokens x out x in", "GFLOP/s", "% of peak", "weights GB/s")
 	for _, p := range r.Products {
-		t.row(p.Model, p.Name, fmt.Sprintf("%dx%dx%d", p.M, p.N, p.K), fmt.Sprintf("%.1f", p.GFLOPS), fmt.Sprintf("%.0f", 100*p.Share), fmt.Sprintf("%.1f", p.WeightGBs))
+		t.row(p.Model, p.Name, fmt.Sprintf("%dx%dx%d", p.M, p.N, p.K), fmt.Sprintf("%.1f", p.GFLOPS),
+			fmt.Sprintf("%.0f", 100*p.Share), fmt.Sprintf("%.1f", p.WeightGBs))
 	}
 	t.print(w)
 	fmt.Fprintln(w)
-	t = newTable("keys", "head_dim", "format", "heads per pass", "ns per key and head", "bytes per key", "GB/s", "times F16")
+	t = newTable("keys", "head_dim", "format", "heads per pass", "ns per key and head", "bytes per key", "GB/s",
+		"times F16")
 	for _, s := range r.Scores {
-		t.row(fmt.Sprint(s.Keys), fmt.Sprint(s.Dim), s.Format, fmt.Sprint(s.Heads), fmt.Sprintf("%.2f", s.Ns), fmt.Sprintf("%g", s.Bytes), fmt.Sprintf("%.1f", s.GBs), fmt.Sprintf("%.1f", s.Ratio))
+		t.row(fmt.Sprint(s.Keys), fmt.Sprint(s.Dim), s.Format, fmt.Sprint(s.Heads), fmt.Sprintf("%.2f", s.Ns),
+			fmt.Sprintf("%g", s.Bytes), fmt.Sprintf("%.1f", s.GBs), fmt.Sprintf("%.1f", s.Ratio))
 	}
 	t.print(w)
 }

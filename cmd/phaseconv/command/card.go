@@ -32,7 +32,8 @@ Examples:
   phaseconv card smol --source ./SmolLM2-135M --base-model HuggingFaceTB/SmolLM2-135M
   phaseconv card smol -o -`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "file to write, - for standard output (default: README.md in the artifact)"},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"},
+				Usage: "file to write, - for standard output (default: README.md in the artifact)"},
 			&cli.StringFlag{Name: "source", Usage: "folder of the source; its README.md or LICENSE tell the licence"},
 			&cli.StringFlag{Name: "license", Usage: "licence identifier, when no file tells it; " +
 				"one that the hub does not list is written as license_name of another"},
@@ -109,7 +110,8 @@ func hubID(dir string) string {
 	if jsonx.Unmarshal(raw, &c) != nil {
 		return ""
 	}
-	if org, name, ok := strings.Cut(c.Name, "/"); !ok || org == "" || org == "." || org == ".." || name == "" || strings.ContainsAny(name, "/\\ ") {
+	if org, name, ok := strings.Cut(c.Name, "/"); !ok || org == "" || org == "." || org == ".." || name == "" ||
+		strings.ContainsAny(name, "/\\ ") {
 		return ""
 	}
 	return c.Name

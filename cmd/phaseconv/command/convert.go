@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -60,20 +61,27 @@ func convertFlags() []cli.Flag {
 		in(categoryOutput,
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
 			&cli.StringFlag{Name: "format", Usage: "gguf, safetensors or both", Value: "gguf"},
-			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0", Value: d.OutType},
+			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0",
+				Value: d.OutType},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would become of each tensor, and why, and stop"},
 			jsonFlag(), threadsFlag(),
 		),
 		in(categoryCaches,
-			&cli.StringFlag{Name: "cache-type-k", Usage: "edit the weights for this key cache type of llama.cpp: q8_0, q4_0, ... (what helps is measured)", Value: "f16"},
+			&cli.StringFlag{Name: "cache-type-k",
+				Usage: "edit the weights for this key cache type of llama.cpp: q8_0, q4_0, ... (what helps is measured)",
+				Value: "f16"},
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the value cache type beside it", Value: "f16"},
 			&cli.StringFlag{Name: "cache-rotation", Usage: "llama.cpp's attention rotation: on or off", Value: "on"},
-			&cli.IntFlag{Name: "target-ctx", Usage: "context at which that cache will be used, in tokens", DefaultText: "4096, or the model's context if that is shorter"},
-			&cli.IntFlag{Name: "cache-tokens", Usage: "calibration tokens that edits for that cache are fitted to", Value: d.CacheTokens},
-			&cli.StringFlag{Name: "weight-edits", Usage: "edits of weights that are allowed: none; exact (the model's function stays the same); approximate (also those that change it slightly, where the divergence with that cache falls by ten times what they cost)", DefaultText: "approximate with --cache-type-k, else exact"},
+			&cli.IntFlag{Name: "target-ctx", Usage: "context at which that cache will be used, in tokens",
+				DefaultText: "4096, or the model's context if that is shorter"},
+			&cli.IntFlag{Name: "cache-tokens", Usage: "calibration tokens that edits for that cache are fitted to",
+				Value: d.CacheTokens},
+			&cli.StringFlag{Name: "weight-edits",
+				Usage: "edits of weights that are allowed: none; exact (the model's function stays the same); approximate (also those that change it slightly, where the divergence with that cache falls by ten times what they cost)", DefaultText: "approximate with --cache-type-k, else exact"},
 		),
 		keyFlags(d),
-		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "eval", Usage: "held-out text to measure on", DefaultText: "one that comes with the program"})...),
+		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "eval", Usage: "held-out text to measure on",
+			DefaultText: "one that comes with the program"})...),
 		in(categoryReports,
 			&cli.BoolFlag{Name: "report", Usage: "write report.html into the artifact", Value: d.Report},
 			&cli.BoolFlag{Name: "report-detail", Usage: "measure more for it: each layer alone, other codes, other contexts"},
@@ -85,14 +93,20 @@ func convertFlags() []cli.Flag {
 // keyFlags say how keys are coded.
 func keyFlags(d convert.Options) []cli.Flag {
 	return in(categoryOneBit,
-		&cli.StringFlag{Name: "code", Usage: "key code: " + strings.Join(codec.Kinds, ", "), Value: d.Code},
-		&cli.FloatFlag{Name: "bits", Usage: "bits (signs) per number of a key, on average over all heads (frame only)", Value: d.Bits},
-		&cli.StringFlag{Name: "alloc", Usage: "bit allocation over heads: uniform, sensitivity (by measured cost) or angle", DefaultText: "sensitivity for frames, uniform for other codes"},
-		&cli.IntFlag{Name: "outliers", Usage: "coordinates of each coded key that are kept in F16 beside its signs, 0 to head_dim/2", Value: d.Policy.Exceptions},
+		&cli.StringFlag{Name: "code", Usage: "key code: " + codec.KindNames(), Value: string(d.Code)},
+		&cli.FloatFlag{Name: "bits", Usage: "bits (signs) per number of a key, on average over all heads (frame only)",
+			Value: d.Bits},
+		&cli.StringFlag{Name: "alloc", Usage: "bit allocation over heads: uniform, sensitivity (by measured cost) or angle",
+			DefaultText: "sensitivity for frames, uniform for other codes"},
+		&cli.IntFlag{Name: "outliers",
+			Usage: "coordinates of each coded key that are kept in F16 beside its signs, 0 to head_dim/2",
+			Value: d.Policy.Exceptions},
 		&cli.IntFlag{Name: "anchor", Usage: "tokens in a position block: keys are coded with RoPE relative to its first position; 0 for absolute positions", Value: d.Policy.Anchor},
 		&cli.IntFlag{Name: "sink", Usage: "keys at the start (attention sinks) that stay F16", Value: d.Policy.Sink},
 		&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: d.Policy.Recent},
-		&cli.BoolFlag{Name: "balance", Usage: "fold the K/Q pair scaling into the weights: one scale per KV head and rotary pair, divided out of Q (exact)", Value: d.Balance},
+		&cli.BoolFlag{Name: "balance",
+			Usage: "fold the K/Q pair scaling into the weights: one scale per KV head and rotary pair, divided out of Q (exact)",
+			Value: d.Balance},
 	)
 }
 
@@ -114,9 +128,10 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	}
 	o := convert.DefaultOptions()
 	o.Source, o.Out, o.OutType = src, c.String("out"), c.String("outtype")
-	o.Code, o.Bits, o.Alloc, o.Balance = c.String("code"), c.Float("bits"), c.String("alloc"), c.Bool("balance")
-	o.Policy = policy(c)
-	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"), c.Uint64("seed"), c.Int("threads")
+	o.Code, o.Bits, o.Alloc = codec.Kind(c.String("code")), c.Float("bits"), bits.Alloc(c.String("alloc"))
+	o.Balance, o.Policy = c.Bool("balance"), policy(c)
+	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"),
+		c.Uint64("seed"), c.Int("threads")
 	o.Command, o.Progress, o.Notice = recorded(c, src), showProgress(stderr), notes(stderr)
 	o.Report, o.ReportDetail = c.Bool("report"), c.Bool("report-detail")
 	switch c.String("format") {
@@ -166,12 +181,14 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 
 // policy reads which keys are coded, and how.
 func policy(c *cli.Command) kvcache.Policy {
-	return kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"), Exceptions: c.Int("outliers")}
+	return kvcache.Policy{Anchor: c.Int("anchor"), Sink: c.Int("sink"), Recent: c.Int("recent"),
+		Exceptions: c.Int("outliers")}
 }
 
 // cacheOptions reads what to do for stock cache types.
 func cacheOptions(c *cli.Command, o *convert.Options) error {
-	o.WeightEdits, o.TargetCtx, o.CacheTokens = c.String("weight-edits"), c.Int("target-ctx"), c.Int("cache-tokens")
+	o.WeightEdits, o.TargetCtx, o.CacheTokens = plan.WeightEdits(c.String("weight-edits")), c.Int("target-ctx"),
+		c.Int("cache-tokens")
 	if c.IsSet("target-ctx") && o.TargetCtx == 0 {
 		return usagef("--target-ctx 0: name a context")
 	}
@@ -235,7 +252,8 @@ func printPlan(w io.Writer, p *plan.Plan) {
 
 func printConversion(w io.Writer, out string, r *convert.Result) {
 	m := r.Manifest
-	fmt.Fprintf(w, "%s: %s, %d layers, %d KV heads of %d\n", m.Source.Name, m.Model.Family, m.Model.Layers, m.Model.KVHeads, m.Model.HeadDim)
+	fmt.Fprintf(w, "%s: %s, %d layers, %d KV heads of %d\n", m.Source.Name, m.Model.Family, m.Model.Layers,
+		m.Model.KVHeads, m.Model.HeadDim)
 	for _, id := range m.Identities {
 		if id.Applied {
 			fmt.Fprintf(w, "folded %s (%s) into %d tensors\n", id.ID, id.Name, id.Tensors)
@@ -260,7 +278,8 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 	if f == nil {
 		return
 	}
-	fmt.Fprintf(w, "\nkeys for a %s/%s cache at context %d, compared on %d later tokens of %s\n", f.KType, f.VType, f.TargetCtx, f.Text.Tokens, f.Text.Name)
+	fmt.Fprintf(w, "\nkeys for a %s/%s cache at context %d, compared on %d later tokens of %s\n", f.KType, f.VType,
+		f.TargetCtx, f.Text.Tokens, f.Text.Name)
 	t := newTable("change", "KLD", "±", "PPL ratio", "same top", "cost with f16 caches", "")
 	for _, x := range f.Tried {
 		cost, mark := "-", ""
@@ -270,7 +289,8 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 		if x.Name == f.Chosen {
 			mark = "chosen"
 		}
-		t.row(x.Name, fmt.Sprintf("%.6f", x.KLD), fmt.Sprintf("%.6f", x.KLDErr), fmt.Sprintf("%.4f", x.PPLRatio), fmt.Sprintf("%.1f %%", 100*x.SameTop), cost, mark)
+		t.row(x.Name, fmt.Sprintf("%.6f", x.KLD), fmt.Sprintf("%.6f", x.KLDErr), fmt.Sprintf("%.4f", x.PPLRatio),
+			fmt.Sprintf("%.1f %%", 100*x.SameTop), cost, mark)
 	}
 	t.print(w)
 	if f.Refused != "" {
@@ -286,7 +306,8 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 		if x.Converted {
 			who = "converted"
 		}
-		t.row(who, x.KType, x.VType, fmt.Sprint(x.Ctx), fmt.Sprintf("%.4f", x.PPLRatio), fmt.Sprintf("%.6f", x.KLD), fmt.Sprintf("%.6f", x.KLDErr), fmt.Sprintf("%.1f %%", 100*x.SameTop))
+		t.row(who, x.KType, x.VType, fmt.Sprint(x.Ctx), fmt.Sprintf("%.4f", x.PPLRatio), fmt.Sprintf("%.6f", x.KLD),
+			fmt.Sprintf("%.6f", x.KLDErr), fmt.Sprintf("%.1f %%", 100*x.SameTop))
 	}
 	t.print(w)
 }

@@ -2,9 +2,9 @@ package command
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -13,11 +13,12 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-func inspectCommand(stdout, stderr io.Writer) *cli.Command {
+func inspectCommand(stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
 		Usage:     "show what is in GGUF, safetensors or sidecar files",
@@ -92,15 +93,12 @@ func inspect(ctx context.Context, path string) (*fileInfo, error) {
 	if st.IsDir() {
 		return nil, fmt.Errorf("%s is a folder; name the files in it", path)
 	}
-	if !st.Mode().IsRegular() { // opening a named pipe would wait for a writer
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
 	info := &fileInfo{File: path, Bytes: st.Size()}
-	magic, err := first4(path)
+	isGGUF, err := gguf.HasMagic(path)
 	if err != nil {
 		return nil, err
 	}
-	if magic == "GGUF" {
+	if isGGUF {
 		err = info.gguf(path)
 	} else {
 		err = info.safetensors(path)
@@ -110,24 +108,12 @@ func inspect(ctx context.Context, path string) (*fileInfo, error) {
 	}
 	for _, k := range info.Keys {
 		// A fold has the version too; its tensors and keys are shown as they are.
-		if k.Key == spec.KeyVersion && !slices.ContainsFunc(info.Keys, func(k keyInfo) bool { return k.Key == spec.FoldList }) {
+		if k.Key == spec.KeyVersion &&
+			!slices.ContainsFunc(info.Keys, func(k keyInfo) bool { return k.Key == spec.FoldList }) {
 			return info, info.sidecar(ctx, path)
 		}
 	}
 	return info, nil
-}
-
-func first4(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	var b [4]byte
-	if _, err := io.ReadFull(f, b[:]); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return "", err
-	}
-	return string(b[:]), nil
 }
 
 func (i *fileInfo) gguf(path string) error {
@@ -167,7 +153,7 @@ func (i *fileInfo) safetensors(path string) error {
 	}
 	defer f.Close()
 	i.Container = "safetensors"
-	for _, k := range sortedKeys(f.Metadata) {
+	for _, k := range slices.Sorted(maps.Keys(f.Metadata)) {
 		i.Keys = append(i.Keys, keyInfo{k, "string", shorten(f.Metadata[k])})
 	}
 	for k := range f.Tensors {
@@ -182,15 +168,9 @@ func (i *fileInfo) sidecar(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	signs, n := 0, 0
-	for _, heads := range s.Codes {
-		for _, c := range heads {
-			signs, n = signs+c.B, n+c.D
-		}
-	}
 	i.Sidecar = &sidecarInfo{
-		Code: s.Kind, Layers: len(s.Codes), Heads: len(s.Codes[0]), HeadDim: s.HeadDim,
-		Bits: float64(signs) / float64(n), Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Except: s.Exceptions,
+		Code: string(s.Kind), Layers: len(s.Codes), Heads: len(s.Codes[0]), HeadDim: s.HeadDim,
+		Bits: codec.MeanBits(s.Codes), Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Except: s.Exceptions,
 	}
 	return nil
 }

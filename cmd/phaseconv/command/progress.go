@@ -30,7 +30,8 @@ func bars(f *os.File) progress.Func {
 		if step != current {
 			current = step
 			bar = progressbar.NewOptions(total, progressbar.OptionSetWriter(f), progressbar.OptionSetDescription(step),
-				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetPredictTime(true), progressbar.OptionThrottle(100*time.Millisecond),
+				progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetPredictTime(true),
+				progressbar.OptionThrottle(100*time.Millisecond),
 				progressbar.OptionSetWidth(24), progressbar.OptionClearOnFinish())
 		}
 		_ = bar.Set(done)

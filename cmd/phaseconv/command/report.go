@@ -37,12 +37,16 @@ Examples:
   phaseconv report smol --ffn
   phaseconv report smol --measure --text test.txt --calib train.txt --report-detail`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "file to write (default: report.html in the artifact if there is just one, else here)"},
-			&cli.BoolFlag{Name: "measure", Usage: "measure positions, angles and samples of the artifacts again and keep them in report.json"},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"},
+				Usage: "file to write (default: report.html in the artifact if there is just one, else here)"},
+			&cli.BoolFlag{Name: "measure",
+				Usage: "measure positions, angles and samples of the artifacts again and keep them in report.json"},
 			&cli.BoolFlag{Name: "ffn", Usage: "measure the FFN weights of the artifacts and keep that in report.json"},
-			&cli.BoolFlag{Name: "report-detail", Usage: "with --measure: also each layer alone, other codes and other contexts; about one forward pass for each layer"},
+			&cli.BoolFlag{Name: "report-detail",
+				Usage: "with --measure: also each layer alone, other codes and other contexts; about one forward pass for each layer"},
 			&cli.StringFlag{Name: "text", Usage: "with --measure: held-out text (default: an embedded one)"},
-			&cli.StringFlag{Name: "calib", Usage: "with --measure: the text that was fitted to, for codes of other sizes in the last probe (default: the embedded one, if it was that)"},
+			&cli.StringFlag{Name: "calib",
+				Usage: "with --measure: the text that was fitted to, for codes of other sizes in the last probe (default: the embedded one, if it was that)"},
 			&cli.IntFlag{Name: "calib-tokens", Usage: "with --measure: tokens to fit those to", Value: 4096},
 			&cli.IntFlag{Name: "ctx", Usage: "with --measure: context length", Value: 512},
 			&cli.IntFlag{Name: "chunks", Usage: "with --measure: windows", Value: 2},
@@ -112,7 +116,8 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 	}
 	if c.Bool("ffn") {
 		rows, err := audit.FFN(ctx, a.Model.Config, a.Model, audit.FFNOptions{
-			Seed: c.Uint64("seed"), Threads: parallel.Threads(c.Int("threads")), Progress: showProgress(stderr).Of("auditing FFN matrices"),
+			Seed: c.Uint64("seed"), Threads: parallel.Threads(c.Int("threads")),
+			Progress: showProgress(stderr).Of("auditing FFN matrices"),
 		})
 		if err != nil {
 			return err
@@ -137,7 +142,8 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 			return err
 		}
 		if got := o.Calibration.SHA256(); got != a.Sidecar.Calibration.SHA256 {
-			return usagef("--calib %s has SHA-256 %s, but the artifact was fitted to a text with %s", o.Calibration.Name, got, a.Sidecar.Calibration.SHA256)
+			return usagef("--calib %s has SHA-256 %s, but the artifact was fitted to a text with %s", o.Calibration.Name, got,
+				a.Sidecar.Calibration.SHA256)
 		}
 	}
 	d, err := figures.Detail(ctx, a, o)
@@ -153,7 +159,8 @@ func reportFlag() cli.Flag {
 }
 
 func reportDetailFlag() cli.Flag {
-	return &cli.BoolFlag{Name: "report-detail", Usage: "measure more for it: each layer alone, other codes, other contexts"}
+	return &cli.BoolFlag{Name: "report-detail",
+		Usage: "measure more for it: each layer alone, other codes, other contexts"}
 }
 
 // verifyReport writes a page about an artifact with a verification of its own. Of

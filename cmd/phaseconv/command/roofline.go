@@ -30,7 +30,8 @@ func roofline(r *measure.Result) string {
 	}
 	title := fmt.Sprintf("Roofline, %s/%s, %s, %d threads", r.OS, r.Arch, r.Tier, r.Threads)
 	// A file of its own has no style sheet: colours are attributes.
-	d := svg.New(width, height, title, "xmlns", "http://www.w3.org/2000/svg", "font-family", "sans-serif", "font-size", "12")
+	d := svg.New(width, height, title, "xmlns", "http://www.w3.org/2000/svg", "font-family", "sans-serif", "font-size",
+		"12")
 	d.Leaf("rect", "width", width, "height", height, "fill", "#fff")
 	d.Text(left, 22, "start", "", title)
 	line := func(x1, y1, x2, y2 float64) {
@@ -62,16 +63,19 @@ func roofline(r *measure.Result) string {
 		d.Close()
 	}
 	for _, p := range r.Products {
-		dot(x(p.Intensity()), y(p.GFLOPS), 4, fmt.Sprintf("%s %s, %dx%dx%d: %.0f GFLOP/s, %.0f %% of peak", p.Model, p.Name, p.M, p.N, p.K, p.GFLOPS, 100*p.Share),
+		dot(x(p.Intensity()), y(p.GFLOPS), 4, fmt.Sprintf("%s %s, %dx%dx%d: %.0f GFLOP/s, %.0f %% of peak", p.Model, p.Name,
+			p.M, p.N, p.K, p.GFLOPS, 100*p.Share),
 			"fill", "#fff", "stroke", "#333")
 	}
 	colours := map[string]string{"F16": "#888", "Q8_0": "#27a", "Q4_0": "#2a7", "1-bit": "#c33"}
 	for _, s := range r.Scores {
 		dot(x(s.Intensity()), y(s.GFLOPS()), 3+math.Log2(float64(s.Heads)),
-			fmt.Sprintf("%s, %d keys of %d, %d heads: %.2f ns, %.1fx F16", s.Format, s.Keys, s.Dim, s.Heads, s.Ns, s.Ratio), "fill", colours[s.Format])
+			fmt.Sprintf("%s, %d keys of %d, %d heads: %.2f ns, %.1fx F16", s.Format, s.Keys, s.Dim, s.Heads, s.Ns, s.Ratio),
+			"fill", colours[s.Format])
 	}
 	legend := []struct{ colour, name string }{
-		{"#fff", "matrix products"}, {colours["F16"], "F16 keys"}, {colours["Q8_0"], "Q8_0 keys"}, {colours["Q4_0"], "Q4_0 keys"},
+		{"#fff", "matrix products"}, {colours["F16"], "F16 keys"}, {colours["Q8_0"], "Q8_0 keys"},
+		{colours["Q4_0"], "Q4_0 keys"},
 		{colours["1-bit"], "1-bit keys, 1 to 8 heads"},
 	}
 	for i, l := range legend {

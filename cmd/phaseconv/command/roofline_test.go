@@ -16,8 +16,10 @@ func TestRoofline(t *testing.T) {
 	r := &measure.Result{
 		Threads: 2, Peak: 200, Peak1: 100,
 		Bandwidth: []measure.Bandwidth{{Bytes: 1 << 20, Threads: 1, GBs: 10}, {Bytes: 1 << 20, Threads: 2, GBs: 20}},
-		Products:  []measure.Product{{Shape: measure.Shape{Model: "model", Name: "a<b", M: 8, N: 48, K: 64}, GFLOPS: 50, Share: 0.5}},
-		Scores:    []measure.Score{{Format: "F16", Keys: 100, Dim: 64, Heads: 1, Ns: 2, Ratio: 1}, {Format: "1-bit", Keys: 100, Dim: 64, Heads: 8, Ns: 1, Ratio: 2}},
+		Products: []measure.Product{{Shape: measure.Shape{Model: "model", Name: "a<b", M: 8, N: 48, K: 64}, GFLOPS: 50,
+			Share: 0.5}},
+		Scores: []measure.Score{{Format: "F16", Keys: 100, Dim: 64, Heads: 1, Ns: 2, Ratio: 1},
+			{Format: "1-bit", Keys: 100, Dim: 64, Heads: 8, Ns: 1, Ratio: 2}},
 	}
 	d := xml.NewDecoder(strings.NewReader(roofline(r)))
 	circles, names := 0, ""

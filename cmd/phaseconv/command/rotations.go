@@ -18,7 +18,6 @@ import (
 )
 
 func rotationsCommand(stdout, stderr io.Writer) *cli.Command {
-	notice := notes(stderr)
 	app := &cli.Command{
 		Name:  "rotations",
 		Usage: "publish what a conversion found, without the model, and apply it",
@@ -31,76 +30,8 @@ Examples:
   phaseconv rotations check smol-rotations --base ./SmolLM2-135M
   phaseconv rotations apply smol-rotations --base ./SmolLM2-135M -o smol
   phaseconv rotations diff smol-rotations other-rotations`,
-		Commands: []*cli.Command{
-			{
-				Name: "export", Usage: "copy an artifact without its models", ArgsUsage: "ARTIFACT",
-				Flags: []cli.Flag{&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"}},
-				Action: func(ctx context.Context, c *cli.Command) error {
-					dir, err := one(c, "artifact")
-					if err != nil {
-						return err
-					}
-					if c.String("out") == "" {
-						return usagef("export: name the folder to create with -o")
-					}
-					m, err := convert.Export(ctx, dir, c.String("out"), showProgress(stderr), notice)
-					if err != nil {
-						return err
-					}
-					fmt.Fprintf(stdout, "rotations of %s, SHA-256 %s\nwritten to %s\n", m.Source.Name, m.Source.SHA256, c.String("out"))
-					return nil
-				},
-			},
-			{
-				Name: "apply", Usage: "make the artifact again from its base model", ArgsUsage: "ROTATIONS",
-				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "base", Usage: "the model that they were made for"},
-					&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
-				},
-				Action: func(ctx context.Context, c *cli.Command) error {
-					dir, err := one(c, "folder of rotations")
-					if err != nil {
-						return err
-					}
-					if c.String("base") == "" || c.String("out") == "" {
-						return usagef("apply: name the model with --base and the folder to create with -o")
-					}
-					m, _, err := convert.Apply(ctx, convert.ApplyOptions{
-						Dir: dir, Base: c.String("base"), Out: c.String("out"), Tool: buildinfo.Tool(), Progress: showProgress(stderr), Notice: notice,
-					})
-					if err != nil {
-						return err
-					}
-					fmt.Fprintf(stdout, "%s: all %d files have the publisher's bytes\nwritten to %s\n", m.Source.Name, len(m.Files)+1, c.String("out"))
-					return nil
-				},
-			},
-			{
-				Name: "check", Usage: "check published rotations", ArgsUsage: "ROTATIONS",
-				Flags: []cli.Flag{&cli.StringFlag{Name: "base", Usage: "check that they belong to this model"}, jsonFlag()},
-				Action: func(ctx context.Context, c *cli.Command) error {
-					dir, err := one(c, "folder of rotations")
-					if err != nil {
-						return err
-					}
-					checks, err := convert.CheckPublished(ctx, dir, c.String("base"), showProgress(stderr))
-					if err != nil {
-						return err
-					}
-					return printChecks(c, stdout, checks)
-				},
-			},
-			{
-				Name: "diff", Usage: "tell how two sidecars, rotations or artifacts differ", ArgsUsage: "A B",
-				Flags: []cli.Flag{jsonFlag()},
-				Action: func(ctx context.Context, c *cli.Command) error {
-					if c.Args().Len() != 2 {
-						return usagef("diff: expected two sidecars or folders, got %d arguments", c.Args().Len())
-					}
-					return runDiff(ctx, c, stdout, stderr)
-				},
-			},
-		},
+		Commands: []*cli.Command{exportCommand(stdout, stderr), applyCommand(stdout, stderr), checkCommand(stdout, stderr),
+			diffCommand(stdout, stderr)},
 		Action: func(_ context.Context, c *cli.Command) error {
 			if c.Args().Present() {
 				return usagef("rotations: unknown command %q; expected export, apply, check or diff", c.Args().First())
@@ -112,6 +43,88 @@ Examples:
 		x.OnUsageError = usageError
 	}
 	return app
+}
+
+func exportCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name: "export", Usage: "copy an artifact without its models", ArgsUsage: "ARTIFACT",
+		Flags: []cli.Flag{&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"}},
+		Action: func(ctx context.Context, c *cli.Command) error {
+			dir, err := one(c, "artifact")
+			if err != nil {
+				return err
+			}
+			if c.String("out") == "" {
+				return usagef("export: name the folder to create with -o")
+			}
+			m, err := convert.Export(ctx, dir, c.String("out"), showProgress(stderr), notes(stderr))
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(stdout, "rotations of %s, SHA-256 %s\nwritten to %s\n", m.Source.Name, m.Source.SHA256, c.String("out"))
+			return nil
+		},
+	}
+}
+
+func applyCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name: "apply", Usage: "make the artifact again from its base model", ArgsUsage: "ROTATIONS",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "base", Usage: "the model that they were made for"},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
+		},
+		Action: func(ctx context.Context, c *cli.Command) error {
+			dir, err := one(c, "folder of rotations")
+			if err != nil {
+				return err
+			}
+			if c.String("base") == "" || c.String("out") == "" {
+				return usagef("apply: name the model with --base and the folder to create with -o")
+			}
+			m, _, err := convert.Apply(ctx, convert.ApplyOptions{
+				Dir: dir, Base: c.String("base"), Out: c.String("out"), Tool: buildinfo.Tool(), Progress: showProgress(stderr),
+				Notice: notes(stderr),
+			})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(stdout, "%s: all %d files have the publisher's bytes\nwritten to %s\n", m.Source.Name, len(m.Files)+1,
+				c.String("out"))
+			return nil
+		},
+	}
+}
+
+func checkCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name: "check", Usage: "check published rotations", ArgsUsage: "ROTATIONS",
+		Flags: []cli.Flag{&cli.StringFlag{Name: "base", Usage: "check that they belong to this model"}, jsonFlag()},
+		Action: func(ctx context.Context, c *cli.Command) error {
+			dir, err := one(c, "folder of rotations")
+			if err != nil {
+				return err
+			}
+			checks, err := convert.CheckPublished(ctx, dir, c.String("base"), showProgress(stderr))
+			if err != nil {
+				return err
+			}
+			return printChecks(c, stdout, checks)
+		},
+	}
+}
+
+func diffCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name: "diff", Usage: "tell how two sidecars, rotations or artifacts differ", ArgsUsage: "A B",
+		Flags: []cli.Flag{jsonFlag()},
+		Action: func(ctx context.Context, c *cli.Command) error {
+			if c.Args().Len() != 2 {
+				return usagef("diff: expected two sidecars or folders, got %d arguments", c.Args().Len())
+			}
+			return runDiff(ctx, c, stdout, stderr)
+		},
+	}
 }
 
 func printChecks(c *cli.Command, w io.Writer, checks []spec.Check) error {

@@ -74,6 +74,7 @@ func TestFlagSweep(t *testing.T) {
 				"--calib-tokens", "64"}, small...)
 		},
 		"card":    func() []string { return []string{"art", "-o", "-"} },
+		"claims":  func() []string { return nil },
 		"docs":    func() []string { return nil },
 		"version": func() []string { return nil },
 	}

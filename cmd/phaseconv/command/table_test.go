@@ -23,8 +23,9 @@ func TestPrintable(t *testing.T) {
 	}
 	name := `a\u001b[2J\u009b31m`
 	for header, code := range map[string]int{
-		`{"__metadata__":{"` + name + `":"` + name + `"},"` + name + `":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`: exitGood,
-		`{"` + name + `":{"dtype":"U8","shape":[2],"data_offsets":[0,1]}}`:                                                exitFailed,
+		`{"__metadata__":{"` + name + `":"` + name + `"},"` + name +
+			`":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`: exitGood,
+		`{"` + name + `":{"dtype":"U8","shape":[2],"data_offsets":[0,1]}}`: exitFailed,
 	} {
 		path := filepath.Join(t.TempDir(), "x.safetensors")
 		raw := append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)

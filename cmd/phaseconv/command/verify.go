@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
@@ -29,7 +30,8 @@ Examples:
   phaseconv verify smol --source ./SmolLM2-135M --text test.txt --chunks 16
   phaseconv verify smol --json > verify.json`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "source", Usage: "what the artifact was made from; adds the proof that the function is preserved"},
+			&cli.StringFlag{Name: "source",
+				Usage: "what the artifact was made from; adds the proof that the function is preserved"},
 			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
 			&cli.IntFlag{Name: "ctx", Usage: "context length", Value: 512},
@@ -38,7 +40,8 @@ Examples:
 			&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16 (default: the artifact's)", Value: -1},
 			&cli.StringFlag{Name: "code", Usage: "measure a code that needs no calibration instead: raw, srht or random"},
 			&cli.BoolFlag{Name: "kernels", Usage: "score coded keys with the decode kernels, as a runtime does (slower)"},
-			&cli.StringFlag{Name: "cache-type-k", Usage: "also measure a stock runtime with K in this type: " + strings.Join(kvcache.StockTypes(), ", ")},
+			&cli.StringFlag{Name: "cache-type-k",
+				Usage: "also measure a stock runtime with K in this type: " + strings.Join(kvcache.StockTypes(), ", ")},
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the same for V (default: f16)"},
 			rotationFlag(),
 			reportFlag(), seedFlag(), threadsFlag(), jsonFlag(),
@@ -53,7 +56,8 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		return err
 	}
 	o := verify.Options{
-		Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Sink: c.Int("sink"), Recent: c.Int("recent"), Code: c.String("code"),
+		Ctx: c.Int("ctx"), Chunks: c.Int("chunks"), Sink: c.Int("sink"), Recent: c.Int("recent"),
+		Code:    codec.Kind(c.String("code")),
 		Kernels: c.Bool("kernels"),
 		Seed:    c.Uint64("seed"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
@@ -174,7 +178,8 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Mean    KLD              %10.2e          %10.2e\n", f.KLDMean, f.FloorKLDMean)
 	}
 	if b := v.Bytes; b != nil {
-		fmt.Fprintf(w, "\nkeys per token: %d bytes as F16, %d bytes coded (%.2fx); sidecar %d bytes once\n", b.KF16, b.KCode, float64(b.KF16)/float64(b.KCode), b.Sidecar)
+		fmt.Fprintf(w, "\nkeys per token: %d bytes as F16, %d bytes coded (%.2fx); sidecar %d bytes once\n", b.KF16, b.KCode,
+			float64(b.KF16)/float64(b.KCode), b.Sidecar)
 		var ns []int
 		for k := range b.EffectiveBits {
 			n, _ := strconv.Atoi(k)
@@ -216,10 +221,13 @@ func printBeta(w io.Writer, layers []spec.Layer) {
 			per += r.TokensPerDim / float64(len(rows))
 		}
 		t.row(l, h,
-			get(func(r *spec.Layer) *float64 { return r.Cos1bit.Raw }), get(func(r *spec.Layer) *float64 { return r.Cos1bit.Cen }),
-			get(func(r *spec.Layer) *float64 { return r.Cos1bit.SRHT }), get(func(r *spec.Layer) *float64 { return r.Cos1bit.Random }),
+			get(func(r *spec.Layer) *float64 { return r.Cos1bit.Raw }),
+			get(func(r *spec.Layer) *float64 { return r.Cos1bit.Cen }),
+			get(func(r *spec.Layer) *float64 { return r.Cos1bit.SRHT }),
+			get(func(r *spec.Layer) *float64 { return r.Cos1bit.Random }),
 			get(func(r *spec.Layer) *float64 { return r.Cos1bit.Learned }), get(func(r *spec.Layer) *float64 { return r.Delta }),
-			get(func(r *spec.Layer) *float64 { return r.Cos1bit.Code }), get(func(r *spec.Layer) *float64 { return r.TrainCos1bit }),
+			get(func(r *spec.Layer) *float64 { return r.Cos1bit.Code }),
+			get(func(r *spec.Layer) *float64 { return r.TrainCos1bit }),
 			fmt.Sprintf("%.0f", per))
 	}
 	if len(layers) <= maxHeadRows {

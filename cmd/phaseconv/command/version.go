@@ -38,7 +38,8 @@ func versionCommand(stdout io.Writer) *cli.Command {
 			case v.Modified:
 				revision += ", with changes"
 			}
-			_, err := fmt.Fprintf(stdout, "%s\ncommit: %s\nbuilt with %s for %s/%s\nkernels: %s\n", buildinfo.Tool(), revision, v.Go, v.OS, v.Arch, v.Tier)
+			_, err := fmt.Fprintf(stdout, "%s\ncommit: %s\nbuilt with %s for %s/%s\nkernels: %s\n", buildinfo.Tool(), revision,
+				v.Go, v.OS, v.Arch, v.Tier)
 			return err
 		},
 	}

@@ -1,3 +1,4 @@
+// Package seeded makes random matrices from a seed, the same on every machine.
 package seeded
 
 import (
@@ -9,30 +10,30 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 )
 
-// stream returns the random numbers for one purpose. PCG is specified bit by bit,
+// Stream returns the random numbers for one purpose. PCG is specified bit by bit,
 // so a seed means the same on every machine and Go version.
 func Stream(seed uint64, layer, head int, purpose uint64) *rand.PCG {
 	return rand.NewPCG(seed, uint64(layer)<<40|uint64(head)<<20|purpose)
 }
 
+// What random numbers are drawn for.
 const (
 	PurposeSRHT uint64 = iota + 1
 	PurposeRandom
 	PurposeLearned
-	purposeReservoir
 )
 
 // uniform returns a number in (0, 1).
 func uniform(r *rand.PCG) float64 { return (float64(r.Uint64()>>11) + 0.5) / (1 << 53) }
 
-// gaussian returns a standard normal number (Box-Muller).
+// Gaussian returns a standard normal number (Box-Muller).
 func Gaussian(r *rand.PCG) float64 {
 	u, v := uniform(r), uniform(r)
 	_, c := fmath.SinCos(2 * math.Pi * v)
 	return math.Sqrt(-2*fmath.Log(u)) * c
 }
 
-// randomOrthogonal returns a d x d orthogonal matrix, uniformly distributed.
+// RandomOrthogonal returns a d x d orthogonal matrix, uniformly distributed.
 func RandomOrthogonal(d int, r *rand.PCG) []float64 {
 	m := make([]float64, d*d)
 	for i := range m {
@@ -42,7 +43,7 @@ func RandomOrthogonal(d int, r *rand.PCG) []float64 {
 	return m
 }
 
-// srht returns the d x d matrix H D of a randomised Hadamard transform: random
+// SRHT returns the d x d matrix H D of a randomised Hadamard transform: random
 // signs, then the normalised Sylvester-Hadamard matrix. A dimension m*2^k with
 // odd m > 1 has no such matrix for all of it; there H is the Kronecker product
 // of the Hadamard matrix of 2^k and a random orthogonal m x m matrix.

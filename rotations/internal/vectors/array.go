@@ -2,11 +2,12 @@ package main
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"math"
 	"math/bits"
 	"strings"
+
+	"github.com/phaseconv/phaseconv/format/dtype"
 )
 
 // number is the counter-based generator of the specification (spec/vectors.md):
@@ -43,11 +44,7 @@ type formula struct {
 }
 
 func finish(a *array) *array {
-	b := make([]byte, 4*len(a.data))
-	for i, v := range a.data {
-		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
-	}
-	a.SHA256 = fmt.Sprintf("%x", sha256.Sum256(b))
+	a.SHA256 = fmt.Sprintf("%x", sha256.Sum256(dtype.AppendF32(nil, a.data)))
 	return a
 }
 

@@ -128,7 +128,7 @@ type edgeFile struct {
 func edgeVectors() (*edgeFile, error) {
 	const d = 8
 	id := generate(formula{Rule: "identity"}, d, d, nil)
-	code, err := codec.New("raw", d, d, make([]float32, d), id.data, nil)
+	code, err := codec.New(codec.Raw, d, d, make([]float32, d), id.data, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +163,8 @@ func edgeVectors() (*edgeFile, error) {
 	} {
 		words := make([]uint32, code.Words())
 		alpha := code.EncodeKey(x.key, words)
-		out.Keys = append(out.Keys, edgeVector{x.why, floats(x.key), hexWords(words), hexScales([]uint16{dtype.F32ToF16(alpha)})})
+		out.Keys = append(out.Keys, edgeVector{x.why, floats(x.key), hexWords(words),
+			hexScales([]uint16{dtype.F32ToF16(alpha)})})
 	}
 	return out, nil
 }

@@ -176,7 +176,8 @@ func (v *headVector) errors(t *testing.T) (errs []error) {
 		}
 		if v.Exceptions > 0 {
 			if len(v.Coordinates) != n || len(v.Values) != n {
-				return append(errs, fmt.Errorf("coordinates of %d and values of %d of %d keys", len(v.Coordinates), len(v.Values), n))
+				return append(errs, fmt.Errorf("coordinates of %d and values of %d of %d keys", len(v.Coordinates), len(v.Values),
+					n))
 			}
 			last := -1
 			for e, c := range strings.Fields(v.Coordinates[i]) {
@@ -210,7 +211,8 @@ func (v *headVector) errors(t *testing.T) (errs []error) {
 			// Rounding errors of chains of up to 256 terms in float32, which a
 			// wrong sign exceeds by far.
 			if tol := 4e-6 * (2*size + 10); math.Abs(scores[h][i]-want) > tol {
-				errs = append(errs, fmt.Errorf("query %d, key %d: score %g, computed %g, tolerance %g", h, i, scores[h][i], want, tol))
+				errs = append(errs, fmt.Errorf("query %d, key %d: score %g, computed %g, tolerance %g", h, i, scores[h][i], want,
+					tol))
 			}
 		}
 	}

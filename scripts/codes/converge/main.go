@@ -131,14 +131,14 @@ func run() error {
 	for seed := range *seeds {
 		var mu sync.Mutex
 		type head struct {
-			kind        string
+			kind        codec.Kind
 			start       int
 			layer, head int
 		}
 		curves := map[head]curve{}
-		o := calibrate.Options{Kinds: []string{"learned", "frame"}, Bits: 1, Policy: policy, Seed: uint64(seed), Threads: *threads,
+		o := calibrate.Options{Kinds: []codec.Kind{codec.Learned, codec.Frame}, Bits: 1, Policy: policy, Seed: uint64(seed), Threads: *threads,
 			Only: func(l int) bool { return l%*every == 0 },
-			Trace: func(s *fit.Sample, kind string, start, step int, k *codec.Code) {
+			Trace: func(s *fit.Sample, kind codec.Kind, start, step int, k *codec.Code) {
 				keys := held.keys[[2]int{s.Layer, s.Head}]
 				train, test := measure(k, few(s.Keys, d)), measure(k, few(keys, d))
 				mu.Lock()
@@ -176,12 +176,12 @@ func run() error {
 			for l := 0; l < len(c.Config.Layers); l += *every {
 				for h, x := range res.Layers[l].Heads {
 					keys := few(held.keys[[2]int{l, h}], d)
-					srht, err := codec.DataFree("srht", d, uint64(seed), l, h)
+					srht, err := codec.DataFree(codec.SRHT, d, uint64(seed), l, h)
 					if err != nil {
 						return err
 					}
 					// The floor is that of centred keys, as the codes see them.
-					if srht, err = codec.New("srht", d, d, x.Codes[kind].Mean, srht.Decode, nil); err != nil {
+					if srht, err = codec.New(codec.SRHT, d, d, x.Codes[kind].Mean, srht.Decode, nil); err != nil {
 						return err
 					}
 					b := measure(x.Codes[kind], keys)

@@ -121,7 +121,7 @@ type variant struct {
 	cache refmodel.Cache
 }
 
-func (b *bench) key(code string, bits float64, alloc, exceptions string) string {
+func (b *bench) key(code codec.Kind, bits float64, alloc bits.Alloc, exceptions string) string {
 	return fmt.Sprintf("%s\t%s\t%g\t%s\t%s\t%d", b.name, code, bits, alloc, exceptions, b.seed)
 }
 
@@ -146,7 +146,7 @@ func (b *bench) point(p string) error {
 		if err != nil {
 			return err
 		}
-		key := b.key(p, 8*float64(size)/float64(shape.HeadDim), "-", "0")
+		key := b.key(codec.Kind(p), 8*float64(size)/float64(shape.HeadDim), "-", "0")
 		if b.done[key] {
 			return nil
 		}
@@ -155,7 +155,7 @@ func (b *bench) point(p string) error {
 	if len(f) != 4 {
 		return fmt.Errorf("expected code:bits:alloc:exceptions")
 	}
-	code, alloc := f[0], f[2]
+	code, alloc := codec.Kind(f[0]), bits.Alloc(f[2])
 	perNumber, err := strconv.ParseFloat(f[1], 64)
 	if err != nil {
 		return err
@@ -171,8 +171,8 @@ func (b *bench) point(p string) error {
 	}
 	ctx := context.Background()
 	policy := kvcache.Policy{Anchor: 64, Sink: 4}
-	o := calibrate.Options{Kinds: []string{code}, Bits: perNumber, Policy: policy, Balance: true, Seed: b.seed, Threads: b.threads}
-	if code == "frame" {
+	o := calibrate.Options{Kinds: []codec.Kind{code}, Bits: perNumber, Policy: policy, Balance: true, Seed: b.seed, Threads: b.threads}
+	if code == codec.Frame {
 		if o.Signs, err = bits.Allocate(ctx, b.m, b.fit.Tokens, alloc, o.Allocation()); err != nil {
 			return err
 		}

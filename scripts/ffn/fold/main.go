@@ -21,7 +21,6 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/rotations/transform"
-	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
@@ -119,7 +118,7 @@ func scales(c *checkpoint.Checkpoint, w checkpoint.Weights, how, text string, th
 		if err != nil {
 			return nil, err
 		}
-		tap := &audit.FFNEnergy{Config: cfg, Weights: w, Threads: threads}
+		tap := &ffnEnergy{Config: cfg, Weights: w, Threads: threads}
 		if err := refmodel.New(cfg, w, threads).Run(context.Background(), win.Tokens, []*refmodel.Variant{{}}, refmodel.Options{Hooks: refmodel.Hooks{FFN: tap.FFN}}); err != nil {
 			return nil, err
 		}
@@ -129,7 +128,7 @@ func scales(c *checkpoint.Checkpoint, w checkpoint.Weights, how, text string, th
 	}
 	out := make([][][]float32, len(cfg.Layers))
 	for l := range out {
-		up, down, err := audit.FFNNorms(cfg, w, l)
+		up, down, err := ffnNorms(cfg, w, l)
 		if err != nil {
 			return nil, err
 		}

@@ -96,7 +96,8 @@ var austen = sync.OnceValue(func() (files struct{ published, converted string })
 		to         *string
 	}{{"published", "none", &files.published}, {"converted", "exact", &files.converted}} {
 		out := filepath.Join(scratch, x.name)
-		msg, err := exec.Command(p, convertArgs("../../../testdata/austen-moe", out, "--outtype", "f32", "--calib-tokens", "2048", "--weight-edits", x.fuse)...).CombinedOutput()
+		msg, err := exec.Command(p, convertArgs("../../../testdata/austen-moe", out, "--outtype", "f32", "--calib-tokens",
+			"2048", "--weight-edits", x.fuse)...).CombinedOutput()
 		if err != nil {
 			os.Stderr.Write(msg)
 			return
@@ -272,7 +273,8 @@ func TestAustenMoE(t *testing.T) {
 			}
 			w := windowsOf(t, path, 128, 2)
 			d := compare(t, path, path, w.Tokens)
-			t.Logf("largest difference %.1e, rms %.1e, limit %.1e of the logits' deviation %.2f", d.worst/d.std, d.rms/d.std, x.limit, d.std)
+			t.Logf("largest difference %.1e, rms %.1e, limit %.1e of the logits' deviation %.2f", d.worst/d.std, d.rms/d.std,
+				x.limit, d.std)
 			if !(d.worst <= x.limit*d.std) {
 				t.Errorf("a logit differs from llama.cpp's by %.2e of the deviation, more than %.0e", d.worst/d.std, x.limit)
 			}
@@ -283,7 +285,8 @@ func TestAustenMoE(t *testing.T) {
 			bad := compare(t, path, disturb(t, path, "blk.1.attn_v.weight"), w.Tokens)
 			t.Logf("with one weight disturbed: largest difference %.1e", bad.worst/bad.std)
 			if bad.worst <= 10*x.limit*bad.std {
-				t.Errorf("one disturbed weight moves logits by %.1e of the deviation: the limit %.0e would not show it", bad.worst/bad.std, x.limit)
+				t.Errorf("one disturbed weight moves logits by %.1e of the deviation: the limit %.0e would not show it",
+					bad.worst/bad.std, x.limit)
 			}
 		})
 	}
@@ -292,8 +295,10 @@ func TestAustenMoE(t *testing.T) {
 // headScales are the offsets of the F16 numbers in a block of the types of output heads
 // that TestRoundedInputs tries.
 var headScales = map[gguf.Type][]int{
-	gguf.TypeF16: nil, gguf.TypeBF16: nil, gguf.TypeQ8_0: {0}, gguf.TypeQ4_0: {0}, gguf.TypeQ4_1: {0, 2}, gguf.TypeQ5_0: {0}, gguf.TypeQ5_1: {0, 2},
-	gguf.TypeIQ4_NL: {0}, gguf.TypeQ2_K: {80, 82}, gguf.TypeQ3_K: {108}, gguf.TypeQ4_K: {0, 2}, gguf.TypeQ5_K: {0, 2}, gguf.TypeQ6_K: {208},
+	gguf.TypeF16: nil, gguf.TypeBF16: nil, gguf.TypeQ8_0: {0}, gguf.TypeQ4_0: {0}, gguf.TypeQ4_1: {0, 2},
+	gguf.TypeQ5_0: {0}, gguf.TypeQ5_1: {0, 2},
+	gguf.TypeIQ4_NL: {0}, gguf.TypeQ2_K: {80, 82}, gguf.TypeQ3_K: {108}, gguf.TypeQ4_K: {0, 2}, gguf.TypeQ5_K: {0, 2},
+	gguf.TypeQ6_K: {208},
 }
 
 // withHead copies a GGUF file with another output head, of random blocks.
@@ -367,7 +372,8 @@ func TestRoundedInputs(t *testing.T) {
 			w := windowsOf(t, head, 64, 2)
 			d := compareRounded(t, head, head, w.Tokens, true)
 			bare := compareRounded(t, head, head, w.Tokens, false)
-			t.Logf("rms difference %.1e, without rounding %.1e of the logits' deviation %.2f", d.rms/d.std, bare.rms/d.std, d.std)
+			t.Logf("rms difference %.1e, without rounding %.1e of the logits' deviation %.2f", d.rms/d.std, bare.rms/d.std,
+				d.std)
 			// A number that lies a float32 rounding away from a tie may fall to its other side.
 			// Of F16 inputs that is one in a thousand, which leaves a thirtieth of the difference
 			// or a little more; of Q8_K inputs nearly none.
@@ -406,7 +412,8 @@ func TestFamilies(t *testing.T) {
 				limit = geluLimit
 			}
 			d := compare(t, path, path, w.Tokens)
-			t.Logf("largest difference %.1e, rms %.1e, limit %.1e of the logits' deviation %.2f", d.worst/d.std, d.rms/d.std, limit, d.std)
+			t.Logf("largest difference %.1e, rms %.1e, limit %.1e of the logits' deviation %.2f", d.worst/d.std, d.rms/d.std,
+				limit, d.std)
 			if !(d.worst <= limit*d.std) {
 				t.Errorf("a logit differs from llama.cpp's by %.2e of the deviation, more than %.0e", d.worst/d.std, limit)
 			}
@@ -447,14 +454,16 @@ func TestModel(t *testing.T) {
 		limit = geluLimit
 	}
 	d := compare(t, path, path, w.Tokens)
-	t.Logf("largest difference %.1e, rms %.1e, limit %.1e of the logits' deviation %.2f", d.worst/d.std, d.rms/d.std, limit, d.std)
+	t.Logf("largest difference %.1e, rms %.1e, limit %.1e of the logits' deviation %.2f", d.worst/d.std, d.rms/d.std,
+		limit, d.std)
 	if !(d.worst <= limit*d.std) {
 		t.Errorf("a logit differs from llama.cpp's by %.2e of the deviation, more than %.0e", d.worst/d.std, limit)
 	}
 	bad := compare(t, path, disturb(t, path, "blk.1.attn_v.weight"), w.Tokens)
 	t.Logf("with one weight disturbed: largest difference %.1e", bad.worst/bad.std)
 	if bad.worst <= 10*limit*bad.std {
-		t.Errorf("one disturbed weight moves logits by %.1e of the deviation: the limit %.0e would not show it", bad.worst/bad.std, limit)
+		t.Errorf("one disturbed weight moves logits by %.1e of the deviation: the limit %.0e would not show it",
+			bad.worst/bad.std, limit)
 	}
 }
 
@@ -496,7 +505,8 @@ func TestCacheTypes(t *testing.T) {
 		// floor for what is only rounding.
 		both := math.Hypot(r.KLDErr, r.Emulated.KLDErr)
 		if d := math.Abs(r.KLD - r.Emulated.KLD); !(d <= 3*both+1e-6) {
-			t.Errorf("%s, converted %v: KLD %.3e in llama.cpp and %.3e in our emulation, %.1f standard errors apart", r.K, r.Converted, r.KLD, r.Emulated.KLD, d/both)
+			t.Errorf("%s, converted %v: KLD %.3e in llama.cpp and %.3e in our emulation, %.1f standard errors apart", r.K,
+				r.Converted, r.KLD, r.Emulated.KLD, d/both)
 		}
 	}
 	if d := rows[0].KLD; d != 0 {

@@ -55,7 +55,8 @@ func TestLayout(t *testing.T) {
 		t.Error("a longer context struct is not refused")
 	}
 	m.P.GPULayers = 999
-	if err := checkDefaults(m, returnedContextParams{P: contextDefaults}); err == nil || !strings.Contains(err.Error(), "llama_model_default_params") {
+	if err := checkDefaults(m, returnedContextParams{P: contextDefaults}); err == nil ||
+		!strings.Contains(err.Error(), "llama_model_default_params") {
 		t.Errorf("another default of models: %v", err)
 	}
 }

@@ -82,6 +82,7 @@ func run() error {
 			fmt.Println(" |")
 		}
 	}
-	fmt.Fprintf(os.Stderr, "%s: perplexity %.4f with F16 caches, %d windows of %d of %s\n%s\n", name, base.PPL, o.Chunks, o.Ctx, o.Text.Name, l.SystemInfo())
+	fmt.Fprintf(os.Stderr, "%s: perplexity %.4f with F16 caches, %d windows of %d of %s\n%s\n", name, base.PPL, o.Chunks,
+		o.Ctx, o.Text.Name, l.SystemInfo())
 	return nil
 }

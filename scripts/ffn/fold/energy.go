@@ -1,4 +1,4 @@
-package audit
+package main
 
 import (
 	"fmt"
@@ -29,9 +29,9 @@ func matrix(cfg *family.Config, w checkpoint.Weights, layer int, which string, e
 	return x, rows, cols, w.ReadRows(t, expert*rows, rows, x)
 }
 
-// FFNNorms returns, per expert (one in a dense model) and neuron of a layer, the
+// ffnNorms returns, per expert (one in a dense model) and neuron of a layer, the
 // squared lengths of its row in up and of its column in down.
-func FFNNorms(cfg *family.Config, w checkpoint.Weights, layer int) (up, down [][]float64, err error) {
+func ffnNorms(cfg *family.Config, w checkpoint.Weights, layer int) (up, down [][]float64, err error) {
 	for e := range max(1, cfg.Layers[layer].FFN.Experts) {
 		u, rows, cols, err := matrix(cfg, w, layer, "up", e)
 		if err != nil {
@@ -53,11 +53,11 @@ func FFNNorms(cfg *family.Config, w checkpoint.Weights, layer int) (up, down [][
 	return up, down, nil
 }
 
-// FFNEnergy is a tap that measures what the neurons of every FFN give:
+// ffnEnergy is a tap that measures what the neurons of every FFN give:
 // Energy[layer][expert][neuron] is the mean over all tokens of the square of up
 // times activated gate, which in an expert counts times its weight, zero where it is
 // not chosen.
-type FFNEnergy struct {
+type ffnEnergy struct {
 	Config  *family.Config
 	Weights checkpoint.Weights
 	Threads int
@@ -66,7 +66,7 @@ type FFNEnergy struct {
 }
 
 // FFN is a hook of refmodel.
-func (f *FFNEnergy) FFN(layer int, x []float32) error {
+func (f *ffnEnergy) FFN(layer int, x []float32) error {
 	cfg, ffn := f.Config, &f.Config.Layers[layer].FFN
 	n := len(x) / cfg.Hidden
 	weights, err := f.route(layer, x, n)
@@ -119,7 +119,7 @@ func (f *FFNEnergy) FFN(layer int, x []float32) error {
 
 // route returns the weight of each expert for each token, [n, experts], 0 where it
 // is not chosen; nil for a dense model.
-func (f *FFNEnergy) route(layer int, x []float32, n int) ([]float32, error) {
+func (f *ffnEnergy) route(layer int, x []float32, n int) ([]float32, error) {
 	hidden, ffn := f.Config.Hidden, &f.Config.Layers[layer].FFN
 	if ffn.Experts == 0 {
 		return nil, nil
