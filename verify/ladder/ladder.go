@@ -183,14 +183,14 @@ func Run(ctx context.Context, ck *checkpoint.Checkpoint, o Options) (*spec.Ladde
 		}
 		sessions = append(sessions, s)
 	}
-	digest, err := ck.Digest(ctx, o.Progress.Of("reading the source, MiB"))
-	if err != nil {
-		return nil, err
-	}
 	if o.Out != "" {
 		if err := prepareFolder(o.Out, o.Resume); err != nil {
 			return nil, err
 		}
+	}
+	digest, err := ck.Digest(ctx, o.Progress.Of("reading the source, MiB"))
+	if err != nil {
+		return nil, err
 	}
 	out := &spec.LadderJSON{Tool: o.Tool, Until: o.Until, Passed: true}
 	for _, s := range sessions {
