@@ -3,6 +3,7 @@ package ladder
 import (
 	"context"
 	"math"
+	"math/bits"
 	"slices"
 
 	"github.com/phaseconv/phaseconv/kernels/parallel"
@@ -365,17 +366,13 @@ func ladderSizes(T int) []int {
 // context.
 func allotments(T int) []int {
 	out := []int{0}
-	for m := 4; m <= T*5/8; m += max(4, 1<<(bitLen(m)-2)) {
+	for m := 4; m <= T*5/8; m += max(4, 1<<bits.Len(uint(m))/4) {
 		out = append(out, m)
 	}
-	return out
-}
-
-func bitLen(m int) (n int) {
-	for ; m > 0; m >>= 1 {
-		n++
+	if most := T * 5 / 8; most > out[len(out)-1] {
+		out = append(out, most)
 	}
-	return n
+	return out
 }
 
 // uniform gives every KV head the same slots, step by step.
