@@ -397,7 +397,7 @@ func (b *codebook) replay(x *head) (out squares) {
 				z += float64(f * float64(S[c*(d+1)+d]))
 			}
 			for j := range t + 1 {
-				f := float64(fq[r*b.m+at[j]]) * float64(fk[j])
+				f := float64(float64(fq[r*b.m+at[j]]) * float64(fk[j]))
 				for i, v := range x.V[j*d : (j+1)*d] {
 					want[i] += float64(f * float64(v))
 				}

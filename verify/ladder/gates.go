@@ -40,8 +40,11 @@ func blocked(r spec.Rung, done []*spec.LadderRecord) string {
 	return fmt.Sprintf("%s did not pass: %s", r.Parent, last)
 }
 
+// A runRung runs a rung after those that are done, or writes why it is blocked.
+type runRung func(r spec.Rung, why string, done []*spec.LadderRecord) (*spec.LadderRecord, error)
+
 // queue runs the rungs in order up to the one named until. Those that may not run are BLOCKED.
-func queue(rungs []spec.Rung, until string, run func(r spec.Rung, why string, done []*spec.LadderRecord) (*spec.LadderRecord, error)) ([]*spec.LadderRecord, error) {
+func queue(rungs []spec.Rung, until string, run runRung) ([]*spec.LadderRecord, error) {
 	var done []*spec.LadderRecord
 	for _, r := range rungs {
 		x, err := run(r, blocked(r, done), done)
@@ -139,16 +142,19 @@ func judge(r, opened *spec.LadderRecord) {
 		v.above("gap", value(r.Gap), spec.LadderGap, 0)
 		v.falling(r.Monotone, layers, layers)
 		if r.Monotone < spec.LadderMonotone {
-			v.kill = append(v.kill, fmt.Sprintf("errors fall at each step on %d layers, at least %d are needed", r.Monotone, spec.LadderMonotone))
+			v.kill = append(v.kill, fmt.Sprintf("errors fall at each step on %d layers, at least %d are needed",
+				r.Monotone, spec.LadderMonotone))
 		}
-		r.Status, r.Reason = v.result(fmt.Sprintf("final max %.4f with %.1f %% of the cache", value(r.FinalMax), 100*value(r.Share)))
+		r.Status, r.Reason = v.result(fmt.Sprintf("final max %.4f with %.1f %% of the cache",
+			value(r.FinalMax), 100*value(r.Share)))
 	case "RW2":
 		before := value(opened.FinalMax)
 		v.above("final max", value(r.FinalMax), before+spec.LadderWorse, before+spec.LadderWorseKill)
 		v.above("replay", value(r.Replay), spec.LadderReplay, 0)
 		v.above("rms of log(z^/z)", value(r.LogZ), spec.LadderLogZ, spec.LadderLogZ)
 		v.falling(r.Monotone, layers, spec.LadderMonotone)
-		r.Status, r.Reason = v.result(fmt.Sprintf("final max %.4f after %.4f in %s, log(z^/z) rms %.3f", value(r.FinalMax), before, opened.Rung.ID, value(r.LogZ)))
+		r.Status, r.Reason = v.result(fmt.Sprintf("final max %.4f after %.4f in %s, log(z^/z) rms %.3f",
+			value(r.FinalMax), before, opened.Rung.ID, value(r.LogZ)))
 	default:
 		strict, share := spec.RungPass, 0.0
 		for i := range r.Live {

@@ -81,7 +81,8 @@ func (o *Options) check() error {
 	}
 	for _, n := range o.Ctx {
 		if n < minContext {
-			return option.Bad("Ctx", n, "expected at least %d tokens: in fewer there is too little between window and sinks", minContext)
+			return option.Bad("Ctx", n, "expected at least %d tokens: in fewer there is too little between window and sinks",
+				minContext)
 		}
 	}
 	for _, x := range []struct {
@@ -120,7 +121,8 @@ func sampled(s string, layers int) ([]int, error) {
 	slices.Sort(out)
 	out = slices.Compact(out)
 	if layers < spec.LadderMonotone {
-		return nil, option.Errorf("the model has %d layer: the gates of the ladder compare at least %d", layers, spec.LadderMonotone)
+		return nil, option.Errorf("the model has %d layer: the gates of the ladder compare at least %d",
+			layers, spec.LadderMonotone)
 	}
 	if len(out) < spec.LadderMonotone {
 		return nil, option.Bad("Layers", s, "the gates compare at least %d layers", spec.LadderMonotone)
@@ -178,8 +180,8 @@ func Run(ctx context.Context, ck *checkpoint.Checkpoint, o Options) (*spec.Ladde
 			}
 		}
 		if len(layers)-native < spec.LadderMonotone {
-			return nil, option.Errorf("of the layers %v all but %d slide over less than %d tokens: their cache is finite already, and the gates compare at least %d others",
-				layers, len(layers)-native, T, spec.LadderMonotone)
+			return nil, option.Errorf("of the layers %v all but %d slide over less than %d tokens: "+
+				"their cache is finite already, and the gates compare at least %d others", layers, len(layers)-native, T, spec.LadderMonotone)
 		}
 		sessions = append(sessions, s)
 	}
@@ -195,9 +197,10 @@ func Run(ctx context.Context, ck *checkpoint.Checkpoint, o Options) (*spec.Ladde
 	out := &spec.LadderJSON{Tool: o.Tool, Until: o.Until, Passed: true}
 	for _, s := range sessions {
 		s.source = spec.Source{Name: ck.Name(), Container: string(ck.Container), SHA256: digest}
-		records, err := queue(spec.Ladder(), o.Until, func(r spec.Rung, why string, done []*spec.LadderRecord) (*spec.LadderRecord, error) {
+		run := func(r spec.Rung, why string, done []*spec.LadderRecord) (*spec.LadderRecord, error) {
 			return s.rung(ctx, r, why, done)
-		})
+		}
+		records, err := queue(spec.Ladder(), o.Until, run)
 		if err != nil {
 			return nil, err
 		}
@@ -218,7 +221,9 @@ func (s *session) native(l int) bool {
 }
 
 // rung takes a finished record, or runs a rung, or writes why it is blocked.
-func (s *session) rung(ctx context.Context, r spec.Rung, why string, done []*spec.LadderRecord) (*spec.LadderRecord, error) {
+func (s *session) rung(
+	ctx context.Context, r spec.Rung, why string, done []*spec.LadderRecord,
+) (*spec.LadderRecord, error) {
 	x := &spec.LadderRecord{Rung: r, Tool: s.o.Tool, Source: s.source, Fit: s.fitT, Eval: s.evlT, Ctx: s.T}
 	opened := opener(r, done)
 	before := ""
@@ -334,7 +339,9 @@ func (s *session) load(ctx context.Context) error {
 }
 
 // each measures every sampled layer; steps is how many ticks one takes.
-func (s *session) each(ctx context.Context, x *spec.LadderRecord, steps int, f func(l *layer, tick func()) (spec.LadderLayer, error)) error {
+func (s *session) each(
+	ctx context.Context, x *spec.LadderRecord, steps int, f func(l *layer, tick func()) (spec.LadderLayer, error),
+) error {
 	if err := s.load(ctx); err != nil {
 		return err
 	}
@@ -355,7 +362,14 @@ func (s *session) each(ctx context.Context, x *spec.LadderRecord, steps int, f f
 
 // options returns how a record's slots work.
 func options(x *spec.LadderRecord, cost string, half bool) slotOptions {
-	return slotOptions{window: x.Window, sinks: x.Sinks, cost: cost, kappa: x.Kappa, saturation: x.Saturation, decay: x.Decay, half: half}
+	return slotOptions{window: x.Window, sinks: x.Sinks, cost: cost, kappa: x.Kappa, saturation: x.Saturation,
+		decay: x.Decay, half: half}
+}
+
+// describe puts how slots work into a record.
+func (s *session) describe(x *spec.LadderRecord, o slotOptions) {
+	x.Window, x.Sinks, x.Queries = o.window, o.sinks, s.o.Queries
+	x.Kappa, x.Saturation, x.Decay = o.kappa, o.saturation, o.decay
 }
 
 // measure runs one rung.
@@ -375,7 +389,7 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 		return b.weights, nil
 	}
 	slotted := func(o slotOptions) error {
-		x.Window, x.Sinks, x.Queries, x.Kappa, x.Saturation = o.window, o.sinks, s.o.Queries, o.kappa, o.saturation
+		s.describe(x, o)
 		return s.each(ctx, x, len(sizes), func(l *layer, tick func()) (_ spec.LadderLayer, err error) {
 			o := o
 			if o.cost == "" {
@@ -409,12 +423,13 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 	case "RW1.7":
 		return slotted(second)
 	case "RW1.8":
-		x.Window, x.Sinks, x.Queries, x.Kappa, x.Saturation = second.window, second.sinks, s.o.Queries, second.kappa, second.saturation
+		s.describe(x, second)
 		return s.each(ctx, x, len(allotments(s.T)), func(l *layer, tick func()) (spec.LadderLayer, error) {
 			return l.allotted(ctx, second, tick)
 		})
 	case "RW2":
-		x.Window, x.Sinks, x.Queries, x.Kappa, x.Saturation, x.Decay = opened.Window, opened.Sinks, s.o.Queries, opened.Kappa, opened.Saturation, rungDecay
+		s.describe(x, options(opened, "", true))
+		x.Decay = rungDecay
 		return s.each(ctx, x, 1, func(l *layer, tick func()) (spec.LadderLayer, error) {
 			i := slices.IndexFunc(opened.Layers, func(y spec.LadderLayer) bool { return y.Layer == l.layer })
 			was := opened.Layers[i]
@@ -427,7 +442,7 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 			return out, err
 		})
 	}
-	x.Window, x.Sinks, x.Queries, x.Kappa, x.Saturation, x.Decay = opened.Window, opened.Sinks, s.o.Queries, opened.Kappa, opened.Saturation, opened.Decay
+	s.describe(x, options(opened, "", true))
 	if x.Rung.ID == "RW3" {
 		return s.oneByOne(ctx, x, opened)
 	}
@@ -497,7 +512,8 @@ func (s *session) oneByOne(ctx context.Context, x, opened *spec.LadderRecord) er
 			continue
 		}
 		last := y.Steps[len(y.Steps)-1]
-		sets = append(sets, []*replacement{{layer: y.Layer, stats: s.loaded[y.Layer].stats, o: options(x, y.Cost, true), slots: last.Slots, share: last.Share}})
+		sets = append(sets, []*replacement{{layer: y.Layer, stats: s.loaded[y.Layer].stats, o: options(x, y.Cost, true),
+			slots: last.Slots, share: last.Share}})
 	}
 	var err error
 	x.Live, err = live(ctx, s.model, s.eval, sets, s.o.Progress.Of(fmt.Sprintf("%s at %d tokens", x.Rung.ID, s.T)))
@@ -529,13 +545,15 @@ func (s *session) together(ctx context.Context, x *spec.LadderRecord) error {
 		out.Steps = out.Steps[len(out.Steps)-1:]
 		x.Layers = append(x.Layers, out)
 		o.cost = out.Cost
-		set = append(set, &replacement{layer: a.Layer, stats: l.stats, o: o, slots: out.Steps[0].Slots, share: out.Steps[0].Share})
+		set = append(set, &replacement{layer: a.Layer, stats: l.stats, o: o,
+			slots: out.Steps[0].Slots, share: out.Steps[0].Share})
 		return nil
 	}
 	if err := s.model.Run(ctx, s.windows(), []*refmodel.Variant{{}}, opt); err != nil {
 		return err
 	}
 	var err error
-	x.Live, err = live(ctx, s.model, s.eval, [][]*replacement{set}, s.o.Progress.Of(fmt.Sprintf("%s at %d tokens", x.Rung.ID, s.T)))
+	tick = s.o.Progress.Of(fmt.Sprintf("%s at %d tokens", x.Rung.ID, s.T))
+	x.Live, err = live(ctx, s.model, s.eval, [][]*replacement{set}, tick)
 	return err
 }

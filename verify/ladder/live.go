@@ -21,7 +21,9 @@ type replacement struct {
 
 // attend computes the attention of the replaced layers from their states; it is a variant's
 // Attend.
-func attend(m *refmodel.Model, by map[int]*replacement) func(context.Context, *refmodel.Attention, []float32) (bool, error) {
+func attend(m *refmodel.Model, by map[int]*replacement) (
+	attend func(context.Context, *refmodel.Attention, []float32) (bool, error),
+) {
 	return func(ctx context.Context, a *refmodel.Attention, o []float32) (bool, error) {
 		r := by[a.Layer]
 		if r == nil {
@@ -45,7 +47,9 @@ func attend(m *refmodel.Model, by map[int]*replacement) func(context.Context, *r
 
 // live runs the model once as it is and once for each set of replacements, and compares. The
 // layers of a set are replaced together.
-func live(ctx context.Context, m *refmodel.Model, w *ppl.Windows, sets [][]*replacement, tick func(done, total int)) ([]spec.LadderLive, error) {
+func live(
+	ctx context.Context, m *refmodel.Model, w *ppl.Windows, sets [][]*replacement, tick func(done, total int),
+) ([]spec.LadderLive, error) {
 	variants := func() (out []*refmodel.Variant) {
 		for _, set := range sets {
 			by := map[int]*replacement{}
@@ -117,7 +121,8 @@ func repeated(w *ppl.Windows) *ppl.Windows {
 }
 
 // A distance is the relative L2 distance of logits: the largest of the windows, and the largest
-// of single tokens, where a constant for all logits of a token, which softmax ignores, is taken out.
+// of single tokens, where a constant for all logits of a token, which softmax ignores, is taken
+// out.
 type distance struct{ window, token float64 }
 
 // vocabPiece is how many logits of a token are held at a time.

@@ -75,7 +75,8 @@ func (l *layer) sum(windows []int, s []squares) (e fitAndHeld) {
 func (e *fitAndHeld) add(o fitAndHeld) { e.fit.add(o.fit); e.out.add(o.out) }
 
 func (l *layer) step(e fitAndHeld, size float64, bytes int) spec.LadderStep {
-	return spec.LadderStep{Size: size, Fit: e.fit.rel(), HeldOut: e.out.rel(), Bytes: bytes, Share: float64(bytes) / float64(l.cacheBytes())}
+	return spec.LadderStep{Size: size, Fit: e.fit.rel(), HeldOut: e.out.rel(), Bytes: bytes,
+		Share: float64(bytes) / float64(l.cacheBytes())}
 }
 
 // cacheBytes is the size of the layer's F16 cache of one window.
@@ -131,7 +132,9 @@ func checks(out *spec.LadderLayer, runs []*slotRun) {
 type makeFeatures func(ctx context.Context, h int, s *stats, fit []*head, m int) (featureMap, error)
 
 // features measures a fixed feature map at each size. correct adds the ridge regression.
-func (l *layer) features(ctx context.Context, sizes []int, W, S int, make1 makeFeatures, correct bool, tick func()) (spec.LadderLayer, error) {
+func (l *layer) features(
+	ctx context.Context, sizes []int, W, S int, make1 makeFeatures, correct bool, tick func(),
+) (spec.LadderLayer, error) {
 	out := spec.LadderLayer{Layer: l.layer}
 	if W > 0 {
 		var err error

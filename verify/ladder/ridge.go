@@ -63,7 +63,9 @@ var penalties = []float64{0.003, 0.03, 0.3, 3}
 
 // correct measures outputs of all windows after correction. A negative penalty is chosen: the
 // one with the smallest error on the last quarter of the fit windows, when fitted to the others.
-func (r *ridge) correct(ctx context.Context, outputs [][]float32, penalty float64) (e fitAndHeld, chosen float64, err error) {
+func (r *ridge) correct(ctx context.Context, outputs [][]float32, penalty float64) (
+	e fitAndHeld, chosen float64, err error,
+) {
 	l := r.l
 	if penalty < 0 {
 		if penalty, err = r.choose(ctx, outputs); err != nil {
@@ -71,7 +73,7 @@ func (r *ridge) correct(ctx context.Context, outputs [][]float32, penalty float6
 		}
 	}
 	A, B, n := r.normal(outputs, l.fit)
-	m, err := r.solve(ctx, A, B, penalty*n)
+	m, err := r.solve(ctx, A, B, float64(penalty*n))
 	if err != nil {
 		return e, 0, err
 	}
@@ -95,7 +97,7 @@ func (r *ridge) choose(ctx context.Context, outputs [][]float32) (float64, error
 	}
 	A, B, n := r.normal(outputs, train)
 	for _, p := range penalties {
-		m, err := r.solve(ctx, A, B, p*n)
+		m, err := r.solve(ctx, A, B, float64(p*n))
 		if err != nil {
 			return 0, err
 		}

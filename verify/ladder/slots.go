@@ -61,8 +61,9 @@ type slots struct {
 
 func newSlots(o slotOptions, m, d int, mu []float32) *slots {
 	n := m + 1
-	return &slots{o: o, m: m, d: d, mu: mu, on: make([]bool, n), K: make([]float32, n*d), V: make([]float32, n*d), X: make([]float32, n*d),
-		count: make([]float32, n), mass: make([]float32, n), corr: make([]float32, n), bias: make([]float32, n), vv: make([]float64, n),
+	each := func(k int) []float32 { return make([]float32, n*k) }
+	return &slots{o: o, m: m, d: d, mu: mu, on: make([]bool, n), K: each(d), V: each(d), X: each(d),
+		count: each(1), mass: each(1), corr: each(1), bias: each(1), vv: make([]float64, n),
 		stamp: make([]int, n), nearest: make([]int, n), cost: make([]float64, n)}
 }
 
@@ -76,7 +77,7 @@ func (s *slots) push(k, v, x []float32, mass float32) {
 	copy(s.K[i*d:(i+1)*d], k)
 	copy(s.V[i*d:(i+1)*d], v)
 	copy(s.X[i*d:(i+1)*d], x)
-	age := s.o.decay * float64(s.now)
+	age := float64(s.o.decay * float64(s.now))
 	s.count[i] = float32(linalg.Dot64(s.mu, k) + age)
 	s.mass[i] = float32(float64(mass) * fmath.Exp(age))
 	s.corr[i] = 0
@@ -206,7 +207,8 @@ func (s *slots) merge() {
 	sum := top + fmath.Log(fmath.Exp(lp-top)+fmath.Exp(lq-top))
 	a, b := fmath.Exp(lp-sum), fmath.Exp(lq-sum)
 	dk := squaredDistance(s.X[p*d:(p+1)*d], s.X[q*d:(q+1)*d])
-	s.corr[p] = float32(float64(a*float64(s.corr[p])) + float64(b*float64(s.corr[q])) + s.o.kappa*0.5*a*b*dk/(1+float64(s.o.saturation*dk)))
+	bend := s.o.kappa * 0.5 * a * b * dk / (1 + float64(s.o.saturation*dk))
+	s.corr[p] = float32(float64(a*float64(s.corr[p])) + float64(b*float64(s.corr[q])) + bend)
 	for _, x := range [][]float32{s.K, s.V, s.X} {
 		xp, xq := x[p*d:(p+1)*d], x[q*d:(q+1)*d]
 		for i := range xp {
@@ -253,7 +255,7 @@ func (s *slots) read(q []float32, c float32, scores, num []float64) (sum float64
 	d := s.d
 	n := min(s.used, s.m+1)
 	linalg.DotRows(scores[:n], q, s.K[:n*d])
-	age := s.o.decay * float64(s.now)
+	age := float64(s.o.decay * float64(s.now))
 	for i := range n {
 		if !s.on[i] {
 			continue
@@ -351,7 +353,7 @@ func (s *slots) replay(x *head, r int, N []float32, D []float64, O []float32) (o
 		top := math.Inf(-1)
 		weight := func(j int) float64 { // log of the weight of token j
 			t := s.o.sinks + j
-			return linalg.Dot64(s.mu, x.K[t*d:(t+1)*d]) - s.o.decay*float64(s.now-t-s.o.window)
+			return linalg.Dot64(s.mu, x.K[t*d:(t+1)*d]) - float64(s.o.decay*float64(s.now-t-s.o.window))
 		}
 		for j, l := range s.label {
 			if int(l) == slot {
