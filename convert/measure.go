@@ -38,7 +38,8 @@ func (m *measured) record(man *spec.Manifest) {
 }
 
 // measure verifies the artifact in dir.
-func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitted *calibrate.Result) (*measured, error) {
+func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitted *calibrate.Result) (*measured,
+	error) {
 	o := &j.o
 	checks := &contract.Checker{Fresh: true, Progress: o.Progress}
 	a, err := contract.Open(ctx, dir, string(o.Formats[0]), checks)
@@ -63,8 +64,10 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 	}
 	if o.Report {
 		p := figures.OfArtifact(a)
-		p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = out.verify.Layers, codes, o.ReportDetail, o.Seed, o.Threads, o.Progress
-		p.Windows, p.Text, p.Long = j.evaluation.Tokens, o.Evaluation.Info(j.evaluation), ppl.Longer(ctx, a.Model, o.Evaluation)
+		p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = out.verify.Layers, codes, o.ReportDetail, o.Seed,
+			o.Threads, o.Progress
+		p.Windows, p.Text, p.Long = j.evaluation.Tokens, o.Evaluation.Info(j.evaluation),
+			ppl.Longer(ctx, a.Model, o.Evaluation)
 		p.Calibration, p.CalibrationName = j.calibration.Tokens, o.Calibration.Name
 		if out.detail, err = figures.Run(ctx, p); err != nil {
 			return nil, err
@@ -95,10 +98,10 @@ func (j *job) auditFFN(ctx context.Context, a *contract.Artifact) ([]spec.FFNRow
 	return audit.FFN(ctx, a.Model.Config, a.Model, o)
 }
 
-// multiplications returns about how many multiplications the forward passes of a conversion take: the
-// texts' tokens times the weights that a token meets. Calibration text passes once, and
-// once more to allocate bits; held-out text as the source, as the artifact with float and with
-// coded keys, and for the figures.
+// multiplications returns about how many multiplications the forward passes of a conversion take:
+// the texts' tokens times the weights that a token meets. Calibration text passes once, and once
+// more to allocate bits; held-out text as the source, as the artifact with float and with coded
+// keys, and for the figures.
 func (j *job) multiplications() float64 {
 	c := j.source
 	var weights float64
@@ -116,7 +119,8 @@ func (j *job) multiplications() float64 {
 
 // codesIn returns all codes that were fitted, [layer][head][kind], with their dimensions moved
 // to another pair layout.
-func codesIn(ctx context.Context, fitted *calibrate.Result, from, to rope.Layout) ([][]map[codec.Kind]*codec.Code, error) {
+func codesIn(ctx context.Context, fitted *calibrate.Result, from, to rope.Layout) ([][]map[codec.Kind]*codec.Code,
+	error) {
 	var out [][]map[codec.Kind]*codec.Code
 	for _, layer := range fitted.Layers {
 		var row []map[codec.Kind]*codec.Code

@@ -199,13 +199,15 @@ func TestKinds(t *testing.T) {
 func TestError(t *testing.T) {
 	inner := errors.New("no good")
 	err := error(&format.Error{Path: "a.gguf", Offset: 12, Kind: format.ErrBroken, Err: inner})
-	if err.Error() != "a.gguf: offset 12: no good" || !errors.Is(err, inner) || !errors.Is(err, format.ErrBroken) || errors.Is(err, format.ErrUnsupported) {
+	if err.Error() != "a.gguf: offset 12: no good" || !errors.Is(err, inner) || !errors.Is(err, format.ErrBroken) ||
+		errors.Is(err, format.ErrUnsupported) {
 		t.Error(err)
 	}
 	if format.Broken(err) != err || format.Broken(nil) != nil {
 		t.Error("an error of a kind is given another")
 	}
-	if err := format.Unsupportedf("x %d: %w", 3, inner); err.Error() != "x 3: no good" || !errors.Is(err, format.ErrUnsupported) || !errors.Is(err, inner) {
+	if err := format.Unsupportedf("x %d: %w", 3, inner); err.Error() != "x 3: no good" ||
+		!errors.Is(err, format.ErrUnsupported) || !errors.Is(err, inner) {
 		t.Error(err)
 	}
 }

@@ -18,10 +18,12 @@ func TestReadFile(t *testing.T) {
 	if b, err := ReadFile(path, 4); err != nil || string(b) != "four" {
 		t.Errorf("%q, %v", b, err)
 	}
-	if _, err := ReadFile(path, 3); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), path+": larger than 3 bytes") {
+	if _, err := ReadFile(path, 3); !errors.Is(err, ErrBroken) ||
+		!strings.Contains(err.Error(), path+": larger than 3 bytes") {
 		t.Errorf("a file over the limit: %v", err)
 	}
-	if _, err := ReadFile(dir, 4); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), dir+": not a regular file") {
+	if _, err := ReadFile(dir, 4); !errors.Is(err, ErrBroken) ||
+		!strings.Contains(err.Error(), dir+": not a regular file") {
 		t.Errorf("a folder: %v", err)
 	}
 	if _, err := ReadFile(path+"b", 4); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrBroken) {

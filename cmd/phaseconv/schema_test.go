@@ -65,7 +65,8 @@ func TestOutputs(t *testing.T) {
 	run := func(wantCode int, args ...string) []byte {
 		t.Helper()
 		var stdout, stderr bytes.Buffer
-		if code := command.Run(context.Background(), append([]string{"phaseconv"}, args...), &stdout, &stderr); code != wantCode {
+		if code := command.Run(context.Background(), append([]string{"phaseconv"}, args...), &stdout,
+			&stderr); code != wantCode {
 			t.Fatalf("%v: exit code %d, want %d\n%s", args, code, wantCode, stderr.Bytes())
 		}
 		return stdout.Bytes()
@@ -95,7 +96,8 @@ func TestOutputs(t *testing.T) {
 	for _, format := range []string{"gguf", "both"} {
 		valid("#/$defs/Plan", run(0, "convert", source, "-o", out, "--format", format, "--dry-run", "--json"), true)
 	}
-	valid("#/$defs/VerifyJSON", run(0, with("convert", source, "-o", out, "--format", "both", "--calib-tokens", "256")...), false)
+	valid("#/$defs/VerifyJSON", run(0, with("convert", source, "-o", out, "--format", "both", "--calib-tokens", "256")...),
+		false)
 	manifest, err := os.ReadFile(filepath.Join(out, "phaseconv.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -107,14 +109,17 @@ func TestOutputs(t *testing.T) {
 	valid("#/$defs/VerifyJSON", run(0, with("verify", out, "--code", "raw")...), false)
 	units := filepath.Join(dir, "units")
 	valid("#/$defs/UnitsJSON", run(0, "convert", source, "-o", units, "--plan", "--units", "9", "--json"), false)
-	valid("#/$defs/UnitsJSON", run(0, with("convert", source, "-o", units, "--calib-tokens", "64", "--unit", "1/4")...), false)
+	valid("#/$defs/UnitsJSON", run(0, with("convert", source, "-o", units, "--calib-tokens", "64", "--unit", "1/4")...),
+		false)
 	published := filepath.Join(dir, "published")
 	run(0, "rotations", "export", out, "-o", published)
 	valid("#/$defs/ChecksJSON", run(0, "rotations", "check", published, "--base", source, "--json"), false)
 	valid("#/$defs/ChecksJSON", run(1, "rotations", "check", dir, "--json"), false)
 	valid("#/$defs/DiffJSON", run(0, "rotations", "diff", out, published, "--json"), false)
-	valid("#/$defs/DiffJSON", run(1, "rotations", "diff", filepath.Join(out, "model.phase.gguf"), filepath.Join(out, "phaseconv.sidecar"), "--json"), false)
-	valid("#/$defs/AuditJSON", run(0, with("audit", filepath.Join(out, "model.gguf"), "--calib-tokens", "256", "--code", "learned")...), false)
+	valid("#/$defs/DiffJSON", run(1, "rotations", "diff", filepath.Join(out, "model.phase.gguf"),
+		filepath.Join(out, "phaseconv.sidecar"), "--json"), false)
+	valid("#/$defs/AuditJSON", run(0, with("audit", filepath.Join(out, "model.gguf"), "--calib-tokens", "256", "--code",
+		"learned")...), false)
 	files, err := filepath.Glob(filepath.Join(out, "*s*.*"))
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +130,8 @@ func TestOutputs(t *testing.T) {
 			binary = append(binary, f)
 		}
 	}
-	valid("#/$defs/FileInfo", run(0, append([]string{"inspect", "--json", source + "/model.safetensors"}, binary...)...), true)
+	valid("#/$defs/FileInfo", run(0, append([]string{"inspect", "--json", source + "/model.safetensors"}, binary...)...),
+		true)
 
 	rungs := filepath.Join(dir, "rungs")
 	ladder := []string{"ladder", source, "-o", rungs, "--until", "RW1.1", "--fit-chunks", "1", "--queries", "16"}
@@ -173,7 +179,8 @@ func agree(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 		}
 	}
 	try("untouched")
-	values := []any{nil, true, "", "x", "0", strings.Repeat("a", 64), json.Number("-1"), json.Number("0"), json.Number("0.5"), json.Number("2"), json.Number("1000000000"),
+	values := []any{nil, true, "", "x", "0", strings.Repeat("a", 64), json.Number("-1"), json.Number("0"),
+		json.Number("0.5"), json.Number("2"), json.Number("1000000000"),
 		[]any{}, []any{json.Number("1")}, map[string]any{}, map[string]any{"1": json.Number("1")}}
 	var walk func(v any, path string)
 	walk = func(v any, path string) {

@@ -22,7 +22,9 @@ func TestEnough(t *testing.T) {
 		for range x.windows {
 			w = append(w, make([]int32, x.ctx))
 		}
-		if err := Enough(&family.Config{Layers: []family.Layer{{Attention: family.Attention{HeadShape: family.HeadShape{HeadDim: 64}}}}}, w, kvcache.Policy{Sink: x.sink}, x.bits); (err == nil) != x.good {
+		layer := family.Layer{Attention: family.Attention{HeadShape: family.HeadShape{HeadDim: 64}}}
+		err := Enough(&family.Config{Layers: []family.Layer{layer}}, w, kvcache.Policy{Sink: x.sink}, x.bits)
+		if (err == nil) != x.good {
 			t.Errorf("%+v: %v", x, err)
 		}
 	}

@@ -41,7 +41,7 @@ type StatsOptions struct {
 	Threads int
 }
 
-// A KeyStats, as a hook of refmodel, sums up what edits of keys are fitted to while
+// KeyStats is a hook of refmodel that sums up what edits of keys are fitted to while
 // activations pass. Run it over window after window of the context that the model will
 // be used at: sums go on, and memory does not grow with the number of windows
 // (but for Samples). Per thread it needs queries x context numbers.

@@ -54,7 +54,8 @@ func TestCopyFails(t *testing.T) {
 			cancel(broken)
 		}
 	})
-	if err := stream.Copy(ctx, &out, bytes.NewReader(make([]byte, 4*mib)), m); !errors.Is(err, broken) || out.Len() != 2*mib {
+	if err := stream.Copy(ctx, &out, bytes.NewReader(make([]byte, 4*mib)), m); !errors.Is(err, broken) ||
+		out.Len() != 2*mib {
 		t.Errorf("stopped: %v after %d bytes", err, out.Len())
 	}
 	w := failing{broken}

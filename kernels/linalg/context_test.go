@@ -34,7 +34,8 @@ func solveRight(a []float64, m int, l []float64, n int) []float64 {
 	return must(SolveRight(context.Background(), a, m, l, n))
 }
 
-func minimize(x, curvature []float64, f func([]float64) (float64, []float64), steps int, gain float64) ([]float64, float64, int) {
+func minimize(x, curvature []float64, f func([]float64) (float64, []float64), steps int, gain float64) ([]float64,
+	float64, int) {
 	x, v, n, err := Minimize(context.Background(), x, curvature, f, steps, gain)
 	if err != nil {
 		panic(err)

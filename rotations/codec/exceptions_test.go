@@ -83,7 +83,8 @@ func TestExcept(t *testing.T) {
 				kept[int(j)] = true
 				at := i*d + int(j)
 				least = min(least, math.Abs(float64(keys[at]-plain[at])))
-				if rest := math.Abs(float64(keys[at] - hat[at])); rest > 0x1p-11*math.Abs(float64(keys[at]-plain[at]))+1e-6*math.Abs(float64(keys[at])) {
+				most := 0x1p-11*math.Abs(float64(keys[at]-plain[at])) + 1e-6*math.Abs(float64(keys[at]))
+				if rest := math.Abs(float64(keys[at] - hat[at])); rest > most {
 					t.Fatalf("key %d, coordinate %d: %g instead of %g", i, j, hat[at], keys[at])
 				}
 			}

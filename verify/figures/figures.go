@@ -74,10 +74,12 @@ type measurer struct {
 func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 	o.Threads = parallel.Threads(o.Threads)
 	if len(o.Windows) == 0 || len(o.Codes) != len(o.Config.Layers) {
-		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes), len(o.Config.Layers))
+		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes),
+			len(o.Config.Layers))
 	}
 	p := &measurer{o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
-		Code: string(o.Kind), Bits: codec.MeanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Code: string(o.Kind), Bits: codec.MeanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink,
+		Recent: o.Policy.Recent,
 	}}
 	p.layer, p.head = choose(o.Config, o.Rows)
 	T := len(o.Windows[0])
@@ -142,7 +144,10 @@ func (p *measurer) quick(ctx context.Context, windows [][]int32) (*tap, error) {
 		return nil, err
 	}
 	t := &tap{p: p}
-	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return t.attention(ctx, a) }}, Progress: p.step("probing keys and scores")}
+	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: func(a *refmodel.Attention) error {
+		return t.attention(ctx,
+			a)
+	}}, Progress: p.step("probing keys and scores")}
 	res, err := p.compare(ctx, windows, 0, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
@@ -153,7 +158,8 @@ func (p *measurer) quick(ctx context.Context, windows [][]int32) (*tap, error) {
 }
 
 // compare measures variants against base, at positions from on of each window.
-func (p *measurer) compare(ctx context.Context, windows [][]int32, from int, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*ppl.Result, error) {
+func (p *measurer) compare(ctx context.Context, windows [][]int32, from int, opt refmodel.Options,
+	base *refmodel.Variant, variants ...*refmodel.Variant) (*ppl.Result, error) {
 	return ppl.Compare(ctx, p.m, ppl.From(windows, from), opt, base, variants...)
 }
 
@@ -217,7 +223,8 @@ func (p *measurer) codes(ctx context.Context) error {
 				size += policy.KeyBytes(c)
 			}
 		}
-		points = append(points, spec.ParetoPoint{Code: string(kind), Bits: codec.MeanBits(codes), BytesPerToken: float64(size)})
+		points = append(points, spec.ParetoPoint{Code: string(kind), Bits: codec.MeanBits(codes),
+			BytesPerToken: float64(size)})
 		return nil
 	}
 	for _, kind := range kinds {

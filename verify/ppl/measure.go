@@ -39,7 +39,8 @@ func positions(m *refmodel.Model, w *Windows, v *refmodel.Variant) (Positions, e
 
 // Run sends w's windows through a model once for all variants, and returns what Measure
 // compares. The variants' hidden states are given up.
-func Run(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, variants ...*refmodel.Variant) ([]Positions, error) {
+func Run(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options,
+	variants ...*refmodel.Variant) ([]Positions, error) {
 	if err := m.Run(ctx, w.Tokens, variants, opt); err != nil {
 		return nil, err
 	}
@@ -56,7 +57,8 @@ func Run(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Option
 
 // Compare runs a model over w's windows and measures variants against base: Run, then
 // Measure. opt.Progress counts the layers of the first and the pieces of the second.
-func Compare(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, base *refmodel.Variant, variants ...*refmodel.Variant) (*Result, error) {
+func Compare(ctx context.Context, m *refmodel.Model, w *Windows, opt refmodel.Options, base *refmodel.Variant,
+	variants ...*refmodel.Variant) (*Result, error) {
 	tick := opt.Progress
 	if tick != nil {
 		pieces := pieces(m)
@@ -156,7 +158,8 @@ func pieces(m *refmodel.Model) int { return (m.Config.Vocab + vocabPiece - 1) / 
 // Measure computes perplexities of base and streams, and how the streams
 // diverge from base. Logits exist only piece by piece; nothing is sampled. tick, if not nil,
 // is told how many pieces are done.
-func Measure(ctx context.Context, w *Windows, tick func(done, total int), base Positions, streams ...Positions) (*Result, error) {
+func Measure(ctx context.Context, w *Windows, tick func(done, total int), base Positions,
+	streams ...Positions) (*Result, error) {
 	c, err := newComparison(w, append([]Positions{base}, streams...))
 	if err != nil {
 		return nil, err

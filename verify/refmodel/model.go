@@ -206,7 +206,8 @@ func (m *Model) begin(b *batch, variants []*Variant) error {
 	first, layers := variants[0], len(m.Config.Layers)
 	for i, x := range variants {
 		if x.From < max(0, first.From) || x.From > first.end(layers) || x.end(layers) < x.From || x.end(layers) > layers {
-			return fmt.Errorf("variant %d goes from layer %d to %d, the first one from %d to %d of %d", i, x.From, x.end(layers), first.From, first.end(layers), layers)
+			return fmt.Errorf("variant %d goes from layer %d to %d, the first one from %d to %d of %d", i, x.From, x.end(layers),
+				first.From, first.end(layers), layers)
 		}
 	}
 	if first.Start == nil {
@@ -261,7 +262,8 @@ func (m *Model) embed(b *batch, variant *Variant) error {
 			continue
 		}
 		if id < 0 || int(id) >= t.Rows() {
-			return fmt.Errorf("token id %d is outside the vocabulary of %d; tokenizer and model do not belong together", id, t.Rows())
+			return fmt.Errorf("token id %d is outside the vocabulary of %d; tokenizer and model do not belong together", id,
+				t.Rows())
 		}
 		if err := m.w.ReadRows(t, int(id), 1, row); err != nil {
 			return err

@@ -149,7 +149,8 @@ func (c *card) numbers() {
 	c.line("")
 	c.line("| | float keys | coded keys |")
 	c.line("|---|---:|---:|")
-	c.line("| perplexity | %s ± %s | %s ± %s |", fix(p.Float, 3), fix(p.FloatErr, 3), fix(p.OneBit, 3), fix(p.OneBitErr, 3))
+	c.line("| perplexity | %s ± %s | %s ± %s |",
+		fix(p.Float, 3), fix(p.FloatErr, 3), fix(p.OneBit, 3), fix(p.OneBitErr, 3))
 	c.line("| ratio | 1 | %s ± %s |", fix(p.Ratio, 4), fix(p.RatioErr, 4))
 	c.line("| KL divergence, nats per token | 0 | %s ± %s |", sig(k.Mean), pm(k.Mean, k.MeanErr))
 	c.line("| same most likely token | 100 %% | %s |", pct(k.SameTop, 1))
@@ -168,7 +169,8 @@ func (c *card) numbers() {
 	c.line("| K | V | context | weights | bytes per token | perplexity ratio | KLD |")
 	c.line("|---|---|---:|---|---:|---:|---:|")
 	for _, r := range v.Stock.Rows {
-		c.line("| %s | %s | %s | %s | %s | %s | %s ± %s |", oneLine(r.KType), oneLine(r.VType), comma(r.Ctx), r.Weights, r.Bytes(), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
+		c.line("| %s | %s | %s | %s | %s | %s | %s ± %s |", oneLine(r.KType), oneLine(r.VType), comma(r.Ctx),
+			r.Weights, r.Bytes(), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
 	}
 	c.line("")
 	if v.Rounded {
@@ -282,7 +284,8 @@ func (c *card) details() {
 	for _, n := range m.Notes {
 		c.line("- read so: %s", oneLine(n))
 	}
-	c.line("- calibration: `%s`, %s tokens, SHA-256 `%s`", oneLine(m.Calibration.Name), comma(m.Calibration.Tokens), m.Calibration.SHA256)
+	c.line("- calibration: `%s`, %s tokens, SHA-256 `%s`",
+		oneLine(m.Calibration.Name), comma(m.Calibration.Tokens), m.Calibration.SHA256)
 	c.line("")
 	c.line("| file | bytes | SHA-256 |")
 	c.line("|---|---:|---|")

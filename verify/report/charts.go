@@ -44,7 +44,8 @@ func stripChart(layers []spec.Layer) pair {
 	return both(func(w float64, narrow bool) string {
 		const pitch = 30
 		h := float64(len(rows))*pitch + 62
-		d := svg.New(w, h, fmt.Sprintf("Cosine of keys and their one-bit images, %d heads, by code", len(layers)), "class", "chart")
+		d := svg.New(w, h, fmt.Sprintf("Cosine of keys and their one-bit images, %d heads, by code", len(layers)), "class",
+			"chart")
 		x := axis{lo: lo, hi: min(hi, 1), a: 78, b: w - 52}
 		base := h - 36
 		nx := 8
@@ -393,7 +394,8 @@ func paretoChart(points []qualityPoint, v *view) pair {
 			case "published":
 				class = "hollow s-stock"
 			}
-			c.Dot(x, y, r, class, fmt.Sprintf("%s: %s bytes, KLD %s, perplexity ratio %s", p.Name, comma(int64(math.Round(p.Bytes))), sig(p.KLD), p.Ratio))
+			c.Dot(x, y, r, class, fmt.Sprintf("%s: %s bytes, KLD %s, perplexity ratio %s", p.Name,
+				comma(int64(math.Round(p.Bytes))), sig(p.KLD), p.Ratio))
 		}
 		for _, p := range order {
 			if !(p.KLD > 0 && p.Bytes > 0) {

@@ -251,7 +251,8 @@ func wellFormed(t *testing.T, page string) string {
 			t.Errorf("%s points at %q, which is not there", what, id)
 		}
 	}
-	for _, bad := range []string{"@import", "url(", "fetch(", "XMLHttpRequest", "ZgotmplZ", "NaN", "Infinity", "<no value>", "%!"} {
+	for _, bad := range []string{"@import", "url(", "fetch(", "XMLHttpRequest", "ZgotmplZ", "NaN", "Infinity",
+		"<no value>", "%!"} {
 		if strings.Contains(page, bad) {
 			t.Errorf("the page contains %s", bad)
 		}
@@ -293,7 +294,8 @@ func TestWellFormed(t *testing.T) {
 // shows no number in its place.
 func TestMissing(t *testing.T) {
 	text := wellFormed(t, render(t, nil, Model{Name: "empty"}))
-	for _, want := range []string{"has not been measured yet", "Not measured in this run", "not part of this run", "No sample of keys was kept"} {
+	for _, want := range []string{"has not been measured yet", "Not measured in this run", "not part of this run",
+		"No sample of keys was kept"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page does not say %q", want)
 		}
@@ -313,7 +315,8 @@ func TestMissing(t *testing.T) {
 	if err := Card(&b, m, CardOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if s := b.String(); !strings.Contains(s, "Nothing was measured.") || strings.Contains(s, "KL divergence") || strings.Contains(s, "base_model") {
+	if s := b.String(); !strings.Contains(s, "Nothing was measured.") || strings.Contains(s, "KL divergence") ||
+		strings.Contains(s, "base_model") {
 		t.Errorf("a card of something that was not measured:\n%s", s)
 	}
 }
@@ -340,8 +343,10 @@ func TestHostile(t *testing.T) {
 func FuzzJSON(f *testing.F) {
 	m := fixture(f)
 	for _, v := range []any{
-		spec.ReportJSON{Version: spec.ReportVersion, Detail: m.Detail, Advise: m.Advise, FFN: m.FFN}, m.Manifest, m.Manifest.Measured,
-		spec.AuditJSON{Layers: m.Manifest.Layers[:1], PPL: m.Manifest.Measured.PPL, KLD: m.Manifest.Measured.KLD, Bytes: m.Manifest.Measured.Bytes},
+		spec.ReportJSON{Version: spec.ReportVersion, Detail: m.Detail, Advise: m.Advise, FFN: m.FFN}, m.Manifest,
+		m.Manifest.Measured,
+		spec.AuditJSON{Layers: m.Manifest.Layers[:1], PPL: m.Manifest.Measured.PPL, KLD: m.Manifest.Measured.KLD,
+			Bytes: m.Manifest.Measured.Bytes},
 		spec.AdviseJSON{Rows: m.Advise, Choices: []spec.AdviseChoice{}},
 	} {
 		b, err := json.Marshal(v)
@@ -395,13 +400,15 @@ func TestLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 2 || got[0].Detail == nil || len(got[0].Advise) != len(m.Advise) || got[1].Name != "some-model" || got[1].Audit == nil || got[1].Verify == nil {
+	if len(got) != 2 || got[0].Detail == nil || len(got[0].Advise) != len(m.Advise) || got[1].Name != "some-model" ||
+		got[1].Audit == nil || got[1].Verify == nil {
 		t.Fatalf("loaded %d models: %+v", len(got), got)
 	}
 	wellFormed(t, render(t, nil, got...))
 	for name, v := range map[string]any{
-		"other.json": map[string]int{"a": 1}, "version.json": map[string]int{"report": 99}, "manifest.json": map[string]any{"artifacts": nil, "version": 99},
-		"list.json": []int{1}, "kind.json": map[string]any{"contract": 7},
+		"other.json": map[string]int{"a": 1}, "version.json": map[string]int{"report": 99},
+		"manifest.json": map[string]any{"artifacts": nil, "version": 99},
+		"list.json":     []int{1}, "kind.json": map[string]any{"contract": 7},
 	} {
 		path := write(name, v)
 		if _, err := Load([]string{path}); err == nil || !strings.Contains(err.Error(), path) {
@@ -409,7 +416,8 @@ func TestLoad(t *testing.T) {
 		}
 	}
 	// Members count under their own name only.
-	other := write("case.json", map[string]any{"calibration": map[string]any{}, "layers": []any{}, "Layers": 7, "CALIBRATION": []int{1}})
+	other := write("case.json", map[string]any{"calibration": map[string]any{}, "layers": []any{}, "Layers": 7,
+		"CALIBRATION": []int{1}})
 	if got, err := Load([]string{other}); err != nil || len(got) != 1 || got[0].Audit == nil {
 		t.Errorf("names in another case: %+v, %v", got, err)
 	}
@@ -432,17 +440,23 @@ func TestLicense(t *testing.T) {
 		{"README.md", card("license: apache-2.0\ntags:\n- a"), License{IDs: []string{"apache-2.0"}}},
 		{"README.md", "---\r\nlicense: \"mit\"\r\n---\r\n", License{IDs: []string{"mit"}}},
 		{"README.md", "\ufeff---\nlicense: MIT # as usual\n---\n", License{IDs: []string{"mit"}}},
-		{"README.md", card("license: other\nlicense_name: my-research\nlicense_link: LICENSE"), License{IDs: []string{"other"}, Name: "my-research", Link: "LICENSE"}},
-		{"README.md", card("license_name: 'my licence: 2'\nlicense_link: http://example.org/#x\nlicense: other"), License{IDs: []string{"other"}, Name: "my licence: 2", Link: "http://example.org/#x"}},
-		{"README.md", card("license_name: mnpl\nlicense_link: LICENSE.md"), License{IDs: []string{"other"}, Name: "mnpl", Link: "LICENSE.md"}},
+		{"README.md", card("license: other\nlicense_name: my-research\nlicense_link: LICENSE"),
+			License{IDs: []string{"other"}, Name: "my-research", Link: "LICENSE"}},
+		{"README.md", card("license_name: 'my licence: 2'\nlicense_link: http://example.org/#x\nlicense: other"),
+			License{IDs: []string{"other"}, Name: "my licence: 2", Link: "http://example.org/#x"}},
+		{"README.md", card("license_name: mnpl\nlicense_link: LICENSE.md"), License{IDs: []string{"other"}, Name: "mnpl",
+			Link: "LICENSE.md"}},
 		{"README.md", card("license: other"), License{IDs: []string{"other"}}},
 		{"README.md", card("license: llama3.1"), License{IDs: []string{"llama3.1"}}},
 		{"README.md", card("license: my-own-licence"), License{IDs: []string{"other"}, Name: "my-own-licence"}},
 		{"README.md", card("license: [apache-2.0, 'mit']"), License{IDs: []string{"apache-2.0", "mit"}}},
 		{"README.md", card("license:\n- mit\n- apache-2.0\nlanguage:\n- en"), License{IDs: []string{"apache-2.0", "mit"}}},
-		{"README.md", card("language:\n- en\nlicense: # which\n  - \"gemma\"\nlibrary_name: transformers"), License{IDs: []string{"gemma"}}},
+		{"README.md", card("language:\n- en\nlicense: # which\n  - \"gemma\"\nlibrary_name: transformers"),
+			License{IDs: []string{"gemma"}}},
 		{"README.md", card("license: null\nextra_gated_heading: Ask\nlicense_name: ~"), License{Gated: true}},
-		{"README.md", card("extra_gated_prompt: >-\n" + long + "extra_gated_fields:\n  license: text\n  I agree: checkbox\nlicense: gemma"), License{IDs: []string{"gemma"}, Gated: true}},
+		{"README.md", card("extra_gated_prompt: >-\n" + long +
+			"extra_gated_fields:\n  license: text\n  I agree: checkbox\nlicense: gemma"),
+			License{IDs: []string{"gemma"}, Gated: true}},
 		{"README.md", card("model-index:\n- name: x\n  license: wrong\nlicense: mit"), License{IDs: []string{"mit"}}},
 		{"README.md", "# no front matter\nlicense: mit\n", License{}},
 		{"README.md", "---\nlicense: mit\n", License{}},
@@ -472,7 +486,8 @@ func TestCardLicense(t *testing.T) {
 	}{
 		{ParseLicense("mit"), "license: \"mit\"\n"},
 		{ParseLicense("mit", "apache-2.0"), "license:\n- \"apache-2.0\"\n- \"mit\"\n"},
-		{License{IDs: []string{"other"}, Name: "my-research", Link: "LICENSE"}, "license: \"other\"\nlicense_name: \"my-research\"\nlicense_link: \"LICENSE\"\n"},
+		{License{IDs: []string{"other"}, Name: "my-research", Link: "LICENSE"},
+			"license: \"other\"\nlicense_name: \"my-research\"\nlicense_link: \"LICENSE\"\n"},
 		{ParseLicense("My Own"), "license: \"other\"\nlicense_name: \"My Own\"\n"},
 		{License{File: "LICENSE", Gated: true}, ""},
 	} {
@@ -531,9 +546,12 @@ func TestVerdict(t *testing.T) {
 		change func(m *Model)
 		want   string
 	}{
-		{"better but larger", func(*Model) {}, "Better choice unless memory forbids it: q4_0 keys of a stock runtime, with this file at context 512, cost a KLD of 0.0300"},
-		{"better and smaller", func(m *Model) { m.Advise[4].BytesPerToken = 280 }, "Smaller and more faithful, so use it instead."},
-		{"none better", func(m *Model) { m.Manifest.Measured.KLD.Mean = 1e-4 }, "No stock K cache type measured here is more faithful"},
+		{"better but larger", func(*Model) {},
+			"Better choice unless memory forbids it: q4_0 keys of a stock runtime, with this file at context 512, cost a KLD of 0.0300"},
+		{"better and smaller", func(m *Model) { m.Advise[4].BytesPerToken = 280 },
+			"Smaller and more faithful, so use it instead."},
+		{"none better", func(m *Model) { m.Manifest.Measured.KLD.Mean = 1e-4 },
+			"No stock K cache type measured here is more faithful"},
 		{"not measured", func(m *Model) { m.Advise, m.Manifest.Fusion = nil, nil }, "Stock K cache types were not measured"},
 		{"only coded values", func(m *Model) {
 			for i := range m.Advise {
@@ -547,10 +565,12 @@ func TestVerdict(t *testing.T) {
 		{"free", func(m *Model) {
 			m.Manifest.Measured.PPL.Ratio, m.Manifest.Measured.PPL.RatioErr, m.Manifest.Measured.KLD.Mean = 1.01, 0.01, 0.001
 		}, "no change in perplexity beyond the error"},
-		{"hidden", func(m *Model) { m.Manifest.Measured.PPL.Ratio, m.Manifest.Measured.PPL.RatioErr = 1.01, 0.01 }, "at a KLD of 0.123 nats, a cost that perplexity on this text does not resolve"},
+		{"hidden", func(m *Model) { m.Manifest.Measured.PPL.Ratio, m.Manifest.Measured.PPL.RatioErr = 1.01, 0.01 },
+			"at a KLD of 0.123 nats, a cost that perplexity on this text does not resolve"},
 		{"heavy", func(m *Model) { m.Manifest.Measured.PPL.Ratio = 2.63 }, "at 2.63 times the perplexity"},
 		{"more", func(*Model) {}, "in 2 bits a number at 15 % more perplexity"},
-		{"less", func(m *Model) { m.Manifest.Measured.PPL.Ratio, m.Manifest.Measured.PPL.RatioErr = 0.9, 0.01 }, "at 10 % less perplexity"},
+		{"less", func(m *Model) { m.Manifest.Measured.PPL.Ratio, m.Manifest.Measured.PPL.RatioErr = 0.9, 0.01 },
+			"at 10 % less perplexity"},
 		{"broken", func(m *Model) { m.Manifest.Measured.PPL.Ratio = math.Inf(1) }, "no longer predicts text"},
 	} {
 		m := fixture(t)
@@ -567,9 +587,11 @@ func TestVerdict(t *testing.T) {
 
 func TestFormat(t *testing.T) {
 	for _, x := range []struct{ got, want string }{
-		{sig(0), "0"}, {sig(1234.5), "1,235"}, {sig(123.4), "123"}, {sig(12.34), "12.3"}, {sig(1.234), "1.23"}, {sig(0.1234), "0.123"},
+		{sig(0), "0"}, {sig(1234.5), "1,235"}, {sig(123.4), "123"}, {sig(12.34), "12.3"}, {sig(1.234), "1.23"},
+		{sig(0.1234), "0.123"},
 		{sig(0.01234), "0.0123"}, {sig(2.16e-8), "2.2×10⁻⁸"}, {sig(-3.1e-5), "−3.1×10⁻⁵"}, {sig(math.NaN()), missing},
-		{fix(-0.5, 2), "−0.50"}, {comma(1234567), "1,234,567"}, {comma(-1234), "−1,234"}, {comma(999), "999"}, {pm(0.368, 0.0144), "0.014"},
+		{fix(-0.5, 2), "−0.50"}, {comma(1234567), "1,234,567"}, {comma(-1234), "−1,234"}, {comma(999), "999"},
+		{pm(0.368, 0.0144), "0.014"},
 		{pm(0.368, 0.0000144), "1.4×10⁻⁵"}, {pm(2e-7, 1e-8), "1.0×10⁻⁸"}, {size(1536), "1.5 KiB"}, {size(12), "12 B"},
 		{shellJoin([]string{"a", "b c", "it's", ""}), `a 'b c' 'it'\''s' ''`}, {trim("1.250"), "1.25"}, {trim("100"), "100"},
 		{bibEscape("a_b{c}%\\"), `a\_bc`},

@@ -43,9 +43,12 @@ func newVerdict(v *view) verdict {
 		out.Text = fmt.Sprintf("Keys take %s instead of %s bytes per token. On %s tokens of %s, which nothing was fitted to, the prediction moves by %s nats (KLD) and the most likely token stays the same %s of the time.",
 			comma(b.KCode), comma(b.KF16), comma(p.Tokens), v.Text.Name, sig(k.Mean), pct(k.SameTop, 1))
 		out.Tiles = []tile{
-			{Label: "Key bytes per token", Value: comma(b.KCode), Unit: "B", Note: fmt.Sprintf("%s× smaller than F16 (%s B)", fix(float64(b.KF16)/float64(b.KCode), 1), comma(b.KF16))},
-			{Label: "Perplexity ratio", Value: fix(p.Ratio, 3), Unit: "×", Err: "± " + fix(p.RatioErr, 3), Note: fmt.Sprintf("%s with float keys, %s coded", fix(p.Float, 2), fix(p.OneBit, 2))},
-			{Label: "KL divergence", Value: sig(k.Mean), Unit: "nats", Err: "± " + pm(k.Mean, k.MeanErr), Note: fmt.Sprintf("per token; median %s, 99 %% below %s", sig(k.Median), sig(k.P99))},
+			{Label: "Key bytes per token", Value: comma(b.KCode), Unit: "B", Note: fmt.Sprintf("%s× smaller than F16 (%s B)",
+				fix(float64(b.KF16)/float64(b.KCode), 1), comma(b.KF16))},
+			{Label: "Perplexity ratio", Value: fix(p.Ratio, 3), Unit: "×", Err: "± " + fix(p.RatioErr, 3),
+				Note: fmt.Sprintf("%s with float keys, %s coded", fix(p.Float, 2), fix(p.OneBit, 2))},
+			{Label: "KL divergence", Value: sig(k.Mean), Unit: "nats", Err: "± " + pm(k.Mean, k.MeanErr),
+				Note: fmt.Sprintf("per token; median %s, 99 %% below %s", sig(k.Median), sig(k.P99))},
 		}
 	}
 	out.Advice = advice(v)
@@ -152,7 +155,8 @@ func advice(v *view) string {
 	case r.KLD < v.KLD.Mean && r.BytesPerToken <= own:
 		return fmt.Sprintf("Better choice: %s; %s. Smaller and more faithful, so use it instead.", what, code)
 	case r.KLD < v.KLD.Mean:
-		return fmt.Sprintf("Better choice unless memory forbids it: %s; %s, %s times smaller (the keys alone %s times).", what, code,
+		return fmt.Sprintf("Better choice unless memory forbids it: %s; %s, %s times smaller (the keys alone %s times).",
+			what, code,
 			fix(r.BytesPerToken/own, 2), fix((r.BytesPerToken-float64(v.Bytes.KF16))/float64(v.Bytes.KCode), 1))
 	}
 	return fmt.Sprintf("No stock K cache type measured here is more faithful: the best, %s; %s.", what, code)

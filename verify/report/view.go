@@ -112,8 +112,10 @@ func (v *view) verify(r *spec.VerifyJSON) {
 	}
 	if s := r.Stock; s != nil && s.KLD != nil && r.Text != nil {
 		v.Rounded = v.Rounded || s.RoundedInputs
-		v.Advise = append(v.Advise[:len(v.Advise):len(v.Advise)], spec.AdviseRow{KType: s.KType, VType: s.VType, Ctx: r.Text.Context, Converted: true,
-			BytesPerToken: float64(s.BytesPerToken), PPLRatio: s.PPLRatio, KLD: s.KLD.Mean, KLDErr: s.KLD.MeanErr, SameTop: s.KLD.SameTop})
+		v.Advise = append(v.Advise[:len(v.Advise):len(v.Advise)], spec.AdviseRow{KType: s.KType, VType: s.VType,
+			Ctx: r.Text.Context, Converted: true,
+			BytesPerToken: float64(s.BytesPerToken), PPLRatio: s.PPLRatio, KLD: s.KLD.Mean, KLDErr: s.KLD.MeanErr,
+			SameTop: s.KLD.SameTop})
 	}
 }
 
@@ -203,7 +205,8 @@ func facts(v *view) []fact {
 	if p := v.PPL; p != nil {
 		bits := ""
 		if v.Bytes != nil {
-			bits = fmt.Sprintf(", %s bits a number with its scale", trim(fix(16*float64(v.Bytes.KCode)/float64(v.Bytes.KF16), 3)))
+			bits = fmt.Sprintf(", %s bits a number with its scale",
+				trim(fix(16*float64(v.Bytes.KCode)/float64(v.Bytes.KF16), 3)))
 		}
 		add("Code", "%s%s", p.Code, bits)
 		add("Policy", "anchor %d, sink %d, recent %d", p.Anchor, p.Sink, p.Recent)
@@ -271,22 +274,28 @@ func newBeta(v *view) *betaView {
 		b.PerDim = fmt.Sprintf("Fitted to %s keys a head, %s for each dimension.", comma(t.Tokens), fix(t.TokensPerDim, 0))
 	}
 	b.Tables = append(b.Tables,
-		betaUnit("cos", "Cosine, held out", "cos1bit: mean cosine of a key and its one-bit image. Gaussian keys give 0.798.", v.Layers, floorCos, 0.025,
+		betaUnit("cos", "Cosine, held out", "cos1bit: mean cosine of a key and its one-bit image. Gaussian keys give 0.798.",
+			v.Layers, floorCos, 0.025,
 			func(l *spec.Layer) *spec.Columns { return &l.Cos1bit }),
-		betaUnit("moment", "Moment ratio, held out", "(E|x|)² / E[x²] over all numbers. Gaussian keys give 0.637. Codes that are not orthonormal have none.", v.Layers, floorMoment, 0.04,
+		betaUnit("moment", "Moment ratio, held out",
+			"(E|x|)² / E[x²] over all numbers. Gaussian keys give 0.637. Codes that are not orthonormal have none.", v.Layers,
+			floorMoment, 0.04,
 			func(l *spec.Layer) *spec.Columns { return &l.MomentRatio }))
 	train := false
 	for i := range v.Layers {
 		train = train || v.Layers[i].Train != nil
 	}
 	if train {
-		b.Tables = append(b.Tables, betaUnit("train", "Cosine, fitted text", "The same cosine on the keys that the codes were fitted to: nearly always better, and no evidence.", v.Layers, floorCos, 0.025,
+		b.Tables = append(b.Tables, betaUnit("train", "Cosine, fitted text",
+			"The same cosine on the keys that the codes were fitted to: nearly always better, and no evidence.", v.Layers,
+			floorCos, 0.025,
 			func(l *spec.Layer) *spec.Columns { return l.Train }))
 	}
 	return b
 }
 
-func betaUnit(key, title, note string, layers []spec.Layer, floor, step float64, unit func(*spec.Layer) *spec.Columns) betaTable {
+func betaUnit(key, title, note string, layers []spec.Layer, floor, step float64,
+	unit func(*spec.Layer) *spec.Columns) betaTable {
 	t := betaTable{Key: key, Title: title, Note: note}
 	for _, c := range columns {
 		if c.name == "code" {
@@ -401,7 +410,8 @@ func newConverge(v *view) *convergeView {
 						}
 					}
 				}
-				x := crossing{Code: code, Threshold: fix(t, 2), Heads: fmt.Sprintf("%d of %d", len(steps), len(byCode[code])), Step: missing}
+				x := crossing{Code: code, Threshold: fix(t, 2), Heads: fmt.Sprintf("%d of %d", len(steps), len(byCode[code])),
+					Step: missing}
 				if len(steps) > 0 {
 					sort.Ints(steps)
 					x.Step = strconv.Itoa(steps[len(steps)/2])
@@ -418,7 +428,8 @@ func newConverge(v *view) *convergeView {
 		c.Held = heldChart(h)
 		last := h.Points[len(h.Points)-1]
 		c.HeldNote = fmt.Sprintf("Layer %d, KV head %d, %s keys fitted (%s for each dimension), %s held out: after %d steps %s on the fitted keys, %s on the held-out ones; SRHT %s.",
-			h.Layer, h.Head, comma(h.Keys), fix(h.TokensPerDim, 0), comma(h.HeldOut), int(last[0]), fix(last[1], 3), fix(last[2], 3), fix(h.SRHT, 3))
+			h.Layer, h.Head, comma(h.Keys), fix(h.TokensPerDim, 0), comma(h.HeldOut), int(last[0]), fix(last[1], 3),
+			fix(last[2], 3), fix(h.SRHT, 3))
 	}
 	if c.Chart.Wide == "" && c.Held.Wide == "" {
 		return nil
@@ -478,7 +489,8 @@ func newFFN(v *view) *ffnView {
 	for _, k := range keys {
 		s := at[k]
 		n := float64(s.n)
-		out.Rows = append(out.Rows, ffnRow{k.matrix, k.scope, k.rotation, s.n, fix(s.cos/n, 3), fix(s.moment/n, 3), fix(s.bits/n, 2)})
+		out.Rows = append(out.Rows, ffnRow{k.matrix, k.scope, k.rotation, s.n, fix(s.cos/n, 3), fix(s.moment/n, 3),
+			fix(s.bits/n, 2)})
 	}
 	return out
 }
@@ -536,7 +548,8 @@ func newQuality(v *view) *qualityView {
 				worst = l
 			}
 		}
-		q.Worst = fmt.Sprintf("Layer %d costs most, %s nats; all layers one by one sum to %s.", worst.Layer, sig(worst.KLD), sig(sum))
+		q.Worst = fmt.Sprintf("Layer %d costs most, %s nats; all layers one by one sum to %s.", worst.Layer, sig(worst.KLD),
+			sig(sum))
 	}
 	if len(d.Positions) > 0 {
 		q.Positions = positionsChart(d.Positions)
@@ -549,7 +562,8 @@ func newQuality(v *view) *qualityView {
 func points(v *view) []qualityPoint {
 	var out []qualityPoint
 	if v.Bytes != nil && v.KLD != nil && v.PPL != nil {
-		out = append(out, qualityPoint{v.Code + " (this file)", v.Code + " (this file)", float64(v.Bytes.KCode), "", v.KLD.Mean, fix(v.PPL.Ratio, 3), pct(v.KLD.SameTop, 1), "own"})
+		out = append(out, qualityPoint{v.Code + " (this file)", v.Code + " (this file)", float64(v.Bytes.KCode), "",
+			v.KLD.Mean, fix(v.PPL.Ratio, 3), pct(v.KLD.SameTop, 1), "own"})
 	}
 	add := func(name, label, kind string, p spec.ParetoPoint) {
 		out = append(out, qualityPoint{name, label, p.BytesPerToken, "", p.KLD, fix(p.PPLRatio, 3), pct(p.SameTop, 1), kind})
@@ -604,16 +618,20 @@ func runtimeFacts(v *view) []fact {
 	}
 	stored := fmt.Sprintf("%d signs and one 16-bit scale for each KV head", b)
 	if c.Alloc != "" && c.Alloc != "uniform" {
-		stored = fmt.Sprintf("%d signs on average and one 16-bit scale for each KV head; signs were allotted by %s", b, c.Alloc)
+		stored = fmt.Sprintf("%d signs on average and one 16-bit scale for each KV head; signs were allotted by %s", b,
+			c.Alloc)
 	}
 	if c.Exceptions > 0 {
 		stored += fmt.Sprintf(", and %d single numbers of 24 bits", c.Exceptions)
 	}
 	out := []fact{
 		{"Stored per key", stored},
-		{"F16 keys, per query head", fmt.Sprintf("%s multiply-adds for %s keys, %s bytes read for each KV head", comma(d*n), comma(n), comma(2*d*n))},
-		{"Coded keys, per query head", fmt.Sprintf("%s multiply-adds to turn the query (%s %s of %d × %d), then %s signed additions for %s keys, %s bytes read",
-			comma(blocks*d*b), comma(blocks), plural(blocks, "product", "products"), d, b, comma(b*n), comma(n), comma((4*((b+31)/32)+2+3*int64(c.Exceptions))*n))},
+		{"F16 keys, per query head", fmt.Sprintf("%s multiply-adds for %s keys, %s bytes read for each KV head", comma(d*n),
+			comma(n), comma(2*d*n))},
+		{"Coded keys, per query head",
+			fmt.Sprintf("%s multiply-adds to turn the query (%s %s of %d × %d), then %s signed additions for %s keys, %s bytes read",
+				comma(blocks*d*b), comma(blocks), plural(blocks, "product", "products"), d, b, comma(b*n), comma(n),
+				comma((4*((b+31)/32)+2+3*int64(c.Exceptions))*n))},
 		{"Sidecar", fmt.Sprintf("%s, once per model", size(v.Bytes.Sidecar))},
 	}
 	if c.Sink+c.Recent > 0 {

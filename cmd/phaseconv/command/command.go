@@ -102,8 +102,10 @@ func root(stdout, stderr io.Writer) *cli.Command {
 
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
-			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), ladderCommand(stdout, stderr), inspectCommand(stdout), rotationsCommand(stdout, stderr),
-			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout), docsCommand(stdout), versionCommand(stdout),
+			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), ladderCommand(stdout, stderr),
+			inspectCommand(stdout), rotationsCommand(stdout, stderr),
+			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout),
+			docsCommand(stdout), versionCommand(stdout),
 		},
 		Action: func(_ context.Context, c *cli.Command) error {
 			if c.Args().Present() {

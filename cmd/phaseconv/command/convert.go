@@ -159,7 +159,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if o.Evaluation, err = evaluationText(c.String("eval")); err != nil {
 		return err
 	}
-	if done, err := unitOptions(ctx, c, &o, stdout, stderr); done || err != nil {
+	if done, err := unitOptions(ctx, c, &o, stdout); done || err != nil {
 		return err
 	}
 	res, err := convert.Convert(ctx, o)

@@ -29,8 +29,7 @@ func unitFlags() []cli.Flag {
 }
 
 // unitOptions reads the flags. done means that there is nothing else to do.
-func unitOptions(ctx context.Context, c *cli.Command, o *convert.Options, stdout, stderr io.Writer) (done bool,
-	err error) {
+func unitOptions(ctx context.Context, c *cli.Command, o *convert.Options, stdout io.Writer) (done bool, err error) {
 	plan, unit, merge := c.Bool("plan"), c.String("unit"), c.Bool("merge")
 	modes := 0
 	for _, on := range []bool{plan, unit != "", merge} {

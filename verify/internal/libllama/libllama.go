@@ -61,7 +61,8 @@ func find(dir string, patterns ...string) (string, error) {
 			return m[0], nil
 		}
 	}
-	return "", fmt.Errorf("%s: no %s there; %s names the folder with llama.cpp's shared libraries", dir, strings.Join(patterns, " or "), Env)
+	return "", fmt.Errorf("%s: no %s there; %s names the folder with llama.cpp's shared libraries", dir,
+		strings.Join(patterns, " or "), Env)
 }
 
 // Open loads llama.cpp from a folder. It refuses a release whose structs may be
