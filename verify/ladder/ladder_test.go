@@ -182,6 +182,17 @@ func TestRun(t *testing.T) {
 		t.Errorf("read: %v", err)
 	}
 	path := recordPath(o.Out, "RW1.1", 64)
+	other, err := readRecord(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Fit.SHA256 = strings.Repeat("0", 64)
+	if err := writeRecord(o.Out, other); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(o.Out); err == nil || !strings.Contains(err.Error(), "other models or texts") {
+		t.Errorf("records of two texts: %v", err)
+	}
 	if err := os.WriteFile(path, []byte("{}"), 0o666); err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,7 @@ func readRecord(path string) (*spec.LadderRecord, error) {
 }
 
 // Read returns the records of a folder, by context and in the order of the rungs. It fails on
-// files that are no records and on folders without any.
+// files that are no records, on folders without any, and on records of several models or texts.
 func Read(dir string) (*spec.LadderJSON, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -87,6 +87,13 @@ func Read(dir string) (*spec.LadderJSON, error) {
 		r, err := readRecord(filepath.Join(dir, e.Name()))
 		if err != nil {
 			return nil, err
+		}
+		if n := len(out.Records); n > 0 {
+			a := out.Records[n-1]
+			if a.Source.SHA256 != r.Source.SHA256 || a.Fit.SHA256 != r.Fit.SHA256 || a.Eval.SHA256 != r.Eval.SHA256 {
+				return nil, fmt.Errorf("%s and %s-%d are of other models or texts; keep each ladder in a folder of its own",
+					e.Name(), a.Rung.ID, a.Ctx)
+			}
 		}
 		out.Records = append(out.Records, *r)
 	}
