@@ -138,6 +138,11 @@ func ValidateManifest(raw []byte) error {
 	if err != nil {
 		return err
 	}
+	return validate(root, root, raw)
+}
+
+// validate holds raw against n, a schema of root.
+func validate(root, n *node, raw []byte) error {
 	if !utf8.Valid(raw) { // a decoder would put other characters in place
 		return fmt.Errorf("not valid UTF-8")
 	}
@@ -150,7 +155,7 @@ func ValidateManifest(raw []byte) error {
 	if _, err := d.Token(); err != io.EOF {
 		return fmt.Errorf("something follows the object")
 	}
-	return root.check(root, v, "")
+	return n.check(root, v, "")
 }
 
 // check validates v, which stands at a path of the file.
@@ -292,4 +297,18 @@ func asJSON(v any) string {
 		return fmt.Sprint(v)
 	}
 	return string(b)
+}
+
+// ValidateReport holds JSON against the type of that name in manifest.schema.json: a report's,
+// or a record's of the ladder. Unlike readers of reports in general it refuses unknown members.
+func ValidateReport(name string, raw []byte) error {
+	root, err := manifestSchema()
+	if err != nil {
+		return err
+	}
+	def := root.Defs[name]
+	if def == nil {
+		return fmt.Errorf("the schema has no type %s", name)
+	}
+	return validate(root, def, raw)
 }

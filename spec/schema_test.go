@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// types are the JSON objects of manifest.go and advise.go; the schema and reports.md
+// types are the JSON objects of manifest.go, advise.go and their like; the schema and reports.md
 // describe them under the same names. report.json, a report page's own data, is not
 // part of the format.
 var types = map[string]reflect.Type{
@@ -35,6 +35,8 @@ var types = map[string]reflect.Type{
 	"DiffJSON":   reflect.TypeFor[DiffJSON](), "DiffKey": reflect.TypeFor[DiffKey](),
 	"DiffHead": reflect.TypeFor[DiffHead](), "DiffTensor": reflect.TypeFor[DiffTensor](),
 	"ClaimsJSON": reflect.TypeFor[ClaimsJSON](), "Claim": reflect.TypeFor[Claim](), "Need": reflect.TypeFor[Need](), "Theorem": reflect.TypeFor[Theorem](),
+	"Rung": reflect.TypeFor[Rung](), "LadderJSON": reflect.TypeFor[LadderJSON](), "LadderRecord": reflect.TypeFor[LadderRecord](),
+	"LadderLayer": reflect.TypeFor[LadderLayer](), "LadderStep": reflect.TypeFor[LadderStep](), "LadderLive": reflect.TypeFor[LadderLive](),
 }
 
 // object is what the tests need of a schema.
@@ -288,7 +290,7 @@ func TestKeysInText(t *testing.T) {
 
 // TestLinks: what the pages link to is there, and so are the sections they name.
 func TestLinks(t *testing.T) {
-	pages := []string{"README.md", "code.md", "sidecar.md", "artifact.md", "reports.md", "vectors.md"}
+	pages := []string{"README.md", "code.md", "sidecar.md", "artifact.md", "reports.md", "vectors.md", "ladder.md"}
 	body := map[string]string{}
 	for _, p := range pages {
 		b, err := os.ReadFile(p)

@@ -75,6 +75,7 @@ func TestInterrupt(t *testing.T) {
 		{"advise", []string{"advise", model, artifact, "--ctx", "256"},
 			[]time.Duration{500 * time.Millisecond}, 4 * time.Second},
 		{"audit", []string{"audit", model, "--ffn"}, []time.Duration{700 * time.Millisecond}, 8 * time.Second},
+		{"ladder", []string{"ladder", model, "--ctx", "256"}, []time.Duration{900 * time.Millisecond}, 40 * time.Second},
 		{"audit 32 layers", []string{"audit", deep, "--ffn"}, nil, 20 * time.Second},
 	} {
 		if many == 0 && x.few == nil {

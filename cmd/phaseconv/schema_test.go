@@ -133,6 +133,16 @@ func TestOutputs(t *testing.T) {
 	valid("#/$defs/FileInfo", run(0, append([]string{"inspect", "--json", source + "/model.safetensors"}, binary...)...),
 		true)
 
+	rungs := filepath.Join(dir, "rungs")
+	ladder := []string{"ladder", source, "-o", rungs, "--until", "RW1.1", "--fit-chunks", "1", "--queries", "16"}
+	valid("#/$defs/LadderJSON", run(1, with(ladder...)...), false)
+	valid("#/$defs/LadderJSON", run(1, "ladder", "show", rungs, "--json"), false)
+	record, err := os.ReadFile(filepath.Join(rungs, "RW1.0-64.rung.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	valid("#/$defs/LadderRecord", record, false)
+
 	valid("#/$defs/ClaimsJSON", run(0, "claims", "--json"), false)
 
 	// What fails is valid too.

@@ -92,7 +92,7 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 			rmsNorm(q, q, w.qNorm, c.NormEps, m.Threads)
 			rmsNorm(k, k, w.kNorm, c.NormEps, m.Threads)
 		}
-		a := &Attention{Layer: l, T: b.T, Windows: b.windows, Q: q, K: k, V: v, Rope: table}
+		a := &Attention{Layer: l, T: b.T, Windows: b.windows, X: x, Q: q, K: k, V: v, Rope: table}
 		if hooks.Attention != nil && i == 0 {
 			a.QPre = append(b.qPre[:0], q...)
 			a.KPre = append(b.kPre[:0], k...)
@@ -106,8 +106,16 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 			}
 		}
 		o := linalg.Grow(&b.o, n*y.Heads*d)
-		if err := m.attend(ctx, o, a, variant.Cache); err != nil {
-			return err
+		done := false
+		if variant.Attend != nil {
+			if done, err = variant.Attend(ctx, a, o); err != nil {
+				return err
+			}
+		}
+		if !done {
+			if err := m.attend(ctx, o, a, variant.Cache); err != nil {
+				return err
+			}
 		}
 		out := linalg.Grow(&b.proj, n*c.Hidden)
 		if err := m.linear(ctx, out, o, n, &m.mats[3], w.oBias); err != nil {

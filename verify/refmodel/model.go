@@ -49,6 +49,10 @@ func New(cfg *family.Config, w checkpoint.Weights, threads int) *Model {
 type Variant struct {
 	// Cache stands for the KV cache's storage format; nil keeps float32.
 	Cache Cache
+	// Attend, if set, may compute a layer's attention in another way: the outputs of all query
+	// heads before the output projection, [rows, heads*head_dim], into o, of whose old numbers
+	// nothing is known. Where it returns false the layer attends as always, through Cache.
+	Attend func(ctx context.Context, a *Attention, o []float32) (bool, error)
 	// From is the variant's first layer. Up to there it is the first variant, whose hidden
 	// states it then takes: variants whose caches change nothing before a layer need
 	// not compute it again. The first variant begins with Start, or with the embeddings
@@ -91,6 +95,7 @@ type Hooks struct {
 type Attention struct {
 	Layer      int
 	T, Windows int
+	X          []float32 // the layer's normed input, [rows, hidden]
 	QPre, KPre []float32 // before RoPE: [rows, heads*head_dim], [rows, n_kv_heads*head_dim]
 	Q, K       []float32 // after RoPE, same shapes
 	V          []float32 // [rows, n_kv_heads*head_dim]

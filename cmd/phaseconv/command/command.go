@@ -140,8 +140,8 @@ func root(stdout, stderr io.Writer) *cli.Command {
 
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
-			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), inspectCommand(stdout),
-			rotationsCommand(stdout, stderr),
+			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), ladderCommand(stdout, stderr),
+			inspectCommand(stdout), rotationsCommand(stdout, stderr),
 			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout),
 			docsCommand(stdout), versionCommand(stdout),
 		},

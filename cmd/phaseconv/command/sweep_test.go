@@ -32,6 +32,7 @@ func TestFlagSweep(t *testing.T) {
 	t.Chdir(dir)
 	tiny.HF(t, "src", "llama", tiny.Options{Seed: 1, Layers: 1, Heads: 1, KVHeads: 1, HeadDim: 32, Hidden: 32, FFN: 32,
 		Context: 128})
+	tiny.HF(t, "two", "llama", tiny.Options{Seed: 1, Heads: 1, KVHeads: 1, HeadDim: 32, Hidden: 32, FFN: 32, Context: 128})
 	// Texts so short that all of them is little.
 	for name, word := range map[string]string{"calib.txt": "the river and the stone ",
 		"held.txt": "a field of barley in the wind "} {
@@ -57,6 +58,11 @@ func TestFlagSweep(t *testing.T) {
 		"advise": func() []string {
 			return append([]string{"src", "--pairs", "q8_0/q8_0", "--text", "held.txt"}, small...)
 		},
+		"ladder": func() []string {
+			return append([]string{"two", "--until", "RW0", "--fit", "calib.txt", "--fit-chunks", "1", "--eval", "held.txt",
+				"--queries", "16"}, small...)
+		},
+		"ladder show":      func() []string { return []string{"art"} },
 		"inspect":          func() []string { return []string{"art/model.gguf"} },
 		"rotations export": func() []string { return []string{"art", "-o", out()} },
 		"rotations apply":  func() []string { return []string{"art", "--base", "src", "-o", out()} },
