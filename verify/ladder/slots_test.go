@@ -108,8 +108,8 @@ func TestSlotsReplay(t *testing.T) {
 // row, as the study had it. It returns which tokens share a slot.
 func allPairs(x *head, mass, white []float32, mu []float32, o slotOptions, m int) []int {
 	type slot struct {
-		k, v, x       []float64
-		count, w, now float64
+		k, v, x  []float64
+		count, w float64
 	}
 	n, d := m+1, x.d
 	S := make([]*slot, n)
