@@ -49,7 +49,8 @@ type AdviseOptions struct {
 }
 
 // adviseTypes is what Advise tries when it is not told.
-var adviseTypes = []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ5_1, gguf.TypeQ5_0, gguf.TypeQ4_1, gguf.TypeIQ4_NL, gguf.TypeQ4_0}
+var adviseTypes = []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ5_1, gguf.TypeQ5_0, gguf.TypeQ4_1, gguf.TypeIQ4_NL,
+	gguf.TypeQ4_0}
 
 // maxStreams bounds how many streams of logits are held at a time, see ppl.Measure.
 const maxStreams = 6
@@ -106,7 +107,8 @@ type adviseKey struct {
 // It measures each type for K alone, for V alone and for both, and then, from the smallest
 // pair on, those pairs of different types that run where they have to and whose parts promise
 // to pass.
-func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o AdviseOptions) (*spec.AdviseJSON, error) {
+func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o AdviseOptions) (*spec.AdviseJSON,
+	error) {
 	o.Threads = parallel.Threads(o.Threads)
 	a := &adviser{o: o, worst: map[adviseKey]float64{}, maxHidden: maxHidden}
 	round := !o.FloatInputs && runAsTheyAre(published, converted)

@@ -36,8 +36,9 @@ func tinyModel(t testing.TB, headDim int, seed uint64) *checkpoint.Checkpoint {
 
 func adviseOptions() AdviseOptions {
 	return AdviseOptions{
-		Texts: []ppl.Text{{Name: "text", Data: texts.Evaluation[:4000]}}, Ctx: []int{64, 32}, Chunks: 4, MaxKLD: 1, Rotation: true,
-		Types: []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ4_0},
+		Texts: []ppl.Text{{Name: "text", Data: texts.Evaluation[:4000]}}, Ctx: []int{64, 32}, Chunks: 4, MaxKLD: 1,
+		Rotation: true,
+		Types:    []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ4_0},
 	}
 }
 
@@ -60,7 +61,8 @@ func TestAdvise(t *testing.T) {
 	}
 	for _, ctx := range o.Ctx {
 		// The base against itself.
-		if r := find("f16", "f16", ctx); math.Abs(r.KLD) > 1e-12 || r.PPLRatio != 1 || r.SameTop != 1 || r.BytesPerToken != 2*2*64*2 {
+		if r := find("f16", "f16", ctx); math.Abs(r.KLD) > 1e-12 || r.PPLRatio != 1 || r.SameTop != 1 ||
+			r.BytesPerToken != 2*2*64*2 {
 			t.Errorf("F16 row: %+v", r)
 		}
 		// Each type alone costs something, and the coarser one more.
@@ -75,8 +77,10 @@ func TestAdvise(t *testing.T) {
 		t.Fatal(res.Choices)
 	}
 	// With a gate that all pass the smallest pair is found.
-	want := spec.AdviseChoice{KType: "q4_0", VType: "q4_0", BytesPerToken: 2 * 2 * 36, Flags: "--cache-type-k q4_0 --cache-type-v q4_0 --flash-attn on",
-		Worst: max(find("q4_0", "q4_0", 32).KLD, find("q4_0", "q4_0", 64).KLD), Ctx: 64, CacheBytes: 256 * 2 * 2 * 36, Lines: res.Choices[0].Lines}
+	want := spec.AdviseChoice{KType: "q4_0", VType: "q4_0", BytesPerToken: 2 * 2 * 36,
+		Flags: "--cache-type-k q4_0 --cache-type-v q4_0 --flash-attn on",
+		Worst: max(find("q4_0", "q4_0", 32).KLD, find("q4_0", "q4_0", 64).KLD), Ctx: 64, CacheBytes: 256 * 2 * 2 * 36,
+		Lines: res.Choices[0].Lines}
 	if !reflect.DeepEqual(res.Choices[0], want) {
 		t.Errorf("chose %+v, want %+v", res.Choices[0], want)
 	}
@@ -122,7 +126,8 @@ func TestAdvise(t *testing.T) {
 	t.Run("gate", func(t *testing.T) {
 		o := o
 		// Between V and K in q4_0: V alone passes.
-		k, v := max(find("q4_0", "f16", 32).KLD, find("q4_0", "f16", 64).KLD), max(find("f16", "q4_0", 32).KLD, find("f16", "q4_0", 64).KLD)
+		k, v := max(find("q4_0", "f16", 32).KLD, find("q4_0", "f16", 64).KLD), max(find("f16", "q4_0", 32).KLD,
+			find("f16", "q4_0", 64).KLD)
 		q8 := max(find("q8_0", "f16", 32).KLD, find("q8_0", "f16", 64).KLD)
 		if k == v {
 			t.Fatal("K and V cost the same")
@@ -133,7 +138,8 @@ func TestAdvise(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := res.Choices[0]
-		if c.Worst > o.MaxKLD || c.KType == "q4_0" && c.VType == "q4_0" || q8 < o.MaxKLD/100 && (c.KType != "q4_0" && c.VType != "q4_0") {
+		if c.Worst > o.MaxKLD || c.KType == "q4_0" && c.VType == "q4_0" || q8 < o.MaxKLD/100 && (c.KType != "q4_0" &&
+			c.VType != "q4_0") {
 			t.Errorf("gate %g: chose %+v", o.MaxKLD, c)
 		}
 		for _, r := range res.Rows {
@@ -150,7 +156,8 @@ func TestAdvise(t *testing.T) {
 		if res, err = Advise(context.Background(), tinyModel(t, 64, 1), nil, o); err != nil {
 			t.Fatal(err)
 		}
-		if len(res.Choices) != 1 || res.Choices[0].KType != "f16" || res.Choices[0].Flags != "--cache-type-k f16 --cache-type-v f16" {
+		if len(res.Choices) != 1 || res.Choices[0].KType != "f16" ||
+			res.Choices[0].Flags != "--cache-type-k f16 --cache-type-v f16" {
 			t.Errorf("gate 0: %+v", res.Choices)
 		}
 	})
@@ -173,7 +180,8 @@ func TestAdvise(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(got.Choices) != 1 || got.Choices[0].KType != x.k || got.Choices[0].VType != x.v || got.Backend != string(x.where.Backend) || got.Facts != backends.Source {
+			if len(got.Choices) != 1 || got.Choices[0].KType != x.k || got.Choices[0].VType != x.v ||
+				got.Backend != string(x.where.Backend) || got.Facts != backends.Source {
 				t.Errorf("%+v: chose %+v", x.where, got.Choices)
 			}
 			for _, r := range got.Rows {
@@ -253,7 +261,8 @@ func TestAdvise(t *testing.T) {
 					got = append(got, r)
 				}
 			}
-			if !reflect.DeepEqual(got, want.Rows) || !reflect.DeepEqual(both.Texts[i], want.Texts[0]) || both.BasePPL[i] != want.BasePPL[0] {
+			if !reflect.DeepEqual(got, want.Rows) || !reflect.DeepEqual(both.Texts[i], want.Texts[0]) ||
+				both.BasePPL[i] != want.BasePPL[0] {
 				t.Errorf("%s: %+v, alone %+v", text.Name, got, want.Rows)
 			}
 			worst = max(worst, want.Choices[0].Worst)
@@ -264,7 +273,8 @@ func TestAdvise(t *testing.T) {
 	})
 	t.Run("passes", func(t *testing.T) {
 		// Where hidden states would take too much, pairs are run one by one, with the same result.
-		a := &adviser{o: o, worst: map[adviseKey]float64{}, maxHidden: 1, models: []adviseModel{{m: refmodel.New(c.Config, c, 1)}}}
+		a := &adviser{o: o, worst: map[adviseKey]float64{}, maxHidden: 1,
+			models: []adviseModel{{m: refmodel.New(c.Config, c, 1)}}}
 		if err := a.checkTypes(); err != nil {
 			t.Fatal(err)
 		}
@@ -338,7 +348,8 @@ func TestAdvise(t *testing.T) {
 			return r
 		}
 		rounded, float := advise(file, nil, false), advise(file, nil, true)
-		if !rounded.RoundedInputs || float.RoundedInputs || !(rounded.Rows[0].KLD > float.Rows[0].KLD) || rounded.BasePPL[0] == float.BasePPL[0] {
+		if !rounded.RoundedInputs || float.RoundedInputs || !(rounded.Rows[0].KLD > float.Rows[0].KLD) ||
+			rounded.BasePPL[0] == float.BasePPL[0] {
 			t.Errorf("rounded %+v, float %+v", rounded, float)
 		}
 		if r := advise(folder, file, false); r.RoundedInputs {
@@ -358,15 +369,18 @@ func TestAdvise(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, source := range []*checkpoint.Checkpoint{nil, tinyModel(t, 64, 1)} {
-			got, err := measureCacheTypes(context.Background(), c, Options{CacheTypes: &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeF16, Rotation: true}, Source: source}, w)
+			got, err := measureCacheTypes(context.Background(), c,
+				Options{CacheTypes: &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeF16, Rotation: true}, Source: source}, w)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if r := want.Rows[0]; got.KLD.Mean != r.KLD || got.PPLRatio != r.PPLRatio || got.RotationK != 64 || got.RotationV != 0 || (got.Base == "source") != (source != nil) {
+			if r := want.Rows[0]; got.KLD.Mean != r.KLD || got.PPLRatio != r.PPLRatio || got.RotationK != 64 ||
+				got.RotationV != 0 || (got.Base == "source") != (source != nil) {
 				t.Errorf("verify %+v %+v, advise %+v", got, got.KLD, r)
 			}
 		}
-		if _, err := measureCacheTypes(context.Background(), c, Options{CacheTypes: &kvcache.CacheTypes{K: gguf.TypeQ1_0, V: gguf.TypeF16, Rotation: true}}, w); err == nil {
+		if _, err := measureCacheTypes(context.Background(), c,
+			Options{CacheTypes: &kvcache.CacheTypes{K: gguf.TypeQ1_0, V: gguf.TypeF16, Rotation: true}}, w); err == nil {
 			t.Error("q1_0 with head_dim 64 was accepted")
 		}
 	})
@@ -385,7 +399,8 @@ func TestAdvise(t *testing.T) {
 				published = append(published, r)
 			}
 		}
-		if !reflect.DeepEqual(published, res.Rows) || !reflect.DeepEqual(converted, published) || len(both.Choices) != 2 || !both.Choices[1].Converted {
+		if !reflect.DeepEqual(published, res.Rows) || !reflect.DeepEqual(converted, published) ||
+			len(both.Choices) != 2 || !both.Choices[1].Converted {
 			t.Errorf("published %+v\nconverted %+v\nchoices %+v", published, converted, both.Choices)
 		}
 		// Other weights: their F16 row shows what the change costs.
@@ -393,7 +408,10 @@ func TestAdvise(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		i := slices.IndexFunc(other.Rows, func(r spec.AdviseRow) bool { return r.Converted && r.KType == "f16" && r.VType == "f16" })
+		i := slices.IndexFunc(other.Rows, func(r spec.AdviseRow) bool {
+			return r.Converted && r.KType == "f16" &&
+				r.VType == "f16"
+		})
 		if i < 0 || other.Rows[i].KLD < 1e-3 {
 			t.Errorf("other weights: %+v", other.Rows)
 		}
@@ -418,9 +436,13 @@ func TestAdviseRefuses(t *testing.T) {
 		{"no model", nil, func(*AdviseOptions) {}, "no model"},
 		{"no quantised type fits", c16, func(o *AdviseOptions) { o.Types = nil }, "head_dim 16 is not a multiple of 32"},
 		{"a type does not fit", c16, func(*AdviseOptions) {}, "K cache of type q8_0"},
-		{"a pair does not fit", c64, func(o *AdviseOptions) { o.Pairs = []kvcache.CacheTypes{{K: gguf.TypeF16, V: gguf.TypeQ1_0}} }, "V cache of type q1_0"},
+		{"a pair does not fit", c64, func(o *AdviseOptions) {
+			o.Pairs = []kvcache.CacheTypes{{K: gguf.TypeF16,
+				V: gguf.TypeQ1_0}}
+		}, "V cache of type q1_0"},
 		{"no text", c64, func(o *AdviseOptions) { o.Texts = nil }, "no text"},
-		{"two texts of a name", c64, func(o *AdviseOptions) { o.Texts = append(o.Texts, o.Texts[0]) }, "two texts have the name text"},
+		{"two texts of a name", c64, func(o *AdviseOptions) { o.Texts = append(o.Texts, o.Texts[0]) },
+			"two texts have the name text"},
 		{"no context", c64, func(o *AdviseOptions) { o.Ctx = nil }, "no context"},
 		{"a context beyond the text", c64, func(o *AdviseOptions) { o.Ctx = []int{1 << 20} }, "the model's own context"},
 	} {

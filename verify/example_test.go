@@ -21,14 +21,16 @@ func ExampleAdvise() {
 	}
 	defer model.Close()
 	advice, err := verify.Advise(context.Background(), model, nil, verify.AdviseOptions{
-		Texts: []ppl.Text{{Name: texts.EvaluationName, Data: texts.Evaluation}}, Ctx: []int{64}, Chunks: 1, MaxKLD: 0.05, Rotation: true,
+		Texts: []ppl.Text{{Name: texts.EvaluationName, Data: texts.Evaluation}}, Ctx: []int{64}, Chunks: 1,
+		MaxKLD: 0.05, Rotation: true,
 		Pairs: []kvcache.CacheTypes{{K: gguf.TypeQ8_0, V: gguf.TypeQ8_0}, {K: gguf.TypeQ4_0, V: gguf.TypeQ4_0}},
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
 	for _, r := range advice.Rows {
-		fmt.Printf("K %s, V %s: %.0f bytes a token, lost less than 0.05 nats: %v\n", r.KType, r.VType, r.BytesPerToken, r.KLD < 0.05)
+		fmt.Printf("K %s, V %s: %.0f bytes a token, lost less than 0.05 nats: %v\n", r.KType, r.VType, r.BytesPerToken,
+			r.KLD < 0.05)
 	}
 	// Output:
 	// K q8_0, V q8_0: 2176 bytes a token, lost less than 0.05 nats: true

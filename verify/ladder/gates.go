@@ -180,7 +180,8 @@ func judge(r, opened *spec.LadderRecord) {
 			share += x.Share / float64(len(r.Live))
 		}
 		r.Share = &share
-		r.Status, r.Reason = v.result(fmt.Sprintf("with %.1f %% of the cache; by single tokens' logits: %s", 100*share, strict))
+		r.Status, r.Reason = v.result(fmt.Sprintf("with %.1f %% of the cache; by single tokens' logits: %s",
+			100*share, strict))
 	}
 }
 

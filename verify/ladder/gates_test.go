@@ -35,7 +35,8 @@ func TestQueue(t *testing.T) {
 		"RW2 between":       {with(rw1(P), "RW2", I), "RW3.1", P + " " + nine(P) + I + " " + B + " " + B},
 		"RW3 killed":        {with(rw1(P), "RW3", K), "RW3.1", P + " " + nine(P) + P + " " + K + " " + B},
 	} {
-		got, err := queue(spec.Ladder(), x.until, func(r spec.Rung, why string, _ []*spec.LadderRecord) (*spec.LadderRecord, error) {
+		got, err := queue(spec.Ladder(), x.until, func(r spec.Rung, why string,
+			_ []*spec.LadderRecord) (*spec.LadderRecord, error) {
 			if why != "" {
 				return &spec.LadderRecord{Rung: r, Status: spec.RungBlocked, Reason: why}, nil
 			}
@@ -71,7 +72,8 @@ func rung(id string) spec.Rung {
 // layers makes layers with one step each: held-out errors, all fit errors less gap.
 func layers(gap float64, falling bool, held ...float64) (out []spec.LadderLayer) {
 	for i, e := range held {
-		out = append(out, spec.LadderLayer{Layer: i, Monotone: falling, Steps: []spec.LadderStep{{HeldOut: e, Fit: e - gap, Share: 0.5}}})
+		out = append(out, spec.LadderLayer{Layer: i, Monotone: falling,
+			Steps: []spec.LadderStep{{HeldOut: e, Fit: e - gap, Share: 0.5}}})
 	}
 	return out
 }

@@ -61,7 +61,8 @@ type Options struct {
 
 // DefaultOptions are those of the command line, without texts.
 func DefaultOptions() Options {
-	return Options{Layers: "first,middle,last", Ctx: []int{512}, Until: "RW3.1", FitWindows: 8, EvalWindows: 4, Queries: 4096}
+	return Options{Layers: "first,middle,last", Ctx: []int{512}, Until: "RW3.1", FitWindows: 8, EvalWindows: 4,
+		Queries: 4096}
 }
 
 // check refuses options that cannot be.
@@ -361,9 +362,9 @@ func (s *session) each(
 }
 
 // options returns how a record's slots work.
-func options(x *spec.LadderRecord, cost string, half bool) slotOptions {
+func options(x *spec.LadderRecord, cost string) slotOptions {
 	return slotOptions{window: x.Window, sinks: x.Sinks, cost: cost, kappa: x.Kappa, saturation: x.Saturation,
-		decay: x.Decay, half: half}
+		decay: x.Decay, half: true}
 }
 
 // describe puts how slots work into a record.
@@ -428,7 +429,7 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 			return l.allotted(ctx, second, tick)
 		})
 	case "RW2":
-		s.describe(x, options(opened, "", true))
+		s.describe(x, options(opened, ""))
 		x.Decay = rungDecay
 		return s.each(ctx, x, 1, func(l *layer, tick func()) (spec.LadderLayer, error) {
 			i := slices.IndexFunc(opened.Layers, func(y spec.LadderLayer) bool { return y.Layer == l.layer })
@@ -437,12 +438,12 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 			for _, step := range was.Steps {
 				plans = append(plans, step.Slots)
 			}
-			out, err := l.slots(ctx, options(x, was.Cost, true), plans, func() {})
+			out, err := l.slots(ctx, options(x, was.Cost), plans, func() {})
 			tick()
 			return out, err
 		})
 	}
-	s.describe(x, options(opened, "", true))
+	s.describe(x, options(opened, ""))
 	if x.Rung.ID == "RW3" {
 		return s.oneByOne(ctx, x, opened)
 	}
@@ -512,7 +513,7 @@ func (s *session) oneByOne(ctx context.Context, x, opened *spec.LadderRecord) er
 			continue
 		}
 		last := y.Steps[len(y.Steps)-1]
-		sets = append(sets, []*replacement{{layer: y.Layer, stats: s.loaded[y.Layer].stats, o: options(x, y.Cost, true),
+		sets = append(sets, []*replacement{{layer: y.Layer, stats: s.loaded[y.Layer].stats, o: options(x, y.Cost),
 			slots: last.Slots, share: last.Share}})
 	}
 	var err error
@@ -537,7 +538,7 @@ func (s *session) together(ctx context.Context, x *spec.LadderRecord) error {
 			return err
 		}
 		done := a.Layer * steps
-		o := options(x, "", true)
+		o := options(x, "")
 		out, err := l.allotted(ctx, o, func() { done++; tick(done, steps*len(c.Layers)) })
 		if err != nil {
 			return err

@@ -46,7 +46,8 @@ func TestLiveHoldsAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, x := range got[:2] {
-		if x.LogitsStrict > 1e-4 || math.Abs(x.NLLInflation) > 1e-5 || len(x.Layers) != 2-i || math.Abs(x.CopyLive-x.CopyNLL) > 1e-4 {
+		if x.LogitsStrict > 1e-4 || math.Abs(x.NLLInflation) > 1e-5 || len(x.Layers) != 2-i ||
+			math.Abs(x.CopyLive-x.CopyNLL) > 1e-4 {
 			t.Errorf("a state of all tokens: %+v", x)
 		}
 	}
@@ -215,7 +216,8 @@ func TestRun(t *testing.T) {
 func TestBlocked(t *testing.T) {
 	o := small()
 	o.Out, o.Resume = t.TempDir(), true
-	s := &session{o: &o, T: 64, layers: []int{0, 1}, source: spec.Source{Name: "m", Container: "gguf", SHA256: strings.Repeat("0", 64)}}
+	s := &session{o: &o, T: 64, layers: []int{0, 1},
+		source: spec.Source{Name: "m", Container: "gguf", SHA256: strings.Repeat("0", 64)}}
 	s.fitT.SHA256, s.evlT.SHA256 = s.source.SHA256, s.source.SHA256
 	killed := &spec.LadderRecord{Rung: rung("RW2"), Status: spec.RungKill}
 	only := &spec.LadderRecord{Rung: rung("RW1.2"), Status: spec.RungPass}

@@ -129,7 +129,8 @@ type distance struct{ window, token float64 }
 const vocabPiece = 8192
 
 // logitDistances compares the logits of streams with those of base.
-func logitDistances(ctx context.Context, w *ppl.Windows, base ppl.Positions, streams []ppl.Positions) ([]distance, error) {
+func logitDistances(ctx context.Context, w *ppl.Windows, base ppl.Positions, streams []ppl.Positions) ([]distance,
+	error) {
 	// Sums over the vocabulary, by token: of z, z^2, y-z, (y-z)^2.
 	type sums struct{ z, zz, d, dd float64 }
 	n, m := len(w.Targets), base.Model

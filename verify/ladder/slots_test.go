@@ -157,7 +157,8 @@ func allPairs(x *head, mass, white []float32, mu []float32, o slotOptions, m int
 			i = used
 			used++
 		}
-		S[i] = &slot{k: wide(x.K[j*d : (j+1)*d]), v: wide(x.V[j*d : (j+1)*d]), x: wide(white[j*d : (j+1)*d]), w: float64(mass[j]), count: linalg.Dot64(mu, x.K[j*d:(j+1)*d])}
+		S[i] = &slot{k: wide(x.K[j*d : (j+1)*d]), v: wide(x.V[j*d : (j+1)*d]), x: wide(white[j*d : (j+1)*d]),
+			w: float64(mass[j]), count: linalg.Dot64(mu, x.K[j*d:(j+1)*d])}
 		label = append(label, i)
 		row(i)
 		if used < n || len(label) < n {

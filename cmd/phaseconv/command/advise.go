@@ -105,8 +105,8 @@ func cacheType(name string) (gguf.Type, error) {
 
 func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
 	o := verify.AdviseOptions{
-		Ctx: c.IntSlice("ctx"), Chunks: c.Int("chunks"), MaxKLD: c.Float("max-kld"), HalfSums: c.Bool("half-sums"), FloatInputs: c.Bool("float-inputs"),
-		Threads: c.Int("threads"), Progress: showProgress(stderr),
+		Ctx: c.IntSlice("ctx"), Chunks: c.Int("chunks"), MaxKLD: c.Float("max-kld"), HalfSums: c.Bool("half-sums"),
+		FloatInputs: c.Bool("float-inputs"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
 	if !(o.MaxKLD >= 0) {
 		return usagef("--max-kld is %g; a divergence is not negative", o.MaxKLD)
@@ -124,37 +124,8 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	default:
 		return usagef("--split-mode is none, layer, row or tensor, not %q", s)
 	}
-	for _, name := range c.StringSlice("types") {
-		t, err := cacheType(name)
-		if err != nil {
-			return err
-		}
-		o.Types = append(o.Types, t)
-	}
-	for _, pair := range c.StringSlice("pairs") {
-		k, v, ok := strings.Cut(pair, "/")
-		if !ok {
-			return usagef("--pairs: %q is not of the form K/V, such as q8_0/q4_0", pair)
-		}
-		p := kvcache.CacheTypes{}
-		if p.K, err = cacheType(k); err != nil {
-			return err
-		}
-		if p.V, err = cacheType(v); err != nil {
-			return err
-		}
-		o.Pairs = append(o.Pairs, p)
-	}
-	files, _ := c.Generic("text").(*paths)
-	if files == nil || len(*files) == 0 {
-		files = &paths{""}
-	}
-	for _, path := range *files {
-		t, err := evaluationText(path)
-		if err != nil {
-			return err
-		}
-		o.Texts = append(o.Texts, t)
+	if err := adviseLists(c, &o); err != nil {
+		return err
 	}
 	if err := checkContainer(c); err != nil {
 		return err
@@ -194,6 +165,44 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		return printJSON(stdout, res)
 	}
 	printAdvise(stdout, res)
+	return nil
+}
+
+// adviseLists reads what can be given several times: types, pairs of types and texts.
+func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
+	for _, name := range c.StringSlice("types") {
+		t, err := cacheType(name)
+		if err != nil {
+			return err
+		}
+		o.Types = append(o.Types, t)
+	}
+	for _, pair := range c.StringSlice("pairs") {
+		k, v, ok := strings.Cut(pair, "/")
+		if !ok {
+			return usagef("--pairs: %q is not of the form K/V, such as q8_0/q4_0", pair)
+		}
+		var p kvcache.CacheTypes
+		var err error
+		if p.K, err = cacheType(k); err != nil {
+			return err
+		}
+		if p.V, err = cacheType(v); err != nil {
+			return err
+		}
+		o.Pairs = append(o.Pairs, p)
+	}
+	files, _ := c.Generic("text").(*paths)
+	if files == nil || len(*files) == 0 {
+		files = &paths{""}
+	}
+	for _, path := range *files {
+		t, err := evaluationText(path)
+		if err != nil {
+			return err
+		}
+		o.Texts = append(o.Texts, t)
+	}
 	return nil
 }
 

@@ -28,19 +28,18 @@ func generatorVectors() *generatorVector {
 	for _, x := range [][2]uint64{{0, 0}, {0, 1}, {1, 0}, {42, 1000}, {math.MaxUint64, 7}} {
 		g.Numbers = append(g.Numbers, generatorNumber{x[0], x[1], fmt.Sprintf("%016x", number(x[0], x[1]))})
 	}
-	add := func(f formula, rows, cols int, base *array) *array {
-		a := generate(f, rows, cols, base)
-		a.Hex = written(a.data, cols).Hex
+	const d = 8
+	add := func(f formula, base *array) *array {
+		a := generate(f, d, d, base)
+		a.Hex = written(a.data, d).Hex
 		g.Arrays = append(g.Arrays, a)
 		return a
 	}
-	add(formula{Rule: "identity"}, 8, 8, nil)
-	u := add(formula{Rule: "uniform", Seed: 5, Exponent: 1, ColumnMod: 3, RowStep: 2}, 8, 8, nil)
-	add(formula{Rule: "hadamard", Seed: 6}, 8, 8, nil)
-	add(formula{Rule: "reflector", Seed: 7}, 8, 8, nil)
-	w := generate(formula{Rule: "weighted"}, 8, 8, u)
-	w.Hex = written(w.data, 8).Hex
-	g.Arrays = append(g.Arrays, w) // of the array "uniform" above
+	add(formula{Rule: "identity"}, nil)
+	u := add(formula{Rule: "uniform", Seed: 5, Exponent: 1, ColumnMod: 3, RowStep: 2}, nil)
+	add(formula{Rule: "hadamard", Seed: 6}, nil)
+	add(formula{Rule: "reflector", Seed: 7}, nil)
+	add(formula{Rule: "weighted"}, u) // of the array "uniform" above
 	return g
 }
 
