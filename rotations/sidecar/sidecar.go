@@ -205,13 +205,7 @@ func (s *Sidecar) WriteGGUF(path string) error {
 	if err != nil {
 		return err
 	}
-	defer w.Abort()
-	for _, p := range parts {
-		if err := w.WriteTensor(p.name, func(o io.Writer) error { return writeFloats(o, p.data) }); err != nil {
-			return err
-		}
-	}
-	return w.Commit()
+	return writeParts(w, parts)
 }
 
 // WriteSafetensors writes the sidecar as a safetensors file with the same names and keys.
@@ -229,6 +223,18 @@ func (s *Sidecar) WriteSafetensors(path string) error {
 	if err != nil {
 		return err
 	}
+	return writeParts(w, parts)
+}
+
+// A partWriter is a file of either container that is being written.
+type partWriter interface {
+	WriteTensor(name string, write func(io.Writer) error) error
+	Commit() error
+	Abort()
+}
+
+// writeParts fills a file with the data of parts and puts it in its place.
+func writeParts(w partWriter, parts []part) error {
 	defer w.Abort()
 	for _, p := range parts {
 		if err := w.WriteTensor(p.name, func(o io.Writer) error { return writeFloats(o, p.data) }); err != nil {

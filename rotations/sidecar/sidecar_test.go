@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -309,13 +308,7 @@ func (d *document) write(t testing.TB, container, path string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer w.Abort()
-		for _, p := range d.parts {
-			if err := w.WriteTensor(p.name, func(o io.Writer) error { return writeFloats(o, p.data) }); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := w.Commit(); err != nil {
+		if err := writeParts(w, d.parts); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -332,13 +325,7 @@ func (d *document) write(t testing.TB, container, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Abort()
-	for _, p := range d.parts {
-		if err := w.WriteTensor(p.name, func(o io.Writer) error { return writeFloats(o, p.data) }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Commit(); err != nil {
+	if err := writeParts(w, d.parts); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/atomicfile"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/option"
@@ -51,14 +52,7 @@ func writeRecord(dir string, r *spec.LadderRecord) error {
 }
 
 func readRecord(path string) (*spec.LadderRecord, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if st.Size() > maxRecord {
-		return nil, fmt.Errorf("%s: %d bytes are too many for a rung", path, st.Size())
-	}
-	b, err := os.ReadFile(path)
+	b, err := format.ReadFile(path, maxRecord)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
@@ -47,16 +48,7 @@ func Load(args []string) ([]Model, error) {
 	return models, nil
 }
 
-func readJSON(path string) ([]byte, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if st.Size() > maxJSON {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, int64(maxJSON))
-	}
-	return os.ReadFile(path)
-}
+func readJSON(path string) ([]byte, error) { return format.ReadFile(path, maxJSON) }
 
 // loadArtifact reads a folder's manifest and, if it is there, its report.json.
 func loadArtifact(dir string) (*Model, error) {

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
@@ -18,7 +17,7 @@ import (
 func Update(dir string, change func(r *spec.ReportJSON)) error {
 	r := &spec.ReportJSON{}
 	path := filepath.Join(dir, spec.ReportDataName)
-	raw, err := os.ReadFile(path)
+	raw, err := readJSON(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:

@@ -39,17 +39,13 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	out := &checkedWriter{w: stdout}
 	app := root(out, stderr)
 	err := app.Run(ctx, args)
-	if err == nil || errors.Is(err, errGate) {
-		// A result that nobody can read is none.
-		err = errors.Join(err, out.err)
-	}
-	if err == nil {
+	if err == nil && out.err == nil {
 		return exitGood
 	}
 	var use *option.Error
 	var exit cli.ExitCoder // of the library that reads the command line: unknown topics of help and the like
 	switch {
-	case out.err != nil:
+	case out.err != nil: // a result that nobody can read is none
 		fmt.Fprintln(stderr, "phaseconv: standard output:", printable(out.err.Error()))
 	case errors.As(err, &exit):
 		text, _, suggested := strings.Cut(err.Error(), "'. ")
