@@ -19,6 +19,8 @@ import (
 // What no group holds stays float32.
 type Groups struct {
 	Policy Policy
+	// Scale is as in Codes.
+	Scale func(layer, head int) []float32
 
 	cfg    *family.Config
 	groups [][]*codec.Group // by layer
@@ -70,6 +72,7 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 	if c.Policy.Anchor > 0 {
 		table = rope.NewTable(y.Rope.Pure(), T)
 	}
+	scale := make([][]float32, y.KVHeads)
 	for _, g := range c.groups[layer] {
 		parts := make([][]float32, len(g.Parts))
 		for i, p := range g.Parts {
@@ -78,6 +81,11 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 				continue
 			}
 			parts[i] = head(k, width, p.Head, d)
+			if scale[p.Head] = c.scale(layer, p.Head); scale[p.Head] != nil {
+				for j := range parts[i] {
+					parts[i][j] *= scale[p.Head][j%d]
+				}
+			}
 			ToAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.Pairs)
 		}
 		at := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*d:] }
@@ -96,11 +104,23 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 				continue
 			}
 			FromAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.Pairs)
+			if x := scale[p.Head]; x != nil {
+				for j := range parts[i] {
+					parts[i][j] /= x[j%d]
+				}
+			}
 			keep(parts[i], k, width, p.Head, d, sink)
 			w.keys[p.Head] = parts[i]
 		}
 	}
 	return w, nil
+}
+
+func (c *Groups) scale(layer, head int) []float32 {
+	if c.Scale == nil {
+		return nil
+	}
+	return c.Scale(layer, head)
 }
 
 // head copies one head's rows, [T, d], from those of all heads, [T, width].
