@@ -20,6 +20,9 @@ const (
 	// metricShrink mixes the identity into the query metric: directions that no
 	// calibration query used must not become free.
 	metricShrink = 0.3
+	// jacobiDim is up to how many numbers axes come from Jacobi's method, which codes of heads
+	// always had. Beyond it takes too long.
+	jacobiDim = 256
 	// gramRidge keeps the least-squares system solvable when two signs always agree.
 	gramRidge = 1e-6
 )
@@ -230,7 +233,11 @@ func (f *frameFit) init(ctx context.Context) error {
 			c[i*d+j] = 0.5 * (float64(cov[i*d+j]) + float64(cov[j*d+i]))
 		}
 	}
-	_, axes, err := linalg.Eigen(ctx, c, d)
+	eigen := linalg.Eigen
+	if d > jacobiDim {
+		eigen = linalg.EigenQL
+	}
+	_, axes, err := eigen(ctx, c, d)
 	if err != nil {
 		return err
 	}
