@@ -43,6 +43,9 @@ const (
 	NormLayers        // all heads of the projection together, gains as long as the projection
 )
 
+// String returns "none", "head" or "projection": what is normalised together.
+func (q QKNorm) String() string { return [...]string{"none", "head", "projection"}[q] }
+
 // Gate says what the output of attention is multiplied with before its projection.
 type Gate int
 
