@@ -412,7 +412,9 @@ func TestBackwardOps(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	check("product", din, differences(x64, func(x []float64) float64 { return dot64(product(x, w64, nil, 6), dy64[:6]) }), wrong)
+	check("product", din, differences(x64, func(x []float64) float64 {
+		return dot64(product(x, w64, nil, 6), dy64[:6])
+	}), wrong)
 }
 
 func softmaxed64(x []float64, scale float64) []float64 {
