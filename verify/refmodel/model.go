@@ -163,15 +163,12 @@ const features = family.SharedKV | family.NoRoPE | family.PartialRoPE | family.L
 // cannot be read.
 func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant, opt Options) error {
 	c := m.Config
-	if len(windows) == 0 || len(windows[0]) == 0 || len(variants) == 0 {
-		return fmt.Errorf("nothing to compute: %d windows, %d variants", len(windows), len(variants))
+	if len(variants) == 0 {
+		return fmt.Errorf("nothing to compute: no variant")
 	}
-	b := &batch{T: len(windows[0]), windows: len(windows)}
-	for _, w := range windows {
-		if len(w) != b.T {
-			return fmt.Errorf("windows of %d and %d tokens in one batch", b.T, len(w))
-		}
-		b.tokens = append(b.tokens, w...)
+	b, err := newBatch(windows)
+	if err != nil {
+		return err
 	}
 	if err := c.Require("the forward pass", features); err != nil {
 		return err
@@ -264,6 +261,21 @@ type batch struct {
 
 func (b *batch) rows() int { return b.T * b.windows }
 
+// newBatch returns the tokens of windows, which must be of one length.
+func newBatch(windows [][]int32) (*batch, error) {
+	if len(windows) == 0 || len(windows[0]) == 0 {
+		return nil, fmt.Errorf("nothing to compute: %d windows", len(windows))
+	}
+	b := &batch{T: len(windows[0]), windows: len(windows)}
+	for _, w := range windows {
+		if len(w) != b.T {
+			return nil, fmt.Errorf("windows of %d and %d tokens in one batch", b.T, len(w))
+		}
+		b.tokens = append(b.tokens, w...)
+	}
+	return b, nil
+}
+
 func (m *Model) embed(b *batch, variant *Variant) error {
 	t, err := m.find("token_embd.weight")
 	if err != nil {
@@ -319,8 +331,8 @@ func (m *Model) vector(name string, optional bool) ([]float32, error) {
 	return out, m.w.ReadRows(t, 0, t.Rows(), out)
 }
 
-// pack loads rows [row0, row0+n) of a matrix into w.
-func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0, n int) error {
+// decode reads rows [row0, row0+n) of a matrix into memory that the next decode takes again.
+func (m *Model) decode(ctx context.Context, t *checkpoint.Tensor, row0, n int) ([]float32, error) {
 	cols := t.Cols()
 	buf := linalg.Grow(&m.scratch, n*cols)
 	// About 256 KiB a piece: large enough to make calls rare, small enough to share out.
@@ -330,10 +342,16 @@ func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0,
 		k := min(step, n-r)
 		return m.w.ReadRows(t, row0+r, k, buf[r*cols:(r+k)*cols])
 	})
+	return buf, err
+}
+
+// pack loads rows [row0, row0+n) of a matrix into w.
+func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0, n int) error {
+	buf, err := m.decode(ctx, t, row0, n)
 	if err != nil {
 		return err
 	}
-	w.PackRows(n, cols, buf, cols, m.Threads)
+	w.PackRows(n, t.Cols(), buf, t.Cols(), m.Threads)
 	w.input = inputType(t.Type)
 	return nil
 }
