@@ -184,10 +184,11 @@ const (
 	SharedExperts                         // Shared
 	KeysAsValues                          // ValuesAreKeys
 	QueryTemperature                      // Temperature
+	OtherBlock                            // Parallel, ResidualScale, OutputScale, Config.LayerNorm or PerLayerInput
 )
 
 // OutsideCache are the features that change neither what a KV cache holds nor how.
-const OutsideCache = QueryTemperature | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
+const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
 
 var featureNames = []string{
 	"latent attention (MLA)", "a recurrent block instead of attention", "keys and values of another layer",
@@ -195,6 +196,7 @@ var featureNames = []string{
 	"a norm of queries and keys after RoPE", "a norm of values", "no norm before attention and FFN",
 	"attention sinks", "a gate on the output of attention", "an FFN without gate",
 	"a router other than softmax over all experts", "shared experts", "keys as values", "queries that grow with their position",
+	"another block than attention and FFN, each of which is normed and added",
 }
 
 // String names what is set, for messages.
@@ -209,8 +211,9 @@ func (f Features) String() string {
 }
 
 // features returns those of layer number l.
-func (y *Layer) features(l int) Features {
+func (c *Config) features(l int) Features {
 	var f Features
+	y := &c.Layers[l]
 	for _, x := range []struct {
 		on   bool
 		flag Features
@@ -231,6 +234,7 @@ func (y *Layer) features(l int) Features {
 		{y.FFN.Shared > 0, SharedExperts},
 		{y.ValuesAreKeys, KeysAsValues},
 		{y.Temperature.Beta != 0, QueryTemperature},
+		{y.Parallel || y.ResidualScale != 1 || y.OutputScale || c.LayerNorm || c.PerLayerInput > 0, OtherBlock},
 	} {
 		if x.on {
 			f |= x.flag
@@ -252,7 +256,7 @@ func (c *Config) Require(who string, can Features) error {
 
 // RequireLayer is Require for one layer.
 func (c *Config) RequireLayer(l int, who string, can Features) error {
-	if f := c.Layers[l].features(l) &^ can; f != 0 {
+	if f := c.features(l) &^ can; f != 0 {
 		return format.Unsupportedf("layer %d of this %s model has %s, which %s does not support", l, c.Family.Name, f, who)
 	}
 	return nil

@@ -76,7 +76,7 @@ func (m *Model) gated(ctx context.Context, ffn *family.FFN, y, x []float32, rows
 		return err
 	}
 	parallel.Rows(m.Threads, rows, func(r0, r1 int) {
-		activate(ffn.Activation, g[r0*f:r1*f], u[r0*f:r1*f])
+		actMul(ffn.Activation, g[r0*f:r1*f], u[r0*f:r1*f])
 	})
 	return m.mul(ctx, y, g, rows, &w[2])
 }

@@ -156,7 +156,8 @@ type Summer interface {
 
 // features are those of layers that the forward pass computes.
 const features = family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NormedValues |
-	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature
+	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature |
+	family.OtherBlock
 
 // Run sends windows of token ids, all of the same length, through the model,
 // once per variant. It fails on ids outside the vocabulary and on weights that

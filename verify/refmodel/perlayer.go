@@ -80,7 +80,7 @@ func (m *Model) finish(ctx context.Context, l int, b *batch, variants []*Variant
 			if err := m.mul(ctx, g, x.Hidden, b.rows(), &m.mats[0]); err != nil {
 				return err
 			}
-			activate(y.FFN.Activation, g, own)
+			actMul(y.FFN.Activation, g, own)
 			if err := m.mul(ctx, out, g, b.rows(), &m.mats[1]); err != nil {
 				return err
 			}
@@ -100,8 +100,8 @@ func (m *Model) finish(ctx context.Context, l int, b *batch, variants []*Variant
 	return nil
 }
 
-// activate sets gate = act(gate) * up.
-func activate(a family.Activation, gate, up []float32) {
+// actMul sets gate = act(gate) * up.
+func actMul(a family.Activation, gate, up []float32) {
 	if a == family.GELUTanh {
 		fmath.GELUTanhMul(gate, gate, up)
 	} else {
