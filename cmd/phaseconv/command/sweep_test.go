@@ -82,7 +82,7 @@ func TestFlagSweep(t *testing.T) {
 		"target-ctx": {"--cache-type-k", "q4_0", "--cache-tokens", "128"}, "cache-tokens": {"--cache-type-k", "q4_0",
 			"--target-ctx", "64"},
 		"audit target-ctx": {}, // without --gains, which takes no texts
-		"bits": {"--code", "frame"}, "ffn-block": {"--ffn"}, "units": {"--plan"},
+		"bits":             {"--code", "frame"}, "ffn-block": {"--ffn"}, "units": {"--plan"},
 	}
 	var walk func(path []string, c *cli.Command)
 	walk = func(path []string, c *cli.Command) {
