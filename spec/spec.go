@@ -74,4 +74,11 @@ const (
 	// MaxExceptionDim is the largest head_dim of keys with exceptions: their
 	// coordinates take 8 bits.
 	MaxExceptionDim = 1 << 8
+	// MaxGroupDim bounds the numbers of a group's vector. A code of as many signs has
+	// matrices of 16 MiB.
+	MaxGroupDim = 1 << 11
 )
+
+// DefaultGroupDim is the largest vector of a group that writers make unless they are
+// told otherwise: encoders and anchors cost a runtime time that grows with its square.
+const DefaultGroupDim = 512
