@@ -10,6 +10,7 @@ package refmodel
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -63,8 +64,13 @@ type Variant struct {
 	Until int
 	// Start, of the first variant, is the Hidden of another run's variant that ended at From.
 	Start []float32
+	// Shared comes with Start in models whose layers share keys and values: Shared of the same
+	// variant. A run adds to it.
+	Shared Shared
 	// Hidden is the result, [windows*T, hidden], before the final norm.
 	Hidden []float32
+
+	beside []float32 // the normed input of attention, for an FFN beside it
 }
 
 func (l *Variant) end(layers int) int {
@@ -100,6 +106,7 @@ type Attention struct {
 	Q, K       []float32 // after RoPE, same shapes
 	V          []float32 // [rows, n_kv_heads*head_dim]
 	Rope       *rope.Table
+	Sinks      []float32 // a logit per query head, nil for none
 }
 
 // A Cache replaces keys and values by what a cache of some format gives back.
@@ -147,6 +154,11 @@ type Summer interface {
 	Sum(dst []float32, ldd int, p []float32, ldp int, v []float32, n, pos, n0 int)
 }
 
+// features are those of layers that the forward pass computes.
+const features = family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NormedValues |
+	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature |
+	family.OtherBlock
+
 // Run sends windows of token ids, all of the same length, through the model,
 // once per variant. It fails on ids outside the vocabulary and on weights that
 // cannot be read.
@@ -159,10 +171,13 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 	if err != nil {
 		return err
 	}
-	if err := c.Require("the forward pass", 0); err != nil {
+	if err := c.Require("the forward pass", features); err != nil {
 		return err
 	}
 	if err := m.begin(b, variants); err != nil {
+		return err
+	}
+	if err := m.perLayerInputs(ctx, b); err != nil {
 		return err
 	}
 	last := 0
@@ -188,6 +203,9 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 			return err
 		}
 		if err := m.ffn(ctx, l, b, now, hooks); err != nil {
+			return err
+		}
+		if err := m.finish(ctx, l, b, now); err != nil {
 			return err
 		}
 		if opt.Progress != nil {
@@ -216,7 +234,7 @@ func (m *Model) begin(b *batch, variants []*Variant) error {
 	if len(first.Start) != b.rows()*m.Config.Hidden {
 		return fmt.Errorf("%d hidden values for %d tokens", len(first.Start), b.rows())
 	}
-	first.Hidden = append([]float32(nil), first.Start...)
+	first.Hidden, first.Shared = append([]float32(nil), first.Start...), maps.Clone(first.Shared)
 	return nil
 }
 
@@ -224,6 +242,7 @@ func (m *Model) begin(b *batch, variants []*Variant) error {
 func join(variants []*Variant, l int) {
 	for i, x := range variants {
 		if i > 0 && x.From == l {
+			x.Shared = maps.Clone(variants[0].Shared)
 			x.Hidden = append([]float32(nil), variants[0].Hidden...)
 		}
 	}
@@ -238,6 +257,7 @@ type batch struct {
 	q, k, v, o       []float32
 	qPre, kPre, proj []float32
 	gate, up         []float32
+	perLayer         []float32 // see perLayerInputs
 }
 
 func (b *batch) rows() int { return b.T * b.windows }
