@@ -86,7 +86,7 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 					parts[i][j] *= scale[p.Head][j%d]
 				}
 			}
-			ToAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.Pairs)
+			ToAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 		}
 		at := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*d:] }
 		rows := make([]float32, (T-sink)*g.D())
@@ -103,7 +103,7 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 				w.values[p.Head] = parts[i]
 				continue
 			}
-			FromAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.Pairs)
+			FromAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 			if x := scale[p.Head]; x != nil {
 				for j := range parts[i] {
 					parts[i][j] /= x[j%d]
