@@ -124,20 +124,20 @@ func (s *Sample) matchNorm(ctx context.Context, c *codec.Code) (*codec.Code, err
 
 // metricRoots returns C^1/2 and C^-1/2 of the shrunk query metric.
 func (s *Sample) metricRoots(ctx context.Context) (root, inv []float64, err error) {
-	if root, inv, _, err = shrunkRoots(ctx, s.Metric, s.D); err != nil {
+	if root, inv, err = shrunkRoots(ctx, s.Metric, s.D); err != nil {
 		return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
 	}
 	return root, inv, nil
 }
 
-// shrunkRoots returns C^1/2 and C^-1/2 for a metric of trace d that is mixed with the identity,
-// and the mean of the diagonal that the metric had, 0 where it is nil or nothing.
-func shrunkRoots(ctx context.Context, metric []float64, d int) (root, inv []float64, energy float64, err error) {
+// shrunkRoots returns C^1/2 and C^-1/2 for a metric that is brought to a trace of d and mixed with
+// the identity.
+func shrunkRoots(ctx context.Context, metric []float64, d int) (root, inv []float64, err error) {
 	if metric == nil {
-		return linalg.Identity(d), linalg.Identity(d), 0, nil
+		return linalg.Identity(d), linalg.Identity(d), nil
 	}
 	if len(metric) != d*d {
-		return nil, nil, 0, fmt.Errorf("metric of %d numbers for vectors of %d", len(metric), d)
+		return nil, nil, fmt.Errorf("metric of %d numbers for vectors of %d", len(metric), d)
 	}
 	var trace float64
 	for i := range d {
@@ -145,10 +145,10 @@ func shrunkRoots(ctx context.Context, metric []float64, d int) (root, inv []floa
 	}
 	if trace == 0 {
 		// No query asks for these keys, as in pruned heads: any direction is as good.
-		return linalg.Identity(d), linalg.Identity(d), 0, nil
+		return linalg.Identity(d), linalg.Identity(d), nil
 	}
 	if !(trace > 0) || math.IsInf(trace, 0) {
-		return nil, nil, 0, fmt.Errorf("the energy of the queries is %g", trace)
+		return nil, nil, fmt.Errorf("the energy of the queries is %g", trace)
 	}
 	c := make([]float64, d*d)
 	for i := range d {
@@ -159,11 +159,11 @@ func shrunkRoots(ctx context.Context, metric []float64, d int) (root, inv []floa
 	}
 	values, v, err := linalg.Eigen(ctx, c, d)
 	if err != nil {
-		return nil, nil, 0, err
+		return nil, nil, err
 	}
 	root = linalg.SymmetricPower(values, v, d, math.Sqrt)
 	inv = linalg.SymmetricPower(values, v, d, func(x float64) float64 { return 1 / math.Sqrt(x) })
-	return root, inv, trace / float64(d), nil
+	return root, inv, nil
 }
 
 // frameFit is the state of one fit, in metric coordinates.

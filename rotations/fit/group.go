@@ -82,6 +82,11 @@ func (s *GroupSample) fit(ctx context.Context, b int) (*codec.Group, []Point, er
 	if s.Metrics != nil && len(s.Metrics) != len(s.Parts) {
 		return nil, nil, fmt.Errorf("%d metrics for %d parts", len(s.Metrics), len(s.Parts))
 	}
+	for i, m := range s.Metrics {
+		if n := s.dim(s.Parts[i]); m != nil && len(m) != n*n {
+			return nil, nil, fmt.Errorf("part %s: metric of %d numbers for vectors of %d", s.Parts[i], len(m), n)
+		}
+	}
 	mean := rowMean(s.Rows, d)
 	root, inv, err := s.roots(ctx, mean)
 	if err != nil {
@@ -117,7 +122,7 @@ func (s *GroupSample) roots(ctx context.Context, mean []float32) (root, inv []fl
 		if s.Metrics != nil {
 			metric = s.Metrics[i]
 		}
-		r, v, _, err := shrunkRoots(ctx, metric, n)
+		r, v, err := shrunkRoots(ctx, metric, n)
 		if err != nil {
 			return nil, nil, fmt.Errorf("part %s: %w", p, err)
 		}

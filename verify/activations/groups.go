@@ -16,18 +16,21 @@ import (
 func GroupSamples(ctx context.Context, c *family.Config, a *refmodel.Attention, groups [][]codec.Part,
 	scale func(h int) []float32, p kvcache.Policy, threads int) ([]*fit.GroupSample, error) {
 	y := &c.Layers[a.Layer]
-	d, width, sink := y.HeadDim, y.KVHeads*y.HeadDim, min(p.Sink, a.T)
+	sink := min(p.Sink, a.T)
 	table := anchors(y, a, p)
 	out := make([]*fit.GroupSample, len(groups))
 	for i, parts := range groups {
-		s := &fit.GroupSample{Parts: parts, KeyDim: d, ValueDim: d, Layer: a.Layer, Index: i, Threads: threads,
+		s := &fit.GroupSample{Parts: parts, KeyDim: y.HeadDim, ValueDim: y.ValueDim, Layer: a.Layer, Index: i, Threads: threads,
 			Metrics: make([][]float64, len(parts))}
 		size := s.D()
 		s.Rows = make([]float32, a.Windows*(a.T-sink)*size)
-		for at, part := range parts {
+		at := 0
+		for k, part := range parts {
 			var rows []float32
+			d := y.HeadDim
 			if part.Value {
-				rows = values(a, part.Head, d, width, sink)
+				d = y.ValueDim
+				rows = values(a, part.Head, d, y.KVHeads*d, sink)
 			} else {
 				rows = keys(c, a, part.Head, scale(part.Head), p, table)
 				// One head at a time: the queries of all together may be larger than the keys.
@@ -35,11 +38,12 @@ func GroupSamples(ctx context.Context, c *family.Config, a *refmodel.Attention, 
 				if err != nil {
 					return nil, err
 				}
-				s.Metrics[at] = metric(met[0], d, threads)
+				s.Metrics[k] = metric(met[0], d, threads)
 			}
 			for n := 0; n*d < len(rows); n++ {
-				copy(s.Rows[n*size+at*d:][:d], rows[n*d:])
+				copy(s.Rows[n*size+at:][:d], rows[n*d:])
 			}
+			at += d
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

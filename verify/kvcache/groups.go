@@ -28,7 +28,7 @@ type Groups struct {
 
 // NewGroups returns a cache for groups[layer].
 func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, error) {
-	if err := cfg.Require("a cache of codes", family.OutsideCache); err != nil {
+	if err := cfg.Require("a cache of codes", family.OutsideCache|family.ValueLength); err != nil {
 		return nil, err
 	}
 	if len(groups) != len(cfg.Layers) {
@@ -46,9 +46,9 @@ func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, 
 			return nil, fmt.Errorf("layer %d: %w", l, err)
 		}
 		for _, g := range of {
-			if g.KeyDim != y.HeadDim || g.ValueDim != y.HeadDim {
-				return nil, fmt.Errorf("layer %d: groups for keys of %d and values of %d numbers, head_dim is %d", l, g.KeyDim,
-					g.ValueDim, y.HeadDim)
+			if g.KeyDim != y.HeadDim || g.ValueDim != y.ValueDim {
+				return nil, fmt.Errorf("layer %d: groups for keys of %d and values of %d numbers, the model has %d and %d", l,
+					g.KeyDim, g.ValueDim, y.HeadDim, y.ValueDim)
 			}
 		}
 	}
@@ -65,8 +65,9 @@ func (c *Groups) Values(layer, head int, v []float32) error { return nil }
 func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmodel.Cache, error) {
 	y := &c.cfg.Layers[layer]
 	d, width := y.HeadDim, y.KVHeads*y.HeadDim
+	vd, vwidth := y.ValueDim, y.KVHeads*y.ValueDim
 	T := len(k) / width
-	w := &groupWindow{d: d, T: T, policy: c.Policy, keys: make([][]float32, y.KVHeads), values: make([][]float32, y.KVHeads)}
+	w := &groupWindow{d: d, vd: vd, T: T, policy: c.Policy, keys: make([][]float32, y.KVHeads), values: make([][]float32, y.KVHeads)}
 	sink := min(c.Policy.Sink, T)
 	var table *rope.Table
 	if c.Policy.Anchor > 0 {
@@ -77,7 +78,7 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 		parts := make([][]float32, len(g.Parts))
 		for i, p := range g.Parts {
 			if p.Value {
-				parts[i] = head(v, width, p.Head, d)
+				parts[i] = head(v, vwidth, p.Head, vd)
 				continue
 			}
 			parts[i] = head(k, width, p.Head, d)
@@ -88,7 +89,7 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 			}
 			ToAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 		}
-		at := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*d:] }
+		at := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*g.Dim(p):] }
 		rows := make([]float32, (T-sink)*g.D())
 		g.Concat(rows, at)
 		words, alpha := make([]uint32, (T-sink)*g.Words()), make([]float32, T-sink)
@@ -99,7 +100,7 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 		g.Split(rows, at)
 		for i, p := range g.Parts {
 			if p.Value {
-				keep(parts[i], v, width, p.Head, d, sink)
+				keep(parts[i], v, vwidth, p.Head, vd, sink)
 				w.values[p.Head] = parts[i]
 				continue
 			}
@@ -144,7 +145,7 @@ func keep(dst, x []float32, width, h, d, n int) {
 // groupWindow is what a cache of groups gives back for one window: decoded keys and values by
 // head, [T, d], nil for a head that no group holds.
 type groupWindow struct {
-	d, T         int
+	d, vd, T     int
 	policy       Policy
 	keys, values [][]float32
 }
@@ -164,8 +165,8 @@ func (w *groupWindow) Keys(layer, head int, k []float32) (refmodel.Scorer, error
 	if w.values[head] == nil || w.policy.Recent == 0 {
 		return &s.decoded, nil
 	}
-	s.recent = w.policy.Recent
-	s.values.PackT(w.d, w.T, w.values[head], w.d, 1)
+	s.recent, s.vd = w.policy.Recent, w.vd
+	s.values.PackT(w.vd, w.T, w.values[head], w.vd, 1)
 	return s, nil
 }
 
@@ -192,7 +193,7 @@ func roundF16(x []float32) {
 // context as they are.
 type groupHead struct {
 	decoded
-	recent       int
+	recent, vd   int
 	values       gemm.Weights // decoded
 	latest       gemm.Weights // exact; packed by the first Sum
 	packed       bool
@@ -210,7 +211,7 @@ func (s *groupHead) Fork() refmodel.Scorer {
 // Sum implements refmodel.Summer.
 func (s *groupHead) Sum(dst []float32, ldd int, p []float32, ldp int, v []float32, n, pos, n0 int) {
 	if !s.packed {
-		s.latest.PackT(s.d, len(v)/s.d, v, s.d, 1)
+		s.latest.PackT(s.vd, len(v)/s.vd, v, s.vd, 1)
 		s.packed = true
 	}
 	end := pos + n
@@ -224,6 +225,6 @@ func (s *groupHead) Sum(dst []float32, ldd int, p []float32, ldp int, v []float3
 		clear(e[from:split])
 		copy(e[split:end], row[split:end])
 	}
-	gemm.MulRange(dst, ldd, old, ldp, n, &s.values, 0, s.d, n0, end, false, 1)
-	gemm.MulRange(dst, ldd, recent, ldp, n, &s.latest, 0, s.d, from, end, true, 1)
+	gemm.MulRange(dst, ldd, old, ldp, n, &s.values, 0, s.vd, n0, end, false, 1)
+	gemm.MulRange(dst, ldd, recent, ldp, n, &s.latest, 0, s.vd, from, end, true, 1)
 }

@@ -292,9 +292,9 @@ func (m *Model) windowCaches(ctx context.Context, a *Attention, cache Cache) ([]
 		return caches, nil
 	}
 	y := &m.Config.Layers[a.Layer]
-	size := a.T * y.KVHeads * y.HeadDim
+	keys, values := a.T*y.KVHeads*y.HeadDim, a.T*y.KVHeads*y.ValueDim
 	err := parallel.For(ctx, m.Threads, a.Windows, func(w int) (err error) {
-		caches[w], err = layer.Window(ctx, a.Layer, a.K[w*size:(w+1)*size], a.V[w*size:(w+1)*size])
+		caches[w], err = layer.Window(ctx, a.Layer, a.K[w*keys:(w+1)*keys], a.V[w*values:(w+1)*values])
 		return err
 	})
 	return caches, err

@@ -124,7 +124,8 @@ type Cache interface {
 type LayerCache interface {
 	Cache
 	// Window takes the post-RoPE keys and the values of one window of a layer, [T, n_kv_heads *
-	// head_dim] each, which it must not change, and returns the Cache of that window's heads.
+	// head_dim] and [T, n_kv_heads * value_dim], which it must not change, and returns the Cache
+	// of that window's heads.
 	// It is called concurrently for different windows.
 	Window(ctx context.Context, layer int, k, v []float32) (Cache, error)
 }
