@@ -91,7 +91,7 @@ func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
 		return nil
 	}
 	return func(l, h int) []float32 {
-		return r.Layers[l].PairScale.KeyScale(h, c.Layers[l].HeadDim, c.Pairs)
+		return r.Layers[l].PairScale.KeyScale(h, c.Layers[l].HeadDim, c.PairsIn(l))
 	}
 }
 
@@ -189,7 +189,7 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 		if layer.PairScale == nil {
 			return nil
 		}
-		return layer.PairScale.KeyScale(h, y.HeadDim, c.Pairs)
+		return layer.PairScale.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
 	}, f.o.Policy, f.o.Threads)
 	if err != nil {
 		return err

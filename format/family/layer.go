@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -21,6 +22,14 @@ type Layer struct {
 	PostNorms bool
 	// BareInputs: the inputs of attention and FFN are not normalised (OLMo 2, EXAONE 4).
 	BareInputs bool
+	// Parallel: the FFN reads the normalised input of attention, and both are added to what
+	// came into the layer (Cohere).
+	Parallel bool
+	// ResidualScale multiplies the outputs of attention and FFN before they are added, 1 in
+	// most families (granite's residual_multiplier).
+	ResidualScale float64
+	// OutputScale: the layer's output is multiplied by a learned number (Gemma 4).
+	OutputScale bool
 }
 
 // AttentionKind is how a layer lets tokens see each other.
@@ -42,6 +51,9 @@ const (
 	NormHead          // each head by itself, one gain vector of head_dim for all heads of the layer
 	NormLayers        // all heads of the projection together, gains as long as the projection
 )
+
+// String returns "none", "head" or "projection": what is normalised together.
+func (q QKNorm) String() string { return [...]string{"none", "head", "projection"}[q] }
 
 // Gate says what the output of attention is multiplied with before its projection.
 type Gate int
@@ -83,9 +95,28 @@ type Attention struct {
 	NormAfterRoPE bool
 	// ValueNorm: values are RMS-normalised per head, without gain (Gemma 4).
 	ValueNorm bool
-	Biases    Biases // projections that may have a bias
-	Sinks     bool   // a learned logit per query head joins the softmax and is dropped
-	Gate      Gate
+	// ValuesAreKeys: values are what the key projection gives, before its norm (Gemma 4).
+	ValuesAreKeys bool
+	// Temperature grows the queries with their position.
+	Temperature Temperature
+	Biases      Biases // projections that may have a bias
+	Sinks       bool   // a learned logit per query head joins the softmax and is dropped
+	Gate        Gate
+}
+
+// A Temperature multiplies the query at position p by 1 + Beta ln(1 + floor(p / Length)), after
+// RoPE (Ministral 3, Llama 4). A Beta of 0 is none.
+type Temperature struct {
+	Beta   float64
+	Length int // in positions
+}
+
+// At returns the factor of the query at position p.
+func (t Temperature) At(p int) float64 {
+	if t.Beta == 0 {
+		return 1
+	}
+	return 1 + float64(t.Beta*fmath.Log(float64(1+p/t.Length)))
 }
 
 // Activation is the nonlinearity of the FFN, of its gate where it has one.
@@ -140,31 +171,35 @@ type Features uint32
 
 // The features of layers.
 const (
-	LatentKV       Features = 1 << iota // Kind Latent
-	RecurrentBlock                      // Kind Recurrent
-	SharedKV                            // Owner is another layer
-	NoRoPE                              // Rope.Dim is 0
-	PartialRoPE                         // Rope.Dim is below HeadDim
-	ValueLength                         // ValueDim is not HeadDim
-	LateNorm                            // NormAfterRoPE
-	NormedValues                        // ValueNorm
-	NoPreNorms                          // BareInputs
-	AttentionSinks                      // Sinks
-	OutputGate                          // Gate
-	UngatedFFN                          // Kind Ungated
-	OtherRouter                         // Router is not SoftmaxTopK
-	SharedExperts                       // Shared
+	LatentKV         Features = 1 << iota // Kind Latent
+	RecurrentBlock                        // Kind Recurrent
+	SharedKV                              // Owner is another layer
+	NoRoPE                                // Rope.Dim is 0
+	PartialRoPE                           // Rope.Dim is below HeadDim
+	ValueLength                           // ValueDim is not HeadDim
+	LateNorm                              // NormAfterRoPE
+	NormedValues                          // ValueNorm
+	NoPreNorms                            // BareInputs
+	AttentionSinks                        // Sinks
+	OutputGate                            // Gate
+	UngatedFFN                            // Kind Ungated
+	OtherRouter                           // Router is not SoftmaxTopK
+	SharedExperts                         // Shared
+	KeysAsValues                          // ValuesAreKeys
+	QueryTemperature                      // Temperature
+	OtherBlock                            // Parallel, ResidualScale, OutputScale, Config.LayerNorm or PerLayerInput
 )
 
 // OutsideCache are the features that change neither what a KV cache holds nor how.
-const OutsideCache = NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
+const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
 
 var featureNames = []string{
 	"latent attention (MLA)", "a recurrent block instead of attention", "keys and values of another layer",
 	"attention without RoPE", "RoPE on a part of each head", "values of another length than keys",
 	"a norm of queries and keys after RoPE", "a norm of values", "no norm before attention and FFN",
 	"attention sinks", "a gate on the output of attention", "an FFN without gate",
-	"a router other than softmax over all experts", "shared experts",
+	"a router other than softmax over all experts", "shared experts", "keys as values", "queries that grow with their position",
+	"another block than attention and FFN, each of which is normed and added",
 }
 
 // String names what is set, for messages.
@@ -179,8 +214,9 @@ func (f Features) String() string {
 }
 
 // features returns those of layer number l.
-func (y *Layer) features(l int) Features {
+func (c *Config) features(l int) Features {
 	var f Features
+	y := &c.Layers[l]
 	for _, x := range []struct {
 		on   bool
 		flag Features
@@ -199,6 +235,9 @@ func (y *Layer) features(l int) Features {
 		{y.FFN.Kind != Gated, UngatedFFN},
 		{y.FFN.Experts > 0 && y.FFN.Router != SoftmaxTopK, OtherRouter},
 		{y.FFN.Shared > 0, SharedExperts},
+		{y.ValuesAreKeys, KeysAsValues},
+		{y.Temperature.Beta != 0, QueryTemperature},
+		{y.Parallel || y.ResidualScale != 1 || y.OutputScale || c.LayerNorm || c.PerLayerInput > 0, OtherBlock},
 	} {
 		if x.on {
 			f |= x.flag
@@ -220,7 +259,7 @@ func (c *Config) Require(who string, can Features) error {
 
 // RequireLayer is Require for one layer.
 func (c *Config) RequireLayer(l int, who string, can Features) error {
-	if f := c.Layers[l].features(l) &^ can; f != 0 {
+	if f := c.features(l) &^ can; f != 0 {
 		return format.Unsupportedf("layer %d of this %s model has %s, which %s does not support", l, c.Family.Name, f, who)
 	}
 	return nil
@@ -285,6 +324,20 @@ func (c *Config) Ropes() (full, sliding rope.Params) {
 	return of[0], of[1]
 }
 
+// Shared says whether other layers read the keys and values of layer l.
+func (c *Config) Shared(l int) bool {
+	for i := range c.Layers {
+		if i != l && c.Layers[i].Owner == l {
+			return true
+		}
+	}
+	return false
+}
+
+// PairsIn returns the pairs of dimensions of layer l's heads: those that RoPE turns, and
+// behind them pairs that stand still.
+func (c *Config) PairsIn(l int) rope.Layout { return c.Pairs.Part(c.Layers[l].Rope.Dim) }
+
 // RopeKind returns the first layer with the same RoPE parameters as layer l: what is
 // made of them, such as tables of angles, can be kept by that number.
 func (c *Config) RopeKind(l int) int {
@@ -326,9 +379,14 @@ func (c *Config) Resolve(p Params) error {
 	if p.SlidingWindow > 0 && len(p.Sliding) != p.Layers {
 		return format.Brokenf("sliding-window flags for %d of %d layers", len(p.Sliding), p.Layers)
 	}
-	c.EmbeddingScale = 1
-	if f.ScaleEmbeddings {
-		c.EmbeddingScale = math.Sqrt(float64(max(0, c.Hidden)))
+	if c.EmbeddingScale == 0 {
+		c.EmbeddingScale = 1
+		if f.ScaleEmbeddings {
+			c.EmbeddingScale = math.Sqrt(float64(max(0, c.Hidden)))
+		}
+	}
+	if c.LogitScale == 0 {
+		c.LogitScale = 1
 	}
 	c.Layers = make([]Layer, p.Layers)
 	for l := range c.Layers {
@@ -338,7 +396,7 @@ func (c *Config) Resolve(p Params) error {
 				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: f.QKNorm, Biases: p.AttnBias,
 			},
 			FFN:       FFN{Activation: f.Activation, Size: p.FFN, Experts: p.Experts, Used: p.ExpertsUsed, Renorm: p.RenormTopK},
-			PostNorms: f.PostNorms,
+			PostNorms: f.PostNorms, ResidualScale: 1,
 		}
 		if p.SlidingWindow > 0 && p.Sliding[l] {
 			y.Window, y.Rope = p.SlidingWindow, p.RopeLocal
@@ -382,6 +440,12 @@ func (y *Layer) check(l int) error {
 	if n < 0 || n > MaxExperts || n > 0 && (y.FFN.Used < 1 || y.FFN.Used > n) {
 		return fmt.Errorf("%d experts of which %d are used per token", n, y.FFN.Used)
 	}
+	if t := y.Temperature; t.Beta != 0 && !(t.Beta > 0 && t.Beta < 100 && t.Length > 0) {
+		return fmt.Errorf("queries grow with %g per e-fold of %d positions, expected positive numbers", t.Beta, t.Length)
+	}
+	if !(y.ResidualScale > 0 && y.ResidualScale < 1e6) {
+		return fmt.Errorf("residual_multiplier is %g, expected a positive number", y.ResidualScale)
+	}
 	if y.Rope.Dim > y.HeadDim {
 		return fmt.Errorf("RoPE turns %d of %d dimensions", y.Rope.Dim, y.HeadDim)
 	}
@@ -402,8 +466,14 @@ func (y *Layer) has(l int, pattern string) bool {
 		return y.Owner == l && y.Biases.V
 	case "attn_output.bias":
 		return y.Biases.O
-	case "attn_k.weight", "attn_v.weight", "attn_k_norm.weight":
+	case "attn_v.weight":
+		return y.Owner == l && !y.ValuesAreKeys
+	case "attn_k.weight", "attn_k_norm.weight":
 		return y.Owner == l
+	case "attn_sinks.weight":
+		return y.Sinks
+	case "layer_output_scale.weight":
+		return y.OutputScale
 	case "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight":
 		return y.FFN.Experts == 0
 	case "ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight":
@@ -435,6 +505,10 @@ func (y *Layer) shape(pattern string, hidden int) []int {
 		return []int{k}
 	case "attn_v.bias":
 		return []int{v}
+	case "attn_sinks.weight":
+		return []int{y.Heads}
+	case "layer_output_scale.weight":
+		return []int{1}
 	case "attn_q_norm.weight":
 		return []int{normQ}
 	case "attn_k_norm.weight":

@@ -25,9 +25,9 @@ func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 	}
 	var k, q []float32
 	for h := range y.KVHeads {
-		k = append(k, b.KeyScale(h, d, cfg.Pairs)...)
+		k = append(k, b.KeyScale(h, d, cfg.PairsIn(layer))...)
 		for range y.Group() {
-			q = append(q, b.QueryScale(h, d, cfg.Pairs)...)
+			q = append(q, b.QueryScale(h, d, cfg.PairsIn(layer))...)
 		}
 	}
 	if v.Edits == nil {

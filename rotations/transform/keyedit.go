@@ -298,7 +298,7 @@ func (b *PairScale) first(p int, s float32) float32 {
 }
 
 func foldTurns(v *checkpoint.Edited, layer int, heads []KeyEdit) {
-	pairs, y := v.Config().Pairs, &v.Config().Layers[layer]
+	pairs, y := v.Config().PairsIn(layer), &v.Config().Layers[layer]
 	d := y.HeadDim
 	angles := false
 	for _, e := range heads {

@@ -24,7 +24,7 @@ func Energies(c *family.Config, a *refmodel.Attention, sink int) *transform.Pair
 	qw, kw := y.Heads*y.HeadDim, y.KVHeads*y.HeadDim
 	for r := range a.T * a.Windows {
 		if r%a.T >= sink {
-			e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], y.Group(), c.Pairs)
+			e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], y.Group(), c.PairsIn(a.Layer))
 		}
 	}
 	return e
@@ -117,7 +117,7 @@ func keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvc
 			}
 		}
 		if table != nil {
-			kvcache.ToAnchor(part, d, sink, p.Anchor, table, c.Pairs)
+			kvcache.ToAnchor(part, d, sink, p.Anchor, table, c.PairsIn(a.Layer))
 		}
 	}
 	return out
@@ -158,7 +158,7 @@ func meet(ctx context.Context, c *family.Config, a *refmodel.Attention, h, w int
 				}
 			}
 			if table != nil {
-				table.ApplyInverse(q, i%(i/p.Anchor+1)*p.Anchor, c.Pairs)
+				table.ApplyInverse(q, i%(i/p.Anchor+1)*p.Anchor, c.PairsIn(a.Layer))
 			}
 			weight := float32(math.Sqrt(max(0, 1-fmath.SumSq(probs))))
 			for k := range q {

@@ -259,12 +259,13 @@ func (s *LlamaCpp) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		return nil, err
 	}
 	row := s.KeyRow()
-	row.ToCacheBasis(k, s.d, s.cfg.Pairs)
+	pairs := s.cfg.PairsIn(layer)
+	row.ToCacheBasis(k, s.d, pairs)
 	stored, err := store(s.K, k, "keys", layer, head)
 	if err != nil {
 		return nil, err
 	}
-	q := &stockScorer{d: s.d, width: s.d, row: row, pairs: s.cfg.Pairs, query: queryType(s.K)}
+	q := &stockScorer{d: s.d, width: s.d, row: row, pairs: pairs, query: queryType(s.K)}
 	if q.query == gguf.TypeQ8_1 {
 		q.packWithMinima(s.K, stored, k)
 	} else {

@@ -31,6 +31,17 @@ func (t Text) SHA256() string {
 //
 // It refuses what is no text, and windows longer than the context that the model was made for.
 func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks int) (*Windows, error) {
+	return tokenize(ctx, c, t, n, chunks, Cut)
+}
+
+// TokenizeSpread is Tokenize with windows spread evenly over the whole text, as CutSpread takes
+// them: for what is fitted.
+func TokenizeSpread(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks int) (*Windows, error) {
+	return tokenize(ctx, c, t, n, chunks, CutSpread)
+}
+
+func tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks int,
+	cut func(ids []int32, ctx, chunks int, bos int32) (*Windows, error)) (*Windows, error) {
 	tk, err := c.Tokenizer()
 	if err != nil {
 		return nil, err
@@ -59,7 +70,7 @@ func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	w, err := Cut(all, n, chunks, bos)
+	w, err := cut(all, n, chunks, bos)
 	if err != nil {
 		return nil, option.Errorf("%s: %w", t.Name, err)
 	}

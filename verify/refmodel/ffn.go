@@ -13,9 +13,12 @@ import (
 // ffn adds layer l's feed-forward network to the hidden states of every variant.
 func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks) error {
 	c, y := m.Config, &m.Config.Layers[l]
-	gain, err := m.vector(family.Name(l, "ffn_norm.weight"), false)
-	if err != nil {
-		return err
+	var gain []float32
+	var err error
+	if !y.BareInputs && !y.Parallel {
+		if gain, err = m.vector(family.Name(l, "ffn_norm.weight"), false); err != nil {
+			return err
+		}
 	}
 	var post []float32
 	if y.PostNorms {
@@ -32,8 +35,7 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, h
 		}
 	}
 	for i, variant := range variants {
-		x := linalg.Grow(&b.norm, b.rows()*c.Hidden)
-		rmsNorm(x, variant.Hidden, gain, c.NormEps, m.Threads)
+		x := m.ffnInput(y, linalg.Grow(&b.norm, b.rows()*c.Hidden), variant, gain)
 		if hooks.FFN != nil && i == 0 {
 			if err := hooks.FFN(l, x); err != nil {
 				return err
@@ -44,11 +46,23 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, h
 			return err
 		}
 		if post != nil {
-			rmsNorm(out, out, post, c.NormEps, m.Threads)
+			m.norm(out, out, post)
 		}
-		addTo(variant.Hidden, out, m.Threads)
+		addScaled(variant.Hidden, out, y.ResidualScale, m.Threads)
 	}
 	return nil
+}
+
+// ffnInput returns what layer y's FFN reads, in x or where it stands already.
+func (m *Model) ffnInput(y *family.Layer, x []float32, variant *Variant, gain []float32) []float32 {
+	switch {
+	case y.Parallel:
+		return variant.beside
+	case y.BareInputs:
+		return variant.Hidden
+	}
+	m.norm(x, variant.Hidden, gain)
+	return x
 }
 
 // gated computes y = down(act(gate(x)) * up(x)) for rows of x.
@@ -62,12 +76,7 @@ func (m *Model) gated(ctx context.Context, ffn *family.FFN, y, x []float32, rows
 		return err
 	}
 	parallel.Rows(m.Threads, rows, func(r0, r1 int) {
-		gr, ur := g[r0*f:r1*f], u[r0*f:r1*f]
-		if ffn.Activation == family.GELUTanh {
-			fmath.GELUTanhMul(gr, gr, ur)
-		} else {
-			fmath.SiLUMul(gr, gr, ur)
-		}
+		actMul(ffn.Activation, g[r0*f:r1*f], u[r0*f:r1*f])
 	})
 	return m.mul(ctx, y, g, rows, &w[2])
 }
@@ -90,7 +99,7 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 	routes := make([][][]route, len(variants))
 	for i, variant := range variants {
 		xs[i], ys[i] = make([]float32, n*c.Hidden), make([]float32, n*c.Hidden)
-		rmsNorm(xs[i], variant.Hidden, gain, c.NormEps, m.Threads)
+		xs[i] = m.ffnInput(&c.Layers[l], xs[i], variant, gain)
 		if hooks.FFN != nil && i == 0 {
 			if err := hooks.FFN(l, xs[i]); err != nil {
 				return err
@@ -143,7 +152,7 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 		}
 	}
 	for i, variant := range variants {
-		addTo(variant.Hidden, ys[i], m.Threads)
+		addScaled(variant.Hidden, ys[i], c.Layers[l].ResidualScale, m.Threads)
 	}
 	return nil
 }

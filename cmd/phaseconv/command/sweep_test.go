@@ -81,7 +81,8 @@ func TestFlagSweep(t *testing.T) {
 	with := map[string][]string{
 		"target-ctx": {"--cache-type-k", "q4_0", "--cache-tokens", "128"}, "cache-tokens": {"--cache-type-k", "q4_0",
 			"--target-ctx", "64"},
-		"bits": {"--code", "frame"}, "ffn-block": {"--ffn"}, "units": {"--plan"},
+		"audit target-ctx": {}, // without --gains, which takes no texts
+		"bits":             {"--code", "frame"}, "ffn-block": {"--ffn"}, "units": {"--plan"},
 	}
 	var walk func(path []string, c *cli.Command)
 	walk = func(path []string, c *cli.Command) {
@@ -98,6 +99,10 @@ func TestFlagSweep(t *testing.T) {
 		}
 		for _, f := range c.Flags {
 			flag, values, number := f.Names()[0], words, false
+			extra, own := with[name+" "+flag]
+			if !own {
+				extra = with[flag]
+			}
 			switch f.(type) {
 			case *cli.IntFlag, *cli.Uint64Flag, *cli.FloatFlag, *cli.IntSliceFlag:
 				values, number = numbers, true
@@ -108,7 +113,7 @@ func TestFlagSweep(t *testing.T) {
 				t.Errorf("%s --%s: the sweep does not know flags of type %T", name, flag, f)
 			}
 			for _, v := range values {
-				call := append(append(append(append([]string{}, path...), args()...), with[flag]...), "--"+flag+"="+v)
+				call := append(append(append(append([]string{}, path...), args()...), extra...), "--"+flag+"="+v)
 				code, said := try(call)
 				last := said[strings.LastIndex(strings.TrimSpace(said), "\n")+1:]
 				switch {
