@@ -40,11 +40,15 @@ func (w *Worker) Load(ctx context.Context, path string, p Place) (*Model, error)
 	return m, m.tested()
 }
 
+// More layers and threads mean nothing; the library's numbers have 32 bits.
+const maxLayers, maxThreads = 1 << 20, 1 << 10
+
 // load is Load without a look at the tests' results.
 func (w *Worker) load(ctx context.Context, path string, p Place) (*Model, error) {
 	m := &Model{Path: path, w: w, threads: p.Threads}
 	var out Loaded
-	if _, err := w.call(ctx, KindLoad, Load{Path: path, Devices: p.Devices, GPULayers: p.GPULayers, Threads: p.Threads},
+	if _, err := w.call(ctx, KindLoad, Load{Path: path, Devices: p.Devices,
+		GPULayers: min(max(p.GPULayers, -1), maxLayers), Threads: min(max(0, p.Threads), maxThreads)},
 		&out, nil, nil); err != nil {
 		return nil, err
 	}
@@ -119,7 +123,7 @@ func MaxLanes(vocab int) int {
 // against it with the meter of package ppl.
 func (w *Worker) Measure(ctx context.Context, win *ppl.Windows, o Measure, tick func(done, total int)) (
 	[]ppl.Scores, []MeasuredLane, error) {
-	o.Ctx, o.First = win.Ctx, win.First()
+	o.Ctx, o.First, o.Threads = win.Ctx, win.First(), min(max(0, o.Threads), maxThreads)
 	var out Measured
 	blobs, err := w.call(ctx, KindMeasure, o, &out, tick, nil, wire.Int32s(slices.Concat(win.Tokens...)))
 	if err != nil {

@@ -76,6 +76,9 @@ const closeTime = time.Second
 
 // NewWorker starts the worker and has it load the library.
 func NewWorker(ctx context.Context, s Start) (*Worker, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	var err error
 	if s.Program == "" {
 		if s.Program, err = FindWorker(); err != nil {
