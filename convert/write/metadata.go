@@ -17,7 +17,7 @@ import (
 func (t *Tag) keys() []gguf.KV {
 	key := func(k string) string { return spec.ModelPrefix + k }
 	return []gguf.KV{
-		gguf.Value(key(spec.KeyVersion), uint32(spec.Version)),
+		gguf.Value(key(spec.KeyVersion), uint32(t.Version)),
 		gguf.Value(key(spec.KeySourceSHA256), t.Source.SHA256),
 		gguf.Value(key(spec.KeyCode), t.Code.Kind),
 		gguf.Value(key(spec.KeyTool), t.Tool),
