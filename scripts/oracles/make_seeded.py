@@ -96,6 +96,8 @@ def make(root, name):
     dump(folder, "config.json", cfg)
     with tempfile.TemporaryDirectory() as tmp:
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).to(getattr(torch, dtype)).save_pretrained(tmp)
+        with open(os.path.join(tmp, "config.json"), encoding="utf-8") as f:
+            dump(folder, "config.resaved.json", json.load(f))
         spec, values = {}, {}
         with safe_open(os.path.join(tmp, "model.safetensors"), "pt") as f:
             stored = {n: (list(f.get_tensor(n).shape), f.get_tensor(n).dtype) for n in sorted(f.keys())}
