@@ -267,7 +267,7 @@ func checkStockLayer(cfg *family.Config, l int, scale float64, window int) error
 		return fmt.Errorf("norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v",
 			y.FFN.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
 	}
-	if f.SquareAttention && y.QKNorm == family.NormLayers && y.KVHeads != y.Heads {
+	if f.EqualHeads && y.KVHeads != y.Heads {
 		return fmt.Errorf("num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", y.KVHeads, y.Heads, f.GGUFArch)
 	}
 	if first := &cfg.Layers[0]; y.FFN.Size != first.FFN.Size || y.FFN.Experts != first.FFN.Experts ||
