@@ -193,14 +193,7 @@ func (t *Tables) Build(q []float32, ldq, heads, b int) {
 
 // roundQuery rounds q to integers, see the package comment, and returns their unit.
 func roundQuery(quads [][4]int16, q []float32) (step float32) {
-	// Negated comparisons would lose a NaN; as bits, magnitudes order like integers
-	// with infinity and NaN above all numbers.
-	var most uint32
-	for i := 0; i+4 <= len(q); i += 4 {
-		v := (*[4]float32)(q[i:])
-		s := (magnitude(v[0]) + magnitude(v[1])) + (magnitude(v[2]) + magnitude(v[3]))
-		most = max(most, math.Float32bits(s))
-	}
+	most := largest(q)
 	clear(quads)
 	S := math.Float32frombits(most)
 	if most >= 0x7f800000 {
@@ -209,13 +202,28 @@ func roundQuery(quads [][4]int16, q []float32) (step float32) {
 	if S < 0x1p-100 {
 		return 0
 	}
-	inverse := quadScale / S
+	roundInts(quads, q, quadScale/S)
+	return S / quadScale
+}
+
+// largestGeneric returns S of the package comment, as bits. Negated comparisons would
+// lose a NaN; as bits, magnitudes order like integers with infinity and NaN above all
+// numbers.
+func largestGeneric(q []float32) (most uint32) {
+	for i := 0; i+4 <= len(q); i += 4 {
+		v := (*[4]float32)(q[i:])
+		s := (magnitude(v[0]) + magnitude(v[1])) + (magnitude(v[2]) + magnitude(v[3]))
+		most = max(most, math.Float32bits(s))
+	}
+	return most
+}
+
+func roundIntsGeneric(quads [][4]int16, q []float32, inverse float32) {
 	for i := 0; i+4 <= len(q); i += 4 {
 		v := (*[4]float32)(q[i:])
 		quads[i/4] = [4]int16{roundInt(v[0] * inverse), roundInt(v[1] * inverse), roundInt(v[2] * inverse),
 			roundInt(v[3] * inverse)}
 	}
-	return S / quadScale
 }
 
 func magnitude(x float32) float32 { return math.Float32frombits(math.Float32bits(x) &^ (1 << 31)) }
@@ -312,7 +320,8 @@ func check(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 	}
 }
 
-// scoreGeneric scores whole blocks and is the reference for the other tiers.
+// scoreGeneric scores whole blocks and is the reference for the other tiers. Without
+// scales it adds sums times their step to out instead.
 func scoreGeneric(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
 	consts [][4]uint32) {
 	for b := range blocks {
@@ -327,7 +336,12 @@ func scoreGeneric(out []float32, ostride int, t *Tables, bits []uint32, scales [
 				} else {
 					sum = sumByDigits(t.digits[h*t.words*tableWord:], block[j:], t.words)
 				}
-				row[j] = offset + float32(float32(float32(sum)*step)*widen(scales[b*BlockKeys+j]))
+				x := float32(float32(sum) * step)
+				if scales == nil {
+					row[j] += x
+				} else {
+					row[j] = offset + float32(x*widen(scales[b*BlockKeys+j]))
+				}
 			}
 		}
 	}
