@@ -266,7 +266,7 @@ func checkStockLayer(cfg *family.Config, l int, scale float64, window int) error
 	if err := checkStockFFN(cfg, l); err != nil {
 		return err
 	}
-	if f.SquareAttention && y.QKNorm == family.NormLayers && y.KVHeads != y.Heads {
+	if f.EqualHeads && y.KVHeads != y.Heads {
 		return fmt.Errorf("num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", y.KVHeads, y.Heads, f.GGUFArch)
 	}
 	if y.Window > 0 && y.Window != window {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -20,6 +21,7 @@ const ropeFreqs = "rope_freqs.weight"
 // ggufBackend reads a GGUF file, split or not.
 type ggufBackend struct {
 	f *gguf.File
+	parts
 }
 
 func openGGUF(path string) (*Checkpoint, error) {
@@ -27,15 +29,17 @@ func openGGUF(path string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Checkpoint{Path: path, Container: GGUF, b: &ggufBackend{f}}
-	if err := c.fromGGUF(f); err != nil {
+	b := &ggufBackend{f, newParts()}
+	c := &Checkpoint{Path: path, Container: GGUF, b: b, parts: b.parts}
+	if err := c.fromGGUF(b); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *Checkpoint) fromGGUF(f *gguf.File) error {
+func (c *Checkpoint) fromGGUF(b *ggufBackend) error {
+	f := b.f
 	cfg, err := ggufConfig(f)
 	if err != nil {
 		return err
@@ -45,9 +49,30 @@ func (c *Checkpoint) fromGGUF(f *gguf.File) error {
 	for i := range f.Tensors {
 		all = append(all, f.Tensors[i].Name)
 	}
+	shape := func(name string) ([]int, bool) {
+		t, ok := f.Tensor(name)
+		if !ok {
+			return nil, false
+		}
+		return t.Shape(), true
+	}
+	stored, err := b.stack(cfg, cfg.Family.ReadStacks, func(n string) string { return n }, shape)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Path, err)
+	}
+	all = slices.DeleteFunc(all, func(n string) bool { return stored[n] })
 	err = c.collect(
-		func(t family.Tensor) []string { return []string{t.Name} },
+		func(t family.Tensor) []string {
+			if n, ok := b.stacked[t.Name]; ok {
+				return []string{n}
+			}
+			return []string{cfg.Family.GGUFName(t.Name)}
+		},
 		func(name string) ([]int, string, bool) {
+			if s, ok := b.slices[name]; ok {
+				t, _ := f.Tensor(s.stored)
+				return s.shape(t.Shape()), t.Type.String(), true
+			}
 			t, ok := f.Tensor(name)
 			if !ok {
 				return nil, "", false
@@ -144,7 +169,7 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	}
 	k := &keys{f: f, arch: arch}
 	experts := k.int("expert_count", 0)
-	fam, err := family.ByGGUFArch(arch, experts)
+	fam, err := family.ByGGUFArch(arch, experts, func(key string) bool { _, ok := f.KV(key); return ok })
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
@@ -353,14 +378,28 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 }
 
 func (b *ggufBackend) readRows(source string, row0, n int, dst []float32) error {
+	s, part := b.slices[source]
+	if part {
+		source = s.stored
+	}
 	t, _ := b.f.Tensor(source)
+	if part {
+		return s.read(t.Shape(), row0, n, dst, func(row0, n int, dst []float32) error { return b.f.ReadRows(t, row0, n, dst) })
+	}
 	return b.f.ReadRows(t, row0, n, dst)
 }
 
 func (b *ggufBackend) raw(source string) (*io.SectionReader, error) {
+	s, part := b.slices[source]
+	if part {
+		source = s.stored
+	}
 	t, ok := b.f.Tensor(source)
 	if !ok {
 		return nil, fmt.Errorf("%s: no tensor %s", b.f.Path, source)
+	}
+	if part {
+		return s.section(b.f.Reader(t), t.Shape()), nil
 	}
 	return b.f.Reader(t), nil
 }
