@@ -32,6 +32,8 @@ const keepGGUF = "PHASECONV_KEEP_GGUF"
 // refused lists the tiny models that cannot be GGUF files, with the key that the
 // error must name.
 var refused = map[string]string{
+	"exaone4":            "models of 64 layers",
+	"smollm3-list":       "no_rope_layers",
 	"llama-yarn-context": "beta_fast 4",
 	"qwen2-headdim":      "head_dim 16",
 	"qwen3moe-raw":       "norm_topk_prob is false",

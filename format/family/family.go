@@ -100,6 +100,11 @@ type Family struct {
 // Biases lists which attention projections can have a bias tensor in stock readers.
 type Biases struct{ Q, K, V, O bool }
 
+// With returns those of both.
+func (b Biases) With(x Biases) Biases {
+	return Biases{b.Q || x.Q, b.K || x.K, b.V || x.V, b.O || x.O}
+}
+
 // Defaults are the values that the reference's configuration class of a family
 // gives to keys of config.json that are absent. After the semicolon stands what
 // a zero here means.

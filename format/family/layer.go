@@ -194,6 +194,10 @@ const (
 // OutsideCache are the features that change neither what a KV cache holds nor how.
 const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
 
+// OwnHeads are the features of layers that cache keys and values of their own, head by head, in
+// whatever way they make them.
+const OwnHeads = OutsideCache | NoRoPE | PartialRoPE | LateNorm | NormedValues | KeysAsValues
+
 var featureNames = []string{
 	"latent attention (MLA)", "a recurrent block instead of attention", "keys and values of another layer",
 	"attention without RoPE", "RoPE on a part of each head", "values of another length than keys",
