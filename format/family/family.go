@@ -108,6 +108,11 @@ type Family struct {
 // Biases lists which attention projections can have a bias tensor in stock readers.
 type Biases struct{ Q, K, V, O bool }
 
+// With returns those of both.
+func (b Biases) With(x Biases) Biases {
+	return Biases{b.Q || x.Q, b.K || x.K, b.V || x.V, b.O || x.O}
+}
+
 // Defaults are the values that the reference's configuration class of a family
 // gives to keys of config.json that are absent. After the semicolon stands what
 // a zero here means.
@@ -278,6 +283,14 @@ func expertFFN(module, gate, up, down string) []nameRule {
 	}
 }
 
+// postNorms are the names of the norms behind attention and FFN.
+func postNorms(attention, ffn string) []nameRule {
+	return []nameRule{
+		{"blk.%d.post_attention_norm.weight", layerPrefix + attention + ".weight", false},
+		{"blk.%d.post_ffw_norm.weight", layerPrefix + ffn + ".weight", false},
+	}
+}
+
 // choiceBias is what is added to probabilities for the choice of experts.
 func choiceBias(hf string) []nameRule {
 	return []nameRule{{"blk.%d.exp_probs_b.bias", layerPrefix + hf, false}}
@@ -290,14 +303,6 @@ func sharedFFN(module string) []nameRule {
 		{"blk.%d.ffn_gate_shexp.weight", m + "gate_proj.weight", false},
 		{"blk.%d.ffn_up_shexp.weight", m + "up_proj.weight", false},
 		{"blk.%d.ffn_down_shexp.weight", m + "down_proj.weight", false},
-	}
-}
-
-// postNorms are the names of the norms behind attention and FFN.
-func postNorms(attention, ffn string) []nameRule {
-	return []nameRule{
-		{"blk.%d.post_attention_norm.weight", layerPrefix + attention + ".weight", false},
-		{"blk.%d.post_ffw_norm.weight", layerPrefix + ffn + ".weight", false},
 	}
 }
 

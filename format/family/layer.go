@@ -219,6 +219,10 @@ const (
 const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter |
 	SharedExperts | OtherExperts
 
+// OwnHeads are the features of layers that cache keys and values of their own, head by head, in
+// whatever way they make them.
+const OwnHeads = OutsideCache | NoRoPE | PartialRoPE | LateNorm | NormedValues | KeysAsValues
+
 var featureNames = []string{
 	"latent attention (MLA)", "a recurrent block instead of attention", "keys and values of another layer",
 	"attention without RoPE", "RoPE on a part of each head", "values of another length than keys",
@@ -448,11 +452,11 @@ func (c *Config) Resolve(p Params) error {
 	if p.Layers < 1 || p.Layers > MaxLayers {
 		return format.Brokenf("num_hidden_layers is %d, expected 1 to %d", p.Layers, MaxLayers)
 	}
-	if p.Dense != nil && len(p.Dense) != p.Layers {
-		return format.Brokenf("dense flags for %d of %d layers", len(p.Dense), p.Layers)
-	}
 	if p.NoRope != nil && len(p.NoRope) != p.Layers {
 		return format.Brokenf("no_rope_layers has %d entries for %d layers", len(p.NoRope), p.Layers)
+	}
+	if p.Dense != nil && len(p.Dense) != p.Layers {
+		return format.Brokenf("dense flags for %d of %d layers", len(p.Dense), p.Layers)
 	}
 	if p.SlidingWindow > 0 && len(p.Sliding) != p.Layers {
 		return format.Brokenf("sliding-window flags for %d of %d layers", len(p.Sliding), p.Layers)
