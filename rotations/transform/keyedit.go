@@ -128,6 +128,10 @@ func FoldKeys(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
 
 // check refuses an edit that a KV head of layer y cannot have.
 func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
+	if y.ValuesAreKeys && y.QKNorm == family.NoQKNorm && (e.Pairs != nil || e.Shift != nil || e.Transform != nil) {
+		return fmt.Errorf("family %s makes values of the keys' projection, so an edit of keys would change values too",
+			cfg.Family.Name)
+	}
 	if e.Pairs != nil {
 		if err := e.Pairs.Check(y.HeadDim); err != nil {
 			return err
