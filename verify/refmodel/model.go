@@ -120,6 +120,16 @@ type Cache interface {
 	Values(layer, head int, v []float32) error
 }
 
+// A LayerCache is a Cache that stores what all heads of a layer have of a token together.
+type LayerCache interface {
+	Cache
+	// Window takes the post-RoPE keys and the values of one window of a layer, [T, n_kv_heads *
+	// head_dim] and [T, n_kv_heads * value_dim], which it must not change, and returns the Cache
+	// of that window's heads.
+	// It is called concurrently for different windows.
+	Window(ctx context.Context, layer int, k, v []float32) (Cache, error)
+}
+
 // A Tile is a block of scores: of some queries with some keys.
 type Tile struct {
 	Dst []float32 // the score of row r with key j is at r*LD + j
