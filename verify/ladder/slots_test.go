@@ -57,7 +57,7 @@ func TestExact(t *testing.T) {
 	}
 }
 
-func slotted(t *testing.T, x *head, s *stats, o slotOptions) *slotInput {
+func slotted(t testing.TB, x *head, s *stats, o slotOptions) *slotInput {
 	t.Helper()
 	y := *x // the exact weights of x stay
 	in, err := newSlotInput(context.Background(), &y, s, o.window, o.sinks)
