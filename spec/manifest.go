@@ -48,7 +48,7 @@ type Model struct {
 // CodeInfo is the key code and the policy that a runtime follows.
 type CodeInfo struct {
 	Kind string  `json:"kind"`
-	Bits float64 `json:"bits"` // signs per number on average over all heads, without scales
+	Bits float64 `json:"bits"` // signs per number on average over all codes, without scales
 	// Alloc is how signs were spread over heads: uniform, sensitivity or angle.
 	Alloc string `json:"alloc"`
 	// Exceptions is how many coordinates a coded key keeps beside its signs.
@@ -56,6 +56,11 @@ type CodeInfo struct {
 	Anchor     int `json:"anchor"`
 	Sink       int `json:"sink"`
 	Recent     int `json:"recent"`
+	// Parts says what groups code: k, v, k+v (each in groups of its own), kv (in one
+	// group), or mixed. Version 1 has no groups, and neither this nor the next.
+	Parts string `json:"parts,omitempty"`
+	// GroupDim is the length of the longest vector of a group.
+	GroupDim int `json:"group_dim,omitempty"`
 }
 
 // Text identifies a text and how it was cut.

@@ -226,7 +226,7 @@ func checkStock(c *checkpoint.Checkpoint) error {
 	cfg, f := c.Config, c.Config.Family
 	shape, err := cfg.Uniform()
 	if err == nil {
-		err = cfg.Require("the GGUF writer", 0)
+		err = cfg.Require("the GGUF writer", family.OtherRouter|family.SharedExperts|family.OtherExperts)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Path, err)
@@ -263,17 +263,46 @@ func checkStockLayer(cfg *family.Config, l int, scale float64, window int) error
 		return fmt.Errorf("query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape",
 			y.Scale, scale)
 	}
-	if y.FFN.Experts > 0 && y.FFN.Renorm != f.Experts.GGUFRenorm {
-		return fmt.Errorf("norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v",
-			y.FFN.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
+	if err := checkStockFFN(cfg, l); err != nil {
+		return err
 	}
 	if f.SquareAttention && y.QKNorm == family.NormLayers && y.KVHeads != y.Heads {
 		return fmt.Errorf("num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", y.KVHeads, y.Heads, f.GGUFArch)
 	}
-	if first := &cfg.Layers[0]; y.FFN.Size != first.FFN.Size || y.FFN.Experts != first.FFN.Experts ||
-		y.FFN.Used != first.FFN.Used ||
-		y.Window > 0 && y.Window != window {
-		return fmt.Errorf("layer %d has an FFN or a window of another size than other layers, which the GGUF writer does not support", l)
+	if y.Window > 0 && y.Window != window {
+		return fmt.Errorf("layer %d has a window of another size than other layers, which the GGUF writer does not support", l)
+	}
+	return nil
+}
+
+// checkStockFFN is checkStockLayer for the FFN.
+func checkStockFFN(cfg *family.Config, l int) error {
+	f, y := cfg.Family, &cfg.Layers[l].FFN
+	first := cfg.Mixture()
+	if first == nil {
+		if first = &cfg.Layers[0].FFN; y.Size != first.Size {
+			return fmt.Errorf("layer %d has an FFN of another size than other layers, which the GGUF writer does not support", l)
+		}
+		return nil
+	}
+	if lead, ok := cfg.DenseLead(); !ok || lead > 0 && !f.Experts.GGUFDense {
+		return fmt.Errorf("some layers have no experts, which stock GGUF runtimes do not read in architecture %s%s", f.GGUFArch,
+			map[bool]string{true: " but in front of the others"}[f.Experts.GGUFDense])
+	}
+	if y.Experts == 0 {
+		return nil
+	}
+	if *y != *first {
+		return fmt.Errorf("layer %d has another mixture than other layers, which the GGUF writer does not support", l)
+	}
+	switch {
+	case f.Experts.GGUFRouter:
+	case y.Renorm != f.Experts.GGUFRenorm:
+		return fmt.Errorf("norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v",
+			y.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
+	case y.Groups > 1 || y.Scale() != 1:
+		return fmt.Errorf("n_group is %d and routed_scaling_factor %g, which stock GGUF runtimes do not read in architecture %s",
+			y.Groups, y.Scale(), f.GGUFArch)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/kernels/rope"
@@ -16,7 +17,7 @@ import (
 func (t *Tag) keys() []gguf.KV {
 	key := func(k string) string { return spec.ModelPrefix + k }
 	return []gguf.KV{
-		gguf.Value(key(spec.KeyVersion), uint32(spec.Version)),
+		gguf.Value(key(spec.KeyVersion), uint32(t.Version)),
 		gguf.Value(key(spec.KeySourceSHA256), t.Source.SHA256),
 		gguf.Value(key(spec.KeyCode), t.Code.Kind),
 		gguf.Value(key(spec.KeyTool), t.Tool),
@@ -62,9 +63,11 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 	u32("embedding_length", cfg.Hidden)
 	if cfg.DenseFFN > 0 {
 		u32("feed_forward_length", cfg.DenseFFN)
-		u32("expert_feed_forward_length", y.FFN.Size)
 	} else {
 		u32("feed_forward_length", y.FFN.Size)
+	}
+	if x := cfg.Family.Experts; x != nil && (x.OwnSize || x.GGUFOwnSize) {
+		u32("expert_feed_forward_length", cfg.Mixture().Size)
 	}
 	u32("attention.head_count", y.Heads)
 	u32("attention.head_count_kv", y.KVHeads)
@@ -86,9 +89,8 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 	default:
 		return nil, fmt.Errorf("RoPE scaling %s cannot be written to GGUF", full.Scaling)
 	}
-	if y.FFN.Experts > 0 {
-		u32("expert_count", y.FFN.Experts)
-		u32("expert_used_count", y.FFN.Used)
+	if cfg.Mixture() != nil {
+		out = append(out, expertKVs(cfg)...)
 	}
 	if window, sliding := cfg.Window(); window > 0 && cfg.Family.Window.InGGUF {
 		u32("attention.sliding_window", window)
@@ -109,6 +111,36 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 		out = append(out, g)
 	}
 	return append(out, mark...), nil
+}
+
+// The values of expert_gating_func.
+var gating = map[family.Router]uint32{family.SoftmaxTopK: 1, family.SigmoidTopK: 2}
+
+// expertKVs are the keys of a mixture.
+func expertKVs(cfg *family.Config) []gguf.KV {
+	f, x := cfg.Mixture(), cfg.Family.Experts
+	var out []gguf.KV
+	u32 := func(key string, n int) { out = append(out, gguf.Value(cfg.Family.GGUFArch+"."+key, uint32(n))) }
+	u32("expert_count", f.Experts)
+	u32("expert_used_count", f.Used)
+	if f.Shared > 0 {
+		u32("expert_shared_count", f.Shared)
+		u32("expert_shared_feed_forward_length", f.SharedSize)
+	}
+	if lead, _ := cfg.DenseLead(); x.GGUFDense {
+		u32("leading_dense_block_count", lead)
+	}
+	if x.Dense == family.DenseRange {
+		u32("interleave_moe_layer_step", 1)
+	}
+	if x.GGUFRouter {
+		u32("expert_gating_func", int(gating[f.Router]))
+		u32("expert_group_count", max(1, f.Groups))
+		u32("expert_group_used_count", max(1, f.GroupsUsed))
+		out = append(out, gguf.Value(cfg.Family.GGUFArch+".expert_weights_norm", f.Renorm),
+			gguf.Value(cfg.Family.GGUFArch+".expert_weights_scale", float32(f.Scale())))
+	}
+	return out
 }
 
 func tokenizerKV(kv tokenizer.KeyValue) (gguf.KV, error) {

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -154,19 +155,14 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	}
 	p := &family.Params{
 		Layers: k.int("block_count", -1), Heads: k.int("attention.head_count", -1), AttnBias: fam.AttnBias,
-		Experts: experts, ExpertsUsed: k.int("expert_used_count", 0),
 	}
 	if fam.ScoreKeys {
 		c.LogitSoftcap = k.float("final_logit_softcapping", 0)
 	}
 	p.KVHeads = k.int("attention.head_count_kv", p.Heads)
-	p.FFN = k.int("feed_forward_length", -1)
+	p.FFN.Size = k.int("feed_forward_length", -1)
 	if experts > 0 {
-		p.RenormTopK = fam.Experts.GGUFRenorm
-		if fam.Experts.OwnSize {
-			c.DenseFFN = p.FFN
-			p.FFN = k.int("expert_feed_forward_length", p.FFN/max(1, p.ExpertsUsed)) // the default of stock readers
-		}
+		k.experts(c, p, experts)
 	}
 	if k.err != nil {
 		return nil, k.err
@@ -211,6 +207,72 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 		return nil, fmt.Errorf("%s: %w", f.Path, err)
 	}
 	return c, nil
+}
+
+// experts fills in the mixtures: what stock readers have built in for the architecture, and what
+// they read.
+func (k *keys) experts(c *family.Config, p *family.Params, experts int) {
+	x, f := c.Family.Experts, &p.FFN
+	f.Experts, f.Used = experts, k.int("expert_used_count", 0)
+	f.Router, f.RouterBias, f.ChoiceBias, f.Biases, f.Renorm = x.Router, x.RouterBias, x.ChoiceBias, x.Biases, x.GGUFRenorm
+	dense := f.Size
+	if x.OwnSize {
+		c.DenseFFN = dense
+		f.Size = k.int("expert_feed_forward_length", dense/max(1, f.Used)) // the default of stock readers
+	}
+	if x.GGUFRouter {
+		k.router(f)
+	}
+	if x.Shared != family.NoShared {
+		f.Shared, f.SharedGate = k.int("expert_shared_count", x.SharedCount), x.SharedGate
+		size := f.Shared * f.Size
+		if x.Shared == family.SharedOwn {
+			f.Shared, size = 1, dense
+		}
+		if f.SharedSize = k.int("expert_shared_feed_forward_length", size); f.SharedSize == 0 {
+			f.Shared, f.SharedGate = 0, false
+		}
+	}
+	if step := k.int("interleave_moe_layer_step", 1); step != 1 {
+		k.err = cmp.Or(k.err, format.Unsupportedf("%s: key %s.interleave_moe_layer_step is %d; only 1 is supported", k.f.Path, k.arch,
+			step))
+	}
+	if n := k.int("leading_dense_block_count", 0); x.GGUFDense && n > 0 && p.Layers > 0 && p.Layers <= family.MaxLayers {
+		p.Dense = make([]bool, p.Layers)
+		for l := range p.Dense {
+			p.Dense[l] = l < n
+		}
+	}
+}
+
+// The values of expert_gating_func.
+const gatingSoftmax, gatingSigmoid = 1, 2
+
+// router reads what stock readers of some architectures read.
+func (k *keys) router(f *family.FFN) {
+	switch g := k.int("expert_gating_func", 0); {
+	case g == gatingSoftmax:
+		f.Router = family.SoftmaxTopK
+	case g == gatingSigmoid || g == 0 && f.Router == family.SigmoidTopK:
+		f.Router = family.SigmoidTopK
+	default:
+		k.err = cmp.Or(k.err, format.Unsupportedf("%s: key %s.expert_gating_func is %d; softmax (1) and sigmoid (2) are supported",
+			k.f.Path, k.arch, g))
+	}
+	f.Renorm = k.bool("expert_weights_norm", false)
+	f.WeightScale = k.float("expert_weights_scale", 0)
+	f.Groups, f.GroupsUsed = k.int("expert_group_count", 0), k.int("expert_group_used_count", 0)
+}
+
+func (k *keys) bool(name string, def bool) bool {
+	if k.err != nil || !k.has(name) {
+		return def
+	}
+	v, err := k.f.Bool(k.arch + "." + name)
+	if err != nil {
+		k.err = err
+	}
+	return v
 }
 
 func (k *keys) window(fam *family.Family, p *family.Params) error {

@@ -27,7 +27,6 @@ type Family struct {
 	Classes []string
 
 	// GGUFPairs is how stock runtimes pair rotary dimensions for GGUFArch.
-	// Hugging Face files are always rope.Half.
 	GGUFPairs rope.Layout
 
 	QKNorm     QKNorm
@@ -60,6 +59,10 @@ type Family struct {
 	SquareAttention bool
 	// Defaults stand in for keys that config.json leaves out.
 	Defaults Defaults
+
+	// Ignored are the beginnings of Hugging Face names that the reference leaves unread:
+	// blocks that draft tokens. They are copied, and left out of GGUF files.
+	Ignored []string
 
 	// names maps a canonical name with a %d for the layer to its Hugging Face
 	// template (layer %d, then expert %d).
@@ -96,6 +99,8 @@ type Window struct {
 	Period int
 	// FromLayer: layers from max_window_layers on slide (qwen).
 	FromLayer bool
+	// TypesOnly: a window without layer_types is refused.
+	TypesOnly bool
 	// NeedsFlag: the window counts only with use_sliding_window.
 	NeedsFlag bool
 	// InGGUF: stock GGUF runtimes apply the window; elsewhere they attend to
@@ -103,19 +108,57 @@ type Window struct {
 	InGGUF bool
 }
 
-// Experts describes a mixture-of-experts FFN: softmax over all experts, the
-// best ExpertsUsed chosen, their weights perhaps renormalised.
+// Experts describes the mixtures of a family: see FFN for what the numbers mean.
 type Experts struct {
+	Router                 Router
+	RouterBias, ChoiceBias bool
+	Biases                 bool
 	// AlwaysRenorm: the top-k weights are renormalised whatever the
-	// configuration says; otherwise its norm_topk_prob decides.
-	AlwaysRenorm bool
+	// configuration says; otherwise its norm_topk_prob decides, RenormDefault if absent.
+	AlwaysRenorm, RenormDefault bool
 	// GGUFRenorm: what stock runtimes hard-code for the GGUF architecture; a
 	// model that does otherwise cannot be written as GGUF.
 	GGUFRenorm bool
+	// GGUFRouter: stock runtimes read the router from keys of the file instead
+	// (expert_gating_func, expert_weights_norm, expert_weights_scale), groups included.
+	GGUFRouter bool
 	// OwnSize: experts have an intermediate size of their own
 	// (moe_intermediate_size) beside the intermediate_size of dense layers.
 	OwnSize bool
+	// GGUFOwnSize: GGUF files give the size of experts once more, as expert_feed_forward_length.
+	GGUFOwnSize bool
+	Dense       DenseLayers
+	// GGUFDense: stock runtimes know layers in front of the mixtures that are dense.
+	GGUFDense  bool
+	Shared     SharedExpert
+	SharedGate bool
+	// SharedCount is the number of shared experts where the configuration names none.
+	SharedCount int
 }
+
+// HasDense says whether the family's layers without mixture are named by this rule.
+func (f *Family) HasDense(rule DenseLayers) bool { return f.Experts != nil && f.Experts.Dense == rule }
+
+// DenseLayers says which keys of config.json name the layers without mixture.
+type DenseLayers int
+
+// The rules for dense layers.
+const (
+	NoDense    DenseLayers = iota
+	DenseSteps             // all but every decoder_sparse_step-th, and those of mlp_only_layers
+	DenseFirst             // the first first_k_dense_replace
+	DenseRange             // moe_layer_start_index, moe_layer_end_index, moe_layer_interval
+)
+
+// SharedExpert says how large the experts are that every token goes through.
+type SharedExpert int
+
+// The rules for shared experts.
+const (
+	NoShared       SharedExpert = iota
+	SharedOwn                   // one of shared_expert_intermediate_size
+	SharedMultiple              // n_shared_experts (moe_num_shared_experts) of the size of the others
+)
 
 type nameRule struct {
 	canonical string // "blk.%d.attn_q.weight"; no %d for global tensors
@@ -167,6 +210,21 @@ func expertFFN(module, gate, up, down string) []nameRule {
 		{"blk.%d.ffn_gate_exps.weight", e + gate + ".weight", false},
 		{"blk.%d.ffn_up_exps.weight", e + up + ".weight", false},
 		{"blk.%d.ffn_down_exps.weight", e + down + ".weight", false},
+	}
+}
+
+// routerBias is the bias of the choice of experts.
+func routerBias(hf string) []nameRule {
+	return []nameRule{{"blk.%d.exp_probs_b.bias", layerPrefix + hf, false}}
+}
+
+// sharedFFN takes the module name of the experts that every token goes through.
+func sharedFFN(module string) []nameRule {
+	m := layerPrefix + module + "."
+	return []nameRule{
+		{"blk.%d.ffn_gate_shexp.weight", m + "gate_proj.weight", false},
+		{"blk.%d.ffn_up_shexp.weight", m + "up_proj.weight", false},
+		{"blk.%d.ffn_down_shexp.weight", m + "down_proj.weight", false},
 	}
 }
 
@@ -243,6 +301,16 @@ var table = []*Family{
 		QKNorm: NormLayers, AttnBias: noBiases, Experts: &Experts{GGUFRenorm: false}, UntiedHead: true, SquareAttention: true,
 		Defaults: Defaults{NormEps: 1e-5, KVHeads: 16},
 		names:    rules(attention(noBiases, NormLayers), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj")),
+	},
+	{
+		Name: "qwen2_moe", GGUFArch: "qwen2moe", Classes: []string{"Qwen2MoeForCausalLM"},
+		AttnBias: qkvBiases, Window: Window{LayerTypes: true, TypesOnly: true, NeedsFlag: true},
+		SquareAttention: true,
+		Experts:         &Experts{OwnSize: true, Dense: DenseSteps, Shared: SharedOwn, SharedGate: true},
+		Defaults:        Defaults{SlidingWindow: 4096, MaxWindowLayers: 28, KVHeads: 16},
+		names: rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
+			sharedFFN("mlp.shared_expert"),
+			[]nameRule{{"blk.%d.ffn_gate_inp_shexp.weight", layerPrefix + "mlp.shared_expert_gate.weight", false}}),
 	},
 	{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
@@ -350,7 +418,9 @@ func (f *Family) HFFused(canonical string) (name string, part, parts int, ok boo
 	mlp := fmt.Sprintf(layerPrefix+"mlp.", layer)
 	switch pattern {
 	case "blk.%d.ffn_gate_inp.weight":
-		return mlp + "gate.weight", 0, 1, true
+		// Only mixtral has another name for the module.
+		names, _ := f.HFNames(canonical, 0)
+		return strings.Replace(names[0], ".block_sparse_moe.", ".mlp.", 1), 0, 1, true
 	case "blk.%d.ffn_gate_exps.weight":
 		return mlp + "experts.gate_up_proj", 0, 2, true
 	case "blk.%d.ffn_up_exps.weight":

@@ -64,17 +64,38 @@ type config struct {
 	FinalLogitSoftcap  *float64 `json:"final_logit_softcapping"`
 	BidirectionalAttn  *bool    `json:"use_bidirectional_attention"`
 
-	Experts         *int     `json:"num_local_experts"`
-	NumExperts      *int     `json:"num_experts"`
-	ExpertsPerTok   *int     `json:"num_experts_per_tok"`
-	MoEIntermediate *int     `json:"moe_intermediate_size"`
-	NormTopK        *bool    `json:"norm_topk_prob"`
-	SparseStep      *int     `json:"decoder_sparse_step"`
-	MLPOnlyLayers   []int    `json:"mlp_only_layers"`
-	ClipQKV         *float64 `json:"clip_qkv"`
-	MLPBias         *bool    `json:"mlp_bias"`
-	PretrainingTP   *int     `json:"pretraining_tp"`
-	AttentionBias   *bool    `json:"attention_bias"`
+	Experts         *int    `json:"num_local_experts"`
+	NumExperts      *int    `json:"num_experts"`
+	ExpertsPerTok   *int    `json:"num_experts_per_tok"`
+	MoEIntermediate layered `json:"moe_intermediate_size"`
+	NormTopK        *bool   `json:"norm_topk_prob"`
+	SparseStep      *int    `json:"decoder_sparse_step"`
+	MLPOnlyLayers   []int   `json:"mlp_only_layers"`
+
+	// The same numbers in the words of other families; see experts.
+	RoutedExperts *int     `json:"n_routed_experts"`
+	MoEExperts    *int     `json:"moe_num_experts"`
+	MoEK          *int     `json:"moe_k"`
+	MoETopK       layered  `json:"moe_topk"`
+	SharedSize    *int     `json:"shared_expert_intermediate_size"`
+	SharedExperts *int     `json:"n_shared_experts"`
+	MoEShared     *int     `json:"moe_num_shared_experts"`
+	SharedLayered layered  `json:"num_shared_expert"`
+	Groups        *int     `json:"n_group"`
+	GroupsUsed    *int     `json:"topk_group"`
+	RoutedScale   *float64 `json:"routed_scaling_factor"`
+	FirstDense    *int     `json:"first_k_dense_replace"`
+	MoEStart      *int     `json:"moe_layer_start_index"`
+	MoEEnd        *int     `json:"moe_layer_end_index"`
+	MoEInterval   *int     `json:"moe_layer_interval"`
+	DraftLayers   *int     `json:"num_nextn_predict_layers"`
+	SwiGLUAlpha   *float64 `json:"swiglu_alpha"`
+	SwiGLULimit   *float64 `json:"swiglu_limit"`
+
+	ClipQKV       *float64 `json:"clip_qkv"`
+	MLPBias       *bool    `json:"mlp_bias"`
+	PretrainingTP *int     `json:"pretraining_tp"`
+	AttentionBias *bool    `json:"attention_bias"`
 
 	Quantization json.RawMessage `json:"quantization_config"`
 	IsCausal     *bool           `json:"is_causal"`
@@ -107,6 +128,26 @@ type nullable[T any] struct {
 func (n *nullable[T]) UnmarshalJSON(b []byte) error {
 	n.present = true
 	return jsonx.Unmarshal(b, &n.value)
+}
+
+// layered accepts a number, or a list that has the same one for each layer.
+type layered struct{ value *int }
+
+func (n *layered) UnmarshalJSON(b []byte) error {
+	if bytes.Equal(b, []byte("null")) || jsonx.Unmarshal(b, &n.value) == nil {
+		return nil
+	}
+	var list []int
+	if err := jsonx.Unmarshal(b, &list); err != nil {
+		return fmt.Errorf("%s is neither a number nor a list of numbers", clip(b))
+	}
+	for _, x := range list {
+		if x != list[0] {
+			return format.Unsupportedf("the list %s has several numbers; layers whose experts differ are not supported", clip(b))
+		}
+		n.value = &list[0]
+	}
+	return nil
 }
 
 // tokenID accepts a number, a list of numbers (the first counts) or null.
@@ -210,7 +251,8 @@ func parseConfig(raw []byte) (*family.Config, error) {
 		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: rope.Half,
 		TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
 	}
-	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads), FFN: h.IntermediateSize}
+	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads)}
+	p.FFN.Size = h.IntermediateSize
 	if d := fam.Defaults.KVHeads; d > 0 && !h.KVHeads.present {
 		p.KVHeads = d
 	}
@@ -224,15 +266,9 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	p.AttnScale = 1 / math.Sqrt(or(h.QueryPreAttnScalar, nonzero(fam.Defaults.QueryPreAttnScalar, float64(p.HeadDim))))
 	c.LogitSoftcap = or(h.FinalLogitSoftcap, 0)
 	if fam.Experts != nil {
-		p.Experts = or(h.Experts, or(h.NumExperts, 0))
-		p.ExpertsUsed = or(h.ExpertsPerTok, 0)
-		if fam.Experts.OwnSize {
-			if h.MoEIntermediate == nil {
-				return nil, fmt.Errorf("moe_intermediate_size is missing")
-			}
-			p.FFN, c.DenseFFN = *h.MoEIntermediate, p.FFN
+		if err := h.experts(c, p); err != nil {
+			return nil, err
 		}
-		p.RenormTopK = fam.Experts.AlwaysRenorm || or(h.NormTopK, false)
 	}
 	if err := h.sliding(fam, p); err != nil {
 		return nil, err
@@ -301,8 +337,8 @@ func (h *config) refuse(f *family.Family) error {
 		{"query_pre_attn_scalar", h.QueryPreAttnScalar != nil && !f.ScoreKeys},
 		{"final_logit_softcapping", or(h.FinalLogitSoftcap, 0) != 0 && !f.ScoreKeys},
 		{"pretraining_tp", or(h.PretrainingTP, 1) > 1},
-		{"mlp_only_layers", len(h.MLPOnlyLayers) > 0},
-		{"decoder_sparse_step", or(h.SparseStep, 1) != 1},
+		{"mlp_only_layers", len(h.MLPOnlyLayers) > 0 && !f.HasDense(family.DenseSteps)},
+		{"decoder_sparse_step", or(h.SparseStep, 1) != 1 && !f.HasDense(family.DenseSteps)},
 	} {
 		if err := unsupported(c.key, c.on); err != nil {
 			return err
@@ -331,6 +367,9 @@ func (h *config) sliding(fam *family.Family, p *family.Params) error {
 	period := or(h.SlidingWindowPattern, rule.Period)
 	if rule.Period > 0 && period < 1 {
 		return fmt.Errorf("sliding_window_pattern is %d, expected a positive number", period)
+	}
+	if window != nil && types == nil && rule.TypesOnly {
+		return format.Unsupportedf("a sliding window without layer_types is not supported for %s", fam.Name)
 	}
 	flags, first := make([]bool, p.Layers), -1
 	for l := range flags {

@@ -303,6 +303,47 @@ func CheckLayer(groups []*Group, heads int) error {
 	return nil
 }
 
+// A Summary says in a line what the groups of a model code.
+type Summary struct {
+	// Parts is "k", "v", "k+v" for groups of keys beside groups of values, "kv" for groups
+	// with both, "mixed" where some have both and some not, "" without groups.
+	Parts string
+	Dim   int     // the length of the longest vector
+	Bits  float64 // signs per number over all groups, scales not counted; NaN without groups
+}
+
+// Summarize describes groups, of one layer or of all.
+func Summarize(groups []*Group) Summary {
+	var s Summary
+	var keys, values, both, signs, numbers int
+	for _, g := range groups {
+		switch k, v := g.Has(false), g.Has(true); {
+		case k && v:
+			both++
+		case k:
+			keys++
+		default:
+			values++
+		}
+		s.Dim = max(s.Dim, g.D())
+		signs, numbers = signs+g.B(), numbers+g.D()
+	}
+	s.Bits = float64(signs) / float64(numbers)
+	switch {
+	case both > 0 && keys+values > 0:
+		s.Parts = "mixed"
+	case both > 0:
+		s.Parts = "kv"
+	case keys > 0 && values > 0:
+		s.Parts = "k+v"
+	case keys > 0:
+		s.Parts = "k"
+	case values > 0:
+		s.Parts = "v"
+	}
+	return s
+}
+
 // Spans divides the heads of a layer into groups of neighbours, as few and as equal as a
 // limit on the length of a group's vector allows, the larger ones first. keys and values
 // say what a group takes of each head. It fails where not even one head fits.

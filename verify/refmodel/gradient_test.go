@@ -495,3 +495,94 @@ func TestGradientRefusals(t *testing.T) {
 		t.Error("not interrupted")
 	}
 }
+
+// A nudge is a cache that moves the keys and values of one layer along their gradients.
+type nudge struct {
+	g    *Gradient
+	y    *family.Layer
+	step float64
+}
+
+func (n *nudge) add(dst, g []float32, layer, head int) {
+	if layer != n.g.Layer {
+		return
+	}
+	d := n.y.HeadDim
+	for i := range dst {
+		dst[i] += float32(n.step * float64(g[i/d*n.y.KVHeads*d+head*d+i%d]))
+	}
+}
+
+func (n *nudge) Keys(layer, head int, k []float32) (Scorer, error) {
+	n.add(k, n.g.DK, layer, head)
+	return nil, nil
+}
+
+func (n *nudge) Values(layer, head int, v []float32) error { n.add(v, n.g.DV, layer, head); return nil }
+
+// TestGradientsOfTheForwardPass: in every model that the forward pass is tested with, a step along
+// the gradient moves the forward pass's own loss by the square of the gradient, or the backward
+// pass refuses the model's layers by name. It holds what the float64 reference does not know.
+func TestGradientsOfTheForwardPass(t *testing.T) {
+	refused := 0
+	for _, dir := range models(t) {
+		c, err := checkpoint.Open(tiny.Folder(t, dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := New(c.Config, c, 2)
+		tokens := tiny.Windows(c.Config, 1, 24)
+		labels := tiny.Windows(c.Config, 2, 24)[1:]
+		var at []*Gradient
+		err = m.Gradients(t.Context(), tokens, GradientOptions{Labels: labels}, func(g *Gradient) error {
+			if g.Layer == 0 || g.Layer == len(c.Config.Layers)-1 {
+				x := *g
+				x.DK, x.DV = slices.Clone(g.DK), slices.Clone(g.DV)
+				at = append(at, &x)
+			}
+			return nil
+		})
+		if err != nil {
+			if refused++; !strings.Contains(err.Error(), "the backward pass does not support") {
+				t.Errorf("%s: %v", dir, err)
+			}
+			c.Close()
+			continue
+		}
+		for _, g := range at {
+			var square float64
+			for _, x := range slices.Concat(g.DK, g.DV) {
+				square += float64(x) * float64(x)
+			}
+			// A step that moves the loss by about a hundredth of a nat: float32 leaves four digits.
+			step := 0.01 / square
+			loss := func(sign float64) (sum float64) {
+				v := &Variant{Cache: &nudge{g, &c.Config.Layers[g.Layer], sign * step}}
+				if err := m.Run(t.Context(), tokens, []*Variant{v}, Options{}); err != nil {
+					t.Fatal(err)
+				}
+				x, err := m.FinalNorm(v.Hidden)
+				if err != nil {
+					t.Fatal(err)
+				}
+				z := make([]float32, 24*c.Config.Vocab)
+				if err := m.Logits(t.Context(), [][]float32{z}, [][]float32{x}, 0, c.Config.Vocab); err != nil {
+					t.Fatal(err)
+				}
+				for i, id := range labels[0] {
+					row := make([]float64, c.Config.Vocab)
+					for k := range row {
+						row[k] = float64(z[i*len(row)+k])
+					}
+					sum -= math.Log(softmaxed(row)[id])
+				}
+				return sum
+			}
+			if got := (loss(1) - loss(-1)) / (2 * step * square); math.Abs(got-1) > 0.03 {
+				t.Errorf("%s, layer %d: the loss moves by %.4f of what the gradient says", dir, g.Layer, got)
+			}
+		}
+		c.Close()
+	}
+	t.Logf("%d models refused", refused)
+}

@@ -157,7 +157,7 @@ type Summer interface {
 // features are those of layers that the forward pass computes.
 const features = family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NormedValues |
 	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature |
-	family.OtherBlock
+	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // Run sends windows of token ids, all of the same length, through the model,
 // once per variant. It fails on ids outside the vocabulary and on weights that
@@ -344,6 +344,14 @@ func (m *Model) decode(ctx context.Context, t *checkpoint.Tensor, row0, n int) (
 		return m.w.ReadRows(t, row0+r, k, buf[r*cols:(r+k)*cols])
 	})
 	return buf, err
+}
+
+// vectorIf reads a one-dimensional tensor where the layer has it.
+func (m *Model) vectorIf(have bool, name string) ([]float32, error) {
+	if !have {
+		return nil, nil
+	}
+	return m.vector(name, false)
 }
 
 // pack loads rows [row0, row0+n) of a matrix into w.

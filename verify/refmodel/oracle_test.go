@@ -12,6 +12,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -97,7 +98,7 @@ func models(t *testing.T) []string {
 func TestOracle(t *testing.T) {
 	for _, dir := range models(t) {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			c, err := checkpoint.Open(dir)
+			c, err := checkpoint.Open(tiny.Folder(t, dir))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -187,6 +188,7 @@ func full(y *family.Layer) bool    { return y.Window == 0 }
 func sliding(y *family.Layer) bool { return y.Window > 0 }
 func scaled(y *family.Layer) bool  { return y.Rope.Scaling != rope.None }
 func mixture(y *family.Layer) bool { return y.FFN.Experts > 0 }
+func shared(y *family.Layer) bool  { return y.FFN.Shared > 0 }
 
 var mistakes = []mistake{
 	{"theta 10 % off", func(c *family.Config, w *altered) bool {
@@ -265,7 +267,7 @@ var mistakes = []mistake{
 		return each(c, func(y *family.Layer) bool { return y.PostNorms }, func(y *family.Layer) { y.PostNorms = false })
 	}},
 	{"other activation", func(c *family.Config, w *altered) bool {
-		return each(c, all, func(y *family.Layer) { y.FFN.Activation = family.GELUTanh + family.SiLU - y.FFN.Activation })
+		return each(c, all, func(y *family.Layer) { y.FFN.Activation = (y.FFN.Activation + 1) % 2 })
 	}},
 	{"embeddings not scaled", func(c *family.Config, w *altered) bool {
 		ok := c.EmbeddingScale != 1
@@ -277,6 +279,12 @@ var mistakes = []mistake{
 	}},
 	{"one expert fewer", func(c *family.Config, w *altered) bool {
 		return each(c, mixture, func(y *family.Layer) { y.FFN.Used-- })
+	}},
+	{"no shared expert", func(c *family.Config, w *altered) bool {
+		return each(c, shared, func(y *family.Layer) { y.FFN.Shared = 0 })
+	}},
+	{"no gate of the shared expert", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.SharedGate }, func(y *family.Layer) { y.FFN.SharedGate = false })
 	}},
 	{"attention scale 1 % off", func(c *family.Config, w *altered) bool {
 		return each(c, all, func(y *family.Layer) { y.Scale *= 1.01 })
@@ -303,7 +311,7 @@ func TestOracleSeesMistakes(t *testing.T) {
 	seen := map[string]int{}
 	least := map[string]float64{}
 	for _, dir := range models(t) {
-		c, err := checkpoint.Open(dir)
+		c, err := checkpoint.Open(tiny.Folder(t, dir))
 		if err != nil {
 			t.Fatal(err)
 		}

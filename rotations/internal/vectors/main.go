@@ -72,6 +72,13 @@ func vectorFiles() (map[string][]byte, error) {
 		}
 		all["head-"+c.name+".json"] = v
 	}
+	for i, c := range groupCases() {
+		v, err := c.vector(i)
+		if err != nil {
+			return nil, err
+		}
+		all["group-"+c.name+".json"] = v
+	}
 	files := map[string][]byte{}
 	for name, v := range all {
 		if files[name], err = encode(v); err != nil {
