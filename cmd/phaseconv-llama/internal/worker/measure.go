@@ -10,7 +10,7 @@ import (
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
-	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/engine/wire"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 )
@@ -23,9 +23,9 @@ type lane struct {
 	*libllama.Context
 	m     *model
 	patch *patch
-	info  engine.MeasuredLane
+	info  llama.MeasuredLane
 	plan  *graph.Plan // of this context's graph, once it has run
-	want  engine.Lane
+	want  llama.Lane
 }
 
 // cut returns the windows of a blob of token ids.
@@ -55,7 +55,7 @@ func flash(v int32) int {
 	return -1
 }
 
-func (s *server) lane(o engine.Lane, c engine.Measure, batch int) (*lane, error) {
+func (s *server) lane(o llama.Lane, c llama.Measure, batch int) (*lane, error) {
 	m, err := s.model(o.Model)
 	if err != nil {
 		return nil, err
@@ -113,7 +113,7 @@ func rowBytes(typ int32, n int64) int64 {
 	return n / int64(block) * int64(size)
 }
 
-func (s *server) measure(o engine.Measure, blobs [][]byte) (any, [][]byte, error) {
+func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error) {
 	windows, err := cut(blobs, o.Ctx)
 	if err != nil {
 		return nil, nil, err
@@ -176,7 +176,7 @@ func (s *server) measure(o engine.Measure, blobs [][]byte) (any, [][]byte, error
 			}
 		}
 	}
-	out := &engine.Measured{}
+	out := &llama.Measured{}
 	var result [][]byte
 	for i, sc := range meter.Scores() {
 		lanes[i].info.MaxAbsDLogit = sc.MaxAbsDLogit

@@ -7,7 +7,7 @@ import (
 	"fmt"
 
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
-	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 )
 
 // A patch is other bytes for weights of a loaded model.
@@ -17,7 +17,7 @@ type patch struct {
 }
 
 // patch keeps or forgets other bytes for weights.
-func (s *server) patch(o engine.Patch, blobs [][]byte) (any, [][]byte, error) {
+func (s *server) patch(o llama.Patch, blobs [][]byte) (any, [][]byte, error) {
 	m, err := s.model(o.Model)
 	if err != nil {
 		return nil, nil, err
