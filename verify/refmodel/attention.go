@@ -246,9 +246,13 @@ func turnHeads(x []float32, rows, heads, d int, b *batch, t *rope.Table, pairs r
 func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cache) error {
 	y := &m.Config.Layers[a.Layer]
 	units := a.Windows * y.KVHeads
+	caches, err := m.windowCaches(ctx, a, cache)
+	if err != nil {
+		return err
+	}
 	if units >= 4*m.Threads {
 		return parallel.For(ctx, m.Threads, units, func(i int) error {
-			h, err := m.prepareHead(a, cache, i)
+			h, err := m.prepareHead(a, caches[i/y.KVHeads], i)
 			if err == nil {
 				h.queries(o, 0, y.Group()*a.T)
 			}
@@ -258,8 +262,8 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 	// Few heads (a long context, a model with one KV head): they are cut along their
 	// queries.
 	heads := make([]*attentionHead, units)
-	err := parallel.For(ctx, m.Threads, units, func(i int) (err error) {
-		heads[i], err = m.prepareHead(a, cache, i)
+	err = parallel.For(ctx, m.Threads, units, func(i int) (err error) {
+		heads[i], err = m.prepareHead(a, caches[i/y.KVHeads], i)
 		return err
 	})
 	if err != nil {
@@ -274,6 +278,26 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 		}
 	}
 	return parallel.For(ctx, m.Threads, len(tasks), func(i int) error { tasks[i](); return nil })
+}
+
+// windowCaches returns the cache of each window: all the same one, or what a LayerCache makes of
+// the window's keys and values.
+func (m *Model) windowCaches(ctx context.Context, a *Attention, cache Cache) ([]Cache, error) {
+	caches := make([]Cache, a.Windows)
+	layer, ok := cache.(LayerCache)
+	if !ok {
+		for w := range caches {
+			caches[w] = cache
+		}
+		return caches, nil
+	}
+	y := &m.Config.Layers[a.Layer]
+	keys, values := a.T*y.KVHeads*y.HeadDim, a.T*y.KVHeads*y.ValueDim
+	err := parallel.For(ctx, m.Threads, a.Windows, func(w int) (err error) {
+		caches[w], err = layer.Window(ctx, a.Layer, a.K[w*keys:(w+1)*keys], a.V[w*values:(w+1)*values])
+		return err
+	})
+	return caches, err
 }
 
 // An attentionHead is the keys and values of one window and KV head.

@@ -138,6 +138,16 @@ type Cache interface {
 	Values(layer, head int, v []float32) error
 }
 
+// A LayerCache is a Cache that stores what all heads of a layer have of a token together.
+type LayerCache interface {
+	Cache
+	// Window takes the post-RoPE keys and the values of one window of a layer, [T, n_kv_heads *
+	// head_dim] and [T, n_kv_heads * value_dim], which it must not change, and returns the Cache
+	// of that window's heads.
+	// It is called concurrently for different windows.
+	Window(ctx context.Context, layer int, k, v []float32) (Cache, error)
+}
+
 // A Tile is a block of scores: of some queries with some keys.
 type Tile struct {
 	Dst []float32 // the score of row r with key j is at r*LD + j
@@ -175,7 +185,7 @@ type Summer interface {
 // features are those of layers that the forward pass computes.
 const features = family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NormedValues |
 	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature |
-	family.OtherBlock
+	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // Run sends windows of token ids, all of the same length, through the model,
 // once per variant. It fails on ids outside the vocabulary and on weights that
@@ -377,6 +387,14 @@ func (m *Model) decode(ctx context.Context, t *checkpoint.Tensor, row0, n int) (
 		return m.w.ReadRows(t, row0+r, k, buf[r*cols:(r+k)*cols])
 	})
 	return buf, err
+}
+
+// vectorIf reads a one-dimensional tensor where the layer has it.
+func (m *Model) vectorIf(have bool, name string) ([]float32, error) {
+	if !have {
+		return nil, nil
+	}
+	return m.vector(name, false)
 }
 
 // pack loads rows [row0, row0+n) of a matrix into w.
