@@ -305,9 +305,9 @@ func checkShapes(cfg *family.Config, s *sidecar.Sidecar) error {
 		}
 		for l, y := range s.Layers {
 			want := cfg.Layers[l].HeadShape
-			if got := [3]int{y.Heads, y.KeyDim, y.ValueDim}; got != [3]int{want.KVHeads, want.HeadDim, want.HeadDim} {
-				return fmt.Errorf("key %s: layer %d has heads, head_dim and value_dim %v, the model has %d KV heads of %d",
-					spec.KeyGroups, l, got, want.KVHeads, want.HeadDim)
+			if got := [3]int{y.Heads, y.KeyDim, y.ValueDim}; got != [3]int{want.KVHeads, want.HeadDim, want.ValueDim} {
+				return fmt.Errorf("key %s: layer %d has heads, head_dim and value_dim %v, the model has %d KV heads of %d and %d",
+					spec.KeyGroups, l, got, want.KVHeads, want.HeadDim, want.ValueDim)
 			}
 		}
 		return nil
