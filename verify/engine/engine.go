@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -39,6 +40,9 @@ type Lane struct {
 	Types *kvcache.CacheTypes
 	// Keys replaces keys by what a code gives back, beside values as floats.
 	Keys *Keys
+	// Edits are made to the weights for this lane alone. The own pass computes with the keys that they
+	// would make, which is the same up to rounding; llama.cpp has other bytes in its tensors.
+	Edits transform.ModelEdits
 }
 
 // Keys are codes that keys are replaced by. The own pass uses Codes. llama.cpp's worker reads the

@@ -72,8 +72,17 @@ func (o *OwnPass) Tap(ctx context.Context, windows [][]int32, h refmodel.Hooks, 
 	return o.Model.Run(ctx, windows, []*refmodel.Variant{{}}, refmodel.Options{Hooks: h, Progress: p})
 }
 
-// cache stands for a lane's caches.
-func (o *OwnPass) cache(l Lane) (refmodel.Cache, error) {
+// cache stands for a lane's caches, for windows of n tokens.
+func (o *OwnPass) cache(l Lane, n int) (refmodel.Cache, error) {
+	if l.Edits != nil {
+		edits := l.Edits
+		l.Edits = nil
+		inner, err := o.cache(l, n)
+		if err != nil {
+			return nil, err
+		}
+		return kvcache.NewEditedKeys(o.Model.Config, edits, inner, n)
+	}
 	switch {
 	case l.Keys != nil && l.Keys.Codes == nil:
 		return nil, fmt.Errorf("the own pass replaces keys by codes that it is given, and got none")
@@ -146,7 +155,7 @@ func (o *OwnPass) pass(ctx context.Context, w *ppl.Windows, ref *Reference, thei
 func (o *OwnPass) run(ctx context.Context, w *ppl.Windows, lanes []Lane, p Progress) ([]ppl.Positions, error) {
 	var variants []*refmodel.Variant
 	for _, l := range lanes {
-		c, err := o.cache(l)
+		c, err := o.cache(l, w.Ctx)
 		if err != nil {
 			return nil, err
 		}

@@ -109,14 +109,22 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 	if err != nil {
 		return nil, err
 	}
+	forget, err := m.patches(ctx, lanes)
+	defer forget()
+	if err != nil {
+		return nil, err
+	}
 	out, group := &ppl.Result{}, MaxLanes(m.Facts.Vocab)-1
 	for at := 0; at < len(lanes); at += group {
 		part := lanes[at:min(len(lanes), at+group)]
 		job := Measure{Lanes: []Lane{base}, Threads: m.place.Threads}
-		for _, l := range part {
+		for i, l := range part {
 			x, err := m.lane(l)
 			if err != nil {
 				return nil, err
+			}
+			if l.Edits != nil {
+				x.Patch = patchName(at + i)
 			}
 			job.Lanes = append(job.Lanes, x)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/verify/engine/wire"
 	"github.com/phaseconv/phaseconv/verify/option"
@@ -16,6 +17,8 @@ type Model struct {
 	Facts *Facts
 	Tests []SelfTest
 	Path  string
+	// Source is the same file as a checkpoint, for lanes with edits; nil where its family is not known.
+	Source *checkpoint.Checkpoint
 
 	w      *Worker
 	n      int

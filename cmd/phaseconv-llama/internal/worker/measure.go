@@ -26,6 +26,8 @@ type lane struct {
 	info  llama.MeasuredLane
 	plan  *graph.Plan // of this context's graph, once it has run
 	want  llama.Lane
+	// stopped: the lane has stops, in place of which nothing can be recorded.
+	stopped bool
 }
 
 // cut returns the windows of a blob of token ids.
@@ -71,12 +73,15 @@ func (s *server) lane(o llama.Lane, c llama.Measure, batch int) (*lane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("K %s, V %s: %w", gguf.Type(o.K), gguf.Type(o.V), err)
 	}
+	var stops libllama.Stops
 	if o.Keys != nil {
-		stops, err := m.substitute(o.Keys, parallel.Threads(c.Threads))
-		if err != nil {
+		if stops, err = m.substitute(o.Keys, parallel.Threads(c.Threads)); err != nil {
 			x.Close()
 			return nil, err
 		}
+	}
+	x.patch.stops(m, &stops)
+	if x.stopped = len(stops.Do) > 0; x.stopped {
 		x.SetStops(stops)
 	}
 	return x, nil
@@ -95,7 +100,7 @@ func (x *lane) run(tokens []int32, first int) (err error) {
 			}
 		}()
 	}
-	if x.plan != nil || x.want.Keys != nil {
+	if x.plan != nil || x.stopped {
 		return x.Decode(tokens, first)
 	}
 	if x.plan, err = graph.RecordAs(x.Context, func() error { return x.Decode(tokens, first) }); err != nil {

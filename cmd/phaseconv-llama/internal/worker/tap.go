@@ -71,7 +71,6 @@ func (s *server) tap(o llama.Tap, blobs [][]byte) (any, [][]byte, error) {
 			all = append(all, s.layerTaps(c, &stops, y, o.Wants))
 		}
 	}
-	c.SetStops(stops)
 	var p *patch
 	if o.Patch != "" {
 		if p = m.patches[o.Patch]; p == nil {
@@ -81,7 +80,9 @@ func (s *server) tap(o llama.Tap, blobs [][]byte) (any, [][]byte, error) {
 			return nil, nil, err
 		}
 		defer p.undo() //nolint:errcheck // sizes were checked when the patch came
+		p.stops(m, &stops)
 	}
+	c.SetStops(stops)
 	for i, w := range windows {
 		for _, y := range all {
 			y.window = i
