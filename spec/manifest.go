@@ -11,18 +11,20 @@ type Manifest struct {
 	Source  Source   `json:"source"`
 	// Notes say how the source was read where its files disagree, and where the
 	// tokenizer of GGUF readers gives other ids than the source's own.
-	Notes       []string    `json:"notes,omitempty"`
-	Model       Model       `json:"model"`
-	Code        CodeInfo    `json:"code"`
-	Calibration Text        `json:"calibration"`
-	Seed        uint64      `json:"seed"`
-	Identities  []Identity  `json:"identities"`
-	Fusion      *Fusion     `json:"fusion,omitempty"`
-	Artifacts   []Artifact  `json:"artifacts"`
-	Files       []File      `json:"files"`
-	Layers      []Layer     `json:"layers,omitempty"`
-	Curves      []Curve     `json:"curves,omitempty"`
-	Measured    *VerifyJSON `json:"measured,omitempty"`
+	Notes       []string `json:"notes,omitempty"`
+	Model       Model    `json:"model"`
+	Code        CodeInfo `json:"code"`
+	Calibration Text     `json:"calibration"`
+	Seed        uint64   `json:"seed"`
+	// Engine computed the model for fits and measurements; nil stands for the own forward pass.
+	Engine     *EngineIdentity `json:"engine,omitempty"`
+	Identities []Identity      `json:"identities"`
+	Fusion     *Fusion         `json:"fusion,omitempty"`
+	Artifacts  []Artifact      `json:"artifacts"`
+	Files      []File          `json:"files"`
+	Layers     []Layer         `json:"layers,omitempty"`
+	Curves     []Curve         `json:"curves,omitempty"`
+	Measured   *VerifyJSON     `json:"measured,omitempty"`
 }
 
 // Source identifies what was converted.
@@ -172,6 +174,8 @@ type VerifyJSON struct {
 	Layers   []Layer       `json:"layers"`
 	Bytes    *BytesJSON    `json:"bytes"`
 	Text     *Text         `json:"text,omitempty"`
+	// Engine computed the numbers; nil stands for the own forward pass.
+	Engine *EngineIdentity `json:"engine,omitempty"`
 	// Stock is there when cache types of a stock runtime were asked for.
 	Stock *StockJSON `json:"stock,omitempty"`
 }

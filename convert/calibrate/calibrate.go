@@ -128,7 +128,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if err := m.Config.Require("calibration", family.OutsideCache); err != nil {
+	if err := m.Config.Require("calibration", family.OwnHeads); err != nil {
 		return nil, err
 	}
 	for l := range m.Config.Layers {

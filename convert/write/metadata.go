@@ -75,17 +75,50 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 	u32("attention.value_length", y.ValueDim)
 	u32("rope.dimension_count", full.Dim)
 	u32("vocab_size", cfg.Vocab)
-	f32("attention.layer_norm_rms_epsilon", cfg.NormEps)
+	eps := "attention.layer_norm_rms_epsilon"
+	if cfg.LayerNorm {
+		eps = "attention.layer_norm_epsilon"
+	}
+	f32(eps, cfg.NormEps)
+	if cfg.Family.Multipliers {
+		f32("attention.scale", y.Scale)
+		f32("embedding_scale", cfg.EmbeddingScale)
+		f32("residual_scale", y.ResidualScale)
+		f32("logit_scale", 1/cfg.LogitScale)
+	}
+	if cfg.Family.LogitScaleKey {
+		f32("logit_scale", cfg.LogitScale)
+	}
+	if y.Temperature.Beta != 0 {
+		f32("attention.temperature_scale", y.Temperature.Beta)
+	}
 	f32("rope.freq_base", full.Theta)
 	switch full.Scaling {
 	case rope.None, rope.Llama3, rope.Divisor: // divisors are a tensor
 	case rope.Linear:
 		out = append(out, gguf.Value(arch+".rope.scaling.type", "linear"))
 		f32("rope.scaling.factor", full.Factor)
-	case rope.YaRN: // with the default ramp: the plan refuses others
+	case rope.LongRoPE: // divisors are tensors
+		out = append(out, gguf.Value(arch+".rope.scaling.type", "longrope"))
+		u32("rope.scaling.original_context_length", full.OriginalContext)
+		f32("rope.scaling.attn_factor", full.Magnitude())
+	case rope.YaRN: // with the default ramp where readers know no other: the plan refuses it
 		out = append(out, gguf.Value(arch+".rope.scaling.type", "yarn"))
 		f32("rope.scaling.factor", full.Factor)
 		u32("rope.scaling.original_context_length", full.OriginalContext)
+		plain := full
+		plain.Attention = 0
+		switch own := plain.Magnitude(); {
+		case full.Attention == 0:
+		case cfg.Family.RampKeys && full.Attention == 1:
+			f32("rope.scaling.yarn_log_multiplier", 1)
+		default:
+			f32("rope.scaling.attn_factor", full.Attention/own)
+		}
+		if cfg.Family.RampKeys {
+			f32("rope.scaling.yarn_beta_fast", full.BetaFast)
+			f32("rope.scaling.yarn_beta_slow", full.BetaSlow)
+		}
 	default:
 		return nil, fmt.Errorf("RoPE scaling %s cannot be written to GGUF", full.Scaling)
 	}
@@ -94,7 +127,9 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 	}
 	if window, sliding := cfg.Window(); window > 0 && cfg.Family.Window.InGGUF {
 		u32("attention.sliding_window", window)
-		f32("rope.freq_base_swa", local.Theta)
+		if !cfg.Family.Window.SameRope {
+			f32("rope.freq_base_swa", local.Theta)
+		}
 		out = append(out, gguf.Array(arch+".attention.sliding_window_pattern", sliding))
 	}
 	if cfg.LogitSoftcap > 0 {

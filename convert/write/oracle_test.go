@@ -33,11 +33,14 @@ const keepGGUF = "PHASECONV_KEEP_GGUF"
 // refused lists the tiny models that cannot be GGUF files, with the key that the
 // error must name.
 var refused = map[string]string{
+	"exaone4":            "models of 64 layers",
+	"smollm3-list":       "no_rope_layers",
 	"llama-yarn-context": "beta_fast 4",
 	"qwen2-headdim":      "head_dim 16",
 	"qwen3moe-raw":       "norm_topk_prob is false",
 	"olmoe-gqa":          "norm_topk_prob is true",
 	"qwen2moe-steps":     "some layers have no experts",
+	"ernie45moe-range":   "but in front of the others",
 	"gemma3-scale":       "query_pre_attn_scalar",
 	"gemma3-defaults":    "query_pre_attn_scalar",
 }

@@ -99,6 +99,8 @@ type Checkpoint struct {
 
 	tensors map[string]*Tensor
 	order   []string
+	parts   parts
+	holds   map[string][]*Tensor
 	b       backend
 	stamps  map[string]stamp
 
@@ -504,6 +506,7 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 		}
 	}
 	sort.Strings(c.Unknown)
+	c.setHolds()
 	return nil
 }
 

@@ -45,8 +45,30 @@ func TestNamesAndShapes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		owner := map[string]string{}
+		owner, stacked := map[string]string{}, map[string]family.Stack{}
+		for l := range c.Layers {
+			for _, s := range c.Family.HFStacks(l) {
+				for _, p := range s.Parts {
+					stacked[p] = s
+				}
+			}
+		}
+		shapes := map[string][]int{}
 		for _, x := range c.Tensors() {
+			shapes[x.Name] = x.Shape
+		}
+		for _, x := range c.Tensors() {
+			if s, ok := stacked[x.Name]; ok {
+				rows := 0
+				for _, p := range s.Parts {
+					rows += shapes[p][0]
+				}
+				owner[s.Name] = x.Name
+				if r, ok := set.Find(s.Name); !ok || !slices.Equal(r.Tensor.Shape, append([]int{rows}, x.Shape[1:]...)) {
+					t.Errorf("%s: %s should be in %s, of %d rows", dir, x.Name, s.Name, rows)
+				}
+				continue
+			}
 			names, ok := c.Family.HFNames(x.Name, c.Experts())
 			if !ok || len(names) == 0 {
 				t.Errorf("%s: %s has no name", dir, x.Name)
@@ -144,6 +166,7 @@ func TestCanonicalNames(t *testing.T) {
 }
 
 func TestLookup(t *testing.T) {
+	none := func(string) bool { return false }
 	for _, n := range family.Names() {
 		f, err := family.ByModelType(n, "")
 		if err != nil || f.Name != n {
@@ -160,7 +183,7 @@ func TestLookup(t *testing.T) {
 		if f.Experts != nil {
 			experts = 8
 		}
-		g, err := family.ByGGUFArch(f.GGUFArch, experts)
+		g, err := family.ByGGUFArch(f.GGUFArch, experts, func(key string) bool { return key == f.GGUFArch+"."+f.GGUFKey })
 		if err != nil || (g.Experts != nil) != (f.Experts != nil) || g.GGUFArch != f.GGUFArch || g.GGUFPairs != f.GGUFPairs {
 			t.Errorf("ByGGUFArch(%s, %d) = %v, %v", f.GGUFArch, experts, g, err)
 		}
@@ -170,17 +193,17 @@ func TestLookup(t *testing.T) {
 			}
 		}
 	}
-	if f, err := family.ByGGUFArch("llama", 0); err != nil || f.Name != "llama" {
+	if f, err := family.ByGGUFArch("llama", 0, none); err != nil || f.Name != "llama" {
 		t.Errorf("a dense llama file is %v, %v", f, err)
 	}
-	if f, err := family.ByGGUFArch("llama", 8); err != nil || f.Name != "mixtral" {
+	if f, err := family.ByGGUFArch("llama", 8, none); err != nil || f.Name != "mixtral" {
 		t.Errorf("a llama file with experts is %v, %v", f, err)
 	}
 	for _, c := range []struct {
 		arch    string
 		experts int
 	}{{"qwen2", 8}, {"qwen3moe", 0}, {"mamba", 0}, {"", 0}} {
-		if f, err := family.ByGGUFArch(c.arch, c.experts); err == nil ||
+		if f, err := family.ByGGUFArch(c.arch, c.experts, none); err == nil ||
 			!strings.Contains(err.Error(), fmt.Sprintf("%q", c.arch)) {
 			t.Errorf("ByGGUFArch(%q, %d) = %v, %v", c.arch, c.experts, f, err)
 		}

@@ -1,6 +1,7 @@
 package family
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"reflect"
@@ -218,6 +219,10 @@ const (
 const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter |
 	SharedExperts | OtherExperts
 
+// OwnHeads are the features of layers that cache keys and values of their own, head by head, in
+// whatever way they make them.
+const OwnHeads = OutsideCache | NoRoPE | PartialRoPE | LateNorm | NormedValues | KeysAsValues
+
 var featureNames = []string{
 	"latent attention (MLA)", "a recurrent block instead of attention", "keys and values of another layer",
 	"attention without RoPE", "RoPE on a part of each head", "values of another length than keys",
@@ -369,7 +374,7 @@ func (c *Config) Window() (window int, sliding []bool) {
 }
 
 // Ropes returns the RoPE parameters of layers without a window and of layers with
-// one; where a model has one kind only, both are its parameters.
+// one, of those that RoPE turns at all; where a model has one kind only, both are its parameters.
 func (c *Config) Ropes() (full, sliding rope.Params) {
 	have := [2]bool{}
 	of := [2]rope.Params{}
@@ -378,7 +383,7 @@ func (c *Config) Ropes() (full, sliding rope.Params) {
 		if c.Layers[l].Window > 0 {
 			i = 1
 		}
-		if !have[i] {
+		if !have[i] && c.Layers[l].Rope.Dim > 0 {
 			have[i], of[i] = true, c.Layers[l].Rope
 		}
 	}
@@ -423,8 +428,13 @@ type Params struct {
 	Heads, KVHeads, HeadDim int
 	AttnScale               float64
 	AttnBias                Biases
+	QKNorm                  QKNorm // where the family leaves it to a key
 	// Rope turns the keys of layers without a window, RopeLocal those of layers with one.
 	Rope, RopeLocal rope.Params
+	// NoRope is true for layers that turn nothing; nil: all do.
+	NoRope        []bool
+	ResidualScale float64 // 0 is 1
+	Temperature   Temperature
 	// SlidingWindow is the window of the layers for which Sliding is true; 0: no
 	// window anywhere.
 	SlidingWindow int
@@ -442,6 +452,9 @@ func (c *Config) Resolve(p Params) error {
 	if p.Layers < 1 || p.Layers > MaxLayers {
 		return format.Brokenf("num_hidden_layers is %d, expected 1 to %d", p.Layers, MaxLayers)
 	}
+	if p.NoRope != nil && len(p.NoRope) != p.Layers {
+		return format.Brokenf("no_rope_layers has %d entries for %d layers", len(p.NoRope), p.Layers)
+	}
 	if p.Dense != nil && len(p.Dense) != p.Layers {
 		return format.Brokenf("dense flags for %d of %d layers", len(p.Dense), p.Layers)
 	}
@@ -457,14 +470,17 @@ func (c *Config) Resolve(p Params) error {
 	if c.LogitScale == 0 {
 		c.LogitScale = 1
 	}
+	c.LayerNorm = f.LayerNorm
 	c.Layers = make([]Layer, p.Layers)
 	for l := range c.Layers {
 		y := Layer{
 			Attention: Attention{
 				HeadShape: HeadShape{Heads: p.Heads, KVHeads: p.KVHeads, HeadDim: p.HeadDim, ValueDim: p.HeadDim},
-				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: f.QKNorm, Biases: p.AttnBias,
+				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: cmp.Or(f.QKNorm, p.QKNorm), Biases: p.AttnBias,
+				NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature,
 			},
-			FFN: p.FFN, PostNorms: f.PostNorms, ResidualScale: 1,
+			FFN: p.FFN, PostNorms: f.PostNorms, BareInputs: f.BareInputs, Parallel: f.Parallel,
+			ResidualScale: cmp.Or(p.ResidualScale, 1),
 		}
 		y.FFN.Activation = f.Activation
 		if p.Dense != nil && p.Dense[l] {
@@ -472,6 +488,9 @@ func (c *Config) Resolve(p Params) error {
 		}
 		if p.SlidingWindow > 0 && p.Sliding[l] {
 			y.Window, y.Rope = p.SlidingWindow, p.RopeLocal
+		}
+		if p.NoRope != nil && p.NoRope[l] || f.NoRope.Full && p.SlidingWindow > 0 && y.Window == 0 {
+			y.Rope = rope.Params{}
 		}
 		c.Layers[l] = y
 	}
@@ -548,6 +567,10 @@ func (f *FFN) check() error {
 // has says whether layer number l has the tensor with this name pattern at all.
 func (y *Layer) has(l int, pattern string) bool {
 	switch strings.TrimPrefix(pattern, "blk.%d.") {
+	case "attn_norm.weight":
+		return !y.BareInputs
+	case "ffn_norm.weight":
+		return !y.BareInputs && !y.Parallel
 	case "attn_q.bias":
 		return y.Biases.Q
 	case "attn_k.bias":
@@ -558,8 +581,12 @@ func (y *Layer) has(l int, pattern string) bool {
 		return y.Biases.O
 	case "attn_v.weight":
 		return y.Owner == l && !y.ValuesAreKeys
-	case "attn_k.weight", "attn_k_norm.weight":
+	case "attn_k.weight":
 		return y.Owner == l
+	case "attn_k_norm.weight":
+		return y.Owner == l && y.QKNorm != NoQKNorm
+	case "attn_q_norm.weight":
+		return y.QKNorm != NoQKNorm
 	case "attn_sinks.weight":
 		return y.Sinks
 	case "layer_output_scale.weight":
