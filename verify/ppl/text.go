@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 
+	"github.com/phaseconv/phaseconv/format/chat"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
@@ -16,6 +18,11 @@ import (
 type Text struct {
 	Name string
 	Data []byte
+	// Chat: Data holds conversations, see chat.Parse, which are rendered with the model's own chat
+	// template.
+	Chat bool
+	// Kind is what the text is, such as "chat" or "code"; "" for any.
+	Kind string
 }
 
 // SHA256 returns the text's digest in hex.
@@ -52,7 +59,11 @@ func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 	// Encoding cannot be stopped, and a text of 100 MB takes half a minute: nobody waits for
 	// what is not wanted any more.
 	ids := make(chan []int32, 1)
-	go func() { ids <- tk.Encode(string(t.Data), tokenizer.AddSpecial) }()
+	words, specials, err := t.render(ctx, tk)
+	if err != nil {
+		return nil, err
+	}
+	go func() { ids <- tk.Encode(words, specials) }()
 	var all []int32
 	select {
 	case all = <-ids:
@@ -64,6 +75,26 @@ func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 		return nil, option.Errorf("%s: %w", t.Name, err)
 	}
 	return w, nil
+}
+
+// render returns what is encoded, and how. A chat template writes special tokens itself.
+func (t Text) render(ctx context.Context, tk *tokenizer.Tokenizer) (string, tokenizer.Specials, error) {
+	if !t.Chat {
+		return string(t.Data), tokenizer.AddSpecial, nil
+	}
+	all, err := chat.Parse(t.Data)
+	if err != nil {
+		return "", 0, option.Errorf("%s: %w", t.Name, err)
+	}
+	template, err := chat.Of(tk)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s: %w", t.Name, err)
+	}
+	words, _, err := template.RenderAll(ctx, all)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s: %w", t.Name, err)
+	}
+	return words, tokenizer.ParseSpecial, nil
 }
 
 // CheckContext refuses windows of ctx tokens in which nothing can be scored, or which are
@@ -80,7 +111,7 @@ func CheckContext(c *family.Config, ctx int) error {
 
 // Info describes a text that was cut into w, for manifests and reports.
 func (t Text) Info(w *Windows) spec.Text {
-	return spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx,
+	return spec.Text{Name: t.Name, Kind: t.Kind, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx,
 		Windows: len(w.Tokens)}
 }
 
