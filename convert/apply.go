@@ -136,8 +136,8 @@ func (o *ApplyOptions) writeModels(ctx context.Context, m *spec.Manifest, c *che
 			return err
 		}
 		x := write.Job{
-			Dir: dir, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Source: m.Source, Code: m.Code,
-				Tool: m.Tool},
+			Dir: dir, Source: c, View: view, Plan: p, OutType: outType, Tag: write.Tag{Version: m.Version, Source: m.Source,
+				Code: m.Code, Tool: m.Tool},
 			Only: only, Sidecar: e.Sidecar,
 			Progress: o.Progress.Of("writing " + e.Container + ", MiB"),
 		}

@@ -53,7 +53,8 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 			return nil, err
 		}
 		// The digest is taken from what was written, not from what was meant.
-		entry.WeightsSHA256, err = model.AttentionDigest(ctx, j.o.Progress.Of("checking query and key tensors, MiB"))
+		entry.WeightsSHA256, err = model.AttentionDigest(ctx, w.tag.Version == spec.VersionGroups,
+			j.o.Progress.Of("checking query and key tensors, MiB"))
 		cfg := model.Config
 		model.Close()
 		if err != nil {
@@ -81,7 +82,8 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 		return write.Tag{}, err
 	}
 	return write.Tag{
-		Source: spec.Source{Name: c.Name(), Container: string(c.Container), SHA256: digest},
+		Version: spec.Version,
+		Source:  spec.Source{Name: c.Name(), Container: string(c.Container), SHA256: digest},
 		Code: spec.CodeInfo{
 			Kind: string(o.Code), Bits: codec.MeanBits(fitted.Codes(o.Code)), Alloc: string(o.keys().Allocation()),
 			Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
@@ -125,7 +127,7 @@ func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *
 	o, cfg := &j.o, j.source.Config
 	shape := cfg.Layers[0].HeadShape // of all layers: plan.NewKeys refuses models whose layers differ
 	m := &spec.Manifest{
-		Version: spec.Version, Tool: o.Tool, Command: o.Command, Source: w.tag.Source,
+		Version: w.tag.Version, Tool: o.Tool, Command: o.Command, Source: w.tag.Source,
 		Model: spec.Model{
 			Family: cfg.Family.Name, Layers: len(cfg.Layers), Heads: shape.Heads, KVHeads: shape.KVHeads, HeadDim: shape.HeadDim,
 			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts(),

@@ -63,7 +63,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if _, err := plan.NewKeys(c.Config, keys); err != nil {
 		return nil, err
 	}
-	cal, err := ppl.Tokenize(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
+	cal, err := ppl.TokenizeSpread(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx)
 	if err != nil {
 		return nil, err
 	}

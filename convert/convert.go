@@ -135,7 +135,7 @@ func newJob(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*job, err
 		return nil, err
 	}
 	var err error
-	if j.calibration, err = ppl.Tokenize(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx); err != nil {
+	if j.calibration, err = ppl.TokenizeSpread(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx); err != nil {
 		return nil, err
 	}
 	if err := calibrate.Enough(c.Config, j.calibration.Tokens, o.Policy, o.Bits); err != nil {

@@ -53,8 +53,8 @@ type Options struct {
 	// CacheTokens is how many calibration tokens edits for Cache are fitted to; 0 takes 8192.
 	CacheTokens int
 
-	// Calibration is the text that everything is fitted to, CalibrationTokens how much of it,
-	// in windows of Ctx tokens.
+	// Calibration is the text that everything is fitted to, CalibrationTokens how much of it, in
+	// windows of Ctx tokens that are spread evenly over it.
 	Calibration       ppl.Text
 	CalibrationTokens int
 	// Evaluation is held-out text: measured on, never fitted to, in Chunks windows of Ctx

@@ -11,18 +11,20 @@ type Manifest struct {
 	Source  Source   `json:"source"`
 	// Notes say how the source was read where its files disagree, and where the
 	// tokenizer of GGUF readers gives other ids than the source's own.
-	Notes       []string    `json:"notes,omitempty"`
-	Model       Model       `json:"model"`
-	Code        CodeInfo    `json:"code"`
-	Calibration Text        `json:"calibration"`
-	Seed        uint64      `json:"seed"`
-	Identities  []Identity  `json:"identities"`
-	Fusion      *Fusion     `json:"fusion,omitempty"`
-	Artifacts   []Artifact  `json:"artifacts"`
-	Files       []File      `json:"files"`
-	Layers      []Layer     `json:"layers,omitempty"`
-	Curves      []Curve     `json:"curves,omitempty"`
-	Measured    *VerifyJSON `json:"measured,omitempty"`
+	Notes       []string `json:"notes,omitempty"`
+	Model       Model    `json:"model"`
+	Code        CodeInfo `json:"code"`
+	Calibration Text     `json:"calibration"`
+	Seed        uint64   `json:"seed"`
+	// Engine computed the model for fits and measurements; nil stands for the own forward pass.
+	Engine     *EngineIdentity `json:"engine,omitempty"`
+	Identities []Identity      `json:"identities"`
+	Fusion     *Fusion         `json:"fusion,omitempty"`
+	Artifacts  []Artifact      `json:"artifacts"`
+	Files      []File          `json:"files"`
+	Layers     []Layer         `json:"layers,omitempty"`
+	Curves     []Curve         `json:"curves,omitempty"`
+	Measured   *VerifyJSON     `json:"measured,omitempty"`
 }
 
 // Source identifies what was converted.
@@ -48,7 +50,7 @@ type Model struct {
 // CodeInfo is the key code and the policy that a runtime follows.
 type CodeInfo struct {
 	Kind string  `json:"kind"`
-	Bits float64 `json:"bits"` // signs per number on average over all heads, without scales
+	Bits float64 `json:"bits"` // signs per number on average over all codes, without scales
 	// Alloc is how signs were spread over heads: uniform, sensitivity or angle.
 	Alloc string `json:"alloc"`
 	// Exceptions is how many coordinates a coded key keeps beside its signs.
@@ -56,6 +58,11 @@ type CodeInfo struct {
 	Anchor     int `json:"anchor"`
 	Sink       int `json:"sink"`
 	Recent     int `json:"recent"`
+	// Parts says what groups code: k, v, k+v (each in groups of its own), kv (in one
+	// group), or mixed. Version 1 has no groups, and neither this nor the next.
+	Parts string `json:"parts,omitempty"`
+	// GroupDim is the length of the longest vector of a group.
+	GroupDim int `json:"group_dim,omitempty"`
 }
 
 // Text identifies a text and how it was cut.
@@ -169,6 +176,8 @@ type VerifyJSON struct {
 	Layers   []Layer       `json:"layers"`
 	Bytes    *BytesJSON    `json:"bytes"`
 	Text     *Text         `json:"text,omitempty"`
+	// Engine computed the numbers; nil stands for the own forward pass.
+	Engine *EngineIdentity `json:"engine,omitempty"`
 	// Stock is there when cache types of a stock runtime were asked for.
 	Stock *StockJSON `json:"stock,omitempty"`
 }

@@ -1,12 +1,18 @@
-// Package spec holds the names and numbers of the phaseconv format, version 1:
+// Package spec holds the names and numbers of the phaseconv format, versions 1 and 2:
 // metadata keys, tensor names, limits, and the shapes of the manifest and of the
 // reports as JSON. The normative text lies beside it. The package imports nothing
 // of phaseconv, so that other programs can use it alone.
 package spec
 
-// Version is the format version that this package describes. A reader refuses
-// every other.
-const Version = 1
+// Versions of the format that this package describes. A reader refuses every other.
+// Writers use the lowest that can say what they have to.
+const (
+	// Version is that of files with one code per KV head, for keys alone, and of folds.
+	Version = 1
+	// VersionGroups is that of files with groups: codes of the keys and values of several
+	// heads together.
+	VersionGroups = 2
+)
 
 // Names of the files of an artifact.
 const (
@@ -48,6 +54,9 @@ const (
 	KeyCalibrationTokens  = "phaseconv.calibration.tokens"
 	KeyCalibrationContext = "phaseconv.calibration.context"
 	KeyTool               = "phaseconv.tool"
+	// KeyGroups lists layers and their groups as JSON. Version 2 has it instead of the
+	// three numbers of a layer's shape and the exceptions.
+	KeyGroups = "phaseconv.groups"
 )
 
 // FoldList is the key of a fold file that lists the edited tensors.
@@ -60,7 +69,7 @@ const ModelPrefix = "general."
 // BasisPostRope is the only basis of version 1: codes apply to keys after RoPE.
 const BasisPostRope = "post_rope"
 
-// Limits of version 1. A reader refuses what exceeds them.
+// Limits of both versions. A reader refuses what exceeds them.
 const (
 	MaxLayers  = 1 << 12
 	MaxHeads   = 1 << 12
@@ -74,4 +83,13 @@ const (
 	// MaxExceptionDim is the largest head_dim of keys with exceptions: their
 	// coordinates take 8 bits.
 	MaxExceptionDim = 1 << 8
+	// MaxGroupDim bounds the numbers of a group's vector. A code of as many signs has
+	// matrices of 16 MiB.
+	MaxGroupDim = 1 << 11
+	// MaxGroupsText bounds the JSON of the key phaseconv.groups in bytes.
+	MaxGroupsText = 1 << 20
 )
+
+// DefaultGroupDim is the largest vector of a group that writers make unless they are
+// told otherwise: encoders and anchors cost a runtime time that grows with its square.
+const DefaultGroupDim = 512

@@ -136,7 +136,7 @@ func TestVerifyAbsent(t *testing.T) {
 func TestRoundTrip(t *testing.T) {
 	x := 0.5
 	m := Manifest{Version: Version, Tool: "t", Command: []string{"a", "b"}, Source: Source{"n", "gguf", "s"},
-		Model: Model{"llama", 1, 2, 3, 4, 5, 6, 7, 8}, Code: CodeInfo{"frame", 1, "uniform", 3, 64, 4, 2},
+		Model: Model{"llama", 1, 2, 3, 4, 5, 6, 7, 8}, Code: CodeInfo{"frame", 1, "uniform", 3, 64, 4, 2, "kv", 384},
 		Calibration: Text{"x", "y", 1, 2, 3, "k"}, Seed: 9,
 		Identities: []Identity{{"G3", "balance", true, true, 4, "why"}},
 		Artifacts:  []Artifact{{"gguf", "m", "s", "half", "w", "f16"}},
@@ -177,7 +177,7 @@ func TestColumnsSet(t *testing.T) {
 // TestKeys: every sidecar key lies under phaseconv. and none occurs twice.
 func TestKeys(t *testing.T) {
 	keys := []string{KeyVersion, KeyCode, KeyLayers, KeyHeads, KeyHeadDim, KeyAnchor, KeySink, KeyRecent, KeyExceptions,
-		KeyBasis, KeyPairLayout, KeyRope,
+		KeyGroups, KeyBasis, KeyPairLayout, KeyRope,
 		KeySourceSHA256, KeyWeightsSHA256, KeyCalibrationSHA256, KeyCalibrationTokens, KeyCalibrationContext, KeyTool}
 	sort.Strings(keys)
 	for i, k := range keys {

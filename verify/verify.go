@@ -74,6 +74,9 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if o.Recent >= 0 {
 		policy.Recent = o.Recent
 	}
+	if a.Sidecar.Version() == spec.VersionGroups {
+		return nil, fmt.Errorf("%s has groups of keys and values; this program checks them and cannot measure them yet", a.Dir)
+	}
 	codes, kind, err := codesInUse(a.Sidecar, o)
 	if err != nil {
 		return nil, err

@@ -223,7 +223,7 @@ func agree(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 func refused(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 	t.Helper()
 	for name, change := range map[string]func(m map[string]any){
-		"version":            func(m map[string]any) { m["version"] = 2 },
+		"version":            func(m map[string]any) { m["version"] = 3 },
 		"no version":         func(m map[string]any) { delete(m, "version") },
 		"unknown member":     func(m map[string]any) { m["extra"] = 1 },
 		"unknown member two": func(m map[string]any) { m["code"].(map[string]any)["extra"] = 0 },

@@ -258,7 +258,7 @@ func (s *survey) attention(ctx context.Context, a *refmodel.Attention) error {
 	if o.Balance {
 		b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
 		for h := range y.KVHeads {
-			s.scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.Pairs)
+			s.scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
 		}
 	}
 	scale := func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }

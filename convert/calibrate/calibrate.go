@@ -32,7 +32,9 @@ type Options struct {
 	// other codes have one.
 	Bits float64
 	// Signs of the frame of each head, [layer][KV head]; nil spreads Bits evenly.
-	Signs   [][]int
+	Signs [][]int
+	// Joint, if set, is fitted instead of Kinds.
+	Joint   *Joint
 	Policy  kvcache.Policy
 	Balance bool
 	Seed    uint64
@@ -47,6 +49,15 @@ type Options struct {
 	// Trace, if set, sees the steps of every iterative fit; see fit.Sample. It
 	// is called from several goroutines.
 	Trace func(s *fit.Sample, kind codec.Kind, start, step int, c *codec.Code)
+}
+
+// Joint says which groups to fit.
+type Joint struct {
+	Parts [][][]codec.Part // of each group, [layer][group]
+	Signs [][]int          // [layer][group]
+	// Metric, if set, gives the metric of a part of a layer, [head_dim, head_dim], instead of
+	// that of the queries; all in one unit, see fit.GroupSample.
+	Metric func(layer int, p codec.Part) []float64
 }
 
 // Allocation returns what bits.Allocate needs of these options.
@@ -73,10 +84,18 @@ type Head struct {
 	Tokens int // keys fitted
 }
 
+// Group is what was fitted to one group of a layer.
+type Group struct {
+	Code   *codec.Group
+	Curve  []fit.Point
+	Tokens int // fitted
+}
+
 // Layer is what was fitted to one layer.
 type Layer struct {
 	PairScale *transform.PairScale // nil when not asked for
 	Heads     []Head
+	Groups    []Group // instead of Heads, of joint codes
 }
 
 // Result of Run.
@@ -91,7 +110,7 @@ func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
 		return nil
 	}
 	return func(l, h int) []float32 {
-		return r.Layers[l].PairScale.KeyScale(h, c.Layers[l].HeadDim, c.Pairs)
+		return r.Layers[l].PairScale.KeyScale(h, c.Layers[l].HeadDim, c.PairsIn(l))
 	}
 }
 
@@ -101,7 +120,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if err := m.Config.Require("calibration", family.OutsideCache); err != nil {
+	if err := m.Config.Require("calibration", family.OwnHeads); err != nil {
 		return nil, err
 	}
 	for l := range m.Config.Layers {
@@ -109,7 +128,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 			return nil, err
 		}
 	}
-	if o.Signs == nil {
+	if o.Signs == nil && o.Joint == nil {
 		var err error
 		if o.Signs, err = bits.Even(m.Config, o.Bits); err != nil {
 			return nil, err
@@ -171,6 +190,12 @@ func (f *fitter) progress(layers, fits int) {
 			heads = max(heads, f.cfg.Layers[l].KVHeads)
 		}
 		each := len(f.o.Kinds)*heads + 1
+		if j := f.o.Joint; j != nil {
+			each = 1
+			for _, groups := range j.Parts {
+				each = max(each, 1+len(groups))
+			}
+		}
 		f.o.Progress(layers*each+fits, (f.last+1)*each)
 	}
 }
@@ -185,17 +210,25 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 	if f.o.Balance {
 		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
 	}
-	xs, err := activations.Samples(ctx, c, a, func(h int) []float32 {
+	scale := func(h int) []float32 {
 		if layer.PairScale == nil {
 			return nil
 		}
-		return layer.PairScale.KeyScale(h, y.HeadDim, c.Pairs)
-	}, f.o.Policy, f.o.Threads)
-	if err != nil {
-		return err
+		return layer.PairScale.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
 	}
-	if err := f.fitHeads(ctx, xs, layer.Heads); err != nil {
-		return err
+	if f.o.Joint != nil {
+		layer.Heads = nil
+		if err := f.fitGroups(ctx, a, scale, layer); err != nil {
+			return err
+		}
+	} else {
+		xs, err := activations.Samples(ctx, c, a, scale, f.o.Policy, f.o.Threads)
+		if err != nil {
+			return err
+		}
+		if err := f.fitHeads(ctx, xs, layer.Heads); err != nil {
+			return err
+		}
 	}
 	if f.o.Store != nil {
 		if err := f.o.Store.Save(ctx, a.Layer, layer); err != nil {
@@ -262,6 +295,44 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 		}
 	}
 	return nil
+}
+
+// fitGroups fits the code of every group of a layer, one after the other: they take much memory,
+// and each keeps all threads busy.
+func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale func(h int) []float32, layer *Layer) error {
+	j := f.o.Joint
+	for i, parts := range j.Parts[a.Layer] {
+		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.o.Threads)
+		if err != nil {
+			return err
+		}
+		s := xs[0]
+		s.Index = i
+		if j.Metric != nil {
+			s.Absolute = true
+			for k, p := range parts {
+				s.Metrics[k] = j.Metric(a.Layer, p)
+			}
+		}
+		g := Group{Tokens: s.N()}
+		if g.Code, g.Curve, err = fit.Group(ctx, j.Signs[a.Layer][i], s); err != nil {
+			return err
+		}
+		layer.Groups = append(layer.Groups, g)
+		f.progress(a.Layer, i+1)
+	}
+	return nil
+}
+
+// Groups returns the fitted joint codes, [layer][group].
+func (r *Result) Groups() [][]*codec.Group {
+	out := make([][]*codec.Group, len(r.Layers))
+	for l, layer := range r.Layers {
+		for _, g := range layer.Groups {
+			out[l] = append(out[l], g.Code)
+		}
+	}
+	return out
 }
 
 // Codes returns the fitted codes of a kind, [layer][KV head].

@@ -88,7 +88,7 @@ func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if err := cfg.Require("statistics of keys", family.OutsideCache); err != nil {
+	if err := cfg.Require("statistics of keys", family.OwnHeads); err != nil {
 		return nil, err
 	}
 	s := &KeyStats{cfg: cfg, o: o, heads: make([][]*keySums, len(cfg.Layers)), ropes: map[int]kvcache.RopeTables{}}
@@ -115,7 +115,7 @@ func (s *KeyStats) attention(ctx context.Context, a *refmodel.Attention) error {
 	if i := c.RopeKind(a.Layer); s.ropes[i].Turn == nil || s.ropes[i].Turn.Positions() < a.T {
 		t := kvcache.NewRopeTables(y.Rope, a.Rope)
 		if s.o.Weights != nil {
-			t.Moved = movedTable(a.Rope, y.HeadDim, c.Pairs)
+			t.Moved = movedTable(a.Rope, y.HeadDim, c.PairsIn(a.Layer))
 		}
 		s.ropes[i] = t
 	}
@@ -194,15 +194,15 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 		curvature := max(0, 1-fmath.SumSq(p))
 		w := curvature
 		if root == nil {
-			acc.drift(a.Rope, row, p, lo, float32(y.Scale), c.Pairs)
+			acc.drift(a.Rope, row, p, lo, float32(y.Scale), c.PairsIn(a.Layer))
 			for j, v := range p {
 				out.distance[later(lo+j)].add(i-lo-j, float64(v))
 			}
 		} else {
-			w = acc.output(u, n, row, p, lo, float32(y.Scale), c.Pairs, out)
+			w = acc.output(u, n, row, p, lo, float32(y.Scale), c.PairsIn(a.Layer), out)
 		}
 		for k := range half {
-			i, j := c.Pairs.Dims(k, d)
+			i, j := c.PairsIn(a.Layer).Dims(k, d)
 			e := float64(row[i])*float64(row[i]) + float64(float64(row[j])*float64(row[j]))
 			out.query[k] += float64(w * e)
 		}
@@ -519,7 +519,7 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 			k.key[i] += float64(w * float64(v))
 		}
 		for p := range d / 2 {
-			x, y := c.Pairs.Dims(p, d)
+			x, y := c.PairsIn(a.Layer).Dims(p, d)
 			e := float64(row[x])*float64(row[x]) + float64(float64(row[y])*float64(row[y]))
 			k.key2[p] += float64(w * e)
 		}
@@ -640,7 +640,7 @@ func (s *KeyStats) Values(layer, head int) (*transform.KeySample, error) {
 	if k.out == nil || len(k.values) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: statistics of values need samples and the model's weights", layer, head)
 	}
-	return &transform.KeySample{D: s.cfg.Layers[layer].HeadDim, Pairs: s.cfg.Pairs, Keys: k.values, Weights: k.valueShare,
+	return &transform.KeySample{D: s.cfg.Layers[layer].HeadDim, Pairs: s.cfg.PairsIn(layer), Keys: k.values, Weights: k.valueShare,
 		Metric: k.out}, nil
 }
 
@@ -652,7 +652,7 @@ func (s *KeyStats) Head(layer, head int) (*transform.KeyStats, error) {
 		return nil, fmt.Errorf("layer %d, KV head %d: no attention was seen", layer, head)
 	}
 	out := &transform.KeyStats{
-		D: d, Pairs: c.Pairs, Group: y.Group(), Scale: y.Scale * y.Scale,
+		D: d, Pairs: c.PairsIn(layer), Group: y.Group(), Scale: y.Scale * y.Scale,
 		Mean: make([]float64, d), Var: make([]float64, d/2), Query: make([]float64, d/2), Drift: make([]float64, d*d),
 		Curvature: k.weight / k.queries,
 	}
@@ -660,7 +660,7 @@ func (s *KeyStats) Head(layer, head int) (*transform.KeyStats, error) {
 		out.Mean[i] = k.key[i] / k.attention
 	}
 	for p := range d / 2 {
-		x, y := c.Pairs.Dims(p, d)
+		x, y := c.PairsIn(layer).Dims(p, d)
 		m := float64(out.Mean[x]*out.Mean[x]) + float64(out.Mean[y]*out.Mean[y])
 		out.Var[p] = max(0, k.key2[p]/k.attention-m)
 		out.Query[p] = k.query[p] / k.weight
@@ -677,7 +677,7 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 	if len(k.samples) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: no keys were sampled", layer, head)
 	}
-	out := &transform.KeySample{D: d, Pairs: c.Pairs, Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare,
+	out := &transform.KeySample{D: d, Pairs: c.PairsIn(layer), Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare,
 		Metric: make([]float64, len(k.metric))}
 	for i, v := range k.metric {
 		out.Metric[i] = v / k.queries
@@ -686,7 +686,7 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 		// What is mixed hardly turns, so the mix of a query after RoPE is nearly that before.
 		out.Metric = e.Transform.Metric(out.Metric, d)
 	}
-	kvcache.EditKeys(out.Keys, d, e, func(i int) int { return k.samplePos[i] }, s.ropes[c.RopeKind(layer)], c.Pairs)
+	kvcache.EditKeys(out.Keys, d, e, func(i int) int { return k.samplePos[i] }, s.ropes[c.RopeKind(layer)], c.PairsIn(layer))
 	return out, nil
 }
 
@@ -705,7 +705,7 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 	if err != nil {
 		return nil, err
 	}
-	x := &transform.KeyTransformStats{D: d, Pairs: c.Pairs, Queries: make([]float64, d*d), Freq: make([]float64, d/2),
+	x := &transform.KeyTransformStats{D: d, Pairs: c.PairsIn(layer), Queries: make([]float64, d*d), Freq: make([]float64, d/2),
 		Curvature: stats.Curvature, Scale: stats.Scale}
 	copy(x.Freq, c.Layers[layer].Rope.InvFreq())
 	// Keys are weighed by sum p(1-p) over queries and queries by 1 - sum p^2 over
@@ -719,7 +719,7 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 	key := make([]float32, d)
 	for n, w := range sample.Weights {
 		copy(key, sample.Keys[n*d:(n+1)*d])
-		t.ApplyInverse(key, k.samplePos[n], c.Pairs)
+		t.ApplyInverse(key, k.samplePos[n], c.PairsIn(layer))
 		g := &x.Keys[later(k.samplePos[n])]
 		g.Share += w
 		total += w

@@ -40,9 +40,10 @@ type Job struct {
 
 // A Tag is what a model says of where it comes from.
 type Tag struct {
-	Source spec.Source
-	Code   spec.CodeInfo
-	Tool   string
+	Version int // of the format
+	Source  spec.Source
+	Code    spec.CodeInfo
+	Tool    string
 }
 
 // Model writes the model of a job without its sidecar. It returns its entry in the manifest,
@@ -78,7 +79,7 @@ func (j *Job) sidecarName() string {
 // other small files.
 func (j *Job) auxiliary(ctx context.Context) ([]spec.File, error) {
 	info := map[string]any{
-		"version": spec.Version,
+		"version": j.Tag.Version,
 		"source":  j.Tag.Source,
 		"code":    j.Tag.Code,
 		"sidecar": j.sidecarName(),

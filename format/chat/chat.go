@@ -88,10 +88,9 @@ type Template struct {
 // ErrNone says that a model comes without a chat template.
 var ErrNone = errors.New("the model has no chat template, so it is none to chat with: measure it on plain text")
 
-// Of returns the template of a tokenizer: the default one, and the one named tool_use for
+// Of returns the template of a vocabulary: the default one, and the one named tool_use for
 // conversations with tools where there is one.
-func Of(tk *tokenizer.Tokenizer) (*Template, error) {
-	v := tk.Vocab()
+func Of(v *tokenizer.Vocab) (*Template, error) {
 	if v.ChatTemplate == "" {
 		return nil, ErrNone
 	}

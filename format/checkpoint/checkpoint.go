@@ -99,6 +99,8 @@ type Checkpoint struct {
 
 	tensors map[string]*Tensor
 	order   []string
+	parts   parts
+	holds   map[string][]*Tensor
 	b       backend
 	stamps  map[string]stamp
 
@@ -397,17 +399,25 @@ var attention = []string{
 	"attn_k.weight", "attn_k.bias", "attn_k_norm.weight",
 }
 
+// values lists those that determine its values; they follow in the digest where it has them.
+var values = []string{"attn_v.weight", "attn_v.bias"}
+
 // AttentionDigest returns the SHA-256 over the stored query and key tensors of
-// all layers. A sidecar carries it, so that it is never used with other weights.
+// all layers, and withValues over those of values too. A sidecar carries it, so that it is
+// never used with other weights.
 //
 // Hashed per tensor, layers ascending: canonical name, NUL, element type, NUL,
 // the shape as decimal numbers joined by "x", NUL, then the stored bytes. tick, if not nil, is
 // told how many MiB are done. When ctx ends, AttentionDigest returns its cause.
-func (c *Checkpoint) AttentionDigest(ctx context.Context, tick func(done, total int)) (string, error) {
+func (c *Checkpoint) AttentionDigest(ctx context.Context, withValues bool, tick func(done, total int)) (string, error) {
+	names := slices.Clone(attention)
+	if withValues {
+		names = append(names, values...)
+	}
 	var all []*Tensor
 	var size int64
 	for l := range c.Config.Layers {
-		for _, n := range attention {
+		for _, n := range names {
 			t, ok := c.Find(family.Name(l, n))
 			if !ok {
 				continue
@@ -484,7 +494,7 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 		if len(sources) > 1 {
 			shape = append([]int{len(sources)}, shape...)
 		}
-		if !sameShape(shape, want.Shape) {
+		if !sameShape(shape, want.Shape) && !(len(want.Shape) == 1 && sameShape(shape, []int{1, want.Shape[0]})) {
 			return fmt.Errorf("%s: tensor %s has shape %v, the configuration implies %v", c.Path, sources[0], shape, want.Shape)
 		}
 		c.tensors[want.Name] = &Tensor{Name: want.Name, Layer: want.Layer, Shape: want.Shape, Type: typ, Sources: sources}
@@ -496,6 +506,7 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 		}
 	}
 	sort.Strings(c.Unknown)
+	c.setHolds()
 	return nil
 }
 

@@ -528,7 +528,7 @@ func TestDigests(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a, err := c.AttentionDigest(t.Context(), nil)
+		a, err := c.AttentionDigest(t.Context(), false, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

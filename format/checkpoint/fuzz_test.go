@@ -26,7 +26,7 @@ func use(t *testing.T, c *checkpoint.Checkpoint) {
 			continue // numbers that are not finite, types that cannot be read
 		}
 	}
-	if _, err := c.AttentionDigest(t.Context(), nil); err != nil {
+	if _, err := c.AttentionDigest(t.Context(), false, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, _ = c.Vocab()

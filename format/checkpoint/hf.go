@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -23,15 +24,7 @@ type hfBackend struct {
 	cfg *family.Config
 	// bare: the names lack family.BasePrefix, as the base class saves them.
 	bare bool
-	// parts are the experts of fused tensors, under names such as
-	// "model.layers.0.mlp.experts.gate_up_proj[3,0:48]": expert 3, its rows 0 to 47.
-	parts map[string]slice
-}
-
-// A slice is some rows of a stored tensor.
-type slice struct {
-	stored     string
-	row0, rows int
+	parts
 }
 
 func openHF(dir string) (*Checkpoint, error) {
@@ -43,8 +36,8 @@ func openHF(dir string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &hfBackend{dir: dir, set: set, cfg: cfg, parts: map[string]slice{}}
-	c := &Checkpoint{Path: dir, Container: Safetensors, Config: cfg, b: b}
+	b := &hfBackend{dir: dir, set: set, cfg: cfg, parts: newParts()}
+	c := &Checkpoint{Path: dir, Container: Safetensors, Config: cfg, b: b, parts: b.parts}
 	if err := c.fromHF(b); err != nil {
 		set.Close()
 		return nil, err
@@ -83,6 +76,14 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 	if err != nil {
 		return err
 	}
+	stacks, err := b.stack(cfg, cfg.Family.HFStacks, b.name, func(n string) ([]int, bool) {
+		shape, _, ok := b.lookup(n)
+		return shape, ok
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", b.dir, err)
+	}
+	maps.Copy(stored, stacks)
 	all := slices.DeleteFunc(b.set.Names(), func(n string) bool { return stored[n] })
 	if err := c.collect(b.sources, b.lookup, all); err != nil {
 		return err
@@ -125,7 +126,7 @@ func (b *hfBackend) fused() (stored map[string]bool, err error) {
 		stored[name] = true
 		for e := range t.Shape[0] {
 			lo := part * rows
-			b.parts[sliceName(name, e, lo, lo+rows)] = slice{name, e*parts*rows + lo, rows}
+			b.slices[sliceName(name, e, lo, lo+rows)] = slice{name, e*parts*rows + lo, rows}
 		}
 	}
 	return stored, nil
@@ -145,7 +146,7 @@ func (b *hfBackend) name(hf string) string {
 
 // sources returns the names of what makes up a tensor of the family.
 func (b *hfBackend) sources(t family.Tensor) []string {
-	if name, part, _, ok := b.cfg.Family.HFFused(t.Name); ok && len(b.parts) > 0 {
+	if name, part, _, ok := b.cfg.Family.HFFused(t.Name); ok && len(b.slices) > len(b.stacked) {
 		if name = b.name(name); len(t.Shape) != 3 { // the router
 			return []string{name}
 		}
@@ -157,6 +158,9 @@ func (b *hfBackend) sources(t family.Tensor) []string {
 			return out
 		}
 	}
+	if n, ok := b.stacked[t.Name]; ok {
+		return []string{n}
+	}
 	names, _ := b.cfg.Family.HFNames(t.Name, b.cfg.Experts())
 	for i := range names {
 		names[i] = b.name(names[i])
@@ -165,9 +169,9 @@ func (b *hfBackend) sources(t family.Tensor) []string {
 }
 
 func (b *hfBackend) lookup(name string) ([]int, string, bool) {
-	if s, ok := b.parts[name]; ok {
+	if s, ok := b.slices[name]; ok {
 		r, _ := b.set.Find(s.stored)
-		return []int{s.rows, r.Tensor.Cols()}, r.Tensor.DType, true
+		return s.shape(r.Tensor.Shape), r.Tensor.DType, true
 	}
 	r, ok := b.set.Find(name)
 	if !ok {
@@ -232,15 +236,18 @@ func without(list []string, x string) []string {
 }
 
 func (b *hfBackend) readRows(source string, row0, n int, dst []float32) error {
-	if s, ok := b.parts[source]; ok {
-		source, row0 = s.stored, s.row0+row0
+	if s, ok := b.slices[source]; ok {
+		r, _ := b.set.Find(s.stored)
+		return s.read(r.Tensor.Shape, row0, n, dst, func(row0, n int, dst []float32) error {
+			return r.File.ReadRows(r.Tensor, row0, n, dst)
+		})
 	}
 	r, _ := b.set.Find(source)
 	return r.File.ReadRows(r.Tensor, row0, n, dst)
 }
 
 func (b *hfBackend) raw(source string) (*io.SectionReader, error) {
-	s, part := b.parts[source]
+	s, part := b.slices[source]
 	if part {
 		source = s.stored
 	}
@@ -252,8 +259,7 @@ func (b *hfBackend) raw(source string) (*io.SectionReader, error) {
 	if !part {
 		return all, nil
 	}
-	row := r.Tensor.Size() / int64(r.Tensor.Rows())
-	return io.NewSectionReader(all, int64(s.row0)*row, int64(s.rows)*row), nil
+	return s.section(all, r.Tensor.Shape), nil
 }
 
 // files names the configuration and the weights: what determines the numbers.
@@ -273,17 +279,6 @@ func (b *hfBackend) configText() ([]byte, error) {
 func (b *hfBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.ReadHF(b.dir) }
 
 func (b *hfBackend) close() error { return b.set.Close() }
-
-// Stored returns the name of the tensor in the file that holds a source tensor:
-// another only for experts that are fused.
-func (c *Checkpoint) Stored(source string) string {
-	if b, ok := c.b.(*hfBackend); ok {
-		if s, ok := b.parts[source]; ok {
-			return s.stored
-		}
-	}
-	return source
-}
 
 // HFName returns the name that a tensor of the family has, or would have, in this
 // folder. It is for tensors that are no experts.

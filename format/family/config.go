@@ -37,6 +37,8 @@ type Config struct {
 	DenseFFN int
 
 	NormEps float64
+	// LayerNorm: norms of the residual stream subtract the mean too (Cohere).
+	LayerNorm bool
 	// EmbeddingScale multiplies the token embeddings, 1 in most families.
 	EmbeddingScale float64
 
@@ -45,7 +47,16 @@ type Config struct {
 	Pairs rope.Layout
 
 	TiedEmbeddings bool
+	LogitScale     float64 // what logits are multiplied by, before the cap; 1 in most families
 	LogitSoftcap   float64 // 0: none
+
+	// PerLayerInput is the length of the embedding of its own that each layer gets of a token
+	// (Gemma 4's small models), 0: none.
+	PerLayerInput int
+
+	// DraftLayers is how many layers stand behind those of the model for drafting tokens
+	// (MTP): with caches of their own, which nothing here computes or changes.
+	DraftLayers int
 
 	BOS, EOS int // token ids, -1 when the source names none
 }
@@ -78,6 +89,18 @@ func (c *Config) check() error {
 	}
 	if !(c.NormEps > 0 && c.NormEps < 1) {
 		return fmt.Errorf("rms_norm_eps is %g, expected a small positive number", c.NormEps)
+	}
+	if !(c.LogitScale > 0 && c.LogitScale < 1e6) {
+		return fmt.Errorf("logit_scale is %g, expected a positive number", c.LogitScale)
+	}
+	if !(c.EmbeddingScale > 0 && c.EmbeddingScale < 1e6) {
+		return fmt.Errorf("embedding_multiplier is %g, expected a positive number", c.EmbeddingScale)
+	}
+	if c.DraftLayers < 0 || c.DraftLayers > MaxLayers {
+		return fmt.Errorf("num_nextn_predict_layers is %d, expected 0 to %d", c.DraftLayers, MaxLayers)
+	}
+	if c.PerLayerInput < 0 || c.PerLayerInput > MaxHidden {
+		return fmt.Errorf("hidden_size_per_layer_input is %d, expected 0 to %d", c.PerLayerInput, MaxHidden)
 	}
 	if !(c.LogitSoftcap >= 0 && c.LogitSoftcap < 1e6) {
 		return fmt.Errorf("final_logit_softcapping is %g, expected a positive number or none", c.LogitSoftcap)

@@ -1,12 +1,14 @@
 package family
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"reflect"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -21,6 +23,14 @@ type Layer struct {
 	PostNorms bool
 	// BareInputs: the inputs of attention and FFN are not normalised (OLMo 2, EXAONE 4).
 	BareInputs bool
+	// Parallel: the FFN reads the normalised input of attention, and both are added to what
+	// came into the layer (Cohere).
+	Parallel bool
+	// ResidualScale multiplies the outputs of attention and FFN before they are added, 1 in
+	// most families (granite's residual_multiplier).
+	ResidualScale float64
+	// OutputScale: the layer's output is multiplied by a learned number (Gemma 4).
+	OutputScale bool
 }
 
 // AttentionKind is how a layer lets tokens see each other.
@@ -42,6 +52,9 @@ const (
 	NormHead          // each head by itself, one gain vector of head_dim for all heads of the layer
 	NormLayers        // all heads of the projection together, gains as long as the projection
 )
+
+// String returns "none", "head" or "projection": what is normalised together.
+func (q QKNorm) String() string { return [...]string{"none", "head", "projection"}[q] }
 
 // Gate says what the output of attention is multiplied with before its projection.
 type Gate int
@@ -83,9 +96,28 @@ type Attention struct {
 	NormAfterRoPE bool
 	// ValueNorm: values are RMS-normalised per head, without gain (Gemma 4).
 	ValueNorm bool
-	Biases    Biases // projections that may have a bias
-	Sinks     bool   // a learned logit per query head joins the softmax and is dropped
-	Gate      Gate
+	// ValuesAreKeys: values are what the key projection gives, before its norm (Gemma 4).
+	ValuesAreKeys bool
+	// Temperature grows the queries with their position.
+	Temperature Temperature
+	Biases      Biases // projections that may have a bias
+	Sinks       bool   // a learned logit per query head joins the softmax and is dropped
+	Gate        Gate
+}
+
+// A Temperature multiplies the query at position p by 1 + Beta ln(1 + floor(p / Length)), after
+// RoPE (Ministral 3, Llama 4). A Beta of 0 is none.
+type Temperature struct {
+	Beta   float64
+	Length int // in positions
+}
+
+// At returns the factor of the query at position p.
+func (t Temperature) At(p int) float64 {
+	if t.Beta == 0 {
+		return 1
+	}
+	return 1 + float64(t.Beta*fmath.Log(float64(1+p/t.Length)))
 }
 
 // Activation is the nonlinearity of the FFN, of its gate where it has one.
@@ -95,6 +127,15 @@ type Activation int
 const (
 	SiLU Activation = iota
 	GELUTanh
+	// ClampedSwiGLU (gpt-oss) with gate and up: the gate is clamped above at ClampLimit, up on
+	// both sides; gate * sigmoid(ClampAlpha gate) * (up + 1).
+	ClampedSwiGLU
+)
+
+// The numbers of ClampedSwiGLU, which runtimes have built in.
+const (
+	ClampAlpha = 1.702
+	ClampLimit = 7.0
 )
 
 // FFNKind is the form of a feed-forward network, or of each expert of one.
@@ -129,7 +170,21 @@ type FFN struct {
 	Router  Router
 	// Renorm: the weights of the chosen experts are divided by their sum.
 	Renorm bool
-	Shared int // experts that every token goes through, beside the chosen ones
+	// RouterBias: the logits of the router have a bias. ChoiceBias: a bias is added to the
+	// probabilities for choosing the best, but not to their weights.
+	RouterBias, ChoiceBias bool
+	// Groups: the experts form so many groups, of which GroupsUsed take part, those with the
+	// largest sums of their two best; below 2: there are none.
+	Groups, GroupsUsed int
+	// WeightScale multiplies the weights of the chosen experts; 0 means 1.
+	WeightScale float64
+	// Biases: gate, up and down of each expert have one.
+	Biases bool
+	// Shared is the number of experts that every token goes through, beside the chosen ones: in
+	// weights they are one FFN of SharedSize. With SharedGate the sigmoid of one more logit
+	// multiplies its output.
+	Shared, SharedSize int
+	SharedGate         bool
 }
 
 // Features are what a layer can have beyond softmax attention over its own keys and values,
@@ -140,31 +195,42 @@ type Features uint32
 
 // The features of layers.
 const (
-	LatentKV       Features = 1 << iota // Kind Latent
-	RecurrentBlock                      // Kind Recurrent
-	SharedKV                            // Owner is another layer
-	NoRoPE                              // Rope.Dim is 0
-	PartialRoPE                         // Rope.Dim is below HeadDim
-	ValueLength                         // ValueDim is not HeadDim
-	LateNorm                            // NormAfterRoPE
-	NormedValues                        // ValueNorm
-	NoPreNorms                          // BareInputs
-	AttentionSinks                      // Sinks
-	OutputGate                          // Gate
-	UngatedFFN                          // Kind Ungated
-	OtherRouter                         // Router is not SoftmaxTopK
-	SharedExperts                       // Shared
+	LatentKV         Features = 1 << iota // Kind Latent
+	RecurrentBlock                        // Kind Recurrent
+	SharedKV                              // Owner is another layer
+	NoRoPE                                // Rope.Dim is 0
+	PartialRoPE                           // Rope.Dim is below HeadDim
+	ValueLength                           // ValueDim is not HeadDim
+	LateNorm                              // NormAfterRoPE
+	NormedValues                          // ValueNorm
+	NoPreNorms                            // BareInputs
+	AttentionSinks                        // Sinks
+	OutputGate                            // Gate
+	UngatedFFN                            // Kind Ungated
+	OtherRouter                           // Router is not SoftmaxTopK, or it has biases, groups or a scale
+	SharedExperts                         // Shared
+	KeysAsValues                          // ValuesAreKeys
+	QueryTemperature                      // Temperature
+	OtherExperts                          // Biases of experts, ClampedSwiGLU
+	OtherBlock                            // Parallel, ResidualScale, OutputScale, Config.LayerNorm or PerLayerInput
 )
 
 // OutsideCache are the features that change neither what a KV cache holds nor how.
-const OutsideCache = NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
+const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter |
+	SharedExperts | OtherExperts
+
+// OwnHeads are the features of layers that cache keys and values of their own, head by head, in
+// whatever way they make them.
+const OwnHeads = OutsideCache | NoRoPE | PartialRoPE | LateNorm | NormedValues | KeysAsValues
 
 var featureNames = []string{
 	"latent attention (MLA)", "a recurrent block instead of attention", "keys and values of another layer",
 	"attention without RoPE", "RoPE on a part of each head", "values of another length than keys",
 	"a norm of queries and keys after RoPE", "a norm of values", "no norm before attention and FFN",
 	"attention sinks", "a gate on the output of attention", "an FFN without gate",
-	"a router other than softmax over all experts", "shared experts",
+	"a router other than softmax over all experts", "shared experts", "keys as values", "queries that grow with their position",
+	"experts with biases or a clamped activation",
+	"another block than attention and FFN, each of which is normed and added",
 }
 
 // String names what is set, for messages.
@@ -178,9 +244,23 @@ func (f Features) String() string {
 	return strings.Join(out, ", ")
 }
 
+// otherRouter says whether more happens than softmax over all experts and a choice of the best.
+func (f *FFN) otherRouter() bool {
+	return f.Router != SoftmaxTopK || f.RouterBias || f.ChoiceBias || f.Groups > 1 || f.Scale() != 1
+}
+
+// Scale returns what the weights of the chosen experts are multiplied by.
+func (f *FFN) Scale() float64 {
+	if f.WeightScale == 0 {
+		return 1
+	}
+	return f.WeightScale
+}
+
 // features returns those of layer number l.
-func (y *Layer) features(l int) Features {
+func (c *Config) features(l int) Features {
 	var f Features
+	y := &c.Layers[l]
 	for _, x := range []struct {
 		on   bool
 		flag Features
@@ -197,8 +277,12 @@ func (y *Layer) features(l int) Features {
 		{y.Sinks, AttentionSinks},
 		{y.Gate != NoGate, OutputGate},
 		{y.FFN.Kind != Gated, UngatedFFN},
-		{y.FFN.Experts > 0 && y.FFN.Router != SoftmaxTopK, OtherRouter},
+		{y.FFN.Experts > 0 && y.FFN.otherRouter(), OtherRouter},
+		{y.FFN.Biases || y.FFN.Activation == ClampedSwiGLU, OtherExperts},
 		{y.FFN.Shared > 0, SharedExperts},
+		{y.ValuesAreKeys, KeysAsValues},
+		{y.Temperature.Beta != 0, QueryTemperature},
+		{y.Parallel || y.ResidualScale != 1 || y.OutputScale || c.LayerNorm || c.PerLayerInput > 0, OtherBlock},
 	} {
 		if x.on {
 			f |= x.flag
@@ -220,7 +304,7 @@ func (c *Config) Require(who string, can Features) error {
 
 // RequireLayer is Require for one layer.
 func (c *Config) RequireLayer(l int, who string, can Features) error {
-	if f := c.Layers[l].features(l) &^ can; f != 0 {
+	if f := c.features(l) &^ can; f != 0 {
 		return format.Unsupportedf("layer %d of this %s model has %s, which %s does not support", l, c.Family.Name, f, who)
 	}
 	return nil
@@ -250,6 +334,33 @@ func (c *Config) Experts() int {
 	return n
 }
 
+// Mixture returns the FFN of the first layer that is a mixture, nil in a dense model.
+func (c *Config) Mixture() *FFN {
+	for l := range c.Layers {
+		if f := &c.Layers[l].FFN; f.Experts > 0 {
+			return f
+		}
+	}
+	return nil
+}
+
+// DenseLead returns how many layers in front of the first mixture are dense, and whether all
+// behind it are mixtures; 0 and true for a dense model.
+func (c *Config) DenseLead() (lead int, ok bool) {
+	if c.Mixture() == nil {
+		return 0, true
+	}
+	for c.Layers[lead].FFN.Experts == 0 {
+		lead++
+	}
+	for _, y := range c.Layers[lead:] {
+		if y.FFN.Experts == 0 {
+			return lead, false
+		}
+	}
+	return lead, true
+}
+
 // Window returns the window of the layers that have one, 0 if none has; and for
 // each layer whether it has one.
 func (c *Config) Window() (window int, sliding []bool) {
@@ -263,7 +374,7 @@ func (c *Config) Window() (window int, sliding []bool) {
 }
 
 // Ropes returns the RoPE parameters of layers without a window and of layers with
-// one; where a model has one kind only, both are its parameters.
+// one, of those that RoPE turns at all; where a model has one kind only, both are its parameters.
 func (c *Config) Ropes() (full, sliding rope.Params) {
 	have := [2]bool{}
 	of := [2]rope.Params{}
@@ -272,7 +383,7 @@ func (c *Config) Ropes() (full, sliding rope.Params) {
 		if c.Layers[l].Window > 0 {
 			i = 1
 		}
-		if !have[i] {
+		if !have[i] && c.Layers[l].Rope.Dim > 0 {
 			have[i], of[i] = true, c.Layers[l].Rope
 		}
 	}
@@ -284,6 +395,20 @@ func (c *Config) Ropes() (full, sliding rope.Params) {
 	}
 	return of[0], of[1]
 }
+
+// Shared says whether other layers read the keys and values of layer l.
+func (c *Config) Shared(l int) bool {
+	for i := range c.Layers {
+		if i != l && c.Layers[i].Owner == l {
+			return true
+		}
+	}
+	return false
+}
+
+// PairsIn returns the pairs of dimensions of layer l's heads: those that RoPE turns, and
+// behind them pairs that stand still.
+func (c *Config) PairsIn(l int) rope.Layout { return c.Pairs.Part(c.Layers[l].Rope.Dim) }
 
 // RopeKind returns the first layer with the same RoPE parameters as layer l: what is
 // made of them, such as tables of angles, can be kept by that number.
@@ -303,17 +428,21 @@ type Params struct {
 	Heads, KVHeads, HeadDim int
 	AttnScale               float64
 	AttnBias                Biases
+	QKNorm                  QKNorm // where the family leaves it to a key
 	// Rope turns the keys of layers without a window, RopeLocal those of layers with one.
 	Rope, RopeLocal rope.Params
+	// NoRope is true for layers that turn nothing; nil: all do.
+	NoRope        []bool
+	ResidualScale float64 // 0 is 1
+	Temperature   Temperature
 	// SlidingWindow is the window of the layers for which Sliding is true; 0: no
 	// window anywhere.
 	SlidingWindow int
 	Sliding       []bool // one per layer, nil when SlidingWindow is 0
 
-	FFN         int // intermediate size, of one expert in a mixture
-	Experts     int // 0 for a dense model
-	ExpertsUsed int
-	RenormTopK  bool
+	// FFN is that of all layers but those of Dense, which have a plain one of Config.DenseFFN.
+	FFN   FFN
+	Dense []bool // one per layer; nil: none
 }
 
 // Resolve makes the layers of c, whose Family and model-wide numbers are set, and
@@ -323,25 +452,45 @@ func (c *Config) Resolve(p Params) error {
 	if p.Layers < 1 || p.Layers > MaxLayers {
 		return format.Brokenf("num_hidden_layers is %d, expected 1 to %d", p.Layers, MaxLayers)
 	}
+	if p.NoRope != nil && len(p.NoRope) != p.Layers {
+		return format.Brokenf("no_rope_layers has %d entries for %d layers", len(p.NoRope), p.Layers)
+	}
+	if p.Dense != nil && len(p.Dense) != p.Layers {
+		return format.Brokenf("dense flags for %d of %d layers", len(p.Dense), p.Layers)
+	}
 	if p.SlidingWindow > 0 && len(p.Sliding) != p.Layers {
 		return format.Brokenf("sliding-window flags for %d of %d layers", len(p.Sliding), p.Layers)
 	}
-	c.EmbeddingScale = 1
-	if f.ScaleEmbeddings {
-		c.EmbeddingScale = math.Sqrt(float64(max(0, c.Hidden)))
+	if c.EmbeddingScale == 0 {
+		c.EmbeddingScale = 1
+		if f.ScaleEmbeddings {
+			c.EmbeddingScale = math.Sqrt(float64(max(0, c.Hidden)))
+		}
 	}
+	if c.LogitScale == 0 {
+		c.LogitScale = 1
+	}
+	c.LayerNorm = f.LayerNorm
 	c.Layers = make([]Layer, p.Layers)
 	for l := range c.Layers {
 		y := Layer{
 			Attention: Attention{
 				HeadShape: HeadShape{Heads: p.Heads, KVHeads: p.KVHeads, HeadDim: p.HeadDim, ValueDim: p.HeadDim},
-				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: f.QKNorm, Biases: p.AttnBias,
+				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: cmp.Or(f.QKNorm, p.QKNorm), Biases: p.AttnBias,
+				NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature,
 			},
-			FFN:       FFN{Activation: f.Activation, Size: p.FFN, Experts: p.Experts, Used: p.ExpertsUsed, Renorm: p.RenormTopK},
-			PostNorms: f.PostNorms,
+			FFN: p.FFN, PostNorms: f.PostNorms, BareInputs: f.BareInputs, Parallel: f.Parallel,
+			ResidualScale: cmp.Or(p.ResidualScale, 1),
+		}
+		y.FFN.Activation = f.Activation
+		if p.Dense != nil && p.Dense[l] {
+			y.FFN = FFN{Activation: f.Activation, Size: c.DenseFFN}
 		}
 		if p.SlidingWindow > 0 && p.Sliding[l] {
 			y.Window, y.Rope = p.SlidingWindow, p.RopeLocal
+		}
+		if p.NoRope != nil && p.NoRope[l] || f.NoRope.Full && p.SlidingWindow > 0 && y.Window == 0 {
+			y.Rope = rope.Params{}
 		}
 		c.Layers[l] = y
 	}
@@ -378,9 +527,14 @@ func (y *Layer) check(l int) error {
 	if y.Owner < 0 || y.Owner > l || y.Window < 0 {
 		return fmt.Errorf("keys and values of layer %d and a window of %d", y.Owner, y.Window)
 	}
-	n := y.FFN.Experts
-	if n < 0 || n > MaxExperts || n > 0 && (y.FFN.Used < 1 || y.FFN.Used > n) {
-		return fmt.Errorf("%d experts of which %d are used per token", n, y.FFN.Used)
+	if err := y.FFN.check(); err != nil {
+		return err
+	}
+	if t := y.Temperature; t.Beta != 0 && !(t.Beta > 0 && t.Beta < 100 && t.Length > 0) {
+		return fmt.Errorf("queries grow with %g per e-fold of %d positions, expected positive numbers", t.Beta, t.Length)
+	}
+	if !(y.ResidualScale > 0 && y.ResidualScale < 1e6) {
+		return fmt.Errorf("residual_multiplier is %g, expected a positive number", y.ResidualScale)
 	}
 	if y.Rope.Dim > y.HeadDim {
 		return fmt.Errorf("RoPE turns %d of %d dimensions", y.Rope.Dim, y.HeadDim)
@@ -391,9 +545,32 @@ func (y *Layer) check(l int) error {
 	return y.Rope.Check()
 }
 
+// check refuses numbers that no FFN has.
+func (f *FFN) check() error {
+	n := f.Experts
+	if n < 0 || n > MaxExperts || n > 0 && (f.Used < 1 || f.Used > n) {
+		return fmt.Errorf("%d experts of which %d are used per token", n, f.Used)
+	}
+	if f.Shared < 0 || f.Shared > MaxExperts || f.SharedSize < 0 || f.SharedSize > MaxFFN || (f.Shared > 0) != (f.SharedSize > 0) {
+		return fmt.Errorf("%d shared experts of together %d dimensions", f.Shared, f.SharedSize)
+	}
+	if f.Groups > 1 && (n%f.Groups != 0 || n/f.Groups < 2 || f.GroupsUsed < 1 || f.GroupsUsed > f.Groups ||
+		f.GroupsUsed*(n/f.Groups) < f.Used) {
+		return fmt.Errorf("%d experts in %d groups of which %d take part (n_group, topk_group)", n, f.Groups, f.GroupsUsed)
+	}
+	if s := f.Scale(); !(s > 0 && s < 1e6) {
+		return fmt.Errorf("routed_scaling_factor is %g, expected a positive number", s)
+	}
+	return nil
+}
+
 // has says whether layer number l has the tensor with this name pattern at all.
 func (y *Layer) has(l int, pattern string) bool {
 	switch strings.TrimPrefix(pattern, "blk.%d.") {
+	case "attn_norm.weight":
+		return !y.BareInputs
+	case "ffn_norm.weight":
+		return !y.BareInputs && !y.Parallel
 	case "attn_q.bias":
 		return y.Biases.Q
 	case "attn_k.bias":
@@ -402,12 +579,32 @@ func (y *Layer) has(l int, pattern string) bool {
 		return y.Owner == l && y.Biases.V
 	case "attn_output.bias":
 		return y.Biases.O
-	case "attn_k.weight", "attn_v.weight", "attn_k_norm.weight":
+	case "attn_v.weight":
+		return y.Owner == l && !y.ValuesAreKeys
+	case "attn_k.weight":
 		return y.Owner == l
+	case "attn_k_norm.weight":
+		return y.Owner == l && y.QKNorm != NoQKNorm
+	case "attn_q_norm.weight":
+		return y.QKNorm != NoQKNorm
+	case "attn_sinks.weight":
+		return y.Sinks
+	case "layer_output_scale.weight":
+		return y.OutputScale
 	case "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight":
 		return y.FFN.Experts == 0
 	case "ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight":
 		return y.FFN.Experts > 0
+	case "ffn_gate_inp.bias":
+		return y.FFN.RouterBias
+	case "exp_probs_b.bias":
+		return y.FFN.ChoiceBias
+	case "ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias":
+		return y.FFN.Biases && y.FFN.Experts > 0
+	case "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight":
+		return y.FFN.Shared > 0
+	case "ffn_gate_inp_shexp.weight":
+		return y.FFN.Shared > 0 && y.FFN.SharedGate
 	}
 	return true
 }
@@ -435,6 +632,10 @@ func (y *Layer) shape(pattern string, hidden int) []int {
 		return []int{k}
 	case "attn_v.bias":
 		return []int{v}
+	case "attn_sinks.weight":
+		return []int{y.Heads}
+	case "layer_output_scale.weight":
+		return []int{1}
 	case "attn_q_norm.weight":
 		return []int{normQ}
 	case "attn_k_norm.weight":
@@ -449,6 +650,16 @@ func (y *Layer) shape(pattern string, hidden int) []int {
 		return []int{y.FFN.Experts, y.FFN.Size, hidden}
 	case "ffn_down_exps.weight":
 		return []int{y.FFN.Experts, hidden, y.FFN.Size}
+	case "ffn_gate_inp.bias", "exp_probs_b.bias":
+		return []int{y.FFN.Experts}
+	case "ffn_gate_exps.bias", "ffn_up_exps.bias":
+		return []int{y.FFN.Experts, y.FFN.Size}
+	case "ffn_down_exps.bias":
+		return []int{y.FFN.Experts, hidden}
+	case "ffn_gate_shexp.weight", "ffn_up_shexp.weight":
+		return []int{y.FFN.SharedSize, hidden}
+	case "ffn_down_shexp.weight":
+		return []int{hidden, y.FFN.SharedSize}
 	}
 	// Norm gains and the output bias live in the residual stream.
 	return []int{hidden}

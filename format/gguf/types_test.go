@@ -117,11 +117,15 @@ func sameFloat(a, b float32) bool {
 
 // Every block type that can be read, against libggml's to_float.
 func TestDequantizeGolden(t *testing.T) {
-	raw, floats := golden(t, "dequant.gguf")
 	for id := range Type(numTypes) {
 		if !CanDequantize(id) || !id.Quantized() {
 			continue
 		}
+		file := "dequant.gguf"
+		if n := id.String(); strings.HasPrefix(n, "IQ") && !strings.HasPrefix(n, "IQ4") {
+			file = "dequant_iq.gguf"
+		}
+		raw, floats := golden(t, file)
 		name := strings.Replace(strings.ToLower(id.String()), "_k", "_K", 1)
 		src, want := raw(name+".in"), floats(name+".out")
 		got := make([]float32, len(want))

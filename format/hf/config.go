@@ -10,11 +10,15 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/placeholder"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -45,6 +49,16 @@ type config struct {
 	BOS              tokenID           `json:"bos_token_id"`
 	EOS              tokenID           `json:"eos_token_id"`
 
+	NormEpsLayer nullable[float64] `json:"layer_norm_eps"` // of families with LayerNorm
+
+	EmbeddingMultiplier *float64 `json:"embedding_multiplier"`
+	ResidualMultiplier  *float64 `json:"residual_multiplier"`
+	AttentionMultiplier *float64 `json:"attention_multiplier"`
+	LogitsScaling       *float64 `json:"logits_scaling"`
+	LogitScale          *float64 `json:"logit_scale"`
+	NoRopeLayers        []int    `json:"no_rope_layers"`
+	NoRopeInterval      *int     `json:"no_rope_layer_interval"`
+
 	RopeTheta      *float64        `json:"rope_theta"`
 	RopeLocalTheta *float64        `json:"rope_local_base_freq"`
 	RopeScaling    json.RawMessage `json:"rope_scaling"`
@@ -53,28 +67,55 @@ type config struct {
 	PartialRotary  *float64        `json:"partial_rotary_factor"`
 	OriginalMax    *int            `json:"original_max_position_embeddings"`
 
-	SlidingWindow        nullable[int] `json:"sliding_window"`
-	UseSlidingWindow     *bool         `json:"use_sliding_window"`
-	MaxWindowLayers      *int          `json:"max_window_layers"`
-	SlidingWindowPattern *int          `json:"sliding_window_pattern"`
-	LayerTypes           []string      `json:"layer_types"`
+	SlidingWindow    nullable[int] `json:"sliding_window"`
+	UseSlidingWindow *bool         `json:"use_sliding_window"`
+	MaxWindowLayers  *int          `json:"max_window_layers"`
+	// SlidingWindowPattern is a number, or letters such as LLLG.
+	SlidingWindowPattern json.RawMessage `json:"sliding_window_pattern"`
+	LayerTypes           []string        `json:"layer_types"`
 
 	QueryPreAttnScalar *float64 `json:"query_pre_attn_scalar"`
 	AttnLogitSoftcap   *float64 `json:"attn_logit_softcapping"`
 	FinalLogitSoftcap  *float64 `json:"final_logit_softcapping"`
 	BidirectionalAttn  *bool    `json:"use_bidirectional_attention"`
 
-	Experts         *int     `json:"num_local_experts"`
-	NumExperts      *int     `json:"num_experts"`
-	ExpertsPerTok   *int     `json:"num_experts_per_tok"`
-	MoEIntermediate *int     `json:"moe_intermediate_size"`
-	NormTopK        *bool    `json:"norm_topk_prob"`
-	SparseStep      *int     `json:"decoder_sparse_step"`
-	MLPOnlyLayers   []int    `json:"mlp_only_layers"`
-	ClipQKV         *float64 `json:"clip_qkv"`
-	MLPBias         *bool    `json:"mlp_bias"`
-	PretrainingTP   *int     `json:"pretraining_tp"`
-	AttentionBias   *bool    `json:"attention_bias"`
+	Experts         *int    `json:"num_local_experts"`
+	NumExperts      *int    `json:"num_experts"`
+	ExpertsPerTok   *int    `json:"num_experts_per_tok"`
+	MoEIntermediate layered `json:"moe_intermediate_size"`
+	NormTopK        *bool   `json:"norm_topk_prob"`
+	SparseStep      *int    `json:"decoder_sparse_step"`
+	MLPOnlyLayers   []int   `json:"mlp_only_layers"`
+
+	// The same numbers in the words of other families; see experts.
+	RoutedExperts *int     `json:"n_routed_experts"`
+	MoEExperts    *int     `json:"moe_num_experts"`
+	MoEK          *int     `json:"moe_k"`
+	MoETopK       layered  `json:"moe_topk"`
+	SharedSize    *int     `json:"shared_expert_intermediate_size"`
+	SharedExperts *int     `json:"n_shared_experts"`
+	MoEShared     *int     `json:"moe_num_shared_experts"`
+	SharedLayered layered  `json:"num_shared_expert"`
+	Groups        *int     `json:"n_group"`
+	GroupsUsed    *int     `json:"topk_group"`
+	RoutedScale   *float64 `json:"routed_scaling_factor"`
+	FirstDense    *int     `json:"first_k_dense_replace"`
+	MoEStart      *int     `json:"moe_layer_start_index"`
+	MoEEnd        *int     `json:"moe_layer_end_index"`
+	MoEInterval   *int     `json:"moe_layer_interval"`
+	DraftLayers   *int     `json:"num_nextn_predict_layers"`
+	SwiGLUAlpha   *float64 `json:"swiglu_alpha"`
+	SwiGLULimit   *float64 `json:"swiglu_limit"`
+
+	ClipQKV       *float64 `json:"clip_qkv"`
+	MLPBias       *bool    `json:"mlp_bias"`
+	PretrainingTP *int     `json:"pretraining_tp"`
+	AttentionBias *bool    `json:"attention_bias"`
+	// AttentionOutBias is seed_oss's, for the output projection.
+	AttentionOutBias *bool `json:"attention_out_bias"`
+
+	UseQKNorm *bool `json:"use_qk_norm"`
+	UseBias   *bool `json:"use_bias"` // of all projections (ERNIE)
 
 	Quantization json.RawMessage `json:"quantization_config"`
 	IsCausal     *bool           `json:"is_causal"`
@@ -96,6 +137,13 @@ type ropeScaling struct {
 	Truncate    *bool    `json:"truncate"`
 	Partial     *float64 `json:"partial_rotary_factor"`
 	ExtrapScale *float64 `json:"extrapolation_factor"`
+	Alpha       *float64 `json:"alpha"`
+	Temperature *float64 `json:"llama_4_scaling_beta"`
+	// Divisors of frequencies, for longrope.
+	Short []float64 `json:"short_factor"`
+	Long  []float64 `json:"long_factor"`
+	// MaxPositions, as in Ministral 3, says what max_position_embeddings does.
+	MaxPositions *int `json:"max_position_embeddings"`
 }
 
 // nullable tells an absent key from one that is null: defaults are for the first.
@@ -107,6 +155,26 @@ type nullable[T any] struct {
 func (n *nullable[T]) UnmarshalJSON(b []byte) error {
 	n.present = true
 	return jsonx.Unmarshal(b, &n.value)
+}
+
+// layered accepts a number, or a list that has the same one for each layer.
+type layered struct{ value *int }
+
+func (n *layered) UnmarshalJSON(b []byte) error {
+	if bytes.Equal(b, []byte("null")) || jsonx.Unmarshal(b, &n.value) == nil {
+		return nil
+	}
+	var list []int
+	if err := jsonx.Unmarshal(b, &list); err != nil {
+		return fmt.Errorf("%s is neither a number nor a list of numbers", clip(b))
+	}
+	for _, x := range list {
+		if x != list[0] {
+			return format.Unsupportedf("the list %s has several numbers; layers whose experts differ are not supported", clip(b))
+		}
+		n.value = &list[0]
+	}
+	return nil
 }
 
 // tokenID accepts a number, a list of numbers (the first counts) or null.
@@ -202,37 +270,54 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := h.refuse(fam); err != nil {
+	if err = h.refuse(fam); err != nil {
 		return nil, err
 	}
 	c := &family.Config{
 		Family: fam, Hidden: h.HiddenSize, Vocab: h.VocabSize, Context: h.MaxPositions,
-		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: rope.Half,
+		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: fam.HFPairs,
 		TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
 	}
-	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads), FFN: h.IntermediateSize}
+	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads)}
+	p.FFN.Size = h.IntermediateSize
 	if d := fam.Defaults.KVHeads; d > 0 && !h.KVHeads.present {
 		p.KVHeads = d
 	}
 	if p.Heads < 1 {
 		return nil, fmt.Errorf("num_attention_heads is %d, expected at least 1", p.Heads)
 	}
-	if !fam.BiasKey || or(h.AttentionBias, false) {
-		p.AttnBias = fam.AttnBias
+	if p.AttnBias, err = h.biases(fam); err != nil {
+		return nil, err
 	}
 	p.HeadDim = or(h.HeadDim, nonzero(fam.Defaults.HeadDim, c.Hidden/p.Heads))
+	if fam.LayerNorm {
+		c.NormEps = or(h.NormEpsLayer.value, fam.Defaults.NormEps)
+	}
+	if fam.Multipliers {
+		c.EmbeddingScale, p.ResidualScale = or(h.EmbeddingMultiplier, 1), or(h.ResidualMultiplier, 1)
+		c.LogitScale = 1 / or(h.LogitsScaling, 1)
+	}
+	if fam.LogitScaleKey {
+		c.LogitScale = or(h.LogitScale, nonzero(fam.Defaults.LogitScale, 1))
+	}
+	if p.NoRope, err = h.noRope(fam, p.Layers); err != nil {
+		return nil, err
+	}
 	p.AttnScale = 1 / math.Sqrt(or(h.QueryPreAttnScalar, nonzero(fam.Defaults.QueryPreAttnScalar, float64(p.HeadDim))))
+	if fam.Multipliers {
+		p.AttnScale = or(h.AttentionMultiplier, 1)
+	}
 	c.LogitSoftcap = or(h.FinalLogitSoftcap, 0)
+	if fam.QKNormKey != "" && or(h.UseQKNorm, false) {
+		p.QKNorm = family.NormHead
+	}
+	if fam.DraftKey {
+		c.DraftLayers = or(h.DraftLayers, 1)
+	}
 	if fam.Experts != nil {
-		p.Experts = or(h.Experts, or(h.NumExperts, 0))
-		p.ExpertsUsed = or(h.ExpertsPerTok, 0)
-		if fam.Experts.OwnSize {
-			if h.MoEIntermediate == nil {
-				return nil, fmt.Errorf("moe_intermediate_size is missing")
-			}
-			p.FFN, c.DenseFFN = *h.MoEIntermediate, p.FFN
+		if err := h.experts(c, p); err != nil {
+			return nil, err
 		}
-		p.RenormTopK = fam.Experts.AlwaysRenorm || or(h.NormTopK, false)
 	}
 	if err := h.sliding(fam, p); err != nil {
 		return nil, err
@@ -291,7 +376,13 @@ func (h *config) refuse(f *family.Family) error {
 		on  bool
 	}{
 		{"quantization_config (already quantised weights)", isSet(h.Quantization)},
-		{"partial_rotary_factor", h.PartialRotary != nil && *h.PartialRotary != 1},
+		{"partial_rotary_factor", h.PartialRotary != nil && *h.PartialRotary != 1 && !f.PartialRotary},
+		{"embedding_multiplier", or(h.EmbeddingMultiplier, 1) != 1 && !f.Multipliers},
+		{"residual_multiplier", or(h.ResidualMultiplier, 1) != 1 && !f.Multipliers},
+		{"attention_multiplier", h.AttentionMultiplier != nil && !f.Multipliers},
+		{"logits_scaling", or(h.LogitsScaling, 1) != 1 && !f.Multipliers},
+		{"logit_scale", or(h.LogitScale, 1) != 1 && !f.LogitScaleKey},
+		{"no_rope_layers", slices.Contains(h.NoRopeLayers, 0) && f.NoRope.Period == 0},
 		{"attn_logit_softcapping", h.AttnLogitSoftcap != nil && *h.AttnLogitSoftcap != 0},
 		{"use_bidirectional_attention", or(h.BidirectionalAttn, false)},
 		{"is_causal = false", !or(h.IsCausal, true)},
@@ -300,15 +391,76 @@ func (h *config) refuse(f *family.Family) error {
 		{"attention_bias", or(h.AttentionBias, false) && f.AttnBias == family.Biases{}},
 		{"query_pre_attn_scalar", h.QueryPreAttnScalar != nil && !f.ScoreKeys},
 		{"final_logit_softcapping", or(h.FinalLogitSoftcap, 0) != 0 && !f.ScoreKeys},
+		{"use_qk_norm", or(h.UseQKNorm, false) && f.QKNormKey == "" && f.QKNorm == family.NoQKNorm},
+		{"use_bias", or(h.UseBias, false)},
 		{"pretraining_tp", or(h.PretrainingTP, 1) > 1},
-		{"mlp_only_layers", len(h.MLPOnlyLayers) > 0},
-		{"decoder_sparse_step", or(h.SparseStep, 1) != 1},
+		{"mlp_only_layers", len(h.MLPOnlyLayers) > 0 && !f.HasDense(family.DenseSteps)},
+		{"decoder_sparse_step", or(h.SparseStep, 1) != 1 && !f.HasDense(family.DenseSteps)},
 	} {
 		if err := unsupported(c.key, c.on); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// biases says which projections have a bias.
+func (h *config) biases(f *family.Family) (family.Biases, error) {
+	if f.BiasKey == "" {
+		return f.AttnBias, nil
+	}
+	b := f.AttnBias
+	if f.OutBiasKey != "" {
+		b.O = b.O && or(h.AttentionOutBias, false)
+	}
+	if !or(h.AttentionBias, f.BiasDefault) {
+		b.Q, b.K, b.V, b.O = false, false, false, b.O && f.OutBiasKey != ""
+	}
+	return b, nil
+}
+
+// noRope says which layers turn nothing; nil: all do.
+func (h *config) noRope(f *family.Family, layers int) ([]bool, error) {
+	if f.NoRope.Period == 0 || layers < 0 || layers > family.MaxLayers {
+		return nil, nil
+	}
+	out := make([]bool, layers)
+	if h.NoRopeLayers != nil {
+		if len(h.NoRopeLayers) != layers {
+			return nil, fmt.Errorf("no_rope_layers has %d entries for %d layers", len(h.NoRopeLayers), layers)
+		}
+		for l, on := range h.NoRopeLayers {
+			out[l] = on == 0
+		}
+		return out, nil
+	}
+	n := or(h.NoRopeInterval, f.NoRope.Period)
+	if n < 1 {
+		return nil, fmt.Errorf("no_rope_layer_interval is %d, expected a positive number", n)
+	}
+	for l := range out {
+		out[l] = (l+1)%n == 0
+	}
+	return out, nil
+}
+
+// period reads sliding_window_pattern: every layer of that number sees everything, or as its
+// letters say, L for a window.
+func (h *config) period(def int) (func(l int) bool, error) {
+	n := def
+	if isSet(h.SlidingWindowPattern) {
+		var letters string
+		if jsonx.Unmarshal(h.SlidingWindowPattern, &letters) == nil && strings.Trim(letters, "LG") == "" && letters != "" {
+			return func(l int) bool { return letters[l%len(letters)] == 'L' }, nil
+		}
+		if err := jsonx.Unmarshal(h.SlidingWindowPattern, &n); err != nil {
+			return nil, fmt.Errorf("sliding_window_pattern is %s, expected a positive number", clip(h.SlidingWindowPattern))
+		}
+	}
+	if n < 1 {
+		return nil, fmt.Errorf("sliding_window_pattern is %d, expected a positive number", n)
+	}
+	return func(l int) bool { return (l+1)%n != 0 }, nil
 }
 
 // sliding fills in the window and which layers have it.
@@ -328,9 +480,17 @@ func (h *config) sliding(fam *family.Family, p *family.Params) error {
 	if err != nil {
 		return err
 	}
-	period := or(h.SlidingWindowPattern, rule.Period)
-	if rule.Period > 0 && period < 1 {
-		return fmt.Errorf("sliding_window_pattern is %d, expected a positive number", period)
+	if rule.Null && window == nil {
+		return nil
+	}
+	slides := func(int) bool { return false }
+	if rule.Period > 0 {
+		if slides, err = h.period(rule.Period); err != nil {
+			return err
+		}
+	}
+	if window != nil && types == nil && rule.TypesOnly {
+		return format.Unsupportedf("a sliding window without layer_types is not supported for %s", fam.Name)
 	}
 	flags, first := make([]bool, p.Layers), -1
 	for l := range flags {
@@ -338,8 +498,10 @@ func (h *config) sliding(fam *family.Family, p *family.Params) error {
 		case rule.LayerTypes && types != nil:
 			flags[l] = types[l]
 		case rule.Period > 0:
-			flags[l] = (l+1)%period != 0
+			flags[l] = slides(l)
 		case window == nil:
+		case rule.WithoutRoPE:
+			flags[l] = p.NoRope[l]
 		case rule.AllLayers:
 			flags[l] = true
 		case rule.FromLayer:
@@ -407,8 +569,11 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 				c.Family.Name)
 		}
 		s, err := decodeRope(h.RopeScaling)
-		if err == nil && *s == (ropeScaling{}) {
+		if err == nil && reflect.ValueOf(*s).IsZero() {
 			s, err = decodeRope(h.RopeParameters)
+		}
+		if err == nil && !isSet(h.RopeScaling) && !isSet(h.RopeParameters) && h.RopeTheta == nil {
+			s, err = decodeRope(json.RawMessage(d.RopeJSON))
 		}
 		if err != nil {
 			return err
@@ -416,8 +581,18 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 		if h.OriginalMax != nil {
 			s.Original = h.OriginalMax
 		}
+		if s.Partial == nil {
+			s.Partial = h.PartialRotary
+		}
 		p.Rope, err = ropeParams(c, p.HeadDim, s, theta)
 		p.RopeLocal = p.Rope
+		if beta := or(s.Temperature, 0); beta != 0 {
+			if !c.Family.TemperatureKey || s.Original == nil {
+				return format.Unsupportedf("llama_4_scaling_beta is set, which phaseconv does not support for %s without "+
+					"original_max_position_embeddings", c.Family.Name)
+			}
+			p.Temperature = family.Temperature{Beta: beta, Length: *s.Original}
+		}
 		return err
 	}
 	if len(perType) > 0 && !nested {
@@ -457,17 +632,33 @@ func decodeRope(raws ...json.RawMessage) (*ropeScaling, error) {
 // object has none.
 func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.Params, error) {
 	p := rope.Params{Dim: dim, Theta: or(s.Theta, theta)}
+	f := c.Family
 	kind := s.RopeType
 	if kind == "" {
 		kind = s.Type
 	}
-	if s.Partial != nil && *s.Partial != 1 {
-		return p, format.Unsupportedf("RoPE partial_rotary_factor %g is not supported", *s.Partial)
+	switch part := or(s.Partial, nonzero(f.Defaults.PartialRotary, 1)); {
+	case part == 1:
+	case !f.PartialRotary:
+		return p, format.Unsupportedf("RoPE partial_rotary_factor %g is not supported for %s", part, f.Name)
+	case !(part > 0 && part < 1):
+		return p, fmt.Errorf("partial_rotary_factor is %g, expected a number between 0 and 1", part)
+	default:
+		p.Dim = int(float64(dim) * part)
 	}
 	switch kind {
 	case "", "default":
 		return p, nil
 	case "linear", "llama3", "yarn":
+	case "longrope", "su":
+		return p, longRope(c, s, &p)
+	case "dynamic":
+		if f.AlphaRope && or(s.Alpha, 0) > 0 {
+			// A base so large that the slowest pair turns Alpha times slower.
+			p.Theta *= fmath.Pow(*s.Alpha, float64(dim)/float64(dim-2))
+			return p, nil
+		}
+		fallthrough
 	default:
 		return p, format.Unsupportedf("RoPE scaling type %q is not supported (linear, llama3 and yarn are)", kind)
 	}
@@ -485,13 +676,39 @@ func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.
 	case rope.YaRN:
 		p.OriginalContext = or(s.Original, c.Context)
 		p.BetaFast, p.BetaSlow = or(s.BetaFast, 32), or(s.BetaSlow, 1)
-		if !or(s.Truncate, true) || s.MScale != nil || s.MScaleAll != nil || s.ExtrapScale != nil && *s.ExtrapScale != 1 {
-			return p, format.Unsupportedf("RoPE scaling yarn with truncate = false, mscale, mscale_all_dim or extrapolation_factor is not supported")
+		p.Smooth = !or(s.Truncate, true)
+		if s.ExtrapScale != nil && *s.ExtrapScale != 1 {
+			return p, format.Unsupportedf("RoPE scaling yarn with extrapolation_factor %g is not supported", *s.ExtrapScale)
 		}
-		if s.AttnFactor != nil && math.Abs(*s.AttnFactor-p.Magnitude()) > 1e-6 {
-			return p, format.Unsupportedf("RoPE scaling yarn with attention_factor %g is not supported (the default here is %.6g)",
-				*s.AttnFactor, p.Magnitude())
+		if m, all := or(s.MScale, 0), or(s.MScaleAll, 0); m != 0 && all != 0 && p.Factor > 1 {
+			ln := float64(0.1 * fmath.Log(p.Factor))
+			p.Attention = (1 + float64(m*ln)) / (1 + float64(all*ln))
+		}
+		if s.AttnFactor != nil {
+			p.Attention = *s.AttnFactor
+		}
+		if plain := p; p.Attention != 0 {
+			if plain.Attention = 0; math.Abs(p.Attention-plain.Magnitude()) <= 1e-6 {
+				p = plain
+			}
 		}
 	}
 	return p, nil
+}
+
+// longRope fills in the divisors of scaling longrope, and its magnitude, which is one for both.
+func longRope(c *family.Config, s *ropeScaling, p *rope.Params) error {
+	if s.Original == nil {
+		return fmt.Errorf("RoPE scaling longrope needs original_max_position_embeddings")
+	}
+	p.Scaling, p.OriginalContext, p.Short, p.Divisors = rope.LongRoPE, *s.Original, s.Short, s.Long
+	factor := or(s.Factor, float64(c.Context)/float64(max(1, *s.Original)))
+	p.Attention = 1
+	if factor > 1 && *s.Original > 1 {
+		p.Attention = math.Sqrt(1 + fmath.Log(factor)/fmath.Log(float64(*s.Original)))
+	}
+	if s.AttnFactor != nil {
+		p.Attention = *s.AttnFactor
+	}
+	return nil
 }

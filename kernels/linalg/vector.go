@@ -11,7 +11,7 @@ import (
 func Dot64(x, y []float32) float64 {
 	var s float64
 	for i, v := range x {
-		s += float64(v) * float64(y[i])
+		s += float64(float64(v) * float64(y[i]))
 	}
 	return s
 }

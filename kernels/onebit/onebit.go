@@ -146,6 +146,7 @@ type Tables struct {
 	// bytes[((h*words+w)*4+i)*256+x] is the sum of bits 8i..8i+7 when they read x:
 	// the generic tier looks these up. Empty when another tier was in use.
 	bytes []int16
+	quads [][4]int16 // of one head, while its tables are made
 	// Per head, as the kernels read it: step and offset (float32), and twice the 16
 	// bits that the counters of avx2Sum start from.
 	consts [][4]uint32
@@ -163,12 +164,21 @@ func (t *Tables) Step(head int) float32 { return math.Float32frombits(t.consts[h
 // Build makes the tables of heads queries of b numbers each; query h is
 // q[h*ldq : h*ldq+b].
 func (t *Tables) Build(q []float32, ldq, heads, b int) {
+	if ldq < 0 || len(q) < (heads-1)*ldq+b {
+		panic(fmt.Sprintf("onebit: %d numbers are too few for %d queries of %d at distance %d", len(q), heads, b, ldq))
+	}
+	t.Reset(heads, b)
+	for h := range heads {
+		t.Set(h, q[h*ldq:][:b])
+	}
+}
+
+// Reset makes room for the tables of heads queries of b numbers. Each wants a Set before
+// t is used.
+func (t *Tables) Reset(heads, b int) {
 	words := Words(b)
 	if heads < 1 {
 		panic(fmt.Sprintf("onebit: tables for %d heads", heads))
-	}
-	if ldq < 0 || len(q) < (heads-1)*ldq+b {
-		panic(fmt.Sprintf("onebit: %d numbers are too few for %d queries of %d at distance %d", len(q), heads, b, ldq))
 	}
 	t.heads, t.bits, t.words = heads, b, words
 	t.digits = slices.Grow(t.digits[:0], heads*words*tableWord)[:heads*words*tableWord]
@@ -177,30 +187,27 @@ func (t *Tables) Build(q []float32, ldq, heads, b int) {
 	if !vectorised() {
 		t.bytes = slices.Grow(t.bytes[:0], heads*words*tableWordB)[:heads*words*tableWordB]
 	}
-	var quads [maxWords * 8][4]int16
-	for h := range heads {
-		step := roundQuery(quads[:words*8], q[h*ldq:h*ldq+b])
-		// Where sums of even and odd bytes are told apart only at the end, see avx2Sum,
-		// all - 256*odd and odd must both start from minus the bias of the digits.
-		odd := -uint32(words * 8 * digitZero)
-		t.consts[h] = [4]uint32{math.Float32bits(step), 0, (odd * 257 & 0xffff) * 0x10001, (odd & 0xffff) * 0x10001}
-		buildDigits(t.digits[h*words*tableWord:][:words*tableWord], quads[:words*8])
-		if len(t.bytes) > 0 {
-			buildBytes(t.bytes[h*words*tableWordB:][:words*tableWordB], quads[:words*8])
-		}
+}
+
+// Set makes the tables of the query of head h, t.Bits() numbers.
+func (t *Tables) Set(h int, q []float32) {
+	words := t.words
+	t.quads = slices.Grow(t.quads[:0], words*8)[:words*8]
+	quads := t.quads
+	step := roundQuery(quads, q[:t.bits])
+	// Where sums of even and odd bytes are told apart only at the end, see avx2Sum,
+	// all - 256*odd and odd must both start from minus the bias of the digits.
+	odd := -uint32(words * 8 * digitZero)
+	t.consts[h] = [4]uint32{math.Float32bits(step), 0, (odd * 257 & 0xffff) * 0x10001, (odd & 0xffff) * 0x10001}
+	buildDigits(t.digits[h*words*tableWord:][:words*tableWord], quads)
+	if len(t.bytes) > 0 {
+		buildBytes(t.bytes[h*words*tableWordB:][:words*tableWordB], quads)
 	}
 }
 
 // roundQuery rounds q to integers, see the package comment, and returns their unit.
 func roundQuery(quads [][4]int16, q []float32) (step float32) {
-	// Negated comparisons would lose a NaN; as bits, magnitudes order like integers
-	// with infinity and NaN above all numbers.
-	var most uint32
-	for i := 0; i+4 <= len(q); i += 4 {
-		v := (*[4]float32)(q[i:])
-		s := (magnitude(v[0]) + magnitude(v[1])) + (magnitude(v[2]) + magnitude(v[3]))
-		most = max(most, math.Float32bits(s))
-	}
+	most := largest(q)
 	clear(quads)
 	S := math.Float32frombits(most)
 	if most >= 0x7f800000 {
@@ -209,13 +216,28 @@ func roundQuery(quads [][4]int16, q []float32) (step float32) {
 	if S < 0x1p-100 {
 		return 0
 	}
-	inverse := quadScale / S
+	roundInts(quads, q, quadScale/S)
+	return S / quadScale
+}
+
+// largestGeneric returns S of the package comment, as bits. Negated comparisons would
+// lose a NaN; as bits, magnitudes order like integers with infinity and NaN above all
+// numbers.
+func largestGeneric(q []float32) (most uint32) {
+	for i := 0; i+4 <= len(q); i += 4 {
+		v := (*[4]float32)(q[i:])
+		s := (magnitude(v[0]) + magnitude(v[1])) + (magnitude(v[2]) + magnitude(v[3]))
+		most = max(most, math.Float32bits(s))
+	}
+	return most
+}
+
+func roundIntsGeneric(quads [][4]int16, q []float32, inverse float32) {
 	for i := 0; i+4 <= len(q); i += 4 {
 		v := (*[4]float32)(q[i:])
 		quads[i/4] = [4]int16{roundInt(v[0] * inverse), roundInt(v[1] * inverse), roundInt(v[2] * inverse),
 			roundInt(v[3] * inverse)}
 	}
-	return S / quadScale
 }
 
 func magnitude(x float32) float32 { return math.Float32frombits(math.Float32bits(x) &^ (1 << 31)) }
@@ -312,7 +334,8 @@ func check(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 	}
 }
 
-// scoreGeneric scores whole blocks and is the reference for the other tiers.
+// scoreGeneric scores whole blocks and is the reference for the other tiers. Without
+// scales it adds sums times their step to out instead.
 func scoreGeneric(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
 	consts [][4]uint32) {
 	for b := range blocks {
@@ -327,7 +350,12 @@ func scoreGeneric(out []float32, ostride int, t *Tables, bits []uint32, scales [
 				} else {
 					sum = sumByDigits(t.digits[h*t.words*tableWord:], block[j:], t.words)
 				}
-				row[j] = offset + float32(float32(float32(sum)*step)*widen(scales[b*BlockKeys+j]))
+				x := float32(float32(sum) * step)
+				if scales == nil {
+					row[j] += x
+				} else {
+					row[j] = offset + float32(x*widen(scales[b*BlockKeys+j]))
+				}
 			}
 		}
 	}

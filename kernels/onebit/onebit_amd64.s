@@ -22,6 +22,151 @@ DATA radix<>+8(SB)/4, $0x00000000
 DATA radix<>+12(SB)/4, $0x00000000
 GLOBL radix<>(SB), RODATA|NOPTR, $16
 
+DATA place<>+0(SB)/4, $0x30201000
+DATA place<>+4(SB)/4, $0x00000000
+DATA place<>+8(SB)/4, $0x00000000
+DATA place<>+12(SB)/4, $0x00000000
+GLOBL place<>(SB), RODATA|NOPTR, $16
+
+DATA weight<>+0(SB)/4, $0x01010101
+DATA weight<>+4(SB)/4, $0x40404040
+DATA weight<>+8(SB)/4, $0x00000000
+DATA weight<>+12(SB)/4, $0x00000000
+GLOBL weight<>(SB), RODATA|NOPTR, $16
+
+DATA digit<>+0(SB)/4, $0x003f003f
+DATA digit<>+4(SB)/4, $0x00000000
+DATA digit<>+8(SB)/4, $0x00000000
+DATA digit<>+12(SB)/4, $0x00000000
+GLOBL digit<>(SB), RODATA|NOPTR, $16
+
+DATA magnitudes<>+0(SB)/4, $0x7fffffff
+DATA magnitudes<>+4(SB)/4, $0x00000000
+DATA magnitudes<>+8(SB)/4, $0x00000000
+DATA magnitudes<>+12(SB)/4, $0x00000000
+GLOBL magnitudes<>(SB), RODATA|NOPTR, $16
+
+// func avx2Largest(eights int, q *float32) uint32
+// Requires: AVX, AVX2
+TEXT ·avx2Largest(SB), NOSPLIT, $0-20
+	MOVQ         eights+0(FP), AX
+	MOVQ         q+8(FP), CX
+	VPBROADCASTD magnitudes<>+0(SB), Y1
+	VPXOR        Y0, Y0, Y0
+
+loop:
+	VPAND        (CX), Y1, Y2
+	VPERMILPS    $0xb1, Y2, Y3
+	VADDPS       Y3, Y2, Y2
+	VPERMILPS    $0x4e, Y2, Y3
+	VADDPS       Y3, Y2, Y2
+	VPMAXUD      Y2, Y0, Y0
+	ADDQ         $0x20, CX
+	DECQ         AX
+	JNZ          loop
+	VEXTRACTI128 $0x01, Y0, X1
+	VPMAXUD      X0, X1, X1
+	VMOVD        X1, AX
+	MOVL         AX, ret+16(FP)
+	VZEROUPPER
+	RET
+
+// func avx512vbmiLargest(eights int, q *float32) uint32
+// Requires: AVX, AVX2, AVX512F
+TEXT ·avx512vbmiLargest(SB), NOSPLIT, $0-20
+	MOVQ         eights+0(FP), AX
+	MOVQ         q+8(FP), CX
+	VPBROADCASTD magnitudes<>+0(SB), Z1
+	VPXORD       Z0, Z0, Z0
+	SUBQ         $0x02, AX
+	JL           tail
+
+wide:
+	VPANDD    (CX), Z1, Z2
+	VPERMILPS $0xb1, Z2, Z3
+	VADDPS    Z3, Z2, Z2
+	VPERMILPS $0x4e, Z2, Z3
+	VADDPS    Z3, Z2, Z2
+	VPMAXUD   Z2, Z0, Z0
+	ADDQ      $0x40, CX
+	SUBQ      $0x02, AX
+	JGE       wide
+
+tail:
+	CMPQ      AX, $-1
+	JNE       end
+	VPAND     (CX), Y1, Y4
+	VPERMILPS $0xb1, Y4, Y1
+	VADDPS    Y1, Y4, Y4
+	VPERMILPS $0x4e, Y4, Y1
+	VADDPS    Y1, Y4, Y4
+	VPMAXUD   Z4, Z0, Z0
+
+end:
+	VEXTRACTI64X4 $0x01, Z0, Y1
+	VPMAXUD       Y0, Y1, Y1
+	VEXTRACTI128  $0x01, Y1, X0
+	VPMAXUD       X1, X0, X0
+	VMOVD         X0, AX
+	MOVL          AX, ret+16(FP)
+	VZEROUPPER
+	RET
+
+// func avx2Ints(eights int, q *float32, inverse float32, quads *int16)
+// Requires: AVX, AVX2, SSE
+TEXT ·avx2Ints(SB), NOSPLIT, $0-32
+	MOVQ         eights+0(FP), AX
+	MOVQ         q+8(FP), CX
+	MOVSS        inverse+16(FP), X0
+	MOVQ         quads+24(FP), DX
+	VBROADCASTSS X0, Y0
+
+loop:
+	VMULPS       (CX), Y0, Y1
+	VCVTPS2DQ    Y1, Y1
+	VEXTRACTI128 $0x01, Y1, X2
+	VPACKSSDW    X2, X1, X2
+	VMOVDQU      X2, (DX)
+	ADDQ         $0x20, CX
+	ADDQ         $0x10, DX
+	DECQ         AX
+	JNZ          loop
+	VZEROUPPER
+	RET
+
+// func avx512vbmiInts(eights int, q *float32, inverse float32, quads *int16)
+// Requires: AVX, AVX2, AVX512F, SSE
+TEXT ·avx512vbmiInts(SB), NOSPLIT, $0-32
+	MOVQ         eights+0(FP), AX
+	MOVQ         q+8(FP), CX
+	MOVSS        inverse+16(FP), X0
+	MOVQ         quads+24(FP), DX
+	VBROADCASTSS X0, Z0
+	SUBQ         $0x02, AX
+	JL           tail
+
+wide:
+	VMULPS    (CX), Z0, Z1
+	VCVTPS2DQ Z1, Z1
+	VPMOVDW   Z1, (DX)
+	ADDQ      $0x40, CX
+	ADDQ      $0x20, DX
+	SUBQ      $0x02, AX
+	JGE       wide
+
+tail:
+	CMPQ         AX, $-1
+	JNE          end
+	VMULPS       (CX), Y0, Y0
+	VCVTPS2DQ    Y0, Y0
+	VEXTRACTI128 $0x01, Y0, X1
+	VPACKSSDW    X1, X0, X1
+	VMOVDQU      X1, (DX)
+
+end:
+	VZEROUPPER
+	RET
+
 DATA signs<>+0(SB)/8, $0xffffffffffffffff
 DATA signs<>+8(SB)/8, $0xffffffffffff0001
 DATA signs<>+16(SB)/8, $0x0001ffffffffffff
@@ -45,12 +190,6 @@ DATA bias<>+4(SB)/4, $0x00000000
 DATA bias<>+8(SB)/4, $0x00000000
 DATA bias<>+12(SB)/4, $0x00000000
 GLOBL bias<>(SB), RODATA|NOPTR, $16
-
-DATA digit<>+0(SB)/4, $0x003f003f
-DATA digit<>+4(SB)/4, $0x00000000
-DATA digit<>+8(SB)/4, $0x00000000
-DATA digit<>+12(SB)/4, $0x00000000
-GLOBL digit<>(SB), RODATA|NOPTR, $16
 
 // func avx2Digits(words int, quads *int16, digits *byte)
 // Requires: AVX, AVX2
@@ -190,6 +329,298 @@ word:
 	ADDQ         $0x00000100, DX
 	DECQ         AX
 	JNZ          word
+	VZEROUPPER
+	RET
+
+DATA pairsigns<>+0(SB)/4, $0xffffffff
+DATA pairsigns<>+4(SB)/4, $0xffff0001
+DATA pairsigns<>+8(SB)/4, $0x0001ffff
+DATA pairsigns<>+12(SB)/4, $0x00010001
+DATA pairsigns<>+16(SB)/4, $0xffffffff
+DATA pairsigns<>+20(SB)/4, $0xffff0001
+DATA pairsigns<>+24(SB)/4, $0x0001ffff
+DATA pairsigns<>+28(SB)/4, $0x00010001
+DATA pairsigns<>+32(SB)/4, $0xffffffff
+DATA pairsigns<>+36(SB)/4, $0xffff0001
+DATA pairsigns<>+40(SB)/4, $0x0001ffff
+DATA pairsigns<>+44(SB)/4, $0x00010001
+DATA pairsigns<>+48(SB)/4, $0xffffffff
+DATA pairsigns<>+52(SB)/4, $0xffff0001
+DATA pairsigns<>+56(SB)/4, $0x0001ffff
+DATA pairsigns<>+60(SB)/4, $0x00010001
+DATA pairsigns<>+64(SB)/4, $0xffffffff
+DATA pairsigns<>+68(SB)/4, $0xffffffff
+DATA pairsigns<>+72(SB)/4, $0xffffffff
+DATA pairsigns<>+76(SB)/4, $0xffffffff
+DATA pairsigns<>+80(SB)/4, $0xffff0001
+DATA pairsigns<>+84(SB)/4, $0xffff0001
+DATA pairsigns<>+88(SB)/4, $0xffff0001
+DATA pairsigns<>+92(SB)/4, $0xffff0001
+DATA pairsigns<>+96(SB)/4, $0x0001ffff
+DATA pairsigns<>+100(SB)/4, $0x0001ffff
+DATA pairsigns<>+104(SB)/4, $0x0001ffff
+DATA pairsigns<>+108(SB)/4, $0x0001ffff
+DATA pairsigns<>+112(SB)/4, $0x00010001
+DATA pairsigns<>+116(SB)/4, $0x00010001
+DATA pairsigns<>+120(SB)/4, $0x00010001
+DATA pairsigns<>+124(SB)/4, $0x00010001
+GLOBL pairsigns<>(SB), RODATA|NOPTR, $128
+
+DATA quadorder<>+0(SB)/4, $0x00000000
+DATA quadorder<>+4(SB)/4, $0x00000004
+DATA quadorder<>+8(SB)/4, $0x00000008
+DATA quadorder<>+12(SB)/4, $0x0000000c
+DATA quadorder<>+16(SB)/4, $0x00000001
+DATA quadorder<>+20(SB)/4, $0x00000005
+DATA quadorder<>+24(SB)/4, $0x00000009
+DATA quadorder<>+28(SB)/4, $0x0000000d
+DATA quadorder<>+32(SB)/4, $0x00000002
+DATA quadorder<>+36(SB)/4, $0x00000006
+DATA quadorder<>+40(SB)/4, $0x0000000a
+DATA quadorder<>+44(SB)/4, $0x0000000e
+DATA quadorder<>+48(SB)/4, $0x00000003
+DATA quadorder<>+52(SB)/4, $0x00000007
+DATA quadorder<>+56(SB)/4, $0x0000000b
+DATA quadorder<>+60(SB)/4, $0x0000000f
+GLOBL quadorder<>(SB), RODATA|NOPTR, $64
+
+DATA bias32<>+0(SB)/4, $0x00000820
+DATA bias32<>+4(SB)/4, $0x00000000
+DATA bias32<>+8(SB)/4, $0x00000000
+DATA bias32<>+12(SB)/4, $0x00000000
+GLOBL bias32<>(SB), RODATA|NOPTR, $16
+
+// func avx512vbmiDigits(words int, quads *int16, digits *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI
+TEXT ·avx512vbmiDigits(SB), NOSPLIT, $0-24
+	MOVQ         words+0(FP), AX
+	MOVQ         quads+8(FP), CX
+	MOVQ         digits+16(FP), DX
+	VMOVDQU32    pairsigns<>+0(SB), Z0
+	VMOVDQU32    pairsigns<>+64(SB), Z1
+	VMOVDQU32    quadorder<>+0(SB), Z4
+	VPBROADCASTD bias32<>+0(SB), Z2
+	VPBROADCASTD digit<>+0(SB), Z3
+
+word:
+	VMOVDQA32    Z2, Z5
+	VPBROADCASTD (CX), Z6
+	VPBROADCASTD 4(CX), Z7
+	VPDPWSSD     Z6, Z0, Z5
+	VPDPWSSD     Z7, Z1, Z5
+	VMOVDQA32    Z2, Z6
+	VPBROADCASTD 16(CX), Z7
+	VPBROADCASTD 20(CX), Z8
+	VPDPWSSD     Z7, Z0, Z6
+	VPDPWSSD     Z8, Z1, Z6
+	VMOVDQA32    Z2, Z7
+	VPBROADCASTD 32(CX), Z8
+	VPBROADCASTD 36(CX), Z9
+	VPDPWSSD     Z8, Z0, Z7
+	VPDPWSSD     Z9, Z1, Z7
+	VMOVDQA32    Z2, Z8
+	VPBROADCASTD 48(CX), Z9
+	VPBROADCASTD 52(CX), Z10
+	VPDPWSSD     Z9, Z0, Z8
+	VPDPWSSD     Z10, Z1, Z8
+	VPACKSSDW    Z6, Z5, Z5
+	VPACKSSDW    Z8, Z7, Z7
+	VPANDD       Z3, Z5, Z6
+	VPANDD       Z3, Z7, Z8
+	VPACKUSWB    Z8, Z6, Z6
+	VPERMD       Z6, Z4, Z6
+	VMOVDQU8     Z6, (DX)
+	VPSRLW       $0x06, Z5, Z5
+	VPSRLW       $0x06, Z7, Z7
+	VPACKUSWB    Z7, Z5, Z5
+	VPERMD       Z5, Z4, Z5
+	VMOVDQU8     Z5, 64(DX)
+	VMOVDQA32    Z2, Z5
+	VPBROADCASTD 8(CX), Z6
+	VPBROADCASTD 12(CX), Z7
+	VPDPWSSD     Z6, Z0, Z5
+	VPDPWSSD     Z7, Z1, Z5
+	VMOVDQA32    Z2, Z6
+	VPBROADCASTD 24(CX), Z7
+	VPBROADCASTD 28(CX), Z8
+	VPDPWSSD     Z7, Z0, Z6
+	VPDPWSSD     Z8, Z1, Z6
+	VMOVDQA32    Z2, Z7
+	VPBROADCASTD 40(CX), Z8
+	VPBROADCASTD 44(CX), Z9
+	VPDPWSSD     Z8, Z0, Z7
+	VPDPWSSD     Z9, Z1, Z7
+	VMOVDQA32    Z2, Z8
+	VPBROADCASTD 56(CX), Z9
+	VPBROADCASTD 60(CX), Z10
+	VPDPWSSD     Z9, Z0, Z8
+	VPDPWSSD     Z10, Z1, Z8
+	VPACKSSDW    Z6, Z5, Z5
+	VPACKSSDW    Z8, Z7, Z7
+	VPANDD       Z3, Z5, Z6
+	VPANDD       Z3, Z7, Z8
+	VPACKUSWB    Z8, Z6, Z6
+	VPERMD       Z6, Z4, Z6
+	VMOVDQU8     Z6, 128(DX)
+	VPSRLW       $0x06, Z5, Z5
+	VPSRLW       $0x06, Z7, Z7
+	VPACKUSWB    Z7, Z5, Z5
+	VPERMD       Z5, Z4, Z5
+	VMOVDQU8     Z5, 192(DX)
+	ADDQ         $0x40, CX
+	ADDQ         $0x00000100, DX
+	DECQ         AX
+	JNZ          word
+	VZEROUPPER
+	RET
+
+// func avx2Transpose(words int, bits *uint32, second *uint32, out *uint32)
+// Requires: AVX, AVX2
+TEXT ·avx2Transpose(SB), NOSPLIT, $0-32
+	MOVQ           words+0(FP), AX
+	MOVQ           bits+8(FP), CX
+	MOVQ           second+16(FP), DX
+	MOVQ           out+24(FP), BX
+	VBROADCASTI128 transpose<>+0(SB), Y0
+
+word:
+	VMOVDQU     (CX), X1
+	VINSERTI128 $0x01, (DX), Y1, Y1
+	VPSHUFB     Y0, Y1, Y1
+	VMOVDQU     16(CX), X2
+	VINSERTI128 $0x01, 16(DX), Y2, Y2
+	VPSHUFB     Y0, Y2, Y2
+	VMOVDQU     32(CX), X3
+	VINSERTI128 $0x01, 32(DX), Y3, Y3
+	VPSHUFB     Y0, Y3, Y3
+	VMOVDQU     48(CX), X4
+	VINSERTI128 $0x01, 48(DX), Y4, Y4
+	VPSHUFB     Y0, Y4, Y4
+	VPUNPCKLDQ  Y2, Y1, Y5
+	VPUNPCKHDQ  Y2, Y1, Y6
+	VPUNPCKLDQ  Y4, Y3, Y7
+	VPUNPCKHDQ  Y4, Y3, Y8
+	VPUNPCKLQDQ Y7, Y5, Y9
+	VPMOVMSKB   Y9, SI
+	MOVL        SI, 28(BX)
+	VPADDB      Y9, Y9, Y9
+	VPMOVMSKB   Y9, SI
+	MOVL        SI, 24(BX)
+	VPADDB      Y9, Y9, Y9
+	VPMOVMSKB   Y9, SI
+	MOVL        SI, 20(BX)
+	VPADDB      Y9, Y9, Y9
+	VPMOVMSKB   Y9, SI
+	MOVL        SI, 16(BX)
+	VPADDB      Y9, Y9, Y9
+	VPMOVMSKB   Y9, SI
+	MOVL        SI, 12(BX)
+	VPADDB      Y9, Y9, Y9
+	VPMOVMSKB   Y9, SI
+	MOVL        SI, 8(BX)
+	VPADDB      Y9, Y9, Y9
+	VPMOVMSKB   Y9, SI
+	MOVL        SI, 4(BX)
+	VPADDB      Y9, Y9, Y9
+	VPMOVMSKB   Y9, SI
+	MOVL        SI, (BX)
+	VPUNPCKHQDQ Y7, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 60(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 56(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 52(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 48(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 44(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 40(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 36(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 32(BX)
+	VPUNPCKLQDQ Y8, Y6, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 284(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 280(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 276(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 272(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 268(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 264(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 260(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 256(BX)
+	VPUNPCKHQDQ Y8, Y6, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 316(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 312(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 308(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 304(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 300(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 296(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 292(BX)
+	VPADDB      Y5, Y5, Y5
+	VPMOVMSKB   Y5, SI
+	MOVL        SI, 288(BX)
+	ADDQ        $0x40, CX
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000200, BX
+	DECQ        AX
+	JNZ         word
+	VZEROUPPER
+	RET
+
+// func avx2Weigh(eights int, p *float32, scales *uint16, out *float32)
+// Requires: AVX, F16C
+TEXT ·avx2Weigh(SB), NOSPLIT, $0-32
+	MOVQ eights+0(FP), AX
+	MOVQ p+8(FP), CX
+	MOVQ scales+16(FP), DX
+	MOVQ out+24(FP), BX
+
+loop:
+	VCVTPH2PS (DX), Y0
+	VMULPS    (CX), Y0, Y0
+	VMOVUPS   Y0, (BX)
+	ADDQ      $0x20, CX
+	ADDQ      $0x10, DX
+	ADDQ      $0x20, BX
+	DECQ      AX
+	JNZ       loop
 	VZEROUPPER
 	RET
 
@@ -661,24 +1092,6 @@ word:
 	VZEROUPPER
 	RET
 
-DATA low1<>+0(SB)/4, $0x0f0f0f0f
-DATA low1<>+4(SB)/4, $0x00000000
-DATA low1<>+8(SB)/4, $0x00000000
-DATA low1<>+12(SB)/4, $0x00000000
-GLOBL low1<>(SB), RODATA|NOPTR, $16
-
-DATA place1<>+0(SB)/4, $0x30201000
-DATA place1<>+4(SB)/4, $0x00000000
-DATA place1<>+8(SB)/4, $0x00000000
-DATA place1<>+12(SB)/4, $0x00000000
-GLOBL place1<>(SB), RODATA|NOPTR, $16
-
-DATA weight1<>+0(SB)/4, $0x01010101
-DATA weight1<>+4(SB)/4, $0x40404040
-DATA weight1<>+8(SB)/4, $0x00000000
-DATA weight1<>+12(SB)/4, $0x00000000
-GLOBL weight1<>(SB), RODATA|NOPTR, $16
-
 // func avx512vbmiScore1(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
 TEXT ·avx512vbmiScore1(SB), NOSPLIT, $0-64
@@ -694,10 +1107,10 @@ TEXT ·avx512vbmiScore1(SB), NOSPLIT, $0-64
 	SHLQ         $0x08, R8
 	MOVQ         CX, R8
 	SHLQ         $0x06, R8
-	VPBROADCASTD low1<>+0(SB), Z0
-	VPBROADCASTD place1<>+0(SB), Z1
-	VPBROADCASTD weight1<>+0(SB), Z2
-	VPBROADCASTD weight1<>+4(SB), Z3
+	VPBROADCASTD lownibbles<>+0(SB), Z0
+	VPBROADCASTD place<>+0(SB), Z1
+	VPBROADCASTD weight<>+0(SB), Z2
+	VPBROADCASTD weight<>+4(SB), Z3
 	IMUL3Q       $-16640, CX, R11
 	VPBROADCASTD R11, Z4
 
@@ -858,24 +1271,6 @@ end1:
 	VZEROUPPER
 	RET
 
-DATA low2<>+0(SB)/4, $0x0f0f0f0f
-DATA low2<>+4(SB)/4, $0x00000000
-DATA low2<>+8(SB)/4, $0x00000000
-DATA low2<>+12(SB)/4, $0x00000000
-GLOBL low2<>(SB), RODATA|NOPTR, $16
-
-DATA place2<>+0(SB)/4, $0x30201000
-DATA place2<>+4(SB)/4, $0x00000000
-DATA place2<>+8(SB)/4, $0x00000000
-DATA place2<>+12(SB)/4, $0x00000000
-GLOBL place2<>(SB), RODATA|NOPTR, $16
-
-DATA weight2<>+0(SB)/4, $0x01010101
-DATA weight2<>+4(SB)/4, $0x40404040
-DATA weight2<>+8(SB)/4, $0x00000000
-DATA weight2<>+12(SB)/4, $0x00000000
-GLOBL weight2<>(SB), RODATA|NOPTR, $16
-
 // func avx512vbmiScore2(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
 TEXT ·avx512vbmiScore2(SB), NOSPLIT, $0-64
@@ -891,10 +1286,10 @@ TEXT ·avx512vbmiScore2(SB), NOSPLIT, $0-64
 	SHLQ         $0x08, R9
 	MOVQ         CX, R10
 	SHLQ         $0x06, R10
-	VPBROADCASTD low2<>+0(SB), Z0
-	VPBROADCASTD place2<>+0(SB), Z1
-	VPBROADCASTD weight2<>+0(SB), Z2
-	VPBROADCASTD weight2<>+4(SB), Z3
+	VPBROADCASTD lownibbles<>+0(SB), Z0
+	VPBROADCASTD place<>+0(SB), Z1
+	VPBROADCASTD weight<>+0(SB), Z2
+	VPBROADCASTD weight<>+4(SB), Z3
 	IMUL3Q       $-16640, CX, R13
 	VPBROADCASTD R13, Z4
 
@@ -1137,24 +1532,6 @@ end1:
 	VZEROUPPER
 	RET
 
-DATA low4<>+0(SB)/4, $0x0f0f0f0f
-DATA low4<>+4(SB)/4, $0x00000000
-DATA low4<>+8(SB)/4, $0x00000000
-DATA low4<>+12(SB)/4, $0x00000000
-GLOBL low4<>(SB), RODATA|NOPTR, $16
-
-DATA place4<>+0(SB)/4, $0x30201000
-DATA place4<>+4(SB)/4, $0x00000000
-DATA place4<>+8(SB)/4, $0x00000000
-DATA place4<>+12(SB)/4, $0x00000000
-GLOBL place4<>(SB), RODATA|NOPTR, $16
-
-DATA weight4<>+0(SB)/4, $0x01010101
-DATA weight4<>+4(SB)/4, $0x40404040
-DATA weight4<>+8(SB)/4, $0x00000000
-DATA weight4<>+12(SB)/4, $0x00000000
-GLOBL weight4<>(SB), RODATA|NOPTR, $16
-
 // func avx512vbmiScore4(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
 TEXT ·avx512vbmiScore4(SB), NOSPLIT, $0-64
@@ -1170,10 +1547,10 @@ TEXT ·avx512vbmiScore4(SB), NOSPLIT, $0-64
 	SHLQ         $0x08, R9
 	MOVQ         CX, R10
 	SHLQ         $0x06, R10
-	VPBROADCASTD low4<>+0(SB), Z0
-	VPBROADCASTD place4<>+0(SB), Z1
-	VPBROADCASTD weight4<>+0(SB), Z2
-	VPBROADCASTD weight4<>+4(SB), Z3
+	VPBROADCASTD lownibbles<>+0(SB), Z0
+	VPBROADCASTD place<>+0(SB), Z1
+	VPBROADCASTD weight<>+0(SB), Z2
+	VPBROADCASTD weight<>+4(SB), Z3
 	IMUL3Q       $-16640, CX, R13
 	VPBROADCASTD R13, Z4
 
@@ -1445,6 +1822,1060 @@ word1:
 	VMOVUPS     Z8, (R11)
 	ADDQ        $0x00000020, BX
 	ADDQ        $0x00000040, DI
+	SUBQ        $0x01, AX
+	JMP         blocks1
+
+end1:
+	VZEROUPPER
+	RET
+
+// func avx2SumAdd(groups int, words int, tab *byte, planes *byte, head *uint32, out *float32, ahead *uint32)
+// Requires: AVX, AVX2, MMX+
+TEXT ·avx2SumAdd(SB), NOSPLIT, $0-56
+	MOVQ groups+0(FP), AX
+	MOVQ words+8(FP), CX
+	MOVQ tab+16(FP), DX
+	MOVQ planes+24(FP), BX
+	MOVQ head+32(FP), SI
+	MOVQ out+40(FP), DI
+	MOVQ ahead+48(FP), R8
+	MOVQ CX, R9
+	SHLQ $0x08, R9
+
+group:
+	VPBROADCASTD 8(SI), Y0
+	VPBROADCASTD 12(SI), Y1
+	VPBROADCASTD 8(SI), Y2
+	VPBROADCASTD 12(SI), Y3
+	VPBROADCASTD 8(SI), Y4
+	VPBROADCASTD 12(SI), Y5
+	VPBROADCASTD 8(SI), Y6
+	VPBROADCASTD 12(SI), Y7
+	MOVQ         DX, R10
+	MOVQ         CX, R11
+
+word:
+	PREFETCHT0     (R8)
+	VBROADCASTI128 (R10), Y8
+	VBROADCASTI128 128(R10), Y9
+	VBROADCASTI128 16(R10), Y10
+	VBROADCASTI128 144(R10), Y11
+	VPSHUFB        (BX), Y8, Y12
+	VPSHUFB        32(BX), Y9, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        64(BX), Y10, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        96(BX), Y11, Y13
+	VPADDB         Y13, Y12, Y12
+	VPADDW         Y12, Y0, Y0
+	VPSRLW         $0x08, Y12, Y12
+	VPADDW         Y12, Y1, Y1
+	VPSHUFB        (BX)(R9*1), Y8, Y8
+	VPSHUFB        32(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        64(BX)(R9*1), Y10, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        96(BX)(R9*1), Y11, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDW         Y8, Y4, Y4
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y5, Y5
+	PREFETCHT0     64(R8)
+	VBROADCASTI128 64(R10), Y8
+	VBROADCASTI128 192(R10), Y9
+	VBROADCASTI128 80(R10), Y10
+	VBROADCASTI128 208(R10), Y11
+	VPSHUFB        (BX), Y8, Y12
+	VPSHUFB        32(BX), Y9, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        64(BX), Y10, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        96(BX), Y11, Y13
+	VPADDB         Y13, Y12, Y12
+	VPADDW         Y12, Y2, Y2
+	VPSRLW         $0x08, Y12, Y12
+	VPADDW         Y12, Y3, Y3
+	VPSHUFB        (BX)(R9*1), Y8, Y8
+	VPSHUFB        32(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        64(BX)(R9*1), Y10, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        96(BX)(R9*1), Y11, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDW         Y8, Y6, Y6
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y7, Y7
+	PREFETCHT0     128(R8)
+	VBROADCASTI128 32(R10), Y8
+	VBROADCASTI128 160(R10), Y9
+	VBROADCASTI128 48(R10), Y10
+	VBROADCASTI128 176(R10), Y11
+	VPSHUFB        128(BX), Y8, Y12
+	VPSHUFB        160(BX), Y9, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        192(BX), Y10, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        224(BX), Y11, Y13
+	VPADDB         Y13, Y12, Y12
+	VPADDW         Y12, Y0, Y0
+	VPSRLW         $0x08, Y12, Y12
+	VPADDW         Y12, Y1, Y1
+	VPSHUFB        128(BX)(R9*1), Y8, Y8
+	VPSHUFB        160(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        192(BX)(R9*1), Y10, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        224(BX)(R9*1), Y11, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDW         Y8, Y4, Y4
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y5, Y5
+	PREFETCHT0     192(R8)
+	VBROADCASTI128 96(R10), Y8
+	VBROADCASTI128 224(R10), Y9
+	VBROADCASTI128 112(R10), Y10
+	VBROADCASTI128 240(R10), Y11
+	VPSHUFB        128(BX), Y8, Y12
+	VPSHUFB        160(BX), Y9, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        192(BX), Y10, Y13
+	VPADDB         Y13, Y12, Y12
+	VPSHUFB        224(BX), Y11, Y13
+	VPADDB         Y13, Y12, Y12
+	VPADDW         Y12, Y2, Y2
+	VPSRLW         $0x08, Y12, Y12
+	VPADDW         Y12, Y3, Y3
+	VPSHUFB        128(BX)(R9*1), Y8, Y8
+	VPSHUFB        160(BX)(R9*1), Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        192(BX)(R9*1), Y10, Y9
+	VPADDB         Y9, Y8, Y8
+	VPSHUFB        224(BX)(R9*1), Y11, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDW         Y8, Y6, Y6
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y7, Y7
+	ADDQ           $0x00000100, BX
+	ADDQ           $0x00000100, R10
+	ADDQ           $0x00000100, R8
+	DECQ           R11
+	JNZ            word
+	ADDQ           R9, BX
+	VPSLLW         $0x08, Y1, Y8
+	VPSUBW         Y8, Y0, Y0
+	VPSLLW         $0x08, Y3, Y8
+	VPSUBW         Y8, Y2, Y2
+	VPUNPCKLWD     Y2, Y0, Y8
+	VPBROADCASTD   radix<>+0(SB), Y9
+	VPMADDWD       Y9, Y8, Y8
+	VCVTDQ2PS      Y8, Y8
+	VBROADCASTSS   (SI), Y9
+	VMULPS         Y9, Y8, Y8
+	VADDPS         (DI), Y8, Y8
+	VMOVUPS        Y8, (DI)
+	VPUNPCKLWD     Y3, Y1, Y8
+	VPBROADCASTD   radix<>+0(SB), Y9
+	VPMADDWD       Y9, Y8, Y8
+	VCVTDQ2PS      Y8, Y8
+	VBROADCASTSS   (SI), Y9
+	VMULPS         Y9, Y8, Y8
+	VADDPS         32(DI), Y8, Y8
+	VMOVUPS        Y8, 32(DI)
+	VPUNPCKHWD     Y2, Y0, Y0
+	VPBROADCASTD   radix<>+0(SB), Y2
+	VPMADDWD       Y2, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (SI), Y2
+	VMULPS         Y2, Y0, Y0
+	VADDPS         64(DI), Y0, Y0
+	VMOVUPS        Y0, 64(DI)
+	VPUNPCKHWD     Y3, Y1, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VADDPS         96(DI), Y0, Y0
+	VMOVUPS        Y0, 96(DI)
+	VPSLLW         $0x08, Y5, Y0
+	VPSUBW         Y0, Y4, Y4
+	VPSLLW         $0x08, Y7, Y0
+	VPSUBW         Y0, Y6, Y6
+	VPUNPCKLWD     Y6, Y4, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VADDPS         128(DI), Y0, Y0
+	VMOVUPS        Y0, 128(DI)
+	VPUNPCKLWD     Y7, Y5, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VADDPS         160(DI), Y0, Y0
+	VMOVUPS        Y0, 160(DI)
+	VPUNPCKHWD     Y6, Y4, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VADDPS         192(DI), Y0, Y0
+	VMOVUPS        Y0, 192(DI)
+	VPUNPCKHWD     Y7, Y5, Y0
+	VPBROADCASTD   radix<>+0(SB), Y1
+	VPMADDWD       Y1, Y0, Y0
+	VCVTDQ2PS      Y0, Y0
+	VBROADCASTSS   (SI), Y1
+	VMULPS         Y1, Y0, Y0
+	VADDPS         224(DI), Y0, Y0
+	VMOVUPS        Y0, 224(DI)
+	ADDQ           $0x00000100, DI
+	DECQ           AX
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func avx2SingleAdd(pairs int, words int, tab *byte, bits *uint32, head *uint32, out *float32)
+// Requires: AVX, AVX2, MMX+
+TEXT ·avx2SingleAdd(SB), NOSPLIT, $0-48
+	MOVQ           pairs+0(FP), AX
+	MOVQ           words+8(FP), CX
+	MOVQ           tab+16(FP), DX
+	MOVQ           bits+24(FP), BX
+	MOVQ           head+32(FP), SI
+	MOVQ           out+40(FP), DI
+	MOVQ           CX, R8
+	SHLQ           $0x06, R8
+	VBROADCASTI128 transpose<>+0(SB), Y0
+	VPBROADCASTD   lownibbles<>+0(SB), Y1
+
+pair:
+	VPBROADCASTD 8(SI), Y2
+	VPBROADCASTD 12(SI), Y3
+	VPBROADCASTD 8(SI), Y4
+	VPBROADCASTD 12(SI), Y5
+	MOVQ         DX, R9
+	MOVQ         CX, R10
+
+word:
+	PREFETCHT0     4096(BX)
+	PREFETCHT0     4096(BX)(R8*1)
+	VMOVDQU        (BX), Y6
+	VPSHUFB        Y0, Y6, Y6
+	VMOVDQU        32(BX), Y7
+	VPSHUFB        Y0, Y7, Y7
+	VMOVDQU        (BX)(R8*1), Y8
+	VPSHUFB        Y0, Y8, Y8
+	VMOVDQU        32(BX)(R8*1), Y9
+	VPSHUFB        Y0, Y9, Y9
+	VPUNPCKLBW     Y7, Y6, Y10
+	VPUNPCKHBW     Y7, Y6, Y6
+	VPUNPCKLBW     Y9, Y8, Y7
+	VPUNPCKHBW     Y9, Y8, Y8
+	VPUNPCKLQDQ    Y7, Y10, Y9
+	VPAND          Y1, Y9, Y11
+	VPSRLW         $0x04, Y9, Y9
+	VPAND          Y1, Y9, Y9
+	VBROADCASTI128 (R9), Y12
+	VBROADCASTI128 128(R9), Y13
+	VPSHUFB        Y11, Y12, Y12
+	VPSHUFB        Y9, Y13, Y13
+	VPADDB         Y13, Y12, Y12
+	VBROADCASTI128 64(R9), Y13
+	VBROADCASTI128 192(R9), Y14
+	VPSHUFB        Y11, Y13, Y13
+	VPSHUFB        Y9, Y14, Y14
+	VPADDB         Y14, Y13, Y13
+	VPUNPCKHQDQ    Y7, Y10, Y7
+	VPAND          Y1, Y7, Y9
+	VPSRLW         $0x04, Y7, Y7
+	VPAND          Y1, Y7, Y7
+	VBROADCASTI128 16(R9), Y10
+	VBROADCASTI128 144(R9), Y11
+	VPSHUFB        Y9, Y10, Y10
+	VPSHUFB        Y7, Y11, Y11
+	VPADDB         Y11, Y10, Y10
+	VPADDB         Y12, Y10, Y10
+	VPADDW         Y10, Y2, Y2
+	VPSRLW         $0x08, Y10, Y10
+	VPADDW         Y10, Y3, Y3
+	VBROADCASTI128 80(R9), Y10
+	VBROADCASTI128 208(R9), Y11
+	VPSHUFB        Y9, Y10, Y10
+	VPSHUFB        Y7, Y11, Y11
+	VPADDB         Y11, Y10, Y10
+	VPADDB         Y13, Y10, Y10
+	VPADDW         Y10, Y4, Y4
+	VPSRLW         $0x08, Y10, Y10
+	VPADDW         Y10, Y5, Y5
+	VPUNPCKLQDQ    Y8, Y6, Y7
+	VPAND          Y1, Y7, Y9
+	VPSRLW         $0x04, Y7, Y7
+	VPAND          Y1, Y7, Y7
+	VBROADCASTI128 32(R9), Y10
+	VBROADCASTI128 160(R9), Y11
+	VPSHUFB        Y9, Y10, Y10
+	VPSHUFB        Y7, Y11, Y11
+	VPADDB         Y11, Y10, Y10
+	VBROADCASTI128 96(R9), Y11
+	VBROADCASTI128 224(R9), Y12
+	VPSHUFB        Y9, Y11, Y11
+	VPSHUFB        Y7, Y12, Y12
+	VPADDB         Y12, Y11, Y11
+	VPUNPCKHQDQ    Y8, Y6, Y6
+	VPAND          Y1, Y6, Y7
+	VPSRLW         $0x04, Y6, Y6
+	VPAND          Y1, Y6, Y6
+	VBROADCASTI128 48(R9), Y8
+	VBROADCASTI128 176(R9), Y9
+	VPSHUFB        Y7, Y8, Y8
+	VPSHUFB        Y6, Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDB         Y10, Y8, Y8
+	VPADDW         Y8, Y2, Y2
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y3, Y3
+	VBROADCASTI128 112(R9), Y8
+	VBROADCASTI128 240(R9), Y9
+	VPSHUFB        Y7, Y8, Y8
+	VPSHUFB        Y6, Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDB         Y11, Y8, Y8
+	VPADDW         Y8, Y4, Y4
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y5, Y5
+	ADDQ           $0x40, BX
+	ADDQ           $0x00000100, R9
+	DECQ           R10
+	JNZ            word
+	ADDQ           R8, BX
+	VPSLLW         $0x08, Y3, Y6
+	VPSUBW         Y6, Y2, Y2
+	VPSLLW         $0x08, Y5, Y6
+	VPSUBW         Y6, Y4, Y4
+	VPUNPCKLWD     Y4, Y2, Y6
+	VPBROADCASTD   radix<>+0(SB), Y7
+	VPMADDWD       Y7, Y6, Y6
+	VCVTDQ2PS      Y6, Y6
+	VBROADCASTSS   (SI), Y7
+	VMULPS         Y7, Y6, Y6
+	VADDPS         (DI), Y6, Y6
+	VMOVUPS        Y6, (DI)
+	VPUNPCKLWD     Y5, Y3, Y6
+	VPBROADCASTD   radix<>+0(SB), Y7
+	VPMADDWD       Y7, Y6, Y6
+	VCVTDQ2PS      Y6, Y6
+	VBROADCASTSS   (SI), Y7
+	VMULPS         Y7, Y6, Y6
+	VADDPS         32(DI), Y6, Y6
+	VMOVUPS        Y6, 32(DI)
+	VPUNPCKHWD     Y4, Y2, Y2
+	VPBROADCASTD   radix<>+0(SB), Y4
+	VPMADDWD       Y4, Y2, Y2
+	VCVTDQ2PS      Y2, Y2
+	VBROADCASTSS   (SI), Y4
+	VMULPS         Y4, Y2, Y2
+	VADDPS         64(DI), Y2, Y2
+	VMOVUPS        Y2, 64(DI)
+	VPUNPCKHWD     Y5, Y3, Y2
+	VPBROADCASTD   radix<>+0(SB), Y3
+	VPMADDWD       Y3, Y2, Y2
+	VCVTDQ2PS      Y2, Y2
+	VBROADCASTSS   (SI), Y3
+	VMULPS         Y3, Y2, Y2
+	VADDPS         96(DI), Y2, Y2
+	VMOVUPS        Y2, 96(DI)
+	ADDQ           $0x00000080, DI
+	DECQ           AX
+	JNZ            pair
+	VZEROUPPER
+	RET
+
+// func avx512vbmiAdd1(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
+TEXT ·avx512vbmiAdd1(SB), NOSPLIT, $0-56
+	MOVQ         blocks+0(FP), AX
+	MOVQ         words+8(FP), CX
+	MOVQ         bits+24(FP), DX
+	MOVQ         head+32(FP), BX
+	MOVQ         out+40(FP), SI
+	MOVQ         ostride+48(FP), DI
+	SHLQ         $0x02, DI
+	MOVQ         CX, DI
+	SHLQ         $0x08, DI
+	MOVQ         CX, DI
+	SHLQ         $0x06, DI
+	VPBROADCASTD lownibbles<>+0(SB), Z0
+	VPBROADCASTD place<>+0(SB), Z1
+	VPBROADCASTD weight<>+0(SB), Z2
+	VPBROADCASTD weight<>+4(SB), Z3
+	IMUL3Q       $-16640, CX, R10
+	VPBROADCASTD R10, Z4
+
+blocks4:
+	CMPQ      AX, $0x04
+	JLT       end4
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	VMOVDQA32 Z4, Z7
+	VMOVDQA32 Z4, Z8
+	MOVQ      tab+16(FP), R8
+	MOVQ      CX, R9
+
+word4:
+	MOVQ        DX, R10
+	VMOVDQU32   (R10), Z9
+	PREFETCHT0  4096(R10)
+	ADDQ        DI, R10
+	VPSRLD      $0x04, Z9, Z10
+	VPTERNLOGD  $0xea, Z1, Z0, Z9
+	VPTERNLOGD  $0xea, Z1, Z0, Z10
+	VMOVDQU32   (R10), Z11
+	PREFETCHT0  4096(R10)
+	ADDQ        DI, R10
+	VPSRLD      $0x04, Z11, Z12
+	VPTERNLOGD  $0xea, Z1, Z0, Z11
+	VPTERNLOGD  $0xea, Z1, Z0, Z12
+	VMOVDQU32   (R10), Z13
+	PREFETCHT0  4096(R10)
+	ADDQ        DI, R10
+	VPSRLD      $0x04, Z13, Z14
+	VPTERNLOGD  $0xea, Z1, Z0, Z13
+	VPTERNLOGD  $0xea, Z1, Z0, Z14
+	VMOVDQU32   (R10), Z15
+	PREFETCHT0  4096(R10)
+	VPSRLD      $0x04, Z15, Z16
+	VPTERNLOGD  $0xea, Z1, Z0, Z15
+	VPTERNLOGD  $0xea, Z1, Z0, Z16
+	MOVQ        R8, R10
+	VMOVDQU8    (R10), Z17
+	VPERMB      Z17, Z9, Z18
+	VPDPBUSD    Z18, Z2, Z5
+	VPERMB      Z17, Z11, Z18
+	VPDPBUSD    Z18, Z2, Z6
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z7
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z8
+	VMOVDQU8    64(R10), Z17
+	VPERMB      Z17, Z9, Z9
+	VPDPBUSD    Z9, Z3, Z5
+	VPERMB      Z17, Z11, Z9
+	VPDPBUSD    Z9, Z3, Z6
+	VPERMB      Z17, Z13, Z9
+	VPDPBUSD    Z9, Z3, Z7
+	VPERMB      Z17, Z15, Z9
+	VPDPBUSD    Z9, Z3, Z8
+	VMOVDQU8    128(R10), Z9
+	VPERMB      Z9, Z10, Z11
+	VPDPBUSD    Z11, Z2, Z5
+	VPERMB      Z9, Z12, Z11
+	VPDPBUSD    Z11, Z2, Z6
+	VPERMB      Z9, Z14, Z11
+	VPDPBUSD    Z11, Z2, Z7
+	VPERMB      Z9, Z16, Z9
+	VPDPBUSD    Z9, Z2, Z8
+	VMOVDQU8    192(R10), Z9
+	VPERMB      Z9, Z10, Z10
+	VPDPBUSD    Z10, Z3, Z5
+	VPERMB      Z9, Z12, Z10
+	VPDPBUSD    Z10, Z3, Z6
+	VPERMB      Z9, Z14, Z10
+	VPDPBUSD    Z10, Z3, Z7
+	VPERMB      Z9, Z16, Z9
+	VPDPBUSD    Z9, Z3, Z8
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R8
+	DECQ        R9
+	JNZ         word4
+	ADDQ        DI, DX
+	ADDQ        DI, DX
+	ADDQ        DI, DX
+	MOVQ        SI, R8
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (BX), Z5, Z5
+	VADDPS      (R8), Z5, Z5
+	VMOVUPS     Z5, (R8)
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST (BX), Z6, Z6
+	VADDPS      64(R8), Z6, Z6
+	VMOVUPS     Z6, 64(R8)
+	VCVTDQ2PS   Z7, Z7
+	VMULPS.BCST (BX), Z7, Z7
+	VADDPS      128(R8), Z7, Z7
+	VMOVUPS     Z7, 128(R8)
+	VCVTDQ2PS   Z8, Z8
+	VMULPS.BCST (BX), Z8, Z8
+	VADDPS      192(R8), Z8, Z8
+	VMOVUPS     Z8, 192(R8)
+	ADDQ        $0x00000100, SI
+	SUBQ        $0x04, AX
+	JMP         blocks4
+
+end4:
+blocks1:
+	CMPQ      AX, $0x01
+	JLT       end1
+	VMOVDQA32 Z4, Z5
+	MOVQ      tab+16(FP), R8
+	MOVQ      CX, R9
+
+word1:
+	MOVQ        DX, R10
+	VMOVDQU32   (R10), Z6
+	PREFETCHT0  4096(R10)
+	VPSRLD      $0x04, Z6, Z7
+	VPTERNLOGD  $0xea, Z1, Z0, Z6
+	VPTERNLOGD  $0xea, Z1, Z0, Z7
+	MOVQ        R8, R10
+	VMOVDQU8    (R10), Z8
+	VPERMB      Z8, Z6, Z8
+	VPDPBUSD    Z8, Z2, Z5
+	VMOVDQU8    64(R10), Z8
+	VPERMB      Z8, Z6, Z6
+	VPDPBUSD    Z6, Z3, Z5
+	VMOVDQU8    128(R10), Z6
+	VPERMB      Z6, Z7, Z6
+	VPDPBUSD    Z6, Z2, Z5
+	VMOVDQU8    192(R10), Z6
+	VPERMB      Z6, Z7, Z6
+	VPDPBUSD    Z6, Z3, Z5
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R8
+	DECQ        R9
+	JNZ         word1
+	MOVQ        SI, R8
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (BX), Z5, Z5
+	VADDPS      (R8), Z5, Z5
+	VMOVUPS     Z5, (R8)
+	ADDQ        $0x00000040, SI
+	SUBQ        $0x01, AX
+	JMP         blocks1
+
+end1:
+	VZEROUPPER
+	RET
+
+// func avx512vbmiAdd2(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
+TEXT ·avx512vbmiAdd2(SB), NOSPLIT, $0-56
+	MOVQ         blocks+0(FP), AX
+	MOVQ         words+8(FP), CX
+	MOVQ         bits+24(FP), DX
+	MOVQ         head+32(FP), BX
+	MOVQ         out+40(FP), SI
+	MOVQ         ostride+48(FP), DI
+	SHLQ         $0x02, DI
+	MOVQ         CX, R8
+	SHLQ         $0x08, R8
+	MOVQ         CX, R9
+	SHLQ         $0x06, R9
+	VPBROADCASTD lownibbles<>+0(SB), Z0
+	VPBROADCASTD place<>+0(SB), Z1
+	VPBROADCASTD weight<>+0(SB), Z2
+	VPBROADCASTD weight<>+4(SB), Z3
+	IMUL3Q       $-16640, CX, R12
+	VPBROADCASTD R12, Z4
+
+blocks4:
+	CMPQ      AX, $0x04
+	JLT       end4
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	VMOVDQA32 Z4, Z7
+	VMOVDQA32 Z4, Z8
+	VMOVDQA32 Z4, Z9
+	VMOVDQA32 Z4, Z10
+	VMOVDQA32 Z4, Z11
+	VMOVDQA32 Z4, Z12
+	MOVQ      tab+16(FP), R10
+	MOVQ      CX, R11
+
+word4:
+	MOVQ        DX, R12
+	VMOVDQU32   (R12), Z13
+	PREFETCHT0  4096(R12)
+	ADDQ        R9, R12
+	VPSRLD      $0x04, Z13, Z14
+	VPTERNLOGD  $0xea, Z1, Z0, Z13
+	VPTERNLOGD  $0xea, Z1, Z0, Z14
+	VMOVDQU32   (R12), Z15
+	PREFETCHT0  4096(R12)
+	ADDQ        R9, R12
+	VPSRLD      $0x04, Z15, Z16
+	VPTERNLOGD  $0xea, Z1, Z0, Z15
+	VPTERNLOGD  $0xea, Z1, Z0, Z16
+	VMOVDQU32   (R12), Z17
+	PREFETCHT0  4096(R12)
+	ADDQ        R9, R12
+	VPSRLD      $0x04, Z17, Z18
+	VPTERNLOGD  $0xea, Z1, Z0, Z17
+	VPTERNLOGD  $0xea, Z1, Z0, Z18
+	VMOVDQU32   (R12), Z19
+	PREFETCHT0  4096(R12)
+	VPSRLD      $0x04, Z19, Z20
+	VPTERNLOGD  $0xea, Z1, Z0, Z19
+	VPTERNLOGD  $0xea, Z1, Z0, Z20
+	MOVQ        R10, R12
+	VMOVDQU8    (R12), Z21
+	VPERMB      Z21, Z13, Z22
+	VPDPBUSD    Z22, Z2, Z5
+	VPERMB      Z21, Z15, Z22
+	VPDPBUSD    Z22, Z2, Z6
+	VPERMB      Z21, Z17, Z22
+	VPDPBUSD    Z22, Z2, Z7
+	VPERMB      Z21, Z19, Z21
+	VPDPBUSD    Z21, Z2, Z8
+	VMOVDQU8    64(R12), Z21
+	VPERMB      Z21, Z13, Z22
+	VPDPBUSD    Z22, Z3, Z5
+	VPERMB      Z21, Z15, Z22
+	VPDPBUSD    Z22, Z3, Z6
+	VPERMB      Z21, Z17, Z22
+	VPDPBUSD    Z22, Z3, Z7
+	VPERMB      Z21, Z19, Z21
+	VPDPBUSD    Z21, Z3, Z8
+	VMOVDQU8    128(R12), Z21
+	VPERMB      Z21, Z14, Z22
+	VPDPBUSD    Z22, Z2, Z5
+	VPERMB      Z21, Z16, Z22
+	VPDPBUSD    Z22, Z2, Z6
+	VPERMB      Z21, Z18, Z22
+	VPDPBUSD    Z22, Z2, Z7
+	VPERMB      Z21, Z20, Z21
+	VPDPBUSD    Z21, Z2, Z8
+	VMOVDQU8    192(R12), Z21
+	VPERMB      Z21, Z14, Z22
+	VPDPBUSD    Z22, Z3, Z5
+	VPERMB      Z21, Z16, Z22
+	VPDPBUSD    Z22, Z3, Z6
+	VPERMB      Z21, Z18, Z22
+	VPDPBUSD    Z22, Z3, Z7
+	VPERMB      Z21, Z20, Z21
+	VPDPBUSD    Z21, Z3, Z8
+	ADDQ        R8, R12
+	VMOVDQU8    (R12), Z21
+	VPERMB      Z21, Z13, Z22
+	VPDPBUSD    Z22, Z2, Z9
+	VPERMB      Z21, Z15, Z22
+	VPDPBUSD    Z22, Z2, Z10
+	VPERMB      Z21, Z17, Z22
+	VPDPBUSD    Z22, Z2, Z11
+	VPERMB      Z21, Z19, Z21
+	VPDPBUSD    Z21, Z2, Z12
+	VMOVDQU8    64(R12), Z21
+	VPERMB      Z21, Z13, Z13
+	VPDPBUSD    Z13, Z3, Z9
+	VPERMB      Z21, Z15, Z13
+	VPDPBUSD    Z13, Z3, Z10
+	VPERMB      Z21, Z17, Z13
+	VPDPBUSD    Z13, Z3, Z11
+	VPERMB      Z21, Z19, Z13
+	VPDPBUSD    Z13, Z3, Z12
+	VMOVDQU8    128(R12), Z13
+	VPERMB      Z13, Z14, Z15
+	VPDPBUSD    Z15, Z2, Z9
+	VPERMB      Z13, Z16, Z15
+	VPDPBUSD    Z15, Z2, Z10
+	VPERMB      Z13, Z18, Z15
+	VPDPBUSD    Z15, Z2, Z11
+	VPERMB      Z13, Z20, Z13
+	VPDPBUSD    Z13, Z2, Z12
+	VMOVDQU8    192(R12), Z13
+	VPERMB      Z13, Z14, Z14
+	VPDPBUSD    Z14, Z3, Z9
+	VPERMB      Z13, Z16, Z14
+	VPDPBUSD    Z14, Z3, Z10
+	VPERMB      Z13, Z18, Z14
+	VPDPBUSD    Z14, Z3, Z11
+	VPERMB      Z13, Z20, Z13
+	VPDPBUSD    Z13, Z3, Z12
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R10
+	DECQ        R11
+	JNZ         word4
+	ADDQ        R9, DX
+	ADDQ        R9, DX
+	ADDQ        R9, DX
+	MOVQ        SI, R10
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (BX), Z5, Z5
+	VADDPS      (R10), Z5, Z5
+	VMOVUPS     Z5, (R10)
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST (BX), Z6, Z6
+	VADDPS      64(R10), Z6, Z6
+	VMOVUPS     Z6, 64(R10)
+	VCVTDQ2PS   Z7, Z7
+	VMULPS.BCST (BX), Z7, Z7
+	VADDPS      128(R10), Z7, Z7
+	VMOVUPS     Z7, 128(R10)
+	VCVTDQ2PS   Z8, Z8
+	VMULPS.BCST (BX), Z8, Z8
+	VADDPS      192(R10), Z8, Z8
+	VMOVUPS     Z8, 192(R10)
+	ADDQ        DI, R10
+	VCVTDQ2PS   Z9, Z9
+	VMULPS.BCST 16(BX), Z9, Z9
+	VADDPS      (R10), Z9, Z9
+	VMOVUPS     Z9, (R10)
+	VCVTDQ2PS   Z10, Z10
+	VMULPS.BCST 16(BX), Z10, Z10
+	VADDPS      64(R10), Z10, Z10
+	VMOVUPS     Z10, 64(R10)
+	VCVTDQ2PS   Z11, Z11
+	VMULPS.BCST 16(BX), Z11, Z11
+	VADDPS      128(R10), Z11, Z11
+	VMOVUPS     Z11, 128(R10)
+	VCVTDQ2PS   Z12, Z12
+	VMULPS.BCST 16(BX), Z12, Z12
+	VADDPS      192(R10), Z12, Z12
+	VMOVUPS     Z12, 192(R10)
+	ADDQ        $0x00000100, SI
+	SUBQ        $0x04, AX
+	JMP         blocks4
+
+end4:
+blocks1:
+	CMPQ      AX, $0x01
+	JLT       end1
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	MOVQ      tab+16(FP), R10
+	MOVQ      CX, R11
+
+word1:
+	MOVQ        DX, R12
+	VMOVDQU32   (R12), Z7
+	PREFETCHT0  4096(R12)
+	VPSRLD      $0x04, Z7, Z8
+	VPTERNLOGD  $0xea, Z1, Z0, Z7
+	VPTERNLOGD  $0xea, Z1, Z0, Z8
+	MOVQ        R10, R12
+	VMOVDQU8    (R12), Z9
+	VPERMB      Z9, Z7, Z9
+	VPDPBUSD    Z9, Z2, Z5
+	VMOVDQU8    64(R12), Z9
+	VPERMB      Z9, Z7, Z9
+	VPDPBUSD    Z9, Z3, Z5
+	VMOVDQU8    128(R12), Z9
+	VPERMB      Z9, Z8, Z9
+	VPDPBUSD    Z9, Z2, Z5
+	VMOVDQU8    192(R12), Z9
+	VPERMB      Z9, Z8, Z9
+	VPDPBUSD    Z9, Z3, Z5
+	ADDQ        R8, R12
+	VMOVDQU8    (R12), Z9
+	VPERMB      Z9, Z7, Z9
+	VPDPBUSD    Z9, Z2, Z6
+	VMOVDQU8    64(R12), Z9
+	VPERMB      Z9, Z7, Z7
+	VPDPBUSD    Z7, Z3, Z6
+	VMOVDQU8    128(R12), Z7
+	VPERMB      Z7, Z8, Z7
+	VPDPBUSD    Z7, Z2, Z6
+	VMOVDQU8    192(R12), Z7
+	VPERMB      Z7, Z8, Z7
+	VPDPBUSD    Z7, Z3, Z6
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R10
+	DECQ        R11
+	JNZ         word1
+	MOVQ        SI, R10
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (BX), Z5, Z5
+	VADDPS      (R10), Z5, Z5
+	VMOVUPS     Z5, (R10)
+	ADDQ        DI, R10
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST 16(BX), Z6, Z6
+	VADDPS      (R10), Z6, Z6
+	VMOVUPS     Z6, (R10)
+	ADDQ        $0x00000040, SI
+	SUBQ        $0x01, AX
+	JMP         blocks1
+
+end1:
+	VZEROUPPER
+	RET
+
+// func avx512vbmiAdd4(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
+TEXT ·avx512vbmiAdd4(SB), NOSPLIT, $0-56
+	MOVQ         blocks+0(FP), AX
+	MOVQ         words+8(FP), CX
+	MOVQ         bits+24(FP), DX
+	MOVQ         head+32(FP), BX
+	MOVQ         out+40(FP), SI
+	MOVQ         ostride+48(FP), DI
+	SHLQ         $0x02, DI
+	MOVQ         CX, R8
+	SHLQ         $0x08, R8
+	MOVQ         CX, R9
+	SHLQ         $0x06, R9
+	VPBROADCASTD lownibbles<>+0(SB), Z0
+	VPBROADCASTD place<>+0(SB), Z1
+	VPBROADCASTD weight<>+0(SB), Z2
+	VPBROADCASTD weight<>+4(SB), Z3
+	IMUL3Q       $-16640, CX, R12
+	VPBROADCASTD R12, Z4
+
+blocks2:
+	CMPQ      AX, $0x02
+	JLT       end2
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	VMOVDQA32 Z4, Z7
+	VMOVDQA32 Z4, Z8
+	VMOVDQA32 Z4, Z9
+	VMOVDQA32 Z4, Z10
+	VMOVDQA32 Z4, Z11
+	VMOVDQA32 Z4, Z12
+	MOVQ      tab+16(FP), R10
+	MOVQ      CX, R11
+
+word2:
+	MOVQ        DX, R12
+	VMOVDQU32   (R12), Z13
+	PREFETCHT0  4096(R12)
+	ADDQ        R9, R12
+	VPSRLD      $0x04, Z13, Z14
+	VPTERNLOGD  $0xea, Z1, Z0, Z13
+	VPTERNLOGD  $0xea, Z1, Z0, Z14
+	VMOVDQU32   (R12), Z15
+	PREFETCHT0  4096(R12)
+	VPSRLD      $0x04, Z15, Z16
+	VPTERNLOGD  $0xea, Z1, Z0, Z15
+	VPTERNLOGD  $0xea, Z1, Z0, Z16
+	MOVQ        R10, R12
+	VMOVDQU8    (R12), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z5
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z6
+	VMOVDQU8    64(R12), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z3, Z5
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z3, Z6
+	VMOVDQU8    128(R12), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z2, Z5
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z2, Z6
+	VMOVDQU8    192(R12), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z3, Z5
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z3, Z6
+	ADDQ        R8, R12
+	VMOVDQU8    (R12), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z7
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z8
+	VMOVDQU8    64(R12), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z3, Z7
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z3, Z8
+	VMOVDQU8    128(R12), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z2, Z7
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z2, Z8
+	VMOVDQU8    192(R12), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z3, Z7
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z3, Z8
+	ADDQ        R8, R12
+	VMOVDQU8    (R12), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z9
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z10
+	VMOVDQU8    64(R12), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z3, Z9
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z3, Z10
+	VMOVDQU8    128(R12), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z2, Z9
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z2, Z10
+	VMOVDQU8    192(R12), Z17
+	VPERMB      Z17, Z14, Z18
+	VPDPBUSD    Z18, Z3, Z9
+	VPERMB      Z17, Z16, Z17
+	VPDPBUSD    Z17, Z3, Z10
+	ADDQ        R8, R12
+	VMOVDQU8    (R12), Z17
+	VPERMB      Z17, Z13, Z18
+	VPDPBUSD    Z18, Z2, Z11
+	VPERMB      Z17, Z15, Z17
+	VPDPBUSD    Z17, Z2, Z12
+	VMOVDQU8    64(R12), Z17
+	VPERMB      Z17, Z13, Z13
+	VPDPBUSD    Z13, Z3, Z11
+	VPERMB      Z17, Z15, Z13
+	VPDPBUSD    Z13, Z3, Z12
+	VMOVDQU8    128(R12), Z13
+	VPERMB      Z13, Z14, Z15
+	VPDPBUSD    Z15, Z2, Z11
+	VPERMB      Z13, Z16, Z13
+	VPDPBUSD    Z13, Z2, Z12
+	VMOVDQU8    192(R12), Z13
+	VPERMB      Z13, Z14, Z14
+	VPDPBUSD    Z14, Z3, Z11
+	VPERMB      Z13, Z16, Z13
+	VPDPBUSD    Z13, Z3, Z12
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R10
+	DECQ        R11
+	JNZ         word2
+	ADDQ        R9, DX
+	MOVQ        SI, R10
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (BX), Z5, Z5
+	VADDPS      (R10), Z5, Z5
+	VMOVUPS     Z5, (R10)
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST (BX), Z6, Z6
+	VADDPS      64(R10), Z6, Z6
+	VMOVUPS     Z6, 64(R10)
+	ADDQ        DI, R10
+	VCVTDQ2PS   Z7, Z7
+	VMULPS.BCST 16(BX), Z7, Z7
+	VADDPS      (R10), Z7, Z7
+	VMOVUPS     Z7, (R10)
+	VCVTDQ2PS   Z8, Z8
+	VMULPS.BCST 16(BX), Z8, Z8
+	VADDPS      64(R10), Z8, Z8
+	VMOVUPS     Z8, 64(R10)
+	ADDQ        DI, R10
+	VCVTDQ2PS   Z9, Z9
+	VMULPS.BCST 32(BX), Z9, Z9
+	VADDPS      (R10), Z9, Z9
+	VMOVUPS     Z9, (R10)
+	VCVTDQ2PS   Z10, Z10
+	VMULPS.BCST 32(BX), Z10, Z10
+	VADDPS      64(R10), Z10, Z10
+	VMOVUPS     Z10, 64(R10)
+	ADDQ        DI, R10
+	VCVTDQ2PS   Z11, Z11
+	VMULPS.BCST 48(BX), Z11, Z11
+	VADDPS      (R10), Z11, Z11
+	VMOVUPS     Z11, (R10)
+	VCVTDQ2PS   Z12, Z12
+	VMULPS.BCST 48(BX), Z12, Z12
+	VADDPS      64(R10), Z12, Z12
+	VMOVUPS     Z12, 64(R10)
+	ADDQ        $0x00000080, SI
+	SUBQ        $0x02, AX
+	JMP         blocks2
+
+end2:
+blocks1:
+	CMPQ      AX, $0x01
+	JLT       end1
+	VMOVDQA32 Z4, Z5
+	VMOVDQA32 Z4, Z6
+	VMOVDQA32 Z4, Z7
+	VMOVDQA32 Z4, Z8
+	MOVQ      tab+16(FP), R10
+	MOVQ      CX, R11
+
+word1:
+	MOVQ        DX, R12
+	VMOVDQU32   (R12), Z9
+	PREFETCHT0  4096(R12)
+	VPSRLD      $0x04, Z9, Z10
+	VPTERNLOGD  $0xea, Z1, Z0, Z9
+	VPTERNLOGD  $0xea, Z1, Z0, Z10
+	MOVQ        R10, R12
+	VMOVDQU8    (R12), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z2, Z5
+	VMOVDQU8    64(R12), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z3, Z5
+	VMOVDQU8    128(R12), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z2, Z5
+	VMOVDQU8    192(R12), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z3, Z5
+	ADDQ        R8, R12
+	VMOVDQU8    (R12), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z2, Z6
+	VMOVDQU8    64(R12), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z3, Z6
+	VMOVDQU8    128(R12), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z2, Z6
+	VMOVDQU8    192(R12), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z3, Z6
+	ADDQ        R8, R12
+	VMOVDQU8    (R12), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z2, Z7
+	VMOVDQU8    64(R12), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z3, Z7
+	VMOVDQU8    128(R12), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z2, Z7
+	VMOVDQU8    192(R12), Z11
+	VPERMB      Z11, Z10, Z11
+	VPDPBUSD    Z11, Z3, Z7
+	ADDQ        R8, R12
+	VMOVDQU8    (R12), Z11
+	VPERMB      Z11, Z9, Z11
+	VPDPBUSD    Z11, Z2, Z8
+	VMOVDQU8    64(R12), Z11
+	VPERMB      Z11, Z9, Z9
+	VPDPBUSD    Z9, Z3, Z8
+	VMOVDQU8    128(R12), Z9
+	VPERMB      Z9, Z10, Z9
+	VPDPBUSD    Z9, Z2, Z8
+	VMOVDQU8    192(R12), Z9
+	VPERMB      Z9, Z10, Z9
+	VPDPBUSD    Z9, Z3, Z8
+	ADDQ        $0x40, DX
+	ADDQ        $0x00000100, R10
+	DECQ        R11
+	JNZ         word1
+	MOVQ        SI, R10
+	VCVTDQ2PS   Z5, Z5
+	VMULPS.BCST (BX), Z5, Z5
+	VADDPS      (R10), Z5, Z5
+	VMOVUPS     Z5, (R10)
+	ADDQ        DI, R10
+	VCVTDQ2PS   Z6, Z6
+	VMULPS.BCST 16(BX), Z6, Z6
+	VADDPS      (R10), Z6, Z6
+	VMOVUPS     Z6, (R10)
+	ADDQ        DI, R10
+	VCVTDQ2PS   Z7, Z7
+	VMULPS.BCST 32(BX), Z7, Z7
+	VADDPS      (R10), Z7, Z7
+	VMOVUPS     Z7, (R10)
+	ADDQ        DI, R10
+	VCVTDQ2PS   Z8, Z8
+	VMULPS.BCST 48(BX), Z8, Z8
+	VADDPS      (R10), Z8, Z8
+	VMOVUPS     Z8, (R10)
+	ADDQ        $0x00000040, SI
 	SUBQ        $0x01, AX
 	JMP         blocks1
 

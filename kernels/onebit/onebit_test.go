@@ -87,7 +87,10 @@ func TestScore(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 1))
 		var tab Tables
 		for trial, b := range sizes {
-			for _, heads := range []int{1, 2, 3, 4, 5, 7, 8} {
+			for _, heads := range []int{1, 2, 3, 4, 5, 7, 8, 9, 24} {
+				if heads > 8 && b%64 != 0 {
+					continue
+				}
 				n := 1 + r.IntN(70)
 				if b == 128 && heads == 8 {
 					n = 1000 // several chunks
@@ -507,10 +510,20 @@ func BenchmarkScore(b *testing.B) {
 
 func BenchmarkBuild(b *testing.B) {
 	impl.TestAll(b, "onebit", func(b *testing.B) {
-		q := make([]float32, 128)
-		var tab Tables
-		for b.Loop() {
-			tab.Build(q, 128, 1, 128)
+		for _, signs := range []int{128, 576} {
+			b.Run(fmt.Sprintf("signs=%d", signs), func(b *testing.B) {
+				q := make([]float32, signs)
+				for i := range q {
+					q[i] = float32(i%7) - 3
+				}
+				var tab Tables
+				best := bench.Best(b, func() {
+					for range 16 {
+						tab.Build(q, signs, 1, signs)
+					}
+				})
+				b.ReportMetric(float64(best.Nanoseconds())/16, "best-ns")
+			})
 		}
 	})
 }

@@ -3,6 +3,7 @@
 package onebit
 
 import (
+	mathbits "math/bits"
 	"sync"
 
 	"golang.org/x/sys/cpu"
@@ -26,13 +27,57 @@ func init() {
 func vectorised() bool { return useAVX512 || useAVX2 }
 
 func buildDigits(digits []byte, quads [][4]int16) {
-	if vectorised() {
+	switch {
+	case useAVX512:
+		avx512vbmiDigits(len(quads)/8, &quads[0][0], &digits[0])
+	case useAVX2:
 		avx2Digits(len(quads)/8, &quads[0][0], &digits[0])
-	} else {
+	default:
 		digitsGeneric(digits, quads)
 	}
 }
 
+// largest and roundInts take a multiple of eight numbers, at least eight.
+func largest(q []float32) uint32 {
+	switch {
+	case useAVX512:
+		return avx512vbmiLargest(len(q)/8, &q[0])
+	case useAVX2:
+		return avx2Largest(len(q)/8, &q[0])
+	}
+	return largestGeneric(q)
+}
+
+func roundInts(quads [][4]int16, q []float32, inverse float32) {
+	switch {
+	case useAVX512:
+		avx512vbmiInts(len(q)/8, &q[0], inverse, &quads[0][0])
+	case useAVX2:
+		avx2Ints(len(q)/8, &q[0], inverse, &quads[0][0])
+	default:
+		roundIntsGeneric(quads, q, inverse)
+	}
+}
+
+func transposeWords(dst, first, second []uint32, words int) {
+	if vectorised() {
+		avx2Transpose(words, &first[0], &second[0], &dst[0])
+	} else {
+		transposeGeneric(dst, first, second, words)
+	}
+}
+
+func weigh(out, p []float32, scales []uint16) {
+	n := 0
+	if n = len(out) &^ 7; n > 0 && vectorised() {
+		avx2Weigh(n/8, &p[0], &scales[0], &out[0])
+	} else {
+		n = 0
+	}
+	weighGeneric(out[n:], p[n:], scales[n:])
+}
+
+// scoreBlocks scores whole blocks, or adds to out where there are no scales.
 func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
 	consts [][4]uint32) {
 	switch {
@@ -60,18 +105,29 @@ func scoreVBMI(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 			// Direct calls: through a variable, all these pointers would count as
 			// escaping to the heap.
 			tab, words := &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words]
-			sc, c, o := &scales[b*BlockKeys], &consts[h][0], &out[h*ostride+b*BlockKeys]
-			switch left := t.heads - h; {
-			case left >= 4:
-				avx512vbmiScore4(n, t.words, tab, words, sc, c, o, ostride)
-				h += 4
-			case left >= 2:
-				avx512vbmiScore2(n, t.words, tab, words, sc, c, o, ostride)
-				h += 2
-			default:
-				avx512vbmiScore1(n, t.words, tab, words, sc, c, o, ostride)
-				h++
+			c, o := &consts[h][0], &out[h*ostride+b*BlockKeys]
+			group := 1 << min(2, mathbits.Len(uint(t.heads-h))-1) // 4, 2 or 1
+			if scales == nil {
+				switch group {
+				case 4:
+					avx512vbmiAdd4(n, t.words, tab, words, c, o, ostride)
+				case 2:
+					avx512vbmiAdd2(n, t.words, tab, words, c, o, ostride)
+				default:
+					avx512vbmiAdd1(n, t.words, tab, words, c, o, ostride)
+				}
+			} else {
+				sc := &scales[b*BlockKeys]
+				switch group {
+				case 4:
+					avx512vbmiScore4(n, t.words, tab, words, sc, c, o, ostride)
+				case 2:
+					avx512vbmiScore2(n, t.words, tab, words, sc, c, o, ostride)
+				default:
+					avx512vbmiScore1(n, t.words, tab, words, sc, c, o, ostride)
+				}
 			}
+			h += group
 		}
 	}
 }
@@ -98,12 +154,19 @@ var planesPool = sync.Pool{New: func() any { return new(planes) }}
 func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
 	if t.heads == 1 && blocks >= 2 {
 		n := blocks / 2
-		avx2Single(n, t.words, &t.digits[0], &bits[0], &scales[0], &consts[0][0], &out[0])
+		if scales == nil {
+			avx2SingleAdd(n, t.words, &t.digits[0], &bits[0], &consts[0][0], &out[0])
+		} else {
+			avx2Single(n, t.words, &t.digits[0], &bits[0], &scales[0], &consts[0][0], &out[0])
+		}
 		if blocks%2 == 0 {
 			return
 		}
 		key := 2 * n * BlockKeys
-		out, bits, scales, blocks = out[key:], bits[key*t.words:], scales[key:], 1
+		out, bits, blocks = out[key:], bits[key*t.words:], 1
+		if scales != nil {
+			scales = scales[key:]
+		}
 	}
 	p := planesPool.Get().(*planes)
 	defer planesPool.Put(p)
@@ -115,8 +178,7 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 		// The first head fetches the next chunk, as long as there is one.
 		ahead := &bits[min(g+chunk, max(0, groups-chunk))*groupKeys*t.words]
 		for h := range t.heads {
-			avx2Sum(n, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &scales[key], &consts[h][0],
-				&out[h*ostride+key], ahead)
+			sumAVX2(n, t, h, p, scales, key, consts, &out[h*ostride+key], ahead)
 		}
 	}
 	rest := blocks % groupBlocks * BlockKeys
@@ -125,11 +187,28 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 	}
 	key := groups * groupKeys
 	copy(p.bits[:], bits[key*t.words:(key+rest)*t.words])
-	copy(p.scales[:], scales[key:key+rest])
+	var sc []uint16
+	if scales != nil {
+		copy(p.scales[:], scales[key:key+rest])
+		sc = p.scales[:]
+	}
 	avx2Split(2, t.words, &p.bits[0], &p.nibbles[0])
 	for h := range t.heads {
-		avx2Sum(1, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &p.scales[0], &consts[h][0], &p.out[0], &p.bits[0])
-		copy(out[h*ostride+key:][:rest], p.out[:])
+		row := out[h*ostride+key:][:rest]
+		copy(p.out[:], row)
+		sumAVX2(1, t, h, p, sc, 0, consts, &p.out[0], &p.bits[0])
+		copy(row, p.out[:])
+	}
+}
+
+// sumAVX2 sums the keys whose nibbles are in p for one head.
+func sumAVX2(groups int, t *Tables, h int, p *planes, scales []uint16, key int, consts [][4]uint32, out *float32,
+	ahead *uint32) {
+	tab := &t.digits[h*t.words*tableWord]
+	if scales == nil {
+		avx2SumAdd(groups, t.words, tab, &p.nibbles[0], &consts[h][0], out, ahead)
+	} else {
+		avx2Sum(groups, t.words, tab, &p.nibbles[0], &scales[key], &consts[h][0], out, ahead)
 	}
 }
 

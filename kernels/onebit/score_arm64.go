@@ -23,17 +23,54 @@ const chunkWords = 4096
 
 func buildDigits(digits []byte, quads [][4]int16) { digitsGeneric(digits, quads) }
 
+func largest(q []float32) uint32 { return largestGeneric(q) }
+
+func roundInts(quads [][4]int16, q []float32, inverse float32) { roundIntsGeneric(quads, q, inverse) }
+
+func transposeWords(dst, first, second []uint32, words int) {
+	transposeGeneric(dst, first, second, words)
+}
+
+func weigh(out, p []float32, scales []uint16) { weighGeneric(out, p, scales) }
+
 func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
 	consts [][4]uint32) {
-	if !useNEON {
+	switch {
+	case !useNEON:
 		scoreGeneric(out, ostride, t, bits, scales, blocks, consts)
-		return
+	case scales == nil:
+		addNEON(out, ostride, t, bits, blocks, consts)
+	default:
+		scoreNEON(out, ostride, t, bits, scales, blocks, consts)
 	}
+}
+
+func scoreNEON(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
 	chunk := max(2, chunkWords/(t.words*BlockKeys))
 	for b := 0; b < blocks; b += chunk {
 		for h := range t.heads {
 			neonScore(min(chunk, blocks-b), t.words, &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words],
 				&scales[b*BlockKeys], &consts[h][0], &out[h*ostride+b*BlockKeys])
+		}
+	}
+}
+
+// addNEON takes scores with scales of 1, which changes no bit, and adds them.
+func addNEON(out []float32, ostride int, t *Tables, bits []uint32, blocks int, consts [][4]uint32) {
+	const few = 16
+	var scales [few * BlockKeys]uint16
+	for i := range scales {
+		scales[i] = 0x3c00
+	}
+	var x [few * BlockKeys]float32
+	for b := 0; b < blocks; b += few {
+		n := min(few, blocks-b)
+		for h := range t.heads {
+			neonScore(n, t.words, &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words], &scales[0], &consts[h][0], &x[0])
+			row := out[h*ostride+b*BlockKeys:]
+			for i, v := range x[:n*BlockKeys] {
+				row[i] += v
+			}
 		}
 	}
 }

@@ -10,3 +10,13 @@ func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []
 	consts [][4]uint32) {
 	scoreGeneric(out, ostride, t, bits, scales, blocks, consts)
 }
+
+func largest(q []float32) uint32 { return largestGeneric(q) }
+
+func roundInts(quads [][4]int16, q []float32, inverse float32) { roundIntsGeneric(quads, q, inverse) }
+
+func transposeWords(dst, first, second []uint32, words int) {
+	transposeGeneric(dst, first, second, words)
+}
+
+func weigh(out, p []float32, scales []uint16) { weighGeneric(out, p, scales) }

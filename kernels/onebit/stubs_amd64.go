@@ -5,7 +5,28 @@
 package onebit
 
 //go:noescape
+func avx2Largest(eights int, q *float32) uint32
+
+//go:noescape
+func avx512vbmiLargest(eights int, q *float32) uint32
+
+//go:noescape
+func avx2Ints(eights int, q *float32, inverse float32, quads *int16)
+
+//go:noescape
+func avx512vbmiInts(eights int, q *float32, inverse float32, quads *int16)
+
+//go:noescape
 func avx2Digits(words int, quads *int16, digits *byte)
+
+//go:noescape
+func avx512vbmiDigits(words int, quads *int16, digits *byte)
+
+//go:noescape
+func avx2Transpose(words int, bits *uint32, second *uint32, out *uint32)
+
+//go:noescape
+func avx2Weigh(eights int, p *float32, scales *uint16, out *float32)
 
 //go:noescape
 func avx2Split(pairs int, words int, bits *uint32, planes *byte)
@@ -24,3 +45,18 @@ func avx512vbmiScore2(blocks int, words int, tab *byte, bits *uint32, scales *ui
 
 //go:noescape
 func avx512vbmiScore4(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+
+//go:noescape
+func avx2SumAdd(groups int, words int, tab *byte, planes *byte, head *uint32, out *float32, ahead *uint32)
+
+//go:noescape
+func avx2SingleAdd(pairs int, words int, tab *byte, bits *uint32, head *uint32, out *float32)
+
+//go:noescape
+func avx512vbmiAdd1(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+
+//go:noescape
+func avx512vbmiAdd2(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+
+//go:noescape
+func avx512vbmiAdd4(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)

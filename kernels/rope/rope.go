@@ -12,19 +12,28 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 )
 
-// Layout says which two dimensions of a head of length d form pair p.
-type Layout int
+// A Layout says which two dimensions of a head of length d form pair p, for p < d/2. Where
+// RoPE turns a part of the head only, pairs beyond it stand still; see Part.
+type Layout struct {
+	interleaved bool
+	turned      int // how many dimensions form pairs by the layout, 0: all
+}
 
-const (
+var (
 	// Half pairs (p, p + d/2): Hugging Face files, and GGUF files of "NeoX" architectures.
-	Half Layout = iota
+	Half = Layout{}
 	// Interleaved pairs (2p, 2p + 1): GGUF files of the llama architecture.
-	Interleaved
+	Interleaved = Layout{interleaved: true}
 )
+
+// Part returns the layout of heads of which RoPE turns the first n dimensions, 0 for all: those
+// form pairs as if they were the head, and each two that follow, (2p, 2p + 1), are a pair that
+// stands still. So a head of length d always has d/2 pairs.
+func (l Layout) Part(n int) Layout { return Layout{l.interleaved, n} }
 
 // String returns the name used in sidecars and manifests.
 func (l Layout) String() string {
-	if l == Interleaved {
+	if l.interleaved {
 		return "interleaved"
 	}
 	return "half"
@@ -38,26 +47,38 @@ func ParseLayout(s string) (Layout, error) {
 	case "interleaved":
 		return Interleaved, nil
 	}
-	return 0, fmt.Errorf("pair layout %q is not known (half, interleaved)", s)
+	return Half, fmt.Errorf("pair layout %q is not known (half, interleaved)", s)
+}
+
+// whole returns how many of d dimensions form pairs by the layout.
+func (l Layout) whole(d int) int {
+	if l.turned > 0 && l.turned < d {
+		return l.turned
+	}
+	return d
 }
 
 // Dims returns the two dimensions of pair p in a head of length d.
 func (l Layout) Dims(p, d int) (i, j int) {
-	if l == Interleaved {
+	n := l.whole(d)
+	if l.interleaved || 2*p >= n {
 		return 2 * p, 2*p + 1
 	}
-	return p, p + d/2
+	return p, p + n/2
 }
 
-// Index returns where dimension i of a head in layout l lies in layout to.
+// Index returns where dimension i of a head of length d in layout l lies in layout to. Where one
+// of them has a Part, it holds for both.
 func (l Layout) Index(to Layout, i, d int) int {
-	if l == to {
+	l.turned = max(l.turned, to.turned)
+	n := l.whole(d)
+	if l.interleaved == to.interleaved || i >= n {
 		return i
 	}
-	if l == Half { // to interleaved
-		return i%(d/2)*2 + i/(d/2)
+	if to.interleaved {
+		return i%(n/2)*2 + i/(n/2)
 	}
-	return i/2 + i%2*(d/2)
+	return i/2 + i%2*(n/2)
 }
 
 // Scaling names a context-extension rule.
@@ -70,6 +91,9 @@ const (
 	Llama3  Scaling = "llama3"  // slow pairs divided, fast ones kept, a ramp between
 	YaRN    Scaling = "yarn"    // ramp by rotations within the original context; scores scaled too
 	Divisor Scaling = "divisor" // explicit divisor per pair (GGUF rope_freqs tensor)
+	// LongRoPE has two lists of divisors: Short for contexts up to OriginalContext, Divisors for
+	// longer ones.
+	LongRoPE Scaling = "longrope"
 )
 
 // Limits on numbers read from a file. They are far beyond every published model,
@@ -92,8 +116,13 @@ type Params struct {
 	HighFreqFactor  float64 // llama3
 	BetaFast        float64 // yarn, rotations; usual value 32
 	BetaSlow        float64 // yarn, rotations; usual value 1
-	// Divisors holds Dim/2 divisors of the frequencies for Scaling Divisor.
-	Divisors []float64
+	// Smooth: the ends of yarn's ramp are not rounded to whole pairs (truncate = false).
+	Smooth bool
+	// Divisors holds Dim/2 divisors of the frequencies for Scaling Divisor, and those of long
+	// contexts for LongRoPE, which has Short for others.
+	Divisors, Short []float64
+	// Attention, if not 0, is the Magnitude instead of the scaling's own (attention_factor).
+	Attention float64
 }
 
 // Check refuses parameters with which no angle can be computed.
@@ -102,6 +131,9 @@ func (p Params) Check() error {
 		return fmt.Errorf("RoPE %s is %g, expected a positive number of usual size", name, v)
 	}
 	pos := func(v float64) bool { return v >= 1/MaxFactor && v <= MaxFactor }
+	if !(p.Attention == 0 || pos(p.Attention)) {
+		return bad("attention_factor", p.Attention)
+	}
 	if p.Dim < 2 || p.Dim%2 != 0 {
 		return fmt.Errorf("RoPE dimension is %d, expected a positive even number", p.Dim)
 	}
@@ -129,22 +161,48 @@ func (p Params) Check() error {
 			return fmt.Errorf("RoPE beta_fast %g and beta_slow %g, expected positive numbers", p.BetaFast, p.BetaSlow)
 		}
 	case Divisor:
-		if len(p.Divisors) != p.Dim/2 {
-			return fmt.Errorf("%d RoPE frequency divisors for %d pairs", len(p.Divisors), p.Dim/2)
+		return p.checkDivisors(p.Divisors)
+	case LongRoPE:
+		if p.OriginalContext < 1 {
+			return bad("original_max_position_embeddings", float64(p.OriginalContext))
 		}
-		for _, d := range p.Divisors {
-			// A huge divisor is how files say that a pair does not turn.
-			if !(d >= 1e-9) || math.IsInf(d, 1) {
-				return bad("frequency divisor", d)
-			}
+		if err := p.checkDivisors(p.Short); err != nil {
+			return err
 		}
+		return p.checkDivisors(p.Divisors)
 	default:
-		return fmt.Errorf("RoPE scaling %q is not supported (linear, llama3, yarn)", p.Scaling)
+		return fmt.Errorf("RoPE scaling %q is not supported (linear, llama3, yarn, longrope)", p.Scaling)
 	}
 	return nil
 }
 
-// InvFreq returns the angle per position of each pair, in radians, fastest first.
+func (p Params) checkDivisors(list []float64) error {
+	if len(list) != p.Dim/2 {
+		return fmt.Errorf("%d RoPE frequency divisors for %d pairs", len(list), p.Dim/2)
+	}
+	for _, d := range list {
+		// A huge divisor is how files say that a pair does not turn.
+		if !(d >= 1e-9) || math.IsInf(d, 1) {
+			return fmt.Errorf("RoPE frequency divisor is %g, expected a positive number of usual size", d)
+		}
+	}
+	return nil
+}
+
+// At returns the parameters in a context of n positions: itself, unless they depend on its length.
+func (p Params) At(n int) Params {
+	if p.Scaling != LongRoPE {
+		return p
+	}
+	q := Params{Theta: p.Theta, Dim: p.Dim, Scaling: Divisor, Divisors: p.Short, Attention: p.Magnitude()}
+	if n > p.OriginalContext {
+		q.Divisors = p.Divisors
+	}
+	return q
+}
+
+// InvFreq returns the angle per position of each pair, in radians, fastest first. Where it
+// depends on the length of the context (see At), it is that of a short one.
 //
 // Sources: the base frequencies are theta^(-2p/d) (RoFormer); llama3 and YaRN
 // follow the formulas of the Hugging Face reference (modeling_rope_utils).
@@ -158,6 +216,10 @@ func (p Params) InvFreq() []float64 {
 	case Linear:
 		for i := range f {
 			f[i] /= p.Factor
+		}
+	case LongRoPE:
+		for i := range f {
+			f[i] /= p.Short[i]
 		}
 	case Divisor:
 		for i := range f {
@@ -218,17 +280,23 @@ func (p Params) yarnRange() (lo, hi float64) {
 	dim := func(turns float64) float64 {
 		return float64(p.Dim) * fmath.Log(float64(p.OriginalContext)/(turns*2*math.Pi)) / (2 * fmath.Log(p.Theta))
 	}
-	lo = max(math.Floor(dim(p.BetaFast)), 0)
-	hi = min(math.Ceil(dim(p.BetaSlow)), float64(p.Dim-1))
+	lo, hi = dim(p.BetaFast), dim(p.BetaSlow)
+	if !p.Smooth {
+		lo, hi = math.Floor(lo), math.Ceil(hi)
+	}
+	lo, hi = max(lo, 0), min(hi, float64(p.Dim-1))
 	if lo == hi {
 		hi += 0.001 // as the reference does, to avoid dividing by zero
 	}
 	return lo, hi
 }
 
-// Magnitude returns the factor that multiplies both cosines and sines: YaRN's
-// attention temperature 0.1 ln(factor) + 1, otherwise 1.
+// Magnitude returns the factor that multiplies both cosines and sines: Attention if that is
+// set, otherwise YaRN's attention temperature 0.1 ln(factor) + 1, or 1.
 func (p Params) Magnitude() float64 {
+	if p.Attention != 0 {
+		return p.Attention
+	}
 	if p.Scaling == YaRN && p.Factor > 1 {
 		return float64(0.1*fmath.Log(p.Factor)) + 1
 	}
@@ -239,16 +307,17 @@ func clamp01(x float64) float64 { return min(max(x, 0), 1) }
 
 // A Table holds cosines and sines for positions [0, n) of one Params.
 type Table struct {
-	half     int
+	n, half  int
 	cos, sin []float32 // [n, half]
 }
 
-// NewTable computes a table for n positions. Angles are formed in float64, so
-// long contexts lose nothing; the entries are rounded once to float32.
+// NewTable computes a table for a context of n positions; without a Dim it turns nothing. Angles
+// are formed in float64, so long contexts lose nothing; the entries are rounded once to float32.
 func NewTable(p Params, n int) *Table {
+	p = p.At(n)
 	f, m := p.InvFreq(), p.Magnitude()
 	h := len(f)
-	t := &Table{half: h, cos: make([]float32, n*h), sin: make([]float32, n*h)}
+	t := &Table{n: n, half: h, cos: make([]float32, n*h), sin: make([]float32, n*h)}
 	for pos := range n {
 		for i, w := range f {
 			s, c := fmath.SinCos(float64(pos) * w)
@@ -259,14 +328,14 @@ func NewTable(p Params, n int) *Table {
 }
 
 // Positions returns how many positions the table covers.
-func (t *Table) Positions() int { return len(t.cos) / max(t.half, 1) }
+func (t *Table) Positions() int { return t.n }
 
 // Row returns the cosines and sines of one position, shape [d/2] each.
 func (t *Table) Row(pos int) (cos, sin []float32) {
 	return t.cos[pos*t.half : (pos+1)*t.half], t.sin[pos*t.half : (pos+1)*t.half]
 }
 
-// Apply turns the head x (length d) by position pos, in place.
+// Apply turns the first Dim dimensions of the head x by position pos, in place.
 func (t *Table) Apply(x []float32, pos int, l Layout) {
 	c, s := t.Row(pos)
 	turn(x, c, s, l, 1)
@@ -280,8 +349,15 @@ func (t *Table) ApplyInverse(x []float32, pos int, l Layout) {
 	turn(x, c, s, l, -1)
 }
 
-// Pure returns the same angles without YaRN's magnitude.
+// Pure returns the same angles without a magnitude.
 func (p Params) Pure() Params {
+	if p.Dim == 0 {
+		return p
+	}
+	if p.Scaling == LongRoPE {
+		p.Attention = 1
+		return p
+	}
 	q := Params{Theta: p.Theta, Dim: p.Dim, Scaling: Divisor}
 	base := q
 	base.Scaling = None
@@ -294,7 +370,7 @@ func (p Params) Pure() Params {
 
 func turn(x, cos, sin []float32, l Layout, sign float32) {
 	h := len(cos)
-	if l == Interleaved {
+	if l.interleaved {
 		for p := range h {
 			a, b, c, s := x[2*p], x[2*p+1], cos[p], sign*sin[p]
 			x[2*p] = float32(a*c) - float32(b*s)

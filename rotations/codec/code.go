@@ -11,6 +11,8 @@
 // with a mean of length d and a decode matrix M of shape d x b. A query scores it
 // as q.mean + alpha * (M^T q).s, so a runtime transforms the query once and then
 // only adds and subtracts.
+//
+// A Group is such a code of several heads' keys and values together.
 package codec
 
 import (

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -21,14 +22,17 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-// A Sidecar is everything that a runtime needs to store and score keys of one
-// model in a 1-bit code.
+// A Sidecar is everything that a runtime needs to store the cache of one model in 1-bit
+// codes. It has either Codes, of the keys of each KV head (version 1 of the format), or
+// Layers, whose groups code keys and values of several heads together (version 2).
 type Sidecar struct {
-	Kind    codec.Kind
+	Kind codec.Kind
+	// HeadDim is that of all layers, where there are Codes.
 	HeadDim int
-	// Anchor, Sink and Recent are the policy that the codes were fitted for.
+	// Anchor, Sink and Recent are the policy that the codes were fitted for. Sink and
+	// Recent hold for keys and values alike.
 	Anchor, Sink, Recent int
-	// Exceptions is how many coordinates a coded key keeps beside its signs.
+	// Exceptions is how many coordinates a coded key keeps beside its signs; 0 with groups.
 	Exceptions int
 	Pairs      rope.Layout
 	// Rope is the canonical text of the model's RoPE parameters (RopeText).
@@ -39,7 +43,16 @@ type Sidecar struct {
 	Calibration   Calibration
 	Tool          string
 
-	Codes [][]*codec.Code // [layer][KV head]
+	Codes  [][]*codec.Code // [layer][KV head]
+	Layers []Layer
+}
+
+// Version returns the version of the format that the sidecar is written in.
+func (s *Sidecar) Version() int {
+	if s.Layers != nil {
+		return spec.VersionGroups
+	}
+	return spec.Version
 }
 
 // Calibration identifies the text that codes were fitted to.
@@ -47,6 +60,14 @@ type Calibration struct {
 	SHA256  string
 	Tokens  int
 	Context int
+}
+
+func narrow(x []float64) []float32 {
+	out := make([]float32, len(x))
+	for i, v := range x {
+		out[i] = float32(v)
+	}
+	return out
 }
 
 // RopeText writes the RoPE parameters of full-attention and sliding-window
@@ -61,7 +82,9 @@ func RopeText(full, local rope.Params) (string, error) {
 		Original int       `json:"original_context,omitempty"`
 		BetaFast float64   `json:"beta_fast,omitempty"`
 		BetaSlow float64   `json:"beta_slow,omitempty"`
+		Smooth   bool      `json:"smooth,omitempty"`
 		Divisors []float32 `json:"divisors,omitempty"`
+		Short    []float32 `json:"short_divisors,omitempty"`
 	}
 	make1 := func(p rope.Params) side {
 		if (p.Scaling == rope.Linear || p.Scaling == rope.YaRN) && p.Factor == 1 {
@@ -82,6 +105,9 @@ func RopeText(full, local rope.Params) (string, error) {
 			s.Factor = p.Factor
 		case rope.YaRN:
 			s.Factor, s.Original, s.BetaFast, s.BetaSlow = p.Factor, p.OriginalContext, p.BetaFast, p.BetaSlow
+			s.Smooth = p.Smooth
+		case rope.LongRoPE:
+			s.Original, s.Divisors, s.Short = p.OriginalContext, narrow(p.Divisors), narrow(p.Short)
 		}
 		return s
 	}
@@ -103,6 +129,10 @@ func TensorName(layer, head int, part string) string {
 func (s *Sidecar) To(ctx context.Context, layout rope.Layout) (*Sidecar, error) {
 	out := *s
 	out.Pairs, out.Codes = layout, nil
+	var err error
+	if out.Layers, err = layersTo(ctx, s.Layers, s.Pairs, layout); err != nil {
+		return nil, err
+	}
 	for _, heads := range s.Codes {
 		var row []*codec.Code
 		for _, c := range heads {
@@ -128,19 +158,23 @@ type part struct {
 }
 
 func (s *Sidecar) parts() []part {
-	var out []part
+	out := groupParts(s.Layers)
 	for l, heads := range s.Codes {
 		for h, c := range heads {
-			out = append(out,
-				part{TensorName(l, h, "mean"), []int{c.D}, c.Mean},
-				part{TensorName(l, h, "decode"), []int{c.B, c.D}, c.Decode})
-			if c.Encode != nil {
-				out = append(out, part{TensorName(l, h, "encode"), []int{c.B, c.D}, c.Encode})
-			}
-			if c.Gain != 1 {
-				out = append(out, part{TensorName(l, h, "gain"), []int{1}, []float32{c.Gain}})
-			}
+			out = append(out, codeParts(c, func(p string) string { return TensorName(l, h, p) })...)
 		}
+	}
+	return out
+}
+
+// codeParts lists the tensors of one code; name gives the name of a part.
+func codeParts(c *codec.Code, name func(part string) string) []part {
+	out := []part{{name("mean"), []int{c.D}, c.Mean}, {name("decode"), []int{c.B, c.D}, c.Decode}}
+	if c.Encode != nil {
+		out = append(out, part{name("encode"), []int{c.B, c.D}, c.Encode})
+	}
+	if c.Gain != 1 {
+		out = append(out, part{name("gain"), []int{1}, []float32{c.Gain}})
 	}
 	return out
 }
@@ -152,20 +186,27 @@ type keyValue struct {
 }
 
 func (s *Sidecar) keys() []keyValue {
-	heads := 0
-	if len(s.Codes) > 0 {
-		heads = len(s.Codes[0])
-	}
-	return []keyValue{
-		{spec.KeyVersion, spec.Version},
+	shape := []keyValue{
+		{spec.KeyVersion, s.Version()},
 		{spec.KeyCode, string(s.Kind)},
-		{spec.KeyLayers, len(s.Codes)},
-		{spec.KeyHeads, heads},
-		{spec.KeyHeadDim, s.HeadDim},
+	}
+	policy := []keyValue{
 		{spec.KeyAnchor, s.Anchor},
 		{spec.KeySink, s.Sink},
 		{spec.KeyRecent, s.Recent},
-		{spec.KeyExceptions, s.Exceptions},
+	}
+	if s.Version() == spec.VersionGroups {
+		shape = append(shape, keyValue{spec.KeyGroups, groupsText(s.Layers)})
+	} else {
+		heads := 0
+		if len(s.Codes) > 0 {
+			heads = len(s.Codes[0])
+		}
+		shape = append(shape, keyValue{spec.KeyLayers, len(s.Codes)}, keyValue{spec.KeyHeads, heads},
+			keyValue{spec.KeyHeadDim, s.HeadDim})
+		policy = append(policy, keyValue{spec.KeyExceptions, s.Exceptions})
+	}
+	return append(append(shape, policy...), []keyValue{
 		{spec.KeyBasis, spec.BasisPostRope},
 		{spec.KeyPairLayout, s.Pairs.String()},
 		{spec.KeyRope, s.Rope},
@@ -175,11 +216,14 @@ func (s *Sidecar) keys() []keyValue {
 		{spec.KeyCalibrationTokens, s.Calibration.Tokens},
 		{spec.KeyCalibrationContext, s.Calibration.Context},
 		{spec.KeyTool, s.Tool},
-	}
+	}...)
 }
 
 // WriteGGUF writes the sidecar as a GGUF file of architecture phaseconv.
 func (s *Sidecar) WriteGGUF(path string) error {
+	if err := s.check(); err != nil {
+		return err
+	}
 	kvs := []gguf.KV{
 		gguf.Value("general.architecture", spec.Architecture),
 		gguf.Value("general.type", "k-code"),
@@ -210,6 +254,9 @@ func (s *Sidecar) WriteGGUF(path string) error {
 
 // WriteSafetensors writes the sidecar as a safetensors file with the same names and keys.
 func (s *Sidecar) WriteSafetensors(path string) error {
+	if err := s.check(); err != nil {
+		return err
+	}
 	meta := map[string]string{"format": "pt"}
 	for _, kv := range s.keys() {
 		meta[kv.key] = fmt.Sprint(kv.value)
@@ -262,7 +309,7 @@ type sidecarFile interface {
 }
 
 // Read reads a sidecar of either container and refuses, naming the key
-// or tensor, everything that version 1 does not define. When ctx ends, it returns its cause.
+// or tensor, everything that its version does not define. When ctx ends, it returns its cause.
 func Read(ctx context.Context, path string) (*Sidecar, error) {
 	f, err := openSidecar(path)
 	if err != nil {
@@ -311,28 +358,36 @@ func readSidecar(ctx context.Context, f sidecarFile) (*Sidecar, error) {
 	if err != nil {
 		return nil, err
 	}
-	if version != spec.Version {
-		return nil, fmt.Errorf("key %s is %d; this program reads version %d", spec.KeyVersion, version, spec.Version)
+	s := &Sidecar{}
+	switch version {
+	case spec.Version:
+	case spec.VersionGroups:
+		s.Layers = []Layer{}
+	default:
+		return nil, fmt.Errorf("key %s is %d; this program reads versions %d and %d", spec.KeyVersion, version, spec.Version,
+			spec.VersionGroups)
 	}
-	if err := knownKeys(f); err != nil {
+	if err := knownKeys(f, s); err != nil {
 		return nil, err
 	}
-	s := &Sidecar{}
-	r := &keyReader{f: f}
-	layers, heads := r.number(spec.KeyLayers, 1, spec.MaxLayers), r.number(spec.KeyHeads, 1, spec.MaxHeads)
-	s.HeadDim = r.number(spec.KeyHeadDim, 2, spec.MaxHeadDim)
-	if r.err == nil && s.HeadDim%2 != 0 {
-		return nil, fmt.Errorf("key %s is %d; RoPE pairs need an even number", spec.KeyHeadDim, s.HeadDim)
+	r := &keyReader{f: f, version: version}
+	layers, heads := 0, 0
+	if version == spec.Version {
+		layers, heads = r.number(spec.KeyLayers, 1, spec.MaxLayers), r.number(spec.KeyHeads, 1, spec.MaxHeads)
+		s.HeadDim = r.number(spec.KeyHeadDim, 2, spec.MaxHeadDim)
+		if r.err == nil && s.HeadDim%2 != 0 {
+			return nil, fmt.Errorf("key %s is %d; RoPE pairs need an even number", spec.KeyHeadDim, s.HeadDim)
+		}
+		s.Exceptions = r.number(spec.KeyExceptions, 0, spec.MaxExceptionDim/2)
+		if r.err == nil {
+			if err := codec.CheckExceptions(s.Exceptions, s.HeadDim); err != nil {
+				return nil, fmt.Errorf("key %s: %w", spec.KeyExceptions, err)
+			}
+		}
 	}
 	s.Anchor = r.number(spec.KeyAnchor, 0, spec.MaxAnchor)
 	s.Sink = r.number(spec.KeySink, 0, spec.MaxSink)
 	s.Recent = r.number(spec.KeyRecent, 0, spec.MaxRecent)
-	s.Exceptions = r.number(spec.KeyExceptions, 0, spec.MaxExceptionDim/2)
-	if r.err == nil {
-		if err := codec.CheckExceptions(s.Exceptions, s.HeadDim); err != nil {
-			return nil, fmt.Errorf("key %s: %w", spec.KeyExceptions, err)
-		}
-	}
 	r.oneOf(spec.KeyBasis, spec.BasisPostRope)
 	s.Kind, s.Rope, s.Tool = codec.Kind(r.text(spec.KeyCode)), r.text(spec.KeyRope), r.text(spec.KeyTool)
 	s.SourceSHA256, s.WeightsSHA256 = r.digest(spec.KeySourceSHA256), r.digest(spec.KeyWeightsSHA256)
@@ -345,6 +400,28 @@ func readSidecar(ctx context.Context, f sidecarFile) (*Sidecar, error) {
 	if s.Pairs, err = rope.ParseLayout(layout); err != nil {
 		return nil, fmt.Errorf("key %s: %w", spec.KeyPairLayout, err)
 	}
+	var seen map[string]bool
+	var what string
+	if version == spec.Version {
+		what = fmt.Sprintf("%d layers with %d heads", layers, heads)
+		seen, err = s.readCodes(ctx, f, layers, heads)
+	} else {
+		what = "the groups of key " + spec.KeyGroups
+		seen, err = s.readGroups(ctx, f, r.text(spec.KeyGroups), r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range f.names() {
+		if !seen[n] {
+			return nil, fmt.Errorf("tensor %.80q belongs to no code of %s, and version %d defines no others; use a program that knows it", n, what, version)
+		}
+	}
+	return s, nil
+}
+
+// readCodes reads the codes of version 1. It returns the names that their tensors may have.
+func (s *Sidecar) readCodes(ctx context.Context, f sidecarFile, layers, heads int) (map[string]bool, error) {
 	// Every head needs two tensors, so the counts cannot exceed the file.
 	if layers*heads > len(f.names()) {
 		return nil, fmt.Errorf("key %s is %d and %s is %d, but there are only %d tensors", spec.KeyLayers, layers,
@@ -357,23 +434,19 @@ func readSidecar(ctx context.Context, f sidecarFile) (*Sidecar, error) {
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
-			c, err := readCode(f, s, l, h)
+			name := func(part string) string { return TensorName(l, h, part) }
+			c, err := readCode(f, s.Kind, s.HeadDim, name)
 			if err != nil {
 				return nil, err
 			}
 			row = append(row, c)
 			for _, part := range partNames {
-				seen[TensorName(l, h, part)] = true
+				seen[name(part)] = true
 			}
 		}
 		s.Codes = append(s.Codes, row)
 	}
-	for _, n := range f.names() {
-		if !seen[n] {
-			return nil, fmt.Errorf("tensor %.80q belongs to no code of %d layers with %d heads, and version %d defines no others; use a program that knows it", n, layers, heads, spec.Version)
-		}
-	}
-	return s, nil
+	return seen, nil
 }
 
 // keySplitCount is the key of GGUF that says how many files a split has.
@@ -383,83 +456,86 @@ const keySplitCount = "split.count"
 // name or an author, are free.
 const keyPrefix = spec.Architecture + "."
 
-// knownKeys refuses keys of the format that version 1 does not define: whoever
+// knownKeys refuses keys of the format that the version of s does not define: whoever
 // wrote them meant something by them that this reader would leave out.
-func knownKeys(f sidecarFile) error {
+func knownKeys(f sidecarFile, s *Sidecar) error {
 	known := map[string]bool{}
-	for _, kv := range (&Sidecar{}).keys() {
+	for _, kv := range s.keys() {
 		known[kv.key] = true
 	}
 	for _, k := range f.keyNames() {
 		if strings.HasPrefix(k, keyPrefix) && !known[k] {
-			return fmt.Errorf("key %.80q is not one of version %d: the file was made by a later program; use one that knows the key", k, spec.Version)
+			return fmt.Errorf("key %.80q is not one of version %d: the file was made by a later program; use one that knows the key", k, s.Version())
 		}
 	}
 	return nil
 }
 
-// readCode reads one head's tensors.
-func readCode(f sidecarFile, s *Sidecar, l, h int) (*codec.Code, error) {
-	shape, ok := f.shape(TensorName(l, h, "decode"))
-	if !ok || len(shape) != 2 || shape[1] != s.HeadDim || shape[0] < 8 || shape[0] > spec.MaxBits {
-		return nil, fmt.Errorf("tensor %s has shape %v; [signs, %d] is needed", TensorName(l, h, "decode"), shape, s.HeadDim)
+// readCode reads the tensors of one code for vectors of d numbers; name gives the name of a
+// part.
+func readCode(f sidecarFile, kind codec.Kind, d int, name func(part string) string) (*codec.Code, error) {
+	shape, ok := f.shape(name("decode"))
+	if !ok || len(shape) != 2 || shape[1] != d || shape[0] < 8 || shape[0] > spec.MaxBits {
+		return nil, fmt.Errorf("tensor %s has shape %v; [signs, %d] is needed", name("decode"), shape, d)
 	}
-	get := func(part string, want ...int) ([]float32, error) {
-		name := TensorName(l, h, part)
-		got, ok := f.shape(name)
-		if !ok || fmt.Sprint(got) != fmt.Sprint(want) {
-			return nil, fmt.Errorf("tensor %s has shape %v, expected %v", name, got, want)
-		}
-		n := 1
-		for _, d := range want {
-			n *= d
-		}
-		out := make([]float32, n)
-		if err := f.read(name, out); err != nil {
-			return nil, err
-		}
-		for i, v := range out {
-			if v-v != 0 {
-				return nil, fmt.Errorf("tensor %s: number %d is %v; all must be finite", name, i, v)
-			}
-		}
-		return out, nil
-	}
-	mean, err := get("mean", s.HeadDim)
+	mean, err := readTensor(f, name("mean"), d)
 	if err != nil {
 		return nil, err
 	}
-	decode, err := get("decode", shape...)
+	decode, err := readTensor(f, name("decode"), shape...)
 	if err != nil {
 		return nil, err
 	}
 	var encode []float32
-	if f.has(TensorName(l, h, "encode")) {
-		if encode, err = get("encode", shape...); err != nil {
+	if f.has(name("encode")) {
+		if encode, err = readTensor(f, name("encode"), shape...); err != nil {
 			return nil, err
 		}
 	}
-	c, err := codec.New(s.Kind, s.HeadDim, shape[0], mean, decode, encode)
+	c, err := codec.New(kind, d, shape[0], mean, decode, encode)
 	if err != nil {
-		return nil, fmt.Errorf("tensor %s: %w", TensorName(l, h, "decode"), err)
+		return nil, fmt.Errorf("tensor %s: %w", name("decode"), err)
 	}
-	if !f.has(TensorName(l, h, "gain")) {
+	if !f.has(name("gain")) {
 		return c, nil
 	}
-	gain, err := get("gain", 1)
+	gain, err := readTensor(f, name("gain"), 1)
 	if err != nil {
 		return nil, err
 	}
 	if c, err = c.WithGain(gain[0]); err != nil {
-		return nil, fmt.Errorf("tensor %s: %w", TensorName(l, h, "gain"), err)
+		return nil, fmt.Errorf("tensor %s: %w", name("gain"), err)
 	}
 	return c, nil
 }
 
+// readTensor reads a tensor of F32 that must have the shape want and finite numbers.
+func readTensor(f sidecarFile, name string, want ...int) ([]float32, error) {
+	got, ok := f.shape(name)
+	if !ok || !slices.Equal(got, want) {
+		return nil, fmt.Errorf("tensor %s has shape %v, expected %v", name, got, want)
+	}
+	n := 1
+	for _, d := range want {
+		n *= d
+	}
+	out := make([]float32, n)
+	if err := f.read(name, out); err != nil {
+		return nil, err
+	}
+	for i, v := range out {
+		if v-v != 0 {
+			return nil, fmt.Errorf("tensor %s: number %d is %v; all must be finite", name, i, v)
+		}
+	}
+	return out, nil
+}
+
 // keyReader reads keys and remembers the first error.
 type keyReader struct {
-	f   sidecarFile
-	err error
+	f       sidecarFile
+	version int
+	err     error
 }
 
 func (r *keyReader) number(key string, lo, hi int) int {
@@ -468,7 +544,7 @@ func (r *keyReader) number(key string, lo, hi int) int {
 	}
 	v, err := r.f.number(key)
 	if err == nil && (v < lo || v > hi) {
-		err = fmt.Errorf("key %s is %d; version %d allows %d to %d", key, v, spec.Version, lo, hi)
+		err = fmt.Errorf("key %s is %d; version %d allows %d to %d", key, v, r.version, lo, hi)
 	}
 	r.err = err
 	return v
@@ -488,7 +564,7 @@ func (r *keyReader) text(key string) string {
 
 func (r *keyReader) oneOf(key, want string) {
 	if v := r.text(key); r.err == nil && v != want {
-		r.err = fmt.Errorf("key %s is %q; version %d knows only %q", key, v, spec.Version, want)
+		r.err = fmt.Errorf("key %s is %q; version %d knows only %q", key, v, r.version, want)
 	}
 }
 

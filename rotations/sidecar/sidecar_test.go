@@ -73,7 +73,8 @@ func bitsOf(x []float32) []uint32 {
 func same(t *testing.T, what string, a, b *Sidecar) {
 	t.Helper()
 	x, y := *a, *b
-	x.Codes, y.Codes = nil, nil
+	x.Codes, y.Codes, x.Layers, y.Layers = nil, nil, nil, nil
+	sameLayers(t, what, a.Layers, b.Layers)
 	if !reflect.DeepEqual(x, y) {
 		t.Errorf("%s: %+v, want %+v", what, x, y)
 	}
@@ -85,11 +86,33 @@ func same(t *testing.T, what string, a, b *Sidecar) {
 			t.Fatalf("%s: layer %d has %d heads, want %d", what, l, len(a.Codes[l]), len(b.Codes[l]))
 		}
 		for h, c := range a.Codes[l] {
-			w := b.Codes[l][h]
-			if c.D != w.D || c.B != w.B || !slices.Equal(bitsOf(c.Mean), bitsOf(w.Mean)) ||
-				!slices.Equal(bitsOf(c.Decode), bitsOf(w.Decode)) ||
-				(c.Encode == nil) != (w.Encode == nil) || !slices.Equal(bitsOf(c.Encode), bitsOf(w.Encode)) {
+			if !sameCode(c, b.Codes[l][h]) {
 				t.Errorf("%s: code of layer %d, head %d differs", what, l, h)
+			}
+		}
+	}
+}
+
+func sameCode(c, w *codec.Code) bool {
+	return c.D == w.D && c.B == w.B && c.Gain == w.Gain && slices.Equal(bitsOf(c.Mean), bitsOf(w.Mean)) &&
+		slices.Equal(bitsOf(c.Decode), bitsOf(w.Decode)) &&
+		(c.Encode == nil) == (w.Encode == nil) && slices.Equal(bitsOf(c.Encode), bitsOf(w.Encode))
+}
+
+func sameLayers(t *testing.T, what string, a, b []Layer) {
+	t.Helper()
+	if len(a) != len(b) || (a == nil) != (b == nil) {
+		t.Fatalf("%s: groups of %d layers, want %d", what, len(a), len(b))
+	}
+	for l, y := range a {
+		z := b[l]
+		if y.Heads != z.Heads || y.KeyDim != z.KeyDim || y.ValueDim != z.ValueDim || len(y.Groups) != len(z.Groups) {
+			t.Fatalf("%s: layer %d is %+v, want %+v", what, l, y, z)
+		}
+		for i, g := range y.Groups {
+			w := z.Groups[i]
+			if !slices.Equal(g.Parts, w.Parts) || !slices.Equal(bitsOf(g.Gains), bitsOf(w.Gains)) || !sameCode(g.Code, w.Code) {
+				t.Errorf("%s: layer %d, group %d differs", what, l, i)
 			}
 		}
 	}
@@ -351,7 +374,7 @@ func TestSidecarRefuses(t *testing.T) {
 		return test{fmt.Sprintf("%s = %.20v", k, v), func(d *document) { d.set(k, v) }, []string{k}}
 	}
 	tests := []test{
-		key(spec.KeyVersion, 0), key(spec.KeyVersion, 2), key(spec.KeyVersion, "one"), key(spec.KeyVersion, -1),
+		key(spec.KeyVersion, 0), key(spec.KeyVersion, 3), key(spec.KeyVersion, "one"), key(spec.KeyVersion, -1),
 		key(spec.KeyVersion, 1.5), key(spec.KeyVersion, 1<<40),
 		key(spec.KeyBasis, "pre_rope"), key(spec.KeyBasis, ""), key(spec.KeyBasis, "POST_ROPE"),
 		key(spec.KeyExceptions, 9), key(spec.KeyExceptions, 129), key(spec.KeyExceptions, "0x0"),
@@ -598,14 +621,18 @@ func TestRopeText(t *testing.T) {
 func FuzzReadSidecar(f *testing.F) {
 	for container, write := range containers {
 		path := filepath.Join(f.TempDir(), "x")
-		if err := write(sidecar(f, 8), path); err != nil {
-			f.Fatal(err)
+		var raw []byte
+		for _, s := range []*Sidecar{sidecar(f, 8), grouped(f)} {
+			err := write(s, path)
+			if err == nil {
+				raw, err = os.ReadFile(path)
+			}
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(raw)
 		}
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(raw)
+		var err error
 		newDocument(f).write(f, container, path)
 		if raw, err = os.ReadFile(path); err != nil {
 			f.Fatal(err)
@@ -633,6 +660,20 @@ func FuzzReadSidecar(f *testing.F) {
 			for _, c := range heads {
 				words, hat := make([]uint32, c.Words()), make([]float32, c.D)
 				c.DecodeKey(hat, words, c.EncodeKey(make([]float32, c.D), words))
+			}
+		}
+		for _, y := range s.Layers {
+			for _, g := range y.Groups {
+				row, words, alpha := make([]float32, g.D()), make([]uint32, g.Words()), make([]float32, 1)
+				if err := g.EncodeRows(t.Context(), row, words, alpha); err != nil {
+					t.Fatal(err)
+				}
+				g.DecodeRows(row, words, alpha)
+				for i, p := range g.Parts {
+					if len(g.PartDecode(i)) != g.B()*g.Dim(p) {
+						t.Fatalf("part %s of %d numbers", p, g.Dim(p))
+					}
+				}
 			}
 		}
 		for name, write := range containers {

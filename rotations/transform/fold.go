@@ -25,9 +25,9 @@ func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 	}
 	var k, q []float32
 	for h := range y.KVHeads {
-		k = append(k, b.KeyScale(h, d, cfg.Pairs)...)
+		k = append(k, b.KeyScale(h, d, cfg.PairsIn(layer))...)
 		for range y.Group() {
-			q = append(q, b.QueryScale(h, d, cfg.Pairs)...)
+			q = append(q, b.QueryScale(h, d, cfg.PairsIn(layer))...)
 		}
 	}
 	if v.Edits == nil {
@@ -62,7 +62,7 @@ func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 // keys of another kind, and those whose keys other layers read, which would have to
 // change their queries too.
 func checkLayer(c *family.Config, layer int, what string) error {
-	if err := c.RequireLayer(layer, what, family.OutsideCache); err != nil {
+	if err := c.RequireLayer(layer, what, family.OwnHeads); err != nil {
 		return err
 	}
 	for l := range c.Layers {

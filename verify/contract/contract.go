@@ -18,7 +18,6 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/jsonx"
-	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -96,8 +95,9 @@ func ParseManifest(raw []byte) (*spec.Manifest, error) {
 	if err := jsonx.Unmarshal(raw, &head); err != nil {
 		return nil, fmt.Errorf("not a valid manifest: %w", err)
 	}
-	if head.Version != spec.Version {
-		return nil, fmt.Errorf("key version is %d; this program reads version %d", head.Version, spec.Version)
+	if head.Version != spec.Version && head.Version != spec.VersionGroups {
+		return nil, fmt.Errorf("key version is %d; this program reads versions %d and %d", head.Version, spec.Version,
+			spec.VersionGroups)
 	}
 	var m spec.Manifest
 	if err := jsonx.UnmarshalStrict(raw, &m); err != nil {
@@ -110,6 +110,10 @@ func ParseManifest(raw []byte) (*spec.Manifest, error) {
 	}
 	if err := spec.CheckManifest(raw); err != nil {
 		return nil, err
+	}
+	if groups := m.Version == spec.VersionGroups; groups != (m.Code.Parts != "") || groups != (m.Code.GroupDim != 0) {
+		return nil, fmt.Errorf("keys code.parts and code.group_dim are those of version %d and must be there; the manifest is of version %d",
+			spec.VersionGroups, m.Version)
 	}
 	for _, f := range m.Files {
 		if f.Name != filepath.Base(f.Name) || f.Name == "." || f.Name == ".." {
@@ -165,7 +169,7 @@ func Open(ctx context.Context, dir, prefer string, c *Checker) (*Artifact, error
 
 func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 	m, err := ReadManifest(dir)
-	if !c.Add("manifest", err, "version 1, complete") {
+	if !c.Add("manifest", err, manifestDetail(m)) {
 		return nil
 	}
 	c.Add("files", c.checkFiles(ctx, dir, m), fmt.Sprintf("%d files have the recorded sizes and digests", len(m.Files)))
@@ -184,7 +188,7 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 		return nil
 	}
 	a.Sidecar, err = sidecar.Read(ctx, filepath.Join(dir, entry.Sidecar))
-	if !c.Add("sidecar", err, "version, basis, shapes and numbers are as version 1 demands") {
+	if !c.Add("sidecar", err, sidecarDetail(a.Sidecar)) {
 		a.Close()
 		return nil
 	}
@@ -194,7 +198,8 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 	}
 	sum := entry.WeightsSHA256
 	if !c.Fresh {
-		sum, err = a.Model.AttentionDigest(ctx, c.Progress.Of("checking query and key tensors, MiB"))
+		sum, err = a.Model.AttentionDigest(ctx, a.Sidecar.Version() == spec.VersionGroups,
+			c.Progress.Of("checking query and key tensors, MiB"))
 	}
 	if err == nil && sum != a.Sidecar.WeightsSHA256 {
 		err = fmt.Errorf("key %s is %s, but the model's query and key tensors have %s: the sidecar belongs to other weights",
@@ -276,6 +281,37 @@ func checkExtra(dir string, m *spec.Manifest) error {
 
 func checkFit(a *Artifact) error {
 	cfg, s := a.Model.Config, a.Sidecar
+	if err := checkShapes(cfg, s); err != nil {
+		return err
+	}
+	if s.Pairs != cfg.Pairs {
+		return fmt.Errorf("key %s is %s, the model's keys are %s", spec.KeyPairLayout, s.Pairs, cfg.Pairs)
+	}
+	text, err := sidecar.RopeText(cfg.Ropes())
+	if err != nil {
+		return err
+	}
+	if text != s.Rope {
+		return fmt.Errorf("key %s is %s, the model has %s", spec.KeyRope, s.Rope, text)
+	}
+	return nil
+}
+
+// checkShapes compares the layers of a sidecar with those of the model.
+func checkShapes(cfg *family.Config, s *sidecar.Sidecar) error {
+	if s.Version() == spec.VersionGroups {
+		if len(s.Layers) != len(cfg.Layers) {
+			return fmt.Errorf("key %s has %d layers, the model has %d", spec.KeyGroups, len(s.Layers), len(cfg.Layers))
+		}
+		for l, y := range s.Layers {
+			want := cfg.Layers[l].HeadShape
+			if got := [3]int{y.Heads, y.KeyDim, y.ValueDim}; got != [3]int{want.KVHeads, want.HeadDim, want.ValueDim} {
+				return fmt.Errorf("key %s: layer %d has heads, head_dim and value_dim %v, the model has %d KV heads of %d and %d",
+					spec.KeyGroups, l, got, want.KVHeads, want.HeadDim, want.ValueDim)
+			}
+		}
+		return nil
+	}
 	shape, err := cfg.Uniform()
 	if err != nil {
 		return err
@@ -291,16 +327,6 @@ func checkFit(a *Artifact) error {
 		if x.got != x.want {
 			return fmt.Errorf("key %s is %d, the model has %d", x.key, x.got, x.want)
 		}
-	}
-	if s.Pairs != cfg.Pairs {
-		return fmt.Errorf("key %s is %s, the model's keys are %s", spec.KeyPairLayout, s.Pairs, cfg.Pairs)
-	}
-	text, err := sidecar.RopeText(cfg.Ropes())
-	if err != nil {
-		return err
-	}
-	if text != s.Rope {
-		return fmt.Errorf("key %s is %s, the model has %s", spec.KeyRope, s.Rope, text)
 	}
 	return nil
 }
@@ -325,7 +351,7 @@ func checkManifest(a *Artifact) error {
 		return fmt.Errorf("key model.family is %s in the manifest, but the artifact is %s", fam.Name, cfg.Family.Name)
 	}
 	// --bits is checked to be a whole number of signs to six digits.
-	if bits := codec.MeanBits(s.Codes); !(math.Abs(m.Code.Bits-bits) < 1e-5) {
+	if bits := s.Bits(); !(math.Abs(m.Code.Bits-bits) < 1e-5) {
 		return fmt.Errorf("key code.bits is %g in the manifest, %g in the artifact", m.Code.Bits, bits)
 	}
 	return compareFacts(append(sidecarFacts(m, a.Entry, s),
@@ -346,8 +372,8 @@ func checkMarker(a *Artifact) error {
 	if err != nil {
 		return err
 	}
-	if version != spec.Version {
-		return fmt.Errorf("the model says format version %d; this program reads %d", version, spec.Version)
+	if version != a.Sidecar.Version() {
+		return fmt.Errorf("the model says format version %d, its sidecar is of %d", version, a.Sidecar.Version())
 	}
 	if source != a.Sidecar.SourceSHA256 {
 		return fmt.Errorf("the model names source %s, the sidecar %s", source, a.Sidecar.SourceSHA256)

@@ -91,8 +91,14 @@ func TestEveryCheckFails(t *testing.T) {
 			os.Mkdir(manifest(dir), 0o700)
 		}, []string{spec.ManifestName, "not a regular file"}},
 		{"manifest from the future", "manifest", func(t *testing.T, dir, _ string) {
-			put(t, manifest(dir), `"version": 1`, `"version": 2`)
-		}, []string{"version is 2", "version 1"}},
+			put(t, manifest(dir), `"version": 1`, `"version": 3`)
+		}, []string{"version is 3", "versions 1 and 2"}},
+		{"manifest of version 2 without groups", "manifest", func(t *testing.T, dir, _ string) {
+			editManifest(t, dir, func(m *spec.Manifest) { m.Version = spec.VersionGroups })
+		}, []string{"code.parts", "version 2"}},
+		{"manifest of version 1 with groups", "manifest", func(t *testing.T, dir, _ string) {
+			editManifest(t, dir, func(m *spec.Manifest) { m.Code.Parts, m.Code.GroupDim = "kv", 64 })
+		}, []string{"code.parts", "version 1"}},
 		{"manifest with a field of another version", "manifest", func(t *testing.T, dir, _ string) {
 			put(t, manifest(dir), `"seed":`, `"sead":`)
 		}, []string{"sead"}},
@@ -178,12 +184,12 @@ func TestEveryCheckFails(t *testing.T) {
 		}, []string{"tensor blk.1.k_code.1.", "finite"}},
 		{"sidecar from the future", "sidecar", func(t *testing.T, dir, c string) {
 			if c == st {
-				put(t, side(dir, c), `"phaseconv.version":"1"`, `"phaseconv.version":"2"`)
+				put(t, side(dir, c), `"phaseconv.version":"1"`, `"phaseconv.version":"3"`)
 			} else {
-				editGGUF(t, side(dir, c), setKey(spec.KeyVersion, gguf.Value(spec.KeyVersion, uint32(2))), nil)
+				editGGUF(t, side(dir, c), setKey(spec.KeyVersion, gguf.Value(spec.KeyVersion, uint32(3))), nil)
 			}
 			record(t, dir)
-		}, []string{spec.KeyVersion + " is 2"}},
+		}, []string{spec.KeyVersion + " is 3"}},
 		{"sidecar with an unknown key", "sidecar", func(t *testing.T, dir, c string) {
 			if c == st {
 				put(t, side(dir, c), `"phaseconv.exceptions":"0"`, `"phaseconv.exclusions":"0"`)

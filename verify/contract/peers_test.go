@@ -223,7 +223,7 @@ func TestPeers_KeyBias(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	sum, err := m.AttentionDigest(t.Context(), nil)
+	sum, err := m.AttentionDigest(t.Context(), false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

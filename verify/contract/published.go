@@ -10,6 +10,7 @@ import (
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/stream"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -56,7 +57,7 @@ func OpenPublished(ctx context.Context, dir string, c *Checker) (*Published, err
 
 func (c *Checker) openPublished(ctx context.Context, dir string) *Published {
 	m, err := ReadManifest(dir)
-	if !c.Add("manifest", err, "version 1, complete") {
+	if !c.Add("manifest", err, manifestDetail(m)) {
 		return nil
 	}
 	p := &Published{Dir: dir, Manifest: m}
@@ -71,7 +72,7 @@ func (c *Checker) openPublished(ctx context.Context, dir string) *Published {
 		}
 		p.Sidecars = append(p.Sidecars, s)
 	}
-	c.Add("sidecar", nil, "version, basis, shapes and numbers are as version 1 demands")
+	c.Add("sidecar", nil, sidecarDetail(p.Sidecars[0]))
 	p.Fold, err = sidecar.ReadFold(ctx, filepath.Join(dir, foldName(m)))
 	if !c.Add("fold", err, "the edits of the weights are complete and finite") {
 		return nil
@@ -107,10 +108,7 @@ func (p *Published) agree() error {
 		if err := compareFacts(sidecarFacts(m, m.Artifacts[i], s), "the sidecar"); err != nil {
 			return err
 		}
-		if err := compareFacts([]fact{
-			{"model.layers", m.Model.Layers, len(s.Codes)}, {"model.n_kv_heads", m.Model.KVHeads, len(s.Codes[0])},
-			{"model.head_dim", m.Model.HeadDim, s.HeadDim},
-		}, "the sidecar"); err != nil {
+		if err := compareFacts(shapeFacts(m, s), "the sidecar"); err != nil {
 			return err
 		}
 	}
@@ -154,9 +152,40 @@ func compareFacts(facts []fact, where string) error {
 	return nil
 }
 
+// shapeFacts are what the manifest says of the model and the sidecar knows too. With groups,
+// layers may differ: then the manifest tells what the first has.
+func shapeFacts(m *spec.Manifest, s *sidecar.Sidecar) []fact {
+	if s.Version() == spec.VersionGroups {
+		return []fact{{"model.layers", m.Model.Layers, len(s.Layers)}, {"model.n_kv_heads", m.Model.KVHeads, s.Layers[0].Heads},
+			{"model.head_dim", m.Model.HeadDim, s.Layers[0].KeyDim}}
+	}
+	return []fact{{"model.layers", m.Model.Layers, len(s.Codes)}, {"model.n_kv_heads", m.Model.KVHeads, len(s.Codes[0])},
+		{"model.head_dim", m.Model.HeadDim, s.HeadDim}}
+}
+
+// manifestDetail is what the check of a manifest says when it passed; m may be nil.
+func manifestDetail(m *spec.Manifest) string {
+	if m == nil {
+		return ""
+	}
+	return fmt.Sprintf("version %d, complete", m.Version)
+}
+
+// sidecarDetail is the same for a sidecar.
+func sidecarDetail(s *sidecar.Sidecar) string {
+	if s == nil {
+		return ""
+	}
+	return fmt.Sprintf("version, basis, shapes and numbers are as version %d demands", s.Version())
+}
+
 // sidecarFacts are those that manifest and sidecar both tell.
 func sidecarFacts(m *spec.Manifest, e spec.Artifact, s *sidecar.Sidecar) []fact {
+	groups := codec.Summarize(s.Groups())
 	return []fact{
+		{"version", m.Version, s.Version()},
+		{"code.parts", m.Code.Parts, groups.Parts},
+		{"code.group_dim", m.Code.GroupDim, groups.Dim},
 		{"source.sha256", m.Source.SHA256, s.SourceSHA256},
 		{"code.kind", m.Code.Kind, string(s.Kind)},
 		{"code.anchor", m.Code.Anchor, s.Anchor},

@@ -37,7 +37,7 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 	}
 	p.Windows, p.Text, p.Long = w.Tokens, o.Text.Info(w), ppl.Longer(ctx, a.Model, o.Text)
 	if len(o.Calibration.Data) > 0 {
-		cal, err := ppl.Tokenize(ctx, a.Model, o.Calibration, o.Ctx, max(1, o.CalibrationTokens/o.Ctx))
+		cal, err := ppl.TokenizeSpread(ctx, a.Model, o.Calibration, o.Ctx, max(1, o.CalibrationTokens/o.Ctx))
 		if err != nil {
 			return nil, err
 		}

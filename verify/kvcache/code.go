@@ -68,7 +68,7 @@ type Codes struct {
 
 // NewCodes returns a cache for codes[layer][head].
 func NewCodes(cfg *family.Config, codes [][]*codec.Code, p Policy) (*Codes, error) {
-	if err := cfg.Require("a cache of codes", family.OutsideCache); err != nil {
+	if err := cfg.Require("a cache of codes", family.OwnHeads); err != nil {
 		return nil, err
 	}
 	if len(codes) != len(cfg.Layers) {
@@ -130,7 +130,7 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	var table *rope.Table
 	if c.Policy.Anchor > 0 {
 		table = rope.NewTable(c.cfg.Layers[layer].Rope.Pure(), T)
-		ToAnchor(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs)
+		ToAnchor(k, d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 	}
 	words, alpha := make([]uint32, T*code.Words()), make([]float32, T)
 	coded := k[min(c.Policy.Sink, T)*d:]
@@ -158,12 +158,12 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		if err != nil {
 			return nil, err
 		}
-		s.table, s.pairs, s.scale = table, c.cfg.Pairs, scale
+		s.table, s.pairs, s.scale = table, c.cfg.PairsIn(layer), scale
 		s.exact.pack(exact, d, T-n, c.Policy.Recent)
 		return s, nil
 	}
 	if table != nil {
-		FromAnchor(k, d, 0, c.Policy.Anchor, table, c.cfg.Pairs)
+		FromAnchor(k, d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 	}
 	if scale != nil {
 		for i := range k {

@@ -38,7 +38,7 @@ func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
 
 // NewEditedKeys returns the cache for contexts of up to n tokens.
 func NewEditedKeys(cfg *family.Config, edits transform.ModelEdits, inner refmodel.Cache, n int) (*EditedKeys, error) {
-	if err := cfg.Require("an edited cache", family.OutsideCache); err != nil {
+	if err := cfg.Require("an edited cache", family.OwnHeads); err != nil {
 		return nil, err
 	}
 	if len(edits) != len(cfg.Layers) {
@@ -65,10 +65,10 @@ func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error)
 	if len(k)/d > t.Turn.Positions() {
 		return nil, fmt.Errorf("layer %d: %d keys, the edited cache was made for %d", layer, len(k)/d, t.Turn.Positions())
 	}
-	EditKeys(k, d, edit, func(i int) int { return i }, t, e.cfg.Pairs)
+	EditKeys(k, d, edit, func(i int) int { return i }, t, e.cfg.PairsIn(layer))
 	if edit.Pairs != nil {
 		for i := 0; i < len(k); i += d {
-			edit.Pairs.ApplyKey(k[i:i+d], e.cfg.Pairs)
+			edit.Pairs.ApplyKey(k[i:i+d], e.cfg.PairsIn(layer))
 		}
 	}
 	changed := edit.Pairs != nil || edit.Transform != nil
@@ -87,7 +87,7 @@ func (e *EditedKeys) Keys(layer, head int, k []float32) (refmodel.Scorer, error)
 		plain.keys.PackRows(len(k)/d, d, k, d, 1)
 		s = plain
 	}
-	out := &editedQueries{Scorer: s, edit: edit, rope: t.Pure, pairs: e.cfg.Pairs, d: d}
+	out := &editedQueries{Scorer: s, edit: edit, rope: t.Pure, pairs: e.cfg.PairsIn(layer), d: d}
 	if edit.Transform != nil {
 		out.mix = edit.Transform.QueryWeights(d)
 	}

@@ -86,7 +86,7 @@ type LlamaCpp struct {
 // head_dim are refused, as llama.cpp refuses them.
 func NewLlamaCpp(cfg *family.Config, types CacheTypes) (*LlamaCpp, error) {
 	const who = "the emulation of llama.cpp's cache types"
-	if err := cfg.Require(who, family.OutsideCache|family.NoRoPE|family.PartialRoPE); err != nil {
+	if err := cfg.Require(who, family.OwnHeads); err != nil {
 		return nil, err
 	}
 	shape, err := cfg.Uniform()
@@ -259,12 +259,13 @@ func (s *LlamaCpp) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		return nil, err
 	}
 	row := s.KeyRow()
-	row.ToCacheBasis(k, s.d, s.cfg.Pairs)
+	pairs := s.cfg.PairsIn(layer)
+	row.ToCacheBasis(k, s.d, pairs)
 	stored, err := store(s.K, k, "keys", layer, head)
 	if err != nil {
 		return nil, err
 	}
-	q := &stockScorer{d: s.d, width: s.d, row: row, pairs: s.cfg.Pairs, query: queryType(s.K)}
+	q := &stockScorer{d: s.d, width: s.d, row: row, pairs: pairs, query: queryType(s.K)}
 	if q.query == gguf.TypeQ8_1 {
 		q.packWithMinima(s.K, stored, k)
 	} else {

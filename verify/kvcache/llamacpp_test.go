@@ -328,8 +328,8 @@ func TestStockNotFinite(t *testing.T) {
 	s := stock(t, 64, "q4_0", "q4_0", true)
 	bad := make([]float32, 128)
 	bad[70] = float32(math.Inf(1))
-	if _, err := s.Keys(3, 1, slices.Clone(bad)); err == nil ||
-		!strings.Contains(err.Error(), "keys of layer 3, KV head 1") {
+	if _, err := s.Keys(1, 1, slices.Clone(bad)); err == nil ||
+		!strings.Contains(err.Error(), "keys of layer 1, KV head 1") {
 		t.Error(err)
 	}
 	if err := s.Values(3, 1, slices.Clone(bad)); err == nil || !strings.Contains(err.Error(), "values of layer 3") {

@@ -35,7 +35,11 @@ func attend(m *refmodel.Model, by map[int]*replacement) (
 		err := parallel.For(ctx, m.Threads, a.Windows*y.KVHeads, func(i int) error {
 			w, h := i/y.KVHeads, i%y.KVHeads
 			head := x.head(w, h)
-			run, err := runSlots(ctx, head, r.stats[h], r.o, r.slots[h], false)
+			in, err := newSlotInput(ctx, head, r.stats[h], r.o.window, r.o.sinks)
+			if err != nil {
+				return err
+			}
+			run, err := runSlots(ctx, in, r.o, r.slots[h], false)
 			if err == nil {
 				place(o[w*a.T*width:(w+1)*a.T*width], run.O, head, h, y.Heads)
 			}

@@ -16,7 +16,36 @@ type layer struct {
 	threads int
 	stats   []*stats // of each KV head
 	eval    int      // windows of fit text that errors are measured on, as many as held-out ones
+
+	// What slots work on, by KV head and window, and the window and sinks that it was computed for.
+	// It is kept while a rung works on the layer.
+	inputs []*slotInput
+	W, S   int
 }
+
+// prepare computes what slots work on in windows.
+func (l *layer) prepare(ctx context.Context, o slotOptions, windows []int) error {
+	if l.W != o.window || l.S != o.sinks {
+		l.forget()
+		l.W, l.S = o.window, o.sinks
+	}
+	if l.inputs == nil {
+		l.inputs = make([]*slotInput, l.y.KVHeads*l.windows)
+	}
+	return parallel.For(ctx, l.threads, l.y.KVHeads*len(windows), func(i int) (err error) {
+		h, w := i/len(windows), windows[i%len(windows)]
+		if at := h*l.windows + w; l.inputs[at] == nil {
+			l.inputs[at], err = newSlotInput(ctx, l.head(w, h), l.stats[h], o.window, o.sinks)
+		}
+		return err
+	})
+}
+
+// input returns what slots work on; prepare has computed it.
+func (l *layer) input(w, h int) *slotInput { return l.inputs[h*l.windows+w] }
+
+// forget frees what slots work on.
+func (l *layer) forget() { l.inputs = nil }
 
 // fitLayer measures the statistics of all KV heads of a layer.
 func fitLayer(ctx context.Context, a *activations, queries, threads int) (*layer, error) {
@@ -226,14 +255,17 @@ func (l *layer) slots(ctx context.Context, o slotOptions, plans [][]int, tick fu
 	}
 	d, KV := l.y.HeadDim, l.y.KVHeads
 	windows := l.measured()
+	if err := l.prepare(ctx, o, windows); err != nil {
+		return out, err
+	}
 	for i, plan := range plans {
 		last := i == len(plans)-1
 		got, runs := make([]squares, len(windows)*KV), make([]*slotRun, len(windows)*KV)
 		err := parallel.For(ctx, l.threads, len(got), func(j int) error {
 			h := j / len(windows)
 			w := windows[j%len(windows)]
-			x := l.head(w, h)
-			run, err := runSlots(ctx, x, l.stats[h], o, plan[h], last && w >= l.fit && !o.evict)
+			x := l.input(w, h)
+			run, err := runSlots(ctx, x, o, plan[h], last && w >= l.fit && !o.evict)
 			if err != nil {
 				return err
 			}
@@ -268,9 +300,12 @@ func (l *layer) slots(ctx context.Context, o slotOptions, plans [][]int, tick fu
 func (l *layer) fitError(ctx context.Context, o slotOptions, m int) ([]squares, error) {
 	KV := l.y.KVHeads
 	got := make([]squares, l.eval*KV)
+	if err := l.prepare(ctx, o, l.measured()[:l.eval]); err != nil {
+		return nil, err
+	}
 	err := parallel.For(ctx, l.threads, len(got), func(j int) error {
-		x := l.head(j%l.eval, j/l.eval)
-		run, err := runSlots(ctx, x, l.stats[j/l.eval], o, m, false)
+		x := l.input(j%l.eval, j/l.eval)
+		run, err := runSlots(ctx, x, o, m, false)
 		if err == nil {
 			got[j] = x.compare(run.O)
 		}
@@ -309,16 +344,26 @@ func (l *layer) allot(ctx context.Context, o slotOptions, targets []float64, tic
 	KV := l.y.KVHeads
 	sizes := allotments(l.T)
 	e := make([][]squares, KV) // by head and size
+	enough := 0                // sizes that pass the last target in all heads alike
 	for _, m := range sizes {
+		tick()
+		if enough == 2 { // a head may be given one size more than all would need
+			continue
+		}
 		s, err := l.fitError(ctx, o, m)
 		if err != nil {
 			return nil, err
 		}
+		var now squares
 		for h := range e {
 			e[h] = append(e[h], s[h])
+			now.add(s[h])
 		}
-		tick()
+		if now.rel() <= targets[len(targets)-1] {
+			enough++
+		}
 	}
+	sizes = sizes[:len(e[0])]
 	at := make([]int, KV)
 	var plans [][]int
 	for _, target := range targets {

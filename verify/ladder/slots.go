@@ -15,20 +15,31 @@ const (
 	costWard = "ward" // Ward's criterion in keys and values
 )
 
+// Stored types of the keys and values of slots.
+const (
+	storedF32 = "F32"
+	storedF16 = "F16"
+	stored8   = "Q8" // whole numbers up to 127 in size, times one F16 scale for each vector
+)
+
 // slotOptions say how a state of slots works.
 type slotOptions struct {
 	window, sinks     int
 	cost              string
 	kappa, saturation float64 // second-order count; 0: none
 	decay             float64 // of counts, per token
-	half              bool    // keys and values of slots are stored as F16
+	stored            string  // type of keys and values of slots
 	evict             bool    // the slot of the smallest mass is dropped; nothing is merged
 }
 
-// bytes is the size of the state of one KV head with m slots: F16 keys and values; count and
-// mass, and the second-order count where there is one, as F32.
+// bytes is the size of the state of one KV head with m slots: keys and values in 8 bits, or in
+// F16 as what is stored as F32 here would be; count and mass, and the second-order count where
+// there is one, as F32.
 func (o slotOptions) bytes(m, d int) int {
 	slot := 4*d + 8
+	if o.stored == stored8 {
+		slot = 2*(d+2) + 8
+	}
 	if o.kappa != 0 {
 		slot += 4
 	}
@@ -109,15 +120,36 @@ func (s *slots) full() bool {
 func (s *slots) settle(i int) {
 	d := s.d
 	k, v := s.K[i*d:(i+1)*d], s.V[i*d:(i+1)*d]
-	if s.o.half {
+	switch s.o.stored {
+	case storedF16:
 		for j := range k {
 			k[j], v[j] = dtype.F16Round(k[j]), dtype.F16Round(v[j])
 		}
+	case stored8:
+		round8(k)
+		round8(v)
 	}
 	s.vv[i] = linalg.Dot64(v, v)
 	s.bias[i] = float32(float64(s.count[i]) - linalg.Dot64(s.mu, k) + float64(s.corr[i]))
 	s.changes++
 	s.stamp[i] = s.changes
+}
+
+// round8 rounds a vector to stored8: the scale is the largest size over 127, as F16, never 0
+// where a number is not.
+func round8(x []float32) {
+	top := float32(0)
+	for _, v := range x {
+		top = max(top, v, -v)
+	}
+	scale := dtype.F16Round(top / 127)
+	if scale == 0 {
+		clear(x)
+		return
+	}
+	for i, v := range x {
+		x[i] = float32(math.RoundToEven(float64(v/scale))) * scale
+	}
 }
 
 func squaredDistance(a, b []float32) float64 {
@@ -138,21 +170,29 @@ func squaredDistance(a, b []float32) float64 {
 }
 
 // pair is the cost of merging two slots. Of the two values' lengths that of the older counts.
-func (s *slots) pair(i, j int) float64 {
+// Where keys alone cost more than limit, values are not looked at: the result is below the cost,
+// and above limit.
+func (s *slots) pair(i, j int, limit float64) float64 {
 	d := s.d
 	dk := squaredDistance(s.X[i*d:(i+1)*d], s.X[j*d:(j+1)*d])
-	dv := squaredDistance(s.V[i*d:(i+1)*d], s.V[j*d:(j+1)*d])
 	wi, wj := float64(s.mass[i]), float64(s.mass[j])
 	h := wi * wj / (wi + wj + 1e-30)
 	if s.o.cost == costWard {
-		return h * (dk + dv)
+		if least := h * dk; least > limit {
+			return least
+		}
+		return h * (dk + squaredDistance(s.V[i*d:(i+1)*d], s.V[j*d:(j+1)*d]))
 	}
 	old := s.vv[i]
 	if s.stamp[j] < s.stamp[i] {
 		old = s.vv[j]
 	}
 	c := dk / (1 + dk/4)
-	return float64(h*h) * c * (dv + float64(0.5*c*old))
+	spread := float64(0.5 * c * old)
+	if least := float64(h*h) * c * spread; least > limit {
+		return least
+	}
+	return float64(h*h) * c * (squaredDistance(s.V[i*d:(i+1)*d], s.V[j*d:(j+1)*d]) + spread)
 }
 
 // link finds the nearest slot of i, which has changed, and brings the others up to date.
@@ -163,7 +203,7 @@ func (s *slots) link(i, gone int) {
 		if !on || j == i {
 			continue
 		}
-		c := s.pair(i, j)
+		c := s.pair(i, j, max(s.cost[i], s.cost[j]))
 		if c < s.cost[i] {
 			s.cost[i], s.nearest[i] = c, j
 		}
@@ -183,7 +223,7 @@ func (s *slots) search(j int) {
 		if !on || k == j {
 			continue
 		}
-		if c := s.pair(j, k); c < s.cost[j] {
+		if c := s.pair(j, k, s.cost[j]); c < s.cost[j] {
 			s.cost[j], s.nearest[j] = c, k
 		}
 	}
@@ -284,21 +324,36 @@ const stopEvery = 16
 // replays is about how many positions of a window the batch form is computed at.
 const replays = 8
 
+// A slotInput is what the slots of one KV head work on in one window: the same for all numbers of
+// slots and all costs of merging.
+type slotInput struct {
+	*head           // without e
+	N     []float32 // of window and sinks: see near
+	D     []float64
+	mu    []float32 // mean of queries
+	mass  []float32 // of each key
+	white []float32 // whitened keys, [T, d]
+}
+
+// newSlotInput computes it. It drops the exact weights of x.
+func newSlotInput(ctx context.Context, x *head, s *stats, W, S int) (*slotInput, error) {
+	in := &slotInput{head: x, mu: s.mu}
+	in.N, in.D = x.near(W, S)
+	x.e = nil
+	var err error
+	if in.mass, err = s.mass(ctx, x.K); err != nil {
+		return nil, err
+	}
+	in.white = s.whiten(x.K)
+	return in, nil
+}
+
 // runSlots runs a state of m slots over a window. With checks, replay and denominators are
 // measured too.
-func runSlots(ctx context.Context, x *head, s *stats, o slotOptions, m int, checks bool) (*slotRun, error) {
-	T, d := x.T, x.d
-	N, D := x.near(o.window, o.sinks)
+func runSlots(ctx context.Context, x *slotInput, o slotOptions, m int, checks bool) (*slotRun, error) {
+	T, d, N, D := x.T, x.d, x.N, x.D
 	out := &slotRun{O: make([]float32, x.G*T*d), logMax: math.Inf(-1)}
-	var mass, white []float32
-	if m > 0 {
-		var err error
-		if mass, err = s.mass(ctx, x.K); err != nil {
-			return nil, err
-		}
-		white = s.whiten(x.K)
-	}
-	state := newSlots(o, m, d, s.mu)
+	state := newSlots(o, m, d, x.mu)
 	scores, num := make([]float64, m+1), make([]float64, d)
 	every := max(1, T/2/replays)
 	for t := range T {
@@ -309,7 +364,7 @@ func runSlots(ctx context.Context, x *head, s *stats, o slotOptions, m int, chec
 		}
 		state.now = t
 		if j := t - o.window; j >= o.sinks && m > 0 {
-			state.push(x.K[j*d:(j+1)*d], x.V[j*d:(j+1)*d], white[j*d:(j+1)*d], mass[j])
+			state.push(x.K[j*d:(j+1)*d], x.V[j*d:(j+1)*d], x.white[j*d:(j+1)*d], x.mass[j])
 		}
 		for g := range x.G {
 			r := g*T + t
@@ -328,7 +383,7 @@ func runSlots(ctx context.Context, x *head, s *stats, o slotOptions, m int, chec
 				out.logs++
 			}
 			if checks && t >= T/2 && (t-T/2)%every == 0 {
-				out.replay.add(state.replay(x, r, N, D, out.O))
+				out.replay.add(state.replay(x.head, r, N, D, out.O))
 			}
 		}
 	}

@@ -28,19 +28,18 @@ func prepareFolder(dir string, resume bool) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
-	found, err := filepath.Glob(filepath.Join(escape(dir), "*"+recordSuffix))
-	if err != nil {
-		return err
-	}
-	if len(found) > 0 && !resume {
+	if Holds(dir) && !resume {
 		return option.Errorf("%s holds rungs already; go on with --resume, or name another folder", dir)
 	}
 	return nil
 }
 
-// escape takes a path as it is in a pattern.
-func escape(dir string) string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(dir)
+// Holds says whether dir is a folder with records.
+func Holds(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		return strings.HasSuffix(e.Name(), recordSuffix)
+	})
 }
 
 func writeRecord(dir string, r *spec.LadderRecord) error {

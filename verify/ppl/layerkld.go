@@ -29,12 +29,12 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 	w := From(windows, from)
 	var out []Divergence
 	var base Positions
-	var start []float32 // float hidden states in front of layer l0
+	start := &refmodel.Variant{} // with float hidden states in front of layer l0
 	layers := len(m.Config.Layers)
 	step := progress.Count(tick, LayerSteps(m))
 	for l0 := 0; l0 < layers; l0 += layerLanes {
 		l1 := min(layers, l0+layerLanes)
-		float := &refmodel.Variant{From: l0, Start: start, Until: l1}
+		float := &refmodel.Variant{From: l0, Start: start.Hidden, Shared: start.Shared, Until: l1}
 		next := float
 		variants := []*refmodel.Variant{float}
 		if l0 == 0 {
@@ -51,7 +51,7 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 		if err := m.Run(ctx, windows, variants, refmodel.Options{Progress: func(int, int) { step() }}); err != nil {
 			return nil, err
 		}
-		start = next.Hidden
+		start = next
 		var err error
 		if l0 == 0 {
 			if base, err = positions(m, w, float); err != nil {

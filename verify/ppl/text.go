@@ -38,6 +38,17 @@ func (t Text) SHA256() string {
 //
 // It refuses what is no text, and windows longer than the context that the model was made for.
 func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks int) (*Windows, error) {
+	return tokenize(ctx, c, t, n, chunks, Cut)
+}
+
+// TokenizeSpread is Tokenize with windows spread evenly over the whole text, as CutSpread takes
+// them: for what is fitted.
+func TokenizeSpread(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks int) (*Windows, error) {
+	return tokenize(ctx, c, t, n, chunks, CutSpread)
+}
+
+func tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks int,
+	cut func(ids []int32, ctx, chunks int, bos int32) (*Windows, error)) (*Windows, error) {
 	tk, err := c.Tokenizer()
 	if err != nil {
 		return nil, err
@@ -59,9 +70,14 @@ func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 	// Encoding cannot be stopped, and a text of 100 MB takes half a minute: nobody waits for
 	// what is not wanted any more.
 	ids := make(chan []int32, 1)
-	words, specials, err := t.render(ctx, tk)
-	if err != nil {
-		return nil, err
+	words, specials := "", tokenizer.AddSpecial
+	if t.Chat {
+		specials = tokenizer.ParseSpecial
+		if words, err = t.Render(ctx, v); err != nil {
+			return nil, err
+		}
+	} else {
+		words = string(t.Data)
 	}
 	go func() { ids <- tk.Encode(words, specials) }()
 	var all []int32
@@ -70,31 +86,29 @@ func Tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	w, err := Cut(all, n, chunks, bos)
+	w, err := cut(all, n, chunks, bos)
 	if err != nil {
 		return nil, option.Errorf("%s: %w", t.Name, err)
 	}
 	return w, nil
 }
 
-// render returns what is encoded, and how. A chat template writes special tokens itself.
-func (t Text) render(ctx context.Context, tk *tokenizer.Tokenizer) (string, tokenizer.Specials, error) {
-	if !t.Chat {
-		return string(t.Data), tokenizer.AddSpecial, nil
-	}
+// Render writes the text's conversations with the chat template of a vocabulary, which names special
+// tokens itself.
+func (t Text) Render(ctx context.Context, v *tokenizer.Vocab) (string, error) {
 	all, err := chat.Parse(t.Data)
 	if err != nil {
-		return "", 0, option.Errorf("%s: %w", t.Name, err)
+		return "", option.Errorf("%s: %w", t.Name, err)
 	}
-	template, err := chat.Of(tk)
+	template, err := chat.Of(v)
 	if err != nil {
-		return "", 0, fmt.Errorf("%s: %w", t.Name, err)
+		return "", fmt.Errorf("%s: %w", t.Name, err)
 	}
 	words, _, err := template.RenderAll(ctx, all)
 	if err != nil {
-		return "", 0, fmt.Errorf("%s: %w", t.Name, err)
+		return "", fmt.Errorf("%s: %w", t.Name, err)
 	}
-	return words, tokenizer.ParseSpecial, nil
+	return words, nil
 }
 
 // CheckContext refuses windows of ctx tokens in which nothing can be scored, or which are

@@ -48,13 +48,26 @@ func (e *ShortError) Error() string {
 	return fmt.Sprintf("the text has %d tokens, one window of context %d needs %d", e.Tokens, e.Ctx, e.Ctx)
 }
 
-// Cut makes at most chunks windows of ctx tokens (all that fit when chunks <= 0).
-// bos < 0 leaves the first token as it is.
+// Cut makes at most chunks windows of ctx tokens (all that fit when chunks <= 0) from the
+// beginning of the text. bos < 0 leaves the first token as it is.
 func Cut(ids []int32, ctx, chunks int, bos int32) (*Windows, error) {
+	return cut(ids, ctx, chunks, bos, func(i, _, _ int) int { return i })
+}
+
+// CutSpread is Cut with windows spread evenly over the whole text: of N windows that fit, the
+// one with number floor(i N / chunks), from 0, becomes window i. What is fitted to the beginning
+// of a text knows its first subjects only.
+func CutSpread(ids []int32, ctx, chunks int, bos int32) (*Windows, error) {
+	return cut(ids, ctx, chunks, bos, func(i, fit, n int) int { return i * fit / n })
+}
+
+// cut takes window number(i, fit, n) as window i of n, where so many fit.
+func cut(ids []int32, ctx, chunks int, bos int32, number func(i, fit, n int) int) (*Windows, error) {
 	if ctx < minWindow {
 		return nil, fmt.Errorf("a context of %d tokens is too short to measure anything", ctx)
 	}
-	n := len(ids) / ctx
+	fit := len(ids) / ctx
+	n := fit
 	if chunks > 0 {
 		n = min(n, chunks)
 	}
@@ -63,7 +76,8 @@ func Cut(ids []int32, ctx, chunks int, bos int32) (*Windows, error) {
 	}
 	w := &Windows{Ctx: ctx, first: ctx / 2}
 	for i := range n {
-		t := append([]int32(nil), ids[i*ctx:(i+1)*ctx]...)
+		at := number(i, fit, n) * ctx
+		t := append([]int32(nil), ids[at:at+ctx]...)
 		w.Targets = append(w.Targets, t[w.First()+1:]...)
 		if bos >= 0 {
 			t[0] = bos

@@ -2,6 +2,8 @@ package refmodel
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/phaseconv/phaseconv/format/family"
@@ -27,13 +29,15 @@ func queryRows(T int) int {
 
 // scoreStride is the distance of rows of scores, an odd number of cache lines:
 // multiples of large powers of two would put all rows into the same sets.
-func scoreStride(T int) int { return ((T+15)/16 | 1) * 16 }
+// One score more than keys has room, for a sink.
+func scoreStride(T int) int { return ((T+16)/16 | 1) * 16 }
 
 // layerAttention holds the small tensors of one layer.
 type layerAttention struct {
 	gain, postGain             []float32
 	qBias, kBias, vBias, oBias []float32
 	qNorm, kNorm               []float32
+	sinks                      []float32
 }
 
 func (m *Model) loadAttention(ctx context.Context, l int) (a layerAttention, err error) {
@@ -43,7 +47,7 @@ func (m *Model) loadAttention(ctx context.Context, l int) (a layerAttention, err
 		name           string
 		have, optional bool
 	}{
-		{&a.gain, "attn_norm.weight", true, false},
+		{&a.gain, "attn_norm.weight", !y.BareInputs, false},
 		{&a.postGain, "post_attention_norm.weight", y.PostNorms, false},
 		// Weights say which biases there are: an edit may add the first.
 		{&a.qBias, "attn_q.bias", true, true},
@@ -51,7 +55,8 @@ func (m *Model) loadAttention(ctx context.Context, l int) (a layerAttention, err
 		{&a.vBias, "attn_v.bias", true, true},
 		{&a.oBias, "attn_output.bias", true, true},
 		{&a.qNorm, "attn_q_norm.weight", y.QKNorm != family.NoQKNorm, false},
-		{&a.kNorm, "attn_k_norm.weight", y.QKNorm != family.NoQKNorm, false},
+		{&a.kNorm, "attn_k_norm.weight", y.QKNorm != family.NoQKNorm && y.Owner == l, false},
+		{&a.sinks, "attn_sinks.weight", y.Sinks, false},
 	} {
 		if !x.have {
 			continue
@@ -61,6 +66,9 @@ func (m *Model) loadAttention(ctx context.Context, l int) (a layerAttention, err
 		}
 	}
 	for i, n := range []string{"attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"} {
+		if (i == 1 || i == 2) && y.Owner != l || i == 2 && y.ValuesAreKeys {
+			continue
+		}
 		if err = m.packAll(ctx, &m.mats[i], family.Name(l, n)); err != nil {
 			return a, err
 		}
@@ -76,30 +84,20 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 	}
 	c, y := m.Config, &m.Config.Layers[l]
 	n, d := b.rows(), y.HeadDim
-	table := m.ropeTable(l, b.T)
+	table := m.ropeTable(l, b.span)
 	for i, variant := range variants {
-		x := linalg.Grow(&b.norm, n*c.Hidden)
-		rmsNorm(x, variant.Hidden, w.gain, c.NormEps, m.Threads)
-		q, k, v := linalg.Grow(&b.q, n*y.Heads*d), linalg.Grow(&b.k, n*y.KVHeads*d), linalg.Grow(&b.v, n*y.KVHeads*d)
-		for i, p := range []struct{ dst, bias []float32 }{{q, w.qBias}, {k, w.kBias}, {v, w.vBias}} {
-			if err := m.linear(ctx, p.dst, x, n, &m.mats[i], p.bias); err != nil {
-				return err
-			}
+		a := &Attention{Layer: l, T: b.T, Windows: b.windows, Rope: table, Sinks: w.sinks}
+		a.X = variant.Hidden
+		if w.gain != nil {
+			a.X = linalg.Grow(&b.norm, n*c.Hidden)
+			m.norm(a.X, variant.Hidden, w.gain)
 		}
-		if w.qNorm != nil {
-			// With one gain per head dimension rmsNorm walks head by head, with a
-			// gain for the whole projection token by token.
-			rmsNorm(q, q, w.qNorm, c.NormEps, m.Threads)
-			rmsNorm(k, k, w.kNorm, c.NormEps, m.Threads)
+		if y.Parallel {
+			variant.beside = append(variant.beside[:0], a.X...)
 		}
-		a := &Attention{Layer: l, T: b.T, Windows: b.windows, X: x, Q: q, K: k, V: v, Rope: table}
-		if hooks.Attention != nil && i == 0 {
-			a.QPre = append(b.qPre[:0], q...)
-			a.KPre = append(b.kPre[:0], k...)
-			b.qPre, b.kPre = a.QPre, a.KPre
+		if err := m.project(ctx, a, b, &w, variant, hooks.Attention != nil && i == 0); err != nil {
+			return err
 		}
-		turnHeads(q, n, y.Heads, d, b.T, table, c.Pairs, m.Threads)
-		turnHeads(k, n, y.KVHeads, d, b.T, table, c.Pairs, m.Threads)
 		if hooks.Attention != nil && i == 0 {
 			if err := hooks.Attention(a); err != nil {
 				return err
@@ -122,11 +120,104 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 			return err
 		}
 		if w.postGain != nil {
-			rmsNorm(out, out, w.postGain, c.NormEps, m.Threads)
+			m.norm(out, out, w.postGain)
 		}
-		addTo(variant.Hidden, out, m.Threads)
+		addScaled(variant.Hidden, out, y.ResidualScale, m.Threads)
 	}
 	return nil
+}
+
+// project fills in the queries of layer a.Layer, and its keys and values: its own, or those of
+// the layer that owns them. With before, it keeps those before RoPE.
+func (m *Model) project(ctx context.Context, a *Attention, b *batch, w *layerAttention, variant *Variant,
+	before bool) error {
+	c, l := m.Config, a.Layer
+	y := &c.Layers[l]
+	n, d := b.rows(), y.HeadDim
+	own := y.Owner == l
+	a.Q = linalg.Grow(&b.q, n*y.Heads*d)
+	if err := m.linear(ctx, a.Q, a.X, n, &m.mats[0], w.qBias); err != nil {
+		return err
+	}
+	if own {
+		a.K, a.V = linalg.Grow(&b.k, n*y.KVHeads*d), linalg.Grow(&b.v, n*y.KVHeads*d)
+		if err := m.linear(ctx, a.K, a.X, n, &m.mats[1], w.kBias); err != nil {
+			return err
+		}
+		if y.ValuesAreKeys {
+			copy(a.V, a.K)
+		} else if err := m.linear(ctx, a.V, a.X, n, &m.mats[2], w.vBias); err != nil {
+			return err
+		}
+		if y.ValueNorm {
+			rmsNorm(a.V, a.V, unitGains(d), c.NormEps, m.Threads)
+		}
+	}
+	normed := func() {
+		// With one gain per head dimension rmsNorm walks head by head, with a
+		// gain for the whole projection token by token.
+		if w.qNorm != nil {
+			rmsNorm(a.Q, a.Q, w.qNorm, c.NormEps, m.Threads)
+		}
+		if w.kNorm != nil && own {
+			rmsNorm(a.K, a.K, w.kNorm, c.NormEps, m.Threads)
+		}
+	}
+	if !y.NormAfterRoPE {
+		normed()
+	}
+	if before {
+		a.QPre = append(b.qPre[:0], a.Q...)
+		b.qPre = a.QPre
+		if own {
+			a.KPre = append(b.kPre[:0], a.K...)
+			b.kPre = a.KPre
+		}
+	}
+	turnHeads(a.Q, n, y.Heads, d, b, a.Rope, c.Pairs, m.Threads)
+	if own {
+		turnHeads(a.K, n, y.KVHeads, d, b, a.Rope, c.Pairs, m.Threads)
+	}
+	if y.NormAfterRoPE {
+		normed()
+	}
+	if y.Temperature.Beta != 0 {
+		for r := range n {
+			f := float32(y.Temperature.At(b.position(r)))
+			for i := range a.Q[r*y.Heads*d : (r+1)*y.Heads*d] {
+				a.Q[r*y.Heads*d+i] *= f
+			}
+		}
+	}
+	if own {
+		if c.Shared(l) {
+			variant.share(l, a, before)
+		}
+		return nil
+	}
+	kv, ok := variant.Shared[y.Owner]
+	if !ok {
+		return fmt.Errorf("layer %d reads keys and values of layer %d, before which the run began", l, y.Owner)
+	}
+	a.K, a.V, a.KPre = kv.k, kv.v, kv.pre
+	return nil
+}
+
+// Shared holds the keys and values of layers that others read too.
+type Shared map[int]sharedKV
+
+type sharedKV struct{ k, v, pre []float32 }
+
+// share keeps the keys and values of layer l.
+func (x *Variant) share(l int, a *Attention, before bool) {
+	if x.Shared == nil {
+		x.Shared = Shared{}
+	}
+	kv := sharedKV{k: slices.Clone(a.K), v: slices.Clone(a.V)}
+	if before {
+		kv.pre = slices.Clone(a.KPre)
+	}
+	x.Shared[l] = kv
 }
 
 func (m *Model) linear(ctx context.Context, dst, x []float32, rows int, w *matrix, bias []float32) error {
@@ -137,12 +228,15 @@ func (m *Model) linear(ctx context.Context, dst, x []float32, rows int, w *matri
 	return nil
 }
 
-// turnHeads applies RoPE to all heads of all rows; row r is position r mod T.
-func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Layout, threads int) {
+// turnHeads applies RoPE to all heads of all rows of a batch.
+func turnHeads(x []float32, rows, heads, d int, b *batch, t *rope.Table, pairs rope.Layout, threads int) {
+	if t == nil {
+		return
+	}
 	parallel.Rows(threads, rows, func(r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			for h := range heads {
-				t.Apply(x[(r*heads+h)*d:][:d], r%T, pairs)
+				t.Apply(x[(r*heads+h)*d:][:d], b.position(r), pairs)
 			}
 		}
 	})
@@ -152,9 +246,13 @@ func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Lay
 func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cache) error {
 	y := &m.Config.Layers[a.Layer]
 	units := a.Windows * y.KVHeads
+	caches, err := m.windowCaches(ctx, a, cache)
+	if err != nil {
+		return err
+	}
 	if units >= 4*m.Threads {
 		return parallel.For(ctx, m.Threads, units, func(i int) error {
-			h, err := m.prepareHead(a, cache, i)
+			h, err := m.prepareHead(a, caches[i/y.KVHeads], i)
 			if err == nil {
 				h.queries(o, 0, y.Group()*a.T)
 			}
@@ -164,8 +262,8 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 	// Few heads (a long context, a model with one KV head): they are cut along their
 	// queries.
 	heads := make([]*attentionHead, units)
-	err := parallel.For(ctx, m.Threads, units, func(i int) (err error) {
-		heads[i], err = m.prepareHead(a, cache, i)
+	err = parallel.For(ctx, m.Threads, units, func(i int) (err error) {
+		heads[i], err = m.prepareHead(a, caches[i/y.KVHeads], i)
 		return err
 	})
 	if err != nil {
@@ -180,6 +278,26 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 		}
 	}
 	return parallel.For(ctx, m.Threads, len(tasks), func(i int) error { tasks[i](); return nil })
+}
+
+// windowCaches returns the cache of each window: all the same one, or what a LayerCache makes of
+// the window's keys and values.
+func (m *Model) windowCaches(ctx context.Context, a *Attention, cache Cache) ([]Cache, error) {
+	caches := make([]Cache, a.Windows)
+	layer, ok := cache.(LayerCache)
+	if !ok {
+		for w := range caches {
+			caches[w] = cache
+		}
+		return caches, nil
+	}
+	y := &m.Config.Layers[a.Layer]
+	keys, values := a.T*y.KVHeads*y.HeadDim, a.T*y.KVHeads*y.ValueDim
+	err := parallel.For(ctx, m.Threads, a.Windows, func(w int) (err error) {
+		caches[w], err = layer.Window(ctx, a.Layer, a.K[w*keys:(w+1)*keys], a.V[w*values:(w+1)*values])
+		return err
+	})
+	return caches, err
 }
 
 // An attentionHead is the keys and values of one window and KV head.
@@ -205,10 +323,10 @@ func (m *Model) prepareHead(a *Attention, cache Cache, i int) (*attentionHead, e
 		keys, vals = gather(keys, ldk, T, d), gather(vals, ldv, T, d)
 		ldk, ldv = d, d
 		var err error
-		if h.scorer, err = cache.Keys(a.Layer, h.head, keys); err != nil {
+		if h.scorer, err = cache.Keys(y.Owner, h.head, keys); err != nil {
 			return nil, err
 		}
-		if err = cache.Values(a.Layer, h.head, vals); err != nil {
+		if err = cache.Values(y.Owner, h.head, vals); err != nil {
 			return nil, err
 		}
 		if h.summer, _ = h.scorer.(Summer); h.summer != nil {
@@ -268,7 +386,7 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 				lo = max(0, i-span+1)
 			}
 			clear(row[j0:lo])
-			fmath.Softmax(row[lo:i+1], float32(y.Scale))
+			Softmax(row, lo, i+1, y, h.a.Sinks, h.head*y.Group()+r0/T)
 			clear(row[i+1 : i1])
 		}
 		if h.summer != nil {
@@ -278,6 +396,18 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 		}
 		r0 += i1 - i0
 	}
+}
+
+// Softmax turns the scores of keys [from, to) of a query head into probabilities. A sink takes
+// part as one key more, whose place in the row the caller does not use.
+func Softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head int) {
+	scale := float32(y.Scale)
+	if sinks == nil {
+		fmath.Softmax(row[from:to], scale)
+		return
+	}
+	row[to] = sinks[head] / scale
+	fmath.Softmax(row[from:to+1], scale)
 }
 
 // Probabilities calls visit for every query of one window and query head, in
@@ -307,9 +437,9 @@ func (a *Attention) Probabilities(c *family.Config, window, head int, visit func
 			if span > 0 {
 				lo = max(0, i-span+1)
 			}
-			p := s[(i-i0)*ld:][lo : i+1]
-			fmath.Softmax(p, float32(y.Scale))
-			visit(i, lo, p)
+			row := s[(i-i0)*ld:]
+			Softmax(row, lo, i+1, y, a.Sinks, head)
+			visit(i, lo, row[lo:i+1])
 		}
 	}
 }

@@ -14,7 +14,7 @@ func (m *Model) FinalNorm(hidden []float32) ([]float32, error) {
 		return nil, err
 	}
 	out := make([]float32, len(hidden))
-	rmsNorm(out, hidden, gain, m.Config.NormEps, m.Threads)
+	m.norm(out, hidden, gain)
 	return out, nil
 }
 
@@ -39,6 +39,9 @@ func (m *Model) HeadLogits(ctx context.Context, dst, normed []float32) error {
 	rows := len(normed) / m.Config.Hidden
 	if err := m.mul(ctx, dst, normed, rows, w); err != nil {
 		return err
+	}
+	if s := m.Config.LogitScale; s != 1 {
+		fmath.Scale(dst[:rows*w.N()], float32(s))
 	}
 	if c := m.Config.LogitSoftcap; c > 0 {
 		for j, v := range dst[:rows*w.N()] {

@@ -28,10 +28,11 @@ func inputType(matrix string) gguf.Type {
 	switch t {
 	case gguf.TypeF16, gguf.TypeBF16:
 		return t
-	case gguf.TypeQ2_K, gguf.TypeQ3_K, gguf.TypeQ4_K, gguf.TypeQ5_K, gguf.TypeQ6_K:
-		return gguf.TypeQ8_K
 	}
-	if t.Quantized() {
+	switch block, _ := t.Block(); {
+	case block == 256: // the K, IQ and TQ types
+		return gguf.TypeQ8_K
+	case t.Quantized():
 		return gguf.TypeQ8_0
 	}
 	return gguf.TypeF32

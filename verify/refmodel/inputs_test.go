@@ -52,8 +52,8 @@ func TestRoundInputs(t *testing.T) {
 	}
 	for name, want := range map[string]gguf.Type{
 		"F32": gguf.TypeF32, "F16": gguf.TypeF16, "BF16": gguf.TypeBF16, "Q8_0": gguf.TypeQ8_0, "Q4_1": gguf.TypeQ8_0,
-		"IQ4_NL": gguf.TypeQ8_0,
-		"Q4_K":   gguf.TypeQ8_K, "F8_E4M3": gguf.TypeF32,
+		"IQ4_NL": gguf.TypeQ8_0, "MXFP4": gguf.TypeQ8_0, "IQ4_XS": gguf.TypeQ8_K, "IQ2_XXS": gguf.TypeQ8_K,
+		"Q4_K": gguf.TypeQ8_K, "F8_E4M3": gguf.TypeF32,
 	} {
 		if got := inputType(name); got != want {
 			t.Errorf("inputs of %s are rounded to %v, expected %v", name, got, want)

@@ -6,7 +6,6 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -18,18 +17,9 @@ func TestUnknownLayers(t *testing.T) {
 	for says, change := range map[string]func(y *family.Layer){
 		"latent attention":    func(y *family.Layer) { y.Kind = family.Latent },
 		"a recurrent block":   func(y *family.Layer) { y.Kind = family.Recurrent },
-		"of another layer":    func(y *family.Layer) { y.Owner = 0 },
-		"without RoPE":        func(y *family.Layer) { y.Rope = rope.Params{} },
-		"part of each head":   func(y *family.Layer) { y.Rope.Dim /= 2 },
 		"of another length":   func(y *family.Layer) { y.ValueDim /= 2 },
-		"keys after RoPE":     func(y *family.Layer) { y.NormAfterRoPE = true },
-		"a norm of values":    func(y *family.Layer) { y.ValueNorm = true },
-		"no norm before":      func(y *family.Layer) { y.BareInputs = true },
-		"sinks":               func(y *family.Layer) { y.Sinks = true },
 		"a gate":              func(y *family.Layer) { y.Gate = family.GateChannel },
 		"an FFN without gate": func(y *family.Layer) { y.FFN.Kind = family.Ungated },
-		"a router":            func(y *family.Layer) { y.FFN.Router = family.SigmoidTopK },
-		"shared experts":      func(y *family.Layer) { y.FFN.Shared = 1 },
 	} {
 		cfg := c.Config.Clone()
 		change(&cfg.Layers[1])

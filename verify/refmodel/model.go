@@ -10,6 +10,7 @@ package refmodel
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -28,7 +29,12 @@ type Model struct {
 	// that depends on the matrix's (Q8_K for Q4_K, F16 for F16). Without it all that
 	// is rounded is what the matrices hold.
 	RoundInputs bool
+	// Resident keeps every weight that was read, as float32 numbers in the order of the
+	// kernels: for callers that go through the layers once a token.
+	Resident bool
 
+	packed  map[packedKey]*matrix // of a Resident model
+	vectors map[string][]float32
 	w       checkpoint.Weights
 	scratch []float32 // one matrix, decoded
 	rounded []float32 // inputs
@@ -36,12 +42,19 @@ type Model struct {
 	ropes   map[ropeKey]*rope.Table
 }
 
+// A packedKey names rows of a tensor.
+type packedKey struct {
+	tensor  string
+	row0, n int
+}
+
 // A ropeKey is a RopeKind and a number of positions.
 type ropeKey struct{ kind, n int }
 
 // New returns a model that reads its weights from w as it needs them.
 func New(cfg *family.Config, w checkpoint.Weights, threads int) *Model {
-	return &Model{Config: cfg, Threads: parallel.Threads(threads), w: w, ropes: map[ropeKey]*rope.Table{}}
+	return &Model{Config: cfg, Threads: parallel.Threads(threads), w: w, ropes: map[ropeKey]*rope.Table{},
+		packed: map[packedKey]*matrix{}, vectors: map[string][]float32{}}
 }
 
 // A Variant is one stream of hidden states through the model: the same tokens may
@@ -63,8 +76,13 @@ type Variant struct {
 	Until int
 	// Start, of the first variant, is the Hidden of another run's variant that ended at From.
 	Start []float32
+	// Shared comes with Start in models whose layers share keys and values: Shared of the same
+	// variant. A run adds to it.
+	Shared Shared
 	// Hidden is the result, [windows*T, hidden], before the final norm.
 	Hidden []float32
+
+	beside []float32 // the normed input of attention, for an FFN beside it
 }
 
 func (l *Variant) end(layers int) int {
@@ -78,6 +96,12 @@ func (l *Variant) end(layers int) int {
 type Options struct {
 	// Hooks see the first variant's activations.
 	Hooks Hooks
+	// Position is that of the first token of every window. Above 0 the keys and values of the
+	// tokens before must be in what the variants' Attend keeps.
+	Position int
+	// Context is the number of positions that the run is a part of, if it is more than the
+	// tokens up to its end: tables of angles are made for it, once.
+	Context int
 	// Progress, if set, is called after each layer.
 	Progress func(done, total int)
 }
@@ -100,6 +124,7 @@ type Attention struct {
 	Q, K       []float32 // after RoPE, same shapes
 	V          []float32 // [rows, n_kv_heads*head_dim]
 	Rope       *rope.Table
+	Sinks      []float32 // a logit per query head, nil for none
 }
 
 // A Cache replaces keys and values by what a cache of some format gives back.
@@ -111,6 +136,16 @@ type Cache interface {
 	Keys(layer, head int, k []float32) (Scorer, error)
 	// Values changes the values of one window and KV head, [T, head_dim], in place.
 	Values(layer, head int, v []float32) error
+}
+
+// A LayerCache is a Cache that stores what all heads of a layer have of a token together.
+type LayerCache interface {
+	Cache
+	// Window takes the post-RoPE keys and the values of one window of a layer, [T, n_kv_heads *
+	// head_dim] and [T, n_kv_heads * value_dim], which it must not change, and returns the Cache
+	// of that window's heads.
+	// It is called concurrently for different windows.
+	Window(ctx context.Context, layer int, k, v []float32) (Cache, error)
 }
 
 // A Tile is a block of scores: of some queries with some keys.
@@ -147,25 +182,31 @@ type Summer interface {
 	Sum(dst []float32, ldd int, p []float32, ldp int, v []float32, n, pos, n0 int)
 }
 
+// features are those of layers that the forward pass computes.
+const features = family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NormedValues |
+	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature |
+	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
+
 // Run sends windows of token ids, all of the same length, through the model,
 // once per variant. It fails on ids outside the vocabulary and on weights that
 // cannot be read.
 func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant, opt Options) error {
 	c := m.Config
-	if len(windows) == 0 || len(windows[0]) == 0 || len(variants) == 0 {
-		return fmt.Errorf("nothing to compute: %d windows, %d variants", len(windows), len(variants))
+	if len(variants) == 0 {
+		return fmt.Errorf("nothing to compute: no variant")
 	}
-	b := &batch{T: len(windows[0]), windows: len(windows)}
-	for _, w := range windows {
-		if len(w) != b.T {
-			return fmt.Errorf("windows of %d and %d tokens in one batch", b.T, len(w))
-		}
-		b.tokens = append(b.tokens, w...)
-	}
-	if err := c.Require("the forward pass", 0); err != nil {
+	b, err := newBatch(windows)
+	if err != nil {
 		return err
 	}
+	if err := c.Require("the forward pass", features); err != nil {
+		return err
+	}
+	b.first, b.span = opt.Position, max(opt.Context, opt.Position+b.T)
 	if err := m.begin(b, variants); err != nil {
+		return err
+	}
+	if err := m.perLayerInputs(ctx, b); err != nil {
 		return err
 	}
 	last := 0
@@ -191,6 +232,9 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 			return err
 		}
 		if err := m.ffn(ctx, l, b, now, hooks); err != nil {
+			return err
+		}
+		if err := m.finish(ctx, l, b, now); err != nil {
 			return err
 		}
 		if opt.Progress != nil {
@@ -219,7 +263,7 @@ func (m *Model) begin(b *batch, variants []*Variant) error {
 	if len(first.Start) != b.rows()*m.Config.Hidden {
 		return fmt.Errorf("%d hidden values for %d tokens", len(first.Start), b.rows())
 	}
-	first.Hidden = append([]float32(nil), first.Start...)
+	first.Hidden, first.Shared = append([]float32(nil), first.Start...), maps.Clone(first.Shared)
 	return nil
 }
 
@@ -227,6 +271,7 @@ func (m *Model) begin(b *batch, variants []*Variant) error {
 func join(variants []*Variant, l int) {
 	for i, x := range variants {
 		if i > 0 && x.From == l {
+			x.Shared = maps.Clone(variants[0].Shared)
 			x.Hidden = append([]float32(nil), variants[0].Hidden...)
 		}
 	}
@@ -236,14 +281,35 @@ func join(variants []*Variant, l int) {
 type batch struct {
 	T, windows int
 	tokens     []int32
+	first      int // position of the first token of each window
+	span       int // positions of tables of angles
 
 	norm             []float32 // normed hidden states
 	q, k, v, o       []float32
 	qPre, kPre, proj []float32
 	gate, up         []float32
+	perLayer         []float32 // see perLayerInputs
 }
 
 func (b *batch) rows() int { return b.T * b.windows }
+
+// position returns where row r stands in its window.
+func (b *batch) position(r int) int { return b.first + r%b.T }
+
+// newBatch returns the tokens of windows, which must be of one length.
+func newBatch(windows [][]int32) (*batch, error) {
+	if len(windows) == 0 || len(windows[0]) == 0 {
+		return nil, fmt.Errorf("nothing to compute: %d windows", len(windows))
+	}
+	b := &batch{T: len(windows[0]), windows: len(windows), span: len(windows[0])}
+	for _, w := range windows {
+		if len(w) != b.T {
+			return nil, fmt.Errorf("windows of %d and %d tokens in one batch", b.T, len(w))
+		}
+		b.tokens = append(b.tokens, w...)
+	}
+	return b, nil
+}
 
 func (m *Model) embed(b *batch, variant *Variant) error {
 	t, err := m.find("token_embd.weight")
@@ -296,12 +362,21 @@ func (m *Model) vector(name string, optional bool) ([]float32, error) {
 		}
 		return nil, fmt.Errorf("the model has no tensor %s", name)
 	}
+	if v := m.vectors[name]; v != nil {
+		return v, nil
+	}
 	out := make([]float32, t.Elements())
-	return out, m.w.ReadRows(t, 0, t.Rows(), out)
+	if err := m.w.ReadRows(t, 0, t.Rows(), out); err != nil {
+		return nil, err
+	}
+	if m.Resident {
+		m.vectors[name] = out
+	}
+	return out, nil
 }
 
-// pack loads rows [row0, row0+n) of a matrix into w.
-func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0, n int) error {
+// decode reads rows [row0, row0+n) of a matrix into memory that the next decode takes again.
+func (m *Model) decode(ctx context.Context, t *checkpoint.Tensor, row0, n int) ([]float32, error) {
 	cols := t.Cols()
 	buf := linalg.Grow(&m.scratch, n*cols)
 	// About 256 KiB a piece: large enough to make calls rare, small enough to share out.
@@ -311,11 +386,38 @@ func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0,
 		k := min(step, n-r)
 		return m.w.ReadRows(t, row0+r, k, buf[r*cols:(r+k)*cols])
 	})
+	return buf, err
+}
+
+// vectorIf reads a one-dimensional tensor where the layer has it.
+func (m *Model) vectorIf(have bool, name string) ([]float32, error) {
+	if !have {
+		return nil, nil
+	}
+	return m.vector(name, false)
+}
+
+// pack loads rows [row0, row0+n) of a matrix into w.
+func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0, n int) error {
+	key := packedKey{t.Name, row0, n}
+	if kept := m.packed[key]; kept != nil {
+		*w = *kept
+		return nil
+	}
+	buf, err := m.decode(ctx, t, row0, n)
 	if err != nil {
 		return err
 	}
-	w.PackRows(n, cols, buf, cols, m.Threads)
+	if m.Resident {
+		*w = matrix{} // the memory of the last one is kept
+	}
+	w.PackRows(n, t.Cols(), buf, t.Cols(), m.Threads)
 	w.input = inputType(t.Type)
+	if m.Resident {
+		kept := *w
+		m.packed[key] = &kept
+		m.scratch = nil // of the largest matrix, an output head of hundreds of megabytes
+	}
 	return nil
 }
 

@@ -20,6 +20,46 @@ func rmsNorm(dst, x, gain []float32, eps float64, threads int) {
 	})
 }
 
+// norm is the norm of the residual stream and of what is added to it.
+func (m *Model) norm(dst, x, gain []float32) {
+	if m.Config.LayerNorm {
+		layerNorm(dst, x, gain, m.Config.NormEps, m.Threads)
+		return
+	}
+	rmsNorm(dst, x, gain, m.Config.NormEps, m.Threads)
+}
+
+// layerNorm sets dst = (x - mean(x)) / std(x) * gain for every row of length len(gain). Mean and
+// variance are formed in float64.
+func layerNorm(dst, x, gain []float32, eps float64, threads int) {
+	d := len(gain)
+	parallel.Rows(threads, len(x)/d, func(r0, r1 int) {
+		for r := r0; r < r1; r++ {
+			src, out := x[r*d:(r+1)*d], dst[r*d:(r+1)*d]
+			var mean, sum float64
+			for _, v := range src {
+				mean += float64(v)
+			}
+			mean /= float64(d)
+			for i, v := range src {
+				c := float64(v) - mean
+				sum += float64(c * c)
+				out[i] = float32(c)
+			}
+			fmath.ScaleMul(out, out, float32(1/math.Sqrt(sum/float64(d)+eps)), gain)
+		}
+	})
+}
+
+// unitGains returns n gains of one.
+func unitGains(n int) []float32 {
+	g := make([]float32, n)
+	for i := range g {
+		g[i] = 1
+	}
+	return g
+}
+
 func addBias(x, bias []float32) {
 	if bias == nil {
 		return
@@ -31,6 +71,17 @@ func addBias(x, bias []float32) {
 			row[i] += b
 		}
 	}
+}
+
+// addScaled adds scale times src to dst.
+func addScaled(dst, src []float32, scale float64, threads int) {
+	if scale != 1 {
+		f := float32(scale)
+		for i, v := range src {
+			src[i] = float32(v * f)
+		}
+	}
+	addTo(dst, src, threads)
 }
 
 func addTo(dst, src []float32, threads int) {

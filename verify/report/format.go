@@ -22,6 +22,7 @@ var funcs = template.FuncMap{
 	"short":  func(s string) string { return s[:min(len(s), 12)] },
 	"size":   size,
 	"join":   func(s []string) string { return shellJoin(s) },
+	"layers": layerNames, "signed": signed,
 	"status": statusClass, "wbr": wbr, "evidence": evidence,
 	"link": func(s string) bool { return strings.HasPrefix(s, "https://") },
 }

@@ -13,21 +13,33 @@ import (
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/ladder"
 )
+
+// LadderDir is the folder of an artifact that a ladder's records belong in.
+const LadderDir = "ladder"
 
 // maxJSON bounds a JSON file of the report, in bytes.
 const maxJSON = contract.MaxManifest
 
-// Load reads the models that arguments name: artifact folders, and files of
-// JSON. A manifest, an audit and a report of an audit begin a model; the results
-// of verify, advice and other parts belong to the model before them, or begin
-// one when there is none.
+// Load reads the models that arguments name: artifact folders, folders of a ladder's records,
+// and files of JSON. A manifest, an audit and a report of an audit begin a model; the results of
+// verify, advice, a ladder and other parts belong to the model before them, or begin one when
+// there is none.
 func Load(args []string) ([]Model, error) {
 	var models []Model
 	for _, arg := range args {
 		st, err := os.Stat(arg)
 		if err != nil {
 			return nil, err
+		}
+		if st.IsDir() && ladder.Holds(arg) {
+			l, err := ladder.Read(arg)
+			if err != nil {
+				return nil, err
+			}
+			last(&models, l.Records[0].Source.Name).Ladder = l
+			continue
 		}
 		if st.IsDir() {
 			m, err := loadArtifact(arg)
@@ -57,6 +69,11 @@ func loadArtifact(dir string) (*Model, error) {
 		return nil, err
 	}
 	m := &Model{Name: man.Source.Name, Manifest: man, License: ReadLicense(dir)}
+	if rungs := filepath.Join(dir, LadderDir); ladder.Holds(rungs) {
+		if m.Ladder, err = ladder.Read(rungs); err != nil {
+			return nil, err
+		}
+	}
 	path := filepath.Join(dir, spec.ReportDataName)
 	raw, err := readJSON(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -137,6 +154,15 @@ func add(models []Model, raw []byte, name string) ([]Model, error) {
 			return nil, err
 		}
 		models = append(models, Model{Name: name, Audit: &a})
+	case has("until") && has("records"):
+		var l spec.LadderJSON
+		if err := jsonx.Unmarshal(raw, &l); err != nil {
+			return nil, err
+		}
+		if len(l.Records) == 0 {
+			return nil, errors.New("key records is empty: no rung ran")
+		}
+		last(&models, l.Records[0].Source.Name).Ladder = &l
 	case has("rows") && has("choices"):
 		var a spec.AdviseJSON
 		if err := jsonx.Unmarshal(raw, &a); err != nil {
@@ -145,7 +171,7 @@ func add(models []Model, raw []byte, name string) ([]Model, error) {
 		m := last(&models, name)
 		m.Advise, m.Rounded = append(m.Advise, a.Rows...), m.Rounded || a.RoundedInputs
 	default:
-		return nil, fmt.Errorf("not what phaseconv writes or prints: neither a manifest (key artifacts) nor a result of verify (contract), audit (calibration) or advise (choices), nor a report.json (report)")
+		return nil, fmt.Errorf("not what phaseconv writes or prints: neither a manifest (key artifacts) nor a result of verify (contract), audit (calibration) or advise (choices) or ladder (records), nor a report.json (report)")
 	}
 	return models, nil
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-//go:embed page.html style.css probes.js
+//go:embed page.html ladder.html style.css probes.js
 var assets embed.FS
 
 // MaxModels bounds how many models one report compares.
@@ -33,6 +33,7 @@ type Model struct {
 	Rounded  bool // the inputs of products were, for Advise: see spec.AdviseJSON
 	FFN      []spec.FFNRow
 	Pareto   []spec.ParetoPoint
+	Ladder   *spec.LadderJSON // nil where the ladder was not run
 	// License of the source as its own files state it.
 	License License
 }
@@ -76,9 +77,9 @@ func Write(w io.Writer, models []Model, claims *spec.ClaimsJSON) error {
 	return err
 }
 
-// layout is the page's template, parsed once.
+// layout holds the templates of the pages, parsed once.
 var layout = sync.OnceValues(func() (*template.Template, error) {
-	return template.New("page.html").Funcs(funcs).ParseFS(assets, "page.html")
+	return template.New("page.html").Funcs(funcs).ParseFS(assets, "page.html", "ladder.html")
 })
 
 // squeeze drops the empty lines that template directives leave behind.

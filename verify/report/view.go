@@ -31,6 +31,7 @@ type view struct {
 	Quality  *qualityView
 	Stock    *stockView
 	Runtime  []fact
+	Rungs    *ladderView
 	Probes   *probesView
 	BibTeX   string
 	Data     template.HTML
@@ -74,6 +75,7 @@ func newView(i int, m *Model) (*view, error) {
 	v.Quality = newQuality(v)
 	v.Stock = newStock(v)
 	v.Runtime = runtimeFacts(v)
+	v.Rungs = newLadder(v.ID, m.Ladder)
 	v.BibTeX = bibtex(v)
 	d := probeData{}
 	if m.Detail != nil {

@@ -14,10 +14,13 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -43,8 +46,9 @@ Examples:
   phaseconv advise model.gguf --text chat.jsonl --text code.txt
   phaseconv advise model.gguf --backend cuda --ctx 512,8192,32768 --text long.txt
   phaseconv advise smol --source ./SmolLM2-135M --json
-  phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0`,
-		Flags: []cli.Flag{
+  phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0
+  phaseconv advise gpt-oss-20b-mxfp4.gguf --engine llama --devices CUDA0`,
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "what the artifact was made from; it is measured too, and is what both are compared with"},
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
 			&cli.GenericFlag{
@@ -71,7 +75,7 @@ Examples:
 			&cli.BoolFlag{Name: "float-inputs", Usage: "do not round the inputs of matrix products as llama.cpp's CPU backend does for a GGUF file's types"},
 			&cli.BoolFlag{Name: "half-sums", Usage: "sum values in F16 where llama.cpp's CPU backend does (V f16, K another type); slow"},
 			threadsFlag(), jsonFlag(),
-		},
+		}, engineFlags(engine.Own)...),
 		Action: func(ctx context.Context, c *cli.Command) error { return runAdvise(ctx, c, stdout, stderr) },
 	}
 }
@@ -136,6 +140,16 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err := checkContainer(c); err != nil {
 		return err
 	}
+	e, err := chosenEngine(c, o.Rotation)
+	if err != nil {
+		return err
+	}
+	if e.Kind == llama.Auto && e.knows(c.Args().Slice()) {
+		e.Kind = engine.Own
+	}
+	if e.Kind != engine.Own {
+		return adviseWithLlama(ctx, c, e, o, stdout, stderr)
+	}
 	published, converted, err := adviseModels(ctx, o.Progress, c, o.Texts)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
@@ -146,7 +160,14 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		return err
 	}
 	if len(o.Texts) == 0 {
-		o.Texts, o.SkipShort = defaultTexts(c, published, converted), true
+		var vocabs []*tokenizer.Vocab
+		for _, m := range []*checkpoint.Checkpoint{published, converted} {
+			if m != nil {
+				v, _ := m.Vocab()
+				vocabs = append(vocabs, v)
+			}
+		}
+		o.Texts, o.SkipShort = defaultTexts(c, vocabs...), true
 	}
 	if !c.IsSet("ctx") {
 		o.Ctx = within(o.Ctx, published, converted)
@@ -175,6 +196,71 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	printAdvise(stdout, res)
 	return nil
+}
+
+// adviseWithLlama measures GGUF files with stock llama.cpp.
+func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, o verify.AdviseOptions, stdout, stderr io.Writer) error {
+	for _, f := range []string{"float-inputs", "half-sums"} {
+		if c.IsSet(f) {
+			return usagef("--%s is for --engine own; llama.cpp computes as it does", f)
+		}
+	}
+	files, err := ggufFiles(c)
+	if err != nil {
+		return err
+	}
+	w, models, err := e.load(ctx, o.Progress, stderr, files...)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	var published, converted engine.Engine
+	published, o.Source, o.Model = models[0], files[0], files[0]
+	if len(models) == 2 {
+		converted, o.ConvertedModel = models[1], files[1]
+	}
+	if len(o.Texts) == 0 {
+		v, _ := checkpoint.GGUFVocab(files[0])
+		o.Texts, o.SkipShort = defaultTexts(c, v), true
+	}
+	if !c.IsSet("ctx") {
+		own := models[0].Facts.Context
+		o.Ctx = slices.DeleteFunc(o.Ctx, func(n int) bool { return n > slices.Min(o.Ctx) && own > 0 && n > own })
+	}
+	res, err := verify.AdviseWith(ctx, published, converted, o)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(stdout, res)
+	}
+	printAdvise(stdout, res)
+	return nil
+}
+
+// ggufFiles are the files that the arguments name: files, or folders of artifacts. The source, if there
+// is one, comes first.
+func ggufFiles(c *cli.Command) ([]string, error) {
+	args := c.Args().Slice()
+	if src := c.String("source"); src != "" {
+		args = append([]string{src}, args...)
+	}
+	if len(args) < 1 || len(args) > 2 {
+		return nil, usagef("%s: expected a model, or a model and what it was converted to, got %d arguments", c.Name, len(args))
+	}
+	var out []string
+	for _, path := range args {
+		if st, err := os.Stat(path); err == nil && st.IsDir() {
+			path = filepath.Join(path, spec.GGUFModelName)
+		}
+		if ok, err := gguf.HasMagic(path); err != nil {
+			return nil, usagef("%w; llama.cpp reads GGUF files", err)
+		} else if !ok {
+			return nil, usagef("%s is no GGUF file, and llama.cpp reads no other", path)
+		}
+		out = append(out, path)
+	}
+	return out, nil
 }
 
 // adviseLists reads what can be given several times: types, pairs of types and texts.
@@ -219,16 +305,10 @@ func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
 const allKinds = "kinds"
 
 // defaultTexts are what a model is measured on if nothing else is named: conversations if it comes
-// with a template for them, for raw prose says little of a model that was trained to chat.
-func defaultTexts(c *cli.Command, models ...*checkpoint.Checkpoint) []ppl.Text {
-	template := true
-	for _, m := range models {
-		if m == nil {
-			continue
-		}
-		v, err := m.Vocab() // what is wrong with it is told when the text is read
-		template = template && err == nil && v.ChatTemplate != ""
-	}
+// with a template for them, for raw prose says little of a model that was trained to chat. Vocabularies
+// that cannot be read are nil: what is wrong with them is told when a text is.
+func defaultTexts(c *cli.Command, vocabs ...*tokenizer.Vocab) []ppl.Text {
+	template := !slices.ContainsFunc(vocabs, func(v *tokenizer.Vocab) bool { return v == nil || v.ChatTemplate == "" })
 	files, _ := c.Generic("text").(*paths)
 	all := files != nil && slices.Equal(*files, paths{allKinds})
 	var out []ppl.Text
@@ -358,6 +438,9 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	fmt.Fprintf(w, "compared with: %s%s%s\n", a.Base, rotation, roundedNote(a.RoundedInputs))
 	if a.Backend != "" {
 		fmt.Fprintf(w, "backend: %s, facts from %s\n", backendName(a), a.Facts)
+	}
+	if a.Engine != nil {
+		fmt.Fprintf(w, "computed by %s\n", engineName(a.Engine))
 	}
 	fmt.Fprintln(w)
 	head := []string{"K", "V", "weights", "context", "bytes/token", "cache", "PPL ratio", "KLD", "error", "same top %"}

@@ -27,7 +27,8 @@ func auditCommand(stdout, stderr io.Writer) *cli.Command {
 
 Examples:
   phaseconv audit ./SmolLM2-135M
-  phaseconv audit model.gguf --calib train.txt --text test.txt --json`,
+  phaseconv audit model.gguf --calib train.txt --text test.txt --json
+  phaseconv audit model.gguf --gains --target-ctx 8192   # a second: what to expect of a conversion`,
 		Flags:  auditFlags(),
 		Action: func(ctx context.Context, c *cli.Command) error { return runAudit(ctx, c, stdout, stderr) },
 	}
@@ -37,6 +38,11 @@ func auditFlags() []cli.Flag {
 	d := convert.DefaultOptions()
 	return slices.Concat(
 		in(categoryOutput, jsonFlag(), threadsFlag()),
+		in("Gains and biases",
+			&cli.BoolFlag{Name: "gains", Usage: "read norm gains and biases only, and say what a conversion can win; no text is run"},
+			&cli.IntFlag{Name: "target-ctx", Usage: "with --gains: context in tokens that constants must stay constant over",
+				DefaultText: "the model's"},
+		),
 		keyFlags(d),
 		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "text", Usage: "held-out text to measure on",
 			DefaultText: "one that comes with the program"})...),
@@ -52,6 +58,12 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	src, err := one(c, "source")
 	if err != nil {
 		return err
+	}
+	if c.Bool("gains") {
+		return runGains(ctx, c, src, stdout, stderr)
+	}
+	if c.IsSet("target-ctx") {
+		return usagef("--target-ctx is for audit --gains")
 	}
 	o := convert.DefaultAuditOptions()
 	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"),

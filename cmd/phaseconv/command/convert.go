@@ -114,7 +114,7 @@ func keyFlags(d convert.Options) []cli.Flag {
 func textFlags(d convert.Options) []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "calib", Usage: "calibration text", DefaultText: "one that comes with the program"},
-		&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to", Value: d.CalibrationTokens},
+		&cli.IntFlag{Name: "calib-tokens", Usage: "tokens to fit to, in windows spread over the text", Value: d.CalibrationTokens},
 		&cli.IntFlag{Name: "ctx", Usage: "context length of calibration and measuring", Value: d.Ctx},
 		&cli.IntFlag{Name: "chunks", Usage: "windows to measure, 0 for all", Value: d.Chunks},
 		seedFlag(),

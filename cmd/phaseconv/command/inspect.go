@@ -74,15 +74,20 @@ type tensorInfo struct {
 }
 
 type sidecarInfo struct {
-	Code    string  `json:"code"`
-	Layers  int     `json:"layers"`
-	Heads   int     `json:"heads"`
-	HeadDim int     `json:"head_dim"`
-	Bits    float64 `json:"bits"`
-	Anchor  int     `json:"anchor"`
-	Sink    int     `json:"sink"`
-	Recent  int     `json:"recent"`
-	Except  int     `json:"exceptions"` // per key
+	Code    string `json:"code"`
+	Layers  int    `json:"layers"`
+	Heads   int    `json:"heads"`
+	HeadDim int    `json:"head_dim"`
+	// Groups of all layers, what they code, and the length of the longest vector.
+	Groups   int    `json:"groups,omitempty"`
+	Parts    string `json:"parts,omitempty"`
+	GroupDim int    `json:"group_dim,omitempty"`
+
+	Bits   float64 `json:"bits"`
+	Anchor int     `json:"anchor"`
+	Sink   int     `json:"sink"`
+	Recent int     `json:"recent"`
+	Except int     `json:"exceptions"` // per key
 }
 
 func inspect(ctx context.Context, path string) (*fileInfo, error) {
@@ -168,9 +173,18 @@ func (i *fileInfo) sidecar(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	groups := s.Groups()
+	x := codec.Summarize(groups)
 	i.Sidecar = &sidecarInfo{
-		Code: string(s.Kind), Layers: len(s.Codes), Heads: len(s.Codes[0]), HeadDim: s.HeadDim,
-		Bits: codec.MeanBits(s.Codes), Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Except: s.Exceptions,
+		Code: string(s.Kind), Layers: len(s.Codes) + len(s.Layers), HeadDim: s.HeadDim,
+		Groups: len(groups), Parts: x.Parts, GroupDim: x.Dim,
+		Bits: s.Bits(), Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Except: s.Exceptions,
+	}
+	if len(s.Codes) > 0 {
+		i.Sidecar.Heads = len(s.Codes[0])
+	}
+	for _, y := range s.Layers {
+		i.Sidecar.Heads, i.Sidecar.HeadDim = max(i.Sidecar.Heads, y.Heads), max(i.Sidecar.HeadDim, y.KeyDim)
 	}
 	return nil
 }
@@ -190,6 +204,9 @@ func (i *fileInfo) print(w io.Writer) {
 	if s := i.Sidecar; s != nil {
 		fmt.Fprintf(w, "sidecar: code %s, %d layers, %d KV heads of %d, %.3g bits per number, %d outliers a key, anchor %d, sink %d, recent %d\n",
 			s.Code, s.Layers, s.Heads, s.HeadDim, s.Bits, s.Except, s.Anchor, s.Sink, s.Recent)
+		if s.Groups > 0 {
+			fmt.Fprintf(w, "groups: %d, %s, of at most %d numbers\n", s.Groups, s.Parts, s.GroupDim)
+		}
 	}
 	t := newTable("key", "type", "value")
 	for _, k := range i.Keys {

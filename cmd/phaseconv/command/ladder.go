@@ -1,19 +1,23 @@
 package command
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/format/atomicfile"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/ladder"
+	"github.com/phaseconv/phaseconv/verify/report"
 )
 
 func ladderCommand(stdout, stderr io.Writer) *cli.Command {
@@ -23,8 +27,9 @@ func ladderCommand(stdout, stderr io.Writer) *cli.Command {
 		Usage:     "measure whether the attention of layers can be a state of finite size",
 		ArgsUsage: "SRC",
 		Description: `Runs the rungs RW0 to RW3.1 in order and stops where a gate is not passed: fixed features,
-merged slots, decay, live in the model. Each rung leaves a record in the folder of -o. The model
-is not changed. Exit code 1 means that the last rung asked for did not pass at every context.
+merged slots, decay, live in the model. Each rung leaves a record in the folder of -o, and
+ladder.html there shows them; in the folder "ladder" of an artifact they are part of its report.
+The model is not changed. Exit code 1 means that the last rung asked for did not pass at every context.
 
 Examples:
   phaseconv ladder ./SmolLM2-135M --fit wikitext-2-valid.txt --eval wikitext-2-test.txt -o rungs
@@ -45,7 +50,7 @@ Examples:
 				&cli.IntFlag{Name: "chunks", Usage: "windows of it at the shortest context; longer ones get as many tokens", Value: d.EvalWindows},
 			),
 			in(categoryOutput,
-				&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder for the records, one per rung and context"},
+				&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder for the records, one per rung and context, and their page"},
 				&cli.BoolFlag{Name: "resume", Usage: "with -o: take finished rungs whose inputs are the same from there"},
 				jsonFlag(), threadsFlag(),
 			),
@@ -113,7 +118,25 @@ func runLadder(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
+	if o.Out != "" {
+		if err := writeLadderPage(o.Out); err != nil {
+			return err
+		}
+	}
 	return showLadder(stdout, c, res)
+}
+
+// writeLadderPage writes the page about all records of a folder: of other contexts too.
+func writeLadderPage(dir string) error {
+	all, err := ladder.Read(dir)
+	if err != nil {
+		return err
+	}
+	var page bytes.Buffer
+	if err := report.WriteLadder(&page, all); err != nil {
+		return err
+	}
+	return atomicfile.WriteFile(filepath.Join(dir, "ladder.html"), page.Bytes())
 }
 
 // showLadder prints the table, or JSON, and fails with errGate when the ladder was not passed.
@@ -155,7 +178,7 @@ func printLadder(w io.Writer, res *spec.LadderJSON) {
 					}
 				}
 				falling := ""
-				if layers > 0 && strings.HasPrefix(x.Rung.ID, "RW1") || x.Rung.ID == "RW2" {
+				if layers > 0 && (strings.HasPrefix(x.Rung.ID, "RW1") || strings.HasPrefix(x.Rung.ID, "RW2")) {
 					falling = fmt.Sprintf("%d of %d", x.Monotone, layers)
 				}
 				t.row(x.Rung.ID, x.Status, x.Rung.Method, number(x.FinalMax, "%.4f", 1), number(x.Gap, "%.4f", 1), falling,

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/urfave/cli/v3"
 
@@ -216,6 +217,15 @@ func printDiff(w io.Writer, d *spec.DiffJSON) {
 		for _, h := range d.Heads {
 			t.row(fmt.Sprint(h.Layer), fmt.Sprint(h.Head), number(h.Mean), number(h.Decode), number(h.Encode),
 				fmt.Sprintf("%.4g", h.GainA), fmt.Sprintf("%.4g", h.GainB), fmt.Sprint(h.SignsA), fmt.Sprint(h.SignsB))
+		}
+		t.print(w)
+	}
+	if len(d.Groups) > 0 {
+		fmt.Fprintln(w, "\ngroups, as |a - b| / max(|a|, |b|)")
+		t := newTable("layer", "group", "parts", "mean", "decode", "encode", "gains", "signs a", "signs b")
+		for _, g := range d.Groups {
+			t.row(fmt.Sprint(g.Layer), fmt.Sprint(g.Group), strings.Join(g.Parts, " "), number(g.Mean), number(g.Decode),
+				number(g.Encode), number(g.PartGains), fmt.Sprint(g.SignsA), fmt.Sprint(g.SignsB))
 		}
 		t.print(w)
 	}

@@ -106,6 +106,38 @@ for name, positions in F16_SCALES.items():
     w.add_tensor(f"{name}.out", out)
 finish(w)
 
+# ---- the IQ types with tables: the tables themselves, for the package, and blocks as above
+
+iq = np.random.default_rng(20261130)  # of its own: the numbers of other files stay
+tables = b""
+for name, width in (("IQ2_XXS", 2), ("IQ2_XS", 2), ("IQ2_S", 2), ("IQ1_S", 2), ("IQ3_XXS", 4), ("IQ3_S", 4)):
+    kind = getattr(gguf.quants, name)
+    kind.init_grid()
+    index = np.searchsorted(kind.grid_map, np.asarray(kind.grid, np.int64).reshape(-1, 8 // width))
+    assert (np.asarray(kind.grid_map)[index.reshape(-1)] == np.asarray(kind.grid).reshape(-1)).all()
+    tables += (index << np.arange(0, 8, width)).sum(1).astype(np.uint8).tobytes()
+(here.parent / "grids.bin" if len(sys.argv) < 3 else here / "grids.bin").write_bytes(tables)
+
+w = new_writer("dequant_iq.gguf")
+for name, t in (("iq2_xxs", 16), ("iq2_xs", 17), ("iq3_xxs", 18), ("iq1_s", 19), ("iq3_s", 21), ("iq2_s", 22), ("iq1_m", 29)):
+    block, size = base.ggml_blck_size(t), base.ggml_type_size(t)
+    blocks = iq.integers(0, 256, (5, size), dtype=np.uint8)
+    s = (iq.standard_normal(5) * 10.0 ** iq.integers(-4, 2, 5)).astype(np.float16)
+    s[:3] = [np.float16(6.1e-5) / 3, np.float16(-0.0), np.float16(65504)]
+    if name == "iq1_m":  # four bits of the scale at the top of each of four words
+        for k in range(4):
+            blocks[:, 49 + 2 * k] = blocks[:, 49 + 2 * k] & 15 | (s.view(np.uint16) >> (4 * k) & 15).astype(np.uint8) << 4
+    else:
+        blocks[:, :2] = s.reshape(-1, 1).view(np.uint8)
+    raw = np.ascontiguousarray(blocks).reshape(-1)
+    with np.errstate(all="ignore"):
+        out = to_float(name, raw, 5 * block)
+        other = gguf.quants.dequantize(raw, Q(t)).reshape(-1)
+    assert (out.view(np.uint32) == other.view(np.uint32)).all(), name
+    w.add_tensor(f"{name}.in", raw.view(np.int8))
+    w.add_tensor(f"{name}.out", out)
+finish(w)
+
 # ---- quantisation
 
 ROW = 256

@@ -298,6 +298,9 @@ func sidecarVectors(path string) ([]*headVector, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.Version() != spec.Version {
+		return nil, fmt.Errorf("%s: a sidecar with groups", path)
+	}
 	var out []*headVector
 	last := len(s.Codes) - 1
 	for i, at := range [][2]int{{0, len(s.Codes[0]) - 1}, {last, 0}} {

@@ -73,10 +73,10 @@ func run() error {
 	defer c.Close()
 	b := &bench{name: strings.TrimSuffix(filepath.Base(filepath.Clean(*model)), ".gguf"), c: c, m: refmodel.New(c.Config, c, *threads), seed: *seed, threads: *threads, tokens: *tokens,
 		done: map[string]bool{}, signs: map[string][][]int{}}
-	if b.fit, err = cut(c, *fit, *tokens/512); err != nil {
+	if b.fit, err = cut(c, *fit, *tokens/512, ppl.TokenizeSpread); err != nil {
 		return err
 	}
-	if b.text, err = cut(c, *text, *chunks+*skip); err != nil {
+	if b.text, err = cut(c, *text, *chunks+*skip, ppl.Tokenize); err != nil {
 		return err
 	}
 	b.text.Tokens, b.text.Targets = b.text.Tokens[*skip:], b.text.Targets[*skip*b.text.PerWindow():]
@@ -106,12 +106,14 @@ func run() error {
 	return nil
 }
 
-func cut(c *checkpoint.Checkpoint, path string, windows int) (*ppl.Windows, error) {
+type cutter func(ctx context.Context, c *checkpoint.Checkpoint, t ppl.Text, n, chunks int) (*ppl.Windows, error)
+
+func cut(c *checkpoint.Checkpoint, path string, windows int, f cutter) (*ppl.Windows, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	return ppl.Tokenize(context.Background(), c, ppl.Text{Name: path, Data: raw}, 512, windows)
+	return f(context.Background(), c, ppl.Text{Name: path, Data: raw}, 512, windows)
 }
 
 // variant is one row to measure.

@@ -298,7 +298,8 @@ var headScales = map[gguf.Type][]int{
 	gguf.TypeF16: nil, gguf.TypeBF16: nil, gguf.TypeQ8_0: {0}, gguf.TypeQ4_0: {0}, gguf.TypeQ4_1: {0, 2},
 	gguf.TypeQ5_0: {0}, gguf.TypeQ5_1: {0, 2},
 	gguf.TypeIQ4_NL: {0}, gguf.TypeQ2_K: {80, 82}, gguf.TypeQ3_K: {108}, gguf.TypeQ4_K: {0, 2}, gguf.TypeQ5_K: {0, 2},
-	gguf.TypeQ6_K: {208},
+	gguf.TypeQ6_K: {208}, gguf.TypeIQ4_XS: {0}, gguf.TypeMXFP4: nil, gguf.TypeIQ2_XXS: {0}, gguf.TypeIQ2_XS: {0},
+	gguf.TypeIQ2_S: {0}, gguf.TypeIQ3_XXS: {0}, gguf.TypeIQ3_S: {0}, gguf.TypeIQ1_S: {0},
 }
 
 // withHead copies a GGUF file with another output head, of random blocks.
@@ -330,7 +331,9 @@ func withHead(t *testing.T, path string, typ gguf.Type) string {
 				for _, o := range headScales[typ] {
 					binary.LittleEndian.PutUint16(b[at+o:], dtype.F32ToF16(0.01+0.01*r.Float32()))
 				}
-				switch typ { // these are numbers without blocks
+				switch typ { // the first two are numbers without blocks
+				case gguf.TypeMXFP4:
+					b[at] = 121 // 2^-6
 				case gguf.TypeF16:
 					binary.LittleEndian.PutUint16(b[at:], dtype.F32ToF16(float32(r.NormFloat64())))
 				case gguf.TypeBF16:

@@ -35,8 +35,10 @@ const (
 	atOdd    = 12
 )
 
+const rodata = attr.RODATA | attr.NOPTR
+
 func constants(name string, quads ...[4]uint32) Mem {
-	m := GLOBL(name, attr.RODATA|attr.NOPTR)
+	m := GLOBL(name, rodata)
 	for i, q := range quads {
 		for j, v := range q {
 			DATA(16*i+4*j, U32(v))
@@ -85,7 +87,8 @@ func count(a, all, odd reg.VecVirtual) {
 }
 
 // store emits the scores of 32 keys, from number at of scales and out on, from their
-// counters, one of each for the low and the high digits.
+// counters, one of each for the low and the high digits. Without scales it adds the sums
+// to what is in out.
 func store(all, odd [2]reg.VecVirtual, head, scales, out reg.Register, at int) {
 	for d := range 2 {
 		t := YMM()
@@ -102,10 +105,14 @@ func store(all, odd [2]reg.VecVirtual, head, scales, out reg.Register, at int) {
 			VCVTDQ2PS(x, x)
 			VBROADCASTSS(Mem{Base: head, Disp: atStep}, w)
 			VMULPS(w, x, x)
-			VCVTPH2PS(Mem{Base: scales, Disp: 2 * at}, f)
-			VMULPS(f, x, x)
-			VBROADCASTSS(Mem{Base: head, Disp: atOffset}, w)
-			VADDPS(w, x, x)
+			if scales == nil {
+				VADDPS(Mem{Base: out, Disp: 4 * at}, x, x)
+			} else {
+				VCVTPH2PS(Mem{Base: scales, Disp: 2 * at}, f)
+				VMULPS(f, x, x)
+				VBROADCASTSS(Mem{Base: head, Disp: atOffset}, w)
+				VADDPS(w, x, x)
+			}
 			VMOVUPS(x, Mem{Base: out, Disp: 4 * at})
 		}
 	}
@@ -148,15 +155,19 @@ func split() {
 // sum emits avx2Sum: the scores of one head for groups of 64 keys that avx2Split
 // has prepared, in twice the counters of avx2Single. Signs of as many keys are fetched
 // from ahead meanwhile: the bursts in which avx2Split reads them leave the machine's
-// own prefetching behind.
-func sum() {
-	TEXT("avx2Sum", NOSPLIT, "func(groups, words int, tab, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)")
+// own prefetching behind. With add it emits avx2SumAdd, which adds to what is in out.
+func sum(add bool) {
+	if add {
+		TEXT("avx2SumAdd", NOSPLIT, "func(groups, words int, tab, planes *byte, head *uint32, out *float32, ahead *uint32)")
+	} else {
+		TEXT("avx2Sum", NOSPLIT, "func(groups, words int, tab, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)")
+	}
 	Pragma("noescape")
 	groups := Load(Param("groups"), GP64())
 	words := Load(Param("words"), GP64())
 	tables := Load(Param("tab"), GP64())
 	planes := Load(Param("planes"), GP64())
-	scales := Load(Param("scales"), GP64())
+	scales := loadScales(add)
 	head := Load(Param("head"), GP64())
 	out := Load(Param("out"), GP64())
 	ahead := Load(Param("ahead"), GP64())
@@ -210,7 +221,9 @@ func sum() {
 	for v := range 2 {
 		store(all[v], odd[v], head, scales, out, 32*v)
 	}
-	ADDQ(U32(128), scales)
+	if !add {
+		ADDQ(U32(128), scales)
+	}
 	ADDQ(U32(256), out)
 	DECQ(groups)
 	JNZ(LabelRef("group"))
@@ -218,16 +231,29 @@ func sum() {
 	RET()
 }
 
+// loadScales loads the parameter that kernels which add do not have.
+func loadScales(add bool) reg.Register {
+	if add {
+		return nil
+	}
+	return Load(Param("scales"), GP64())
+}
+
 // single emits avx2Single: what avx2Split and avx2Sum do, for one head and pairs of
-// blocks. The nibbles stay in registers, for no other head wants them.
-func single() {
-	TEXT("avx2Single", NOSPLIT, "func(pairs, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)")
+// blocks. The nibbles stay in registers, for no other head wants them. With add it emits
+// avx2SingleAdd.
+func single(add bool) {
+	if add {
+		TEXT("avx2SingleAdd", NOSPLIT, "func(pairs, words int, tab *byte, bits *uint32, head *uint32, out *float32)")
+	} else {
+		TEXT("avx2Single", NOSPLIT, "func(pairs, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)")
+	}
 	Pragma("noescape")
 	pairs := Load(Param("pairs"), GP64())
 	words := Load(Param("words"), GP64())
 	tables := Load(Param("tab"), GP64())
 	bits := Load(Param("bits"), GP64())
-	scales := Load(Param("scales"), GP64())
+	scales := loadScales(add)
 	head := Load(Param("head"), GP64())
 	out := Load(Param("out"), GP64())
 	block := GP64() // distance between blocks
@@ -273,7 +299,9 @@ func single() {
 	JNZ(LabelRef("word"))
 	ADDQ(block, bits)
 	store(all, odd, head, scales, out, 0)
-	ADDQ(Imm(64), scales)
+	if !add {
+		ADDQ(Imm(64), scales)
+	}
 	ADDQ(U32(128), out)
 	DECQ(pairs)
 	JNZ(LabelRef("pair"))
@@ -284,7 +312,7 @@ func single() {
 // digits emits avx2Digits: the tables of whole words from queries rounded to
 // integers, eight quads of int16 a word.
 func digits() {
-	signs := GLOBL("signs", attr.RODATA|attr.NOPTR)
+	signs := GLOBL("signs", rodata)
 	// In this order VPHADDD and VPACKSSDW leave the 16 sums in theirs.
 	for k := range 4 {
 		for lane := range 2 {
@@ -303,7 +331,7 @@ func digits() {
 		}
 	}
 	bias := constants("bias", [4]uint32{0x08200820})
-	digit := constants("digit", [4]uint32{0x003f003f})
+
 	TEXT("avx2Digits", NOSPLIT, "func(words int, quads *int16, digits *byte)")
 	Pragma("noescape")
 	words := Load(Param("words"), GP64())
@@ -316,7 +344,7 @@ func digits() {
 	}
 	zero, mask := YMM(), YMM()
 	VPBROADCASTD(bias, zero)
-	VPBROADCASTD(digit, mask)
+	VPBROADCASTD(digitMask, mask)
 	Label("word")
 	for g := range 8 {
 		var m [4]reg.VecVirtual
@@ -357,17 +385,19 @@ func vpdpbusd(s, u, sum reg.VecVirtual) {
 // wide emits the kernel of AVX-512 with VBMI and VNNI for a number of heads. A
 // register holds a word of 16 keys, and the four tables of its low or high nibbles
 // fill a register too: VPERMB looks up the byte of each place in its own table,
-// and VPDPBUSD adds the four bytes of a key.
-func wide(heads, most int) {
-	low := constants(fmt.Sprintf("low%d", heads), [4]uint32{0x0f0f0f0f})
-	place := constants(fmt.Sprintf("place%d", heads), [4]uint32{0x30201000})
-	weight := constants(fmt.Sprintf("weight%d", heads), [4]uint32{0x01010101, 0x40404040})
-	TEXT(fmt.Sprintf("avx512vbmiScore%d", heads), NOSPLIT, "func(blocks, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)")
+// and VPDPBUSD adds the four bytes of a key. With add, sums go to what is in out
+// instead of becoming scores.
+func wide(heads, most int, add bool) {
+	if add {
+		TEXT(fmt.Sprintf("avx512vbmiAdd%d", heads), NOSPLIT, "func(blocks, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)")
+	} else {
+		TEXT(fmt.Sprintf("avx512vbmiScore%d", heads), NOSPLIT, "func(blocks, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)")
+	}
 	Pragma("noescape")
 	count := Load(Param("blocks"), GP64())
 	words := Load(Param("words"), GP64())
 	bits := Load(Param("bits"), GP64())
-	scales := Load(Param("scales"), GP64())
+	scales := loadScales(add)
 	head := Load(Param("head"), GP64())
 	out := Load(Param("out"), GP64())
 	ostride := Load(Param("ostride"), GP64())
@@ -379,11 +409,11 @@ func wide(heads, most int) {
 	MOVQ(words, block)
 	SHLQ(Imm(6), block)
 	mask, places := ZMM(), ZMM()
-	VPBROADCASTD(low, mask)
-	VPBROADCASTD(place, places)
+	VPBROADCASTD(lowNibbles, mask)
+	VPBROADCASTD(tablePlaces, places)
 	weights := []reg.VecVirtual{ZMM(), ZMM()}
 	for d := range weights {
-		VPBROADCASTD(weight.Offset(4*d), weights[d])
+		VPBROADCASTD(byteWeights.Offset(4*d), weights[d])
 	}
 	tab, left, t, o := GP64(), GP64(), GP64(), GP64()
 	start := ZMM()
@@ -447,23 +477,31 @@ func wide(heads, most int) {
 		}
 		scale := make([]reg.VecVirtual, g)
 		for i := range scale {
-			scale[i] = ZMM()
-			VCVTPH2PS(Mem{Base: scales, Disp: 32 * i}, scale[i])
+			if !add {
+				scale[i] = ZMM()
+				VCVTPH2PS(Mem{Base: scales, Disp: 32 * i}, scale[i])
+			}
 		}
 		MOVQ(out, o)
 		for h := range heads {
 			for i, a := range acc[h] {
 				VCVTDQ2PS(a, a)
 				VMULPS_BCST(Mem{Base: head, Disp: constBytes*h + atStep}, a, a)
-				VMULPS(scale[i], a, a)
-				VADDPS_BCST(Mem{Base: head, Disp: constBytes*h + atOffset}, a, a)
+				if add {
+					VADDPS(Mem{Base: o, Disp: 64 * i}, a, a)
+				} else {
+					VMULPS(scale[i], a, a)
+					VADDPS_BCST(Mem{Base: head, Disp: constBytes*h + atOffset}, a, a)
+				}
 				VMOVUPS(a, Mem{Base: o, Disp: 64 * i})
 			}
 			if h+1 < heads {
 				ADDQ(ostride, o)
 			}
 		}
-		ADDQ(U32(uint32(32*g)), scales)
+		if !add {
+			ADDQ(U32(uint32(32*g)), scales)
+		}
 		ADDQ(U32(uint32(64*g)), out)
 		SUBQ(Imm(uint64(g)), count)
 		JMP(LabelRef(loop))
@@ -473,20 +511,33 @@ func wide(heads, most int) {
 	RET()
 }
 
-// What the AVX2 kernels share.
-var transpose, lowNibbles, digitWeights Mem
+// What kernels share.
+var transpose, lowNibbles, digitWeights, tablePlaces, byteWeights, digitMask, magnitudes Mem
 
 func main() {
 	ConstraintExpr("amd64,gc,!noasm")
 	transpose = constants("transpose", [4]uint32{0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703})
 	lowNibbles = constants("lownibbles", [4]uint32{0x0f0f0f0f})
 	digitWeights = constants("radix", [4]uint32{radix<<16 | 1})
+	tablePlaces = constants("place", [4]uint32{0x30201000})
+	byteWeights = constants("weight", [4]uint32{0x01010101, 0x40404040})
+	digitMask = constants("digit", [4]uint32{0x003f003f})
+	magnitudes = constants("magnitudes", [4]uint32{0x7fffffff})
+	largest("avx2", YMM)
+	largest("avx512vbmi", ZMM)
+	ints("avx2", YMM)
+	ints("avx512vbmi", ZMM)
 	digits()
+	wideDigits()
+	transposeTokens()
+	weigh()
 	split()
-	sum()
-	single()
-	wide(1, 4)
-	wide(2, 4)
-	wide(4, 2)
+	for _, add := range []bool{false, true} {
+		sum(add)
+		single(add)
+		wide(1, 4, add)
+		wide(2, 4, add)
+		wide(4, 2, add)
+	}
 	Generate()
 }

@@ -1,0 +1,201 @@
+package refmodel
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+)
+
+// GradientOptions of Model.Gradients.
+type GradientOptions struct {
+	// Seed draws the labels: one at every position, from what the model itself predicts
+	// there. E[g g^T] over draws then is the Fisher information, and (g.e)^2 / 2 estimates the
+	// divergence that an error e of keys or values causes.
+	Seed uint64
+	// Labels, if set, are taken instead of drawn: Labels[window][position] is what position
+	// should have predicted; a negative one counts for nothing.
+	Labels [][]int32
+	// From is the first position of each window whose prediction counts.
+	From int
+	// Progress, if set, is told how many steps are done: two a layer and batch of windows.
+	Progress func(done, total int)
+}
+
+// A Gradient is what the keys and values of one layer do to the loss, the sum over windows and
+// positions of -log p(label). Rows are Windows*T tokens; all arrays are [rows,
+// n_kv_heads*head_dim]. They are valid only during the call and must not be changed.
+type Gradient struct {
+	Layer int
+	// First is the number of the first window, T the length of each.
+	First, T, Windows int
+	K, V              []float32 // keys after RoPE, as attention reads them, and values
+	DK, DV            []float32 // the gradients
+}
+
+// gradientFloats bounds the hidden states that a batch of windows keeps, rows x hidden x layers
+// numbers; a single window may need more.
+const gradientFloats = 1 << 27
+
+// Gradients runs windows of token ids, all of the same length, forward and then backward, and
+// calls visit for every layer from the last to the first, batch of windows by batch. Its memory
+// is the input of every layer for one batch, one or several windows (see gradientFloats), and
+// what one layer needs; a layer is computed again from its input. With RoundInputs the gradient
+// goes straight through the rounding. What it gives depends neither on threads nor on the
+// machine, and not on which windows share a batch. It refuses layers with features that have no
+// backward pass here, by name, and ends with the first error of visit.
+func (m *Model) Gradients(ctx context.Context, windows [][]int32, o GradientOptions,
+	visit func(g *Gradient) error) error {
+	if m.Resident {
+		return fmt.Errorf("the backward pass of a resident model: it needs matrices as they are read")
+	}
+	if err := m.Config.Require("the backward pass", 0); err != nil {
+		return err
+	}
+	all, err := newBatch(windows)
+	if err != nil {
+		return err
+	}
+	if o.Labels != nil && len(o.Labels) != len(windows) {
+		return fmt.Errorf("labels for %d of %d windows", len(o.Labels), len(windows))
+	}
+	for i, x := range o.Labels {
+		if len(x) != all.T {
+			return fmt.Errorf("window %d has %d labels for %d tokens", i, len(x), all.T)
+		}
+		for _, id := range x {
+			if int(id) >= m.Config.Vocab {
+				return fmt.Errorf("window %d: label %d is outside the vocabulary of %d", i, id, m.Config.Vocab)
+			}
+		}
+	}
+	layers := len(m.Config.Layers)
+	per := max(1, gradientFloats/(all.T*m.Config.Hidden*layers))
+	batches := (len(windows) + per - 1) / per
+	done := 0
+	step := func() {
+		if done++; o.Progress != nil {
+			o.Progress(done, 2*layers*batches)
+		}
+	}
+	for at := 0; at < len(windows); at += per {
+		b, err := newBatch(windows[at:min(len(windows), at+per)])
+		if err != nil {
+			return err
+		}
+		if err := m.gradients(ctx, b, at, &o, visit, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// gradients is Gradients for the windows of one batch, of which the first has number first.
+func (m *Model) gradients(ctx context.Context, b *batch, first int, o *GradientOptions,
+	visit func(g *Gradient) error, step func()) error {
+	x := &Variant{}
+	if err := m.embed(b, x); err != nil {
+		return err
+	}
+	inputs := make([][]float32, len(m.Config.Layers))
+	for l := range inputs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		inputs[l] = slices.Clone(x.Hidden)
+		if err := m.attention(ctx, l, b, []*Variant{x}, Hooks{}); err != nil {
+			return err
+		}
+		if err := m.ffn(ctx, l, b, []*Variant{x}, Hooks{}); err != nil {
+			return err
+		}
+		step()
+	}
+	dx, err := m.lossBack(ctx, b, x.Hidden, first, o)
+	if err != nil {
+		return err
+	}
+	for l := len(inputs) - 1; l >= 0; l-- {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := m.layerBack(ctx, l, b, inputs[l], dx, func(g *Gradient) error {
+			g.First = first
+			return visit(g)
+		}); err != nil {
+			return err
+		}
+		inputs[l] = nil
+		step()
+	}
+	return nil
+}
+
+// GradientMoments sums E[g g^T] of one layer, in float64: of the concatenated keys of all KV
+// heads, of the values, and of both, keys first.
+type GradientMoments struct {
+	Rows int // tokens so far
+	K, V []float64
+	// Joint is [2D, 2D] for D = n_kv_heads*head_dim; K and V, [D, D], are its diagonal blocks.
+	Joint []float64
+
+	d, threads int
+	x, xt, out []float32
+	w          gemm.Weights
+}
+
+// NewGradientMoments returns empty sums for rows of n_kv_heads*head_dim numbers.
+func NewGradientMoments(d, threads int) *GradientMoments {
+	return &GradientMoments{d: d, threads: parallel.Threads(threads), K: make([]float64, d*d), V: make([]float64, d*d),
+		Joint: make([]float64, 4*d*d)}
+}
+
+// momentRows is how many products are added up in float32 before they go to float64.
+const momentRows = 64
+
+// Add adds rows of gradients, [rows, D] each; Gradient.DK and DV, or those turned into the basis
+// of a code. It adds sums, not means: divide by Rows. Rows go in blocks of momentRows, so that
+// calls with a multiple of that give the same bits however they are cut.
+func (s *GradientMoments) Add(dk, dv []float32) error {
+	d := s.d
+	n := len(dk) / d
+	if len(dk) != n*d || len(dv) != n*d {
+		return fmt.Errorf("gradients of %d and %d numbers are no rows of %d", len(dk), len(dv), d)
+	}
+	s.x = slices.Grow(s.x[:0], momentRows*2*d)[:momentRows*2*d]
+	s.out = slices.Grow(s.out[:0], 4*d*d)[:4*d*d]
+	for at := 0; at < n; at += momentRows {
+		rows := min(momentRows, n-at)
+		for r := range rows {
+			copy(s.x[r*2*d:], dk[(at+r)*d:(at+r+1)*d])
+			copy(s.x[r*2*d+d:], dv[(at+r)*d:(at+r+1)*d])
+		}
+		x := s.x[:rows*2*d]
+		s.w.PackT(2*d, rows, x, 2*d, 1)
+		s.xt = gemm.Transpose(s.xt, x, rows, 2*d)
+		gemm.Mul(s.out, 2*d, s.xt, rows, 2*d, &s.w, s.threads)
+		for i, v := range s.out {
+			s.Joint[i] += float64(v)
+		}
+	}
+	for i := range d {
+		copy(s.K[i*d:(i+1)*d], s.Joint[i*2*d:])
+		copy(s.V[i*d:(i+1)*d], s.Joint[(d+i)*2*d+d:])
+	}
+	s.Rows += n
+	return nil
+}
+
+// GradientMoments runs Gradients and returns the sums of every layer, of keys after RoPE and of
+// values. They take 6 (n_kv_heads*head_dim)^2 numbers a layer.
+func (m *Model) GradientMoments(ctx context.Context, windows [][]int32, o GradientOptions) ([]*GradientMoments, error) {
+	out := make([]*GradientMoments, len(m.Config.Layers))
+	for l := range out {
+		y := &m.Config.Layers[l]
+		out[l] = NewGradientMoments(y.KVHeads*y.HeadDim, m.Threads)
+	}
+	err := m.Gradients(ctx, windows, o, func(g *Gradient) error { return out[g.Layer].Add(g.DK, g.DV) })
+	return out, err
+}
