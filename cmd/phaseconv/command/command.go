@@ -138,7 +138,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
 			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), ladderCommand(stdout, stderr),
 			inspectCommand(stdout), rotationsCommand(stdout, stderr), engineCommand(stdout, stderr),
-			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout),
+			generateCommand(stdout, stderr), benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout),
 			docsCommand(stdout), versionCommand(stdout),
 		},
 		Action: func(_ context.Context, c *cli.Command) error {
