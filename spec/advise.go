@@ -17,6 +17,8 @@ type AdviseJSON struct {
 	Backend string `json:"backend,omitempty"`
 	// TensorSplit: with llama.cpp's --split-mode tensor.
 	TensorSplit bool `json:"tensor_split,omitempty"`
+	// Engine is what computed the numbers, where it was not the own pass: results depend on it.
+	Engine *EngineIdentity `json:"engine,omitempty"`
 	// Facts names the release that what is said of backends was read from.
 	Facts string      `json:"facts,omitempty"`
 	Rows  []AdviseRow `json:"rows"`

@@ -74,36 +74,25 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if o.Recent >= 0 {
 		policy.Recent = o.Recent
 	}
-	if a.Sidecar.Version() == spec.VersionGroups {
-		return nil, fmt.Errorf("%s has groups of keys and values; this program checks them and cannot measure them yet", a.Dir)
-	}
-	codes, kind, err := codesInUse(a.Sidecar, o)
+	s, err := newSubject(a, o, policy)
 	if err != nil {
 		return nil, err
 	}
-	if kind != a.Sidecar.Kind {
-		policy.Anchor, policy.Exceptions = 0, 0
-	}
-	cache, err := kvcache.NewCodes(cfg, codes, policy)
-	if err != nil {
-		return nil, err
-	}
-	cache.Kernels = o.Kernels
 	w, err := ppl.Tokenize(ctx, a.Model, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}
 	m := refmodel.New(cfg, a.Model, o.Threads)
-	meter := &audit.Meter{Config: cfg, Policy: policy, Threads: m.Threads}
-	if meter.Codes, err = auditCodes(codes, o); err != nil {
-		return nil, err
+	run := refmodel.Options{Progress: o.Progress.Of("measuring float and " + s.what)}
+	if s.meter != nil {
+		s.meter.Threads = m.Threads
+		run.Hooks = s.meter.Hooks(ctx)
 	}
-	run := refmodel.Options{Hooks: meter.Hooks(ctx), Progress: o.Progress.Of("measuring float and 1-bit keys")}
-	both, err := ppl.Run(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+	both, err := ppl.Run(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: s.cache})
 	if err != nil {
 		return nil, err
 	}
-	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing float and 1-bit keys"), both[0], both[1])
+	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing float and "+s.what), both[0], both[1])
 	if err != nil {
 		return nil, err
 	}
@@ -113,15 +102,17 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	text := o.Text.Info(w)
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
-		PPL:      ppl.PPLJSON(res, w, policy, string(kind)), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Bytes: kvcache.Bytes(cfg, codes, policy), Text: &text,
+		PPL:      ppl.PPLJSON(res, w, s.policy, string(s.kind)), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		Bytes: s.bytes, Text: &text, Layers: []spec.Layer{},
 	}
 	out.PPL.Kernels = o.Kernels
-	head := o.Head
-	if head == nil {
-		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
+	if s.meter != nil {
+		head := o.Head
+		if head == nil {
+			head = fromManifest(a.Manifest, s.kind, s.codes, s.policy.Anchor)
+		}
+		out.Layers = audit.Layers(cfg, s.meter.Rows, head)
 	}
-	out.Layers = audit.Layers(cfg, meter.Rows, head)
 	if o.Source != nil {
 		if out.Function, err = function(ctx, a, o, w, both[0], checks); err != nil {
 			return nil, err
@@ -135,6 +126,63 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	}
 	out.OK = checks.OK() && finite(out)
 	return out, nil
+}
+
+// A subject is the cache that is measured beside the float model.
+type subject struct {
+	what   string // for progress: what is coded
+	policy kvcache.Policy
+	kind   codec.Kind
+	cache  refmodel.Cache
+	bytes  *spec.BytesJSON
+	// codes and meter are of codes per head; joint codes have no beta table.
+	codes [][]*codec.Code
+	meter *audit.Meter
+}
+
+// newSubject makes the cache of an artifact's codes, or of the one that was asked for.
+func newSubject(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject, error) {
+	cfg := a.Model.Config
+	if a.Sidecar.Version() == spec.VersionGroups {
+		return newGroups(a, o, policy)
+	}
+	s := &subject{what: "1-bit keys", policy: policy}
+	var err error
+	if s.codes, s.kind, err = codesInUse(a.Sidecar, o); err != nil {
+		return nil, err
+	}
+	if s.kind != a.Sidecar.Kind {
+		s.policy.Anchor, s.policy.Exceptions = 0, 0
+	}
+	cache, err := kvcache.NewCodes(cfg, s.codes, s.policy)
+	if err != nil {
+		return nil, err
+	}
+	cache.Kernels = o.Kernels
+	s.cache, s.bytes = cache, kvcache.Bytes(cfg, s.codes, s.policy)
+	s.meter = &audit.Meter{Config: cfg, Policy: s.policy}
+	s.meter.Codes, err = auditCodes(s.codes, o)
+	return s, err
+}
+
+// newGroups is newSubject for an artifact with joint codes.
+func newGroups(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject, error) {
+	if o.Code != "" {
+		return nil, option.Bad("Code", o.Code, "the artifact has joint codes of keys and values, which nothing here replaces")
+	}
+	if o.Kernels {
+		return nil, option.Bad("Kernels", nil, "joint codes are measured with decoded keys and values")
+	}
+	var groups [][]*codec.Group
+	for _, y := range a.Sidecar.Layers {
+		groups = append(groups, y.Groups)
+	}
+	cache, err := kvcache.NewGroups(a.Model.Config, groups, policy)
+	if err != nil {
+		return nil, err
+	}
+	return &subject{what: "coded keys and values", policy: policy, kind: a.Sidecar.Kind, cache: cache,
+		bytes: kvcache.GroupBytes(a.Model.Config, groups, policy)}, nil
 }
 
 // finite: a measurement that is not a number is never good.

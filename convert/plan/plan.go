@@ -100,7 +100,11 @@ var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias
 func checkUnknown(c *checkpoint.Checkpoint) error {
 	for _, n := range c.Unknown {
 		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
-			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head."))
+			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head.") ||
+			c.Config.Unread(n))
+		if l := family.LayerOf(n); c.Container == checkpoint.GGUF && l >= len(c.Config.Layers) {
+			ok = l < len(c.Config.Layers)+c.Config.DraftLayers
+		}
 		for _, h := range harmless {
 			ok = ok || strings.HasSuffix(n, h)
 		}

@@ -42,6 +42,7 @@ var refused = map[string]string{
 	"qwen3moe-raw":       "norm_topk_prob is false",
 	"olmoe-gqa":          "norm_topk_prob is true",
 	"qwen2moe-steps":     "some layers have no experts",
+	"ernie45moe-range":   "but in front of the others",
 	"gemma3-scale":       "query_pre_attn_scalar",
 	"gemma3-defaults":    "query_pre_attn_scalar",
 }

@@ -242,6 +242,13 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 		c.LogitSoftcap = k.float("final_logit_softcapping", 0)
 	}
 	p.KVHeads = k.int("attention.head_count_kv", p.Heads)
+	if fam.DraftKey {
+		c.DraftLayers = k.int("nextn_predict_layers", 0)
+		p.Layers -= c.DraftLayers
+	}
+	if _, ok := f.Tensor("blk.0.attn_q_norm.weight"); ok && fam.QKNormKey != "" {
+		p.QKNorm = family.NormHead
+	}
 	p.FFN.Size = k.int("feed_forward_length", -1)
 	if experts > 0 {
 		k.experts(c, p, experts)

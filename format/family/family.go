@@ -35,6 +35,8 @@ type Family struct {
 	GGUFKey string
 
 	QKNorm QKNorm
+	// QKNormKey, if set, is a key that switches QK-norm per head on; GGUF files have its gains then.
+	QKNormKey string
 	// NormAfterRoPE, BareInputs, Parallel and LayerNorm: see Attention, Layer and Config.
 	NormAfterRoPE, BareInputs, Parallel, LayerNorm bool
 	Activation                                     Activation
@@ -88,6 +90,8 @@ type Family struct {
 	// Defaults stand in for keys that config.json leaves out.
 	Defaults Defaults
 
+	// DraftKey: num_nextn_predict_layers is a key of this family, in GGUF nextn_predict_layers.
+	DraftKey bool
 	// Ignored are the beginnings of Hugging Face names that the reference leaves unread:
 	// blocks that draft tokens. They are copied, and left out of GGUF files.
 	Ignored []string
@@ -291,8 +295,8 @@ func postNorms(attention, ffn string) []nameRule {
 	}
 }
 
-// routerBias is the bias of the choice of experts.
-func routerBias(hf string) []nameRule {
+// choiceBias is what is added to probabilities for the choice of experts.
+func choiceBias(hf string) []nameRule {
 	return []nameRule{{"blk.%d.exp_probs_b.bias", layerPrefix + hf, false}}
 }
 
@@ -406,6 +410,35 @@ var table = []*Family{
 		names: rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
 			sharedFFN("mlp.shared_expert"),
 			[]nameRule{{"blk.%d.ffn_gate_inp_shexp.weight", layerPrefix + "mlp.shared_expert_gate.weight", false}}),
+	},
+	{
+		Name: "glm4_moe", GGUFArch: "glm4moe", Classes: []string{"Glm4MoeForCausalLM"},
+		QKNormKey: "use_qk_norm", AttnBias: qkvBiases, BiasKey: "attention_bias", PartialRotary: true, DraftKey: true,
+		Experts: &Experts{Router: SigmoidTopK, ChoiceBias: true, RenormDefault: true, GGUFRouter: true, OwnSize: true,
+			Dense: DenseFirst, GGUFDense: true, Shared: SharedMultiple, SharedCount: 1},
+		Defaults:  Defaults{NormEps: 1e-5, KVHeads: 8, PartialRotary: 0.5},
+		ggufNames: lateFFNNorm,
+		names: rules(attention(qkvBiases, NormHead), preNorm(), denseFFN(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
+			choiceBias("mlp.gate.e_score_correction_bias"), sharedFFN("mlp.shared_experts")),
+	},
+	{
+		Name: "ernie4_5_moe", GGUFArch: "ernie4_5-moe", Classes: []string{"Ernie4_5_MoeForCausalLM"},
+		HFPairs: rope.Interleaved, GGUFPairs: rope.Interleaved,
+		Experts: &Experts{ChoiceBias: true, AlwaysRenorm: true, GGUFRenorm: true, OwnSize: true, Dense: DenseRange,
+			GGUFDense: true, Shared: SharedMultiple, SharedCount: 2},
+		Defaults: Defaults{RopeTheta: 5e5, NormEps: 1e-5, KVHeads: 4, Tied: true},
+		Ignored:  []string{"model.mtp_"},
+		names: rules(attention(noBiases, NoQKNorm), preNorm(), denseFFN(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
+			choiceBias("mlp.moe_statics.e_score_correction_bias"), sharedFFN("mlp.shared_experts")),
+	},
+	{
+		Name: "hunyuan_v1_moe", GGUFArch: "hunyuan-moe", Classes: []string{"HunYuanMoEV1ForCausalLM"},
+		QKNorm: NormHead, NormAfterRoPE: true, AlphaRope: true,
+		Experts:  &Experts{AlwaysRenorm: true, GGUFRenorm: true, GGUFOwnSize: true, Shared: SharedMultiple, SharedCount: 1},
+		Defaults: Defaults{NormEps: 1e-5},
+		names: renamed(rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
+			sharedFFN("mlp.shared_mlp")), "self_attn.q_norm", "self_attn.query_layernorm", "self_attn.k_norm",
+			"self_attn.key_layernorm", "mlp.gate.weight", "mlp.gate.wg.weight"),
 	},
 	{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
@@ -658,6 +691,20 @@ func (f *Family) HFFused(canonical string) (name string, part, parts int, ok boo
 		return mlp + "experts.down_proj", 0, 1, true
 	}
 	return "", 0, 0, false
+}
+
+// Unread says whether the reference leaves a Hugging Face tensor unread: whether it belongs to
+// what drafts tokens.
+func (c *Config) Unread(hf string) bool {
+	for _, p := range c.Family.Ignored {
+		if strings.HasPrefix(hf, p) {
+			return true
+		}
+	}
+	rest, ok := strings.CutPrefix(hf, BasePrefix+"layers.")
+	number, _, _ := strings.Cut(rest, ".")
+	l, err := strconv.Atoi(number)
+	return ok && err == nil && l >= len(c.Layers) && l < len(c.Layers)+c.DraftLayers
 }
 
 // BasePrefix is what the Hugging Face names of all tensors but the head begin with.

@@ -428,6 +428,7 @@ type Params struct {
 	Heads, KVHeads, HeadDim int
 	AttnScale               float64
 	AttnBias                Biases
+	QKNorm                  QKNorm // where the family leaves it to a key
 	// Rope turns the keys of layers without a window, RopeLocal those of layers with one.
 	Rope, RopeLocal rope.Params
 	// NoRope is true for layers that turn nothing; nil: all do.
@@ -475,7 +476,7 @@ func (c *Config) Resolve(p Params) error {
 		y := Layer{
 			Attention: Attention{
 				HeadShape: HeadShape{Heads: p.Heads, KVHeads: p.KVHeads, HeadDim: p.HeadDim, ValueDim: p.HeadDim},
-				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: f.QKNorm, Biases: p.AttnBias,
+				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: cmp.Or(f.QKNorm, p.QKNorm), Biases: p.AttnBias,
 				NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature,
 			},
 			FFN: p.FFN, PostNorms: f.PostNorms, BareInputs: f.BareInputs, Parallel: f.Parallel,
@@ -580,8 +581,12 @@ func (y *Layer) has(l int, pattern string) bool {
 		return y.Biases.O
 	case "attn_v.weight":
 		return y.Owner == l && !y.ValuesAreKeys
-	case "attn_k.weight", "attn_k_norm.weight":
+	case "attn_k.weight":
 		return y.Owner == l
+	case "attn_k_norm.weight":
+		return y.Owner == l && y.QKNorm != NoQKNorm
+	case "attn_q_norm.weight":
+		return y.QKNorm != NoQKNorm
 	case "attn_sinks.weight":
 		return y.Sinks
 	case "layer_output_scale.weight":

@@ -114,6 +114,9 @@ type config struct {
 	// AttentionOutBias is seed_oss's, for the output projection.
 	AttentionOutBias *bool `json:"attention_out_bias"`
 
+	UseQKNorm *bool `json:"use_qk_norm"`
+	UseBias   *bool `json:"use_bias"` // of all projections (ERNIE)
+
 	Quantization json.RawMessage `json:"quantization_config"`
 	IsCausal     *bool           `json:"is_causal"`
 }
@@ -305,6 +308,12 @@ func parseConfig(raw []byte) (*family.Config, error) {
 		p.AttnScale = or(h.AttentionMultiplier, 1)
 	}
 	c.LogitSoftcap = or(h.FinalLogitSoftcap, 0)
+	if fam.QKNormKey != "" && or(h.UseQKNorm, false) {
+		p.QKNorm = family.NormHead
+	}
+	if fam.DraftKey {
+		c.DraftLayers = or(h.DraftLayers, 1)
+	}
 	if fam.Experts != nil {
 		if err := h.experts(c, p); err != nil {
 			return nil, err
@@ -382,6 +391,8 @@ func (h *config) refuse(f *family.Family) error {
 		{"attention_bias", or(h.AttentionBias, false) && f.AttnBias == family.Biases{}},
 		{"query_pre_attn_scalar", h.QueryPreAttnScalar != nil && !f.ScoreKeys},
 		{"final_logit_softcapping", or(h.FinalLogitSoftcap, 0) != 0 && !f.ScoreKeys},
+		{"use_qk_norm", or(h.UseQKNorm, false) && f.QKNormKey == "" && f.QKNorm == family.NoQKNorm},
+		{"use_bias", or(h.UseBias, false)},
 		{"pretraining_tp", or(h.PretrainingTP, 1) > 1},
 		{"mlp_only_layers", len(h.MLPOnlyLayers) > 0 && !f.HasDense(family.DenseSteps)},
 		{"decoder_sparse_step", or(h.SparseStep, 1) != 1 && !f.HasDense(family.DenseSteps)},

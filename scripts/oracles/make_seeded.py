@@ -35,12 +35,30 @@ qwen2_moe = family("qwen2_moe", "Qwen2MoeForCausalLM", hidden_act="silu", hidden
                    num_hidden_layers=3, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=20,
                    shared_expert_intermediate_size=28, decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=False)
 
+glm4_moe = family("glm4_moe", "Glm4MoeForCausalLM", hidden_act="silu", head_dim=16, attention_bias=True, partial_rotary_factor=0.5,
+                  num_hidden_layers=3, moe_intermediate_size=20, n_routed_experts=6, num_experts_per_tok=2, n_shared_experts=1,
+                  first_k_dense_replace=1, routed_scaling_factor=1.5, n_group=1, topk_group=1, norm_topk_prob=True, use_qk_norm=False,
+                  num_nextn_predict_layers=0)
+ernie_moe = family("ernie4_5_moe", "Ernie4_5_MoeForCausalLM", hidden_act="silu", hidden_size=64, num_hidden_layers=3, moe_num_experts=5,
+                   moe_k=2, intermediate_size=80, moe_intermediate_size=20, moe_num_shared_experts=2, moe_layer_start_index=1, moe_layer_end_index=-1,
+                   moe_layer_interval=1, use_bias=False, tie_word_embeddings=True)
+hunyuan_moe = family("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", hidden_act="silu", head_dim=16, num_experts=5, moe_topk=[2, 2],
+                     num_shared_expert=[1, 1], moe_intermediate_size=[32, 32], attention_bias=False)
+
 # name -> (config, element type of matrices)
 MODELS = {
     "qwen2moe": (qwen2_moe(), "bfloat16"),
     # Layers that are no mixtures, and weights that are renormalised: stock GGUF runtimes know neither.
     "qwen2moe-steps": (qwen2_moe(decoder_sparse_step=2, mlp_only_layers=[3], num_hidden_layers=5, norm_topk_prob=True,
                                  num_key_value_heads=4), "bfloat16"),
+    "glm4moe": (glm4_moe(), "bfloat16"),
+    # The large ones have QK-norm and no biases; nobody publishes groups, which stock runtimes know.
+    "glm4moe-norm": (glm4_moe(attention_bias=False, use_qk_norm=True, n_group=3, topk_group=2, norm_topk_prob=False, n_shared_experts=2,
+                              first_k_dense_replace=2), "bfloat16"),
+    "ernie45moe": (ernie_moe(), "bfloat16"),
+    "ernie45moe-range": (ernie_moe(num_hidden_layers=5, moe_layer_interval=2, moe_layer_end_index=3, moe_num_shared_experts=0,
+                                   tie_word_embeddings=False, rope_theta=10000.0), "bfloat16"),
+    "hunyuanmoe": (hunyuan_moe(), "bfloat16"),
 }
 
 

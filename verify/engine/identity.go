@@ -5,46 +5,21 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"slices"
+
+	"github.com/phaseconv/phaseconv/spec"
 )
 
-// An Identity is what the results of an engine depend on beside the model, the text and the options.
-// Results of two identities may differ in their last bits, and must not be mixed.
-type Identity struct {
-	Engine string `json:"engine"` // own or llama
-	// The rest is empty for the own pass, whose results depend on nothing else.
-	Release   string   `json:"release,omitempty"`
-	GGML      string   `json:"ggml,omitempty"`
-	Commit    string   `json:"commit,omitempty"`
-	Libraries string   `json:"libraries_sha256,omitempty"`
-	Platform  string   `json:"platform,omitempty"`
-	System    string   `json:"system,omitempty"` // instruction sets and options of the library
-	Devices   []string `json:"devices,omitempty"`
-	GPULayers int      `json:"gpu_layers,omitempty"`
-	Batch     int      `json:"ubatch,omitempty"`
-}
+// The names of engines.
+const (
+	Own   = "own"
+	Llama = "llama"
+)
 
-// OwnIdentity is that of the own pass.
-func OwnIdentity() Identity { return Identity{Engine: Own} }
-
-// Identity describes the worker's library with the devices of a place.
-func (w *Worker) Identity(p Place) Identity {
-	l := &w.Library
-	id := Identity{Engine: Llama, Release: l.Release, GGML: l.GGML, Commit: l.Commit, Libraries: l.SHA256,
-		Platform: l.Platform, System: l.System, GPULayers: p.GPULayers, Batch: batch}
-	for _, d := range l.Devices {
-		if len(p.Devices) == 0 || slices.Contains(p.Devices, d.Name) {
-			id.Devices = append(id.Devices, d.Name+": "+d.Description)
-		}
-	}
-	return id
-}
-
-// batch is how many tokens the worker computes at a time where a whole window is not needed.
-const batch = 512
+// Identity is what the results of an engine depend on beside the model, the text and the options.
+type Identity = spec.EngineIdentity
 
 // Digest is the SHA-256 of an identity, in hex.
-func (id Identity) Digest() string {
+func Digest(id Identity) string {
 	b, err := json.Marshal(id)
 	if err != nil {
 		panic(fmt.Sprintf("an identity of strings and numbers: %v", err)) // cannot be
@@ -54,7 +29,7 @@ func (id Identity) Digest() string {
 }
 
 // Same returns an error that names the first difference of two identities.
-func (id Identity) Same(other Identity) error {
+func Same(id, other Identity) error {
 	for _, x := range []struct{ what, a, b string }{
 		{"engine", id.Engine, other.Engine}, {"release of llama.cpp", id.Release, other.Release},
 		{"ggml", id.GGML, other.GGML}, {"commit", id.Commit, other.Commit},

@@ -84,7 +84,7 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 	}
 	c, y := m.Config, &m.Config.Layers[l]
 	n, d := b.rows(), y.HeadDim
-	table := m.ropeTable(l, b.T)
+	table := m.ropeTable(l, b.span)
 	for i, variant := range variants {
 		a := &Attention{Layer: l, T: b.T, Windows: b.windows, Rope: table, Sinks: w.sinks}
 		a.X = variant.Hidden
@@ -174,16 +174,16 @@ func (m *Model) project(ctx context.Context, a *Attention, b *batch, w *layerAtt
 			b.kPre = a.KPre
 		}
 	}
-	turnHeads(a.Q, n, y.Heads, d, b.T, a.Rope, c.Pairs, m.Threads)
+	turnHeads(a.Q, n, y.Heads, d, b, a.Rope, c.Pairs, m.Threads)
 	if own {
-		turnHeads(a.K, n, y.KVHeads, d, b.T, a.Rope, c.Pairs, m.Threads)
+		turnHeads(a.K, n, y.KVHeads, d, b, a.Rope, c.Pairs, m.Threads)
 	}
 	if y.NormAfterRoPE {
 		normed()
 	}
 	if y.Temperature.Beta != 0 {
 		for r := range n {
-			f := float32(y.Temperature.At(r % b.T))
+			f := float32(y.Temperature.At(b.position(r)))
 			for i := range a.Q[r*y.Heads*d : (r+1)*y.Heads*d] {
 				a.Q[r*y.Heads*d+i] *= f
 			}
@@ -228,15 +228,15 @@ func (m *Model) linear(ctx context.Context, dst, x []float32, rows int, w *matri
 	return nil
 }
 
-// turnHeads applies RoPE to all heads of all rows; row r is position r mod T.
-func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Layout, threads int) {
+// turnHeads applies RoPE to all heads of all rows of a batch.
+func turnHeads(x []float32, rows, heads, d int, b *batch, t *rope.Table, pairs rope.Layout, threads int) {
 	if t == nil {
 		return
 	}
 	parallel.Rows(threads, rows, func(r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			for h := range heads {
-				t.Apply(x[(r*heads+h)*d:][:d], r%T, pairs)
+				t.Apply(x[(r*heads+h)*d:][:d], b.position(r), pairs)
 			}
 		}
 	})
@@ -386,7 +386,7 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 				lo = max(0, i-span+1)
 			}
 			clear(row[j0:lo])
-			softmax(row, lo, i+1, y, h.a.Sinks, h.head*y.Group()+r0/T)
+			Softmax(row, lo, i+1, y, h.a.Sinks, h.head*y.Group()+r0/T)
 			clear(row[i+1 : i1])
 		}
 		if h.summer != nil {
@@ -398,9 +398,9 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 	}
 }
 
-// softmax turns the scores of keys [from, to) into probabilities. A sink takes part as one key
-// more, whose place in the row the caller does not use.
-func softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head int) {
+// Softmax turns the scores of keys [from, to) of a query head into probabilities. A sink takes
+// part as one key more, whose place in the row the caller does not use.
+func Softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head int) {
 	scale := float32(y.Scale)
 	if sinks == nil {
 		fmath.Softmax(row[from:to], scale)
@@ -438,7 +438,7 @@ func (a *Attention) Probabilities(c *family.Config, window, head int, visit func
 				lo = max(0, i-span+1)
 			}
 			row := s[(i-i0)*ld:]
-			softmax(row, lo, i+1, y, a.Sinks, head)
+			Softmax(row, lo, i+1, y, a.Sinks, head)
 			visit(i, lo, row[lo:i+1])
 		}
 	}

@@ -329,6 +329,19 @@ var mistakes = []mistake{
 	{"no gate of the shared expert", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.FFN.SharedGate }, func(y *family.Layer) { y.FFN.SharedGate = false })
 	}},
+	{"no bias of the choice", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.ChoiceBias }, func(y *family.Layer) { y.FFN.ChoiceBias = false })
+	}},
+	{"other router", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.Experts > 0 && y.FFN.Router != family.SoftmaxTopK },
+			func(y *family.Layer) { y.FFN.Router = family.SoftmaxTopK })
+	}},
+	{"experts without groups", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.Groups > 1 }, func(y *family.Layer) { y.FFN.Groups = 0 })
+	}},
+	{"experts not scaled", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.Scale() != 1 }, func(y *family.Layer) { y.FFN.WeightScale = 1 })
+	}},
 	{"attention scale 1 % off", func(c *family.Config, w *altered) bool {
 		return each(c, all, func(y *family.Layer) { y.Scale *= 1.01 })
 	}},

@@ -18,6 +18,8 @@ import (
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -40,8 +42,9 @@ Examples:
   phaseconv advise ./SmolLM2-135M --ctx 512,4096 --max-kld 0.01
   phaseconv advise model.gguf --backend cuda --ctx 512,8192,32768 --text long.txt
   phaseconv advise smol --source ./SmolLM2-135M --json
-  phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0`,
-		Flags: []cli.Flag{
+  phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0
+  phaseconv advise gpt-oss-20b-mxfp4.gguf --engine llama --devices CUDA0`,
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "what the artifact was made from; it is measured too, and is what both are compared with"},
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
 			&cli.GenericFlag{
@@ -65,7 +68,7 @@ Examples:
 			&cli.BoolFlag{Name: "float-inputs", Usage: "do not round the inputs of matrix products as llama.cpp's CPU backend does for a GGUF file's types"},
 			&cli.BoolFlag{Name: "half-sums", Usage: "sum values in F16 where llama.cpp's CPU backend does (V f16, K another type); slow"},
 			threadsFlag(), jsonFlag(),
-		},
+		}, engineFlags(engine.Own)...),
 		Action: func(ctx context.Context, c *cli.Command) error { return runAdvise(ctx, c, stdout, stderr) },
 	}
 }
@@ -130,6 +133,16 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err := checkContainer(c); err != nil {
 		return err
 	}
+	e, err := chosenEngine(c, o.Rotation)
+	if err != nil {
+		return err
+	}
+	if e.Kind == llama.Auto && e.knows(c.Args().Slice()) {
+		e.Kind = engine.Own
+	}
+	if e.Kind != engine.Own {
+		return adviseWithLlama(ctx, c, e, o, stdout, stderr)
+	}
 	published, converted, err := adviseModels(ctx, o.Progress, c, o.Texts)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
@@ -166,6 +179,67 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	printAdvise(stdout, res)
 	return nil
+}
+
+// adviseWithLlama measures GGUF files with stock llama.cpp.
+func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, o verify.AdviseOptions, stdout, stderr io.Writer) error {
+	for _, f := range []string{"float-inputs", "half-sums"} {
+		if c.IsSet(f) {
+			return usagef("--%s is for --engine own; llama.cpp computes as it does", f)
+		}
+	}
+	files, err := ggufFiles(c)
+	if err != nil {
+		return err
+	}
+	w, models, err := e.load(ctx, o.Progress, stderr, files...)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	var published, converted engine.Engine
+	published, o.Source, o.Model = models[0], files[0], files[0]
+	if len(models) == 2 {
+		converted, o.ConvertedModel = models[1], files[1]
+	}
+	if !c.IsSet("ctx") {
+		own := models[0].Facts.Context
+		o.Ctx = slices.DeleteFunc(o.Ctx, func(n int) bool { return n > slices.Min(o.Ctx) && own > 0 && n > own })
+	}
+	res, err := verify.AdviseWith(ctx, published, converted, o)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(stdout, res)
+	}
+	printAdvise(stdout, res)
+	return nil
+}
+
+// ggufFiles are the files that the arguments name: files, or folders of artifacts. The source, if there
+// is one, comes first.
+func ggufFiles(c *cli.Command) ([]string, error) {
+	args := c.Args().Slice()
+	if src := c.String("source"); src != "" {
+		args = append([]string{src}, args...)
+	}
+	if len(args) < 1 || len(args) > 2 {
+		return nil, usagef("%s: expected a model, or a model and what it was converted to, got %d arguments", c.Name, len(args))
+	}
+	var out []string
+	for _, path := range args {
+		if st, err := os.Stat(path); err == nil && st.IsDir() {
+			path = filepath.Join(path, spec.GGUFModelName)
+		}
+		if ok, err := gguf.HasMagic(path); err != nil {
+			return nil, usagef("%w; llama.cpp reads GGUF files", err)
+		} else if !ok {
+			return nil, usagef("%s is no GGUF file, and llama.cpp reads no other", path)
+		}
+		out = append(out, path)
+	}
+	return out, nil
 }
 
 // adviseLists reads what can be given several times: types, pairs of types and texts.
@@ -320,6 +394,9 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	fmt.Fprintf(w, "compared with: %s%s%s\n", a.Base, rotation, roundedNote(a.RoundedInputs))
 	if a.Backend != "" {
 		fmt.Fprintf(w, "backend: %s, facts from %s\n", backendName(a), a.Facts)
+	}
+	if a.Engine != nil {
+		fmt.Fprintf(w, "computed by %s\n", engineName(a.Engine))
 	}
 	fmt.Fprintln(w)
 	head := []string{"K", "V", "weights", "context", "bytes/token", "cache", "PPL ratio", "KLD", "error", "same top %"}

@@ -8,7 +8,11 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
+	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
 func engineCommand(stdout, stderr io.Writer) *cli.Command {
@@ -45,7 +49,7 @@ func engineCommand(stdout, stderr io.Writer) *cli.Command {
 func engineFlags(value string) []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "engine", Value: value, Usage: "what computes the model: own; llama or llama:DIR, stock llama.cpp " +
-			"(any architecture and device; DIR has libllama, else " + engine.Env + " and the usual folders are searched); auto, own where it knows the family"},
+			"(any architecture and device; DIR has libllama, else " + llama.Env + " and the usual folders are searched); auto, own where it knows the family"},
 		&cli.StringSliceFlag{Name: "devices", Usage: "devices of llama.cpp to load the model onto, such as CUDA0, or CPU", DefaultText: "all"},
 		&cli.StringSliceFlag{Name: "rpc", Usage: "llama.cpp's RPC servers, HOST:PORT, on a trusted network (they have no authentication)"},
 		&cli.IntFlag{Name: "gpu-layers", Usage: "layers on devices that are not the CPU, from the last on", Value: -1, DefaultText: "all"},
@@ -54,18 +58,18 @@ func engineFlags(value string) []cli.Flag {
 
 // engineChoice is what the flags of an engine say.
 type engineChoice struct {
-	engine.Spec
-	start engine.Start
-	place engine.Place
+	llama.Spec
+	start llama.Start
+	place llama.Place
 }
 
 // chosenEngine reads the engine's flags; rotation is off where llama.cpp's is to be.
 func chosenEngine(c *cli.Command, rotation bool) (e engineChoice, err error) {
-	if e.Spec, err = engine.ParseSpec(c.String("engine")); err != nil {
+	if e.Spec, err = llama.ParseSpec(c.String("engine")); err != nil {
 		return e, usagef("--engine: %w", err)
 	}
-	e.start = engine.Start{Dir: e.Dir, RPC: c.StringSlice("rpc"), NoRotation: !rotation}
-	e.place = engine.Place{Devices: c.StringSlice("devices"), GPULayers: c.Int("gpu-layers"), Threads: c.Int("threads")}
+	e.start = llama.Start{Dir: e.Dir, RPC: c.StringSlice("rpc"), NoRotation: !rotation}
+	e.place = llama.Place{Devices: c.StringSlice("devices"), GPULayers: c.Int("gpu-layers"), Threads: c.Int("threads")}
 	if e.Kind == engine.Own {
 		for _, f := range []string{"devices", "rpc", "gpu-layers"} {
 			if c.IsSet(f) {
@@ -81,6 +85,51 @@ func chosenEngine(c *cli.Command, rotation bool) (e engineChoice, err error) {
 	return e, nil
 }
 
+// knows says whether the own pass reads all of these models.
+func (e *engineChoice) knows(paths []string) bool {
+	for _, path := range paths {
+		c, err := checkpoint.Open(path)
+		if err != nil {
+			return false
+		}
+		if err := c.Close(); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// load starts a worker and loads models, whose notes it prints. The worker is to be closed.
+func (e *engineChoice) load(ctx context.Context, report progress.Func, stderr io.Writer, files ...string) (*llama.Worker,
+	[]*llama.Model, error) {
+	w, err := llama.NewWorker(ctx, e.start)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range w.Notes() {
+		notes(stderr)(n)
+	}
+	var out []*llama.Model
+	for i, f := range files {
+		if report != nil {
+			report("loading models into llama.cpp", i, len(files))
+		}
+		m, err := w.Load(ctx, f, e.place)
+		if err != nil {
+			w.Close()
+			return nil, nil, err
+		}
+		out = append(out, m)
+	}
+	return w, out, nil
+}
+
+// engineName says in a line what computed.
+func engineName(id *spec.EngineIdentity) string {
+	return fmt.Sprintf("llama.cpp %s (ggml %s) on %s", printable(id.Release), printable(id.GGML),
+		printable(strings.Join(id.Devices, ", ")))
+}
+
 func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
 	e, err := chosenEngine(c, true)
 	if err != nil {
@@ -89,7 +138,7 @@ func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
 	if e.Kind != engine.Llama {
 		return usagef("--engine %s: engine probe looks at llama or llama:DIR", e.Kind)
 	}
-	r, err := engine.Probe(ctx, e.start, e.place)
+	r, err := llama.Probe(ctx, e.start, e.place)
 	if err != nil {
 		return err
 	}
@@ -104,7 +153,7 @@ func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
 	return err
 }
 
-func printProbe(w io.Writer, r *engine.Report) {
+func printProbe(w io.Writer, r *llama.Report) {
 	l := r.Library
 	tested := "a tested release"
 	if !l.Tested {

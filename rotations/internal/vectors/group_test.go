@@ -13,6 +13,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
 	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 )
 
 func readGroups(t *testing.T) []*groupVector {
@@ -251,6 +252,55 @@ func hexArray(lines []string) (out []uint32) {
 		out = append(out, uint32(w))
 	}
 	return out
+}
+
+// TestGroupFiles: the committed sidecars have the numbers that groups.json names.
+func TestGroupFiles(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join(golden, "groups.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f groupFile
+	if err := json.Unmarshal(raw, &f); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range f.Files {
+		s, err := sidecar.Read(t.Context(), filepath.Join(golden, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Version() != f.Version || len(s.Layers) != len(f.Layers) {
+			t.Fatalf("%s: version %d, %d layers", name, s.Version(), len(s.Layers))
+		}
+		for l, want := range f.Layers {
+			y := s.Layers[l]
+			if y.Heads != want.Heads || y.KeyDim != want.HeadDim || y.ValueDim != want.ValueDim || len(y.Groups) != len(want.Groups) {
+				t.Fatalf("%s: layer %d is %+v, want %+v", name, l, y, want)
+			}
+			for i, w := range want.Groups {
+				g := y.Groups[i]
+				if fmt.Sprint(g.Parts) != fmt.Sprint(w.Parts) || (g.Code.Encode == nil) != (w.Encode == nil) {
+					t.Errorf("%s: layer %d, group %d: %v", name, l, i, g.Parts)
+				}
+				decode := remake(w.Decode, nil)
+				pairs := [][2][]float32{{g.Code.Mean, remake(w.Mean, nil).data}, {g.Code.Decode, decode.data}}
+				if w.Encode != nil {
+					pairs = append(pairs, [2][]float32{g.Code.Encode, remake(w.Encode, decode).data})
+				}
+				for k, x := range pairs {
+					if floats(x[0]) != floats(x[1]) {
+						t.Errorf("%s: layer %d, group %d: tensor %d differs", name, l, i, k)
+					}
+				}
+				if got := floats([]float32{g.Code.Gain}); w.Gain != got && (w.Gain != "" || g.Code.Gain != 1) {
+					t.Errorf("%s: layer %d, group %d: gain %s, want %q", name, l, i, got, w.Gain)
+				}
+				if got := floats(g.Gains); w.PartGain != got && (w.PartGain != "" || strings.Trim(got, "3f80 ") != "") {
+					t.Errorf("%s: layer %d, group %d: gains of parts %s, want %q", name, l, i, got, w.PartGain)
+				}
+			}
+		}
+	}
 }
 
 // TestGroupKernels: scores and sums of kernels/onebit from the stored words lie within the

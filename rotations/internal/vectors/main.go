@@ -79,7 +79,11 @@ func vectorFiles() (map[string][]byte, error) {
 		}
 		all["group-"+c.name+".json"] = v
 	}
-	files := map[string][]byte{}
+	described, files, err := groupFiles()
+	if err != nil {
+		return nil, err
+	}
+	all["groups.json"] = described
 	for name, v := range all {
 		if files[name], err = encode(v); err != nil {
 			return nil, err

@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
-	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 )
 
 // A Plan is what one recorded graph says. Its nodes are known again in later graphs of the
@@ -40,7 +40,7 @@ type Node struct {
 // A Layer is the attention of one layer, with the nodes of its activations. A node is nil where
 // the layer has none.
 type Layer struct {
-	engine.Attention
+	llama.Attention
 	FirstReader bool // of its cache
 
 	Q, K, V    *Node // as they are scored and stored, in front of a Hadamard transform
@@ -61,8 +61,8 @@ type store struct {
 	k, v, kpre, in      *Node
 	ktype, vtype        int32
 	krow, vrow, cells   int64
-	kchain, vchain      engine.Chain
-	rope                *engine.Rope
+	kchain, vchain      llama.Chain
+	rope                *llama.Rope
 	headDim, heads, dim int64
 }
 
@@ -312,8 +312,8 @@ const (
 	ropeTheta    = 5
 )
 
-func ropeOf(t libllama.Tensor) *engine.Rope {
-	r := &engine.Rope{
+func ropeOf(t libllama.Tensor) *llama.Rope {
+	r := &llama.Rope{
 		Dim: int(t.Param(ropeDim)), Mode: t.Param(ropeMode), Original: t.Param(ropeOriginal), Theta: t.FloatParam(ropeTheta),
 		FreqScale: t.FloatParam(ropeTheta + 1), Ext: t.FloatParam(ropeTheta + 2), Magnitude: t.FloatParam(ropeTheta + 3),
 		BetaFast: t.FloatParam(ropeTheta + 4), BetaSlow: t.FloatParam(ropeTheta + 5),
@@ -326,7 +326,7 @@ func ropeOf(t libllama.Tensor) *engine.Rope {
 
 // chain lists the operations that a tensor was made with, back to the matrix product, and that
 // product's input. Branches of a CONCAT stand in brackets.
-func chain(t libllama.Tensor) (steps engine.Chain, in libllama.Tensor) {
+func chain(t libllama.Tensor) (steps llama.Chain, in libllama.Tensor) {
 	for range 32 {
 		offset := t
 		t = t.Producer()
@@ -336,36 +336,36 @@ func chain(t libllama.Tensor) (steps engine.Chain, in libllama.Tensor) {
 		// A view of a part of a row: the rows of a fused matrix.
 		if offset.Address() != t.Address() && offset.Root().Address() == t.Root().Address() {
 			if o := offset.ViewOffset() / 4; o != 0 && t.Type() == 0 {
-				steps = append(engine.Chain{{Op: "VIEW", Offset: o}}, steps...)
+				steps = append(llama.Chain{{Op: "VIEW", Offset: o}}, steps...)
 			}
 		}
-		s := engine.Step{Op: t.Op()}
+		s := llama.Step{Op: t.Op()}
 		switch s.Op {
 		case "MUL_MAT", "MUL_MAT_ID":
 			if w := t.Src(0).Root(); w.Leaf() {
 				s.Weight = w.Name()
 			}
-			return append(engine.Chain{s}, steps...), t.Src(1)
+			return append(llama.Chain{s}, steps...), t.Src(1)
 		case "ADD", "MUL":
 			if w := t.Src(1).Root(); w.Leaf() {
 				s.Weight = w.Name()
 			}
-			steps, t = append(engine.Chain{s}, steps...), t.Src(0)
+			steps, t = append(llama.Chain{s}, steps...), t.Src(0)
 		case "CONCAT":
 			a, ia := chain(t.Src(0))
 			b, _ := chain(t.Src(1))
-			out := append(engine.Chain{{Op: "("}}, a...)
-			out = append(append(out, engine.Step{Op: "|"}), b...)
-			return append(append(out, engine.Step{Op: ")"}, s), steps...), ia
+			out := append(llama.Chain{{Op: "("}}, a...)
+			out = append(append(out, llama.Step{Op: "|"}), b...)
+			return append(append(out, llama.Step{Op: ")"}, s), steps...), ia
 		default:
-			steps, t = append(engine.Chain{s}, steps...), t.Src(0)
+			steps, t = append(llama.Chain{s}, steps...), t.Src(0)
 		}
 	}
 	return steps, in
 }
 
 // Facts fills in what the plan says.
-func (p *Plan) Facts(f *engine.Facts) {
+func (p *Plan) Facts(f *llama.Facts) {
 	for _, y := range p.Layers {
 		if r := y.Rope; r != nil && r.Factors != "" {
 			if t, ok := p.Weights[r.Factors]; ok && t.Elements() <= maxFactors {
@@ -375,9 +375,9 @@ func (p *Plan) Facts(f *engine.Facts) {
 			}
 		}
 	}
-	f.Nodes, f.Weights = p.Nodes, map[string]engine.Weight{}
+	f.Nodes, f.Weights = p.Nodes, map[string]llama.Weight{}
 	for name, t := range p.Weights {
-		f.Weights[name] = engine.Weight{Type: t.Type(), NE: t.NE(), Bytes: t.Bytes()}
+		f.Weights[name] = llama.Weight{Type: t.Type(), NE: t.NE(), Bytes: t.Bytes()}
 	}
 	for _, y := range p.Layers {
 		f.Attention = append(f.Attention, y.Attention)

@@ -40,6 +40,7 @@ type Context struct {
 	stops Stops
 
 	called  bool // the callback was
+	met     int  // stops
 	seen    map[NodeKey]int
 	live    map[Node]Tensor
 	pending func(t Tensor) error
@@ -209,8 +210,11 @@ func (c *Context) callback(t Tensor, ask bool) (more bool) {
 	if c.stops.Watch[n] {
 		c.live[n] = t
 	}
-	c.pending = c.stops.Do[n]
-	return c.pending != nil
+	if c.pending = c.stops.Do[n]; c.pending == nil {
+		return false
+	}
+	c.met++
+	return true
 }
 
 // Clear empties the cache: what is decoded next begins at position 0.
@@ -244,6 +248,7 @@ func (c *Context) Decode(tokens []int32, first int) error {
 		c.outputs[i] = 1
 	}
 	c.seen, c.live, c.err, c.pending, c.called = map[NodeKey]int{}, map[Node]Tensor{}, nil, nil, false
+	c.met = 0
 	b := batch{N: int32(len(tokens)), Token: &tokens[0], Outputs: &c.outputs[0]}
 	c.m.l.Messages()
 	// The call sees addresses only: the garbage collector learns of them here.
@@ -257,6 +262,10 @@ func (c *Context) Decode(tokens []int32, first int) error {
 		return fmt.Errorf("llama_decode returned %d: %s", rc, LastLines(c.m.l.Messages()))
 	case !c.called:
 		return fmt.Errorf("llama_decode did not call the callback: the fields of llama_context_params are not where they were expected")
+	}
+	// With one graph a batch each stop is met once.
+	if want := len(c.stops.Do); c.visit == nil && c.met != want {
+		return fmt.Errorf("%d of %d nodes were met: this graph differs from the one that was recorded", c.met, want)
 	}
 	c.pos += len(tokens)
 	return nil

@@ -11,16 +11,16 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
-	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
 // A replacer changes the keys of one window and KV head, [tokens, head_dim], in place; cache is the
-// number of a cache in the order of engine.Facts.Owners.
+// number of a cache in the order of llama.Facts.Owners.
 type replacer func(cache, head int, k []float32) error
 
 // replacer returns what a lane replaces keys by.
-func (m *model) replacer(k *engine.Keys) (replacer, error) {
+func (m *model) replacer(k *llama.Keys) (replacer, error) {
 	switch k.Kind {
 	case "same":
 		return func(int, int, []float32) error { return nil }, nil
@@ -84,7 +84,7 @@ func (m *model) replacer(k *engine.Keys) (replacer, error) {
 }
 
 // substitute returns stops that replace the keys of every cache, before they are stored.
-func (m *model) substitute(k *engine.Keys, threads int) (libllama.Stops, error) {
+func (m *model) substitute(k *llama.Keys, threads int) (libllama.Stops, error) {
 	s := libllama.Stops{First: m.plan.First, Do: map[libllama.Node]func(libllama.Tensor) error{}}
 	replace, err := m.replacer(k)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
-	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/engine/wire"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 )
@@ -23,9 +23,11 @@ type lane struct {
 	*libllama.Context
 	m     *model
 	patch *patch
-	info  engine.MeasuredLane
+	info  llama.MeasuredLane
 	plan  *graph.Plan // of this context's graph, once it has run
-	want  engine.Lane
+	want  llama.Lane
+	// stopped: the lane has stops, in place of which nothing can be recorded.
+	stopped bool
 }
 
 // cut returns the windows of a blob of token ids.
@@ -55,7 +57,7 @@ func flash(v int32) int {
 	return -1
 }
 
-func (s *server) lane(o engine.Lane, c engine.Measure, batch int) (*lane, error) {
+func (s *server) lane(o llama.Lane, c llama.Measure, batch int) (*lane, error) {
 	m, err := s.model(o.Model)
 	if err != nil {
 		return nil, err
@@ -71,12 +73,15 @@ func (s *server) lane(o engine.Lane, c engine.Measure, batch int) (*lane, error)
 	if err != nil {
 		return nil, fmt.Errorf("K %s, V %s: %w", gguf.Type(o.K), gguf.Type(o.V), err)
 	}
+	var stops libllama.Stops
 	if o.Keys != nil {
-		stops, err := m.substitute(o.Keys, parallel.Threads(c.Threads))
-		if err != nil {
+		if stops, err = m.substitute(o.Keys, parallel.Threads(c.Threads)); err != nil {
 			x.Close()
 			return nil, err
 		}
+	}
+	x.patch.stops(m, &stops)
+	if x.stopped = len(stops.Do) > 0; x.stopped {
 		x.SetStops(stops)
 	}
 	return x, nil
@@ -95,7 +100,7 @@ func (x *lane) run(tokens []int32, first int) (err error) {
 			}
 		}()
 	}
-	if x.plan != nil || x.want.Keys != nil {
+	if x.plan != nil || x.stopped {
 		return x.Decode(tokens, first)
 	}
 	if x.plan, err = graph.RecordAs(x.Context, func() error { return x.Decode(tokens, first) }); err != nil {
@@ -113,7 +118,7 @@ func rowBytes(typ int32, n int64) int64 {
 	return n / int64(block) * int64(size)
 }
 
-func (s *server) measure(o engine.Measure, blobs [][]byte) (any, [][]byte, error) {
+func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error) {
 	windows, err := cut(blobs, o.Ctx)
 	if err != nil {
 		return nil, nil, err
@@ -176,7 +181,7 @@ func (s *server) measure(o engine.Measure, blobs [][]byte) (any, [][]byte, error
 			}
 		}
 	}
-	out := &engine.Measured{}
+	out := &llama.Measured{}
 	var result [][]byte
 	for i, sc := range meter.Scores() {
 		lanes[i].info.MaxAbsDLogit = sc.MaxAbsDLogit

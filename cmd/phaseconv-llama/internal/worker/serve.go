@@ -20,13 +20,13 @@ import (
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
-	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/engine/wire"
 )
 
 // Handshake is the argument that phaseconv starts the worker with: both must speak of the same
 // jobs.
-const Handshake = engine.WorkerProtocol
+const Handshake = llama.WorkerProtocol
 
 // server holds what jobs share.
 type server struct {
@@ -40,9 +40,9 @@ type server struct {
 // A model is a loaded file with its plan.
 type model struct {
 	*libllama.Model
-	facts   *engine.Facts
+	facts   *llama.Facts
 	plan    *graph.Plan
-	opened  engine.Load
+	opened  llama.Load
 	patches map[string]*patch
 }
 
@@ -65,9 +65,9 @@ func Serve(requests io.Reader, results io.Writer, log io.Writer) error {
 	for f := range jobs {
 		body, blobs, err := s.try(f)
 		if err != nil {
-			err = s.conn.Send(engine.KindError, engine.Failure{Message: err.Error()})
+			err = s.conn.Send(llama.KindError, llama.Failure{Message: err.Error()})
 		} else {
-			err = s.conn.Send(engine.KindResult, body, blobs...)
+			err = s.conn.Send(llama.KindResult, body, blobs...)
 		}
 		if err != nil {
 			return err
@@ -97,36 +97,36 @@ func job[T any](f *wire.Frame, do func(T) (any, [][]byte, error)) (any, [][]byte
 }
 
 func (s *server) do(f *wire.Frame) (any, [][]byte, error) {
-	if s.lib == nil && f.Kind != engine.KindOpen {
+	if s.lib == nil && f.Kind != llama.KindOpen {
 		return nil, nil, fmt.Errorf("the job %s came before a library was opened", f.Kind)
 	}
 	switch f.Kind {
-	case engine.KindOpen:
+	case llama.KindOpen:
 		return job(f, s.open)
-	case engine.KindLoad:
+	case llama.KindLoad:
 		return job(f, s.load)
-	case engine.KindUnload:
+	case llama.KindUnload:
 		return job(f, s.unload)
-	case engine.KindTokenize:
-		return job(f, func(x engine.Tokenize) (any, [][]byte, error) { return s.tokenize(x, f.Blobs) })
-	case engine.KindMeasure:
-		return job(f, func(x engine.Measure) (any, [][]byte, error) { return s.measure(x, f.Blobs) })
-	case engine.KindTap:
-		return job(f, func(x engine.Tap) (any, [][]byte, error) { return s.tap(x, f.Blobs) })
-	case engine.KindPatch:
-		return job(f, func(x engine.Patch) (any, [][]byte, error) { return s.patch(x, f.Blobs) })
+	case llama.KindTokenize:
+		return job(f, func(x llama.Tokenize) (any, [][]byte, error) { return s.tokenize(x, f.Blobs) })
+	case llama.KindMeasure:
+		return job(f, func(x llama.Measure) (any, [][]byte, error) { return s.measure(x, f.Blobs) })
+	case llama.KindTap:
+		return job(f, func(x llama.Tap) (any, [][]byte, error) { return s.tap(x, f.Blobs) })
+	case llama.KindPatch:
+		return job(f, func(x llama.Patch) (any, [][]byte, error) { return s.patch(x, f.Blobs) })
 	}
 	return nil, nil, fmt.Errorf("this worker knows no job %q", f.Kind)
 }
 
 // progress tells how much of a job is done. A pipe that is gone ends the worker elsewhere.
 func (s *server) progress(done, total int) {
-	if err := s.conn.Send(engine.KindProgress, engine.Progress{Done: done, Total: total}); err != nil {
+	if err := s.conn.Send(llama.KindProgress, llama.Progress{Done: done, Total: total}); err != nil {
 		fmt.Fprintln(s.log, "progress:", err)
 	}
 }
 
-func (s *server) open(o engine.Open) (any, [][]byte, error) {
+func (s *server) open(o llama.Open) (any, [][]byte, error) {
 	if s.lib != nil {
 		return nil, nil, fmt.Errorf("a library is open; one process loads one")
 	}
@@ -135,9 +135,9 @@ func (s *server) open(o engine.Open) (any, [][]byte, error) {
 		return nil, nil, err
 	}
 	s.lib = lib
-	out := &engine.Library{System: lib.SystemInfo(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	out := &llama.Library{System: lib.SystemInfo(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	out.Release, out.GGML, out.Commit = lib.Release()
-	out.Tested = slices.Contains(engine.TestedReleases, engine.ReleaseName(out.Release, out.GGML))
+	out.Tested = slices.Contains(llama.TestedReleases, llama.ReleaseName(out.Release, out.GGML))
 	var lines []string
 	for _, path := range lib.Files {
 		d, err := checkpoint.FileDigest(context.Background(), path, nil)
@@ -150,7 +150,7 @@ func (s *server) open(o engine.Open) (any, [][]byte, error) {
 	h := sha256.Sum256([]byte(strings.Join(lines, "")))
 	out.SHA256 = hex.EncodeToString(h[:])
 	for _, d := range lib.Devices() {
-		out.Devices = append(out.Devices, engine.Device{Name: d.Name, Description: d.Description, Kind: d.Kind,
+		out.Devices = append(out.Devices, llama.Device{Name: d.Name, Description: d.Description, Kind: d.Kind,
 			Free: d.Free, Total: d.Total})
 	}
 	y := lib.TensorLayout()
@@ -174,7 +174,7 @@ const (
 	typeF16    = int32(gguf.TypeF16)
 )
 
-func (s *server) load(o engine.Load) (any, [][]byte, error) {
+func (s *server) load(o llama.Load) (any, [][]byte, error) {
 	lm, err := s.lib.Load(o.Path, libllama.ModelOptions{Devices: o.Devices, GPULayers: o.GPULayers})
 	if err != nil {
 		return nil, nil, err
@@ -187,10 +187,10 @@ func (s *server) load(o engine.Load) (any, [][]byte, error) {
 	}
 	s.last++
 	s.models[s.last] = m
-	return &engine.Loaded{Model: s.last, Facts: m.facts, Tests: tests}, nil, nil
+	return &llama.Loaded{Model: s.last, Facts: m.facts, Tests: tests}, nil, nil
 }
 
-func (s *server) unload(o engine.Unload) (any, [][]byte, error) {
+func (s *server) unload(o llama.Unload) (any, [][]byte, error) {
 	m, err := s.model(o.Model)
 	if err != nil {
 		return nil, nil, err
@@ -210,7 +210,7 @@ func (m *model) someTokens(n int) []int32 {
 }
 
 // study records the model's graph and tests what the engine relies on, on the devices in use.
-func (m *model) study(o engine.Load) ([]engine.SelfTest, error) {
+func (m *model) study(o llama.Load) ([]llama.SelfTest, error) {
 	c, err := m.NewContext(libllama.ContextOptions{Ctx: testCtx, Batch: 64, K: typeF16, V: typeF16, Flash: -1, FullWindow: true,
 		Threads: o.Threads})
 	if err != nil {
@@ -224,7 +224,7 @@ func (m *model) study(o engine.Load) ([]engine.SelfTest, error) {
 	if err := m.plan.CheckTypes(typeF16, typeF16); err != nil {
 		return nil, err
 	}
-	f := &engine.Facts{Arch: m.Meta("general.architecture"), Name: m.Meta("general.name"), Vocab: m.Vocab,
+	f := &llama.Facts{Arch: m.Meta("general.architecture"), Name: m.Meta("general.name"), Vocab: m.Vocab,
 		Layers: m.Layers(), Hidden: m.Hidden(), Context: m.Context()}
 	f.BOS, f.AddBOS = m.BOS()
 	m.plan.Facts(f)
@@ -237,7 +237,7 @@ func (m *model) study(o engine.Load) ([]engine.SelfTest, error) {
 
 // selfTests replaces keys by themselves, which must change no bit of the logits, and by their
 // doubles, which must change them.
-func (m *model) selfTests(c *libllama.Context, ids []int32) ([]engine.SelfTest, error) {
+func (m *model) selfTests(c *libllama.Context, ids []int32) ([]llama.SelfTest, error) {
 	logits := func() ([]float32, error) {
 		c.Clear()
 		if err := c.Decode(ids, 0); err != nil {
@@ -257,14 +257,14 @@ func (m *model) selfTests(c *libllama.Context, ids []int32) ([]engine.SelfTest, 
 	if err != nil {
 		return nil, err
 	}
-	var tests []engine.SelfTest
+	var tests []llama.SelfTest
 	for _, x := range []struct {
 		name, kind string
 		same       bool
 	}{{"keys written back unchanged leave the logits as they are, bit for bit", "same", true},
 		{"keys written back doubled change the logits", "double", false}} {
-		t := engine.SelfTest{Name: x.name}
-		stops, err := m.substitute(&engine.Keys{Kind: x.kind}, o1)
+		t := llama.SelfTest{Name: x.name}
+		stops, err := m.substitute(&llama.Keys{Kind: x.kind}, o1)
 		if err == nil {
 			c.SetStops(stops)
 			var z []float32
@@ -297,7 +297,7 @@ func largest(a, b []float32) float64 {
 	return m
 }
 
-func (s *server) tokenize(o engine.Tokenize, blobs [][]byte) (any, [][]byte, error) {
+func (s *server) tokenize(o llama.Tokenize, blobs [][]byte) (any, [][]byte, error) {
 	m, err := s.model(o.Model)
 	if err != nil {
 		return nil, nil, err

@@ -9,7 +9,7 @@ import (
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/graph"
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
 	"github.com/phaseconv/phaseconv/format/gguf"
-	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/engine/wire"
 )
 
@@ -34,11 +34,11 @@ func (y *taps) add(name string, t libllama.Tensor) error {
 	}
 	names, blobs := y.names, y.blobs
 	y.missing, y.names, y.blobs = len(names), nil, nil
-	return y.s.conn.Send(engine.KindTapped, engine.Tapped{Window: y.window, Layer: y.layer, Names: names}, blobs...)
+	return y.s.conn.Send(llama.KindTapped, llama.Tapped{Window: y.window, Layer: y.layer, Names: names}, blobs...)
 }
 
 // tap runs windows and sends what is wanted of each layer that owns a cache.
-func (s *server) tap(o engine.Tap, blobs [][]byte) (any, [][]byte, error) {
+func (s *server) tap(o llama.Tap, blobs [][]byte) (any, [][]byte, error) {
 	m, err := s.model(o.Model)
 	if err != nil {
 		return nil, nil, err
@@ -71,7 +71,6 @@ func (s *server) tap(o engine.Tap, blobs [][]byte) (any, [][]byte, error) {
 			all = append(all, s.layerTaps(c, &stops, y, o.Wants))
 		}
 	}
-	c.SetStops(stops)
 	var p *patch
 	if o.Patch != "" {
 		if p = m.patches[o.Patch]; p == nil {
@@ -81,7 +80,9 @@ func (s *server) tap(o engine.Tap, blobs [][]byte) (any, [][]byte, error) {
 			return nil, nil, err
 		}
 		defer p.undo() //nolint:errcheck // sizes were checked when the patch came
+		p.stops(m, &stops)
 	}
+	c.SetStops(stops)
 	for i, w := range windows {
 		for _, y := range all {
 			y.window = i
@@ -97,7 +98,7 @@ func (s *server) tap(o engine.Tap, blobs [][]byte) (any, [][]byte, error) {
 }
 
 // layerTaps sets the stops for one layer.
-func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.Layer, wants engine.Wants) *taps {
+func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.Layer, wants llama.Wants) *taps {
 	out := &taps{s: s, layer: y.Layer}
 	at := func(n *graph.Node, do func(t libllama.Tensor) error) {
 		if old := stops.Do[n.Node]; old != nil {
@@ -118,17 +119,17 @@ func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.
 		}
 	}
 	if wants.In {
-		read(y.In, engine.TapIn)
+		read(y.In, llama.TapIn)
 	}
 	if wants.Pre {
-		read(y.QPre, engine.TapQPre)
-		read(y.KPre, engine.TapKPre)
+		read(y.QPre, llama.TapQPre)
+		read(y.KPre, llama.TapKPre)
 	}
 	if wants.QKV {
 		out.together(c, stops, at, read, y)
 	}
 	if wants.FFN {
-		read(y.FFN, engine.TapFFN)
+		read(y.FFN, llama.TapFFN)
 	}
 	return out
 }
@@ -143,13 +144,13 @@ func (y *taps) together(c *libllama.Context, stops *libllama.Stops, at func(*gra
 	}
 	var want []wanted
 	if l.Q == l.QScored {
-		want = append(want, wanted{l.Q, engine.TapQ})
+		want = append(want, wanted{l.Q, llama.TapQ})
 	} else {
-		read(l.Q, engine.TapQ)
+		read(l.Q, llama.TapQ)
 	}
-	want = append(want, wanted{l.K, engine.TapK})
+	want = append(want, wanted{l.K, llama.TapK})
 	if l.V != nil {
-		want = append(want, wanted{l.V, engine.TapV})
+		want = append(want, wanted{l.V, llama.TapV})
 	}
 	last := want[0].n
 	for _, w := range want {

@@ -1,4 +1,4 @@
-package engine_test
+package llama_test
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	if os.Getenv(libraryEnv) != "" {
-		builtWorker = filepath.Join(dir, engine.WorkerName)
-		out, err := exec.Command("go", "build", "-o", builtWorker, "../../cmd/"+engine.WorkerName).CombinedOutput()
+		builtWorker = filepath.Join(dir, llama.WorkerName)
+		out, err := exec.Command("go", "build", "-o", builtWorker, "../../../cmd/"+llama.WorkerName).CombinedOutput()
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "%s%v\n", out, err)
 			os.Exit(1)
@@ -40,13 +40,13 @@ func TestMain(m *testing.M) {
 }
 
 // start starts a worker on the library under test.
-func start(t *testing.T, s engine.Start) *engine.Worker {
+func start(t *testing.T, s llama.Start) *llama.Worker {
 	t.Helper()
 	s.Dir, s.Program = os.Getenv(libraryEnv), builtWorker
 	if s.Dir == "" {
 		t.Skip("NOT TESTED: " + libraryEnv + " names no folder with libllama")
 	}
-	w, err := engine.NewWorker(t.Context(), s)
+	w, err := llama.NewWorker(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func worst(a, b []float32) float64 {
 // TestTaps: what is read at the nodes of llama.cpp's graph is what the own pass computes, in every
 // family that it has.
 func TestTaps(t *testing.T) {
-	w := start(t, engine.Start{})
+	w := start(t, llama.Start{})
 	for _, family := range tiny.Families {
 		t.Run(family, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "model.gguf")
@@ -93,9 +93,9 @@ func TestTaps(t *testing.T) {
 	}
 }
 
-func compareTaps(t *testing.T, w *engine.Worker, path string, windows [][]int32) {
+func compareTaps(t *testing.T, w *llama.Worker, path string, windows [][]int32) {
 	ctx := t.Context()
-	m, err := w.Load(ctx, path, engine.Place{Threads: 1})
+	m, err := w.Load(ctx, path, llama.Place{Threads: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,14 +119,14 @@ func compareTaps(t *testing.T, w *engine.Worker, path string, windows [][]int32)
 		Attention: func(a *refmodel.Attention) error {
 			for i := range windows {
 				x := at(i, a.Layer)
-				x[engine.TapQ], x[engine.TapK], x[engine.TapV] = part(a.Q, i), part(a.K, i), part(a.V, i)
-				x[engine.TapQPre], x[engine.TapKPre], x[engine.TapIn] = part(a.QPre, i), part(a.KPre, i), part(a.X, i)
+				x[llama.TapQ], x[llama.TapK], x[llama.TapV] = part(a.Q, i), part(a.K, i), part(a.V, i)
+				x[llama.TapQPre], x[llama.TapKPre], x[llama.TapIn] = part(a.QPre, i), part(a.KPre, i), part(a.X, i)
 			}
 			return nil
 		},
 		FFN: func(layer int, h []float32) error {
 			for i := range windows {
-				at(i, layer)[engine.TapFFN] = part(h, i)
+				at(i, layer)[llama.TapFFN] = part(h, i)
 			}
 			return nil
 		},
@@ -135,8 +135,8 @@ func compareTaps(t *testing.T, w *engine.Worker, path string, windows [][]int32)
 		t.Fatal(err)
 	}
 	seen, largest := 0, map[string]float64{}
-	err = m.Tap(ctx, windows, engine.Tap{Threads: 1, Wants: engine.Wants{Pre: true, QKV: true, In: true, FFN: true}}, nil,
-		func(a *engine.Activation) error {
+	err = m.Activations(ctx, windows, llama.Tap{Threads: 1, Wants: llama.Wants{Pre: true, QKV: true, In: true, FFN: true}}, nil,
+		func(a *llama.Activation) error {
 			seen++
 			for name, x := range a.Values {
 				largest[name] = max(largest[name], worst(x, own[key{a.Window, a.Layer}][name]))

@@ -1,4 +1,4 @@
-package engine
+package llama
 
 // The jobs that the worker does, as JSON bodies of frames. Frames go one way at a time: a request,
 // any number of progress and tap frames, then a result or an error. Kinds of frames:

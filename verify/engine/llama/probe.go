@@ -1,4 +1,4 @@
-package engine
+package llama
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/engine/sample"
 )
 
@@ -16,8 +17,8 @@ type Report struct {
 	Folder  string   `json:"folder"`
 	Library *Library `json:"library"`
 	// Identity is what results depend on.
-	Identity Identity `json:"identity"`
-	Models   []Probed `json:"models"`
+	Identity engine.Identity `json:"identity"`
+	Models   []Probed        `json:"models"`
 	// Notes are sentences of what cannot be used, and why.
 	Notes []string `json:"notes"`
 	OK    bool     `json:"ok"`

@@ -1,10 +1,12 @@
-package engine
+package llama
 
 import (
 	"context"
 	"fmt"
 	"slices"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/verify/engine/wire"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -15,10 +17,14 @@ type Model struct {
 	Facts *Facts
 	Tests []SelfTest
 	Path  string
+	// Source is the same file as a checkpoint, for lanes with edits; nil where its family is not known.
+	Source *checkpoint.Checkpoint
 
-	w       *Worker
-	n       int
-	threads int
+	w      *Worker
+	n      int
+	place  Place
+	caches *family.Config
+	sizes  map[sizeKey]size
 }
 
 // Place says where a model is loaded.
@@ -45,10 +51,11 @@ const maxLayers, maxThreads = 1 << 20, 1 << 10
 
 // load is Load without a look at the tests' results.
 func (w *Worker) load(ctx context.Context, path string, p Place) (*Model, error) {
-	m := &Model{Path: path, w: w, threads: p.Threads}
+	p.Threads = min(max(0, p.Threads), maxThreads)
+	m := &Model{Path: path, w: w, place: p, sizes: map[sizeKey]size{}}
 	var out Loaded
 	if _, err := w.call(ctx, KindLoad, Load{Path: path, Devices: p.Devices,
-		GPULayers: min(max(p.GPULayers, -1), maxLayers), Threads: min(max(0, p.Threads), maxThreads)},
+		GPULayers: min(max(p.GPULayers, -1), maxLayers), Threads: p.Threads},
 		&out, nil, nil); err != nil {
 		return nil, err
 	}
@@ -56,6 +63,7 @@ func (w *Worker) load(ctx context.Context, path string, p Place) (*Model, error)
 	if m.Facts == nil {
 		return nil, fmt.Errorf("%s: the worker gave no facts", path)
 	}
+	m.caches = m.Facts.Caches()
 	return m, nil
 }
 
@@ -156,16 +164,16 @@ type Activation struct {
 	Values        map[string][]float32 // by the names of taps
 }
 
-// Tap runs windows and calls see with activations, window by window, layer by layer. An error of
-// see ends the worker.
-func (m *Model) Tap(ctx context.Context, windows [][]int32, o Tap, tick func(done, total int),
+// Activations runs windows and calls see with what was asked for, window by window, layer by layer. An
+// error of see ends the worker.
+func (m *Model) Activations(ctx context.Context, windows [][]int32, o Tap, tick func(done, total int),
 	see func(a *Activation) error) error {
 	if len(windows) == 0 {
 		return fmt.Errorf("no windows to run")
 	}
 	o.Model, o.Ctx = m.n, len(windows[0])
 	if o.Threads == 0 {
-		o.Threads = m.threads
+		o.Threads = m.place.Threads
 	}
 	_, err := m.w.call(ctx, KindTap, o, nil, tick, func(f *wire.Frame) error {
 		var t Tapped

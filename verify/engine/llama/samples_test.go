@@ -1,4 +1,4 @@
-package engine_test
+package llama_test
 
 import (
 	"context"
@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/gguf"
-	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/engine/sample"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 )
@@ -14,7 +14,7 @@ import (
 // TestSamples: in every kind of graph the self-tests pass (they ran when the model was loaded), the
 // attention of all layers is found, stock types and codes change what they should.
 func TestSamples(t *testing.T) {
-	w := start(t, engine.Start{})
+	w := start(t, llama.Start{})
 	for _, name := range sample.Names() {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), name+".gguf")
@@ -22,7 +22,7 @@ func TestSamples(t *testing.T) {
 				t.Fatal(err)
 			}
 			ctx := t.Context()
-			m, err := w.Load(ctx, path, engine.Place{Threads: 1})
+			m, err := w.Load(ctx, path, llama.Place{Threads: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -32,16 +32,16 @@ func TestSamples(t *testing.T) {
 			}
 			f16, q4 := int32(gguf.TypeF16), int32(gguf.TypeQ4_0)
 			coded := m.Lane(f16, f16)
-			coded.Keys = &engine.Keys{Kind: "srht", Sink: 4}
+			coded.Keys = &llama.Keys{Kind: "srht", Sink: 4}
 			same := m.Lane(f16, f16)
-			same.Keys = &engine.Keys{Kind: "same"}
+			same.Keys = &llama.Keys{Kind: "same"}
 			v := f16
 			if m.Facts.Attention[0].ValueDim == 0 {
 				v = q4 // MLA has one type for both
 			}
 			win := ppl.From([][]int32{ids(128, 1), ids(128, 2)}, 64)
-			scores, lanes, err := w.Measure(ctx, win, engine.Measure{Threads: 1,
-				Lanes: []engine.Lane{m.Lane(f16, f16), same, m.Lane(q4, v), coded}}, nil)
+			scores, lanes, err := w.Measure(ctx, win, llama.Measure{Threads: 1,
+				Lanes: []llama.Lane{m.Lane(f16, f16), same, m.Lane(q4, v), coded}}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,4 +1,4 @@
-package engine
+package llama
 
 import (
 	"fmt"
@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"github.com/phaseconv/phaseconv/verify/engine"
 )
 
 // Env names a folder with llama.cpp's libraries, or the libllama file itself.
@@ -103,26 +105,22 @@ func FindWorker() (string, error) {
 
 // A Spec is what --engine says: "own", "llama", "llama:DIR" or "auto".
 type Spec struct {
-	Kind string // own, llama or auto
+	Kind string // engine.Own, engine.Llama or Auto
 	Dir  string
 }
 
-// The engines.
-const (
-	Own   = "own"
-	Llama = "llama"
-	Auto  = "auto"
-)
+// Auto takes the own pass for the families that it knows, and llama.cpp for others.
+const Auto = "auto"
 
 // ParseSpec reads the value of --engine; "" is own.
 func ParseSpec(s string) (Spec, error) {
 	kind, dir, has := strings.Cut(s, ":")
 	switch {
 	case s == "":
-		return Spec{Kind: Own}, nil
-	case kind == Llama && (!has || dir != ""):
-		return Spec{Llama, dir}, nil
-	case (kind == Own || kind == Auto) && !has:
+		return Spec{Kind: engine.Own}, nil
+	case kind == engine.Llama && (!has || dir != ""):
+		return Spec{engine.Llama, dir}, nil
+	case (kind == engine.Own || kind == Auto) && !has:
 		return Spec{Kind: kind}, nil
 	}
 	return Spec{}, fmt.Errorf("%q is no engine; there are own, llama, llama:DIR (a folder with libllama) and auto", s)

@@ -1,7 +1,0 @@
-// Package engine runs models through stock llama.cpp: any architecture, any device, and devices of
-// other machines. A worker program (cmd/phaseconv-llama) loads the library and does jobs; this
-// package finds both, starts the worker and speaks with it. It needs no cgo and stays static.
-//
-// What comes from an engine is reproducible with the same release, devices, instruction set and
-// batch size, and not beyond: see Identity.
-package engine

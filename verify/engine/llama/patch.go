@@ -1,0 +1,104 @@
+package llama
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/rotations/transform"
+	"github.com/phaseconv/phaseconv/verify/engine"
+)
+
+func patchName(lane int) string { return fmt.Sprint("lane ", lane) }
+
+// patches sends the edits of lanes to the worker. What it returns makes the worker forget them.
+func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (forget func(), err error) {
+	var sent []string
+	forget = func() {
+		for _, n := range sent {
+			m.Patch(context.WithoutCancel(ctx), n, nil) //nolint:errcheck // a worker that died has none
+		}
+	}
+	for i, l := range lanes {
+		if l.Edits == nil {
+			continue
+		}
+		if m.Source == nil {
+			return forget, fmt.Errorf("%s: edits of weights need the source's tensors", m.Path)
+		}
+		tensors, err := m.edited(l)
+		if err != nil {
+			return forget, err
+		}
+		if err := m.Patch(ctx, patchName(i), tensors); err != nil {
+			return forget, err
+		}
+		sent = append(sent, patchName(i))
+	}
+	return forget, nil
+}
+
+// edited returns the bytes of all tensors that a lane's edits change.
+func (m *Model) edited(l engine.Lane) (map[string][]byte, error) {
+	v := checkpoint.NewEdited(m.Source, checkpoint.Edits{})
+	for layer, heads := range l.Edits {
+		if heads == nil {
+			continue
+		}
+		if err := transform.FoldKeys(v, layer, heads); err != nil {
+			return nil, err
+		}
+	}
+	return m.Encode(v)
+}
+
+// Encode returns the bytes of all tensors that were edited, in the types in which the library holds
+// them. Biases that the file lacks are float32.
+func (m *Model) Encode(v *checkpoint.Edited) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	for _, name := range v.Edits.Names() {
+		t, ok := v.Find(name)
+		if !ok {
+			return nil, fmt.Errorf("%s: there is no tensor %s to edit", m.Path, name)
+		}
+		typ := gguf.TypeF32
+		if w, ok := m.Facts.Weights[name]; ok {
+			typ = gguf.Type(w.Type)
+		}
+		x := make([]float32, t.Elements())
+		if err := v.ReadRows(t, 0, t.Rows(), x); err != nil {
+			return nil, err
+		}
+		b, err := encode(typ, x, t.Cols())
+		if err != nil {
+			return nil, fmt.Errorf("%s: tensor %s: %w", m.Path, name, err)
+		}
+		out[name] = b
+	}
+	return out, nil
+}
+
+// encode stores rows in a type.
+func encode(t gguf.Type, x []float32, cols int) ([]byte, error) {
+	if t == gguf.TypeF32 {
+		b := make([]byte, 0, 4*len(x))
+		for _, v := range x {
+			b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
+		}
+		return b, nil
+	}
+	n, err := gguf.RowBytes(t, cols)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, len(x)/cols*n)
+	for i := range len(x) / cols {
+		if err := gguf.QuantizeRow(t, out[i*n:(i+1)*n], x[i*cols:(i+1)*cols]); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
