@@ -335,6 +335,10 @@ func checkStock(c *checkpoint.Checkpoint) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Path, err)
 	}
+	if f.OutBiasKey != "" && exists(c, family.Name(0, "attn_output.bias")) {
+		return fmt.Errorf("%s: %s is true, but stock GGUF runtimes know no bias of the output projection in architecture %s", c.Path,
+			f.OutBiasKey, f.GGUFArch)
+	}
 	full, local := cfg.Ropes()
 	window, _ := cfg.Window()
 	stock := 1 / math.Sqrt(float64(shape.HeadDim))
@@ -368,8 +372,12 @@ func checkStock(c *checkpoint.Checkpoint) error {
 // checkStockRope refuses what stock GGUF readers count or compute in a way of their own.
 func checkStockRope(cfg *family.Config) error {
 	f := cfg.Family
-	full, _ := cfg.Ropes()
+	full, local := cfg.Ropes()
 	window, _ := cfg.Window()
+	if window > 0 && f.Window.SameBase && local.Theta != full.Theta {
+		return fmt.Errorf("rope_theta is %g in sliding-window layers and %g in others: stock GGUF runtimes have one base in "+
+			"architecture %s", local.Theta, full.Theta, f.GGUFArch)
+	}
 	if full.Scaling == rope.LongRoPE && !f.LongRope {
 		return fmt.Errorf("RoPE scaling %s cannot be written for architecture %s", full.Scaling, f.GGUFArch)
 	}

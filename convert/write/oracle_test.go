@@ -33,6 +33,8 @@ const keepGGUF = "PHASECONV_KEEP_GGUF"
 // refused lists the tiny models that cannot be GGUF files, with the key that the
 // error must name.
 var refused = map[string]string{
+	"olmo3-base":         "rope_theta",
+	"seed-oss-out":       "attention_out_bias",
 	"exaone4":            "models of 64 layers",
 	"smollm3-list":       "no_rope_layers",
 	"llama-yarn-context": "beta_fast 4",

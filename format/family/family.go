@@ -75,7 +75,8 @@ type Family struct {
 	AttnBias, GGUFBias Biases
 	// Biases that Hugging Face files have depend on the key BiasKey if that is set, which is
 	// BiasDefault where it is absent; otherwise they are as AttnBias says. OutBiasKey is
-	// the key of the output projection, if that has one of its own.
+	// the key of the output projection, if that has one of its own; stock GGUF readers
+	// then know no such bias.
 	BiasKey, OutBiasKey string
 	BiasDefault         bool
 	Experts             *Experts
@@ -170,6 +171,9 @@ type Window struct {
 	// GGUFBase says otherwise.
 	SameRope bool
 	GGUFBase float64
+	// SameBase: stock GGUF readers turn layers with a window by the base of the others,
+	// whatever a key says.
+	SameBase bool
 }
 
 // Experts describes the mixtures of a family: see FFN for what the numbers mean.
@@ -478,7 +482,7 @@ var table = []*Family{
 	{
 		Name: "olmo3", GGUFArch: "olmo2", GGUFKey: "attention.sliding_window", Classes: []string{"Olmo3ForCausalLM"},
 		QKNorm: NormLayers, PostNorms: true, BareInputs: true, UntiedHead: true, SquareAttention: true,
-		Window:   Window{LayerTypes: true, Period: 4, InGGUF: true},
+		Window:   Window{LayerTypes: true, Period: 4, InGGUF: true, SameBase: true},
 		Defaults: Defaults{RopeTheta: 5e5, LocalRopeTheta: 5e5, NormEps: 1e-5, SlidingWindow: 4096},
 		names: rules(attention(noBiases, NormLayers), denseFFN(),
 			postNorms("post_attention_layernorm", "post_feedforward_layernorm")),
@@ -506,7 +510,7 @@ var table = []*Family{
 	},
 	{
 		Name: "exaone4", GGUFArch: "exaone4", Classes: []string{"Exaone4ForCausalLM"}, RopeFreqs: true,
-		QKNorm: NormHead, PostNorms: true, BareInputs: true, NoRope: NoRope{Full: true},
+		QKNorm: NormHead, PostNorms: true, BareInputs: true, NoRope: NoRope{Full: true}, SquareAttention: true,
 		Window:   Window{LayerTypes: true, Period: 4, InGGUF: true, Layers: 64, Null: true, SameRope: true},
 		Defaults: Defaults{NormEps: 1e-5, KVHeads: 32, SlidingWindow: 4096},
 		names: rules(attention(noBiases, NormHead), denseFFN(),
