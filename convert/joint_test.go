@@ -67,10 +67,19 @@ func TestJoint(t *testing.T) {
 		}
 	}
 	o.Merge = true
+	fisher := joint(at("src"), at("fisher"))
+	fisher.Joint.Fisher, fisher.Report = true, false
+	if _, err := Convert(context.Background(), fisher); err != nil {
+		t.Error(err)
+	}
 	other := o
 	other.Joint = &plan.Joint{Bits: 3, Span: 128}
 	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "codes is joint") {
 		t.Errorf("merged with other groups: %v", err)
+	}
+	other.Joint = &plan.Joint{Bits: 3, Span: 64, Fisher: true}
+	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "fisher true here") {
+		t.Errorf("merged with another metric: %v", err)
 	}
 	other.Joint = &plan.Joint{Bits: 4, Span: 64}
 	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "signs is") {

@@ -46,7 +46,8 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 		if err != nil {
 			return nil, err
 		}
-		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs}
+		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs, Fisher: o.Joint.Fisher}
+		opt.Gradients = o.Progress.Of("gradients of the calibration text")
 	}
 	m := refmodel.New(c.Config, ch.View, o.Threads)
 	var w *fitcache.Cache
@@ -120,7 +121,7 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	}
 	in := func(name string, v any) fitcache.Input { return fitcache.Input{Name: name, Value: fmt.Sprint(v)} }
 	if opt.Joint != nil {
-		kinds = append(kinds, fmt.Sprintf("joint %v", opt.Joint.Parts))
+		kinds = append(kinds, fmt.Sprintf("joint %v, fisher %v", opt.Joint.Parts, opt.Joint.Fisher))
 	}
 	w := &fitcache.Cache{
 		Dir: o.Work,

@@ -46,6 +46,9 @@ type Joint struct {
 	Bits float64
 	// Span is the most numbers of a group's vector.
 	Span int
+	// Fisher takes the metric of errors from gradients of the model's own loss instead of from
+	// queries: a backward pass over half of the calibration windows more.
+	Fisher bool
 }
 
 // Allocation returns how signs are spread: Alloc, or the way that measures best where it is

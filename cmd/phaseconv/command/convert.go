@@ -87,6 +87,8 @@ func convertFlags() []cli.Flag {
 				Value: convert.DefaultJoint().Bits},
 			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
 				Value: convert.DefaultJoint().Span},
+			&cli.BoolFlag{Name: "fisher",
+				Usage: "with --code joint: weigh errors by gradients of the model's own loss instead of by queries; a backward pass over half of the calibration text more"},
 		),
 		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "eval", Usage: "held-out text to measure on",
 			DefaultText: "one that comes with the program"})...),
@@ -197,7 +199,7 @@ const codeJoint = "joint"
 // jointOptions reads how keys and values are coded together.
 func jointOptions(c *cli.Command, o *convert.Options) error {
 	if c.String("code") != codeJoint {
-		for _, f := range []string{"bits-kv", "span"} {
+		for _, f := range []string{"bits-kv", "span", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
 			}
@@ -210,7 +212,7 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 		}
 	}
 	o.Code, o.Bits, o.Alloc = codec.Frame, 1, ""
-	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span")}
+	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span"), Fisher: c.Bool("fisher")}
 	if !c.IsSet("recent") {
 		o.Policy.Recent = convert.JointRecent
 	}
