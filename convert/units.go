@@ -57,12 +57,12 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 			return nil, err
 		}
 	}
-	signs := opt.Joint.AllSigns()
-	if opt.Joint == nil {
-		if opt.Signs, err = j.allocate(ctx, m, w, opt); err != nil {
-			return nil, err
-		}
-		signs = opt.Signs
+	signs, err := j.allocate(ctx, m, w, opt)
+	if err != nil {
+		return nil, err
+	}
+	if opt.Signs = signs; opt.Joint != nil {
+		opt.Joint.Signs, opt.Signs = signs, nil
 	}
 	if w != nil {
 		w.Inputs = append(w.Inputs, fitcache.Input{Name: "signs", Value: signsDigest(signs)})
@@ -304,14 +304,21 @@ func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache
 	error) {
 	o, c := &j.o, m.Config
 	alloc := o.keys().Allocation()
-	if o.Code != codec.Frame || alloc == bits.AllocUniform {
+	total, err := 0, error(nil)
+	switch {
+	case opt.Joint != nil && alloc == bits.AllocUniform:
+		return opt.Joint.Signs, nil
+	case opt.Joint != nil:
+		total, _ = (&bits.Groups{Parts: opt.Joint.Parts, Signs: opt.Joint.Signs}).Total()
+	case o.Code != codec.Frame || alloc == bits.AllocUniform:
 		return bits.Even(c, opt.Bits)
+	default:
+		total, err = bits.Budget(c, opt.Bits)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if w != nil {
-		total, err := bits.Budget(c, opt.Bits)
-		if err != nil {
-			return nil, err
-		}
 		signs, err := w.ReadSigns(len(c.Layers), total)
 		switch {
 		case err == nil:
@@ -325,7 +332,13 @@ func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache
 		}
 	}
 	opt.Progress = o.Progress.Of("allotting signs")
-	signs, err := bits.Allocate(ctx, m, j.calibration.Tokens, alloc, opt.Allocation())
+	var signs [][]int
+	if opt.Joint != nil {
+		g := &bits.Groups{Parts: opt.Joint.Parts, Signs: opt.Joint.Signs}
+		signs, err = bits.AllotJoint(ctx, m, j.calibration.Tokens, g, opt.Allocation())
+	} else {
+		signs, err = bits.Allocate(ctx, m, j.calibration.Tokens, alloc, opt.Allocation())
+	}
 	if err == nil && w != nil {
 		err = w.SaveSigns(signs)
 	}

@@ -107,7 +107,7 @@ func keyFlags(d convert.Options) []cli.Flag {
 		&cli.FloatFlag{Name: "bits", Usage: "bits (signs) per number of a key, on average over all heads (frame only)",
 			Value: d.Bits},
 		&cli.StringFlag{Name: "alloc", Usage: "bit allocation over heads: uniform, sensitivity (by measured cost) or angle",
-			DefaultText: "sensitivity for frames, uniform for other codes"},
+			DefaultText: "sensitivity for frames, uniform for other codes and for joint, whose layers can take sensitivity"},
 		&cli.IntFlag{Name: "outliers",
 			Usage: "coordinates of each coded key that are kept in F16 beside its signs, 0 to head_dim/2",
 			Value: d.Policy.Exceptions},
@@ -206,12 +206,12 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 		}
 		return nil
 	}
-	for _, f := range []string{"bits", "alloc", "outliers"} {
+	for _, f := range []string{"bits", "outliers"} {
 		if c.IsSet(f) {
 			return usagef("--%s has no effect with --code %s; see --bits-kv", f, codeJoint)
 		}
 	}
-	o.Code, o.Bits, o.Alloc = codec.Frame, 1, ""
+	o.Code, o.Bits = codec.Frame, 1
 	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span"), Fisher: c.Bool("fisher")}
 	if !c.IsSet("recent") {
 		o.Policy.Recent = convert.JointRecent
