@@ -475,7 +475,7 @@ word:
 	RET
 
 // func avx2Transpose(words int, bits *uint32, second *uint32, out *uint32)
-// Requires: AVX, AVX2
+// Requires: AVX, AVX2, MMX+
 TEXT ·avx2Transpose(SB), NOSPLIT, $0-32
 	MOVQ           words+0(FP), AX
 	MOVQ           bits+8(FP), CX
@@ -484,6 +484,8 @@ TEXT ·avx2Transpose(SB), NOSPLIT, $0-32
 	VBROADCASTI128 transpose<>+0(SB), Y0
 
 word:
+	PREFETCHT0  4096(CX)
+	PREFETCHT0  4096(DX)
 	VMOVDQU     (CX), X1
 	VINSERTI128 $0x01, (DX), Y1, Y1
 	VPSHUFB     Y0, Y1, Y1
@@ -601,6 +603,89 @@ word:
 	ADDQ        $0x00000200, BX
 	DECQ        AX
 	JNZ         word
+	VZEROUPPER
+	RET
+
+DATA tokenplanes<>+0(SB)/8, $0x0004080c1014181c
+DATA tokenplanes<>+8(SB)/8, $0x2024282c3034383c
+DATA tokenplanes<>+16(SB)/8, $0x0105090d1115191d
+DATA tokenplanes<>+24(SB)/8, $0x2125292d3135393d
+DATA tokenplanes<>+32(SB)/8, $0x02060a0e12161a1e
+DATA tokenplanes<>+40(SB)/8, $0x22262a2e32363a3e
+DATA tokenplanes<>+48(SB)/8, $0x03070b0f13171b1f
+DATA tokenplanes<>+56(SB)/8, $0x23272b2f33373b3f
+GLOBL tokenplanes<>(SB), RODATA|NOPTR, $64
+
+DATA signbytes<>+0(SB)/8, $0x1911090118100800
+DATA signbytes<>+8(SB)/8, $0x1b130b031a120a02
+DATA signbytes<>+16(SB)/8, $0x1d150d051c140c04
+DATA signbytes<>+24(SB)/8, $0x1f170f071e160e06
+DATA signbytes<>+32(SB)/8, $0x3931292138302820
+DATA signbytes<>+40(SB)/8, $0x3b332b233a322a22
+DATA signbytes<>+48(SB)/8, $0x3d352d253c342c24
+DATA signbytes<>+56(SB)/8, $0x3f372f273e362e26
+GLOBL signbytes<>(SB), RODATA|NOPTR, $64
+
+DATA unitrows<>+0(SB)/8, $0x8040201008040201
+DATA unitrows<>+8(SB)/8, $0x8040201008040201
+DATA unitrows<>+16(SB)/8, $0x8040201008040201
+DATA unitrows<>+24(SB)/8, $0x8040201008040201
+DATA unitrows<>+32(SB)/8, $0x8040201008040201
+DATA unitrows<>+40(SB)/8, $0x8040201008040201
+DATA unitrows<>+48(SB)/8, $0x8040201008040201
+DATA unitrows<>+56(SB)/8, $0x8040201008040201
+GLOBL unitrows<>(SB), RODATA|NOPTR, $64
+
+// func avx512gfniTranspose(words int, bits *uint32, out *uint32)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI, MMX+
+TEXT ·avx512gfniTranspose(SB), NOSPLIT, $0-24
+	MOVQ     words+0(FP), AX
+	MOVQ     bits+8(FP), CX
+	MOVQ     out+16(FP), DX
+	VMOVDQU8 tokenplanes<>+0(SB), Z0
+	VMOVDQU8 signbytes<>+0(SB), Z1
+	VMOVDQU8 unitrows<>+0(SB), Z2
+	MOVQ     AX, BX
+	SHLQ     $0x06, BX
+	LEAQ     (BX)(BX*2), SI
+
+word:
+	VPERMB         (CX), Z0, Z3
+	PREFETCHT0     4096(CX)
+	VPERMB         (CX)(BX*1), Z0, Z4
+	PREFETCHT0     4096(CX)(BX*1)
+	VPERMB         (CX)(BX*2), Z0, Z5
+	PREFETCHT0     4096(CX)(BX*2)
+	VPERMB         (CX)(SI*1), Z0, Z6
+	PREFETCHT0     4096(CX)(SI*1)
+	VSHUFI64X2     $0x44, Z4, Z3, Z7
+	VSHUFI64X2     $0xee, Z4, Z3, Z3
+	VSHUFI64X2     $0x44, Z6, Z5, Z4
+	VSHUFI64X2     $0xee, Z6, Z5, Z5
+	VSHUFI64X2     $0x88, Z4, Z7, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z2, Z6
+	VPERMB         Z6, Z1, Z6
+	VMOVDQU        Y6, (DX)
+	VEXTRACTI64X4  $0x01, Z6, 64(DX)
+	VSHUFI64X2     $0xdd, Z4, Z7, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         Z4, Z1, Z4
+	VMOVDQU        Y4, 32(DX)
+	VEXTRACTI64X4  $0x01, Z4, 96(DX)
+	VSHUFI64X2     $0x88, Z5, Z3, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         Z4, Z1, Z4
+	VMOVDQU        Y4, 256(DX)
+	VEXTRACTI64X4  $0x01, Z4, 320(DX)
+	VSHUFI64X2     $0xdd, Z5, Z3, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z2, Z3
+	VPERMB         Z3, Z1, Z3
+	VMOVDQU        Y3, 288(DX)
+	VEXTRACTI64X4  $0x01, Z3, 352(DX)
+	ADDQ           $0x40, CX
+	ADDQ           $0x00000200, DX
+	DECQ           AX
+	JNZ            word
 	VZEROUPPER
 	RET
 

@@ -17,6 +17,7 @@ import (
 var (
 	useAVX2   = cpu.X86.HasAVX && cpu.X86.HasAVX2 && cpu.X86.HasF16C
 	useAVX512 = cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512VBMI && cpu.X86.HasAVX512VNNI && useAVX2
+	hasGFNI   = cpu.X86.HasAVX512GFNI // of the tier avx512vbmi; without it, AVX2 transposes
 )
 
 func init() {
@@ -59,11 +60,18 @@ func roundInts(quads [][4]int16, q []float32, inverse float32) {
 	}
 }
 
-func transposeWords(dst, first, second []uint32, words int) {
-	if vectorised() {
-		avx2Transpose(words, &first[0], &second[0], &dst[0])
-	} else {
-		transposeGeneric(dst, first, second, words)
+func transposeTokens(dst, bits []uint32, words int) {
+	switch {
+	case useAVX512 && hasGFNI:
+		for w := 0; w < sumWords; w += 2 {
+			avx512gfniTranspose(words, &bits[2*w*BlockKeys*words], &dst[w*BlockKeys])
+		}
+	case vectorised():
+		transposePairs(dst, bits, words, func(dst, first, second []uint32, words int) {
+			avx2Transpose(words, &first[0], &second[0], &dst[0])
+		})
+	default:
+		transposePairs(dst, bits, words, transposeGeneric)
 	}
 }
 

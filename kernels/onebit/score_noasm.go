@@ -15,8 +15,8 @@ func largest(q []float32) uint32 { return largestGeneric(q) }
 
 func roundInts(quads [][4]int16, q []float32, inverse float32) { roundIntsGeneric(quads, q, inverse) }
 
-func transposeWords(dst, first, second []uint32, words int) {
-	transposeGeneric(dst, first, second, words)
+func transposeTokens(dst, bits []uint32, words int) {
+	transposePairs(dst, bits, words, transposeGeneric)
 }
 
 func weigh(out, p []float32, scales []uint16) { weighGeneric(out, p, scales) }

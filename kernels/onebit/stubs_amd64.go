@@ -26,6 +26,9 @@ func avx512vbmiDigits(words int, quads *int16, digits *byte)
 func avx2Transpose(words int, bits *uint32, second *uint32, out *uint32)
 
 //go:noescape
+func avx512gfniTranspose(words int, bits *uint32, out *uint32)
+
+//go:noescape
 func avx2Weigh(eights int, p *float32, scales *uint16, out *float32)
 
 //go:noescape

@@ -530,6 +530,7 @@ func main() {
 	digits()
 	wideDigits()
 	transposeTokens()
+	wideTranspose()
 	weigh()
 	split()
 	for _, add := range []bool{false, true} {
