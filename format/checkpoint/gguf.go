@@ -479,7 +479,9 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 		if !fam.Window.SameRope {
 			p.RopeLocal = rope.Params{Dim: r.Dim}
 		}
-		p.RopeLocal.Theta = base
+		if p.RopeLocal.Theta = base; fam.Window.SameBase {
+			p.RopeLocal.Theta = r.Theta
+		}
 	}
 	if beta := k.float("attention.temperature_scale", 0); beta != 0 && fam.TemperatureKey {
 		p.Temperature = family.Temperature{Beta: beta, Length: k.int("rope.scaling.original_context_length", c.Context)}
