@@ -60,6 +60,38 @@ func roundInts(quads [][4]int16, q []float32, inverse float32) {
 	}
 }
 
+// roundInt16 rounds a multiple of eight numbers, at least eight.
+func roundInt16(dst []int16, q []float32, scale float32) {
+	switch {
+	case useAVX512:
+		avx512vbmiInts(len(q)/8, &q[0], scale, &dst[0])
+	case useAVX2:
+		avx2Ints(len(q)/8, &q[0], scale, &dst[0])
+	default:
+		roundInt16Generic(dst, q, scale)
+	}
+}
+
+// applyRows computes the next rows of a product, and returns how many.
+func (p *Projection) applyRows(out []float32, ldo int, q []int16, factors []float32, blocks int) int {
+	pairs, left := p.pairs(), len(factors)
+	switch {
+	case useAVX512 && left >= projectRows:
+		avx512vbmiProject8(blocks, pairs, &q[0], &p.rows[0], &factors[0], &out[0], ldo)
+		return projectRows
+	case useAVX512:
+		avx512vbmiProject1(blocks, pairs, &q[0], &p.rows[0], &factors[0], &out[0], ldo)
+	case useAVX2 && left >= 4:
+		avx2Project4(blocks, pairs, &q[0], &p.rows[0], &factors[0], &out[0], ldo)
+		return 4
+	case useAVX2:
+		avx2Project1(blocks, pairs, &q[0], &p.rows[0], &factors[0], &out[0], ldo)
+	default:
+		p.applyGeneric(out, q, factors[0], blocks)
+	}
+	return 1
+}
+
 func transposeTokens(dst, bits []uint32, words int) {
 	switch {
 	case useAVX512 && hasGFNI:

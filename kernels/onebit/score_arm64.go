@@ -27,6 +27,13 @@ func largest(q []float32) uint32 { return largestGeneric(q) }
 
 func roundInts(quads [][4]int16, q []float32, inverse float32) { roundIntsGeneric(quads, q, inverse) }
 
+func roundInt16(dst []int16, q []float32, scale float32) { roundInt16Generic(dst, q, scale) }
+
+func (p *Projection) applyRows(out []float32, ldo int, q []int16, factors []float32, blocks int) int {
+	p.applyGeneric(out, q, factors[0], blocks)
+	return 1
+}
+
 func transposeTokens(dst, bits []uint32, words int) {
 	transposePairs(dst, bits, words, transposeGeneric)
 }

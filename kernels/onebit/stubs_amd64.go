@@ -32,6 +32,18 @@ func avx512gfniTranspose(words int, bits *uint32, out *uint32)
 func avx2Weigh(eights int, p *float32, scales *uint16, out *float32)
 
 //go:noescape
+func avx2Project4(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+
+//go:noescape
+func avx2Project1(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+
+//go:noescape
+func avx512vbmiProject8(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+
+//go:noescape
+func avx512vbmiProject1(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+
+//go:noescape
 func avx2Split(pairs int, words int, bits *uint32, planes *byte)
 
 //go:noescape

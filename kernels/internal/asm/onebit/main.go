@@ -532,6 +532,7 @@ func main() {
 	transposeTokens()
 	wideTranspose()
 	weigh()
+	projections()
 	split()
 	for _, add := range []bool{false, true} {
 		sum(add)
