@@ -34,11 +34,12 @@ type Projection struct {
 // projectScale is the length that rows and queries are scaled to.
 const projectScale = 32000
 
-// projectRows is how many queries the kernels multiply at once. Dimensions are padded to
-// a multiple of projectPad with zeros.
 const (
-	projectRows = 8
-	projectPad  = 8
+	// projectBlocks is how many blocks of 16 signs meet all queries before the next ones do:
+	// their rows stay in the first-level cache.
+	projectBlocks = 6
+	projectRows   = 8 // queries that the kernels multiply at once
+	projectPad    = 8 // dimensions are padded to a multiple of it with zeros
 )
 
 // NewProjection prepares the rows of M^T, [b, d], all finite. It panics unless b is what
@@ -127,6 +128,33 @@ func roundRow(row []int16, q []float32, scale float32) {
 // Length returns the length of a query, as Set wants it.
 func Length(q []float32) float64 { return math.Sqrt(fmath.SumSq(q)) }
 
+// Offset returns the product of a mean with a query of the same length, for the offset of
+// Score: product i, a float32, goes to partial sum i mod 8 in ascending order, and these are
+// added from the first to the last.
+func Offset(mean, q []float32) float32 {
+	var s [8]float32
+	q = q[:len(mean)]
+	for ; len(mean) >= 8 && len(q) >= 8; mean, q = mean[8:], q[8:] {
+		m, x := (*[8]float32)(mean), (*[8]float32)(q)
+		s[0] += float32(m[0] * x[0])
+		s[1] += float32(m[1] * x[1])
+		s[2] += float32(m[2] * x[2])
+		s[3] += float32(m[3] * x[3])
+		s[4] += float32(m[4] * x[4])
+		s[5] += float32(m[5] * x[5])
+		s[6] += float32(m[6] * x[6])
+		s[7] += float32(m[7] * x[7])
+	}
+	for i, v := range mean {
+		s[i] += float32(v * q[i])
+	}
+	total := s[0]
+	for _, v := range s[1:] {
+		total += v
+	}
+	return total
+}
+
 // Apply sets out[r*ldo : r*ldo+p.Width()] to q' of query r, for every query of x.
 func (p *Projection) Apply(out []float32, ldo int, x *Queries) {
 	if x.n == 0 {
@@ -138,19 +166,23 @@ func (p *Projection) Apply(out []float32, ldo int, x *Queries) {
 	if x.wide != 2*p.pairs() {
 		panic("onebit: queries that were rounded for another projection")
 	}
-	for r := 0; r < x.n; {
-		r += p.applyRows(out[r*ldo:], ldo, x.ints[r*x.wide:], x.factors[r:], p.blocks())
+	pairs := p.pairs()
+	for g := 0; g < p.blocks(); g += projectBlocks {
+		rows := p.rows[g*pairs*2*BlockKeys:]
+		for r := 0; r < x.n; {
+			r += applyRows(out[r*ldo+g*BlockKeys:], ldo, x.ints[r*x.wide:], rows, x.factors[r:], min(projectBlocks, p.blocks()-g),
+				pairs)
+		}
 	}
 }
 
-// applyGeneric computes one row.
-func (p *Projection) applyGeneric(out []float32, q []int16, factor float32, blocks int) {
-	pairs := p.pairs()
+// applyGeneric computes some blocks of one row.
+func applyGeneric(out []float32, q, rows []int16, factor float32, blocks, pairs int) {
 	for g := range blocks {
 		var sum [BlockKeys]int32
 		for k := range pairs {
 			a, b := int32(q[2*k]), int32(q[2*k+1])
-			m := (*[2 * BlockKeys]int16)(p.rows[(g*pairs+k)*2*BlockKeys:])
+			m := (*[2 * BlockKeys]int16)(rows[(g*pairs+k)*2*BlockKeys:])
 			for i := range sum {
 				sum[i] += a*int32(m[2*i]) + b*int32(m[2*i+1])
 			}

@@ -125,6 +125,21 @@ func TestProjectionError(t *testing.T) {
 	}
 }
 
+func TestOffset(t *testing.T) {
+	r := rand.New(rand.NewPCG(23, 1))
+	for _, d := range []int{0, 1, 7, 8, 9, 64, 100} {
+		mean, q, want := make([]float32, d), make([]float32, d+1), 0.0
+		for i := range mean {
+			mean[i], q[i] = float32(r.IntN(2000)-1000), float32(r.IntN(2000)-1000)
+			want += float64(mean[i]) * float64(q[i])
+		}
+		// All sums are integers below 2^24 at the few dimensions, and rounded at most a few times.
+		if got := float64(Offset(mean, q)); math.Abs(got-want) > 0x1p-20*1e6*float64(d) || d < 9 && got != want {
+			t.Errorf("%d numbers: %v, want %v", d, got, want)
+		}
+	}
+}
+
 func TestProjectionOdd(t *testing.T) {
 	rows := make([]float32, 16*8)
 	p := NewProjection(rows, 16, 8)

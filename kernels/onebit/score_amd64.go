@@ -72,22 +72,21 @@ func roundInt16(dst []int16, q []float32, scale float32) {
 	}
 }
 
-// applyRows computes the next rows of a product, and returns how many.
-func (p *Projection) applyRows(out []float32, ldo int, q []int16, factors []float32, blocks int) int {
-	pairs, left := p.pairs(), len(factors)
+// applyRows computes some blocks of signs of the next queries, and returns of how many.
+func applyRows(out []float32, ldo int, q, rows []int16, factors []float32, blocks, pairs int) int {
 	switch {
-	case useAVX512 && left >= projectRows:
-		avx512vbmiProject8(blocks, pairs, &q[0], &p.rows[0], &factors[0], &out[0], ldo)
+	case useAVX512 && len(factors) >= projectRows:
+		avx512vbmiProject8(blocks, pairs, &q[0], &rows[0], &factors[0], &out[0], ldo)
 		return projectRows
 	case useAVX512:
-		avx512vbmiProject1(blocks, pairs, &q[0], &p.rows[0], &factors[0], &out[0], ldo)
-	case useAVX2 && left >= 4:
-		avx2Project4(blocks, pairs, &q[0], &p.rows[0], &factors[0], &out[0], ldo)
+		avx512vbmiProject1(blocks, pairs, &q[0], &rows[0], &factors[0], &out[0], ldo)
+	case useAVX2 && len(factors) >= 4:
+		avx2Project4(blocks, pairs, &q[0], &rows[0], &factors[0], &out[0], ldo)
 		return 4
 	case useAVX2:
-		avx2Project1(blocks, pairs, &q[0], &p.rows[0], &factors[0], &out[0], ldo)
+		avx2Project1(blocks, pairs, &q[0], &rows[0], &factors[0], &out[0], ldo)
 	default:
-		p.applyGeneric(out, q, factors[0], blocks)
+		applyGeneric(out, q, rows, factors[0], blocks, pairs)
 	}
 	return 1
 }

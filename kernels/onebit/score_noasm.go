@@ -17,8 +17,8 @@ func roundInts(quads [][4]int16, q []float32, inverse float32) { roundIntsGeneri
 
 func roundInt16(dst []int16, q []float32, scale float32) { roundInt16Generic(dst, q, scale) }
 
-func (p *Projection) applyRows(out []float32, ldo int, q []int16, factors []float32, blocks int) int {
-	p.applyGeneric(out, q, factors[0], blocks)
+func applyRows(out []float32, ldo int, q, rows []int16, factors []float32, blocks, pairs int) int {
+	applyGeneric(out, q, rows, factors[0], blocks, pairs)
 	return 1
 }
 
