@@ -637,6 +637,20 @@ func (b *ggufBackend) vocab() (*tokenizer.Vocab, error) {
 
 func (b *ggufBackend) close() error { return b.f.Close() }
 
+// GGUFVocab reads the vocabulary of a GGUF file, whatever model is in it.
+func GGUFVocab(path string) (*tokenizer.Vocab, error) {
+	f, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	v, err := tokenizer.FromGGUF(metadata{f})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return v, nil
+}
+
 // File returns the open GGUF file, nil for other containers.
 func (c *Checkpoint) File() *gguf.File {
 	if b, ok := c.b.(*ggufBackend); ok {

@@ -37,6 +37,8 @@ type Family struct {
 	QKNorm QKNorm
 	// QKNormKey, if set, is a key that switches QK-norm per head on; GGUF files have its gains then.
 	QKNormKey string
+	// Sinks: see Attention.
+	Sinks bool
 	// NormAfterRoPE, BareInputs, Parallel and LayerNorm: see Attention, Layer and Config.
 	NormAfterRoPE, BareInputs, Parallel, LayerNorm bool
 	Activation                                     Activation
@@ -204,6 +206,9 @@ type Experts struct {
 	// GGUFOwnSize: GGUF files give the size of experts once more, as expert_feed_forward_length.
 	GGUFOwnSize bool
 	Dense       DenseLayers
+	// Packed: Hugging Face files have tensors with gate and up of all experts by turns; see
+	// HFPacked.
+	Packed bool
 	// GGUFDense: stock runtimes know layers in front of the mixtures that are dense.
 	GGUFDense  bool
 	Shared     SharedExpert
@@ -300,6 +305,22 @@ func postNorms(attention, ffn string) []nameRule {
 	return []nameRule{
 		{"blk.%d.post_attention_norm.weight", layerPrefix + attention + ".weight", false},
 		{"blk.%d.post_ffw_norm.weight", layerPrefix + ffn + ".weight", false},
+	}
+}
+
+// packedFFN are the names of gpt-oss.
+func packedFFN() []nameRule {
+	m := layerPrefix + "mlp."
+	return []nameRule{
+		{"blk.%d.attn_sinks.weight", layerPrefix + "self_attn.sinks", false},
+		{"blk.%d.ffn_gate_inp.weight", m + "router.weight", false},
+		{"blk.%d.ffn_gate_inp.bias", m + "router.bias", false},
+		{"blk.%d.ffn_gate_exps.weight", m + "experts.gate_up_proj", false},
+		{"blk.%d.ffn_up_exps.weight", m + "experts.gate_up_proj", false},
+		{"blk.%d.ffn_down_exps.weight", m + "experts.down_proj", false},
+		{"blk.%d.ffn_gate_exps.bias", m + "experts.gate_up_proj_bias", false},
+		{"blk.%d.ffn_up_exps.bias", m + "experts.gate_up_proj_bias", false},
+		{"blk.%d.ffn_down_exps.bias", m + "experts.down_proj_bias", false},
 	}
 }
 
@@ -428,6 +449,17 @@ var table = []*Family{
 		ggufNames: lateFFNNorm,
 		names: rules(attention(qkvBiases, NormHead), preNorm(), denseFFN(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
 			choiceBias("mlp.gate.e_score_correction_bias"), sharedFFN("mlp.shared_experts")),
+	},
+	{
+		Name: "gpt_oss", GGUFArch: "gpt-oss", Classes: []string{"GptOssForCausalLM"},
+		Activation: ClampedSwiGLU, Sinks: true, AttnBias: allBiases, BiasKey: "attention_bias", BiasDefault: true, UntiedHead: true,
+		Experts: &Experts{Router: TopKSoftmax, RouterBias: true, Biases: true, Packed: true, GGUFOwnSize: true},
+		Window:  Window{LayerTypes: true, Period: 2, InGGUF: true, SameRope: true},
+		Defaults: Defaults{RopeTheta: 150000, HeadDim: 64, NormEps: 1e-5, KVHeads: 8, SlidingWindow: 128,
+			RopeJSON: `{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false, ` +
+				`"original_max_position_embeddings": 4096}`},
+		ggufNames: lateFFNNorm,
+		names:     rules(attention(allBiases, NoQKNorm), preNorm(), packedFFN()),
 	},
 	{
 		Name: "ernie4_5_moe", GGUFArch: "ernie4_5-moe", Classes: []string{"Ernie4_5_MoeForCausalLM"},
@@ -703,7 +735,7 @@ var qkvStacks = []Stack{
 // for other tensors, and for families without experts.
 func (f *Family) HFFused(canonical string) (name string, part, parts int, ok bool) {
 	pattern, layer := splitLayer(canonical)
-	if f.Experts == nil {
+	if f.Experts == nil || f.Experts.Packed {
 		return "", 0, 0, false
 	}
 	mlp := fmt.Sprintf(layerPrefix+"mlp.", layer)
@@ -720,6 +752,31 @@ func (f *Family) HFFused(canonical string) (name string, part, parts int, ok boo
 		return mlp + "experts.down_proj", 0, 1, true
 	}
 	return "", 0, 0, false
+}
+
+// HFPacked says which tensor of a Hugging Face file holds an expert tensor of a family that packs
+// them: of the rows of each expert those with number part, part+parts and so on.
+func (f *Family) HFPacked(canonical string) (name string, part, parts int, ok bool) {
+	pattern, layer := splitLayer(canonical)
+	if f.Experts == nil || !f.Experts.Packed {
+		return "", 0, 0, false
+	}
+	head, bias := strings.CutSuffix(pattern, ".bias")
+	experts := fmt.Sprintf(layerPrefix+"mlp.experts.", layer)
+	switch strings.TrimSuffix(head, ".weight") {
+	case "blk.%d.ffn_gate_exps":
+		name, part, parts = experts+"gate_up_proj", 0, 2
+	case "blk.%d.ffn_up_exps":
+		name, part, parts = experts+"gate_up_proj", 1, 2
+	case "blk.%d.ffn_down_exps":
+		name, part, parts = experts+"down_proj", 0, 1
+	default:
+		return "", 0, 0, false
+	}
+	if bias {
+		name += "_bias"
+	}
+	return name, part, parts, true
 }
 
 // Unread says whether the reference leaves a Hugging Face tensor unread: whether it belongs to
