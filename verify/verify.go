@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
@@ -15,11 +16,11 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Options of Artifact.
@@ -41,6 +42,8 @@ type Options struct {
 	// function is preserved needs it.
 	Source   *checkpoint.Checkpoint
 	Progress progress.Func
+	// Engines compute; nil is the own pass.
+	Engines engine.Engines
 	// Stock, if set, also measures a stock runtime's cache types.
 	CacheTypes *kvcache.CacheTypes
 
@@ -93,17 +96,24 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if err != nil {
 		return nil, err
 	}
-	m := refmodel.New(cfg, a.Model, o.Threads)
-	meter := &audit.Meter{Config: cfg, Policy: policy, Threads: m.Threads}
-	if meter.Codes, err = auditCodes(codes, o); err != nil {
-		return nil, err
+	if o.Engines == nil {
+		o.Engines = engine.OwnEngines{Threads: o.Threads}
 	}
-	run := refmodel.Options{Hooks: meter.Hooks(ctx), Progress: o.Progress.Of("measuring float and 1-bit keys")}
-	both, err := ppl.Run(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+	e, err := o.Engines.Open(ctx, a.Model)
 	if err != nil {
 		return nil, err
 	}
-	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing float and 1-bit keys"), both[0], both[1])
+	meter := &audit.Meter{Config: cfg, Policy: policy, Threads: o.Threads}
+	if meter.Codes, err = auditCodes(codes, o); err != nil {
+		return nil, err
+	}
+	keys := &engine.Keys{Codes: cache, Sidecar: filepath.Join(a.Dir, a.Entry.Sidecar)}
+	if kind != a.Sidecar.Kind {
+		keys.Sidecar, keys.Kind, keys.Seed = "", string(kind), o.Seed
+	}
+	float := &engine.Reference{Engine: e}
+	res, err := e.Compare(ctx, w, float, []engine.Lane{{Keys: keys}}, engine.Options{Hooks: meter.Hooks(ctx),
+		Run: o.Progress.Of("measuring float and 1-bit keys"), Compare: o.Progress.Of("comparing float and 1-bit keys")})
 	if err != nil {
 		return nil, err
 	}
@@ -117,13 +127,16 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		Bytes: kvcache.Bytes(cfg, codes, policy), Text: &text,
 	}
 	out.PPL.Kernels = o.Kernels
+	if id := o.Engines.Identity(); id.Engine != engine.Own {
+		out.Engine = &id
+	}
 	head := o.Head
 	if head == nil {
 		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
 	}
 	out.Layers = audit.Layers(cfg, meter.Rows, head)
 	if o.Source != nil {
-		if out.Function, err = function(ctx, a, o, w, both[0], checks); err != nil {
+		if out.Function, err = function(ctx, a, o, w, float, checks); err != nil {
 			return nil, err
 		}
 		out.Contract = checks.Checks
@@ -216,7 +229,7 @@ func fromManifest(m *spec.Manifest, kind codec.Kind, codes [][]*codec.Code, anch
 
 // function compares the artifact's float model with its source, and puts the
 // re-rounding floor beside it.
-func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions,
+func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got *engine.Reference,
 	checks *contract.Checker) (*spec.FunctionJSON, error) {
 	digest, err := o.Source.Digest(ctx, o.Progress.Of("reading the source, MiB"))
 	if err != nil {
@@ -228,19 +241,28 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if !checks.Add("source", err, "the source is the one that was converted") {
 		return nil, nil
 	}
-	run := func(step string, weights checkpoint.Weights, w *ppl.Windows) (ppl.Positions, error) {
-		weights, err := storedHead(o.Source, weights)
-		if err != nil {
-			return ppl.Positions{}, err
-		}
-		m := refmodel.New(o.Source.Config, weights, o.Threads)
-		p, err := ppl.Run(ctx, m, w, refmodel.Options{Progress: o.Progress.Of(step)}, &refmodel.Variant{})
-		if err != nil {
-			return ppl.Positions{}, err
-		}
-		return p[0], nil
+	base, err := o.Engines.Open(ctx, o.Source)
+	if err != nil {
+		return nil, err
 	}
-	src, err := run("running the source", o.Source, w)
+	with := func(weights checkpoint.Weights) (engine.Engine, error) {
+		if o.Engines.Identity().Engine == engine.Own { // llama.cpp reads the file's head in any case
+			head, err := storedHead(o.Source, weights)
+			if err != nil {
+				return nil, err
+			}
+			weights = head
+		}
+		return base.With(ctx, weights)
+	}
+	plain := checkpoint.NewEdited(o.Source, nil)
+	source, err := with(plain)
+	if err != nil {
+		return nil, err
+	}
+	src := &engine.Reference{Engine: source}
+	res, err := source.Compare(ctx, w, src, []engine.Lane{{Again: got}}, engine.Options{
+		Run: o.Progress.Of("running the source"), Compare: o.Progress.Of("comparing with the source")})
 	if err != nil {
 		return nil, err
 	}
@@ -253,19 +275,17 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	floor := func(n int, round func(x []float32)) (*ppl.Divergence, error) {
 		part := w.Part(0, n)
 		scaled.Round = round
-		rounded, err := run("measuring the rounding floor", scaled, part)
+		rounded, err := with(scaled)
 		if err != nil {
 			return nil, err
 		}
-		res, err := ppl.Measure(ctx, part, o.Progress.Of("comparing with the rounding floor"), src.Part(w, n), rounded)
+		res, err := rounded.Compare(ctx, part, src.Part(w, n), []engine.Lane{{}}, engine.Options{
+			Run:     o.Progress.Of("measuring the rounding floor"),
+			Compare: o.Progress.Of("comparing with the rounding floor")})
 		if err != nil {
 			return nil, err
 		}
 		return &res.Divergences[0], nil
-	}
-	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing with the source"), src, got)
-	if err != nil {
-		return nil, err
 	}
 	f, err := floor(1, roundBF16) // enough for a floor, of which 100 are allowed
 	if err != nil {
