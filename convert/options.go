@@ -13,6 +13,7 @@ import (
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -37,6 +38,9 @@ type Options struct {
 	// Alloc says how signs are spread over heads. "" spreads those of
 	// frames by measured sensitivity and those of other codes evenly.
 	Alloc bits.Alloc
+	// Joint, if set, codes the keys and values of a layer together instead of the keys of each
+	// head. Code must be frame; Bits and Alloc have no say.
+	Joint *plan.Joint
 	// Balance folds the K/Q pair scaling, which makes keys easier to code.
 	Balance bool
 	// Policy says which keys are coded, and how.
@@ -98,6 +102,13 @@ func DefaultOptions() Options {
 		Report: true,
 	}
 }
+
+// JointRecent is how many recent tokens stay as they are where keys and values are coded together,
+// unless told otherwise: nothing else takes as much of the loss (docs/codes.md).
+const JointRecent = 64
+
+// DefaultJoint returns how keys and values are coded together unless told otherwise.
+func DefaultJoint() plan.Joint { return plan.Joint{Bits: 3, Span: spec.DefaultGroupDim} }
 
 // An OptionError says which field of the options cannot be, and why. Convert, Audit, Apply and
 // the others return it, wrapped or not, before they do any work.
@@ -200,7 +211,7 @@ func newOnly(out string) error {
 
 // keys returns how keys are coded.
 func (o *Options) keys() plan.KeyOptions {
-	return plan.KeyOptions{Code: o.Code, Bits: o.Bits, Alloc: o.Alloc, Policy: o.Policy}
+	return plan.KeyOptions{Code: o.Code, Bits: o.Bits, Alloc: o.Alloc, Policy: o.Policy, Joint: o.Joint}
 }
 
 // planned returns what the plan needs to know.

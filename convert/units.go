@@ -41,6 +41,13 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 		Kinds: fitKinds(o.Code), Bits: o.Bits, Policy: o.Policy, Balance: ch.PairScale,
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress.Of("calibrating"), Only: only,
 	}
+	if o.Joint != nil {
+		g, err := bits.JointGroups(c.Config, o.Joint.Bits, o.Joint.Span)
+		if err != nil {
+			return nil, err
+		}
+		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs}
+	}
 	m := refmodel.New(c.Config, ch.View, o.Threads)
 	var w *fitcache.Cache
 	var err error
@@ -49,11 +56,15 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 			return nil, err
 		}
 	}
-	if opt.Signs, err = j.allocate(ctx, m, w, opt); err != nil {
-		return nil, err
+	signs := opt.Joint.AllSigns()
+	if opt.Joint == nil {
+		if opt.Signs, err = j.allocate(ctx, m, w, opt); err != nil {
+			return nil, err
+		}
+		signs = opt.Signs
 	}
 	if w != nil {
-		w.Inputs = append(w.Inputs, fitcache.Input{Name: "signs", Value: signsDigest(opt.Signs)})
+		w.Inputs = append(w.Inputs, fitcache.Input{Name: "signs", Value: signsDigest(signs)})
 		if o.Merge {
 			if err := complete(ctx, w, len(c.Config.Layers)); err != nil {
 				return nil, err
@@ -108,7 +119,10 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 		kinds = append(kinds, string(k))
 	}
 	in := func(name string, v any) fitcache.Input { return fitcache.Input{Name: name, Value: fmt.Sprint(v)} }
-	return &fitcache.Cache{
+	if opt.Joint != nil {
+		kinds = append(kinds, fmt.Sprintf("joint %v", opt.Joint.Parts))
+	}
+	w := &fitcache.Cache{
 		Dir: o.Work,
 		Inputs: []fitcache.Input{
 			in("program", program(o.Tool)), in("source", source), in("calibration", o.Calibration.SHA256()),
@@ -118,11 +132,15 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
 			in("balance", opt.Balance), in("seed", opt.Seed), in("edits", edits),
 		},
-		KVHeads: shape.KVHeads, HeadDim: shape.HeadDim, Balance: opt.Balance, Kinds: opt.Kinds,
+		KVHeads: shape.KVHeads, HeadDim: shape.HeadDim, ValueDim: shape.ValueDim, Balance: opt.Balance, Kinds: opt.Kinds,
 		// The digest was taken now: what is fitted to a source that changed since
 		// must not be kept under it.
 		Check: c.Unchanged, Notice: o.Notice,
-	}, nil
+	}
+	if opt.Joint != nil {
+		w.Groups = opt.Joint.Parts
+	}
+	return w, nil
 }
 
 // program names the program that fits: fits may change with any version.

@@ -226,7 +226,8 @@ type FunctionJSON struct {
 	FloorSameTop      float64 `json:"floor_same_top"`
 }
 
-// BytesJSON says what keys cost, all layers together.
+// BytesJSON says what keys cost, all layers together. With groups, k_f16, k_code and
+// effective_bits are those of all that the groups code, values too.
 type BytesJSON struct {
 	KF16  int `json:"k_f16"`  // bytes per token with F16 keys
 	KCode int `json:"k_code"` // bytes per coded token, scales and exceptions included
@@ -234,6 +235,10 @@ type BytesJSON struct {
 	EffectiveBits map[string]float64 `json:"effective_bits"`
 	// Sidecar is the size of the sidecar's matrices, once per model.
 	Sidecar int64 `json:"sidecar"`
+	// KVF16 and KVCode are bytes of keys and values together, per token: in F16, and as the
+	// codes and what they leave in F16 take them. Files of earlier programs have neither.
+	KVF16  int `json:"kv_f16,omitempty"`
+	KVCode int `json:"kv_code,omitempty"`
 }
 
 // AuditJSON is what `phaseconv audit --json` prints.

@@ -21,6 +21,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Options of Artifact.
@@ -77,21 +78,10 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if o.Recent >= 0 {
 		policy.Recent = o.Recent
 	}
-	if a.Sidecar.Version() == spec.VersionGroups {
-		return nil, fmt.Errorf("%s has groups of keys and values; this program checks them and cannot measure them yet", a.Dir)
-	}
-	codes, kind, err := codesInUse(a.Sidecar, o)
+	s, err := newSubject(a, o, policy)
 	if err != nil {
 		return nil, err
 	}
-	if kind != a.Sidecar.Kind {
-		policy.Anchor, policy.Exceptions = 0, 0
-	}
-	cache, err := kvcache.NewCodes(cfg, codes, policy)
-	if err != nil {
-		return nil, err
-	}
-	cache.Kernels = o.Kernels
 	w, err := ppl.Tokenize(ctx, a.Model, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
@@ -103,17 +93,18 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if err != nil {
 		return nil, err
 	}
-	meter := &audit.Meter{Config: cfg, Policy: policy, Threads: o.Threads}
-	if meter.Codes, err = auditCodes(codes, o); err != nil {
-		return nil, err
+	keys := &engine.Keys{Cache: s.cache, Policy: s.policy, Sidecar: filepath.Join(a.Dir, a.Entry.Sidecar)}
+	if s.kind != a.Sidecar.Kind {
+		keys.Sidecar, keys.Kind, keys.Seed = "", string(s.kind), o.Seed
 	}
-	keys := &engine.Keys{Codes: cache, Sidecar: filepath.Join(a.Dir, a.Entry.Sidecar)}
-	if kind != a.Sidecar.Kind {
-		keys.Sidecar, keys.Kind, keys.Seed = "", string(kind), o.Seed
+	opt := engine.Options{Run: o.Progress.Of("measuring float and " + s.what),
+		Compare: o.Progress.Of("comparing float and " + s.what)}
+	if s.meter != nil {
+		s.meter.Threads = o.Threads
+		opt.Hooks = s.meter.Hooks(ctx)
 	}
 	float := &engine.Reference{Engine: e}
-	res, err := e.Compare(ctx, w, float, []engine.Lane{{Keys: keys}}, engine.Options{Hooks: meter.Hooks(ctx),
-		Run: o.Progress.Of("measuring float and 1-bit keys"), Compare: o.Progress.Of("comparing float and 1-bit keys")})
+	res, err := e.Compare(ctx, w, float, []engine.Lane{{Keys: keys}}, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -123,18 +114,20 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	text := o.Text.Info(w)
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
-		PPL:      ppl.PPLJSON(res, w, policy, string(kind)), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Bytes: kvcache.Bytes(cfg, codes, policy), Text: &text,
+		PPL:      ppl.PPLJSON(res, w, s.policy, string(s.kind)), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		Bytes: s.bytes, Text: &text, Layers: []spec.Layer{},
 	}
 	out.PPL.Kernels = o.Kernels
 	if id := o.Engines.Identity(); id.Engine != engine.Own {
 		out.Engine = &id
 	}
-	head := o.Head
-	if head == nil {
-		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
+	if s.meter != nil {
+		head := o.Head
+		if head == nil {
+			head = fromManifest(a.Manifest, s.kind, s.codes, s.policy.Anchor)
+		}
+		out.Layers = audit.Layers(cfg, s.meter.Rows, head)
 	}
-	out.Layers = audit.Layers(cfg, meter.Rows, head)
 	if o.Source != nil {
 		if out.Function, err = function(ctx, a, o, w, float, checks); err != nil {
 			return nil, err
@@ -148,6 +141,63 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	}
 	out.OK = checks.OK() && finite(out)
 	return out, nil
+}
+
+// A subject is the cache that is measured beside the float model.
+type subject struct {
+	what   string // for progress: what is coded
+	policy kvcache.Policy
+	kind   codec.Kind
+	cache  refmodel.Cache
+	bytes  *spec.BytesJSON
+	// codes and meter are of codes per head; joint codes have no beta table.
+	codes [][]*codec.Code
+	meter *audit.Meter
+}
+
+// newSubject makes the cache of an artifact's codes, or of the one that was asked for.
+func newSubject(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject, error) {
+	cfg := a.Model.Config
+	if a.Sidecar.Version() == spec.VersionGroups {
+		return newGroups(a, o, policy)
+	}
+	s := &subject{what: "1-bit keys", policy: policy}
+	var err error
+	if s.codes, s.kind, err = codesInUse(a.Sidecar, o); err != nil {
+		return nil, err
+	}
+	if s.kind != a.Sidecar.Kind {
+		s.policy.Anchor, s.policy.Exceptions = 0, 0
+	}
+	cache, err := kvcache.NewCodes(cfg, s.codes, s.policy)
+	if err != nil {
+		return nil, err
+	}
+	cache.Kernels = o.Kernels
+	s.cache, s.bytes = cache, kvcache.Bytes(cfg, s.codes, s.policy)
+	s.meter = &audit.Meter{Config: cfg, Policy: s.policy}
+	s.meter.Codes, err = auditCodes(s.codes, o)
+	return s, err
+}
+
+// newGroups is newSubject for an artifact with joint codes.
+func newGroups(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject, error) {
+	if o.Code != "" {
+		return nil, option.Bad("Code", o.Code, "the artifact has joint codes of keys and values, which nothing here replaces")
+	}
+	if o.Kernels {
+		return nil, option.Bad("Kernels", nil, "joint codes are measured with decoded keys and values")
+	}
+	var groups [][]*codec.Group
+	for _, y := range a.Sidecar.Layers {
+		groups = append(groups, y.Groups)
+	}
+	cache, err := kvcache.NewGroups(a.Model.Config, groups, policy)
+	if err != nil {
+		return nil, err
+	}
+	return &subject{what: "coded keys and values", policy: policy, kind: a.Sidecar.Kind, cache: cache,
+		bytes: kvcache.GroupBytes(a.Model.Config, groups, policy)}, nil
 }
 
 // finite: a measurement that is not a number is never good.

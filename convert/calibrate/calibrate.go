@@ -60,6 +60,14 @@ type Joint struct {
 	Metric func(layer int, p codec.Part) []float64
 }
 
+// AllSigns returns Signs, nil for nil.
+func (j *Joint) AllSigns() [][]int {
+	if j == nil {
+		return nil
+	}
+	return j.Signs
+}
+
 // Allocation returns what bits.Allocate needs of these options.
 func (o *Options) Allocation() bits.Options {
 	return bits.Options{Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,

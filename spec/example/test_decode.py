@@ -268,10 +268,13 @@ def refuses(test, meta, tensors, bad):
                     ref.Sidecar(path)
 
 
-def check_group(test, v):
+def check_group(test, v, tensors=None):
     """A group from the vectors of a sequence to scores and sums."""
-    mean, dec = matrix(v["mean"])[0], matrix(v["decode"])
-    enc = matrix(v["encode"], dec) if "encode" in v else None
+    mean, dec = matrix(v["mean"], tensors=tensors)[0], matrix(v["decode"], tensors=tensors)
+    enc = matrix(v["encode"], dec, tensors) if "encode" in v else None
+    for key in ("gain", "part_gain"):
+        if tensors is not None and (stored := tensors.get(v["decode"]["tensor"].replace("decode", key))):
+            np.testing.assert_array_equal(np.frombuffer(stored[2], "<f4"), f32(v[key]))
     x, words, alpha, d, b = matrix(v["vectors"]), u32(v["words"]), f16(v["alpha"]), v["head_dim"], v["signs"]
     sizes = [d if p[0] == "k" else v["value_dim"] for p in v["parts"]]
     starts = np.cumsum([0] + sizes).tolist()
@@ -387,14 +390,15 @@ def check_head(test, v, tensors=None):
     test.assertEqual(at, len(keys))
 
 
+VALUES = ["attn_v.weight", "attn_v.bias"]
 SIX = ["attn_q.weight", "attn_q.bias", "attn_q_norm.weight", "attn_k.weight", "attn_k.bias", "attn_k_norm.weight"]
 
 
-def weights_digest(tensors, layers):
+def weights_digest(tensors, layers, names):
     """sidecar.md, section 6, for either container."""
     h = hashlib.sha256()
     for l in range(layers):
-        for part in SIX:
+        for part in names:
             name = f"blk.{l}.{part}"
             module, kind = part.removeprefix("attn_").split(".")
             hf = f"model.layers.{l}.self_attn.{module if module.endswith('norm') else module + '_proj'}.{kind}"
@@ -413,20 +417,24 @@ def source_digest(folder, files):
 class Artifact(unittest.TestCase):
     def setUp(self):
         self.paths = {"gguf": ("model.gguf", "model.phase.gguf"), "safetensors": ("model.safetensors", "phaseconv.sidecar")}
-        self.paths = {k: [os.path.join(ENV["ARTIFACT"], x) for x in v] for k, v in self.paths.items()}
+        self.folders = [{k: [os.path.join(folder, x) for x in v] for k, v in self.paths.items()}
+                        for folder in (ENV["ARTIFACT"], os.environ.get("PHASECONV_GROUPS")) if folder]
+        self.paths = self.folders[0]
 
     def test_vectors(self):
-        for container, (_, sidecar) in self.paths.items():
-            with open(os.path.join(ENV["VECTORS"], container + ".json")) as f:
-                vectors = json.load(f)
-            self.assertEqual(len(vectors), 2)
-            for v in vectors:
-                check_head(self, v, ref.read_model(sidecar)[1])
+        for i, paths in enumerate(self.folders):
+            for container, (_, sidecar) in paths.items():
+                with open(os.path.join(ENV["VECTORS"], ["", "groups."][i] + container + ".json")) as f:
+                    vectors = json.load(f)
+                self.assertEqual(len(vectors), 2)
+                for v in vectors:
+                    [check_head, check_group][i](self, v, ref.read_model(sidecar)[1])
 
     def test_digests(self):
-        for model, sidecar in self.paths.values():
+        for model, sidecar in [pair for paths in self.folders for pair in paths.values()]:
             s = ref.Sidecar(sidecar)
-            self.assertEqual(weights_digest(ref.read_model(model)[1], s.keys["layers"]), s.keys["weights.sha256"])
+            layers, names = (s.keys["layers"], SIX) if str(s.keys["version"]) == "1" else (len(s.layers), SIX + VALUES)
+            self.assertEqual(weights_digest(ref.read_model(model)[1], layers, names), s.keys["weights.sha256"])
             self.assertEqual(source_digest(ENV["SOURCE"], ["config.json", "model.safetensors"]), s.keys["source.sha256"])
 
     def test_layouts(self):
@@ -440,6 +448,30 @@ class Artifact(unittest.TestCase):
                 if m is not None:
                     np.testing.assert_array_equal(m if len(m) == 1 else m[..., place], n)
         self.assertFalse(np.array_equal(x[1], y[1]))
+        self.compare_keys(a, b)
+
+    def test_group_layouts(self):
+        """The same of groups, of which keys alone are turned by RoPE."""
+        for paths in self.folders[1:]:
+            a, b = [ref.Sidecar(paths[k][1]) for k in ("gguf", "safetensors")]
+            moved = 0
+            for y, z in zip(a.layers, b.layers):
+                for g, w in zip(y["groups"], z["groups"]):
+                    place = np.arange(len(g[2]))
+                    for p, start in zip(g[0], g[1]):
+                        if p[0] == "k":
+                            d = y["head_dim"]
+                            place[start:start + d] = start + 2 * (np.arange(d) % (d // 2)) + np.arange(d) // (d // 2)
+                    for m, n in zip(g[2:5], w[2:5]):
+                        if m is not None:
+                            np.testing.assert_array_equal(m[..., place], n)
+                            moved += not np.array_equal(m, n)
+                    self.assertEqual(g[0], w[0])
+                    np.testing.assert_array_equal(g[6], w[6])
+            self.assertEqual(moved > 0, any(p[0] == "k" for y in a.layers for g in y["groups"] for p in g[0]))
+            self.compare_keys(a, b)
+
+    def compare_keys(self, a, b):
         same = set(a.keys) - {"pair_layout", "weights.sha256", "version"}
         self.assertEqual({k: a.keys[k] for k in same}, {k: b.keys[k] for k in same})
 

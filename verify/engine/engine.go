@@ -49,10 +49,11 @@ type Lane struct {
 	Again *Reference
 }
 
-// Keys are codes that keys are replaced by. The own pass uses Codes. llama.cpp's worker reads the
-// codes by itself, from the file Sidecar, or makes those of Kind, which needs no fit.
+// Keys are codes that keys are replaced by. The own pass uses Cache. llama.cpp's worker reads the codes
+// by itself, from the file Sidecar, or makes those of Kind, which needs no fit, and has Policy.
 type Keys struct {
-	Codes   *kvcache.Codes
+	Cache   refmodel.Cache
+	Policy  kvcache.Policy
 	Sidecar string
 	Kind    string
 	Seed    uint64

@@ -84,10 +84,10 @@ func (o *OwnPass) cache(l Lane, n int) (refmodel.Cache, error) {
 		return kvcache.NewEditedKeys(o.Model.Config, edits, inner, n)
 	}
 	switch {
-	case l.Keys != nil && l.Keys.Codes == nil:
+	case l.Keys != nil && l.Keys.Cache == nil:
 		return nil, fmt.Errorf("the own pass replaces keys by codes that it is given, and got none")
 	case l.Keys != nil:
-		return l.Keys.Codes, nil
+		return l.Keys.Cache, nil
 	case l.Types == nil:
 		return nil, nil
 	}

@@ -84,7 +84,7 @@ func (c *checkedWriter) Write(p []byte) (int, error) {
 // flagNames are the flags of option fields that are not called like them.
 var flagNames = map[string]string{
 	"Calibration": "calib", "CalibrationTokens": "calib-tokens", "Evaluation": "eval", "Exceptions": "outliers",
-	"Formats": "format", "OutType": "outtype", "MaxKLD": "max-kld", "Cache": "cache-type-k",
+	"Formats": "format", "OutType": "outtype", "MaxKLD": "max-kld", "Cache": "cache-type-k", "BitsKV": "bits-kv",
 }
 
 // describe puts the flag's name into an error about an option: TargetCtx is --target-ctx.

@@ -176,7 +176,11 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "\n%s, %d windows of %d tokens, %d tokens scored, code %s, anchor %d, sink %d, recent %d, %s\n",
 			v.Text.Name, p.Chunks, p.Ctx, p.Tokens, p.Code, p.Anchor, p.Sink, p.Recent, by)
 		fmt.Fprintf(w, "  Mean PPL(base)        : %10.4f ± %8.4f   float keys\n", p.Float, p.FloatErr)
-		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   1-bit keys\n", p.OneBit, p.OneBitErr)
+		what := "1-bit keys"
+		if v.Bytes != nil && v.Bytes.KCode == v.Bytes.KVCode {
+			what = "coded keys and values"
+		}
+		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   %s\n", p.OneBit, p.OneBitErr, what)
 		fmt.Fprintf(w, "  Mean PPL(Q)/PPL(base) : %10.4f ± %8.4f\n", p.Ratio, p.RatioErr)
 		fmt.Fprintf(w, "  Mean    KLD           : %10.6f ± %8.6f\n", k.Mean, k.MeanErr)
 		fmt.Fprintf(w, "  Maximum KLD           : %10.6f\n", k.Max)
@@ -203,8 +207,14 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Mean    KLD              %10.2e          %10.2e\n", f.KLDMean, f.FloorKLDMean)
 	}
 	if b := v.Bytes; b != nil {
-		fmt.Fprintf(w, "\nkeys per token: %d bytes as F16, %d bytes coded (%.2fx); sidecar %d bytes once\n", b.KF16, b.KCode,
-			float64(b.KF16)/float64(b.KCode), b.Sidecar)
+		whole := b.KCode == b.KVCode // keys and values are coded
+		if whole {
+			fmt.Fprintf(w, "\nkeys and values per token: %d bytes as F16, %d bytes coded (%.2fx); sidecar %d bytes once\n", b.KVF16,
+				b.KVCode, float64(b.KVF16)/float64(b.KVCode), b.Sidecar)
+		} else {
+			fmt.Fprintf(w, "\nkeys per token: %d bytes as F16, %d bytes coded (%.2fx); sidecar %d bytes once\n", b.KF16, b.KCode,
+				float64(b.KF16)/float64(b.KCode), b.Sidecar)
+		}
 		var ns []int
 		for k := range b.EffectiveBits {
 			n, _ := strconv.Atoi(k)
@@ -215,7 +225,7 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		for _, n := range ns {
 			fmt.Fprintf(w, " %.3f at %d,", b.EffectiveBits[strconv.Itoa(n)], n)
 		}
-		fmt.Fprintln(w, " sink and recent keys included")
+		fmt.Fprintln(w, map[bool]string{false: " sink and recent keys included", true: " sink and recent tokens included"}[whole])
 	}
 	if !v.OK {
 		fmt.Fprintln(w, "\nNOT VERIFIED")

@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -64,6 +66,7 @@ type groupBlock struct {
 // A groupCase is the input of a groupVector.
 type groupCase struct {
 	name         string
+	tokens       int // of the sequence
 	parts        []string
 	dk, dv, b    int
 	anchor       int
@@ -74,7 +77,9 @@ type groupCase struct {
 	partGain     []float32
 }
 
-const groupTokens = 41 // with 2 first and 3 recent ones kept, 36 are coded: a block of 32 and a part of one
+// groupTokens is the length of golden sequences: with 2 first and 3 recent ones kept, 36 are
+// coded, a block of 32 and a part of one.
+const groupTokens = 41
 
 // groupCases has groups of keys, of values and of both, three lengths of heads and one of
 // another length of values, spans of heads, sign counts that do and do not fill words, with
@@ -139,17 +144,26 @@ func (c groupCase) group(seed uint64, v *groupVector) (*codec.Group, error) {
 }
 
 func (c groupCase) vector(i int) (*groupVector, error) {
-	v := &groupVector{Version: spec.VersionGroups, Name: c.name, HeadDim: c.dk, ValueDim: c.dv, Parts: c.parts, Signs: c.b,
-		Anchor: c.anchor, Sink: c.sink, Recent: c.recent, PairLayout: c.pairs.String(), RopeTheta: theta}
-	seed := uint64(20000 + 100*i)
+	c.tokens = groupTokens
+	v, seed := &groupVector{}, uint64(20000+100*i)
 	g, err := c.group(seed, v)
+	if err == nil {
+		err = c.compute(v, g, seed)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("case %s: %w", c.name, err)
 	}
+	return v, nil
+}
+
+// compute fills in everything that follows from the code of v, which is g.
+func (c groupCase) compute(v *groupVector, g *codec.Group, seed uint64) error {
+	v.Version, v.Name, v.HeadDim, v.ValueDim, v.Parts, v.Signs = spec.VersionGroups, c.name, c.dk, c.dv, c.parts, c.b
+	v.Anchor, v.Sink, v.Recent, v.PairLayout, v.RopeTheta = c.anchor, c.sink, c.recent, c.pairs.String(), theta
 	d := g.D()
-	v.Vectors = generate(formula{Rule: "uniform", Seed: seed + 3, Exponent: 2, ColumnMod: 5}, groupTokens, d, nil)
-	table := rope.NewTable(rope.Params{Theta: theta, Dim: c.dk}, groupTokens)
-	from, to := c.sink, groupTokens-c.recent
+	v.Vectors = generate(formula{Rule: "uniform", Seed: seed + 3, Exponent: 2, ColumnMod: 5}, c.tokens, d, nil)
+	table := rope.NewTable(rope.Params{Theta: theta, Dim: c.dk}, c.tokens)
+	from, to := c.sink, c.tokens-c.recent
 	rows := append([]float32(nil), v.Vectors.data[from*d:to*d]...)
 	for n := range to - from {
 		start := c.start(from + n)
@@ -164,14 +178,14 @@ func (c groupCase) vector(i int) (*groupVector, error) {
 	}
 	words, alpha := make([]uint32, (to-from)*g.Words()), make([]float32, to-from)
 	if err := g.EncodeRows(context.Background(), rows, words, alpha); err != nil {
-		return nil, err
+		return err
 	}
 	v.store(g, words, alpha)
 	hat := make([]float32, d)
 	g.DecodeRows(hat, words[len(words)-g.Words():], alpha[len(alpha)-1:])
 	v.Decoded = floats(hat)
 	c.attend(v, g, seed, words, alpha, table)
-	return v, nil
+	return nil
 }
 
 // start is the position that keys at a position are turned back by.
@@ -226,9 +240,9 @@ func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []u
 		v.Queries = generate(formula{Rule: "uniform", Seed: seed + 4, Exponent: 1, ColumnMod: 3}, keys, c.dk, nil)
 	}
 	if values > 0 {
-		v.Weights = generate(formula{Rule: "unsigned", Seed: seed + 5}, values, groupTokens, nil)
+		v.Weights = generate(formula{Rule: "unsigned", Seed: seed + 5}, values, c.tokens, nil)
 	}
-	w, to := g.Words(), groupTokens-c.recent
+	w, to := g.Words(), c.tokens-c.recent
 	for i, p := range g.Parts {
 		lo, _ := g.Range(i)
 		part := exactPart{g.PartMean(i), g.PartDecode(i)}
@@ -242,7 +256,7 @@ func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []u
 		}
 		coded := func(n int) ([]uint32, float32) { return words[(n-c.sink)*w : (n-c.sink+1)*w], alpha[n-c.sink] }
 		if p.Value {
-			weights := v.Weights.data[len(v.Sums)*groupTokens:][:groupTokens]
+			weights := v.Weights.data[len(v.Sums)*c.tokens:][:c.tokens]
 			sums := make([]float64, c.dv)
 			for n, a := range weights {
 				if n < c.sink || n >= to {
@@ -262,7 +276,7 @@ func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []u
 			continue
 		}
 		query := v.Queries.data[len(v.Scores)*c.dk:][:c.dk]
-		scores := make([]float32, groupTokens)
+		scores := make([]float32, c.tokens)
 		for n := range scores {
 			if n < c.sink || n >= to {
 				var sum float64
@@ -309,4 +323,49 @@ func (p exactPart) score(q []float32, words []uint32, alpha float64) float32 {
 		sum += float64(q[j]) * x
 	}
 	return float32(sum)
+}
+
+// groupSidecarVectors makes vectors for some groups of a sidecar of version 2: the first of
+// the first layer that has one, and the last of the last. The sequence reaches into the
+// second block, unless blocks are very long, and keeps fewer recent tokens than its policy.
+func groupSidecarVectors(s *sidecar.Sidecar) ([]*groupVector, error) {
+	first, last := -1, 0
+	for l, y := range s.Layers {
+		if len(y.Groups) > 0 {
+			if last = l; first < 0 {
+				first = l
+			}
+		}
+	}
+	var out []*groupVector
+	for k, at := range [][2]int{{first, 0}, {last, len(s.Layers[last].Groups) - 1}} {
+		l, i := at[0], at[1]
+		g := s.Layers[l].Groups[i]
+		c := groupCase{name: fmt.Sprintf("layer %d, group %d", l, i), dk: g.KeyDim, dv: g.ValueDim, b: g.B(),
+			anchor: s.Anchor, sink: min(s.Sink, 2), recent: min(s.Recent, 3), pairs: s.Pairs}
+		if c.tokens = groupTokens; s.Anchor <= 1024 {
+			c.tokens += s.Anchor
+		}
+		for _, p := range g.Parts {
+			c.parts = append(c.parts, p.String())
+		}
+		tensor := func(part string, rows int, data []float32) *array {
+			return finish(&array{Shape: []int{rows, g.D()}, Tensor: sidecar.GroupTensorName(l, i, part), data: data})
+		}
+		v := &groupVector{Kind: string(s.Kind), Mean: tensor("mean", 1, g.Code.Mean), Decode: tensor("decode", g.B(), g.Code.Decode)}
+		if g.Code.Encode != nil {
+			v.Encode = tensor("encode", g.B(), g.Code.Encode)
+		}
+		if g.Code.Gain != 1 {
+			v.Gain = floats([]float32{g.Code.Gain})
+		}
+		if slices.ContainsFunc(g.Gains, func(x float32) bool { return x != 1 }) {
+			v.PartGain = floats(g.Gains)
+		}
+		if err := c.compute(v, g, uint64(9000+10*k)); err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
 }

@@ -86,10 +86,7 @@ func (m *Model) lane(l engine.Lane) (Lane, error) {
 	}
 	if k := l.Keys; k != nil {
 		x.Keys = &Keys{Sidecar: k.Sidecar, Kind: k.Kind, Seed: k.Seed}
-		if k.Codes == nil {
-			return x, nil
-		}
-		p := k.Codes.Policy
+		p := k.Policy
 		if p.Recent > 0 {
 			return x, fmt.Errorf("llama.cpp stores a key once, so the %d latest of each query cannot stay exact; take --recent 0", p.Recent)
 		}
