@@ -185,9 +185,6 @@ func newGroups(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject
 	if o.Code != "" {
 		return nil, option.Bad("Code", o.Code, "the artifact has joint codes of keys and values, which nothing here replaces")
 	}
-	if o.Kernels {
-		return nil, option.Bad("Kernels", nil, "joint codes are measured with decoded keys and values")
-	}
 	var groups [][]*codec.Group
 	for _, y := range a.Sidecar.Layers {
 		groups = append(groups, y.Groups)
@@ -196,6 +193,7 @@ func newGroups(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject
 	if err != nil {
 		return nil, err
 	}
+	cache.Kernels = o.Kernels
 	return &subject{what: "coded keys and values", policy: policy, kind: a.Sidecar.Kind, cache: cache,
 		bytes: kvcache.GroupBytes(a.Model.Config, groups, policy)}, nil
 }

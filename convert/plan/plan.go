@@ -137,11 +137,13 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 					return fmt.Errorf("%s: tensor %s holds all experts and cannot be changed in place; use --format gguf", c.Path,
 						name)
 				}
-				if !fused[name] {
-					fused[name] = true
-					r, _ := c.Shards().Find(name)
-					p.Tensors = append(p.Tensors, TensorPlan{Name: name, Sources: []string{name}, Shape: r.Tensor.Shape, From: t.Type,
-						To: t.Type, Action: Copy, Why: "untouched"})
+				for _, name := range c.StoredAll(s) {
+					if !fused[name] {
+						fused[name] = true
+						r, _ := c.Shards().Find(name)
+						p.Tensors = append(p.Tensors, TensorPlan{Name: name, Sources: []string{name}, Shape: r.Tensor.Shape,
+							From: r.Tensor.DType, To: r.Tensor.DType, Action: Copy, Why: "untouched"})
+					}
 				}
 				continue
 			}
@@ -244,11 +246,14 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 		if err != nil {
 			return err
 		}
+		if stored, err := gguf.ParseType(t.Type); err == nil && stored.Quantized() {
+			to = stored // MXFP4 of Hugging Face files: any other type is larger or worse
+		}
 		x.To = to.String()
 		x.Reorder = p.Pairs != cfg.Pairs && IsRotary(t.Name)
 		if by != nil {
 			x.Action, x.By, x.Why = Fold, by, "folded and re-encoded"
-		} else if t.Type == x.To && !x.Reorder && t.Add == 0 {
+		} else if t.Type == x.To && !x.Reorder && t.Add == 0 && !c.Relaid(t) {
 			x.Action, x.Why = Copy, "untouched"
 		}
 		p.Tensors = append(p.Tensors, x)
@@ -321,7 +326,7 @@ const (
 )
 
 // ggufFeatures are those of layers that GGUF files of some family hold.
-const ggufFeatures = family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
+const ggufFeatures = family.AttentionSinks | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
 	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // checkStock refuses models that stock GGUF readers would refuse, or would
@@ -334,6 +339,10 @@ func checkStock(c *checkpoint.Checkpoint) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Path, err)
+	}
+	if f.OutBiasKey != "" && exists(c, family.Name(0, "attn_output.bias")) {
+		return fmt.Errorf("%s: %s is true, but stock GGUF runtimes know no bias of the output projection in architecture %s", c.Path,
+			f.OutBiasKey, f.GGUFArch)
 	}
 	full, local := cfg.Ropes()
 	window, _ := cfg.Window()
@@ -368,8 +377,12 @@ func checkStock(c *checkpoint.Checkpoint) error {
 // checkStockRope refuses what stock GGUF readers count or compute in a way of their own.
 func checkStockRope(cfg *family.Config) error {
 	f := cfg.Family
-	full, _ := cfg.Ropes()
+	full, local := cfg.Ropes()
 	window, _ := cfg.Window()
+	if window > 0 && f.Window.SameBase && local.Theta != full.Theta {
+		return fmt.Errorf("rope_theta is %g in sliding-window layers and %g in others: stock GGUF runtimes have one base in "+
+			"architecture %s", local.Theta, full.Theta, f.GGUFArch)
+	}
 	if full.Scaling == rope.LongRoPE && !f.LongRope {
 		return fmt.Errorf("RoPE scaling %s cannot be written for architecture %s", full.Scaling, f.GGUFArch)
 	}

@@ -479,7 +479,9 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 		if !fam.Window.SameRope {
 			p.RopeLocal = rope.Params{Dim: r.Dim}
 		}
-		p.RopeLocal.Theta = base
+		if p.RopeLocal.Theta = base; fam.Window.SameBase {
+			p.RopeLocal.Theta = r.Theta
+		}
 	}
 	if beta := k.float("attention.temperature_scale", 0); beta != 0 && fam.TemperatureKey {
 		p.Temperature = family.Temperature{Beta: beta, Length: k.int("rope.scaling.original_context_length", c.Context)}
@@ -525,6 +527,20 @@ func (b *ggufBackend) vocab() (*tokenizer.Vocab, error) {
 }
 
 func (b *ggufBackend) close() error { return b.f.Close() }
+
+// GGUFVocab reads the vocabulary of a GGUF file, whatever model is in it.
+func GGUFVocab(path string) (*tokenizer.Vocab, error) {
+	f, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	v, err := tokenizer.FromGGUF(metadata{f})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return v, nil
+}
 
 // File returns the open GGUF file, nil for other containers.
 func (c *Checkpoint) File() *gguf.File {

@@ -25,6 +25,11 @@ type hfBackend struct {
 	// bare: the names lack family.BasePrefix, as the base class saves them.
 	bare bool
 	parts
+	// packed are experts' parts of tensors that hold all experts and cannot be read as they lie;
+	// packedOf names those of a canonical tensor.
+	packed   map[string]*packed
+	packedOf map[string][]string
+	turned   turned
 }
 
 func openHF(dir string) (*Checkpoint, error) {
@@ -36,7 +41,8 @@ func openHF(dir string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &hfBackend{dir: dir, set: set, cfg: cfg, parts: newParts()}
+	b := &hfBackend{dir: dir, set: set, cfg: cfg, parts: newParts(), packed: map[string]*packed{},
+		packedOf: map[string][]string{}}
 	c := &Checkpoint{Path: dir, Container: Safetensors, Config: cfg, b: b, parts: b.parts}
 	if err := c.fromHF(b); err != nil {
 		set.Close()
@@ -84,13 +90,18 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 		return fmt.Errorf("%s: %w", b.dir, err)
 	}
 	maps.Copy(stored, stacks)
+	packs, err := b.packedExperts()
+	if err != nil {
+		return err
+	}
+	maps.Copy(stored, packs)
 	all := slices.DeleteFunc(b.set.Names(), func(n string) bool { return stored[n] })
 	if err := c.collect(b.sources, b.lookup, all); err != nil {
 		return err
 	}
 	for _, name := range c.order { // so that of several always the same is reported
 		t := c.tensors[name]
-		if !safetensors.Readable(t.Type) {
+		if !safetensors.Readable(t.Type) && t.Type != mxfp4 {
 			r, _ := b.set.Find(c.Stored(t.Sources[0]))
 			return &safetensors.UnsupportedError{File: r.File.Path, Tensor: t.Sources[0], DType: t.Type}
 		}
@@ -161,6 +172,9 @@ func (b *hfBackend) sources(t family.Tensor) []string {
 	if n, ok := b.stacked[t.Name]; ok {
 		return []string{n}
 	}
+	if n, ok := b.packedOf[t.Name]; ok {
+		return n
+	}
 	names, _ := b.cfg.Family.HFNames(t.Name, b.cfg.Experts())
 	for i := range names {
 		names[i] = b.name(names[i])
@@ -169,6 +183,9 @@ func (b *hfBackend) sources(t family.Tensor) []string {
 }
 
 func (b *hfBackend) lookup(name string) ([]int, string, bool) {
+	if p, ok := b.packed[name]; ok {
+		return p.shape(), p.dtype(), true
+	}
 	if s, ok := b.slices[name]; ok {
 		r, _ := b.set.Find(s.stored)
 		return s.shape(r.Tensor.Shape), r.Tensor.DType, true
@@ -236,6 +253,9 @@ func without(list []string, x string) []string {
 }
 
 func (b *hfBackend) readRows(source string, row0, n int, dst []float32) error {
+	if p, ok := b.packed[source]; ok {
+		return p.read(row0, n, dst, &b.turned)
+	}
 	if s, ok := b.slices[source]; ok {
 		r, _ := b.set.Find(s.stored)
 		return s.read(r.Tensor.Shape, row0, n, dst, func(row0, n int, dst []float32) error {
@@ -247,6 +267,12 @@ func (b *hfBackend) readRows(source string, row0, n int, dst []float32) error {
 }
 
 func (b *hfBackend) raw(source string) (*io.SectionReader, error) {
+	if p, ok := b.packed[source]; ok {
+		if !p.mx() {
+			return nil, fmt.Errorf("%s: tensor %s can only be read by rows", b.dir, source)
+		}
+		return p.section(), nil
+	}
 	s, part := b.slices[source]
 	if part {
 		source = s.stored

@@ -104,9 +104,21 @@ func (s slice) read(stored []int, row0, n int, dst []float32, rows func(row0, n 
 	return nil
 }
 
+// StoredAll returns the names of the tensors in the files that hold a source tensor: Stored, or
+// those of blocks and scales.
+func (c *Checkpoint) StoredAll(source string) []string {
+	if b, ok := c.b.(*hfBackend); ok && b.packed[source] != nil {
+		return b.packed[source].stored()
+	}
+	return []string{c.Stored(source)}
+}
+
 // Stored returns the name of the tensor in the file that holds a source tensor: another only
 // for experts that are fused and projections that are stacked.
 func (c *Checkpoint) Stored(source string) string {
+	if b, ok := c.b.(*hfBackend); ok && b.packed[source] != nil {
+		return b.packed[source].stored()[0]
+	}
 	if s, ok := c.parts.slices[source]; ok {
 		return s.stored
 	}

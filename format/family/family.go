@@ -37,6 +37,8 @@ type Family struct {
 	QKNorm QKNorm
 	// QKNormKey, if set, is a key that switches QK-norm per head on; GGUF files have its gains then.
 	QKNormKey string
+	// Sinks: see Attention.
+	Sinks bool
 	// NormAfterRoPE, BareInputs, Parallel and LayerNorm: see Attention, Layer and Config.
 	NormAfterRoPE, BareInputs, Parallel, LayerNorm bool
 	Activation                                     Activation
@@ -75,7 +77,8 @@ type Family struct {
 	AttnBias, GGUFBias Biases
 	// Biases that Hugging Face files have depend on the key BiasKey if that is set, which is
 	// BiasDefault where it is absent; otherwise they are as AttnBias says. OutBiasKey is
-	// the key of the output projection, if that has one of its own.
+	// the key of the output projection, if that has one of its own; stock GGUF readers
+	// then know no such bias.
 	BiasKey, OutBiasKey string
 	BiasDefault         bool
 	Experts             *Experts
@@ -170,6 +173,9 @@ type Window struct {
 	// GGUFBase says otherwise.
 	SameRope bool
 	GGUFBase float64
+	// SameBase: stock GGUF readers turn layers with a window by the base of the others,
+	// whatever a key says.
+	SameBase bool
 }
 
 // Experts describes the mixtures of a family: see FFN for what the numbers mean.
@@ -192,6 +198,9 @@ type Experts struct {
 	// GGUFOwnSize: GGUF files give the size of experts once more, as expert_feed_forward_length.
 	GGUFOwnSize bool
 	Dense       DenseLayers
+	// Packed: Hugging Face files have tensors with gate and up of all experts by turns; see
+	// HFPacked.
+	Packed bool
 	// GGUFDense: stock runtimes know layers in front of the mixtures that are dense.
 	GGUFDense  bool
 	Shared     SharedExpert
@@ -288,6 +297,22 @@ func postNorms(attention, ffn string) []nameRule {
 	return []nameRule{
 		{"blk.%d.post_attention_norm.weight", layerPrefix + attention + ".weight", false},
 		{"blk.%d.post_ffw_norm.weight", layerPrefix + ffn + ".weight", false},
+	}
+}
+
+// packedFFN are the names of gpt-oss.
+func packedFFN() []nameRule {
+	m := layerPrefix + "mlp."
+	return []nameRule{
+		{"blk.%d.attn_sinks.weight", layerPrefix + "self_attn.sinks", false},
+		{"blk.%d.ffn_gate_inp.weight", m + "router.weight", false},
+		{"blk.%d.ffn_gate_inp.bias", m + "router.bias", false},
+		{"blk.%d.ffn_gate_exps.weight", m + "experts.gate_up_proj", false},
+		{"blk.%d.ffn_up_exps.weight", m + "experts.gate_up_proj", false},
+		{"blk.%d.ffn_down_exps.weight", m + "experts.down_proj", false},
+		{"blk.%d.ffn_gate_exps.bias", m + "experts.gate_up_proj_bias", false},
+		{"blk.%d.ffn_up_exps.bias", m + "experts.gate_up_proj_bias", false},
+		{"blk.%d.ffn_down_exps.bias", m + "experts.down_proj_bias", false},
 	}
 }
 
@@ -418,6 +443,17 @@ var table = []*Family{
 			choiceBias("mlp.gate.e_score_correction_bias"), sharedFFN("mlp.shared_experts")),
 	},
 	{
+		Name: "gpt_oss", GGUFArch: "gpt-oss", Classes: []string{"GptOssForCausalLM"},
+		Activation: ClampedSwiGLU, Sinks: true, AttnBias: allBiases, BiasKey: "attention_bias", BiasDefault: true, UntiedHead: true,
+		Experts: &Experts{Router: TopKSoftmax, RouterBias: true, Biases: true, Packed: true, GGUFOwnSize: true},
+		Window:  Window{LayerTypes: true, Period: 2, InGGUF: true, SameRope: true},
+		Defaults: Defaults{RopeTheta: 150000, HeadDim: 64, NormEps: 1e-5, KVHeads: 8, SlidingWindow: 128,
+			RopeJSON: `{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false, ` +
+				`"original_max_position_embeddings": 4096}`},
+		ggufNames: lateFFNNorm,
+		names:     rules(attention(allBiases, NoQKNorm), preNorm(), packedFFN()),
+	},
+	{
 		Name: "ernie4_5_moe", GGUFArch: "ernie4_5-moe", Classes: []string{"Ernie4_5_MoeForCausalLM"},
 		HFPairs: rope.Interleaved, GGUFPairs: rope.Interleaved,
 		Experts: &Experts{ChoiceBias: true, AlwaysRenorm: true, GGUFRenorm: true, OwnSize: true, Dense: DenseRange,
@@ -478,7 +514,7 @@ var table = []*Family{
 	{
 		Name: "olmo3", GGUFArch: "olmo2", GGUFKey: "attention.sliding_window", Classes: []string{"Olmo3ForCausalLM"},
 		QKNorm: NormLayers, PostNorms: true, BareInputs: true, UntiedHead: true, SquareAttention: true,
-		Window:   Window{LayerTypes: true, Period: 4, InGGUF: true},
+		Window:   Window{LayerTypes: true, Period: 4, InGGUF: true, SameBase: true},
 		Defaults: Defaults{RopeTheta: 5e5, LocalRopeTheta: 5e5, NormEps: 1e-5, SlidingWindow: 4096},
 		names: rules(attention(noBiases, NormLayers), denseFFN(),
 			postNorms("post_attention_layernorm", "post_feedforward_layernorm")),
@@ -506,7 +542,7 @@ var table = []*Family{
 	},
 	{
 		Name: "exaone4", GGUFArch: "exaone4", Classes: []string{"Exaone4ForCausalLM"}, RopeFreqs: true,
-		QKNorm: NormHead, PostNorms: true, BareInputs: true, NoRope: NoRope{Full: true},
+		QKNorm: NormHead, PostNorms: true, BareInputs: true, NoRope: NoRope{Full: true}, SquareAttention: true,
 		Window:   Window{LayerTypes: true, Period: 4, InGGUF: true, Layers: 64, Null: true, SameRope: true},
 		Defaults: Defaults{NormEps: 1e-5, KVHeads: 32, SlidingWindow: 4096},
 		names: rules(attention(noBiases, NormHead), denseFFN(),
@@ -670,7 +706,7 @@ var qkvStacks = []Stack{
 // for other tensors, and for families without experts.
 func (f *Family) HFFused(canonical string) (name string, part, parts int, ok bool) {
 	pattern, layer := splitLayer(canonical)
-	if f.Experts == nil {
+	if f.Experts == nil || f.Experts.Packed {
 		return "", 0, 0, false
 	}
 	mlp := fmt.Sprintf(layerPrefix+"mlp.", layer)
@@ -687,6 +723,31 @@ func (f *Family) HFFused(canonical string) (name string, part, parts int, ok boo
 		return mlp + "experts.down_proj", 0, 1, true
 	}
 	return "", 0, 0, false
+}
+
+// HFPacked says which tensor of a Hugging Face file holds an expert tensor of a family that packs
+// them: of the rows of each expert those with number part, part+parts and so on.
+func (f *Family) HFPacked(canonical string) (name string, part, parts int, ok bool) {
+	pattern, layer := splitLayer(canonical)
+	if f.Experts == nil || !f.Experts.Packed {
+		return "", 0, 0, false
+	}
+	head, bias := strings.CutSuffix(pattern, ".bias")
+	experts := fmt.Sprintf(layerPrefix+"mlp.experts.", layer)
+	switch strings.TrimSuffix(head, ".weight") {
+	case "blk.%d.ffn_gate_exps":
+		name, part, parts = experts+"gate_up_proj", 0, 2
+	case "blk.%d.ffn_up_exps":
+		name, part, parts = experts+"gate_up_proj", 1, 2
+	case "blk.%d.ffn_down_exps":
+		name, part, parts = experts+"down_proj", 0, 1
+	default:
+		return "", 0, 0, false
+	}
+	if bias {
+		name += "_bias"
+	}
+	return name, part, parts, true
 }
 
 // Unread says whether the reference leaves a Hugging Face tensor unread: whether it belongs to

@@ -477,7 +477,7 @@ func (c *Config) Resolve(p Params) error {
 			Attention: Attention{
 				HeadShape: HeadShape{Heads: p.Heads, KVHeads: p.KVHeads, HeadDim: p.HeadDim, ValueDim: p.HeadDim},
 				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: cmp.Or(f.QKNorm, p.QKNorm), Biases: p.AttnBias,
-				NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature,
+				Sinks: f.Sinks, NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature,
 			},
 			FFN: p.FFN, PostNorms: f.PostNorms, BareInputs: f.BareInputs, Parallel: f.Parallel,
 			ResidualScale: cmp.Or(p.ResidualScale, 1),

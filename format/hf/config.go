@@ -350,6 +350,15 @@ func isSet(raw json.RawMessage) bool {
 	return len(raw) > 0 && !bytes.Equal(raw, []byte("null"))
 }
 
+// mxfp4 says whether the weights are quantised in the way that is read: experts of families that
+// pack them, as blocks and scales.
+func (h *config) mxfp4(f *family.Family) bool {
+	var q struct {
+		Method string `json:"quant_method"`
+	}
+	return f.Experts != nil && f.Experts.Packed && jsonx.Unmarshal(h.Quantization, &q) == nil && q.Method == "mxfp4"
+}
+
 // refuse names each key whose meaning the forward graph does not implement, and
 // each that must not be guessed.
 func (h *config) refuse(f *family.Family) error {
@@ -358,7 +367,7 @@ func (h *config) refuse(f *family.Family) error {
 		act = h.HiddenActivation
 	}
 	want := map[family.Activation][]string{family.SiLU: {"silu", "swish"},
-		family.GELUTanh: {"gelu_pytorch_tanh"}}[f.Activation]
+		family.GELUTanh: {"gelu_pytorch_tanh"}, family.ClampedSwiGLU: {"silu"}}[f.Activation]
 	if act != "" && act != want[0] && act != want[len(want)-1] {
 		return format.Unsupportedf("hidden activation %q is not supported for %s (expected %s)", act, f.Name, want[0])
 	}
@@ -375,7 +384,9 @@ func (h *config) refuse(f *family.Family) error {
 		key string
 		on  bool
 	}{
-		{"quantization_config (already quantised weights)", isSet(h.Quantization)},
+		{"quantization_config (already quantised weights)", isSet(h.Quantization) && !h.mxfp4(f)},
+		{"swiglu_alpha", or(h.SwiGLUAlpha, family.ClampAlpha) != family.ClampAlpha},
+		{"swiglu_limit", or(h.SwiGLULimit, family.ClampLimit) != family.ClampLimit},
 		{"partial_rotary_factor", h.PartialRotary != nil && *h.PartialRotary != 1 && !f.PartialRotary},
 		{"embedding_multiplier", or(h.EmbeddingMultiplier, 1) != 1 && !f.Multipliers},
 		{"residual_multiplier", or(h.ResidualMultiplier, 1) != 1 && !f.Multipliers},

@@ -182,7 +182,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 			if err := step(fmt.Sprintf("decode step with %d tokens, %d query heads", n, o.Layer.KVHeads*group)); err != nil {
 				return nil, err
 			}
-			run, err := newStepRun(o.Layer, n, group)
+			run, err := newStepRun(ctx, o.Layer, n, group)
 			if err != nil {
 				return nil, err
 			}

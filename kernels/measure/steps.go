@@ -105,7 +105,7 @@ func (r *stepRun) blocks(from, to int, f func(kv, head, from, to int)) {
 	}
 }
 
-func newStepRun(l LayerShape, n, group int) (*stepRun, error) {
+func newStepRun(ctx context.Context, l LayerShape, n, group int) (*stepRun, error) {
 	f16 := 4 * l.KVHeads * l.HeadDim * n
 	r := &stepRun{LayerShape: l, n: n, group: group, layers: min(maxLayers, max(2, stepBytes/f16))}
 	random := rand.New(rand.NewPCG(1, 1))
@@ -119,7 +119,7 @@ func newStepRun(l LayerShape, n, group int) (*stepRun, error) {
 	r.addBlocks("q4_0", halfdot.BytesQ4, halfdot.ScoreQ4, halfdot.SumQ4)
 	table := rope.NewTable(rope.Params{Theta: 100000, Dim: l.HeadDim}, n)
 	for _, bits := range l.Bits {
-		caches, err := jointCaches(random, l, r.layers, n, bits)
+		caches, err := jointCaches(ctx, random, l, r.layers, n, bits)
 		if err != nil {
 			return nil, err
 		}
@@ -182,7 +182,7 @@ type jointTokens struct {
 }
 
 // jointCaches makes random codes of all heads' keys and values.
-func jointCaches(random *rand.Rand, l LayerShape, layers, n int, bits float64) ([]jointTokens, error) {
+func jointCaches(ctx context.Context, random *rand.Rand, l LayerShape, layers, n int, bits float64) ([]jointTokens, error) {
 	d := l.HeadDim
 	b := int(math.Round(bits * float64(2*l.KVHeads*d)))
 	matrix := func(head int) coded.Matrix {
@@ -194,6 +194,9 @@ func jointCaches(random *rand.Rand, l LayerShape, layers, n int, bits float64) (
 	}
 	out := make([]jointTokens, layers)
 	for i := range out {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
 		var keys, values []coded.Matrix
 		for h := range l.KVHeads {
 			keys, values = append(keys, matrix(h)), append(values, matrix(h))

@@ -13,7 +13,7 @@ func tinyLayer() LayerShape {
 // TestSteps: the smallest sizes; that numbers are there and add up, not how large they are.
 func TestSteps(t *testing.T) {
 	l := tinyLayer()
-	r, err := newStepRun(l, 300, 2)
+	r, err := newStepRun(t.Context(), l, 300, 2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func TestSteps(t *testing.T) {
 		}
 	}
 	l.Bits = []float64{20}
-	if _, err := newStepRun(l, 16, 1); err == nil {
+	if _, err := newStepRun(t.Context(), l, 16, 1); err == nil {
 		t.Error("more signs than the kernels take")
 	}
 }
@@ -43,7 +43,7 @@ func BenchmarkStep(b *testing.B) {
 	for _, n := range []int{4096, 32768} {
 		for _, group := range []int{1, 3} {
 			l := DefaultLayer()
-			r, err := newStepRun(l, n, group)
+			r, err := newStepRun(b.Context(), l, n, group)
 			if err != nil {
 				b.Fatal(err)
 			}

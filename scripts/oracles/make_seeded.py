@@ -45,6 +45,12 @@ ernie_moe = family("ernie4_5_moe", "Ernie4_5_MoeForCausalLM", hidden_act="silu",
 hunyuan_moe = family("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", hidden_act="silu", head_dim=16, num_experts=5, moe_topk=[2, 2],
                      num_shared_expert=[1, 1], moe_intermediate_size=[32, 32], attention_bias=False)
 
+gpt_oss = family("gpt_oss", "GptOssForCausalLM", hidden_act="silu", hidden_size=64, head_dim=16, num_hidden_layers=3, intermediate_size=32,
+                 num_local_experts=5, num_experts_per_tok=2, sliding_window=10, rope_theta=150000.0, attention_bias=True,
+                 layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                 rope_scaling=dict(rope_type="yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                                   original_max_position_embeddings=32))
+
 # name -> (config, element type of matrices)
 MODELS = {
     "qwen2moe": (qwen2_moe(), "bfloat16"),
@@ -58,6 +64,11 @@ MODELS = {
     "ernie45moe": (ernie_moe(), "bfloat16"),
     "ernie45moe-range": (ernie_moe(num_hidden_layers=5, moe_layer_interval=2, moe_layer_end_index=3, moe_num_shared_experts=0,
                                    tie_word_embeddings=False, rope_theta=10000.0), "bfloat16"),
+    "gptoss": (gpt_oss(), "bfloat16"),
+    # As published: experts in MXFP4.
+    "gptoss-mxfp4": (without(gpt_oss(num_hidden_layers=2, quantization_config=dict(quant_method="mxfp4", modules_to_not_convert=[
+        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]),
+        rope_scaling=dict(rope_type="yarn", factor=32.0, original_max_position_embeddings=512)), "layer_types"), "bfloat16"),
     "hunyuanmoe": (hunyuan_moe(), "bfloat16"),
 }
 
@@ -113,7 +124,10 @@ def make(root, name):
     os.makedirs(folder)
     dump(folder, "config.json", cfg)
     with tempfile.TemporaryDirectory() as tmp:
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).to(getattr(torch, dtype)).save_pretrained(tmp)
+        config = AutoConfig.from_pretrained(folder)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).save_pretrained(tmp)
         with open(os.path.join(tmp, "config.json"), encoding="utf-8") as f:
             dump(folder, "config.resaved.json", json.load(f))
         spec, values = {}, {}
@@ -148,7 +162,17 @@ def make(root, name):
 
 def reshape(stored, cfg):
     """What published checkpoints store otherwise than transformers."""
-    return stored
+    if "quantization_config" not in cfg:
+        return stored
+    out = {}
+    for n, (shape, dt) in stored.items():
+        if n.endswith(("experts.gate_up_proj", "experts.down_proj")):  # stored transposed otherwise
+            e, cols, rows = shape
+            out[n + "_blocks"] = ([e, rows, cols // 32, 16], torch.uint8)
+            out[n + "_scales"] = ([e, rows, cols // 32], torch.uint8)
+        else:
+            out[n] = (shape, dt)
+    return dict(sorted(out.items()))
 
 
 def main():

@@ -74,7 +74,7 @@ ministral3 = family("ministral3", "Ministral3ForCausalLM", **small, head_dim=12,
 olmo2 = family("olmo2", "Olmo2ForCausalLM", **small, num_key_value_heads=4)
 olmo3 = family("olmo3", "Olmo3ForCausalLM", **{**small, "num_hidden_layers": 5}, sliding_window=9)
 ernie4_5 = family("ernie4_5", "Ernie4_5ForCausalLM", **small, head_dim=12, use_bias=False)
-cohere2 = family("cohere2", "Cohere2ForCausalLM", **{**small, "num_hidden_layers": 5}, sliding_window=9, layer_norm_eps=1e-5,
+cohere2 = family("cohere2", "Cohere2ForCausalLM", rotary_pct=1.0, **{**small, "num_hidden_layers": 5}, sliding_window=9, layer_norm_eps=1e-5,
                  logit_scale=0.5, tie_word_embeddings=True)
 exaone4 = family("exaone4", "Exaone4ForCausalLM", **{**small, "num_hidden_layers": 5}, head_dim=12, sliding_window=9,
                  sliding_window_pattern=4)
@@ -151,18 +151,20 @@ MODELS = {
         mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.3)), "rope_theta"), "bfloat16", None),
     "olmo2": (olmo2(), "bfloat16", None),
     "olmo2-gqa": (olmo2(num_key_value_heads=2, num_hidden_layers=1), "bfloat16", None),
-    "olmo3": (olmo3(rope_scaling=dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=32.0,
-                                              beta_slow=1.0, attention_factor=1.3)), "bfloat16", None),
+    "olmo3": (without(olmo3(max_position_embeddings=200, rope_scaling=dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=100, beta_fast=32.0,
+                                              beta_slow=1.0, attention_factor=1.3)), "rope_theta"), "bfloat16", None),
+    # Two bases, which stock GGUF runtimes do not know.
+    "olmo3-base": (olmo3(num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"]), "bfloat16", None),
     "ernie4_5": (ernie4_5(), "bfloat16", None),
     "cohere2": (cohere2(), "bfloat16", None),
-    "exaone4": (exaone4(), "bfloat16", None),
-    "exaone4-full": (exaone4(num_hidden_layers=2, sliding_window=None, layer_types=["full_attention"] * 2), "bfloat16", None),
-    "hunyuan": (without(hunyuan(rope_scaling=dict(type="dynamic", alpha=1000.0, factor=1.0)), "rope_theta"), "bfloat16", None),
+    "exaone4": (exaone4(head_dim=8), "bfloat16", None),
+    "exaone4-full": (exaone4(num_hidden_layers=2, head_dim=8, sliding_window=None, layer_types=["full_attention"] * 2), "bfloat16", None),
+    "hunyuan": (without(hunyuan(max_position_embeddings=32768, rope_scaling=dict(type="dynamic", alpha=1000.0, factor=1.0)), "rope_theta"), "bfloat16", None),
     "phi3": (phi3(original_max_position_embeddings=96), "bfloat16", None),
     # Longer than the original context: the divisors of long contexts, on three quarters of each head.
     "phi3-long": (phi3(partial_rotary_factor=0.75, rope_scaling=dict(
         type="longrope", short_factor=[1.0, 1.1, 1.3], long_factor=[1.2, 2.0, 5.0])), "bfloat16", None),
-    "phi3-short": (phi3(num_hidden_layers=1, original_max_position_embeddings=40, rope_scaling=dict(
+    "phi3-short": (phi3(num_hidden_layers=1, max_position_embeddings=900, original_max_position_embeddings=300, rope_scaling=dict(
         type="longrope", short_factor=[1.0, 1.1, 1.3, 1.4], long_factor=[1.2, 2.0, 5.0, 9.0])), "bfloat16", None),
     "glm4": (glm4(), "bfloat16", None),
     # 62 layers: stock GGUF runtimes take 1/sqrt(hidden/heads) for the scale.

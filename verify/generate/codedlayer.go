@@ -300,17 +300,14 @@ func (l *codedLayer) sums(out, p []float32, ld, from, pos int) {
 }
 
 func (l *codedLayer) bytes() Bytes {
-	var b Bytes
+	b := Bytes{Float: l.floatK.bytes() + l.floatV.bytes()}
 	for i := range l.groups {
 		g := &l.groups[i]
-		n := g.cache.Bytes() + len(g.index) + 2*len(g.values)
-		if g.Has(false) {
-			b.Keys += n
-		} else {
-			b.Values += n
-		}
+		b.Coded += g.cache.Bytes() + len(g.index) + 2*len(g.values)
+		b.CodedF16 += 2 * l.n * g.D()
 	}
-	b.Keys += l.floatK.bytes() + 2*(len(l.sinkK.rows)+len(l.latestK.rows))
-	b.Values += l.floatV.bytes() + 2*(len(l.sinkV.rows)+len(l.latestV.rows))
+	for _, h := range []*half{&l.sinkK, &l.sinkV, &l.latestK, &l.latestV} {
+		b.Coded += 2 * len(h.rows)
+	}
 	return b
 }

@@ -97,4 +97,4 @@ func (l *floatLayer) sums(out, p []float32, ld, from, pos int) {
 	l.values.sums(out, p, ld, l.group, from, pos)
 }
 
-func (l *floatLayer) bytes() Bytes { return Bytes{Keys: l.keys.bytes(), Values: l.values.bytes()} }
+func (l *floatLayer) bytes() Bytes { return Bytes{Float: l.keys.bytes() + l.values.bytes()} }

@@ -24,7 +24,6 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
-	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -65,16 +64,17 @@ type layerCache interface {
 	bytes() Bytes
 }
 
-// Bytes is what a cache holds. Keys and values in F16 and float32 are counted as such.
+// Bytes is what a cache holds.
 type Bytes struct {
 	Tokens int
-	Keys   int // of keys, or of keys and values where one code has both
-	Values int
-	F16    int // the same tokens with all keys and values in F16
+	// Coded is what has a code takes: signs, scales, and the kept tokens in F16. The same
+	// keys and values take CodedF16 bytes in F16.
+	Coded, CodedF16 int
+	Float           int // keys and values that have no code, in float32
 }
 
 func (b *Bytes) add(x Bytes) {
-	b.Keys, b.Values, b.F16 = b.Keys+x.Keys, b.Values+x.Values, b.F16+x.F16
+	b.Coded, b.CodedF16, b.Float = b.Coded+x.Coded, b.CodedF16+x.CodedF16, b.Float+x.Float
 }
 
 // A Session is one text. It is not safe for concurrent use, and neither are two
@@ -99,8 +99,8 @@ func NewSession(m *refmodel.Model, s Storage, limit int) (*Session, error) {
 	if limit < 1 {
 		return nil, fmt.Errorf("a session of %d tokens", limit)
 	}
-	if err := ppl.CheckContext(cfg, max(limit, 4)); err != nil { // 4: what can be measured
-		return nil, err
+	if cfg.Context > 0 && limit > cfg.Context {
+		return nil, option.Bad("Tokens", limit, "with the prompt; the model's own context is %d", cfg.Context)
 	}
 	can := features
 	if s.Groups != nil {
@@ -142,14 +142,10 @@ func (s *Session) Len() int { return s.n }
 // Bytes returns what the cache holds.
 func (s *Session) Bytes() Bytes {
 	b := Bytes{Tokens: s.n}
-	for l, c := range s.layers {
-		if c == nil {
-			continue
+	for _, c := range s.layers {
+		if c != nil {
+			b.add(c.bytes())
 		}
-		x := c.bytes()
-		y := &s.m.Config.Layers[l]
-		x.F16 = 2 * 2 * s.n * y.KVHeads * y.HeadDim
-		b.add(x)
 	}
 	return b
 }

@@ -279,9 +279,9 @@ func TestBytes(t *testing.T) {
 		s    Storage
 		want Bytes
 	}{
-		"float": {Storage{}, Bytes{41, 4 * 41 * width, 4 * 41 * width, 4 * 41 * width}},
+		"float": {Storage{}, Bytes{Tokens: 41, Float: 2 * 4 * 41 * width}},
 		"joint": {Storage{[][]*codec.Group{groups}, kvcache.Policy{Anchor: 16, Sink: 4, Recent: 5}},
-			Bytes{41, 48*4*groups[0].Words() + 41*2 + 9*width*2, 9 * width * 2, 4 * 41 * width}},
+			Bytes{Tokens: 41, Coded: 48*4*groups[0].Words() + 41*2 + 2*9*width*2, CodedF16: 2 * 2 * 41 * width}},
 	} {
 		s, err := NewSession(refmodel.New(c.Config, c, 1), x.s, 50)
 		if err != nil {

@@ -310,7 +310,7 @@ var mistakes = []mistake{
 		return each(c, func(y *family.Layer) bool { return y.PostNorms }, func(y *family.Layer) { y.PostNorms = false })
 	}},
 	{"other activation", func(c *family.Config, w *altered) bool {
-		return each(c, all, func(y *family.Layer) { y.FFN.Activation = (y.FFN.Activation + 1) % 2 })
+		return each(c, all, func(y *family.Layer) { y.FFN.Activation = (y.FFN.Activation + 1) % 3 })
 	}},
 	{"embeddings not scaled", func(c *family.Config, w *altered) bool {
 		ok := c.EmbeddingScale != 1
@@ -318,7 +318,8 @@ var mistakes = []mistake{
 		return ok
 	}},
 	{"top-k weights otherwise", func(c *family.Config, w *altered) bool {
-		return each(c, mixture, func(y *family.Layer) { y.FFN.Renorm = !y.FFN.Renorm })
+		return each(c, func(y *family.Layer) bool { return mixture(y) && y.FFN.Router != family.TopKSoftmax },
+			func(y *family.Layer) { y.FFN.Renorm = !y.FFN.Renorm })
 	}},
 	{"one expert fewer", func(c *family.Config, w *altered) bool {
 		return each(c, mixture, func(y *family.Layer) { y.FFN.Used-- })
@@ -341,6 +342,18 @@ var mistakes = []mistake{
 	}},
 	{"experts not scaled", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.FFN.Scale() != 1 }, func(y *family.Layer) { y.FFN.WeightScale = 1 })
+	}},
+	{"no bias of the router", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.RouterBias }, func(y *family.Layer) { y.FFN.RouterBias = false })
+	}},
+	{"no biases of experts", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.Biases }, func(y *family.Layer) { y.FFN.Biases = false })
+	}},
+	{"no sinks", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Sinks }, func(y *family.Layer) { y.Sinks = false })
+	}},
+	{"yarn's ramp rounded", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Rope.Smooth }, func(y *family.Layer) { y.Rope.Smooth = false })
 	}},
 	{"attention scale 1 % off", func(c *family.Config, w *altered) bool {
 		return each(c, all, func(y *family.Layer) { y.Scale *= 1.01 })

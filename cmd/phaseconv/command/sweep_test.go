@@ -69,6 +69,7 @@ func TestFlagSweep(t *testing.T) {
 		"rotations check":  func() []string { return []string{"art"} },
 		"rotations diff":   func() []string { return []string{"art", "art"} },
 		"bench":            func() []string { return []string{"--seconds", "0.0001", "--keys", "64"} },
+		"generate":         func() []string { return []string{"art", "-p", "It is", "-n", "2", "--threads", "1"} },
 		"engine probe":     func() []string { return nil },
 		"report": func() []string {
 			return append([]string{"art", "-o", out(), "--measure", "--text", "held.txt", "--calib", "calib.txt",

@@ -310,7 +310,7 @@ func (p exactPart) add(sums []float64, a float64, words []uint32, alpha float64)
 			}
 			t += x
 		}
-		sums[j] += a * (float64(p.mean[j]) + float64(alpha*t))
+		sums[j] += float64(a * (float64(p.mean[j]) + float64(alpha*t)))
 	}
 }
 
@@ -320,7 +320,7 @@ func (p exactPart) score(q []float32, words []uint32, alpha float64) float32 {
 	p.add(hat, 1, words, alpha)
 	var sum float64
 	for j, x := range hat {
-		sum += float64(q[j]) * x
+		sum += float64(float64(q[j]) * x)
 	}
 	return float32(sum)
 }

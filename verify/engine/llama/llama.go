@@ -97,7 +97,19 @@ func (m *Model) Windows(ctx context.Context, t ppl.Text, n, chunks int) (*ppl.Wi
 	if own := m.Facts.Context; own > 0 && n > own {
 		return nil, option.Bad("Ctx", n, "the model's own context is %d, and beyond it nothing that is measured means much", own)
 	}
-	blobs, err := m.w.call(ctx, KindTokenize, Tokenize{Model: m.n}, nil, nil, nil, t.Data)
+	words := t.Data
+	if t.Chat {
+		v, err := checkpoint.GGUFVocab(m.Path)
+		if err != nil {
+			return nil, err
+		}
+		s, err := t.Render(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		words = []byte(s)
+	}
+	blobs, err := m.w.call(ctx, KindTokenize, Tokenize{Model: m.n, Special: t.Chat}, nil, nil, nil, words)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.Name, err)
 	}
