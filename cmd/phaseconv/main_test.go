@@ -82,7 +82,7 @@ func TestScripts(t *testing.T) {
 			"copytree": func(ts *testscript.TestScript, _ bool, a []string) {
 				ts.Check(os.CopyFS(ts.MkAbs(a[1]), os.DirFS(ts.MkAbs(a[0]))))
 			},
-			"hub": func(ts *testscript.TestScript, _ bool, a []string) { startHub(ts, t, a) },
+			"hub":  func(ts *testscript.TestScript, _ bool, a []string) { startHub(ts, t, a) },
 			"fifo": func(ts *testscript.TestScript, _ bool, a []string) { fifo(ts, ts.MkAbs(a[0])) },
 			"link": func(ts *testscript.TestScript, _ bool, a []string) {
 				ts.Check(os.Symlink(ts.MkAbs(a[0]), ts.MkAbs(a[1])))
