@@ -26,8 +26,11 @@ func convertCommand(stdout, stderr io.Writer) *cli.Command {
 		ArgsUsage: "SRC",
 		Description: `SRC is a Hugging Face folder (safetensors) or a GGUF file.
 
+` + hubNames + `
+
 Examples:
   phaseconv convert ./SmolLM2-135M -o smol
+  phaseconv convert HuggingFaceTB/SmolLM2-135M -o smol
   phaseconv convert model.gguf -o out --calib train.txt --eval test.txt
   phaseconv convert ./SmolLM2-135M -o smol --code joint --bits-kv 3   # keys and values of a layer in one code
   phaseconv convert ./Qwen2.5-0.5B -o out --format both --dry-run
@@ -140,7 +143,10 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		return err
 	}
 	o := convert.DefaultOptions()
-	o.Source, o.Out, o.OutType = src, c.String("out"), c.String("outtype")
+	if o.Source, err = local(ctx, stderr, src); err != nil {
+		return err
+	}
+	o.Out, o.OutType = c.String("out"), c.String("outtype")
 	o.Code, o.Bits, o.Alloc = codec.Kind(c.String("code")), c.Float("bits"), bits.Alloc(c.String("alloc"))
 	o.Balance, o.Policy = c.Bool("balance"), policy(c)
 	if err := jointOptions(c, &o); err != nil {
