@@ -34,7 +34,7 @@ func TestFold(t *testing.T) {
 			if err := sample.Write(path, name); err != nil {
 				t.Fatal(err)
 			}
-			m, err := w.Load(ctx, path, llama.Place{Threads: 1})
+			m, err := w.Load(ctx, path, place())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,7 +135,7 @@ func TestAbort(t *testing.T) {
 	if err := sample.Write(path, "llama"); err != nil {
 		t.Fatal(err)
 	}
-	m, err := w.Load(t.Context(), path, llama.Place{Threads: 1})
+	m, err := w.Load(t.Context(), path, place())
 	if err != nil {
 		t.Fatal(err)
 	}
