@@ -14,6 +14,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/backends"
@@ -23,6 +24,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 func adviseCommand(stdout, stderr io.Writer) *cli.Command {
@@ -40,6 +42,8 @@ llama.cpp allocates it for one sequence of that context.
 Examples:
   phaseconv advise model.gguf
   phaseconv advise ./SmolLM2-135M --ctx 512,4096 --max-kld 0.01
+  phaseconv advise model.gguf --text kinds             # chat, code, prose and non-Latin, a table of each
+  phaseconv advise model.gguf --text chat.jsonl --text code.txt
   phaseconv advise model.gguf --backend cuda --ctx 512,8192,32768 --text long.txt
   phaseconv advise smol --source ./SmolLM2-135M --json
   phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0
@@ -49,7 +53,10 @@ Examples:
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
 			&cli.GenericFlag{
 				Name: "text", Value: &paths{},
-				Usage: "held-out text; given again, each text is measured by itself (default: an embedded one)",
+				Usage: "held-out text, or chat.jsonl with messages, which the model's chat template renders; given again, " +
+					"each is measured by itself; kinds stands for the texts that come with the program: embedded:chat, " +
+					"embedded:code, embedded:persuasion (prose), embedded:nonlatin (default: embedded:chat for a model with a chat template, " +
+					"else embedded:persuasion)",
 			},
 			&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths", Value: []int{512, 2048}},
 			&cli.IntFlag{Name: "chunks", Usage: "windows of the shortest context, 0 for all; longer ones get as many tokens", Value: 4},
@@ -137,13 +144,21 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	if e.Kind == llama.Auto && e.knows(c.Args().Slice()) {
+	given, err := adviseNames(c)
+	if err != nil {
+		return err
+	}
+	paths, err := locals(ctx, stderr, given)
+	if err != nil {
+		return err
+	}
+	if e.Kind == llama.Auto && e.knows(paths) {
 		e.Kind = engine.Own
 	}
 	if e.Kind != engine.Own {
-		return adviseWithLlama(ctx, c, e, o, stdout, stderr)
+		return adviseWithLlama(ctx, c, e, paths, o, stdout, stderr)
 	}
-	published, converted, err := adviseModels(ctx, o.Progress, c, o.Texts)
+	published, converted, err := adviseModels(ctx, o.Progress, c, paths, o.Texts)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
 			defer m.Close()
@@ -151,6 +166,16 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	if err != nil {
 		return err
+	}
+	if len(o.Texts) == 0 {
+		var vocabs []*tokenizer.Vocab
+		for _, m := range []*checkpoint.Checkpoint{published, converted} {
+			if m != nil {
+				v, _ := m.Vocab()
+				vocabs = append(vocabs, v)
+			}
+		}
+		o.Texts, o.SkipShort = defaultTexts(c, vocabs...), true
 	}
 	if !c.IsSet("ctx") {
 		o.Ctx = within(o.Ctx, published, converted)
@@ -160,12 +185,8 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	} else {
 		printNotes(stderr, published)
 	}
-	paths := c.Args().Slice()
-	if src := c.String("source"); src != "" {
-		paths = []string{src, paths[0]}
-	}
 	if published != nil {
-		o.Source, o.Model = paths[0], modelFile(paths[0], published)
+		o.Source, o.Model = given[0], modelFile(paths[0], published)
 	}
 	if converted != nil {
 		o.ConvertedModel = modelFile(paths[len(paths)-1], converted)
@@ -182,13 +203,15 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 }
 
 // adviseWithLlama measures GGUF files with stock llama.cpp.
-func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, o verify.AdviseOptions, stdout, stderr io.Writer) error {
+func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, paths []string, o verify.AdviseOptions,
+	stdout, stderr io.Writer,
+) error {
 	for _, f := range []string{"float-inputs", "half-sums"} {
 		if c.IsSet(f) {
 			return usagef("--%s is for --engine own; llama.cpp computes as it does", f)
 		}
 	}
-	files, err := ggufFiles(c)
+	files, err := ggufFiles(paths)
 	if err != nil {
 		return err
 	}
@@ -201,6 +224,10 @@ func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, o veri
 	published, o.Source, o.Model = models[0], files[0], files[0]
 	if len(models) == 2 {
 		converted, o.ConvertedModel = models[1], files[1]
+	}
+	if len(o.Texts) == 0 {
+		v, _ := checkpoint.GGUFVocab(files[0])
+		o.Texts, o.SkipShort = defaultTexts(c, v), true
 	}
 	if !c.IsSet("ctx") {
 		own := models[0].Facts.Context
@@ -217,18 +244,25 @@ func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, o veri
 	return nil
 }
 
-// ggufFiles are the files that the arguments name: files, or folders of artifacts. The source, if there
-// is one, comes first.
-func ggufFiles(c *cli.Command) ([]string, error) {
+// adviseNames are the models that the command line names. The source, if there is one, comes first.
+func adviseNames(c *cli.Command) ([]string, error) {
 	args := c.Args().Slice()
 	if src := c.String("source"); src != "" {
-		args = append([]string{src}, args...)
+		if len(args) != 1 {
+			return nil, usagef("%s: with --source expected one artifact, got %d arguments", c.Name, len(args))
+		}
+		return []string{src, args[0]}, nil
 	}
 	if len(args) < 1 || len(args) > 2 {
 		return nil, usagef("%s: expected a model, or a model and what it was converted to, got %d arguments", c.Name, len(args))
 	}
+	return args, nil
+}
+
+// ggufFiles are the files that paths name: files, or folders of artifacts.
+func ggufFiles(paths []string) ([]string, error) {
 	var out []string
-	for _, path := range args {
+	for _, path := range paths {
 		if st, err := os.Stat(path); err == nil && st.IsDir() {
 			path = filepath.Join(path, spec.GGUFModelName)
 		}
@@ -267,8 +301,8 @@ func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
 		o.Pairs = append(o.Pairs, p)
 	}
 	files, _ := c.Generic("text").(*paths)
-	if files == nil || len(*files) == 0 {
-		files = &paths{""}
+	if files == nil || slices.Equal(*files, paths{allKinds}) {
+		return nil // depends on the model
 	}
 	for _, path := range *files {
 		t, err := evaluationText(path)
@@ -278,6 +312,26 @@ func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
 		o.Texts = append(o.Texts, t)
 	}
 	return nil
+}
+
+// allKinds as a text stands for all that come with the program.
+const allKinds = "kinds"
+
+// defaultTexts are what a model is measured on if nothing else is named: conversations if it comes
+// with a template for them, for raw prose says little of a model that was trained to chat. Vocabularies
+// that cannot be read are nil: what is wrong with them is told when a text is.
+func defaultTexts(c *cli.Command, vocabs ...*tokenizer.Vocab) []ppl.Text {
+	template := !slices.ContainsFunc(vocabs, func(v *tokenizer.Vocab) bool { return v == nil || v.ChatTemplate == "" })
+	files, _ := c.Generic("text").(*paths)
+	all := files != nil && slices.Equal(*files, paths{allKinds})
+	var out []ppl.Text
+	for _, k := range texts.Kinds() {
+		if k.Chat && !template || !all && k.Chat != template || !all && !k.Chat && k.Kind != "prose" {
+			continue
+		}
+		out = append(out, ppl.Text{Name: k.Name, Data: k.Data, Chat: k.Chat, Kind: k.Kind})
+	}
+	return out
 }
 
 // modelFile is the GGUF file that runtimes load of what was opened at path, "" for none.
@@ -312,16 +366,9 @@ func within(contexts []int, models ...*checkpoint.Checkpoint) []int {
 
 // adviseModels opens what the command line names. What it returns is to be
 // closed even with an error.
-func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, texts []ppl.Text) (
+func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, args []string, texts []ppl.Text) (
 	published, converted *checkpoint.Checkpoint, err error,
 ) {
-	args := c.Args().Slice()
-	if src := c.String("source"); src != "" {
-		if len(args) != 1 {
-			return nil, nil, usagef("advise: with --source expected one artifact, got %d arguments", len(args))
-		}
-		args = []string{src, args[0]}
-	}
 	switch len(args) {
 	case 1:
 		if !isArtifact(args[0]) {
@@ -390,6 +437,9 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	rotation := ""
 	if !a.Rotation {
 		rotation = ", attention rotation off"
+	}
+	for _, n := range a.Notes {
+		fmt.Fprintf(w, "note: %s\n", n)
 	}
 	fmt.Fprintf(w, "compared with: %s%s%s\n", a.Base, rotation, roundedNote(a.RoundedInputs))
 	if a.Backend != "" {
@@ -479,7 +529,7 @@ func printByText(w io.Writer, a *spec.AdviseJSON) {
 	fmt.Fprintln(w, "KLD by text, the worst context:")
 	head := []string{"K", "V", "weights"}
 	for _, n := range names {
-		head = append(head, printable(n))
+		head = append(head, printable(kindOf(a, n)))
 	}
 	t := newTable(head...)
 	for _, p := range pairs {
@@ -491,6 +541,16 @@ func printByText(w io.Writer, a *spec.AdviseJSON) {
 	}
 	t.print(w)
 	fmt.Fprintln(w)
+}
+
+// kindOf is what a text that comes with the program is; others keep their names.
+func kindOf(a *spec.AdviseJSON, name string) string {
+	for _, t := range a.Texts {
+		if t.Name == name && t.Kind != "" && strings.HasPrefix(name, embeddedPrefix) {
+			return t.Kind
+		}
+	}
+	return name
 }
 
 // printReasons tells which pairs do not run or are slow, and why.
