@@ -84,9 +84,13 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 	}
 	c, y := m.Config, &m.Config.Layers[l]
 	n, d := b.rows(), y.HeadDim
-	table := m.ropeTable(l, b.T)
+	span := b.T
+	if b.context != nil {
+		span = b.context.T
+	}
+	table := m.ropeTable(l, span)
 	for i, variant := range variants {
-		a := &Attention{Layer: l, T: b.T, Windows: b.windows, Rope: table, Sinks: w.sinks}
+		a := &Attention{Layer: l, T: span, Windows: b.windows, Rope: table, Sinks: w.sinks}
 		a.X = variant.Hidden
 		if w.gain != nil {
 			a.X = linalg.Grow(&b.norm, n*c.Hidden)
@@ -111,7 +115,7 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 			}
 		}
 		if !done {
-			if err := m.attend(ctx, o, a, variant.Cache); err != nil {
+			if err := m.attend(ctx, o, a, variant.Cache, b.positions); err != nil {
 				return err
 			}
 		}
@@ -134,7 +138,7 @@ func (m *Model) project(ctx context.Context, a *Attention, b *batch, w *layerAtt
 	c, l := m.Config, a.Layer
 	y := &c.Layers[l]
 	n, d := b.rows(), y.HeadDim
-	own := y.Owner == l
+	own := y.Owner == l && b.context == nil
 	a.Q = linalg.Grow(&b.q, n*y.Heads*d)
 	if err := m.linear(ctx, a.Q, a.X, n, &m.mats[0], w.qBias); err != nil {
 		return err
@@ -174,16 +178,16 @@ func (m *Model) project(ctx context.Context, a *Attention, b *batch, w *layerAtt
 			b.kPre = a.KPre
 		}
 	}
-	turnHeads(a.Q, n, y.Heads, d, b.T, a.Rope, c.Pairs, m.Threads)
+	turnHeads(a.Q, n, y.Heads, d, b, a.Rope, c.Pairs, m.Threads)
 	if own {
-		turnHeads(a.K, n, y.KVHeads, d, b.T, a.Rope, c.Pairs, m.Threads)
+		turnHeads(a.K, n, y.KVHeads, d, b, a.Rope, c.Pairs, m.Threads)
 	}
 	if y.NormAfterRoPE {
 		normed()
 	}
 	if y.Temperature.Beta != 0 {
 		for r := range n {
-			f := float32(y.Temperature.At(r % b.T))
+			f := float32(y.Temperature.At(b.position(r)))
 			for i := range a.Q[r*y.Heads*d : (r+1)*y.Heads*d] {
 				a.Q[r*y.Heads*d+i] *= f
 			}
@@ -195,7 +199,11 @@ func (m *Model) project(ctx context.Context, a *Attention, b *batch, w *layerAtt
 		}
 		return nil
 	}
-	kv, ok := variant.Shared[y.Owner]
+	shared := variant.Shared
+	if b.context != nil {
+		shared = b.context.kv
+	}
+	kv, ok := shared[y.Owner]
 	if !ok {
 		return fmt.Errorf("layer %d reads keys and values of layer %d, before which the run began", l, y.Owner)
 	}
@@ -228,25 +236,26 @@ func (m *Model) linear(ctx context.Context, dst, x []float32, rows int, w *matri
 	return nil
 }
 
-// turnHeads applies RoPE to all heads of all rows; row r is position r mod T.
-func turnHeads(x []float32, rows, heads, d, T int, t *rope.Table, pairs rope.Layout, threads int) {
+// turnHeads applies RoPE to all heads of all rows.
+func turnHeads(x []float32, rows, heads, d int, b *batch, t *rope.Table, pairs rope.Layout, threads int) {
 	if t == nil {
 		return
 	}
 	parallel.Rows(threads, rows, func(r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			for h := range heads {
-				t.Apply(x[(r*heads+h)*d:][:d], r%T, pairs)
+				t.Apply(x[(r*heads+h)*d:][:d], b.position(r), pairs)
 			}
 		}
 	})
 }
 
-// attend computes softmax attention of every window and head into o.
-func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cache) error {
+// attend computes softmax attention of every window and head into o. positions are those of the
+// queries in each window; nil: all.
+func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cache, positions []int) error {
 	y := &m.Config.Layers[a.Layer]
 	units := a.Windows * y.KVHeads
-	if units >= 4*m.Threads {
+	if units >= 4*m.Threads && positions == nil {
 		return parallel.For(ctx, m.Threads, units, func(i int) error {
 			h, err := m.prepareHead(a, cache, i)
 			if err == nil {
@@ -267,6 +276,12 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 	}
 	var tasks []func()
 	for _, h := range heads {
+		if positions != nil {
+			for g := range y.Group() {
+				tasks = append(tasks, func() { h.fork().probe(o, positions, g) })
+			}
+			continue
+		}
 		for head := 0; head < y.Group()*a.T; head += a.T {
 			for i := 0; i < a.T; i += queryRows(a.T) {
 				tasks = append(tasks, func() { h.fork().queries(o, head+i, head+min(a.T, i+queryRows(a.T))) })
@@ -340,36 +355,11 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 	defer scores.Put(buffer)
 	ld, rows := scoreStride(T), queryRows(T)
 	s := linalg.Grow(buffer, rows*ld)
-	span := y.Window
 	for r0 < r1 {
 		i0 := r0 % T
 		i1 := min(T, i0+rows, i0+r1-r0)
 		at := (h.window*T+i0)*width + (h.head*y.Group()+r0/T)*d
-		j0 := 0
-		if span > 0 {
-			j0 = max(0, i0-span+1)
-		}
-		tile := Tile{Dst: s, LD: ld, Q: h.a.Q[at:], LDQ: width, Rows: i1 - i0, Pos: i0, From: j0, To: i1}
-		if h.scorer != nil {
-			h.scorer.Score(tile)
-		} else {
-			tile.Product(&h.kw, d)
-		}
-		for i := i0; i < i1; i++ {
-			row := s[(i-i0)*ld:]
-			lo := j0
-			if span > 0 {
-				lo = max(0, i-span+1)
-			}
-			clear(row[j0:lo])
-			softmax(row, lo, i+1, y, h.a.Sinks, h.head*y.Group()+r0/T)
-			clear(row[i+1 : i1])
-		}
-		if h.summer != nil {
-			h.summer.Sum(o[at:], width, s, ld, h.values, i1-i0, i0, j0)
-		} else {
-			gemm.MulRange(o[at:], width, s, ld, i1-i0, &h.vw, 0, d, j0, i1, false, 1)
-		}
+		h.block(o[at:], h.a.Q[at:], s, ld, i0, i1, h.head*y.Group()+r0/T)
 		r0 += i1 - i0
 	}
 }
@@ -384,6 +374,32 @@ func softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head
 	}
 	row[to] = sinks[head] / scale
 	fmath.Softmax(row[from:to+1], scale)
+}
+
+// block computes attention of a query head at positions [i0, i1), whose rows and outputs lie a
+// token's queries apart, with scores in s.
+func (h *attentionHead) block(o, q, s []float32, ld, i0, i1, head int) {
+	y := h.y
+	d, width := y.HeadDim, y.Heads*y.HeadDim
+	j0 := firstSeen(y, i0)
+	tile := Tile{Dst: s, LD: ld, Q: q, LDQ: width, Rows: i1 - i0, Pos: i0, From: j0, To: i1}
+	if h.scorer != nil {
+		h.scorer.Score(tile)
+	} else {
+		tile.Product(&h.kw, d)
+	}
+	for i := i0; i < i1; i++ {
+		row := s[(i-i0)*ld:]
+		lo := firstSeen(y, i)
+		clear(row[j0:lo])
+		softmax(row, lo, i+1, y, h.a.Sinks, head)
+		clear(row[i+1 : i1])
+	}
+	if h.summer != nil {
+		h.summer.Sum(o, width, s, ld, h.values, i1-i0, i0, j0)
+	} else {
+		gemm.MulRange(o, width, s, ld, i1-i0, &h.vw, 0, d, j0, i1, false, 1)
+	}
 }
 
 // Probabilities calls visit for every query of one window and query head, in

@@ -39,11 +39,11 @@ func (m *Model) layerBack(ctx context.Context, l int, b *batch, x, dx []float32,
 		rmsNorm(k, k, w.kNorm, c.NormEps, m.Threads)
 	}
 	table := m.ropeTable(l, b.T)
-	turnHeads(q, n, y.Heads, d, b.T, table, c.Pairs, m.Threads)
-	turnHeads(k, n, y.KVHeads, d, b.T, table, c.Pairs, m.Threads)
+	turnHeads(q, n, y.Heads, d, b, table, c.Pairs, m.Threads)
+	turnHeads(k, n, y.KVHeads, d, b, table, c.Pairs, m.Threads)
 	a := &Attention{Layer: l, T: b.T, Windows: b.windows, X: in, Q: q, K: k, V: v, Rope: table}
 	o := make([]float32, n*qw)
-	if err := m.attend(ctx, o, a, nil); err != nil {
+	if err := m.attend(ctx, o, a, nil, nil); err != nil {
 		return err
 	}
 	out := make([]float32, n*c.Hidden)

@@ -390,7 +390,7 @@ func TestBackwardOps(t *testing.T) {
 	back := slices.Clone(dy)
 	turnBack(back, 2, 1, 6, 2, &Attention{Rope: table}, m)
 	forth := slices.Clone(dy)
-	turnHeads(forth, 2, 1, 6, 2, table, rope.Half, 1)
+	turnHeads(forth, 2, 1, 6, &batch{T: 2}, table, rope.Half, 1)
 	r := &reference{c: m.Config}
 	check("RoPE", back, differences(x64, func(x []float64) float64 {
 		x = slices.Clone(x)

@@ -1,0 +1,116 @@
+package refmodel
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/phaseconv/phaseconv/kernels/linalg"
+)
+
+// A Context holds the keys and values of windows, layer by layer, as one run of a model computed
+// them: 2 x n_kv_heads x head_dim numbers a token and layer. Probes look at it.
+type Context struct {
+	T, Windows int
+
+	owners []int // by layer
+	tokens [][]int32
+	kv     Shared
+}
+
+// NewContext returns the context of windows, to be filled by a Run of them with its Hooks.
+func (m *Model) NewContext(windows [][]int32) (*Context, error) {
+	b, err := newBatch(windows)
+	if err != nil {
+		return nil, err
+	}
+	c := &Context{T: b.T, Windows: b.windows, tokens: windows, kv: Shared{}}
+	for l := range m.Config.Layers {
+		c.owners = append(c.owners, m.Config.Layers[l].Owner)
+	}
+	return c, nil
+}
+
+// Hooks record the keys and values of the first variant.
+func (c *Context) Hooks() Hooks {
+	return Hooks{Attention: func(a *Attention) error {
+		if l := a.Layer; c.owners[l] == l {
+			c.kv[l] = sharedKV{k: slices.Clone(a.K), v: slices.Clone(a.V)}
+		}
+		return nil
+	}}
+}
+
+// Probes computes the hidden states of a few positions of each window, in ascending order, once
+// per variant: Hidden of each becomes [windows*positions, hidden]. Queries and hidden states are
+// the variant's own, so errors add up from layer to layer; keys and values, also those of the
+// position itself, are those of the Context behind the variant's Cache, so what errors do to the
+// keys and values of later tokens is left out. That makes a position cost as much as a token
+// does, whatever the length of the window. Stretches of 8 or more neighbours are the fastest.
+// Of a Variant only Cache and Hidden count. progress, if not nil, is told how many layers are done.
+func (m *Model) Probes(ctx context.Context, c *Context, positions []int, variants []*Variant,
+	progress func(done, total int)) error {
+	if err := m.Config.Require("a probe", features); err != nil {
+		return err
+	}
+	if len(positions) == 0 || len(variants) == 0 || positions[0] < 0 || positions[len(positions)-1] >= c.T {
+		return fmt.Errorf("%d probes of %d positions in windows of %d tokens", len(variants), len(positions), c.T)
+	}
+	for i, p := range positions[1:] {
+		if p <= positions[i] {
+			return fmt.Errorf("probed positions %d and %d are not in ascending order", positions[i], p)
+		}
+	}
+	b := &batch{T: len(positions), windows: c.Windows, positions: positions, context: c}
+	for _, w := range c.tokens {
+		for _, p := range positions {
+			b.tokens = append(b.tokens, w[p])
+		}
+	}
+	start := &Variant{}
+	if err := m.embed(b, start); err != nil {
+		return err
+	}
+	for _, x := range variants {
+		x.Hidden = slices.Clone(start.Hidden)
+	}
+	if err := m.perLayerInputs(ctx, b); err != nil {
+		return err
+	}
+	for l := range m.Config.Layers {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := m.layer(ctx, l, b, variants, Hooks{}); err != nil {
+			return err
+		}
+		if progress != nil {
+			progress(l+1, len(m.Config.Layers))
+		}
+	}
+	return nil
+}
+
+// maxProbeRun bounds how many neighbouring positions meet the keys at a time.
+const maxProbeRun = 64
+
+// probe computes attention of query head g of the group at positions of the window, run by run.
+func (h *attentionHead) probe(o []float32, positions []int, g int) {
+	y, T := h.y, h.a.T
+	d, width := y.HeadDim, y.Heads*y.HeadDim
+	buffer := scores.Get().(*[]float32)
+	defer scores.Put(buffer)
+	ld := scoreStride(T)
+	rows := min(maxProbeRun, queryRows(T))
+	s := linalg.Grow(buffer, rows*ld)
+	head := h.head*y.Group() + g
+	for from := 0; from < len(positions); {
+		to := from + 1
+		for to < len(positions) && to-from < rows && positions[to] == positions[to-1]+1 {
+			to++
+		}
+		at := (h.window*len(positions)+from)*width + head*d
+		h.block(o[at:], h.a.Q[at:], s, ld, positions[from], positions[from]+to-from, head)
+		from = to
+	}
+}

@@ -1,0 +1,92 @@
+package refmodel
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+)
+
+// lastLayer is a cache that halves the keys and turns the sign of values of one layer.
+type lastLayer struct{ layer int }
+
+func (c lastLayer) Keys(layer, _ int, k []float32) (Scorer, error) {
+	for i := range k {
+		if layer == c.layer {
+			k[i] /= 2
+		}
+	}
+	return nil, nil
+}
+
+func (c lastLayer) Values(layer, _ int, v []float32) error {
+	for i := range v {
+		if layer == c.layer {
+			v[i] = -v[i]
+		}
+	}
+	return nil
+}
+
+// TestProbes: in every model, probed positions have the bits that a whole run has there, with
+// caches that change nothing before the last keys and values, and only with those.
+func TestProbes(t *testing.T) {
+	positions := []int{0, 3, 4, 5, 17, 20, 21}
+	for _, dir := range models(t) {
+		c, err := checkpoint.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := New(c.Config, c, 2)
+		windows := tiny.Windows(c.Config, 2, 22)
+		context, err := m.NewContext(windows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers, d := len(c.Config.Layers), c.Config.Hidden
+		caches := []Cache{nil, lastLayer{c.Config.Layers[layers-1].Owner}, lastLayer{0}}
+		var whole, probes []*Variant
+		for _, x := range caches {
+			whole, probes = append(whole, &Variant{Cache: x}), append(probes, &Variant{Cache: x})
+		}
+		if err := m.Run(t.Context(), windows, whole, Options{Hooks: context.Hooks()}); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Probes(t.Context(), context, positions, probes, nil); err != nil {
+			t.Fatal(err)
+		}
+		for i := range caches {
+			var want []float32
+			for w := range windows {
+				for _, p := range positions {
+					want = append(want, whole[i].Hidden[(w*22+p)*d:][:d]...)
+				}
+			}
+			// Where other layers read the last owner's keys, these are not the last ones.
+			last := i == 0 || i == 1 && c.Config.Layers[layers-1].Owner == layers-1
+			if equal := slices.Equal(want, probes[i].Hidden); last && !equal || i == 2 && equal && layers > 1 {
+				t.Errorf("%s, cache %d: equal is %v", dir, i, equal)
+			}
+		}
+		c.Close()
+	}
+}
+
+// TestProbeRefusals: positions that are not there, or not in order, and contexts without keys.
+func TestProbeRefusals(t *testing.T) {
+	c := tiny.Open(t, "llama", tiny.Options{})
+	m := New(c.Config, c, 1)
+	context, err := m.NewContext(tiny.Windows(c.Config, 1, 8))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range [][]int{nil, {-1}, {8}, {3, 2}, {3, 3}, {1}} {
+		if err := m.Probes(t.Context(), context, x, []*Variant{{}}, nil); err == nil {
+			t.Errorf("positions %v of a context without keys", x)
+		}
+	}
+	if _, err := m.NewContext(nil); err == nil {
+		t.Error("a context without windows")
+	}
+}
