@@ -50,8 +50,11 @@ type KeyFit struct {
 	// transform.KeyTransformOptions. It needs StatsOptions.Samples. A mix balances pairs too:
 	// of Balance it only minds ForType, see transform.RefineKeyTransform.
 	Transform float64
-	Pairs     PairScaling
-	Cache     transform.CacheRow // what the edits are for
+	// Start, if set, has mixes of another fit, with another penalty, from which this one goes on:
+	// that takes a fraction of the steps.
+	Start transform.ModelEdits
+	Pairs PairScaling
+	Cache transform.CacheRow // what the edits are for
 }
 
 // Fit makes the edits of all heads, [layer][KV head]. It refuses a removal on

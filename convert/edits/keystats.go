@@ -693,18 +693,42 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 // mix finds the mix of the pairs of one KV head after a removal, for the cache type
 // if the balance is for it.
 func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int,
-	removal *transform.BiasShift) (
-	*transform.KeyTransform, error,
-) {
-	c, d, k := s.cfg, s.cfg.Layers[layer].HeadDim, s.heads[layer][head]
-	noise, err := s.noise(f, stats, layer, head, removal)
-	if err != nil {
-		return nil, err
-	}
+	removal *transform.BiasShift) (*transform.KeyTransform, error) {
 	sample, err := s.Sample(layer, head, transform.KeyEdit{Shift: removal})
 	if err != nil {
 		return nil, err
 	}
+	o := transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform}
+	block, _ := f.Cache.Type.Block()
+	refined := f.Pairs == ForType && block >= 2
+	var m *transform.KeyTransform
+	if refined && f.Start != nil {
+		m, o.Steps = f.Start[layer][head].Transform, goOnSteps
+	}
+	if m == nil {
+		noise, err := s.noise(f, stats, layer, head, removal)
+		if err != nil {
+			return nil, err
+		}
+		o.Steps = 0
+		m, err = transform.FitKeyTransform(ctx, s.mixStats(stats, sample, layer, head),
+			transform.KeyTransformOptions{Noise: noise, Penalty: f.Transform})
+		if err != nil || !refined {
+			return m, err
+		}
+	}
+	k := s.heads[layer][head]
+	return transform.RefineKeyTransform(ctx, m, &transform.RefineSample{KeySample: *sample, Pos: k.samplePos,
+		Table: s.pure(layer), Windows: k.meetings, Scale: stats.Scale}, o)
+}
+
+// pure returns RoPE's table of a layer; a magnitude, which is the same for all pairs, is left out.
+func (s *KeyStats) pure(layer int) *rope.Table { return s.ropes[s.cfg.RopeKind(layer)].Pure }
+
+// mixStats sums up what a mix of the sampled keys of one KV head is fitted to.
+func (s *KeyStats) mixStats(stats *transform.KeyStats, sample *transform.KeySample,
+	layer, head int) *transform.KeyTransformStats {
+	c, d, k := s.cfg, s.cfg.Layers[layer].HeadDim, s.heads[layer][head]
 	x := &transform.KeyTransformStats{D: d, Pairs: c.PairsIn(layer), Queries: make([]float64, d*d), Freq: make([]float64, d/2),
 		Curvature: stats.Curvature, Scale: stats.Scale}
 	copy(x.Freq, c.Layers[layer].Rope.InvFreq())
@@ -714,7 +738,7 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 		x.Keys = append(x.Keys, transform.DistanceBucket{Moment: make([]float64, d*d),
 			Distances: k.distance[i].list(k.weight)})
 	}
-	t := s.ropes[c.RopeKind(layer)].Pure // a magnitude is the same for all pairs
+	t := s.pure(layer)
 	var total float64
 	key := make([]float32, d)
 	for n, w := range sample.Weights {
@@ -742,14 +766,11 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 	for i, v := range k.metricPre {
 		x.Queries[i] = v / total
 	}
-	m, err := transform.FitKeyTransform(ctx, x, transform.KeyTransformOptions{Noise: noise, Penalty: f.Transform})
-	if block, _ := f.Cache.Type.Block(); err != nil || f.Pairs != ForType || block < 2 {
-		return m, err
-	}
-	meet := &transform.RefineSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings,
-		Scale: stats.Scale}
-	return transform.RefineKeyTransform(ctx, m, meet, transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform})
+	return x
 }
+
+// goOnSteps is how many steps a mix takes from that of another penalty.
+const goOnSteps = 15
 
 func addTo32(dst []float64, x []float32) {
 	for i, v := range x {

@@ -72,9 +72,27 @@ const (
 	chooseBatch  = 4096
 )
 
+// raceTokens are how many predictions candidates are compared on: all on the first number, and
+// those that it cannot tell apart on the last. earlyErrors is how many standard errors of the
+// difference tell them apart before that, lateErrors how many end the race of a candidate that
+// does worse.
+var raceTokens = []int{256, 1024}
+
+const (
+	earlyErrors = 3.0
+	lateErrors  = 1.0
+)
+
 // Search fits the edits of weights that might help a pair of cache types, measures each on text
-// that it was not fitted to, and returns the one to make. Divergences are compared token by
-// token, by their roots; errors are standard errors of the difference. The rules:
+// that it was not fitted to, and returns the one to make.
+//
+// Candidates are measured by probes: predictions at positions spread over what is scored of later
+// windows, whose queries meet the keys and values of the unedited model in the candidate's cache
+// (refmodel.Model.Probes). So a prediction costs as much as a token does at every context. What a
+// cache does to the keys and values of later tokens is left out, for all candidates alike.
+// Divergences are compared prediction by prediction, by their roots; errors are standard errors of
+// the difference. Candidates that raceTokens[0] predictions cannot tell apart are compared on
+// more. The rules:
 //
 //  1. An edit is exact or approximate. Exact ones are tried first: pair scaling in closed form,
 //     rounded to powers of two, and tuned for the type. Then approximate ones, with several
@@ -145,8 +163,28 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 			return nil, err
 		}
 	}
-	return &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit,
-		cost: map[int]*float64{}, requantises: quantized(c)}, nil
+	h := &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit,
+		measured: map[measurement]*ppl.Divergence{}, requantises: quantized(c)}
+	for _, n := range raceTokens {
+		h.rounds = append(h.rounds, held.Spread(n))
+	}
+	return h, h.start(ctx)
+}
+
+// start runs the unedited model with F16 caches over the later windows, and keeps its keys,
+// values and predictions.
+func (h *search) start(ctx context.Context) error {
+	var err error
+	if h.context, err = h.m.NewContext(h.held.Tokens); err != nil {
+		return err
+	}
+	base, err := ppl.Run(ctx, h.m, h.held, refmodel.Options{Hooks: h.context.Hooks(),
+		Progress: h.o.Progress.Of("running the model as published")}, &refmodel.Variant{Cache: h.half})
+	if err != nil {
+		return err
+	}
+	h.base = base[0]
+	return nil
 }
 
 // chooseQueries and chooseSamples keep the work of the statistics in bounds at
@@ -162,7 +200,7 @@ func quantized(c *checkpoint.Checkpoint) bool {
 	})
 }
 
-// search holds what the steps of Choose share.
+// search holds what the steps of Search share.
 type search struct {
 	o            Options
 	c            *checkpoint.Checkpoint
@@ -170,14 +208,22 @@ type search struct {
 	held         *ppl.Windows
 	target, half *kvcache.LlamaCpp
 	stats        *KeyStats
-	fitted       int // windows
-	base         ppl.Positions
-	requantises  bool // a change of digits costs what is not measured, see requantGain
+	fitted       int               // windows
+	context      *refmodel.Context // of the unedited model
+	base         ppl.Positions     // all that is scored
+	rounds       [][]int           // the probed positions of raceTokens
+	requantises  bool              // a change of digits costs what is not measured, see requantGain
 
-	candidates []Candidate // that were tried
-	edits      []transform.ModelEdits
-	kld        []ppl.Divergence
-	cost       map[int]*float64 // KLD with F16 caches, of those that it was measured for
+	candidates []Candidate            // that were tried
+	edits      []transform.ModelEdits // of the candidates; other edits that are compared stand behind them
+	measured   map[measurement]*ppl.Divergence
+}
+
+// A measurement is an edit by its number, a cache, and a round of the race.
+type measurement struct {
+	edit  int
+	cache *kvcache.LlamaCpp
+	round int
 }
 
 func (h *search) choose(ctx context.Context) (*Result, error) {
@@ -228,25 +274,27 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 	if err != nil {
 		return err
 	}
+	mixed := len(h.edits)
+	h.edits = append(h.edits, edits)
 	alone := *h.target
 	alone.K = gguf.TypeF16
 	const step = "comparing changes of values"
-	apart, err := h.measure(ctx, []transform.ModelEdits{c.Edits, edits}, &alone, step)
+	wins, err := h.wins(ctx, mixed, best, &alone, valueErrors, step)
 	if err != nil {
 		return err
 	}
-	both, err := h.measure(ctx, []transform.ModelEdits{edits}, h.target, step)
-	if err != nil {
+	round := h.round(best, h.target)
+	if err := h.measure(ctx, h.target, round, step, mixed); err != nil {
 		return err
 	}
-	try := h.tried(best, &both[0])
+	try := h.tried(best, mixed)
 	if try.Name = valuesTransformed; best > 0 {
 		try.Name = h.candidates[best].Name + ", " + valuesTransformed
 	}
-	try.F16KLD = h.cost[best] // an exact change costs nothing more
+	try.F16KLD = h.costOf(best) // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if gain := h.gain(true, h.candidates[best].PowersOfTwoOnly()); better(apart[1], apart[0], valueErrors) &&
-		gain*both[0].Mean <= h.kld[best].Mean {
+	gain := h.gain(true, h.candidates[best].PowersOfTwoOnly())
+	if wins && gain*h.kld(mixed).Mean <= h.kld(best).Mean {
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
@@ -254,10 +302,63 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 
 const valuesTransformed = "values transformed for the type"
 
-// tried describes a candidate that measured d.
-func (h *search) tried(i int, d *ppl.Divergence) spec.FusionTry {
+// tried describes candidate i with what edit number e measured.
+func (h *search) tried(i, e int) spec.FusionTry {
+	d := h.kld(e)
 	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Approximate, KLD: d.Mean, KLDErr: d.MeanErr,
-		PPLRatio: d.Ratio, SameTop: d.SameTop}
+		PPLRatio: d.Ratio, SameTop: d.SameTop, Tokens: len(d.KLD)}
+}
+
+// round returns the last round in which an edit was measured with a cache.
+func (h *search) round(edit int, cache *kvcache.LlamaCpp) int {
+	r := 0
+	for h.measured[measurement{edit, cache, r + 1}] != nil {
+		r++
+	}
+	return r
+}
+
+// kld returns what an edit measured with the target types, on the most predictions.
+func (h *search) kld(edit int) *ppl.Divergence {
+	return h.measured[measurement{edit, h.target, h.round(edit, h.target)}]
+}
+
+// first returns what it measured in the first round, in which all were.
+func (h *search) first(edit int) *ppl.Divergence { return h.measured[measurement{edit, h.target, 0}] }
+
+// costOf returns the divergence of candidate i with F16 caches, nil where it was not measured.
+func (h *search) costOf(i int) *float64 {
+	if d := h.measured[measurement{i, h.half, 0}]; d != nil {
+		return &d.Mean
+	}
+	return nil
+}
+
+// costs measures what candidates cost with F16 caches.
+func (h *search) costs(ctx context.Context, candidates ...int) error {
+	return h.measure(ctx, h.half, 0, "measuring what changes cost", candidates...)
+}
+
+// wins says whether edit i does better than j with a cache, by so many standard errors: on the
+// first round's predictions where they show it beyond doubt, or show that it does not, else on
+// those of the last.
+func (h *search) wins(ctx context.Context, i, j int, cache *kvcache.LlamaCpp, errs float64, step string) (bool, error) {
+	for round := range h.rounds {
+		if err := h.measure(ctx, cache, round, step, i, j); err != nil {
+			return false, err
+		}
+		a, b := h.measured[measurement{i, cache, round}], h.measured[measurement{j, cache, round}]
+		if round == len(h.rounds)-1 {
+			return better(*a, *b, errs), nil
+		}
+		if better(*a, *b, max(errs, earlyErrors)) {
+			return true, nil
+		}
+		if better(*b, *a, lateErrors) || slices.Equal(a.KLD, b.KLD) {
+			return false, nil
+		}
+	}
+	return false, nil
 }
 
 // near tries near-identities: removals, then mixes on top of the best one.
@@ -296,23 +397,23 @@ func (h *search) near(ctx context.Context, row transform.CacheRow) error {
 // on towards the better one until things get worse. It returns where the best is.
 func (h *search) descend(ctx context.Context, weights []float64, start int, of func(weight float64) Candidate) (int,
 	error) {
-	first := len(h.kld)
+	first := len(h.candidates)
 	if err := h.try(ctx, of(weights[start]), of(weights[start+1])); err != nil {
 		return 0, err
 	}
-	at, step, best := start, -1, h.kld[first].Mean
-	if h.kld[first+1].Mean < best {
-		at, step, best = start+1, 1, h.kld[first+1].Mean
+	at, step, best := start, -1, h.first(first).Mean
+	if second := h.first(first + 1).Mean; second < best {
+		at, step, best = start+1, 1, second
 	}
 	for next := at + step; next >= 0 && next < len(weights); next += step {
-		i := len(h.kld)
+		i := len(h.candidates)
 		if err := h.try(ctx, of(weights[next])); err != nil {
 			return 0, err
 		}
-		if h.kld[i].Mean >= best {
+		if h.first(i).Mean >= best {
 			break
 		}
-		at, best = next, h.kld[i].Mean
+		at, best = next, h.first(i).Mean
 	}
 	return at, nil
 }
@@ -322,7 +423,12 @@ func (h *search) decide(ctx context.Context, report *spec.Fusion) (int, error) {
 	order := h.byDrift()
 	exact := order[0]
 	for _, i := range order {
-		if !h.candidates[i].Approximate && h.beats(i, exact) {
+		if h.candidates[i].Approximate {
+			continue
+		}
+		if ok, err := h.beats(ctx, i, exact); err != nil {
+			return 0, err
+		} else if ok {
 			exact = i
 		}
 	}
@@ -331,8 +437,8 @@ func (h *search) decide(ctx context.Context, report *spec.Fusion) (int, error) {
 		return 0, err
 	}
 	for _, i := range h.byDrift() {
-		try := h.tried(i, &h.kld[i])
-		try.F16KLD = h.cost[i]
+		try := h.tried(i, i)
+		try.F16KLD = h.costOf(i)
 		report.Tried = append(report.Tried, try)
 	}
 	return best, nil
@@ -353,30 +459,33 @@ func (h *search) byDrift() []int {
 // something with less drift beats are left out, and are not measured.
 func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, error) {
 	var near []int
-	var edits []transform.ModelEdits
 	for _, i := range order {
-		if h.candidates[i].Approximate && h.beats(i, exact) &&
-			!slices.ContainsFunc(near, func(j int) bool {
-				return h.kld[j].Mean <= h.kld[i].Mean &&
-					h.candidates[j].NoMoreThan(h.candidates[i])
-			}) {
-			near, edits = append(near, i), append(edits, h.edits[i])
+		if !h.candidates[i].Approximate || slices.ContainsFunc(near, func(j int) bool {
+			return h.first(j).Mean <= h.first(i).Mean && h.candidates[j].NoMoreThan(h.candidates[i])
+		}) {
+			continue
+		}
+		if ok, err := h.beats(ctx, i, exact); err != nil {
+			return 0, err
+		} else if ok {
+			near = append(near, i)
 		}
 	}
-	cost, err := h.measure(ctx, edits, h.half, "measuring what changes cost")
-	if err != nil {
+	if err := h.costs(ctx, near...); err != nil {
 		return 0, err
 	}
-	for n, i := range near {
-		h.cost[i] = &cost[n].Mean
-	}
-	slices.SortStableFunc(near, func(a, b int) int { return cmp.Compare(*h.cost[a], *h.cost[b]) })
+	slices.SortStableFunc(near, func(a, b int) int { return cmp.Compare(*h.costOf(a), *h.costOf(b)) })
 	best, paid := exact, 0.0
 	for _, i := range near {
 		// At the margin: so the gain over exact changes is ten times the whole cost.
-		if better(h.kld[i], h.kld[best], approximateErrors) &&
-			h.kld[best].Mean-h.kld[i].Mean >= approximateGain*(*h.cost[i]-paid) {
-			best, paid = i, *h.cost[i]
+		cost := *h.costOf(i)
+		if h.first(best).Mean-h.first(i).Mean < approximateGain*(cost-paid) {
+			continue
+		}
+		if ok, err := h.wins(ctx, i, best, h.target, approximateErrors, comparing); err != nil {
+			return 0, err
+		} else if ok {
+			best, paid = i, cost
 		}
 	}
 	if best == exact && len(near) > 0 {
@@ -385,28 +494,33 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 	return best, nil
 }
 
+// comparing is the name of the step that measures changes of keys.
+const comparing = "comparing changes of keys"
+
 // backOff makes less of a near-identity that costs too much: it tries larger drift
 // weights, then half and a quarter of the heads, those where it promises most for its
 // price, the others with the best exact change. It returns the first that gains enough,
 // or the exact change.
 func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
 	pays := func(c Candidate, edits transform.ModelEdits) (bool, error) {
-		i, tries := len(h.candidates), []transform.ModelEdits{edits}
-		if err := h.compare(ctx, []Candidate{c}, tries); err != nil {
+		i := len(h.candidates)
+		if err := h.compare(ctx, []Candidate{c}, []transform.ModelEdits{edits}); err != nil {
 			return false, err
 		}
-		cost, err := h.measure(ctx, tries, h.half, "measuring what changes cost")
-		if err != nil {
+		if err := h.costs(ctx, i); err != nil {
 			return false, err
 		}
-		h.cost[i] = &cost[0].Mean
-		return h.beats(i, exact) && h.kld[exact].Mean-h.kld[i].Mean >= approximateGain*cost[0].Mean, nil
+		if h.first(exact).Mean-h.first(i).Mean < approximateGain**h.costOf(i) {
+			return false, nil
+		}
+		return h.beats(ctx, i, exact)
 	}
 	for _, factor := range []float64{4, 16} {
 		c := h.candidates[near].WithPenalty(factor)
 		if slices.ContainsFunc(h.candidates, func(x Candidate) bool { return x.Name == c.Name }) {
 			continue // and did not pay
 		}
+		c.Fit.Start = h.mixed(c, nil, nil)
 		edits, err := h.stats.Fit(ctx, c.Fit, h.o.Progress.Of("fitting changes of keys"))
 		if err != nil {
 			return 0, fmt.Errorf("%s: %w", c.Name, err)
@@ -462,9 +576,12 @@ func worthwhile(edits transform.ModelEdits) [][2]int {
 
 // beats says whether candidate i, which changes more than j, does better by more than
 // chance and enough for what cannot be measured.
-func (h *search) beats(i, j int) bool {
+func (h *search) beats(ctx context.Context, i, j int) (bool, error) {
 	gain := h.gain(!h.candidates[i].PowersOfTwoOnly(), h.candidates[j].PowersOfTwoOnly())
-	return better(h.kld[i], h.kld[j], exactErrors) && gain*h.kld[i].Mean <= h.kld[j].Mean
+	if i == j || gain*h.first(i).Mean > h.first(j).Mean {
+		return false, nil
+	}
+	return h.wins(ctx, i, j, h.target, exactErrors, comparing)
 }
 
 // gain is how many times the divergence must fall at least on the way from weights
@@ -479,8 +596,8 @@ func (h *search) gain(changes, kept bool) float64 {
 // leader returns the candidate of a kind that measured best, 0 if there is none.
 func (h *search) leader(near bool) int {
 	best := 0
-	for i, x := range h.candidates[:len(h.kld)] {
-		if i > 0 && x.Approximate == near && (best == 0 || h.kld[i].Mean < h.kld[best].Mean) {
+	for i, x := range h.candidates {
+		if i > 0 && x.Approximate == near && (best == 0 || h.first(i).Mean < h.first(best).Mean) {
 			best = i
 		}
 	}
@@ -492,6 +609,7 @@ func (h *search) try(ctx context.Context, more ...Candidate) error {
 	var edits []transform.ModelEdits
 	for i, x := range more {
 		tick := h.o.Progress.Of("fitting changes of keys")
+		x.Fit.Start = h.mixed(x, more[:i], edits)
 		e, err := h.stats.Fit(ctx, x.Fit, func(done, total int) { tick(i*total+done, len(more)*total) })
 		if err != nil {
 			return fmt.Errorf("%s: %w", x.Name, err)
@@ -501,11 +619,34 @@ func (h *search) try(ctx context.Context, more ...Candidate) error {
 	return h.compare(ctx, more, edits)
 }
 
-// compare measures candidates with the edits that were fitted for them.
+// mixed returns the edits of the last candidate with a mix, nil for none: of those tried and of
+// the next ones, as far as they have been fitted. One with the same shift of the bias comes first.
+func (h *search) mixed(c Candidate, next []Candidate, fitted []transform.ModelEdits) transform.ModelEdits {
+	removal, _ := c.penalties()
+	var other transform.ModelEdits
+	candidates, edits := slices.Concat(h.candidates, next), slices.Concat(h.edits, fitted)
+	for i := len(candidates) - 1; i >= 0 && c.Fit.Transform != 0; i-- {
+		if candidates[i].Fit.Transform == 0 {
+			continue
+		}
+		if r, _ := candidates[i].penalties(); r == removal {
+			return edits[i]
+		}
+		if other == nil {
+			other = edits[i]
+		}
+	}
+	return other
+}
+
+// compare measures candidates with the edits that were fitted for them, in the first round.
 func (h *search) compare(ctx context.Context, more []Candidate, edits []transform.ModelEdits) error {
-	kld, err := h.measure(ctx, edits, h.target, "comparing changes of keys")
-	h.candidates, h.edits, h.kld = append(h.candidates, more...), append(h.edits, edits...), append(h.kld, kld...)
-	return err
+	var numbers []int
+	for i := range more {
+		numbers = append(numbers, len(h.candidates)+i)
+	}
+	h.candidates, h.edits = append(h.candidates, more...), append(h.edits, edits...)
+	return h.measure(ctx, h.target, 0, comparing, numbers...)
 }
 
 // better says whether a has a lower mean than b, and that not by chance: the mean
@@ -525,41 +666,41 @@ func better(a, b ppl.Divergence, errs float64) bool {
 
 // maxTries bounds how many candidates run side by side: each holds its hidden
 // states, and its logits while they are compared.
-const maxTries = 4
+const maxTries = 8
 
-// measure returns the divergence of each candidate with a cache, on top of the
-// unedited model, from the unedited model with F16 caches.
-func (h *search) measure(ctx context.Context, edits []transform.ModelEdits, inner refmodel.Cache,
-	step string) ([]ppl.Divergence, error) {
-	var out []ppl.Divergence
-	for at := 0; at < len(edits); at += maxTries {
-		part := edits[at:min(len(edits), at+maxTries)]
-		var variants []*refmodel.Variant
-		first := h.base.Normed == nil
-		if first {
-			variants = append(variants, &refmodel.Variant{Cache: h.half})
+// measure makes sure that edits were measured with a cache in a round: the divergence of each, on
+// top of the unedited model, from the unedited model with F16 caches.
+func (h *search) measure(ctx context.Context, cache *kvcache.LlamaCpp, round int, step string, edits ...int) error {
+	var missing []int
+	for _, i := range edits {
+		if h.measured[measurement{i, cache, round}] == nil && !slices.Contains(missing, i) {
+			missing = append(missing, i)
 		}
-		for _, e := range part {
-			cache, err := kvcache.NewEditedKeys(h.c.Config, e, inner, h.held.Ctx)
-			if err != nil {
-				return nil, err
-			}
-			variants = append(variants, &refmodel.Variant{Cache: cache})
-		}
-		streams, err := ppl.Run(ctx, h.m, h.held, refmodel.Options{Progress: h.o.Progress.Of(step)}, variants...)
-		if err != nil {
-			return nil, err
-		}
-		if first {
-			h.base, streams = streams[0], streams[1:]
-		}
-		res, err := ppl.Measure(ctx, h.held, h.o.Progress.Of("comparing predictions"), h.base, streams...)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, res.Divergences...)
 	}
-	return out, nil
+	positions := h.rounds[round]
+	w, base := h.held.At(positions), h.base.At(h.held, positions)
+	for part := range slices.Chunk(missing, maxTries) {
+		var variants []*refmodel.Variant
+		for _, i := range part {
+			edited, err := kvcache.NewEditedKeys(h.c.Config, h.edits[i], cache, h.held.Ctx)
+			if err != nil {
+				return err
+			}
+			variants = append(variants, &refmodel.Variant{Cache: edited})
+		}
+		streams, err := ppl.Probe(ctx, h.m, h.context, positions, h.o.Progress.Of(step), variants...)
+		if err != nil {
+			return err
+		}
+		res, err := ppl.Measure(ctx, w, h.o.Progress.Of("comparing predictions"), base, streams...)
+		if err != nil {
+			return err
+		}
+		for k, i := range part {
+			h.measured[measurement{i, cache, round}] = &res.Divergences[k]
+		}
+	}
+	return nil
 }
 
 // heads lists what was done to each head.
