@@ -37,9 +37,6 @@ type FusionTry struct {
 	KLDErr   float64 `json:"kld_err"`
 	PPLRatio float64 `json:"ppl_ratio"`
 	SameTop  float64 `json:"same_top"`
-	// Tokens is how many predictions that is of: more where fewer could not tell candidates
-	// apart.
-	Tokens int `json:"tokens,omitempty"`
 	// F16KLD is what the change costs with F16 caches; measured for near-identities
 	// that came into question.
 	F16KLD *float64 `json:"f16_kld,omitempty"`

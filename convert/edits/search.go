@@ -306,7 +306,7 @@ const valuesTransformed = "values transformed for the type"
 func (h *search) tried(i, e int) spec.FusionTry {
 	d := h.kld(e)
 	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Approximate, KLD: d.Mean, KLDErr: d.MeanErr,
-		PPLRatio: d.Ratio, SameTop: d.SameTop, Tokens: len(d.KLD)}
+		PPLRatio: d.Ratio, SameTop: d.SameTop}
 }
 
 // round returns the last round in which an edit was measured with a cache.
