@@ -72,8 +72,8 @@ const (
 	chooseBatch  = 4096
 )
 
-// raceTokens are how many predictions candidates are compared on: all on the first number, and
-// those that it cannot tell apart on the last. earlyErrors is how many standard errors of the
+// raceTokens are how many positions candidates are computed at: all at the first number, and
+// those that it cannot tell apart at the last. earlyErrors is how many standard errors of the
 // difference tell them apart before that, lateErrors how many end the race of a candidate that
 // does worse.
 var raceTokens = []int{256, 1024}
@@ -86,13 +86,12 @@ const (
 // Search fits the edits of weights that might help a pair of cache types, measures each on text
 // that it was not fitted to, and returns the one to make.
 //
-// Candidates are measured by probes: predictions at positions spread over what is scored of later
-// windows, whose queries meet the keys and values of the unedited model in the candidate's cache
-// (refmodel.Model.Probes). So a prediction costs as much as a token does at every context. What a
-// cache does to the keys and values of later tokens is left out, for all candidates alike.
-// Divergences are compared prediction by prediction, by their roots; errors are standard errors of
-// the difference. Candidates that raceTokens[0] predictions cannot tell apart are compared on
-// more. The rules:
+// Candidates are measured on blocks of positions (ppl.Windows.Block) of later windows, at which
+// everything is the candidate's own, while the keys and values before the block are those of the
+// unedited model in the candidate's cache (refmodel.Model.Probes). So a prediction costs as much
+// as a token does at every context. Divergences are compared prediction by prediction, by their
+// roots; errors are standard errors of the difference. Candidates that raceTokens[0] positions
+// cannot tell apart are compared at more. The rules:
 //
 //  1. An edit is exact or approximate. Exact ones are tried first: pair scaling in closed form,
 //     rounded to powers of two, and tuned for the type. Then approximate ones, with several
@@ -166,7 +165,7 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	h := &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit,
 		measured: map[measurement]*ppl.Divergence{}, requantises: quantized(c)}
 	for _, n := range raceTokens {
-		h.rounds = append(h.rounds, held.Spread(n))
+		h.rounds = append(h.rounds, held.Block(n))
 	}
 	return h, h.start(ctx)
 }
@@ -211,7 +210,7 @@ type search struct {
 	fitted       int               // windows
 	context      *refmodel.Context // of the unedited model
 	base         ppl.Positions     // all that is scored
-	rounds       [][]int           // the probed positions of raceTokens
+	rounds       []*ppl.Block      // of raceTokens
 	requantises  bool              // a change of digits costs what is not measured, see requantGain
 
 	candidates []Candidate            // that were tried
@@ -677,8 +676,8 @@ func (h *search) measure(ctx context.Context, cache *kvcache.LlamaCpp, round int
 			missing = append(missing, i)
 		}
 	}
-	positions := h.rounds[round]
-	w, base := h.held.At(positions), h.base.At(h.held, positions)
+	block := h.rounds[round]
+	w, base := block.Of(h.held), block.Base(h.held, h.base)
 	for part := range slices.Chunk(missing, maxTries) {
 		var variants []*refmodel.Variant
 		for _, i := range part {
@@ -688,7 +687,7 @@ func (h *search) measure(ctx context.Context, cache *kvcache.LlamaCpp, round int
 			}
 			variants = append(variants, &refmodel.Variant{Cache: edited})
 		}
-		streams, err := ppl.Probe(ctx, h.m, h.context, positions, h.o.Progress.Of(step), variants...)
+		streams, err := block.Probe(ctx, h.m, h.context, h.o.Progress.Of(step), variants...)
 		if err != nil {
 			return err
 		}

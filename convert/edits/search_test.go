@@ -184,8 +184,8 @@ func TestChooseValues(t *testing.T) {
 func TestChooseQuantized(t *testing.T) {
 	o := chooseOptions()
 	o.Approximate, o.Tokens, o.Text.Data = false, 4096, texts.Calibration[:40000]
-	for typ, want := range map[string]string{"F32": "pair scaling", "Q8_0": "pair scaling, powers of two"} {
-		got, err := Search(context.Background(), lopsided(t, typ, "k_proj", 9), o)
+	for typ, want := range map[string]string{"F32": "pair scaling for the type", "Q8_0": "pair scaling, powers of two"} {
+		got, err := Search(context.Background(), lopsided(t, typ, "k_proj", 11), o)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -138,7 +138,7 @@ func (m *Model) project(ctx context.Context, a *Attention, b *batch, w *layerAtt
 	c, l := m.Config, a.Layer
 	y := &c.Layers[l]
 	n, d := b.rows(), y.HeadDim
-	own := y.Owner == l && b.context == nil
+	own := y.Owner == l
 	a.Q = linalg.Grow(&b.q, n*y.Heads*d)
 	if err := m.linear(ctx, a.Q, a.X, n, &m.mats[0], w.qBias); err != nil {
 		return err
@@ -193,17 +193,16 @@ func (m *Model) project(ctx context.Context, a *Attention, b *batch, w *layerAtt
 			}
 		}
 	}
+	if own && b.context != nil {
+		a.K, a.V = b.context.patch(l, a.K, a.V, b.positions)
+	}
 	if own {
 		if c.Shared(l) {
 			variant.share(l, a, before)
 		}
 		return nil
 	}
-	shared := variant.Shared
-	if b.context != nil {
-		shared = b.context.kv
-	}
-	kv, ok := shared[y.Owner]
+	kv, ok := variant.Shared[y.Owner]
 	if !ok {
 		return fmt.Errorf("layer %d reads keys and values of layer %d, before which the run began", l, y.Owner)
 	}

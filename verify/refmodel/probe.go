@@ -41,13 +41,35 @@ func (c *Context) Hooks() Hooks {
 	}}
 }
 
-// Probes computes the hidden states of a few positions of each window, in ascending order, once
-// per variant: Hidden of each becomes [windows*positions, hidden]. Queries and hidden states are
-// the variant's own, so errors add up from layer to layer; keys and values, also those of the
-// position itself, are those of the Context behind the variant's Cache, so what errors do to the
-// keys and values of later tokens is left out. That makes a position cost as much as a token
-// does, whatever the length of the window. Stretches of 8 or more neighbours are the fastest.
-// Of a Variant only Cache and Hidden count. progress, if not nil, is told how many layers are done.
+// patch returns the keys and values of layer l with those of the positions replaced.
+func (c *Context) patch(l int, k, v []float32, positions []int) (allK, allV []float32) {
+	allK, allV = slices.Clone(c.kv[l].k), slices.Clone(c.kv[l].v)
+	width := len(allK) / (c.T * c.Windows)
+	for r := range len(k) / width {
+		at := r/len(positions)*c.T + positions[r%len(positions)]
+		copy(allK[at*width:(at+1)*width], k[r*width:])
+		copy(allV[at*width:(at+1)*width], v[r*width:])
+	}
+	return allK, allV
+}
+
+// Part returns the context of the first n windows. It shares memory.
+func (c *Context) Part(n int) *Context {
+	out := &Context{T: c.T, Windows: n, owners: c.owners, tokens: c.tokens[:n], kv: Shared{}}
+	for l, x := range c.kv {
+		size := len(x.k) / c.Windows * n
+		out.kv[l] = sharedKV{k: x.k[:size], v: x.v[:size]}
+	}
+	return out
+}
+
+// Probes computes the hidden states of some positions of each window, in ascending order, once
+// per variant: Hidden of each becomes [windows*positions, hidden]. At these positions everything
+// is the variant's own; the keys and values of other positions are those of the Context, behind
+// the variant's Cache. So what a cache does to hidden states is seen from the first position of a
+// stretch on, and a position costs as much as a token does, whatever the length of the window.
+// With all positions it is a whole run, bit by bit. Of a Variant only Cache and Hidden count.
+// progress, if not nil, is told how many layers are done.
 func (m *Model) Probes(ctx context.Context, c *Context, positions []int, variants []*Variant,
 	progress func(done, total int)) error {
 	if err := m.Config.Require("a probe", features); err != nil {
@@ -59,6 +81,11 @@ func (m *Model) Probes(ctx context.Context, c *Context, positions []int, variant
 	for i, p := range positions[1:] {
 		if p <= positions[i] {
 			return fmt.Errorf("probed positions %d and %d are not in ascending order", positions[i], p)
+		}
+	}
+	for l, owner := range c.owners {
+		if len(c.kv[owner].k) == 0 {
+			return fmt.Errorf("the keys of layer %d were not recorded", l)
 		}
 	}
 	b := &batch{T: len(positions), windows: c.Windows, positions: positions, context: c}
