@@ -30,6 +30,8 @@ type AdviseJSON struct {
 	Improve *AdviseImprove `json:"improve,omitempty"`
 	// Texts describes what was measured, one entry per text and context.
 	Texts []Text `json:"texts"`
+	// Notes say what was not measured, and why.
+	Notes []string `json:"notes,omitempty"`
 	// BasePPL is the perplexity of the base on each of them.
 	BasePPL []float64 `json:"base_ppl"`
 }

@@ -72,6 +72,8 @@ type Text struct {
 	Tokens  int    `json:"tokens"`
 	Context int    `json:"context"`
 	Windows int    `json:"windows"`
+	// Kind is what the text is: chat, code, prose, nonlatin; "" where that was not said.
+	Kind string `json:"kind,omitempty"`
 }
 
 // Identity is one change of weights that was considered.

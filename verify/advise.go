@@ -3,6 +3,7 @@ package verify
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -23,6 +24,9 @@ import (
 type AdviseOptions struct {
 	// Texts are measured one by one; their names tell them apart.
 	Texts []ppl.Text
+	// SkipShort leaves out, with a note, what a text is too short for: contexts after the first,
+	// or the whole text if others are left. Without it that is an error.
+	SkipShort bool
 	// Ctx lists context lengths. The shortest is measured on Chunks windows (0: all
 	// that the text gives), longer ones on as many tokens, but at least one window.
 	Ctx    []int
@@ -160,25 +164,8 @@ func advise(ctx context.Context, published, converted engine.Engine, o AdviseOpt
 	if len(o.Texts) == 0 {
 		return nil, option.Errorf("no text to measure on")
 	}
-	for i, text := range o.Texts {
-		if slices.ContainsFunc(o.Texts[:i], func(t ppl.Text) bool { return t.Name == text.Name }) {
-			return nil, option.Errorf("two texts have the name %s, by which results are told apart", text.Name)
-		}
-		for _, n := range contexts {
-			chunks := o.Chunks
-			if chunks > 0 {
-				chunks = max(1, chunks*contexts[0]/n)
-			}
-			w, err := base.Windows(ctx, text, n, chunks)
-			if err != nil {
-				return nil, err
-			}
-			a.texts = append(a.texts, adviseText{text.Name, w})
-			f16 := kvcache.F16
-			f16.Rotation = o.Rotation
-			a.base = append(a.base, &engine.Reference{Engine: base.Engine, Lane: engine.Stock(f16)})
-			out.Texts = append(out.Texts, text.Info(w))
-		}
+	if err := a.tokenize(ctx, base, contexts, out); err != nil {
+		return nil, err
 	}
 	if err := a.search(ctx); err != nil {
 		return nil, err
@@ -200,8 +187,49 @@ func advise(ctx context.Context, published, converted engine.Engine, o AdviseOpt
 	return out, nil
 }
 
+// tokenize cuts the texts into windows of each context.
+func (a *adviser) tokenize(ctx context.Context, base adviseModel, contexts []int, out *spec.AdviseJSON) error {
+	var short error
+	for i, text := range a.o.Texts {
+		if slices.ContainsFunc(a.o.Texts[:i], func(t ppl.Text) bool { return t.Name == text.Name }) {
+			return option.Errorf("two texts have the name %s, by which results are told apart", text.Name)
+		}
+		for _, n := range contexts {
+			chunks := a.o.Chunks
+			if chunks > 0 {
+				chunks = max(1, chunks*contexts[0]/n)
+			}
+			w, err := base.Windows(ctx, text, n, chunks)
+			var tooShort *ppl.ShortError
+			if errors.As(err, &tooShort) && a.o.SkipShort {
+				out.Notes = append(out.Notes, fmt.Sprintf("not measured at context %d: %v", n, err))
+				short = err
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			a.texts = append(a.texts, adviseText{text.Name, w})
+			f16 := kvcache.F16
+			f16.Rotation = a.o.Rotation
+			a.base = append(a.base, &engine.Reference{Engine: base.Engine, Lane: engine.Stock(f16)})
+			out.Texts = append(out.Texts, text.Info(w))
+		}
+	}
+	if len(a.texts) == 0 {
+		return short
+	}
+	return nil
+}
+
 // ctx is the longest context.
-func (a *adviser) ctx() int { return a.texts[len(a.texts)-1].Ctx }
+func (a *adviser) ctx() int {
+	n := 0
+	for _, t := range a.texts {
+		n = max(n, t.Ctx)
+	}
+	return n
+}
 
 // runs says whether a pair runs where it has to.
 func (a *adviser) runs(m adviseModel, k, v gguf.Type) (backends.Runs, string) {
@@ -367,7 +395,7 @@ func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcach
 		lanes = append(lanes, engine.Stock(p))
 	}
 	res, err := m.Compare(ctx, a.texts[i].Windows, a.base[i], lanes,
-		engine.Progress{Run: tick, Compare: a.o.Progress.Of("comparing predictions")})
+		engine.Options{Run: tick, Compare: a.o.Progress.Of("comparing predictions")})
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,8 @@ type Options struct {
 	Threads int
 	// Progress, if set, is told how much is done: layers passed and codes fitted, together.
 	Progress func(done, total int)
+	// Gradients, if set, is told the same of the backward pass of joint codes.
+	Gradients func(done, total int)
 	// Only, if set, says which layers to fit; the forward pass goes through the
 	// others, and ends behind the last that is needed.
 	Only func(layer int) bool
@@ -55,9 +57,9 @@ type Options struct {
 type Joint struct {
 	Parts [][][]codec.Part // of each group, [layer][group]
 	Signs [][]int          // [layer][group]
-	// Metric, if set, gives the metric of a part of a layer, [head_dim, head_dim], instead of
-	// that of the queries; all in one unit, see fit.GroupSample.
-	Metric func(layer int, p codec.Part) []float64
+	// Fisher takes the metric of keys and values from gradients of the model's own loss on every
+	// second window instead of from queries: a backward pass more.
+	Fisher bool
 }
 
 // AllSigns returns Signs, nil for nil.
@@ -160,6 +162,12 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		}
 		f.todo[l], f.last = true, l
 	}
+	if j := o.Joint; f.last >= 0 && j != nil && j.Fisher {
+		var err error
+		if f.fisher, err = activations.NewFisher(ctx, m, everySecond(windows), o.Policy, o.Seed, o.Gradients); err != nil {
+			return nil, err
+		}
+	}
 	if f.last >= 0 {
 		opt := refmodel.Options{
 			Hooks:    refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }},
@@ -177,6 +185,15 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	return f.res, nil
 }
 
+// everySecond returns half of the windows: gradients take thrice the time of a forward pass, and
+// their second moments settle sooner than codes do.
+func everySecond(windows [][]int32) (out [][]int32) {
+	for i := 0; i < len(windows); i += 2 {
+		out = append(out, windows[i])
+	}
+	return out
+}
+
 // errDone ends a forward pass whose rest nobody needs.
 var errDone = errors.New("all layers are fitted")
 
@@ -187,6 +204,8 @@ type fitter struct {
 	todo []bool // layers to fit
 	last int    // of them, -1 for none
 	res  *Result
+
+	fisher *activations.Fisher // nil where queries are the metric
 }
 
 // progress reports that so many layers have been passed, and that of the next one so many
@@ -310,18 +329,13 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale func(h int) []float32, layer *Layer) error {
 	j := f.o.Joint
 	for i, parts := range j.Parts[a.Layer] {
-		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.o.Threads)
+		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.fisher,
+			f.o.Threads)
 		if err != nil {
 			return err
 		}
 		s := xs[0]
 		s.Index = i
-		if j.Metric != nil {
-			s.Absolute = true
-			for k, p := range parts {
-				s.Metrics[k] = j.Metric(a.Layer, p)
-			}
-		}
 		g := Group{Tokens: s.N()}
 		if g.Code, g.Curve, err = fit.Group(ctx, j.Signs[a.Layer][i], s); err != nil {
 			return err

@@ -326,14 +326,18 @@ const (
 )
 
 // ggufFeatures are those of layers that GGUF files of some family hold.
-const ggufFeatures = family.AttentionSinks | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
+const ggufFeatures = family.AttentionSinks | family.SharedKV | family.NormedValues | family.KeysAsValues | family.NoRoPE |
+	family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
 	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // checkStock refuses models that stock GGUF readers would refuse, or would
 // compute otherwise because their architecture has no key for a number.
 func checkStock(c *checkpoint.Checkpoint) error {
 	cfg, f := c.Config, c.Config.Family
-	shape, err := cfg.Uniform()
+	shape, err := cfg.Layers[0].HeadShape, error(nil)
+	if !f.Kinds {
+		shape, err = cfg.Uniform()
+	}
 	if err == nil {
 		err = cfg.Require("the GGUF writer", ggufFeatures)
 	}
@@ -349,6 +353,9 @@ func checkStock(c *checkpoint.Checkpoint) error {
 	stock := 1 / math.Sqrt(float64(shape.HeadDim))
 	if n := f.WideScaleLayers; n > 0 && n == len(cfg.Layers) {
 		stock = 1 / math.Sqrt(float64(cfg.Hidden/shape.Heads))
+	}
+	if f.Scale != 0 {
+		stock = f.Scale
 	}
 	if f.Multipliers {
 		stock = cfg.Layers[0].Scale // a key says it
@@ -424,10 +431,31 @@ func checkStockLayer(cfg *family.Config, l int, scale float64, window int) error
 	return nil
 }
 
+// checkShared refuses a layer that reads other keys and values than in stock GGUF runtimes, which
+// take the last two layers with keys of their own: the one before last for windows.
+func checkShared(cfg *family.Config, l int) error {
+	y := &cfg.Layers[l]
+	if y.Owner == l {
+		return nil
+	}
+	want := len(cfg.Layers) - cfg.SharedLayers() - 1
+	if y.Window > 0 {
+		want--
+	}
+	if y.Owner != want {
+		return fmt.Errorf("num_kv_shared_layers: layer %d reads the keys and values of layer %d, in stock GGUF runtimes those of "+
+			"layer %d", l, y.Owner, want)
+	}
+	return nil
+}
+
 // checkStockFFN is checkStockLayer for the FFN.
 func checkStockFFN(cfg *family.Config, l int) error {
 	f, y := cfg.Family, &cfg.Layers[l].FFN
 	first := cfg.Mixture()
+	if first == nil && f.Kinds {
+		return checkShared(cfg, l) // a key has the size of each layer's
+	}
 	if first == nil {
 		if first = &cfg.Layers[0].FFN; y.Size != first.Size {
 			return fmt.Errorf("layer %d has an FFN of another size than other layers, which the GGUF writer does not support", l)

@@ -293,9 +293,13 @@ func TestBalanceIsExact(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, uint64(len(m.name))))
 		m.edits = checkpoint.Edits{}
 		for l := range cfg.Layers {
-			b := &transform.PairScale{PerLayer: cfg.Layers[0].QKNorm == family.NormHead}
-			for h := range cfg.Layers[0].KVHeads {
-				s := make([]float32, cfg.Layers[0].HeadDim/2)
+			y := &cfg.Layers[l]
+			if y.Owner != l {
+				continue
+			}
+			b := &transform.PairScale{PerLayer: y.QKNorm == family.NormHead}
+			for h := range y.KVHeads {
+				s := make([]float32, y.HeadDim/2)
 				for i := range s {
 					s[i] = float32(math.Exp2(4*rng.Float64() - 2)) // 1/4 to 4
 				}

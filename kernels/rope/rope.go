@@ -103,6 +103,9 @@ const (
 	MaxFactor = 1e6 // of a scaling; 1/MaxFactor is the least
 )
 
+// Still is the divisor of a pair that does not turn, in GGUF files.
+const Still = 1e30
+
 // Params is everything that determines the angles of one kind of layer.
 type Params struct {
 	Theta float64 // rope_theta, the base

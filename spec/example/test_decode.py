@@ -1,9 +1,11 @@
-"""Holds decode.py to the golden vectors and, if there is one, to a real artifact.
+"""Holds decode.py to the golden vectors and, if there are some, to real artifacts.
 
 PHASECONV_ARTIFACT  folder made by phaseconv convert --format both
-PHASECONV_SOURCE    the Hugging Face folder it was made from
+PHASECONV_GROUPS    another one, with --code joint
+PHASECONV_SOURCE    the Hugging Face folder they were made from
 PHASECONV_VECTORS   folder with gguf.json and safetensors.json, what
-                    go run ./rotations/internal/vectors -sidecar FILE prints for the two sidecars
+                    go run ./rotations/internal/vectors -sidecar FILE prints for the two sidecars,
+                    and the same of the artifact with groups as groups.*.json
 """
 import glob
 import hashlib
@@ -19,7 +21,7 @@ import decode as ref
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VECTORS = os.path.join(HERE, "..", "vectors")
-ENV = {k: os.environ.get("PHASECONV_" + k) for k in ("ARTIFACT", "SOURCE", "VECTORS")}
+ENV = {k: os.environ.get("PHASECONV_" + k) for k in ("ARTIFACT", "GROUPS", "SOURCE", "VECTORS")}
 U = np.uint64
 
 
@@ -413,12 +415,12 @@ def source_digest(folder, files):
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-@unittest.skipUnless(all(ENV.values()), "PHASECONV_ARTIFACT, PHASECONV_SOURCE and PHASECONV_VECTORS name no artifact")
+@unittest.skipUnless(all(ENV.values()), "PHASECONV_ARTIFACT, _GROUPS, _SOURCE and _VECTORS name no artifacts")
 class Artifact(unittest.TestCase):
     def setUp(self):
         self.paths = {"gguf": ("model.gguf", "model.phase.gguf"), "safetensors": ("model.safetensors", "phaseconv.sidecar")}
         self.folders = [{k: [os.path.join(folder, x) for x in v] for k, v in self.paths.items()}
-                        for folder in (ENV["ARTIFACT"], os.environ.get("PHASECONV_GROUPS")) if folder]
+                        for folder in (ENV["ARTIFACT"], ENV["GROUPS"])]
         self.paths = self.folders[0]
 
     def test_vectors(self):

@@ -202,10 +202,10 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 			c.Progress.Of("checking query and key tensors, MiB"))
 	}
 	if err == nil && sum != a.Sidecar.WeightsSHA256 {
-		err = fmt.Errorf("key %s is %s, but the model's query and key tensors have %s: the sidecar belongs to other weights",
+		err = fmt.Errorf("key %s is %s, but the model's attention tensors have %s: the sidecar belongs to other weights",
 			spec.KeyWeightsSHA256, a.Sidecar.WeightsSHA256, sum)
 	}
-	if !c.Add("weights digest", err, "the query and key tensors are those that the sidecar was made for") {
+	if !c.Add("weights digest", err, digestDetail(a.Sidecar)) {
 		a.Close()
 		return nil
 	}

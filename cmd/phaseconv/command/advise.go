@@ -14,6 +14,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/backends"
@@ -23,6 +24,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 func adviseCommand(stdout, stderr io.Writer) *cli.Command {
@@ -40,6 +42,8 @@ llama.cpp allocates it for one sequence of that context.
 Examples:
   phaseconv advise model.gguf
   phaseconv advise ./SmolLM2-135M --ctx 512,4096 --max-kld 0.01
+  phaseconv advise model.gguf --text kinds             # chat, code, prose and non-Latin, a table of each
+  phaseconv advise model.gguf --text chat.jsonl --text code.txt
   phaseconv advise model.gguf --backend cuda --ctx 512,8192,32768 --text long.txt
   phaseconv advise smol --source ./SmolLM2-135M --json
   phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0
@@ -49,7 +53,10 @@ Examples:
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
 			&cli.GenericFlag{
 				Name: "text", Value: &paths{},
-				Usage: "held-out text; given again, each text is measured by itself (default: an embedded one)",
+				Usage: "held-out text, or chat.jsonl with messages, which the model's chat template renders; given again, " +
+					"each is measured by itself; kinds stands for the texts that come with the program: embedded:chat, " +
+					"embedded:code, embedded:persuasion (prose), embedded:nonlatin (default: embedded:chat for a model with a chat template, " +
+					"else embedded:persuasion)",
 			},
 			&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths", Value: []int{512, 2048}},
 			&cli.IntFlag{Name: "chunks", Usage: "windows of the shortest context, 0 for all; longer ones get as many tokens", Value: 4},
@@ -152,6 +159,16 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
+	if len(o.Texts) == 0 {
+		var vocabs []*tokenizer.Vocab
+		for _, m := range []*checkpoint.Checkpoint{published, converted} {
+			if m != nil {
+				v, _ := m.Vocab()
+				vocabs = append(vocabs, v)
+			}
+		}
+		o.Texts, o.SkipShort = defaultTexts(c, vocabs...), true
+	}
 	if !c.IsSet("ctx") {
 		o.Ctx = within(o.Ctx, published, converted)
 	}
@@ -201,6 +218,10 @@ func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, o veri
 	published, o.Source, o.Model = models[0], files[0], files[0]
 	if len(models) == 2 {
 		converted, o.ConvertedModel = models[1], files[1]
+	}
+	if len(o.Texts) == 0 {
+		v, _ := checkpoint.GGUFVocab(files[0])
+		o.Texts, o.SkipShort = defaultTexts(c, v), true
 	}
 	if !c.IsSet("ctx") {
 		own := models[0].Facts.Context
@@ -267,8 +288,8 @@ func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
 		o.Pairs = append(o.Pairs, p)
 	}
 	files, _ := c.Generic("text").(*paths)
-	if files == nil || len(*files) == 0 {
-		files = &paths{""}
+	if files == nil || slices.Equal(*files, paths{allKinds}) {
+		return nil // depends on the model
 	}
 	for _, path := range *files {
 		t, err := evaluationText(path)
@@ -278,6 +299,26 @@ func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
 		o.Texts = append(o.Texts, t)
 	}
 	return nil
+}
+
+// allKinds as a text stands for all that come with the program.
+const allKinds = "kinds"
+
+// defaultTexts are what a model is measured on if nothing else is named: conversations if it comes
+// with a template for them, for raw prose says little of a model that was trained to chat. Vocabularies
+// that cannot be read are nil: what is wrong with them is told when a text is.
+func defaultTexts(c *cli.Command, vocabs ...*tokenizer.Vocab) []ppl.Text {
+	template := !slices.ContainsFunc(vocabs, func(v *tokenizer.Vocab) bool { return v == nil || v.ChatTemplate == "" })
+	files, _ := c.Generic("text").(*paths)
+	all := files != nil && slices.Equal(*files, paths{allKinds})
+	var out []ppl.Text
+	for _, k := range texts.Kinds() {
+		if k.Chat && !template || !all && k.Chat != template || !all && !k.Chat && k.Kind != "prose" {
+			continue
+		}
+		out = append(out, ppl.Text{Name: k.Name, Data: k.Data, Chat: k.Chat, Kind: k.Kind})
+	}
+	return out
 }
 
 // modelFile is the GGUF file that runtimes load of what was opened at path, "" for none.
@@ -391,6 +432,9 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	if !a.Rotation {
 		rotation = ", attention rotation off"
 	}
+	for _, n := range a.Notes {
+		fmt.Fprintf(w, "note: %s\n", n)
+	}
 	fmt.Fprintf(w, "compared with: %s%s%s\n", a.Base, rotation, roundedNote(a.RoundedInputs))
 	if a.Backend != "" {
 		fmt.Fprintf(w, "backend: %s, facts from %s\n", backendName(a), a.Facts)
@@ -479,7 +523,7 @@ func printByText(w io.Writer, a *spec.AdviseJSON) {
 	fmt.Fprintln(w, "KLD by text, the worst context:")
 	head := []string{"K", "V", "weights"}
 	for _, n := range names {
-		head = append(head, printable(n))
+		head = append(head, printable(kindOf(a, n)))
 	}
 	t := newTable(head...)
 	for _, p := range pairs {
@@ -491,6 +535,16 @@ func printByText(w io.Writer, a *spec.AdviseJSON) {
 	}
 	t.print(w)
 	fmt.Fprintln(w)
+}
+
+// kindOf is what a text that comes with the program is; others keep their names.
+func kindOf(a *spec.AdviseJSON, name string) string {
+	for _, t := range a.Texts {
+		if t.Name == name && t.Kind != "" && strings.HasPrefix(name, embeddedPrefix) {
+			return t.Kind
+		}
+	}
+	return name
 }
 
 // printReasons tells which pairs do not run or are slow, and why.

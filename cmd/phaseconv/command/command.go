@@ -175,14 +175,44 @@ func text(path string, embedded []byte, name string) (ppl.Text, error) {
 	if path == "" {
 		return ppl.Text{Name: name, Data: embedded}, nil
 	}
+	if strings.HasPrefix(path, embeddedPrefix) {
+		return embeddedKind(path)
+	}
 	data, err := format.ReadFile(path, maxText)
 	if err != nil {
 		return ppl.Text{}, &option.Error{Err: err}
 	}
-	return ppl.Text{Name: filepath.Base(path), Data: data}, nil
+	return fileText(filepath.Base(path), data), nil
+}
+
+// fileText says by a file's name what is in it.
+func fileText(name string, data []byte) ppl.Text {
+	t := ppl.Text{Name: name, Data: data}
+	if strings.EqualFold(filepath.Ext(name), ".jsonl") {
+		t.Chat, t.Kind = true, "chat"
+	}
+	return t
+}
+
+// embeddedPrefix begins the names of texts that come with the program.
+const embeddedPrefix = "embedded:"
+
+// embeddedKind returns one of the texts to measure on that come with the program.
+func embeddedKind(name string) (ppl.Text, error) {
+	var names []string
+	for _, k := range texts.Kinds() {
+		if k.Name == name {
+			return ppl.Text{Name: k.Name, Data: k.Data, Chat: k.Chat, Kind: k.Kind}, nil
+		}
+		names = append(names, k.Name)
+	}
+	return ppl.Text{}, usagef("%s does not come with the program; there are %s", name, strings.Join(names, ", "))
 }
 
 func calibrationText(path string) (ppl.Text, error) {
+	if strings.HasPrefix(path, embeddedPrefix) {
+		return ppl.Text{}, usagef("--calib %s: the texts of that name are to measure on", path)
+	}
 	return text(path, texts.Calibration, texts.CalibrationName)
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/coded"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
@@ -403,5 +404,111 @@ func (v *groupVector) checkSums(t *testing.T, p floatPart, all, weights []float3
 	// The tolerance is narrower than what the usual sign of the heaviest token brings.
 	if caught < d/2 {
 		t.Errorf("%s: the tolerance catches a wrong sign in %d of %d dimensions", v.Name, caught, d)
+	}
+}
+
+// TestGroupRuntime: a cache of kernels/coded, which a runtime would keep, gives the scores and
+// sums of the files within the tolerance of the format. Its tokens are numbered by position:
+// the places of first tokens are there and have no weight.
+func TestGroupRuntime(t *testing.T) {
+	for _, v := range readGroups(t) {
+		words, alpha := v.tokens(t)
+		_, parts := v.layout(t)
+		pairs, err := rope.ParseLayout(v.PairLayout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var keys, values []coded.Matrix
+		heads := 0
+		for i, p := range parts {
+			head, err := strconv.Atoi(v.Parts[i][1:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			heads = max(heads, head+1)
+			m := coded.Matrix{Head: head, Mean: narrow(p.mean), Decode: narrow(p.decode)}
+			if p.value {
+				values = append(values, m)
+			} else {
+				keys = append(keys, m)
+			}
+		}
+		code, err := coded.NewCode(v.Signs, keys, values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := v.Sink + len(words)
+		table := rope.NewTable(rope.Params{Theta: theta, Dim: v.HeadDim}, n)
+		cache, err := coded.NewCache(code, v.Anchor, table, pairs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range v.Sink {
+			cache.Append(make([]uint32, len(words[0])), 0)
+		}
+		for i, row := range words {
+			cache.Append(row, dtype.F32ToF16(float32(alpha[i])))
+		}
+		var w coded.Worker
+		scores, sums := make([]float32, heads*n), make([]float32, heads*v.ValueDim)
+		query, weights := make([]float32, heads*v.HeadDim), make([]float32, heads*n)
+		tokens := v.Vectors.Shape[0]
+		for i, m := range keys {
+			copy(query[m.Head*v.HeadDim:], remake(v.Queries, nil).data[i*v.HeadDim:][:v.HeadDim])
+		}
+		for i, m := range values {
+			all := remake(v.Weights, nil).data[i*tokens:][:tokens]
+			copy(weights[m.Head*n+v.Sink:][:len(words)], all[v.Sink:])
+		}
+		w.Scores(scores, n, cache, query, 1, 0, n)
+		w.Sums(sums, cache, weights, n, 1, 0, n)
+		var largest float64
+		for i, a := range weights {
+			if pos := i % n; pos >= v.Sink {
+				largest = max(largest, float64(a)*alpha[pos-v.Sink])
+			}
+		}
+		vectors, scored, summed := remake(v.Vectors, nil).data, 0, 0
+		for _, p := range parts {
+			d := p.to - p.from
+			square := make([]float64, d) // of the columns of M
+			for k, x := range p.decode {
+				square[k%d] += x * x
+			}
+			if p.value {
+				head := values[summed].Head
+				for j, want := range parse32(t, v.Sums[summed]) {
+					got := float64(sums[head*d+j])
+					all := remake(v.Weights, nil).data[summed*tokens:][:tokens]
+					for pos, a := range all {
+						if pos < v.Sink || pos >= n {
+							got += float64(a) * float64(dtype.F16Round(vectors[pos*v.Mean.Shape[1]+p.from+j]))
+						}
+					}
+					// The part of the tolerance that rounding of weights needs; the rest is below it here.
+					if tol := 0x1p-5*largest*math.Sqrt(square[j]) + 1e-4*math.Abs(want); math.Abs(got-want) > tol {
+						t.Errorf("%s: sum of head %d, dimension %d: %g, want %g, allowed %.2g", v.Name, head, j, got, want, tol)
+					}
+				}
+				summed++
+				continue
+			}
+			head := keys[scored].Head
+			var norm, all float64
+			for _, x := range square {
+				all += x
+			}
+			for _, x := range remake(v.Queries, nil).data[scored*d:][:d] {
+				norm += float64(x) * float64(x)
+			}
+			for i, want := range parse32(t, v.Scores[scored])[v.Sink:n] {
+				got := float64(scores[head*n+v.Sink+i])
+				// |q'|_2 is at most |M|_F |q|_2.
+				if tol := 0x1p-11*alpha[i]*math.Sqrt(float64(v.Signs)*all*norm) + 1e-4*math.Abs(want); math.Abs(got-want) > tol {
+					t.Errorf("%s: score of head %d, token %d: %g, want %g, allowed %.2g", v.Name, head, i, got, want, tol)
+				}
+			}
+			scored++
+		}
 	}
 }

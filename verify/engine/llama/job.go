@@ -81,6 +81,8 @@ type Unload struct {
 // Tokenize encodes a text with the model's tokenizer, as llama.cpp has it.
 type Tokenize struct {
 	Model int `json:"model"`
+	// Special: the text names special tokens itself, and none are added.
+	Special bool `json:"special,omitempty"`
 }
 
 // A Lane is one way of computing windows.

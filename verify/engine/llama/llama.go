@@ -20,11 +20,13 @@ type Model struct {
 	// Source is the same file as a checkpoint, for lanes with edits; nil where its family is not known.
 	Source *checkpoint.Checkpoint
 
-	w      *Worker
-	n      int
-	place  Place
-	caches *family.Config
-	sizes  map[sizeKey]size
+	w     *Worker
+	n     int
+	place Place
+	// patched is the patch that all lanes of this model have, "" for none, see With.
+	patched string
+	caches  *family.Config
+	sizes   map[sizeKey]size
 }
 
 // Place says where a model is loaded.
@@ -95,7 +97,19 @@ func (m *Model) Windows(ctx context.Context, t ppl.Text, n, chunks int) (*ppl.Wi
 	if own := m.Facts.Context; own > 0 && n > own {
 		return nil, option.Bad("Ctx", n, "the model's own context is %d, and beyond it nothing that is measured means much", own)
 	}
-	blobs, err := m.w.call(ctx, KindTokenize, Tokenize{Model: m.n}, nil, nil, nil, t.Data)
+	words := t.Data
+	if t.Chat {
+		v, err := checkpoint.GGUFVocab(m.Path)
+		if err != nil {
+			return nil, err
+		}
+		s, err := t.Render(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		words = []byte(s)
+	}
+	blobs, err := m.w.call(ctx, KindTokenize, Tokenize{Model: m.n, Special: t.Chat}, nil, nil, nil, words)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.Name, err)
 	}

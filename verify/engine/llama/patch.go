@@ -102,3 +102,63 @@ func encode(t gguf.Type, x []float32, cols int) ([]byte, error) {
 	}
 	return out, nil
 }
+
+// With returns the model with the weights of an edited checkpoint in place.
+func (m *Model) With(ctx context.Context, w checkpoint.Weights) (engine.Engine, error) {
+	v, ok := w.(*checkpoint.Edited)
+	if !ok {
+		return nil, fmt.Errorf("%s: llama.cpp runs the file's weights, or edits of them", m.Path)
+	}
+	x := *m
+	if x.patched = ""; len(v.Edits) == 0 {
+		return &x, nil
+	}
+	tensors, err := m.Encode(v)
+	if err != nil {
+		return nil, err
+	}
+	m.w.patches++
+	x.patched = fmt.Sprint("weights ", m.w.patches)
+	return &x, m.Patch(ctx, x.patched, tensors)
+}
+
+// Engines loads the GGUF files of checkpoints into one worker.
+type Engines struct {
+	Worker *Worker
+	Place  Place
+
+	open map[string]*Model
+}
+
+// Identity is what results depend on.
+func (e *Engines) Identity() engine.Identity { return e.Worker.Identity(e.Place) }
+
+// Open loads a checkpoint's file, once.
+func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.Engine, error) {
+	f := c.File()
+	if f == nil {
+		return nil, fmt.Errorf("%s: llama.cpp reads GGUF files only; convert it with --engine own, or make a GGUF file of it first", c.Path)
+	}
+	if m := e.open[f.Path]; m != nil {
+		m.Source = c
+		return m, nil
+	}
+	m, err := e.Worker.Load(ctx, f.Path, e.Place)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(m.Facts.Owners()); n != len(c.Config.Layers) {
+		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d layers", c.Path, n, len(c.Config.Layers))
+	}
+	m.Source = c
+	// The file's own configuration says more than the graph.
+	m.caches = c.Config
+	if e.open == nil {
+		e.open = map[string]*Model{}
+	}
+	e.open[f.Path] = m
+	return m, nil
+}
+
+// Close ends the worker.
+func (e *Engines) Close() { e.Worker.Close() }

@@ -452,14 +452,15 @@ func (m *Model) BOS() (int32, bool) {
 	return m.l.vocabBOS(v), m.l.vocabAddBOS(v)
 }
 
-// Tokenize encodes a text, with BOS in front where the tokenizer adds it.
-func (m *Model) Tokenize(text []byte) ([]int32, error) {
+// Tokenize encodes a text, with BOS in front where the tokenizer adds it. With special, the text
+// names special tokens itself, as a rendered conversation does, and nothing is added.
+func (m *Model) Tokenize(text []byte, special bool) ([]int32, error) {
 	if len(text) == 0 {
 		return nil, fmt.Errorf("an empty text has no tokens")
 	}
 	out := make([]int32, len(text)+8)
 	v := m.l.modelVocab(m.p)
-	n := m.l.tokenize(v, &text[0], int32(len(text)), &out[0], int32(len(out)), true, false)
+	n := m.l.tokenize(v, &text[0], int32(len(text)), &out[0], int32(len(out)), !special, special)
 	runtime.KeepAlive(text)
 	if n < 0 || int(n) > len(out) {
 		return nil, fmt.Errorf("llama_tokenize returned %d: %s", n, LastLines(m.l.Messages()))

@@ -305,7 +305,7 @@ func (s *server) tokenize(o llama.Tokenize, blobs [][]byte) (any, [][]byte, erro
 	if len(blobs) != 1 {
 		return nil, nil, fmt.Errorf("a text is one blob, not %d", len(blobs))
 	}
-	ids, err := m.Tokenize(blobs[0])
+	ids, err := m.Tokenize(blobs[0], o.Special)
 	if err != nil {
 		return nil, nil, err
 	}
