@@ -25,6 +25,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
@@ -49,6 +50,14 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs}
 	}
 	m := refmodel.New(c.Config, ch.View, o.Threads)
+	if e, err := j.engine(ctx); err != nil {
+		return nil, err
+	} else if e != nil {
+		if e, err = e.With(ctx, ch.View); err != nil {
+			return nil, err
+		}
+		opt.Tap = e.Tap
+	}
 	var w *fitcache.Cache
 	var err error
 	if o.Work != "" {
@@ -136,6 +145,9 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 		// The digest was taken now: what is fitted to a source that changed since
 		// must not be kept under it.
 		Check: c.Unchanged, Notice: o.Notice,
+	}
+	if !o.own() { // what it computes differs from machine to machine, and must not be mixed
+		w.Inputs = append(w.Inputs, in("engine", engine.Digest(o.Engines.Identity())))
 	}
 	if opt.Joint != nil {
 		w.Groups = opt.Joint.Parts

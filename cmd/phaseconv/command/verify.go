@@ -103,6 +103,9 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	} else {
 		defer a.Close()
 		if src := c.String("source"); src != "" {
+			if src, err = local(ctx, stderr, src); err != nil {
+				return err
+			}
 			if o.Source, err = checkpoint.Open(src); err != nil {
 				return err
 			}
