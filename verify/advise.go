@@ -395,7 +395,7 @@ func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcach
 		lanes = append(lanes, engine.Stock(p))
 	}
 	res, err := m.Compare(ctx, a.texts[i].Windows, a.base[i], lanes,
-		engine.Progress{Run: tick, Compare: a.o.Progress.Of("comparing predictions")})
+		engine.Options{Run: tick, Compare: a.o.Progress.Of("comparing predictions")})
 	if err != nil {
 		return err
 	}

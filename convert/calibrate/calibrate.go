@@ -41,11 +41,15 @@ type Options struct {
 	Threads int
 	// Progress, if set, is told how much is done: layers passed and codes fitted, together.
 	Progress func(done, total int)
+	// Gradients, if set, is told the same of the backward pass of joint codes.
+	Gradients func(done, total int)
 	// Only, if set, says which layers to fit; the forward pass goes through the
 	// others, and ends behind the last that is needed.
 	Only func(layer int) bool
 	// Store, if set, keeps fitted layers, and gives back those that it has.
 	Store Store
+	// Tap, if set, runs windows and shows their activations in place of the model, see engine.Engine.
+	Tap func(ctx context.Context, windows [][]int32, h refmodel.Hooks, p func(done, total int)) error
 	// Trace, if set, sees the steps of every iterative fit; see fit.Sample. It
 	// is called from several goroutines.
 	Trace func(s *fit.Sample, kind codec.Kind, start, step int, c *codec.Code)
@@ -55,17 +59,9 @@ type Options struct {
 type Joint struct {
 	Parts [][][]codec.Part // of each group, [layer][group]
 	Signs [][]int          // [layer][group]
-	// Metric, if set, gives the metric of a part of a layer, [head_dim, head_dim], instead of
-	// that of the queries; all in one unit, see fit.GroupSample.
-	Metric func(layer int, p codec.Part) []float64
-}
-
-// AllSigns returns Signs, nil for nil.
-func (j *Joint) AllSigns() [][]int {
-	if j == nil {
-		return nil
-	}
-	return j.Signs
+	// Fisher takes the metric of keys and values from gradients of the model's own loss on every
+	// second window instead of from queries: a backward pass more.
+	Fisher bool
 }
 
 // Allocation returns what bits.Allocate needs of these options.
@@ -160,13 +156,22 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		}
 		f.todo[l], f.last = true, l
 	}
-	if f.last >= 0 {
-		opt := refmodel.Options{
-			Hooks:    refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }},
-			Progress: func(done, _ int) { f.progress(done, 0) },
+	if j := o.Joint; f.last >= 0 && j != nil && j.Fisher {
+		var err error
+		if f.fisher, err = activations.NewFisher(ctx, m, everySecond(windows), o.Policy, o.Seed, o.Gradients); err != nil {
+			return nil, err
 		}
+	}
+	if f.last >= 0 {
+		tap := o.Tap
+		if tap == nil {
+			tap = func(ctx context.Context, windows [][]int32, h refmodel.Hooks, p func(done, total int)) error {
+				return m.Run(ctx, windows, []*refmodel.Variant{{}}, refmodel.Options{Hooks: h, Progress: p})
+			}
+		}
+		hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }}
 		f.progress(0, 0)
-		if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
+		if err := tap(ctx, windows, hooks, f.passed); !errors.Is(err, errDone) {
 			if err == nil {
 				err = fmt.Errorf("layer %d was not reached", f.last)
 			}
@@ -175,6 +180,15 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		f.progress(f.last+1, 0)
 	}
 	return f.res, nil
+}
+
+// everySecond returns half of the windows: gradients take thrice the time of a forward pass, and
+// their second moments settle sooner than codes do.
+func everySecond(windows [][]int32) (out [][]int32) {
+	for i := 0; i < len(windows); i += 2 {
+		out = append(out, windows[i])
+	}
+	return out
 }
 
 // errDone ends a forward pass whose rest nobody needs.
@@ -187,7 +201,12 @@ type fitter struct {
 	todo []bool // layers to fit
 	last int    // of them, -1 for none
 	res  *Result
+
+	fisher *activations.Fisher // nil where queries are the metric
 }
+
+// passed reports layers of the forward pass, or the share of them that an engine has passed.
+func (f *fitter) passed(done, total int) { f.progress(done*len(f.cfg.Layers)/max(1, total), 0) }
 
 // progress reports that so many layers have been passed, and that of the next one so many
 // codes are fitted. Layers count as much as that with most heads.
@@ -310,18 +329,13 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale func(h int) []float32, layer *Layer) error {
 	j := f.o.Joint
 	for i, parts := range j.Parts[a.Layer] {
-		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.o.Threads)
+		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.fisher,
+			f.o.Threads)
 		if err != nil {
 			return err
 		}
 		s := xs[0]
 		s.Index = i
-		if j.Metric != nil {
-			s.Absolute = true
-			for k, p := range parts {
-				s.Metrics[k] = j.Metric(a.Layer, p)
-			}
-		}
 		g := Group{Tokens: s.N()}
 		if g.Code, g.Curve, err = fit.Group(ctx, j.Signs[a.Layer][i], s); err != nil {
 			return err

@@ -69,6 +69,20 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 	if err := checkUnknown(c); err != nil {
 		return nil, err
 	}
+	outside := 0
+	for _, n := range c.Unknown {
+		if c.Outside(n) {
+			outside++
+		}
+	}
+	if outside > 0 {
+		does := "copied as they are"
+		if to == checkpoint.GGUF {
+			does = "left out; stock runtimes have them in a file of their own (mmproj), which goes with the model as it is"
+		}
+		p.Warnings = append(p.Warnings, fmt.Sprintf("the language model is converted; %d tensors outside it, such as those of "+
+			"a vision tower, are %s", outside, does))
+	}
 	var err error
 	switch {
 	case to == checkpoint.GGUF && c.Container == checkpoint.GGUF:
@@ -100,8 +114,9 @@ var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias
 func checkUnknown(c *checkpoint.Checkpoint) error {
 	for _, n := range c.Unknown {
 		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
+			c.Outside(n) ||
 			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head.") ||
-			c.Config.Unread(n))
+			c.Config.Unread(n)) || c.IdleKV(n)
 		if l := family.LayerOf(n); c.Container == checkpoint.GGUF && l >= len(c.Config.Layers) {
 			ok = l < len(c.Config.Layers)+c.Config.DraftLayers
 		}
@@ -326,14 +341,18 @@ const (
 )
 
 // ggufFeatures are those of layers that GGUF files of some family hold.
-const ggufFeatures = family.AttentionSinks | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
+const ggufFeatures = family.AttentionSinks | family.SharedKV | family.NormedValues | family.KeysAsValues | family.NoRoPE |
+	family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
 	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // checkStock refuses models that stock GGUF readers would refuse, or would
 // compute otherwise because their architecture has no key for a number.
 func checkStock(c *checkpoint.Checkpoint) error {
 	cfg, f := c.Config, c.Config.Family
-	shape, err := cfg.Uniform()
+	shape, err := cfg.Layers[0].HeadShape, error(nil)
+	if !f.Kinds {
+		shape, err = cfg.Uniform()
+	}
 	if err == nil {
 		err = cfg.Require("the GGUF writer", ggufFeatures)
 	}
@@ -349,6 +368,9 @@ func checkStock(c *checkpoint.Checkpoint) error {
 	stock := 1 / math.Sqrt(float64(shape.HeadDim))
 	if n := f.WideScaleLayers; n > 0 && n == len(cfg.Layers) {
 		stock = 1 / math.Sqrt(float64(cfg.Hidden/shape.Heads))
+	}
+	if f.Scale != 0 {
+		stock = f.Scale
 	}
 	if f.Multipliers {
 		stock = cfg.Layers[0].Scale // a key says it
@@ -424,10 +446,31 @@ func checkStockLayer(cfg *family.Config, l int, scale float64, window int) error
 	return nil
 }
 
+// checkShared refuses a layer that reads other keys and values than in stock GGUF runtimes, which
+// take the last two layers with keys of their own: the one before last for windows.
+func checkShared(cfg *family.Config, l int) error {
+	y := &cfg.Layers[l]
+	if y.Owner == l {
+		return nil
+	}
+	want := len(cfg.Layers) - cfg.SharedLayers() - 1
+	if y.Window > 0 {
+		want--
+	}
+	if y.Owner != want {
+		return fmt.Errorf("num_kv_shared_layers: layer %d reads the keys and values of layer %d, in stock GGUF runtimes those of "+
+			"layer %d", l, y.Owner, want)
+	}
+	return nil
+}
+
 // checkStockFFN is checkStockLayer for the FFN.
 func checkStockFFN(cfg *family.Config, l int) error {
 	f, y := cfg.Family, &cfg.Layers[l].FFN
 	first := cfg.Mixture()
+	if first == nil && f.Kinds {
+		return checkShared(cfg, l) // a key has the size of each layer's
+	}
 	if first == nil {
 		if first = &cfg.Layers[0].FFN; y.Size != first.Size {
 			return fmt.Errorf("layer %d has an FFN of another size than other layers, which the GGUF writer does not support", l)
@@ -474,6 +517,9 @@ var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "b
 // FileTypes are the values of general.file_type for OutTypes.
 var FileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
+// FileTypeMXFP4 is that of files with experts in MXFP4, unless their other matrices are Q8_0.
+const FileTypeMXFP4 = 38
+
 // ggufType returns the type a tensor is written in: vectors, norm gains and
 // routers stay F32, as stock converters do and stock readers expect; rows that
 // blocks of 32 do not divide fall back to F16.
@@ -482,7 +528,8 @@ func ggufType(name string, shape []int, outtype string) (gguf.Type, error) {
 	if !ok {
 		return 0, CheckOutType(outtype)
 	}
-	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, "ffn_gate_inp.weight") {
+	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, ".bias") ||
+		strings.HasSuffix(name, "ffn_gate_inp.weight") {
 		return gguf.TypeF32, nil
 	}
 	if n, _ := t.Block(); shape[len(shape)-1]%n != 0 {

@@ -46,11 +46,17 @@ func copyWithTag(f *gguf.File, mark []gguf.KV) []gguf.KV {
 func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string, mark []gguf.KV) ([]gguf.KV, error) {
 	cfg := c.Config
 	arch := cfg.Family.GGUFArch
+	fileType := plan.FileTypes[outtype]
+	for _, t := range c.Tensors() {
+		if t.Type == gguf.TypeMXFP4.String() && outtype != "q8_0" { // as stock converters say it
+			fileType = plan.FileTypeMXFP4
+		}
+	}
 	out := []gguf.KV{
 		gguf.Value("general.architecture", arch),
 		gguf.Value("general.type", "model"),
 		gguf.Value("general.name", name),
-		gguf.Value("general.file_type", plan.FileTypes[outtype]),
+		gguf.Value("general.file_type", fileType),
 		gguf.Value("general.quantization_version", uint32(2)),
 	}
 	u32 := func(key string, n int) { out = append(out, gguf.Value(arch+"."+key, uint32(n))) }
@@ -61,18 +67,46 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 	u32("block_count", len(cfg.Layers))
 	u32("context_length", cfg.Context)
 	u32("embedding_length", cfg.Hidden)
+	perLayer := func(key string, of func(y *family.Layer) int) {
+		list := make([]int32, len(cfg.Layers))
+		same := true
+		for l := range list {
+			list[l] = int32(of(&cfg.Layers[l]))
+			same = same && list[l] == list[0]
+		}
+		if same {
+			u32(key, int(list[0]))
+			return
+		}
+		out = append(out, gguf.Array(arch+"."+key, list))
+	}
 	if cfg.DenseFFN > 0 {
 		u32("feed_forward_length", cfg.DenseFFN)
 	} else {
-		u32("feed_forward_length", y.FFN.Size)
+		perLayer("feed_forward_length", func(y *family.Layer) int { return y.FFN.Size })
 	}
 	if x := cfg.Family.Experts; x != nil && (x.OwnSize || x.GGUFOwnSize) {
 		u32("expert_feed_forward_length", cfg.Mixture().Size)
 	}
 	u32("attention.head_count", y.Heads)
-	u32("attention.head_count_kv", y.KVHeads)
-	u32("attention.key_length", y.HeadDim)
-	u32("attention.value_length", y.ValueDim)
+	perLayer("attention.head_count_kv", func(y *family.Layer) int { return y.KVHeads })
+	wide := y
+	if cfg.Family.Kinds {
+		for l := range cfg.Layers {
+			if x := &cfg.Layers[l]; x.Window == 0 {
+				wide = x
+			} else {
+				y = x
+			}
+		}
+		u32("attention.key_length_swa", y.HeadDim)
+		u32("attention.value_length_swa", y.ValueDim)
+		u32("rope.dimension_count_swa", local.Dim)
+		u32("attention.shared_kv_layers", cfg.SharedLayers())
+		u32("embedding_length_per_layer_input", cfg.PerLayerInput)
+	}
+	u32("attention.key_length", wide.HeadDim)
+	u32("attention.value_length", wide.ValueDim)
 	u32("rope.dimension_count", full.Dim)
 	u32("vocab_size", cfg.Vocab)
 	eps := "attention.layer_norm_rms_epsilon"

@@ -204,6 +204,10 @@ func keep(t *testing.T, m *tinyModel, dir string, want []float32) {
 	if err := os.WriteFile(filepath.Join(dir, m.name+".f32.logits"), raw, 0o666); err != nil {
 		t.Fatal(err)
 	}
+	// The folder too: that of a model whose weights are not stored is gone after the test.
+	if err := os.CopyFS(filepath.Join(dir, m.name+".hf"), os.DirFS(m.Path)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestGGUFOracle converts every tiny model to an F32 GGUF file and compares its
@@ -289,9 +293,13 @@ func TestBalanceIsExact(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, uint64(len(m.name))))
 		m.edits = checkpoint.Edits{}
 		for l := range cfg.Layers {
-			b := &transform.PairScale{PerLayer: cfg.Layers[0].QKNorm == family.NormHead}
-			for h := range cfg.Layers[0].KVHeads {
-				s := make([]float32, cfg.Layers[0].HeadDim/2)
+			y := &cfg.Layers[l]
+			if y.Owner != l {
+				continue
+			}
+			b := &transform.PairScale{PerLayer: y.QKNorm == family.NormHead}
+			for h := range y.KVHeads {
+				s := make([]float32, y.HeadDim/2)
 				for i := range s {
 					s[i] = float32(math.Exp2(4*rng.Float64() - 2)) // 1/4 to 4
 				}

@@ -163,7 +163,9 @@ func (c *Checkpoint) addRopeFreqs(f *gguf.File) error {
 		r.Divisors = append(r.Divisors, float64(v))
 	}
 	for l := range cfg.Layers {
-		cfg.Layers[l].Rope = r
+		if !cfg.Family.Kinds || cfg.Layers[l].Window == 0 {
+			cfg.Layers[l].Rope = r
+		}
 	}
 	c.tensors[ropeFreqs] = &Tensor{Name: ropeFreqs, Layer: -1, Shape: t.Shape(), Type: t.Type.String(),
 		Sources: []string{ropeFreqs}}
@@ -204,6 +206,94 @@ func (k *keys) int(name string, def int) int {
 	return int(v)
 }
 
+// ints reads a count per layer, or one for all; nil where the key is absent.
+func (k *keys) ints(name string) []int {
+	kv, ok := k.f.KV(k.arch + "." + name)
+	if !ok || k.err != nil {
+		return nil
+	}
+	if _, array := kv.Elem(); !array {
+		return []int{k.int(name, -1)}
+	}
+	list, err := k.f.Ints(k.arch + "." + name)
+	if err != nil || len(list) == 0 || len(list) > family.MaxLayers {
+		k.err = fmt.Errorf("%s: key %s.%s: expected a count per layer (%v)", k.f.Path, k.arch, name, err)
+		return nil
+	}
+	out := make([]int, len(list))
+	for i, v := range list {
+		if v < 0 || v > math.MaxInt32 {
+			k.err = fmt.Errorf("%s: key %s.%s: layer %d has %d", k.f.Path, k.arch, name, i, v)
+			return nil
+		}
+		out[i] = int(v)
+	}
+	return out
+}
+
+// kinds reads what tells layers without a window from those with one. HeadDim is still that of
+// the former.
+func (k *keys) kinds(c *family.Config, p *family.Params) error {
+	p.AttnScale = c.Family.Scale
+	p.FullHeadDim = p.HeadDim
+	p.HeadDim = k.int("attention.key_length_swa", p.HeadDim)
+	if v := k.int("attention.value_length_swa", p.HeadDim); v != p.HeadDim {
+		return format.Unsupportedf("key %s.attention.value_length_swa is %d and key_length_swa %d; different lengths are not "+
+			"supported", k.arch, v, p.HeadDim)
+	}
+	p.SharedKV, c.PerLayerInput = k.int("attention.shared_kv_layers", 0), k.int("embedding_length_per_layer_input", 0)
+	of := func(list []int, l int) int {
+		if len(list) == 1 {
+			return list[0]
+		}
+		if l < len(list) {
+			return list[l]
+		}
+		return 0
+	}
+	kv, ffn := k.ints("attention.head_count_kv"), k.ints("feed_forward_length")
+	if k.err != nil {
+		return k.err
+	}
+	if p.SlidingWindow == 0 || len(p.Sliding) != p.Layers {
+		return format.Unsupportedf("key %s.attention.sliding_window is missing; models of this architecture have one", k.arch)
+	}
+	var heads [2]int // of layers with a window, and of others
+	for l, sliding := range p.Sliding {
+		i := 1
+		if sliding {
+			i = 0
+		}
+		if heads[i] == 0 {
+			heads[i] = of(kv, l)
+		}
+		if of(kv, l) != heads[i] {
+			return format.Unsupportedf("key %s.attention.head_count_kv: layer %d has %d, others of its kind %d", k.arch, l,
+				of(kv, l), heads[i])
+		}
+		_, own := k.f.Tensor(family.Name(l, "attn_v.weight"))
+		_, fused := k.f.Tensor(family.Name(l, "attn_qkv.weight"))
+		if !sliding && l < p.Layers-p.SharedKV && !own && !fused {
+			p.FullValuesAreKeys = true
+		}
+		want := p.FFN.Size
+		if l >= p.Layers-p.SharedKV && of(ffn, l) != want {
+			p.WideFFN = true
+			want *= 2
+		}
+		if of(ffn, l) != want {
+			return format.Unsupportedf("key %s.feed_forward_length: layer %d has %d, expected %d", k.arch, l, of(ffn, l), want)
+		}
+	}
+	if p.KVHeads = heads[0]; heads[1] != heads[0] {
+		p.FullKVHeads = heads[1]
+	}
+	if p.KVHeads == 0 {
+		p.KVHeads = heads[1]
+	}
+	return nil
+}
+
 func (k *keys) float(name string, def float64) float64 {
 	if k.err != nil || !k.has(name) {
 		return def
@@ -241,7 +331,13 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	if fam.ScoreKeys {
 		c.LogitSoftcap = k.float("final_logit_softcapping", 0)
 	}
-	p.KVHeads = k.int("attention.head_count_kv", p.Heads)
+	if kv := []int(nil); fam.Kinds {
+		if kv = k.ints("attention.head_count_kv"); kv != nil {
+			p.KVHeads = kv[0] // kinds looks at the others
+		}
+	} else {
+		p.KVHeads = k.int("attention.head_count_kv", p.Heads)
+	}
 	if fam.DraftKey {
 		c.DraftLayers = k.int("nextn_predict_layers", 0)
 		p.Layers -= c.DraftLayers
@@ -249,7 +345,11 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	if _, ok := f.Tensor("blk.0.attn_q_norm.weight"); ok && fam.QKNormKey != "" {
 		p.QKNorm = family.NormHead
 	}
-	p.FFN.Size = k.int("feed_forward_length", -1)
+	if sizes := k.ints("feed_forward_length"); fam.Kinds && len(sizes) > 0 {
+		p.FFN.Size = sizes[0]
+	} else {
+		p.FFN.Size = k.int("feed_forward_length", -1)
+	}
 	if experts > 0 {
 		k.experts(c, p, experts)
 	}
@@ -295,6 +395,11 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	c.TiedEmbeddings = !head
 	if err := k.window(fam, p); err != nil {
 		return nil, err
+	}
+	if fam.Kinds {
+		if err := k.kinds(c, p); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Path, err)
+		}
 	}
 	if err := k.rope(c, p); err != nil {
 		return nil, err
@@ -412,8 +517,9 @@ func (k *keys) window(fam *family.Family, p *family.Params) error {
 
 func (k *keys) rope(c *family.Config, p *family.Params) error {
 	fam := c.Family
-	dim := k.int("rope.dimension_count", p.HeadDim)
-	if dim != p.HeadDim && !fam.PartialRotary {
+	whole := cmp.Or(p.FullHeadDim, p.HeadDim)
+	dim := k.int("rope.dimension_count", whole)
+	if dim != whole && !fam.PartialRotary {
 		return format.Unsupportedf("%s: key %s.rope.dimension_count is %d and head_dim %d; stock readers of this architecture turn "+
 			"all dimensions", k.f.Path, k.arch, dim, p.HeadDim)
 	}
@@ -478,6 +584,9 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 		base := k.float("rope.freq_base_swa", cmp.Or(fam.Window.GGUFBase, r.Theta))
 		if !fam.Window.SameRope {
 			p.RopeLocal = rope.Params{Dim: r.Dim}
+			if fam.Kinds {
+				p.RopeLocal.Dim = k.int("rope.dimension_count_swa", p.HeadDim)
+			}
 		}
 		if p.RopeLocal.Theta = base; fam.Window.SameBase {
 			p.RopeLocal.Theta = r.Theta

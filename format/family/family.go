@@ -27,6 +27,11 @@ type Family struct {
 	// Classes are the config.json "architectures" values that this entry answers for.
 	Classes []string
 
+	// Wraps are the model_types of multimodal checkpoints whose text_config is of this family, or of
+	// one of the types TextTypes, with the class of each.
+	Wraps     map[string]string
+	TextTypes []string
+
 	// GGUFPairs is how stock runtimes pair rotary dimensions for GGUFArch, HFPairs how
 	// Hugging Face files do: nearly all are rope.Half.
 	GGUFPairs, HFPairs rope.Layout
@@ -50,6 +55,14 @@ type Family struct {
 	NormPlusOne bool
 	// UntiedHead: stock readers demand an output tensor, also when embeddings are tied.
 	UntiedHead bool
+	// Scale is that of attention scores, where it does not depend on head_dim; 0: it does.
+	Scale float64
+	// Kinds: layers with a window and those without differ in head_dim and KV heads, and the last
+	// layers read the keys and values of earlier ones (Gemma 4). In GGUF files rope_freqs holds for
+	// layers without a window only.
+	Kinds bool
+	// ValueNorm, OutputScale: see Attention and Layer.
+	ValueNorm, OutputScale bool
 	// WideScaleLayers: stock GGUF readers scale the scores of a model with this
 	// many layers by 1/sqrt(hidden/heads) instead of 1/sqrt(head_dim); 0: none.
 	WideScaleLayers int
@@ -504,6 +517,8 @@ var table = []*Family{
 	},
 	{
 		Name: "ministral3", GGUFArch: "mistral3", Classes: []string{"Ministral3ForCausalLM"},
+		Wraps:     map[string]string{"mistral3": "Mistral3ForConditionalGeneration"},
+		TextTypes: []string{"mistral"},
 		GGUFPairs: rope.Interleaved, GGUFBias: allBiases, RampKeys: true, TemperatureKey: true,
 		Window: Window{AllLayers: true},
 		Defaults: Defaults{RopeTheta: 1e6, HeadDim: 128, NormEps: 1e-5, KVHeads: 8, RopeJSON: `{"rope_type": "yarn", ` +
@@ -571,6 +586,28 @@ var table = []*Family{
 		names: rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN(),
 			postNorms("post_self_attn_layernorm", "post_mlp_layernorm")),
 	},
+	{
+		Name: "gemma4_text", GGUFArch: "gemma4", Classes: []string{"Gemma4ForCausalLM"},
+		Wraps:  map[string]string{"gemma4": "Gemma4ForConditionalGeneration"},
+		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, ScoreKeys: true, Scale: 1,
+		Kinds: true, ValueNorm: true, OutputScale: true, RopeFreqs: true,
+		Window: Window{LayerTypes: true, Period: 6, InGGUF: true, GGUFBase: 1e4},
+		Defaults: Defaults{HeadDim: 256, KVHeads: 4, SlidingWindow: 512, Tied: true, LocalRopeTheta: 1e4, RopeTheta: 1e6,
+			RopeJSON: `{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}, ` +
+				`"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}`},
+		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
+			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
+			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
+			{"blk.%d.post_ffw_norm.weight", layerPrefix + "post_feedforward_layernorm.weight", false},
+			{"blk.%d.layer_output_scale.weight", layerPrefix + "layer_scalar", false},
+			{"per_layer_token_embd.weight", "model.embed_tokens_per_layer.weight", false},
+			{"per_layer_model_proj.weight", "model.per_layer_model_projection.weight", false},
+			{"per_layer_proj_norm.weight", "model.per_layer_projection_norm.weight", false},
+			{"blk.%d.inp_gate.weight", layerPrefix + "per_layer_input_gate.weight", false},
+			{"blk.%d.proj.weight", layerPrefix + "per_layer_projection.weight", false},
+			{"blk.%d.post_norm.weight", layerPrefix + "post_per_layer_input_norm.weight", false},
+		}),
+	},
 }
 
 // Names lists the known families, sorted, for messages.
@@ -617,6 +654,20 @@ func ByGGUFArch(arch string, experts int, has func(key string) bool) (*Family, e
 	sort.Strings(names)
 	return nil, format.Unsupportedf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts,
 		strings.Join(names, ", "))
+}
+
+// ByWrapper finds the family of the language model in a multimodal checkpoint: of the model_types
+// of config.json and of its text_config.
+func ByWrapper(modelType, class, textType string) (*Family, error) {
+	for _, f := range table {
+		if want, ok := f.Wraps[modelType]; ok && (textType == f.Name || contains(f.TextTypes, textType)) {
+			if class != "" && class != want {
+				return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType, want)
+			}
+			return f, nil
+		}
+	}
+	return nil, format.Unsupportedf("model_type %q with a text_config of model_type %q is not supported", modelType, textType)
 }
 
 func contains(s []string, x string) bool {
@@ -797,24 +848,47 @@ func (c *Config) Tensors() []Tensor {
 	var out []Tensor
 	for _, r := range c.Family.names {
 		if !strings.Contains(r.canonical, "%d") {
-			out = append(out, Tensor{r.canonical, -1, c.globalShape(r.canonical), r.optional})
+			if c.PerLayerInput > 0 || !perLayer[r.canonical] {
+				out = append(out, Tensor{r.canonical, -1, c.globalShape(r.canonical), r.optional})
+			}
 		}
 	}
 	for l := range c.Layers {
 		for _, r := range c.Family.names {
 			if y := &c.Layers[l]; strings.Contains(r.canonical, "%d") && y.has(l, r.canonical) {
-				out = append(out, Tensor{fmt.Sprintf(r.canonical, l), l, y.shape(r.canonical, c.Hidden), r.optional})
+				shape := y.shape(r.canonical, c.Hidden)
+				switch {
+				case !perLayer[r.canonical]:
+				case c.PerLayerInput == 0:
+					continue
+				case r.canonical == "blk.%d.inp_gate.weight":
+					shape = []int{c.PerLayerInput, c.Hidden}
+				case r.canonical == "blk.%d.proj.weight":
+					shape = []int{c.Hidden, c.PerLayerInput}
+				}
+				out = append(out, Tensor{fmt.Sprintf(r.canonical, l), l, shape, r.optional})
 			}
 		}
 	}
 	return out
 }
 
+// perLayer are the tensors of models whose layers read embeddings of their own.
+var perLayer = map[string]bool{"per_layer_token_embd.weight": true, "per_layer_model_proj.weight": true,
+	"per_layer_proj_norm.weight": true, "blk.%d.inp_gate.weight": true, "blk.%d.proj.weight": true,
+	"blk.%d.post_norm.weight": true}
+
 // globalShape gives the expected shape of a tensor outside the layers.
 func (c *Config) globalShape(name string) []int {
 	switch name {
 	case "token_embd.weight", "output.weight":
 		return []int{c.Vocab, c.Hidden}
+	case "per_layer_token_embd.weight":
+		return []int{c.Vocab, c.PerLayerInput * len(c.Layers)}
+	case "per_layer_model_proj.weight":
+		return []int{c.PerLayerInput * len(c.Layers), c.Hidden}
+	case "per_layer_proj_norm.weight":
+		return []int{c.PerLayerInput}
 	}
 	return []int{c.Hidden}
 }

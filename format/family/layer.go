@@ -396,15 +396,31 @@ func (c *Config) Ropes() (full, sliding rope.Params) {
 	return of[0], of[1]
 }
 
-// Shared says whether other layers read the keys and values of layer l.
-func (c *Config) Shared(l int) bool {
-	for i := range c.Layers {
-		if i != l && c.Layers[i].Owner == l {
-			return true
+// SharedLayers returns how many of the last layers read keys and values of others.
+func (c *Config) SharedLayers() int {
+	n := 0
+	for l := range c.Layers {
+		if c.Layers[l].Kind == Softmax && c.Layers[l].Owner != l {
+			n++
 		}
 	}
-	return false
+	return n
 }
+
+// Readers returns the layers that read the keys and values of layer l, itself among them; none
+// if it reads another's.
+func (c *Config) Readers(l int) []int {
+	var out []int
+	for i := range c.Layers {
+		if c.Layers[i].Owner == l {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// Shared says whether other layers read the keys and values of layer l.
+func (c *Config) Shared(l int) bool { return len(c.Readers(l)) > 1 }
 
 // PairsIn returns the pairs of dimensions of layer l's heads: those that RoPE turns, and
 // behind them pairs that stand still.
@@ -431,6 +447,14 @@ type Params struct {
 	QKNorm                  QKNorm // where the family leaves it to a key
 	// Rope turns the keys of layers without a window, RopeLocal those of layers with one.
 	Rope, RopeLocal rope.Params
+	// FullHeadDim and FullKVHeads are those of layers without a window; 0: as others have.
+	FullHeadDim, FullKVHeads int
+	// FullValuesAreKeys: in layers without a window values are keys.
+	FullValuesAreKeys bool
+	// SharedKV is how many of the last layers read the keys and values of the last one of their
+	// kind in front of them; WideFFN: their FFNs are of twice the size.
+	SharedKV int
+	WideFFN  bool
 	// NoRope is true for layers that turn nothing; nil: all do.
 	NoRope        []bool
 	ResidualScale float64 // 0 is 1
@@ -451,6 +475,9 @@ func (c *Config) Resolve(p Params) error {
 	f := c.Family
 	if p.Layers < 1 || p.Layers > MaxLayers {
 		return format.Brokenf("num_hidden_layers is %d, expected 1 to %d", p.Layers, MaxLayers)
+	}
+	if p.SharedKV < 0 || p.SharedKV > p.Layers {
+		return format.Brokenf("num_kv_shared_layers is %d of %d", p.SharedKV, p.Layers)
 	}
 	if p.NoRope != nil && len(p.NoRope) != p.Layers {
 		return format.Brokenf("no_rope_layers has %d entries for %d layers", len(p.NoRope), p.Layers)
@@ -477,10 +504,10 @@ func (c *Config) Resolve(p Params) error {
 			Attention: Attention{
 				HeadShape: HeadShape{Heads: p.Heads, KVHeads: p.KVHeads, HeadDim: p.HeadDim, ValueDim: p.HeadDim},
 				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: cmp.Or(f.QKNorm, p.QKNorm), Biases: p.AttnBias,
-				Sinks: f.Sinks, NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature,
+				Sinks: f.Sinks, NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature, ValueNorm: f.ValueNorm,
 			},
 			FFN: p.FFN, PostNorms: f.PostNorms, BareInputs: f.BareInputs, Parallel: f.Parallel,
-			ResidualScale: cmp.Or(p.ResidualScale, 1),
+			ResidualScale: cmp.Or(p.ResidualScale, 1), OutputScale: f.OutputScale,
 		}
 		y.FFN.Activation = f.Activation
 		if p.Dense != nil && p.Dense[l] {
@@ -491,6 +518,24 @@ func (c *Config) Resolve(p Params) error {
 		}
 		if p.NoRope != nil && p.NoRope[l] || f.NoRope.Full && p.SlidingWindow > 0 && y.Window == 0 {
 			y.Rope = rope.Params{}
+		}
+		if y.Window == 0 {
+			y.HeadDim, y.ValueDim = cmp.Or(p.FullHeadDim, y.HeadDim), cmp.Or(p.FullHeadDim, y.ValueDim)
+			y.KVHeads, y.ValuesAreKeys = cmp.Or(p.FullKVHeads, y.KVHeads), p.FullValuesAreKeys
+		}
+		if first := p.Layers - p.SharedKV; l >= first {
+			if y.Owner = first - 1; first > 0 {
+				for y.Owner > 0 && (c.Layers[y.Owner].Window > 0) != (y.Window > 0) {
+					y.Owner--
+				}
+			}
+			if y.Owner < 0 || (c.Layers[y.Owner].Window > 0) != (y.Window > 0) {
+				return format.Brokenf("num_kv_shared_layers is %d, but layer %d finds none in front of them with keys for it",
+					p.SharedKV, l)
+			}
+			if p.WideFFN {
+				y.FFN.Size *= 2
+			}
 		}
 		c.Layers[l] = y
 	}

@@ -31,8 +31,10 @@ const MaxConfig = 16 << 20
 // config mirrors the keys of config.json that determine the graph. Pointers
 // tell an absent key from a zero.
 type config struct {
-	ModelType     string   `json:"model_type"`
-	Architectures []string `json:"architectures"`
+	ModelType string `json:"model_type"`
+	// TextConfig is the language model's configuration in a multimodal checkpoint.
+	TextConfig    json.RawMessage `json:"text_config"`
+	Architectures []string        `json:"architectures"`
 
 	HiddenSize       int               `json:"hidden_size"`
 	Layers           int               `json:"num_hidden_layers"`
@@ -58,6 +60,17 @@ type config struct {
 	LogitScale          *float64 `json:"logit_scale"`
 	NoRopeLayers        []int    `json:"no_rope_layers"`
 	NoRopeInterval      *int     `json:"no_rope_layer_interval"`
+
+	// Of families whose layers are of two kinds.
+	GlobalHeadDim  *int                      `json:"global_head_dim"`
+	GlobalKVHeads  *int                      `json:"num_global_key_value_heads"`
+	KEqualsV       *bool                     `json:"attention_k_eq_v"`
+	SharedKVLayers *int                      `json:"num_kv_shared_layers"`
+	DoubleWide     *bool                     `json:"use_double_wide_mlp"`
+	PerLayerInput  *int                      `json:"hidden_size_per_layer_input"`
+	PerLayerVocab  *int                      `json:"vocab_size_per_layer_input"`
+	MoEBlock       *bool                     `json:"enable_moe_block"`
+	PerLayerConfig map[string]map[string]int `json:"per_layer_config"`
 
 	RopeTheta      *float64        `json:"rope_theta"`
 	RopeLocalTheta *float64        `json:"rope_local_base_freq"`
@@ -266,7 +279,14 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	if len(h.Architectures) > 0 {
 		class = h.Architectures[0]
 	}
-	fam, err := family.ByModelType(h.ModelType, class)
+	var fam *family.Family
+	var err error
+	wrapped := isSet(h.TextConfig)
+	if wrapped {
+		fam, err = h.unwrap(class)
+	} else {
+		fam, err = family.ByModelType(h.ModelType, class)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +296,7 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	c := &family.Config{
 		Family: fam, Hidden: h.HiddenSize, Vocab: h.VocabSize, Context: h.MaxPositions,
 		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: fam.HFPairs,
-		TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
+		Wrapped: wrapped, TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
 	}
 	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads)}
 	p.FFN.Size = h.IntermediateSize
@@ -307,6 +327,12 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	if fam.Multipliers {
 		p.AttnScale = or(h.AttentionMultiplier, 1)
 	}
+	if fam.Scale != 0 {
+		p.AttnScale = fam.Scale
+	}
+	if err := h.kinds(c, p); err != nil {
+		return nil, err
+	}
 	c.LogitSoftcap = or(h.FinalLogitSoftcap, 0)
 	if fam.QKNormKey != "" && or(h.UseQKNorm, false) {
 		p.QKNorm = family.NormHead
@@ -329,6 +355,33 @@ func parseConfig(raw []byte) (*family.Config, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// unwrap replaces the configuration of a multimodal checkpoint by that of its language model.
+// What decides about the whole checkpoint stays where text_config leaves it out.
+func (h *config) unwrap(class string) (*family.Family, error) {
+	var text config
+	if err := jsonx.Unmarshal(h.TextConfig, &text); err != nil {
+		return nil, fmt.Errorf("text_config: %w", err)
+	}
+	fam, err := family.ByWrapper(h.ModelType, class, text.ModelType)
+	if err != nil {
+		return nil, err
+	}
+	if h.Tied != nil {
+		text.Tied = h.Tied
+	}
+	if isSet(h.Quantization) {
+		text.Quantization = h.Quantization
+	}
+	if !text.BOS.set {
+		text.BOS = h.BOS
+	}
+	if !text.EOS.set {
+		text.EOS = h.EOS
+	}
+	*h = text
+	return fam, nil
 }
 
 func or[T any](p *T, def T) T {
@@ -411,6 +464,67 @@ func (h *config) refuse(f *family.Family) error {
 		if err := unsupported(c.key, c.on); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// kinds reads what tells layers without a window from those with one, and what the last layers
+// share.
+func (h *config) kinds(c *family.Config, p *family.Params) error {
+	f := c.Family
+	for _, x := range []struct {
+		key string
+		on  bool
+	}{
+		{"global_head_dim", h.GlobalHeadDim != nil}, {"num_global_key_value_heads", h.GlobalKVHeads != nil},
+		{"attention_k_eq_v", or(h.KEqualsV, false)}, {"num_kv_shared_layers", or(h.SharedKVLayers, 0) != 0},
+		{"use_double_wide_mlp", or(h.DoubleWide, false)}, {"hidden_size_per_layer_input", or(h.PerLayerInput, 0) != 0},
+		{"per_layer_config", len(h.PerLayerConfig) > 0},
+	} {
+		if x.on && !f.Kinds {
+			return format.Unsupportedf("%s is set, which phaseconv does not support for %s", x.key, f.Name)
+		}
+	}
+	if or(h.MoEBlock, false) {
+		return format.Unsupportedf("enable_moe_block is set, which phaseconv does not support for %s", f.Name)
+	}
+	if !f.Kinds {
+		return nil
+	}
+	p.FullHeadDim, p.FullValuesAreKeys = or(h.GlobalHeadDim, 512), or(h.KEqualsV, false)
+	if p.FullValuesAreKeys {
+		p.FullKVHeads = or(h.GlobalKVHeads, 0)
+	}
+	for layer, keys := range h.PerLayerConfig {
+		for k, v := range keys {
+			switch k {
+			case "head_dim":
+				p.FullHeadDim = v
+			case "num_key_value_heads":
+				p.FullKVHeads = v
+			default:
+				return format.Unsupportedf("per_layer_config has %s for layer %s, which phaseconv does not support", k, layer)
+			}
+		}
+	}
+	p.SharedKV, p.WideFFN = or(h.SharedKVLayers, 0), or(h.DoubleWide, false)
+	c.PerLayerInput = or(h.PerLayerInput, 256)
+	if n := or(h.PerLayerVocab, c.Vocab); c.PerLayerInput > 0 && n != c.Vocab && h.PerLayerVocab != nil {
+		return format.Unsupportedf("vocab_size_per_layer_input is %d and vocab_size %d; different ones are not supported", n,
+			c.Vocab)
+	}
+	return h.checkKinds(p)
+}
+
+// checkKinds refuses a per_layer_config that says of a layer what its kind does not.
+func (h *config) checkKinds(p *family.Params) error {
+	for l, t := range h.LayerTypes {
+		keys, ok := h.PerLayerConfig[fmt.Sprint(l)]
+		if len(h.PerLayerConfig) == 0 || ok == (t == "full_attention") && (!ok || (keys["head_dim"] == p.FullHeadDim &&
+			(p.FullKVHeads == 0 || keys["num_key_value_heads"] == p.FullKVHeads))) {
+			continue
+		}
+		return format.Unsupportedf("per_layer_config of layer %d (%s) differs from that of other layers of its kind", l, t)
 	}
 	return nil
 }
@@ -610,6 +724,12 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 		return fmt.Errorf("rope_parameters has neither full_attention nor sliding_attention, which models of type %s need",
 			c.Family.Name)
 	}
+	if len(perType) == 0 && !isSet(h.RopeScaling) && d.RopeJSON != "" {
+		if err := jsonx.Unmarshal([]byte(d.RopeJSON), &perType); err != nil {
+			return err
+		}
+		rawFull, rawLocal = perType["full_attention"], perType["sliding_attention"]
+	}
 	full, err := decodeRope(rawFull, h.RopeScaling)
 	if err != nil {
 		return err
@@ -618,7 +738,7 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 	if err != nil {
 		return err
 	}
-	if p.Rope, err = ropeParams(c, p.HeadDim, full, theta); err != nil {
+	if p.Rope, err = ropeParams(c, nonzero(p.FullHeadDim, p.HeadDim), full, theta); err != nil {
 		return err
 	}
 	p.RopeLocal, err = ropeParams(c, p.HeadDim, local, or(h.RopeLocalTheta, d.LocalRopeTheta))
@@ -649,6 +769,17 @@ func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.
 		kind = s.Type
 	}
 	switch part := or(s.Partial, nonzero(f.Defaults.PartialRotary, 1)); {
+	case kind == "proportional" && f.Kinds:
+		// The base counts for whole heads, but only the fastest pairs turn.
+		p.Scaling = rope.Divisor
+		for i := range dim / 2 {
+			if d := or(s.Factor, 1); i < int(part*float64(dim))/2 {
+				p.Divisors = append(p.Divisors, d)
+			} else {
+				p.Divisors = append(p.Divisors, rope.Still)
+			}
+		}
+		return p, nil
 	case part == 1:
 	case !f.PartialRotary:
 		return p, format.Unsupportedf("RoPE partial_rotary_factor %g is not supported for %s", part, f.Name)

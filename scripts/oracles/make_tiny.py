@@ -83,6 +83,16 @@ phi3 = family("phi3", "Phi3ForCausalLM", **small, original_max_position_embeddin
 glm4 = family("glm4", "Glm4ForCausalLM", **small, head_dim=12, attention_bias=True, partial_rotary_factor=0.5)
 
 
+gemma4 = family("gemma4_text", "Gemma4ForCausalLM", hidden_activation="gelu_pytorch_tanh", hidden_size=24, intermediate_size=20,
+                head_dim=8, global_head_dim=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=7, sliding_window=9,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention",
+                             "sliding_attention", "sliding_attention", "full_attention"],
+                max_position_embeddings=96, rms_norm_eps=1e-6, tie_word_embeddings=True, final_logit_softcapping=6.0,
+                vocab_size_per_layer_input=VOCAB, pad_token_id=0,
+                rope_parameters=dict(sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                                     full_attention=dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=1000000.0)))
+
+
 def without(cfg, *keys):
     return {k: v for k, v in cfg.items() if k not in keys}
 
@@ -167,6 +177,13 @@ MODELS = {
     "phi3-short": (phi3(num_hidden_layers=1, max_position_embeddings=900, original_max_position_embeddings=300, rope_scaling=dict(
         type="longrope", short_factor=[1.0, 1.1, 1.3, 1.4], long_factor=[1.2, 2.0, 5.0, 9.0])), "bfloat16", None),
     "glm4": (glm4(), "bfloat16", None),
+    # Three layers that read the keys and values of layers 2 and 3, and FFNs twice as wide there.
+    "gemma4": (without(gemma4(hidden_size_per_layer_input=6, num_kv_shared_layers=3, use_double_wide_mlp=True), "rope_theta"),
+               "bfloat16", None),
+    # Values that are keys, and another number of heads in full layers.
+    "gemma4-kv": (without(gemma4(num_hidden_layers=4, hidden_size_per_layer_input=0, num_kv_shared_layers=0, attention_k_eq_v=True,
+                                 num_key_value_heads=2, num_global_key_value_heads=1, num_attention_heads=4,
+                                 layer_types=["sliding_attention", "full_attention"] * 2), "rope_theta"), "bfloat16", None),
     # 62 layers: stock GGUF runtimes take 1/sqrt(hidden/heads) for the scale.
     "gemma3-62": (gemma3(num_hidden_layers=62, hidden_size=16, intermediate_size=8, head_dim=4, query_pre_attn_scalar=8,
                          sliding_window_pattern=6), "bfloat16", None),
@@ -189,6 +206,8 @@ def fill(model, name):
             if n.endswith("norm.weight"):
                 # Gains of queries and keys set how sharp attention is.
                 mean = 1.5 if n.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
+                if model.config.model_type == "gemma4_text":
+                    mean = 0.5  # scores are not scaled
                 # In a deep sandwich small steps keep rounding errors from growing layer by layer.
                 if gemma and ".post_" in n:
                     mean = min(1.0, 7 / model.config.num_hidden_layers)
@@ -207,6 +226,9 @@ def fill(model, name):
                     gain = 2.0
                 x = gain * x / math.sqrt(p.shape[-1])
             p.copy_(torch.from_numpy(x))
+        for n, p in model.named_buffers():
+            if n.endswith("layer_scalar"):
+                p.copy_(torch.from_numpy(1 + 0.2 * rng.standard_normal(p.shape)))
 
 
 def tokens(name):

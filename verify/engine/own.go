@@ -84,22 +84,33 @@ func (o *OwnPass) cache(l Lane, n int) (refmodel.Cache, error) {
 		return kvcache.NewEditedKeys(o.Model.Config, edits, inner, n)
 	}
 	switch {
-	case l.Keys != nil && l.Keys.Codes == nil:
+	case l.Keys != nil && l.Keys.Cache == nil:
 		return nil, fmt.Errorf("the own pass replaces keys by codes that it is given, and got none")
 	case l.Keys != nil:
-		return l.Keys.Codes, nil
+		return l.Keys.Cache, nil
 	case l.Types == nil:
 		return nil, nil
 	}
 	return o.stock(*l.Types)
 }
 
+// With is the own pass with other weights.
+func (o *OwnPass) With(_ context.Context, w checkpoint.Weights) (Engine, error) {
+	e := *o
+	e.Model = refmodel.New(o.Model.Config, w, o.Model.Threads)
+	e.Model.RoundInputs = o.Model.RoundInputs
+	return &e, nil
+}
+
 // Compare measures lanes against a reference. One of this engine runs along in the first pass.
-func (o *OwnPass) Compare(ctx context.Context, w *ppl.Windows, ref *Reference, lanes []Lane, p Progress) (*ppl.Result,
+func (o *OwnPass) Compare(ctx context.Context, w *ppl.Windows, ref *Reference, lanes []Lane, opt Options) (*ppl.Result,
 	error) {
 	theirs, ok := ref.Engine.(*OwnPass)
 	if !ok {
 		return nil, fmt.Errorf("the own pass compares with itself, not with %s", ref.Engine.Identity().Engine)
+	}
+	if theirs != o && (opt.Hooks.Attention != nil || opt.Hooks.FFN != nil) {
+		return nil, fmt.Errorf("hooks on a reference of another model")
 	}
 	most := o.MaxHidden
 	if most == 0 {
@@ -108,40 +119,78 @@ func (o *OwnPass) Compare(ctx context.Context, w *ppl.Windows, ref *Reference, l
 	perPass := max(1, most/(4*len(w.Tokens)*w.Ctx*o.Model.Config.Hidden))
 	out := &ppl.Result{}
 	for at := 0; at < len(lanes); at += perPass {
-		if err := o.pass(ctx, w, ref, theirs, lanes[at:min(len(lanes), at+perPass)], p, out); err != nil {
+		if err := o.pass(ctx, w, ref, theirs, lanes[at:min(len(lanes), at+perPass)], opt, out); err != nil {
 			return nil, err
 		}
+		opt.Hooks = refmodel.Hooks{}
 	}
 	return out, nil
 }
 
-// pass computes lanes at once and appends what they measure.
-func (o *OwnPass) pass(ctx context.Context, w *ppl.Windows, ref *Reference, theirs *OwnPass, lanes []Lane, p Progress,
-	out *ppl.Result) error {
-	if ref.kept == nil && theirs != o {
-		kept, err := theirs.run(ctx, w, []Lane{ref.Lane}, p)
+// again returns what is kept of a lane that is a reference, and computes it if need be.
+func again(ctx context.Context, w *ppl.Windows, ref *Reference, opt Options) (ppl.Positions, error) {
+	if ref.kept == nil {
+		theirs, ok := ref.Engine.(*OwnPass)
+		if !ok {
+			return ppl.Positions{}, fmt.Errorf("a reference of another engine, %s", ref.Engine.Identity().Engine)
+		}
+		opt.Hooks = refmodel.Hooks{}
+		kept, err := theirs.run(ctx, w, []Lane{ref.Lane}, opt)
 		if err != nil {
-			return err
+			return ppl.Positions{}, err
 		}
 		ref.kept = kept[0]
 	}
-	first := ref.kept == nil
-	if first {
-		lanes = append([]Lane{ref.Lane}, lanes...)
-	}
-	streams, err := o.run(ctx, w, lanes, p)
-	if err != nil {
-		return err
-	}
-	if first {
-		ref.kept, streams = streams[0], streams[1:]
-	}
-	base, ok := ref.kept.(ppl.Positions)
+	p, ok := ref.kept.(ppl.Positions)
 	if !ok {
-		return fmt.Errorf("a reference of another engine")
+		return p, fmt.Errorf("a reference of another engine")
+	}
+	return p, nil
+}
+
+// pass computes lanes at once and appends what they measure.
+func (o *OwnPass) pass(ctx context.Context, w *ppl.Windows, ref *Reference, theirs *OwnPass, lanes []Lane, opt Options,
+	out *ppl.Result) error {
+	var run []Lane
+	first := ref.kept == nil && theirs == o
+	if first {
+		run = append(run, ref.Lane)
+	}
+	for _, l := range lanes {
+		if l.Again == nil {
+			run = append(run, l)
+		}
+	}
+	base, err := ppl.Positions{}, error(nil)
+	if !first {
+		if base, err = again(ctx, w, ref, opt); err != nil {
+			return err
+		}
+	}
+	var ran []ppl.Positions
+	if len(run) > 0 {
+		if ran, err = o.run(ctx, w, run, opt); err != nil {
+			return err
+		}
+	}
+	if first {
+		base, ran = ran[0], ran[1:]
+		ref.kept = base
+	}
+	var streams []ppl.Positions
+	for _, l := range lanes {
+		if l.Again == nil {
+			streams, ran = append(streams, ran[0]), ran[1:]
+			continue
+		}
+		p, err := again(ctx, w, l.Again, opt)
+		if err != nil {
+			return err
+		}
+		streams = append(streams, p)
 	}
 	for at := 0; at < len(streams); at += maxStreams {
-		res, err := ppl.Measure(ctx, w, p.Compare, base, streams[at:min(len(streams), at+maxStreams)]...)
+		res, err := ppl.Measure(ctx, w, opt.Compare, base, streams[at:min(len(streams), at+maxStreams)]...)
 		if err != nil {
 			return err
 		}
@@ -151,8 +200,8 @@ func (o *OwnPass) pass(ctx context.Context, w *ppl.Windows, ref *Reference, thei
 	return nil
 }
 
-// run sends windows through the model once for all lanes.
-func (o *OwnPass) run(ctx context.Context, w *ppl.Windows, lanes []Lane, p Progress) ([]ppl.Positions, error) {
+// run sends windows through the model once for all lanes; hooks see the first.
+func (o *OwnPass) run(ctx context.Context, w *ppl.Windows, lanes []Lane, opt Options) ([]ppl.Positions, error) {
 	var variants []*refmodel.Variant
 	for _, l := range lanes {
 		c, err := o.cache(l, w.Ctx)
@@ -161,5 +210,5 @@ func (o *OwnPass) run(ctx context.Context, w *ppl.Windows, lanes []Lane, p Progr
 		}
 		variants = append(variants, &refmodel.Variant{Cache: c})
 	}
-	return ppl.Run(ctx, o.Model, w, refmodel.Options{Progress: p.Run}, variants...)
+	return ppl.Run(ctx, o.Model, w, refmodel.Options{Hooks: opt.Hooks, Progress: opt.Run}, variants...)
 }

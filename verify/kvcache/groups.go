@@ -6,6 +6,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/coded"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/rope"
@@ -21,6 +22,10 @@ type Groups struct {
 	Policy Policy
 	// Scale is as in Codes.
 	Scale func(layer, head int) []float32
+	// Kernels scores keys and adds up values with the kernels of package coded, as a runtime does
+	// for one query after the other, instead of as products with decoded ones. They round queries
+	// and weights.
+	Kernels bool
 
 	cfg    *family.Config
 	groups [][]*codec.Group // by layer
@@ -55,6 +60,22 @@ func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, 
 	return &Groups{Policy: p, cfg: cfg, groups: groups}, nil
 }
 
+// Only returns the cache that codes one layer and keeps all others as they are.
+func (c *Groups) Only(layer int) refmodel.Cache { return onlyGroups{c, layer} }
+
+type onlyGroups struct {
+	*Groups
+	layer int
+}
+
+// Window implements refmodel.LayerCache.
+func (o onlyGroups) Window(ctx context.Context, layer int, k, v []float32) (refmodel.Cache, error) {
+	if layer != o.layer {
+		return o.Groups, nil // whose Keys and Values change nothing
+	}
+	return o.Groups.Window(ctx, layer, k, v)
+}
+
 // Keys is part of refmodel.Cache; the forward pass calls that of the Cache from Window.
 func (c *Groups) Keys(layer, head int, k []float32) (refmodel.Scorer, error) { return nil, nil }
 
@@ -73,7 +94,11 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 	if c.Policy.Anchor > 0 {
 		table = rope.NewTable(y.Rope.Pure(), T)
 	}
-	scale := make([][]float32, y.KVHeads)
+	w.scale = make([][]float32, y.KVHeads)
+	scale := w.scale
+	if c.Kernels {
+		w.storedKeys, w.storedValues = make([]*coded.Cache, y.KVHeads), make([]*coded.Cache, y.KVHeads)
+	}
 	for _, g := range c.groups[layer] {
 		parts := make([][]float32, len(g.Parts))
 		for i, p := range g.Parts {
@@ -95,6 +120,20 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 		words, alpha := make([]uint32, (T-sink)*g.Words()), make([]float32, T-sink)
 		if err := g.EncodeRows(ctx, rows, words, alpha); err != nil {
 			return nil, err
+		}
+		if c.Kernels {
+			for i, p := range g.Parts {
+				x, err := stored(g, i, sink, words, alpha, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+				if err != nil {
+					return nil, err
+				}
+				if p.Value {
+					w.storedValues[p.Head] = x
+				} else {
+					w.storedKeys[p.Head] = x
+				}
+			}
+			continue
 		}
 		g.DecodeRows(rows, words, alpha)
 		g.Split(rows, at)
@@ -148,10 +187,16 @@ type groupWindow struct {
 	d, vd, T     int
 	policy       Policy
 	keys, values [][]float32
+	// Of a cache that uses kernels, instead: what they read, nil for a head that no group holds.
+	storedKeys, storedValues []*coded.Cache
+	scale                    [][]float32
 }
 
 // Keys implements refmodel.Cache.
 func (w *groupWindow) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
+	if w.storedKeys != nil {
+		return w.kernel(head, k), nil
+	}
 	s := &groupHead{decoded: decoded{d: w.d}}
 	hat := w.keys[head]
 	if hat == nil {
@@ -170,10 +215,28 @@ func (w *groupWindow) Keys(layer, head int, k []float32) (refmodel.Scorer, error
 	return s, nil
 }
 
-// Values implements refmodel.Cache. With a recent window values stay exact, and groupHead adds
-// up both.
+// kernel is Keys with kernels.
+func (w *groupWindow) kernel(head int, k []float32) refmodel.Scorer {
+	s := &kernelKeys{d: w.d, cache: w.storedKeys[head], scale: w.scale[head]}
+	if s.cache == nil {
+		s.plain.PackRows(w.T, w.d, k, w.d, 1)
+	} else {
+		roundF16(k)
+		s.exact.pack(k, w.d, min(w.policy.Sink, w.T), w.policy.Recent)
+	}
+	if w.storedValues[head] == nil {
+		return s
+	}
+	return &kernelHead{kernelKeys: s, vd: w.vd, sink: min(w.policy.Sink, w.T), recent: w.policy.Recent,
+		cache: w.storedValues[head]}
+}
+
+// Values implements refmodel.Cache. With a recent window, or with kernels, values stay exact, and
+// the scorer adds up both.
 func (w *groupWindow) Values(layer, head int, v []float32) error {
 	switch {
+	case w.storedValues != nil && w.storedValues[head] != nil:
+		roundF16(v)
 	case w.values[head] == nil:
 	case w.policy.Recent > 0:
 		roundF16(v)

@@ -199,6 +199,9 @@ var mistakes = []mistake{
 		return each(c, turned, func(y *family.Layer) { y.Rope.Theta *= 1.1 })
 	}},
 	{"one theta for all layers", func(c *family.Config, w *altered) bool {
+		if c.Family.Kinds {
+			return false
+		}
 		theta, local := c.Ropes()
 		return each(c, turned, func(y *family.Layer) { y.Rope = theta }) && local.Theta != theta.Theta
 	}},
@@ -214,6 +217,9 @@ var mistakes = []mistake{
 		return each(c, scaled, func(y *family.Layer) { y.Rope = rope.Params{Theta: y.Rope.Theta, Dim: y.Rope.Dim} })
 	}},
 	{"RoPE scaling in sliding layers", func(c *family.Config, w *altered) bool {
+		if c.Family.Kinds {
+			return false
+		}
 		theta, local := c.Ropes()
 		theta.Theta = local.Theta
 		return each(c, turned, func(y *family.Layer) { y.Rope = theta }) && theta.Scaling != rope.None &&
@@ -257,6 +263,27 @@ var mistakes = []mistake{
 		c.LogitScale = 1
 		return ok
 	}},
+	{"values not normed", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.ValueNorm }, func(y *family.Layer) { y.ValueNorm = false })
+	}},
+	{"layers not scaled", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.OutputScale }, func(y *family.Layer) { y.OutputScale = false })
+	}},
+	{"no embeddings per layer", func(c *family.Config, w *altered) bool {
+		ok := c.PerLayerInput > 0
+		c.PerLayerInput = 0
+		return ok
+	}},
+	{"keys of another layer", func(c *family.Config, w *altered) bool {
+		ok := false
+		for l := range c.Layers {
+			if y := &c.Layers[l]; y.Owner != l && y.Owner >= 2 {
+				y.Owner -= 2 // of the same kind in gemma4
+				ok = true
+			}
+		}
+		return ok
+	}},
 	{"norm before RoPE", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.NormAfterRoPE },
 			func(y *family.Layer) { y.NormAfterRoPE = false })
@@ -276,6 +303,9 @@ var mistakes = []mistake{
 		return each(c, func(y *family.Layer) bool { return y.Window > 1 }, func(y *family.Layer) { y.Window++ })
 	}},
 	{"sliding layers shifted by one", func(c *family.Config, w *altered) bool {
+		if c.Family.Kinds {
+			return false
+		}
 		ok, was := false, slices.Clone(c.Layers)
 		for i := range was {
 			next := was[(i+1)%len(was)]

@@ -144,13 +144,21 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	if e.Kind == llama.Auto && e.knows(c.Args().Slice()) {
+	given, err := adviseNames(c)
+	if err != nil {
+		return err
+	}
+	paths, err := locals(ctx, stderr, given)
+	if err != nil {
+		return err
+	}
+	if e.Kind == llama.Auto && e.knows(paths) {
 		e.Kind = engine.Own
 	}
 	if e.Kind != engine.Own {
-		return adviseWithLlama(ctx, c, e, o, stdout, stderr)
+		return adviseWithLlama(ctx, c, e, paths, o, stdout, stderr)
 	}
-	published, converted, err := adviseModels(ctx, o.Progress, c, o.Texts)
+	published, converted, err := adviseModels(ctx, o.Progress, c, paths, o.Texts)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
 			defer m.Close()
@@ -177,12 +185,8 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	} else {
 		printNotes(stderr, published)
 	}
-	paths := c.Args().Slice()
-	if src := c.String("source"); src != "" {
-		paths = []string{src, paths[0]}
-	}
 	if published != nil {
-		o.Source, o.Model = paths[0], modelFile(paths[0], published)
+		o.Source, o.Model = given[0], modelFile(paths[0], published)
 	}
 	if converted != nil {
 		o.ConvertedModel = modelFile(paths[len(paths)-1], converted)
@@ -199,13 +203,15 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 }
 
 // adviseWithLlama measures GGUF files with stock llama.cpp.
-func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, o verify.AdviseOptions, stdout, stderr io.Writer) error {
+func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, paths []string, o verify.AdviseOptions,
+	stdout, stderr io.Writer,
+) error {
 	for _, f := range []string{"float-inputs", "half-sums"} {
 		if c.IsSet(f) {
 			return usagef("--%s is for --engine own; llama.cpp computes as it does", f)
 		}
 	}
-	files, err := ggufFiles(c)
+	files, err := ggufFiles(paths)
 	if err != nil {
 		return err
 	}
@@ -238,18 +244,25 @@ func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, o veri
 	return nil
 }
 
-// ggufFiles are the files that the arguments name: files, or folders of artifacts. The source, if there
-// is one, comes first.
-func ggufFiles(c *cli.Command) ([]string, error) {
+// adviseNames are the models that the command line names. The source, if there is one, comes first.
+func adviseNames(c *cli.Command) ([]string, error) {
 	args := c.Args().Slice()
 	if src := c.String("source"); src != "" {
-		args = append([]string{src}, args...)
+		if len(args) != 1 {
+			return nil, usagef("%s: with --source expected one artifact, got %d arguments", c.Name, len(args))
+		}
+		return []string{src, args[0]}, nil
 	}
 	if len(args) < 1 || len(args) > 2 {
 		return nil, usagef("%s: expected a model, or a model and what it was converted to, got %d arguments", c.Name, len(args))
 	}
+	return args, nil
+}
+
+// ggufFiles are the files that paths name: files, or folders of artifacts.
+func ggufFiles(paths []string) ([]string, error) {
 	var out []string
-	for _, path := range args {
+	for _, path := range paths {
 		if st, err := os.Stat(path); err == nil && st.IsDir() {
 			path = filepath.Join(path, spec.GGUFModelName)
 		}
@@ -353,16 +366,9 @@ func within(contexts []int, models ...*checkpoint.Checkpoint) []int {
 
 // adviseModels opens what the command line names. What it returns is to be
 // closed even with an error.
-func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, texts []ppl.Text) (
+func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, args []string, texts []ppl.Text) (
 	published, converted *checkpoint.Checkpoint, err error,
 ) {
-	args := c.Args().Slice()
-	if src := c.String("source"); src != "" {
-		if len(args) != 1 {
-			return nil, nil, usagef("advise: with --source expected one artifact, got %d arguments", len(args))
-		}
-		args = []string{src, args[0]}
-	}
 	switch len(args) {
 	case 1:
 		if !isArtifact(args[0]) {

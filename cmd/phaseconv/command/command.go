@@ -137,7 +137,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
 			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), ladderCommand(stdout, stderr),
-			inspectCommand(stdout), rotationsCommand(stdout, stderr), engineCommand(stdout, stderr),
+			inspectCommand(stdout, stderr), rotationsCommand(stdout, stderr), engineCommand(stdout, stderr),
 			generateCommand(stdout, stderr), benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout),
 			docsCommand(stdout), versionCommand(stdout),
 		},
@@ -268,7 +268,7 @@ func immaterial(f cli.Flag) bool {
 	if x, ok := f.(cli.CategorizableFlag); ok && x.GetCategory() == categoryUnits {
 		return true
 	}
-	return slices.Contains([]string{"threads", "json"}, f.Names()[0])
+	return slices.Contains([]string{"threads", "json", "rpc", "devices", "gpu-layers", "engine"}, f.Names()[0])
 }
 
 func base(s string) string {

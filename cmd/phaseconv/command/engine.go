@@ -124,6 +124,18 @@ func (e *engineChoice) load(ctx context.Context, report progress.Func, stderr io
 	return w, out, nil
 }
 
+// engines starts a worker for checkpoints.
+func (e *engineChoice) engines(ctx context.Context, stderr io.Writer) (*llama.Engines, error) {
+	w, err := llama.NewWorker(ctx, e.start)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range w.Notes() {
+		notes(stderr)(n)
+	}
+	return &llama.Engines{Worker: w, Place: e.place}, nil
+}
+
 // engineName says in a line what computed.
 func engineName(id *spec.EngineIdentity) string {
 	return fmt.Sprintf("llama.cpp %s (ggml %s) on %s", printable(id.Release), printable(id.GGML),

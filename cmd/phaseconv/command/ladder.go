@@ -105,6 +105,9 @@ func runLadder(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Eval, err = evaluationText(c.String("eval")); err != nil {
 		return err
 	}
+	if src, err = local(ctx, stderr, src); err != nil {
+		return err
+	}
 	ck, err := checkpoint.Open(src)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
@@ -28,8 +29,9 @@ func verifyCommand(stdout, stderr io.Writer) *cli.Command {
 Examples:
   phaseconv verify smol
   phaseconv verify smol --source ./SmolLM2-135M --text test.txt --chunks 16
+  phaseconv verify smol --engine llama --source SmolLM2-135M.gguf   # through stock llama.cpp
   phaseconv verify smol --json > verify.json`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "source",
 				Usage: "what the artifact was made from; adds the proof that the function is preserved"},
 			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
@@ -46,7 +48,7 @@ Examples:
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the same for V (default: f16)"},
 			rotationFlag(),
 			reportFlag(), seedFlag(), threadsFlag(), jsonFlag(),
-		},
+		}, engineFlags(engine.Own)...),
 		Action: func(ctx context.Context, c *cli.Command) error { return runVerify(ctx, c, stdout, stderr) },
 	}
 }
@@ -71,6 +73,25 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err := checkContainer(c); err != nil {
 		return err
 	}
+	on, err := rotation(c)
+	if err != nil {
+		return err
+	}
+	e, err := chosenEngine(c, on)
+	if err != nil {
+		return err
+	}
+	if e.Kind == engine.Llama {
+		if o.Kernels {
+			return usagef("--kernels is for --engine own")
+		}
+		engines, err := e.engines(ctx, stderr)
+		if err != nil {
+			return err
+		}
+		defer engines.Close()
+		o.Engines = engines
+	}
 	checks := &contract.Checker{Progress: o.Progress}
 	a, err := contract.Open(ctx, dir, c.String("container"), checks)
 	if err != nil {
@@ -82,6 +103,9 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	} else {
 		defer a.Close()
 		if src := c.String("source"); src != "" {
+			if src, err = local(ctx, stderr, src); err != nil {
+				return err
+			}
 			if o.Source, err = checkpoint.Open(src); err != nil {
 				return err
 			}
@@ -167,6 +191,9 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Median  KLD           : %10.6f\n", k.Median)
 		fmt.Fprintf(w, "  RMS Δp                : %9.3f %%\n", 100*k.DeltaPRMS)
 		fmt.Fprintf(w, "  Same top p            : %9.3f ± %.3f %%\n", 100*k.SameTop, 100*k.SameTopErr)
+	}
+	if v.Engine != nil {
+		fmt.Fprintf(w, "  computed by %s\n", engineName(v.Engine))
 	}
 	if k := v.Stock; k != nil {
 		fmt.Fprintf(w, "\nstock runtime with K %s, V %s: %d bytes a token; Hadamard K %d, V %d (0: none); compared with the %s, F16 caches%s\n",

@@ -1,5 +1,5 @@
 // Command joint fits joint codes of a checkpoint's keys, values or both and measures them beside
-// the float model: one row per number of bits and recent window.
+// the float model: one row per code and recent window, with the divergence of the four quarters of the scored positions.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -34,11 +35,13 @@ func run(ctx context.Context) error {
 	skip := flag.Int("skip", 0, "bytes of the fitted text to leave out first: another draw of windows")
 	window := flag.Int("ctx", 512, "tokens of a window to measure")
 	chunks := flag.Int("chunks", 4, "windows to measure")
-	bits := flag.String("bits", "1", "signs per number, separated by commas")
-	what := flag.String("parts", "kv", "k, v, or kv")
+	list := flag.String("codes", "kv:1", "what is coded (k, v or kv) and signs per number, as in kv:1,kv:1.5,k:2")
 	limit := flag.Int("span", 512, "most numbers of a group")
 	recents := flag.String("recent", "0,64", "recent tokens that are kept, separated by commas")
 	balance := flag.Bool("balance", true, "fold the pair scaling of keys")
+	anchor := flag.Int("anchor", 64, "tokens of a block")
+	seed := flag.Uint64("seed", 1, "seed of the labels of gradients")
+	fisher := flag.Bool("fisher", false, "take the metric from gradients")
 	threads := flag.Int("threads", 0, "threads")
 	flag.Parse()
 	c, err := checkpoint.Open(*model)
@@ -55,59 +58,100 @@ func run(ctx context.Context) error {
 		return err
 	}
 	m := refmodel.New(c.Config, c, *threads)
-	for _, one := range strings.Split(*bits, ",") {
-		b, err := strconv.ParseFloat(one, 64)
+	var codes []*code
+	for _, text := range strings.Split(*list, ",") {
+		x, err := newCode(c.Config, text, *limit)
 		if err != nil {
 			return err
 		}
-		policy := kvcache.Policy{Anchor: 64, Sink: 4}
-		o := calibrate.Options{Joint: &calibrate.Joint{}, Policy: policy, Balance: *balance, Seed: 1, Threads: *threads}
-		bytes := 0
-		for l := range c.Config.Layers {
-			y := &c.Config.Layers[l]
-			spans, err := codec.Spans(y.KVHeads, y.HeadDim, y.HeadDim, *limit, strings.Contains(*what, "k"),
-				strings.Contains(*what, "v"))
-			if err != nil {
-				return err
-			}
-			var signs []int
-			for _, parts := range spans {
-				n := int(b*float64(len(parts)*y.HeadDim)/32+0.5) * 32
-				signs = append(signs, n)
-				bytes += n/8 + 2
-			}
-			o.Joint.Parts, o.Joint.Signs = append(o.Joint.Parts, spans), append(o.Joint.Signs, signs)
+		codes = append(codes, x)
+	}
+	// All codes in one pass: a layer's groups are those of all codes, one after the other.
+	policy := kvcache.Policy{Anchor: *anchor, Sink: 4}
+	o := calibrate.Options{Joint: &calibrate.Joint{Fisher: *fisher}, Policy: policy, Balance: *balance, Seed: *seed,
+		Threads: *threads}
+	for l := range c.Config.Layers {
+		var parts [][]codec.Part
+		var signs []int
+		for _, x := range codes {
+			parts, signs = append(parts, x.parts[l]...), append(signs, x.signs[l]...)
 		}
-		begin := time.Now()
-		fitted, err := calibrate.Run(ctx, m, cal.Tokens, o)
-		if err != nil {
-			return err
+		o.Joint.Parts, o.Joint.Signs = append(o.Joint.Parts, parts), append(o.Joint.Signs, signs)
+	}
+	begin := time.Now()
+	fitted, err := calibrate.Run(ctx, m, cal.Tokens, o)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("# %s, %d tokens, ctx %d, fisher %v, balance %v, anchor %d, seed %d: fitted in %.0f s\n", c.Name(),
+		len(cal.Tokens)*512, *window, *fisher, *balance, *anchor, *seed, time.Since(begin).Seconds())
+	var variants []*refmodel.Variant
+	var names []string
+	at := make([]int, len(c.Config.Layers))
+	for _, x := range codes {
+		groups := make([][]*codec.Group, len(at))
+		for l, all := range fitted.Groups() {
+			n := len(x.parts[l])
+			groups[l] = all[at[l] : at[l]+n]
+			at[l] += n
 		}
-		seconds := time.Since(begin).Seconds()
-		var variants []*refmodel.Variant
 		for _, r := range strings.Split(*recents, ",") {
 			p := policy
 			if p.Recent, err = strconv.Atoi(r); err != nil {
 				return err
 			}
-			cache, err := kvcache.NewGroups(c.Config, fitted.Groups(), p)
+			cache, err := kvcache.NewGroups(c.Config, groups, p)
 			if err != nil {
 				return err
 			}
 			cache.Scale = fitted.KeyScale(c.Config)
 			variants = append(variants, &refmodel.Variant{Cache: cache})
-		}
-		res, err := ppl.Compare(ctx, m, held, refmodel.Options{}, &refmodel.Variant{}, variants...)
-		if err != nil {
-			return err
-		}
-		for i, r := range strings.Split(*recents, ",") {
-			d := &res.Divergences[i]
-			fmt.Printf("%s\t%s\tbits %g\t%d bytes a token\trecent %s\tKLD %.4f ± %.4f\tratio %.4f\tfit %.1f s\n", c.Name(), *what, b,
-				bytes, r, d.Mean, d.MeanErr, d.Ratio, seconds)
+			bytes := kvcache.GroupBytes(c.Config, groups, p)
+			names = append(names, fmt.Sprintf("%-8s\trecent %-3s\t%d of %d bytes", x.name, r, bytes.KCode, bytes.KF16))
 		}
 	}
+	res, err := ppl.Compare(ctx, m, held, refmodel.Options{}, &refmodel.Variant{}, variants...)
+	if err != nil {
+		return err
+	}
+	for i, name := range names {
+		d := &res.Divergences[i]
+		fmt.Printf("%s\tKLD %.4f ± %.4f\tratio %.4f ± %.4f", name, d.Mean, d.MeanErr, d.Ratio, d.RatioErr)
+		for _, b := range ppl.Bands(d, held, 4) {
+			fmt.Printf("\t%.4f", b.KLD)
+		}
+		fmt.Println()
+	}
 	return nil
+}
+
+// A code is what is coded together, and with how many signs, by layer and group.
+type code struct {
+	name  string
+	parts [][][]codec.Part
+	signs [][]int
+}
+
+func newCode(cfg *family.Config, text string, limit int) (*code, error) {
+	what, number, _ := strings.Cut(text, ":")
+	bits, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		return nil, err
+	}
+	x := &code{name: text}
+	for l := range cfg.Layers {
+		y := &cfg.Layers[l]
+		spans, err := codec.Spans(y.KVHeads, y.HeadDim, y.ValueDim, limit, strings.Contains(what, "k"), strings.Contains(what, "v"))
+		if err != nil {
+			return nil, err
+		}
+		var signs []int
+		for _, parts := range spans {
+			signs = append(signs, int(bits*float64(len(parts)*y.HeadDim)/32+0.5)*32)
+		}
+		x.parts, x.signs = append(x.parts, spans), append(x.signs, signs)
+	}
+	return x, nil
 }
 
 type cutter func(ctx context.Context, c *checkpoint.Checkpoint, t ppl.Text, n, chunks int) (*ppl.Windows, error)

@@ -80,15 +80,13 @@ func (m *Model) Size(t kvcache.CacheTypes, ctx int) (token int, all int64) {
 // lane is an engine's lane as a job of the worker.
 func (m *Model) lane(l engine.Lane) (Lane, error) {
 	x := m.Lane(int32(gguf.TypeF16), int32(gguf.TypeF16))
+	x.Patch = m.patched
 	if l.Types != nil {
 		x.K, x.V = int32(l.Types.K), int32(l.Types.V)
 	}
 	if k := l.Keys; k != nil {
 		x.Keys = &Keys{Sidecar: k.Sidecar, Kind: k.Kind, Seed: k.Seed}
-		if k.Codes == nil {
-			return x, nil
-		}
-		p := k.Codes.Policy
+		p := k.Policy
 		if p.Recent > 0 {
 			return x, fmt.Errorf("llama.cpp stores a key once, so the %d latest of each query cannot stay exact; take --recent 0", p.Recent)
 		}
@@ -100,7 +98,7 @@ func (m *Model) lane(l engine.Lane) (Lane, error) {
 // Compare measures lanes against a reference, which may be of another model in the same worker. The
 // reference is computed again with every group of lanes that fits into memory: its logits are not kept.
 func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Reference, lanes []engine.Lane,
-	p engine.Progress) (*ppl.Result, error) {
+	o engine.Options) (*ppl.Result, error) {
 	of, ok := ref.Engine.(*Model)
 	if !ok || of.w != m.w {
 		return nil, fmt.Errorf("llama.cpp compares with a model in the same worker, not with %s", ref.Engine.Identity().Engine)
@@ -109,7 +107,7 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 	if err != nil {
 		return nil, err
 	}
-	forget, err := m.patches(ctx, lanes)
+	names, forget, err := m.patches(ctx, lanes)
 	defer forget()
 	if err != nil {
 		return nil, err
@@ -119,18 +117,28 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 		part := lanes[at:min(len(lanes), at+group)]
 		job := Measure{Lanes: []Lane{base}, Threads: m.place.Threads}
 		for i, l := range part {
-			x, err := m.lane(l)
+			of, what := m, l
+			if l.Again != nil {
+				if of, ok = l.Again.Engine.(*Model); !ok || of.w != m.w {
+					return nil, fmt.Errorf("llama.cpp compares with a model in the same worker")
+				}
+				what = l.Again.Lane
+			}
+			x, err := of.lane(what)
 			if err != nil {
 				return nil, err
 			}
-			if l.Edits != nil {
-				x.Patch = patchName(at + i)
+			if name := names[at+i]; name != "" {
+				if m.patched != "" {
+					return nil, fmt.Errorf("edits of weights that are edited already")
+				}
+				x.Patch = name
 			}
 			job.Lanes = append(job.Lanes, x)
 		}
 		scores, took, err := m.w.Measure(ctx, w, job, func(done, total int) {
-			if p.Run != nil {
-				p.Run(at*total/len(job.Lanes)+done, total*(len(lanes)+(len(lanes)+group-1)/group)/len(job.Lanes))
+			if o.Run != nil {
+				o.Run(at*total/len(job.Lanes)+done, total*(len(lanes)+(len(lanes)+group-1)/group)/len(job.Lanes))
 			}
 		})
 		if err != nil {
@@ -147,6 +155,12 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 		}
 		out.Base = res.Base
 		out.Streams, out.Divergences = append(out.Streams, res.Streams...), append(out.Divergences, res.Divergences...)
+	}
+	if o.Hooks.Attention != nil || o.Hooks.FFN != nil {
+		if of != m {
+			return nil, fmt.Errorf("hooks on a reference of another model")
+		}
+		return out, m.Tap(ctx, w.Tokens, o.Hooks, nil)
 	}
 	return out, nil
 }

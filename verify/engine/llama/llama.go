@@ -20,11 +20,13 @@ type Model struct {
 	// Source is the same file as a checkpoint, for lanes with edits; nil where its family is not known.
 	Source *checkpoint.Checkpoint
 
-	w      *Worker
-	n      int
-	place  Place
-	caches *family.Config
-	sizes  map[sizeKey]size
+	w     *Worker
+	n     int
+	place Place
+	// patched is the patch that all lanes of this model have, "" for none, see With.
+	patched string
+	caches  *family.Config
+	sizes   map[sizeKey]size
 }
 
 // Place says where a model is loaded.

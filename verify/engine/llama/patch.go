@@ -12,13 +12,15 @@ import (
 	"github.com/phaseconv/phaseconv/verify/engine"
 )
 
-func patchName(lane int) string { return fmt.Sprint("lane ", lane) }
-
-// patches sends the edits of lanes to the worker. What it returns makes the worker forget them.
-func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (forget func(), err error) {
-	var sent []string
+// patches sends the edits of lanes to the worker and returns the names of their patches, "" where a
+// lane's edits change nothing. forget makes the worker forget them.
+func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (names []string, forget func(), err error) {
+	names = make([]string, len(lanes))
 	forget = func() {
-		for _, n := range sent {
+		for _, n := range names {
+			if n == "" {
+				continue
+			}
 			m.Patch(context.WithoutCancel(ctx), n, nil) //nolint:errcheck // a worker that died has none
 		}
 	}
@@ -27,18 +29,22 @@ func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (forget func()
 			continue
 		}
 		if m.Source == nil {
-			return forget, fmt.Errorf("%s: edits of weights need the source's tensors", m.Path)
+			return names, forget, fmt.Errorf("%s: edits of weights need the source's tensors", m.Path)
 		}
 		tensors, err := m.edited(l)
 		if err != nil {
-			return forget, err
+			return names, forget, err
 		}
-		if err := m.Patch(ctx, patchName(i), tensors); err != nil {
-			return forget, err
+		if len(tensors) == 0 {
+			continue
 		}
-		sent = append(sent, patchName(i))
+		name := fmt.Sprint("lane ", i)
+		if err := m.Patch(ctx, name, tensors); err != nil {
+			return names, forget, err
+		}
+		names[i] = name
 	}
-	return forget, nil
+	return names, forget, nil
 }
 
 // edited returns the bytes of all tensors that a lane's edits change.
@@ -102,3 +108,63 @@ func encode(t gguf.Type, x []float32, cols int) ([]byte, error) {
 	}
 	return out, nil
 }
+
+// With returns the model with the weights of an edited checkpoint in place.
+func (m *Model) With(ctx context.Context, w checkpoint.Weights) (engine.Engine, error) {
+	v, ok := w.(*checkpoint.Edited)
+	if !ok {
+		return nil, fmt.Errorf("%s: llama.cpp runs the file's weights, or edits of them", m.Path)
+	}
+	x := *m
+	if x.patched = ""; len(v.Edits) == 0 {
+		return &x, nil
+	}
+	tensors, err := m.Encode(v)
+	if err != nil {
+		return nil, err
+	}
+	m.w.patches++
+	x.patched = fmt.Sprint("weights ", m.w.patches)
+	return &x, m.Patch(ctx, x.patched, tensors)
+}
+
+// Engines loads the GGUF files of checkpoints into one worker.
+type Engines struct {
+	Worker *Worker
+	Place  Place
+
+	open map[string]*Model
+}
+
+// Identity is what results depend on.
+func (e *Engines) Identity() engine.Identity { return e.Worker.Identity(e.Place) }
+
+// Open loads a checkpoint's file, once.
+func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.Engine, error) {
+	f := c.File()
+	if f == nil {
+		return nil, fmt.Errorf("%s: llama.cpp reads GGUF files only; convert it with --engine own, or make a GGUF file of it first", c.Path)
+	}
+	if m := e.open[f.Path]; m != nil {
+		m.Source = c
+		return m, nil
+	}
+	m, err := e.Worker.Load(ctx, f.Path, e.Place)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(m.Facts.Owners()); n != len(c.Config.Layers) {
+		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d layers", c.Path, n, len(c.Config.Layers))
+	}
+	m.Source = c
+	// The file's own configuration says more than the graph.
+	m.caches = c.Config
+	if e.open == nil {
+		e.open = map[string]*Model{}
+	}
+	e.open[f.Path] = m
+	return m, nil
+}
+
+// Close ends the worker.
+func (e *Engines) Close() { e.Worker.Close() }

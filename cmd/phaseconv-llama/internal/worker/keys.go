@@ -5,12 +5,14 @@ package worker
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
+	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
@@ -39,6 +41,9 @@ func (m *model) replacer(k *llama.Keys) (replacer, error) {
 		s, err := sidecar.Read(context.Background(), k.Sidecar)
 		if err != nil {
 			return nil, err
+		}
+		if s.Version() == spec.VersionGroups {
+			return nil, fmt.Errorf("%s has groups of keys and values, which the engine on llama.cpp does not measure; take --engine own", filepath.Base(k.Sidecar))
 		}
 		// The graph has the pairs of the file that was loaded.
 		if s, err = s.To(context.Background(), cfg.Pairs); err != nil {
