@@ -81,7 +81,7 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 	if err != nil {
 		return write.Tag{}, err
 	}
-	return write.Tag{
+	tag := write.Tag{
 		Version: spec.Version,
 		Source:  spec.Source{Name: c.Name(), Container: string(c.Container), SHA256: digest},
 		Code: spec.CodeInfo{
@@ -89,7 +89,17 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 			Exceptions: o.Policy.Exceptions, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 		},
 		Tool: o.Tool,
-	}, nil
+	}
+	if o.Joint != nil {
+		var all []*codec.Group
+		for _, groups := range fitted.Groups() {
+			all = append(all, groups...)
+		}
+		x := codec.Summarize(all)
+		tag.Version = spec.VersionGroups
+		tag.Code.Bits, tag.Code.Parts, tag.Code.GroupDim = x.Bits, x.Parts, x.Dim
+	}
+	return tag, nil
 }
 
 // sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is that of the
@@ -110,6 +120,13 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 		Exceptions: o.Policy.Exceptions,
 		Pairs:      cfg.Pairs, Rope: ropes, SourceSHA256: tag.Source.SHA256, WeightsSHA256: weights, Tool: tag.Tool,
 		Calibration: sidecar.Calibration{SHA256: text.SHA256, Tokens: text.Tokens, Context: text.Context},
+	}
+	if o.Joint != nil {
+		for l, groups := range fitted.Groups() {
+			y := cfg.Layers[l].HeadShape
+			s.Layers = append(s.Layers, sidecar.Layer{Heads: y.KVHeads, KeyDim: y.HeadDim, ValueDim: y.ValueDim, Groups: groups})
+		}
+		return s, nil
 	}
 	for _, layer := range fitted.Layers {
 		var row []*codec.Code
@@ -134,6 +151,10 @@ func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *
 		},
 		Code: w.tag.Code, Calibration: o.Calibration.Info(j.calibration), Seed: o.Seed,
 		Identities: identities, Fusion: fusion, Artifacts: w.models, Files: w.files, Notes: j.source.Notes(),
+	}
+	if !o.own() {
+		id := o.Engines.Identity()
+		m.Engine = &id
 	}
 	for l, layer := range fitted.Layers {
 		for h, head := range layer.Heads {

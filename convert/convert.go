@@ -6,6 +6,7 @@ package convert
 import (
 	"context"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/convert/write"
@@ -138,11 +139,25 @@ func newJob(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*job, err
 	if j.calibration, err = ppl.TokenizeSpread(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx); err != nil {
 		return nil, err
 	}
-	if err := calibrate.Enough(c.Config, j.calibration.Tokens, o.Policy, o.Bits); err != nil {
+	if err := j.enough(); err != nil {
 		return nil, err
 	}
 	j.evaluation, err = ppl.Tokenize(ctx, c, o.Evaluation, o.Ctx, o.Chunks)
 	return j, err
+}
+
+// enough refuses calibration texts that are too short for what is to be fitted.
+func (j *job) enough() error {
+	o, c, windows := &j.o, j.source.Config, j.calibration.Tokens
+	if o.Joint == nil {
+		return calibrate.Enough(c, windows, o.Policy, o.Bits)
+	}
+	g, err := bits.JointGroups(c, o.Joint.Bits, o.Joint.Span)
+	if err != nil {
+		return err
+	}
+	numbers, signs := g.Largest(c)
+	return calibrate.EnoughFor(numbers, signs, windows, o.Policy)
 }
 
 // Plans opens the source and plans every container, without calibrating.

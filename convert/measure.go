@@ -57,12 +57,12 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 	out := &measured{}
 	out.verify, err = verify.Artifact(ctx, a, checks, verify.Options{
 		Text: o.Evaluation, Ctx: o.Ctx, Chunks: o.Chunks, Sink: -1, Recent: -1, Seed: o.Seed, Threads: o.Threads,
-		Source: j.source, Progress: o.Progress, Fitted: codes, Head: fittedHead(fitted, o.Code, o.Policy.Anchor),
+		Source: j.source, Progress: o.Progress, Engines: o.Engines, Fitted: codes, Head: fittedHead(fitted, o.Code, o.Policy.Anchor),
 	})
 	if err != nil {
 		return nil, err
 	}
-	if o.Report {
+	if o.Report && o.Joint == nil {
 		p := figures.OfArtifact(a)
 		p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = out.verify.Layers, codes, o.ReportDetail, o.Seed,
 			o.Threads, o.Progress
@@ -76,12 +76,36 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 			return nil, err
 		}
 	}
-	if o.Cache != nil {
-		if out.caches, err = j.compareCaches(ctx, dir, man.Artifacts[0]); err != nil {
+	switch {
+	case o.Cache != nil:
+		f16 := kvcache.F16
+		f16.Rotation = o.Cache.Rotation
+		out.caches, err = j.compareCaches(ctx, dir, man.Artifacts[0], []int{o.Ctx, o.TargetCtx}, *o.Cache, f16)
+	case o.Joint != nil && o.Report:
+		out.caches, err = j.comparePairs(ctx, dir, man.Artifacts[0])
+	}
+	return out, err
+}
+
+// besideJoint are the stock types that a report puts beside joint codes, each for keys and values.
+var besideJoint = []string{"q8_0", "q4_0"}
+
+// comparePairs measures stock pairs for the report, where the runtime has them for this model.
+func (j *job) comparePairs(ctx context.Context, dir string, e spec.Artifact) (*spec.AdviseJSON, error) {
+	var pairs []kvcache.CacheTypes
+	for _, name := range besideJoint {
+		t, err := kvcache.ParseStockType(name)
+		if err != nil {
 			return nil, err
 		}
+		pair := kvcache.CacheTypes{K: t, V: t, Rotation: true}
+		if _, err := kvcache.NewLlamaCpp(j.source.Config, pair); err != nil {
+			j.o.notice(fmt.Sprintf("the report has no stock cache types beside the code: %v", err))
+			return nil, nil
+		}
+		pairs = append(pairs, pair)
 	}
-	return out, nil
+	return j.compareCaches(ctx, dir, e, []int{j.o.Ctx}, pairs...)
 }
 
 // maxFFNShare is how much of the conversion's work the FFN section of the report may take.
@@ -143,21 +167,19 @@ func codesIn(ctx context.Context, fitted *calibrate.Result, from, to rope.Layout
 	return out, nil
 }
 
-// compareCaches measures the cache types that were asked for with the model e in dir beside
-// the source, at the context of the other measurements and at the one that was fitted for.
-func (j *job) compareCaches(ctx context.Context, dir string, e spec.Artifact) (*spec.AdviseJSON, error) {
+// compareCaches measures pairs of cache types with the model e in dir beside the source, at these
+// contexts.
+func (j *job) compareCaches(ctx context.Context, dir string, e spec.Artifact, contexts []int,
+	pairs ...kvcache.CacheTypes) (*spec.AdviseJSON, error) {
 	o := &j.o
 	model, err := write.Open(dir, e)
 	if err != nil {
 		return nil, err
 	}
 	defer model.Close()
-	f16 := kvcache.F16
-	f16.Rotation = o.Cache.Rotation
 	return verify.Advise(ctx, j.source, model, verify.AdviseOptions{
-		Texts: []ppl.Text{o.Evaluation}, Ctx: []int{o.Ctx, o.TargetCtx}, Chunks: o.Chunks,
-		Pairs:    []kvcache.CacheTypes{*o.Cache, f16},
-		Rotation: o.Cache.Rotation, Threads: o.Threads, Progress: o.Progress,
+		Texts: []ppl.Text{o.Evaluation}, Ctx: contexts, Chunks: o.Chunks, Pairs: pairs,
+		Rotation: pairs[0].Rotation, Threads: o.Threads, Progress: o.Progress,
 	})
 }
 

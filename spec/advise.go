@@ -17,6 +17,8 @@ type AdviseJSON struct {
 	Backend string `json:"backend,omitempty"`
 	// TensorSplit: with llama.cpp's --split-mode tensor.
 	TensorSplit bool `json:"tensor_split,omitempty"`
+	// Engine is what computed the numbers, where it was not the own pass: results depend on it.
+	Engine *EngineIdentity `json:"engine,omitempty"`
 	// Facts names the release that what is said of backends was read from.
 	Facts string      `json:"facts,omitempty"`
 	Rows  []AdviseRow `json:"rows"`
@@ -28,6 +30,8 @@ type AdviseJSON struct {
 	Improve *AdviseImprove `json:"improve,omitempty"`
 	// Texts describes what was measured, one entry per text and context.
 	Texts []Text `json:"texts"`
+	// Notes say what was not measured, and why.
+	Notes []string `json:"notes,omitempty"`
 	// BasePPL is the perplexity of the base on each of them.
 	BasePPL []float64 `json:"base_ppl"`
 }

@@ -37,20 +37,30 @@ func TestPython(t *testing.T) {
 	}
 	dir := t.TempDir()
 	source, artifact := filepath.Join(root, "testdata", "austen-moe"), filepath.Join(dir, "artifact")
-	// A frame of half a bit per number, fitted to little: what matters is the file.
-	run(command("go", "run", "./cmd/phaseconv", "convert", source, "-o", artifact, "--format", "both", "--bits", "0.5",
-		"--calib-tokens", "256", "--ctx", "64", "--chunks", "1", "--json"))
-	for container, name := range map[string]string{"gguf": "model.phase.gguf", "safetensors": "phaseconv.sidecar"} {
-		out := run(command("go", "run", "./rotations/internal/vectors", "-sidecar", filepath.Join(artifact, name)))
-		if !json.Valid(out) {
-			t.Fatalf("vectors of %s: %s", name, out)
-		}
-		if err := os.WriteFile(filepath.Join(dir, container+".json"), out, 0o666); err != nil {
-			t.Fatal(err)
+	groups := filepath.Join(dir, "groups")
+	// Of few signs, fitted to little: what matters is the file.
+	for _, x := range []struct {
+		out, prefix string
+		code        []string
+	}{
+		{artifact, "", []string{"--bits", "0.5"}},
+		{groups, "groups.", []string{"--code", "joint", "--bits-kv", "1", "--span", "256"}}, // a group for each head
+	} {
+		run(command("go", append([]string{"run", "./cmd/phaseconv", "convert", source, "-o", x.out, "--format", "both",
+			"--calib-tokens", "320", "--ctx", "64", "--chunks", "1", "--recent", "0", "--json"}, x.code...)...))
+		for container, name := range map[string]string{"gguf": "model.phase.gguf", "safetensors": "phaseconv.sidecar"} {
+			out := run(command("go", "run", "./rotations/internal/vectors", "-sidecar", filepath.Join(x.out, name)))
+			if !json.Valid(out) {
+				t.Fatalf("vectors of %s: %s", name, out)
+			}
+			if err := os.WriteFile(filepath.Join(dir, x.prefix+container+".json"), out, 0o666); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	c := command(python, "spec/example/test_decode.py", "-v")
-	c.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "PHASECONV_ARTIFACT="+artifact, "PHASECONV_SOURCE="+source,
+	c.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "PHASECONV_ARTIFACT="+artifact, "PHASECONV_GROUPS="+groups,
+		"PHASECONV_SOURCE="+source,
 		"PHASECONV_VECTORS="+dir)
 	out, err := c.CombinedOutput()
 	if err != nil || bytes.Contains(out, []byte("skipped")) {

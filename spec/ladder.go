@@ -58,9 +58,11 @@ func Ladder() []Rung {
 		{"RW1.7", "RW0", "Does a second-order count help?", "RW1.6 with kappa 0.5, cost by layer on fit text", gate1, kill1, "RW1.8; RW2 on PASS"},
 		{"RW1.8", "RW0", "Can slots go where they are needed?", "RW1.7, slots by KV head for an error of 0.05 on fit text", gate1, kill1, "RW2 on PASS of any RW1"},
 		{"RW2", "RW1", "Does the state bear its stored type and decay?", "best passing slots, F16 keys and values, decay 1/4096",
-			"RW1's final max + 0.015, replay <= 0.01, rms of log(z^/z) <= 0.15, errors fall on 2 layers", "RW1's final max + 0.05, or rms > 0.15", "RW3"},
-		{"RW3", "RW2", "Does the model bear it, one layer at a time?", "RW2's state in the forward pass, each sampled layer alone", gate3, kill3, "RW3.1"},
-		{"RW3.1", "RW3", "Does the model bear it in all layers?", "RW2's state in all layers, slots by layer and KV head as in RW1.8", gate3, kill3, ""},
+			"RW1's final max + 0.015, replay <= 0.01, rms of log(z^/z) <= 0.15, errors fall on 2 layers", "RW1's final max + 0.05, or rms > 0.15", "RW2.1"},
+		{"RW2.1", "RW2", "Does the state bear eight bits a number?", "RW2's slots, keys and values as 8-bit numbers with a scale each",
+			"RW2's final max + 0.015, replay <= 0.01, rms of log(z^/z) <= 0.15, errors fall on 2 layers", "RW2's final max + 0.05, or rms > 0.15", "RW3"},
+		{"RW3", "RW2", "Does the model bear it, one layer at a time?", "the smaller passing state of RW2 in the forward pass, each sampled layer alone", gate3, kill3, "RW3.1"},
+		{"RW3.1", "RW3", "Does the model bear it in all layers?", "RW3's state in all layers, slots by layer and KV head as in RW1.8", gate3, kill3, ""},
 	}
 }
 
@@ -91,6 +93,9 @@ type LadderRecord struct {
 	Kappa      float64 `json:"kappa"`
 	Saturation float64 `json:"saturation"`
 	Decay      float64 `json:"decay"` // per token
+	// Stored is the type of slots' keys and values: F32, F16, or Q8 for 8 bits with an F16 scale
+	// for each vector; empty where there are no slots.
+	Stored string `json:"stored"`
 
 	Layers   []LadderLayer `json:"layers"`
 	Live     []LadderLive  `json:"live"`

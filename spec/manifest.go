@@ -11,18 +11,20 @@ type Manifest struct {
 	Source  Source   `json:"source"`
 	// Notes say how the source was read where its files disagree, and where the
 	// tokenizer of GGUF readers gives other ids than the source's own.
-	Notes       []string    `json:"notes,omitempty"`
-	Model       Model       `json:"model"`
-	Code        CodeInfo    `json:"code"`
-	Calibration Text        `json:"calibration"`
-	Seed        uint64      `json:"seed"`
-	Identities  []Identity  `json:"identities"`
-	Fusion      *Fusion     `json:"fusion,omitempty"`
-	Artifacts   []Artifact  `json:"artifacts"`
-	Files       []File      `json:"files"`
-	Layers      []Layer     `json:"layers,omitempty"`
-	Curves      []Curve     `json:"curves,omitempty"`
-	Measured    *VerifyJSON `json:"measured,omitempty"`
+	Notes       []string `json:"notes,omitempty"`
+	Model       Model    `json:"model"`
+	Code        CodeInfo `json:"code"`
+	Calibration Text     `json:"calibration"`
+	Seed        uint64   `json:"seed"`
+	// Engine computed the model for fits and measurements; nil stands for the own forward pass.
+	Engine     *EngineIdentity `json:"engine,omitempty"`
+	Identities []Identity      `json:"identities"`
+	Fusion     *Fusion         `json:"fusion,omitempty"`
+	Artifacts  []Artifact      `json:"artifacts"`
+	Files      []File          `json:"files"`
+	Layers     []Layer         `json:"layers,omitempty"`
+	Curves     []Curve         `json:"curves,omitempty"`
+	Measured   *VerifyJSON     `json:"measured,omitempty"`
 }
 
 // Source identifies what was converted.
@@ -70,6 +72,8 @@ type Text struct {
 	Tokens  int    `json:"tokens"`
 	Context int    `json:"context"`
 	Windows int    `json:"windows"`
+	// Kind is what the text is: chat, code, prose, nonlatin; "" where that was not said.
+	Kind string `json:"kind,omitempty"`
 }
 
 // Identity is one change of weights that was considered.
@@ -172,6 +176,8 @@ type VerifyJSON struct {
 	Layers   []Layer       `json:"layers"`
 	Bytes    *BytesJSON    `json:"bytes"`
 	Text     *Text         `json:"text,omitempty"`
+	// Engine computed the numbers; nil stands for the own forward pass.
+	Engine *EngineIdentity `json:"engine,omitempty"`
 	// Stock is there when cache types of a stock runtime were asked for.
 	Stock *StockJSON `json:"stock,omitempty"`
 }
@@ -222,7 +228,8 @@ type FunctionJSON struct {
 	FloorSameTop      float64 `json:"floor_same_top"`
 }
 
-// BytesJSON says what keys cost, all layers together.
+// BytesJSON says what keys cost, all layers together. With groups, k_f16, k_code and
+// effective_bits are those of all that the groups code, values too.
 type BytesJSON struct {
 	KF16  int `json:"k_f16"`  // bytes per token with F16 keys
 	KCode int `json:"k_code"` // bytes per coded token, scales and exceptions included
@@ -230,6 +237,10 @@ type BytesJSON struct {
 	EffectiveBits map[string]float64 `json:"effective_bits"`
 	// Sidecar is the size of the sidecar's matrices, once per model.
 	Sidecar int64 `json:"sidecar"`
+	// KVF16 and KVCode are bytes of keys and values together, per token: in F16, and as the
+	// codes and what they leave in F16 take them. Files of earlier programs have neither.
+	KVF16  int `json:"kv_f16,omitempty"`
+	KVCode int `json:"kv_code,omitempty"`
 }
 
 // AuditJSON is what `phaseconv audit --json` prints.

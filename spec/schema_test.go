@@ -31,12 +31,13 @@ var types = map[string]reflect.Type{
 	"AdviseImprove": reflect.TypeFor[AdviseImprove](), "PositionBand": reflect.TypeFor[PositionBand](),
 	"AdviseRow": reflect.TypeFor[AdviseRow](), "FFNRow": reflect.TypeFor[FFNRow](),
 	"UnitsJSON": reflect.TypeFor[UnitsJSON](), "Unit": reflect.TypeFor[Unit](), "UnitLayer": reflect.TypeFor[UnitLayer](),
-	"ChecksJSON": reflect.TypeFor[ChecksJSON](),
-	"DiffJSON":   reflect.TypeFor[DiffJSON](), "DiffKey": reflect.TypeFor[DiffKey](),
+	"ChecksJSON": reflect.TypeFor[ChecksJSON](), "EngineIdentity": reflect.TypeFor[EngineIdentity](),
+	"DiffJSON": reflect.TypeFor[DiffJSON](), "DiffKey": reflect.TypeFor[DiffKey](),
 	"DiffHead": reflect.TypeFor[DiffHead](), "DiffGroup": reflect.TypeFor[DiffGroup](),
 	"DiffTensor": reflect.TypeFor[DiffTensor](),
 	"ClaimsJSON": reflect.TypeFor[ClaimsJSON](), "Claim": reflect.TypeFor[Claim](), "Need": reflect.TypeFor[Need](), "Theorem": reflect.TypeFor[Theorem](),
 	"Rung": reflect.TypeFor[Rung](), "LadderJSON": reflect.TypeFor[LadderJSON](), "LadderRecord": reflect.TypeFor[LadderRecord](),
+	"GenerateJSON": reflect.TypeFor[GenerateJSON](), "GeneratedText": reflect.TypeFor[GeneratedText](),
 	"LadderLayer": reflect.TypeFor[LadderLayer](), "LadderStep": reflect.TypeFor[LadderStep](), "LadderLive": reflect.TypeFor[LadderLive](),
 }
 
@@ -222,7 +223,7 @@ func compare(t *testing.T, what string, a, b map[string]string) {
 // TestTypes: no type of these files escapes TestSchema.
 func TestTypes(t *testing.T) {
 	n := 0
-	for _, name := range []string{"manifest.go", "advise.go", "units.go", "diff.go", "claims.go"} {
+	for _, name := range []string{"manifest.go", "advise.go", "units.go", "diff.go", "claims.go", "generate.go"} {
 		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
 		if err != nil {
 			t.Fatal(err)

@@ -137,7 +137,7 @@ func TestRoundTrip(t *testing.T) {
 	x := 0.5
 	m := Manifest{Version: Version, Tool: "t", Command: []string{"a", "b"}, Source: Source{"n", "gguf", "s"},
 		Model: Model{"llama", 1, 2, 3, 4, 5, 6, 7, 8}, Code: CodeInfo{"frame", 1, "uniform", 3, 64, 4, 2, "kv", 384},
-		Calibration: Text{"x", "y", 1, 2, 3}, Seed: 9,
+		Calibration: Text{"x", "y", 1, 2, 3, "k"}, Seed: 9,
 		Identities: []Identity{{"G3", "balance", true, true, 4, "why"}},
 		Artifacts:  []Artifact{{"gguf", "m", "s", "half", "w", "f16"}},
 		Files:      []File{{"f", 1, "h"}}, Layers: sample().Layers,

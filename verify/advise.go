@@ -3,6 +3,7 @@ package verify
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -12,17 +13,20 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/backends"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // AdviseOptions of Advise.
 type AdviseOptions struct {
 	// Texts are measured one by one; their names tell them apart.
 	Texts []ppl.Text
+	// SkipShort leaves out, with a note, what a text is too short for: contexts after the first,
+	// or the whole text if others are left. Without it that is an error.
+	SkipShort bool
 	// Ctx lists context lengths. The shortest is measured on Chunks windows (0: all
 	// that the text gives), longer ones on as many tokens, but at least one window.
 	Ctx    []int
@@ -52,13 +56,6 @@ type AdviseOptions struct {
 var adviseTypes = []gguf.Type{gguf.TypeQ8_0, gguf.TypeQ5_1, gguf.TypeQ5_0, gguf.TypeQ4_1, gguf.TypeIQ4_NL,
 	gguf.TypeQ4_0}
 
-// maxStreams bounds how many streams of logits are held at a time, see ppl.Measure.
-const maxStreams = 6
-
-// maxHidden bounds the hidden states of one pass through a model, in bytes, so that long
-// contexts are measured with few pairs of types at a time.
-const maxHidden = 512 << 20
-
 // positionBands is into how many bands of positions a divergence is cut.
 const positionBands = 8
 
@@ -74,13 +71,11 @@ const pairsPerRun = 3
 type adviser struct {
 	o      AdviseOptions
 	models []adviseModel
-	base   []ppl.Positions // per entry of texts: models[0] with F16 caches
-	ppl    []float64       // of base
+	base   []*engine.Reference // per entry of texts: models[0] with F16 caches
+	ppl    []float64           // of base
 	texts  []adviseText
 	rows   []spec.AdviseRow
 	worst  map[adviseKey]float64 // largest KLD over texts and contexts
-	// maxHidden: see the constant.
-	maxHidden int
 }
 
 // An adviseText is one text at one context.
@@ -90,7 +85,7 @@ type adviseText struct {
 }
 
 type adviseModel struct {
-	m         *refmodel.Model
+	engine.Engine
 	converted bool
 }
 
@@ -110,42 +105,58 @@ type adviseKey struct {
 func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o AdviseOptions) (*spec.AdviseJSON,
 	error) {
 	o.Threads = parallel.Threads(o.Threads)
-	a := &adviser{o: o, worst: map[adviseKey]float64{}, maxHidden: maxHidden}
 	round := !o.FloatInputs && runAsTheyAre(published, converted)
+	own := func(c *checkpoint.Checkpoint) engine.Engine {
+		if c == nil {
+			return nil
+		}
+		e := engine.NewOwn(c, o.Threads)
+		e.Model.RoundInputs, e.HalfSums = round, o.HalfSums
+		return e
+	}
+	return advise(ctx, own(published), own(converted), o, round)
+}
+
+// AdviseWith is Advise with engines of one kind, which decide how products and sums are computed.
+func AdviseWith(ctx context.Context, published, converted engine.Engine, o AdviseOptions) (*spec.AdviseJSON, error) {
+	return advise(ctx, published, converted, o, false)
+}
+
+func advise(ctx context.Context, published, converted engine.Engine, o AdviseOptions, round bool) (*spec.AdviseJSON,
+	error) {
+	a := &adviser{o: o, worst: map[adviseKey]float64{}}
 	out := &spec.AdviseJSON{MaxKLD: o.MaxKLD, Rotation: o.Rotation, RoundedInputs: round, Choices: []spec.AdviseChoice{}}
 	if o.Where.Backend != "" {
 		out.Backend, out.TensorSplit, out.Facts = string(o.Where.Backend), o.Where.TensorSplit, backends.Source
 	}
 	for _, x := range []struct {
-		c         *checkpoint.Checkpoint
+		e         engine.Engine
 		name      string
 		converted bool
 	}{{published, "published", false}, {converted, "converted", true}} {
-		if x.c == nil {
+		if x.e == nil {
 			continue
 		}
 		if out.Base == "" {
 			out.Base = x.name + " model, F16 caches"
 		}
-		m := refmodel.New(x.c.Config, x.c, o.Threads)
-		m.RoundInputs = round
-		a.models = append(a.models, adviseModel{m, x.converted})
+		a.models = append(a.models, adviseModel{x.e, x.converted})
 	}
 	if len(a.models) == 0 {
 		return nil, fmt.Errorf("no model to advise on")
 	}
+	if id := a.models[0].Identity(); id.Engine != engine.Own {
+		out.Engine = &id
+	}
 	if err := a.checkTypes(); err != nil {
 		return nil, err
 	}
-	base := published
-	if base == nil {
-		base = converted
-	}
+	base := a.models[0]
 	if len(o.Ctx) == 0 {
 		return nil, option.Errorf("no context length to measure at")
 	}
 	for _, n := range o.Ctx {
-		if err := ppl.CheckContext(base.Config, n); err != nil {
+		if err := ppl.CheckContext(base.Config(), n); err != nil {
 			return nil, err
 		}
 	}
@@ -153,22 +164,8 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 	if len(o.Texts) == 0 {
 		return nil, option.Errorf("no text to measure on")
 	}
-	for i, text := range o.Texts {
-		if slices.ContainsFunc(o.Texts[:i], func(t ppl.Text) bool { return t.Name == text.Name }) {
-			return nil, option.Errorf("two texts have the name %s, by which results are told apart", text.Name)
-		}
-		for _, n := range contexts {
-			chunks := o.Chunks
-			if chunks > 0 {
-				chunks = max(1, chunks*contexts[0]/n)
-			}
-			w, err := ppl.Tokenize(ctx, base, text, n, chunks)
-			if err != nil {
-				return nil, err
-			}
-			a.texts = append(a.texts, adviseText{text.Name, w})
-			out.Texts = append(out.Texts, text.Info(w))
-		}
+	if err := a.tokenize(ctx, base, contexts, out); err != nil {
+		return nil, err
 	}
 	if err := a.search(ctx); err != nil {
 		return nil, err
@@ -190,15 +187,56 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 	return out, nil
 }
 
+// tokenize cuts the texts into windows of each context.
+func (a *adviser) tokenize(ctx context.Context, base adviseModel, contexts []int, out *spec.AdviseJSON) error {
+	var short error
+	for i, text := range a.o.Texts {
+		if slices.ContainsFunc(a.o.Texts[:i], func(t ppl.Text) bool { return t.Name == text.Name }) {
+			return option.Errorf("two texts have the name %s, by which results are told apart", text.Name)
+		}
+		for _, n := range contexts {
+			chunks := a.o.Chunks
+			if chunks > 0 {
+				chunks = max(1, chunks*contexts[0]/n)
+			}
+			w, err := base.Windows(ctx, text, n, chunks)
+			var tooShort *ppl.ShortError
+			if errors.As(err, &tooShort) && a.o.SkipShort {
+				out.Notes = append(out.Notes, fmt.Sprintf("not measured at context %d: %v", n, err))
+				short = err
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			a.texts = append(a.texts, adviseText{text.Name, w})
+			f16 := kvcache.F16
+			f16.Rotation = a.o.Rotation
+			a.base = append(a.base, &engine.Reference{Engine: base.Engine, Lane: engine.Stock(f16)})
+			out.Texts = append(out.Texts, text.Info(w))
+		}
+	}
+	if len(a.texts) == 0 {
+		return short
+	}
+	return nil
+}
+
 // ctx is the longest context.
-func (a *adviser) ctx() int { return a.texts[len(a.texts)-1].Ctx }
+func (a *adviser) ctx() int {
+	n := 0
+	for _, t := range a.texts {
+		n = max(n, t.Ctx)
+	}
+	return n
+}
 
 // runs says whether a pair runs where it has to.
 func (a *adviser) runs(m adviseModel, k, v gguf.Type) (backends.Runs, string) {
 	if a.o.Where.Backend == "" {
 		return backends.Yes, ""
 	}
-	return a.o.Where.Judge(m.m.Config, k, v)
+	return a.o.Where.Judge(m.Config(), k, v)
 }
 
 // passes says whether a pair that was measured runs and is below the gate.
@@ -222,7 +260,7 @@ func compareBool(a, b bool) int {
 func (a *adviser) checkTypes() error {
 	fits := func(k, v gguf.Type) error {
 		for _, m := range a.models {
-			if _, err := kvcache.NewLlamaCpp(m.m.Config, kvcache.CacheTypes{K: k, V: v, Rotation: a.o.Rotation}); err != nil {
+			if err := m.Fits(kvcache.CacheTypes{K: k, V: v, Rotation: a.o.Rotation}); err != nil {
 				return err
 			}
 		}
@@ -254,7 +292,7 @@ func (a *adviser) checkTypes() error {
 		}
 	}
 	if len(a.o.Types) == 0 && !asked {
-		return fmt.Errorf("head_dim %d is not a multiple of 32: stock runtimes have no quantised cache type for this model", a.models[0].m.Config.Layers[0].HeadDim)
+		return fmt.Errorf("head_dim %d is not a multiple of 32: stock runtimes have no quantised cache type for this model", a.models[0].Config().Layers[0].HeadDim)
 	}
 	return nil
 }
@@ -320,17 +358,16 @@ func (a *adviser) candidates(m adviseModel) []kvcache.CacheTypes {
 	return out
 }
 
-func (a *adviser) stock(m adviseModel, p kvcache.CacheTypes) *kvcache.LlamaCpp {
-	s, err := kvcache.NewLlamaCpp(m.m.Config, kvcache.CacheTypes{K: p.K, V: p.V, Rotation: a.o.Rotation})
-	if err != nil {
-		return nil // checkTypes has tried them all
-	}
-	s.FloatSums = !a.o.HalfSums
-	return s
+// bytes is what a token takes in the caches.
+func (a *adviser) bytes(m adviseModel, p kvcache.CacheTypes) int {
+	n, _ := m.Size(p, a.ctx())
+	return n
 }
 
-func (a *adviser) bytes(m adviseModel, p kvcache.CacheTypes) int {
-	return a.stock(m, p).BytesPerToken()
+// cache is what the caches take at the longest context.
+func (a *adviser) cache(m adviseModel, p kvcache.CacheTypes) int64 {
+	_, n := m.Size(p, a.ctx())
+	return n
 }
 
 // measure runs pairs of one model at all contexts and appends their rows.
@@ -341,50 +378,33 @@ func (a *adviser) measure(ctx context.Context, m adviseModel, pairs []kvcache.Ca
 			on = " on " + w.name
 		}
 		progress := a.o.Progress.Of(fmt.Sprintf("%s%s at context %d%s", step, on, w.Ctx, suffix(m.converted)))
-		perPass := max(1, a.maxHidden/(4*len(w.Tokens)*w.Ctx*m.m.Config.Hidden))
-		for at := 0; at < len(pairs); at += perPass {
-			if err := a.pass(ctx, m, i, pairs[at:min(len(pairs), at+perPass)], progress); err != nil {
-				return err
-			}
+		if err := a.pass(ctx, m, i, pairs, progress); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// pass runs pairs of one model at context number i, all at once.
+// pass runs pairs of one model on text number i.
 func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcache.CacheTypes,
-	progress func(done, total int),
+	tick func(done, total int),
 ) error {
-	w := a.texts[i].Windows
-	caches := make([]*kvcache.LlamaCpp, 0, len(pairs)+1)
-	first := len(a.base) <= i
-	if first {
-		// The base is the first model's own default; it runs along in the first pass.
-		caches = append(caches, a.stock(a.models[0], kvcache.F16))
-	}
+	var lanes []engine.Lane
 	for _, p := range pairs {
-		caches = append(caches, a.stock(m, p))
+		p.Rotation = a.o.Rotation
+		lanes = append(lanes, engine.Stock(p))
 	}
-	streams, err := runCaches(ctx, m.m, w, caches, progress)
+	res, err := m.Compare(ctx, a.texts[i].Windows, a.base[i], lanes,
+		engine.Options{Run: tick, Compare: a.o.Progress.Of("comparing predictions")})
 	if err != nil {
 		return err
 	}
-	if first {
-		a.base, streams = append(a.base, streams[0]), streams[1:]
+	if len(a.ppl) <= i {
+		a.ppl = append(a.ppl, res.Base.PPL)
 	}
-	for at := 0; at < len(streams); at += maxStreams {
-		group := streams[at:min(len(streams), at+maxStreams)]
-		res, err := ppl.Measure(ctx, w, a.o.Progress.Of("comparing predictions"), a.base[i], group...)
-		if err != nil {
+	for j, p := range pairs {
+		if err := a.add(m, p, a.texts[i], &res.Divergences[j]); err != nil {
 			return err
-		}
-		if len(a.ppl) <= i {
-			a.ppl = append(a.ppl, res.Base.PPL)
-		}
-		for j := range group {
-			if err := a.add(m, pairs[at+j], a.texts[i], &res.Divergences[j]); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -398,16 +418,17 @@ func suffix(converted bool) string {
 }
 
 func (a *adviser) add(m adviseModel, p kvcache.CacheTypes, w adviseText, d *ppl.Divergence) error {
-	s := a.stock(m, p)
 	for _, x := range []float64{d.Mean, d.Ratio} {
 		if math.IsNaN(x) || math.IsInf(x, 0) {
-			return fmt.Errorf("cache types %s at context %d: the result is not a number", s, w.Ctx)
+			return fmt.Errorf("cache types %s/%s at context %d: the result is not a number", kvcache.TypeName(p.K),
+				kvcache.TypeName(p.V), w.Ctx)
 		}
 	}
+	token, all := m.Size(p, w.Ctx)
 	row := spec.AdviseRow{
 		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Ctx: w.Ctx, Converted: m.converted,
-		BytesPerToken: float64(s.BytesPerToken()), PPLRatio: d.Ratio, KLD: d.Mean, KLDErr: d.MeanErr, SameTop: d.SameTop,
-		CacheBytes: s.Bytes(w.Ctx), Positions: ppl.Bands(d, w.Windows, positionBands),
+		BytesPerToken: float64(token), PPLRatio: d.Ratio, KLD: d.Mean, KLDErr: d.MeanErr, SameTop: d.SameTop,
+		CacheBytes: all, Positions: ppl.Bands(d, w.Windows, positionBands),
 	}
 	if len(a.o.Texts) > 1 {
 		row.Text = w.name
@@ -451,11 +472,11 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 	if m.converted {
 		file = a.o.ConvertedModel
 	}
-	s := a.stock(m, p)
 	return spec.AdviseChoice{
 		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Converted: m.converted,
-		BytesPerToken: float64(s.BytesPerToken()), Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Flags: s.Flags(),
-		Ctx: a.ctx(), CacheBytes: s.Bytes(a.ctx()),
+		BytesPerToken: float64(a.bytes(m, p)), Worst: a.worst[adviseKey{p.K, p.V, m.converted}],
+		Flags: kvcache.Flags(p.K, p.V),
+		Ctx:   a.ctx(), CacheBytes: a.cache(m, p),
 		Lines: backends.Launch{
 			Model: cmp.Or(file, "MODEL.gguf"), Ctx: a.ctx(), K: p.K, V: p.V, Rotation: a.o.Rotation,
 		}.Lines(),
@@ -465,18 +486,17 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 // improve names the smallest pair that runs but misses the gate, if it is smaller than choice c
 // (none where ok is false), and the conversion to try for it.
 func (a *adviser) improve(m adviseModel, c spec.AdviseChoice, ok bool) *spec.AdviseImprove {
-	now := a.stock(m, kvcache.F16).Bytes(a.ctx())
+	now := a.cache(m, kvcache.F16)
 	if ok {
 		now = c.CacheBytes
 	}
 	p, found := a.smallest(m, func(p kvcache.CacheTypes, worst float64) bool {
 		runs, _ := a.runs(m, p.K, p.V)
-		return runs == backends.Yes && worst > a.o.MaxKLD && a.stock(m, p).Bytes(a.ctx()) < now
+		return runs == backends.Yes && worst > a.o.MaxKLD && a.cache(m, p) < now
 	})
 	if !found {
 		return nil
 	}
-	s := a.stock(m, p)
 	source := cmp.Or(a.o.Source, "MODEL")
 	k, v := kvcache.TypeName(p.K), kvcache.TypeName(p.V)
 	command := fmt.Sprintf("phaseconv convert %s -o OUT --cache-type-k %s --cache-type-v %s --target-ctx %d",
@@ -485,7 +505,7 @@ func (a *adviser) improve(m adviseModel, c spec.AdviseChoice, ok bool) *spec.Adv
 		command += " --cache-rotation off"
 	}
 	return &spec.AdviseImprove{
-		KType: k, VType: v, Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Saved: now - s.Bytes(a.ctx()),
+		KType: k, VType: v, Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Saved: now - a.cache(m, p),
 		Command: command,
 	}
 }

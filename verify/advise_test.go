@@ -15,9 +15,9 @@ import (
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/backends"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
@@ -273,8 +273,9 @@ func TestAdvise(t *testing.T) {
 	})
 	t.Run("passes", func(t *testing.T) {
 		// Where hidden states would take too much, pairs are run one by one, with the same result.
-		a := &adviser{o: o, worst: map[adviseKey]float64{}, maxHidden: 1,
-			models: []adviseModel{{m: refmodel.New(c.Config, c, 1)}}}
+		own := engine.NewOwn(c, 1)
+		own.MaxHidden, own.Model.RoundInputs = 1, true
+		a := &adviser{o: o, worst: map[adviseKey]float64{}, models: []adviseModel{{Engine: own}}}
 		if err := a.checkTypes(); err != nil {
 			t.Fatal(err)
 		}
@@ -282,7 +283,8 @@ func TestAdvise(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.texts, a.models[0].m.RoundInputs = []adviseText{{"text", w}}, true
+		a.texts = []adviseText{{"text", w}}
+		a.base = []*engine.Reference{{Engine: own, Lane: engine.Stock(kvcache.F16)}}
 		if err := a.search(t.Context()); err != nil {
 			t.Fatal(err)
 		}

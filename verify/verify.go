@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
@@ -15,6 +16,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -41,6 +43,8 @@ type Options struct {
 	// function is preserved needs it.
 	Source   *checkpoint.Checkpoint
 	Progress progress.Func
+	// Engines compute; nil is the own pass.
+	Engines engine.Engines
 	// Stock, if set, also measures a stock runtime's cache types.
 	CacheTypes *kvcache.CacheTypes
 
@@ -74,36 +78,33 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if o.Recent >= 0 {
 		policy.Recent = o.Recent
 	}
-	if a.Sidecar.Version() == spec.VersionGroups {
-		return nil, fmt.Errorf("%s has groups of keys and values; this program checks them and cannot measure them yet", a.Dir)
-	}
-	codes, kind, err := codesInUse(a.Sidecar, o)
+	s, err := newSubject(a, o, policy)
 	if err != nil {
 		return nil, err
 	}
-	if kind != a.Sidecar.Kind {
-		policy.Anchor, policy.Exceptions = 0, 0
-	}
-	cache, err := kvcache.NewCodes(cfg, codes, policy)
-	if err != nil {
-		return nil, err
-	}
-	cache.Kernels = o.Kernels
 	w, err := ppl.Tokenize(ctx, a.Model, o.Text, o.Ctx, o.Chunks)
 	if err != nil {
 		return nil, err
 	}
-	m := refmodel.New(cfg, a.Model, o.Threads)
-	meter := &audit.Meter{Config: cfg, Policy: policy, Threads: m.Threads}
-	if meter.Codes, err = auditCodes(codes, o); err != nil {
-		return nil, err
+	if o.Engines == nil {
+		o.Engines = engine.OwnEngines{Threads: o.Threads}
 	}
-	run := refmodel.Options{Hooks: meter.Hooks(ctx), Progress: o.Progress.Of("measuring float and 1-bit keys")}
-	both, err := ppl.Run(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+	e, err := o.Engines.Open(ctx, a.Model)
 	if err != nil {
 		return nil, err
 	}
-	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing float and 1-bit keys"), both[0], both[1])
+	keys := &engine.Keys{Cache: s.cache, Policy: s.policy, Sidecar: filepath.Join(a.Dir, a.Entry.Sidecar)}
+	if s.kind != a.Sidecar.Kind {
+		keys.Sidecar, keys.Kind, keys.Seed = "", string(s.kind), o.Seed
+	}
+	opt := engine.Options{Run: o.Progress.Of("measuring float and " + s.what),
+		Compare: o.Progress.Of("comparing float and " + s.what)}
+	if s.meter != nil {
+		s.meter.Threads = o.Threads
+		opt.Hooks = s.meter.Hooks(ctx)
+	}
+	float := &engine.Reference{Engine: e}
+	res, err := e.Compare(ctx, w, float, []engine.Lane{{Keys: keys}}, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -113,17 +114,22 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	text := o.Text.Info(w)
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
-		PPL:      ppl.PPLJSON(res, w, policy, string(kind)), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Bytes: kvcache.Bytes(cfg, codes, policy), Text: &text,
+		PPL:      ppl.PPLJSON(res, w, s.policy, string(s.kind)), KLD: ppl.KLDJSON(&res.Divergences[0]),
+		Bytes: s.bytes, Text: &text, Layers: []spec.Layer{},
 	}
 	out.PPL.Kernels = o.Kernels
-	head := o.Head
-	if head == nil {
-		head = fromManifest(a.Manifest, kind, codes, policy.Anchor)
+	if id := o.Engines.Identity(); id.Engine != engine.Own {
+		out.Engine = &id
 	}
-	out.Layers = audit.Layers(cfg, meter.Rows, head)
+	if s.meter != nil {
+		head := o.Head
+		if head == nil {
+			head = fromManifest(a.Manifest, s.kind, s.codes, s.policy.Anchor)
+		}
+		out.Layers = audit.Layers(cfg, s.meter.Rows, head)
+	}
 	if o.Source != nil {
-		if out.Function, err = function(ctx, a, o, w, both[0], checks); err != nil {
+		if out.Function, err = function(ctx, a, o, w, float, checks); err != nil {
 			return nil, err
 		}
 		out.Contract = checks.Checks
@@ -135,6 +141,61 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	}
 	out.OK = checks.OK() && finite(out)
 	return out, nil
+}
+
+// A subject is the cache that is measured beside the float model.
+type subject struct {
+	what   string // for progress: what is coded
+	policy kvcache.Policy
+	kind   codec.Kind
+	cache  refmodel.Cache
+	bytes  *spec.BytesJSON
+	// codes and meter are of codes per head; joint codes have no beta table.
+	codes [][]*codec.Code
+	meter *audit.Meter
+}
+
+// newSubject makes the cache of an artifact's codes, or of the one that was asked for.
+func newSubject(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject, error) {
+	cfg := a.Model.Config
+	if a.Sidecar.Version() == spec.VersionGroups {
+		return newGroups(a, o, policy)
+	}
+	s := &subject{what: "1-bit keys", policy: policy}
+	var err error
+	if s.codes, s.kind, err = codesInUse(a.Sidecar, o); err != nil {
+		return nil, err
+	}
+	if s.kind != a.Sidecar.Kind {
+		s.policy.Anchor, s.policy.Exceptions = 0, 0
+	}
+	cache, err := kvcache.NewCodes(cfg, s.codes, s.policy)
+	if err != nil {
+		return nil, err
+	}
+	cache.Kernels = o.Kernels
+	s.cache, s.bytes = cache, kvcache.Bytes(cfg, s.codes, s.policy)
+	s.meter = &audit.Meter{Config: cfg, Policy: s.policy}
+	s.meter.Codes, err = auditCodes(s.codes, o)
+	return s, err
+}
+
+// newGroups is newSubject for an artifact with joint codes.
+func newGroups(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject, error) {
+	if o.Code != "" {
+		return nil, option.Bad("Code", o.Code, "the artifact has joint codes of keys and values, which nothing here replaces")
+	}
+	var groups [][]*codec.Group
+	for _, y := range a.Sidecar.Layers {
+		groups = append(groups, y.Groups)
+	}
+	cache, err := kvcache.NewGroups(a.Model.Config, groups, policy)
+	if err != nil {
+		return nil, err
+	}
+	cache.Kernels = o.Kernels
+	return &subject{what: "coded keys and values", policy: policy, kind: a.Sidecar.Kind, cache: cache,
+		bytes: kvcache.GroupBytes(a.Model.Config, groups, policy)}, nil
 }
 
 // finite: a measurement that is not a number is never good.
@@ -216,7 +277,7 @@ func fromManifest(m *spec.Manifest, kind codec.Kind, codes [][]*codec.Code, anch
 
 // function compares the artifact's float model with its source, and puts the
 // re-rounding floor beside it.
-func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got ppl.Positions,
+func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windows, got *engine.Reference,
 	checks *contract.Checker) (*spec.FunctionJSON, error) {
 	digest, err := o.Source.Digest(ctx, o.Progress.Of("reading the source, MiB"))
 	if err != nil {
@@ -228,19 +289,28 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if !checks.Add("source", err, "the source is the one that was converted") {
 		return nil, nil
 	}
-	run := func(step string, weights checkpoint.Weights, w *ppl.Windows) (ppl.Positions, error) {
-		weights, err := storedHead(o.Source, weights)
-		if err != nil {
-			return ppl.Positions{}, err
-		}
-		m := refmodel.New(o.Source.Config, weights, o.Threads)
-		p, err := ppl.Run(ctx, m, w, refmodel.Options{Progress: o.Progress.Of(step)}, &refmodel.Variant{})
-		if err != nil {
-			return ppl.Positions{}, err
-		}
-		return p[0], nil
+	base, err := o.Engines.Open(ctx, o.Source)
+	if err != nil {
+		return nil, err
 	}
-	src, err := run("running the source", o.Source, w)
+	with := func(weights checkpoint.Weights) (engine.Engine, error) {
+		if o.Engines.Identity().Engine == engine.Own { // llama.cpp reads the file's head in any case
+			head, err := storedHead(o.Source, weights)
+			if err != nil {
+				return nil, err
+			}
+			weights = head
+		}
+		return base.With(ctx, weights)
+	}
+	plain := checkpoint.NewEdited(o.Source, nil)
+	source, err := with(plain)
+	if err != nil {
+		return nil, err
+	}
+	src := &engine.Reference{Engine: source}
+	res, err := source.Compare(ctx, w, src, []engine.Lane{{Again: got}}, engine.Options{
+		Run: o.Progress.Of("running the source"), Compare: o.Progress.Of("comparing with the source")})
 	if err != nil {
 		return nil, err
 	}
@@ -253,19 +323,17 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	floor := func(n int, round func(x []float32)) (*ppl.Divergence, error) {
 		part := w.Part(0, n)
 		scaled.Round = round
-		rounded, err := run("measuring the rounding floor", scaled, part)
+		rounded, err := with(scaled)
 		if err != nil {
 			return nil, err
 		}
-		res, err := ppl.Measure(ctx, part, o.Progress.Of("comparing with the rounding floor"), src.Part(w, n), rounded)
+		res, err := rounded.Compare(ctx, part, src.Part(w, n), []engine.Lane{{}}, engine.Options{
+			Run:     o.Progress.Of("measuring the rounding floor"),
+			Compare: o.Progress.Of("comparing with the rounding floor")})
 		if err != nil {
 			return nil, err
 		}
 		return &res.Divergences[0], nil
-	}
-	res, err := ppl.Measure(ctx, w, o.Progress.Of("comparing with the source"), src, got)
-	if err != nil {
-		return nil, err
 	}
 	f, err := floor(1, roundBF16) // enough for a floor, of which 100 are allowed
 	if err != nil {

@@ -76,6 +76,8 @@ func TestInterrupt(t *testing.T) {
 			[]time.Duration{500 * time.Millisecond}, 4 * time.Second},
 		{"audit", []string{"audit", model, "--ffn"}, []time.Duration{700 * time.Millisecond}, 8 * time.Second},
 		{"ladder", []string{"ladder", model, "--ctx", "256"}, []time.Duration{900 * time.Millisecond}, 40 * time.Second},
+		{"generate", []string{"generate", artifact, "-p", "It is", "-n", "500"}, []time.Duration{250 * time.Millisecond},
+			500 * time.Millisecond},
 		{"audit 32 layers", []string{"audit", deep, "--ffn"}, nil, 20 * time.Second},
 	} {
 		if many == 0 && x.few == nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/phaseconv/phaseconv/internal/hubtest"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 )
 
@@ -81,6 +82,7 @@ func TestScripts(t *testing.T) {
 			"copytree": func(ts *testscript.TestScript, _ bool, a []string) {
 				ts.Check(os.CopyFS(ts.MkAbs(a[1]), os.DirFS(ts.MkAbs(a[0]))))
 			},
+			"hub":  func(ts *testscript.TestScript, _ bool, a []string) { startHub(ts, t, a) },
 			"fifo": func(ts *testscript.TestScript, _ bool, a []string) { fifo(ts, ts.MkAbs(a[0])) },
 			"link": func(ts *testscript.TestScript, _ bool, a []string) {
 				ts.Check(os.Symlink(ts.MkAbs(a[0]), ts.MkAbs(a[1])))
@@ -100,6 +102,18 @@ type tb struct {
 func (tb) Helper()                     {}
 func (b tb) Fatal(a ...any)            { b.ts.Fatalf("%s", fmt.Sprint(a...)) }
 func (b tb) Fatalf(f string, a ...any) { b.ts.Fatalf(f, a...) }
+
+// startHub is "hub ORG/NAME DIR [TOKEN]": a server that has a folder's files as a model of the hub, and an
+// empty cache.
+func startHub(ts *testscript.TestScript, t *testing.T, a []string) {
+	h := hubtest.New(t)
+	h.AddFolder(tb{t, ts}, a[0], ts.MkAbs(a[1]))
+	if len(a) > 2 {
+		h.Token = a[2]
+	}
+	ts.Setenv("HF_ENDPOINT", h.URL)
+	ts.Setenv("HF_HOME", ts.MkAbs("hfhome"))
+}
 
 func model(ts *testscript.TestScript, t *testing.T, args []string) *tiny.Model {
 	o := tiny.Options{Config: map[string]any{}}

@@ -107,6 +107,7 @@ func TestOutputs(t *testing.T) {
 		valid("#/$defs/VerifyJSON", run(0, with("verify", out, "--container", container, "--source", source)...), false)
 	}
 	valid("#/$defs/VerifyJSON", run(0, with("verify", out, "--code", "raw")...), false)
+	valid("#/$defs/GenerateJSON", run(0, "generate", out, "-p", "It is", "-n", "3", "--json"), false)
 	units := filepath.Join(dir, "units")
 	valid("#/$defs/UnitsJSON", run(0, "convert", source, "-o", units, "--plan", "--units", "9", "--json"), false)
 	valid("#/$defs/UnitsJSON", run(0, with("convert", source, "-o", units, "--calib-tokens", "64", "--unit", "1/4")...),
@@ -223,7 +224,7 @@ func agree(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 func refused(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 	t.Helper()
 	for name, change := range map[string]func(m map[string]any){
-		"version":            func(m map[string]any) { m["version"] = 2 },
+		"version":            func(m map[string]any) { m["version"] = 3 },
 		"no version":         func(m map[string]any) { delete(m, "version") },
 		"unknown member":     func(m map[string]any) { m["extra"] = 1 },
 		"unknown member two": func(m map[string]any) { m["code"].(map[string]any)["extra"] = 0 },

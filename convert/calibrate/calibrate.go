@@ -32,21 +32,36 @@ type Options struct {
 	// other codes have one.
 	Bits float64
 	// Signs of the frame of each head, [layer][KV head]; nil spreads Bits evenly.
-	Signs   [][]int
+	Signs [][]int
+	// Joint, if set, is fitted instead of Kinds.
+	Joint   *Joint
 	Policy  kvcache.Policy
 	Balance bool
 	Seed    uint64
 	Threads int
 	// Progress, if set, is told how much is done: layers passed and codes fitted, together.
 	Progress func(done, total int)
+	// Gradients, if set, is told the same of the backward pass of joint codes.
+	Gradients func(done, total int)
 	// Only, if set, says which layers to fit; the forward pass goes through the
 	// others, and ends behind the last that is needed.
 	Only func(layer int) bool
 	// Store, if set, keeps fitted layers, and gives back those that it has.
 	Store Store
+	// Tap, if set, runs windows and shows their activations in place of the model, see engine.Engine.
+	Tap func(ctx context.Context, windows [][]int32, h refmodel.Hooks, p func(done, total int)) error
 	// Trace, if set, sees the steps of every iterative fit; see fit.Sample. It
 	// is called from several goroutines.
 	Trace func(s *fit.Sample, kind codec.Kind, start, step int, c *codec.Code)
+}
+
+// Joint says which groups to fit.
+type Joint struct {
+	Parts [][][]codec.Part // of each group, [layer][group]
+	Signs [][]int          // [layer][group]
+	// Fisher takes the metric of keys and values from gradients of the model's own loss on every
+	// second window instead of from queries: a backward pass more.
+	Fisher bool
 }
 
 // Allocation returns what bits.Allocate needs of these options.
@@ -73,10 +88,18 @@ type Head struct {
 	Tokens int // keys fitted
 }
 
+// Group is what was fitted to one group of a layer.
+type Group struct {
+	Code   *codec.Group
+	Curve  []fit.Point
+	Tokens int // fitted
+}
+
 // Layer is what was fitted to one layer.
 type Layer struct {
 	PairScale *transform.PairScale // nil when not asked for
 	Heads     []Head
+	Groups    []Group // instead of Heads, of joint codes
 }
 
 // Result of Run.
@@ -101,7 +124,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if err := m.Config.Require("calibration", family.OutsideCache); err != nil {
+	if err := m.Config.Require("calibration", family.OwnHeads); err != nil {
 		return nil, err
 	}
 	for l := range m.Config.Layers {
@@ -109,7 +132,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 			return nil, err
 		}
 	}
-	if o.Signs == nil {
+	if o.Signs == nil && o.Joint == nil {
 		var err error
 		if o.Signs, err = bits.Even(m.Config, o.Bits); err != nil {
 			return nil, err
@@ -133,13 +156,22 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		}
 		f.todo[l], f.last = true, l
 	}
-	if f.last >= 0 {
-		opt := refmodel.Options{
-			Hooks:    refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }},
-			Progress: func(done, _ int) { f.progress(done, 0) },
+	if j := o.Joint; f.last >= 0 && j != nil && j.Fisher {
+		var err error
+		if f.fisher, err = activations.NewFisher(ctx, m, everySecond(windows), o.Policy, o.Seed, o.Gradients); err != nil {
+			return nil, err
 		}
+	}
+	if f.last >= 0 {
+		tap := o.Tap
+		if tap == nil {
+			tap = func(ctx context.Context, windows [][]int32, h refmodel.Hooks, p func(done, total int)) error {
+				return m.Run(ctx, windows, []*refmodel.Variant{{}}, refmodel.Options{Hooks: h, Progress: p})
+			}
+		}
+		hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }}
 		f.progress(0, 0)
-		if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
+		if err := tap(ctx, windows, hooks, f.passed); !errors.Is(err, errDone) {
 			if err == nil {
 				err = fmt.Errorf("layer %d was not reached", f.last)
 			}
@@ -148,6 +180,15 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		f.progress(f.last+1, 0)
 	}
 	return f.res, nil
+}
+
+// everySecond returns half of the windows: gradients take thrice the time of a forward pass, and
+// their second moments settle sooner than codes do.
+func everySecond(windows [][]int32) (out [][]int32) {
+	for i := 0; i < len(windows); i += 2 {
+		out = append(out, windows[i])
+	}
+	return out
 }
 
 // errDone ends a forward pass whose rest nobody needs.
@@ -160,7 +201,12 @@ type fitter struct {
 	todo []bool // layers to fit
 	last int    // of them, -1 for none
 	res  *Result
+
+	fisher *activations.Fisher // nil where queries are the metric
 }
+
+// passed reports layers of the forward pass, or the share of them that an engine has passed.
+func (f *fitter) passed(done, total int) { f.progress(done*len(f.cfg.Layers)/max(1, total), 0) }
 
 // progress reports that so many layers have been passed, and that of the next one so many
 // codes are fitted. Layers count as much as that with most heads.
@@ -171,6 +217,12 @@ func (f *fitter) progress(layers, fits int) {
 			heads = max(heads, f.cfg.Layers[l].KVHeads)
 		}
 		each := len(f.o.Kinds)*heads + 1
+		if j := f.o.Joint; j != nil {
+			each = 1
+			for _, groups := range j.Parts {
+				each = max(each, 1+len(groups))
+			}
+		}
 		f.o.Progress(layers*each+fits, (f.last+1)*each)
 	}
 }
@@ -185,17 +237,25 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 	if f.o.Balance {
 		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
 	}
-	xs, err := activations.Samples(ctx, c, a, func(h int) []float32 {
+	scale := func(h int) []float32 {
 		if layer.PairScale == nil {
 			return nil
 		}
 		return layer.PairScale.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
-	}, f.o.Policy, f.o.Threads)
-	if err != nil {
-		return err
 	}
-	if err := f.fitHeads(ctx, xs, layer.Heads); err != nil {
-		return err
+	if f.o.Joint != nil {
+		layer.Heads = nil
+		if err := f.fitGroups(ctx, a, scale, layer); err != nil {
+			return err
+		}
+	} else {
+		xs, err := activations.Samples(ctx, c, a, scale, f.o.Policy, f.o.Threads)
+		if err != nil {
+			return err
+		}
+		if err := f.fitHeads(ctx, xs, layer.Heads); err != nil {
+			return err
+		}
 	}
 	if f.o.Store != nil {
 		if err := f.o.Store.Save(ctx, a.Layer, layer); err != nil {
@@ -262,6 +322,39 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 		}
 	}
 	return nil
+}
+
+// fitGroups fits the code of every group of a layer, one after the other: they take much memory,
+// and each keeps all threads busy.
+func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale func(h int) []float32, layer *Layer) error {
+	j := f.o.Joint
+	for i, parts := range j.Parts[a.Layer] {
+		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.fisher,
+			f.o.Threads)
+		if err != nil {
+			return err
+		}
+		s := xs[0]
+		s.Index = i
+		g := Group{Tokens: s.N()}
+		if g.Code, g.Curve, err = fit.Group(ctx, j.Signs[a.Layer][i], s); err != nil {
+			return err
+		}
+		layer.Groups = append(layer.Groups, g)
+		f.progress(a.Layer, i+1)
+	}
+	return nil
+}
+
+// Groups returns the fitted joint codes, [layer][group].
+func (r *Result) Groups() [][]*codec.Group {
+	out := make([][]*codec.Group, len(r.Layers))
+	for l, layer := range r.Layers {
+		for _, g := range layer.Groups {
+			out[l] = append(out[l], g.Code)
+		}
+	}
+	return out
 }
 
 // Codes returns the fitted codes of a kind, [layer][KV head].

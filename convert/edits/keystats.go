@@ -88,7 +88,7 @@ func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if err := cfg.Require("statistics of keys", family.OutsideCache); err != nil {
+	if err := cfg.Require("statistics of keys", family.OwnHeads); err != nil {
 		return nil, err
 	}
 	s := &KeyStats{cfg: cfg, o: o, heads: make([][]*keySums, len(cfg.Layers)), ropes: map[int]kvcache.RopeTables{}}

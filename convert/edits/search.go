@@ -9,13 +9,14 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Options of the search.
@@ -35,6 +36,8 @@ type Options struct {
 	Seed        uint64
 	Threads     int
 	Progress    progress.Func
+	// Engine computes the source; nil is the own pass.
+	Engine engine.Engine
 }
 
 // A Result is the change of keys that measured best.
@@ -122,10 +125,9 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	if err != nil {
 		return nil, &option.Error{Err: err}
 	}
-	target.FloatSums = true
-	half, err := kvcache.NewLlamaCpp(cfg, kvcache.F16)
-	if err != nil {
-		return nil, err
+	o.Threads = parallel.Threads(o.Threads)
+	if o.Engine == nil {
+		o.Engine = engine.NewOwn(c, o.Threads)
 	}
 	if o.Tokens == 0 {
 		o.Tokens = chooseTokens
@@ -141,9 +143,8 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 			o.Text.Name, len(w.Tokens), o.Ctx, fit+compare)
 	}
 	held := w.Part(fit, len(w.Tokens))
-	m := refmodel.New(cfg, c, o.Threads)
 	stats, err := NewKeyStats(cfg, StatsOptions{
-		Queries: statQueries(o.Ctx), Samples: statSamples(o.Ctx), Weights: c, Seed: o.Seed, Threads: m.Threads,
+		Queries: statQueries(o.Ctx), Samples: statSamples(o.Ctx), Weights: c, Seed: o.Seed, Threads: o.Threads,
 	})
 	if err != nil {
 		return nil, err
@@ -151,39 +152,25 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	// In small batches: the statistics need no more, and activations take memory.
 	batch := max(1, chooseBatch/o.Ctx)
 	for i := 0; i < fit; i += batch {
-		opt := refmodel.Options{Hooks: stats.Hooks(ctx)}
 		n := min(batch, fit-i)
-		if o.Progress != nil {
-			opt.Progress = func(done, total int) {
+		tick := func(done, total int) {
+			if o.Progress != nil {
 				o.Progress(fmt.Sprintf("statistics of keys at context %d", o.Ctx), i*total+n*done, fit*total)
 			}
 		}
-		if err := m.Run(ctx, w.Tokens[i:i+n], []*refmodel.Variant{{}}, opt); err != nil {
+		if err := o.Engine.Tap(ctx, w.Tokens[i:i+n], stats.Hooks(ctx), tick); err != nil {
 			return nil, err
 		}
 	}
-	h := &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit,
+	f16 := kvcache.F16
+	f16.Rotation = o.Cache.Rotation
+	base := &engine.Reference{Engine: o.Engine, Lane: engine.Stock(f16)}
+	h := &search{o: o, c: c, held: held, target: target, half: f16, base: base, stats: stats, fitted: fit,
 		measured: map[measurement]*ppl.Divergence{}, requantises: quantized(c)}
 	for _, n := range raceTokens {
 		h.rounds = append(h.rounds, held.Block(n))
 	}
-	return h, h.start(ctx)
-}
-
-// start runs the unedited model with F16 caches over the later windows, and keeps its keys,
-// values and predictions.
-func (h *search) start(ctx context.Context) error {
-	var err error
-	if h.context, err = h.m.NewContext(h.held.Tokens); err != nil {
-		return err
-	}
-	base, err := ppl.Run(ctx, h.m, h.held, refmodel.Options{Hooks: h.context.Hooks(),
-		Progress: h.o.Progress.Of("running the model as published")}, &refmodel.Variant{Cache: h.half})
-	if err != nil {
-		return err
-	}
-	h.base = base[0]
-	return nil
+	return h, nil
 }
 
 // chooseQueries and chooseSamples keep the work of the statistics in bounds at
@@ -201,17 +188,16 @@ func quantized(c *checkpoint.Checkpoint) bool {
 
 // search holds what the steps of Search share.
 type search struct {
-	o            Options
-	c            *checkpoint.Checkpoint
-	m            *refmodel.Model
-	held         *ppl.Windows
-	target, half *kvcache.LlamaCpp
-	stats        *KeyStats
-	fitted       int               // windows
-	context      *refmodel.Context // of the unedited model
-	base         ppl.Positions     // all that is scored
-	rounds       []*ppl.Block      // of raceTokens
-	requantises  bool              // a change of digits costs what is not measured, see requantGain
+	o           Options
+	c           *checkpoint.Checkpoint
+	held        *ppl.Windows
+	target      *kvcache.LlamaCpp
+	half        kvcache.CacheTypes // what costs are measured with
+	stats       *KeyStats
+	fitted      int               // windows
+	base        *engine.Reference // the unedited model with half
+	rounds      []*ppl.Block      // of raceTokens
+	requantises bool              // a change of digits costs what is not measured, see requantGain
 
 	candidates []Candidate            // that were tried
 	edits      []transform.ModelEdits // of the candidates; other edits that are compared stand behind them
@@ -221,7 +207,7 @@ type search struct {
 // A measurement is an edit by its number, a cache, and a round of the race.
 type measurement struct {
 	edit  int
-	cache *kvcache.LlamaCpp
+	cache kvcache.CacheTypes
 	round int
 }
 
@@ -275,15 +261,15 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 	}
 	mixed := len(h.edits)
 	h.edits = append(h.edits, edits)
-	alone := *h.target
+	alone := h.target.CacheTypes
 	alone.K = gguf.TypeF16
 	const step = "comparing changes of values"
-	wins, err := h.wins(ctx, mixed, best, &alone, valueErrors, step)
+	wins, err := h.wins(ctx, mixed, best, alone, valueErrors, step)
 	if err != nil {
 		return err
 	}
-	round := h.round(best, h.target)
-	if err := h.measure(ctx, h.target, round, step, mixed); err != nil {
+	round := h.round(best, h.target.CacheTypes)
+	if err := h.measure(ctx, h.target.CacheTypes, round, step, mixed); err != nil {
 		return err
 	}
 	try := h.tried(best, mixed)
@@ -309,7 +295,7 @@ func (h *search) tried(i, e int) spec.FusionTry {
 }
 
 // round returns the last round in which an edit was measured with a cache.
-func (h *search) round(edit int, cache *kvcache.LlamaCpp) int {
+func (h *search) round(edit int, cache kvcache.CacheTypes) int {
 	r := 0
 	for h.measured[measurement{edit, cache, r + 1}] != nil {
 		r++
@@ -319,11 +305,13 @@ func (h *search) round(edit int, cache *kvcache.LlamaCpp) int {
 
 // kld returns what an edit measured with the target types, on the most predictions.
 func (h *search) kld(edit int) *ppl.Divergence {
-	return h.measured[measurement{edit, h.target, h.round(edit, h.target)}]
+	return h.measured[measurement{edit, h.target.CacheTypes, h.round(edit, h.target.CacheTypes)}]
 }
 
 // first returns what it measured in the first round, in which all were.
-func (h *search) first(edit int) *ppl.Divergence { return h.measured[measurement{edit, h.target, 0}] }
+func (h *search) first(edit int) *ppl.Divergence {
+	return h.measured[measurement{edit, h.target.CacheTypes, 0}]
+}
 
 // costOf returns the divergence of candidate i with F16 caches, nil where it was not measured.
 func (h *search) costOf(i int) *float64 {
@@ -341,7 +329,7 @@ func (h *search) costs(ctx context.Context, candidates ...int) error {
 // wins says whether edit i does better than j with a cache, by so many standard errors: on the
 // first round's predictions where they show it beyond doubt, or show that it does not, else on
 // those of the last.
-func (h *search) wins(ctx context.Context, i, j int, cache *kvcache.LlamaCpp, errs float64, step string) (bool, error) {
+func (h *search) wins(ctx context.Context, i, j int, cache kvcache.CacheTypes, errs float64, step string) (bool, error) {
 	for round := range h.rounds {
 		if err := h.measure(ctx, cache, round, step, i, j); err != nil {
 			return false, err
@@ -481,7 +469,7 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 		if h.first(best).Mean-h.first(i).Mean < approximateGain*(cost-paid) {
 			continue
 		}
-		if ok, err := h.wins(ctx, i, best, h.target, approximateErrors, comparing); err != nil {
+		if ok, err := h.wins(ctx, i, best, h.target.CacheTypes, approximateErrors, comparing); err != nil {
 			return 0, err
 		} else if ok {
 			best, paid = i, cost
@@ -580,7 +568,7 @@ func (h *search) beats(ctx context.Context, i, j int) (bool, error) {
 	if i == j || gain*h.first(i).Mean > h.first(j).Mean {
 		return false, nil
 	}
-	return h.wins(ctx, i, j, h.target, exactErrors, comparing)
+	return h.wins(ctx, i, j, h.target.CacheTypes, exactErrors, comparing)
 }
 
 // gain is how many times the divergence must fall at least on the way from weights
@@ -645,7 +633,7 @@ func (h *search) compare(ctx context.Context, more []Candidate, edits []transfor
 		numbers = append(numbers, len(h.candidates)+i)
 	}
 	h.candidates, h.edits = append(h.candidates, more...), append(h.edits, edits...)
-	return h.measure(ctx, h.target, 0, comparing, numbers...)
+	return h.measure(ctx, h.target.CacheTypes, 0, comparing, numbers...)
 }
 
 // better says whether a has a lower mean than b, and that not by chance: the mean
@@ -667,31 +655,24 @@ func better(a, b ppl.Divergence, errs float64) bool {
 // states, and its logits while they are compared.
 const maxTries = 8
 
-// measure makes sure that edits were measured with a cache in a round: the divergence of each, on
-// top of the unedited model, from the unedited model with F16 caches.
-func (h *search) measure(ctx context.Context, cache *kvcache.LlamaCpp, round int, step string, edits ...int) error {
+// measure makes sure that edits were measured with cache types in a round: the divergence of each,
+// on top of the unedited model, from the unedited model with F16 caches.
+func (h *search) measure(ctx context.Context, cache kvcache.CacheTypes, round int, step string, edits ...int) error {
 	var missing []int
 	for _, i := range edits {
 		if h.measured[measurement{i, cache, round}] == nil && !slices.Contains(missing, i) {
 			missing = append(missing, i)
 		}
 	}
-	block := h.rounds[round]
-	w, base := block.Of(h.held), block.Base(h.held, h.base)
 	for part := range slices.Chunk(missing, maxTries) {
-		var variants []*refmodel.Variant
+		var lanes []engine.Lane
 		for _, i := range part {
-			edited, err := kvcache.NewEditedKeys(h.c.Config, h.edits[i], cache, h.held.Ctx)
-			if err != nil {
-				return err
-			}
-			variants = append(variants, &refmodel.Variant{Cache: edited})
+			l := engine.Stock(cache)
+			l.Edits = h.edits[i]
+			lanes = append(lanes, l)
 		}
-		streams, err := block.Probe(ctx, h.m, h.context, h.o.Progress.Of(step), variants...)
-		if err != nil {
-			return err
-		}
-		res, err := ppl.Measure(ctx, w, h.o.Progress.Of("comparing predictions"), base, streams...)
+		res, err := engine.Probe(ctx, h.o.Engine, h.held, h.rounds[round], h.base, lanes, engine.Options{
+			Run: h.o.Progress.Of(step), Compare: h.o.Progress.Of("comparing predictions")})
 		if err != nil {
 			return err
 		}

@@ -44,9 +44,12 @@ type Cache struct {
 	// Inputs are all that fits depend on. They are compared as they are.
 	Inputs []Input
 	// What a layer must have to be of use.
-	KVHeads, HeadDim int
-	Balance          bool
-	Kinds            []codec.Kind
+	KVHeads, HeadDim, ValueDim int
+	Balance                    bool
+	Kinds                      []codec.Kind
+	// Groups, if set, are the parts of joint codes, [layer][group]; layers then have those
+	// instead of heads.
+	Groups [][][]codec.Part
 	// Check, if set, is asked before each Save; an error says that the inputs are
 	// no longer what they were.
 	Check func() error
@@ -115,6 +118,15 @@ func arrays(x *calibrate.Layer) (out []array) {
 			out = append(out, array32(fmt.Sprintf("balance.%d", h), s, len(s)))
 		}
 	}
+	for i := range x.Groups {
+		g, at := &x.Groups[i], fmt.Sprintf("group.%d.", i)
+		c := g.Code.Code
+		out = append(out,
+			array64(at+"tokens", []float64{float64(g.Tokens)}, 1),
+			array32(at+"mean", c.Mean, c.D), array32(at+"decode", c.Decode, c.B, c.D), array32(at+"encode", c.Encode, c.B, c.D),
+			array32(at+"gains", g.Code.Gains, len(g.Code.Gains)),
+			curveArray(at, g.Curve))
+	}
 	for h := range x.Heads {
 		head := &x.Heads[h]
 		out = append(out, array64(fmt.Sprintf("head.%d.tokens", h), []float64{float64(head.Tokens)}, 1))
@@ -131,15 +143,19 @@ func arrays(x *calibrate.Layer) (out []array) {
 				array32(at+"gain", []float32{c.Gain}, 1),
 				array64(at+"train", []float64{t.Cos1bit, t.MomentRatio, t.Energy, float64(t.N)}, 4))
 			if curve, ok := head.Curves[kind]; ok {
-				var p []float64
-				for _, v := range curve {
-					p = append(p, float64(v.Step), v.Cos1bit)
-				}
-				out = append(out, array64(at+"curve", p, len(curve), 2))
+				out = append(out, curveArray(at, curve))
 			}
 		}
 	}
 	return out
+}
+
+func curveArray(at string, curve []fit.Point) array {
+	var p []float64
+	for _, v := range curve {
+		p = append(p, float64(v.Step), v.Cos1bit)
+	}
+	return array64(at+"curve", p, len(curve), 2)
 }
 
 // digest covers everything that a layer's file means.
@@ -236,7 +252,7 @@ func (w *Cache) read(ctx context.Context, f *safetensors.File, layer int) (*cali
 			m[keyWorkSHA256], sum)
 	}
 	r := &reader{m: byName}
-	x := r.layer(ctx, w, m[keyPerLayer])
+	x := r.layer(ctx, w, layer, m[keyPerLayer])
 	if r.err == nil && len(r.m) > 0 {
 		r.err = fmt.Errorf("tensor %.80q is not one of a fitted layer", slices.Sorted(maps.Keys(r.m))[0])
 	}
@@ -320,7 +336,7 @@ func (r *reader) integer(name string, v float64) int {
 	return int(v)
 }
 
-func (r *reader) layer(ctx context.Context, w *Cache, perLayer string) *calibrate.Layer {
+func (r *reader) layer(ctx context.Context, w *Cache, layer int, perLayer string) *calibrate.Layer {
 	x := &calibrate.Layer{}
 	if w.Balance {
 		x.PairScale = &transform.PairScale{PerLayer: perLayer == "true"}
@@ -330,6 +346,18 @@ func (r *reader) layer(ctx context.Context, w *Cache, perLayer string) *calibrat
 		if r.err == nil {
 			r.err = x.PairScale.Check(w.KVHeads, w.HeadDim)
 		}
+	}
+	if w.Groups != nil {
+		for i, parts := range w.Groups[layer] {
+			if r.err == nil && ctx.Err() != nil {
+				r.err = context.Cause(ctx)
+			}
+			x.Groups = append(x.Groups, r.group(w, parts, fmt.Sprintf("group.%d.", i)))
+		}
+		if r.err != nil {
+			return nil
+		}
+		return x
 	}
 	for h := range w.KVHeads {
 		head := calibrate.Head{Codes: map[codec.Kind]*codec.Code{}, Curves: map[codec.Kind][]fit.Point{},
@@ -382,19 +410,58 @@ func (r *reader) code(head *calibrate.Head, kind codec.Kind, at string, d int) {
 	head.Codes[kind] = c
 	head.Train[kind] = codec.Beta{Cos1bit: train[0], MomentRatio: train[1], Energy: train[2],
 		N: r.integer(at+"train", train[3])}
-	if a, ok := r.m[at+"curve"]; ok {
-		if len(a.shape) != 2 || a.shape[0] > maxCurve {
-			r.err = fmt.Errorf("tensor %scurve has shape %v", at, a.shape)
-			return
-		}
-		n := a.shape[0]
-		p := r.doubles(at+"curve", n, 2)
-		curve := make([]fit.Point, n)
-		for i := range curve {
-			curve[i] = fit.Point{Step: r.integer(at+"curve", p[2*i]), Cos1bit: p[2*i+1]}
-		}
-		head.Curves[kind] = curve
+	if _, ok := r.m[at+"curve"]; ok {
+		head.Curves[kind] = r.curve(at)
 	}
+}
+
+func (r *reader) curve(at string) []fit.Point {
+	a := r.m[at+"curve"]
+	if r.err == nil && (len(a.shape) != 2 || a.shape[0] > maxCurve) {
+		r.err = fmt.Errorf("tensor %scurve has shape %v", at, a.shape)
+	}
+	if r.err != nil {
+		return nil
+	}
+	n := a.shape[0]
+	p := r.doubles(at+"curve", n, 2)
+	curve := make([]fit.Point, n)
+	for i := range curve {
+		curve[i] = fit.Point{Step: r.integer(at+"curve", p[2*i]), Cos1bit: p[2*i+1]}
+	}
+	return curve
+}
+
+// group reads what was fitted to the group of these parts.
+func (r *reader) group(w *Cache, parts []codec.Part, at string) (g calibrate.Group) {
+	d := 0
+	for _, p := range parts {
+		if d += w.HeadDim; p.Value {
+			d += w.ValueDim - w.HeadDim
+		}
+	}
+	shape := r.m[at+"decode"].shape
+	if r.err == nil && len(shape) != 2 {
+		r.err = fmt.Errorf("tensor %sdecode has shape %v, expected [signs, %d]", at, shape, d)
+	}
+	if r.err != nil {
+		return g
+	}
+	b := shape[0]
+	g.Tokens = r.integer(at+"tokens", r.doubles(at+"tokens", 1)[0])
+	mean, decode, encode := r.floats(at+"mean", d), r.floats(at+"decode", b, d), r.floats(at+"encode", b, d)
+	gains := r.floats(at+"gains", len(parts))
+	if g.Curve = r.curve(at); r.err != nil {
+		return g
+	}
+	c, err := codec.New(codec.Frame, d, b, mean, decode, encode)
+	if err == nil {
+		g.Code, err = codec.NewGroup(c, parts, w.HeadDim, w.ValueDim, gains)
+	}
+	if err != nil {
+		r.err = fmt.Errorf("tensor %sdecode: %w", at, err)
+	}
+	return g
 }
 
 // Clean removes temporary files that interrupted runs left in the folder. It must

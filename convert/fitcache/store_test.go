@@ -65,7 +65,8 @@ func same(a, b *calibrate.Layer) bool {
 // The counts of fields are there so that nobody adds one that is not kept.
 func TestStoreKeepsAll(t *testing.T) {
 	for what, n := range map[reflect.Type]int{
-		reflect.TypeFor[calibrate.Layer](): 2, reflect.TypeFor[calibrate.Head](): 4,
+		reflect.TypeFor[calibrate.Layer](): 3, reflect.TypeFor[calibrate.Head](): 4,
+		reflect.TypeFor[calibrate.Group]():     3,
 		reflect.TypeFor[transform.PairScale](): 2,
 		reflect.TypeFor[codec.Beta]():          4, reflect.TypeFor[fit.Point](): 2,
 	} {
@@ -117,6 +118,48 @@ func TestStoreKeepsAll(t *testing.T) {
 		if _, err := w.Read(t.Context(), 0); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("a layer that was not saved: %v", err)
 		}
+	}
+}
+
+// TestStoreKeepsGroups: a layer of joint codes comes back the same, and not as one of other groups.
+func TestStoreKeepsGroups(t *testing.T) {
+	c := tiny.Open(t, "llama", tiny.Options{Seed: 1})
+	y := c.Config.Layers[0]
+	spans, err := codec.Spans(y.KVHeads, y.HeadDim, y.HeadDim, 2*y.HeadDim, true, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signs := make([]int, len(spans))
+	for i := range signs {
+		signs[i] = 16
+	}
+	o := fitOptions()
+	o.Kinds, o.Joint = nil, &calibrate.Joint{}
+	for range c.Config.Layers {
+		o.Joint.Parts, o.Joint.Signs = append(o.Joint.Parts, spans), append(o.Joint.Signs, signs)
+	}
+	x := &fitAll(t, c, o).Layers[1]
+	w := work(t, c, o)
+	w.ValueDim, w.Groups = y.ValueDim, o.Joint.Parts
+	if err := w.Save(t.Context(), 1, x); err != nil {
+		t.Fatal(err)
+	}
+	got, err := w.Load(t.Context(), 1)
+	if err != nil || got == nil || !same(x, got) || len(got.Groups) != len(spans) {
+		t.Fatalf("%+v became %+v, %v", x, got, err)
+	}
+	row := make([]float32, got.Groups[0].Code.D())
+	for i := range row {
+		row[i] = float32(i%7) - 2.9
+	}
+	a, b := x.Groups[0].Code, got.Groups[0].Code
+	wa, wb := make([]uint32, a.Words()), make([]uint32, b.Words())
+	if a.Code.EncodeKey(row, wa) != b.Code.EncodeKey(row, wb) || !reflect.DeepEqual(wa, wb) {
+		t.Error("the code that was read back encodes differently")
+	}
+	w.Groups = [][][]codec.Part{nil, {{{Head: 0}}, {{Head: 0, Value: true}}}}
+	if _, err := w.Read(t.Context(), 1); err == nil {
+		t.Error("the layer is taken for one of other groups")
 	}
 }
 

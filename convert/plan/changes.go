@@ -143,7 +143,7 @@ func (ch *Changes) measured(c *checkpoint.Checkpoint, o Options) *Changes {
 // NoKeyBias says why a constant cannot be taken out of the keys in all formats asked for.
 func (o *Options) NoKeyBias(c *checkpoint.Checkpoint) string {
 	for _, f := range o.Formats {
-		if f == checkpoint.Safetensors && !exists(c, family.Name(0, "attn_k.bias")) && !c.Config.Family.BiasKey {
+		if f == checkpoint.Safetensors && !exists(c, family.Name(0, "attn_k.bias")) && c.Config.Family.BiasKey == "" {
 			return "the checkpoint has no key bias, and config.json of this family cannot announce one; --format gguf can add it"
 		}
 	}

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/phaseconv/phaseconv/convert/bits"
@@ -19,6 +20,10 @@ type Keys struct {
 	Spread     string     `json:"spread"` // what Alloc means here
 	Signs      int        `json:"signs"`
 	Exceptions int        `json:"exceptions"` // per key
+	// Groups, of joint codes, is how many there are in all layers, GroupDim the numbers of the
+	// longest vector.
+	Groups   int `json:"groups,omitempty"`
+	GroupDim int `json:"group_dim,omitempty"`
 	// Bytes of signs, scales and exceptions. Signs are stored in words of 32, so
 	// heads that do not fill their last word take more: 3 bytes at most each.
 	Bytes int `json:"bytes"`
@@ -30,6 +35,20 @@ type KeyOptions struct {
 	Bits   float64    // signs per number, on average over all heads
 	Alloc  bits.Alloc // how they are spread over heads, one of bits.Allocs; "" takes the default of the code
 	Policy kvcache.Policy
+	// Joint, if set, is how keys and values are coded together: with frames, and Bits has no
+	// say.
+	Joint *Joint
+}
+
+// Joint says how keys and values are coded together.
+type Joint struct {
+	// Bits per pair of numbers, one of K and one of V, scales included.
+	Bits float64
+	// Span is the most numbers of a group's vector.
+	Span int
+	// Fisher takes the metric of errors from gradients of the model's own loss instead of from
+	// queries: a backward pass over half of the calibration windows more.
+	Fisher bool
 }
 
 // Allocation returns how signs are spread: Alloc, or the way that measures best where it is
@@ -38,6 +57,8 @@ func (o KeyOptions) Allocation() bits.Alloc {
 	switch {
 	case o.Alloc != "":
 		return o.Alloc
+	case o.Joint != nil:
+		return bits.AllocUniform
 	case o.Code == codec.Frame:
 		return bits.AllocSensitivity
 	}
@@ -53,6 +74,12 @@ func (o KeyOptions) check(c *family.Config) error {
 		return option.Of("Alloc", o.Alloc, err)
 	}
 	switch {
+	case o.Joint != nil && o.Code != codec.Frame:
+		return option.Bad("Code", o.Code, "joint codes are frames")
+	case o.Joint != nil && o.Allocation() == bits.AllocAngle:
+		return option.Bad("Alloc", o.Alloc, "joint codes spread signs over layers evenly or by sensitivity")
+	case o.Joint != nil && o.Policy.Exceptions != 0:
+		return option.Bad("Exceptions", o.Policy.Exceptions, "joint codes have none")
 	case o.Code != codec.Frame && o.Bits != 1:
 		return option.Bad("Bits", o.Bits, "code %s has 1 bit per number; only frame takes another number", o.Code)
 	case o.Code != codec.Frame && o.Allocation() != bits.AllocUniform:
@@ -62,7 +89,7 @@ func (o KeyOptions) check(c *family.Config) error {
 	if err != nil {
 		return err
 	}
-	if _, err := bits.Budget(c, o.Bits); err != nil {
+	if _, err := bits.Budget(c, o.Bits); err != nil && o.Joint == nil {
 		return option.Of("Bits", nil, err)
 	}
 	return o.Policy.Check(shape.HeadDim)
@@ -74,6 +101,9 @@ func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
 	k := Keys{Code: o.Code, Alloc: o.Allocation(), Exceptions: o.Policy.Exceptions}
 	if err := o.check(c); err != nil {
 		return k, err
+	}
+	if o.Joint != nil {
+		return newJoint(c, o, k)
 	}
 	y := &c.Layers[0] // as all layers are, by check
 	heads := len(c.Layers) * y.KVHeads
@@ -91,6 +121,32 @@ func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
 		k.Spread = fmt.Sprintf("%d for each head", lo)
 	default:
 		k.Spread = fmt.Sprintf("%d or %d for each head", lo, hi)
+	}
+	return k, nil
+}
+
+// newJoint is NewKeys for joint codes.
+func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
+	g, err := bits.JointGroups(c, o.Joint.Bits, o.Joint.Span)
+	if err != nil {
+		return k, err
+	}
+	numbers := 0
+	lo, hi := math.MaxInt, 0
+	for l, signs := range g.Signs {
+		y := &c.Layers[l]
+		numbers += y.KVHeads * (y.HeadDim + y.ValueDim)
+		k.Groups += len(signs)
+		lo, hi = min(lo, slices.Min(signs)), max(hi, slices.Max(signs))
+	}
+	k.Signs, k.Bytes = g.Total()
+	k.Bits = float64(k.Signs) / float64(numbers)
+	k.GroupDim, _ = g.Largest(c)
+	if k.Spread = fmt.Sprintf("%d for each group", lo); lo != hi {
+		k.Spread = fmt.Sprintf("%d to %d for each group", lo, hi)
+	}
+	if k.Alloc == bits.AllocSensitivity {
+		k.Spread = "spread over layers by the calibration (" + string(k.Alloc) + ")"
 	}
 	return k, nil
 }

@@ -5,6 +5,7 @@ package plan
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -42,6 +43,8 @@ type TensorPlan struct {
 
 	// Tensor is what the numbers come from, nil for tensors outside the graph.
 	Tensor *checkpoint.Tensor `json:"-"`
+	// Parts are what they come from, rows after rows, where several tensors are stacked.
+	Parts []*checkpoint.Tensor `json:"-"`
 	// Shard is the source tensor beside which an added one is stored in safetensors.
 	Shard string `json:"-"`
 }
@@ -65,6 +68,20 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities}
 	if err := checkUnknown(c); err != nil {
 		return nil, err
+	}
+	outside := 0
+	for _, n := range c.Unknown {
+		if c.Outside(n) {
+			outside++
+		}
+	}
+	if outside > 0 {
+		does := "copied as they are"
+		if to == checkpoint.GGUF {
+			does = "left out; stock runtimes have them in a file of their own (mmproj), which goes with the model as it is"
+		}
+		p.Warnings = append(p.Warnings, fmt.Sprintf("the language model is converted; %d tensors outside it, such as those of "+
+			"a vision tower, are %s", outside, does))
 	}
 	var err error
 	switch {
@@ -97,7 +114,12 @@ var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias
 func checkUnknown(c *checkpoint.Checkpoint) error {
 	for _, n := range c.Unknown {
 		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
-			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head."))
+			c.Outside(n) ||
+			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head.") ||
+			c.Config.Unread(n)) || c.IdleKV(n)
+		if l := family.LayerOf(n); c.Container == checkpoint.GGUF && l >= len(c.Config.Layers) {
+			ok = l < len(c.Config.Layers)+c.Config.DraftLayers
+		}
 		for _, h := range harmless {
 			ok = ok || strings.HasSuffix(n, h)
 		}
@@ -119,15 +141,24 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 		}
 		for _, s := range t.Sources {
 			if name := c.Stored(s); name != s {
+				if parts := c.Holds(name); len(parts) > 0 {
+					if !fused[name] {
+						fused[name] = true
+						p.Tensors = append(p.Tensors, stacked(c, name, parts, targets))
+					}
+					continue
+				}
 				if targets[t.Name] != nil {
 					return fmt.Errorf("%s: tensor %s holds all experts and cannot be changed in place; use --format gguf", c.Path,
 						name)
 				}
-				if !fused[name] {
-					fused[name] = true
-					r, _ := c.Shards().Find(name)
-					p.Tensors = append(p.Tensors, TensorPlan{Name: name, Sources: []string{name}, Shape: r.Tensor.Shape, From: t.Type,
-						To: t.Type, Action: Copy, Why: "untouched"})
+				for _, name := range c.StoredAll(s) {
+					if !fused[name] {
+						fused[name] = true
+						r, _ := c.Shards().Find(name)
+						p.Tensors = append(p.Tensors, TensorPlan{Name: name, Sources: []string{name}, Shape: r.Tensor.Shape,
+							From: r.Tensor.DType, To: r.Tensor.DType, Action: Copy, Why: "untouched"})
+					}
 				}
 				continue
 			}
@@ -146,15 +177,48 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 	return nil
 }
 
+// stacked plans a stored tensor that holds several canonical ones, in its own type.
+func stacked(c *checkpoint.Checkpoint, name string, parts []*checkpoint.Tensor, targets map[string][]string) TensorPlan {
+	shape := slices.Clone(parts[0].Shape)
+	shape[0] = 0
+	var by []string
+	for _, t := range parts {
+		shape[0] += t.Shape[0]
+		for _, id := range targets[t.Name] {
+			if !slices.Contains(by, id) {
+				by = append(by, id)
+			}
+		}
+	}
+	x := TensorPlan{Name: name, Sources: []string{name}, Shape: shape, From: parts[0].Type, To: parts[0].Type, Action: Copy,
+		Why: "untouched"}
+	if by != nil {
+		x.Action, x.By, x.Parts, x.Why = Fold, by, parts, "folded and rounded to its own type"
+	}
+	return x
+}
+
 // retrofit plans a GGUF copy in which only edited tensors are re-encoded.
 func (p *Plan) retrofit(c *checkpoint.Checkpoint, outtype string, targets map[string][]string) error {
 	f := c.File()
 	for i := range f.Tensors {
 		src := &f.Tensors[i]
-		t, _ := c.Find(src.Name)
+		var t *checkpoint.Tensor
+		held := c.Holds(src.Name)
+		by := targets[src.Name]
+		switch len(held) {
+		case 0:
+		case 1:
+			t, by = held[0], targets[held[0].Name]
+		default:
+			by = stacked(c, src.Name, held, targets).By
+		}
 		x := TensorPlan{Name: src.Name, Sources: []string{src.Name}, Shape: src.Shape(), From: src.Type.String(),
 			To: src.Type.String(), Action: Copy, Tensor: t, Why: "untouched"}
-		if by := targets[src.Name]; by != nil {
+		if by != nil {
+			if len(held) > 1 {
+				x.Parts = held
+			}
 			to, err := ggufType(src.Name, src.Shape(), outtype)
 			if err != nil {
 				return err
@@ -177,17 +241,34 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 		p.Warnings = append(p.Warnings,
 			fmt.Sprintf("stock GGUF runtimes ignore the sliding window of architecture %s; results differ from the source beyond %d tokens", cfg.Family.GGUFArch, window))
 	}
+	stacks := p.stacks(c)
 	for _, t := range c.Tensors() {
-		to, err := ggufType(t.Name, t.Shape, outtype)
+		x := TensorPlan{Name: cfg.Family.GGUFName(t.Name), Sources: t.Sources, Shape: t.Shape, From: t.Type, Action: Recode,
+			Tensor: t, Why: "re-encoded for the container"}
+		by := targets[t.Name]
+		if s, ok := stacks[t.Name]; ok {
+			if s.parts[0] != t {
+				continue // the stack is written in the place of its first part
+			}
+			x = stacked(c, s.name, s.parts, targets)
+			x.Sources, x.Parts, x.Action, x.Why = nil, s.parts, Recode, "stacked and re-encoded for the container"
+			for _, t := range s.parts {
+				x.Sources = append(x.Sources, t.Sources...)
+			}
+			by = x.By
+		}
+		to, err := ggufType(t.Name, x.Shape, outtype)
 		if err != nil {
 			return err
 		}
-		x := TensorPlan{Name: t.Name, Sources: t.Sources, Shape: t.Shape, From: t.Type, To: to.String(), Action: Recode,
-			Tensor: t, Why: "re-encoded for the container"}
-		x.Reorder = p.Pairs != cfg.Pairs && isRotary(t.Name)
-		if by := targets[t.Name]; by != nil {
+		if stored, err := gguf.ParseType(t.Type); err == nil && stored.Quantized() {
+			to = stored // MXFP4 of Hugging Face files: any other type is larger or worse
+		}
+		x.To = to.String()
+		x.Reorder = p.Pairs != cfg.Pairs && IsRotary(t.Name)
+		if by != nil {
 			x.Action, x.By, x.Why = Fold, by, "folded and re-encoded"
-		} else if t.Type == x.To && !x.Reorder && t.Add == 0 {
+		} else if t.Type == x.To && !x.Reorder && t.Add == 0 && !c.Relaid(t) {
 			x.Action, x.Why = Copy, "untouched"
 		}
 		p.Tensors = append(p.Tensors, x)
@@ -210,6 +291,16 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 		p.Tensors = append(p.Tensors, TensorPlan{Name: RopeFreqs, Shape: []int{len(d)}, From: "-", To: "F32", Action: Recode,
 			Why: "RoPE scaling, as frequency divisors"})
 	}
+	if full.Scaling == rope.LongRoPE {
+		for _, name := range []string{LongFactors, ShortFactors} {
+			p.Tensors = append(p.Tensors, TensorPlan{Name: name, Shape: []int{full.Dim / 2}, From: "-", To: "F32", Action: Recode,
+				Why: "RoPE scaling, as frequency divisors"})
+		}
+	}
+	if full.Smooth {
+		p.Warnings = append(p.Warnings, "stock GGUF runtimes round the ends of YaRN's ramp to whole pairs (truncate is false "+
+			"here); results differ a little from the source")
+	}
 	for _, n := range c.Unknown {
 		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Drop,
 			Why: "stock readers refuse tensors outside the architecture"})
@@ -217,25 +308,72 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 	return nil
 }
 
+// A stackOf is a stacked tensor of a GGUF file and what it holds.
+type stackOf struct {
+	name  string
+	parts []*checkpoint.Tensor
+}
+
+// stacks returns the stack of each tensor that GGUF files hold in one.
+func (p *Plan) stacks(c *checkpoint.Checkpoint) map[string]*stackOf {
+	out := map[string]*stackOf{}
+	for l := range c.Config.Layers {
+		for _, s := range c.Config.Family.GGUFStacks(l) {
+			x := &stackOf{name: s.Name}
+			for _, n := range s.Parts {
+				if t, ok := c.Find(n); ok {
+					x.parts = append(x.parts, t)
+					out[n] = x
+				}
+			}
+		}
+	}
+	return out
+}
+
 // RopeFreqs is the GGUF tensor of frequency divisors.
 const RopeFreqs = "rope_freqs.weight"
+
+// LongFactors and ShortFactors are those of longrope, for long contexts and others.
+const (
+	LongFactors  = "rope_factors_long.weight"
+	ShortFactors = "rope_factors_short.weight"
+)
+
+// ggufFeatures are those of layers that GGUF files of some family hold.
+const ggufFeatures = family.AttentionSinks | family.SharedKV | family.NormedValues | family.KeysAsValues | family.NoRoPE |
+	family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
+	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // checkStock refuses models that stock GGUF readers would refuse, or would
 // compute otherwise because their architecture has no key for a number.
 func checkStock(c *checkpoint.Checkpoint) error {
 	cfg, f := c.Config, c.Config.Family
-	shape, err := cfg.Uniform()
+	shape, err := cfg.Layers[0].HeadShape, error(nil)
+	if !f.Kinds {
+		shape, err = cfg.Uniform()
+	}
 	if err == nil {
-		err = cfg.Require("the GGUF writer", 0)
+		err = cfg.Require("the GGUF writer", ggufFeatures)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Path, err)
+	}
+	if f.OutBiasKey != "" && exists(c, family.Name(0, "attn_output.bias")) {
+		return fmt.Errorf("%s: %s is true, but stock GGUF runtimes know no bias of the output projection in architecture %s", c.Path,
+			f.OutBiasKey, f.GGUFArch)
 	}
 	full, local := cfg.Ropes()
 	window, _ := cfg.Window()
 	stock := 1 / math.Sqrt(float64(shape.HeadDim))
 	if n := f.WideScaleLayers; n > 0 && n == len(cfg.Layers) {
 		stock = 1 / math.Sqrt(float64(cfg.Hidden/shape.Heads))
+	}
+	if f.Scale != 0 {
+		stock = f.Scale
+	}
+	if f.Multipliers {
+		stock = cfg.Layers[0].Scale // a key says it
 	}
 	for l := range cfg.Layers {
 		if err := checkStockLayer(cfg, l, stock, window); err != nil {
@@ -245,12 +383,45 @@ func checkStock(c *checkpoint.Checkpoint) error {
 	if f.SquareAttention && shape.Heads*shape.HeadDim != cfg.Hidden {
 		return fmt.Errorf("%s: %d heads with head_dim %d for hidden_size %d: stock GGUF runtimes demand that the product is the hidden size in architecture %s", c.Path, shape.Heads, shape.HeadDim, cfg.Hidden, f.GGUFArch)
 	}
-	if full.Scaling == rope.YaRN && (full.BetaFast != 32 || full.BetaSlow != 1) {
+	if full.Scaling == rope.YaRN && !f.RampKeys && (full.BetaFast != 32 || full.BetaSlow != 1) {
 		return fmt.Errorf("%s: RoPE scaling yarn with beta_fast %g and beta_slow %g: stock GGUF runtimes use 32 and 1 in architecture %s", c.Path, full.BetaFast, full.BetaSlow, f.GGUFArch)
 	}
-	if window > 0 && f.Window.InGGUF && local.Scaling != rope.None {
+	if err := checkStockRope(cfg); err != nil {
+		return fmt.Errorf("%s: %w", c.Path, err)
+	}
+	if window > 0 && f.Window.InGGUF && !f.Window.SameRope && local.Scaling != rope.None {
 		return fmt.Errorf("%s: RoPE scaling %s of sliding-window layers cannot be written for architecture %s", c.Path,
 			local.Scaling, f.GGUFArch)
+	}
+	return nil
+}
+
+// checkStockRope refuses what stock GGUF readers count or compute in a way of their own.
+func checkStockRope(cfg *family.Config) error {
+	f := cfg.Family
+	full, local := cfg.Ropes()
+	window, _ := cfg.Window()
+	if window > 0 && f.Window.SameBase && local.Theta != full.Theta {
+		return fmt.Errorf("rope_theta is %g in sliding-window layers and %g in others: stock GGUF runtimes have one base in "+
+			"architecture %s", local.Theta, full.Theta, f.GGUFArch)
+	}
+	if full.Scaling == rope.LongRoPE && !f.LongRope {
+		return fmt.Errorf("RoPE scaling %s cannot be written for architecture %s", full.Scaling, f.GGUFArch)
+	}
+	if n := f.Window.Layers; n > 0 && (len(cfg.Layers) == n) != (window > 0) {
+		return fmt.Errorf("stock GGUF runtimes apply a sliding window in architecture %s to models of %d layers, and to those "+
+			"only; this one has %d layers and a window of %d", f.GGUFArch, n, len(cfg.Layers), window)
+	}
+	for l := range cfg.Layers {
+		y := &cfg.Layers[l]
+		if n := f.NoRope.Period; n > 0 && (y.Rope.Dim == 0) != ((l+1)%n == 0) {
+			return fmt.Errorf("no_rope_layers: stock GGUF runtimes turn nothing in every %dth layer of architecture %s, and in "+
+				"those only; layer %d differs", n, f.GGUFArch, l)
+		}
+		if y.Temperature.Beta != 0 && y.Temperature.Length != full.OriginalContext {
+			return fmt.Errorf("layer %d: queries grow by the original context %d of YaRN in stock GGUF runtimes, here by %d", l,
+				full.OriginalContext, y.Temperature.Length)
+		}
 	}
 	return nil
 }
@@ -263,23 +434,73 @@ func checkStockLayer(cfg *family.Config, l int, scale float64, window int) error
 		return fmt.Errorf("query_pre_attn_scalar implies an attention scale of %g, stock GGUF runtimes use %g for this shape",
 			y.Scale, scale)
 	}
-	if y.FFN.Experts > 0 && y.FFN.Renorm != f.Experts.GGUFRenorm {
-		return fmt.Errorf("norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v",
-			y.FFN.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
+	if err := checkStockFFN(cfg, l); err != nil {
+		return err
 	}
-	if f.SquareAttention && y.QKNorm == family.NormLayers && y.KVHeads != y.Heads {
+	if f.EqualHeads && y.KVHeads != y.Heads {
 		return fmt.Errorf("num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", y.KVHeads, y.Heads, f.GGUFArch)
 	}
-	if first := &cfg.Layers[0]; y.FFN.Size != first.FFN.Size || y.FFN.Experts != first.FFN.Experts ||
-		y.FFN.Used != first.FFN.Used ||
-		y.Window > 0 && y.Window != window {
-		return fmt.Errorf("layer %d has an FFN or a window of another size than other layers, which the GGUF writer does not support", l)
+	if y.Window > 0 && y.Window != window {
+		return fmt.Errorf("layer %d has a window of another size than other layers, which the GGUF writer does not support", l)
 	}
 	return nil
 }
 
-// isRotary says whether the rows of a tensor are ordered by rotary dimension.
-func isRotary(name string) bool {
+// checkShared refuses a layer that reads other keys and values than in stock GGUF runtimes, which
+// take the last two layers with keys of their own: the one before last for windows.
+func checkShared(cfg *family.Config, l int) error {
+	y := &cfg.Layers[l]
+	if y.Owner == l {
+		return nil
+	}
+	want := len(cfg.Layers) - cfg.SharedLayers() - 1
+	if y.Window > 0 {
+		want--
+	}
+	if y.Owner != want {
+		return fmt.Errorf("num_kv_shared_layers: layer %d reads the keys and values of layer %d, in stock GGUF runtimes those of "+
+			"layer %d", l, y.Owner, want)
+	}
+	return nil
+}
+
+// checkStockFFN is checkStockLayer for the FFN.
+func checkStockFFN(cfg *family.Config, l int) error {
+	f, y := cfg.Family, &cfg.Layers[l].FFN
+	first := cfg.Mixture()
+	if first == nil && f.Kinds {
+		return checkShared(cfg, l) // a key has the size of each layer's
+	}
+	if first == nil {
+		if first = &cfg.Layers[0].FFN; y.Size != first.Size {
+			return fmt.Errorf("layer %d has an FFN of another size than other layers, which the GGUF writer does not support", l)
+		}
+		return nil
+	}
+	if lead, ok := cfg.DenseLead(); !ok || lead > 0 && !f.Experts.GGUFDense {
+		return fmt.Errorf("some layers have no experts, which stock GGUF runtimes do not read in architecture %s%s", f.GGUFArch,
+			map[bool]string{true: " but in front of the others"}[f.Experts.GGUFDense])
+	}
+	if y.Experts == 0 {
+		return nil
+	}
+	if *y != *first {
+		return fmt.Errorf("layer %d has another mixture than other layers, which the GGUF writer does not support", l)
+	}
+	switch {
+	case f.Experts.GGUFRouter:
+	case y.Renorm != f.Experts.GGUFRenorm:
+		return fmt.Errorf("norm_topk_prob is %v, but stock GGUF runtimes always compute architecture %s with %v",
+			y.Renorm, f.GGUFArch, f.Experts.GGUFRenorm)
+	case y.Groups > 1 || y.Scale() != 1:
+		return fmt.Errorf("n_group is %d and routed_scaling_factor %g, which stock GGUF runtimes do not read in architecture %s",
+			y.Groups, y.Scale(), f.GGUFArch)
+	}
+	return nil
+}
+
+// IsRotary says whether the rows of a tensor are ordered by rotary dimension.
+func IsRotary(name string) bool {
 	for _, s := range []string{".attn_q.weight", ".attn_q.bias", ".attn_k.weight", ".attn_k.bias", ".attn_q_norm.weight",
 		".attn_k_norm.weight"} {
 		if strings.HasSuffix(name, s) {
@@ -296,6 +517,9 @@ var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "b
 // FileTypes are the values of general.file_type for OutTypes.
 var FileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
+// FileTypeMXFP4 is that of files with experts in MXFP4, unless their other matrices are Q8_0.
+const FileTypeMXFP4 = 38
+
 // ggufType returns the type a tensor is written in: vectors, norm gains and
 // routers stay F32, as stock converters do and stock readers expect; rows that
 // blocks of 32 do not divide fall back to F16.
@@ -304,7 +528,8 @@ func ggufType(name string, shape []int, outtype string) (gguf.Type, error) {
 	if !ok {
 		return 0, CheckOutType(outtype)
 	}
-	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, "ffn_gate_inp.weight") {
+	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, ".bias") ||
+		strings.HasSuffix(name, "ffn_gate_inp.weight") {
 		return gguf.TypeF32, nil
 	}
 	if n, _ := t.Block(); shape[len(shape)-1]%n != 0 {
@@ -334,7 +559,32 @@ func (p *Plan) added(c *checkpoint.Checkpoint, ch *Changes) {
 			Name: t.Name, Shape: t.Shape, From: "-", To: gguf.TypeF32.String(), Action: Fold, By: ch.Targets[t.Name], Tensor: t,
 			Reorder: p.Pairs != c.Config.Pairs, Why: "a key bias, which stock readers of this architecture accept",
 		})
+		if !p.stackedKeys(c, l) {
+			continue
+		}
+		for _, part := range []string{"attn_q", "attn_v"} {
+			w, _ := c.Find(family.Name(l, part+".weight"))
+			z := &checkpoint.Tensor{Name: family.Name(l, part+".bias"), Layer: l, Shape: []int{w.Shape[0]}, Type: "F32"}
+			if exists(c, z.Name) {
+				continue
+			}
+			ch.View.Added[z.Name] = z
+			p.Tensors = append(p.Tensors, TensorPlan{Name: z.Name, Shape: z.Shape, From: "-", To: gguf.TypeF32.String(),
+				Action: Fold, By: ch.Targets[t.Name], Tensor: z,
+				Why: "zeros: beside stacked projections stock readers heed a key bias only if all three are there"})
+		}
 	}
+}
+
+// stackedKeys says whether the projections of layer l's attention will be stacked in the file.
+func (p *Plan) stackedKeys(c *checkpoint.Checkpoint, l int) bool {
+	name := family.Name(l, "attn_k.weight")
+	if c.Container == checkpoint.GGUF {
+		t, ok := c.Find(name)
+		return ok && len(c.Holds(c.Stored(t.Sources[0]))) > 1
+	}
+	_, ok := p.stacks(c)[name]
+	return ok
 }
 
 // addedBiases plans the biases of a checkpoint that gets its first: config.json
@@ -346,6 +596,9 @@ func (p *Plan) addedBiases(c *checkpoint.Checkpoint, ch *Changes) {
 	}
 	for l := range c.Config.Layers {
 		for _, part := range []string{"attn_q", "attn_k", "attn_v", "attn_output"} {
+			if part == "attn_output" && c.Config.Family.OutBiasKey != "" {
+				continue // it has a key of its own
+			}
 			name := family.Name(l, part+".bias")
 			w, _ := c.Find(family.Name(l, part+".weight"))
 			x := TensorPlan{Name: c.HFName(name), Shape: []int{w.Rows()}, From: "-", To: w.Type, Action: Fold,

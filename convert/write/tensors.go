@@ -49,6 +49,16 @@ const numbersPerPiece = 1 << 20
 func (w *writer) encode(ctx context.Context, o io.Writer, x *plan.TensorPlan, part int,
 	enc func(dst []byte, src []float32) ([]byte, error),
 ) error {
+	if x.Parts != nil {
+		for _, t := range x.Parts {
+			y := *x
+			y.Parts, y.Tensor, y.Shape, y.Reorder = nil, t, t.Shape, x.Reorder && plan.IsRotary(t.Name)
+			if err := w.encode(ctx, o, &y, -1, enc); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	t := x.Tensor
 	cols, rows, row0 := t.Cols(), t.Rows(), 0
 	if part >= 0 {
@@ -150,15 +160,23 @@ func (w *writer) widen(ctx context.Context) error {
 	for i := range w.plan.Tensors {
 		x := &w.plan.Tensors[i]
 		l := limits[x.To]
-		if x.Tensor == nil || l == nil || x.To == "F32" || x.Action != plan.Recode && x.Action != plan.Fold {
+		tensors := x.Parts
+		if x.Tensor != nil {
+			tensors = []*checkpoint.Tensor{x.Tensor}
+		}
+		if len(tensors) == 0 || l == nil || x.To == "F32" || x.Action != plan.Recode && x.Action != plan.Fold {
 			continue
 		}
-		largest, known := w.ranges[x.Tensor.Name]
-		if !known || w.view.Edits[x.Tensor.Name] != nil {
-			var err error
-			if largest, err = checkpoint.Largest(ctx, w.view, x.Tensor); err != nil {
-				return err
+		var largest float32
+		for _, t := range tensors {
+			n, known := w.ranges[t.Name]
+			if !known || w.view.Edits[t.Name] != nil {
+				var err error
+				if n, err = checkpoint.Largest(ctx, w.view, t); err != nil {
+					return err
+				}
 			}
+			largest = max(largest, n)
 		}
 		if l.over([]float32{largest}) < 0 && !(x.To == "Q8_0" && largest > mostQ8) {
 			continue
@@ -190,7 +208,7 @@ func (w *writer) rowOrder(x *plan.TensorPlan) []int {
 	n := x.Shape[0]
 	order := make([]int, n)
 	for i := range order {
-		order[i/d*d+cfg.Pairs.Index(w.plan.Pairs, i%d, d)] = i
+		order[i/d*d+cfg.PairsIn(x.Tensor.Layer).Index(w.plan.Pairs, i%d, d)] = i
 	}
 	return order
 }
@@ -259,9 +277,15 @@ func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spe
 }
 
 func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan) error {
-	if x.Name == plan.RopeFreqs && x.Tensor == nil {
+	if x.Tensor == nil && x.Parts == nil && x.From == "-" {
 		full, _ := w.c.Config.Ropes()
 		d, _ := full.FreqDivisors()
+		switch x.Name {
+		case plan.LongFactors:
+			d = full.Divisors
+		case plan.ShortFactors:
+			d = full.Short
+		}
 		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
 		if err != nil {
 			return err
@@ -281,9 +305,8 @@ func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan
 	if err != nil {
 		return err
 	}
-	cols := x.Tensor.Cols()
 	return w.encode(ctx, o, x, -1, func(dst []byte, src []float32) ([]byte, error) {
-		return encodeGGUF(typ, dst, src, cols)
+		return encodeGGUF(typ, dst, src, min(len(src), x.Shape[len(x.Shape)-1]))
 	})
 }
 
@@ -407,8 +430,8 @@ func (w *writer) shardTensor(ctx context.Context, o io.Writer, t *safetensors.Te
 	if x.Action == plan.Copy {
 		return copyRaw(ctx, o, w.c, t.Name)
 	}
-	part := 0
-	if x.Tensor != nil {
+	part := -1
+	if x.Tensor != nil && len(x.Tensor.Sources) > 0 {
 		part = slices.Index(x.Tensor.Sources, t.Name)
 	}
 	return w.encode(ctx, o, x, part, func(dst []byte, src []float32) ([]byte, error) {

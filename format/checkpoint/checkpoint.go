@@ -99,6 +99,8 @@ type Checkpoint struct {
 
 	tensors map[string]*Tensor
 	order   []string
+	parts   parts
+	holds   map[string][]*Tensor
 	b       backend
 	stamps  map[string]stamp
 
@@ -492,7 +494,7 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 		if len(sources) > 1 {
 			shape = append([]int{len(sources)}, shape...)
 		}
-		if !sameShape(shape, want.Shape) {
+		if !sameShape(shape, want.Shape) && !(len(want.Shape) == 1 && sameShape(shape, []int{1, want.Shape[0]})) {
 			return fmt.Errorf("%s: tensor %s has shape %v, the configuration implies %v", c.Path, sources[0], shape, want.Shape)
 		}
 		c.tensors[want.Name] = &Tensor{Name: want.Name, Layer: want.Layer, Shape: want.Shape, Type: typ, Sources: sources}
@@ -504,6 +506,7 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 		}
 	}
 	sort.Strings(c.Unknown)
+	c.setHolds()
 	return nil
 }
 

@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -23,15 +24,15 @@ type hfBackend struct {
 	cfg *family.Config
 	// bare: the names lack family.BasePrefix, as the base class saves them.
 	bare bool
-	// parts are the experts of fused tensors, under names such as
-	// "model.layers.0.mlp.experts.gate_up_proj[3,0:48]": expert 3, its rows 0 to 47.
-	parts map[string]slice
-}
-
-// A slice is some rows of a stored tensor.
-type slice struct {
-	stored     string
-	row0, rows int
+	// prefix stands in for family.BasePrefix in multimodal checkpoints, head for the name of
+	// the output head.
+	prefix, head string
+	parts
+	// packed are experts' parts of tensors that hold all experts and cannot be read as they lie;
+	// packedOf names those of a canonical tensor.
+	packed   map[string]*packed
+	packedOf map[string][]string
+	turned   turned
 }
 
 func openHF(dir string) (*Checkpoint, error) {
@@ -43,8 +44,9 @@ func openHF(dir string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &hfBackend{dir: dir, set: set, cfg: cfg, parts: map[string]slice{}}
-	c := &Checkpoint{Path: dir, Container: Safetensors, Config: cfg, b: b}
+	b := &hfBackend{dir: dir, set: set, cfg: cfg, parts: newParts(), packed: map[string]*packed{},
+		packedOf: map[string][]string{}}
+	c := &Checkpoint{Path: dir, Container: Safetensors, Config: cfg, b: b, parts: b.parts}
 	if err := c.fromHF(b); err != nil {
 		set.Close()
 		return nil, err
@@ -55,7 +57,10 @@ func openHF(dir string) (*Checkpoint, error) {
 func (c *Checkpoint) fromHF(b *hfBackend) error {
 	const embedding = "embed_tokens.weight"
 	cfg := c.Config
-	if _, ok := b.set.Find(family.BasePrefix + embedding); !ok {
+	if cfg.Wrapped {
+		b.wrapped(embedding)
+	}
+	if _, ok := b.set.Find(b.name(family.BasePrefix + embedding)); !ok {
 		if _, b.bare = b.set.Find(embedding); !b.bare {
 			for _, n := range b.set.Names() {
 				if prefix, ok := strings.CutSuffix(n, family.BasePrefix+embedding); ok {
@@ -83,13 +88,26 @@ func (c *Checkpoint) fromHF(b *hfBackend) error {
 	if err != nil {
 		return err
 	}
+	stacks, err := b.stack(cfg, cfg.Family.HFStacks, b.name, func(n string) ([]int, bool) {
+		shape, _, ok := b.lookup(n)
+		return shape, ok
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", b.dir, err)
+	}
+	maps.Copy(stored, stacks)
+	packs, err := b.packedExperts()
+	if err != nil {
+		return err
+	}
+	maps.Copy(stored, packs)
 	all := slices.DeleteFunc(b.set.Names(), func(n string) bool { return stored[n] })
 	if err := c.collect(b.sources, b.lookup, all); err != nil {
 		return err
 	}
 	for _, name := range c.order { // so that of several always the same is reported
 		t := c.tensors[name]
-		if !safetensors.Readable(t.Type) {
+		if !safetensors.Readable(t.Type) && t.Type != mxfp4 {
 			r, _ := b.set.Find(c.Stored(t.Sources[0]))
 			return &safetensors.UnsupportedError{File: r.File.Path, Tensor: t.Sources[0], DType: t.Type}
 		}
@@ -125,7 +143,7 @@ func (b *hfBackend) fused() (stored map[string]bool, err error) {
 		stored[name] = true
 		for e := range t.Shape[0] {
 			lo := part * rows
-			b.parts[sliceName(name, e, lo, lo+rows)] = slice{name, e*parts*rows + lo, rows}
+			b.slices[sliceName(name, e, lo, lo+rows)] = slice{name, e*parts*rows + lo, rows}
 		}
 	}
 	return stored, nil
@@ -135,8 +153,28 @@ func sliceName(stored string, expert, from, to int) string {
 	return fmt.Sprintf("%s[%d,%d:%d]", stored, expert, from, to)
 }
 
-// name takes the prefix off a Hugging Face name if this folder's lack it.
+// wrapped finds the names of the language model in a multimodal checkpoint, as transformers 5
+// and its predecessors spell them.
+func (b *hfBackend) wrapped(embedding string) {
+	for _, p := range []string{"model.language_model.", "language_model.model."} {
+		if _, ok := b.set.Find(p + embedding); ok {
+			b.prefix = p
+			break
+		}
+	}
+	if _, ok := b.set.Find("language_model.lm_head.weight"); ok {
+		b.head = "language_model.lm_head.weight"
+	}
+}
+
+// name takes the prefix off a Hugging Face name if this folder's lack it, or replaces it.
 func (b *hfBackend) name(hf string) string {
+	if b.head != "" && hf == "lm_head.weight" {
+		return b.head
+	}
+	if rest, ok := strings.CutPrefix(hf, family.BasePrefix); ok && b.prefix != "" {
+		return b.prefix + rest
+	}
 	if b.bare {
 		return strings.TrimPrefix(hf, family.BasePrefix)
 	}
@@ -145,7 +183,7 @@ func (b *hfBackend) name(hf string) string {
 
 // sources returns the names of what makes up a tensor of the family.
 func (b *hfBackend) sources(t family.Tensor) []string {
-	if name, part, _, ok := b.cfg.Family.HFFused(t.Name); ok && len(b.parts) > 0 {
+	if name, part, _, ok := b.cfg.Family.HFFused(t.Name); ok && len(b.slices) > len(b.stacked) {
 		if name = b.name(name); len(t.Shape) != 3 { // the router
 			return []string{name}
 		}
@@ -157,6 +195,12 @@ func (b *hfBackend) sources(t family.Tensor) []string {
 			return out
 		}
 	}
+	if n, ok := b.stacked[t.Name]; ok {
+		return []string{n}
+	}
+	if n, ok := b.packedOf[t.Name]; ok {
+		return n
+	}
 	names, _ := b.cfg.Family.HFNames(t.Name, b.cfg.Experts())
 	for i := range names {
 		names[i] = b.name(names[i])
@@ -165,9 +209,12 @@ func (b *hfBackend) sources(t family.Tensor) []string {
 }
 
 func (b *hfBackend) lookup(name string) ([]int, string, bool) {
-	if s, ok := b.parts[name]; ok {
+	if p, ok := b.packed[name]; ok {
+		return p.shape(), p.dtype(), true
+	}
+	if s, ok := b.slices[name]; ok {
 		r, _ := b.set.Find(s.stored)
-		return []int{s.rows, r.Tensor.Cols()}, r.Tensor.DType, true
+		return s.shape(r.Tensor.Shape), r.Tensor.DType, true
 	}
 	r, ok := b.set.Find(name)
 	if !ok {
@@ -232,15 +279,27 @@ func without(list []string, x string) []string {
 }
 
 func (b *hfBackend) readRows(source string, row0, n int, dst []float32) error {
-	if s, ok := b.parts[source]; ok {
-		source, row0 = s.stored, s.row0+row0
+	if p, ok := b.packed[source]; ok {
+		return p.read(row0, n, dst, &b.turned)
+	}
+	if s, ok := b.slices[source]; ok {
+		r, _ := b.set.Find(s.stored)
+		return s.read(r.Tensor.Shape, row0, n, dst, func(row0, n int, dst []float32) error {
+			return r.File.ReadRows(r.Tensor, row0, n, dst)
+		})
 	}
 	r, _ := b.set.Find(source)
 	return r.File.ReadRows(r.Tensor, row0, n, dst)
 }
 
 func (b *hfBackend) raw(source string) (*io.SectionReader, error) {
-	s, part := b.parts[source]
+	if p, ok := b.packed[source]; ok {
+		if !p.mx() {
+			return nil, fmt.Errorf("%s: tensor %s can only be read by rows", b.dir, source)
+		}
+		return p.section(), nil
+	}
+	s, part := b.slices[source]
 	if part {
 		source = s.stored
 	}
@@ -252,8 +311,7 @@ func (b *hfBackend) raw(source string) (*io.SectionReader, error) {
 	if !part {
 		return all, nil
 	}
-	row := r.Tensor.Size() / int64(r.Tensor.Rows())
-	return io.NewSectionReader(all, int64(s.row0)*row, int64(s.rows)*row), nil
+	return s.section(all, r.Tensor.Shape), nil
 }
 
 // files names the configuration and the weights: what determines the numbers.
@@ -274,17 +332,6 @@ func (b *hfBackend) vocab() (*tokenizer.Vocab, error) { return tokenizer.ReadHF(
 
 func (b *hfBackend) close() error { return b.set.Close() }
 
-// Stored returns the name of the tensor in the file that holds a source tensor:
-// another only for experts that are fused.
-func (c *Checkpoint) Stored(source string) string {
-	if b, ok := c.b.(*hfBackend); ok {
-		if s, ok := b.parts[source]; ok {
-			return s.stored
-		}
-	}
-	return source
-}
-
 // HFName returns the name that a tensor of the family has, or would have, in this
 // folder. It is for tensors that are no experts.
 func (c *Checkpoint) HFName(canonical string) string {
@@ -294,6 +341,13 @@ func (c *Checkpoint) HFName(canonical string) string {
 		return ""
 	}
 	return b.name(names[0])
+}
+
+// Outside says whether a source tensor belongs to another part of a multimodal checkpoint than
+// its language model, by its name.
+func (c *Checkpoint) Outside(source string) bool {
+	b, ok := c.b.(*hfBackend)
+	return ok && b.prefix != "" && !strings.HasPrefix(source, b.prefix) && !strings.Contains(source, "lm_head.")
 }
 
 // BaseNames says whether the folder's names lack family.BasePrefix.

@@ -54,6 +54,13 @@ type Config struct {
 	// (Gemma 4's small models), 0: none.
 	PerLayerInput int
 
+	// DraftLayers is how many layers stand behind those of the model for drafting tokens
+	// (MTP): with caches of their own, which nothing here computes or changes.
+	DraftLayers int
+
+	// Wrapped: the checkpoint holds more than the language model, such as a vision tower.
+	Wrapped bool
+
 	BOS, EOS int // token ids, -1 when the source names none
 }
 
@@ -91,6 +98,9 @@ func (c *Config) check() error {
 	}
 	if !(c.EmbeddingScale > 0 && c.EmbeddingScale < 1e6) {
 		return fmt.Errorf("embedding_multiplier is %g, expected a positive number", c.EmbeddingScale)
+	}
+	if c.DraftLayers < 0 || c.DraftLayers > MaxLayers {
+		return fmt.Errorf("num_nextn_predict_layers is %d, expected 0 to %d", c.DraftLayers, MaxLayers)
 	}
 	if c.PerLayerInput < 0 || c.PerLayerInput > MaxHidden {
 		return fmt.Errorf("hidden_size_per_layer_input is %d, expected 0 to %d", c.PerLayerInput, MaxHidden)

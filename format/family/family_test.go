@@ -12,12 +12,13 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
 // tiny lists the folders of tiny checkpoints that transformers wrote
 // (scripts/oracles/make_tiny.py): the names and shapes in them are the oracle.
-func tiny(t *testing.T) []string {
+func models(t *testing.T) []string {
 	t.Helper()
 	dirs, err := filepath.Glob("../../verify/refmodel/testdata/*/config.json")
 	if err != nil || len(dirs) < 30 {
@@ -33,7 +34,8 @@ func tiny(t *testing.T) []string {
 // shape that the configuration implies, and every canonical one has sources.
 func TestNamesAndShapes(t *testing.T) {
 	families := map[string]bool{}
-	for _, dir := range tiny(t) {
+	for _, dir := range models(t) {
+		dir := tiny.Folder(t, dir)
 		c, err := hf.ReadConfig(dir)
 		if err != nil {
 			t.Fatal(err)
@@ -43,9 +45,40 @@ func TestNamesAndShapes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		owner := map[string]string{}
+		owner, stacked := map[string]string{}, map[string]family.Stack{}
+		for l := range c.Layers {
+			for _, s := range c.Family.HFStacks(l) {
+				for _, p := range s.Parts {
+					stacked[p] = s
+				}
+			}
+		}
+		shapes := map[string][]int{}
 		for _, x := range c.Tensors() {
+			shapes[x.Name] = x.Shape
+		}
+		for _, x := range c.Tensors() {
+			if s, ok := stacked[x.Name]; ok {
+				rows := 0
+				for _, p := range s.Parts {
+					rows += shapes[p][0]
+				}
+				owner[s.Name] = x.Name
+				if r, ok := set.Find(s.Name); !ok || !slices.Equal(r.Tensor.Shape, append([]int{rows}, x.Shape[1:]...)) {
+					t.Errorf("%s: %s should be in %s, of %d rows", dir, x.Name, s.Name, rows)
+				}
+				continue
+			}
 			names, ok := c.Family.HFNames(x.Name, c.Experts())
+			if stored, _, _, packed := c.Family.HFPacked(x.Name); packed {
+				for _, n := range []string{stored, stored + "_blocks", stored + "_scales"} {
+					owner[n] = x.Name
+				}
+				if len(names) != 1 || names[0] != stored {
+					t.Errorf("%s: %s is %s in one place and %v in another", dir, x.Name, stored, names)
+				}
+				continue // package checkpoint looks at shapes
+			}
 			if !ok || len(names) == 0 {
 				t.Errorf("%s: %s has no name", dir, x.Name)
 				continue
@@ -68,7 +101,7 @@ func TestNamesAndShapes(t *testing.T) {
 				if !ok && !x.Optional {
 					t.Errorf("%s: %s should be %s, which is not there", dir, x.Name, n)
 				}
-				if ok && !slices.Equal(r.Tensor.Shape, shape) {
+				if ok && !slices.Equal(r.Tensor.Shape, shape) && !slices.Equal(r.Tensor.Shape, append([]int{1}, shape...)) {
 					t.Errorf("%s: %s is %v, the configuration implies %v", dir, n, r.Tensor.Shape, shape)
 				}
 			}
@@ -142,6 +175,7 @@ func TestCanonicalNames(t *testing.T) {
 }
 
 func TestLookup(t *testing.T) {
+	none := func(string) bool { return false }
 	for _, n := range family.Names() {
 		f, err := family.ByModelType(n, "")
 		if err != nil || f.Name != n {
@@ -158,7 +192,7 @@ func TestLookup(t *testing.T) {
 		if f.Experts != nil {
 			experts = 8
 		}
-		g, err := family.ByGGUFArch(f.GGUFArch, experts)
+		g, err := family.ByGGUFArch(f.GGUFArch, experts, func(key string) bool { return key == f.GGUFArch+"."+f.GGUFKey })
 		if err != nil || (g.Experts != nil) != (f.Experts != nil) || g.GGUFArch != f.GGUFArch || g.GGUFPairs != f.GGUFPairs {
 			t.Errorf("ByGGUFArch(%s, %d) = %v, %v", f.GGUFArch, experts, g, err)
 		}
@@ -168,17 +202,17 @@ func TestLookup(t *testing.T) {
 			}
 		}
 	}
-	if f, err := family.ByGGUFArch("llama", 0); err != nil || f.Name != "llama" {
+	if f, err := family.ByGGUFArch("llama", 0, none); err != nil || f.Name != "llama" {
 		t.Errorf("a dense llama file is %v, %v", f, err)
 	}
-	if f, err := family.ByGGUFArch("llama", 8); err != nil || f.Name != "mixtral" {
+	if f, err := family.ByGGUFArch("llama", 8, none); err != nil || f.Name != "mixtral" {
 		t.Errorf("a llama file with experts is %v, %v", f, err)
 	}
 	for _, c := range []struct {
 		arch    string
 		experts int
 	}{{"qwen2", 8}, {"qwen3moe", 0}, {"mamba", 0}, {"", 0}} {
-		if f, err := family.ByGGUFArch(c.arch, c.experts); err == nil ||
+		if f, err := family.ByGGUFArch(c.arch, c.experts, none); err == nil ||
 			!strings.Contains(err.Error(), fmt.Sprintf("%q", c.arch)) {
 			t.Errorf("ByGGUFArch(%q, %d) = %v, %v", c.arch, c.experts, f, err)
 		}
@@ -262,7 +296,7 @@ func TestResolve(t *testing.T) {
 	}
 	y := c.Layers[0]
 	good := family.Params{Layers: 3, Heads: y.Heads, KVHeads: y.KVHeads, HeadDim: y.HeadDim, AttnScale: y.Scale,
-		Rope: y.Rope, FFN: y.FFN.Size}
+		Rope: y.Rope, FFN: y.FFN}
 	if err := c.Resolve(good); err != nil || len(c.Layers) != 3 || c.Layers[2].Owner != 2 || c.EmbeddingScale != 1 {
 		t.Errorf("%v, %d layers", err, len(c.Layers))
 	}
@@ -356,7 +390,8 @@ func TestRequire(t *testing.T) {
 		family.OutputGate:     func(y *family.Layer) { y.Gate = family.GateHead },
 		family.UngatedFFN:     func(y *family.Layer) { y.FFN.Kind = family.Ungated },
 		family.OtherRouter:    func(y *family.Layer) { y.FFN.Router = family.TopKSoftmax },
-		family.SharedExperts:  func(y *family.Layer) { y.FFN.Shared = 1 },
+		family.SharedExperts:  func(y *family.Layer) { y.FFN.Shared, y.FFN.SharedSize = 1, 8 },
+		family.OtherExperts:   func(y *family.Layer) { y.FFN.Biases = true },
 	} {
 		d := c.Clone()
 		change(&d.Layers[1])

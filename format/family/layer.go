@@ -1,6 +1,7 @@
 package family
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"reflect"
@@ -126,6 +127,15 @@ type Activation int
 const (
 	SiLU Activation = iota
 	GELUTanh
+	// ClampedSwiGLU (gpt-oss) with gate and up: the gate is clamped above at ClampLimit, up on
+	// both sides; gate * sigmoid(ClampAlpha gate) * (up + 1).
+	ClampedSwiGLU
+)
+
+// The numbers of ClampedSwiGLU, which runtimes have built in.
+const (
+	ClampAlpha = 1.702
+	ClampLimit = 7.0
 )
 
 // FFNKind is the form of a feed-forward network, or of each expert of one.
@@ -160,7 +170,21 @@ type FFN struct {
 	Router  Router
 	// Renorm: the weights of the chosen experts are divided by their sum.
 	Renorm bool
-	Shared int // experts that every token goes through, beside the chosen ones
+	// RouterBias: the logits of the router have a bias. ChoiceBias: a bias is added to the
+	// probabilities for choosing the best, but not to their weights.
+	RouterBias, ChoiceBias bool
+	// Groups: the experts form so many groups, of which GroupsUsed take part, those with the
+	// largest sums of their two best; below 2: there are none.
+	Groups, GroupsUsed int
+	// WeightScale multiplies the weights of the chosen experts; 0 means 1.
+	WeightScale float64
+	// Biases: gate, up and down of each expert have one.
+	Biases bool
+	// Shared is the number of experts that every token goes through, beside the chosen ones: in
+	// weights they are one FFN of SharedSize. With SharedGate the sigmoid of one more logit
+	// multiplies its output.
+	Shared, SharedSize int
+	SharedGate         bool
 }
 
 // Features are what a layer can have beyond softmax attention over its own keys and values,
@@ -183,15 +207,21 @@ const (
 	AttentionSinks                        // Sinks
 	OutputGate                            // Gate
 	UngatedFFN                            // Kind Ungated
-	OtherRouter                           // Router is not SoftmaxTopK
+	OtherRouter                           // Router is not SoftmaxTopK, or it has biases, groups or a scale
 	SharedExperts                         // Shared
 	KeysAsValues                          // ValuesAreKeys
 	QueryTemperature                      // Temperature
+	OtherExperts                          // Biases of experts, ClampedSwiGLU
 	OtherBlock                            // Parallel, ResidualScale, OutputScale, Config.LayerNorm or PerLayerInput
 )
 
 // OutsideCache are the features that change neither what a KV cache holds nor how.
-const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter | SharedExperts
+const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter |
+	SharedExperts | OtherExperts
+
+// OwnHeads are the features of layers that cache keys and values of their own, head by head, in
+// whatever way they make them.
+const OwnHeads = OutsideCache | NoRoPE | PartialRoPE | LateNorm | NormedValues | KeysAsValues
 
 var featureNames = []string{
 	"latent attention (MLA)", "a recurrent block instead of attention", "keys and values of another layer",
@@ -199,6 +229,7 @@ var featureNames = []string{
 	"a norm of queries and keys after RoPE", "a norm of values", "no norm before attention and FFN",
 	"attention sinks", "a gate on the output of attention", "an FFN without gate",
 	"a router other than softmax over all experts", "shared experts", "keys as values", "queries that grow with their position",
+	"experts with biases or a clamped activation",
 	"another block than attention and FFN, each of which is normed and added",
 }
 
@@ -211,6 +242,19 @@ func (f Features) String() string {
 		}
 	}
 	return strings.Join(out, ", ")
+}
+
+// otherRouter says whether more happens than softmax over all experts and a choice of the best.
+func (f *FFN) otherRouter() bool {
+	return f.Router != SoftmaxTopK || f.RouterBias || f.ChoiceBias || f.Groups > 1 || f.Scale() != 1
+}
+
+// Scale returns what the weights of the chosen experts are multiplied by.
+func (f *FFN) Scale() float64 {
+	if f.WeightScale == 0 {
+		return 1
+	}
+	return f.WeightScale
 }
 
 // features returns those of layer number l.
@@ -233,7 +277,8 @@ func (c *Config) features(l int) Features {
 		{y.Sinks, AttentionSinks},
 		{y.Gate != NoGate, OutputGate},
 		{y.FFN.Kind != Gated, UngatedFFN},
-		{y.FFN.Experts > 0 && y.FFN.Router != SoftmaxTopK, OtherRouter},
+		{y.FFN.Experts > 0 && y.FFN.otherRouter(), OtherRouter},
+		{y.FFN.Biases || y.FFN.Activation == ClampedSwiGLU, OtherExperts},
 		{y.FFN.Shared > 0, SharedExperts},
 		{y.ValuesAreKeys, KeysAsValues},
 		{y.Temperature.Beta != 0, QueryTemperature},
@@ -289,6 +334,33 @@ func (c *Config) Experts() int {
 	return n
 }
 
+// Mixture returns the FFN of the first layer that is a mixture, nil in a dense model.
+func (c *Config) Mixture() *FFN {
+	for l := range c.Layers {
+		if f := &c.Layers[l].FFN; f.Experts > 0 {
+			return f
+		}
+	}
+	return nil
+}
+
+// DenseLead returns how many layers in front of the first mixture are dense, and whether all
+// behind it are mixtures; 0 and true for a dense model.
+func (c *Config) DenseLead() (lead int, ok bool) {
+	if c.Mixture() == nil {
+		return 0, true
+	}
+	for c.Layers[lead].FFN.Experts == 0 {
+		lead++
+	}
+	for _, y := range c.Layers[lead:] {
+		if y.FFN.Experts == 0 {
+			return lead, false
+		}
+	}
+	return lead, true
+}
+
 // Window returns the window of the layers that have one, 0 if none has; and for
 // each layer whether it has one.
 func (c *Config) Window() (window int, sliding []bool) {
@@ -302,7 +374,7 @@ func (c *Config) Window() (window int, sliding []bool) {
 }
 
 // Ropes returns the RoPE parameters of layers without a window and of layers with
-// one; where a model has one kind only, both are its parameters.
+// one, of those that RoPE turns at all; where a model has one kind only, both are its parameters.
 func (c *Config) Ropes() (full, sliding rope.Params) {
 	have := [2]bool{}
 	of := [2]rope.Params{}
@@ -311,7 +383,7 @@ func (c *Config) Ropes() (full, sliding rope.Params) {
 		if c.Layers[l].Window > 0 {
 			i = 1
 		}
-		if !have[i] {
+		if !have[i] && c.Layers[l].Rope.Dim > 0 {
 			have[i], of[i] = true, c.Layers[l].Rope
 		}
 	}
@@ -324,15 +396,31 @@ func (c *Config) Ropes() (full, sliding rope.Params) {
 	return of[0], of[1]
 }
 
-// Shared says whether other layers read the keys and values of layer l.
-func (c *Config) Shared(l int) bool {
-	for i := range c.Layers {
-		if i != l && c.Layers[i].Owner == l {
-			return true
+// SharedLayers returns how many of the last layers read keys and values of others.
+func (c *Config) SharedLayers() int {
+	n := 0
+	for l := range c.Layers {
+		if c.Layers[l].Kind == Softmax && c.Layers[l].Owner != l {
+			n++
 		}
 	}
-	return false
+	return n
 }
+
+// Readers returns the layers that read the keys and values of layer l, itself among them; none
+// if it reads another's.
+func (c *Config) Readers(l int) []int {
+	var out []int
+	for i := range c.Layers {
+		if c.Layers[i].Owner == l {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// Shared says whether other layers read the keys and values of layer l.
+func (c *Config) Shared(l int) bool { return len(c.Readers(l)) > 1 }
 
 // PairsIn returns the pairs of dimensions of layer l's heads: those that RoPE turns, and
 // behind them pairs that stand still.
@@ -356,17 +444,29 @@ type Params struct {
 	Heads, KVHeads, HeadDim int
 	AttnScale               float64
 	AttnBias                Biases
+	QKNorm                  QKNorm // where the family leaves it to a key
 	// Rope turns the keys of layers without a window, RopeLocal those of layers with one.
 	Rope, RopeLocal rope.Params
+	// FullHeadDim and FullKVHeads are those of layers without a window; 0: as others have.
+	FullHeadDim, FullKVHeads int
+	// FullValuesAreKeys: in layers without a window values are keys.
+	FullValuesAreKeys bool
+	// SharedKV is how many of the last layers read the keys and values of the last one of their
+	// kind in front of them; WideFFN: their FFNs are of twice the size.
+	SharedKV int
+	WideFFN  bool
+	// NoRope is true for layers that turn nothing; nil: all do.
+	NoRope        []bool
+	ResidualScale float64 // 0 is 1
+	Temperature   Temperature
 	// SlidingWindow is the window of the layers for which Sliding is true; 0: no
 	// window anywhere.
 	SlidingWindow int
 	Sliding       []bool // one per layer, nil when SlidingWindow is 0
 
-	FFN         int // intermediate size, of one expert in a mixture
-	Experts     int // 0 for a dense model
-	ExpertsUsed int
-	RenormTopK  bool
+	// FFN is that of all layers but those of Dense, which have a plain one of Config.DenseFFN.
+	FFN   FFN
+	Dense []bool // one per layer; nil: none
 }
 
 // Resolve makes the layers of c, whose Family and model-wide numbers are set, and
@@ -375,6 +475,15 @@ func (c *Config) Resolve(p Params) error {
 	f := c.Family
 	if p.Layers < 1 || p.Layers > MaxLayers {
 		return format.Brokenf("num_hidden_layers is %d, expected 1 to %d", p.Layers, MaxLayers)
+	}
+	if p.SharedKV < 0 || p.SharedKV > p.Layers {
+		return format.Brokenf("num_kv_shared_layers is %d of %d", p.SharedKV, p.Layers)
+	}
+	if p.NoRope != nil && len(p.NoRope) != p.Layers {
+		return format.Brokenf("no_rope_layers has %d entries for %d layers", len(p.NoRope), p.Layers)
+	}
+	if p.Dense != nil && len(p.Dense) != p.Layers {
+		return format.Brokenf("dense flags for %d of %d layers", len(p.Dense), p.Layers)
 	}
 	if p.SlidingWindow > 0 && len(p.Sliding) != p.Layers {
 		return format.Brokenf("sliding-window flags for %d of %d layers", len(p.Sliding), p.Layers)
@@ -388,18 +497,45 @@ func (c *Config) Resolve(p Params) error {
 	if c.LogitScale == 0 {
 		c.LogitScale = 1
 	}
+	c.LayerNorm = f.LayerNorm
 	c.Layers = make([]Layer, p.Layers)
 	for l := range c.Layers {
 		y := Layer{
 			Attention: Attention{
 				HeadShape: HeadShape{Heads: p.Heads, KVHeads: p.KVHeads, HeadDim: p.HeadDim, ValueDim: p.HeadDim},
-				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: f.QKNorm, Biases: p.AttnBias,
+				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: cmp.Or(f.QKNorm, p.QKNorm), Biases: p.AttnBias,
+				Sinks: f.Sinks, NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature, ValueNorm: f.ValueNorm,
 			},
-			FFN:       FFN{Activation: f.Activation, Size: p.FFN, Experts: p.Experts, Used: p.ExpertsUsed, Renorm: p.RenormTopK},
-			PostNorms: f.PostNorms, ResidualScale: 1,
+			FFN: p.FFN, PostNorms: f.PostNorms, BareInputs: f.BareInputs, Parallel: f.Parallel,
+			ResidualScale: cmp.Or(p.ResidualScale, 1), OutputScale: f.OutputScale,
+		}
+		y.FFN.Activation = f.Activation
+		if p.Dense != nil && p.Dense[l] {
+			y.FFN = FFN{Activation: f.Activation, Size: c.DenseFFN}
 		}
 		if p.SlidingWindow > 0 && p.Sliding[l] {
 			y.Window, y.Rope = p.SlidingWindow, p.RopeLocal
+		}
+		if p.NoRope != nil && p.NoRope[l] || f.NoRope.Full && p.SlidingWindow > 0 && y.Window == 0 {
+			y.Rope = rope.Params{}
+		}
+		if y.Window == 0 {
+			y.HeadDim, y.ValueDim = cmp.Or(p.FullHeadDim, y.HeadDim), cmp.Or(p.FullHeadDim, y.ValueDim)
+			y.KVHeads, y.ValuesAreKeys = cmp.Or(p.FullKVHeads, y.KVHeads), p.FullValuesAreKeys
+		}
+		if first := p.Layers - p.SharedKV; l >= first {
+			if y.Owner = first - 1; first > 0 {
+				for y.Owner > 0 && (c.Layers[y.Owner].Window > 0) != (y.Window > 0) {
+					y.Owner--
+				}
+			}
+			if y.Owner < 0 || (c.Layers[y.Owner].Window > 0) != (y.Window > 0) {
+				return format.Brokenf("num_kv_shared_layers is %d, but layer %d finds none in front of them with keys for it",
+					p.SharedKV, l)
+			}
+			if p.WideFFN {
+				y.FFN.Size *= 2
+			}
 		}
 		c.Layers[l] = y
 	}
@@ -436,9 +572,8 @@ func (y *Layer) check(l int) error {
 	if y.Owner < 0 || y.Owner > l || y.Window < 0 {
 		return fmt.Errorf("keys and values of layer %d and a window of %d", y.Owner, y.Window)
 	}
-	n := y.FFN.Experts
-	if n < 0 || n > MaxExperts || n > 0 && (y.FFN.Used < 1 || y.FFN.Used > n) {
-		return fmt.Errorf("%d experts of which %d are used per token", n, y.FFN.Used)
+	if err := y.FFN.check(); err != nil {
+		return err
 	}
 	if t := y.Temperature; t.Beta != 0 && !(t.Beta > 0 && t.Beta < 100 && t.Length > 0) {
 		return fmt.Errorf("queries grow with %g per e-fold of %d positions, expected positive numbers", t.Beta, t.Length)
@@ -455,9 +590,32 @@ func (y *Layer) check(l int) error {
 	return y.Rope.Check()
 }
 
+// check refuses numbers that no FFN has.
+func (f *FFN) check() error {
+	n := f.Experts
+	if n < 0 || n > MaxExperts || n > 0 && (f.Used < 1 || f.Used > n) {
+		return fmt.Errorf("%d experts of which %d are used per token", n, f.Used)
+	}
+	if f.Shared < 0 || f.Shared > MaxExperts || f.SharedSize < 0 || f.SharedSize > MaxFFN || (f.Shared > 0) != (f.SharedSize > 0) {
+		return fmt.Errorf("%d shared experts of together %d dimensions", f.Shared, f.SharedSize)
+	}
+	if f.Groups > 1 && (n%f.Groups != 0 || n/f.Groups < 2 || f.GroupsUsed < 1 || f.GroupsUsed > f.Groups ||
+		f.GroupsUsed*(n/f.Groups) < f.Used) {
+		return fmt.Errorf("%d experts in %d groups of which %d take part (n_group, topk_group)", n, f.Groups, f.GroupsUsed)
+	}
+	if s := f.Scale(); !(s > 0 && s < 1e6) {
+		return fmt.Errorf("routed_scaling_factor is %g, expected a positive number", s)
+	}
+	return nil
+}
+
 // has says whether layer number l has the tensor with this name pattern at all.
 func (y *Layer) has(l int, pattern string) bool {
 	switch strings.TrimPrefix(pattern, "blk.%d.") {
+	case "attn_norm.weight":
+		return !y.BareInputs
+	case "ffn_norm.weight":
+		return !y.BareInputs && !y.Parallel
 	case "attn_q.bias":
 		return y.Biases.Q
 	case "attn_k.bias":
@@ -468,8 +626,12 @@ func (y *Layer) has(l int, pattern string) bool {
 		return y.Biases.O
 	case "attn_v.weight":
 		return y.Owner == l && !y.ValuesAreKeys
-	case "attn_k.weight", "attn_k_norm.weight":
+	case "attn_k.weight":
 		return y.Owner == l
+	case "attn_k_norm.weight":
+		return y.Owner == l && y.QKNorm != NoQKNorm
+	case "attn_q_norm.weight":
+		return y.QKNorm != NoQKNorm
 	case "attn_sinks.weight":
 		return y.Sinks
 	case "layer_output_scale.weight":
@@ -478,6 +640,16 @@ func (y *Layer) has(l int, pattern string) bool {
 		return y.FFN.Experts == 0
 	case "ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight":
 		return y.FFN.Experts > 0
+	case "ffn_gate_inp.bias":
+		return y.FFN.RouterBias
+	case "exp_probs_b.bias":
+		return y.FFN.ChoiceBias
+	case "ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias":
+		return y.FFN.Biases && y.FFN.Experts > 0
+	case "ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight":
+		return y.FFN.Shared > 0
+	case "ffn_gate_inp_shexp.weight":
+		return y.FFN.Shared > 0 && y.FFN.SharedGate
 	}
 	return true
 }
@@ -523,6 +695,16 @@ func (y *Layer) shape(pattern string, hidden int) []int {
 		return []int{y.FFN.Experts, y.FFN.Size, hidden}
 	case "ffn_down_exps.weight":
 		return []int{y.FFN.Experts, hidden, y.FFN.Size}
+	case "ffn_gate_inp.bias", "exp_probs_b.bias":
+		return []int{y.FFN.Experts}
+	case "ffn_gate_exps.bias", "ffn_up_exps.bias":
+		return []int{y.FFN.Experts, y.FFN.Size}
+	case "ffn_down_exps.bias":
+		return []int{y.FFN.Experts, hidden}
+	case "ffn_gate_shexp.weight", "ffn_up_shexp.weight":
+		return []int{y.FFN.SharedSize, hidden}
+	case "ffn_down_shexp.weight":
+		return []int{hidden, y.FFN.SharedSize}
 	}
 	// Norm gains and the output bias live in the residual stream.
 	return []int{hidden}

@@ -10,11 +10,15 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/placeholder"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -27,8 +31,10 @@ const MaxConfig = 16 << 20
 // config mirrors the keys of config.json that determine the graph. Pointers
 // tell an absent key from a zero.
 type config struct {
-	ModelType     string   `json:"model_type"`
-	Architectures []string `json:"architectures"`
+	ModelType string `json:"model_type"`
+	// TextConfig is the language model's configuration in a multimodal checkpoint.
+	TextConfig    json.RawMessage `json:"text_config"`
+	Architectures []string        `json:"architectures"`
 
 	HiddenSize       int               `json:"hidden_size"`
 	Layers           int               `json:"num_hidden_layers"`
@@ -45,6 +51,27 @@ type config struct {
 	BOS              tokenID           `json:"bos_token_id"`
 	EOS              tokenID           `json:"eos_token_id"`
 
+	NormEpsLayer nullable[float64] `json:"layer_norm_eps"` // of families with LayerNorm
+
+	EmbeddingMultiplier *float64 `json:"embedding_multiplier"`
+	ResidualMultiplier  *float64 `json:"residual_multiplier"`
+	AttentionMultiplier *float64 `json:"attention_multiplier"`
+	LogitsScaling       *float64 `json:"logits_scaling"`
+	LogitScale          *float64 `json:"logit_scale"`
+	NoRopeLayers        []int    `json:"no_rope_layers"`
+	NoRopeInterval      *int     `json:"no_rope_layer_interval"`
+
+	// Of families whose layers are of two kinds.
+	GlobalHeadDim  *int                      `json:"global_head_dim"`
+	GlobalKVHeads  *int                      `json:"num_global_key_value_heads"`
+	KEqualsV       *bool                     `json:"attention_k_eq_v"`
+	SharedKVLayers *int                      `json:"num_kv_shared_layers"`
+	DoubleWide     *bool                     `json:"use_double_wide_mlp"`
+	PerLayerInput  *int                      `json:"hidden_size_per_layer_input"`
+	PerLayerVocab  *int                      `json:"vocab_size_per_layer_input"`
+	MoEBlock       *bool                     `json:"enable_moe_block"`
+	PerLayerConfig map[string]map[string]int `json:"per_layer_config"`
+
 	RopeTheta      *float64        `json:"rope_theta"`
 	RopeLocalTheta *float64        `json:"rope_local_base_freq"`
 	RopeScaling    json.RawMessage `json:"rope_scaling"`
@@ -53,28 +80,55 @@ type config struct {
 	PartialRotary  *float64        `json:"partial_rotary_factor"`
 	OriginalMax    *int            `json:"original_max_position_embeddings"`
 
-	SlidingWindow        nullable[int] `json:"sliding_window"`
-	UseSlidingWindow     *bool         `json:"use_sliding_window"`
-	MaxWindowLayers      *int          `json:"max_window_layers"`
-	SlidingWindowPattern *int          `json:"sliding_window_pattern"`
-	LayerTypes           []string      `json:"layer_types"`
+	SlidingWindow    nullable[int] `json:"sliding_window"`
+	UseSlidingWindow *bool         `json:"use_sliding_window"`
+	MaxWindowLayers  *int          `json:"max_window_layers"`
+	// SlidingWindowPattern is a number, or letters such as LLLG.
+	SlidingWindowPattern json.RawMessage `json:"sliding_window_pattern"`
+	LayerTypes           []string        `json:"layer_types"`
 
 	QueryPreAttnScalar *float64 `json:"query_pre_attn_scalar"`
 	AttnLogitSoftcap   *float64 `json:"attn_logit_softcapping"`
 	FinalLogitSoftcap  *float64 `json:"final_logit_softcapping"`
 	BidirectionalAttn  *bool    `json:"use_bidirectional_attention"`
 
-	Experts         *int     `json:"num_local_experts"`
-	NumExperts      *int     `json:"num_experts"`
-	ExpertsPerTok   *int     `json:"num_experts_per_tok"`
-	MoEIntermediate *int     `json:"moe_intermediate_size"`
-	NormTopK        *bool    `json:"norm_topk_prob"`
-	SparseStep      *int     `json:"decoder_sparse_step"`
-	MLPOnlyLayers   []int    `json:"mlp_only_layers"`
-	ClipQKV         *float64 `json:"clip_qkv"`
-	MLPBias         *bool    `json:"mlp_bias"`
-	PretrainingTP   *int     `json:"pretraining_tp"`
-	AttentionBias   *bool    `json:"attention_bias"`
+	Experts         *int    `json:"num_local_experts"`
+	NumExperts      *int    `json:"num_experts"`
+	ExpertsPerTok   *int    `json:"num_experts_per_tok"`
+	MoEIntermediate layered `json:"moe_intermediate_size"`
+	NormTopK        *bool   `json:"norm_topk_prob"`
+	SparseStep      *int    `json:"decoder_sparse_step"`
+	MLPOnlyLayers   []int   `json:"mlp_only_layers"`
+
+	// The same numbers in the words of other families; see experts.
+	RoutedExperts *int     `json:"n_routed_experts"`
+	MoEExperts    *int     `json:"moe_num_experts"`
+	MoEK          *int     `json:"moe_k"`
+	MoETopK       layered  `json:"moe_topk"`
+	SharedSize    *int     `json:"shared_expert_intermediate_size"`
+	SharedExperts *int     `json:"n_shared_experts"`
+	MoEShared     *int     `json:"moe_num_shared_experts"`
+	SharedLayered layered  `json:"num_shared_expert"`
+	Groups        *int     `json:"n_group"`
+	GroupsUsed    *int     `json:"topk_group"`
+	RoutedScale   *float64 `json:"routed_scaling_factor"`
+	FirstDense    *int     `json:"first_k_dense_replace"`
+	MoEStart      *int     `json:"moe_layer_start_index"`
+	MoEEnd        *int     `json:"moe_layer_end_index"`
+	MoEInterval   *int     `json:"moe_layer_interval"`
+	DraftLayers   *int     `json:"num_nextn_predict_layers"`
+	SwiGLUAlpha   *float64 `json:"swiglu_alpha"`
+	SwiGLULimit   *float64 `json:"swiglu_limit"`
+
+	ClipQKV       *float64 `json:"clip_qkv"`
+	MLPBias       *bool    `json:"mlp_bias"`
+	PretrainingTP *int     `json:"pretraining_tp"`
+	AttentionBias *bool    `json:"attention_bias"`
+	// AttentionOutBias is seed_oss's, for the output projection.
+	AttentionOutBias *bool `json:"attention_out_bias"`
+
+	UseQKNorm *bool `json:"use_qk_norm"`
+	UseBias   *bool `json:"use_bias"` // of all projections (ERNIE)
 
 	Quantization json.RawMessage `json:"quantization_config"`
 	IsCausal     *bool           `json:"is_causal"`
@@ -96,6 +150,13 @@ type ropeScaling struct {
 	Truncate    *bool    `json:"truncate"`
 	Partial     *float64 `json:"partial_rotary_factor"`
 	ExtrapScale *float64 `json:"extrapolation_factor"`
+	Alpha       *float64 `json:"alpha"`
+	Temperature *float64 `json:"llama_4_scaling_beta"`
+	// Divisors of frequencies, for longrope.
+	Short []float64 `json:"short_factor"`
+	Long  []float64 `json:"long_factor"`
+	// MaxPositions, as in Ministral 3, says what max_position_embeddings does.
+	MaxPositions *int `json:"max_position_embeddings"`
 }
 
 // nullable tells an absent key from one that is null: defaults are for the first.
@@ -107,6 +168,26 @@ type nullable[T any] struct {
 func (n *nullable[T]) UnmarshalJSON(b []byte) error {
 	n.present = true
 	return jsonx.Unmarshal(b, &n.value)
+}
+
+// layered accepts a number, or a list that has the same one for each layer.
+type layered struct{ value *int }
+
+func (n *layered) UnmarshalJSON(b []byte) error {
+	if bytes.Equal(b, []byte("null")) || jsonx.Unmarshal(b, &n.value) == nil {
+		return nil
+	}
+	var list []int
+	if err := jsonx.Unmarshal(b, &list); err != nil {
+		return fmt.Errorf("%s is neither a number nor a list of numbers", clip(b))
+	}
+	for _, x := range list {
+		if x != list[0] {
+			return format.Unsupportedf("the list %s has several numbers; layers whose experts differ are not supported", clip(b))
+		}
+		n.value = &list[0]
+	}
+	return nil
 }
 
 // tokenID accepts a number, a list of numbers (the first counts) or null.
@@ -198,41 +279,71 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	if len(h.Architectures) > 0 {
 		class = h.Architectures[0]
 	}
-	fam, err := family.ByModelType(h.ModelType, class)
+	var fam *family.Family
+	var err error
+	wrapped := isSet(h.TextConfig)
+	if wrapped {
+		fam, err = h.unwrap(class)
+	} else {
+		fam, err = family.ByModelType(h.ModelType, class)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := h.refuse(fam); err != nil {
+	if err = h.refuse(fam); err != nil {
 		return nil, err
 	}
 	c := &family.Config{
 		Family: fam, Hidden: h.HiddenSize, Vocab: h.VocabSize, Context: h.MaxPositions,
-		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: rope.Half,
-		TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
+		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: fam.HFPairs,
+		Wrapped: wrapped, TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
 	}
-	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads), FFN: h.IntermediateSize}
+	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads)}
+	p.FFN.Size = h.IntermediateSize
 	if d := fam.Defaults.KVHeads; d > 0 && !h.KVHeads.present {
 		p.KVHeads = d
 	}
 	if p.Heads < 1 {
 		return nil, fmt.Errorf("num_attention_heads is %d, expected at least 1", p.Heads)
 	}
-	if !fam.BiasKey || or(h.AttentionBias, false) {
-		p.AttnBias = fam.AttnBias
+	if p.AttnBias, err = h.biases(fam); err != nil {
+		return nil, err
 	}
 	p.HeadDim = or(h.HeadDim, nonzero(fam.Defaults.HeadDim, c.Hidden/p.Heads))
+	if fam.LayerNorm {
+		c.NormEps = or(h.NormEpsLayer.value, fam.Defaults.NormEps)
+	}
+	if fam.Multipliers {
+		c.EmbeddingScale, p.ResidualScale = or(h.EmbeddingMultiplier, 1), or(h.ResidualMultiplier, 1)
+		c.LogitScale = 1 / or(h.LogitsScaling, 1)
+	}
+	if fam.LogitScaleKey {
+		c.LogitScale = or(h.LogitScale, nonzero(fam.Defaults.LogitScale, 1))
+	}
+	if p.NoRope, err = h.noRope(fam, p.Layers); err != nil {
+		return nil, err
+	}
 	p.AttnScale = 1 / math.Sqrt(or(h.QueryPreAttnScalar, nonzero(fam.Defaults.QueryPreAttnScalar, float64(p.HeadDim))))
+	if fam.Multipliers {
+		p.AttnScale = or(h.AttentionMultiplier, 1)
+	}
+	if fam.Scale != 0 {
+		p.AttnScale = fam.Scale
+	}
+	if err := h.kinds(c, p); err != nil {
+		return nil, err
+	}
 	c.LogitSoftcap = or(h.FinalLogitSoftcap, 0)
+	if fam.QKNormKey != "" && or(h.UseQKNorm, false) {
+		p.QKNorm = family.NormHead
+	}
+	if fam.DraftKey {
+		c.DraftLayers = or(h.DraftLayers, 1)
+	}
 	if fam.Experts != nil {
-		p.Experts = or(h.Experts, or(h.NumExperts, 0))
-		p.ExpertsUsed = or(h.ExpertsPerTok, 0)
-		if fam.Experts.OwnSize {
-			if h.MoEIntermediate == nil {
-				return nil, fmt.Errorf("moe_intermediate_size is missing")
-			}
-			p.FFN, c.DenseFFN = *h.MoEIntermediate, p.FFN
+		if err := h.experts(c, p); err != nil {
+			return nil, err
 		}
-		p.RenormTopK = fam.Experts.AlwaysRenorm || or(h.NormTopK, false)
 	}
 	if err := h.sliding(fam, p); err != nil {
 		return nil, err
@@ -244,6 +355,33 @@ func parseConfig(raw []byte) (*family.Config, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// unwrap replaces the configuration of a multimodal checkpoint by that of its language model.
+// What decides about the whole checkpoint stays where text_config leaves it out.
+func (h *config) unwrap(class string) (*family.Family, error) {
+	var text config
+	if err := jsonx.Unmarshal(h.TextConfig, &text); err != nil {
+		return nil, fmt.Errorf("text_config: %w", err)
+	}
+	fam, err := family.ByWrapper(h.ModelType, class, text.ModelType)
+	if err != nil {
+		return nil, err
+	}
+	if h.Tied != nil {
+		text.Tied = h.Tied
+	}
+	if isSet(h.Quantization) {
+		text.Quantization = h.Quantization
+	}
+	if !text.BOS.set {
+		text.BOS = h.BOS
+	}
+	if !text.EOS.set {
+		text.EOS = h.EOS
+	}
+	*h = text
+	return fam, nil
 }
 
 func or[T any](p *T, def T) T {
@@ -265,6 +403,15 @@ func isSet(raw json.RawMessage) bool {
 	return len(raw) > 0 && !bytes.Equal(raw, []byte("null"))
 }
 
+// mxfp4 says whether the weights are quantised in the way that is read: experts of families that
+// pack them, as blocks and scales.
+func (h *config) mxfp4(f *family.Family) bool {
+	var q struct {
+		Method string `json:"quant_method"`
+	}
+	return f.Experts != nil && f.Experts.Packed && jsonx.Unmarshal(h.Quantization, &q) == nil && q.Method == "mxfp4"
+}
+
 // refuse names each key whose meaning the forward graph does not implement, and
 // each that must not be guessed.
 func (h *config) refuse(f *family.Family) error {
@@ -273,7 +420,7 @@ func (h *config) refuse(f *family.Family) error {
 		act = h.HiddenActivation
 	}
 	want := map[family.Activation][]string{family.SiLU: {"silu", "swish"},
-		family.GELUTanh: {"gelu_pytorch_tanh"}}[f.Activation]
+		family.GELUTanh: {"gelu_pytorch_tanh"}, family.ClampedSwiGLU: {"silu"}}[f.Activation]
 	if act != "" && act != want[0] && act != want[len(want)-1] {
 		return format.Unsupportedf("hidden activation %q is not supported for %s (expected %s)", act, f.Name, want[0])
 	}
@@ -290,8 +437,16 @@ func (h *config) refuse(f *family.Family) error {
 		key string
 		on  bool
 	}{
-		{"quantization_config (already quantised weights)", isSet(h.Quantization)},
-		{"partial_rotary_factor", h.PartialRotary != nil && *h.PartialRotary != 1},
+		{"quantization_config (already quantised weights)", isSet(h.Quantization) && !h.mxfp4(f)},
+		{"swiglu_alpha", or(h.SwiGLUAlpha, family.ClampAlpha) != family.ClampAlpha},
+		{"swiglu_limit", or(h.SwiGLULimit, family.ClampLimit) != family.ClampLimit},
+		{"partial_rotary_factor", h.PartialRotary != nil && *h.PartialRotary != 1 && !f.PartialRotary},
+		{"embedding_multiplier", or(h.EmbeddingMultiplier, 1) != 1 && !f.Multipliers},
+		{"residual_multiplier", or(h.ResidualMultiplier, 1) != 1 && !f.Multipliers},
+		{"attention_multiplier", h.AttentionMultiplier != nil && !f.Multipliers},
+		{"logits_scaling", or(h.LogitsScaling, 1) != 1 && !f.Multipliers},
+		{"logit_scale", or(h.LogitScale, 1) != 1 && !f.LogitScaleKey},
+		{"no_rope_layers", slices.Contains(h.NoRopeLayers, 0) && f.NoRope.Period == 0},
 		{"attn_logit_softcapping", h.AttnLogitSoftcap != nil && *h.AttnLogitSoftcap != 0},
 		{"use_bidirectional_attention", or(h.BidirectionalAttn, false)},
 		{"is_causal = false", !or(h.IsCausal, true)},
@@ -300,15 +455,137 @@ func (h *config) refuse(f *family.Family) error {
 		{"attention_bias", or(h.AttentionBias, false) && f.AttnBias == family.Biases{}},
 		{"query_pre_attn_scalar", h.QueryPreAttnScalar != nil && !f.ScoreKeys},
 		{"final_logit_softcapping", or(h.FinalLogitSoftcap, 0) != 0 && !f.ScoreKeys},
+		{"use_qk_norm", or(h.UseQKNorm, false) && f.QKNormKey == "" && f.QKNorm == family.NoQKNorm},
+		{"use_bias", or(h.UseBias, false)},
 		{"pretraining_tp", or(h.PretrainingTP, 1) > 1},
-		{"mlp_only_layers", len(h.MLPOnlyLayers) > 0},
-		{"decoder_sparse_step", or(h.SparseStep, 1) != 1},
+		{"mlp_only_layers", len(h.MLPOnlyLayers) > 0 && !f.HasDense(family.DenseSteps)},
+		{"decoder_sparse_step", or(h.SparseStep, 1) != 1 && !f.HasDense(family.DenseSteps)},
 	} {
 		if err := unsupported(c.key, c.on); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// kinds reads what tells layers without a window from those with one, and what the last layers
+// share.
+func (h *config) kinds(c *family.Config, p *family.Params) error {
+	f := c.Family
+	for _, x := range []struct {
+		key string
+		on  bool
+	}{
+		{"global_head_dim", h.GlobalHeadDim != nil}, {"num_global_key_value_heads", h.GlobalKVHeads != nil},
+		{"attention_k_eq_v", or(h.KEqualsV, false)}, {"num_kv_shared_layers", or(h.SharedKVLayers, 0) != 0},
+		{"use_double_wide_mlp", or(h.DoubleWide, false)}, {"hidden_size_per_layer_input", or(h.PerLayerInput, 0) != 0},
+		{"per_layer_config", len(h.PerLayerConfig) > 0},
+	} {
+		if x.on && !f.Kinds {
+			return format.Unsupportedf("%s is set, which phaseconv does not support for %s", x.key, f.Name)
+		}
+	}
+	if or(h.MoEBlock, false) {
+		return format.Unsupportedf("enable_moe_block is set, which phaseconv does not support for %s", f.Name)
+	}
+	if !f.Kinds {
+		return nil
+	}
+	p.FullHeadDim, p.FullValuesAreKeys = or(h.GlobalHeadDim, 512), or(h.KEqualsV, false)
+	if p.FullValuesAreKeys {
+		p.FullKVHeads = or(h.GlobalKVHeads, 0)
+	}
+	for layer, keys := range h.PerLayerConfig {
+		for k, v := range keys {
+			switch k {
+			case "head_dim":
+				p.FullHeadDim = v
+			case "num_key_value_heads":
+				p.FullKVHeads = v
+			default:
+				return format.Unsupportedf("per_layer_config has %s for layer %s, which phaseconv does not support", k, layer)
+			}
+		}
+	}
+	p.SharedKV, p.WideFFN = or(h.SharedKVLayers, 0), or(h.DoubleWide, false)
+	c.PerLayerInput = or(h.PerLayerInput, 256)
+	if n := or(h.PerLayerVocab, c.Vocab); c.PerLayerInput > 0 && n != c.Vocab && h.PerLayerVocab != nil {
+		return format.Unsupportedf("vocab_size_per_layer_input is %d and vocab_size %d; different ones are not supported", n,
+			c.Vocab)
+	}
+	return h.checkKinds(p)
+}
+
+// checkKinds refuses a per_layer_config that says of a layer what its kind does not.
+func (h *config) checkKinds(p *family.Params) error {
+	for l, t := range h.LayerTypes {
+		keys, ok := h.PerLayerConfig[fmt.Sprint(l)]
+		if len(h.PerLayerConfig) == 0 || ok == (t == "full_attention") && (!ok || (keys["head_dim"] == p.FullHeadDim &&
+			(p.FullKVHeads == 0 || keys["num_key_value_heads"] == p.FullKVHeads))) {
+			continue
+		}
+		return format.Unsupportedf("per_layer_config of layer %d (%s) differs from that of other layers of its kind", l, t)
+	}
+	return nil
+}
+
+// biases says which projections have a bias.
+func (h *config) biases(f *family.Family) (family.Biases, error) {
+	if f.BiasKey == "" {
+		return f.AttnBias, nil
+	}
+	b := f.AttnBias
+	if f.OutBiasKey != "" {
+		b.O = b.O && or(h.AttentionOutBias, false)
+	}
+	if !or(h.AttentionBias, f.BiasDefault) {
+		b.Q, b.K, b.V, b.O = false, false, false, b.O && f.OutBiasKey != ""
+	}
+	return b, nil
+}
+
+// noRope says which layers turn nothing; nil: all do.
+func (h *config) noRope(f *family.Family, layers int) ([]bool, error) {
+	if f.NoRope.Period == 0 || layers < 0 || layers > family.MaxLayers {
+		return nil, nil
+	}
+	out := make([]bool, layers)
+	if h.NoRopeLayers != nil {
+		if len(h.NoRopeLayers) != layers {
+			return nil, fmt.Errorf("no_rope_layers has %d entries for %d layers", len(h.NoRopeLayers), layers)
+		}
+		for l, on := range h.NoRopeLayers {
+			out[l] = on == 0
+		}
+		return out, nil
+	}
+	n := or(h.NoRopeInterval, f.NoRope.Period)
+	if n < 1 {
+		return nil, fmt.Errorf("no_rope_layer_interval is %d, expected a positive number", n)
+	}
+	for l := range out {
+		out[l] = (l+1)%n == 0
+	}
+	return out, nil
+}
+
+// period reads sliding_window_pattern: every layer of that number sees everything, or as its
+// letters say, L for a window.
+func (h *config) period(def int) (func(l int) bool, error) {
+	n := def
+	if isSet(h.SlidingWindowPattern) {
+		var letters string
+		if jsonx.Unmarshal(h.SlidingWindowPattern, &letters) == nil && strings.Trim(letters, "LG") == "" && letters != "" {
+			return func(l int) bool { return letters[l%len(letters)] == 'L' }, nil
+		}
+		if err := jsonx.Unmarshal(h.SlidingWindowPattern, &n); err != nil {
+			return nil, fmt.Errorf("sliding_window_pattern is %s, expected a positive number", clip(h.SlidingWindowPattern))
+		}
+	}
+	if n < 1 {
+		return nil, fmt.Errorf("sliding_window_pattern is %d, expected a positive number", n)
+	}
+	return func(l int) bool { return (l+1)%n != 0 }, nil
 }
 
 // sliding fills in the window and which layers have it.
@@ -328,9 +605,17 @@ func (h *config) sliding(fam *family.Family, p *family.Params) error {
 	if err != nil {
 		return err
 	}
-	period := or(h.SlidingWindowPattern, rule.Period)
-	if rule.Period > 0 && period < 1 {
-		return fmt.Errorf("sliding_window_pattern is %d, expected a positive number", period)
+	if rule.Null && window == nil {
+		return nil
+	}
+	slides := func(int) bool { return false }
+	if rule.Period > 0 {
+		if slides, err = h.period(rule.Period); err != nil {
+			return err
+		}
+	}
+	if window != nil && types == nil && rule.TypesOnly {
+		return format.Unsupportedf("a sliding window without layer_types is not supported for %s", fam.Name)
 	}
 	flags, first := make([]bool, p.Layers), -1
 	for l := range flags {
@@ -338,8 +623,10 @@ func (h *config) sliding(fam *family.Family, p *family.Params) error {
 		case rule.LayerTypes && types != nil:
 			flags[l] = types[l]
 		case rule.Period > 0:
-			flags[l] = (l+1)%period != 0
+			flags[l] = slides(l)
 		case window == nil:
+		case rule.WithoutRoPE:
+			flags[l] = p.NoRope[l]
 		case rule.AllLayers:
 			flags[l] = true
 		case rule.FromLayer:
@@ -407,8 +694,11 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 				c.Family.Name)
 		}
 		s, err := decodeRope(h.RopeScaling)
-		if err == nil && *s == (ropeScaling{}) {
+		if err == nil && reflect.ValueOf(*s).IsZero() {
 			s, err = decodeRope(h.RopeParameters)
+		}
+		if err == nil && !isSet(h.RopeScaling) && !isSet(h.RopeParameters) && h.RopeTheta == nil {
+			s, err = decodeRope(json.RawMessage(d.RopeJSON))
 		}
 		if err != nil {
 			return err
@@ -416,13 +706,29 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 		if h.OriginalMax != nil {
 			s.Original = h.OriginalMax
 		}
+		if s.Partial == nil {
+			s.Partial = h.PartialRotary
+		}
 		p.Rope, err = ropeParams(c, p.HeadDim, s, theta)
 		p.RopeLocal = p.Rope
+		if beta := or(s.Temperature, 0); beta != 0 {
+			if !c.Family.TemperatureKey || s.Original == nil {
+				return format.Unsupportedf("llama_4_scaling_beta is set, which phaseconv does not support for %s without "+
+					"original_max_position_embeddings", c.Family.Name)
+			}
+			p.Temperature = family.Temperature{Beta: beta, Length: *s.Original}
+		}
 		return err
 	}
 	if len(perType) > 0 && !nested {
 		return fmt.Errorf("rope_parameters has neither full_attention nor sliding_attention, which models of type %s need",
 			c.Family.Name)
+	}
+	if len(perType) == 0 && !isSet(h.RopeScaling) && d.RopeJSON != "" {
+		if err := jsonx.Unmarshal([]byte(d.RopeJSON), &perType); err != nil {
+			return err
+		}
+		rawFull, rawLocal = perType["full_attention"], perType["sliding_attention"]
 	}
 	full, err := decodeRope(rawFull, h.RopeScaling)
 	if err != nil {
@@ -432,7 +738,7 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 	if err != nil {
 		return err
 	}
-	if p.Rope, err = ropeParams(c, p.HeadDim, full, theta); err != nil {
+	if p.Rope, err = ropeParams(c, nonzero(p.FullHeadDim, p.HeadDim), full, theta); err != nil {
 		return err
 	}
 	p.RopeLocal, err = ropeParams(c, p.HeadDim, local, or(h.RopeLocalTheta, d.LocalRopeTheta))
@@ -457,17 +763,44 @@ func decodeRope(raws ...json.RawMessage) (*ropeScaling, error) {
 // object has none.
 func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.Params, error) {
 	p := rope.Params{Dim: dim, Theta: or(s.Theta, theta)}
+	f := c.Family
 	kind := s.RopeType
 	if kind == "" {
 		kind = s.Type
 	}
-	if s.Partial != nil && *s.Partial != 1 {
-		return p, format.Unsupportedf("RoPE partial_rotary_factor %g is not supported", *s.Partial)
+	switch part := or(s.Partial, nonzero(f.Defaults.PartialRotary, 1)); {
+	case kind == "proportional" && f.Kinds:
+		// The base counts for whole heads, but only the fastest pairs turn.
+		p.Scaling = rope.Divisor
+		for i := range dim / 2 {
+			if d := or(s.Factor, 1); i < int(part*float64(dim))/2 {
+				p.Divisors = append(p.Divisors, d)
+			} else {
+				p.Divisors = append(p.Divisors, rope.Still)
+			}
+		}
+		return p, nil
+	case part == 1:
+	case !f.PartialRotary:
+		return p, format.Unsupportedf("RoPE partial_rotary_factor %g is not supported for %s", part, f.Name)
+	case !(part > 0 && part < 1):
+		return p, fmt.Errorf("partial_rotary_factor is %g, expected a number between 0 and 1", part)
+	default:
+		p.Dim = int(float64(dim) * part)
 	}
 	switch kind {
 	case "", "default":
 		return p, nil
 	case "linear", "llama3", "yarn":
+	case "longrope", "su":
+		return p, longRope(c, s, &p)
+	case "dynamic":
+		if f.AlphaRope && or(s.Alpha, 0) > 0 {
+			// A base so large that the slowest pair turns Alpha times slower.
+			p.Theta *= fmath.Pow(*s.Alpha, float64(dim)/float64(dim-2))
+			return p, nil
+		}
+		fallthrough
 	default:
 		return p, format.Unsupportedf("RoPE scaling type %q is not supported (linear, llama3 and yarn are)", kind)
 	}
@@ -485,13 +818,39 @@ func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.
 	case rope.YaRN:
 		p.OriginalContext = or(s.Original, c.Context)
 		p.BetaFast, p.BetaSlow = or(s.BetaFast, 32), or(s.BetaSlow, 1)
-		if !or(s.Truncate, true) || s.MScale != nil || s.MScaleAll != nil || s.ExtrapScale != nil && *s.ExtrapScale != 1 {
-			return p, format.Unsupportedf("RoPE scaling yarn with truncate = false, mscale, mscale_all_dim or extrapolation_factor is not supported")
+		p.Smooth = !or(s.Truncate, true)
+		if s.ExtrapScale != nil && *s.ExtrapScale != 1 {
+			return p, format.Unsupportedf("RoPE scaling yarn with extrapolation_factor %g is not supported", *s.ExtrapScale)
 		}
-		if s.AttnFactor != nil && math.Abs(*s.AttnFactor-p.Magnitude()) > 1e-6 {
-			return p, format.Unsupportedf("RoPE scaling yarn with attention_factor %g is not supported (the default here is %.6g)",
-				*s.AttnFactor, p.Magnitude())
+		if m, all := or(s.MScale, 0), or(s.MScaleAll, 0); m != 0 && all != 0 && p.Factor > 1 {
+			ln := float64(0.1 * fmath.Log(p.Factor))
+			p.Attention = (1 + float64(m*ln)) / (1 + float64(all*ln))
+		}
+		if s.AttnFactor != nil {
+			p.Attention = *s.AttnFactor
+		}
+		if plain := p; p.Attention != 0 {
+			if plain.Attention = 0; math.Abs(p.Attention-plain.Magnitude()) <= 1e-6 {
+				p = plain
+			}
 		}
 	}
 	return p, nil
+}
+
+// longRope fills in the divisors of scaling longrope, and its magnitude, which is one for both.
+func longRope(c *family.Config, s *ropeScaling, p *rope.Params) error {
+	if s.Original == nil {
+		return fmt.Errorf("RoPE scaling longrope needs original_max_position_embeddings")
+	}
+	p.Scaling, p.OriginalContext, p.Short, p.Divisors = rope.LongRoPE, *s.Original, s.Short, s.Long
+	factor := or(s.Factor, float64(c.Context)/float64(max(1, *s.Original)))
+	p.Attention = 1
+	if factor > 1 && *s.Original > 1 {
+		p.Attention = math.Sqrt(1 + fmath.Log(factor)/fmath.Log(float64(*s.Original)))
+	}
+	if s.AttnFactor != nil {
+		p.Attention = *s.AttnFactor
+	}
+	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -139,6 +140,21 @@ func TestArrows(t *testing.T) {
 	for i, ok := range seen {
 		if !ok {
 			t.Errorf("no package of %s was seen", layers[i])
+		}
+	}
+}
+
+// TestStatic: phaseconv itself never loads a shared library, so it stays one static program. The
+// engine's worker does, and only it.
+func TestStatic(t *testing.T) {
+	const loader = "github.com/ebitengine/purego"
+	for program, want := range map[string]bool{"phaseconv": false, "phaseconv-llama": true} {
+		out, err := exec.Command("go", "list", "-deps", module+"/cmd/"+program).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.Contains(strings.Fields(string(out)), loader); got != want && runtime.GOOS == "linux" {
+			t.Errorf("%s imports %s: %v, want %v", program, loader, got, want)
 		}
 	}
 }

@@ -57,3 +57,52 @@ func scoreQ4(out []float32, q []block, keys []byte) bool {
 	}
 	return true
 }
+
+// sumF16, sumQ8 and sumQ4 report whether this machine has a kernel. Values have a
+// multiple of partial numbers, and there is at least one.
+func sumF16(out, w []float32, values []uint16) bool {
+	for i := 0; i < len(out); i += partial {
+		v := &values[i]
+		switch {
+		case useAVX512:
+			avx512SumF16(len(w), 2*len(out), &w[0], v, &out[i])
+		case useAVX2:
+			avx2SumF16(len(w), 2*len(out), &w[0], v, &out[i])
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func sumQ8(out, w []float32, values []byte) bool {
+	stride := len(out) / BlockLen * BytesQ8
+	for i := 0; i < len(out); i += partial {
+		v := &values[i/BlockLen*BytesQ8]
+		switch {
+		case useAVX512:
+			avx512SumQ8(len(w), stride, &w[0], v, &out[i])
+		case useAVX2:
+			avx2SumQ8(len(w), stride, &w[0], v, &out[i])
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func sumQ4(out, w []float32, values []byte) bool {
+	stride := len(out) / BlockLen * BytesQ4
+	for i := 0; i < len(out); i += partial {
+		v := &values[i/BlockLen*BytesQ4]
+		switch {
+		case useAVX512:
+			avx512SumQ4(len(w), stride, &w[0], v, &out[i])
+		case useAVX2:
+			avx2SumQ4(len(w), stride, &w[0], v, &out[i])
+		default:
+			return false
+		}
+	}
+	return true
+}

@@ -21,3 +21,21 @@ func avx512vnniQ8(n int, blocks int, q *int8, keys *byte, out *float32)
 
 //go:noescape
 func avx512vnniQ4(n int, blocks int, q *int8, keys *byte, out *float32)
+
+//go:noescape
+func avx2SumF16(n int, stride int, w *float32, values *uint16, out *float32)
+
+//go:noescape
+func avx512SumF16(n int, stride int, w *float32, values *uint16, out *float32)
+
+//go:noescape
+func avx2SumQ8(n int, stride int, w *float32, values *byte, out *float32)
+
+//go:noescape
+func avx512SumQ8(n int, stride int, w *float32, values *byte, out *float32)
+
+//go:noescape
+func avx2SumQ4(n int, stride int, w *float32, values *byte, out *float32)
+
+//go:noescape
+func avx512SumQ4(n int, stride int, w *float32, values *byte, out *float32)

@@ -65,6 +65,23 @@ func eigenError(a, values, v []float64, n int) float64 {
 func eigenTolerance(n int) float64 { return 2e-15 * float64(n+4) }
 
 func TestEigen(t *testing.T) {
+	t.Run("Jacobi", func(t *testing.T) { testEigen(t, eigen) })
+	t.Run("QL", func(t *testing.T) {
+		testEigen(t, func(a []float64, n int) (values, v []float64) {
+			values, v, err := EigenQL(t.Context(), a, n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return values, v
+		})
+	})
+	nan := []float64{1, math.NaN(), math.NaN(), 1}
+	if _, _, err := EigenQL(t.Context(), nan, 2); err == nil {
+		t.Error("eigenvalues of what is no number")
+	}
+}
+
+func testEigen(t *testing.T, eigen func(a []float64, n int) (values, v []float64)) {
 	r := rand.New(rand.NewPCG(1, 2))
 	repeat := func(n int, f func(i int) float64) []float64 {
 		x := make([]float64, n)

@@ -8,6 +8,7 @@ package measure
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"runtime"
@@ -26,6 +27,9 @@ type Options struct {
 	Time    time.Duration // for each group of entries that take turns; 0: 1 s
 	Keys    []int         // numbers of keys to score; nil: DefaultKeys
 	Dims    []int         // head_dims, multiples of 64; nil: 128
+	// Contexts are tokens in the cache of a decode step; nil: DefaultContexts.
+	Contexts []int
+	Layer    LayerShape // of the decode step; without KVHeads: DefaultLayer
 	// Progress, if set, is called before each group.
 	Progress func(group string)
 }
@@ -46,6 +50,8 @@ type Result struct {
 	Bandwidth []Bandwidth `json:"read_bandwidth"`
 	Products  []Product   `json:"gemm"`
 	Scores    []Score     `json:"scores"`
+	Layer     LayerShape  `json:"decode_layer"`
+	Steps     []Step      `json:"decode_steps"`
 }
 
 // Bandwidth is how fast one buffer per thread is read again and again.
@@ -133,6 +139,12 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	if o.Dims == nil {
 		o.Dims = []int{128}
 	}
+	if o.Contexts == nil {
+		o.Contexts = DefaultContexts
+	}
+	if o.Layer.KVHeads == 0 {
+		o.Layer = DefaultLayer()
+	}
 	step := func(group string) error {
 		if o.Progress != nil {
 			o.Progress(group)
@@ -140,6 +152,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		return context.Cause(ctx)
 	}
 	r := &Result{OS: runtime.GOOS, Arch: runtime.GOARCH, Tier: gemm.Tier(), Threads: o.Threads}
+	r.Layer = o.Layer
 	if err := step("peak and bandwidth"); err != nil {
 		return nil, err
 	}
@@ -162,6 +175,18 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 				return nil, err
 			}
 			r.Scores = append(r.Scores, timeScores(ctx, n, dim, o.Time)...)
+		}
+	}
+	for _, n := range o.Contexts {
+		for _, group := range o.Layer.Groups {
+			if err := step(fmt.Sprintf("decode step with %d tokens, %d query heads", n, o.Layer.KVHeads*group)); err != nil {
+				return nil, err
+			}
+			run, err := newStepRun(ctx, o.Layer, n, group)
+			if err != nil {
+				return nil, err
+			}
+			r.Steps = append(r.Steps, run.time(ctx, o.Time)...)
 		}
 	}
 	if err := context.Cause(ctx); err != nil {

@@ -146,6 +146,7 @@ type Tables struct {
 	// bytes[((h*words+w)*4+i)*256+x] is the sum of bits 8i..8i+7 when they read x:
 	// the generic tier looks these up. Empty when another tier was in use.
 	bytes []int16
+	quads [][4]int16 // of one head, while its tables are made
 	// Per head, as the kernels read it: step and offset (float32), and twice the 16
 	// bits that the counters of avx2Sum start from.
 	consts [][4]uint32
@@ -163,12 +164,21 @@ func (t *Tables) Step(head int) float32 { return math.Float32frombits(t.consts[h
 // Build makes the tables of heads queries of b numbers each; query h is
 // q[h*ldq : h*ldq+b].
 func (t *Tables) Build(q []float32, ldq, heads, b int) {
+	if ldq < 0 || len(q) < (heads-1)*ldq+b {
+		panic(fmt.Sprintf("onebit: %d numbers are too few for %d queries of %d at distance %d", len(q), heads, b, ldq))
+	}
+	t.Reset(heads, b)
+	for h := range heads {
+		t.Set(h, q[h*ldq:][:b])
+	}
+}
+
+// Reset makes room for the tables of heads queries of b numbers. Each wants a Set before
+// t is used.
+func (t *Tables) Reset(heads, b int) {
 	words := Words(b)
 	if heads < 1 {
 		panic(fmt.Sprintf("onebit: tables for %d heads", heads))
-	}
-	if ldq < 0 || len(q) < (heads-1)*ldq+b {
-		panic(fmt.Sprintf("onebit: %d numbers are too few for %d queries of %d at distance %d", len(q), heads, b, ldq))
 	}
 	t.heads, t.bits, t.words = heads, b, words
 	t.digits = slices.Grow(t.digits[:0], heads*words*tableWord)[:heads*words*tableWord]
@@ -177,17 +187,21 @@ func (t *Tables) Build(q []float32, ldq, heads, b int) {
 	if !vectorised() {
 		t.bytes = slices.Grow(t.bytes[:0], heads*words*tableWordB)[:heads*words*tableWordB]
 	}
-	var quads [maxWords * 8][4]int16
-	for h := range heads {
-		step := roundQuery(quads[:words*8], q[h*ldq:h*ldq+b])
-		// Where sums of even and odd bytes are told apart only at the end, see avx2Sum,
-		// all - 256*odd and odd must both start from minus the bias of the digits.
-		odd := -uint32(words * 8 * digitZero)
-		t.consts[h] = [4]uint32{math.Float32bits(step), 0, (odd * 257 & 0xffff) * 0x10001, (odd & 0xffff) * 0x10001}
-		buildDigits(t.digits[h*words*tableWord:][:words*tableWord], quads[:words*8])
-		if len(t.bytes) > 0 {
-			buildBytes(t.bytes[h*words*tableWordB:][:words*tableWordB], quads[:words*8])
-		}
+}
+
+// Set makes the tables of the query of head h, t.Bits() numbers.
+func (t *Tables) Set(h int, q []float32) {
+	words := t.words
+	t.quads = slices.Grow(t.quads[:0], words*8)[:words*8]
+	quads := t.quads
+	step := roundQuery(quads, q[:t.bits])
+	// Where sums of even and odd bytes are told apart only at the end, see avx2Sum,
+	// all - 256*odd and odd must both start from minus the bias of the digits.
+	odd := -uint32(words * 8 * digitZero)
+	t.consts[h] = [4]uint32{math.Float32bits(step), 0, (odd * 257 & 0xffff) * 0x10001, (odd & 0xffff) * 0x10001}
+	buildDigits(t.digits[h*words*tableWord:][:words*tableWord], quads)
+	if len(t.bytes) > 0 {
+		buildBytes(t.bytes[h*words*tableWordB:][:words*tableWordB], quads)
 	}
 }
 
@@ -223,6 +237,12 @@ func roundIntsGeneric(quads [][4]int16, q []float32, inverse float32) {
 		v := (*[4]float32)(q[i:])
 		quads[i/4] = [4]int16{roundInt(v[0] * inverse), roundInt(v[1] * inverse), roundInt(v[2] * inverse),
 			roundInt(v[3] * inverse)}
+	}
+}
+
+func roundInt16Generic(dst []int16, q []float32, scale float32) {
+	for i, v := range q {
+		dst[i] = roundInt(v * scale)
 	}
 }
 

@@ -103,6 +103,9 @@ const (
 	MaxFactor = 1e6 // of a scaling; 1/MaxFactor is the least
 )
 
+// Still is the divisor of a pair that does not turn, in GGUF files.
+const Still = 1e30
+
 // Params is everything that determines the angles of one kind of layer.
 type Params struct {
 	Theta float64 // rope_theta, the base
@@ -379,7 +382,9 @@ func turn(x, cos, sin []float32, l Layout, sign float32) {
 		return
 	}
 	lo, hi := x[:h], x[h:2*h]
-	for p := range h {
+	sin, hi = sin[:len(lo)], hi[:len(lo)] // so that the compiler checks no index below
+	cos = cos[:len(lo)]
+	for p := range lo {
 		a, b, c, s := lo[p], hi[p], cos[p], sign*sin[p]
 		lo[p] = float32(a*c) - float32(b*s)
 		hi[p] = float32(a*s) + float32(b*c)

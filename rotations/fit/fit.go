@@ -114,14 +114,25 @@ func (s *Sample) thin(n int) *Sample {
 		return s
 	}
 	t := *s
-	t.Keys, t.Weights = make([]float32, 0, (n+1)*s.D), nil
-	for i := 0; i < s.N(); i += step {
-		t.Keys = append(t.Keys, s.Keys[i*s.D:(i+1)*s.D]...)
-		if s.Weights != nil {
-			t.Weights = append(t.Weights, s.Weights[i])
-		}
+	t.Keys, t.Weights = everyRow(s.Keys, s.D, n), nil
+	for i := 0; i < s.N() && s.Weights != nil; i += step {
+		t.Weights = append(t.Weights, s.Weights[i])
 	}
 	return &t
+}
+
+// everyRow returns about n of rows of d numbers, evenly spread, or all where there are less than
+// twice as many.
+func everyRow(rows []float32, d, n int) []float32 {
+	step := len(rows) / d / n
+	if step < 2 {
+		return rows
+	}
+	out := make([]float32, 0, (n+n/step+1)*d)
+	for i := 0; i+d <= len(rows); i += step * d {
+		out = append(out, rows[i:i+d]...)
+	}
+	return out
 }
 
 // bestSRHT returns the Hadamard code, among a few sign patterns, that loses least.
@@ -206,16 +217,18 @@ func (s *Sample) weight(key int) float64 {
 }
 
 // Mean returns the mean key, [D]; NaN where there are no keys.
-func (s *Sample) Mean() []float32 {
-	sum := make([]float64, s.D)
-	for i := 0; i < len(s.Keys); i += s.D {
-		for j, v := range s.Keys[i : i+s.D] {
+func (s *Sample) Mean() []float32 { return rowMean(s.Keys, s.D) }
+
+func rowMean(rows []float32, d int) []float32 {
+	sum := make([]float64, d)
+	for i := 0; i < len(rows); i += d {
+		for j, v := range rows[i : i+d] {
 			sum[j] += float64(v)
 		}
 	}
-	out := make([]float32, s.D)
+	out := make([]float32, d)
 	for j, v := range sum {
-		out[j] = float32(v / float64(s.N()))
+		out[j] = float32(v / float64(len(rows)/d))
 	}
 	return out
 }

@@ -20,6 +20,9 @@ const (
 	// metricShrink mixes the identity into the query metric: directions that no
 	// calibration query used must not become free.
 	metricShrink = 0.3
+	// jacobiDim is up to how many numbers axes come from Jacobi's method, which codes of heads
+	// always had. Beyond it takes too long.
+	jacobiDim = 256
 	// gramRidge keeps the least-squares system solvable when two signs always agree.
 	gramRidge = 1e-6
 )
@@ -33,50 +36,68 @@ const (
 // squares for the matrix and the search for signs alternate; neither increases
 // the error.
 func (s *Sample) frame(ctx context.Context, b int) (*codec.Code, []Point, error) {
-	d := s.D
-	root, invRoot, err := s.metricRoots(ctx)
+	root, inv, err := s.metricRoots(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	mean := s.Mean()
-	few := s.thin(thinned * max(d, b))
-	f := &frameFit{d: d, b: b, threads: s.Threads}
-	f.take(few.Keys, mean, linalg.Float32(root))
+	t := &frameTask{d: s.D, b: b, threads: s.Threads, few: s.thin(thinned * max(s.D, b)).Keys, all: s.Keys,
+		mean: s.Mean(), root: root, inv: inv, steps: frameSteps}
+	if s.Draft {
+		t.steps = frameDraft
+	}
+	if s.Trace != nil {
+		t.trace = func(step int, c *codec.Code) { s.Trace(0, step, c) }
+	}
+	c, curve, err := t.run(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
+	}
+	c, err = s.matchNorm(ctx, c)
+	return c, curve, err
+}
+
+// A frameTask is a frame to be fitted: of b signs to vectors of d numbers.
+type frameTask struct {
+	d, b, threads int
+	few, all      []float32 // [n, d]: the vectors of the first steps, and all of them
+	mean          []float32
+	root, inv     []float64 // of the metric, [d, d]
+	steps         int
+	trace         func(step int, c *codec.Code) // nil for none
+}
+
+// run fits the frame, without gain.
+func (t *frameTask) run(ctx context.Context) (*codec.Code, []Point, error) {
+	f := &frameFit{d: t.d, b: t.b, threads: t.threads}
+	root := linalg.Float32(t.root)
+	f.take(t.few, t.mean, root)
 	if err := f.init(ctx); err != nil {
 		return nil, nil, err
 	}
 	var curve []Point
-	steps := frameSteps
-	if s.Draft {
-		steps = frameDraft
-	}
-	for step := range steps {
+	for step := range t.steps {
 		if err := f.solve(ctx); err != nil {
-			return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
+			return nil, nil, err
 		}
-		// The last rounds use the encoder as a runtime will: from scratch; and all keys.
-		last := step >= steps-frameLast
-		if last && f.n < s.N() {
-			f.take(s.Keys, mean, linalg.Float32(root))
+		// The last rounds use the encoder as a runtime will: from scratch; and all vectors.
+		last := step >= t.steps-frameLast
+		if last && f.n < len(t.all)/t.d {
+			f.take(t.all, t.mean, root)
 		}
 		if err := f.encode(ctx, !last); err != nil {
 			return nil, nil, err
 		}
 		curve = append(curve, Point{step, f.cosine()})
-		if s.Trace != nil {
-			if c, err := f.code(mean, root, invRoot); err == nil {
-				s.Trace(0, step, c)
+		if t.trace != nil {
+			if c, err := f.code(t.mean, t.root, t.inv); err == nil {
+				t.trace(step, c)
 			}
 		}
 	}
 	if err := f.solve(ctx); err != nil {
 		return nil, nil, err
 	}
-	c, err := f.code(mean, root, invRoot)
-	if err != nil {
-		return nil, nil, err
-	}
-	c, err = s.matchNorm(ctx, c)
+	c, err := f.code(t.mean, t.root, t.inv)
 	return c, curve, err
 }
 
@@ -103,28 +124,36 @@ func (s *Sample) matchNorm(ctx context.Context, c *codec.Code) (*codec.Code, err
 
 // metricRoots returns C^1/2 and C^-1/2 of the shrunk query metric.
 func (s *Sample) metricRoots(ctx context.Context) (root, inv []float64, err error) {
-	d := s.D
-	if s.Metric == nil {
+	if root, inv, err = shrunkRoots(ctx, s.Metric, s.D); err != nil {
+		return nil, nil, fmt.Errorf("layer %d, head %d: %w", s.Layer, s.Head, err)
+	}
+	return root, inv, nil
+}
+
+// shrunkRoots returns C^1/2 and C^-1/2 for a metric that is brought to a trace of d and mixed with
+// the identity.
+func shrunkRoots(ctx context.Context, metric []float64, d int) (root, inv []float64, err error) {
+	if metric == nil {
 		return linalg.Identity(d), linalg.Identity(d), nil
 	}
-	if len(s.Metric) != d*d {
-		return nil, nil, fmt.Errorf("metric of %d numbers for head_dim %d", len(s.Metric), d)
+	if len(metric) != d*d {
+		return nil, nil, fmt.Errorf("metric of %d numbers for vectors of %d", len(metric), d)
 	}
 	var trace float64
 	for i := range d {
-		trace += s.Metric[i*d+i]
+		trace += metric[i*d+i]
 	}
 	if trace == 0 {
 		// No query asks for these keys, as in pruned heads: any direction is as good.
 		return linalg.Identity(d), linalg.Identity(d), nil
 	}
 	if !(trace > 0) || math.IsInf(trace, 0) {
-		return nil, nil, fmt.Errorf("layer %d, head %d: the energy of the queries is %g", s.Layer, s.Head, trace)
+		return nil, nil, fmt.Errorf("the energy of the queries is %g", trace)
 	}
 	c := make([]float64, d*d)
 	for i := range d {
 		for j := range d {
-			c[i*d+j] = (1 - metricShrink) * 0.5 * (s.Metric[i*d+j] + s.Metric[j*d+i]) * float64(d) / trace
+			c[i*d+j] = (1 - metricShrink) * 0.5 * (metric[i*d+j] + metric[j*d+i]) * float64(d) / trace
 		}
 		c[i*d+i] += metricShrink
 	}
@@ -204,7 +233,11 @@ func (f *frameFit) init(ctx context.Context) error {
 			c[i*d+j] = 0.5 * (float64(cov[i*d+j]) + float64(cov[j*d+i]))
 		}
 	}
-	_, axes, err := linalg.Eigen(ctx, c, d)
+	eigen := linalg.Eigen
+	if d > jacobiDim {
+		eigen = linalg.EigenQL
+	}
+	_, axes, err := eigen(ctx, c, d)
 	if err != nil {
 		return err
 	}

@@ -247,3 +247,44 @@ func TestGroupsCheck(t *testing.T) {
 		}
 	}
 }
+
+// TestGroupsCompare: groups that differ are told by layer and group, in one pair layout or two.
+func TestGroupsCompare(t *testing.T) {
+	a, b := grouped(t), grouped(t)
+	moved, err := b.To(t.Context(), rope.Interleaved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved.Pairs = rope.Interleaved
+	d, err := Compare(t.Context(), a, moved, nil, nil)
+	if err != nil || len(d.Groups) != 0 || len(d.Keys) != 1 || d.Keys[0].Key != spec.KeyPairLayout {
+		t.Errorf("%+v, %v", d, err)
+	}
+	b.Layers[1].Groups[2].Gains[0] = 2
+	b.Layers[0].Groups[0].Code.Decode[7]++
+	d, err = Compare(t.Context(), a, b, nil, nil)
+	if err != nil || d.Equal || len(d.Groups) != 2 || len(d.Keys) != 0 {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	x, y := d.Groups[0], d.Groups[1]
+	if x.Layer != 0 || x.Group != 0 || fmt.Sprint(x.Parts) != "[k0 k1 v0 v1]" || !(*x.Decode > 0) || *x.Mean != 0 || *x.PartGains != 0 {
+		t.Errorf("%+v", x)
+	}
+	if y.Layer != 1 || y.Group != 2 || *y.Decode != 0 || !(math.Abs(*y.PartGains-1./3) < 1e-6) {
+		t.Errorf("%+v", y)
+	}
+	// Of two versions, keys tell what there is.
+	d, err = Compare(t.Context(), a, sidecar(t, 8), nil, nil)
+	if err != nil || d.Equal {
+		t.Fatalf("%+v, %v", d, err)
+	}
+	var keys []string
+	for _, k := range d.Keys {
+		keys = append(keys, k.Key+" "+k.A+" "+k.B)
+	}
+	for _, want := range []string{spec.KeyVersion + " 2 1", spec.KeyHeads + " - 2", spec.KeyExceptions + " - 0", spec.KeyGroups + " [{"} {
+		if !strings.Contains(strings.Join(keys, "\n"), want) {
+			t.Errorf("no %q in %q", want, keys)
+		}
+	}
+}

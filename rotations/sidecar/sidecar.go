@@ -62,6 +62,14 @@ type Calibration struct {
 	Context int
 }
 
+func narrow(x []float64) []float32 {
+	out := make([]float32, len(x))
+	for i, v := range x {
+		out[i] = float32(v)
+	}
+	return out
+}
+
 // RopeText writes the RoPE parameters of full-attention and sliding-window
 // layers in one canonical form, so that two texts are equal exactly when all
 // angles are.
@@ -74,7 +82,9 @@ func RopeText(full, local rope.Params) (string, error) {
 		Original int       `json:"original_context,omitempty"`
 		BetaFast float64   `json:"beta_fast,omitempty"`
 		BetaSlow float64   `json:"beta_slow,omitempty"`
+		Smooth   bool      `json:"smooth,omitempty"`
 		Divisors []float32 `json:"divisors,omitempty"`
+		Short    []float32 `json:"short_divisors,omitempty"`
 	}
 	make1 := func(p rope.Params) side {
 		if (p.Scaling == rope.Linear || p.Scaling == rope.YaRN) && p.Factor == 1 {
@@ -95,6 +105,9 @@ func RopeText(full, local rope.Params) (string, error) {
 			s.Factor = p.Factor
 		case rope.YaRN:
 			s.Factor, s.Original, s.BetaFast, s.BetaSlow = p.Factor, p.OriginalContext, p.BetaFast, p.BetaSlow
+			s.Smooth = p.Smooth
+		case rope.LongRoPE:
+			s.Original, s.Divisors, s.Short = p.OriginalContext, narrow(p.Divisors), narrow(p.Short)
 		}
 		return s
 	}

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -148,6 +149,25 @@ func TestSidecarRoundTrip(t *testing.T) {
 			if a1, a2 := s.Codes[1][1].EncodeKey(k, w1), got.Codes[1][1].EncodeKey(k, w2); a1 != a2 || w1[0] != w2[0] {
 				t.Errorf("%s: encodes otherwise", name)
 			}
+		}
+	}
+}
+
+// TestVersion1Bytes: files with codes per head are the bytes that they were before there were
+// groups.
+func TestVersion1Bytes(t *testing.T) {
+	for name, want := range map[string]string{
+		"gguf":        "24c123348c25ad2cb1da52b5fc0455d86578c5a858a5427ab4c7a85e044e5530",
+		"safetensors": "5fa08fa8afcb78cef8e7ec9d96e7ac2c7634dc3e6dbd02edce2f44052c5b7e64",
+	} {
+		s, path := sidecar(t, 64), filepath.Join(t.TempDir(), "x")
+		s.Codes[1][1].Gain = 1.5
+		if err := containers[name](s, path); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(path)
+		if got := fmt.Sprintf("%x", sha256.Sum256(b)); err != nil || got != want {
+			t.Errorf("%s: SHA-256 %s, want %s (%v)", name, got, want, err)
 		}
 	}
 }

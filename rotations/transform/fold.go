@@ -13,56 +13,65 @@ const IDPairScale = "G3"
 
 // FoldPairScale adds the K/Q pair balance of one layer to the edits of v: without QK-norm
 // to the rows of W_K and W_Q and to their biases, per KV head; with QK-norm to
-// the norm gains, which act after the projections.
+// the norm gains, which act after the projections. Every layer that reads the keys takes the
+// inverse to its queries.
 func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 	cfg, y := v.Config(), &v.Config().Layers[layer]
 	d := y.HeadDim
-	if err := checkLayer(cfg, layer, "a scale of rotary pairs"); err != nil {
+	if err := cfg.RequireLayer(layer, "a scale of rotary pairs", family.OwnHeads); err != nil {
 		return err
 	}
 	if err := b.Check(y.KVHeads, d); err != nil {
 		return fmt.Errorf("layer %d: %w", layer, err)
 	}
-	var k, q []float32
+	if y.QKNorm == family.NormHead && !b.PerLayer {
+		return fmt.Errorf("layer %d: one gain vector serves all heads, so the balance must be one for all heads too", layer)
+	}
+	var k []float32
 	for h := range y.KVHeads {
 		k = append(k, b.KeyScale(h, d, cfg.PairsIn(layer))...)
-		for range y.Group() {
-			q = append(q, b.QueryScale(h, d, cfg.PairsIn(layer))...)
-		}
 	}
 	if v.Edits == nil {
 		v.Edits = checkpoint.Edits{}
 	}
-	fold := func(part string, scale []float32) {
-		name := family.Name(layer, part)
-		if _, ok := v.Find(name); ok {
-			v.Edits.Scale(name, IDPairScale, scale)
+	scalePart(v, layer, "attn_k", k)
+	for _, l := range cfg.Readers(layer) {
+		var q []float32
+		for h := range y.KVHeads {
+			for range cfg.Layers[l].Group() {
+				q = append(q, b.QueryScale(h, d, cfg.PairsIn(layer))...)
+			}
 		}
-	}
-	switch y.QKNorm {
-	case family.NormHead:
-		if !b.PerLayer {
-			return fmt.Errorf("layer %d: one gain vector serves all heads, so the balance must be one for all heads too", layer)
-		}
-		fold("attn_k_norm.weight", k[:d])
-		fold("attn_q_norm.weight", q[:d])
-	case family.NormLayers:
-		fold("attn_k_norm.weight", k)
-		fold("attn_q_norm.weight", q)
-	default:
-		fold("attn_k.weight", k)
-		fold("attn_k.bias", k)
-		fold("attn_q.weight", q)
-		fold("attn_q.bias", q)
+		scalePart(v, l, "attn_q", q)
 	}
 	return nil
 }
+
+// scalePart multiplies what a layer's projection attn_q or attn_k gives, by a number for each
+// dimension of all its heads: in its rows and bias, or in the gains of the norm behind it.
+func scalePart(v *checkpoint.Edited, layer int, part string, scale []float32) {
+	y := &v.Config().Layers[layer]
+	names := []string{part + ".weight", part + ".bias"}
+	switch y.QKNorm {
+	case family.NormHead:
+		names, scale = []string{part + "_norm.weight"}, scale[:y.HeadDim]
+	case family.NormLayers:
+		names = []string{part + "_norm.weight"}
+	}
+	for _, n := range names {
+		if name := family.Name(layer, n); exists(v, name) {
+			v.Edits.Scale(name, IDPairScale, scale)
+		}
+	}
+}
+
+func exists(v *checkpoint.Edited, name string) bool { _, ok := v.Find(name); return ok }
 
 // checkLayer refuses layers whose keys a fold into weights cannot change: those with
 // keys of another kind, and those whose keys other layers read, which would have to
 // change their queries too.
 func checkLayer(c *family.Config, layer int, what string) error {
-	if err := c.RequireLayer(layer, what, family.OutsideCache); err != nil {
+	if err := c.RequireLayer(layer, what, family.OwnHeads); err != nil {
 		return err
 	}
 	for l := range c.Layers {

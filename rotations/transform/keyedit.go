@@ -56,7 +56,7 @@ func checkKeyBias(c *family.Config, y *family.Layer) error {
 	case y.Sinks:
 		return fmt.Errorf("%w: family %s has attention sinks, against which a constant in the keys moves all scores",
 			ErrNoKeyBias, c.Family.Name)
-	case !c.Family.AttnBias.K:
+	case !c.Family.AttnBias.K && !c.Family.GGUFBias.K:
 		return fmt.Errorf("%w: stock readers of family %s know no bias of the key projection", ErrNoKeyBias, c.Family.Name)
 	}
 	return nil
@@ -64,6 +64,14 @@ func checkKeyBias(c *family.Config, y *family.Layer) error {
 
 // checkValueTransform says whether a matrix can pass from W_V to W_O.
 func checkValueTransform(c *family.Config, y *family.Layer) error {
+	switch {
+	case y.ValuesAreKeys:
+		return fmt.Errorf("family %s makes values of the keys' projection, so a matrix on values would change keys too",
+			c.Family.Name)
+	case y.ValueNorm:
+		return fmt.Errorf("family %s normalises values, and only an orthogonal matrix passes through the norm; this version "+
+			"fits others", c.Family.Name)
+	}
 	if y.Gate == family.GateChannel {
 		return fmt.Errorf("family %s multiplies the output of attention by a gate per dimension, and no matrix passes through it",
 			c.Family.Name)
@@ -120,6 +128,10 @@ func FoldKeys(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
 
 // check refuses an edit that a KV head of layer y cannot have.
 func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
+	if y.ValuesAreKeys && y.QKNorm == family.NoQKNorm && (e.Pairs != nil || e.Shift != nil || e.Transform != nil) {
+		return fmt.Errorf("family %s makes values of the keys' projection, so an edit of keys would change values too",
+			cfg.Family.Name)
+	}
 	if e.Pairs != nil {
 		if err := e.Pairs.Check(y.HeadDim); err != nil {
 			return err

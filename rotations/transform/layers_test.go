@@ -40,8 +40,10 @@ func TestOtherLayers(t *testing.T) {
 			map[string]bool{"values": true}},
 		{func(c *family.Config) { c.Layers[0].Gate = family.GateHead }, "", nil},
 		{func(c *family.Config) { c.Layers[1].Owner = 0 }, "layer 1 reads its keys", all},
-		{func(c *family.Config) { c.Layers[0].Rope.Dim /= 2 }, "a part of each head", all},
-		{func(c *family.Config) { c.Layers[0].Rope = rope.Params{} }, "without RoPE", all},
+		{func(c *family.Config) { c.Layers[0].Rope.Dim /= 2 }, "", nil},
+		{func(c *family.Config) { c.Layers[0].Rope = rope.Params{} }, "", nil},
+		{func(c *family.Config) { c.Layers[0].ValueNorm = true }, "normalises values", map[string]bool{"values": true}},
+		{func(c *family.Config) { c.Layers[0].ValuesAreKeys = true }, "makes values of the keys' projection", all},
 		{func(c *family.Config) { c.Layers[0].Kind = family.Latent }, "latent attention", all},
 	} {
 		for name, e := range edits {

@@ -65,6 +65,34 @@ gemma3 = family("gemma3_text", "Gemma3ForCausalLM", hidden_activation="gelu_pyto
                 tie_word_embeddings=True, rms_norm_eps=1e-6)
 
 
+small = dict(hidden_act="silu", pad_token_id=0, hidden_size=32, intermediate_size=24, num_hidden_layers=3, max_position_embeddings=96)
+seed_oss = family("seed_oss", "SeedOssForCausalLM", **small, head_dim=12, attention_bias=True, attention_out_bias=False)
+smollm3 = family("smollm3", "SmolLM3ForCausalLM", **{**small, "num_hidden_layers": 5}, tie_word_embeddings=True)
+granite = family("granite", "GraniteForCausalLM", **small, embedding_multiplier=3.0, residual_multiplier=0.4,
+                 attention_multiplier=0.2, logits_scaling=0.7)
+ministral3 = family("ministral3", "Ministral3ForCausalLM", **small, head_dim=12, sliding_window=None)
+olmo2 = family("olmo2", "Olmo2ForCausalLM", **small, num_key_value_heads=4)
+olmo3 = family("olmo3", "Olmo3ForCausalLM", **{**small, "num_hidden_layers": 5}, sliding_window=9)
+ernie4_5 = family("ernie4_5", "Ernie4_5ForCausalLM", **small, head_dim=12, use_bias=False)
+cohere2 = family("cohere2", "Cohere2ForCausalLM", rotary_pct=1.0, **{**small, "num_hidden_layers": 5}, sliding_window=9, layer_norm_eps=1e-5,
+                 logit_scale=0.5, tie_word_embeddings=True)
+exaone4 = family("exaone4", "Exaone4ForCausalLM", **{**small, "num_hidden_layers": 5}, head_dim=12, sliding_window=9,
+                 sliding_window_pattern=4)
+hunyuan = family("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", **small, head_dim=12)
+phi3 = family("phi3", "Phi3ForCausalLM", **small, original_max_position_embeddings=24)
+glm4 = family("glm4", "Glm4ForCausalLM", **small, head_dim=12, attention_bias=True, partial_rotary_factor=0.5)
+
+
+gemma4 = family("gemma4_text", "Gemma4ForCausalLM", hidden_activation="gelu_pytorch_tanh", hidden_size=24, intermediate_size=20,
+                head_dim=8, global_head_dim=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=7, sliding_window=9,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention",
+                             "sliding_attention", "sliding_attention", "full_attention"],
+                max_position_embeddings=96, rms_norm_eps=1e-6, tie_word_embeddings=True, final_logit_softcapping=6.0,
+                vocab_size_per_layer_input=VOCAB, pad_token_id=0,
+                rope_parameters=dict(sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                                     full_attention=dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=1000000.0)))
+
+
 def without(cfg, *keys):
     return {k: v for k, v in cfg.items() if k not in keys}
 
@@ -121,6 +149,41 @@ MODELS = {
                                 "query_pre_attn_scalar", "tie_word_embeddings"), "bfloat16", None),
     "gemma3-scale": (gemma3(num_hidden_layers=2, sliding_window_pattern=2, query_pre_attn_scalar=24,
                             final_logit_softcapping=5.0, tie_word_embeddings=False), "bfloat16", None),
+    "seed-oss": (seed_oss(), "bfloat16", None),
+    "seed-oss-out": (seed_oss(attention_bias=False, attention_out_bias=True, num_hidden_layers=1), "bfloat16", None),
+    "smollm3": (smollm3(), "bfloat16", None),
+    "smollm3-list": (smollm3(num_hidden_layers=3, no_rope_layers=[0, 1, 1], attention_bias=False, use_sliding_window=True,
+                             sliding_window=9), "bfloat16", None),
+    "granite": (granite(), "bfloat16", None),
+    # A scaling with all its numbers, and queries that grow within the text.
+    "ministral3": (without(ministral3(rope_parameters=dict(
+        rope_type="yarn", rope_theta=10000.0, factor=16.0, original_max_position_embeddings=16, beta_fast=0.9, beta_slow=0.1,
+        mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.3)), "rope_theta"), "bfloat16", None),
+    "olmo2": (olmo2(), "bfloat16", None),
+    "olmo2-gqa": (olmo2(num_key_value_heads=2, num_hidden_layers=1), "bfloat16", None),
+    "olmo3": (without(olmo3(max_position_embeddings=200, rope_scaling=dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=100, beta_fast=32.0,
+                                              beta_slow=1.0, attention_factor=1.3)), "rope_theta"), "bfloat16", None),
+    # Two bases, which stock GGUF runtimes do not know.
+    "olmo3-base": (olmo3(num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"]), "bfloat16", None),
+    "ernie4_5": (ernie4_5(), "bfloat16", None),
+    "cohere2": (cohere2(), "bfloat16", None),
+    "exaone4": (exaone4(head_dim=8), "bfloat16", None),
+    "exaone4-full": (exaone4(num_hidden_layers=2, head_dim=8, sliding_window=None, layer_types=["full_attention"] * 2), "bfloat16", None),
+    "hunyuan": (without(hunyuan(max_position_embeddings=32768, rope_scaling=dict(type="dynamic", alpha=1000.0, factor=1.0)), "rope_theta"), "bfloat16", None),
+    "phi3": (phi3(original_max_position_embeddings=96), "bfloat16", None),
+    # Longer than the original context: the divisors of long contexts, on three quarters of each head.
+    "phi3-long": (phi3(partial_rotary_factor=0.75, rope_scaling=dict(
+        type="longrope", short_factor=[1.0, 1.1, 1.3], long_factor=[1.2, 2.0, 5.0])), "bfloat16", None),
+    "phi3-short": (phi3(num_hidden_layers=1, max_position_embeddings=900, original_max_position_embeddings=300, rope_scaling=dict(
+        type="longrope", short_factor=[1.0, 1.1, 1.3, 1.4], long_factor=[1.2, 2.0, 5.0, 9.0])), "bfloat16", None),
+    "glm4": (glm4(), "bfloat16", None),
+    # Three layers that read the keys and values of layers 2 and 3, and FFNs twice as wide there.
+    "gemma4": (without(gemma4(hidden_size_per_layer_input=6, num_kv_shared_layers=3, use_double_wide_mlp=True), "rope_theta"),
+               "bfloat16", None),
+    # Values that are keys, and another number of heads in full layers.
+    "gemma4-kv": (without(gemma4(num_hidden_layers=4, hidden_size_per_layer_input=0, num_kv_shared_layers=0, attention_k_eq_v=True,
+                                 num_key_value_heads=2, num_global_key_value_heads=1, num_attention_heads=4,
+                                 layer_types=["sliding_attention", "full_attention"] * 2), "rope_theta"), "bfloat16", None),
     # 62 layers: stock GGUF runtimes take 1/sqrt(hidden/heads) for the scale.
     "gemma3-62": (gemma3(num_hidden_layers=62, hidden_size=16, intermediate_size=8, head_dim=4, query_pre_attn_scalar=8,
                          sliding_window_pattern=6), "bfloat16", None),
@@ -136,16 +199,21 @@ def fill(model, name):
     every gain and bias matters."""
     rng = np.random.default_rng(seed(name))
     gemma = model.config.model_type == "gemma3_text"
+    late = model.config.model_type in ("olmo2", "olmo3", "exaone4")  # nothing is normed before attention and FFN
     with torch.no_grad():
         for n, p in model.named_parameters():
             x = rng.standard_normal(p.shape)
             if n.endswith("norm.weight"):
                 # Gains of queries and keys set how sharp attention is.
                 mean = 1.5 if n.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
+                if model.config.model_type == "gemma4_text":
+                    mean = 0.5  # scores are not scaled
                 # In a deep sandwich small steps keep rounding errors from growing layer by layer.
                 if gemma and ".post_" in n:
                     mean = min(1.0, 7 / model.config.num_hidden_layers)
                 x = mean + 0.3 * x - (1.0 if gemma else 0.0)
+            elif n.endswith("layernorm.weight"):
+                x = (1.5 if "query_" in n or "key_" in n else 1.0) + 0.3 * x
             elif n.endswith(".bias"):
                 x = 0.7 * x
             elif "embed_tokens" in n:
@@ -158,6 +226,9 @@ def fill(model, name):
                     gain = 2.0
                 x = gain * x / math.sqrt(p.shape[-1])
             p.copy_(torch.from_numpy(x))
+        for n, p in model.named_buffers():
+            if n.endswith("layer_scalar"):
+                p.copy_(torch.from_numpy(1 + 0.2 * rng.standard_normal(p.shape)))
 
 
 def tokens(name):

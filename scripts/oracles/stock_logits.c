@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "ggml-backend.h"
 #include "llama.h"
 
 static void quiet(enum ggml_log_level level, const char *text, void *user) {
@@ -19,6 +20,8 @@ int main(int argc, char **argv) {
     const int windows = atoi(argv[2]), T = atoi(argv[3]);
     llama_log_set(quiet, NULL);
     llama_backend_init();
+    // Builds with backends in files of their own have them beside the library.
+    if (getenv("LLAMA_CPP_BIN")) ggml_backend_load_all_from_path(getenv("LLAMA_CPP_BIN"));
     struct llama_model *model = llama_model_load_from_file(argv[1], llama_model_default_params());
     if (!model) return 3;
     const int vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));

@@ -1,4 +1,4 @@
-"""Reads a phaseconv sidecar and decodes and scores 1-bit keys, with numpy alone.
+"""Reads a phaseconv sidecar, decodes and scores 1-bit keys and sums 1-bit values, with numpy alone.
 
 Written from spec/code.md and spec/sidecar.md, for use see test_decode.py.
 """
@@ -8,8 +8,8 @@ import struct
 
 import numpy as np
 
-LIMITS = {"layers": (1, 4096), "head_count": (1, 4096), "head_dim": (2, 4096), "anchor": (0, 1 << 20), "sink": (0, 1 << 20),
-          "recent": (0, 1 << 20), "exceptions": (0, 128), "calibration.tokens": (0, 2**31 - 1), "calibration.context": (0, 2**31 - 1)}
+LIMITS = {"anchor": (0, 1 << 20), "sink": (0, 1 << 20), "recent": (0, 1 << 20), **{"calibration." + k: (0, 2**31 - 1) for k in ("tokens", "context")}}
+LIMITS1 = {"layers": (1, 4096), "head_count": (1, 4096), "head_dim": (2, 4096), "exceptions": (0, 128)}  # of version 1 alone
 TEXTS = ["code", "basis", "pair_layout", "rope", "source.sha256", "weights.sha256", "calibration.sha256", "tool"]
 
 
@@ -73,49 +73,85 @@ def read_model(path):
 
 
 class Sidecar:
-    """keys holds the metadata without "phaseconv."; codes[layer][head] = (mean, decode, encode, gain), None for what is absent."""
+    """keys holds the metadata without "phaseconv.". Version 1 has codes[layer][head] = (mean, decode, encode, gain), None for what is absent;
+    version 2 has layers, the key groups with each list of parts replaced by (parts, starts, mean, decode, encode, gain, part_gain)."""
 
     def __init__(self, path):
-        meta, tensors = read_model(path)
+        meta, self.tensors = read_model(path)
         keys = {k[len("phaseconv."):]: v for k, v in meta.items() if k.startswith("phaseconv.")}
-        if str(keys.get("version")) != "1" or meta.get("general.architecture", "phaseconv") != "phaseconv":
-            raise ValueError(f"key phaseconv.version is {keys.get('version')}, or this is no sidecar")
-        for k, (low, high) in LIMITS.items():
+        version = str(keys.get("version"))
+        if version not in ("1", "2") or meta.get("general.architecture", "phaseconv") != "phaseconv":
+            raise ValueError(f"key phaseconv.version is {version}, or this is no sidecar")
+        limits, texts = {**LIMITS, **(LIMITS1 if version == "1" else {})}, TEXTS + (["groups"] if version == "2" else [])
+        for k, (low, high) in limits.items():
             if not re.fullmatch("[0-9]+", str(keys.get(k))) or not low <= int(keys[k]) <= high:
                 raise ValueError(f"key phaseconv.{k} is {keys.get(k)}")
             keys[k] = int(keys[k])
-        for k in TEXTS:
+        for k in texts:
             if not isinstance(keys.get(k), str) or k.endswith("sha256") and not re.fullmatch("[0-9a-f]{64}", keys[k]):
                 raise ValueError(f"key phaseconv.{k} is {keys.get(k)}")
-        most = keys["head_dim"] // 2 if keys["head_dim"] <= 256 else 0
-        if keys["basis"] != "post_rope" or keys["pair_layout"] not in ("half", "interleaved") or keys["head_dim"] % 2 or keys["exceptions"] > most:
-            raise ValueError("basis, pair_layout, head_dim or exceptions")
-        if unknown := set(keys) - set(LIMITS) - set(TEXTS) - {"version"}:
-            raise ValueError(f"keys {unknown} are not of version 1")
-        d, self.keys, used = keys["head_dim"], keys, 0
+        if keys["basis"] != "post_rope" or keys["pair_layout"] not in ("half", "interleaved"):
+            raise ValueError("basis or pair_layout")
+        self.keys, self.used, unknown = keys, 0, set(keys) - set(limits) - set(texts) - {"version"}
+        self.read_codes() if version == "1" else self.read_groups()
+        if unknown or self.used != len(self.tensors):
+            raise ValueError(f"keys {unknown} or tensors that version {version} does not define")
 
-        def tensor(layer, head, part):
-            nonlocal used
-            name = f"blk.{layer}.k_code.{head}.{part}"
-            if part in ("encode", "gain") and name not in tensors:
-                return None
-            label, shape, data = tensors[name]
-            x = np.frombuffer(data, "<f4").reshape(shape)
-            if label != "F32" or shape != {"mean": (d,), "gain": (1,)}.get(part, (*shape[:1], d)) or not np.isfinite(x).all():
-                raise ValueError(f"tensor {name}")
-            used += 1
-            return x
+    def tensor(self, name, *shape, optional=False):
+        if optional and name not in self.tensors:
+            return None
+        label, got, data = self.tensors[name]
+        x = np.frombuffer(data, "<f4").reshape(got)
+        if label != "F32" or len(got) != len(shape) or any(n not in (m, None) for m, n in zip(got, shape)) or not np.isfinite(x).all():
+            raise ValueError(f"tensor {name}")
+        self.used += 1
+        return x
 
-        self.codes = [[tuple(tensor(l, h, p) for p in ("mean", "decode", "encode", "gain")) for h in range(keys["head_count"])]
-                      for l in range(keys["layers"])]
-        if used != len(tensors):
-            raise ValueError("tensors that version 1 does not define")
-        for _, decode, encode, gain in sum(self.codes, []):
-            b, same = len(decode), encode is None or encode.shape == decode.shape
-            if b % 8 or not 8 <= b <= min(2048, 8 * d) or not same or gain is not None and not 1 / 16 <= gain <= 16:
-                raise ValueError(f"{b} signs, gain {gain}")
-            if encode is None and (b != d or abs(decode.astype("f8") @ decode.T.astype("f8") - np.eye(d)).max() > 1e-5):
-                raise ValueError("decode rows are not orthonormal and there is no encode")
+    def code(self, name, d):
+        mean, decode = self.tensor(name + "mean", d), self.tensor(name + "decode", None, d)
+        b = len(decode)
+        encode, gain = self.tensor(name + "encode", b, d, optional=True), self.tensor(name + "gain", 1, optional=True)
+        if b % 8 or not 8 <= b <= min(2048, 8 * d) or gain is not None and not 1 / 16 <= gain <= 16:
+            raise ValueError(f"{name}: {b} signs, gain {gain}")
+        if encode is None and (b != d or abs(decode.astype("f8") @ decode.T.astype("f8") - np.eye(d)).max() > 1e-5):
+            raise ValueError(f"{name}: decode rows are not orthonormal and there is no encode")
+        return mean, decode, encode, gain
+
+    def read_codes(self):
+        d = self.keys["head_dim"]
+        if d % 2 or self.keys["exceptions"] > (d // 2 if d <= 256 else 0):
+            raise ValueError("head_dim or exceptions")
+        self.codes = [[self.code(f"blk.{l}.k_code.{h}.", d) for h in range(self.keys["head_count"])] for l in range(self.keys["layers"])]
+
+    def read_groups(self):
+        self.layers = json.loads(self.keys["groups"], object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else {})
+        if len(self.keys["groups"]) > 1 << 20 or not 1 <= len(self.layers) <= 4096 or not any(y["groups"] for y in self.layers):
+            raise ValueError("key phaseconv.groups")
+        for l, y in enumerate(self.layers):
+            n, k, v = heads = [y[x] for x in ("heads", "head_dim", "value_dim")]
+            if len(y) != 4 or any(type(x) is not int or not 1 <= x <= 4096 for x in heads) or k % 2:
+                raise ValueError(f"key phaseconv.groups: layer {l}: {heads}")
+            seen = []
+            for i, parts in enumerate(y["groups"]):
+                order = [(p[0], int(p[1:])) for p in parts if re.fullmatch("[kv](0|[1-9][0-9]{0,3})", p)]
+                starts = np.cumsum([0] + [k if kind == "k" else v for kind, _ in order]).tolist()
+                if not parts or len(order) != len(parts) or order != sorted(set(order)) or starts[-1] > 2048:
+                    raise ValueError(f"key phaseconv.groups: layer {l}: {parts}")
+                seen += order
+                name = f"blk.{l}.kv_code.{i}."
+                h = self.tensor(name + "part_gain", len(parts), optional=True)
+                y["groups"][i] = (parts, starts, *self.code(name, starts[-1]), h)
+                if h is not None and not ((h >= 1 / 16) & (h <= 16)).all() or not np.isfinite(fold(y["groups"][i])).all():
+                    raise ValueError(f"tensor {name}part_gain, or decode times it")
+            for kind in "kv":
+                if sorted(h for x, h in seen if x == kind) not in ([], list(range(n))):
+                    raise ValueError(f"key phaseconv.groups: layer {l}: not all heads, or one twice")
+
+
+def fold(group):
+    """The decode matrix of a group with the gains of its parts, [b, D]."""
+    _, starts, _, decode, _, _, part_gain = group
+    return decode if part_gain is None else decode * np.repeat(part_gain, np.diff(starts))
 
 
 def signs(words, b):
@@ -147,3 +183,18 @@ def score(q, words, alpha, mean, matrix, at, values):
     """Scores of queries q, [heads, d], for keys of one block, [heads, n]; q is turned back already."""
     q, s = q.astype(np.float64), signs(words, len(matrix)).astype(np.float64)
     return (q @ mean)[:, None] + alpha.astype(np.float64) * ((q @ matrix.T) @ s.T) + (q[:, at] * values.astype(np.float64)).sum(-1)
+
+
+def sums(weights, words, alpha, mean, matrix):
+    """Sums over the decoded values of n tokens with weights [heads, n]: the columns of one part of mean and fold(group). [heads, d]"""
+    w = weights.astype(np.float64)
+    t = (w * alpha) @ signs(words, len(matrix))
+    return w.sum(1)[:, None] * mean + t @ matrix
+
+
+def transposed(words, b):
+    """words [n, W] of signs as blocks of 32 tokens: word i of a block has sign i, its bit j is token j. [n/32 rounded up, 32 W]"""
+    n, w = words.shape
+    bits = np.zeros(((n + 31) // 32, 32, 32 * w), np.uint32)
+    bits.reshape(-1, 32 * w)[:n, :b] = signs(words, b) > 0
+    return (bits << np.arange(32, dtype=np.uint32)[:, None]).sum(1, dtype=np.uint32)

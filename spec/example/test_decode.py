@@ -1,9 +1,11 @@
-"""Holds decode.py to the golden vectors and, if there is one, to a real artifact.
+"""Holds decode.py to the golden vectors and, if there are some, to real artifacts.
 
 PHASECONV_ARTIFACT  folder made by phaseconv convert --format both
-PHASECONV_SOURCE    the Hugging Face folder it was made from
+PHASECONV_GROUPS    another one, with --code joint
+PHASECONV_SOURCE    the Hugging Face folder they were made from
 PHASECONV_VECTORS   folder with gguf.json and safetensors.json, what
-                    go run ./rotations/internal/vectors -sidecar FILE prints for the two sidecars
+                    go run ./rotations/internal/vectors -sidecar FILE prints for the two sidecars,
+                    and the same of the artifact with groups as groups.*.json
 """
 import glob
 import hashlib
@@ -19,7 +21,7 @@ import decode as ref
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VECTORS = os.path.join(HERE, "..", "vectors")
-ENV = {k: os.environ.get("PHASECONV_" + k) for k in ("ARTIFACT", "SOURCE", "VECTORS")}
+ENV = {k: os.environ.get("PHASECONV_" + k) for k in ("ARTIFACT", "GROUPS", "SOURCE", "VECTORS")}
 U = np.uint64
 
 
@@ -61,6 +63,8 @@ def matrix(a, base=None, tensors=None):
     elif rule == "uniform":
         e = f.get("exponent", 0) - 23 - (c % f["column_mod"] if "column_mod" in f else 0) - (r // f["row_step"] if "row_step" in f else 0)
         m = ((number(seed, r * n + c) >> U(40)).astype(np.int64) - 2**23) * 2.0**e
+    elif rule == "unsigned":
+        m = (number(seed, r * n + c) >> U(40)) * 2.0**-24
     elif rule == "hadamard":
         ones = np.array([[bin(i & j).count("1") for j in range(n)] for i in range(rows)])
         m = (1 - 2.0 * ((ones + (number(seed, c) >> U(63)).astype(int)) % 2)) * np.float32(1 / np.sqrt(n))
@@ -199,6 +203,127 @@ class Golden(unittest.TestCase):
                     check_head(self, json.load(f))
 
 
+    def test_groups(self):
+        files = sorted(glob.glob(os.path.join(VECTORS, "group-*.json")))
+        self.assertGreater(len(files), 7)
+        for path in files:
+            with self.subTest(os.path.basename(path)):
+                with open(path) as f:
+                    check_group(self, json.load(f))
+
+    def test_group_files(self):
+        """The reader of this folder finds in both containers what groups.json names."""
+        want = self.load("groups.json")
+        for name in want["files"]:
+            got = ref.Sidecar(os.path.join(VECTORS, name))
+            self.assertEqual(len(got.layers), len(want["layers"]))
+            for y, z in zip(got.layers, want["layers"]):
+                self.assertEqual([y[k] for k in ("heads", "head_dim", "value_dim")], [z[k] for k in ("heads", "head_dim", "value_dim")])
+                self.assertEqual([g[0] for g in y["groups"]], [g["parts"] for g in z["groups"]])
+                for g, v in zip(y["groups"], z["groups"]):
+                    _, starts, mean, dec, enc, gain, part_gain = g
+                    self.assertEqual(starts[-1], len(mean))
+                    np.testing.assert_array_equal(mean, matrix(v["mean"])[0])
+                    np.testing.assert_array_equal(dec, matrix(v["decode"]))
+                    for x, key in ((enc, "encode"), (gain, "gain"), (part_gain, "part_gain")):
+                        self.assertEqual(x is None, key not in v)
+                        if x is not None:
+                            np.testing.assert_array_equal(x, matrix(v[key], dec) if key == "encode" else f32(v[key]))
+
+    def test_group_refuses(self):
+        meta, tensors = ref.read_model(os.path.join(VECTORS, "groups.sidecar"))
+        text, name = meta["phaseconv.groups"], "blk.0.kv_code.0.decode"
+        kind, shape, data = tensors[name]
+        bad = [({**meta, "phaseconv." + k: v}, tensors) for k, v in {
+            "version": "3", "layers": "4", "head_dim": "8", "exceptions": "0", "groups": "[]", "basis": "pre_rope", "sink": "-1"}.items()]
+        bad += [({**meta, "phaseconv.version": "1"}, tensors)]
+        bad += [({k: v for k, v in meta.items() if k != key}, tensors) for key in meta if key != "format"]
+        for old, new in (("heads\":3", "heads\":4"), ("heads\":3", "heads\":2"), ("heads\":3", "heads\":3.0"), ("head_dim\":8", "head_dim\":10"),
+                         ("value_dim\":6", "value_dim\":0"), ("\"k2\",\"v2\"", "\"v2\",\"k2\""), ("\"k2\"", "\"k02\""), ("\"k2\"", "\"k1\""),
+                         ("\"k2\"", "\"x2\""), ("[\"v0\"],", ""), ("\"groups\":[]", "\"groups\":[[]]"), ("\"groups\":[]", "\"more\":1,\"groups\":[]"),
+                         ("heads\":3", "heads\":3,\"heads\":3")):
+            self.assertIn(old, text)
+            bad.append(({**meta, "phaseconv.groups": text.replace(old, new, 1)}, tensors))
+        bad += [(meta, {**tensors, "blk.2.kv_code.0.mean": tensors["blk.0.kv_code.1.mean"]}), (meta, {k: v for k, v in tensors.items() if k != name}),
+                (meta, {**tensors, name: (kind, shape, b"\0\0\x80\x7f" + data[4:])}), (meta, {**tensors, name: ("F16", shape, data)}),
+                (meta, {**tensors, name: (kind, shape, b"\xff\xff\x7f\x7f" * (len(data) // 4))}),
+                (meta, {**tensors, "blk.0.kv_code.0.part_gain": ("F32", (4,), b"\0\0\x80\x3f" * 3 + b"\0\0\x88\x41")})]
+        refuses(self, meta, tensors, bad)
+
+
+def refuses(test, meta, tensors, bad):
+    """The reader takes a file of meta and tensors and none of the bad ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "s.safetensors")
+        for i, (m, t) in enumerate([(meta, tensors)] + bad):
+            head, body = {"__metadata__": m}, b""
+            for n, (k, s, x) in t.items():
+                head[n] = {"dtype": k, "shape": list(s), "data_offsets": [len(body), len(body) + len(x)]}
+                body += x
+            head = json.dumps(head).encode()
+            with open(path, "wb") as f:
+                f.write(struct.pack("<Q", len(head)) + head + body)
+            if i == 0:
+                ref.Sidecar(path)
+            else:
+                with test.assertRaises((ValueError, KeyError), msg=f"case {i}"):
+                    ref.Sidecar(path)
+
+
+def check_group(test, v, tensors=None):
+    """A group from the vectors of a sequence to scores and sums."""
+    mean, dec = matrix(v["mean"], tensors=tensors)[0], matrix(v["decode"], tensors=tensors)
+    enc = matrix(v["encode"], dec, tensors) if "encode" in v else None
+    for key in ("gain", "part_gain"):
+        if tensors is not None and (stored := tensors.get(v["decode"]["tensor"].replace("decode", key))):
+            np.testing.assert_array_equal(np.frombuffer(stored[2], "<f4"), f32(v[key]))
+    x, words, alpha, d, b = matrix(v["vectors"]), u32(v["words"]), f16(v["alpha"]), v["head_dim"], v["signs"]
+    sizes = [d if p[0] == "k" else v["value_dim"] for p in v["parts"]]
+    starts = np.cumsum([0] + sizes).tolist()
+    part_gain = f32(v["part_gain"]) if "part_gain" in v else None
+    folded = ref.fold((v["parts"], starts, mean, dec, enc, None, part_gain))
+    first, end = v["sink"], len(x) - v["recent"]
+    check_stored(test, u32(v["stored"]), words)
+    np.testing.assert_array_equal(ref.transposed(words, b).reshape(-1, 32), u32(v["transposed"]))
+    none = np.zeros((len(words), 0))
+    hats = ref.decode(words, alpha, mean, folded, none.astype(int), none)
+    np.testing.assert_array_equal(hats[-1], f32(v["decoded"]))
+    angle = v["rope_theta"] ** (-2 * np.arange(d // 2) / d)
+    blocks = {b["start"]: (f32(b["cos"]), f32(b["sin"])) for b in v.get("blocks", [])}
+    keys = [i for i, p in enumerate(v["parts"]) if p[0] == "k"]
+    values = [i for i, p in enumerate(v["parts"]) if p[0] == "v"]
+    queries, scores = [matrix(v["queries"]), np.stack([f32(s) for s in v["scores"]])] if keys else [None, None]
+    turned = x[first:end].copy()
+    exact = x.astype(np.float16).astype(float)
+    for n in range(first, end):
+        start = n - n % v["anchor"] if v["anchor"] and keys else 0
+        turn = lambda y: y
+        if start:
+            cos, sin = blocks[start]
+            np.testing.assert_allclose(cos, np.cos(start * angle), atol=1e-7)
+            np.testing.assert_allclose(sin, np.sin(start * angle), atol=1e-7)
+            turn = lambda y: ref.turn_back(y, cos, sin, v["pair_layout"])
+        row = slice(n - first, n - first + 1)
+        for i, p in enumerate(keys):
+            at = slice(starts[p], starts[p + 1])
+            turned[row, at] = turn(turned[row, at])
+            q = turn(queries[i:i + 1])
+            got = ref.score(q, words[row], alpha[row], mean[at], folded[:, at], none[row].astype(int), none[row])[0, 0]
+            room = 1e-12 * ((abs(q) @ abs(mean[at]))[0] + alpha[n - first] * (abs(folded[:, at]) @ abs(q[0])).sum()) + 1e-7 * abs(got)
+            test.assertLessEqual(abs(got - scores[i, n]), room)
+    for n in [*range(first), *range(end, len(x))]:
+        for i, p in enumerate(keys):
+            np.testing.assert_allclose(queries[i].astype(float) @ exact[n, starts[p]:starts[p + 1]], scores[i, n], rtol=1e-6, atol=1e-6)
+    got_words, got_alpha = encode(turned, mean, dec, enc, float(f32(v.get("gain", "3f800000"))[0]))
+    np.testing.assert_array_equal(got_words, words)
+    np.testing.assert_array_equal(got_alpha, alpha.astype(np.float16).view(np.uint16))
+    for i, p in enumerate(values):
+        at, a = slice(starts[p], starts[p + 1]), matrix(v["weights"])[i:i + 1]
+        kept = np.r_[0:first, end:len(x)]
+        got = ref.sums(a[:, first:end], words, alpha, mean[at], folded[:, at])[0] + a[0, kept].astype(float) @ exact[kept, at]
+        np.testing.assert_allclose(got, f32(v["sums"][i]), rtol=1e-6, atol=1e-5)
+
+
 def check_stored(test, stored, words):
     """The interchange layout: blocks of 16 keys, word by word."""
     flat, width = stored.reshape(-1), words.shape[1]
@@ -267,14 +392,15 @@ def check_head(test, v, tensors=None):
     test.assertEqual(at, len(keys))
 
 
+VALUES = ["attn_v.weight", "attn_v.bias"]
 SIX = ["attn_q.weight", "attn_q.bias", "attn_q_norm.weight", "attn_k.weight", "attn_k.bias", "attn_k_norm.weight"]
 
 
-def weights_digest(tensors, layers):
+def weights_digest(tensors, layers, names):
     """sidecar.md, section 6, for either container."""
     h = hashlib.sha256()
     for l in range(layers):
-        for part in SIX:
+        for part in names:
             name = f"blk.{l}.{part}"
             module, kind = part.removeprefix("attn_").split(".")
             hf = f"model.layers.{l}.self_attn.{module if module.endswith('norm') else module + '_proj'}.{kind}"
@@ -289,24 +415,28 @@ def source_digest(folder, files):
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-@unittest.skipUnless(all(ENV.values()), "PHASECONV_ARTIFACT, PHASECONV_SOURCE and PHASECONV_VECTORS name no artifact")
+@unittest.skipUnless(all(ENV.values()), "PHASECONV_ARTIFACT, _GROUPS, _SOURCE and _VECTORS name no artifacts")
 class Artifact(unittest.TestCase):
     def setUp(self):
         self.paths = {"gguf": ("model.gguf", "model.phase.gguf"), "safetensors": ("model.safetensors", "phaseconv.sidecar")}
-        self.paths = {k: [os.path.join(ENV["ARTIFACT"], x) for x in v] for k, v in self.paths.items()}
+        self.folders = [{k: [os.path.join(folder, x) for x in v] for k, v in self.paths.items()}
+                        for folder in (ENV["ARTIFACT"], ENV["GROUPS"])]
+        self.paths = self.folders[0]
 
     def test_vectors(self):
-        for container, (_, sidecar) in self.paths.items():
-            with open(os.path.join(ENV["VECTORS"], container + ".json")) as f:
-                vectors = json.load(f)
-            self.assertEqual(len(vectors), 2)
-            for v in vectors:
-                check_head(self, v, ref.read_model(sidecar)[1])
+        for i, paths in enumerate(self.folders):
+            for container, (_, sidecar) in paths.items():
+                with open(os.path.join(ENV["VECTORS"], ["", "groups."][i] + container + ".json")) as f:
+                    vectors = json.load(f)
+                self.assertEqual(len(vectors), 2)
+                for v in vectors:
+                    [check_head, check_group][i](self, v, ref.read_model(sidecar)[1])
 
     def test_digests(self):
-        for model, sidecar in self.paths.values():
+        for model, sidecar in [pair for paths in self.folders for pair in paths.values()]:
             s = ref.Sidecar(sidecar)
-            self.assertEqual(weights_digest(ref.read_model(model)[1], s.keys["layers"]), s.keys["weights.sha256"])
+            layers, names = (s.keys["layers"], SIX) if str(s.keys["version"]) == "1" else (len(s.layers), SIX + VALUES)
+            self.assertEqual(weights_digest(ref.read_model(model)[1], layers, names), s.keys["weights.sha256"])
             self.assertEqual(source_digest(ENV["SOURCE"], ["config.json", "model.safetensors"]), s.keys["source.sha256"])
 
     def test_layouts(self):
@@ -320,6 +450,30 @@ class Artifact(unittest.TestCase):
                 if m is not None:
                     np.testing.assert_array_equal(m if len(m) == 1 else m[..., place], n)
         self.assertFalse(np.array_equal(x[1], y[1]))
+        self.compare_keys(a, b)
+
+    def test_group_layouts(self):
+        """The same of groups, of which keys alone are turned by RoPE."""
+        for paths in self.folders[1:]:
+            a, b = [ref.Sidecar(paths[k][1]) for k in ("gguf", "safetensors")]
+            moved = 0
+            for y, z in zip(a.layers, b.layers):
+                for g, w in zip(y["groups"], z["groups"]):
+                    place = np.arange(len(g[2]))
+                    for p, start in zip(g[0], g[1]):
+                        if p[0] == "k":
+                            d = y["head_dim"]
+                            place[start:start + d] = start + 2 * (np.arange(d) % (d // 2)) + np.arange(d) // (d // 2)
+                    for m, n in zip(g[2:5], w[2:5]):
+                        if m is not None:
+                            np.testing.assert_array_equal(m[..., place], n)
+                            moved += not np.array_equal(m, n)
+                    self.assertEqual(g[0], w[0])
+                    np.testing.assert_array_equal(g[6], w[6])
+            self.assertEqual(moved > 0, any(p[0] == "k" for y in a.layers for g in y["groups"] for p in g[0]))
+            self.compare_keys(a, b)
+
+    def compare_keys(self, a, b):
         same = set(a.keys) - {"pair_layout", "weights.sha256", "version"}
         self.assertEqual({k: a.keys[k] for k in same}, {k: b.keys[k] for k in same})
 
@@ -328,26 +482,12 @@ class Artifact(unittest.TestCase):
         name = "blk.0.k_code.0.decode"
         kind, shape, data = tensors[name]
         bad = [({**meta, "phaseconv." + k: v}, tensors) for k, v in {
-            "version": "2", "basis": "pre_rope", "exceptions": "129", "anchor": "-1", "head_dim": "3", "layers": "4097", "new": "1",
+            "version": "3", "basis": "pre_rope", "exceptions": "129", "anchor": "-1", "head_dim": "3", "layers": "4097", "new": "1",
             "pair_layout": "neox", "weights.sha256": "0" * 63, "source.sha256": "G" * 64, "recent": "1 "}.items()]
         bad += [({k: v for k, v in meta.items() if k != key}, tensors) for key in meta if key != "format"]
         bad += [(meta, {**tensors, "extra": tensors[name]}), (meta, {**tensors, name: (kind, shape, b"\0\0\x80\x7f" + data[4:])}),
                 (meta, {**tensors, name: ("F16", shape, data)}), (meta, {k: v for k, v in tensors.items() if k != name})]
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "s.safetensors")
-            for i, (m, t) in enumerate([(meta, tensors)] + bad):
-                head, body = {"__metadata__": m}, b""
-                for n, (k, s, x) in t.items():
-                    head[n] = {"dtype": k, "shape": list(s), "data_offsets": [len(body), len(body) + len(x)]}
-                    body += x
-                head = json.dumps(head).encode()
-                with open(path, "wb") as f:
-                    f.write(struct.pack("<Q", len(head)) + head + body)
-                if i == 0:
-                    ref.Sidecar(path)
-                else:
-                    with self.assertRaises((ValueError, KeyError), msg=f"case {i}"):
-                        ref.Sidecar(path)
+        refuses(self, meta, tensors, bad)
 
 
 if __name__ == "__main__":

@@ -54,20 +54,8 @@ func Sample(ctx context.Context, c *family.Config, a *refmodel.Attention, h int,
 func samples(ctx context.Context, c *family.Config, a *refmodel.Attention, heads []int, scale func(h int) []float32,
 	p kvcache.Policy, threads int) ([]*fit.Sample, error) {
 	y := &c.Layers[a.Layer]
-	var table *rope.Table
-	if p.Anchor > 0 {
-		table = rope.NewTable(y.Rope.Pure(), a.T)
-	}
-	met := make([][]*meeting, len(heads))
-	for i := range met {
-		met[i] = make([]*meeting, a.Windows)
-	}
-	err := parallel.For(ctx, threads, len(heads)*a.Windows, func(j int) error {
-		i, w := j/a.Windows, j%a.Windows
-		var err error
-		met[i][w], err = meet(ctx, c, a, heads[i], w, scale(heads[i]), p, table)
-		return err
-	})
+	table := anchors(y, a, p)
+	met, err := meetings(ctx, c, a, heads, scale, p, table, threads)
 	if err != nil {
 		return nil, err
 	}
@@ -86,15 +74,35 @@ func samples(ctx context.Context, c *family.Config, a *refmodel.Attention, heads
 	return out, nil
 }
 
+// anchors returns the table that turns keys to their blocks, nil for none.
+func anchors(y *family.Layer, a *refmodel.Attention, p kvcache.Policy) *rope.Table {
+	if p.Anchor == 0 {
+		return nil
+	}
+	return rope.NewTable(y.Rope.Pure(), a.T)
+}
+
+// meetings returns how the queries of each window meet the keys of heads, [head][window].
+func meetings(ctx context.Context, c *family.Config, a *refmodel.Attention, heads []int,
+	scale func(h int) []float32, p kvcache.Policy, table *rope.Table, threads int) ([][]*meeting, error) {
+	met := make([][]*meeting, len(heads))
+	for i := range met {
+		met[i] = make([]*meeting, a.Windows)
+	}
+	err := parallel.For(ctx, threads, len(heads)*a.Windows, func(j int) error {
+		i, w := j/a.Windows, j%a.Windows
+		var err error
+		met[i][w], err = meet(ctx, c, a, heads[i], w, scale(heads[i]), p, table)
+		return err
+	})
+	return met, err
+}
+
 // Keys collects the keys of KV head h that a cache with this policy would code,
 // in the frame it would code them in: scaled by the balance (nil for none),
 // without each window's sinks, anchored. Shape [n, head_dim].
 func Keys(c *family.Config, a *refmodel.Attention, h int, scale []float32, p kvcache.Policy) []float32 {
-	var table *rope.Table
-	if p.Anchor > 0 {
-		table = rope.NewTable(c.Layers[a.Layer].Rope.Pure(), a.T)
-	}
-	return keys(c, a, h, scale, p, table)
+	return keys(c, a, h, scale, p, anchors(&c.Layers[a.Layer], a, p))
 }
 
 // keys is Keys with the table for anchors, nil for none.

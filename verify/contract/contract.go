@@ -202,10 +202,10 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 			c.Progress.Of("checking query and key tensors, MiB"))
 	}
 	if err == nil && sum != a.Sidecar.WeightsSHA256 {
-		err = fmt.Errorf("key %s is %s, but the model's query and key tensors have %s: the sidecar belongs to other weights",
+		err = fmt.Errorf("key %s is %s, but the model's attention tensors have %s: the sidecar belongs to other weights",
 			spec.KeyWeightsSHA256, a.Sidecar.WeightsSHA256, sum)
 	}
-	if !c.Add("weights digest", err, "the query and key tensors are those that the sidecar was made for") {
+	if !c.Add("weights digest", err, digestDetail(a.Sidecar)) {
 		a.Close()
 		return nil
 	}
@@ -305,9 +305,12 @@ func checkShapes(cfg *family.Config, s *sidecar.Sidecar) error {
 		}
 		for l, y := range s.Layers {
 			want := cfg.Layers[l].HeadShape
-			if got := [3]int{y.Heads, y.KeyDim, y.ValueDim}; got != [3]int{want.KVHeads, want.HeadDim, want.HeadDim} {
-				return fmt.Errorf("key %s: layer %d has heads, head_dim and value_dim %v, the model has %d KV heads of %d",
-					spec.KeyGroups, l, got, want.KVHeads, want.HeadDim)
+			if got := [3]int{y.Heads, y.KeyDim, y.ValueDim}; got != [3]int{want.KVHeads, want.HeadDim, want.ValueDim} {
+				return fmt.Errorf("key %s: layer %d has heads, head_dim and value_dim %v, the model has %d KV heads of %d and %d",
+					spec.KeyGroups, l, got, want.KVHeads, want.HeadDim, want.ValueDim)
+			}
+			if o := cfg.Layers[l].Owner; o != l && len(y.Groups) > 0 {
+				return fmt.Errorf("key %s: layer %d has groups, but reads the keys and values of layer %d", spec.KeyGroups, l, o)
 			}
 		}
 		return nil

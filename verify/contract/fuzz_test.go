@@ -26,6 +26,8 @@ func FuzzManifest(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(b)
+		b = bytes.Replace(b, []byte(`"version": 1`), []byte(`"version": 2`), 1)
+		f.Add(bytes.Replace(b, []byte(`"alloc"`), []byte(`"parts": "kv", "group_dim": 64, "alloc"`), 1))
 	}
 	f.Add([]byte(`{"version":1}`))
 	f.Add([]byte(`{"version":2, "manifest_sha256": "0"}`))

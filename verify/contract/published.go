@@ -179,6 +179,15 @@ func sidecarDetail(s *sidecar.Sidecar) string {
 	return fmt.Sprintf("version, basis, shapes and numbers are as version %d demands", s.Version())
 }
 
+// digestDetail is the same for the digest of the weights.
+func digestDetail(s *sidecar.Sidecar) string {
+	what := "query and key tensors"
+	if s.Version() == spec.VersionGroups {
+		what = "query, key and value tensors"
+	}
+	return "the " + what + " are those that the sidecar was made for"
+}
+
 // sidecarFacts are those that manifest and sidecar both tell.
 func sidecarFacts(m *spec.Manifest, e spec.Artifact, s *sidecar.Sidecar) []fact {
 	groups := codec.Summarize(s.Groups())

@@ -29,6 +29,9 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
 		return nil, fmt.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
+	if a.Sidecar.Version() == spec.VersionGroups {
+		return nil, fmt.Errorf("%s has joint codes of keys and values; the figures of a report are of codes per head", a.Dir)
+	}
 	p := OfArtifact(a)
 	p.Rows, p.Detail, p.Seed, p.Threads, p.Progress = a.Manifest.Layers, o.Full, o.Seed, o.Threads, o.Progress
 	w, err := ppl.Tokenize(ctx, a.Model, o.Text, o.Ctx, o.Chunks)

@@ -68,7 +68,7 @@ type Codes struct {
 
 // NewCodes returns a cache for codes[layer][head].
 func NewCodes(cfg *family.Config, codes [][]*codec.Code, p Policy) (*Codes, error) {
-	if err := cfg.Require("a cache of codes", family.OutsideCache); err != nil {
+	if err := cfg.Require("a cache of codes", family.OwnHeads); err != nil {
 		return nil, err
 	}
 	if len(codes) != len(cfg.Layers) {

@@ -38,7 +38,7 @@ func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
 
 // NewEditedKeys returns the cache for contexts of up to n tokens.
 func NewEditedKeys(cfg *family.Config, edits transform.ModelEdits, inner refmodel.Cache, n int) (*EditedKeys, error) {
-	if err := cfg.Require("an edited cache", family.OutsideCache); err != nil {
+	if err := cfg.Require("an edited cache", family.OwnHeads); err != nil {
 		return nil, err
 	}
 	if len(edits) != len(cfg.Layers) {

@@ -86,7 +86,7 @@ type LlamaCpp struct {
 // head_dim are refused, as llama.cpp refuses them.
 func NewLlamaCpp(cfg *family.Config, types CacheTypes) (*LlamaCpp, error) {
 	const who = "the emulation of llama.cpp's cache types"
-	if err := cfg.Require(who, family.OutsideCache|family.NoRoPE|family.PartialRoPE); err != nil {
+	if err := cfg.Require(who, family.OwnHeads); err != nil {
 		return nil, err
 	}
 	shape, err := cfg.Uniform()

@@ -7,10 +7,13 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-// group returns the group of rungs that an id belongs to: RW1 of RW1.6, RW3.1 of itself.
+// group returns the group of rungs that an id belongs to: RW1 of RW1.6, RW2 of RW2.1, RW3.1 of
+// itself.
 func group(id string) string {
-	if strings.HasPrefix(id, "RW1.") {
-		return "RW1"
+	for _, g := range []string{"RW1", "RW2"} {
+		if strings.HasPrefix(id, g+".") {
+			return g
+		}
 	}
 	return id
 }
@@ -29,7 +32,9 @@ func blocked(r spec.Rung, done []*spec.LadderRecord) string {
 		if d.Status == spec.RungPass {
 			return ""
 		}
-		last = d.Status
+		if last == "" || last == spec.RungBlocked {
+			last = d.Status
+		}
 	}
 	if r.Parent == "RW1" {
 		return "no rung of RW1 passed"
@@ -117,7 +122,7 @@ func (v *verdict) result(passed string) (status, reason string) {
 }
 
 // judge gives a record its status and the reason of it. opened is the record that a rung goes
-// on from: RW2 is measured against its final max.
+// on from: the rungs of RW2 are measured against its final max.
 func judge(r, opened *spec.LadderRecord) {
 	var v verdict
 	layers := 0

@@ -13,7 +13,7 @@ import (
 func TestQueue(t *testing.T) {
 	const P, K, I, B = spec.RungPass, spec.RungKill, spec.RungInconclusive, spec.RungBlocked
 	rw1 := func(status ...string) map[string]string {
-		m := map[string]string{"RW0": P, "RW2": P, "RW3": P, "RW3.1": P}
+		m := map[string]string{"RW0": P, "RW2": P, "RW2.1": P, "RW3": P, "RW3.1": P}
 		for i := range 9 {
 			m[fmt.Sprintf("RW1.%d", i)] = status[min(i, len(status)-1)]
 		}
@@ -24,16 +24,17 @@ func TestQueue(t *testing.T) {
 	for name, x := range map[string]struct {
 		says  map[string]string
 		until string
-		want  string // RW0, RW1.0 to RW1.8, RW2, RW3, RW3.1
+		want  string // RW0, RW1.0 to RW1.8, RW2, RW2.1, RW3, RW3.1
 	}{
-		"all pass":          {rw1(P), "RW3.1", P + " " + nine(P) + P + " " + P + " " + P},
+		"all pass":          {rw1(P), "RW3.1", P + " " + nine(P) + P + " " + P + " " + P + " " + P},
 		"until RW1.1":       {rw1(P), "RW1.1", P + " " + P + " " + P},
-		"RW0 killed":        {with(rw1(P), "RW0", K), "RW3.1", K + " " + nine(B) + B + " " + B + " " + B},
-		"all RW1 killed":    {rw1(K), "RW3.1", P + " " + nine(K) + B + " " + B + " " + B},
-		"RW1 between":       {rw1(I), "RW3", P + " " + nine(I) + B + " " + B},
+		"RW0 killed":        {with(rw1(P), "RW0", K), "RW3.1", K + " " + nine(B) + B + " " + B + " " + B + " " + B},
+		"all RW1 killed":    {rw1(K), "RW3.1", P + " " + nine(K) + B + " " + B + " " + B + " " + B},
+		"RW1 between":       {rw1(I), "RW3", P + " " + nine(I) + B + " " + B + " " + B},
 		"one of RW1 passes": {rw1(K, K, K, K, K, K, P, K), "RW2", P + " " + strings.Repeat(K+" ", 6) + P + " " + K + " " + K + " " + P},
-		"RW2 between":       {with(rw1(P), "RW2", I), "RW3.1", P + " " + nine(P) + I + " " + B + " " + B},
-		"RW3 killed":        {with(rw1(P), "RW3", K), "RW3.1", P + " " + nine(P) + P + " " + K + " " + B},
+		"RW2 between":       {with(rw1(P), "RW2", I), "RW3.1", P + " " + nine(P) + I + " " + B + " " + B + " " + B},
+		"RW2.1 killed":      {with(rw1(P), "RW2.1", K), "RW3", P + " " + nine(P) + P + " " + K + " " + P},
+		"RW3 killed":        {with(rw1(P), "RW3", K), "RW3.1", P + " " + nine(P) + P + " " + P + " " + K + " " + B},
 	} {
 		got, err := queue(spec.Ladder(), x.until, func(r spec.Rung, why string,
 			_ []*spec.LadderRecord) (*spec.LadderRecord, error) {

@@ -40,7 +40,7 @@ const (
 var targets = []float64{0.20, 0.10, 0.05}
 
 // revision is part of what a record depends on; it is raised whenever a method changes.
-const revision = 2
+const revision = 3
 
 // Options of Run.
 type Options struct {
@@ -244,7 +244,7 @@ func (s *session) rung(
 	begin := time.Now()
 	if why != "" {
 		x.Status, x.Reason = spec.RungBlocked, why
-	} else if group(r.ID) == "RW2" && opened == nil {
+	} else if r.ID == "RW2" && opened == nil {
 		x.Status, x.Reason = spec.RungBlocked, "only fixed features passed RW1; decay and live insertion are there for slots"
 	} else {
 		if err := s.measure(ctx, x, opened); err != nil {
@@ -262,8 +262,8 @@ func (s *session) rung(
 	return x, nil
 }
 
-// opener returns the record that a rung goes on from. RW2 takes the passing rung of merged
-// slots with the smallest share of the cache, the first of equals.
+// opener returns the record that a rung goes on from: RW2 from the passing rung of merged slots
+// with the smallest share of the cache, RW3 and RW3.1 from that of RW2's; the first of equals.
 func opener(r spec.Rung, done []*spec.LadderRecord) (best *spec.LadderRecord) {
 	for _, d := range done {
 		if d.Status != spec.RungPass {
@@ -274,8 +274,12 @@ func opener(r spec.Rung, done []*spec.LadderRecord) (best *spec.LadderRecord) {
 			if slices.Contains([]string{"RW1.6", "RW1.7", "RW1.8"}, d.Rung.ID) && (best == nil || *d.Share < *best.Share) {
 				best = d
 			}
-		case "RW3", "RW3.1":
+		case "RW2.1":
 			if d.Rung.ID == "RW2" {
+				best = d
+			}
+		case "RW3", "RW3.1":
+			if group(d.Rung.ID) == "RW2" && (best == nil || *d.Share < *best.Share) {
 				best = d
 			}
 		}
@@ -365,13 +369,13 @@ func (s *session) each(
 // options returns how a record's slots work.
 func options(x *spec.LadderRecord, cost string) slotOptions {
 	return slotOptions{window: x.Window, sinks: x.Sinks, cost: cost, kappa: x.Kappa, saturation: x.Saturation,
-		decay: x.Decay, half: true}
+		decay: x.Decay, stored: x.Stored}
 }
 
 // describe puts how slots work into a record.
 func (s *session) describe(x *spec.LadderRecord, o slotOptions) {
 	x.Window, x.Sinks, x.Queries = o.window, o.sinks, s.o.Queries
-	x.Kappa, x.Saturation, x.Decay = o.kappa, o.saturation, o.decay
+	x.Kappa, x.Saturation, x.Decay, x.Stored = o.kappa, o.saturation, o.decay, o.stored
 }
 
 // measure runs one rung.
@@ -402,7 +406,7 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 			return l.slots(ctx, o, uniform(sizes, l.y.KVHeads), tick)
 		})
 	}
-	second := slotOptions{window: slotWindow, sinks: sinks, kappa: rungKappa, saturation: rungSaturation}
+	second := slotOptions{window: slotWindow, sinks: sinks, kappa: rungKappa, saturation: rungSaturation, stored: storedF32}
 	switch x.Rung.ID {
 	case "RW0":
 		return s.replayCodebook(ctx, x)
@@ -419,9 +423,9 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 	case "RW1.3", "RW1.4":
 		return features(min(codebookWindow, s.T/4), sinks, codes, x.Rung.ID == "RW1.4")
 	case "RW1.5":
-		return slotted(slotOptions{window: slotWindow, sinks: sinks, evict: true, cost: costProd})
+		return slotted(slotOptions{window: slotWindow, sinks: sinks, evict: true, cost: costProd, stored: storedF32})
 	case "RW1.6":
-		return slotted(slotOptions{window: slotWindow, sinks: sinks, cost: costProd})
+		return slotted(slotOptions{window: slotWindow, sinks: sinks, cost: costProd, stored: storedF32})
 	case "RW1.7":
 		return slotted(second)
 	case "RW1.8":
@@ -429,9 +433,12 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 		return s.each(ctx, x, len(allotments(s.T)), func(l *layer, tick func()) (spec.LadderLayer, error) {
 			return l.allotted(ctx, second, tick)
 		})
-	case "RW2":
+	case "RW2", "RW2.1":
 		s.describe(x, options(opened, ""))
-		x.Decay = rungDecay
+		x.Decay, x.Stored = rungDecay, storedF16
+		if x.Rung.ID == "RW2.1" {
+			x.Stored = stored8
+		}
 		return s.each(ctx, x, 1, func(l *layer, tick func()) (spec.LadderLayer, error) {
 			i := slices.IndexFunc(opened.Layers, func(y spec.LadderLayer) bool { return y.Layer == l.layer })
 			was := opened.Layers[i]

@@ -15,20 +15,31 @@ const (
 	costWard = "ward" // Ward's criterion in keys and values
 )
 
+// Stored types of the keys and values of slots.
+const (
+	storedF32 = "F32"
+	storedF16 = "F16"
+	stored8   = "Q8" // whole numbers up to 127 in size, times one F16 scale for each vector
+)
+
 // slotOptions say how a state of slots works.
 type slotOptions struct {
 	window, sinks     int
 	cost              string
 	kappa, saturation float64 // second-order count; 0: none
 	decay             float64 // of counts, per token
-	half              bool    // keys and values of slots are stored as F16
+	stored            string  // type of keys and values of slots
 	evict             bool    // the slot of the smallest mass is dropped; nothing is merged
 }
 
-// bytes is the size of the state of one KV head with m slots: F16 keys and values; count and
-// mass, and the second-order count where there is one, as F32.
+// bytes is the size of the state of one KV head with m slots: keys and values in 8 bits, or in
+// F16 as what is stored as F32 here would be; count and mass, and the second-order count where
+// there is one, as F32.
 func (o slotOptions) bytes(m, d int) int {
 	slot := 4*d + 8
+	if o.stored == stored8 {
+		slot = 2*(d+2) + 8
+	}
 	if o.kappa != 0 {
 		slot += 4
 	}
@@ -109,15 +120,36 @@ func (s *slots) full() bool {
 func (s *slots) settle(i int) {
 	d := s.d
 	k, v := s.K[i*d:(i+1)*d], s.V[i*d:(i+1)*d]
-	if s.o.half {
+	switch s.o.stored {
+	case storedF16:
 		for j := range k {
 			k[j], v[j] = dtype.F16Round(k[j]), dtype.F16Round(v[j])
 		}
+	case stored8:
+		round8(k)
+		round8(v)
 	}
 	s.vv[i] = linalg.Dot64(v, v)
 	s.bias[i] = float32(float64(s.count[i]) - linalg.Dot64(s.mu, k) + float64(s.corr[i]))
 	s.changes++
 	s.stamp[i] = s.changes
+}
+
+// round8 rounds a vector to stored8: the scale is the largest size over 127, as F16, never 0
+// where a number is not.
+func round8(x []float32) {
+	top := float32(0)
+	for _, v := range x {
+		top = max(top, v, -v)
+	}
+	scale := dtype.F16Round(top / 127)
+	if scale == 0 {
+		clear(x)
+		return
+	}
+	for i, v := range x {
+		x[i] = float32(math.RoundToEven(float64(v/scale))) * scale
+	}
 }
 
 func squaredDistance(a, b []float32) float64 {

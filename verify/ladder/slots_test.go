@@ -57,7 +57,7 @@ func TestExact(t *testing.T) {
 	}
 }
 
-func slotted(t *testing.T, x *head, s *stats, o slotOptions) *slotInput {
+func slotted(t testing.TB, x *head, s *stats, o slotOptions) *slotInput {
 	t.Helper()
 	y := *x // the exact weights of x stay
 	in, err := newSlotInput(context.Background(), &y, s, o.window, o.sinks)
@@ -100,7 +100,9 @@ func TestSlotsReplay(t *testing.T) {
 	}{
 		{slotOptions{window: 16, sinks: 4, cost: costProd}, 1e-6},
 		{slotOptions{window: 16, sinks: 4, cost: costWard, kappa: 0.5, saturation: 0.25, decay: 1.0 / 64}, 1e-6},
-		{slotOptions{window: 16, sinks: 4, cost: costProd, half: true}, 2e-3},
+		{slotOptions{window: 16, sinks: 4, cost: costProd, stored: storedF16}, 2e-3},
+		// A merge rounds to a 254th of the largest number, and a slot here is merged some ten times.
+		{slotOptions{window: 16, sinks: 4, cost: costProd, stored: stored8}, 2e-2},
 	} {
 		run, err := runSlots(context.Background(), slotted(t, x, s, v.o), v.o, 8, true)
 		if err != nil {

@@ -18,6 +18,9 @@ type stats struct {
 	queries     []float32 // a strided sample, [n, d]
 	logZ        []float32 // log partition of each
 	lead        []float32 // see leading
+
+	// queries and half, packed for products once.
+	packed, packedHalf gemm.Weights
 }
 
 // fitStats measures the heads of one KV head in the fit windows. n queries are sampled at even
@@ -92,6 +95,8 @@ func fitStats(ctx context.Context, heads []*head, n int) (*stats, error) {
 		s.queries = append(s.queries, x.Q[r*d:(r+1)*d]...)
 		s.logZ = append(s.logZ, float32(float64(x.c[r])+fmath.Log(x.Z[r])))
 	}
+	s.packed.PackRows(n, d, s.queries, d, 1)
+	s.packedHalf.PackRows(d, d, s.half, d, 1) // symmetric
 	return s, nil
 }
 
@@ -100,8 +105,6 @@ func fitStats(ctx context.Context, heads []*head, n int) (*stats, error) {
 func (s *stats) mass(ctx context.Context, keys []float32) ([]float32, error) {
 	d, n := s.d, len(s.logZ)
 	T := len(keys) / d
-	var qw gemm.Weights
-	qw.PackRows(n, d, s.queries, d, 1)
 	out := make([]float32, T)
 	const step = 64
 	buf := make([]float32, step*n)
@@ -110,7 +113,7 @@ func (s *stats) mass(ctx context.Context, keys []float32) ([]float32, error) {
 			return nil, err
 		}
 		rows := min(step, T-t)
-		gemm.Mul(buf, n, keys[t*d:], d, rows, &qw, 1)
+		gemm.Mul(buf, n, keys[t*d:], d, rows, &s.packed, 1)
 		for r := range rows {
 			row := buf[r*n : (r+1)*n]
 			for i := range row {
@@ -127,9 +130,7 @@ func (s *stats) mass(ctx context.Context, keys []float32) ([]float32, error) {
 // those of scores.
 func (s *stats) whiten(keys []float32) []float32 {
 	d := s.d
-	var w gemm.Weights
-	w.PackRows(d, d, s.half, d, 1) // symmetric
 	out := make([]float32, len(keys))
-	gemm.Mul(out, d, keys, d, len(keys)/d, &w, 1)
+	gemm.Mul(out, d, keys, d, len(keys)/d, &s.packedHalf, 1)
 	return out
 }

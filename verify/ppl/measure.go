@@ -134,29 +134,6 @@ func (r *Result) Check() error {
 	return nil
 }
 
-// row accumulates one token's softmax over pieces of the vocabulary. Sums are
-// relative to the largest logit so far.
-type row struct {
-	max, sum float64
-	target   float64
-	top      int32
-	topValue float32
-}
-
-func (r *row) merge(m, s float64) (scaleOld, scaleNew float64) {
-	if m > r.max {
-		scaleOld, scaleNew = fmath.Exp(r.max-m), 1
-		r.max = m
-	} else {
-		scaleOld, scaleNew = 1, fmath.Exp(m-r.max)
-	}
-	r.sum = float64(r.sum*scaleOld) + float64(s*scaleNew)
-	return scaleOld, scaleNew
-}
-
-// lse is the logarithm of the sum of exponentials.
-func (r *row) lse() float64 { return r.max + fmath.Log(r.sum) }
-
 // pieces returns in how many pieces the vocabulary of a model is looked at.
 func pieces(m *refmodel.Model) int { return (m.Config.Vocab + vocabPiece - 1) / vocabPiece }
 
@@ -183,26 +160,23 @@ func measure(ctx context.Context, w *Windows, rows int, tick func(done, total in
 			tick(v0/vocabPiece+1, pieces(all[0].Model))
 		}
 	}
-	return c.result(), nil
+	return Combine(c.scores())
 }
 
 // A comparison is Measure on its way through the vocabulary. Stream 0 is the base.
 type comparison struct {
+	*tally
 	w     *Windows
 	all   []Positions
 	n     int // scored tokens
 	rows  int // of them at a time
 	vocab int
-	acc   [][]row     // [stream][token]
-	cross [][]float64 // [stream][token], sum of exp(zb - max) * (zb - z)
-	delta []float64   // [stream], the largest difference of a logit
 	bufs  [][]float32 // [stream], the logits of a piece for some tokens, [rows, piece]
 }
 
 func newComparison(w *Windows, rows int, all []Positions) (*comparison, error) {
-	c := &comparison{w: w, all: all, n: len(w.Targets), rows: min(rows, len(w.Targets)), vocab: all[0].Model.Config.Vocab,
-		acc: make([][]row, len(all)), cross: make([][]float64, len(all)),
-		delta: make([]float64, len(all)), bufs: make([][]float32, len(all))}
+	c := &comparison{tally: newTally(w.Targets, len(all)), w: w, all: all, n: len(w.Targets), rows: min(rows, len(w.Targets)),
+		vocab: all[0].Model.Config.Vocab, bufs: make([][]float32, len(all))}
 	for _, s := range all {
 		if s.Model.Config.Vocab != c.vocab {
 			return nil, fmt.Errorf("vocabularies of %d and %d tokens cannot be compared", c.vocab, s.Model.Config.Vocab)
@@ -212,11 +186,6 @@ func newComparison(w *Windows, rows int, all []Positions) (*comparison, error) {
 		}
 	}
 	for i := range all {
-		c.acc[i] = make([]row, c.n)
-		c.cross[i] = make([]float64, c.n)
-		for r := range c.acc[i] {
-			c.acc[i][r].max = math.Inf(-1)
-		}
 		c.bufs[i] = make([]float32, c.rows*min(c.vocab, vocabPiece))
 	}
 	return c, nil
@@ -244,70 +213,16 @@ func (c *comparison) part(ctx context.Context, from, to, v0, width int) error {
 			return err
 		}
 	}
-	deltas := make([][]float64, (to-from+rowsPerTask-1)/rowsPerTask)
-	err := parallel.For(ctx, c.all[0].Model.Threads, len(deltas), func(task int) error {
-		deltas[task] = make([]float64, len(c.all))
-		scratch := make([]float32, width)
+	return parallel.For(ctx, c.all[0].Model.Threads, (to-from+rowsPerTask-1)/rowsPerTask, func(task int) error {
+		scratch, z := make([]float32, width), make([][]float32, len(c.all))
 		for at := task * rowsPerTask; at < min(to-from, (task+1)*rowsPerTask); at++ {
-			c.token(from+at, at, v0, width, scratch, deltas[task])
+			for i := range z {
+				z[i] = c.bufs[i][at*width : (at+1)*width]
+			}
+			c.token(from+at, z, v0, scratch)
 		}
 		return nil
 	})
-	for _, d := range deltas {
-		for i := range d {
-			c.delta[i] = max(c.delta[i], d[i])
-		}
-	}
-	return err
-}
-
-// token takes in the logits of scored token r, which stand in row at of the buffers. worst holds
-// the largest differences so far.
-func (c *comparison) token(r, at, v0, width int, scratch []float32, worst []float64) {
-	zb := c.bufs[0][at*width : (at+1)*width]
-	m := fmath.Max(zb)
-	e := scratch[:len(zb)]
-	bOld, bNew := c.acc[0][r].merge(float64(m), fmath.ExpSum(e, zb, m, 1))
-	c.acc[0][r].see(zb, v0, c.w.Targets[r])
-	for i := 1; i < len(c.all); i++ {
-		z := c.bufs[i][at*width : (at+1)*width]
-		var dot float64
-		most := worst[i]
-		for k, p := range e {
-			diff := float64(zb[k]) - float64(z[k])
-			dot += float64(float64(p) * diff)
-			most = max(most, math.Abs(diff))
-		}
-		worst[i] = most
-		c.cross[i][r] = float64(c.cross[i][r]*bOld) + float64(dot*bNew)
-	}
-	for i := 1; i < len(c.all); i++ {
-		z := c.bufs[i][at*width : (at+1)*width]
-		m := fmath.Max(z)
-		c.acc[i][r].merge(float64(m), fmath.ExpSum(e, z, m, 1))
-		c.acc[i][r].see(z, v0, c.w.Targets[r])
-	}
-}
-
-func (c *comparison) result() *Result {
-	res := &Result{Base: perplexity(c.acc[0])}
-	for i := 1; i < len(c.all); i++ {
-		p := perplexity(c.acc[i])
-		res.Streams = append(res.Streams, p)
-		d := Divergence{MaxAbsDLogit: c.delta[i]}
-		same := 0
-		for r := range c.n {
-			b, s := &c.acc[0][r], &c.acc[i][r]
-			// KL = sum p (zb - z) - lse_b + lse, with p from the base.
-			d.KLD = append(d.KLD, c.cross[i][r]/b.sum-b.lse()+s.lse())
-			if b.top == s.top {
-				same++
-			}
-		}
-		d.summarise(res.Base, p, same)
-		res.Divergences = append(res.Divergences, d)
-	}
-	return res
 }
 
 // packHeads packs the heads of the streams' models, each once.
@@ -323,28 +238,6 @@ func packHeads(ctx context.Context, all []Positions, v0, v1 int) error {
 		done = append(done, s.Model)
 	}
 	return nil
-}
-
-func (r *row) see(z []float32, v0 int, target int32) {
-	for i, v := range z {
-		if v > r.topValue || v0 == 0 && i == 0 {
-			r.topValue, r.top = v, int32(v0+i)
-		}
-	}
-	if t := int(target) - v0; t >= 0 && t < len(z) {
-		r.target = float64(z[t])
-	}
-}
-
-func perplexity(rows []row) Perplexity {
-	p := Perplexity{Tokens: len(rows)}
-	for i := range rows {
-		p.NLL = append(p.NLL, rows[i].lse()-rows[i].target)
-	}
-	mean, err := MeanErr(p.NLL)
-	p.PPL = fmath.Exp(mean)
-	p.Err = p.PPL * err
-	return p
 }
 
 // MeanErr returns the mean and its standard error, sqrt(var/(n-1)).

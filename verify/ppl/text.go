@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 
+	"github.com/phaseconv/phaseconv/format/chat"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/tokenizer"
@@ -16,6 +18,11 @@ import (
 type Text struct {
 	Name string
 	Data []byte
+	// Chat: Data holds conversations, see chat.Parse, which are rendered with the model's own chat
+	// template.
+	Chat bool
+	// Kind is what the text is, such as "chat" or "code"; "" for any.
+	Kind string
 }
 
 // SHA256 returns the text's digest in hex.
@@ -63,7 +70,16 @@ func tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 	// Encoding cannot be stopped, and a text of 100 MB takes half a minute: nobody waits for
 	// what is not wanted any more.
 	ids := make(chan []int32, 1)
-	go func() { ids <- tk.Encode(string(t.Data), tokenizer.AddSpecial) }()
+	words, specials := "", tokenizer.AddSpecial
+	if t.Chat {
+		specials = tokenizer.ParseSpecial
+		if words, err = t.Render(ctx, v); err != nil {
+			return nil, err
+		}
+	} else {
+		words = string(t.Data)
+	}
+	go func() { ids <- tk.Encode(words, specials) }()
 	var all []int32
 	select {
 	case all = <-ids:
@@ -75,6 +91,24 @@ func tokenize(ctx context.Context, c *checkpoint.Checkpoint, t Text, n, chunks i
 		return nil, option.Errorf("%s: %w", t.Name, err)
 	}
 	return w, nil
+}
+
+// Render writes the text's conversations with the chat template of a vocabulary, which names special
+// tokens itself.
+func (t Text) Render(ctx context.Context, v *tokenizer.Vocab) (string, error) {
+	all, err := chat.Parse(t.Data)
+	if err != nil {
+		return "", option.Errorf("%s: %w", t.Name, err)
+	}
+	template, err := chat.Of(v)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", t.Name, err)
+	}
+	words, _, err := template.RenderAll(ctx, all)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", t.Name, err)
+	}
+	return words, nil
 }
 
 // CheckContext refuses windows of ctx tokens in which nothing can be scored, or which are
@@ -91,7 +125,7 @@ func CheckContext(c *family.Config, ctx int) error {
 
 // Info describes a text that was cut into w, for manifests and reports.
 func (t Text) Info(w *Windows) spec.Text {
-	return spec.Text{Name: t.Name, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx,
+	return spec.Text{Name: t.Name, Kind: t.Kind, SHA256: t.SHA256(), Tokens: len(w.Tokens) * w.Ctx, Context: w.Ctx,
 		Windows: len(w.Tokens)}
 }
 

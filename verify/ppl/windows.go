@@ -41,6 +41,13 @@ func (w *Windows) Part(from, to int) *Windows {
 // minWindow is the shortest window of which something is scored.
 const minWindow = 4
 
+// A ShortError says that a text does not fill one window.
+type ShortError struct{ Tokens, Ctx int }
+
+func (e *ShortError) Error() string {
+	return fmt.Sprintf("the text has %d tokens, one window of context %d needs %d", e.Tokens, e.Ctx, e.Ctx)
+}
+
 // Cut makes at most chunks windows of ctx tokens (all that fit when chunks <= 0) from the
 // beginning of the text. bos < 0 leaves the first token as it is.
 func Cut(ids []int32, ctx, chunks int, bos int32) (*Windows, error) {
@@ -65,7 +72,7 @@ func cut(ids []int32, ctx, chunks int, bos int32, number func(i, fit, n int) int
 		n = min(n, chunks)
 	}
 	if n == 0 {
-		return nil, fmt.Errorf("the text has %d tokens, one window of context %d needs %d", len(ids), ctx, ctx)
+		return nil, &ShortError{len(ids), ctx}
 	}
 	w := &Windows{Ctx: ctx, first: ctx / 2}
 	for i := range n {

@@ -84,13 +84,13 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 	}
 	c, y := m.Config, &m.Config.Layers[l]
 	n, d := b.rows(), y.HeadDim
-	span := b.T
+	T := b.T
 	if b.context != nil {
-		span = b.context.T
+		T = b.context.T
 	}
-	table := m.ropeTable(l, span)
+	table := m.ropeTable(l, b.span)
 	for i, variant := range variants {
-		a := &Attention{Layer: l, T: span, Windows: b.windows, Rope: table, Sinks: w.sinks}
+		a := &Attention{Layer: l, T: T, Windows: b.windows, Rope: table, Sinks: w.sinks}
 		a.X = variant.Hidden
 		if w.gain != nil {
 			a.X = linalg.Grow(&b.norm, n*c.Hidden)
@@ -235,7 +235,7 @@ func (m *Model) linear(ctx context.Context, dst, x []float32, rows int, w *matri
 	return nil
 }
 
-// turnHeads applies RoPE to all heads of all rows.
+// turnHeads applies RoPE to all heads of all rows of a batch.
 func turnHeads(x []float32, rows, heads, d int, b *batch, t *rope.Table, pairs rope.Layout, threads int) {
 	if t == nil {
 		return
@@ -254,9 +254,13 @@ func turnHeads(x []float32, rows, heads, d int, b *batch, t *rope.Table, pairs r
 func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cache, positions []int) error {
 	y := &m.Config.Layers[a.Layer]
 	units := a.Windows * y.KVHeads
+	caches, err := m.windowCaches(ctx, a, cache)
+	if err != nil {
+		return err
+	}
 	if units >= 4*m.Threads && positions == nil {
 		return parallel.For(ctx, m.Threads, units, func(i int) error {
-			h, err := m.prepareHead(a, cache, i)
+			h, err := m.prepareHead(a, caches[i/y.KVHeads], i)
 			if err == nil {
 				h.queries(o, 0, y.Group()*a.T)
 			}
@@ -266,8 +270,8 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 	// Few heads (a long context, a model with one KV head): they are cut along their
 	// queries.
 	heads := make([]*attentionHead, units)
-	err := parallel.For(ctx, m.Threads, units, func(i int) (err error) {
-		heads[i], err = m.prepareHead(a, cache, i)
+	err = parallel.For(ctx, m.Threads, units, func(i int) (err error) {
+		heads[i], err = m.prepareHead(a, caches[i/y.KVHeads], i)
 		return err
 	})
 	if err != nil {
@@ -288,6 +292,26 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 		}
 	}
 	return parallel.For(ctx, m.Threads, len(tasks), func(i int) error { tasks[i](); return nil })
+}
+
+// windowCaches returns the cache of each window: all the same one, or what a LayerCache makes of
+// the window's keys and values.
+func (m *Model) windowCaches(ctx context.Context, a *Attention, cache Cache) ([]Cache, error) {
+	caches := make([]Cache, a.Windows)
+	layer, ok := cache.(LayerCache)
+	if !ok {
+		for w := range caches {
+			caches[w] = cache
+		}
+		return caches, nil
+	}
+	y := &m.Config.Layers[a.Layer]
+	keys, values := a.T*y.KVHeads*y.HeadDim, a.T*y.KVHeads*y.ValueDim
+	err := parallel.For(ctx, m.Threads, a.Windows, func(w int) (err error) {
+		caches[w], err = layer.Window(ctx, a.Layer, a.K[w*keys:(w+1)*keys], a.V[w*values:(w+1)*values])
+		return err
+	})
+	return caches, err
 }
 
 // An attentionHead is the keys and values of one window and KV head.
@@ -363,9 +387,9 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 	}
 }
 
-// softmax turns the scores of keys [from, to) into probabilities. A sink takes part as one key
-// more, whose place in the row the caller does not use.
-func softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head int) {
+// Softmax turns the scores of keys [from, to) of a query head into probabilities. A sink takes
+// part as one key more, whose place in the row the caller does not use.
+func Softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head int) {
 	scale := float32(y.Scale)
 	if sinks == nil {
 		fmath.Softmax(row[from:to], scale)
@@ -391,7 +415,7 @@ func (h *attentionHead) block(o, q, s []float32, ld, i0, i1, head int) {
 		row := s[(i-i0)*ld:]
 		lo := firstSeen(y, i)
 		clear(row[j0:lo])
-		softmax(row, lo, i+1, y, h.a.Sinks, head)
+		Softmax(row, lo, i+1, y, h.a.Sinks, head)
 		clear(row[i+1 : i1])
 	}
 	if h.summer != nil {
@@ -429,7 +453,7 @@ func (a *Attention) Probabilities(c *family.Config, window, head int, visit func
 				lo = max(0, i-span+1)
 			}
 			row := s[(i-i0)*ld:]
-			softmax(row, lo, i+1, y, a.Sinks, head)
+			Softmax(row, lo, i+1, y, a.Sinks, head)
 			visit(i, lo, row[lo:i+1])
 		}
 	}

@@ -256,7 +256,7 @@ func (m *Model) denseBack(ctx context.Context, l int, b *batch, x, dout, din []f
 			return err
 		}
 		out := make([]float32, len(x))
-		if err := m.gated(ctx, &y.FFN, out, x, n, b, m.mats[:3]); err != nil {
+		if err := m.gated(ctx, &y.FFN, out, x, n, b, m.mats[:3], &noBiases); err != nil {
 			return err
 		}
 		before := make([]float32, len(x))
@@ -354,7 +354,7 @@ func (m *Model) mixtureBack(ctx context.Context, l int, b *batch, x, dout, din [
 	if err := m.mul(ctx, p, x, n, &m.mats[3]); err != nil {
 		return err
 	}
-	routes := chooseExperts(ffn, p) // and p are probabilities
+	routes := chooseExperts(ffn, p, nil) // and p are probabilities
 	weights, dp := make([]float32, len(p)), make([]float32, len(p))
 	names := []string{"ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"}
 	var back [3]gemm.Weights

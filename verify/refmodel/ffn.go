@@ -2,6 +2,7 @@ package refmodel
 
 import (
 	"context"
+	"math"
 	"sort"
 
 	"github.com/phaseconv/phaseconv/format/family"
@@ -27,7 +28,7 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, h
 		}
 	}
 	if y.FFN.Experts > 0 {
-		return m.mixture(ctx, l, b, variants, hooks, gain)
+		return m.mixture(ctx, l, b, variants, hooks, gain, post)
 	}
 	for i, n := range []string{"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"} {
 		if err := m.packAll(ctx, &m.mats[i], family.Name(l, n)); err != nil {
@@ -42,7 +43,7 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, h
 			}
 		}
 		out := linalg.Grow(&b.proj, b.rows()*c.Hidden)
-		if err := m.gated(ctx, &y.FFN, out, x, b.rows(), b, m.mats[:3]); err != nil {
+		if err := m.gated(ctx, &y.FFN, out, x, b.rows(), b, m.mats[:3], &noBiases); err != nil {
 			return err
 		}
 		if post != nil {
@@ -65,20 +66,42 @@ func (m *Model) ffnInput(y *family.Layer, x []float32, variant *Variant, gain []
 	return x
 }
 
-// gated computes y = down(act(gate(x)) * up(x)) for rows of x.
-func (m *Model) gated(ctx context.Context, ffn *family.FFN, y, x []float32, rows int, b *batch, w []matrix) error {
+// gated computes y = down(act(gate(x)) * up(x)) for rows of x; biases are of gate, up and down,
+// or nil.
+func (m *Model) gated(ctx context.Context, ffn *family.FFN, y, x []float32, rows int, b *batch, w []matrix,
+	biases *[3][]float32) error {
 	f := w[0].N()
 	g, u := linalg.Grow(&b.gate, rows*f), linalg.Grow(&b.up, rows*f)
-	if err := m.mul(ctx, g, x, rows, &w[0]); err != nil {
+	if err := m.linear(ctx, g, x, rows, &w[0], biases[0]); err != nil {
 		return err
 	}
-	if err := m.mul(ctx, u, x, rows, &w[1]); err != nil {
+	if err := m.linear(ctx, u, x, rows, &w[1], biases[1]); err != nil {
 		return err
 	}
 	parallel.Rows(m.Threads, rows, func(r0, r1 int) {
 		actMul(ffn.Activation, g[r0*f:r1*f], u[r0*f:r1*f])
 	})
-	return m.mul(ctx, y, g, rows, &w[2])
+	return m.linear(ctx, y, g, rows, &w[2], biases[2])
+}
+
+// noBiases is for FFNs without.
+var noBiases [3][]float32
+
+// actMul sets gate = act(gate) * up. It may change up.
+func actMul(a family.Activation, gate, up []float32) {
+	switch a {
+	case family.GELUTanh:
+		fmath.GELUTanhMul(gate, gate, up)
+	case family.ClampedSwiGLU:
+		// g sigmoid(a g) = SiLU(a g) / a
+		for i, g := range gate {
+			gate[i] = min(g, family.ClampLimit) * family.ClampAlpha
+			up[i] = (min(max(up[i], -family.ClampLimit), family.ClampLimit) + 1) / family.ClampAlpha
+		}
+		fmath.SiLUMul(gate, gate, up)
+	default:
+		fmath.SiLUMul(gate, gate, up)
+	}
 }
 
 // A route is one token's share in one expert.
@@ -87,99 +110,236 @@ type route struct {
 	weight float32
 }
 
+// A branch is one variant's way through a mixture.
+type branch struct {
+	x, y   []float32 // [rows, hidden]: what the experts read, and their sum
+	routes [][]route // by expert
+}
+
 // mixture is ffn for a mixture of experts. Each expert is loaded once for all
-// variants. A token's expert outputs are added in the order of the experts.
-func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks, gain []float32) error {
+// variants. A token's expert outputs are added in the order of the experts, those of shared
+// experts last.
+func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks, gain, post []float32) error {
 	c, ffn, n := m.Config, &m.Config.Layers[l].FFN, b.rows()
 	if err := m.packAll(ctx, &m.mats[3], family.Name(l, "ffn_gate_inp.weight")); err != nil {
 		return err
 	}
-	xs := make([][]float32, len(variants))
-	ys := make([][]float32, len(variants))
-	routes := make([][][]route, len(variants))
+	bias, err := m.vectorIf(ffn.RouterBias, family.Name(l, "ffn_gate_inp.bias"))
+	if err != nil {
+		return err
+	}
+	choice, err := m.vectorIf(ffn.ChoiceBias, family.Name(l, "exp_probs_b.bias"))
+	if err != nil {
+		return err
+	}
+	branches := make([]branch, len(variants))
 	for i, variant := range variants {
-		xs[i], ys[i] = make([]float32, n*c.Hidden), make([]float32, n*c.Hidden)
-		xs[i] = m.ffnInput(&c.Layers[l], xs[i], variant, gain)
+		x := m.ffnInput(&c.Layers[l], make([]float32, n*c.Hidden), variant, gain)
 		if hooks.FFN != nil && i == 0 {
-			if err := hooks.FFN(l, xs[i]); err != nil {
+			if err := hooks.FFN(l, x); err != nil {
 				return err
 			}
 		}
 		logits := make([]float32, n*ffn.Experts)
-		if err := m.mul(ctx, logits, xs[i], n, &m.mats[3]); err != nil {
+		if err := m.linear(ctx, logits, x, n, &m.mats[3], bias); err != nil {
 			return err
 		}
-		routes[i] = chooseExperts(ffn, logits)
+		branches[i] = branch{x, make([]float32, n*c.Hidden), chooseExperts(ffn, logits, choice)}
 	}
-	names := []string{"ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"}
-	var in, out []float32
 	for e := range ffn.Experts {
-		used := false
-		for i := range variants {
-			used = used || len(routes[i][e]) > 0
+		if err := m.expert(ctx, l, e, b, branches); err != nil {
+			return err
 		}
-		if !used {
-			continue
-		}
-		for i, name := range names {
-			t, err := m.find(family.Name(l, name))
-			if err != nil {
-				return err
-			}
-			per := t.Rows() / ffn.Experts
-			if err := m.pack(ctx, &m.mats[i], t, e*per, per); err != nil {
-				return err
-			}
-		}
-		for i := range variants {
-			rs := routes[i][e]
-			if len(rs) == 0 {
-				continue
-			}
-			in, out = linalg.Grow(&in, len(rs)*c.Hidden), linalg.Grow(&out, len(rs)*c.Hidden)
-			for r, t := range rs {
-				copy(in[r*c.Hidden:(r+1)*c.Hidden], xs[i][t.row*c.Hidden:])
-			}
-			if err := m.gated(ctx, ffn, out, in, len(rs), b, m.mats[:3]); err != nil {
-				return err
-			}
-			for r, t := range rs {
-				y := ys[i][t.row*c.Hidden : (t.row+1)*c.Hidden]
-				for k, v := range out[r*c.Hidden : (r+1)*c.Hidden] {
-					y[k] += float32(v * t.weight)
-				}
-			}
-		}
+	}
+	if err := m.shared(ctx, l, b, branches); err != nil {
+		return err
 	}
 	for i, variant := range variants {
-		addScaled(variant.Hidden, ys[i], c.Layers[l].ResidualScale, m.Threads)
+		if post != nil {
+			m.norm(branches[i].y, branches[i].y, post)
+		}
+		addScaled(variant.Hidden, branches[i].y, c.Layers[l].ResidualScale, m.Threads)
 	}
 	return nil
 }
 
+// expert adds expert e's part of a mixture, for the tokens that chose it.
+func (m *Model) expert(ctx context.Context, l, e int, b *batch, branches []branch) error {
+	used := false
+	for i := range branches {
+		used = used || len(branches[i].routes[e]) > 0
+	}
+	if !used {
+		return nil
+	}
+	ffn, hidden := &m.Config.Layers[l].FFN, m.Config.Hidden
+	var biases [3][]float32
+	for i, name := range []string{"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"} {
+		t, err := m.find(family.Name(l, name+".weight"))
+		if err != nil {
+			return err
+		}
+		per := t.Rows() / ffn.Experts
+		if err := m.pack(ctx, &m.mats[i], t, e*per, per); err != nil {
+			return err
+		}
+		if ffn.Biases {
+			if t, err = m.find(family.Name(l, name+".bias")); err != nil {
+				return err
+			}
+			biases[i] = make([]float32, t.Cols())
+			if err := m.w.ReadRows(t, e, 1, biases[i]); err != nil {
+				return err
+			}
+		}
+	}
+	var in, out []float32
+	for i := range branches {
+		rs := branches[i].routes[e]
+		if len(rs) == 0 {
+			continue
+		}
+		in, out = linalg.Grow(&in, len(rs)*hidden), linalg.Grow(&out, len(rs)*hidden)
+		for r, t := range rs {
+			copy(in[r*hidden:(r+1)*hidden], branches[i].x[t.row*hidden:])
+		}
+		if err := m.gated(ctx, ffn, out, in, len(rs), b, m.mats[:3], &biases); err != nil {
+			return err
+		}
+		for r, t := range rs {
+			y := branches[i].y[t.row*hidden : (t.row+1)*hidden]
+			for k, v := range out[r*hidden : (r+1)*hidden] {
+				y[k] += float32(v * t.weight)
+			}
+		}
+	}
+	return nil
+}
+
+// shared adds the experts that every token goes through.
+func (m *Model) shared(ctx context.Context, l int, b *batch, branches []branch) error {
+	ffn, hidden, n := &m.Config.Layers[l].FFN, m.Config.Hidden, b.rows()
+	if ffn.Shared == 0 {
+		return nil
+	}
+	for i, name := range []string{"ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"} {
+		if err := m.packAll(ctx, &m.mats[i], family.Name(l, name)); err != nil {
+			return err
+		}
+	}
+	gate, err := m.vectorIf(ffn.SharedGate, family.Name(l, "ffn_gate_inp_shexp.weight"))
+	if err != nil {
+		return err
+	}
+	for i := range branches {
+		x, y := branches[i].x, branches[i].y
+		out := linalg.Grow(&b.proj, n*hidden)
+		if err := m.gated(ctx, ffn, out, x, n, b, m.mats[:3], &noBiases); err != nil {
+			return err
+		}
+		parallel.Rows(m.Threads, n, func(r0, r1 int) {
+			for r := r0; r < r1; r++ {
+				weight := float32(1)
+				if gate != nil {
+					logit := 0.0
+					for k, v := range x[r*hidden : (r+1)*hidden] {
+						logit += float64(float64(v) * float64(gate[k]))
+					}
+					weight = float32(sigmoid(logit))
+				}
+				for k, v := range out[r*hidden : (r+1)*hidden] {
+					y[r*hidden+k] += float32(v * weight)
+				}
+			}
+		})
+	}
+	return nil
+}
+
+func sigmoid(x float64) float64 { return 1 / (1 + fmath.Exp(-x)) }
+
 // chooseExperts turns router logits, [rows, experts], into the rows and weights
-// of each expert. Equal probabilities go to the expert with the lower number.
-func chooseExperts(f *family.FFN, logits []float32) [][]route {
+// of each expert, and leaves the experts' probabilities in their place. choice is added
+// to those for choosing the best, if it is not nil. Equal ones go to the expert with the
+// lower number.
+func chooseExperts(f *family.FFN, logits, choice []float32) [][]route {
 	out := make([][]route, f.Experts)
-	order := make([]int, f.Experts)
+	order, score := make([]int, f.Experts), make([]float32, f.Experts)
 	for row := range len(logits) / f.Experts {
 		p := logits[row*f.Experts : (row+1)*f.Experts]
-		fmath.Softmax(p, 1)
+		switch f.Router {
+		case family.SoftmaxTopK:
+			fmath.Softmax(p, 1)
+		case family.SigmoidTopK:
+			for i, v := range p {
+				p[i] = float32(sigmoid(float64(v)))
+			}
+		}
+		copy(score, p)
+		for i, v := range choice {
+			score[i] += v
+		}
 		for i := range order {
 			order[i] = i
 		}
-		sort.SliceStable(order, func(a, b int) bool { return p[order[a]] > p[order[b]] })
-		best := order[:f.Used]
+		eligible := order
+		if f.Groups > 1 {
+			eligible = inGroups(f, score)
+		}
+		sort.SliceStable(eligible, func(a, b int) bool { return score[eligible[a]] > score[eligible[b]] })
+		best := eligible[:f.Used]
+		if f.Router == family.TopKSoftmax {
+			chosen := make([]float32, f.Used)
+			for i, e := range best {
+				chosen[i] = p[e]
+			}
+			fmath.Softmax(chosen, 1)
+			for i, e := range best {
+				p[e] = chosen[i]
+			}
+		}
 		sum := float32(1)
 		if f.Renorm {
 			sum = 0
 			for _, e := range best {
 				sum += p[e]
 			}
+			sum = max(sum, math.SmallestNonzeroFloat32)
 		}
 		for _, e := range best {
-			out[e] = append(out[e], route{row, p[e] / sum})
+			w := p[e] / sum
+			if s := f.Scale(); s != 1 {
+				w *= float32(s)
+			}
+			out[e] = append(out[e], route{row, w})
 		}
 	}
+	return out
+}
+
+// inGroups returns the experts of the groups that take part, in order.
+func inGroups(f *family.FFN, score []float32) []int {
+	per := f.Experts / f.Groups
+	group, sums := make([]int, f.Groups), make([]float32, f.Groups)
+	for g := range group {
+		group[g] = g
+		first, second := float32(math.Inf(-1)), float32(math.Inf(-1))
+		for _, v := range score[g*per : (g+1)*per] {
+			if v > first {
+				first, second = v, first
+			} else if v > second {
+				second = v
+			}
+		}
+		sums[g] = first + second
+	}
+	sort.SliceStable(group, func(a, b int) bool { return sums[group[a]] > sums[group[b]] })
+	var out []int
+	for _, g := range group[:f.GroupsUsed] {
+		for e := range per {
+			out = append(out, g*per+e)
+		}
+	}
+	sort.Ints(out)
 	return out
 }

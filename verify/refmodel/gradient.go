@@ -48,6 +48,9 @@ const gradientFloats = 1 << 27
 // backward pass here, by name, and ends with the first error of visit.
 func (m *Model) Gradients(ctx context.Context, windows [][]int32, o GradientOptions,
 	visit func(g *Gradient) error) error {
+	if m.Resident {
+		return fmt.Errorf("the backward pass of a resident model: it needs matrices as they are read")
+	}
 	if err := m.Config.Require("the backward pass", 0); err != nil {
 		return err
 	}

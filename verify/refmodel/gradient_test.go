@@ -526,7 +526,7 @@ func (n *nudge) Values(layer, head int, v []float32) error { n.add(v, n.g.DV, la
 func TestGradientsOfTheForwardPass(t *testing.T) {
 	refused := 0
 	for _, dir := range models(t) {
-		c, err := checkpoint.Open(dir)
+		c, err := checkpoint.Open(tiny.Folder(t, dir))
 		if err != nil {
 			t.Fatal(err)
 		}

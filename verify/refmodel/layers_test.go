@@ -20,8 +20,6 @@ func TestUnknownLayers(t *testing.T) {
 		"of another length":   func(y *family.Layer) { y.ValueDim /= 2 },
 		"a gate":              func(y *family.Layer) { y.Gate = family.GateChannel },
 		"an FFN without gate": func(y *family.Layer) { y.FFN.Kind = family.Ungated },
-		"a router":            func(y *family.Layer) { y.FFN.Router = family.SigmoidTopK },
-		"shared experts":      func(y *family.Layer) { y.FFN.Shared = 1 },
 	} {
 		cfg := c.Config.Clone()
 		change(&cfg.Layers[1])

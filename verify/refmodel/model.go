@@ -29,7 +29,12 @@ type Model struct {
 	// that depends on the matrix's (Q8_K for Q4_K, F16 for F16). Without it all that
 	// is rounded is what the matrices hold.
 	RoundInputs bool
+	// Resident keeps every weight that was read, as float32 numbers in the order of the
+	// kernels: for callers that go through the layers once a token.
+	Resident bool
 
+	packed  map[packedKey]*matrix // of a Resident model
+	vectors map[string][]float32
 	w       checkpoint.Weights
 	scratch []float32 // one matrix, decoded
 	rounded []float32 // inputs
@@ -37,12 +42,19 @@ type Model struct {
 	ropes   map[ropeKey]*rope.Table
 }
 
+// A packedKey names rows of a tensor.
+type packedKey struct {
+	tensor  string
+	row0, n int
+}
+
 // A ropeKey is a RopeKind and a number of positions.
 type ropeKey struct{ kind, n int }
 
 // New returns a model that reads its weights from w as it needs them.
 func New(cfg *family.Config, w checkpoint.Weights, threads int) *Model {
-	return &Model{Config: cfg, Threads: parallel.Threads(threads), w: w, ropes: map[ropeKey]*rope.Table{}}
+	return &Model{Config: cfg, Threads: parallel.Threads(threads), w: w, ropes: map[ropeKey]*rope.Table{},
+		packed: map[packedKey]*matrix{}, vectors: map[string][]float32{}}
 }
 
 // A Variant is one stream of hidden states through the model: the same tokens may
@@ -84,6 +96,12 @@ func (l *Variant) end(layers int) int {
 type Options struct {
 	// Hooks see the first variant's activations.
 	Hooks Hooks
+	// Position is that of the first token of every window. Above 0 the keys and values of the
+	// tokens before must be in what the variants' Attend keeps.
+	Position int
+	// Context is the number of positions that the run is a part of, if it is more than the
+	// tokens up to its end: tables of angles are made for it, once.
+	Context int
 	// Progress, if set, is called after each layer.
 	Progress func(done, total int)
 }
@@ -118,6 +136,16 @@ type Cache interface {
 	Keys(layer, head int, k []float32) (Scorer, error)
 	// Values changes the values of one window and KV head, [T, head_dim], in place.
 	Values(layer, head int, v []float32) error
+}
+
+// A LayerCache is a Cache that stores what all heads of a layer have of a token together.
+type LayerCache interface {
+	Cache
+	// Window takes the post-RoPE keys and the values of one window of a layer, [T, n_kv_heads *
+	// head_dim] and [T, n_kv_heads * value_dim], which it must not change, and returns the Cache
+	// of that window's heads.
+	// It is called concurrently for different windows.
+	Window(ctx context.Context, layer int, k, v []float32) (Cache, error)
 }
 
 // A Tile is a block of scores: of some queries with some keys.
@@ -157,7 +185,7 @@ type Summer interface {
 // features are those of layers that the forward pass computes.
 const features = family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NormedValues |
 	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature |
-	family.OtherBlock
+	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // Run sends windows of token ids, all of the same length, through the model,
 // once per variant. It fails on ids outside the vocabulary and on weights that
@@ -174,6 +202,7 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 	if err := c.Require("the forward pass", features); err != nil {
 		return err
 	}
+	b.first, b.span = opt.Position, max(opt.Context, opt.Position+b.T)
 	if err := m.begin(b, variants); err != nil {
 		return err
 	}
@@ -257,6 +286,8 @@ func join(variants []*Variant, l int) {
 type batch struct {
 	T, windows int
 	tokens     []int32
+	first      int // position of the first token of each window
+	span       int // positions of tables of angles
 	// Of probes: the positions of the T rows of each window, and what their queries meet.
 	positions []int
 	context   *Context
@@ -275,7 +306,7 @@ func (b *batch) position(r int) int {
 	if b.positions != nil {
 		return b.positions[r%b.T]
 	}
-	return r % b.T
+	return b.first + r%b.T
 }
 
 // newBatch returns the tokens of windows, which must be of one length.
@@ -283,7 +314,7 @@ func newBatch(windows [][]int32) (*batch, error) {
 	if len(windows) == 0 || len(windows[0]) == 0 {
 		return nil, fmt.Errorf("nothing to compute: %d windows", len(windows))
 	}
-	b := &batch{T: len(windows[0]), windows: len(windows)}
+	b := &batch{T: len(windows[0]), windows: len(windows), span: len(windows[0])}
 	for _, w := range windows {
 		if len(w) != b.T {
 			return nil, fmt.Errorf("windows of %d and %d tokens in one batch", b.T, len(w))
@@ -344,8 +375,17 @@ func (m *Model) vector(name string, optional bool) ([]float32, error) {
 		}
 		return nil, fmt.Errorf("the model has no tensor %s", name)
 	}
+	if v := m.vectors[name]; v != nil {
+		return v, nil
+	}
 	out := make([]float32, t.Elements())
-	return out, m.w.ReadRows(t, 0, t.Rows(), out)
+	if err := m.w.ReadRows(t, 0, t.Rows(), out); err != nil {
+		return nil, err
+	}
+	if m.Resident {
+		m.vectors[name] = out
+	}
+	return out, nil
 }
 
 // decode reads rows [row0, row0+n) of a matrix into memory that the next decode takes again.
@@ -362,14 +402,35 @@ func (m *Model) decode(ctx context.Context, t *checkpoint.Tensor, row0, n int) (
 	return buf, err
 }
 
+// vectorIf reads a one-dimensional tensor where the layer has it.
+func (m *Model) vectorIf(have bool, name string) ([]float32, error) {
+	if !have {
+		return nil, nil
+	}
+	return m.vector(name, false)
+}
+
 // pack loads rows [row0, row0+n) of a matrix into w.
 func (m *Model) pack(ctx context.Context, w *matrix, t *checkpoint.Tensor, row0, n int) error {
+	key := packedKey{t.Name, row0, n}
+	if kept := m.packed[key]; kept != nil {
+		*w = *kept
+		return nil
+	}
 	buf, err := m.decode(ctx, t, row0, n)
 	if err != nil {
 		return err
 	}
+	if m.Resident {
+		*w = matrix{} // the memory of the last one is kept
+	}
 	w.PackRows(n, t.Cols(), buf, t.Cols(), m.Threads)
 	w.input = inputType(t.Type)
+	if m.Resident {
+		kept := *w
+		m.packed[key] = &kept
+		m.scratch = nil // of the largest matrix, an output head of hundreds of megabytes
+	}
 	return nil
 }
 

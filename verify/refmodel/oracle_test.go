@@ -12,6 +12,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
@@ -97,7 +98,7 @@ func models(t *testing.T) []string {
 func TestOracle(t *testing.T) {
 	for _, dir := range models(t) {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			c, err := checkpoint.Open(dir)
+			c, err := checkpoint.Open(tiny.Folder(t, dir))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -183,43 +184,114 @@ func each(c *family.Config, of func(y *family.Layer) bool, change func(y *family
 
 // Kinds of layers.
 func all(y *family.Layer) bool     { return true }
-func full(y *family.Layer) bool    { return y.Window == 0 }
+func full(y *family.Layer) bool    { return y.Window == 0 && y.Rope.Dim > 0 }
+func turned(y *family.Layer) bool  { return y.Window > 0 && y.Rope.Dim > 0 }
 func sliding(y *family.Layer) bool { return y.Window > 0 }
 func scaled(y *family.Layer) bool  { return y.Rope.Scaling != rope.None }
 func mixture(y *family.Layer) bool { return y.FFN.Experts > 0 }
+func shared(y *family.Layer) bool  { return y.FFN.Shared > 0 }
 
 var mistakes = []mistake{
 	{"theta 10 % off", func(c *family.Config, w *altered) bool {
 		return each(c, full, func(y *family.Layer) { y.Rope.Theta *= 1.1 })
 	}},
 	{"theta of sliding layers 10 % off", func(c *family.Config, w *altered) bool {
-		return each(c, sliding, func(y *family.Layer) { y.Rope.Theta *= 1.1 })
+		return each(c, turned, func(y *family.Layer) { y.Rope.Theta *= 1.1 })
 	}},
 	{"one theta for all layers", func(c *family.Config, w *altered) bool {
+		if c.Family.Kinds {
+			return false
+		}
 		theta, local := c.Ropes()
-		return each(c, sliding, func(y *family.Layer) { y.Rope = theta }) && local.Theta != theta.Theta
+		return each(c, turned, func(y *family.Layer) { y.Rope = theta }) && local.Theta != theta.Theta
 	}},
-	{"other pairs", func(c *family.Config, w *altered) bool { c.Pairs = rope.Interleaved; return true }},
+	{"other pairs", func(c *family.Config, w *altered) bool {
+		if was := c.Pairs; was == rope.Interleaved {
+			c.Pairs = rope.Half
+		} else {
+			c.Pairs = rope.Interleaved
+		}
+		return true
+	}},
 	{"RoPE scaling forgotten", func(c *family.Config, w *altered) bool {
 		return each(c, scaled, func(y *family.Layer) { y.Rope = rope.Params{Theta: y.Rope.Theta, Dim: y.Rope.Dim} })
 	}},
 	{"RoPE scaling in sliding layers", func(c *family.Config, w *altered) bool {
+		if c.Family.Kinds {
+			return false
+		}
 		theta, local := c.Ropes()
 		theta.Theta = local.Theta
-		return each(c, sliding, func(y *family.Layer) { y.Rope = theta }) && theta.Scaling != rope.None &&
+		return each(c, turned, func(y *family.Layer) { y.Rope = theta }) && theta.Scaling != rope.None &&
 			local.Scaling == rope.None
 	}},
-	{"yarn without magnitude", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return y.Rope.Scaling == rope.YaRN },
-			func(y *family.Layer) { y.Rope = y.Rope.Pure() })
+	{"no magnitude", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Rope.Magnitude() != 1 },
+			func(y *family.Layer) { y.Rope.Attention = 1 })
 	}},
 	{"yarn's usual ramp", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.Rope.Scaling == rope.YaRN && y.Rope.BetaFast != 32 },
 			func(y *family.Layer) { y.Rope.BetaFast, y.Rope.BetaSlow = 32, 1 })
 	}},
 	{"original context doubled", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return y.Rope.OriginalContext > 0 },
+		return each(c, func(y *family.Layer) bool { return y.Rope.OriginalContext > 0 && y.Rope.Scaling != rope.LongRoPE },
 			func(y *family.Layer) { y.Rope.OriginalContext *= 2 })
+	}},
+	{"divisors of other contexts", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Rope.Scaling == rope.LongRoPE },
+			func(y *family.Layer) { y.Rope.Short, y.Rope.Divisors = y.Rope.Divisors, y.Rope.Short })
+	}},
+	{"RoPE on whole heads", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Rope.Dim > 0 && y.Rope.Dim < y.HeadDim }, func(y *family.Layer) {
+			y.Rope = rope.Params{Dim: y.HeadDim, Theta: y.Rope.Theta}
+		})
+	}},
+	{"RoPE in all layers", func(c *family.Config, w *altered) bool {
+		full, _ := c.Ropes()
+		return each(c, func(y *family.Layer) bool { return y.Rope.Dim == 0 }, func(y *family.Layer) { y.Rope = full })
+	}},
+	{"queries that do not grow", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Temperature.Beta != 0 },
+			func(y *family.Layer) { y.Temperature.Beta = 0 })
+	}},
+	{"no residual multiplier", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.ResidualScale != 1 },
+			func(y *family.Layer) { y.ResidualScale = 1 })
+	}},
+	{"logits not scaled", func(c *family.Config, w *altered) bool {
+		ok := c.LogitScale != 1
+		c.LogitScale = 1
+		return ok
+	}},
+	{"values not normed", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.ValueNorm }, func(y *family.Layer) { y.ValueNorm = false })
+	}},
+	{"layers not scaled", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.OutputScale }, func(y *family.Layer) { y.OutputScale = false })
+	}},
+	{"no embeddings per layer", func(c *family.Config, w *altered) bool {
+		ok := c.PerLayerInput > 0
+		c.PerLayerInput = 0
+		return ok
+	}},
+	{"keys of another layer", func(c *family.Config, w *altered) bool {
+		ok := false
+		for l := range c.Layers {
+			if y := &c.Layers[l]; y.Owner != l && y.Owner >= 2 {
+				y.Owner -= 2 // of the same kind in gemma4
+				ok = true
+			}
+		}
+		return ok
+	}},
+	{"norm before RoPE", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.NormAfterRoPE },
+			func(y *family.Layer) { y.NormAfterRoPE = false })
+	}},
+	{"mean not subtracted", func(c *family.Config, w *altered) bool {
+		ok := c.LayerNorm
+		c.LayerNorm = false
+		return ok
 	}},
 	{"no window", func(c *family.Config, w *altered) bool {
 		return each(c, sliding, func(y *family.Layer) { y.Window = 0 })
@@ -231,6 +303,9 @@ var mistakes = []mistake{
 		return each(c, func(y *family.Layer) bool { return y.Window > 1 }, func(y *family.Layer) { y.Window++ })
 	}},
 	{"sliding layers shifted by one", func(c *family.Config, w *altered) bool {
+		if c.Family.Kinds {
+			return false
+		}
 		ok, was := false, slices.Clone(c.Layers)
 		for i := range was {
 			next := was[(i+1)%len(was)]
@@ -265,7 +340,7 @@ var mistakes = []mistake{
 		return each(c, func(y *family.Layer) bool { return y.PostNorms }, func(y *family.Layer) { y.PostNorms = false })
 	}},
 	{"other activation", func(c *family.Config, w *altered) bool {
-		return each(c, all, func(y *family.Layer) { y.FFN.Activation = family.GELUTanh + family.SiLU - y.FFN.Activation })
+		return each(c, all, func(y *family.Layer) { y.FFN.Activation = (y.FFN.Activation + 1) % 3 })
 	}},
 	{"embeddings not scaled", func(c *family.Config, w *altered) bool {
 		ok := c.EmbeddingScale != 1
@@ -273,10 +348,42 @@ var mistakes = []mistake{
 		return ok
 	}},
 	{"top-k weights otherwise", func(c *family.Config, w *altered) bool {
-		return each(c, mixture, func(y *family.Layer) { y.FFN.Renorm = !y.FFN.Renorm })
+		return each(c, func(y *family.Layer) bool { return mixture(y) && y.FFN.Router != family.TopKSoftmax },
+			func(y *family.Layer) { y.FFN.Renorm = !y.FFN.Renorm })
 	}},
 	{"one expert fewer", func(c *family.Config, w *altered) bool {
 		return each(c, mixture, func(y *family.Layer) { y.FFN.Used-- })
+	}},
+	{"no shared expert", func(c *family.Config, w *altered) bool {
+		return each(c, shared, func(y *family.Layer) { y.FFN.Shared = 0 })
+	}},
+	{"no gate of the shared expert", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.SharedGate }, func(y *family.Layer) { y.FFN.SharedGate = false })
+	}},
+	{"no bias of the choice", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.ChoiceBias }, func(y *family.Layer) { y.FFN.ChoiceBias = false })
+	}},
+	{"other router", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.Experts > 0 && y.FFN.Router != family.SoftmaxTopK },
+			func(y *family.Layer) { y.FFN.Router = family.SoftmaxTopK })
+	}},
+	{"experts without groups", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.Groups > 1 }, func(y *family.Layer) { y.FFN.Groups = 0 })
+	}},
+	{"experts not scaled", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.Scale() != 1 }, func(y *family.Layer) { y.FFN.WeightScale = 1 })
+	}},
+	{"no bias of the router", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.RouterBias }, func(y *family.Layer) { y.FFN.RouterBias = false })
+	}},
+	{"no biases of experts", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.Biases }, func(y *family.Layer) { y.FFN.Biases = false })
+	}},
+	{"no sinks", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Sinks }, func(y *family.Layer) { y.Sinks = false })
+	}},
+	{"yarn's ramp rounded", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.Rope.Smooth }, func(y *family.Layer) { y.Rope.Smooth = false })
 	}},
 	{"attention scale 1 % off", func(c *family.Config, w *altered) bool {
 		return each(c, all, func(y *family.Layer) { y.Scale *= 1.01 })
@@ -303,7 +410,7 @@ func TestOracleSeesMistakes(t *testing.T) {
 	seen := map[string]int{}
 	least := map[string]float64{}
 	for _, dir := range models(t) {
-		c, err := checkpoint.Open(dir)
+		c, err := checkpoint.Open(tiny.Folder(t, dir))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -99,12 +99,3 @@ func (m *Model) finish(ctx context.Context, l int, b *batch, variants []*Variant
 	}
 	return nil
 }
-
-// actMul sets gate = act(gate) * up.
-func actMul(a family.Activation, gate, up []float32) {
-	if a == family.GELUTanh {
-		fmath.GELUTanhMul(gate, gate, up)
-	} else {
-		fmath.SiLUMul(gate, gate, up)
-	}
-}

@@ -42,23 +42,24 @@ func (c *Context) Hooks() Hooks {
 }
 
 // patch returns the keys and values of layer l with those of the positions replaced.
-func (c *Context) patch(l int, k, v []float32, positions []int) (allK, allV []float32) {
-	allK, allV = slices.Clone(c.kv[l].k), slices.Clone(c.kv[l].v)
-	width := len(allK) / (c.T * c.Windows)
-	for r := range len(k) / width {
-		at := r/len(positions)*c.T + positions[r%len(positions)]
-		copy(allK[at*width:(at+1)*width], k[r*width:])
-		copy(allV[at*width:(at+1)*width], v[r*width:])
+func (c *Context) patch(l int, k, v []float32, positions []int) ([]float32, []float32) {
+	replaced := func(all, own []float32) []float32 {
+		all = slices.Clone(all)
+		width := len(all) / (c.T * c.Windows)
+		for r := range len(own) / width {
+			at := r/len(positions)*c.T + positions[r%len(positions)]
+			copy(all[at*width:(at+1)*width], own[r*width:])
+		}
+		return all
 	}
-	return allK, allV
+	return replaced(c.kv[l].k, k), replaced(c.kv[l].v, v)
 }
 
 // Part returns the context of the first n windows. It shares memory.
 func (c *Context) Part(n int) *Context {
 	out := &Context{T: c.T, Windows: n, owners: c.owners, tokens: c.tokens[:n], kv: Shared{}}
 	for l, x := range c.kv {
-		size := len(x.k) / c.Windows * n
-		out.kv[l] = sharedKV{k: x.k[:size], v: x.v[:size]}
+		out.kv[l] = sharedKV{k: x.k[:len(x.k)/c.Windows*n], v: x.v[:len(x.v)/c.Windows*n]}
 	}
 	return out
 }
@@ -88,7 +89,7 @@ func (m *Model) Probes(ctx context.Context, c *Context, positions []int, variant
 			return fmt.Errorf("the keys of layer %d were not recorded", l)
 		}
 	}
-	b := &batch{T: len(positions), windows: c.Windows, positions: positions, context: c}
+	b := &batch{T: len(positions), windows: c.Windows, span: c.T, positions: positions, context: c}
 	for _, w := range c.tokens {
 		for _, p := range positions {
 			b.tokens = append(b.tokens, w[p])

@@ -38,7 +38,7 @@ func TestProbes(t *testing.T) {
 		all[i] = i
 	}
 	for _, dir := range models(t) {
-		c, err := checkpoint.Open(dir)
+		c, err := checkpoint.Open(tiny.Folder(t, dir))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -130,7 +130,11 @@ func (c *card) intro() {
 	c.line("")
 	c.line("%s", c.v.Verdict.Advice)
 	c.line("")
-	c.line("Stock runtimes load the model as an ordinary one and keep their own cache types; the 1-bit keys need a runtime that reads the sidecar.")
+	what := "keys"
+	if c.v.Whole() {
+		what = "keys and values"
+	}
+	c.line("Stock runtimes load the model as an ordinary one and keep their own cache types; the 1-bit %s need a runtime that reads the sidecar.", what)
 	c.line("")
 }
 
@@ -144,17 +148,23 @@ func (c *card) numbers() {
 		return
 	}
 	p, k, b := v.PPL, v.KLD, v.Bytes
-	c.line("On %s tokens of `%s` (%d windows of %d, second halves scored), which nothing was fitted to; keys in code `%s`, anchor %d, first %d and last %d keys F16, values float.",
-		comma(p.Tokens), oneLine(v.Text.Name), p.Chunks, p.Ctx, p.Code, p.Anchor, p.Sink, p.Recent)
+	how, float, coded := "keys in code `%s`, anchor %d, first %d and last %d keys F16, values float", "float keys", "coded keys"
+	size := fmt.Sprintf("| bytes of keys per token | %s (F16) | %s |", comma(b.KF16), comma(b.KCode))
+	if v.Whole() {
+		how, float, coded = "keys and values in code `%s`, anchor %d, first %d and last %d tokens F16", "float cache", "coded cache"
+		size = fmt.Sprintf("| bytes of keys and values per token | %s (F16) | %s |", comma(b.KVF16), comma(b.KVCode))
+	}
+	c.line("On %s tokens of `%s` (%d windows of %d, second halves scored), which nothing was fitted to; "+how+".",
+		comma(p.Tokens), oneLine(v.Text.Name), p.Chunks, p.Ctx, v.Code, p.Anchor, p.Sink, p.Recent)
 	c.line("")
-	c.line("| | float keys | coded keys |")
+	c.line("| | %s | %s |", float, coded)
 	c.line("|---|---:|---:|")
 	c.line("| perplexity | %s ± %s | %s ± %s |",
 		fix(p.Float, 3), fix(p.FloatErr, 3), fix(p.OneBit, 3), fix(p.OneBitErr, 3))
 	c.line("| ratio | 1 | %s ± %s |", fix(p.Ratio, 4), fix(p.RatioErr, 4))
 	c.line("| KL divergence, nats per token | 0 | %s ± %s |", sig(k.Mean), pm(k.Mean, k.MeanErr))
 	c.line("| same most likely token | 100 %% | %s |", pct(k.SameTop, 1))
-	c.line("| bytes of keys per token | %s (F16) | %s |", comma(b.KF16), comma(b.KCode))
+	c.line("%s", size)
 	c.line("")
 	if f := v.Function; f != nil {
 		c.line("With float keys the converted weights differ from the source by a KLD of %s (largest change of a logit %s); rounding the same tensors to BF16 costs %s (%s).",

@@ -179,7 +179,7 @@ func newLadderRow(r *spec.LadderRecord) ladderRow {
 			layers++
 		}
 	}
-	if layers > 0 && (strings.HasPrefix(r.Rung.ID, "RW1.") || r.Rung.ID == "RW2") {
+	if layers > 0 && (strings.HasPrefix(r.Rung.ID, "RW1.") || strings.HasPrefix(r.Rung.ID, "RW2")) {
 		x.Falls = fmt.Sprintf("%d of %d", r.Monotone, layers)
 	}
 	return x

@@ -80,12 +80,16 @@ func cachePoints(v *view) (out []qualityPoint, ctx int, f16 float64) {
 		})
 	}
 	if v.PPL != nil && v.PPL.Ctx == ctx && v.KLD != nil && v.Bytes != nil && v.KLD.Mean > noise {
-		own := float64(v.Bytes.KCode+v.Bytes.KF16) * float64(ctx)
+		own, all := v.wholeBytes(ctx)
 		if f16 == 0 {
-			f16 = 2 * float64(v.Bytes.KF16) * float64(ctx)
+			f16 = all
+		}
+		name, label := v.Code+" keys (this file), F16 values", v.Code+"/f16"
+		if v.Whole() {
+			name, label = v.Code+" keys and values (this file)", v.Code
 		}
 		out = append(out, qualityPoint{
-			Name: v.Code + " keys (this file), F16 values", Label: v.Code + "/f16", Bytes: own, KLD: v.KLD.Mean,
+			Name: name, Label: label, Bytes: own, KLD: v.KLD.Mean,
 			Ratio: fix(v.PPL.Ratio, 3), Kind: "own",
 		})
 	}

@@ -37,6 +37,8 @@ func newVerdict(v *view) verdict {
 	case p == nil || b == nil || k == nil:
 		out.Headline = v.Name + " has not been measured yet."
 		out.Text = "No held-out measurement is part of the data that this report was made from."
+	case v.Whole():
+		out.whole(v)
 	default:
 		bits := 16 * float64(b.KCode) / float64(b.KF16)
 		out.Headline = fmt.Sprintf("%s %s in %s bits a number%s.", v.Name, stores, trim(fix(bits, 3)), cost(p, k))
@@ -51,7 +53,9 @@ func newVerdict(v *view) verdict {
 				Note: fmt.Sprintf("per token; median %s, 99 %% below %s", sig(k.Median), sig(k.P99))},
 		}
 	}
-	out.Advice = advice(v)
+	if out.Advice = advice(v); v.Whole() {
+		out.Advice = adviceWhole(v)
+	}
 	var failed []string
 	for _, c := range v.Contract {
 		if !c.OK {
@@ -62,6 +66,65 @@ func newVerdict(v *view) verdict {
 		out.Alarm = "Not verified. " + strings.Join(failed, "; ") + "."
 	}
 	return out
+}
+
+// whole is the verdict on codes of keys and values.
+func (out *verdict) whole(v *view) {
+	const long = 4096
+	b, p, k := v.Bytes, v.PPL, v.KLD
+	coded, f16 := v.wholeBytes(long)
+	out.Headline = fmt.Sprintf("The cache of %s is %s times smaller%s.", v.Name, fix(float64(b.KVF16)/float64(b.KVCode), 1),
+		cost(p, k))
+	out.Text = fmt.Sprintf("Keys and values take %s instead of %s bytes per token; the first %d and the last %d tokens stay F16, with which a cache of %s tokens is %s times smaller. On %s tokens of %s, which nothing was fitted to, the prediction moves by %s nats (KLD) and the most likely token stays the same %s of the time.",
+		comma(b.KVCode), comma(b.KVF16), p.Sink, p.Recent, comma(long), fix(f16/coded, 1), comma(p.Tokens), v.Text.Name, sig(k.Mean),
+		pct(k.SameTop, 1))
+	out.Tiles = []tile{
+		{Label: "Cache bytes per token", Value: comma(b.KVCode), Unit: "B", Note: fmt.Sprintf("%s× smaller than F16 (%s B)",
+			fix(float64(b.KVF16)/float64(b.KVCode), 1), comma(b.KVF16))},
+		{Label: "Perplexity ratio", Value: fix(p.Ratio, 3), Unit: "×", Err: "± " + fix(p.RatioErr, 3),
+			Note: fmt.Sprintf("%s with a float cache, %s coded", fix(p.Float, 2), fix(p.OneBit, 2))},
+		{Label: "KL divergence", Value: sig(k.Mean), Unit: "nats", Err: "± " + pm(k.Mean, k.MeanErr),
+			Note: fmt.Sprintf("per token; median %s, 99 %% below %s", sig(k.Median), sig(k.P99))},
+	}
+}
+
+// adviceWhole puts the stock pair of equal quality beside codes of keys and values: of those that
+// are as faithful the smallest, or, where none is, the most faithful. Pairs on the source as
+// published tell what users have today; those on this file what they can have without the codes.
+func adviceWhole(v *view) string {
+	var rows []spec.AdviseRow
+	for _, r := range worstText(v.Advise) {
+		if coded(r.KType) || coded(r.VType) {
+			rows = append(rows, r)
+		}
+	}
+	if len(rows) == 0 || v.PPL == nil || v.KLD == nil {
+		return "Stock cache types were not measured in this run, so nothing here says which of them is as faithful."
+	}
+	rows = sameContext(rows, v.PPL.Ctx)
+	sort.SliceStable(rows, func(i, j int) bool {
+		gi, gj := rows[i].KLD <= v.KLD.Mean, rows[j].KLD <= v.KLD.Mean
+		switch {
+		case gi != gj:
+			return gi
+		case gi && rows[i].BytesPerToken != rows[j].BytesPerToken:
+			return rows[i].BytesPerToken < rows[j].BytesPerToken
+		}
+		return rows[i].KLD < rows[j].KLD
+	})
+	r := rows[0]
+	file := "the source as published"
+	if r.Converted {
+		file = "this file"
+	}
+	what := fmt.Sprintf("%s keys and %s values of a stock runtime, with %s at context %s, take %s bytes per token and cost a KLD of %s (perplexity %s×)",
+		r.KType, r.VType, file, comma(r.Ctx), comma(int64(math.Round(r.BytesPerToken))), sig(r.KLD), fix(r.PPLRatio, 3))
+	own := float64(v.Bytes.KVCode)
+	if r.KLD <= v.KLD.Mean {
+		return fmt.Sprintf("The smallest stock pair measured here that is as faithful: %s. A coded token takes %s, %s of that.", what,
+			comma(v.Bytes.KVCode), pct(own/r.BytesPerToken, 0))
+	}
+	return fmt.Sprintf("No stock pair measured here is as faithful; the best: %s.", what)
 }
 
 // trim drops trailing zeros of decimals.

@@ -58,6 +58,9 @@ func newView(i int, m *Model) (*view, error) {
 	if v.PPL != nil {
 		v.Code = v.PPL.Code
 	}
+	if v.Whole() {
+		v.Code = "joint"
+	}
 	if v.Code == "" && len(v.Layers) > 0 {
 		v.Code = v.Layers[0].Code
 	}
@@ -178,6 +181,27 @@ func (v *view) Shape() string {
 	return fmt.Sprintf("%s %d×%d×%d", m.Family, m.Layers, m.KVHeads, m.HeadDim)
 }
 
+// Whole says whether the codes hold values too. Bytes are then those of keys and values.
+func (v *view) Whole() bool {
+	b := v.Bytes
+	return b != nil && b.KVCode > 0 && b.KVCode == b.KCode
+}
+
+// wholeBytes is what keys and values of a sequence take with this file, the tokens that stay F16
+// included. Files of earlier programs do not say what values take: as much as keys, then.
+func (v *view) wholeBytes(ctx int) (coded, f16 float64) {
+	b := v.Bytes
+	all, one := 2*b.KF16, b.KCode+b.KF16
+	if b.KVF16 > 0 {
+		all, one = b.KVF16, b.KVCode
+	}
+	exact := 0
+	if p := v.PPL; p != nil && v.Whole() {
+		exact = min(ctx, p.Sink+p.Recent)
+	}
+	return float64(exact)*float64(all) + float64(ctx-exact)*float64(one), float64(ctx) * float64(all)
+}
+
 // KeyBytes and KeyF16 are bytes per token, for the comparison.
 func (v *view) KeyBytes() string {
 	if v.Bytes == nil {
@@ -210,7 +234,7 @@ func facts(v *view) []fact {
 			bits = fmt.Sprintf(", %s bits a number with its scale",
 				trim(fix(16*float64(v.Bytes.KCode)/float64(v.Bytes.KF16), 3)))
 		}
-		add("Code", "%s%s", p.Code, bits)
+		add("Code", "%s%s", v.Code, bits)
 		add("Policy", "anchor %d, sink %d, recent %d", p.Anchor, p.Sink, p.Recent)
 		add("Measured on", "%s, %d windows of %d tokens", v.Text.Name, p.Chunks, p.Ctx)
 	}
@@ -563,6 +587,9 @@ func newQuality(v *view) *qualityView {
 // points lists what was measured of this model, smallest first.
 func points(v *view) []qualityPoint {
 	var out []qualityPoint
+	if v.Whole() {
+		return nil // the picture of whole caches has them
+	}
 	if v.Bytes != nil && v.KLD != nil && v.PPL != nil {
 		out = append(out, qualityPoint{v.Code + " (this file)", v.Code + " (this file)", float64(v.Bytes.KCode), "",
 			v.KLD.Mean, fix(v.PPL.Ratio, 3), pct(v.KLD.SameTop, 1), "own"})
@@ -611,6 +638,19 @@ func runtimeFacts(v *view) []fact {
 		return nil
 	}
 	const n = 4096
+	if v.Whole() {
+		coded, f16 := v.wholeBytes(n)
+		out := []fact{
+			{"Stored per token", fmt.Sprintf("%s bytes in all layers: signs, and one 16-bit scale for each group of heads",
+				comma(v.Bytes.KVCode))},
+			{"Read per decoded token", fmt.Sprintf("%s bytes of keys and values instead of %s", comma(int64(coded)), comma(int64(f16)))},
+			{"Sidecar", fmt.Sprintf("%s, once per model", size(v.Bytes.Sidecar))},
+		}
+		if c := v.Manifest.Code; c.Sink+c.Recent > 0 {
+			out = append(out, fact{"Tokens that stay F16", fmt.Sprintf("first %d, last %d", c.Sink, c.Recent)})
+		}
+		return out
+	}
 	m, c := v.Manifest.Model, v.Manifest.Code
 	d := int64(m.HeadDim)
 	b := int64(float64(d)*c.Bits + 0.5)

@@ -14,13 +14,17 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
 func adviseCommand(stdout, stderr io.Writer) *cli.Command {
@@ -38,15 +42,21 @@ llama.cpp allocates it for one sequence of that context.
 Examples:
   phaseconv advise model.gguf
   phaseconv advise ./SmolLM2-135M --ctx 512,4096 --max-kld 0.01
+  phaseconv advise model.gguf --text kinds             # chat, code, prose and non-Latin, a table of each
+  phaseconv advise model.gguf --text chat.jsonl --text code.txt
   phaseconv advise model.gguf --backend cuda --ctx 512,8192,32768 --text long.txt
   phaseconv advise smol --source ./SmolLM2-135M --json
-  phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0`,
-		Flags: []cli.Flag{
+  phaseconv advise model.gguf --pairs q8_0/q8_0,q8_0/q4_0
+  phaseconv advise gpt-oss-20b-mxfp4.gguf --engine llama --devices CUDA0`,
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "source", Usage: "what the artifact was made from; it is measured too, and is what both are compared with"},
 			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
 			&cli.GenericFlag{
 				Name: "text", Value: &paths{},
-				Usage: "held-out text; given again, each text is measured by itself (default: an embedded one)",
+				Usage: "held-out text, or chat.jsonl with messages, which the model's chat template renders; given again, " +
+					"each is measured by itself; kinds stands for the texts that come with the program: embedded:chat, " +
+					"embedded:code, embedded:persuasion (prose), embedded:nonlatin (default: embedded:chat for a model with a chat template, " +
+					"else embedded:persuasion)",
 			},
 			&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths", Value: []int{512, 2048}},
 			&cli.IntFlag{Name: "chunks", Usage: "windows of the shortest context, 0 for all; longer ones get as many tokens", Value: 4},
@@ -65,7 +75,7 @@ Examples:
 			&cli.BoolFlag{Name: "float-inputs", Usage: "do not round the inputs of matrix products as llama.cpp's CPU backend does for a GGUF file's types"},
 			&cli.BoolFlag{Name: "half-sums", Usage: "sum values in F16 where llama.cpp's CPU backend does (V f16, K another type); slow"},
 			threadsFlag(), jsonFlag(),
-		},
+		}, engineFlags(engine.Own)...),
 		Action: func(ctx context.Context, c *cli.Command) error { return runAdvise(ctx, c, stdout, stderr) },
 	}
 }
@@ -130,7 +140,25 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err := checkContainer(c); err != nil {
 		return err
 	}
-	published, converted, err := adviseModels(ctx, o.Progress, c, o.Texts)
+	e, err := chosenEngine(c, o.Rotation)
+	if err != nil {
+		return err
+	}
+	given, err := adviseNames(c)
+	if err != nil {
+		return err
+	}
+	paths, err := locals(ctx, stderr, given)
+	if err != nil {
+		return err
+	}
+	if e.Kind == llama.Auto && e.knows(paths) {
+		e.Kind = engine.Own
+	}
+	if e.Kind != engine.Own {
+		return adviseWithLlama(ctx, c, e, paths, o, stdout, stderr)
+	}
+	published, converted, err := adviseModels(ctx, o.Progress, c, paths, o.Texts)
 	for _, m := range []*checkpoint.Checkpoint{published, converted} {
 		if m != nil {
 			defer m.Close()
@@ -138,6 +166,16 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	if err != nil {
 		return err
+	}
+	if len(o.Texts) == 0 {
+		var vocabs []*tokenizer.Vocab
+		for _, m := range []*checkpoint.Checkpoint{published, converted} {
+			if m != nil {
+				v, _ := m.Vocab()
+				vocabs = append(vocabs, v)
+			}
+		}
+		o.Texts, o.SkipShort = defaultTexts(c, vocabs...), true
 	}
 	if !c.IsSet("ctx") {
 		o.Ctx = within(o.Ctx, published, converted)
@@ -147,12 +185,8 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	} else {
 		printNotes(stderr, published)
 	}
-	paths := c.Args().Slice()
-	if src := c.String("source"); src != "" {
-		paths = []string{src, paths[0]}
-	}
 	if published != nil {
-		o.Source, o.Model = paths[0], modelFile(paths[0], published)
+		o.Source, o.Model = given[0], modelFile(paths[0], published)
 	}
 	if converted != nil {
 		o.ConvertedModel = modelFile(paths[len(paths)-1], converted)
@@ -166,6 +200,80 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	printAdvise(stdout, res)
 	return nil
+}
+
+// adviseWithLlama measures GGUF files with stock llama.cpp.
+func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, paths []string, o verify.AdviseOptions,
+	stdout, stderr io.Writer,
+) error {
+	for _, f := range []string{"float-inputs", "half-sums"} {
+		if c.IsSet(f) {
+			return usagef("--%s is for --engine own; llama.cpp computes as it does", f)
+		}
+	}
+	files, err := ggufFiles(paths)
+	if err != nil {
+		return err
+	}
+	w, models, err := e.load(ctx, o.Progress, stderr, files...)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	var published, converted engine.Engine
+	published, o.Source, o.Model = models[0], files[0], files[0]
+	if len(models) == 2 {
+		converted, o.ConvertedModel = models[1], files[1]
+	}
+	if len(o.Texts) == 0 {
+		v, _ := checkpoint.GGUFVocab(files[0])
+		o.Texts, o.SkipShort = defaultTexts(c, v), true
+	}
+	if !c.IsSet("ctx") {
+		own := models[0].Facts.Context
+		o.Ctx = slices.DeleteFunc(o.Ctx, func(n int) bool { return n > slices.Min(o.Ctx) && own > 0 && n > own })
+	}
+	res, err := verify.AdviseWith(ctx, published, converted, o)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return printJSON(stdout, res)
+	}
+	printAdvise(stdout, res)
+	return nil
+}
+
+// adviseNames are the models that the command line names. The source, if there is one, comes first.
+func adviseNames(c *cli.Command) ([]string, error) {
+	args := c.Args().Slice()
+	if src := c.String("source"); src != "" {
+		if len(args) != 1 {
+			return nil, usagef("%s: with --source expected one artifact, got %d arguments", c.Name, len(args))
+		}
+		return []string{src, args[0]}, nil
+	}
+	if len(args) < 1 || len(args) > 2 {
+		return nil, usagef("%s: expected a model, or a model and what it was converted to, got %d arguments", c.Name, len(args))
+	}
+	return args, nil
+}
+
+// ggufFiles are the files that paths name: files, or folders of artifacts.
+func ggufFiles(paths []string) ([]string, error) {
+	var out []string
+	for _, path := range paths {
+		if st, err := os.Stat(path); err == nil && st.IsDir() {
+			path = filepath.Join(path, spec.GGUFModelName)
+		}
+		if ok, err := gguf.HasMagic(path); err != nil {
+			return nil, usagef("%w; llama.cpp reads GGUF files", err)
+		} else if !ok {
+			return nil, usagef("%s is no GGUF file, and llama.cpp reads no other", path)
+		}
+		out = append(out, path)
+	}
+	return out, nil
 }
 
 // adviseLists reads what can be given several times: types, pairs of types and texts.
@@ -193,8 +301,8 @@ func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
 		o.Pairs = append(o.Pairs, p)
 	}
 	files, _ := c.Generic("text").(*paths)
-	if files == nil || len(*files) == 0 {
-		files = &paths{""}
+	if files == nil || slices.Equal(*files, paths{allKinds}) {
+		return nil // depends on the model
 	}
 	for _, path := range *files {
 		t, err := evaluationText(path)
@@ -204,6 +312,26 @@ func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
 		o.Texts = append(o.Texts, t)
 	}
 	return nil
+}
+
+// allKinds as a text stands for all that come with the program.
+const allKinds = "kinds"
+
+// defaultTexts are what a model is measured on if nothing else is named: conversations if it comes
+// with a template for them, for raw prose says little of a model that was trained to chat. Vocabularies
+// that cannot be read are nil: what is wrong with them is told when a text is.
+func defaultTexts(c *cli.Command, vocabs ...*tokenizer.Vocab) []ppl.Text {
+	template := !slices.ContainsFunc(vocabs, func(v *tokenizer.Vocab) bool { return v == nil || v.ChatTemplate == "" })
+	files, _ := c.Generic("text").(*paths)
+	all := files != nil && slices.Equal(*files, paths{allKinds})
+	var out []ppl.Text
+	for _, k := range texts.Kinds() {
+		if k.Chat && !template || !all && k.Chat != template || !all && !k.Chat && k.Kind != "prose" {
+			continue
+		}
+		out = append(out, ppl.Text{Name: k.Name, Data: k.Data, Chat: k.Chat, Kind: k.Kind})
+	}
+	return out
 }
 
 // modelFile is the GGUF file that runtimes load of what was opened at path, "" for none.
@@ -238,16 +366,9 @@ func within(contexts []int, models ...*checkpoint.Checkpoint) []int {
 
 // adviseModels opens what the command line names. What it returns is to be
 // closed even with an error.
-func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, texts []ppl.Text) (
+func adviseModels(ctx context.Context, report progress.Func, c *cli.Command, args []string, texts []ppl.Text) (
 	published, converted *checkpoint.Checkpoint, err error,
 ) {
-	args := c.Args().Slice()
-	if src := c.String("source"); src != "" {
-		if len(args) != 1 {
-			return nil, nil, usagef("advise: with --source expected one artifact, got %d arguments", len(args))
-		}
-		args = []string{src, args[0]}
-	}
 	switch len(args) {
 	case 1:
 		if !isArtifact(args[0]) {
@@ -317,9 +438,15 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	if !a.Rotation {
 		rotation = ", attention rotation off"
 	}
+	for _, n := range a.Notes {
+		fmt.Fprintf(w, "note: %s\n", n)
+	}
 	fmt.Fprintf(w, "compared with: %s%s%s\n", a.Base, rotation, roundedNote(a.RoundedInputs))
 	if a.Backend != "" {
 		fmt.Fprintf(w, "backend: %s, facts from %s\n", backendName(a), a.Facts)
+	}
+	if a.Engine != nil {
+		fmt.Fprintf(w, "computed by %s\n", engineName(a.Engine))
 	}
 	fmt.Fprintln(w)
 	head := []string{"K", "V", "weights", "context", "bytes/token", "cache", "PPL ratio", "KLD", "error", "same top %"}
@@ -402,7 +529,7 @@ func printByText(w io.Writer, a *spec.AdviseJSON) {
 	fmt.Fprintln(w, "KLD by text, the worst context:")
 	head := []string{"K", "V", "weights"}
 	for _, n := range names {
-		head = append(head, printable(n))
+		head = append(head, printable(kindOf(a, n)))
 	}
 	t := newTable(head...)
 	for _, p := range pairs {
@@ -414,6 +541,16 @@ func printByText(w io.Writer, a *spec.AdviseJSON) {
 	}
 	t.print(w)
 	fmt.Fprintln(w)
+}
+
+// kindOf is what a text that comes with the program is; others keep their names.
+func kindOf(a *spec.AdviseJSON, name string) string {
+	for _, t := range a.Texts {
+		if t.Name == name && t.Kind != "" && strings.HasPrefix(name, embeddedPrefix) {
+			return t.Kind
+		}
+	}
+	return name
 }
 
 // printReasons tells which pairs do not run or are slow, and why.

@@ -11,6 +11,7 @@ import (
 	"github.com/phaseconv/phaseconv/convert"
 	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/hub"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
@@ -54,12 +55,24 @@ func auditFlags() []cli.Flag {
 	)
 }
 
+// maxGains is how large a tensor may be that audit --gains reads from the hub, in bytes: gains and
+// biases are smaller, matrices larger.
+const maxGains = 256 << 10
+
 func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
 	src, err := one(c, "source")
 	if err != nil {
 		return err
 	}
 	if c.Bool("gains") {
+		if hub.Is(src) {
+			o, remove, err := outlined(ctx, stderr, src, maxGains)
+			if err != nil {
+				return err
+			}
+			defer remove()
+			src = o.Path
+		}
 		return runGains(ctx, c, src, stdout, stderr)
 	}
 	if c.IsSet("target-ctx") {
@@ -75,6 +88,9 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
+		return err
+	}
+	if src, err = local(ctx, stderr, src); err != nil {
 		return err
 	}
 	ck, err := checkpoint.Open(src)

@@ -84,7 +84,7 @@ func (c *checkedWriter) Write(p []byte) (int, error) {
 // flagNames are the flags of option fields that are not called like them.
 var flagNames = map[string]string{
 	"Calibration": "calib", "CalibrationTokens": "calib-tokens", "Evaluation": "eval", "Exceptions": "outliers",
-	"Formats": "format", "OutType": "outtype", "MaxKLD": "max-kld", "Cache": "cache-type-k",
+	"Formats": "format", "OutType": "outtype", "MaxKLD": "max-kld", "Cache": "cache-type-k", "BitsKV": "bits-kv",
 }
 
 // describe puts the flag's name into an error about an option: TargetCtx is --target-ctx.
@@ -137,8 +137,8 @@ func root(stdout, stderr io.Writer) *cli.Command {
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
 			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), ladderCommand(stdout, stderr),
-			inspectCommand(stdout), rotationsCommand(stdout, stderr),
-			benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout),
+			inspectCommand(stdout, stderr), rotationsCommand(stdout, stderr), engineCommand(stdout, stderr),
+			generateCommand(stdout, stderr), benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout),
 			docsCommand(stdout), versionCommand(stdout),
 		},
 		Action: func(_ context.Context, c *cli.Command) error {
@@ -175,14 +175,44 @@ func text(path string, embedded []byte, name string) (ppl.Text, error) {
 	if path == "" {
 		return ppl.Text{Name: name, Data: embedded}, nil
 	}
+	if strings.HasPrefix(path, embeddedPrefix) {
+		return embeddedKind(path)
+	}
 	data, err := format.ReadFile(path, maxText)
 	if err != nil {
 		return ppl.Text{}, &option.Error{Err: err}
 	}
-	return ppl.Text{Name: filepath.Base(path), Data: data}, nil
+	return fileText(filepath.Base(path), data), nil
+}
+
+// fileText says by a file's name what is in it.
+func fileText(name string, data []byte) ppl.Text {
+	t := ppl.Text{Name: name, Data: data}
+	if strings.EqualFold(filepath.Ext(name), ".jsonl") {
+		t.Chat, t.Kind = true, "chat"
+	}
+	return t
+}
+
+// embeddedPrefix begins the names of texts that come with the program.
+const embeddedPrefix = "embedded:"
+
+// embeddedKind returns one of the texts to measure on that come with the program.
+func embeddedKind(name string) (ppl.Text, error) {
+	var names []string
+	for _, k := range texts.Kinds() {
+		if k.Name == name {
+			return ppl.Text{Name: k.Name, Data: k.Data, Chat: k.Chat, Kind: k.Kind}, nil
+		}
+		names = append(names, k.Name)
+	}
+	return ppl.Text{}, usagef("%s does not come with the program; there are %s", name, strings.Join(names, ", "))
 }
 
 func calibrationText(path string) (ppl.Text, error) {
+	if strings.HasPrefix(path, embeddedPrefix) {
+		return ppl.Text{}, usagef("--calib %s: the texts of that name are to measure on", path)
+	}
 	return text(path, texts.Calibration, texts.CalibrationName)
 }
 
@@ -238,7 +268,7 @@ func immaterial(f cli.Flag) bool {
 	if x, ok := f.(cli.CategorizableFlag); ok && x.GetCategory() == categoryUnits {
 		return true
 	}
-	return slices.Contains([]string{"threads", "json"}, f.Names()[0])
+	return slices.Contains([]string{"threads", "json", "rpc", "devices", "gpu-layers", "engine"}, f.Names()[0])
 }
 
 func base(s string) string {

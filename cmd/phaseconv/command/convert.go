@@ -15,6 +15,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
@@ -25,13 +26,18 @@ func convertCommand(stdout, stderr io.Writer) *cli.Command {
 		ArgsUsage: "SRC",
 		Description: `SRC is a Hugging Face folder (safetensors) or a GGUF file.
 
+` + hubNames + `
+
 Examples:
   phaseconv convert ./SmolLM2-135M -o smol
+  phaseconv convert HuggingFaceTB/SmolLM2-135M -o smol
   phaseconv convert model.gguf -o out --calib train.txt --eval test.txt
+  phaseconv convert ./SmolLM2-135M -o smol --code joint --bits-kv 3   # keys and values of a layer in one code
   phaseconv convert ./Qwen2.5-0.5B -o out --format both --dry-run
   phaseconv convert ./Llama-3-70B -o out --resume
   phaseconv convert ./Llama-3-70B -o out --unit 3/8    # one of eight processes, then
-  phaseconv convert ./Llama-3-70B -o out --merge`,
+  phaseconv convert ./Llama-3-70B -o out --merge
+  phaseconv convert model.gguf -o out --cache-type-k q4_0 --engine llama --devices CUDA0`,
 		Flags:  convertFlags(),
 		Action: func(ctx context.Context, c *cli.Command) error { return runConvert(ctx, c, stdout, stderr) },
 	}
@@ -40,8 +46,10 @@ Examples:
 // Categories of convert's flags, in the order of the work.
 const (
 	categoryOutput  = "Output"
+	categoryEngine  = "Engine"
 	categoryCaches  = "Stock caches"
 	categoryOneBit  = "1-bit keys"
+	categoryJoint   = "1-bit keys and values"
 	categoryTexts   = "Calibration"
 	categoryUnits   = "Scale-out"
 	categoryReports = "Report"
@@ -66,6 +74,7 @@ func convertFlags() []cli.Flag {
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would become of each tensor, and why, and stop"},
 			jsonFlag(), threadsFlag(),
 		),
+		in(categoryEngine, engineFlags(engine.Own)...),
 		in(categoryCaches,
 			&cli.StringFlag{Name: "cache-type-k",
 				Usage: "edit the weights for this key cache type of llama.cpp: q8_0, q4_0, ... (what helps is measured)",
@@ -80,6 +89,14 @@ func convertFlags() []cli.Flag {
 				Usage: "edits of weights that are allowed: none; exact (the model's function stays the same); approximate (also those that change it slightly, where the divergence with that cache falls by ten times what they cost)", DefaultText: "approximate with --cache-type-k, else exact"},
 		),
 		keyFlags(d),
+		in(categoryJoint,
+			&cli.FloatFlag{Name: "bits-kv", Usage: "with --code joint: bits per pair of numbers, one of K and one of V, scales included",
+				Value: convert.DefaultJoint().Bits},
+			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
+				Value: convert.DefaultJoint().Span},
+			&cli.BoolFlag{Name: "fisher",
+				Usage: "with --code joint: weigh errors by gradients of the model's own loss instead of by queries; a backward pass over half of the calibration text more"},
+		),
 		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "eval", Usage: "held-out text to measure on",
 			DefaultText: "one that comes with the program"})...),
 		in(categoryReports,
@@ -93,17 +110,18 @@ func convertFlags() []cli.Flag {
 // keyFlags say how keys are coded.
 func keyFlags(d convert.Options) []cli.Flag {
 	return in(categoryOneBit,
-		&cli.StringFlag{Name: "code", Usage: "key code: " + codec.KindNames(), Value: string(d.Code)},
+		&cli.StringFlag{Name: "code", Usage: "key code: " + codec.KindNames() + "; or joint (convert): keys and values of a layer together", Value: string(d.Code)},
 		&cli.FloatFlag{Name: "bits", Usage: "bits (signs) per number of a key, on average over all heads (frame only)",
 			Value: d.Bits},
 		&cli.StringFlag{Name: "alloc", Usage: "bit allocation over heads: uniform, sensitivity (by measured cost) or angle",
-			DefaultText: "sensitivity for frames, uniform for other codes"},
+			DefaultText: "sensitivity for frames, uniform for other codes and for joint, whose layers can take sensitivity"},
 		&cli.IntFlag{Name: "outliers",
 			Usage: "coordinates of each coded key that are kept in F16 beside its signs, 0 to head_dim/2",
 			Value: d.Policy.Exceptions},
 		&cli.IntFlag{Name: "anchor", Usage: "tokens in a position block: keys are coded with RoPE relative to its first position; 0 for absolute positions", Value: d.Policy.Anchor},
-		&cli.IntFlag{Name: "sink", Usage: "keys at the start (attention sinks) that stay F16", Value: d.Policy.Sink},
-		&cli.IntFlag{Name: "recent", Usage: "latest keys that stay F16", Value: d.Policy.Recent},
+		&cli.IntFlag{Name: "sink", Usage: "tokens at the start (attention sinks) that stay F16", Value: d.Policy.Sink},
+		&cli.IntFlag{Name: "recent", Usage: "latest tokens that stay F16", DefaultText: fmt.Sprintf("%d, %d with --code joint",
+			d.Policy.Recent, convert.JointRecent)},
 		&cli.BoolFlag{Name: "balance",
 			Usage: "fold the K/Q pair scaling into the weights: one scale per KV head and rotary pair, divided out of Q (exact; on unless --balance=false)",
 			Value: d.Balance},
@@ -127,9 +145,15 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		return err
 	}
 	o := convert.DefaultOptions()
-	o.Source, o.Out, o.OutType = src, c.String("out"), c.String("outtype")
+	if o.Source, err = local(ctx, stderr, src); err != nil {
+		return err
+	}
+	o.Out, o.OutType = c.String("out"), c.String("outtype")
 	o.Code, o.Bits, o.Alloc = codec.Kind(c.String("code")), c.Float("bits"), bits.Alloc(c.String("alloc"))
 	o.Balance, o.Policy = c.Bool("balance"), policy(c)
+	if err := jointOptions(c, &o); err != nil {
+		return err
+	}
 	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"),
 		c.Uint64("seed"), c.Int("threads")
 	o.Command, o.Progress, o.Notice = recorded(c, src), showProgress(stderr), notes(stderr)
@@ -159,6 +183,11 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if o.Evaluation, err = evaluationText(c.String("eval")); err != nil {
 		return err
 	}
+	end, err := convertEngine(ctx, c, &o, stderr)
+	if err != nil {
+		return err
+	}
+	defer end()
 	if done, err := unitOptions(ctx, c, &o, stdout); done || err != nil {
 		return err
 	}
@@ -175,6 +204,53 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	}
 	if !res.Verify.OK {
 		return errGate
+	}
+	return nil
+}
+
+// convertEngine starts the engine that was asked for; end closes it.
+func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stderr io.Writer) (end func(), err error) {
+	on, err := rotation(c)
+	if err != nil {
+		return nil, err
+	}
+	e, err := chosenEngine(c, on)
+	if err != nil || e.Kind != engine.Llama {
+		return func() {}, err
+	}
+	engines, err := e.engines(ctx, stderr)
+	if err != nil {
+		return nil, err
+	}
+	o.Engines = engines
+	if !c.IsSet("report") {
+		o.Report = false
+	}
+	return engines.Close, nil
+}
+
+// codeJoint is the --code of keys and values together: frames over the heads of a layer.
+const codeJoint = "joint"
+
+// jointOptions reads how keys and values are coded together.
+func jointOptions(c *cli.Command, o *convert.Options) error {
+	if c.String("code") != codeJoint {
+		for _, f := range []string{"bits-kv", "span", "fisher"} {
+			if c.IsSet(f) {
+				return usagef("--%s goes with --code %s", f, codeJoint)
+			}
+		}
+		return nil
+	}
+	for _, f := range []string{"bits", "outliers"} {
+		if c.IsSet(f) {
+			return usagef("--%s has no effect with --code %s; see --bits-kv", f, codeJoint)
+		}
+	}
+	o.Code, o.Bits = codec.Frame, 1
+	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span"), Fisher: c.Bool("fisher")}
+	if !c.IsSet("recent") {
+		o.Policy.Recent = convert.JointRecent
 	}
 	return nil
 }
@@ -249,6 +325,11 @@ func printPlan(w io.Writer, p *plan.Plan) {
 	fmt.Fprintf(w, "\n%d tensors: %d copied, %d re-encoded, %d folded, %d dropped\n", len(p.Tensors),
 		counts[plan.Copy], counts[plan.Recode], counts[plan.Fold], counts[plan.Drop])
 	k := p.Keys
+	if k.Groups > 0 {
+		fmt.Fprintf(w, "keys and values: %d groups of up to %d numbers, %d signs a token (%.4g bits per number), %s: %d bytes a token, scales included\n\n",
+			k.Groups, k.GroupDim, k.Signs, k.Bits, k.Spread, k.Bytes)
+		return
+	}
 	fmt.Fprintf(w, "keys: code %s, %d signs a token over all heads (%.4g bits per number), %s, %d outliers a key: %d bytes a token\n\n", k.Code, k.Signs, k.Bits, k.Spread, k.Exceptions, k.Bytes)
 }
 

@@ -6,26 +6,29 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/format/hub"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-func inspectCommand(stdout io.Writer) *cli.Command {
+func inspectCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
 		Usage:     "show what is in GGUF, safetensors or sidecar files",
 		ArgsUsage: "FILE...",
 		Description: `Examples:
   phaseconv inspect model.gguf
-  phaseconv inspect out/model.phase.gguf --json`,
+  phaseconv inspect out/model.phase.gguf --json
+  phaseconv inspect HuggingFaceTB/SmolLM2-135M        # of the hub; only headers are downloaded`,
 		Flags: []cli.Flag{jsonFlag()},
 		Action: func(ctx context.Context, c *cli.Command) error {
 			if !c.Args().Present() {
@@ -33,11 +36,11 @@ func inspectCommand(stdout io.Writer) *cli.Command {
 			}
 			var all []*fileInfo
 			for _, path := range c.Args().Slice() {
-				f, err := inspect(ctx, path)
+				found, err := inspectNamed(ctx, stderr, path)
 				if err != nil {
 					return err
 				}
-				all = append(all, f)
+				all = append(all, found...)
 			}
 			if c.Bool("json") {
 				return printJSON(stdout, all)
@@ -88,6 +91,29 @@ type sidecarInfo struct {
 	Sink   int     `json:"sink"`
 	Recent int     `json:"recent"`
 	Except int     `json:"exceptions"` // per key
+}
+
+// inspectNamed shows a file, or the weights of a model of the hub, of which it reads the headers.
+func inspectNamed(ctx context.Context, stderr io.Writer, name string) ([]*fileInfo, error) {
+	if !hub.Is(name) {
+		f, err := inspect(ctx, name)
+		return []*fileInfo{f}, err
+	}
+	o, remove, err := outlined(ctx, stderr, name, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
+	var out []*fileInfo
+	for _, path := range o.Files {
+		f, err := inspect(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		f.File = filepath.Base(path)
+		out = append(out, f)
+	}
+	return out, nil
 }
 
 func inspect(ctx context.Context, path string) (*fileInfo, error) {

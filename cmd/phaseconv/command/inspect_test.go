@@ -61,3 +61,23 @@ func TestInspectLoneShard(t *testing.T) {
 		t.Error("a file that ends in its header")
 	}
 }
+
+// TestInspectGroups: of a sidecar with groups, inspect says how many there are and what they code.
+func TestInspectGroups(t *testing.T) {
+	for _, name := range []string{"groups.phase.gguf", "groups.sidecar"} {
+		info, err := inspect(t.Context(), filepath.Join("..", "..", "..", "spec", "vectors", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := info.Sidecar
+		if s == nil || s.Layers != 4 || s.Heads != 3 || s.HeadDim != 8 || s.Groups != 6 || s.Parts != "mixed" || s.GroupDim != 32 ||
+			s.Bits != 112./108 || s.Recent != 64 {
+			t.Errorf("%s: %+v", name, s)
+		}
+		var b strings.Builder
+		info.print(&b)
+		if !strings.Contains(b.String(), "groups: 6, mixed, of at most 32 numbers") {
+			t.Errorf("%s: %s", name, b.String())
+		}
+	}
+}

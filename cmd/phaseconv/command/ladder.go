@@ -105,6 +105,9 @@ func runLadder(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Eval, err = evaluationText(c.String("eval")); err != nil {
 		return err
 	}
+	if src, err = local(ctx, stderr, src); err != nil {
+		return err
+	}
 	ck, err := checkpoint.Open(src)
 	if err != nil {
 		return err
@@ -178,7 +181,7 @@ func printLadder(w io.Writer, res *spec.LadderJSON) {
 					}
 				}
 				falling := ""
-				if layers > 0 && strings.HasPrefix(x.Rung.ID, "RW1") || x.Rung.ID == "RW2" {
+				if layers > 0 && (strings.HasPrefix(x.Rung.ID, "RW1") || strings.HasPrefix(x.Rung.ID, "RW2")) {
 					falling = fmt.Sprintf("%d of %d", x.Monotone, layers)
 				}
 				t.row(x.Rung.ID, x.Status, x.Rung.Method, number(x.FinalMax, "%.4f", 1), number(x.Gap, "%.4f", 1), falling,

@@ -15,6 +15,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
@@ -28,8 +29,9 @@ func verifyCommand(stdout, stderr io.Writer) *cli.Command {
 Examples:
   phaseconv verify smol
   phaseconv verify smol --source ./SmolLM2-135M --text test.txt --chunks 16
+  phaseconv verify smol --engine llama --source SmolLM2-135M.gguf   # through stock llama.cpp
   phaseconv verify smol --json > verify.json`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "source",
 				Usage: "what the artifact was made from; adds the proof that the function is preserved"},
 			&cli.StringFlag{Name: "text", Usage: "held-out text (default: an embedded one)"},
@@ -46,7 +48,7 @@ Examples:
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the same for V (default: f16)"},
 			rotationFlag(),
 			reportFlag(), seedFlag(), threadsFlag(), jsonFlag(),
-		},
+		}, engineFlags(engine.Own)...),
 		Action: func(ctx context.Context, c *cli.Command) error { return runVerify(ctx, c, stdout, stderr) },
 	}
 }
@@ -71,6 +73,25 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err := checkContainer(c); err != nil {
 		return err
 	}
+	on, err := rotation(c)
+	if err != nil {
+		return err
+	}
+	e, err := chosenEngine(c, on)
+	if err != nil {
+		return err
+	}
+	if e.Kind == engine.Llama {
+		if o.Kernels {
+			return usagef("--kernels is for --engine own")
+		}
+		engines, err := e.engines(ctx, stderr)
+		if err != nil {
+			return err
+		}
+		defer engines.Close()
+		o.Engines = engines
+	}
 	checks := &contract.Checker{Progress: o.Progress}
 	a, err := contract.Open(ctx, dir, c.String("container"), checks)
 	if err != nil {
@@ -82,6 +103,9 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	} else {
 		defer a.Close()
 		if src := c.String("source"); src != "" {
+			if src, err = local(ctx, stderr, src); err != nil {
+				return err
+			}
 			if o.Source, err = checkpoint.Open(src); err != nil {
 				return err
 			}
@@ -155,7 +179,11 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "\n%s, %d windows of %d tokens, %d tokens scored, code %s, anchor %d, sink %d, recent %d, %s\n",
 			v.Text.Name, p.Chunks, p.Ctx, p.Tokens, p.Code, p.Anchor, p.Sink, p.Recent, by)
 		fmt.Fprintf(w, "  Mean PPL(base)        : %10.4f ± %8.4f   float keys\n", p.Float, p.FloatErr)
-		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   1-bit keys\n", p.OneBit, p.OneBitErr)
+		what := "1-bit keys"
+		if v.Bytes != nil && v.Bytes.KCode == v.Bytes.KVCode {
+			what = "coded keys and values"
+		}
+		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   %s\n", p.OneBit, p.OneBitErr, what)
 		fmt.Fprintf(w, "  Mean PPL(Q)/PPL(base) : %10.4f ± %8.4f\n", p.Ratio, p.RatioErr)
 		fmt.Fprintf(w, "  Mean    KLD           : %10.6f ± %8.6f\n", k.Mean, k.MeanErr)
 		fmt.Fprintf(w, "  Maximum KLD           : %10.6f\n", k.Max)
@@ -163,6 +191,9 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Median  KLD           : %10.6f\n", k.Median)
 		fmt.Fprintf(w, "  RMS Δp                : %9.3f %%\n", 100*k.DeltaPRMS)
 		fmt.Fprintf(w, "  Same top p            : %9.3f ± %.3f %%\n", 100*k.SameTop, 100*k.SameTopErr)
+	}
+	if v.Engine != nil {
+		fmt.Fprintf(w, "  computed by %s\n", engineName(v.Engine))
 	}
 	if k := v.Stock; k != nil {
 		fmt.Fprintf(w, "\nstock runtime with K %s, V %s: %d bytes a token; Hadamard K %d, V %d (0: none); compared with the %s, F16 caches%s\n",
@@ -179,8 +210,14 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Mean    KLD              %10.2e          %10.2e\n", f.KLDMean, f.FloorKLDMean)
 	}
 	if b := v.Bytes; b != nil {
-		fmt.Fprintf(w, "\nkeys per token: %d bytes as F16, %d bytes coded (%.2fx); sidecar %d bytes once\n", b.KF16, b.KCode,
-			float64(b.KF16)/float64(b.KCode), b.Sidecar)
+		whole := b.KCode == b.KVCode // keys and values are coded
+		if whole {
+			fmt.Fprintf(w, "\nkeys and values per token: %d bytes as F16, %d bytes coded (%.2fx); sidecar %d bytes once\n", b.KVF16,
+				b.KVCode, float64(b.KVF16)/float64(b.KVCode), b.Sidecar)
+		} else {
+			fmt.Fprintf(w, "\nkeys per token: %d bytes as F16, %d bytes coded (%.2fx); sidecar %d bytes once\n", b.KF16, b.KCode,
+				float64(b.KF16)/float64(b.KCode), b.Sidecar)
+		}
 		var ns []int
 		for k := range b.EffectiveBits {
 			n, _ := strconv.Atoi(k)
@@ -191,7 +228,7 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		for _, n := range ns {
 			fmt.Fprintf(w, " %.3f at %d,", b.EffectiveBits[strconv.Itoa(n)], n)
 		}
-		fmt.Fprintln(w, " sink and recent keys included")
+		fmt.Fprintln(w, map[bool]string{false: " sink and recent keys included", true: " sink and recent tokens included"}[whole])
 	}
 	if !v.OK {
 		fmt.Fprintln(w, "\nNOT VERIFIED")

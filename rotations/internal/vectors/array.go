@@ -34,7 +34,7 @@ type array struct {
 
 // A formula names a rule of spec/vectors.md and its parameters.
 type formula struct {
-	Rule     string `json:"rule"` // zeros, identity, uniform, hadamard, reflector, weighted
+	Rule     string `json:"rule"` // zeros, identity, uniform, unsigned, hadamard, reflector, weighted
 	Seed     uint64 `json:"seed,omitempty"`
 	Exponent int    `json:"exponent,omitempty"` // uniform
 	// ColumnMod and RowStep of uniform: values shrink by a power of two along
@@ -85,6 +85,8 @@ func (f *formula) at(r, c, cols int, base *array) float32 {
 		}
 		n := int64(number(f.Seed, uint64(r*cols+c))>>40) - 1<<23
 		return float32(math.Ldexp(float64(n), e))
+	case "unsigned":
+		return float32(math.Ldexp(float64(number(f.Seed, uint64(r*cols+c))>>40), -24))
 	case "hadamard":
 		v := float32(1 / math.Sqrt(float64(cols)))
 		if (bits.OnesCount(uint(r&c))+int(number(f.Seed, uint64(c))>>63))%2 == 1 {

@@ -293,13 +293,13 @@ func score(c *codec.Code, q []float32, words []uint32, alpha float32, x *codec.E
 
 // sidecarVectors makes vectors for some heads of a sidecar, so that readers of
 // sidecars can be tried on a real one.
-func sidecarVectors(path string) ([]*headVector, error) {
+func sidecarVectors(path string) (any, error) {
 	s, err := sidecar.Read(context.Background(), path)
 	if err != nil {
 		return nil, err
 	}
-	if s.Version() != spec.Version {
-		return nil, fmt.Errorf("%s: a sidecar with groups", path)
+	if s.Version() == spec.VersionGroups {
+		return groupSidecarVectors(s)
 	}
 	var out []*headVector
 	last := len(s.Codes) - 1

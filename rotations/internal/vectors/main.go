@@ -72,7 +72,18 @@ func vectorFiles() (map[string][]byte, error) {
 		}
 		all["head-"+c.name+".json"] = v
 	}
-	files := map[string][]byte{}
+	for i, c := range groupCases() {
+		v, err := c.vector(i)
+		if err != nil {
+			return nil, err
+		}
+		all["group-"+c.name+".json"] = v
+	}
+	described, files, err := groupFiles()
+	if err != nil {
+		return nil, err
+	}
+	all["groups.json"] = described
 	for name, v := range all {
 		if files[name], err = encode(v); err != nil {
 			return nil, err

@@ -204,5 +204,6 @@ func main() {
 	blocks("avx2Q4", true, false, consts)
 	blocks("avx512vnniQ8", false, true, consts)
 	blocks("avx512vnniQ4", true, true, consts)
+	allSums()
 	Generate()
 }

@@ -1,0 +1,215 @@
+//go:build (linux || darwin) && (amd64 || arm64)
+
+package worker
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/graph"
+	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
+	"github.com/phaseconv/phaseconv/verify/engine/wire"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+)
+
+// batchTokens is how many tokens are computed at a time, the default of llama.cpp's programs.
+const batchTokens = 512
+
+// A lane is a context with what is special about it.
+type lane struct {
+	*libllama.Context
+	m     *model
+	patch *patch
+	info  llama.MeasuredLane
+	plan  *graph.Plan // of this context's graph, once it has run
+	want  llama.Lane
+	// stopped: the lane has stops, in place of which nothing can be recorded.
+	stopped bool
+}
+
+// cut returns the windows of a blob of token ids.
+func cut(blobs [][]byte, ctx int) ([][]int32, error) {
+	if len(blobs) != 1 || ctx < 1 {
+		return nil, fmt.Errorf("windows of %d tokens are one blob, not %d", ctx, len(blobs))
+	}
+	ids, err := wire.ReadInt32s(blobs[0])
+	if err != nil {
+		return nil, err
+	}
+	if len(ids) == 0 || len(ids)%ctx != 0 {
+		return nil, fmt.Errorf("%d tokens are no windows of %d", len(ids), ctx)
+	}
+	var w [][]int32
+	for i := 0; i < len(ids); i += ctx {
+		w = append(w, ids[i:i+ctx])
+	}
+	return w, nil
+}
+
+// flash is how attention is computed for a pair of types: quantised values need flash attention, and
+// float32 attention is for what is to be exact.
+func flash(k, v int32) int {
+	switch {
+	case gguf.Type(v).Quantized():
+		return 1
+	case gguf.Type(k) == gguf.TypeF32 && gguf.Type(v) == gguf.TypeF32:
+		return 0
+	}
+	return -1
+}
+
+func (s *server) lane(o llama.Lane, c llama.Measure, batch int) (*lane, error) {
+	m, err := s.model(o.Model)
+	if err != nil {
+		return nil, err
+	}
+	x := &lane{m: m, want: o}
+	if o.Patch != "" {
+		if x.patch = m.patches[o.Patch]; x.patch == nil {
+			return nil, fmt.Errorf("there is no patch %q", o.Patch)
+		}
+	}
+	x.Context, err = m.NewContext(libllama.ContextOptions{Ctx: c.Ctx, Batch: batch, K: o.K, V: o.V, Flash: flash(o.K, o.V),
+		FullWindow: c.FullWindow, Threads: c.Threads})
+	if err != nil {
+		return nil, fmt.Errorf("K %s, V %s: %w", gguf.Type(o.K), gguf.Type(o.V), err)
+	}
+	var stops libllama.Stops
+	if o.Keys != nil {
+		if stops, err = m.substitute(o.Keys, parallel.Threads(c.Threads)); err != nil {
+			x.Close()
+			return nil, err
+		}
+	}
+	x.patch.stops(m, &stops)
+	if x.stopped = len(stops.Do) > 0; x.stopped {
+		x.SetStops(stops)
+	}
+	return x, nil
+}
+
+// run computes tokens with the lane's weights in place. The first batch is recorded as it runs: its
+// caches must have the types that were asked for.
+func (x *lane) run(tokens []int32, first int) (err error) {
+	if x.patch != nil {
+		if err := x.patch.apply(); err != nil {
+			return err
+		}
+		defer func() {
+			if e := x.patch.undo(); err == nil {
+				err = e
+			}
+		}()
+	}
+	if x.plan != nil || x.stopped {
+		return x.Decode(tokens, first)
+	}
+	if x.plan, err = graph.RecordAs(x.Context, func() error { return x.Decode(tokens, first) }); err != nil {
+		return err
+	}
+	if err := x.plan.CheckTypes(x.want.K, x.want.V); err != nil {
+		return err
+	}
+	x.info.TokenBytes, x.info.CacheBytes = x.plan.CacheBytes(rowBytes)
+	return nil
+}
+
+func rowBytes(typ int32, n int64) int64 {
+	block, size := gguf.Type(typ).Block()
+	return n / int64(block) * int64(size)
+}
+
+func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error) {
+	windows, err := cut(blobs, o.Ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if o.First < 0 || o.First+1 >= o.Ctx || len(o.Lanes) == 0 {
+		return nil, nil, fmt.Errorf("nothing is scored from position %d of %d on in %d lanes", o.First, o.Ctx, len(o.Lanes))
+	}
+	batch := min(o.Ctx, batchTokens)
+	for _, l := range o.Lanes {
+		if l.Keys != nil {
+			batch = o.Ctx // a code sees a whole window
+		}
+	}
+	var lanes []*lane
+	defer func() {
+		for _, x := range lanes {
+			x.Close()
+		}
+	}()
+	for _, l := range o.Lanes {
+		x, err := s.lane(l, o, batch)
+		if err != nil {
+			return nil, nil, err
+		}
+		lanes = append(lanes, x)
+		if x.m.Vocab != lanes[0].m.Vocab {
+			return nil, nil, fmt.Errorf("vocabularies of %d and %d tokens cannot be compared", lanes[0].m.Vocab, x.m.Vocab)
+		}
+	}
+	var targets []int32
+	for _, w := range windows {
+		targets = append(targets, w[o.First+1:]...)
+	}
+	meter, err := ppl.NewMeter(targets, len(lanes), lanes[0].m.Vocab)
+	if err != nil {
+		return nil, nil, err
+	}
+	total := len(windows) * ((o.Ctx + batch - 1) / batch) * len(lanes)
+	done := 0
+	for i, w := range windows {
+		for _, x := range lanes {
+			x.Clear()
+		}
+		for from := 0; from < o.Ctx; from += batch {
+			tokens := w[from:min(o.Ctx, from+batch)]
+			first := min(len(tokens), max(0, o.First-from))
+			for _, x := range lanes {
+				if err := x.run(tokens, first); err != nil {
+					return nil, nil, fmt.Errorf("K %s, V %s, window %d: %w", gguf.Type(x.want.K), gguf.Type(x.want.V), i, err)
+				}
+				done++
+				s.progress(done, total)
+			}
+			// The last position predicts a token outside the window.
+			n := min(len(tokens), o.Ctx-1-from)
+			at := i*(o.Ctx-1-o.First) + from - o.First
+			err := rows(meter, lanes, first, n, at, parallel.Threads(o.Threads))
+			if err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	out := &llama.Measured{}
+	var result [][]byte
+	for i, sc := range meter.Scores() {
+		lanes[i].info.MaxAbsDLogit = sc.MaxAbsDLogit
+		out.Lanes = append(out.Lanes, lanes[i].info)
+		result = append(result, wire.Float64s(sc.NLL), wire.Float64s(sc.KLD), wire.Int32s(sc.Top))
+	}
+	return out, result, nil
+}
+
+// rows compares the logits of tokens [first, n) of the last batch; token i is scored token at + i.
+func rows(meter *ppl.Meter, lanes []*lane, first, n, at, threads int) error {
+	// Asking is not for several threads.
+	var all [][][]float32
+	for i := first; i < n; i++ {
+		z := make([][]float32, len(lanes))
+		for j, x := range lanes {
+			var err error
+			if z[j], err = x.Logits(i); err != nil {
+				return err
+			}
+		}
+		all = append(all, z)
+	}
+	return parallel.For(context.Background(), threads, len(all), func(i int) error {
+		return meter.Row(at+first+i, all[i])
+	})
+}

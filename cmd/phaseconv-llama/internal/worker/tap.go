@@ -1,0 +1,175 @@
+//go:build (linux || darwin) && (amd64 || arm64)
+
+package worker
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/graph"
+	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
+	"github.com/phaseconv/phaseconv/verify/engine/wire"
+)
+
+// taps collects the activations of one layer and sends them when the last has come.
+type taps struct {
+	s       *server
+	window  int
+	layer   int
+	missing int
+	names   []string
+	blobs   [][]byte
+}
+
+func (y *taps) add(name string, t libllama.Tensor) error {
+	x, err := t.Get(nil)
+	if err != nil {
+		return err
+	}
+	y.names, y.blobs = append(y.names, name), append(y.blobs, wire.Float32s(x))
+	if y.missing--; y.missing > 0 {
+		return nil
+	}
+	names, blobs := y.names, y.blobs
+	y.missing, y.names, y.blobs = len(names), nil, nil
+	return y.s.conn.Send(llama.KindTapped, llama.Tapped{Window: y.window, Layer: y.layer, Names: names}, blobs...)
+}
+
+// tap runs windows and sends what is wanted of each layer that owns a cache.
+func (s *server) tap(o llama.Tap, blobs [][]byte) (any, [][]byte, error) {
+	m, err := s.model(o.Model)
+	if err != nil {
+		return nil, nil, err
+	}
+	windows, err := cut(blobs, o.Ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	// F32 caches and no flash attention: what is read is what float32 attention computes.
+	f32 := int32(gguf.TypeF32)
+	c, err := m.NewContext(libllama.ContextOptions{Ctx: o.Ctx, Batch: o.Ctx, K: f32, V: f32, Flash: 0, FullWindow: true,
+		Threads: o.Threads})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.Close()
+	// This context's graph has other nodes than that with flash attention.
+	plan, err := graph.Record(c, windows[0][:min(o.Ctx, 2*testTokens)])
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := plan.CheckTypes(f32, f32); err != nil {
+		return nil, nil, err
+	}
+	var all []*taps
+	stops := libllama.Stops{First: plan.First, Do: map[libllama.Node]func(libllama.Tensor) error{},
+		Watch: map[libllama.Node]bool{}}
+	for _, y := range plan.Layers {
+		if y.FirstReader && (o.Layers == nil || slices.Contains(o.Layers, y.Layer)) {
+			all = append(all, s.layerTaps(c, &stops, y, o.Wants))
+		}
+	}
+	var p *patch
+	if o.Patch != "" {
+		if p = m.patches[o.Patch]; p == nil {
+			return nil, nil, fmt.Errorf("there is no patch %q", o.Patch)
+		}
+		if err := p.apply(); err != nil {
+			return nil, nil, err
+		}
+		defer p.undo() //nolint:errcheck // sizes were checked when the patch came
+		p.stops(m, &stops)
+	}
+	c.SetStops(stops)
+	for i, w := range windows {
+		for _, y := range all {
+			y.window = i
+		}
+		c.Clear()
+		// An output for the last token: without any the last layer's FFN sees nothing.
+		if err := c.Decode(w, 0); err != nil {
+			return nil, nil, err
+		}
+		s.progress(i+1, len(windows))
+	}
+	return nil, nil, nil
+}
+
+// layerTaps sets the stops for one layer.
+func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.Layer, wants llama.Wants) *taps {
+	out := &taps{s: s, layer: y.Layer}
+	at := func(n *graph.Node, do func(t libllama.Tensor) error) {
+		if old := stops.Do[n.Node]; old != nil {
+			first := do
+			do = func(t libllama.Tensor) error {
+				if err := old(t); err != nil {
+					return err
+				}
+				return first(t)
+			}
+		}
+		stops.Do[n.Node] = do
+	}
+	read := func(n *graph.Node, name string) {
+		if n != nil {
+			out.missing++
+			at(n, func(t libllama.Tensor) error { return out.add(name, t) })
+		}
+	}
+	if wants.In {
+		read(y.In, llama.TapIn)
+	}
+	if wants.Pre {
+		read(y.QPre, llama.TapQPre)
+		read(y.KPre, llama.TapKPre)
+	}
+	if wants.QKV {
+		out.together(c, stops, at, read, y)
+	}
+	if wants.FFN {
+		read(y.FFN, llama.TapFFN)
+	}
+	return out
+}
+
+// together reads Q, K and V at one stop, the last of the three, where none has been consumed. Queries
+// that are scaled behind RoPE may be scaled in place: they get a stop of their own.
+func (y *taps) together(c *libllama.Context, stops *libllama.Stops, at func(*graph.Node, func(libllama.Tensor) error),
+	read func(*graph.Node, string), l *graph.Layer) {
+	type wanted struct {
+		n    *graph.Node
+		name string
+	}
+	var want []wanted
+	if l.Q == l.QScored {
+		want = append(want, wanted{l.Q, llama.TapQ})
+	} else {
+		read(l.Q, llama.TapQ)
+	}
+	want = append(want, wanted{l.K, llama.TapK})
+	if l.V != nil {
+		want = append(want, wanted{l.V, llama.TapV})
+	}
+	last := want[0].n
+	for _, w := range want {
+		if w.n.Order > last.Order {
+			last = w.n
+		}
+		stops.Watch[w.n.Node] = true
+	}
+	y.missing += len(want)
+	at(last, func(libllama.Tensor) error {
+		for _, w := range want {
+			t, err := c.Live(w.n.Node)
+			if err != nil {
+				return err
+			}
+			if err := y.add(w.name, t); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

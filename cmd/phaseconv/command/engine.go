@@ -1,0 +1,201 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
+	"github.com/phaseconv/phaseconv/verify/progress"
+)
+
+func engineCommand(stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:  "engine",
+		Usage: "the engine on stock libllama: what of llama.cpp is here and works",
+		Commands: []*cli.Command{{
+			Name:      "probe",
+			Usage:     "load llama.cpp's library, find its layouts and try small models on its devices",
+			ArgsUsage: " ",
+			Description: `Examples:
+  phaseconv engine probe
+  phaseconv engine probe --engine llama:/opt/llama.cpp/bin --devices CUDA0
+  phaseconv engine probe --rpc gpu1:50052,gpu2:50052 --json`,
+			Flags:        append(engineFlags(engine.Llama), threadsFlag(), jsonFlag()),
+			OnUsageError: usageError,
+			Action: func(ctx context.Context, c *cli.Command) error {
+				if c.Args().Present() {
+					return usagef("engine probe takes no arguments, got %q", c.Args().First())
+				}
+				return runProbe(ctx, c, stdout)
+			},
+		}},
+		Action: func(_ context.Context, c *cli.Command) error {
+			if c.Args().Present() {
+				return usagef("unknown command %q of engine; there is probe", c.Args().First())
+			}
+			return cli.ShowSubcommandHelp(c)
+		},
+	}
+}
+
+// engineFlags choose an engine and where it computes.
+func engineFlags(value string) []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "engine", Value: value, Usage: "what computes the model: own; llama or llama:DIR, stock llama.cpp " +
+			"(any architecture and device; DIR has libllama, else " + llama.Env + " and the usual folders are searched); auto, own where it knows the family"},
+		&cli.StringSliceFlag{Name: "devices", Usage: "devices of llama.cpp to load the model onto, such as CUDA0, or CPU", DefaultText: "all"},
+		&cli.StringSliceFlag{Name: "rpc", Usage: "llama.cpp's RPC servers, HOST:PORT, on a trusted network (they have no authentication)"},
+		&cli.IntFlag{Name: "gpu-layers", Usage: "layers on devices that are not the CPU, from the last on", Value: -1, DefaultText: "all"},
+	}
+}
+
+// engineChoice is what the flags of an engine say.
+type engineChoice struct {
+	llama.Spec
+	start llama.Start
+	place llama.Place
+}
+
+// chosenEngine reads the engine's flags; rotation is off where llama.cpp's is to be.
+func chosenEngine(c *cli.Command, rotation bool) (e engineChoice, err error) {
+	if e.Spec, err = llama.ParseSpec(c.String("engine")); err != nil {
+		return e, usagef("--engine: %w", err)
+	}
+	e.start = llama.Start{Dir: e.Dir, RPC: c.StringSlice("rpc"), NoRotation: !rotation}
+	e.place = llama.Place{Devices: c.StringSlice("devices"), GPULayers: c.Int("gpu-layers"), Threads: c.Int("threads")}
+	if e.Kind == engine.Own {
+		for _, f := range []string{"devices", "rpc", "gpu-layers"} {
+			if c.IsSet(f) {
+				return e, usagef("--%s is for --engine llama", f)
+			}
+		}
+	}
+	for _, s := range e.start.RPC {
+		if _, port, ok := strings.Cut(s, ":"); !ok || port == "" {
+			return e, usagef("--rpc: %q is not of the form HOST:PORT", s)
+		}
+	}
+	return e, nil
+}
+
+// knows says whether the own pass reads all of these models.
+func (e *engineChoice) knows(paths []string) bool {
+	for _, path := range paths {
+		c, err := checkpoint.Open(path)
+		if err != nil {
+			return false
+		}
+		if err := c.Close(); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// load starts a worker and loads models, whose notes it prints. The worker is to be closed.
+func (e *engineChoice) load(ctx context.Context, report progress.Func, stderr io.Writer, files ...string) (*llama.Worker,
+	[]*llama.Model, error) {
+	w, err := llama.NewWorker(ctx, e.start)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range w.Notes() {
+		notes(stderr)(n)
+	}
+	var out []*llama.Model
+	for i, f := range files {
+		if report != nil {
+			report("loading models into llama.cpp", i, len(files))
+		}
+		m, err := w.Load(ctx, f, e.place)
+		if err != nil {
+			w.Close()
+			return nil, nil, err
+		}
+		out = append(out, m)
+	}
+	return w, out, nil
+}
+
+// engines starts a worker for checkpoints.
+func (e *engineChoice) engines(ctx context.Context, stderr io.Writer) (*llama.Engines, error) {
+	w, err := llama.NewWorker(ctx, e.start)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range w.Notes() {
+		notes(stderr)(n)
+	}
+	return &llama.Engines{Worker: w, Place: e.place}, nil
+}
+
+// engineName says in a line what computed.
+func engineName(id *spec.EngineIdentity) string {
+	return fmt.Sprintf("llama.cpp %s (ggml %s) on %s", printable(id.Release), printable(id.GGML),
+		printable(strings.Join(id.Devices, ", ")))
+}
+
+func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
+	e, err := chosenEngine(c, true)
+	if err != nil {
+		return err
+	}
+	if e.Kind != engine.Llama {
+		return usagef("--engine %s: engine probe looks at llama or llama:DIR", e.Kind)
+	}
+	r, err := llama.Probe(ctx, e.start, e.place)
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		err = printJSON(stdout, r)
+	} else {
+		printProbe(stdout, r)
+	}
+	if err == nil && !r.OK {
+		err = errGate
+	}
+	return err
+}
+
+func printProbe(w io.Writer, r *llama.Report) {
+	l := r.Library
+	tested := "a tested release"
+	if !l.Tested {
+		tested = "not among the tested releases"
+	}
+	fmt.Fprintf(w, "llama.cpp %s (ggml %s, commit %s), %s\n", printable(l.Release), printable(l.GGML), printable(l.Commit), tested)
+	fmt.Fprintf(w, "libraries: %s, SHA-256 %s\nsystem: %s, %s\n\n", printable(l.Dir), l.SHA256, l.Platform, printable(l.System))
+	t := newTable("device", "kind", "memory", "description")
+	for _, d := range l.Devices {
+		t.row(printable(d.Name), d.Kind, cacheSize(int64(d.Total)), printable(d.Description))
+	}
+	t.print(w)
+	fmt.Fprintln(w)
+	for _, m := range r.Models {
+		fmt.Fprintf(w, "%s (%s): %s\n", m.Model, m.What, passed(m.OK))
+		if m.Error != "" {
+			fmt.Fprintf(w, "  %s\n", printable(m.Error))
+		}
+		for _, x := range m.Tests {
+			fmt.Fprintf(w, "  %s: %s, %s\n", passed(x.OK), x.Name, printable(x.Detail))
+		}
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintln(w, "note:", printable(n))
+	}
+}
+
+func passed(ok bool) string {
+	if ok {
+		return "passed"
+	}
+	return "FAILED"
+}

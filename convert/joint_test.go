@@ -1,0 +1,156 @@
+package convert
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/option"
+)
+
+// joint is a conversion with joint codes, two groups a layer.
+func joint(src, out string) Options {
+	o := small(src, out)
+	o.Joint, o.CalibrationTokens = &plan.Joint{Bits: 3, Span: 64}, 240
+	o.Policy.Recent = 4
+	return o
+}
+
+// TestJoint: what is planned for joint codes is what the artifact has, its bytes are those of the
+// whole cache, and units merged give what one run gives.
+func TestJoint(t *testing.T) {
+	dir := t.TempDir()
+	at := func(s string) string { return filepath.Join(dir, s) }
+	tiny.HF(t, at("src"), "llama", tiny.Options{Seed: 1, Layers: 2, HeadDim: 32})
+	o := joint(at("src"), at("one/out"))
+	plans, err := Plans(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := Convert(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, k, b := res.Manifest, plans[0].Keys, res.Verify.Bytes
+	if m.Version != spec.VersionGroups || m.Code.Parts != "kv" || m.Code.GroupDim != k.GroupDim || m.Code.Bits != k.Bits ||
+		m.Code.Recent != 4 || k.GroupDim != 64 {
+		t.Errorf("planned %+v, written %+v", k, m.Code)
+	}
+	pairs := m.Model.Layers * m.Model.KVHeads * m.Model.HeadDim
+	if b.KVF16 != 4*pairs || b.KVCode != k.Bytes || b.KCode != b.KVCode || 8*b.KVCode > 3*pairs || 8*b.KVCode <= 3*pairs-32 {
+		t.Errorf("bytes %+v for %d pairs of numbers, planned %d", b, pairs, k.Bytes)
+	}
+	if !res.Verify.OK || !(res.Verify.KLD.Mean > 0) {
+		t.Errorf("measured %+v", res.Verify.KLD)
+	}
+	for _, name := range []string{"model.phase.gguf", "phaseconv.sidecar"} {
+		s, err := sidecar.Read(t.Context(), at("one/out/"+name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Layers) != 2 || len(s.Groups()) != k.Groups {
+			t.Errorf("%s: %d layers, %d groups", name, len(s.Layers), len(s.Groups()))
+		}
+	}
+
+	o = joint(at("src"), at("two/out"))
+	o.Work = WorkDir(o.Out)
+	for i := 2; i >= 1; i-- {
+		if _, err := RunUnit(context.Background(), o, i, 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Merge = true
+	fisher := joint(at("src"), at("fisher"))
+	fisher.Joint.Fisher, fisher.Report = true, false
+	if _, err := Convert(context.Background(), fisher); err != nil {
+		t.Error(err)
+	}
+	other := o
+	other.Joint = &plan.Joint{Bits: 3, Span: 128}
+	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "codes is joint") {
+		t.Errorf("merged with other groups: %v", err)
+	}
+	other.Joint = &plan.Joint{Bits: 3, Span: 64, Fisher: true}
+	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "fisher true here") {
+		t.Errorf("merged with another metric: %v", err)
+	}
+	other.Joint = &plan.Joint{Bits: 4, Span: 64}
+	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "signs is") {
+		t.Errorf("merged with more signs: %v", err)
+	}
+	converted(t, o)
+	sameTrees(t, at("one/out"), at("two/out"))
+}
+
+// TestJointRefuses: what joint codes cannot have.
+func TestJointRefuses(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, HeadDim: 32})
+	for field, change := range map[string]func(o *Options){
+		"Span":              func(o *Options) { o.Joint.Span = 32 },
+		"BitsKV":            func(o *Options) { o.Joint.Bits = 0.1 },
+		"BitsKV of much":    func(o *Options) { o.Joint.Bits = 17 },
+		"Code":              func(o *Options) { o.Code = "srht" },
+		"Alloc":             func(o *Options) { o.Alloc = "angle" },
+		"Exceptions":        func(o *Options) { o.Policy.Exceptions = 1 },
+		"CalibrationTokens": func(o *Options) { o.CalibrationTokens, o.Joint.Bits = 48, 8 },
+	} {
+		o := joint(src, filepath.Join(dir, "out"))
+		change(&o)
+		field, _, _ := strings.Cut(field, " ")
+		var bad *option.Error
+		if _, err := Convert(context.Background(), o); !errors.As(err, &bad) || bad.Field != field {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+// TestJointAllot: signs by sensitivity keep to the budget, differ from the even ones, and are the
+// same by units.
+func TestJointAllot(t *testing.T) {
+	dir := t.TempDir()
+	at := func(s string) string { return filepath.Join(dir, s) }
+	tiny.HF(t, at("src"), "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32})
+	allotted := func(out string) Options {
+		o := joint(at("src"), at(out))
+		o.Alloc, o.Report, o.CalibrationTokens = "sensitivity", false, 480
+		o.Joint.Span = 128
+		return o
+	}
+	o := allotted("one/out")
+	plans, err := Plans(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	converted(t, o)
+	s, err := sidecar.Read(t.Context(), at("one/out/model.phase.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signs, different := 0, false
+	for _, g := range s.Groups() {
+		signs += g.B()
+		different = different || g.B() != s.Groups()[0].B()
+	}
+	if signs != plans[0].Keys.Signs || !different {
+		t.Errorf("%d signs, planned %d; all alike: %v", signs, plans[0].Keys.Signs, !different)
+	}
+	o = allotted("two/out")
+	o.Work = WorkDir(o.Out)
+	for i := 3; i >= 1; i-- {
+		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Merge = true
+	converted(t, o)
+	sameTrees(t, at("one/out"), at("two/out"))
+}

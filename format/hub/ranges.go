@@ -1,0 +1,137 @@
+package hub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// window is how much is asked for at once when parts of a file are read.
+const window = 1 << 20
+
+// maxKept is how many windows a Remote keeps: headers with large vocabularies have some tens.
+const maxKept = 256
+
+// A Remote is a file of the hub of which only what is asked for is downloaded. It is safe for
+// concurrent use.
+type Remote struct {
+	Name string // hf:ORG/NAME/FILE
+	Size int64
+
+	ctx     context.Context
+	c       *Client
+	address string
+
+	mu    sync.Mutex
+	kept  map[int64][]byte
+	local *os.File // the file in the cache, if it is there
+	read  int64
+}
+
+// Remotes lists the files of a model that Choose picks, to be read in parts. Files that the cache has
+// are read there. The caller closes them.
+func (c *Client) Remotes(ctx context.Context, r Ref) ([]*Remote, error) {
+	if c.Offline {
+		return nil, fmt.Errorf("%s: HF_HUB_OFFLINE is set; download the model first", r)
+	}
+	at, all, err := c.List(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	files, _, err := Choose(r, all)
+	if err != nil {
+		return nil, err
+	}
+	var out []*Remote
+	for _, f := range files {
+		x := &Remote{Name: r.String() + "/" + f.Name, Size: f.Size, ctx: ctx, c: c, address: c.address(r.Repo, at, f.Name),
+			kept: map[int64][]byte{}}
+		if file, err := os.Open(filepath.Join(c.snapshot(r.Repo, at), filepath.FromSlash(f.Name))); err == nil {
+			x.local = file
+		}
+		if x.Size < 0 {
+			return nil, fmt.Errorf("%s: the server does not say how long the file is", x.Name)
+		}
+		out = append(out, x)
+	}
+	return out, nil
+}
+
+// Close releases the file.
+func (x *Remote) Close() error {
+	if x.local != nil {
+		return x.local.Close()
+	}
+	return nil
+}
+
+// Read returns how many bytes were downloaded.
+func (x *Remote) Read() int64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.read
+}
+
+// ReadAt reads a part of the file.
+func (x *Remote) ReadAt(p []byte, off int64) (int, error) {
+	if x.local != nil {
+		return x.local.ReadAt(p, off)
+	}
+	if off < 0 {
+		return 0, errors.New("negative offset")
+	}
+	n := 0
+	for n < len(p) && off < x.Size {
+		w, err := x.window(off / window)
+		if err != nil {
+			return n, err
+		}
+		k := copy(p[n:], w[off%window:])
+		n, off = n+k, off+int64(k)
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// window returns a part of the file, from what is kept or from the hub.
+func (x *Remote) window(i int64) ([]byte, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if w, ok := x.kept[i]; ok {
+		return w, nil
+	}
+	from, to := i*window, min((i+1)*window, x.Size)
+	header := http.Header{}
+	header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
+	resp, err := x.c.get(x.ctx, x.Name, x.address, header)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var at int64
+	if resp.StatusCode == http.StatusPartialContent {
+		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at != from {
+			return nil, fmt.Errorf("%s: the server sent another part than it was asked for", x.Name)
+		}
+	} else if from > 0 {
+		return nil, fmt.Errorf("%s: the server cannot send parts of files; download the model", x.Name)
+	}
+	w := make([]byte, to-from)
+	n, err := io.ReadFull(resp.Body, w)
+	x.read += int64(n)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", x.Name, err)
+	}
+	if len(x.kept) == maxKept {
+		clear(x.kept)
+	}
+	x.kept[i] = w
+	return w, nil
+}

@@ -1,0 +1,188 @@
+package fit
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/phaseconv/phaseconv/internal/keydata"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+)
+
+// related returns rows of d numbers whose pieces of 8 are noisy mixes of 6 hidden numbers, so that
+// each piece tells much about the others.
+func related(r *rand.Rand, n, d int) []float32 {
+	const hidden = 6
+	mix := keydata.Normal(r, hidden*d)
+	out := make([]float32, 0, n*d)
+	for range n {
+		h, noise := keydata.Normal(r, hidden), keydata.Normal(r, d)
+		for j := range d {
+			x := 0.2*noise[j] + 1
+			for i, v := range h {
+				x += v * mix[i*d+j]
+			}
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+func pair() []codec.Part { return []codec.Part{{Head: 0}, {Head: 0, Value: true}} }
+
+// errorOf returns the energy that a group leaves of the centred part at [from, to), as a share, and
+// the slope of what it decodes on what went in.
+func errorOf(t *testing.T, g *codec.Group, rows []float32, from, to int) (left, slope float64) {
+	t.Helper()
+	d := g.D()
+	n := len(rows) / d
+	words, alpha, hat := make([]uint32, n*g.Words()), make([]float32, n), make([]float32, n*d)
+	if err := g.EncodeRows(t.Context(), rows, words, alpha); err != nil {
+		t.Fatal(err)
+	}
+	g.DecodeRows(hat, words, alpha)
+	var lost, total, along float64
+	for i := range n {
+		for j := from; j < to; j++ {
+			o, h := float64(rows[i*d+j])-float64(g.Code.Mean[j]), float64(hat[i*d+j])-float64(g.Code.Mean[j])
+			lost += (o - h) * (o - h)
+			total += o * o
+			along += o * h
+		}
+	}
+	return lost / total, along / total
+}
+
+// TestGroup: one code over two related parts leaves much less than one for each at as many signs;
+// values come back unbiased on rows that were not fitted; threads change nothing.
+func TestGroup(t *testing.T) {
+	const d, n = 8, 3000
+	r := rand.New(rand.NewPCG(5, 6))
+	all := related(r, 2*n, 2*d)
+	rows, held := all[:n*2*d], all[n*2*d:]
+	s := &GroupSample{Parts: pair(), KeyDim: d, ValueDim: d, Rows: rows, Threads: 1}
+	g, curve, err := Group(t.Context(), 16, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(curve) != groupSteps || curve[groupSteps-1].Cos1bit < 0.97 {
+		t.Errorf("curve %v", curve)
+	}
+	_, slope := errorOf(t, g, held, d, 2*d)
+	if math.Abs(slope-1) > 0.02 {
+		t.Errorf("values come back %.3f times themselves", slope)
+	}
+	var joint, apart float64
+	for i, p := range s.Parts {
+		left, _ := errorOf(t, g, held, i*d, (i+1)*d)
+		joint += left
+		cut := func(x []float32) (out []float32) {
+			for at := i * d; at < len(x); at += 2 * d {
+				out = append(out, x[at:at+d]...)
+			}
+			return out
+		}
+		one, _, err := Group(t.Context(), 8, &GroupSample{Parts: []codec.Part{p}, KeyDim: d, ValueDim: d, Rows: cut(rows)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		left, _ = errorOf(t, one, cut(held), 0, d)
+		apart += left
+	}
+	// Measured: 0.034 and 0.145.
+	if joint > 0.4*apart {
+		t.Errorf("energy left: %.3f in one code, %.3f in two", joint/2, apart/2)
+	}
+	x := *s
+	x.Threads = 3
+	again, _, err := Group(t.Context(), 16, &x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(again.Code.Decode, again.Gains) != fmt.Sprint(g.Code.Decode, g.Gains) {
+		t.Error("threads change the code")
+	}
+}
+
+// TestGroupMetrics: a head whose queries count more is coded better, values get as much as keys
+// whatever their unit, and absolute metrics say otherwise.
+func TestGroupMetrics(t *testing.T) {
+	const d, n = 8, 2000
+	r := rand.New(rand.NewPCG(8, 9))
+	diagonal := func(v float64) []float64 {
+		m := make([]float64, d*d)
+		for i := range d {
+			m[i*d+i] = v
+		}
+		return m
+	}
+	parts := []codec.Part{{Head: 0}, {Head: 1}, {Head: 0, Value: true}}
+	rows := keydata.Normal(r, n*3*d)
+	for i := range rows {
+		if i%(3*d) >= 2*d {
+			rows[i] *= 100 // values in another unit
+		}
+	}
+	left := func(s GroupSample) (out [3]float64) {
+		s.Parts, s.KeyDim, s.ValueDim, s.Rows = parts, d, d, rows
+		g, _, err := Group(t.Context(), 24, &s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range out {
+			out[i], _ = errorOf(t, g, rows, i*d, (i+1)*d)
+		}
+		return out
+	}
+	if x := left(GroupSample{Metrics: [][]float64{diagonal(9), diagonal(1), nil}}); !(x[0] < 0.8*x[1]) || x[2] > x[1] {
+		t.Errorf("the head that counts nine times as much: %v", x)
+	}
+	if x := left(GroupSample{}); math.Abs(x[0]-x[1]) > 0.1 {
+		t.Errorf("two heads alike: %v", x)
+	}
+	absolute := GroupSample{Metrics: [][]float64{diagonal(1), diagonal(1), diagonal(1e-6)}, Absolute: true}
+	if x := left(absolute); !(x[2] > 1.2*x[0]) {
+		t.Errorf("values that hardly count: %v", x)
+	}
+}
+
+// TestGroupRefuses: samples that cannot be fitted, and an end of the context.
+func TestGroupRefuses(t *testing.T) {
+	rows := keydata.Normal(rand.New(rand.NewPCG(1, 1)), 40*16)
+	good := GroupSample{Parts: pair(), KeyDim: 8, ValueDim: 8, Rows: rows}
+	for name, change := range map[string]func(s *GroupSample){
+		"no rows":     func(s *GroupSample) { s.Rows = nil },
+		"no parts":    func(s *GroupSample) { s.Parts = nil },
+		"a half row":  func(s *GroupSample) { s.Rows = s.Rows[:17] },
+		"one metric":  func(s *GroupSample) { s.Metrics = make([][]float64, 1) },
+		"short one":   func(s *GroupSample) { s.Metrics = [][]float64{{1}, nil} },
+		"NaN queries": func(s *GroupSample) { s.Metrics = [][]float64{make([]float64, 64), nil}; s.Metrics[0][0] = math.NaN() },
+	} {
+		s := good
+		change(&s)
+		if _, _, err := Group(t.Context(), 16, &s); err == nil {
+			t.Errorf("%s: fitted", name)
+		}
+	}
+	if _, _, err := Group(t.Context(), 12, &good); err == nil {
+		t.Error("12 signs: fitted")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := Group(ctx, 16, &good); err != context.Canceled {
+		t.Errorf("an ended context gives %v", err)
+	}
+	// Keys that nobody looks at, values that never change.
+	s := good
+	s.Metrics = [][]float64{make([]float64, 64), nil}
+	for i := range s.Rows {
+		if i%16 >= 8 {
+			s.Rows[i] = 1
+		}
+	}
+	if _, _, err := Group(t.Context(), 16, &s); err != nil {
+		t.Error(err)
+	}
+}

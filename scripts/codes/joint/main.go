@@ -1,0 +1,165 @@
+// Command joint fits joint codes of a checkpoint's keys, values or both and measures them beside
+// the float model: one row per code and recent window, with the divergence of the four quarters of the scored positions.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+func main() {
+	if err := run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "joint:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	model := flag.String("model", "", "checkpoint")
+	fitText := flag.String("fit", "", "text to fit to")
+	text := flag.String("text", "", "text to measure on")
+	tokens := flag.Int("tokens", 12288, "tokens to fit to")
+	skip := flag.Int("skip", 0, "bytes of the fitted text to leave out first: another draw of windows")
+	window := flag.Int("ctx", 512, "tokens of a window to measure")
+	chunks := flag.Int("chunks", 4, "windows to measure")
+	list := flag.String("codes", "kv:1", "what is coded (k, v or kv) and signs per number, as in kv:1,kv:1.5,k:2")
+	limit := flag.Int("span", 512, "most numbers of a group")
+	recents := flag.String("recent", "0,64", "recent tokens that are kept, separated by commas")
+	balance := flag.Bool("balance", true, "fold the pair scaling of keys")
+	anchor := flag.Int("anchor", 64, "tokens of a block")
+	seed := flag.Uint64("seed", 1, "seed of the labels of gradients")
+	fisher := flag.Bool("fisher", false, "take the metric from gradients")
+	threads := flag.Int("threads", 0, "threads")
+	flag.Parse()
+	c, err := checkpoint.Open(*model)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	cal, err := cut(ctx, c, *fitText, *skip, 512, *tokens/512, ppl.TokenizeSpread)
+	if err != nil {
+		return err
+	}
+	held, err := cut(ctx, c, *text, 0, *window, *chunks, ppl.Tokenize)
+	if err != nil {
+		return err
+	}
+	m := refmodel.New(c.Config, c, *threads)
+	var codes []*code
+	for _, text := range strings.Split(*list, ",") {
+		x, err := newCode(c.Config, text, *limit)
+		if err != nil {
+			return err
+		}
+		codes = append(codes, x)
+	}
+	// All codes in one pass: a layer's groups are those of all codes, one after the other.
+	policy := kvcache.Policy{Anchor: *anchor, Sink: 4}
+	o := calibrate.Options{Joint: &calibrate.Joint{Fisher: *fisher}, Policy: policy, Balance: *balance, Seed: *seed,
+		Threads: *threads}
+	for l := range c.Config.Layers {
+		var parts [][]codec.Part
+		var signs []int
+		for _, x := range codes {
+			parts, signs = append(parts, x.parts[l]...), append(signs, x.signs[l]...)
+		}
+		o.Joint.Parts, o.Joint.Signs = append(o.Joint.Parts, parts), append(o.Joint.Signs, signs)
+	}
+	begin := time.Now()
+	fitted, err := calibrate.Run(ctx, m, cal.Tokens, o)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("# %s, %d tokens, ctx %d, fisher %v, balance %v, anchor %d, seed %d: fitted in %.0f s\n", c.Name(),
+		len(cal.Tokens)*512, *window, *fisher, *balance, *anchor, *seed, time.Since(begin).Seconds())
+	var variants []*refmodel.Variant
+	var names []string
+	at := make([]int, len(c.Config.Layers))
+	for _, x := range codes {
+		groups := make([][]*codec.Group, len(at))
+		for l, all := range fitted.Groups() {
+			n := len(x.parts[l])
+			groups[l] = all[at[l] : at[l]+n]
+			at[l] += n
+		}
+		for _, r := range strings.Split(*recents, ",") {
+			p := policy
+			if p.Recent, err = strconv.Atoi(r); err != nil {
+				return err
+			}
+			cache, err := kvcache.NewGroups(c.Config, groups, p)
+			if err != nil {
+				return err
+			}
+			cache.Scale = fitted.KeyScale(c.Config)
+			variants = append(variants, &refmodel.Variant{Cache: cache})
+			bytes := kvcache.GroupBytes(c.Config, groups, p)
+			names = append(names, fmt.Sprintf("%-8s\trecent %-3s\t%d of %d bytes", x.name, r, bytes.KCode, bytes.KF16))
+		}
+	}
+	res, err := ppl.Compare(ctx, m, held, refmodel.Options{}, &refmodel.Variant{}, variants...)
+	if err != nil {
+		return err
+	}
+	for i, name := range names {
+		d := &res.Divergences[i]
+		fmt.Printf("%s\tKLD %.4f ± %.4f\tratio %.4f ± %.4f", name, d.Mean, d.MeanErr, d.Ratio, d.RatioErr)
+		for _, b := range ppl.Bands(d, held, 4) {
+			fmt.Printf("\t%.4f", b.KLD)
+		}
+		fmt.Println()
+	}
+	return nil
+}
+
+// A code is what is coded together, and with how many signs, by layer and group.
+type code struct {
+	name  string
+	parts [][][]codec.Part
+	signs [][]int
+}
+
+func newCode(cfg *family.Config, text string, limit int) (*code, error) {
+	what, number, _ := strings.Cut(text, ":")
+	bits, err := strconv.ParseFloat(number, 64)
+	if err != nil {
+		return nil, err
+	}
+	x := &code{name: text}
+	for l := range cfg.Layers {
+		y := &cfg.Layers[l]
+		spans, err := codec.Spans(y.KVHeads, y.HeadDim, y.ValueDim, limit, strings.Contains(what, "k"), strings.Contains(what, "v"))
+		if err != nil {
+			return nil, err
+		}
+		var signs []int
+		for _, parts := range spans {
+			signs = append(signs, int(bits*float64(len(parts)*y.HeadDim)/32+0.5)*32)
+		}
+		x.parts, x.signs = append(x.parts, spans), append(x.signs, signs)
+	}
+	return x, nil
+}
+
+type cutter func(ctx context.Context, c *checkpoint.Checkpoint, t ppl.Text, n, chunks int) (*ppl.Windows, error)
+
+func cut(ctx context.Context, c *checkpoint.Checkpoint, path string, skip, n, chunks int, f cutter) (*ppl.Windows, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return f(ctx, c, ppl.Text{Name: path, Data: raw[min(skip, len(raw)):]}, n, chunks)
+}

@@ -1,0 +1,170 @@
+package llama
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/rotations/transform"
+	"github.com/phaseconv/phaseconv/verify/engine"
+)
+
+// patches sends the edits of lanes to the worker and returns the names of their patches, "" where a
+// lane's edits change nothing. forget makes the worker forget them.
+func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (names []string, forget func(), err error) {
+	names = make([]string, len(lanes))
+	forget = func() {
+		for _, n := range names {
+			if n == "" {
+				continue
+			}
+			m.Patch(context.WithoutCancel(ctx), n, nil) //nolint:errcheck // a worker that died has none
+		}
+	}
+	for i, l := range lanes {
+		if l.Edits == nil {
+			continue
+		}
+		if m.Source == nil {
+			return names, forget, fmt.Errorf("%s: edits of weights need the source's tensors", m.Path)
+		}
+		tensors, err := m.edited(l)
+		if err != nil {
+			return names, forget, err
+		}
+		if len(tensors) == 0 {
+			continue
+		}
+		name := fmt.Sprint("lane ", i)
+		if err := m.Patch(ctx, name, tensors); err != nil {
+			return names, forget, err
+		}
+		names[i] = name
+	}
+	return names, forget, nil
+}
+
+// edited returns the bytes of all tensors that a lane's edits change.
+func (m *Model) edited(l engine.Lane) (map[string][]byte, error) {
+	v := checkpoint.NewEdited(m.Source, checkpoint.Edits{})
+	for layer, heads := range l.Edits {
+		if heads == nil {
+			continue
+		}
+		if err := transform.FoldKeys(v, layer, heads); err != nil {
+			return nil, err
+		}
+	}
+	return m.Encode(v)
+}
+
+// Encode returns the bytes of all tensors that were edited, in the types in which the library holds
+// them. Biases that the file lacks are float32.
+func (m *Model) Encode(v *checkpoint.Edited) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	for _, name := range v.Edits.Names() {
+		t, ok := v.Find(name)
+		if !ok {
+			return nil, fmt.Errorf("%s: there is no tensor %s to edit", m.Path, name)
+		}
+		typ := gguf.TypeF32
+		if w, ok := m.Facts.Weights[name]; ok {
+			typ = gguf.Type(w.Type)
+		}
+		x := make([]float32, t.Elements())
+		if err := v.ReadRows(t, 0, t.Rows(), x); err != nil {
+			return nil, err
+		}
+		b, err := encode(typ, x, t.Cols())
+		if err != nil {
+			return nil, fmt.Errorf("%s: tensor %s: %w", m.Path, name, err)
+		}
+		out[name] = b
+	}
+	return out, nil
+}
+
+// encode stores rows in a type.
+func encode(t gguf.Type, x []float32, cols int) ([]byte, error) {
+	if t == gguf.TypeF32 {
+		b := make([]byte, 0, 4*len(x))
+		for _, v := range x {
+			b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
+		}
+		return b, nil
+	}
+	n, err := gguf.RowBytes(t, cols)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, len(x)/cols*n)
+	for i := range len(x) / cols {
+		if err := gguf.QuantizeRow(t, out[i*n:(i+1)*n], x[i*cols:(i+1)*cols]); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// With returns the model with the weights of an edited checkpoint in place.
+func (m *Model) With(ctx context.Context, w checkpoint.Weights) (engine.Engine, error) {
+	v, ok := w.(*checkpoint.Edited)
+	if !ok {
+		return nil, fmt.Errorf("%s: llama.cpp runs the file's weights, or edits of them", m.Path)
+	}
+	x := *m
+	if x.patched = ""; len(v.Edits) == 0 {
+		return &x, nil
+	}
+	tensors, err := m.Encode(v)
+	if err != nil {
+		return nil, err
+	}
+	m.w.patches++
+	x.patched = fmt.Sprint("weights ", m.w.patches)
+	return &x, m.Patch(ctx, x.patched, tensors)
+}
+
+// Engines loads the GGUF files of checkpoints into one worker.
+type Engines struct {
+	Worker *Worker
+	Place  Place
+
+	open map[string]*Model
+}
+
+// Identity is what results depend on.
+func (e *Engines) Identity() engine.Identity { return e.Worker.Identity(e.Place) }
+
+// Open loads a checkpoint's file, once.
+func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.Engine, error) {
+	f := c.File()
+	if f == nil {
+		return nil, fmt.Errorf("%s: llama.cpp reads GGUF files only; convert it with --engine own, or make a GGUF file of it first", c.Path)
+	}
+	if m := e.open[f.Path]; m != nil {
+		m.Source = c
+		return m, nil
+	}
+	m, err := e.Worker.Load(ctx, f.Path, e.Place)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(m.Facts.Owners()); n != len(c.Config.Layers) {
+		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d layers", c.Path, n, len(c.Config.Layers))
+	}
+	m.Source = c
+	// The file's own configuration says more than the graph.
+	m.caches = c.Config
+	if e.open == nil {
+		e.open = map[string]*Model{}
+	}
+	e.open[f.Path] = m
+	return m, nil
+}
+
+// Close ends the worker.
+func (e *Engines) Close() { e.Worker.Close() }

@@ -1,0 +1,68 @@
+package llama_test
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
+	"github.com/phaseconv/phaseconv/verify/engine/sample"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+)
+
+// TestSamples: in every kind of graph the self-tests pass (they ran when the model was loaded), the
+// attention of all layers is found, stock types and codes change what they should.
+func TestSamples(t *testing.T) {
+	w := start(t, llama.Start{})
+	for _, name := range sample.Names() {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), name+".gguf")
+			if err := sample.Write(path, name); err != nil {
+				t.Fatal(err)
+			}
+			ctx := t.Context()
+			m, err := w.Load(ctx, path, place())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer m.Close(context.WithoutCancel(ctx)) //nolint:errcheck // the worker ends with the test
+			if len(m.Tests) != 2 {
+				t.Errorf("%d self-tests", len(m.Tests))
+			}
+			f16, q4 := int32(gguf.TypeF16), int32(gguf.TypeQ4_0)
+			coded := m.Lane(f16, f16)
+			coded.Keys = &llama.Keys{Kind: "srht", Sink: 4}
+			same := m.Lane(f16, f16)
+			same.Keys = &llama.Keys{Kind: "same"}
+			v := f16
+			if m.Facts.Attention[0].ValueDim == 0 {
+				v = q4 // MLA has one type for both
+			}
+			win := ppl.From([][]int32{ids(128, 1), ids(128, 2)}, 64)
+			scores, lanes, err := w.Measure(ctx, win, llama.Measure{Threads: 1,
+				Lanes: []llama.Lane{m.Lane(f16, f16), same, m.Lane(q4, v), coded}}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := ppl.Combine(scores)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, a := range m.Facts.Attention {
+				t.Logf("layer %d of %d: %d/%d heads of %d, rope %+v, K: %v", a.Layer, a.Owner, a.Heads, a.KVHeads, a.HeadDim, a.Rope, a.K)
+			}
+			d := res.Divergences
+			t.Logf("same %g, q4_0 %g, 1 bit %g; %+v", d[0].MaxAbsDLogit, d[1].Mean, d[2].Mean, lanes)
+			if d[0].MaxAbsDLogit != 0 {
+				t.Errorf("keys written back change a logit by %g", d[0].MaxAbsDLogit)
+			}
+			if !(d[1].Mean > 1e-6) || !(d[2].Mean > d[1].Mean) {
+				t.Errorf("KLD %g with q4_0 keys, %g with 1-bit keys", d[1].Mean, d[2].Mean)
+			}
+			if lanes[2].TokenBytes >= lanes[0].TokenBytes {
+				t.Errorf("%d bytes a token with q4_0 keys, %d with F16", lanes[2].TokenBytes, lanes[0].TokenBytes)
+			}
+		})
+	}
+}

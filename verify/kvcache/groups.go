@@ -1,0 +1,293 @@
+package kvcache
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/coded"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/option"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// Groups is a cache that stores the keys, the values or both of a layer's heads in joint codes.
+// The tokens that the policy keeps, first and recent ones, stay in F16, keys and values alike.
+// What no group holds stays float32.
+type Groups struct {
+	Policy Policy
+	// Scale is as in Codes.
+	Scale func(layer, head int) []float32
+	// Kernels scores keys and adds up values with the kernels of package coded, as a runtime does
+	// for one query after the other, instead of as products with decoded ones. They round queries
+	// and weights.
+	Kernels bool
+
+	cfg    *family.Config
+	groups [][]*codec.Group // by layer
+}
+
+// NewGroups returns a cache for groups[layer].
+func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, error) {
+	if err := cfg.Require("a cache of codes", family.OutsideCache|family.ValueLength); err != nil {
+		return nil, err
+	}
+	if len(groups) != len(cfg.Layers) {
+		return nil, fmt.Errorf("groups for %d of %d layers", len(groups), len(cfg.Layers))
+	}
+	if p.Exceptions != 0 {
+		return nil, option.Bad("Exceptions", p.Exceptions, "joint codes have none")
+	}
+	for l, of := range groups {
+		y := &cfg.Layers[l]
+		if err := p.Check(y.HeadDim); err != nil {
+			return nil, err
+		}
+		if err := codec.CheckLayer(of, y.KVHeads); err != nil {
+			return nil, fmt.Errorf("layer %d: %w", l, err)
+		}
+		for _, g := range of {
+			if g.KeyDim != y.HeadDim || g.ValueDim != y.ValueDim {
+				return nil, fmt.Errorf("layer %d: groups for keys of %d and values of %d numbers, the model has %d and %d", l,
+					g.KeyDim, g.ValueDim, y.HeadDim, y.ValueDim)
+			}
+		}
+	}
+	return &Groups{Policy: p, cfg: cfg, groups: groups}, nil
+}
+
+// Only returns the cache that codes one layer and keeps all others as they are.
+func (c *Groups) Only(layer int) refmodel.Cache { return onlyGroups{c, layer} }
+
+type onlyGroups struct {
+	*Groups
+	layer int
+}
+
+// Window implements refmodel.LayerCache.
+func (o onlyGroups) Window(ctx context.Context, layer int, k, v []float32) (refmodel.Cache, error) {
+	if layer != o.layer {
+		return o.Groups, nil // whose Keys and Values change nothing
+	}
+	return o.Groups.Window(ctx, layer, k, v)
+}
+
+// Keys is part of refmodel.Cache; the forward pass calls that of the Cache from Window.
+func (c *Groups) Keys(layer, head int, k []float32) (refmodel.Scorer, error) { return nil, nil }
+
+// Values is part of refmodel.Cache; the forward pass calls that of the Cache from Window.
+func (c *Groups) Values(layer, head int, v []float32) error { return nil }
+
+// Window implements refmodel.LayerCache.
+func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmodel.Cache, error) {
+	y := &c.cfg.Layers[layer]
+	d, width := y.HeadDim, y.KVHeads*y.HeadDim
+	vd, vwidth := y.ValueDim, y.KVHeads*y.ValueDim
+	T := len(k) / width
+	w := &groupWindow{d: d, vd: vd, T: T, policy: c.Policy, keys: make([][]float32, y.KVHeads), values: make([][]float32, y.KVHeads)}
+	sink := min(c.Policy.Sink, T)
+	var table *rope.Table
+	if c.Policy.Anchor > 0 {
+		table = rope.NewTable(y.Rope.Pure(), T)
+	}
+	w.scale = make([][]float32, y.KVHeads)
+	scale := w.scale
+	if c.Kernels {
+		w.storedKeys, w.storedValues = make([]*coded.Cache, y.KVHeads), make([]*coded.Cache, y.KVHeads)
+	}
+	for _, g := range c.groups[layer] {
+		parts := make([][]float32, len(g.Parts))
+		for i, p := range g.Parts {
+			if p.Value {
+				parts[i] = head(v, vwidth, p.Head, vd)
+				continue
+			}
+			parts[i] = head(k, width, p.Head, d)
+			if scale[p.Head] = c.scale(layer, p.Head); scale[p.Head] != nil {
+				for j := range parts[i] {
+					parts[i][j] *= scale[p.Head][j%d]
+				}
+			}
+			ToAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+		}
+		at := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*g.Dim(p):] }
+		rows := make([]float32, (T-sink)*g.D())
+		g.Concat(rows, at)
+		words, alpha := make([]uint32, (T-sink)*g.Words()), make([]float32, T-sink)
+		if err := g.EncodeRows(ctx, rows, words, alpha); err != nil {
+			return nil, err
+		}
+		if c.Kernels {
+			for i, p := range g.Parts {
+				x, err := stored(g, i, sink, words, alpha, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+				if err != nil {
+					return nil, err
+				}
+				if p.Value {
+					w.storedValues[p.Head] = x
+				} else {
+					w.storedKeys[p.Head] = x
+				}
+			}
+			continue
+		}
+		g.DecodeRows(rows, words, alpha)
+		g.Split(rows, at)
+		for i, p := range g.Parts {
+			if p.Value {
+				keep(parts[i], v, vwidth, p.Head, vd, sink)
+				w.values[p.Head] = parts[i]
+				continue
+			}
+			FromAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+			if x := scale[p.Head]; x != nil {
+				for j := range parts[i] {
+					parts[i][j] /= x[j%d]
+				}
+			}
+			keep(parts[i], k, width, p.Head, d, sink)
+			w.keys[p.Head] = parts[i]
+		}
+	}
+	return w, nil
+}
+
+func (c *Groups) scale(layer, head int) []float32 {
+	if c.Scale == nil {
+		return nil
+	}
+	return c.Scale(layer, head)
+}
+
+// head copies one head's rows, [T, d], from those of all heads, [T, width].
+func head(x []float32, width, h, d int) []float32 {
+	out := make([]float32, 0, len(x)/width*d)
+	for i := h * d; i < len(x); i += width {
+		out = append(out, x[i:i+d]...)
+	}
+	return out
+}
+
+// keep puts the first n rows of a head back, as F16 holds them.
+func keep(dst, x []float32, width, h, d, n int) {
+	for i := range n {
+		for j, v := range x[i*width+h*d:][:d] {
+			dst[i*d+j] = dtype.F16Round(v)
+		}
+	}
+}
+
+// groupWindow is what a cache of groups gives back for one window: decoded keys and values by
+// head, [T, d], nil for a head that no group holds.
+type groupWindow struct {
+	d, vd, T     int
+	policy       Policy
+	keys, values [][]float32
+	// Of a cache that uses kernels, instead: what they read, nil for a head that no group holds.
+	storedKeys, storedValues []*coded.Cache
+	scale                    [][]float32
+}
+
+// Keys implements refmodel.Cache.
+func (w *groupWindow) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
+	if w.storedKeys != nil {
+		return w.kernel(head, k), nil
+	}
+	s := &groupHead{decoded: decoded{d: w.d}}
+	hat := w.keys[head]
+	if hat == nil {
+		hat = k
+	} else {
+		exact := k
+		roundF16(exact)
+		s.exact.pack(exact, w.d, 0, w.policy.Recent)
+	}
+	s.coded.PackRows(w.T, w.d, hat, w.d, 1)
+	if w.values[head] == nil || w.policy.Recent == 0 {
+		return &s.decoded, nil
+	}
+	s.recent, s.vd = w.policy.Recent, w.vd
+	s.values.PackT(w.vd, w.T, w.values[head], w.vd, 1)
+	return s, nil
+}
+
+// kernel is Keys with kernels.
+func (w *groupWindow) kernel(head int, k []float32) refmodel.Scorer {
+	s := &kernelKeys{d: w.d, cache: w.storedKeys[head], scale: w.scale[head]}
+	if s.cache == nil {
+		s.plain.PackRows(w.T, w.d, k, w.d, 1)
+	} else {
+		roundF16(k)
+		s.exact.pack(k, w.d, min(w.policy.Sink, w.T), w.policy.Recent)
+	}
+	if w.storedValues[head] == nil {
+		return s
+	}
+	return &kernelHead{kernelKeys: s, vd: w.vd, sink: min(w.policy.Sink, w.T), recent: w.policy.Recent,
+		cache: w.storedValues[head]}
+}
+
+// Values implements refmodel.Cache. With a recent window, or with kernels, values stay exact, and
+// the scorer adds up both.
+func (w *groupWindow) Values(layer, head int, v []float32) error {
+	switch {
+	case w.storedValues != nil && w.storedValues[head] != nil:
+		roundF16(v)
+	case w.values[head] == nil:
+	case w.policy.Recent > 0:
+		roundF16(v)
+	default:
+		copy(v, w.values[head])
+	}
+	return nil
+}
+
+func roundF16(x []float32) {
+	for i, v := range x {
+		x[i] = dtype.F16Round(v)
+	}
+}
+
+// groupHead scores decoded keys and adds up decoded values, the latest of each query's own
+// context as they are.
+type groupHead struct {
+	decoded
+	recent, vd   int
+	values       gemm.Weights // decoded
+	latest       gemm.Weights // exact; packed by the first Sum
+	packed       bool
+	older, newer []float32 // probabilities
+}
+
+// Fork implements refmodel.Scorer.
+func (s *groupHead) Fork() refmodel.Scorer {
+	f := *s
+	f.exact.scores, f.older, f.newer = nil, nil, nil
+	f.packed, f.latest = false, gemm.Weights{}
+	return &f
+}
+
+// Sum implements refmodel.Summer.
+func (s *groupHead) Sum(dst []float32, ldd int, p []float32, ldp int, v []float32, n, pos, n0 int) {
+	if !s.packed {
+		s.latest.PackT(s.vd, len(v)/s.vd, v, s.vd, 1)
+		s.packed = true
+	}
+	end := pos + n
+	from := max(n0, pos-s.recent+1) // the first key that is recent for any row
+	old, recent := linalg.Grow(&s.older, n*ldp), linalg.Grow(&s.newer, n*ldp)
+	for r := range n {
+		row, o, e := p[r*ldp:], old[r*ldp:], recent[r*ldp:]
+		split := max(n0, pos+r-s.recent+1)
+		copy(o[n0:split], row[n0:split])
+		clear(o[split:end])
+		clear(e[from:split])
+		copy(e[split:end], row[split:end])
+	}
+	gemm.MulRange(dst, ldd, old, ldp, n, &s.values, 0, s.vd, n0, end, false, 1)
+	gemm.MulRange(dst, ldd, recent, ldp, n, &s.latest, 0, s.vd, from, end, true, 1)
+}

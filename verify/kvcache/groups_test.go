@@ -1,0 +1,253 @@
+package kvcache
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/rope"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// groupedConfig is a model of one layer with heads of keys of d and values of vd numbers.
+func groupedConfig(heads, d, vd int) *family.Config {
+	c := codedConfig(1, d)
+	c.Layers[0].HeadShape = family.HeadShape{Heads: heads, KVHeads: heads, HeadDim: d, ValueDim: vd}
+	return c
+}
+
+func randomGroup(t *testing.T, r *rand.Rand, parts []codec.Part, d, vd, b int) *codec.Group {
+	t.Helper()
+	size := 0
+	gains := make([]float32, len(parts))
+	for i, p := range parts {
+		size += d
+		if p.Value {
+			size += vd - d
+		}
+		gains[i] = 1 + 0.25*float32(i)
+	}
+	m := normals(r, b*size)
+	code, err := codec.New(codec.Frame, size, b, normals(r, size), m, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := codec.NewGroup(code, parts, d, vd, gains)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// TestGroups: scores and sums of a cache of groups are those of attention, in float64, over what
+// a runtime stores: sinks and each query's own latest tokens exact, all others decoded, keys in
+// the frame of their block. Groups of keys alone, of values alone, and of both.
+func TestGroups(t *testing.T) {
+	const heads, d, vd, T, anchor, rows, pos = 3, 16, 8, 50, 16, 5, 41
+	cfg := groupedConfig(heads, d, vd)
+	r := rand.New(rand.NewPCG(7, 7))
+	k, v := normals(r, T*heads*d), normals(r, T*heads*vd)
+	q, p := normals(r, rows*d), make([]float32, rows*T)
+	for i := range rows {
+		for j := range pos + i + 1 {
+			p[i*T+j] = r.Float32()
+		}
+	}
+	key := func(h int) codec.Part { return codec.Part{Head: h} }
+	val := func(h int) codec.Part { return codec.Part{Head: h, Value: true} }
+	for name, parts := range map[string][][]codec.Part{
+		"joint":  {{key(0), key(1), key(2), val(0), val(1), val(2)}},
+		"spans":  {{key(0), key(1), val(0), val(1)}, {key(2), val(2)}},
+		"keys":   {{key(0), key(1), key(2)}},
+		"values": {{val(0), val(1)}, {val(2)}},
+	} {
+		var groups []*codec.Group
+		for _, x := range parts {
+			groups = append(groups, randomGroup(t, r, x, d, vd, 40))
+		}
+		policies := []Policy{{}, {Anchor: anchor, Sink: 3}, {Anchor: anchor, Sink: 3, Recent: 7}, {Recent: 60}}
+		for n, policy := range append(policies, policies...) {
+			cache, err := NewGroups(cfg, [][]*codec.Group{groups}, policy)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Kernels round queries and weights, as package onebit says: here by at most 0.05.
+			tolerance := 1e-3
+			if cache.Kernels = n >= len(policies); cache.Kernels {
+				tolerance = 0.06
+			}
+			w, err := cache.Window(t.Context(), 0, k, v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hats := decodeSlowly(cfg, groups, policy, k, v)
+			for h := range heads {
+				keys, vals := head(k, heads*d, h, d), head(v, heads*vd, h, vd)
+				s, err := w.Keys(0, h, append([]float32(nil), keys...))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Values(0, h, vals); err != nil {
+					t.Fatal(err)
+				}
+				s = s.Fork()
+				scores, sums := make([]float32, rows*T), make([]float32, rows*vd)
+				s.Score(refmodel.Tile{Dst: scores, LD: T, Q: q, LDQ: d, Rows: rows, Pos: pos, To: pos + rows})
+				if x, ok := s.(refmodel.Summer); ok {
+					x.Sum(sums, vd, p, T, vals, rows, pos, 0)
+				} else {
+					for i := range rows {
+						for j := range T {
+							for c := range vd {
+								sums[i*vd+c] += p[i*T+j] * vals[j*vd+c]
+							}
+						}
+					}
+				}
+				exact := map[codec.Part][]float32{key(h): keys, val(h): head(v, heads*vd, h, vd)}
+				of := func(part codec.Part, row, j int) []float32 {
+					n := len(exact[part]) / T
+					if hat, ok := hats[part]; ok && j <= pos+row-policy.Recent {
+						return hat[j*n : (j+1)*n]
+					} else if !ok {
+						return exact[part][j*n : (j+1)*n]
+					}
+					return rounded(exact[part][j*n : (j+1)*n])
+				}
+				for i := range rows {
+					want := make([]float64, vd)
+					for j := range pos + i + 1 {
+						var score float64
+						for c, x := range of(key(h), i, j) {
+							score += float64(x) * float64(q[i*d+c])
+						}
+						if got := float64(scores[i*T+j]); math.Abs(got-score) > tolerance {
+							t.Fatalf("%s, %+v, head %d, row %d, key %d: score %g, want %g", name, policy, h, i, j, got, score)
+						}
+						for c, x := range of(val(h), i, j) {
+							want[c] += float64(x) * float64(p[i*T+j])
+						}
+					}
+					for c, x := range want {
+						if got := float64(sums[i*vd+c]); math.Abs(got-x) > tolerance {
+							t.Fatalf("%s, %+v, head %d, row %d: sum %d is %g, want %g", name, policy, h, i, c, got, x)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+func rounded(x []float32) []float32 {
+	out := make([]float32, len(x))
+	for i, v := range x {
+		out[i] = dtype.F16Round(v)
+	}
+	return out
+}
+
+// decodeSlowly codes token by token and returns what each part of a group reads back as.
+func decodeSlowly(cfg *family.Config, groups []*codec.Group, p Policy, k, v []float32) map[codec.Part][]float32 {
+	y := &cfg.Layers[0]
+	T := len(k) / (y.KVHeads * y.HeadDim)
+	table := rope.NewTable(y.Rope, T)
+	out := map[codec.Part][]float32{}
+	for _, g := range groups {
+		for n := range T {
+			var row []float32
+			block := n
+			if p.Anchor > 0 {
+				block = n % p.Anchor
+			}
+			for _, part := range g.Parts {
+				x := append([]float32(nil), k[(n*y.KVHeads+part.Head)*y.HeadDim:][:y.HeadDim]...)
+				if part.Value {
+					x = append([]float32(nil), v[(n*y.KVHeads+part.Head)*y.ValueDim:][:y.ValueDim]...)
+				} else if p.Anchor > 0 {
+					table.ApplyInverse(x, n-block, cfg.Pairs)
+				}
+				row = append(row, x...)
+			}
+			words := make([]uint32, g.Words())
+			alpha := g.Code.EncodeKey(row, words)
+			g.DecodeRows(row, words, []float32{alpha})
+			for i, part := range g.Parts {
+				from, to := g.Range(i)
+				x := append([]float32(nil), row[from:to]...)
+				switch {
+				case n < p.Sink && part.Value:
+					x = rounded(v[(n*y.KVHeads+part.Head)*y.ValueDim:][:y.ValueDim])
+				case n < p.Sink:
+					x = rounded(k[(n*y.KVHeads+part.Head)*y.HeadDim:][:y.HeadDim])
+				case !part.Value && p.Anchor > 0:
+					table.Apply(x, n-block, cfg.Pairs)
+				}
+				out[part] = append(out[part], x...)
+			}
+		}
+	}
+	return out
+}
+
+// TestGroupsOfOneHead: a group of one head's keys is the code of those keys.
+func TestGroupsOfOneHead(t *testing.T) {
+	const d, T = 32, 40
+	cfg := codedConfig(1, d)
+	r := rand.New(rand.NewPCG(3, 3))
+	m := normals(r, 48*d)
+	code, err := codec.New(codec.Frame, d, 48, normals(r, d), m, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := codec.KeyGroup(code, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, vals, q := normals(r, T*d), normals(r, T*d), normals(r, d)
+	p := Policy{Anchor: 16, Sink: 2, Recent: 5}
+	tile := func(s refmodel.Scorer) []float32 {
+		out := make([]float32, T)
+		s.Score(refmodel.Tile{Dst: out, LD: T, Q: q, LDQ: d, Rows: 1, Pos: T - 1, To: T})
+		return out
+	}
+	one, err := NewCodes(cfg, [][]*codec.Code{{code}}, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := one.Keys(0, 0, append([]float32(nil), keys...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	joint, err := NewGroups(cfg, [][]*codec.Group{{g}}, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := joint.Window(t.Context(), 0, keys, vals)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := w.Keys(0, 0, append([]float32(nil), keys...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := fmt.Sprint(tile(s)), fmt.Sprint(tile(x)); a != b {
+		t.Errorf("scores differ:\n%s\n%s", a, b)
+	}
+	if _, ok := x.(refmodel.Summer); ok {
+		t.Error("values that no group holds are added up in another way")
+	}
+	if _, err := NewGroups(cfg, nil, p); err == nil {
+		t.Error("no layers are accepted")
+	}
+	if _, err := NewGroups(cfg, [][]*codec.Group{{g}}, Policy{Exceptions: 1}); err == nil {
+		t.Error("exceptions are accepted")
+	}
+	if _, err := NewGroups(groupedConfig(2, d, d), [][]*codec.Group{{g}}, p); err == nil {
+		t.Error("keys of one of two heads are accepted")
+	}
+}
