@@ -186,10 +186,10 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		printNotes(stderr, published)
 	}
 	if published != nil {
-		o.Source, o.Model = given[0], modelFile(paths[0], published)
+		o.Source, o.Model = given[0], modelFile(published)
 	}
 	if converted != nil {
-		o.ConvertedModel = modelFile(paths[len(paths)-1], converted)
+		o.ConvertedModel = modelFile(converted)
 	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {
@@ -259,12 +259,24 @@ func adviseNames(c *cli.Command) ([]string, error) {
 	return args, nil
 }
 
+// ggufOf is the name of the GGUF model of an artifact.
+func ggufOf(dir string) string {
+	if m, err := contract.ReadManifest(dir); err == nil {
+		for _, e := range m.Artifacts {
+			if e.Container == string(checkpoint.GGUF) {
+				return e.Model
+			}
+		}
+	}
+	return spec.GGUFModelName
+}
+
 // ggufFiles are the files that paths name: files, or folders of artifacts.
 func ggufFiles(paths []string) ([]string, error) {
 	var out []string
 	for _, path := range paths {
 		if st, err := os.Stat(path); err == nil && st.IsDir() {
-			path = filepath.Join(path, spec.GGUFModelName)
+			path = filepath.Join(path, ggufOf(path))
 		}
 		if ok, err := gguf.HasMagic(path); err != nil {
 			return nil, usagef("%w; llama.cpp reads GGUF files", err)
@@ -334,15 +346,12 @@ func defaultTexts(c *cli.Command, vocabs ...*tokenizer.Vocab) []ppl.Text {
 	return out
 }
 
-// modelFile is the GGUF file that runtimes load of what was opened at path, "" for none.
-func modelFile(path string, m *checkpoint.Checkpoint) string {
+// modelFile is the GGUF file that runtimes load of a model, "" for none.
+func modelFile(m *checkpoint.Checkpoint) string {
 	if m.Container != checkpoint.GGUF {
 		return ""
 	}
-	if st, err := os.Stat(path); err == nil && st.IsDir() {
-		return filepath.Join(path, spec.GGUFModelName)
-	}
-	return path
+	return m.Path
 }
 
 // checkContainer refuses containers that there are none of.
