@@ -152,6 +152,10 @@ func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *
 		Code: w.tag.Code, Calibration: o.Calibration.Info(j.calibration), Seed: o.Seed,
 		Identities: identities, Fusion: fusion, Artifacts: w.models, Files: w.files, Notes: j.source.Notes(),
 	}
+	if !o.own() {
+		id := o.Engines.Identity()
+		m.Engine = &id
+	}
 	for l, layer := range fitted.Layers {
 		for h, head := range layer.Heads {
 			for _, kind := range slices.Sorted(maps.Keys(head.Curves)) {

@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -39,7 +40,8 @@ type Options struct {
 	// frames by measured sensitivity and those of other codes evenly.
 	Alloc bits.Alloc
 	// Joint, if set, codes the keys and values of a layer together instead of the keys of each
-	// head. Code must be frame; Bits and Alloc have no say.
+	// head. Code must be frame; Bits has no say, and Alloc spreads signs over layers, evenly
+	// unless told otherwise.
 	Joint *plan.Joint
 	// Balance folds the K/Q pair scaling, which makes keys easier to code.
 	Balance bool
@@ -83,6 +85,9 @@ type Options struct {
 	Command []string
 	// Progress, if set, is told about every step that can take long.
 	Progress progress.Func
+	// Engines compute the source and the artifact; nil is the own pass. llama.cpp takes GGUF files in and
+	// out, spreads signs evenly, and makes no report page.
+	Engines engine.Engines
 	// Notice, if set, is told what is worth knowing and is no error.
 	Notice func(text string)
 }
@@ -145,7 +150,37 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 	if err := o.settleCache(c.Config); err != nil {
 		return err
 	}
+	if err := o.settleEngine(c); err != nil {
+		return err
+	}
 	return checkTexts(o.Calibration, o.Evaluation, o.CalibrationTokens, o.Ctx, o.Chunks)
+}
+
+// own says whether the own pass computes.
+func (o *Options) own() bool { return o.Engines == nil || o.Engines.Identity().Engine == engine.Own }
+
+// settleEngine refuses what another engine than the own pass cannot do.
+func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
+	if o.own() {
+		return nil
+	}
+	const who = "the engine on llama.cpp"
+	switch {
+	case c.Container != checkpoint.GGUF:
+		return option.Errorf("%s: %s reads GGUF files; make one of it first", c.Path, who)
+	case len(o.Formats) != 1 || o.Formats[0] != checkpoint.GGUF:
+		return option.Bad("Formats", nil, "%s writes GGUF files", who)
+	case o.Joint != nil:
+		return option.Bad("Code", o.Code, "%s has no joint codes", who)
+	case o.Alloc != "" && o.Alloc != bits.AllocUniform:
+		return option.Bad("Alloc", o.Alloc, "%s spreads signs evenly", who)
+	case o.Policy.Recent > 0:
+		return option.Bad("Recent", o.Policy.Recent, "llama.cpp stores a key once, so the latest of each query cannot stay exact")
+	case o.Report || o.ReportDetail:
+		return option.Bad("Report", nil, "%s makes no report page", who)
+	}
+	o.Alloc = bits.AllocUniform
+	return nil
 }
 
 // settleCache does what settle does for the stock cache types.

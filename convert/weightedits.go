@@ -9,7 +9,16 @@ import (
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/engine"
 )
+
+// engine is what computes the source, nil for the own pass.
+func (j *job) engine(ctx context.Context) (engine.Engine, error) {
+	if j.o.own() {
+		return nil, nil
+	}
+	return j.o.Engines.Open(ctx, j.source)
+}
 
 // searchEdits measures which edits of the weights help the cache types that were asked for,
 // and makes them. Without cache types it returns what was proposed, and no report.
@@ -19,10 +28,14 @@ func (j *job) searchEdits(ctx context.Context) (*plan.Changes, *spec.Fusion, err
 		return j.proposed, nil, nil
 	}
 	planned := o.planned()
+	e, err := j.engine(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	found, err := edits.Search(ctx, j.source, edits.Options{
 		Cache: *o.Cache, Ctx: o.TargetCtx, Text: o.Calibration, Tokens: o.CacheTokens,
 		Approximate: o.WeightEdits == plan.EditsApproximate, NoKeyBias: planned.NoKeyBias(j.source),
-		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress,
+		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress, Engine: e,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -48,6 +48,8 @@ type Options struct {
 	Only func(layer int) bool
 	// Store, if set, keeps fitted layers, and gives back those that it has.
 	Store Store
+	// Tap, if set, runs windows and shows their activations in place of the model, see engine.Engine.
+	Tap func(ctx context.Context, windows [][]int32, h refmodel.Hooks, p func(done, total int)) error
 	// Trace, if set, sees the steps of every iterative fit; see fit.Sample. It
 	// is called from several goroutines.
 	Trace func(s *fit.Sample, kind codec.Kind, start, step int, c *codec.Code)
@@ -60,14 +62,6 @@ type Joint struct {
 	// Fisher takes the metric of keys and values from gradients of the model's own loss on every
 	// second window instead of from queries: a backward pass more.
 	Fisher bool
-}
-
-// AllSigns returns Signs, nil for nil.
-func (j *Joint) AllSigns() [][]int {
-	if j == nil {
-		return nil
-	}
-	return j.Signs
 }
 
 // Allocation returns what bits.Allocate needs of these options.
@@ -169,12 +163,15 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		}
 	}
 	if f.last >= 0 {
-		opt := refmodel.Options{
-			Hooks:    refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }},
-			Progress: func(done, _ int) { f.progress(done, 0) },
+		tap := o.Tap
+		if tap == nil {
+			tap = func(ctx context.Context, windows [][]int32, h refmodel.Hooks, p func(done, total int)) error {
+				return m.Run(ctx, windows, []*refmodel.Variant{{}}, refmodel.Options{Hooks: h, Progress: p})
+			}
 		}
+		hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }}
 		f.progress(0, 0)
-		if err := m.Run(ctx, windows, []*refmodel.Variant{{}}, opt); !errors.Is(err, errDone) {
+		if err := tap(ctx, windows, hooks, f.passed); !errors.Is(err, errDone) {
 			if err == nil {
 				err = fmt.Errorf("layer %d was not reached", f.last)
 			}
@@ -207,6 +204,9 @@ type fitter struct {
 
 	fisher *activations.Fisher // nil where queries are the metric
 }
+
+// passed reports layers of the forward pass, or the share of them that an engine has passed.
+func (f *fitter) passed(done, total int) { f.progress(done*len(f.cfg.Layers)/max(1, total), 0) }
 
 // progress reports that so many layers have been passed, and that of the next one so many
 // codes are fitted. Layers count as much as that with most heads.

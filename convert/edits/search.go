@@ -9,13 +9,14 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // Options of the search.
@@ -35,6 +36,8 @@ type Options struct {
 	Seed        uint64
 	Threads     int
 	Progress    progress.Func
+	// Engine computes the source; nil is the own pass.
+	Engine engine.Engine
 }
 
 // A Result is the change of keys that measured best.
@@ -105,10 +108,9 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	if err != nil {
 		return nil, &option.Error{Err: err}
 	}
-	target.FloatSums = true
-	half, err := kvcache.NewLlamaCpp(cfg, kvcache.F16)
-	if err != nil {
-		return nil, err
+	o.Threads = parallel.Threads(o.Threads)
+	if o.Engine == nil {
+		o.Engine = engine.NewOwn(c, o.Threads)
 	}
 	if o.Tokens == 0 {
 		o.Tokens = chooseTokens
@@ -124,9 +126,8 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 			o.Text.Name, len(w.Tokens), o.Ctx, fit+compare)
 	}
 	held := w.Part(fit, len(w.Tokens))
-	m := refmodel.New(cfg, c, o.Threads)
 	stats, err := NewKeyStats(cfg, StatsOptions{
-		Queries: statQueries(o.Ctx), Samples: statSamples(o.Ctx), Weights: c, Seed: o.Seed, Threads: m.Threads,
+		Queries: statQueries(o.Ctx), Samples: statSamples(o.Ctx), Weights: c, Seed: o.Seed, Threads: o.Threads,
 	})
 	if err != nil {
 		return nil, err
@@ -134,18 +135,20 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	// In small batches: the statistics need no more, and activations take memory.
 	batch := max(1, chooseBatch/o.Ctx)
 	for i := 0; i < fit; i += batch {
-		opt := refmodel.Options{Hooks: stats.Hooks(ctx)}
 		n := min(batch, fit-i)
-		if o.Progress != nil {
-			opt.Progress = func(done, total int) {
+		tick := func(done, total int) {
+			if o.Progress != nil {
 				o.Progress(fmt.Sprintf("statistics of keys at context %d", o.Ctx), i*total+n*done, fit*total)
 			}
 		}
-		if err := m.Run(ctx, w.Tokens[i:i+n], []*refmodel.Variant{{}}, opt); err != nil {
+		if err := o.Engine.Tap(ctx, w.Tokens[i:i+n], stats.Hooks(ctx), tick); err != nil {
 			return nil, err
 		}
 	}
-	return &search{o: o, c: c, m: m, held: held, target: target, half: half, stats: stats, fitted: fit,
+	f16 := kvcache.F16
+	f16.Rotation = o.Cache.Rotation
+	base := &engine.Reference{Engine: o.Engine, Lane: engine.Stock(f16)}
+	return &search{o: o, c: c, held: held, target: target, half: f16, base: base, stats: stats, fitted: fit,
 		cost: map[int]*float64{}, requantises: quantized(c)}, nil
 }
 
@@ -164,15 +167,15 @@ func quantized(c *checkpoint.Checkpoint) bool {
 
 // search holds what the steps of Choose share.
 type search struct {
-	o            Options
-	c            *checkpoint.Checkpoint
-	m            *refmodel.Model
-	held         *ppl.Windows
-	target, half *kvcache.LlamaCpp
-	stats        *KeyStats
-	fitted       int // windows
-	base         ppl.Positions
-	requantises  bool // a change of digits costs what is not measured, see requantGain
+	o           Options
+	c           *checkpoint.Checkpoint
+	held        *ppl.Windows
+	target      *kvcache.LlamaCpp
+	half        kvcache.CacheTypes // what costs are measured with
+	stats       *KeyStats
+	fitted      int               // windows
+	base        *engine.Reference // the unedited model with half
+	requantises bool              // a change of digits costs what is not measured, see requantGain
 
 	candidates []Candidate // that were tried
 	edits      []transform.ModelEdits
@@ -228,14 +231,14 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 	if err != nil {
 		return err
 	}
-	alone := *h.target
+	alone := h.target.CacheTypes
 	alone.K = gguf.TypeF16
 	const step = "comparing changes of values"
-	apart, err := h.measure(ctx, []transform.ModelEdits{c.Edits, edits}, &alone, step)
+	apart, err := h.measure(ctx, []transform.ModelEdits{c.Edits, edits}, alone, step)
 	if err != nil {
 		return err
 	}
-	both, err := h.measure(ctx, []transform.ModelEdits{edits}, h.target, step)
+	both, err := h.measure(ctx, []transform.ModelEdits{edits}, h.target.CacheTypes, step)
 	if err != nil {
 		return err
 	}
@@ -503,7 +506,7 @@ func (h *search) try(ctx context.Context, more ...Candidate) error {
 
 // compare measures candidates with the edits that were fitted for them.
 func (h *search) compare(ctx context.Context, more []Candidate, edits []transform.ModelEdits) error {
-	kld, err := h.measure(ctx, edits, h.target, "comparing changes of keys")
+	kld, err := h.measure(ctx, edits, h.target.CacheTypes, "comparing changes of keys")
 	h.candidates, h.edits, h.kld = append(h.candidates, more...), append(h.edits, edits...), append(h.kld, kld...)
 	return err
 }
@@ -527,33 +530,20 @@ func better(a, b ppl.Divergence, errs float64) bool {
 // states, and its logits while they are compared.
 const maxTries = 4
 
-// measure returns the divergence of each candidate with a cache, on top of the
-// unedited model, from the unedited model with F16 caches.
-func (h *search) measure(ctx context.Context, edits []transform.ModelEdits, inner refmodel.Cache,
+// measure returns the divergence of each candidate with cache types, from the unedited model with
+// F16 caches.
+func (h *search) measure(ctx context.Context, edits []transform.ModelEdits, types kvcache.CacheTypes,
 	step string) ([]ppl.Divergence, error) {
 	var out []ppl.Divergence
 	for at := 0; at < len(edits); at += maxTries {
-		part := edits[at:min(len(edits), at+maxTries)]
-		var variants []*refmodel.Variant
-		first := h.base.Normed == nil
-		if first {
-			variants = append(variants, &refmodel.Variant{Cache: h.half})
+		var lanes []engine.Lane
+		for _, e := range edits[at:min(len(edits), at+maxTries)] {
+			l := engine.Stock(types)
+			l.Edits = e
+			lanes = append(lanes, l)
 		}
-		for _, e := range part {
-			cache, err := kvcache.NewEditedKeys(h.c.Config, e, inner, h.held.Ctx)
-			if err != nil {
-				return nil, err
-			}
-			variants = append(variants, &refmodel.Variant{Cache: cache})
-		}
-		streams, err := ppl.Run(ctx, h.m, h.held, refmodel.Options{Progress: h.o.Progress.Of(step)}, variants...)
-		if err != nil {
-			return nil, err
-		}
-		if first {
-			h.base, streams = streams[0], streams[1:]
-		}
-		res, err := ppl.Measure(ctx, h.held, h.o.Progress.Of("comparing predictions"), h.base, streams...)
+		res, err := h.o.Engine.Compare(ctx, h.held, h.base, lanes, engine.Options{Run: h.o.Progress.Of(step),
+			Compare: h.o.Progress.Of("comparing predictions")})
 		if err != nil {
 			return nil, err
 		}

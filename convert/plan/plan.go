@@ -69,6 +69,20 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 	if err := checkUnknown(c); err != nil {
 		return nil, err
 	}
+	outside := 0
+	for _, n := range c.Unknown {
+		if c.Outside(n) {
+			outside++
+		}
+	}
+	if outside > 0 {
+		does := "copied as they are"
+		if to == checkpoint.GGUF {
+			does = "left out; stock runtimes have them in a file of their own (mmproj), which goes with the model as it is"
+		}
+		p.Warnings = append(p.Warnings, fmt.Sprintf("the language model is converted; %d tensors outside it, such as those of "+
+			"a vision tower, are %s", outside, does))
+	}
 	var err error
 	switch {
 	case to == checkpoint.GGUF && c.Container == checkpoint.GGUF:
@@ -100,8 +114,9 @@ var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias
 func checkUnknown(c *checkpoint.Checkpoint) error {
 	for _, n := range c.Unknown {
 		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
+			c.Outside(n) ||
 			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head.") ||
-			c.Config.Unread(n))
+			c.Config.Unread(n)) || c.IdleKV(n)
 		if l := family.LayerOf(n); c.Container == checkpoint.GGUF && l >= len(c.Config.Layers) {
 			ok = l < len(c.Config.Layers)+c.Config.DraftLayers
 		}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# libllama.sh WORK: fetches llama.cpp's prebuilt libraries from the npm registry and
-# compares our files, our forward pass and our emulation of its key caches with them.
+# libllama.sh WORK: fetches llama.cpp's prebuilt libraries from the npm registry,
+# compares our files, our forward pass and our emulation of its key caches with them, and
+# tests the engine that computes through them.
 # PHASECONV_MODEL may name a real model to convert and compare too.
 set -euo pipefail
 work=$(cd "${1:?work folder}" && pwd)
@@ -24,3 +25,16 @@ if grep -q -- '--- SKIP: Test\(AustenMoE\|CacheTypes\|Cells\|RoundedInputs\|Refu
 	echo "a test was skipped"
 	exit 1
 fi
+# The engine: taps, keys written back and doubled, folds in memory, stock types, conversions, in a dozen
+# small random models. RPC needs a build of llama.cpp with GGML_RPC, which the package is not: TestRPC
+# runs where PHASECONV_LIBLLAMA has an rpc-server.
+cd ../../..
+go test -count=1 -v ./verify/engine/... | tee "$work/libllama/engine.log" | grep -E '^(---|    ---|FAIL|ok|panic)' || true
+grep -q '^ok .*verify/engine/llama' "$work/libllama/engine.log" || { cat "$work/libllama/engine.log"; exit 1; }
+if grep -q -- '--- SKIP: Test\(Taps\|Samples\|Fold\|Abort\|Convert\)' "$work/libllama/engine.log"; then
+	echo "a test of the engine was skipped"
+	exit 1
+fi
+go build -o "$work/libllama/phaseconv" ./cmd/phaseconv
+go build -o "$work/libllama/phaseconv-llama" ./cmd/phaseconv-llama
+PHASECONV_LLAMA=$PHASECONV_LIBLLAMA "$work/libllama/phaseconv" engine probe

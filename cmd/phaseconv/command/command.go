@@ -270,7 +270,7 @@ func immaterial(f cli.Flag) bool {
 	if x, ok := f.(cli.CategorizableFlag); ok && x.GetCategory() == categoryUnits {
 		return true
 	}
-	return slices.Contains([]string{"threads", "json"}, f.Names()[0])
+	return slices.Contains([]string{"threads", "json", "rpc", "devices", "gpu-layers", "engine"}, f.Names()[0])
 }
 
 func base(s string) string {

@@ -15,6 +15,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
@@ -35,7 +36,8 @@ Examples:
   phaseconv convert ./Qwen2.5-0.5B -o out --format both --dry-run
   phaseconv convert ./Llama-3-70B -o out --resume
   phaseconv convert ./Llama-3-70B -o out --unit 3/8    # one of eight processes, then
-  phaseconv convert ./Llama-3-70B -o out --merge`,
+  phaseconv convert ./Llama-3-70B -o out --merge
+  phaseconv convert model.gguf -o out --cache-type-k q4_0 --engine llama --devices CUDA0`,
 		Flags:  convertFlags(),
 		Action: func(ctx context.Context, c *cli.Command) error { return runConvert(ctx, c, stdout, stderr) },
 	}
@@ -44,6 +46,7 @@ Examples:
 // Categories of convert's flags, in the order of the work.
 const (
 	categoryOutput  = "Output"
+	categoryEngine  = "Engine"
 	categoryCaches  = "Stock caches"
 	categoryOneBit  = "1-bit keys"
 	categoryJoint   = "1-bit keys and values"
@@ -71,6 +74,7 @@ func convertFlags() []cli.Flag {
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would become of each tensor, and why, and stop"},
 			jsonFlag(), threadsFlag(),
 		),
+		in(categoryEngine, engineFlags(engine.Own)...),
 		in(categoryCaches,
 			&cli.StringFlag{Name: "cache-type-k",
 				Usage: "edit the weights for this key cache type of llama.cpp: q8_0, q4_0, ... (what helps is measured)",
@@ -90,6 +94,8 @@ func convertFlags() []cli.Flag {
 				Value: convert.DefaultJoint().Bits},
 			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
 				Value: convert.DefaultJoint().Span},
+			&cli.BoolFlag{Name: "fisher",
+				Usage: "with --code joint: weigh errors by gradients of the model's own loss instead of by queries; a backward pass over half of the calibration text more"},
 		),
 		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "eval", Usage: "held-out text to measure on",
 			DefaultText: "one that comes with the program"})...),
@@ -108,7 +114,7 @@ func keyFlags(d convert.Options) []cli.Flag {
 		&cli.FloatFlag{Name: "bits", Usage: "bits (signs) per number of a key, on average over all heads (frame only)",
 			Value: d.Bits},
 		&cli.StringFlag{Name: "alloc", Usage: "bit allocation over heads: uniform, sensitivity (by measured cost) or angle",
-			DefaultText: "sensitivity for frames, uniform for other codes"},
+			DefaultText: "sensitivity for frames, uniform for other codes and for joint, whose layers can take sensitivity"},
 		&cli.IntFlag{Name: "outliers",
 			Usage: "coordinates of each coded key that are kept in F16 beside its signs, 0 to head_dim/2",
 			Value: d.Policy.Exceptions},
@@ -177,6 +183,11 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if o.Evaluation, err = evaluationText(c.String("eval")); err != nil {
 		return err
 	}
+	end, err := convertEngine(ctx, c, &o, stderr)
+	if err != nil {
+		return err
+	}
+	defer end()
 	if done, err := unitOptions(ctx, c, &o, stdout); done || err != nil {
 		return err
 	}
@@ -197,26 +208,47 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	return nil
 }
 
+// convertEngine starts the engine that was asked for; end closes it.
+func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stderr io.Writer) (end func(), err error) {
+	on, err := rotation(c)
+	if err != nil {
+		return nil, err
+	}
+	e, err := chosenEngine(c, on)
+	if err != nil || e.Kind != engine.Llama {
+		return func() {}, err
+	}
+	engines, err := e.engines(ctx, stderr)
+	if err != nil {
+		return nil, err
+	}
+	o.Engines = engines
+	if !c.IsSet("report") {
+		o.Report = false
+	}
+	return engines.Close, nil
+}
+
 // codeJoint is the --code of keys and values together: frames over the heads of a layer.
 const codeJoint = "joint"
 
 // jointOptions reads how keys and values are coded together.
 func jointOptions(c *cli.Command, o *convert.Options) error {
 	if c.String("code") != codeJoint {
-		for _, f := range []string{"bits-kv", "span"} {
+		for _, f := range []string{"bits-kv", "span", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
 			}
 		}
 		return nil
 	}
-	for _, f := range []string{"bits", "alloc", "outliers"} {
+	for _, f := range []string{"bits", "outliers"} {
 		if c.IsSet(f) {
 			return usagef("--%s has no effect with --code %s; see --bits-kv", f, codeJoint)
 		}
 	}
-	o.Code, o.Bits, o.Alloc = codec.Frame, 1, ""
-	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span")}
+	o.Code, o.Bits = codec.Frame, 1
+	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span"), Fisher: c.Bool("fisher")}
 	if !c.IsSet("recent") {
 		o.Policy.Recent = convert.JointRecent
 	}

@@ -107,7 +107,7 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 	if err != nil {
 		return nil, err
 	}
-	forget, err := m.patches(ctx, lanes)
+	names, forget, err := m.patches(ctx, lanes)
 	defer forget()
 	if err != nil {
 		return nil, err
@@ -128,11 +128,11 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 			if err != nil {
 				return nil, err
 			}
-			if l.Edits != nil {
+			if name := names[at+i]; name != "" {
 				if m.patched != "" {
 					return nil, fmt.Errorf("edits of weights that are edited already")
 				}
-				x.Patch = patchName(at + i)
+				x.Patch = name
 			}
 			job.Lanes = append(job.Lanes, x)
 		}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	if os.Getenv(libraryEnv) != "" {
+	if builtWorker = os.Getenv("PHASECONV_WORKER"); builtWorker == "" && os.Getenv(libraryEnv) != "" {
 		builtWorker = filepath.Join(dir, llama.WorkerName)
 		out, err := exec.Command("go", "build", "-o", builtWorker, "../../../cmd/"+llama.WorkerName).CombinedOutput()
 		if err != nil {
@@ -37,6 +38,15 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// place is where models are loaded: on the CPU, or on the devices in PHASECONV_DEVICES.
+func place() llama.Place {
+	p := llama.Place{Threads: 1}
+	if d := os.Getenv("PHASECONV_DEVICES"); d != "" {
+		p.Devices, p.GPULayers = strings.Split(d, ","), -1
+	}
+	return p
 }
 
 // start starts a worker on the library under test.
@@ -95,7 +105,7 @@ func TestTaps(t *testing.T) {
 
 func compareTaps(t *testing.T, w *llama.Worker, path string, windows [][]int32) {
 	ctx := t.Context()
-	m, err := w.Load(ctx, path, llama.Place{Threads: 1})
+	m, err := w.Load(ctx, path, place())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,13 +12,15 @@ import (
 	"github.com/phaseconv/phaseconv/verify/engine"
 )
 
-func patchName(lane int) string { return fmt.Sprint("lane ", lane) }
-
-// patches sends the edits of lanes to the worker. What it returns makes the worker forget them.
-func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (forget func(), err error) {
-	var sent []string
+// patches sends the edits of lanes to the worker and returns the names of their patches, "" where a
+// lane's edits change nothing. forget makes the worker forget them.
+func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (names []string, forget func(), err error) {
+	names = make([]string, len(lanes))
 	forget = func() {
-		for _, n := range sent {
+		for _, n := range names {
+			if n == "" {
+				continue
+			}
 			m.Patch(context.WithoutCancel(ctx), n, nil) //nolint:errcheck // a worker that died has none
 		}
 	}
@@ -27,18 +29,22 @@ func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (forget func()
 			continue
 		}
 		if m.Source == nil {
-			return forget, fmt.Errorf("%s: edits of weights need the source's tensors", m.Path)
+			return names, forget, fmt.Errorf("%s: edits of weights need the source's tensors", m.Path)
 		}
 		tensors, err := m.edited(l)
 		if err != nil {
-			return forget, err
+			return names, forget, err
 		}
-		if err := m.Patch(ctx, patchName(i), tensors); err != nil {
-			return forget, err
+		if len(tensors) == 0 {
+			continue
 		}
-		sent = append(sent, patchName(i))
+		name := fmt.Sprint("lane ", i)
+		if err := m.Patch(ctx, name, tensors); err != nil {
+			return names, forget, err
+		}
+		names[i] = name
 	}
-	return forget, nil
+	return names, forget, nil
 }
 
 // edited returns the bytes of all tensors that a lane's edits change.

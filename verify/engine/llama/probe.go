@@ -82,7 +82,10 @@ func (w *Worker) Notes() []string {
 			ReleaseName(l.Release, l.GGML), strings.Join(TestedReleases, "; ")))
 	}
 	for _, d := range l.Devices {
-		if d.Kind == "gpu" || d.Kind == "igpu" {
+		if d.remote() {
+			out = append(out, fmt.Sprintf("%s: RPC servers have no authentication and no encryption: weights and activations "+
+				"go over the network as they are; use a trusted one", d.Name))
+		} else if d.Kind == "gpu" || d.Kind == "igpu" {
 			out = append(out, fmt.Sprintf("%s: the engine has not been tested on such a device by its authors; "+
 				"self-tests run on it for every model", d.Name))
 		}

@@ -22,7 +22,7 @@ func TestSamples(t *testing.T) {
 				t.Fatal(err)
 			}
 			ctx := t.Context()
-			m, err := w.Load(ctx, path, llama.Place{Threads: 1})
+			m, err := w.Load(ctx, path, place())
 			if err != nil {
 				t.Fatal(err)
 			}

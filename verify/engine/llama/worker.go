@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,7 +43,7 @@ type Worker struct {
 
 // lastLog is how much of the worker's output is kept: its last lines become the error when it
 // dies.
-const lastLog = 16 << 10
+const lastLog = 64 << 10
 
 // tail keeps the end of what is written to it.
 type tail struct {
@@ -60,7 +61,10 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// lines returns the last n lines that are not empty.
+// dumps begin what Go says of a signal: registers and stacks, which tell users nothing.
+var dumps = []string{"SIGABRT: abort", "fatal error: ", "unexpected fault address", "SIGSEGV: ", "SIGBUS: ", "SIGILL: ", "SIGFPE: "}
+
+// lines returns the last n lines that are not empty, of a dump only the first.
 func (t *tail) lines(n int) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -68,6 +72,9 @@ func (t *tail) lines(n int) string {
 	for line := range strings.SplitSeq(string(t.b), "\n") {
 		if line = strings.TrimSpace(line); line != "" {
 			out = append(out, line)
+		}
+		if slices.ContainsFunc(dumps, func(d string) bool { return strings.HasPrefix(line, d) }) {
+			break
 		}
 	}
 	return strings.Join(out[max(0, len(out)-n):], "\n")
@@ -105,7 +112,8 @@ func NewWorker(ctx context.Context, s Start) (*Worker, error) {
 	// Backends fuse operations over nodes that are read here; and without cgo a variable that a
 	// running program sets does not reach C.
 	w.cmd.Env = append(os.Environ(), "GGML_CUDA_DISABLE_FUSION=1", "GGML_VK_DISABLE_FUSION=1",
-		"GGML_METAL_FUSION_DISABLE=1")
+		"GGML_METAL_FUSION_DISABLE=1",
+		"GGML_NO_BACKTRACE=1", "GOTRACEBACK=none") // of an assertion its own line says enough
 	if s.NoRotation {
 		w.cmd.Env = append(w.cmd.Env, "LLAMA_ATTN_ROT_DISABLE=1")
 	}

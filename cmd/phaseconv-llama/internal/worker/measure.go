@@ -49,10 +49,14 @@ func cut(blobs [][]byte, ctx int) ([][]int32, error) {
 	return w, nil
 }
 
-// flash is how attention is computed for a pair of types: quantised values need flash attention.
-func flash(v int32) int {
-	if gguf.Type(v).Quantized() {
+// flash is how attention is computed for a pair of types: quantised values need flash attention, and
+// float32 attention is for what is to be exact.
+func flash(k, v int32) int {
+	switch {
+	case gguf.Type(v).Quantized():
 		return 1
+	case gguf.Type(k) == gguf.TypeF32 && gguf.Type(v) == gguf.TypeF32:
+		return 0
 	}
 	return -1
 }
@@ -68,7 +72,7 @@ func (s *server) lane(o llama.Lane, c llama.Measure, batch int) (*lane, error) {
 			return nil, fmt.Errorf("there is no patch %q", o.Patch)
 		}
 	}
-	x.Context, err = m.NewContext(libllama.ContextOptions{Ctx: c.Ctx, Batch: batch, K: o.K, V: o.V, Flash: flash(o.V),
+	x.Context, err = m.NewContext(libllama.ContextOptions{Ctx: c.Ctx, Batch: batch, K: o.K, V: o.V, Flash: flash(o.K, o.V),
 		FullWindow: c.FullWindow, Threads: c.Threads})
 	if err != nil {
 		return nil, fmt.Errorf("K %s, V %s: %w", gguf.Type(o.K), gguf.Type(o.V), err)

@@ -1,0 +1,153 @@
+package llama_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/texts"
+)
+
+// converted converts a small model and returns the result.
+func converted(t *testing.T, src, out string, engines engine.Engines) *convert.Result {
+	t.Helper()
+	o := convert.DefaultOptions()
+	o.Source, o.Out, o.Report, o.Threads = src, out, false, 1
+	o.Formats = []checkpoint.Container{checkpoint.GGUF}
+	o.Code, o.Alloc, o.Ctx, o.Chunks, o.CalibrationTokens = codec.SRHT, "uniform", 128, 4, 512
+	o.Cache, o.TargetCtx, o.CacheTokens = &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeF16, Rotation: true}, 128, 1024
+	o.Calibration = ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration}
+	o.Evaluation = ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}
+	o.Engines, o.Tool = engines, "test"
+	r, err := convert.Convert(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func tinyFile(t *testing.T) string {
+	path := filepath.Join(t.TempDir(), "model.gguf")
+	tiny.New(t, "llama", tiny.Options{Seed: 5, Hidden: 128, HeadDim: 32, Context: 512}).GGUF(t, path)
+	return path
+}
+
+// TestConvert: the search for edits measures in llama.cpp what it measures in the own pass, up to
+// rounding: candidates are tried there by other bytes in tensors and by biases that the file lacks. (The
+// fits behind them differ a little, so those with many steps do.)
+func TestConvert(t *testing.T) {
+	w := start(t, llama.Start{})
+	src, dir := tinyFile(t), t.TempDir()
+	own := converted(t, src, filepath.Join(dir, "own"), nil)
+	r := converted(t, src, filepath.Join(dir, "llama"), &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}})
+	if id := r.Manifest.Engine; id == nil || id.Engine != engine.Llama || id.Libraries == "" || own.Manifest.Engine != nil {
+		t.Errorf("the manifests name engines %+v and %+v", own.Manifest.Engine, id)
+	}
+	if !r.Verify.OK || r.Verify.Engine == nil {
+		t.Errorf("verified %+v", r.Verify.Contract)
+	}
+	a, b := own.Manifest.Fusion, r.Manifest.Fusion
+	for i := range min(4, len(b.Tried)) {
+		x, y := a.Tried[i], b.Tried[i]
+		t.Logf("%s: %g, %g", x.Name, x.KLD, y.KLD)
+		if x.Name != y.Name || math.Abs(x.KLD-y.KLD) > 0.02*x.KLD {
+			t.Errorf("own: %s, KLD %g; llama: %s, %g", x.Name, x.KLD, y.Name, y.KLD)
+		}
+	}
+	p, q := own.Verify.PPL, r.Verify.PPL
+	if math.Abs(p.Ratio-q.Ratio) > 0.05*p.Ratio {
+		t.Errorf("1-bit keys multiply perplexity by %g, in llama.cpp by %g", p.Ratio, q.Ratio)
+	}
+}
+
+// server starts llama.cpp's RPC server on a free port of this machine.
+func server(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(os.Getenv(libraryEnv), "rpc-server")
+	if _, err := os.Stat(program); err != nil {
+		t.Skip("NOT TESTED: no rpc-server beside the libraries")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "-H", "127.0.0.1", "-p", fmt.Sprint(port), "-t", "1")
+	cmd.Dir = filepath.Dir(program)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill() //nolint:errcheck // it may have ended
+		cmd.Wait()         //nolint:errcheck // it was killed
+	})
+	at := fmt.Sprintf("127.0.0.1:%d", port)
+	for range 100 {
+		if c, err := net.Dial("tcp", at); err == nil {
+			c.Close() //nolint:errcheck // only tried
+			return at
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("the RPC server does not listen")
+	return ""
+}
+
+// TestRPC: a conversion that two RPC servers compute has the bytes of one computed here.
+func TestRPC(t *testing.T) {
+	if os.Getenv(libraryEnv) == "" {
+		start(t, llama.Start{}) // skips
+	}
+	servers := []string{server(t), server(t)}
+	src, dir := tinyFile(t), t.TempDir()
+	for name, s := range map[string]llama.Start{"here": {}, "rpc": {RPC: servers}} {
+		w := start(t, s)
+		e := &llama.Engines{Worker: w, Place: llama.Place{Threads: 1, GPULayers: -1}}
+		if n := len(e.Identity().Devices); name == "rpc" && n < 3 {
+			t.Errorf("%d devices", n)
+		}
+		converted(t, src, filepath.Join(dir, name), e)
+		w.Close()
+	}
+	for _, f := range []string{"model.gguf", "model.phase.gguf", "phaseconv.fold"} {
+		a, err := os.ReadFile(filepath.Join(dir, "here", f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(dir, "rpc", f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(a, b) {
+			t.Errorf("%s differs", f)
+		}
+	}
+	// A server that goes away is an error of the job, in bounded time, and nothing is left.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := llama.NewWorker(ctx, llama.Start{Dir: os.Getenv(libraryEnv), Program: builtWorker,
+		RPC: []string{"127.0.0.1:1"}}); err == nil {
+		t.Error("a server that is not there was found")
+	} else {
+		t.Log(err)
+	}
+}
