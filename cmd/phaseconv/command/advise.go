@@ -65,6 +65,10 @@ Examples:
 				Usage: "where the pair has to run: cpu, cuda, metal, vulkan, rocm (default builds), or any, which is all of them",
 			},
 			&cli.StringFlag{
+				Name: "runtime", Value: "llama.cpp",
+				Usage: "llama.cpp, or mlx: mlx-lm's caches of 8 and 4 bits in affine groups of 64 (mlx8, mlx4), without rotation",
+			},
+			&cli.StringFlag{
 				Name: "split-mode", Value: "layer",
 				Usage: "llama.cpp's --split-mode: none, layer, row or tensor; tensor takes no quantised cache",
 			},
@@ -128,6 +132,18 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Where.Backend, err = backends.Parse(c.String("backend")); err != nil {
 		return usagef("--backend: %w", err)
 	}
+	switch s := c.String("runtime"); s {
+	case "llama.cpp":
+	case "mlx":
+		for _, f := range []string{"backend", "split-mode", "cache-rotation", "engine"} {
+			if c.IsSet(f) {
+				return usagef("--%s is for llama.cpp, not for --runtime mlx", f)
+			}
+		}
+		o.Where.Backend, o.Rotation = backends.MLX, false
+	default:
+		return usagef("--runtime is llama.cpp or mlx, not %q", s)
+	}
 	switch s := c.String("split-mode"); s {
 	case "none", "layer", "row", "tensor":
 		o.Where.TensorSplit = s == "tensor"
@@ -187,9 +203,15 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	if published != nil {
 		o.Source, o.Model = given[0], modelFile(published)
+		if o.Where.Backend == backends.MLX {
+			o.Model = given[0]
+		}
 	}
 	if converted != nil {
 		o.ConvertedModel = modelFile(converted)
+		if o.Where.Backend == backends.MLX {
+			o.ConvertedModel = paths[len(paths)-1]
+		}
 	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {
