@@ -137,7 +137,8 @@ func root(stdout, stderr io.Writer) *cli.Command {
 
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
-			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), ladderCommand(stdout, stderr),
+			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), recallCommand(stdout, stderr),
+			ladderCommand(stdout, stderr),
 			inspectCommand(stdout, stderr), rotationsCommand(stdout, stderr), engineCommand(stdout, stderr),
 			generateCommand(stdout, stderr), benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout),
 			releaseCommand(stdout, stderr), claimsCommand(stdout),
