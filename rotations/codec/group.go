@@ -355,6 +355,9 @@ func Spans(heads, keyDim, valueDim, limit int, keys, values bool) ([][]Part, err
 	if values {
 		per += valueDim
 	}
+	if limit > spec.MaxGroupDim {
+		return nil, fmt.Errorf("groups of up to %d numbers: the format has at most %d", limit, spec.MaxGroupDim)
+	}
 	if heads < 1 || per < 1 || per > limit {
 		return nil, fmt.Errorf("groups of at most %d numbers for %d KV heads with %d numbers each", limit, heads, per)
 	}
