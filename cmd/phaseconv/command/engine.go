@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -21,17 +22,18 @@ func engineCommand(stdout, stderr io.Writer) *cli.Command {
 		Usage: "the engine on stock libllama: what of llama.cpp is here and works",
 		Commands: []*cli.Command{{
 			Name:      "probe",
-			Usage:     "load llama.cpp's library, find its layouts and try small models on its devices",
-			ArgsUsage: " ",
+			Usage:     "load llama.cpp's library, find its layouts and try small models on its devices, or a model and tell what its graph says",
+			ArgsUsage: "[MODEL]",
 			Description: `Examples:
   phaseconv engine probe
   phaseconv engine probe --engine llama:/opt/llama.cpp/bin --devices CUDA0
+  phaseconv engine probe model.gguf
   phaseconv engine probe --rpc gpu1:50052,gpu2:50052 --json`,
 			Flags:        append(engineFlags(engine.Llama), threadsFlag(), jsonFlag()),
 			OnUsageError: usageError,
 			Action: func(ctx context.Context, c *cli.Command) error {
-				if c.Args().Present() {
-					return usagef("engine probe takes no arguments, got %q", c.Args().First())
+				if c.Args().Len() > 1 {
+					return usagef("engine probe: expected at most one model, got %d arguments", c.Args().Len())
 				}
 				return runProbe(ctx, c, stdout)
 			},
@@ -150,7 +152,7 @@ func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
 	if e.Kind != engine.Llama {
 		return usagef("--engine %s: engine probe looks at llama or llama:DIR", e.Kind)
 	}
-	r, err := llama.Probe(ctx, e.start, e.place)
+	r, err := llama.Probe(ctx, e.start, e.place, c.Args().First())
 	if err != nil {
 		return err
 	}
@@ -188,9 +190,42 @@ func printProbe(w io.Writer, r *llama.Report) {
 			fmt.Fprintf(w, "  %s: %s, %s\n", passed(x.OK), x.Name, printable(x.Detail))
 		}
 	}
+	if r.Facts != nil {
+		printFacts(w, r)
+	}
 	for _, n := range r.Notes {
 		fmt.Fprintln(w, "note:", printable(n))
 	}
+}
+
+// printFacts tells what the graph says of each cache, equal ones together.
+func printFacts(w io.Writer, r *llama.Report) {
+	f := r.Facts
+	fmt.Fprintf(w, "\n%s, %d layers, %d with keys of their own, hidden %d, context %d, vocabulary %d\n\n", printable(f.Arch), f.Layers,
+		len(r.Folds), f.Hidden, f.Context, f.Vocab)
+	layer := regexp.MustCompile(`blk\.\d+\.`)
+	var rows []string
+	of := map[string][]string{}
+	for i, a := range f.Owners() {
+		rope := "no RoPE"
+		if a.Rope != nil {
+			rope = fmt.Sprintf("RoPE on %d, theta %g, mode %d", a.Rope.Dim, a.Rope.Theta, a.Rope.Mode)
+		}
+		may := r.Folds[i].Keys
+		if may == "" {
+			may = "nothing: " + r.Folds[i].Refused
+		}
+		row := fmt.Sprintf("%d heads, %d KV heads of %d; %s\n  keys: %s\n  may be folded: %s", a.Heads, a.KVHeads, a.HeadDim, rope,
+			layer.ReplaceAllString(a.K.String(), ""), may)
+		if of[row] == nil {
+			rows = append(rows, row)
+		}
+		of[row] = append(of[row], fmt.Sprint(a.Layer))
+	}
+	for _, row := range rows {
+		fmt.Fprintf(w, "layers %s: %s\n", strings.Join(of[row], " "), printable(row))
+	}
+	fmt.Fprintln(w)
 }
 
 func passed(ok bool) string {

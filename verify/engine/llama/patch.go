@@ -50,9 +50,16 @@ func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (names []strin
 // edited returns the bytes of all tensors that a lane's edits change.
 func (m *Model) edited(l engine.Lane) (map[string][]byte, error) {
 	v := checkpoint.NewEdited(m.Source, checkpoint.Edits{})
+	owners := m.Facts.Owners()
 	for layer, heads := range l.Edits {
 		if heads == nil {
 			continue
+		}
+		if layer >= len(owners) {
+			return nil, fmt.Errorf("%s: edits of layer %d, the graph has %d caches", m.Path, layer, len(owners))
+		}
+		if f := owners[layer].Folds(); f.Refused != "" {
+			return nil, fmt.Errorf("%s: layer %d cannot be edited: %s", m.Path, f.Layer, f.Refused)
 		}
 		if err := transform.FoldKeys(v, layer, heads); err != nil {
 			return nil, err

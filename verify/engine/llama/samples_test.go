@@ -11,6 +11,16 @@ import (
 	"github.com/phaseconv/phaseconv/verify/ppl"
 )
 
+// folds are what the graph of each sample's first layer with keys admits, or why it does not.
+var folds = map[string]string{
+	"llama": "pair scale and angle", "qwen2": "pair scale and angle", "gptneox": "pair scale and angle",
+	"falcon": "pair scale and angle", "smollm3": "pair scale and angle", "cohere2": "pair scale and angle",
+	"gemma2": "pair scale and angle", "gpt-oss": "pair scale and angle", "gpt2": "dense",
+	"qwen3": "pair scale, through the gains", "hunyuan": "pair scale, through the gains",
+	"olmo2": "pair scale, through the gains", "lfm2": "pair scale, through the gains",
+	"olmo": "keys: CLAMP behind the product", "deepseek2": "keys: CONCAT of parts, as in latent attention (MLA)",
+}
+
 // TestSamples: in every kind of graph the self-tests pass (they ran when the model was loaded), the
 // attention of all layers is found, stock types and codes change what they should.
 func TestSamples(t *testing.T) {
@@ -51,6 +61,9 @@ func TestSamples(t *testing.T) {
 			}
 			for _, a := range m.Facts.Attention {
 				t.Logf("layer %d of %d: %d/%d heads of %d, rope %+v, K: %v", a.Layer, a.Owner, a.Heads, a.KVHeads, a.HeadDim, a.Rope, a.K)
+			}
+			if got := m.Facts.Owners()[0].Folds(); got.Keys+got.Refused != folds[name] {
+				t.Errorf("folds %+v, want %q", got, folds[name])
 			}
 			d := res.Divergences
 			t.Logf("same %g, q4_0 %g, 1 bit %g; %+v", d[0].MaxAbsDLogit, d[1].Mean, d[2].Mean, lanes)
