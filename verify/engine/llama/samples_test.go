@@ -3,6 +3,7 @@ package llama_test
 import (
 	"context"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/gguf"
@@ -54,6 +55,17 @@ func TestSamples(t *testing.T) {
 				Lanes: []llama.Lane{m.Lane(f16, f16), same, m.Lane(q4, v), coded}}, nil)
 			if err != nil {
 				t.Fatal(err)
+			}
+			// The base's logits are kept: with and without computing them again the numbers are the same.
+			for range 2 {
+				again, _, err := w.Measure(ctx, win, llama.Measure{Threads: 1, Base: "kept",
+					Lanes: []llama.Lane{m.Lane(f16, f16), m.Lane(q4, v)}}, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !reflect.DeepEqual(again, []ppl.Scores{scores[0], scores[2]}) {
+					t.Error("other numbers with a base that was kept")
+				}
 			}
 			res, err := ppl.Combine(scores)
 			if err != nil {

@@ -35,10 +35,10 @@ type Worker struct {
 	in   io.Closer
 	log  tail
 	died chan struct{}
-	// patches counts those of With, for their names.
-	patches int
-	mu      sync.Mutex
-	dead    error
+	// patches counts those of With, references those of Compare, for their names.
+	patches, references int
+	mu                  sync.Mutex
+	dead                error
 }
 
 // lastLog is how much of the worker's output is kept: its last lines become the error when it
