@@ -202,6 +202,9 @@ func (p *Plan) stored(t libllama.Tensor) {
 	}
 }
 
+// maxScales bounds the scales of queries in a row.
+const maxScales = 4
+
 // scored takes in an attention node.
 func (p *Plan) scored(t, q, k libllama.Tensor, flash bool) {
 	m := cacheName.FindStringSubmatch(k.Root().Name())
@@ -218,13 +221,22 @@ func (p *Plan) scored(t, q, k libllama.Tensor, flash bool) {
 	y.QScored = p.nodes[made.Address()]
 	y.Q, y.QueryScale = y.QScored, 1
 	y.Attention.Q, _ = chain(made)
-	if r := rotation(made); r.OK() {
-		y.Q, y.QPre, y.Rope = p.nodes[r.Address()], p.node(r.Src(0)), ropeOf(r)
-		for s := made; s.OK() && s.Address() != r.Address(); s = s.Src(0).Producer() {
-			if s.Op() == "SCALE" {
-				y.QueryScale *= s.FloatParam(0)
-			}
+	// Scales behind RoPE are no part of the queries that keys meet.
+	plain := made
+	for range maxScales {
+		if !plain.OK() || plain.Op() != "SCALE" {
+			break
 		}
+		y.QueryScale *= plain.FloatParam(0)
+		plain = plain.Src(0).Producer()
+	}
+	if r := rotation(made); r.OK() {
+		y.QPre, y.Rope = p.node(r.Src(0)), ropeOf(r)
+		if n := p.nodes[plain.Address()]; n != nil {
+			y.Q = n
+		}
+	} else {
+		y.QueryScale = 1
 	}
 	for _, w := range y.Attention.Q.Weights() {
 		if m := blockName.FindStringSubmatch(w); m != nil {
