@@ -24,8 +24,9 @@ func engineCommand(stdout, stderr io.Writer) *cli.Command {
 		Name:  "engine",
 		Usage: "the engine on stock libllama: what of llama.cpp is here and works",
 		Commands: []*cli.Command{{
-			Name:      "probe",
-			Usage:     "load llama.cpp's library, find its layouts and try small models on its devices, or a model and tell what its graph says",
+			Name: "probe",
+			Usage: "load llama.cpp's library, find its layouts and try small models on its devices, or a model " +
+				"and tell what its graph says",
 			ArgsUsage: "[MODEL]",
 			Description: `Examples:
   phaseconv engine probe
@@ -53,11 +54,16 @@ func engineCommand(stdout, stderr io.Writer) *cli.Command {
 // engineFlags choose an engine and where it computes.
 func engineFlags(value string) []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "engine", Value: value, Usage: "what computes the model: own; llama or llama:DIR, stock llama.cpp " +
-			"(any architecture and device; DIR has libllama, else " + llama.Env + " and the usual folders are searched); auto, own where it knows the family"},
-		&cli.StringSliceFlag{Name: "devices", Usage: "devices of llama.cpp to load the model onto, such as CUDA0, or CPU", DefaultText: "all"},
-		&cli.StringSliceFlag{Name: "rpc", Usage: "llama.cpp's RPC servers, HOST:PORT, on a trusted network (they have no authentication)"},
-		&cli.IntFlag{Name: "gpu-layers", Usage: "layers on devices that are not the CPU, from the last on", Value: -1, DefaultText: "all"},
+		&cli.StringFlag{Name: "engine", Value: value, Usage: "what computes the model: own; llama or llama:DIR, " +
+			"stock llama.cpp " +
+			"(any architecture and device; DIR has libllama, else " + llama.Env + " and the usual folders are " +
+			"searched); auto, own where it knows the family"},
+		&cli.StringSliceFlag{Name: "devices", Usage: "devices of llama.cpp to load the model onto, such as CUDA0, " +
+			"or CPU", DefaultText: "all"},
+		&cli.StringSliceFlag{Name: "rpc", Usage: "llama.cpp's RPC servers, HOST:PORT, on a trusted network (they " +
+			"have no authentication)"},
+		&cli.IntFlag{Name: "gpu-layers", Usage: "layers on devices that are not the CPU, from the last " +
+			"on", Value: -1, DefaultText: "all"},
 	}
 }
 
@@ -173,7 +179,8 @@ func known(ctx context.Context, e *llama.Engines, path string) error {
 	for _, w := range order {
 		parts = append(parts, fmt.Sprintf("in %d layers %s", may[w], w))
 	}
-	return fmt.Errorf("%w; llama.cpp runs it (phaseconv advise --engine llama measures its cache types), and by its graph may be folded: %s; "+
+	return fmt.Errorf("%w; llama.cpp runs it (phaseconv advise --engine llama measures its cache types), and by "+
+		"its graph may be folded: %s; "+
 		"but phaseconv writes no files of this architecture", err, strings.Join(parts, "; "))
 }
 
@@ -212,8 +219,10 @@ func printProbe(w io.Writer, r *llama.Report) {
 	if !l.Tested {
 		tested = "not among the tested releases"
 	}
-	fmt.Fprintf(w, "llama.cpp %s (ggml %s, commit %s), %s\n", printable(l.Release), printable(l.GGML), printable(l.Commit), tested)
-	fmt.Fprintf(w, "libraries: %s, SHA-256 %s\nsystem: %s, %s\n\n", printable(l.Dir), l.SHA256, l.Platform, printable(l.System))
+	fmt.Fprintf(w, "llama.cpp %s (ggml %s, commit %s), "+
+		"%s\n", printable(l.Release), printable(l.GGML), printable(l.Commit), tested)
+	fmt.Fprintf(w, "libraries: %s, SHA-256 %s\nsystem: %s, "+
+		"%s\n\n", printable(l.Dir), l.SHA256, l.Platform, printable(l.System))
 	t := newTable("device", "kind", "memory", "description")
 	for _, d := range l.Devices {
 		t.row(printable(d.Name), d.Kind, cacheSize(int64(d.Total)), printable(d.Description))
@@ -240,7 +249,8 @@ func printProbe(w io.Writer, r *llama.Report) {
 // printFacts tells what the graph says of each cache, equal ones together.
 func printFacts(w io.Writer, r *llama.Report) {
 	f := r.Facts
-	fmt.Fprintf(w, "\n%s, %d layers, %d with keys of their own, hidden %d, context %d, vocabulary %d\n\n", printable(f.Arch), f.Layers,
+	fmt.Fprintf(w, "\n%s, %d layers, %d with keys of their own, hidden %d, context %d, vocabulary "+
+		"%d\n\n", printable(f.Arch), f.Layers,
 		len(r.Folds), f.Hidden, f.Context, f.Vocab)
 	layer := regexp.MustCompile(`blk\.\d+\.`)
 	var rows []string
@@ -254,7 +264,8 @@ func printFacts(w io.Writer, r *llama.Report) {
 		if may == "" {
 			may = "nothing: " + r.Folds[i].Refused
 		}
-		row := fmt.Sprintf("%d heads, %d KV heads of %d; %s\n  keys: %s\n  may be folded: %s", a.Heads, a.KVHeads, a.HeadDim, rope,
+		row := fmt.Sprintf("%d heads, %d KV heads of %d; %s\n  keys: %s\n  may be folded: "+
+			"%s", a.Heads, a.KVHeads, a.HeadDim, rope,
 			layer.ReplaceAllString(a.K.String(), ""), may)
 		if of[row] == nil {
 			rows = append(rows, row)

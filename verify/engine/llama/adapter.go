@@ -47,7 +47,8 @@ func (m *Model) Fits(t kvcache.CacheTypes) error {
 			n    int
 		}{{"K", t.K, a.HeadDim}, {"V", t.V, v}} {
 			if block, _ := x.t.Block(); block == 0 || x.n%block != 0 {
-				return fmt.Errorf("%s cache of type %s: its blocks of %d do not divide head_dim %d; take another type", x.side,
+				return fmt.Errorf("%s cache of type %s: its blocks of %d do not divide head_dim %d; take another "+
+					"type", x.side,
 					kvcache.TypeName(x.t), block, x.n)
 			}
 		}
@@ -94,7 +95,8 @@ func (m *Model) lane(l engine.Lane) (Lane, error) {
 		x.Keys = &Keys{Sidecar: k.Sidecar, Kind: k.Kind, Seed: k.Seed}
 		p := k.Policy
 		if p.Recent > 0 {
-			return x, fmt.Errorf("llama.cpp stores a key once, so the %d latest of each query cannot stay exact; take --recent 0", p.Recent)
+			return x, fmt.Errorf("llama.cpp stores a key once, so the %d latest of each query cannot stay exact; take "+
+				"--recent 0", p.Recent)
 		}
 		x.Keys.Anchor, x.Keys.Sink, x.Keys.Exceptions = p.Anchor, p.Sink, p.Exceptions
 	}
@@ -108,7 +110,8 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 	o engine.Options) (*ppl.Result, error) {
 	of, ok := ref.Engine.(*Model)
 	if !ok || of.w != m.w {
-		return nil, fmt.Errorf("llama.cpp compares with a model in the same worker, not with %s", ref.Engine.Identity().Engine)
+		return nil, fmt.Errorf("llama.cpp compares with a model in the same worker, not with "+
+			"%s", ref.Engine.Identity().Engine)
 	}
 	base, err := of.lane(ref.Lane)
 	if err != nil {

@@ -150,7 +150,8 @@ func (e *Engines) Identity() engine.Identity { return e.Worker.Identity(e.Place)
 func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.Engine, error) {
 	f := c.File()
 	if f == nil {
-		return nil, fmt.Errorf("%s: llama.cpp reads GGUF files only; convert it with --engine own, or make a GGUF file of it first", c.Path)
+		return nil, fmt.Errorf("%s: llama.cpp reads GGUF files only; convert it with --engine own, or make a GGUF "+
+			"file of it first", c.Path)
 	}
 	if m := e.open[f.Path]; m != nil {
 		m.Source = c
@@ -161,7 +162,8 @@ func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.En
 		return nil, err
 	}
 	if n := len(m.Facts.Owners()); n != len(c.Config.Layers) {
-		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d layers", c.Path, n, len(c.Config.Layers))
+		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d "+
+			"layers", c.Path, n, len(c.Config.Layers))
 	}
 	m.Source = c
 	// The file's own configuration says more than the graph.

@@ -100,7 +100,8 @@ func (w *Worker) Notes() []string {
 	}
 	for _, d := range l.Devices {
 		if d.remote() {
-			out = append(out, fmt.Sprintf("%s: RPC servers have no authentication and no encryption: weights and activations "+
+			out = append(out, fmt.Sprintf("%s: RPC servers have no authentication and no encryption: weights and "+
+				"activations "+
 				"go over the network as they are; use a trusted one", d.Name))
 		} else if d.Kind == "gpu" || d.Kind == "igpu" {
 			out = append(out, fmt.Sprintf("%s: the engine has not been tested on such a device by its authors; "+

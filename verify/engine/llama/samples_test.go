@@ -72,7 +72,8 @@ func TestSamples(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, a := range m.Facts.Attention {
-				t.Logf("layer %d of %d: %d/%d heads of %d, rope %+v, K: %v", a.Layer, a.Owner, a.Heads, a.KVHeads, a.HeadDim, a.Rope, a.K)
+				t.Logf("layer %d of %d: %d/%d heads of %d, rope %+v, K: "+
+					"%v", a.Layer, a.Owner, a.Heads, a.KVHeads, a.HeadDim, a.Rope, a.K)
 			}
 			if got := m.Facts.Owners()[0].Folds(); got.Keys+got.Refused != folds[name] {
 				t.Errorf("folds %+v, want %q", got, folds[name])

@@ -62,7 +62,8 @@ func (t *tail) Write(p []byte) (int, error) {
 }
 
 // dumps begin what Go says of a signal: registers and stacks, which tell users nothing.
-var dumps = []string{"SIGABRT: abort", "fatal error: ", "unexpected fault address", "SIGSEGV: ", "SIGBUS: ", "SIGILL: ", "SIGFPE: "}
+var dumps = []string{"SIGABRT: abort", "fatal error: ", "unexpected fault address", "SIGSEGV: ", "SIGBUS: " +
+	"", "SIGILL: ", "SIGFPE: "}
 
 // lines returns the last n lines that are not empty, of a dump only the first.
 func (t *tail) lines(n int) string {

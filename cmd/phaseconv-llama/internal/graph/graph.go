@@ -276,10 +276,12 @@ func (p *Plan) check() error {
 	if len(p.Layers) == 0 {
 		for _, n := range p.list {
 			if n.Op == "CPY" && cacheName.MatchString(n.t.Root().Name()) {
-				return fmt.Errorf("this release of llama.cpp stores keys by CPY; those since July 2025, which use SET_ROWS, are supported")
+				return fmt.Errorf("this release of llama.cpp stores keys by CPY; those since July 2025, which use " +
+					"SET_ROWS, are supported")
 			}
 		}
-		return fmt.Errorf("no attention with a K cache was found among %d nodes: such a model has no keys to convert", len(p.list))
+		return fmt.Errorf("no attention with a K cache was found among %d nodes: such a model has no keys to "+
+			"convert", len(p.list))
 	}
 	for _, y := range p.Layers {
 		switch {
@@ -403,7 +405,8 @@ const maxFactors = 1 << 12
 func (p *Plan) CheckTypes(k, v int32) error {
 	for _, y := range p.Layers {
 		if y.KType != k || y.V != nil && y.VType != v {
-			return fmt.Errorf("the caches of layer %d have types %d and %d where %d and %d were asked for: the fields of llama_context_params are not where they were expected",
+			return fmt.Errorf("the caches of layer %d have types %d and %d where %d and %d were asked for: the fields "+
+				"of llama_context_params are not where they were expected",
 				y.Owner, y.KType, y.VType, k, v)
 		}
 	}

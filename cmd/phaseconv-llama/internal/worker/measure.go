@@ -129,7 +129,8 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 		return nil, nil, err
 	}
 	if o.First < 0 || o.First+1 >= o.Ctx || len(o.Lanes) == 0 {
-		return nil, nil, fmt.Errorf("nothing is scored from position %d of %d on in %d lanes", o.First, o.Ctx, len(o.Lanes))
+		return nil, nil, fmt.Errorf("nothing is scored from position %d of %d on in %d "+
+			"lanes", o.First, o.Ctx, len(o.Lanes))
 	}
 	batch := min(o.Ctx, batchTokens)
 	for _, l := range o.Lanes {
