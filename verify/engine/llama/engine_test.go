@@ -167,18 +167,21 @@ func compareTaps(t *testing.T, w *llama.Worker, path string, windows [][]int32) 
 			return nil
 		},
 	}
-	if err := refmodel.New(c.Config, c, 2).Run(ctx, windows, []*refmodel.Variant{{}}, refmodel.Options{Hooks: hooks}); err != nil {
+	err = refmodel.New(c.Config, c, 2).Run(ctx, windows, []*refmodel.Variant{{}}, refmodel.Options{Hooks: hooks})
+	if err != nil {
 		t.Fatal(err)
 	}
 	seen, largest := 0, map[string]float64{}
-	err = m.Activations(ctx, windows, llama.Tap{Threads: 1, Wants: llama.Wants{Pre: true, QKV: true, In: true, FFN: true}}, nil,
+	all := llama.Wants{Pre: true, QKV: true, In: true, FFN: true}
+	err = m.Activations(ctx, windows, llama.Tap{Threads: 1, Wants: all}, nil,
 		func(a *llama.Activation) error {
 			seen++
 			for name, x := range a.Values {
 				largest[name] = max(largest[name], worst(x, own[key{a.Window, a.Layer}][name]))
 			}
 			want := 7
-			if m.Facts.Attention[slices.IndexFunc(m.Facts.Attention, func(x llama.Attention) bool { return x.Layer == a.Layer })].Rope == nil {
+			of := func(x llama.Attention) bool { return x.Layer == a.Layer }
+			if m.Facts.Attention[slices.IndexFunc(m.Facts.Attention, of)].Rope == nil {
 				want = 5 // nothing is in front of RoPE
 			}
 			if len(a.Values) != want {

@@ -5,6 +5,7 @@ package worker
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"slices"
 
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
@@ -28,7 +29,7 @@ func inputs(o llama.Measure, ids []byte) [sha256.Size]byte {
 		return [sha256.Size]byte{} // numbers and texts; a base without a digest is never found
 	}
 	h := sha256.New()
-	for _, b := range [][]byte{lane, {byte(o.Ctx), byte(o.Ctx >> 8), byte(o.Ctx >> 16), byte(o.First), byte(o.First >> 8), byte(o.First >> 16)}, ids} {
+	for _, b := range [][]byte{lane, fmt.Appendf(nil, "|%d|%d|", o.Ctx, o.First), ids} {
 		h.Write(b)
 	}
 	return [sha256.Size]byte(h.Sum(nil))
