@@ -58,12 +58,12 @@ type Layer struct {
 
 // store is a write to the caches of a layer.
 type store struct {
-	k, v, kpre, in      *Node
-	ktype, vtype        int32
-	krow, vrow, cells   int64
-	kchain, vchain      llama.Chain
-	rope                *llama.Rope
-	headDim, heads, dim int64
+	k, v, kpre, in    *Node
+	ktype, vtype      int32
+	krow, vrow, cells int64
+	kchain, vchain    llama.Chain
+	rope              *llama.Rope
+	headDim, heads    int64
 }
 
 var (
@@ -189,9 +189,7 @@ func (p *Plan) stored(t libllama.Tensor) {
 		s.vchain, _ = chain(src)
 		return
 	}
-	ne := src.NE()
 	s.k, s.ktype, s.krow, s.cells = p.nodes[src.Address()], cache.Type(), cache.NE()[0], cache.NE()[1]*cache.NE()[2]
-	s.headDim, s.heads = ne[0], ne[1]
 	var in libllama.Tensor
 	s.kchain, in = chain(src)
 	if in.OK() {

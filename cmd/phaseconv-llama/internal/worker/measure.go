@@ -76,7 +76,7 @@ func (s *server) lane(o llama.Lane, c llama.Measure, batch int) (*lane, error) {
 	x.Context, err = m.NewContext(libllama.ContextOptions{Ctx: c.Ctx, Batch: batch, K: o.K, V: o.V, Flash: flash(o.K, o.V),
 		FullWindow: c.FullWindow, Threads: c.Threads})
 	if err != nil {
-		return nil, fmt.Errorf("K %s, V %s: %w", gguf.Type(o.K), gguf.Type(o.V), err)
+		return nil, fmt.Errorf("caches K %s, V %s: %w", gguf.Type(o.K), gguf.Type(o.V), err)
 	}
 	var stops libllama.Stops
 	if o.Keys != nil {
@@ -186,7 +186,7 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 			first := min(len(tokens), max(0, o.First-from))
 			for _, x := range lanes {
 				if err := x.run(tokens, first); err != nil {
-					return nil, nil, fmt.Errorf("K %s, V %s, window %d: %w", gguf.Type(x.want.K), gguf.Type(x.want.V), i, err)
+					return nil, nil, fmt.Errorf("caches K %s, V %s, window %d: %w", gguf.Type(x.want.K), gguf.Type(x.want.V), i, err)
 				}
 				done++
 				s.progress(done, total)
