@@ -67,10 +67,19 @@ func TestJoint(t *testing.T) {
 		}
 	}
 	o.Merge = true
+	fisher := joint(at("src"), at("fisher"))
+	fisher.Joint.Fisher, fisher.Report = true, false
+	if _, err := Convert(context.Background(), fisher); err != nil {
+		t.Error(err)
+	}
 	other := o
 	other.Joint = &plan.Joint{Bits: 3, Span: 128}
 	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "codes is joint") {
 		t.Errorf("merged with other groups: %v", err)
+	}
+	other.Joint = &plan.Joint{Bits: 3, Span: 64, Fisher: true}
+	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "fisher true here") {
+		t.Errorf("merged with another metric: %v", err)
 	}
 	other.Joint = &plan.Joint{Bits: 4, Span: 64}
 	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "signs is") {
@@ -90,7 +99,7 @@ func TestJointRefuses(t *testing.T) {
 		"BitsKV":            func(o *Options) { o.Joint.Bits = 0.1 },
 		"BitsKV of much":    func(o *Options) { o.Joint.Bits = 17 },
 		"Code":              func(o *Options) { o.Code = "srht" },
-		"Alloc":             func(o *Options) { o.Alloc = "sensitivity" },
+		"Alloc":             func(o *Options) { o.Alloc = "angle" },
 		"Exceptions":        func(o *Options) { o.Policy.Exceptions = 1 },
 		"CalibrationTokens": func(o *Options) { o.CalibrationTokens, o.Joint.Bits = 48, 8 },
 	} {
@@ -102,4 +111,46 @@ func TestJointRefuses(t *testing.T) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
+}
+
+// TestJointAllot: signs by sensitivity keep to the budget, differ from the even ones, and are the
+// same by units.
+func TestJointAllot(t *testing.T) {
+	dir := t.TempDir()
+	at := func(s string) string { return filepath.Join(dir, s) }
+	tiny.HF(t, at("src"), "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32})
+	allotted := func(out string) Options {
+		o := joint(at("src"), at(out))
+		o.Alloc, o.Report, o.CalibrationTokens = "sensitivity", false, 480
+		o.Joint.Span = 128
+		return o
+	}
+	o := allotted("one/out")
+	plans, err := Plans(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	converted(t, o)
+	s, err := sidecar.Read(t.Context(), at("one/out/model.phase.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	signs, different := 0, false
+	for _, g := range s.Groups() {
+		signs += g.B()
+		different = different || g.B() != s.Groups()[0].B()
+	}
+	if signs != plans[0].Keys.Signs || !different {
+		t.Errorf("%d signs, planned %d; all alike: %v", signs, plans[0].Keys.Signs, !different)
+	}
+	o = allotted("two/out")
+	o.Work = WorkDir(o.Out)
+	for i := 3; i >= 1; i-- {
+		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Merge = true
+	converted(t, o)
+	sameTrees(t, at("one/out"), at("two/out"))
 }

@@ -40,7 +40,8 @@ type Options struct {
 	// frames by measured sensitivity and those of other codes evenly.
 	Alloc bits.Alloc
 	// Joint, if set, codes the keys and values of a layer together instead of the keys of each
-	// head. Code must be frame; Bits and Alloc have no say.
+	// head. Code must be frame; Bits has no say, and Alloc spreads signs over layers, evenly
+	// unless told otherwise.
 	Joint *plan.Joint
 	// Balance folds the K/Q pair scaling, which makes keys easier to code.
 	Balance bool

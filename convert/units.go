@@ -47,7 +47,8 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 		if err != nil {
 			return nil, err
 		}
-		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs}
+		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs, Fisher: o.Joint.Fisher}
+		opt.Gradients = o.Progress.Of("gradients of the calibration text")
 	}
 	m := refmodel.New(c.Config, ch.View, o.Threads)
 	if e, err := j.engine(ctx); err != nil {
@@ -65,12 +66,12 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 			return nil, err
 		}
 	}
-	signs := opt.Joint.AllSigns()
-	if opt.Joint == nil {
-		if opt.Signs, err = j.allocate(ctx, m, w, opt); err != nil {
-			return nil, err
-		}
-		signs = opt.Signs
+	signs, err := j.allocate(ctx, m, w, opt)
+	if err != nil {
+		return nil, err
+	}
+	if opt.Signs = signs; opt.Joint != nil {
+		opt.Joint.Signs, opt.Signs = signs, nil
 	}
 	if w != nil {
 		w.Inputs = append(w.Inputs, fitcache.Input{Name: "signs", Value: signsDigest(signs)})
@@ -129,7 +130,7 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	}
 	in := func(name string, v any) fitcache.Input { return fitcache.Input{Name: name, Value: fmt.Sprint(v)} }
 	if opt.Joint != nil {
-		kinds = append(kinds, fmt.Sprintf("joint %v", opt.Joint.Parts))
+		kinds = append(kinds, fmt.Sprintf("joint %v, fisher %v", opt.Joint.Parts, opt.Joint.Fisher))
 	}
 	w := &fitcache.Cache{
 		Dir: o.Work,
@@ -319,14 +320,21 @@ func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache
 	error) {
 	o, c := &j.o, m.Config
 	alloc := o.keys().Allocation()
-	if o.Code != codec.Frame || alloc == bits.AllocUniform {
+	total, err := 0, error(nil)
+	switch {
+	case opt.Joint != nil && alloc == bits.AllocUniform:
+		return opt.Joint.Signs, nil
+	case opt.Joint != nil:
+		total, _ = (&bits.Groups{Parts: opt.Joint.Parts, Signs: opt.Joint.Signs}).Total()
+	case o.Code != codec.Frame || alloc == bits.AllocUniform:
 		return bits.Even(c, opt.Bits)
+	default:
+		total, err = bits.Budget(c, opt.Bits)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if w != nil {
-		total, err := bits.Budget(c, opt.Bits)
-		if err != nil {
-			return nil, err
-		}
 		signs, err := w.ReadSigns(len(c.Layers), total)
 		switch {
 		case err == nil:
@@ -340,7 +348,13 @@ func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache
 		}
 	}
 	opt.Progress = o.Progress.Of("allotting signs")
-	signs, err := bits.Allocate(ctx, m, j.calibration.Tokens, alloc, opt.Allocation())
+	var signs [][]int
+	if opt.Joint != nil {
+		g := &bits.Groups{Parts: opt.Joint.Parts, Signs: opt.Joint.Signs}
+		signs, err = bits.AllotJoint(ctx, m, j.calibration.Tokens, g, opt.Allocation())
+	} else {
+		signs, err = bits.Allocate(ctx, m, j.calibration.Tokens, alloc, opt.Allocation())
+	}
 	if err == nil && w != nil {
 		err = w.SaveSigns(signs)
 	}

@@ -1,11 +1,20 @@
 package bits
 
 import (
+	"context"
+	"fmt"
 	"math"
 
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/fit"
+	"github.com/phaseconv/phaseconv/verify/activations"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
+	"github.com/phaseconv/phaseconv/verify/ppl"
+	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // scaleBits is what the scale of a token takes in a group.
@@ -86,4 +95,148 @@ func groupDim(y *family.Layer, parts []codec.Part) (d int) {
 		}
 	}
 	return d
+}
+
+// Settings of the allotment of joint codes.
+const (
+	// fallPerBit is by what a bit a number more divides the divergence of joint codes, measured
+	// from half a bit to two (docs/codes.md).
+	fallPerBit = 3.7
+	// mostShare bounds what a group gets, or gives, to a factor of what it has evenly: beyond it
+	// nobody measured that rule.
+	mostShare = 2
+	// jointDraft is how many tokens per number or sign of a vector drafts are fitted to.
+	jointDraft = 8
+)
+
+// AllotJoint spreads the signs of g over groups by what layers are measured to cost: how much the
+// predictions diverge when one layer alone is coded with the signs that it has evenly, by drafts
+// that are fitted to some windows, on another one. It takes it that the divergence falls by
+// fallPerBit for every bit a number. Words of 32 signs go one by one where the sum falls most.
+func AllotJoint(ctx context.Context, m *refmodel.Model, windows [][]int32, g *Groups, o Options) ([][]int, error) {
+	if len(windows) < 2 {
+		return nil, option.Errorf("signs are allotted by drafts that are measured on a window of their own; %d windows of "+
+			"calibration text are too few", len(windows))
+	}
+	c := m.Config
+	numbers, signs := g.Largest(c)
+	n := (jointDraft*max(numbers, signs) + len(windows[0]) - 1) / len(windows[0])
+	n = max(1, min(n, len(windows)-1))
+	// Drafts from all over the text, the measure from its middle.
+	middle := windows[len(windows)/2]
+	var few [][]int32
+	for i := range n {
+		w := i * len(windows) / n
+		if w == len(windows)/2 {
+			w = (w + 1) % len(windows)
+		}
+		few = append(few, windows[w])
+	}
+	s := &jointSurvey{cfg: c, o: o, g: g, scale: map[[2]int][]float32{}}
+	total := len(c.Layers) + ppl.LayerSteps(m)
+	s.done = progress.Count(o.Progress, total)
+	hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return s.attention(ctx, a) }}
+	if err := m.Run(ctx, few, []*refmodel.Variant{{}}, refmodel.Options{Hooks: hooks}); err != nil {
+		return nil, err
+	}
+	policy := o.Policy
+	policy.Recent = 0 // a short window would hide the damage
+	cache, err := kvcache.NewGroups(c, s.groups, policy)
+	if err != nil {
+		return nil, err
+	}
+	cache.Scale = func(l, h int) []float32 { return s.scale[[2]int{l, h}] }
+	middle = middle[:min(len(middle), max(allotLeast, allotTokens/len(c.Layers)))]
+	kld, err := ppl.LayerKLD(ctx, m, [][]int32{middle}, len(middle)/4, cache, func(done, _ int) {
+		if o.Progress != nil {
+			o.Progress(len(c.Layers)+done, total)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	damage := make([]float64, len(kld))
+	for l := range kld {
+		damage[l] = max(0, kld[l].Mean)
+	}
+	return spreadJoint(c, g, damage), nil
+}
+
+// spreadJoint gives the words of g to the groups of layers that cost damage with the signs of g.
+func spreadJoint(c *family.Config, g *Groups, damage []float64) [][]int {
+	type group struct {
+		layer, index, least, most, words int
+		damage, fall                     float64 // with its even signs, and the logarithm of the fall a word
+	}
+	var all []*group
+	left := 0
+	for l, signs := range g.Signs {
+		for i, n := range signs {
+			d := groupDim(&c.Layers[l], g.Parts[l][i])
+			even := n / wordSigns
+			x := &group{layer: l, index: i, least: max(1, even/mostShare),
+				most:   min(even*mostShare, codec.MaxSigns(d)/wordSigns),
+				damage: damage[l] / float64(len(signs)), fall: fmath.Log(fallPerBit) * wordSigns / float64(d)}
+			x.words = x.least
+			left += even - x.least
+			x.damage *= fmath.Exp(x.fall * float64(even-x.least))
+			all = append(all, x)
+		}
+	}
+	for ; left > 0; left-- {
+		var best *group
+		for _, x := range all {
+			// What a word less damages is worth; the first of equals gets it.
+			if x.words < x.most && (best == nil || x.damage*(1-fmath.Exp(-x.fall)) > best.damage*(1-fmath.Exp(-best.fall))) {
+				best = x
+			}
+		}
+		best.words++
+		best.damage *= fmath.Exp(-best.fall)
+	}
+	out := make([][]int, len(g.Signs))
+	for l := range out {
+		out[l] = make([]int, len(g.Signs[l]))
+	}
+	for _, x := range all {
+		out[x.layer][x.index] = x.words * wordSigns
+	}
+	return out
+}
+
+// jointSurvey fits a draft of every group.
+type jointSurvey struct {
+	cfg    *family.Config
+	o      Options
+	g      *Groups
+	groups [][]*codec.Group
+	scale  map[[2]int][]float32
+	done   func() // reports a layer
+}
+
+func (s *jointSurvey) attention(ctx context.Context, a *refmodel.Attention) error {
+	c, y, o := s.cfg, &s.cfg.Layers[a.Layer], s.o
+	if o.Balance {
+		b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
+		for h := range y.KVHeads {
+			s.scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
+		}
+	}
+	var groups []*codec.Group
+	for i, parts := range s.g.Parts[a.Layer] {
+		xs, err := activations.GroupSamples(ctx, c, a, [][]codec.Part{parts},
+			func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }, o.Policy, nil, o.Threads)
+		if err != nil {
+			return err
+		}
+		xs[0].Draft, xs[0].Index = true, i
+		group, _, err := fit.Group(ctx, s.g.Signs[a.Layer][i], xs[0])
+		if err != nil {
+			return fmt.Errorf("allotting signs: %w", err)
+		}
+		groups = append(groups, group)
+	}
+	s.groups = append(s.groups, groups)
+	s.done()
+	return nil
 }

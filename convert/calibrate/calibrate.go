@@ -64,14 +64,6 @@ type Joint struct {
 	Fisher bool
 }
 
-// AllSigns returns Signs, nil for nil.
-func (j *Joint) AllSigns() [][]int {
-	if j == nil {
-		return nil
-	}
-	return j.Signs
-}
-
 // Allocation returns what bits.Allocate needs of these options.
 func (o *Options) Allocation() bits.Options {
 	return bits.Options{Bits: o.Bits, Policy: o.Policy, Balance: o.Balance, Seed: o.Seed, Threads: o.Threads,

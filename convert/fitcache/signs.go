@@ -39,7 +39,11 @@ func (w *Cache) readSigns(layers, total int) ([][]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !st.Mode().IsRegular() || st.Size() > maxInputs+int64(16*layers*(w.KVHeads+1)) {
+	most := w.KVHeads // codes of a layer
+	for _, groups := range w.Groups {
+		most = max(most, len(groups))
+	}
+	if !st.Mode().IsRegular() || st.Size() > maxInputs+int64(16*layers*(most+1)) {
 		return nil, fmt.Errorf("not an allotment of %d layers with %d heads", layers, w.KVHeads)
 	}
 	raw, err := os.ReadFile(w.signsPath())
@@ -58,8 +62,12 @@ func (w *Cache) readSigns(layers, total int) ([][]int, error) {
 		return nil, err
 	}
 	sum, ok := 0, len(f.Signs) == layers
-	for _, heads := range f.Signs {
-		ok = ok && len(heads) == w.KVHeads
+	for l, heads := range f.Signs {
+		codes := w.KVHeads
+		if w.Groups != nil && l < len(w.Groups) {
+			codes = len(w.Groups[l])
+		}
+		ok = ok && len(heads) == codes
 		for _, b := range heads {
 			ok = ok && b >= 8 && b%8 == 0 && b <= codec.MaxBits
 			sum += b

@@ -35,8 +35,8 @@ type KeyOptions struct {
 	Bits   float64    // signs per number, on average over all heads
 	Alloc  bits.Alloc // how they are spread over heads, one of bits.Allocs; "" takes the default of the code
 	Policy kvcache.Policy
-	// Joint, if set, is how keys and values are coded together: with frames, and Bits and Alloc
-	// have no say.
+	// Joint, if set, is how keys and values are coded together: with frames, and Bits has no
+	// say.
 	Joint *Joint
 }
 
@@ -46,6 +46,9 @@ type Joint struct {
 	Bits float64
 	// Span is the most numbers of a group's vector.
 	Span int
+	// Fisher takes the metric of errors from gradients of the model's own loss instead of from
+	// queries: a backward pass over half of the calibration windows more.
+	Fisher bool
 }
 
 // Allocation returns how signs are spread: Alloc, or the way that measures best where it is
@@ -73,8 +76,8 @@ func (o KeyOptions) check(c *family.Config) error {
 	switch {
 	case o.Joint != nil && o.Code != codec.Frame:
 		return option.Bad("Code", o.Code, "joint codes are frames")
-	case o.Joint != nil && o.Allocation() != bits.AllocUniform:
-		return option.Bad("Alloc", o.Alloc, "joint codes spread signs evenly over layers")
+	case o.Joint != nil && o.Allocation() == bits.AllocAngle:
+		return option.Bad("Alloc", o.Alloc, "joint codes spread signs over layers evenly or by sensitivity")
 	case o.Joint != nil && o.Policy.Exceptions != 0:
 		return option.Bad("Exceptions", o.Policy.Exceptions, "joint codes have none")
 	case o.Code != codec.Frame && o.Bits != 1:
@@ -141,6 +144,9 @@ func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
 	k.GroupDim, _ = g.Largest(c)
 	if k.Spread = fmt.Sprintf("%d for each group", lo); lo != hi {
 		k.Spread = fmt.Sprintf("%d to %d for each group", lo, hi)
+	}
+	if k.Alloc == bits.AllocSensitivity {
+		k.Spread = "spread over layers by the calibration (" + string(k.Alloc) + ")"
 	}
 	return k, nil
 }

@@ -69,6 +69,20 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 	if err := checkUnknown(c); err != nil {
 		return nil, err
 	}
+	outside := 0
+	for _, n := range c.Unknown {
+		if c.Outside(n) {
+			outside++
+		}
+	}
+	if outside > 0 {
+		does := "copied as they are"
+		if to == checkpoint.GGUF {
+			does = "left out; stock runtimes have them in a file of their own (mmproj), which goes with the model as it is"
+		}
+		p.Warnings = append(p.Warnings, fmt.Sprintf("the language model is converted; %d tensors outside it, such as those of "+
+			"a vision tower, are %s", outside, does))
+	}
 	var err error
 	switch {
 	case to == checkpoint.GGUF && c.Container == checkpoint.GGUF:
@@ -100,8 +114,9 @@ var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias
 func checkUnknown(c *checkpoint.Checkpoint) error {
 	for _, n := range c.Unknown {
 		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
+			c.Outside(n) ||
 			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head.") ||
-			c.Config.Unread(n))
+			c.Config.Unread(n)) || c.IdleKV(n)
 		if l := family.LayerOf(n); c.Container == checkpoint.GGUF && l >= len(c.Config.Layers) {
 			ok = l < len(c.Config.Layers)+c.Config.DraftLayers
 		}
@@ -502,6 +517,9 @@ var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "b
 // FileTypes are the values of general.file_type for OutTypes.
 var FileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
+// FileTypeMXFP4 is that of files with experts in MXFP4, unless their other matrices are Q8_0.
+const FileTypeMXFP4 = 38
+
 // ggufType returns the type a tensor is written in: vectors, norm gains and
 // routers stay F32, as stock converters do and stock readers expect; rows that
 // blocks of 32 do not divide fall back to F16.
@@ -510,7 +528,8 @@ func ggufType(name string, shape []int, outtype string) (gguf.Type, error) {
 	if !ok {
 		return 0, CheckOutType(outtype)
 	}
-	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, "ffn_gate_inp.weight") {
+	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, ".bias") ||
+		strings.HasSuffix(name, "ffn_gate_inp.weight") {
 		return gguf.TypeF32, nil
 	}
 	if n, _ := t.Block(); shape[len(shape)-1]%n != 0 {

@@ -244,9 +244,9 @@ func proposed(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string,
 // layers, and what it has no key for must not be there.
 func TestPlanOtherLayers(t *testing.T) {
 	for says, change := range map[string]func(y *family.Layer){
-		"a norm of values, which the GGUF writer does not support": func(y *family.Layer) { y.ValueNorm = true },
-		"layer 1 has 8 and 2 of 12":                                func(y *family.Layer) { y.Heads = 8 },
-		"an FFN of another size":                                   func(y *family.Layer) { y.FFN.Size = 96 },
+		"a gate on the output of attention, which the GGUF writer does not support": func(y *family.Layer) { y.Gate = family.GateHead },
+		"layer 1 has 8 and 2 of 12": func(y *family.Layer) { y.Heads = 8 },
+		"an FFN of another size":    func(y *family.Layer) { y.FFN.Size = 96 },
 	} {
 		c := variant(t, "llama", nil)
 		change(&c.Config.Layers[1])

@@ -24,6 +24,9 @@ type hfBackend struct {
 	cfg *family.Config
 	// bare: the names lack family.BasePrefix, as the base class saves them.
 	bare bool
+	// prefix stands in for family.BasePrefix in multimodal checkpoints, head for the name of
+	// the output head.
+	prefix, head string
 	parts
 	// packed are experts' parts of tensors that hold all experts and cannot be read as they lie;
 	// packedOf names those of a canonical tensor.
@@ -54,7 +57,10 @@ func openHF(dir string) (*Checkpoint, error) {
 func (c *Checkpoint) fromHF(b *hfBackend) error {
 	const embedding = "embed_tokens.weight"
 	cfg := c.Config
-	if _, ok := b.set.Find(family.BasePrefix + embedding); !ok {
+	if cfg.Wrapped {
+		b.wrapped(embedding)
+	}
+	if _, ok := b.set.Find(b.name(family.BasePrefix + embedding)); !ok {
 		if _, b.bare = b.set.Find(embedding); !b.bare {
 			for _, n := range b.set.Names() {
 				if prefix, ok := strings.CutSuffix(n, family.BasePrefix+embedding); ok {
@@ -147,8 +153,28 @@ func sliceName(stored string, expert, from, to int) string {
 	return fmt.Sprintf("%s[%d,%d:%d]", stored, expert, from, to)
 }
 
-// name takes the prefix off a Hugging Face name if this folder's lack it.
+// wrapped finds the names of the language model in a multimodal checkpoint, as transformers 5
+// and its predecessors spell them.
+func (b *hfBackend) wrapped(embedding string) {
+	for _, p := range []string{"model.language_model.", "language_model.model."} {
+		if _, ok := b.set.Find(p + embedding); ok {
+			b.prefix = p
+			break
+		}
+	}
+	if _, ok := b.set.Find("language_model.lm_head.weight"); ok {
+		b.head = "language_model.lm_head.weight"
+	}
+}
+
+// name takes the prefix off a Hugging Face name if this folder's lack it, or replaces it.
 func (b *hfBackend) name(hf string) string {
+	if b.head != "" && hf == "lm_head.weight" {
+		return b.head
+	}
+	if rest, ok := strings.CutPrefix(hf, family.BasePrefix); ok && b.prefix != "" {
+		return b.prefix + rest
+	}
 	if b.bare {
 		return strings.TrimPrefix(hf, family.BasePrefix)
 	}
@@ -315,6 +341,13 @@ func (c *Checkpoint) HFName(canonical string) string {
 		return ""
 	}
 	return b.name(names[0])
+}
+
+// Outside says whether a source tensor belongs to another part of a multimodal checkpoint than
+// its language model, by its name.
+func (c *Checkpoint) Outside(source string) bool {
+	b, ok := c.b.(*hfBackend)
+	return ok && b.prefix != "" && !strings.HasPrefix(source, b.prefix) && !strings.Contains(source, "lm_head.")
 }
 
 // BaseNames says whether the folder's names lack family.BasePrefix.

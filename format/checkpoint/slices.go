@@ -145,3 +145,23 @@ func (c *Checkpoint) setHolds() {
 		})
 	}
 }
+
+// IdleKV says whether a source tensor makes keys or values that no layer reads: checkpoints of
+// models with shared ones may still carry those of the layers that read others'.
+func (c *Checkpoint) IdleKV(source string) bool {
+	for l := range c.Config.Layers {
+		if c.Config.Layers[l].Owner == l {
+			continue
+		}
+		for _, part := range []string{"attn_k.weight", "attn_v.weight", "attn_k_norm.weight"} {
+			name := family.Name(l, part)
+			if c.Container == Safetensors {
+				name = c.HFName(name)
+			}
+			if name == source {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -58,6 +58,9 @@ type Config struct {
 	// (MTP): with caches of their own, which nothing here computes or changes.
 	DraftLayers int
 
+	// Wrapped: the checkpoint holds more than the language model, such as a vision tower.
+	Wrapped bool
+
 	BOS, EOS int // token ids, -1 when the source names none
 }
 

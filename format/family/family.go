@@ -27,6 +27,11 @@ type Family struct {
 	// Classes are the config.json "architectures" values that this entry answers for.
 	Classes []string
 
+	// Wraps are the model_types of multimodal checkpoints whose text_config is of this family, or of
+	// one of the types TextTypes, with the class of each.
+	Wraps     map[string]string
+	TextTypes []string
+
 	// GGUFPairs is how stock runtimes pair rotary dimensions for GGUFArch, HFPairs how
 	// Hugging Face files do: nearly all are rope.Half.
 	GGUFPairs, HFPairs rope.Layout
@@ -512,6 +517,8 @@ var table = []*Family{
 	},
 	{
 		Name: "ministral3", GGUFArch: "mistral3", Classes: []string{"Ministral3ForCausalLM"},
+		Wraps:     map[string]string{"mistral3": "Mistral3ForConditionalGeneration"},
+		TextTypes: []string{"mistral"},
 		GGUFPairs: rope.Interleaved, GGUFBias: allBiases, RampKeys: true, TemperatureKey: true,
 		Window: Window{AllLayers: true},
 		Defaults: Defaults{RopeTheta: 1e6, HeadDim: 128, NormEps: 1e-5, KVHeads: 8, RopeJSON: `{"rope_type": "yarn", ` +
@@ -581,6 +588,7 @@ var table = []*Family{
 	},
 	{
 		Name: "gemma4_text", GGUFArch: "gemma4", Classes: []string{"Gemma4ForCausalLM"},
+		Wraps:  map[string]string{"gemma4": "Gemma4ForConditionalGeneration"},
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, ScoreKeys: true, Scale: 1,
 		Kinds: true, ValueNorm: true, OutputScale: true, RopeFreqs: true,
 		Window: Window{LayerTypes: true, Period: 6, InGGUF: true, GGUFBase: 1e4},
@@ -646,6 +654,20 @@ func ByGGUFArch(arch string, experts int, has func(key string) bool) (*Family, e
 	sort.Strings(names)
 	return nil, format.Unsupportedf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts,
 		strings.Join(names, ", "))
+}
+
+// ByWrapper finds the family of the language model in a multimodal checkpoint: of the model_types
+// of config.json and of its text_config.
+func ByWrapper(modelType, class, textType string) (*Family, error) {
+	for _, f := range table {
+		if want, ok := f.Wraps[modelType]; ok && (textType == f.Name || contains(f.TextTypes, textType)) {
+			if class != "" && class != want {
+				return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType, want)
+			}
+			return f, nil
+		}
+	}
+	return nil, format.Unsupportedf("model_type %q with a text_config of model_type %q is not supported", modelType, textType)
 }
 
 func contains(s []string, x string) bool {

@@ -31,8 +31,10 @@ const MaxConfig = 16 << 20
 // config mirrors the keys of config.json that determine the graph. Pointers
 // tell an absent key from a zero.
 type config struct {
-	ModelType     string   `json:"model_type"`
-	Architectures []string `json:"architectures"`
+	ModelType string `json:"model_type"`
+	// TextConfig is the language model's configuration in a multimodal checkpoint.
+	TextConfig    json.RawMessage `json:"text_config"`
+	Architectures []string        `json:"architectures"`
 
 	HiddenSize       int               `json:"hidden_size"`
 	Layers           int               `json:"num_hidden_layers"`
@@ -277,7 +279,14 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	if len(h.Architectures) > 0 {
 		class = h.Architectures[0]
 	}
-	fam, err := family.ByModelType(h.ModelType, class)
+	var fam *family.Family
+	var err error
+	wrapped := isSet(h.TextConfig)
+	if wrapped {
+		fam, err = h.unwrap(class)
+	} else {
+		fam, err = family.ByModelType(h.ModelType, class)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -287,7 +296,7 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	c := &family.Config{
 		Family: fam, Hidden: h.HiddenSize, Vocab: h.VocabSize, Context: h.MaxPositions,
 		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: fam.HFPairs,
-		TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
+		Wrapped: wrapped, TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
 	}
 	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads)}
 	p.FFN.Size = h.IntermediateSize
@@ -346,6 +355,33 @@ func parseConfig(raw []byte) (*family.Config, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// unwrap replaces the configuration of a multimodal checkpoint by that of its language model.
+// What decides about the whole checkpoint stays where text_config leaves it out.
+func (h *config) unwrap(class string) (*family.Family, error) {
+	var text config
+	if err := jsonx.Unmarshal(h.TextConfig, &text); err != nil {
+		return nil, fmt.Errorf("text_config: %w", err)
+	}
+	fam, err := family.ByWrapper(h.ModelType, class, text.ModelType)
+	if err != nil {
+		return nil, err
+	}
+	if h.Tied != nil {
+		text.Tied = h.Tied
+	}
+	if isSet(h.Quantization) {
+		text.Quantization = h.Quantization
+	}
+	if !text.BOS.set {
+		text.BOS = h.BOS
+	}
+	if !text.EOS.set {
+		text.EOS = h.EOS
+	}
+	*h = text
+	return fam, nil
 }
 
 func or[T any](p *T, def T) T {

@@ -17,10 +17,10 @@
 //
 // # Bits
 //
-// q' and o are the chains of fused multiply-adds of package gemm over ascending
-// dimensions, sums over signs are those of package onebit, M_p t is a chain over ascending
-// signs that starts from 0 and to which (sum of w) mean is added, rounded. The sum of the
-// weights is that of WeightSum. So results depend neither on the machine nor on how
+// q' is what onebit.Projection says, for the length of the query before it is turned; o is
+// onebit.Offset. Sums over signs are those of package onebit, M_p t is a chain of fused
+// multiply-adds over ascending signs that starts from 0 and to which (sum of w) mean is
+// added, rounded. The sum of the weights is that of WeightSum. So results depend neither on the machine nor on how
 // a range of tokens is divided into calls at multiples of Step.
 package coded
 
@@ -48,8 +48,8 @@ type Matrix struct {
 type part struct {
 	head, d int
 	mean    []float32
-	project gemm.Weights // keys: decode rows and the mean, [B+1, D]
-	expand  gemm.Weights // values: [D, B]
+	project *onebit.Projection // keys
+	expand  gemm.Weights       // values: [D, B]
 }
 
 // A Code is the matrices of a group. It is immutable once made and safe for concurrent
@@ -75,8 +75,7 @@ func NewCode(b int, keys, values []Matrix) (*Code, error) {
 			}
 			p := part{head: m.Head, d: d, mean: m.Mean}
 			if i == 0 {
-				rows := append(append(make([]float32, 0, (b+1)*d), m.Decode...), m.Mean...)
-				p.project.PackRows(b+1, d, rows, d, 1)
+				p.project = onebit.NewProjection(m.Decode, b, d)
 				c.keys = append(c.keys, p)
 			} else {
 				p.expand.PackT(d, b, m.Decode, d, 1)
@@ -149,14 +148,17 @@ func (c *Cache) Append(words []uint32, scale uint16) {
 type Worker struct {
 	tables         onebit.Tables
 	sums           onebit.Sums
+	queries        onebit.Queries
 	turned, coords []float32
 	t, one         []float32
-	offsets        []float32
+	offsets        []float32 // of the rows of coords
+	shared         []float32 // of one block
+	lengths        []float64
 }
 
-// blocksAtOnce is how many blocks' queries are projected by one product: few rows are
-// slow to multiply, and all projections must stay in cache until they are used.
-const blocksAtOnce = 8
+// maxBlocks is how many blocks' queries are projected at once: eight queries is what the
+// kernels multiply together, and more projections would leave the first-level cache.
+const maxBlocks = 8
 
 // Scores sets dst[h*ld+j] to the score of query h with token j, from <= j < to, for the
 // query heads of all KV heads that the group has keys of: those of KV head k are
@@ -174,9 +176,19 @@ func (w *Worker) Scores(dst []float32, ld int, c *Cache, q []float32, group, fro
 		block = (to + onebit.BlockKeys - 1) / onebit.BlockKeys * onebit.BlockKeys
 	}
 	parts := c.code.keys
-	perPart := blocksAtOnce * group * (b + 1)
-	coords := linalg.Grow(&w.coords, len(parts)*perPart)
-	offsets := linalg.Grow(&w.offsets, len(parts)*group)
+	blocksAtOnce := max(1, min(maxBlocks, (to-from/block*block+block-1)/block))
+	rowsOfPart := blocksAtOnce * group
+	width := parts[0].project.Width()
+	coords := linalg.Grow(&w.coords, len(parts)*rowsOfPart*width)
+	offsets := linalg.Grow(&w.offsets, len(parts)*rowsOfPart)
+	shared := linalg.Grow(&w.shared, len(parts)*group)
+	lengths := linalg.Grow(&w.lengths, len(parts)*rowsOfPart)
+	for i := range parts {
+		for r := range rowsOfPart {
+			h := parts[i].head*group + r%group
+			lengths[i*rowsOfPart+r] = onebit.Length(q[h*parts[i].d : (h+1)*parts[i].d])
+		}
+	}
 	for first := from / block * block; first < to; first += blocksAtOnce * block {
 		n := min(blocksAtOnce, (to-first+block-1)/block)
 		for i := range parts {
@@ -190,7 +202,11 @@ func (w *Worker) Scores(dst []float32, ld int, c *Cache, q []float32, group, fro
 					}
 				}
 			}
-			gemm.Mul(coords[i*perPart:], b+1, rows, p.d, n*group, &p.project, 1)
+			w.queries.Set(p.project, rows, p.d, n*group, lengths[i*rowsOfPart:])
+			p.project.Apply(coords[i*rowsOfPart*width:], width, &w.queries)
+			for r := range n * group {
+				offsets[i*rowsOfPart+r] = onebit.Offset(p.mean, rows[r*p.d:(r+1)*p.d])
+			}
 		}
 		for k := range n {
 			lo, hi := max(from, first+k*block), min(to, first+(k+1)*block)
@@ -203,14 +219,13 @@ func (w *Worker) Scores(dst []float32, ld int, c *Cache, q []float32, group, fro
 				w.tables.Reset((i1-i0)*group, b)
 				for i := i0; i < i1; i++ {
 					for r := range group {
-						row := coords[i*perPart+(k*group+r)*(b+1):][:b+1]
-						h := (i-i0)*group + r
-						w.tables.Set(h, row[:b])
-						offsets[h] = row[b]
+						row, h := i*rowsOfPart+k*group+r, (i-i0)*group+r
+						w.tables.Set(h, coords[row*width:][:b])
+						shared[h] = offsets[row]
 					}
 				}
 				onebit.Score(dst[parts[i0].head*group*ld+lo:], ld, &w.tables, c.bits[lo*onebit.Words(b):], c.scales[lo:], hi-lo,
-					offsets[:(i1-i0)*group])
+					shared[:(i1-i0)*group])
 				i0 = i1
 			}
 		}

@@ -144,7 +144,7 @@ func ql(ctx context.Context, diag, off, q []float64, n int) error {
 				}
 				s, c = f/r, g/r
 				g = diag[i+1] - p
-				r = float64((diag[i]-g)*s) + 2*float64(c*b)
+				r = float64((diag[i]-g)*s) + float64(2*float64(c*b))
 				p = s * r
 				diag[i+1] = g + p
 				g = float64(c*r) - b

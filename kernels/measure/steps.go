@@ -30,7 +30,7 @@ type LayerShape struct {
 // DefaultLayer is SmolLM2-135M's, with one and with its three query heads for each KV
 // head.
 func DefaultLayer() LayerShape {
-	return LayerShape{KVHeads: 3, HeadDim: 64, Groups: []int{1, 3}, Anchors: []int{64, 256}, Bits: []float64{1, 1.5, 2}}
+	return LayerShape{KVHeads: 3, HeadDim: 64, Groups: []int{1, 3}, Anchors: []int{64, 128}, Bits: []float64{1, 1.5, 2}}
 }
 
 // DefaultContexts are the numbers of tokens in the cache that a decode step is timed at.
@@ -119,12 +119,23 @@ func newStepRun(ctx context.Context, l LayerShape, n, group int) (*stepRun, erro
 	r.addBlocks("q4_0", halfdot.BytesQ4, halfdot.ScoreQ4, halfdot.SumQ4)
 	table := rope.NewTable(rope.Params{Theta: 100000, Dim: l.HeadDim}, n)
 	for _, bits := range l.Bits {
-		caches, err := jointCaches(ctx, random, l, r.layers, n, bits)
+		joint, err := codedLayers(ctx, random, l, r.layers, n, bits, true, true)
+		if err != nil {
+			return nil, err
+		}
+		keys, err := codedLayers(ctx, random, l, r.layers, n, bits, true, false)
+		if err != nil {
+			return nil, err
+		}
+		values, err := codedLayers(ctx, random, l, r.layers, n, bits, false, true)
 		if err != nil {
 			return nil, err
 		}
 		for _, anchor := range l.Anchors {
-			if err := r.addJoint(caches, table, bits, anchor); err != nil {
+			if err := r.addCoded("joint", table, bits, anchor, joint); err != nil {
+				return nil, err
+			}
+			if err := r.addCoded("apart", table, bits, anchor, keys, values); err != nil {
 				return nil, err
 			}
 		}
@@ -174,38 +185,43 @@ func (r *stepRun) addBlocks(format string, block int, score func([]float32, *hal
 	})
 }
 
-// jointTokens is the storage of one layer, for caches with several anchors.
-type jointTokens struct {
+// codedTokens is the storage of one code of a layer, for caches with several anchors.
+type codedTokens struct {
 	code   *coded.Code
 	bits   []uint32
 	scales []uint16
 }
 
-// jointCaches makes random codes of all heads' keys and values.
-func jointCaches(ctx context.Context, random *rand.Rand, l LayerShape, layers, n int, bits float64) ([]jointTokens, error) {
-	d := l.HeadDim
-	b := int(math.Round(bits * float64(2*l.KVHeads*d)))
-	matrix := func(head int) coded.Matrix {
-		x := make([]float32, (b+1)*d)
-		for i := range x {
-			x[i] = float32(random.NormFloat64())
+// codedLayers makes random codes of all heads' keys, values or both.
+func codedLayers(ctx context.Context, random *rand.Rand, l LayerShape, layers, n int, bits float64,
+	keys, values bool) ([]codedTokens, error) {
+	d, heads := l.HeadDim, 0
+	for _, has := range []bool{keys, values} {
+		if has {
+			heads += l.KVHeads
 		}
-		return coded.Matrix{Head: head, Mean: x[:d], Decode: x[d:]}
 	}
-	out := make([]jointTokens, layers)
+	b := int(math.Round(bits*float64(heads*d)/8)) * 8
+	out := make([]codedTokens, layers)
 	for i := range out {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		var keys, values []coded.Matrix
-		for h := range l.KVHeads {
-			keys, values = append(keys, matrix(h)), append(values, matrix(h))
+		matrices := func(has bool) (list []coded.Matrix) {
+			for h := 0; has && h < l.KVHeads; h++ {
+				x := make([]float32, (b+1)*d)
+				for j := range x {
+					x[j] = float32(random.NormFloat64())
+				}
+				list = append(list, coded.Matrix{Head: h, Mean: x[:d], Decode: x[d:]})
+			}
+			return list
 		}
-		code, err := coded.NewCode(b, keys, values)
+		code, err := coded.NewCode(b, matrices(keys), matrices(values))
 		if err != nil {
 			return nil, fmt.Errorf("%g bits of %d KV heads of %d: %w", bits, l.KVHeads, d, err)
 		}
-		t := jointTokens{code: code, bits: make([]uint32, onebit.Len(n, b)), scales: slices.Repeat([]uint16{0x2c00}, n)}
+		t := codedTokens{code: code, bits: make([]uint32, onebit.Len(n, b)), scales: slices.Repeat([]uint16{0x2c00}, n)}
 		words := make([]uint32, onebit.Words(b))
 		for token := range n {
 			for j := range words {
@@ -218,20 +234,29 @@ func jointCaches(ctx context.Context, random *rand.Rand, l LayerShape, layers, n
 	return out, nil
 }
 
-func (r *stepRun) addJoint(tokens []jointTokens, table *rope.Table, bits float64, anchor int) error {
-	caches := make([]*coded.Cache, len(tokens))
-	for i, t := range tokens {
-		var err error
-		if caches[i], err = coded.OpenCache(t.code, anchor, table, rope.Half, t.bits, t.scales); err != nil {
-			return err
+// addCoded adds an entry for caches of one or two groups a layer: groups[group][layer].
+func (r *stepRun) addCoded(format string, table *rope.Table, bits float64, anchor int, groups ...[]codedTokens) error {
+	caches := make([][]*coded.Cache, len(groups))
+	perToken := 0.0
+	for i, layers := range groups {
+		perToken += float64(4*onebit.Words(layers[0].code.B()) + 2)
+		for _, t := range layers {
+			c, err := coded.OpenCache(t.code, anchor, table, rope.Half, t.bits, t.scales)
+			if err != nil {
+				return err
+			}
+			caches[i] = append(caches[i], c)
 		}
 	}
 	var w coded.Worker
-	perToken := float64(4*onebit.Words(tokens[0].code.B()) + 2)
-	r.add(Step{Format: "joint", Bits: bits, Anchor: anchor, Bytes: perToken}, func(layer, from, to int) {
-		w.Scores(r.p, r.n, caches[layer], r.q, r.group, from, to)
+	r.add(Step{Format: format, Bits: bits, Anchor: anchor, Bytes: perToken}, func(layer, from, to int) {
+		for _, c := range caches {
+			w.Scores(r.p, r.n, c[layer], r.q, r.group, from, to)
+		}
 	}, func(layer, from, to int) {
-		w.Sums(r.out, caches[layer], r.p, r.n, r.group, from, to)
+		for _, c := range caches {
+			w.Sums(r.out, c[layer], r.p, r.n, r.group, from, to)
+		}
 	})
 	return nil
 }

@@ -240,6 +240,12 @@ func roundIntsGeneric(quads [][4]int16, q []float32, inverse float32) {
 	}
 }
 
+func roundInt16Generic(dst []int16, q []float32, scale float32) {
+	for i, v := range q {
+		dst[i] = roundInt(v * scale)
+	}
+}
+
 func magnitude(x float32) float32 { return math.Float32frombits(math.Float32bits(x) &^ (1 << 31)) }
 
 // roundInt rounds |x| < 2^15 to an integer, ties to even: adding 1.5 * 2^23 leaves

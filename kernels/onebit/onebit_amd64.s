@@ -475,7 +475,7 @@ word:
 	RET
 
 // func avx2Transpose(words int, bits *uint32, second *uint32, out *uint32)
-// Requires: AVX, AVX2
+// Requires: AVX, AVX2, MMX+
 TEXT ·avx2Transpose(SB), NOSPLIT, $0-32
 	MOVQ           words+0(FP), AX
 	MOVQ           bits+8(FP), CX
@@ -484,6 +484,8 @@ TEXT ·avx2Transpose(SB), NOSPLIT, $0-32
 	VBROADCASTI128 transpose<>+0(SB), Y0
 
 word:
+	PREFETCHT0  4096(CX)
+	PREFETCHT0  4096(DX)
 	VMOVDQU     (CX), X1
 	VINSERTI128 $0x01, (DX), Y1, Y1
 	VPSHUFB     Y0, Y1, Y1
@@ -604,6 +606,89 @@ word:
 	VZEROUPPER
 	RET
 
+DATA tokenplanes<>+0(SB)/8, $0x0004080c1014181c
+DATA tokenplanes<>+8(SB)/8, $0x2024282c3034383c
+DATA tokenplanes<>+16(SB)/8, $0x0105090d1115191d
+DATA tokenplanes<>+24(SB)/8, $0x2125292d3135393d
+DATA tokenplanes<>+32(SB)/8, $0x02060a0e12161a1e
+DATA tokenplanes<>+40(SB)/8, $0x22262a2e32363a3e
+DATA tokenplanes<>+48(SB)/8, $0x03070b0f13171b1f
+DATA tokenplanes<>+56(SB)/8, $0x23272b2f33373b3f
+GLOBL tokenplanes<>(SB), RODATA|NOPTR, $64
+
+DATA signbytes<>+0(SB)/8, $0x1911090118100800
+DATA signbytes<>+8(SB)/8, $0x1b130b031a120a02
+DATA signbytes<>+16(SB)/8, $0x1d150d051c140c04
+DATA signbytes<>+24(SB)/8, $0x1f170f071e160e06
+DATA signbytes<>+32(SB)/8, $0x3931292138302820
+DATA signbytes<>+40(SB)/8, $0x3b332b233a322a22
+DATA signbytes<>+48(SB)/8, $0x3d352d253c342c24
+DATA signbytes<>+56(SB)/8, $0x3f372f273e362e26
+GLOBL signbytes<>(SB), RODATA|NOPTR, $64
+
+DATA unitrows<>+0(SB)/8, $0x8040201008040201
+DATA unitrows<>+8(SB)/8, $0x8040201008040201
+DATA unitrows<>+16(SB)/8, $0x8040201008040201
+DATA unitrows<>+24(SB)/8, $0x8040201008040201
+DATA unitrows<>+32(SB)/8, $0x8040201008040201
+DATA unitrows<>+40(SB)/8, $0x8040201008040201
+DATA unitrows<>+48(SB)/8, $0x8040201008040201
+DATA unitrows<>+56(SB)/8, $0x8040201008040201
+GLOBL unitrows<>(SB), RODATA|NOPTR, $64
+
+// func avx512gfniTranspose(words int, bits *uint32, out *uint32)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI, MMX+
+TEXT ·avx512gfniTranspose(SB), NOSPLIT, $0-24
+	MOVQ     words+0(FP), AX
+	MOVQ     bits+8(FP), CX
+	MOVQ     out+16(FP), DX
+	VMOVDQU8 tokenplanes<>+0(SB), Z0
+	VMOVDQU8 signbytes<>+0(SB), Z1
+	VMOVDQU8 unitrows<>+0(SB), Z2
+	MOVQ     AX, BX
+	SHLQ     $0x06, BX
+	LEAQ     (BX)(BX*2), SI
+
+word:
+	VPERMB         (CX), Z0, Z3
+	PREFETCHT0     4096(CX)
+	VPERMB         (CX)(BX*1), Z0, Z4
+	PREFETCHT0     4096(CX)(BX*1)
+	VPERMB         (CX)(BX*2), Z0, Z5
+	PREFETCHT0     4096(CX)(BX*2)
+	VPERMB         (CX)(SI*1), Z0, Z6
+	PREFETCHT0     4096(CX)(SI*1)
+	VSHUFI64X2     $0x44, Z4, Z3, Z7
+	VSHUFI64X2     $0xee, Z4, Z3, Z3
+	VSHUFI64X2     $0x44, Z6, Z5, Z4
+	VSHUFI64X2     $0xee, Z6, Z5, Z5
+	VSHUFI64X2     $0x88, Z4, Z7, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z2, Z6
+	VPERMB         Z6, Z1, Z6
+	VMOVDQU        Y6, (DX)
+	VEXTRACTI64X4  $0x01, Z6, 64(DX)
+	VSHUFI64X2     $0xdd, Z4, Z7, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         Z4, Z1, Z4
+	VMOVDQU        Y4, 32(DX)
+	VEXTRACTI64X4  $0x01, Z4, 96(DX)
+	VSHUFI64X2     $0x88, Z5, Z3, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         Z4, Z1, Z4
+	VMOVDQU        Y4, 256(DX)
+	VEXTRACTI64X4  $0x01, Z4, 320(DX)
+	VSHUFI64X2     $0xdd, Z5, Z3, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z2, Z3
+	VPERMB         Z3, Z1, Z3
+	VMOVDQU        Y3, 288(DX)
+	VEXTRACTI64X4  $0x01, Z3, 352(DX)
+	ADDQ           $0x40, CX
+	ADDQ           $0x00000200, DX
+	DECQ           AX
+	JNZ            word
+	VZEROUPPER
+	RET
+
 // func avx2Weigh(eights int, p *float32, scales *uint16, out *float32)
 // Requires: AVX, F16C
 TEXT ·avx2Weigh(SB), NOSPLIT, $0-32
@@ -621,6 +706,565 @@ loop:
 	ADDQ      $0x20, BX
 	DECQ      AX
 	JNZ       loop
+	VZEROUPPER
+	RET
+
+// func avx2Project4(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+// Requires: AVX, AVX2
+TEXT ·avx2Project4(SB), NOSPLIT, $0-56
+	MOVQ  blocks+0(FP), AX
+	MOVQ  m+24(FP), CX
+	MOVQ  out+40(FP), DX
+	MOVQ  pairs+8(FP), SI
+	MOVQ  SI, BX
+	SHLQ  $0x02, BX
+	SHLQ  $0x06, SI
+	VPXOR Y0, Y0, Y0
+
+blocks1:
+	CMPQ    AX, $0x01
+	JLT     end1
+	VMOVAPS Y0, Y1
+	VMOVAPS Y0, Y2
+	VMOVAPS Y0, Y3
+	VMOVAPS Y0, Y4
+	VMOVAPS Y0, Y5
+	VMOVAPS Y0, Y6
+	VMOVAPS Y0, Y7
+	VMOVAPS Y0, Y8
+	MOVQ    CX, DI
+	MOVQ    pairs+8(FP), R8
+	MOVQ    q+16(FP), R9
+	LEAQ    (BX)(BX*2), R10
+
+pair1:
+	VMOVUPS      (DI), Y9
+	VMOVUPS      32(DI), Y10
+	VPBROADCASTD (R9), Y11
+	VPMADDWD     Y9, Y11, Y12
+	VPADDD       Y12, Y1, Y1
+	VPMADDWD     Y10, Y11, Y11
+	VPADDD       Y11, Y2, Y2
+	VPBROADCASTD (R9)(BX*1), Y11
+	VPMADDWD     Y9, Y11, Y12
+	VPADDD       Y12, Y3, Y3
+	VPMADDWD     Y10, Y11, Y11
+	VPADDD       Y11, Y4, Y4
+	VPBROADCASTD (R9)(BX*2), Y11
+	VPMADDWD     Y9, Y11, Y12
+	VPADDD       Y12, Y5, Y5
+	VPMADDWD     Y10, Y11, Y11
+	VPADDD       Y11, Y6, Y6
+	VPBROADCASTD (R9)(R10*1), Y11
+	VPMADDWD     Y9, Y11, Y9
+	VPADDD       Y9, Y7, Y7
+	VPMADDWD     Y10, Y11, Y9
+	VPADDD       Y9, Y8, Y8
+	ADDQ         $0x40, DI
+	ADDQ         $0x04, R9
+	DECQ         R8
+	JNZ          pair1
+	MOVQ         ldo+48(FP), DI
+	SHLQ         $0x02, DI
+	MOVQ         factors+32(FP), R8
+	MOVQ         DX, R9
+	LEAQ         (DI)(DI*2), R10
+	VBROADCASTSS (R8), Y9
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y9, Y1, Y1
+	VMOVUPS      Y1, (R9)
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y9, Y2, Y2
+	VMOVUPS      Y2, 32(R9)
+	VBROADCASTSS 4(R8), Y1
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y1, Y3, Y3
+	VMOVUPS      Y3, (R9)(DI*1)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y1, Y4, Y4
+	VMOVUPS      Y4, 32(R9)(DI*1)
+	VBROADCASTSS 8(R8), Y1
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y1, Y5, Y5
+	VMOVUPS      Y5, (R9)(DI*2)
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y1, Y6, Y6
+	VMOVUPS      Y6, 32(R9)(DI*2)
+	VBROADCASTSS 12(R8), Y1
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y1, Y7, Y7
+	VMOVUPS      Y7, (R9)(R10*1)
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y1, Y8, Y8
+	VMOVUPS      Y8, 32(R9)(R10*1)
+	ADDQ         $0x00000040, DX
+	ADDQ         SI, CX
+	SUBQ         $0x01, AX
+	JMP          blocks1
+
+end1:
+	VZEROUPPER
+	RET
+
+// func avx2Project1(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+// Requires: AVX, AVX2
+TEXT ·avx2Project1(SB), NOSPLIT, $0-56
+	MOVQ  blocks+0(FP), AX
+	MOVQ  m+24(FP), CX
+	MOVQ  out+40(FP), DX
+	MOVQ  pairs+8(FP), SI
+	MOVQ  SI, BX
+	SHLQ  $0x02, BX
+	SHLQ  $0x06, SI
+	VPXOR Y0, Y0, Y0
+
+blocks2:
+	CMPQ    AX, $0x02
+	JLT     end2
+	VMOVAPS Y0, Y1
+	VMOVAPS Y0, Y2
+	VMOVAPS Y0, Y3
+	VMOVAPS Y0, Y4
+	MOVQ    CX, BX
+	MOVQ    pairs+8(FP), DI
+	MOVQ    q+16(FP), R8
+
+pair2:
+	VMOVUPS      (BX), Y5
+	VMOVUPS      32(BX), Y6
+	VMOVUPS      (BX)(SI*1), Y7
+	VMOVUPS      32(BX)(SI*1), Y8
+	VPBROADCASTD (R8), Y9
+	VPMADDWD     Y5, Y9, Y5
+	VPADDD       Y5, Y1, Y1
+	VPMADDWD     Y6, Y9, Y5
+	VPADDD       Y5, Y2, Y2
+	VPMADDWD     Y7, Y9, Y5
+	VPADDD       Y5, Y3, Y3
+	VPMADDWD     Y8, Y9, Y5
+	VPADDD       Y5, Y4, Y4
+	ADDQ         $0x40, BX
+	ADDQ         $0x04, R8
+	DECQ         DI
+	JNZ          pair2
+	MOVQ         ldo+48(FP), BX
+	SHLQ         $0x02, BX
+	MOVQ         factors+32(FP), BX
+	MOVQ         DX, DI
+	VBROADCASTSS (BX), Y5
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y5, Y1, Y1
+	VMOVUPS      Y1, (DI)
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y5, Y2, Y2
+	VMOVUPS      Y2, 32(DI)
+	VCVTDQ2PS    Y3, Y3
+	VMULPS       Y5, Y3, Y3
+	VMOVUPS      Y3, 64(DI)
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y5, Y4, Y4
+	VMOVUPS      Y4, 96(DI)
+	ADDQ         $0x00000080, DX
+	ADDQ         SI, CX
+	ADDQ         SI, CX
+	SUBQ         $0x02, AX
+	JMP          blocks2
+
+end2:
+blocks1:
+	CMPQ    AX, $0x01
+	JLT     end1
+	VMOVAPS Y0, Y1
+	VMOVAPS Y0, Y2
+	MOVQ    CX, BX
+	MOVQ    pairs+8(FP), DI
+	MOVQ    q+16(FP), R8
+
+pair1:
+	VMOVUPS      (BX), Y3
+	VMOVUPS      32(BX), Y4
+	VPBROADCASTD (R8), Y5
+	VPMADDWD     Y3, Y5, Y3
+	VPADDD       Y3, Y1, Y1
+	VPMADDWD     Y4, Y5, Y3
+	VPADDD       Y3, Y2, Y2
+	ADDQ         $0x40, BX
+	ADDQ         $0x04, R8
+	DECQ         DI
+	JNZ          pair1
+	MOVQ         ldo+48(FP), BX
+	SHLQ         $0x02, BX
+	MOVQ         factors+32(FP), BX
+	MOVQ         DX, DI
+	VBROADCASTSS (BX), Y3
+	VCVTDQ2PS    Y1, Y1
+	VMULPS       Y3, Y1, Y1
+	VMOVUPS      Y1, (DI)
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VMOVUPS      Y2, 32(DI)
+	ADDQ         $0x00000040, DX
+	ADDQ         SI, CX
+	SUBQ         $0x01, AX
+	JMP          blocks1
+
+end1:
+	VZEROUPPER
+	RET
+
+// func avx512vbmiProject8(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·avx512vbmiProject8(SB), NOSPLIT, $0-56
+	MOVQ   blocks+0(FP), AX
+	MOVQ   m+24(FP), CX
+	MOVQ   out+40(FP), DX
+	MOVQ   pairs+8(FP), SI
+	MOVQ   SI, BX
+	SHLQ   $0x02, BX
+	SHLQ   $0x06, SI
+	VPXORD Z0, Z0, Z0
+
+blocks3:
+	CMPQ    AX, $0x03
+	JLT     end3
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	VMOVAPS Z0, Z8
+	VMOVAPS Z0, Z9
+	VMOVAPS Z0, Z10
+	VMOVAPS Z0, Z11
+	VMOVAPS Z0, Z12
+	VMOVAPS Z0, Z13
+	VMOVAPS Z0, Z14
+	VMOVAPS Z0, Z15
+	VMOVAPS Z0, Z16
+	VMOVAPS Z0, Z17
+	VMOVAPS Z0, Z18
+	VMOVAPS Z0, Z19
+	VMOVAPS Z0, Z20
+	VMOVAPS Z0, Z21
+	VMOVAPS Z0, Z22
+	VMOVAPS Z0, Z23
+	VMOVAPS Z0, Z24
+	MOVQ    CX, DI
+	MOVQ    pairs+8(FP), R8
+	MOVQ    q+16(FP), R9
+	LEAQ    (R9)(BX*4), R10
+	LEAQ    (BX)(BX*2), R11
+
+pair3:
+	VMOVUPS      (DI), Z25
+	VMOVUPS      (DI)(SI*1), Z26
+	VMOVUPS      (DI)(SI*2), Z27
+	VPBROADCASTD (R9), Z28
+	VPDPWSSD     Z28, Z25, Z1
+	VPDPWSSD     Z28, Z26, Z2
+	VPDPWSSD     Z28, Z27, Z3
+	VPBROADCASTD (R9)(BX*1), Z28
+	VPDPWSSD     Z28, Z25, Z4
+	VPDPWSSD     Z28, Z26, Z5
+	VPDPWSSD     Z28, Z27, Z6
+	VPBROADCASTD (R9)(BX*2), Z28
+	VPDPWSSD     Z28, Z25, Z7
+	VPDPWSSD     Z28, Z26, Z8
+	VPDPWSSD     Z28, Z27, Z9
+	VPBROADCASTD (R9)(R11*1), Z28
+	VPDPWSSD     Z28, Z25, Z10
+	VPDPWSSD     Z28, Z26, Z11
+	VPDPWSSD     Z28, Z27, Z12
+	VPBROADCASTD (R10), Z28
+	VPDPWSSD     Z28, Z25, Z13
+	VPDPWSSD     Z28, Z26, Z14
+	VPDPWSSD     Z28, Z27, Z15
+	VPBROADCASTD (R10)(BX*1), Z28
+	VPDPWSSD     Z28, Z25, Z16
+	VPDPWSSD     Z28, Z26, Z17
+	VPDPWSSD     Z28, Z27, Z18
+	VPBROADCASTD (R10)(BX*2), Z28
+	VPDPWSSD     Z28, Z25, Z19
+	VPDPWSSD     Z28, Z26, Z20
+	VPDPWSSD     Z28, Z27, Z21
+	VPBROADCASTD (R10)(R11*1), Z28
+	VPDPWSSD     Z28, Z25, Z22
+	VPDPWSSD     Z28, Z26, Z23
+	VPDPWSSD     Z28, Z27, Z24
+	ADDQ         $0x40, DI
+	ADDQ         $0x04, R9
+	ADDQ         $0x04, R10
+	DECQ         R8
+	JNZ          pair3
+	MOVQ         ldo+48(FP), DI
+	SHLQ         $0x02, DI
+	MOVQ         factors+32(FP), R8
+	MOVQ         DX, R9
+	LEAQ         (R9)(DI*4), R10
+	LEAQ         (DI)(DI*2), R11
+	VBROADCASTSS (R8), Z25
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z25, Z1, Z1
+	VMOVUPS      Z1, (R9)
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z25, Z2, Z2
+	VMOVUPS      Z2, 64(R9)
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z25, Z3, Z3
+	VMOVUPS      Z3, 128(R9)
+	VBROADCASTSS 4(R8), Z1
+	VCVTDQ2PS    Z4, Z4
+	VMULPS       Z1, Z4, Z4
+	VMOVUPS      Z4, (R9)(DI*1)
+	VCVTDQ2PS    Z5, Z5
+	VMULPS       Z1, Z5, Z5
+	VMOVUPS      Z5, 64(R9)(DI*1)
+	VCVTDQ2PS    Z6, Z6
+	VMULPS       Z1, Z6, Z6
+	VMOVUPS      Z6, 128(R9)(DI*1)
+	VBROADCASTSS 8(R8), Z1
+	VCVTDQ2PS    Z7, Z7
+	VMULPS       Z1, Z7, Z7
+	VMOVUPS      Z7, (R9)(DI*2)
+	VCVTDQ2PS    Z8, Z8
+	VMULPS       Z1, Z8, Z8
+	VMOVUPS      Z8, 64(R9)(DI*2)
+	VCVTDQ2PS    Z9, Z9
+	VMULPS       Z1, Z9, Z9
+	VMOVUPS      Z9, 128(R9)(DI*2)
+	VBROADCASTSS 12(R8), Z1
+	VCVTDQ2PS    Z10, Z10
+	VMULPS       Z1, Z10, Z10
+	VMOVUPS      Z10, (R9)(R11*1)
+	VCVTDQ2PS    Z11, Z11
+	VMULPS       Z1, Z11, Z11
+	VMOVUPS      Z11, 64(R9)(R11*1)
+	VCVTDQ2PS    Z12, Z12
+	VMULPS       Z1, Z12, Z12
+	VMOVUPS      Z12, 128(R9)(R11*1)
+	VBROADCASTSS 16(R8), Z1
+	VCVTDQ2PS    Z13, Z13
+	VMULPS       Z1, Z13, Z13
+	VMOVUPS      Z13, (R10)
+	VCVTDQ2PS    Z14, Z14
+	VMULPS       Z1, Z14, Z14
+	VMOVUPS      Z14, 64(R10)
+	VCVTDQ2PS    Z15, Z15
+	VMULPS       Z1, Z15, Z15
+	VMOVUPS      Z15, 128(R10)
+	VBROADCASTSS 20(R8), Z1
+	VCVTDQ2PS    Z16, Z16
+	VMULPS       Z1, Z16, Z16
+	VMOVUPS      Z16, (R10)(DI*1)
+	VCVTDQ2PS    Z17, Z17
+	VMULPS       Z1, Z17, Z17
+	VMOVUPS      Z17, 64(R10)(DI*1)
+	VCVTDQ2PS    Z18, Z18
+	VMULPS       Z1, Z18, Z18
+	VMOVUPS      Z18, 128(R10)(DI*1)
+	VBROADCASTSS 24(R8), Z1
+	VCVTDQ2PS    Z19, Z19
+	VMULPS       Z1, Z19, Z19
+	VMOVUPS      Z19, (R10)(DI*2)
+	VCVTDQ2PS    Z20, Z20
+	VMULPS       Z1, Z20, Z20
+	VMOVUPS      Z20, 64(R10)(DI*2)
+	VCVTDQ2PS    Z21, Z21
+	VMULPS       Z1, Z21, Z21
+	VMOVUPS      Z21, 128(R10)(DI*2)
+	VBROADCASTSS 28(R8), Z1
+	VCVTDQ2PS    Z22, Z22
+	VMULPS       Z1, Z22, Z22
+	VMOVUPS      Z22, (R10)(R11*1)
+	VCVTDQ2PS    Z23, Z23
+	VMULPS       Z1, Z23, Z23
+	VMOVUPS      Z23, 64(R10)(R11*1)
+	VCVTDQ2PS    Z24, Z24
+	VMULPS       Z1, Z24, Z24
+	VMOVUPS      Z24, 128(R10)(R11*1)
+	ADDQ         $0x000000c0, DX
+	ADDQ         SI, CX
+	ADDQ         SI, CX
+	ADDQ         SI, CX
+	SUBQ         $0x03, AX
+	JMP          blocks3
+
+end3:
+blocks1:
+	CMPQ    AX, $0x01
+	JLT     end1
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	VMOVAPS Z0, Z4
+	VMOVAPS Z0, Z5
+	VMOVAPS Z0, Z6
+	VMOVAPS Z0, Z7
+	VMOVAPS Z0, Z8
+	MOVQ    CX, DI
+	MOVQ    pairs+8(FP), R8
+	MOVQ    q+16(FP), R9
+	LEAQ    (R9)(BX*4), R10
+	LEAQ    (BX)(BX*2), R11
+
+pair1:
+	VMOVUPS      (DI), Z9
+	VPBROADCASTD (R9), Z10
+	VPDPWSSD     Z10, Z9, Z1
+	VPBROADCASTD (R9)(BX*1), Z10
+	VPDPWSSD     Z10, Z9, Z2
+	VPBROADCASTD (R9)(BX*2), Z10
+	VPDPWSSD     Z10, Z9, Z3
+	VPBROADCASTD (R9)(R11*1), Z10
+	VPDPWSSD     Z10, Z9, Z4
+	VPBROADCASTD (R10), Z10
+	VPDPWSSD     Z10, Z9, Z5
+	VPBROADCASTD (R10)(BX*1), Z10
+	VPDPWSSD     Z10, Z9, Z6
+	VPBROADCASTD (R10)(BX*2), Z10
+	VPDPWSSD     Z10, Z9, Z7
+	VPBROADCASTD (R10)(R11*1), Z10
+	VPDPWSSD     Z10, Z9, Z8
+	ADDQ         $0x40, DI
+	ADDQ         $0x04, R9
+	ADDQ         $0x04, R10
+	DECQ         R8
+	JNZ          pair1
+	MOVQ         ldo+48(FP), DI
+	SHLQ         $0x02, DI
+	MOVQ         factors+32(FP), R8
+	MOVQ         DX, R9
+	LEAQ         (R9)(DI*4), R10
+	LEAQ         (DI)(DI*2), R11
+	VBROADCASTSS (R8), Z9
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z9, Z1, Z1
+	VMOVUPS      Z1, (R9)
+	VBROADCASTSS 4(R8), Z1
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z1, Z2, Z2
+	VMOVUPS      Z2, (R9)(DI*1)
+	VBROADCASTSS 8(R8), Z1
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z1, Z3, Z3
+	VMOVUPS      Z3, (R9)(DI*2)
+	VBROADCASTSS 12(R8), Z1
+	VCVTDQ2PS    Z4, Z4
+	VMULPS       Z1, Z4, Z4
+	VMOVUPS      Z4, (R9)(R11*1)
+	VBROADCASTSS 16(R8), Z1
+	VCVTDQ2PS    Z5, Z5
+	VMULPS       Z1, Z5, Z5
+	VMOVUPS      Z5, (R10)
+	VBROADCASTSS 20(R8), Z1
+	VCVTDQ2PS    Z6, Z6
+	VMULPS       Z1, Z6, Z6
+	VMOVUPS      Z6, (R10)(DI*1)
+	VBROADCASTSS 24(R8), Z1
+	VCVTDQ2PS    Z7, Z7
+	VMULPS       Z1, Z7, Z7
+	VMOVUPS      Z7, (R10)(DI*2)
+	VBROADCASTSS 28(R8), Z1
+	VCVTDQ2PS    Z8, Z8
+	VMULPS       Z1, Z8, Z8
+	VMOVUPS      Z8, (R10)(R11*1)
+	ADDQ         $0x00000040, DX
+	ADDQ         SI, CX
+	SUBQ         $0x01, AX
+	JMP          blocks1
+
+end1:
+	VZEROUPPER
+	RET
+
+// func avx512vbmiProject1(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·avx512vbmiProject1(SB), NOSPLIT, $0-56
+	MOVQ   blocks+0(FP), AX
+	MOVQ   m+24(FP), CX
+	MOVQ   out+40(FP), DX
+	MOVQ   pairs+8(FP), SI
+	MOVQ   SI, BX
+	SHLQ   $0x02, BX
+	SHLQ   $0x06, SI
+	VPXORD Z0, Z0, Z0
+
+blocks3:
+	CMPQ    AX, $0x03
+	JLT     end3
+	VMOVAPS Z0, Z1
+	VMOVAPS Z0, Z2
+	VMOVAPS Z0, Z3
+	MOVQ    CX, BX
+	MOVQ    pairs+8(FP), DI
+	MOVQ    q+16(FP), R8
+
+pair3:
+	VMOVUPS      (BX), Z4
+	VMOVUPS      (BX)(SI*1), Z5
+	VMOVUPS      (BX)(SI*2), Z6
+	VPBROADCASTD (R8), Z7
+	VPDPWSSD     Z7, Z4, Z1
+	VPDPWSSD     Z7, Z5, Z2
+	VPDPWSSD     Z7, Z6, Z3
+	ADDQ         $0x40, BX
+	ADDQ         $0x04, R8
+	DECQ         DI
+	JNZ          pair3
+	MOVQ         ldo+48(FP), BX
+	SHLQ         $0x02, BX
+	MOVQ         factors+32(FP), BX
+	MOVQ         DX, DI
+	VBROADCASTSS (BX), Z4
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z4, Z1, Z1
+	VMOVUPS      Z1, (DI)
+	VCVTDQ2PS    Z2, Z2
+	VMULPS       Z4, Z2, Z2
+	VMOVUPS      Z2, 64(DI)
+	VCVTDQ2PS    Z3, Z3
+	VMULPS       Z4, Z3, Z3
+	VMOVUPS      Z3, 128(DI)
+	ADDQ         $0x000000c0, DX
+	ADDQ         SI, CX
+	ADDQ         SI, CX
+	ADDQ         SI, CX
+	SUBQ         $0x03, AX
+	JMP          blocks3
+
+end3:
+blocks1:
+	CMPQ    AX, $0x01
+	JLT     end1
+	VMOVAPS Z0, Z1
+	MOVQ    CX, BX
+	MOVQ    pairs+8(FP), DI
+	MOVQ    q+16(FP), R8
+
+pair1:
+	VMOVUPS      (BX), Z2
+	VPBROADCASTD (R8), Z3
+	VPDPWSSD     Z3, Z2, Z1
+	ADDQ         $0x40, BX
+	ADDQ         $0x04, R8
+	DECQ         DI
+	JNZ          pair1
+	MOVQ         ldo+48(FP), BX
+	SHLQ         $0x02, BX
+	MOVQ         factors+32(FP), BX
+	MOVQ         DX, DI
+	VBROADCASTSS (BX), Z2
+	VCVTDQ2PS    Z1, Z1
+	VMULPS       Z2, Z1, Z1
+	VMOVUPS      Z1, (DI)
+	ADDQ         $0x00000040, DX
+	ADDQ         SI, CX
+	SUBQ         $0x01, AX
+	JMP          blocks1
+
+end1:
 	VZEROUPPER
 	RET
 

@@ -137,3 +137,52 @@ word1:
 
 done:
 	RET
+
+// Adds products of four signed words of n, the lower or the upper ones, and m to d.
+#define SMLAL(d, n, m) WORD $(0x0e608000 | (m)<<16 | (n)<<5 | (d))
+#define SMLAL2(d, n, m) WORD $(0x4e608000 | (m)<<16 | (n)<<5 | (d))
+
+// func neonProject(blocks, pairs int, q, m *int16, factor, out *float32)
+TEXT ·neonProject(SB), NOSPLIT, $0-48
+	MOVD  blocks+0(FP), R0
+	MOVD  pairs+8(FP), R1
+	MOVD  q+16(FP), R2
+	MOVD  m+24(FP), R3
+	MOVD  factor+32(FP), R4
+	MOVD  out+40(FP), R5
+	VLD1R (R4), [V31.S4]
+
+block:
+	ZERO(V0, V1, V2, V3)
+	MOVD R2, R6
+	MOVD R1, R7
+
+pair:
+	VLD2.P 32(R3), [V4.H8, V5.H8] // the first and the second numbers of eight signs
+	VLD2.P 32(R3), [V6.H8, V7.H8]
+	VLD1R  (R6), [V8.H8]
+	ADD    $2, R6, R6
+	VLD1R  (R6), [V9.H8]
+	ADD    $2, R6, R6
+	SMLAL(0, 4, 8)
+	SMLAL2(1, 4, 8)
+	SMLAL(2, 6, 8)
+	SMLAL2(3, 6, 8)
+	SMLAL(0, 5, 9)
+	SMLAL2(1, 5, 9)
+	SMLAL(2, 7, 9)
+	SMLAL2(3, 7, 9)
+	SUBS   $1, R7, R7
+	BNE    pair
+	SCVTF(0, 0)
+	SCVTF(1, 1)
+	SCVTF(2, 2)
+	SCVTF(3, 3)
+	FMUL(0, 0, 31)
+	FMUL(1, 1, 31)
+	FMUL(2, 2, 31)
+	FMUL(3, 3, 31)
+	VST1.P [V0.S4, V1.S4, V2.S4, V3.S4], 64(R5)
+	SUBS   $1, R0, R0
+	BNE    block
+	RET

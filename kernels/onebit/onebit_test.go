@@ -25,6 +25,7 @@ func TestRequires(t *testing.T) {
 	}
 	features["avx2"] = append(slices.Clone(features["avx2"]), "F16C")
 	features["avx512vbmi"] = append(slices.Clone(features["avx512"]), "AVX512BW", "AVX512VBMI", "AVX512VNNI")
+	features["avx512gfni"] = append(slices.Clone(features["avx512vbmi"]), "GFNI")
 	for _, err := range asmcheck.Requires(string(asm), features) {
 		t.Error(err)
 	}

@@ -17,6 +17,7 @@ import (
 var (
 	useAVX2   = cpu.X86.HasAVX && cpu.X86.HasAVX2 && cpu.X86.HasF16C
 	useAVX512 = cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512VBMI && cpu.X86.HasAVX512VNNI && useAVX2
+	hasGFNI   = cpu.X86.HasAVX512GFNI // of the tier avx512vbmi; without it, AVX2 transposes
 )
 
 func init() {
@@ -59,11 +60,49 @@ func roundInts(quads [][4]int16, q []float32, inverse float32) {
 	}
 }
 
-func transposeWords(dst, first, second []uint32, words int) {
-	if vectorised() {
-		avx2Transpose(words, &first[0], &second[0], &dst[0])
-	} else {
-		transposeGeneric(dst, first, second, words)
+// roundInt16 rounds a multiple of eight numbers, at least eight.
+func roundInt16(dst []int16, q []float32, scale float32) {
+	switch {
+	case useAVX512:
+		avx512vbmiInts(len(q)/8, &q[0], scale, &dst[0])
+	case useAVX2:
+		avx2Ints(len(q)/8, &q[0], scale, &dst[0])
+	default:
+		roundInt16Generic(dst, q, scale)
+	}
+}
+
+// applyRows computes some blocks of signs of the next queries, and returns of how many.
+func applyRows(out []float32, ldo int, q, rows []int16, factors []float32, blocks, pairs int) int {
+	switch {
+	case useAVX512 && len(factors) >= projectRows:
+		avx512vbmiProject8(blocks, pairs, &q[0], &rows[0], &factors[0], &out[0], ldo)
+		return projectRows
+	case useAVX512:
+		avx512vbmiProject1(blocks, pairs, &q[0], &rows[0], &factors[0], &out[0], ldo)
+	case useAVX2 && len(factors) >= 4:
+		avx2Project4(blocks, pairs, &q[0], &rows[0], &factors[0], &out[0], ldo)
+		return 4
+	case useAVX2:
+		avx2Project1(blocks, pairs, &q[0], &rows[0], &factors[0], &out[0], ldo)
+	default:
+		applyGeneric(out, q, rows, factors[0], blocks, pairs)
+	}
+	return 1
+}
+
+func transposeTokens(dst, bits []uint32, words int) {
+	switch {
+	case useAVX512 && hasGFNI:
+		for w := 0; w < sumWords; w += 2 {
+			avx512gfniTranspose(words, &bits[2*w*BlockKeys*words], &dst[w*BlockKeys])
+		}
+	case vectorised():
+		transposePairs(dst, bits, words, func(dst, first, second []uint32, words int) {
+			avx2Transpose(words, &first[0], &second[0], &dst[0])
+		})
+	default:
+		transposePairs(dst, bits, words, transposeGeneric)
 	}
 }
 

@@ -17,6 +17,9 @@ func vectorised() bool { return useNEON }
 //go:noescape
 func neonScore(blocks, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
 
+//go:noescape
+func neonProject(blocks, pairs int, q, m *int16, factor, out *float32)
+
 // chunkWords is how many words of keys are scored for one head before the next
 // takes them: they stay in the first-level cache meanwhile.
 const chunkWords = 4096
@@ -27,8 +30,19 @@ func largest(q []float32) uint32 { return largestGeneric(q) }
 
 func roundInts(quads [][4]int16, q []float32, inverse float32) { roundIntsGeneric(quads, q, inverse) }
 
-func transposeWords(dst, first, second []uint32, words int) {
-	transposeGeneric(dst, first, second, words)
+func roundInt16(dst []int16, q []float32, scale float32) { roundInt16Generic(dst, q, scale) }
+
+func applyRows(out []float32, ldo int, q, rows []int16, factors []float32, blocks, pairs int) int {
+	if useNEON {
+		neonProject(blocks, pairs, &q[0], &rows[0], &factors[0], &out[0])
+	} else {
+		applyGeneric(out, q, rows, factors[0], blocks, pairs)
+	}
+	return 1
+}
+
+func transposeTokens(dst, bits []uint32, words int) {
+	transposePairs(dst, bits, words, transposeGeneric)
 }
 
 func weigh(out, p []float32, scales []uint16) { weighGeneric(out, p, scales) }

@@ -15,8 +15,15 @@ func largest(q []float32) uint32 { return largestGeneric(q) }
 
 func roundInts(quads [][4]int16, q []float32, inverse float32) { roundIntsGeneric(quads, q, inverse) }
 
-func transposeWords(dst, first, second []uint32, words int) {
-	transposeGeneric(dst, first, second, words)
+func roundInt16(dst []int16, q []float32, scale float32) { roundInt16Generic(dst, q, scale) }
+
+func applyRows(out []float32, ldo int, q, rows []int16, factors []float32, blocks, pairs int) int {
+	applyGeneric(out, q, rows, factors[0], blocks, pairs)
+	return 1
+}
+
+func transposeTokens(dst, bits []uint32, words int) {
+	transposePairs(dst, bits, words, transposeGeneric)
 }
 
 func weigh(out, p []float32, scales []uint16) { weighGeneric(out, p, scales) }

@@ -26,7 +26,22 @@ func avx512vbmiDigits(words int, quads *int16, digits *byte)
 func avx2Transpose(words int, bits *uint32, second *uint32, out *uint32)
 
 //go:noescape
+func avx512gfniTranspose(words int, bits *uint32, out *uint32)
+
+//go:noescape
 func avx2Weigh(eights int, p *float32, scales *uint16, out *float32)
+
+//go:noescape
+func avx2Project4(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+
+//go:noescape
+func avx2Project1(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+
+//go:noescape
+func avx512vbmiProject8(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
+
+//go:noescape
+func avx512vbmiProject1(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
 
 //go:noescape
 func avx2Split(pairs int, words int, bits *uint32, planes *byte)

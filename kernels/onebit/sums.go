@@ -3,6 +3,7 @@ package onebit
 import (
 	"fmt"
 	"slices"
+	"sync"
 )
 
 // Sums over values want the other direction: for a code of values v = mu + alpha M s
@@ -45,18 +46,24 @@ func Transpose(dst, bits []uint32, b, n int) {
 	if n < 0 || n > SumTokens || len(bits) < Len(n, b) || len(dst) < TransposedLen(b) {
 		panic(fmt.Sprintf("onebit: %d tokens of %d bits in %d words do not fit into %d words", n, b, len(bits), len(dst)))
 	}
+	if n < SumTokens {
+		whole := tokensPool.Get().(*[SumTokens * maxWords]uint32)
+		defer tokensPool.Put(whole)
+		used := copy(whole[:], bits[:Len(n, b)])
+		clear(whole[used : SumTokens*words])
+		bits = whole[:]
+	}
+	transposeTokens(dst, bits, words)
+}
+
+// tokensPool has room for SumTokens tokens, of which not all are there.
+var tokensPool = sync.Pool{New: func() any { return new([SumTokens * maxWords]uint32) }}
+
+// transposePairs transposes SumTokens tokens with a function for two blocks of 16 tokens.
+func transposePairs(dst, bits []uint32, words int, pair func(dst, first, second []uint32, words int)) {
 	block := BlockKeys * words
-	var zero [BlockKeys * maxWords]uint32
 	for w := range sumWords {
-		at := 2 * w * block
-		first, second := zero[:], zero[:]
-		if n > w*wordBits {
-			first = bits[at:]
-		}
-		if n > w*wordBits+BlockKeys {
-			second = bits[at+block:]
-		}
-		transposeWords(dst[w*BlockKeys:], first, second, words)
+		pair(dst[w*BlockKeys:], bits[2*w*block:], bits[(2*w+1)*block:], words)
 	}
 }
 

@@ -382,7 +382,9 @@ func turn(x, cos, sin []float32, l Layout, sign float32) {
 		return
 	}
 	lo, hi := x[:h], x[h:2*h]
-	for p := range h {
+	sin, hi = sin[:len(lo)], hi[:len(lo)] // so that the compiler checks no index below
+	cos = cos[:len(lo)]
+	for p := range lo {
 		a, b, c, s := lo[p], hi[p], cos[p], sign*sin[p]
 		lo[p] = float32(a*c) - float32(b*s)
 		hi[p] = float32(a*s) + float32(b*c)

@@ -309,6 +309,9 @@ func checkShapes(cfg *family.Config, s *sidecar.Sidecar) error {
 				return fmt.Errorf("key %s: layer %d has heads, head_dim and value_dim %v, the model has %d KV heads of %d and %d",
 					spec.KeyGroups, l, got, want.KVHeads, want.HeadDim, want.ValueDim)
 			}
+			if o := cfg.Layers[l].Owner; o != l && len(y.Groups) > 0 {
+				return fmt.Errorf("key %s: layer %d has groups, but reads the keys and values of layer %d", spec.KeyGroups, l, o)
+			}
 		}
 		return nil
 	}

@@ -60,6 +60,22 @@ func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, 
 	return &Groups{Policy: p, cfg: cfg, groups: groups}, nil
 }
 
+// Only returns the cache that codes one layer and keeps all others as they are.
+func (c *Groups) Only(layer int) refmodel.Cache { return onlyGroups{c, layer} }
+
+type onlyGroups struct {
+	*Groups
+	layer int
+}
+
+// Window implements refmodel.LayerCache.
+func (o onlyGroups) Window(ctx context.Context, layer int, k, v []float32) (refmodel.Cache, error) {
+	if layer != o.layer {
+		return o.Groups, nil // whose Keys and Values change nothing
+	}
+	return o.Groups.Window(ctx, layer, k, v)
+}
+
 // Keys is part of refmodel.Cache; the forward pass calls that of the Cache from Window.
 func (c *Groups) Keys(layer, head int, k []float32) (refmodel.Scorer, error) { return nil, nil }
 

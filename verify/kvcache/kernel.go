@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
-	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
 	"github.com/phaseconv/phaseconv/kernels/rope"
@@ -23,13 +22,16 @@ type byKernel struct {
 
 	bits       []uint32
 	scales     []uint16
-	project    gemm.Weights // decode rows and the mean: a query becomes b numbers and its offset
+	project    *onebit.Projection // a query becomes b numbers
+	mean       []float32          // for its offset
 	exceptions *codec.Exceptions
 	exact      exactKeys
 
 	tables         onebit.Tables
+	queries        onebit.Queries
 	turned, coords []float32
 	offsets        []float32
+	lengths        []float64
 }
 
 // newKernel stores what coded keys consist of: words, alpha and x are those of the
@@ -50,8 +52,8 @@ func newKernel(c *codec.Code, p Policy, sink int, words []uint32, alpha []float3
 		onebit.Set(k.bits, c.B, sink+i, words[i*w:(i+1)*w])
 		k.scales[sink+i] = dtype.F32ToF16(a)
 	}
-	rows := append(append(make([]float32, 0, (c.B+1)*c.D), c.Decode...), c.Mean...)
-	k.project.PackRows(c.B+1, c.D, rows, c.D, 1)
+	k.project = onebit.NewProjection(c.Decode, c.B, c.D)
+	k.mean = c.Mean
 	return k, nil
 }
 
@@ -62,8 +64,9 @@ func (k *byKernel) Score(t refmodel.Tile) {
 	if block == 0 {
 		block = len(k.scales)
 	}
-	k.turned, k.coords, k.offsets = linalg.Grow(&k.turned, t.Rows*k.d), linalg.Grow(&k.coords, t.Rows*(k.b+1)),
-		linalg.Grow(&k.offsets, t.Rows)
+	width := k.project.Width()
+	k.turned, k.coords = linalg.Grow(&k.turned, t.Rows*k.d), linalg.Grow(&k.coords, t.Rows*width)
+	k.offsets, k.lengths = linalg.Grow(&k.offsets, t.Rows), linalg.Grow(&k.lengths, t.Rows)
 	for from := t.From / block * block; from < t.To; from += block {
 		for r := range t.Rows {
 			row := k.turned[r*k.d : (r+1)*k.d]
@@ -71,15 +74,17 @@ func (k *byKernel) Score(t refmodel.Tile) {
 			for i := range k.scale {
 				row[i] /= k.scale[i]
 			}
+			k.lengths[r] = onebit.Length(row)
 			if k.table != nil {
 				k.table.ApplyInverse(row, from, k.pairs)
 			}
 		}
-		gemm.MulRange(k.coords, k.b+1, k.turned, k.d, t.Rows, &k.project, 0, k.b+1, 0, k.d, false, 1)
+		k.queries.Set(k.project, k.turned, k.d, t.Rows, k.lengths)
+		k.project.Apply(k.coords, width, &k.queries)
 		for r := range t.Rows {
-			k.offsets[r] = k.coords[r*(k.b+1)+k.b]
+			k.offsets[r] = onebit.Offset(k.mean, k.turned[r*k.d:(r+1)*k.d])
 		}
-		k.tables.Build(k.coords, k.b+1, t.Rows, k.b)
+		k.tables.Build(k.coords, width, t.Rows, k.b)
 		// Rows of t.Dst before t.From belong to nobody, so whole blocks of keys may be written.
 		lo := max(from, t.From/onebit.BlockKeys*onebit.BlockKeys)
 		hi := min(from+block, t.To)
@@ -101,6 +106,7 @@ func (k *byKernel) Score(t refmodel.Tile) {
 // Fork implements refmodel.Scorer.
 func (k *byKernel) Fork() refmodel.Scorer {
 	f := *k
-	f.tables, f.turned, f.coords, f.offsets, f.exact.scores = onebit.Tables{}, nil, nil, nil, nil
+	f.tables, f.queries, f.exact.scores = onebit.Tables{}, onebit.Queries{}, nil
+	f.turned, f.coords, f.offsets, f.lengths = nil, nil, nil, nil
 	return &f
 }

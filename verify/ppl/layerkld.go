@@ -3,7 +3,6 @@ package ppl
 import (
 	"context"
 
-	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
@@ -21,10 +20,15 @@ func LayerSteps(m *refmodel.Model) (n int) {
 	return n
 }
 
-// LayerKLD returns by how much predictions diverge when the keys of one layer
-// alone are coded, for each layer, at positions from on of each window. tick, if
+// A LayerCoder is a cache of which one layer alone can be coded.
+type LayerCoder interface {
+	Only(layer int) refmodel.Cache
+}
+
+// LayerKLD returns by how much predictions diverge when the cache of one layer
+// alone is coded, for each layer, at positions from on of each window. tick, if
 // not nil, is told how many of LayerSteps are done.
-func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache *kvcache.Codes,
+func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache LayerCoder,
 	tick func(done, total int)) ([]Divergence, error) {
 	w := From(windows, from)
 	var out []Divergence

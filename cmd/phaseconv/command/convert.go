@@ -94,6 +94,8 @@ func convertFlags() []cli.Flag {
 				Value: convert.DefaultJoint().Bits},
 			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
 				Value: convert.DefaultJoint().Span},
+			&cli.BoolFlag{Name: "fisher",
+				Usage: "with --code joint: weigh errors by gradients of the model's own loss instead of by queries; a backward pass over half of the calibration text more"},
 		),
 		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "eval", Usage: "held-out text to measure on",
 			DefaultText: "one that comes with the program"})...),
@@ -112,7 +114,7 @@ func keyFlags(d convert.Options) []cli.Flag {
 		&cli.FloatFlag{Name: "bits", Usage: "bits (signs) per number of a key, on average over all heads (frame only)",
 			Value: d.Bits},
 		&cli.StringFlag{Name: "alloc", Usage: "bit allocation over heads: uniform, sensitivity (by measured cost) or angle",
-			DefaultText: "sensitivity for frames, uniform for other codes"},
+			DefaultText: "sensitivity for frames, uniform for other codes and for joint, whose layers can take sensitivity"},
 		&cli.IntFlag{Name: "outliers",
 			Usage: "coordinates of each coded key that are kept in F16 beside its signs, 0 to head_dim/2",
 			Value: d.Policy.Exceptions},
@@ -237,20 +239,20 @@ const codeJoint = "joint"
 // jointOptions reads how keys and values are coded together.
 func jointOptions(c *cli.Command, o *convert.Options) error {
 	if c.String("code") != codeJoint {
-		for _, f := range []string{"bits-kv", "span"} {
+		for _, f := range []string{"bits-kv", "span", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
 			}
 		}
 		return nil
 	}
-	for _, f := range []string{"bits", "alloc", "outliers"} {
+	for _, f := range []string{"bits", "outliers"} {
 		if c.IsSet(f) {
 			return usagef("--%s has no effect with --code %s; see --bits-kv", f, codeJoint)
 		}
 	}
-	o.Code, o.Bits, o.Alloc = codec.Frame, 1, ""
-	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span")}
+	o.Code, o.Bits = codec.Frame, 1
+	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span"), Fisher: c.Bool("fisher")}
 	if !c.IsSet("recent") {
 		o.Policy.Recent = convert.JointRecent
 	}

@@ -207,10 +207,11 @@ func wideDigits() {
 	RET()
 }
 
+const groupBytes = 4 * wordBytes // four words of 32 tokens, of 16 signs
+
 // transposeTokens emits avx2Transpose: 32 tokens, two blocks, become one word of every
 // sign. A word of theirs makes two blocks of 16 signs, which are groupBytes apart.
 func transposeTokens() {
-	const groupBytes = 4 * wordBytes // four words of 32 tokens
 	TEXT("avx2Transpose", NOSPLIT, "func(words int, bits, second, out *uint32)")
 	Pragma("noescape")
 	words := Load(Param("words"), GP64())
@@ -220,6 +221,8 @@ func transposeTokens() {
 	order := YMM()
 	VBROADCASTI128(transpose, order)
 	Label("word")
+	PREFETCHT0(Mem{Base: bits, Disp: aheadBytes})
+	PREFETCHT0(Mem{Base: second, Disp: aheadBytes})
 	var v [4]reg.VecVirtual
 	for i := range v {
 		// Four tokens of the first block and four of the second: bytes of one place in the
@@ -278,6 +281,90 @@ func weigh() {
 	ADDQ(Imm(32), out)
 	DECQ(eights)
 	JNZ(LabelRef("loop"))
+	VZEROUPPER()
+	RET()
+}
+
+// affine sets dst to the products of the bit matrices of m, one in eight bytes, with the
+// bytes of x. avo 0.5.0 does not know the instruction.
+func affine(m, x, dst reg.VecVirtual) {
+	Instruction(&ir.Instruction{
+		Opcode: "VGF2P8AFFINEQB", Operands: []Op{Imm(0), m, x, dst},
+		Inputs: []Op{m, x}, Outputs: []Op{dst}, ISA: []string{"GFNI", "AVX512F"},
+	})
+}
+
+// bytesOf emits a constant of 64 bytes.
+func bytesOf(name string, at func(i int) int) Mem {
+	m := GLOBL(name, rodata)
+	for i := 0; i < 64; i += 8 {
+		var v uint64
+		for j := range 8 {
+			v |= uint64(at(i+j)) << (8 * j)
+		}
+		DATA(i, U64(v))
+	}
+	return m
+}
+
+// wideTranspose emits avx512gfniTranspose: 64 tokens, four blocks, become two words of
+// every sign.
+func wideTranspose() {
+	// Byte 16k+8g+7-i is byte k of token 8g+i: eight tokens are a matrix of bits, whose rows
+	// the instruction counts from the last.
+	planes := bytesOf("tokenplanes", func(at int) int { return 4*(at%16/8*8+7-at%8) + at/16 })
+	// The bytes of a sign come together: dword j of the first half has tokens 0 to 31.
+	collect := bytesOf("signbytes", func(at int) int { return 8*(at/32*4+at%4) + at%32/4 })
+	unit := bytesOf("unitrows", func(at int) int { return 1 << (at % 8) })
+	TEXT("avx512gfniTranspose", NOSPLIT, "func(words int, bits *uint32, out *uint32)")
+	Pragma("noescape")
+	words := Load(Param("words"), GP64())
+	bits := Load(Param("bits"), GP64())
+	out := Load(Param("out"), GP64())
+	toPlanes, toSigns, rows := ZMM(), ZMM(), ZMM()
+	VMOVDQU8(planes, toPlanes)
+	VMOVDQU8(collect, toSigns)
+	VMOVDQU8(unit, rows)
+	block, three, left := GP64(), GP64(), GP64()
+	MOVQ(words, block)
+	SHLQ(Imm(6), block)
+	LEAQ(Mem{Base: block, Index: block, Scale: 2}, three)
+	MOVQ(words, left)
+	Label("word")
+	var z [4]reg.VecVirtual
+	for i := range z {
+		m := Mem{Base: bits}
+		switch i {
+		case 1:
+			m.Index, m.Scale = block, 1
+		case 2:
+			m.Index, m.Scale = block, 2
+		case 3:
+			m.Index, m.Scale = three, 1
+		}
+		z[i] = ZMM()
+		VPERMB(m, toPlanes, z[i])
+		m.Disp = aheadBytes
+		PREFETCHT0(m)
+	}
+	var t [4]reg.VecVirtual
+	for i := range t {
+		t[i] = ZMM()
+		VSHUFI64X2(Imm([]uint64{0x44, 0xee}[i%2]), z[i/2*2+1], z[i/2*2], t[i])
+	}
+	for k := range 4 {
+		x := ZMM()
+		VSHUFI64X2(Imm([]uint64{0x88, 0xdd}[k%2]), t[2+k/2], t[k/2], x)
+		affine(x, rows, x)
+		VPERMB(x, toSigns, x)
+		at := k/2*groupBytes + k%2*32
+		VMOVDQU(x.AsY(), Mem{Base: out, Disp: at})
+		VEXTRACTI64X4(Imm(1), x, Mem{Base: out, Disp: at + wordBytes})
+	}
+	ADDQ(Imm(wordBytes), bits)
+	ADDQ(U32(2*groupBytes), out)
+	DECQ(left)
+	JNZ(LabelRef("word"))
 	VZEROUPPER()
 	RET()
 }

@@ -530,7 +530,9 @@ func main() {
 	digits()
 	wideDigits()
 	transposeTokens()
+	wideTranspose()
 	weigh()
+	projections()
 	split()
 	for _, add := range []bool{false, true} {
 		sum(add)

@@ -1,0 +1,51 @@
+package bits
+
+import (
+	"testing"
+
+	"github.com/phaseconv/phaseconv/internal/tiny"
+)
+
+// TestSpreadJoint: the budget is kept, layers that cost more get more, nobody more than twice or
+// less than half of what is even, and equal layers get equal signs.
+func TestSpreadJoint(t *testing.T) {
+	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 4, HeadDim: 64}).Config
+	g, err := JointGroups(c, 3.2, 1<<10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, bytes := g.Total()
+	numbers := 0
+	for l := range c.Layers {
+		numbers += groupDim(&c.Layers[l], g.Parts[l][0])
+	}
+	// 3.2 bits per pair, less a scale for each group, in whole words.
+	if most := int(3.2*float64(numbers)/2) - 16*4; want > most || want <= most-32 || bytes != want/8+2*4 {
+		t.Errorf("%d signs and %d bytes for %d numbers", want, bytes, numbers)
+	}
+	sum := func(signs [][]int) (n int) {
+		for _, layer := range signs {
+			for _, b := range layer {
+				n += b
+			}
+		}
+		return n
+	}
+	got := spreadJoint(c, g, []float64{1e-9, 0.01, 0.01, 5})
+	if sum(got) != want {
+		t.Errorf("%v are not %d signs", got, want)
+	}
+	even := g.Signs[3][0]
+	if !(got[0][0] < got[1][0] && got[1][0] <= got[3][0]) || got[0][0] < even/2-32 || got[3][0] > 2*even+32 {
+		t.Errorf("signs %v for rising damage, %d each evenly", got, even)
+	}
+	got = spreadJoint(c, g, []float64{1, 1, 1, 1})
+	for l := range got {
+		if d := got[l][0] - g.Signs[l][0]; d < -32 || d > 32 {
+			t.Errorf("equal damage: %v instead of %v", got, g.Signs)
+		}
+	}
+	if got = spreadJoint(c, g, []float64{0, 0, 0, 0}); sum(got) != want {
+		t.Errorf("no damage: %v are not %d signs", got, want)
+	}
+}
