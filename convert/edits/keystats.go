@@ -777,8 +777,8 @@ func (s *KeyStats) mixStats(stats *transform.KeyStats, layer, head int, removal 
 	if err != nil {
 		return nil, err
 	}
-	x := &transform.KeyTransformStats{D: d, Pairs: c.PairsIn(layer), Queries: make([]float64, d*d), Freq: make([]float64, d/2),
-		Curvature: stats.Curvature, Scale: stats.Scale}
+	x := &transform.KeyTransformStats{D: d, Pairs: c.PairsIn(layer), Queries: make([]float64, d*d),
+		Freq: make([]float64, d/2), Curvature: stats.Curvature, Scale: stats.Scale}
 	if y := &c.Layers[layer]; y.Rope.Dim > 0 {
 		copy(x.Freq, y.Rope.InvFreq())
 	}

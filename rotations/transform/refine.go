@@ -275,7 +275,8 @@ func newBlockObjective(ctx context.Context, m *KeyTransform, x *RefineSample, o 
 	}
 	p := &blockObjective{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d, x.Pairs),
 		kappa: o.Penalty, scale: float32(math.Sqrt(x.Scale)),
-		k: make([]float32, n*d), z: make([]float32, n*d), g: make([]float32, n*d), gz: make([]float32, n*d), c32: make([]float32, d*d)}
+		k: make([]float32, n*d), z: make([]float32, n*d), g: make([]float32, n*d), gz: make([]float32, n*d),
+		c32: make([]float32, d*d)}
 	p.enter.PackRows(d, d, linalg.Float32(p.h), d, 1)
 	p.leave.PackT(d, d, linalg.Float32(p.h), d, 1)
 	total, err := x.total()
