@@ -170,6 +170,9 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	for _, n := range raceTokens {
 		h.rounds = append(h.rounds, held.Block(n))
 	}
+	if _, ok := o.Engine.(engine.Prober); !ok {
+		h.rounds = h.rounds[:1] // every round would be whole windows
+	}
 	return h, nil
 }
 
