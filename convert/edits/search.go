@@ -195,14 +195,18 @@ func (h *search) choose(ctx context.Context) (*Result, error) {
 	} else if h.o.Approximate {
 		out.Report.Refused = h.o.NoKeyBias
 	}
-	if err := h.try(ctx, Candidates(row)...); err != nil {
+	candidates := Candidates(row)
+	if matrix, _ := transform.CheckStill(h.c.Config); matrix == nil && row.Type.Quantized() {
+		candidates = append(candidates, Still(h.o.NoKeyBias != "", row))
+	}
+	if err := h.try(ctx, candidates...); err != nil {
 		return nil, err
 	}
 	if err := h.near(ctx, row); err != nil {
 		return nil, err
 	}
 	// Mixes are for the type as they are.
-	if i := h.leader(true); i > 0 && h.candidates[i].Fit.Transform == 0 {
+	if i := h.leader(true); i > 0 && h.candidates[i].Fit.Transform == 0 && !h.candidates[i].Fit.Still {
 		if err := h.try(ctx, h.candidates[i].Tuned()); err != nil {
 			return nil, err
 		}
@@ -224,7 +228,7 @@ func (h *search) choose(ctx context.Context) (*Result, error) {
 // quantised keys, which err much more, chance would decide) and no worse beside keys in
 // their type: where keys drown the gain, W_V and W_O had better stay as they are.
 func (h *search) values(ctx context.Context, best int, c *Result) error {
-	if !h.target.V.Quantized() {
+	if !h.target.V.Quantized() || transform.CheckValueTransform(h.c.Config) != nil {
 		return nil
 	}
 	edits, err := h.stats.FitValues(ctx, c.Edits, h.target.ValueRow(), h.o.Progress.Of("fitting changes of values"))

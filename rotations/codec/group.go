@@ -133,7 +133,9 @@ func NewGroup(code *Code, parts []Part, keyDim, valueDim int, gains []float32) (
 		for row := 0; row < code.B; row++ {
 			m := g.decoder.Decode[row*d+g.starts[i] : row*d+g.starts[i+1]]
 			for j := range m {
-				if m[j] *= v; m[j]-m[j] != 0 {
+				// The conversion keeps the check from seeing the product unrounded, where the compiler fuses.
+				m[j] = float32(m[j] * v)
+				if m[j]-m[j] != 0 {
 					return nil, fmt.Errorf("part %s: the gain %g takes a number of sign %d out of range", parts[i], v, row)
 				}
 			}

@@ -173,6 +173,9 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 		return nil
 	}
 	c.Add("files", c.checkFiles(ctx, dir, m), fmt.Sprintf("%d files have the recorded sizes and digests", len(m.Files)))
+	if there, err := checkProvenance(dir, m); there {
+		c.Add("provenance", err, spec.ProvenanceName+" tells the same as the manifest")
+	}
 	c.Add("no other files", checkExtra(dir, m), "nothing else is there that a loader would read")
 	entry, err := choose(m, prefer)
 	if !c.Add("container", err, entry.Container) {
@@ -262,7 +265,8 @@ func harmless(name string) bool {
 // index, an adapter, a chat template or a second tokenizer that appears beside a
 // model changes what it computes, though every recorded digest still agrees.
 func checkExtra(dir string, m *spec.Manifest) error {
-	known := map[string]bool{spec.ManifestName: true, spec.ReportDataName: true}
+	known := map[string]bool{spec.ManifestName: true, spec.ReportDataName: true, spec.ProvenanceName: true,
+		spec.SignatureName: true}
 	for _, f := range m.Files {
 		known[f.Name] = true
 	}

@@ -410,6 +410,18 @@ func Softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head
 	fmath.Softmax(row[from:to+1], scale)
 }
 
+// Softmax turns the scores that one query of a head gives keys into probabilities, beside the
+// head's sink if layer y has one.
+func (a *Attention) Softmax(y *family.Layer, head int, scores []float32) {
+	if a.Sinks == nil {
+		fmath.Softmax(scores, float32(y.Scale))
+		return
+	}
+	row := append(slices.Clone(scores), 0)
+	Softmax(row, 0, len(scores), y, a.Sinks, head)
+	copy(scores, row)
+}
+
 // Probabilities calls visit for every query of one window and query head, in
 // order, with its attention probabilities p over keys [lo, i]; p is valid during
 // the call. They are what the forward pass multiplies the values with.
