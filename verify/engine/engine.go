@@ -71,6 +71,14 @@ type Reference struct {
 	kept any
 }
 
+// Keep returns what an engine keeps of the reference, which first makes the first time.
+func (r *Reference) Keep(first func() any) any {
+	if r.kept == nil {
+		r.kept = first()
+	}
+	return r.kept
+}
+
 // Part is the reference on the first n of the windows w that it was used with.
 func (r *Reference) Part(w *ppl.Windows, n int) *Reference {
 	p := &Reference{Engine: r.Engine, Lane: r.Lane}
