@@ -112,8 +112,8 @@ func ParseManifest(raw []byte) (*spec.Manifest, error) {
 		return nil, err
 	}
 	if groups := m.Version == spec.VersionGroups; groups != (m.Code.Parts != "") || groups != (m.Code.GroupDim != 0) {
-		return nil, fmt.Errorf("keys code.parts and code.group_dim are those of version %d and must be there; the manifest is of version %d",
-			spec.VersionGroups, m.Version)
+		return nil, fmt.Errorf("keys code.parts and code.group_dim are those of version %d and must be there; "+
+			"the manifest is of version %d", spec.VersionGroups, m.Version)
 	}
 	for _, f := range m.Files {
 		if f.Name != filepath.Base(f.Name) || f.Name == "." || f.Name == ".." {
