@@ -348,7 +348,9 @@ var mistakes = []mistake{
 		return ok
 	}},
 	{"top-k weights otherwise", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return mixture(y) && y.FFN.Router != family.TopKSoftmax && y.FFN.Beside == 0 },
+		return each(c, func(y *family.Layer) bool {
+			return mixture(y) && y.FFN.Router != family.TopKSoftmax && y.FFN.Beside == 0
+		},
 			func(y *family.Layer) { y.FFN.Renorm = !y.FFN.Renorm })
 	}},
 	{"one expert fewer", func(c *family.Config, w *altered) bool {
