@@ -266,8 +266,6 @@ const (
 	halfLimit = 0.02
 	// ggml looks GELU up in a table for F16 arguments: again 2^-11 per value.
 	geluLimit = 0.02
-	// The inputs of products with MXFP4 are rounded to Q8_0, by up to 2^-8 of the largest of 32.
-	mxfp4Limit = 0.1
 )
 
 func TestAustenMoE(t *testing.T) {
@@ -466,9 +464,6 @@ func TestTinyFiles(t *testing.T) {
 			for _, x := range c.Tensors() {
 				if typ, err := gguf.ParseType(x.Type); err == nil && typ.Quantized() {
 					limit = halfLimit // inputs are rounded
-				}
-				if x.Type == "MXFP4" {
-					limit = mxfp4Limit
 				}
 			}
 			d := compare(t, path, path, tiny.Windows(c.Config, 2, 36))
