@@ -32,8 +32,10 @@ type Options struct {
 	BaseModel string
 	// QuantizedBy is who publishes it, License the licence's id; "" leaves them out.
 	QuantizedBy, License string
-	Progress             progress.Func
-	Notice               func(text string)
+	// Imatrix is the source's importance matrix, "" for none.
+	Imatrix  string
+	Progress progress.Func
+	Notice   func(text string)
 }
 
 // SidecarName is what the sidecar of a GGUF model is called in a release: programs that look for
@@ -82,6 +84,13 @@ func Make(ctx context.Context, o Options) (_ *spec.Manifest, err error) {
 			return nil, err
 		}
 		files = append(files, g)
+	}
+	if o.Imatrix != "" {
+		f, err := o.imatrix(ctx, m, folder.Path)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
 	}
 	m.Files = files
 	if err := write.Manifest(folder.Path, m); err != nil {

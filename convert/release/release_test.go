@@ -92,3 +92,52 @@ func TestKeys(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+// TestImatrix: entries of matrices whose inputs changed are left out, no others.
+func TestImatrix(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "imatrix.gguf")
+	names := []string{"blk.0.attn_q.weight.in_sum2", "blk.0.attn_output.weight.in_sum2", "blk.0.attn_output.weight.counts",
+		"blk.1.ffn_down.weight.in_sum2", "output.weight.in_sum2"}
+	var specs []gguf.TensorSpec
+	for _, n := range names {
+		specs = append(specs, gguf.TensorSpec{Name: n, Type: gguf.TypeF32, Dims: []int{8}})
+	}
+	w, err := gguf.Create(path, []gguf.KV{gguf.Value("general.type", "imatrix")}, specs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		if err := w.WriteTensor(n, func(o io.Writer) error { _, err := o.Write(make([]byte, 32)); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]int{"G3": 5, "G2": 3, "G4": 4, "G1": 0} {
+		o := Options{Imatrix: path}
+		dir := t.TempDir()
+		file, err := o.imatrix(t.Context(), &spec.Manifest{Identities: []spec.Identity{{ID: id, Applied: true},
+			{ID: "G1", Applied: false}}}, dir)
+		if want == 0 {
+			if err == nil {
+				t.Errorf("%s: an importance matrix was taken", id)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := gguf.Open(filepath.Join(dir, file.Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(f.Tensors) != want {
+			t.Errorf("%s: %d entries, want %d", id, len(f.Tensors), want)
+		}
+		f.Close()
+	}
+	if _, err := (&Options{Imatrix: file(t).Path}).imatrix(t.Context(), &spec.Manifest{}, t.TempDir()); err == nil {
+		t.Error("a model was taken for an importance matrix")
+	}
+}

@@ -39,7 +39,7 @@ func GroupSamples(ctx context.Context, c *family.Config, a *refmodel.Attention, 
 			}
 			switch {
 			case fisher != nil:
-				s.Absolute, s.Metrics[k] = true, fisher.Metric(a.Layer, part, scale(part.Head))
+				s.Absolute, s.Metrics[k] = true, fisher.Metric(a.Layer, part, d, scale(part.Head))
 			case !part.Value:
 				// One head at a time: the queries of all together may be larger than the keys.
 				met, err := meetings(ctx, c, a, []int{part.Head}, scale, p, table, threads)

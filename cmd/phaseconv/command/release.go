@@ -37,6 +37,7 @@ Examples:
 				DefaultText: "one file"},
 			&cli.StringFlag{Name: "base-model", Usage: "id of the source on the hub, such as Org/Name"},
 			&cli.StringFlag{Name: "quantized-by", Usage: "who publishes it"},
+			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix of the source (GGUF); what of it holds for the changed weights is written beside the model"},
 			&cli.StringFlag{Name: "source", Usage: "folder of the source; its README.md or LICENSE tell the licence"},
 			&cli.StringFlag{Name: "license", Usage: "licence identifier, when no file tells it"},
 			jsonFlag(),
@@ -70,7 +71,7 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	}
 	o := release.Options{
 		Dir: c.Args().First(), Out: c.String("out"), Name: c.String("name"), BaseModel: c.String("base-model"),
-		QuantizedBy: c.String("quantized-by"), Progress: showProgress(stderr), Notice: notes(stderr),
+		QuantizedBy: c.String("quantized-by"), Imatrix: c.String("imatrix"), Progress: showProgress(stderr), Notice: notes(stderr),
 	}
 	if o.Out == "" {
 		return usagef("release: name the folder to create with -o")
