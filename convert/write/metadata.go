@@ -85,7 +85,7 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 	} else {
 		perLayer("feed_forward_length", func(y *family.Layer) int { return y.FFN.Size })
 	}
-	if x := cfg.Family.Experts; x != nil && (x.OwnSize || x.GGUFOwnSize) {
+	if x := cfg.Family.Experts; cfg.Mixture() != nil && (x.OwnSize || x.GGUFOwnSize) {
 		u32("expert_feed_forward_length", cfg.Mixture().Size)
 	}
 	u32("attention.head_count", y.Heads)

@@ -106,6 +106,7 @@ type config struct {
 	MoEExperts    *int     `json:"moe_num_experts"`
 	MoEK          *int     `json:"moe_k"`
 	MoETopK       layered  `json:"moe_topk"`
+	TopKExperts   *int     `json:"top_k_experts"`
 	SharedSize    *int     `json:"shared_expert_intermediate_size"`
 	SharedExperts *int     `json:"n_shared_experts"`
 	MoEShared     *int     `json:"moe_num_shared_experts"`
@@ -349,7 +350,7 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	if fam.DraftKey {
 		c.DraftLayers = or(h.DraftLayers, 1)
 	}
-	if fam.Experts != nil {
+	if fam.Experts != nil && (!fam.Experts.Optional || or(h.MoEBlock, false)) {
 		if err := h.experts(c, p); err != nil {
 			return nil, err
 		}
@@ -495,7 +496,7 @@ func (h *config) kinds(c *family.Config, p *family.Params) error {
 			return format.Unsupportedf("%s is set, which phaseconv does not support for %s", x.key, f.Name)
 		}
 	}
-	if or(h.MoEBlock, false) {
+	if or(h.MoEBlock, false) && (f.Experts == nil || !f.Experts.Optional) {
 		return format.Unsupportedf("enable_moe_block is set, which phaseconv does not support for %s", f.Name)
 	}
 	if !f.Kinds {

@@ -169,7 +169,6 @@ func TestRefusals(t *testing.T) {
 		{"hunyuan", keys{"use_cla": true}, "use_cla"},
 		{"llama", keys{"global_head_dim": 64}, "global_head_dim"},
 		{"llama", keys{"num_kv_shared_layers": 1}, "num_kv_shared_layers"},
-		{"gemma4", keys{"enable_moe_block": true}, "enable_moe_block"},
 		{"gemma4", keys{"use_bidirectional_attention": "all"}, "use_bidirectional_attention"},
 		{"gemma4", keys{"num_kv_shared_layers": 7}, "num_kv_shared_layers"},
 		{"gemma4", keys{"per_layer_config": keys{"1": keys{"head_dim": 16, "num_experts": 3}}}, "num_experts for layer 1"},

@@ -412,21 +412,64 @@ func inputsOf256(typ gguf.Type) bool {
 // TestFamilies converts a tiny model of every family with random weights.
 func TestFamilies(t *testing.T) {
 	library(t)
-	for _, family := range tiny.Families {
-		t.Run(family, func(t *testing.T) {
+	for _, fam := range tiny.Families {
+		t.Run(fam, func(t *testing.T) {
 			dir := t.TempDir()
 			options := tiny.Options{Seed: 1}
-			if family == "olmoe" {
+			if fam == "olmoe" {
 				options.KVHeads = 4 // stock runtimes know olmoe without GQA only
 			}
-			tiny.HF(t, dir, family, options)
+			tiny.HF(t, dir, fam, options)
 			path := convert(t, dir, "--outtype", "f32", "--ctx", "64", "--calib-tokens", "1024")
 			w := windowsOf(t, path, 64, 2)
 			limit := exactLimit
-			if family == "gemma3_text" {
+			if fam == "gemma3_text" {
 				limit = geluLimit
 			}
 			d := compare(t, path, path, w.Tokens)
+			t.Logf("largest difference %.1e, rms %.1e, limit %.1e of the logits' deviation %.2f", d.worst/d.std, d.rms/d.std,
+				limit, d.std)
+			if !(d.worst <= limit*d.std) {
+				t.Errorf("a logit differs from llama.cpp's by %.2e of the deviation, more than %.0e", d.worst/d.std, limit)
+			}
+		})
+	}
+}
+
+// tinyFiles names a folder with the GGUF files of the models that transformers made, as
+// TestGGUFOracle of convert/write keeps them.
+const tinyFiles = "PHASECONV_TINY_GGUF"
+
+// TestTinyFiles: llama.cpp loads our F32 file of every model that transformers made (partly turned
+// heads, layers without RoPE, shared keys, sinks, stacked tensors, ...) and computes what we do.
+func TestTinyFiles(t *testing.T) {
+	library(t)
+	if os.Getenv(tinyFiles) == "" {
+		t.Skipf("NOTHING IS COMPARED: set %s to the folder of what PHASECONV_KEEP_GGUF=FOLDER go test -run TestGGUFOracle "+
+			"./convert/write keeps", tinyFiles)
+	}
+	files, err := filepath.Glob(filepath.Join(os.Getenv(tinyFiles), "*.f32.gguf"))
+	if err != nil || len(files) < 40 {
+		t.Fatalf("%d files (%v)", len(files), err)
+	}
+	for _, path := range files {
+		name := strings.TrimSuffix(filepath.Base(path), ".f32.gguf")
+		t.Run(name, func(t *testing.T) {
+			c, err := checkpoint.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			limit := exactLimit
+			if c.Config.Layers[0].FFN.Activation == family.GELUTanh {
+				limit = geluLimit * max(1, float64(len(c.Config.Layers))/10) // the table's errors add up
+			}
+			for _, x := range c.Tensors() {
+				if typ, err := gguf.ParseType(x.Type); err == nil && typ.Quantized() {
+					limit = halfLimit // inputs are rounded
+				}
+			}
+			d := compare(t, path, path, tiny.Windows(c.Config, 2, 36))
 			t.Logf("largest difference %.1e, rms %.1e, limit %.1e of the logits' deviation %.2f", d.worst/d.std, d.rms/d.std,
 				limit, d.std)
 			if !(d.worst <= limit*d.std) {
