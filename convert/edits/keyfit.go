@@ -50,7 +50,10 @@ type KeyFit struct {
 	// transform.KeyTransformOptions. It needs StatsOptions.Samples. A mix balances pairs too:
 	// of Balance it only minds ForType, see transform.RefineKeyTransform.
 	Transform float64
-	Pairs     PairScaling
+	// Start, if set, has mixes of another fit, with another penalty, from which this one goes on:
+	// that takes a fraction of the steps.
+	Start transform.ModelEdits
+	Pairs PairScaling
 	// Still makes exact changes on the pairs that RoPE does not turn, in layers that have them: a
 	// constant leaves the key bias, unless NoBias is set, and a matrix passes to the queries. It
 	// goes with no Shift and no Transform, and needs StatsOptions.Samples.

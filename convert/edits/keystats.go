@@ -736,30 +736,36 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 // mix finds the mix of the pairs of one KV head after a removal, for the cache type
 // if the balance is for it.
 func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int,
-	removal *transform.BiasShift) (
-	*transform.KeyTransform, error,
-) {
-	k := s.heads[layer][head]
-	noise, err := s.noise(f, stats, layer, head, removal)
-	if err != nil {
-		return nil, err
-	}
+	removal *transform.BiasShift) (*transform.KeyTransform, error) {
 	sample, err := s.Sample(layer, head, transform.KeyEdit{Shift: removal})
 	if err != nil {
 		return nil, err
 	}
-	x, err := s.mixStats(stats, layer, head, removal)
-	if err != nil {
-		return nil, err
+	o := transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform}
+	block, _ := f.Cache.Type.Block()
+	refined := f.Pairs == ForType && block >= 2
+	var m *transform.KeyTransform
+	if refined && f.Start != nil {
+		m, o.Steps = f.Start[layer][head].Transform, goOnSteps
 	}
-	m, err := transform.FitKeyTransform(ctx, x, transform.KeyTransformOptions{Noise: noise, Penalty: f.Transform})
-	if block, _ := f.Cache.Type.Block(); err != nil || f.Pairs != ForType || block < 2 {
-		return m, err
+	if m == nil {
+		noise, err := s.noise(f, stats, layer, head, removal)
+		if err != nil {
+			return nil, err
+		}
+		o.Steps = 0
+		x, err := s.mixStats(stats, layer, head, removal)
+		if err != nil {
+			return nil, err
+		}
+		m, err = transform.FitKeyTransform(ctx, x, transform.KeyTransformOptions{Noise: noise, Penalty: f.Transform})
+		if err != nil || !refined {
+			return m, err
+		}
 	}
-	t := s.ropes[s.cfg.RopeKind(layer)].Pure
-	meet := &transform.RefineSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings,
-		Scale: stats.Scale}
-	return transform.RefineKeyTransform(ctx, m, meet, transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform})
+	k := s.heads[layer][head]
+	return transform.RefineKeyTransform(ctx, m, &transform.RefineSample{KeySample: *sample, Pos: k.samplePos,
+		Table: s.ropes[s.cfg.RopeKind(layer)].Pure, Windows: k.meetings, Scale: stats.Scale}, o)
 }
 
 // mixStats returns what a transform of one head's keys after a shift is fitted to.
@@ -771,8 +777,8 @@ func (s *KeyStats) mixStats(stats *transform.KeyStats, layer, head int, removal 
 	if err != nil {
 		return nil, err
 	}
-	x := &transform.KeyTransformStats{D: d, Pairs: c.PairsIn(layer), Queries: make([]float64, d*d), Freq: make([]float64, d/2),
-		Curvature: stats.Curvature, Scale: stats.Scale}
+	x := &transform.KeyTransformStats{D: d, Pairs: c.PairsIn(layer), Queries: make([]float64, d*d),
+		Freq: make([]float64, d/2), Curvature: stats.Curvature, Scale: stats.Scale}
 	if y := &c.Layers[layer]; y.Rope.Dim > 0 {
 		copy(x.Freq, y.Rope.InvFreq())
 	}
@@ -812,6 +818,9 @@ func (s *KeyStats) mixStats(stats *transform.KeyStats, layer, head int, removal 
 	}
 	return x, nil
 }
+
+// goOnSteps is how many steps a mix takes from that of another penalty.
+const goOnSteps = 15
 
 func addTo32(dst []float64, x []float32) {
 	for i, v := range x {

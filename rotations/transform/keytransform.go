@@ -109,19 +109,9 @@ func packed(from []float64, d int) *gemm.Weights {
 	return w
 }
 
-// Undo takes back what the mix did to a key, in place.
-func (m *KeyTransform) Undo(x []float32) {
-	// A^-1 is the transpose of Query.
-	d := len(x)
-	out := make([]float64, d)
-	for j, v := range x {
-		for i, a := range m.Query[j*d : (j+1)*d] {
-			out[i] += float64(a * float64(v))
-		}
-	}
-	for i, v := range out {
-		x[i] = float32(v)
-	}
+// UndoWeights packs the matrix that takes back what KeyWeights does.
+func (m *KeyTransform) UndoWeights(d int) *gemm.Weights {
+	return packed(linalg.Transpose(m.Query, d), d) // A^-1
 }
 
 // Metric returns A^-T Q A^-1, the second moment of queries [D, D] after the mix.

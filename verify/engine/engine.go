@@ -68,7 +68,8 @@ type Reference struct {
 	Engine Engine
 	Lane   Lane
 
-	kept any
+	kept    any
+	context *refmodel.Context // of Probe
 }
 
 // Keep returns what an engine keeps of the reference, which first makes the first time.
