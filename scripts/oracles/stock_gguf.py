@@ -166,6 +166,8 @@ KNOWN = {
     "phi3-long": ["key phi3.attention.sliding_window", "key phi3.rope.scaling.type"],
     "phi3-short": ["key phi3.attention.sliding_window", "key phi3.rope.scaling.type"],
     "olmoe-tied": ["tensor output.weight: ours only"],  # stock cannot load its own file
+    # Stock writes gate and up of experts as one tensor, and reads both.
+    "gemma4-moe": [f"tensor blk.{l}.ffn_{n}_exps.weight" for l in range(4) for n in ("gate_up", "gate", "up")],
 }
 
 
