@@ -21,6 +21,9 @@ import (
 // stock is where a conversion for stock caches lies beside another.
 func stock(out string) string { return out + ".stock" }
 
+// jointly is where one with joint codes does.
+func jointly(out string) string { return out + ".joint" }
+
 // TestDeterminism converts a model with one and two threads and with every set of
 // vector instructions that the machine has, in processes of their own, and compares
 // all bytes of the artifacts. Set PHASECONV_LONG to take the model that comes with
@@ -41,6 +44,11 @@ func TestDeterminism(t *testing.T) {
 		o.CalibrationTokens = max(o.CalibrationTokens, 192) // enough keys for head_dim 128
 		// What is measured before the fit must not depend on threads either.
 		o.Bits, o.Alloc, o.Policy.Exceptions = 1.25, "sensitivity", 3
+		converted(t, o)
+		// Gradients, drafts and an allotment come before the fit.
+		o = joint(biased, jointly(out))
+		o.Threads, o.Joint.Fisher, o.Report, o.Alloc, o.CalibrationTokens = threads, true, false, "sensitivity", 384
+		o.Joint.Span = 512
 		converted(t, o)
 		// Changes for stock caches are searched for, and chosen by measurements.
 		o = small(biased, stock(out))
@@ -96,6 +104,7 @@ func TestDeterminism(t *testing.T) {
 		t.Run(v.name, func(t *testing.T) {
 			sameTrees(t, first, out)
 			sameTrees(t, stock(first), stock(out))
+			sameTrees(t, jointly(first), jointly(out))
 		})
 	}
 }

@@ -43,7 +43,8 @@ func TestJoint(t *testing.T) {
 		t.Errorf("planned %+v, written %+v", k, m.Code)
 	}
 	pairs := m.Model.Layers * m.Model.KVHeads * m.Model.HeadDim
-	if b.KVF16 != 4*pairs || b.KVCode != k.Bytes || b.KCode != b.KVCode || 8*b.KVCode > 3*pairs || 8*b.KVCode <= 3*pairs-32 {
+	if b.KVF16 != 4*pairs || b.KVCode != k.Bytes || b.KCode != b.KVCode || 8*b.KVCode > 3*pairs ||
+		8*b.KVCode <= 3*pairs-32 {
 		t.Errorf("bytes %+v for %d pairs of numbers, planned %d", b, pairs, k.Bytes)
 	}
 	if !res.Verify.OK || !(res.Verify.KLD.Mean > 0) {

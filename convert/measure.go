@@ -177,10 +177,22 @@ func (j *job) compareCaches(ctx context.Context, dir string, e spec.Artifact, co
 		return nil, err
 	}
 	defer model.Close()
-	return verify.Advise(ctx, j.source, model, verify.AdviseOptions{
+	how := verify.AdviseOptions{
 		Texts: []ppl.Text{o.Evaluation}, Ctx: contexts, Chunks: o.Chunks, Pairs: pairs,
 		Rotation: pairs[0].Rotation, Threads: o.Threads, Progress: o.Progress,
-	})
+	}
+	if o.own() {
+		return verify.Advise(ctx, j.source, model, how)
+	}
+	source, err := j.engine(ctx)
+	if err != nil {
+		return nil, err
+	}
+	made, err := o.Engines.Open(ctx, model)
+	if err != nil {
+		return nil, err
+	}
+	return verify.AdviseWith(ctx, source, made, how)
 }
 
 // report writes report.html and its data beside the model in dir.

@@ -147,9 +147,13 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 		// must not be kept under it.
 		Check: c.Unchanged, Notice: o.Notice,
 	}
-	if !o.own() { // what it computes differs from machine to machine, and must not be mixed
-		w.Inputs = append(w.Inputs, in("engine", engine.Digest(o.Engines.Identity())))
+	// What an engine on llama.cpp computes differs from machine to machine, and must not be mixed.
+	computed := engine.Own
+	if !o.own() {
+		id := o.Engines.Identity()
+		computed = fmt.Sprintf("%s %s, identity %s", id.Engine, id.Release, engine.Digest(id))
 	}
+	w.Inputs = append(w.Inputs, in("engine", computed))
 	if opt.Joint != nil {
 		w.Groups = opt.Joint.Parts
 	}

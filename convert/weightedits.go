@@ -57,7 +57,7 @@ func (j *job) searchEdits(ctx context.Context) (*plan.Changes, *spec.Fusion, err
 	}
 	for _, id := range j.proposed.Identities {
 		if slices.Contains([]string{transform.IDValueTransform, transform.IDPairScale, transform.IDBiasShift,
-			transform.IDKeyTransform}, id.ID) {
+			transform.IDKeyTransform, transform.IDStillTransform, transform.IDStillShift}, id.ID) {
 			was := id.Applied
 			id.Tensors = count[id.ID]
 			if id.Applied = id.Tensors > 0; id.Applied || was {

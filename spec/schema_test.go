@@ -278,14 +278,15 @@ func TestKeysInText(t *testing.T) {
 		all += string(b)
 	}
 	for _, s := range []string{ManifestName, GGUFModelName, GGUFSidecarName, SafetensorsSidecarName, FoldName, "`" + FoldList + "`", `"` + ConfigObject + `": {`, `"` + BasisPostRope + `"`,
-		"layers, 1 to 4096", "per layer, 1 to 4096", "even, 2 to 4096", "0 to 1048576", "min(2048, 8 d)", "2048 signs and 8 signs per number", ModelPrefix + KeyVersion, ModelPrefix + KeySourceSHA256, ModelPrefix + KeyCode, ModelPrefix + KeyTool} {
+		"layers, 1 to 4096", "per layer, 1 to 4096", "even, 2 to 4096", "0 to 1048576", "min(2048, 8 d)", "2048 signs and 8 signs per number", "at most 2048. Writers SHOULD stay below 512", "at most 1048576 bytes",
+		ModelPrefix + KeyVersion, ModelPrefix + KeySourceSHA256, ModelPrefix + KeyCode, ModelPrefix + KeyTool} {
 		if !strings.Contains(all, s) {
 			t.Errorf("the text lacks %q", s)
 		}
 	}
 	if MaxLayers != 4096 || MaxHeads != 4096 || MaxHeadDim != 4096 || MaxBits != 2048 ||
 		MaxBitsPerNumber != 8 || MaxAnchor != 1048576 || MaxSink != MaxAnchor ||
-		MaxRecent != MaxAnchor {
+		MaxRecent != MaxAnchor || MaxGroupDim != 2048 || DefaultGroupDim != 512 || MaxGroupsText != 1048576 {
 		t.Error("a limit changed, but not the text")
 	}
 }

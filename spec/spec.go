@@ -26,6 +26,10 @@ const (
 	// FormerFoldName is what programs before 0.2 called the fold. The manifest says
 	// which name an artifact has.
 	FormerFoldName = "phaseconv.fold.safetensors"
+	// ProvenanceName is the statement of provenance of a release, SignatureName the signature of all
+	// files that OpenSSF's model-signing writes beside them.
+	ProvenanceName = "phaseconv.intoto.json"
+	SignatureName  = "model.sig"
 	// ConfigObject is the object that a converted config.json carries.
 	ConfigObject = "phaseconv"
 )

@@ -128,6 +128,9 @@ func advise(ctx context.Context, published, converted engine.Engine, o AdviseOpt
 	out := &spec.AdviseJSON{MaxKLD: o.MaxKLD, Rotation: o.Rotation, RoundedInputs: round, Choices: []spec.AdviseChoice{}}
 	if o.Where.Backend != "" {
 		out.Backend, out.TensorSplit, out.Facts = string(o.Where.Backend), o.Where.TensorSplit, backends.Source
+		if a.mlx() {
+			out.Facts = backends.MLXSource
+		}
 	}
 	for _, x := range []struct {
 		e         engine.Engine
@@ -231,6 +234,9 @@ func (a *adviser) ctx() int {
 	return n
 }
 
+// mlx says whether the runtime is mlx-lm.
+func (a *adviser) mlx() bool { return a.o.Where.Backend == backends.MLX }
+
 // runs says whether a pair runs where it has to.
 func (a *adviser) runs(m adviseModel, k, v gguf.Type) (backends.Runs, string) {
 	if a.o.Where.Backend == "" {
@@ -278,6 +284,9 @@ func (a *adviser) checkTypes() error {
 	types := a.o.Types
 	if !asked {
 		types = adviseTypes
+		if a.mlx() {
+			types = kvcache.MLXTypes
+		}
 	}
 	a.o.Types = nil
 	for _, t := range types {
@@ -472,6 +481,9 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 	if m.converted {
 		file = a.o.ConvertedModel
 	}
+	if a.mlx() {
+		file = cmp.Or(file, "MODEL")
+	}
 	return spec.AdviseChoice{
 		KType: kvcache.TypeName(p.K), VType: kvcache.TypeName(p.V), Converted: m.converted,
 		BytesPerToken: float64(a.bytes(m, p)), Worst: a.worst[adviseKey{p.K, p.V, m.converted}],
@@ -479,6 +491,7 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 		Ctx:   a.ctx(), CacheBytes: a.cache(m, p),
 		Lines: backends.Launch{
 			Model: cmp.Or(file, "MODEL.gguf"), Ctx: a.ctx(), K: p.K, V: p.V, Rotation: a.o.Rotation,
+			MLX: a.mlx(),
 		}.Lines(),
 	}, true
 }
@@ -501,7 +514,10 @@ func (a *adviser) improve(m adviseModel, c spec.AdviseChoice, ok bool) *spec.Adv
 	k, v := kvcache.TypeName(p.K), kvcache.TypeName(p.V)
 	command := fmt.Sprintf("phaseconv convert %s -o OUT --cache-type-k %s --cache-type-v %s --target-ctx %d",
 		backends.Quote(source), k, v, a.ctx())
-	if !a.o.Rotation {
+	switch {
+	case a.mlx(): // it reads folders
+		command += " --format safetensors"
+	case !a.o.Rotation:
 		command += " --cache-rotation off"
 	}
 	return &spec.AdviseImprove{

@@ -45,7 +45,7 @@ func JointGroups(c *family.Config, bits float64, span int) (*Groups, error) {
 	if !(bits > 0 && bits <= 2*codec.MaxBitsPerNumber) {
 		return nil, option.Bad("BitsKV", bits, "it must be above 0 and at most %d", 2*codec.MaxBitsPerNumber)
 	}
-	words := int(math.Floor((bits*float64(numbers)/2 - float64(scaleBits*count)) / wordSigns))
+	words := int(math.Floor((float64(bits*float64(numbers)/2) - float64(scaleBits*count)) / wordSigns))
 	before, given := 0, 0 // numbers and words of the groups so far
 	for l, parts := range g.Parts {
 		y := &c.Layers[l]
@@ -56,8 +56,8 @@ func JointGroups(c *family.Config, bits float64, span int) (*Groups, error) {
 			n := before*words/numbers - given
 			given += n
 			if n < 1 || n*wordSigns > codec.MaxSigns(d)/wordSigns*wordSigns {
-				return nil, option.Bad("BitsKV", bits, "groups of %d numbers would have %d signs; 32 to %d can be, their scales taken off",
-					d, max(0, n)*wordSigns, codec.MaxSigns(d)/wordSigns*wordSigns)
+				return nil, option.Bad("BitsKV", bits,
+					"groups of %d numbers would have %d signs; 32 to %d can be, their scales taken off", d, max(0, n)*wordSigns, codec.MaxSigns(d)/wordSigns*wordSigns)
 			}
 			signs = append(signs, n*wordSigns)
 		}

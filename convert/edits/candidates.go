@@ -30,6 +30,13 @@ func Candidates(cache transform.CacheRow) []Candidate {
 	return out
 }
 
+// Still returns the candidate that makes exact changes on the pairs that RoPE does not turn and
+// scales the others; noBias leaves the key bias alone.
+func Still(noBias bool, cache transform.CacheRow) Candidate {
+	return Candidate{Name: "keys transformed where RoPE does not turn, pair scaling",
+		Fit: KeyFit{Still: true, NoBias: noBias, Pairs: ClosedForm, Cache: cache}}
+}
+
 // Shift returns the candidate that takes the low-frequency mean out of the key bias, with this
 // penalty on what that changes, and scales pairs. Models whose keys take no bias cannot have it.
 func Shift(penalty float64, cache transform.CacheRow) Candidate {

@@ -50,8 +50,15 @@ type KeyFit struct {
 	// transform.KeyTransformOptions. It needs StatsOptions.Samples. A mix balances pairs too:
 	// of Balance it only minds ForType, see transform.RefineKeyTransform.
 	Transform float64
-	Pairs     PairScaling
-	Cache     transform.CacheRow // what the edits are for
+	// Start, if set, has mixes of another fit, with another penalty, from which this one goes on:
+	// that takes a fraction of the steps.
+	Start transform.ModelEdits
+	Pairs PairScaling
+	// Still makes exact changes on the pairs that RoPE does not turn, in layers that have them: a
+	// constant leaves the key bias, unless NoBias is set, and a matrix passes to the queries. It
+	// goes with no Shift and no Transform, and needs StatsOptions.Samples.
+	Still, NoBias bool
+	Cache         transform.CacheRow // what the edits are for
 }
 
 // Fit makes the edits of all heads, [layer][KV head]. It refuses a removal on
@@ -148,6 +155,16 @@ func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out 
 			continue
 		}
 		alive = append(alive, i)
+		if f.Still {
+			done, err := s.still(ctx, f, stats, layer, head+i, &out[i])
+			if err != nil {
+				return fail(err)
+			}
+			if done {
+				alive = alive[:len(alive)-1]
+				continue
+			}
+		}
 		var delta []float64
 		if f.Shift != nil {
 			if out[i].Shift, err = s.remove(ctx, f, stats, layer, head+i); err != nil {
@@ -169,6 +186,12 @@ func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out 
 		return nil
 	}
 	turn := &transform.PairRotation{Scale: transform.PairScaleOf(q, k)}
+	if f.Still {
+		for _, i := range alive {
+			out[i].Pairs = turn
+		}
+		return nil
+	}
 	switch f.Pairs {
 	case PowerOfTwo:
 		for p, t := range turn.Scale {
@@ -194,6 +217,31 @@ func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out 
 		out[i].Pairs = turn
 	}
 	return nil
+}
+
+// still makes the exact changes of one head on the pairs that RoPE does not turn. done is false
+// where it has none, or no matrix can be found.
+func (s *KeyStats) still(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int,
+	out *transform.KeyEdit) (done bool, err error) {
+	c := s.cfg
+	still, any := transform.StillPairs(&c.Layers[layer])
+	if !any || transform.CheckStillTransform(c, layer) != nil {
+		return false, nil
+	}
+	if !f.NoBias && transform.CheckStillShift(c, layer) == nil {
+		out.Shift = transform.StillShift(stats, still)
+	}
+	x, err := s.mixStats(stats, layer, head, out.Shift)
+	if err != nil {
+		return false, err
+	}
+	out.Transform, err = transform.FitKeyTransform(ctx, x, transform.KeyTransformOptions{Noise: transform.NoiseQ4_0,
+		Penalty: 1, Still: still})
+	if errors.Is(err, transform.ErrNoTransform) {
+		out.Transform = nil
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // scoreless says whether a head's scores are all zero.

@@ -191,10 +191,14 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 			out.squared[lo+j] += float64(float64(v) * float64(v))
 			out.attention[lo+j] += float64(float64(v) * (1 - float64(v)))
 		}
-		curvature := max(0, 1-fmath.SumSq(p))
+		seen := 1.0 // of the attention; a sink takes the rest
+		if a.Sinks != nil {
+			seen = sumOf32(p)
+		}
+		curvature := max(0, seen-fmath.SumSq(p))
 		w := curvature
 		if root == nil {
-			acc.drift(a.Rope, row, p, lo, float32(y.Scale), c.PairsIn(a.Layer))
+			acc.drift(a.Rope, row, p, lo, float32(y.Scale), c.PairsIn(a.Layer), a.Sinks != nil)
 			for j, v := range p {
 				out.distance[later(lo+j)].add(i-lo-j, float64(v))
 			}
@@ -248,7 +252,7 @@ func (s *KeyStats) probabilities(a *refmodel.Attention, window, head int, at []i
 	gemm.Mul(scores, T, q, d, len(at), &keys, 1)
 	for n, i := range at {
 		lo, p := firstSeen(y, i), scores[n*T:(n+1)*T]
-		fmath.Softmax(p[lo:i+1], float32(y.Scale))
+		a.Softmax(y, head, p[lo:i+1])
 		clear(p[:lo])
 		clear(p[i+1:])
 	}
@@ -285,8 +289,9 @@ func newOuter(d int) *outer {
 }
 
 // drift adds the covariance of F_ij = R(j)^T q_i scale over keys j ~ p of one
-// query, where q_i is the query after RoPE and R(j) the rotation of position j.
-func (o *outer) drift(t *rope.Table, q, p []float32, lo int, scale float32, pairs rope.Layout) {
+// query, where q_i is the query after RoPE and R(j) the rotation of position j. A sink is one
+// key more, with the probability that is left and F = 0.
+func (o *outer) drift(t *rope.Table, q, p []float32, lo int, scale float32, pairs rope.Layout, sink bool) {
 	d := o.d
 	f, mean := make([]float32, d), make([]float64, d)
 	var total float64
@@ -304,8 +309,19 @@ func (o *outer) drift(t *rope.Table, q, p []float32, lo int, scale float32, pair
 	if total == 0 {
 		return
 	}
-	for k := range mean {
-		mean[k] /= total
+	if !sink {
+		for k := range mean {
+			mean[k] /= total
+		}
+	} else if left := 1 - sumOf32(p); left > 0 {
+		if o.n == outerRows {
+			o.flush()
+		}
+		r := float64(scale) * math.Sqrt(left)
+		for k, m := range mean {
+			o.x[k*outerRows+o.n] = float32(-r * m)
+		}
+		o.n++
 	}
 	for j, v := range p {
 		if v < minProbability {
@@ -327,6 +343,7 @@ func (o *outer) drift(t *rope.Table, q, p []float32, lo int, scale float32, pair
 // headOutputs is what the keys of a window contribute to one query head's output.
 type headOutputs struct {
 	moved *gemm.Weights // see movedTable
+	start []float32     // what RoPE multiplies pairs with at position 0, [D/2]; only where there are sinks
 	u     []float32     // [D, T]: L^T v of each value
 	mean  []float32     // [queries, D]: sum_j p_j u_j
 	y     []float32     // [D, T]
@@ -364,16 +381,24 @@ func (o *outer) output(x *headOutputs, query int, q, p []float32, lo int, scale 
 	for j, v := range size {
 		out.distance[later(lo+j)].add(len(p)-1-j, float64(all*v))
 	}
-	// The constant that F is relative to drops out, because the y of a query sum to 0.
+	// The constant that F is relative to drops out, because the y of a query sum to 0; with a sink
+	// they do not.
 	gemm.MulRange(o.c, d, x.y, T, d, x.moved, 0, d, lo, lo+len(p), false, 1)
 	if o.g == nil {
 		o.g = make([]float32, d*d)
 	}
 	for k := range d {
 		row, g := o.c[k*d:(k+1)*d], o.g[k*d:(k+1)*d]
+		rest := 0.0
+		if x.start != nil {
+			rest = sumOf32(x.y[k*T+lo:][:len(p)])
+		}
 		for n := range d / 2 {
 			i, j := pairs.Dims(n, d)
 			a, b, cos, sin := float64(scale*q[i]), float64(scale*q[j]), float64(row[2*n]), float64(row[2*n+1])
+			if x.start != nil {
+				cos += float64(rest * float64(x.start[n]))
+			}
 			g[i] = float32(float64(a*cos) + float64(b*sin))
 			g[j] = float32(float64(b*cos) - float64(a*sin))
 		}
@@ -474,6 +499,17 @@ func (s *KeyStats) outputs(a *refmodel.Attention, window, head int, root []float
 	out := &headOutputs{
 		moved: s.ropes[s.cfg.RopeKind(a.Layer)].Moved, u: make([]float32, d*T), mean: make([]float32, len(probs)/T*d),
 		y: make([]float32, d*T), e: make([]float32, T), size: make([]float64, T),
+	}
+	if a.Sinks != nil {
+		out.start = make([]float32, d/2)
+		row := make([]float32, d)
+		for p := range out.start {
+			clear(row)
+			i, _ := s.cfg.PairsIn(a.Layer).Dims(p, d)
+			row[i] = 1
+			a.Rope.Apply(row, 0, s.cfg.PairsIn(a.Layer))
+			out.start[p] = row[i]
+		}
 	}
 	var w gemm.Weights
 	w.PackRows(T, d, a.V[window*T*kw+head/y.Group()*d:], kw, 1)
@@ -625,6 +661,13 @@ func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int
 	k.meetings = append(k.meetings, meet)
 }
 
+func sumOf32(x []float32) (sum float64) {
+	for _, v := range x {
+		sum += float64(v)
+	}
+	return sum
+}
+
 func sumOf(x []float64) (sum float64) {
 	for _, v := range x {
 		sum += v
@@ -693,21 +736,52 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 // mix finds the mix of the pairs of one KV head after a removal, for the cache type
 // if the balance is for it.
 func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int,
-	removal *transform.BiasShift) (
-	*transform.KeyTransform, error,
-) {
-	c, d, k := s.cfg, s.cfg.Layers[layer].HeadDim, s.heads[layer][head]
-	noise, err := s.noise(f, stats, layer, head, removal)
-	if err != nil {
-		return nil, err
-	}
+	removal *transform.BiasShift) (*transform.KeyTransform, error) {
 	sample, err := s.Sample(layer, head, transform.KeyEdit{Shift: removal})
 	if err != nil {
 		return nil, err
 	}
-	x := &transform.KeyTransformStats{D: d, Pairs: c.PairsIn(layer), Queries: make([]float64, d*d), Freq: make([]float64, d/2),
-		Curvature: stats.Curvature, Scale: stats.Scale}
-	copy(x.Freq, c.Layers[layer].Rope.InvFreq())
+	o := transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform}
+	block, _ := f.Cache.Type.Block()
+	refined := f.Pairs == ForType && block >= 2
+	var m *transform.KeyTransform
+	if refined && f.Start != nil {
+		m, o.Steps = f.Start[layer][head].Transform, goOnSteps
+	}
+	if m == nil {
+		noise, err := s.noise(f, stats, layer, head, removal)
+		if err != nil {
+			return nil, err
+		}
+		o.Steps = 0
+		x, err := s.mixStats(stats, layer, head, removal)
+		if err != nil {
+			return nil, err
+		}
+		m, err = transform.FitKeyTransform(ctx, x, transform.KeyTransformOptions{Noise: noise, Penalty: f.Transform})
+		if err != nil || !refined {
+			return m, err
+		}
+	}
+	k := s.heads[layer][head]
+	return transform.RefineKeyTransform(ctx, m, &transform.RefineSample{KeySample: *sample, Pos: k.samplePos,
+		Table: s.ropes[s.cfg.RopeKind(layer)].Pure, Windows: k.meetings, Scale: stats.Scale}, o)
+}
+
+// mixStats returns what a transform of one head's keys after a shift is fitted to.
+func (s *KeyStats) mixStats(stats *transform.KeyStats, layer, head int, removal *transform.BiasShift) (
+	*transform.KeyTransformStats, error,
+) {
+	c, d, k := s.cfg, s.cfg.Layers[layer].HeadDim, s.heads[layer][head]
+	sample, err := s.Sample(layer, head, transform.KeyEdit{Shift: removal})
+	if err != nil {
+		return nil, err
+	}
+	x := &transform.KeyTransformStats{D: d, Pairs: c.PairsIn(layer), Queries: make([]float64, d*d),
+		Freq: make([]float64, d/2), Curvature: stats.Curvature, Scale: stats.Scale}
+	if y := &c.Layers[layer]; y.Rope.Dim > 0 {
+		copy(x.Freq, y.Rope.InvFreq())
+	}
 	// Keys are weighed by sum p(1-p) over queries and queries by 1 - sum p^2 over
 	// keys, so both weights have the same total.
 	for i := range k.distance {
@@ -742,14 +816,11 @@ func (s *KeyStats) mix(ctx context.Context, f KeyFit, stats *transform.KeyStats,
 	for i, v := range k.metricPre {
 		x.Queries[i] = v / total
 	}
-	m, err := transform.FitKeyTransform(ctx, x, transform.KeyTransformOptions{Noise: noise, Penalty: f.Transform})
-	if block, _ := f.Cache.Type.Block(); err != nil || f.Pairs != ForType || block < 2 {
-		return m, err
-	}
-	meet := &transform.RefineSample{KeySample: *sample, Pos: k.samplePos, Table: t, Windows: k.meetings,
-		Scale: stats.Scale}
-	return transform.RefineKeyTransform(ctx, m, meet, transform.RefineOptions{Cache: f.Cache, Penalty: f.Transform})
+	return x, nil
 }
+
+// goOnSteps is how many steps a mix takes from that of another penalty.
+const goOnSteps = 15
 
 func addTo32(dst []float64, x []float32) {
 	for i, v := range x {

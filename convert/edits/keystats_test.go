@@ -78,7 +78,7 @@ func (b *brute) Attention(a *refmodel.Attention) error {
 				for _, v := range delta {
 					shift[j] = append(shift[j], float32(v))
 				}
-				a.Rope.Apply(shift[j], j, c.Pairs)
+				a.Rope.Apply(shift[j], j, c.PairsIn(a.Layer))
 			}
 			seen := make([]float64, a.T)
 			for head := h * g; head < (h+1)*g; head++ {
@@ -97,11 +97,17 @@ func (b *brute) Attention(a *refmodel.Attention) error {
 						sum += p[j]
 					}
 					var mean, weight, drift float64
+					sink := 0.0
+					if a.Sinks != nil {
+						sink = math.Exp(float64(a.Sinks[head]))
+					}
+					left := sink / (sum + sink)
 					for j := range p {
-						p[j] /= sum
+						p[j] /= sum + sink
 						mean += p[j] * f[j]
 					}
 					if wo == nil {
+						drift += left * mean * mean
 						for j := range p {
 							seen[j] += p[j] * (1 - p[j])
 							weight += p[j] * (1 - p[j])
@@ -114,7 +120,7 @@ func (b *brute) Attention(a *refmodel.Attention) error {
 					x.drift += drift
 					x.queries++
 					for k := range d / 2 {
-						m, n := c.Pairs.Dims(k, d)
+						m, n := c.PairsIn(a.Layer).Dims(k, d)
 						x.query[k] += weight * (float64(q[m])*float64(q[m]) + float64(q[n])*float64(q[n]))
 					}
 				}
@@ -125,7 +131,7 @@ func (b *brute) Attention(a *refmodel.Attention) error {
 					x.mean[i] += seen[j] * float64(v)
 				}
 				for p := range d / 2 {
-					m, n := c.Pairs.Dims(p, d)
+					m, n := c.PairsIn(a.Layer).Dims(p, d)
 					x.key2[p] += seen[j] * (float64(k[m])*float64(k[m]) + float64(k[n])*float64(k[n]))
 				}
 				x.attention += seen[j]
@@ -181,12 +187,26 @@ func near(t *testing.T, what string, got, want, tol float64) {
 	}
 }
 
+// openAny opens a tiny model of a family with biases, or one of the folders that transformers wrote.
+func openAny(t *testing.T, name string) *checkpoint.Checkpoint {
+	t.Helper()
+	if folder, ok := strings.CutSuffix(name, " folder"); ok {
+		c, err := checkpoint.Open(tiny.Folder(t, "../../verify/refmodel/testdata/"+folder))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	return tiny.Open(t, name, tiny.Options{Seed: 2, Bias: true})
+}
+
 // TestKeyStats: with every query looked at, the statistics are their definitions.
 func TestKeyStats(t *testing.T) {
 	const T = 40
-	for _, fam := range []string{"qwen2", "llama", "gemma3_text", "olmoe"} {
+	for _, fam := range []string{"qwen2", "llama", "gemma3_text", "olmoe", "glm4 folder", "smollm3 folder", "gptoss folder"} {
 		for _, out := range []bool{false, true} {
-			c := tiny.Open(t, fam, tiny.Options{Seed: 2, Bias: true})
+			c := openAny(t, fam)
 			ws := tiny.Windows(c.Config, 2, T)
 			o := StatsOptions{Queries: T, Sink: 2, Threads: 2}
 			b := &brute{c: c.Config}
@@ -216,7 +236,7 @@ func TestKeyStats(t *testing.T) {
 				near(t, fam+": drift", drift, x.drift/x.queries, tol)
 				for p := range got.Query {
 					near(t, fam+": query energy", got.Query[p], x.query[p]/x.curvature, tol)
-					i, j := c.Config.Pairs.Dims(p, len(delta))
+					i, j := c.Config.PairsIn(n/c.Config.Layers[0].KVHeads).Dims(p, len(delta))
 					mi, mj := x.mean[i]/x.attention, x.mean[j]/x.attention
 					near(t, fam+": variance", got.Var[p]+mi*mi+mj*mj, x.key2[p]/x.attention, tol)
 					if math.Abs(got.Mean[i]-mi) > tol*(math.Sqrt(got.Var[p])+math.Abs(mi)) {

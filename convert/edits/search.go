@@ -75,9 +75,26 @@ const (
 	chooseBatch  = 4096
 )
 
+// raceTokens are how many positions candidates are computed at: all at the first number, and
+// those that it cannot tell apart at the last. earlyErrors is how many standard errors of the
+// difference tell them apart before that, lateErrors how many end the race of a candidate that
+// does worse.
+var raceTokens = []int{256, 1024}
+
+const (
+	earlyErrors = 3.0
+	lateErrors  = 1.0
+)
+
 // Search fits the edits of weights that might help a pair of cache types, measures each on text
-// that it was not fitted to, and returns the one to make. Divergences are compared token by
-// token, by their roots; errors are standard errors of the difference. The rules:
+// that it was not fitted to, and returns the one to make.
+//
+// Candidates are measured on blocks of positions (ppl.Windows.Block) of later windows, at which
+// everything is the candidate's own, while the keys and values before the block are those of the
+// unedited model in the candidate's cache (refmodel.Model.Probes). So a prediction costs as much
+// as a token does at every context. Divergences are compared prediction by prediction, by their
+// roots; errors are standard errors of the difference. Candidates that raceTokens[0] positions
+// cannot tell apart are compared at more. The rules:
 //
 //  1. An edit is exact or approximate. Exact ones are tried first: pair scaling in closed form,
 //     rounded to powers of two, and tuned for the type. Then approximate ones, with several
@@ -148,8 +165,15 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	f16 := kvcache.F16
 	f16.Rotation = o.Cache.Rotation
 	base := &engine.Reference{Engine: o.Engine, Lane: engine.Stock(f16)}
-	return &search{o: o, c: c, held: held, target: target, half: f16, base: base, stats: stats, fitted: fit,
-		cost: map[int]*float64{}, requantises: quantized(c)}, nil
+	h := &search{o: o, c: c, held: held, target: target, half: f16, base: base, stats: stats, fitted: fit,
+		measured: map[measurement]*ppl.Divergence{}, requantises: quantized(c)}
+	for _, n := range raceTokens {
+		h.rounds = append(h.rounds, held.Block(n))
+	}
+	if _, ok := o.Engine.(engine.Prober); !ok {
+		h.rounds = h.rounds[:1] // every round would be whole windows
+	}
+	return h, nil
 }
 
 // chooseQueries and chooseSamples keep the work of the statistics in bounds at
@@ -165,7 +189,7 @@ func quantized(c *checkpoint.Checkpoint) bool {
 	})
 }
 
-// search holds what the steps of Choose share.
+// search holds what the steps of Search share.
 type search struct {
 	o           Options
 	c           *checkpoint.Checkpoint
@@ -175,12 +199,19 @@ type search struct {
 	stats       *KeyStats
 	fitted      int               // windows
 	base        *engine.Reference // the unedited model with half
+	rounds      []*ppl.Block      // of raceTokens
 	requantises bool              // a change of digits costs what is not measured, see requantGain
 
-	candidates []Candidate // that were tried
-	edits      []transform.ModelEdits
-	kld        []ppl.Divergence
-	cost       map[int]*float64 // KLD with F16 caches, of those that it was measured for
+	candidates []Candidate            // that were tried
+	edits      []transform.ModelEdits // of the candidates; other edits that are compared stand behind them
+	measured   map[measurement]*ppl.Divergence
+}
+
+// A measurement is an edit by its number, a cache, and a round of the race.
+type measurement struct {
+	edit  int
+	cache kvcache.CacheTypes
+	round int
 }
 
 func (h *search) choose(ctx context.Context) (*Result, error) {
@@ -195,14 +226,18 @@ func (h *search) choose(ctx context.Context) (*Result, error) {
 	} else if h.o.Approximate {
 		out.Report.Refused = h.o.NoKeyBias
 	}
-	if err := h.try(ctx, Candidates(row)...); err != nil {
+	candidates := Candidates(row)
+	if matrix, _ := transform.CheckStill(h.c.Config); matrix == nil && row.Type.Quantized() {
+		candidates = append(candidates, Still(h.o.NoKeyBias != "", row))
+	}
+	if err := h.try(ctx, candidates...); err != nil {
 		return nil, err
 	}
 	if err := h.near(ctx, row); err != nil {
 		return nil, err
 	}
 	// Mixes are for the type as they are.
-	if i := h.leader(true); i > 0 && h.candidates[i].Fit.Transform == 0 {
+	if i := h.leader(true); i > 0 && h.candidates[i].Fit.Transform == 0 && !h.candidates[i].Fit.Still {
 		if err := h.try(ctx, h.candidates[i].Tuned()); err != nil {
 			return nil, err
 		}
@@ -224,32 +259,34 @@ func (h *search) choose(ctx context.Context) (*Result, error) {
 // quantised keys, which err much more, chance would decide) and no worse beside keys in
 // their type: where keys drown the gain, W_V and W_O had better stay as they are.
 func (h *search) values(ctx context.Context, best int, c *Result) error {
-	if !h.target.V.Quantized() {
+	if !h.target.V.Quantized() || transform.CheckValueTransform(h.c.Config) != nil {
 		return nil
 	}
 	edits, err := h.stats.FitValues(ctx, c.Edits, h.target.ValueRow(), h.o.Progress.Of("fitting changes of values"))
 	if err != nil {
 		return err
 	}
+	mixed := len(h.edits)
+	h.edits = append(h.edits, edits)
 	alone := h.target.CacheTypes
 	alone.K = gguf.TypeF16
 	const step = "comparing changes of values"
-	apart, err := h.measure(ctx, []transform.ModelEdits{c.Edits, edits}, alone, step)
+	wins, err := h.wins(ctx, mixed, best, alone, valueErrors, step)
 	if err != nil {
 		return err
 	}
-	both, err := h.measure(ctx, []transform.ModelEdits{edits}, h.target.CacheTypes, step)
-	if err != nil {
+	round := h.round(best, h.target.CacheTypes)
+	if err := h.measure(ctx, h.target.CacheTypes, round, step, mixed); err != nil {
 		return err
 	}
-	try := h.tried(best, &both[0])
+	try := h.tried(best, mixed)
 	if try.Name = valuesTransformed; best > 0 {
 		try.Name = h.candidates[best].Name + ", " + valuesTransformed
 	}
-	try.F16KLD = h.cost[best] // an exact change costs nothing more
+	try.F16KLD = h.costOf(best) // an exact change costs nothing more
 	c.Report.Tried = append(c.Report.Tried, try)
-	if gain := h.gain(true, h.candidates[best].PowersOfTwoOnly()); better(apart[1], apart[0], valueErrors) &&
-		gain*both[0].Mean <= h.kld[best].Mean {
+	gain := h.gain(true, h.candidates[best].PowersOfTwoOnly())
+	if wins && gain*h.kld(mixed).Mean <= h.kld(best).Mean {
 		c.Edits, c.Report.Chosen = edits, try.Name
 	}
 	return nil
@@ -257,10 +294,65 @@ func (h *search) values(ctx context.Context, best int, c *Result) error {
 
 const valuesTransformed = "values transformed for the type"
 
-// tried describes a candidate that measured d.
-func (h *search) tried(i int, d *ppl.Divergence) spec.FusionTry {
+// tried describes candidate i with what edit number e measured.
+func (h *search) tried(i, e int) spec.FusionTry {
+	d := h.kld(e)
 	return spec.FusionTry{Name: h.candidates[i].Name, Near: h.candidates[i].Approximate, KLD: d.Mean, KLDErr: d.MeanErr,
 		PPLRatio: d.Ratio, SameTop: d.SameTop}
+}
+
+// round returns the last round in which an edit was measured with a cache.
+func (h *search) round(edit int, cache kvcache.CacheTypes) int {
+	r := 0
+	for h.measured[measurement{edit, cache, r + 1}] != nil {
+		r++
+	}
+	return r
+}
+
+// kld returns what an edit measured with the target types, on the most predictions.
+func (h *search) kld(edit int) *ppl.Divergence {
+	return h.measured[measurement{edit, h.target.CacheTypes, h.round(edit, h.target.CacheTypes)}]
+}
+
+// first returns what it measured in the first round, in which all were.
+func (h *search) first(edit int) *ppl.Divergence {
+	return h.measured[measurement{edit, h.target.CacheTypes, 0}]
+}
+
+// costOf returns the divergence of candidate i with F16 caches, nil where it was not measured.
+func (h *search) costOf(i int) *float64 {
+	if d := h.measured[measurement{i, h.half, 0}]; d != nil {
+		return &d.Mean
+	}
+	return nil
+}
+
+// costs measures what candidates cost with F16 caches.
+func (h *search) costs(ctx context.Context, candidates ...int) error {
+	return h.measure(ctx, h.half, 0, "measuring what changes cost", candidates...)
+}
+
+// wins says whether edit i does better than j with a cache, by so many standard errors: on the
+// first round's predictions where they show it beyond doubt, or show that it does not, else on
+// those of the last.
+func (h *search) wins(ctx context.Context, i, j int, cache kvcache.CacheTypes, errs float64, step string) (bool, error) {
+	for round := range h.rounds {
+		if err := h.measure(ctx, cache, round, step, i, j); err != nil {
+			return false, err
+		}
+		a, b := h.measured[measurement{i, cache, round}], h.measured[measurement{j, cache, round}]
+		if round == len(h.rounds)-1 {
+			return better(*a, *b, errs), nil
+		}
+		if better(*a, *b, max(errs, earlyErrors)) {
+			return true, nil
+		}
+		if better(*b, *a, lateErrors) || slices.Equal(a.KLD, b.KLD) {
+			return false, nil
+		}
+	}
+	return false, nil
 }
 
 // near tries near-identities: removals, then mixes on top of the best one.
@@ -299,23 +391,23 @@ func (h *search) near(ctx context.Context, row transform.CacheRow) error {
 // on towards the better one until things get worse. It returns where the best is.
 func (h *search) descend(ctx context.Context, weights []float64, start int, of func(weight float64) Candidate) (int,
 	error) {
-	first := len(h.kld)
+	first := len(h.candidates)
 	if err := h.try(ctx, of(weights[start]), of(weights[start+1])); err != nil {
 		return 0, err
 	}
-	at, step, best := start, -1, h.kld[first].Mean
-	if h.kld[first+1].Mean < best {
-		at, step, best = start+1, 1, h.kld[first+1].Mean
+	at, step, best := start, -1, h.first(first).Mean
+	if second := h.first(first + 1).Mean; second < best {
+		at, step, best = start+1, 1, second
 	}
 	for next := at + step; next >= 0 && next < len(weights); next += step {
-		i := len(h.kld)
+		i := len(h.candidates)
 		if err := h.try(ctx, of(weights[next])); err != nil {
 			return 0, err
 		}
-		if h.kld[i].Mean >= best {
+		if h.first(i).Mean >= best {
 			break
 		}
-		at, best = next, h.kld[i].Mean
+		at, best = next, h.first(i).Mean
 	}
 	return at, nil
 }
@@ -325,7 +417,12 @@ func (h *search) decide(ctx context.Context, report *spec.Fusion) (int, error) {
 	order := h.byDrift()
 	exact := order[0]
 	for _, i := range order {
-		if !h.candidates[i].Approximate && h.beats(i, exact) {
+		if h.candidates[i].Approximate {
+			continue
+		}
+		if ok, err := h.beats(ctx, i, exact); err != nil {
+			return 0, err
+		} else if ok {
 			exact = i
 		}
 	}
@@ -334,8 +431,8 @@ func (h *search) decide(ctx context.Context, report *spec.Fusion) (int, error) {
 		return 0, err
 	}
 	for _, i := range h.byDrift() {
-		try := h.tried(i, &h.kld[i])
-		try.F16KLD = h.cost[i]
+		try := h.tried(i, i)
+		try.F16KLD = h.costOf(i)
 		report.Tried = append(report.Tried, try)
 	}
 	return best, nil
@@ -356,30 +453,33 @@ func (h *search) byDrift() []int {
 // something with less drift beats are left out, and are not measured.
 func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, error) {
 	var near []int
-	var edits []transform.ModelEdits
 	for _, i := range order {
-		if h.candidates[i].Approximate && h.beats(i, exact) &&
-			!slices.ContainsFunc(near, func(j int) bool {
-				return h.kld[j].Mean <= h.kld[i].Mean &&
-					h.candidates[j].NoMoreThan(h.candidates[i])
-			}) {
-			near, edits = append(near, i), append(edits, h.edits[i])
+		if !h.candidates[i].Approximate || slices.ContainsFunc(near, func(j int) bool {
+			return h.first(j).Mean <= h.first(i).Mean && h.candidates[j].NoMoreThan(h.candidates[i])
+		}) {
+			continue
+		}
+		if ok, err := h.beats(ctx, i, exact); err != nil {
+			return 0, err
+		} else if ok {
+			near = append(near, i)
 		}
 	}
-	cost, err := h.measure(ctx, edits, h.half, "measuring what changes cost")
-	if err != nil {
+	if err := h.costs(ctx, near...); err != nil {
 		return 0, err
 	}
-	for n, i := range near {
-		h.cost[i] = &cost[n].Mean
-	}
-	slices.SortStableFunc(near, func(a, b int) int { return cmp.Compare(*h.cost[a], *h.cost[b]) })
+	slices.SortStableFunc(near, func(a, b int) int { return cmp.Compare(*h.costOf(a), *h.costOf(b)) })
 	best, paid := exact, 0.0
 	for _, i := range near {
 		// At the margin: so the gain over exact changes is ten times the whole cost.
-		if better(h.kld[i], h.kld[best], approximateErrors) &&
-			h.kld[best].Mean-h.kld[i].Mean >= approximateGain*(*h.cost[i]-paid) {
-			best, paid = i, *h.cost[i]
+		cost := *h.costOf(i)
+		if h.first(best).Mean-h.first(i).Mean < approximateGain*(cost-paid) {
+			continue
+		}
+		if ok, err := h.wins(ctx, i, best, h.target.CacheTypes, approximateErrors, comparing); err != nil {
+			return 0, err
+		} else if ok {
+			best, paid = i, cost
 		}
 	}
 	if best == exact && len(near) > 0 {
@@ -388,28 +488,33 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 	return best, nil
 }
 
+// comparing is the name of the step that measures changes of keys.
+const comparing = "comparing changes of keys"
+
 // backOff makes less of a near-identity that costs too much: it tries larger drift
 // weights, then half and a quarter of the heads, those where it promises most for its
 // price, the others with the best exact change. It returns the first that gains enough,
 // or the exact change.
 func (h *search) relax(ctx context.Context, exact, near int) (int, error) {
 	pays := func(c Candidate, edits transform.ModelEdits) (bool, error) {
-		i, tries := len(h.candidates), []transform.ModelEdits{edits}
-		if err := h.compare(ctx, []Candidate{c}, tries); err != nil {
+		i := len(h.candidates)
+		if err := h.compare(ctx, []Candidate{c}, []transform.ModelEdits{edits}); err != nil {
 			return false, err
 		}
-		cost, err := h.measure(ctx, tries, h.half, "measuring what changes cost")
-		if err != nil {
+		if err := h.costs(ctx, i); err != nil {
 			return false, err
 		}
-		h.cost[i] = &cost[0].Mean
-		return h.beats(i, exact) && h.kld[exact].Mean-h.kld[i].Mean >= approximateGain*cost[0].Mean, nil
+		if h.first(exact).Mean-h.first(i).Mean < approximateGain**h.costOf(i) {
+			return false, nil
+		}
+		return h.beats(ctx, i, exact)
 	}
 	for _, factor := range []float64{4, 16} {
 		c := h.candidates[near].WithPenalty(factor)
 		if slices.ContainsFunc(h.candidates, func(x Candidate) bool { return x.Name == c.Name }) {
 			continue // and did not pay
 		}
+		c.Fit.Start = h.mixed(c, nil, nil)
 		edits, err := h.stats.Fit(ctx, c.Fit, h.o.Progress.Of("fitting changes of keys"))
 		if err != nil {
 			return 0, fmt.Errorf("%s: %w", c.Name, err)
@@ -465,9 +570,12 @@ func worthwhile(edits transform.ModelEdits) [][2]int {
 
 // beats says whether candidate i, which changes more than j, does better by more than
 // chance and enough for what cannot be measured.
-func (h *search) beats(i, j int) bool {
+func (h *search) beats(ctx context.Context, i, j int) (bool, error) {
 	gain := h.gain(!h.candidates[i].PowersOfTwoOnly(), h.candidates[j].PowersOfTwoOnly())
-	return better(h.kld[i], h.kld[j], exactErrors) && gain*h.kld[i].Mean <= h.kld[j].Mean
+	if i == j || gain*h.first(i).Mean > h.first(j).Mean {
+		return false, nil
+	}
+	return h.wins(ctx, i, j, h.target.CacheTypes, exactErrors, comparing)
 }
 
 // gain is how many times the divergence must fall at least on the way from weights
@@ -482,8 +590,8 @@ func (h *search) gain(changes, kept bool) float64 {
 // leader returns the candidate of a kind that measured best, 0 if there is none.
 func (h *search) leader(near bool) int {
 	best := 0
-	for i, x := range h.candidates[:len(h.kld)] {
-		if i > 0 && x.Approximate == near && (best == 0 || h.kld[i].Mean < h.kld[best].Mean) {
+	for i, x := range h.candidates {
+		if i > 0 && x.Approximate == near && (best == 0 || h.first(i).Mean < h.first(best).Mean) {
 			best = i
 		}
 	}
@@ -495,6 +603,7 @@ func (h *search) try(ctx context.Context, more ...Candidate) error {
 	var edits []transform.ModelEdits
 	for i, x := range more {
 		tick := h.o.Progress.Of("fitting changes of keys")
+		x.Fit.Start = h.mixed(x, more[:i], edits)
 		e, err := h.stats.Fit(ctx, x.Fit, func(done, total int) { tick(i*total+done, len(more)*total) })
 		if err != nil {
 			return fmt.Errorf("%s: %w", x.Name, err)
@@ -504,11 +613,34 @@ func (h *search) try(ctx context.Context, more ...Candidate) error {
 	return h.compare(ctx, more, edits)
 }
 
-// compare measures candidates with the edits that were fitted for them.
+// mixed returns the edits of the last candidate with a mix, nil for none: of those tried and of
+// the next ones, as far as they have been fitted. One with the same shift of the bias comes first.
+func (h *search) mixed(c Candidate, next []Candidate, fitted []transform.ModelEdits) transform.ModelEdits {
+	removal, _ := c.penalties()
+	var other transform.ModelEdits
+	candidates, edits := slices.Concat(h.candidates, next), slices.Concat(h.edits, fitted)
+	for i := len(candidates) - 1; i >= 0 && c.Fit.Transform != 0; i-- {
+		if candidates[i].Fit.Transform == 0 {
+			continue
+		}
+		if r, _ := candidates[i].penalties(); r == removal {
+			return edits[i]
+		}
+		if other == nil {
+			other = edits[i]
+		}
+	}
+	return other
+}
+
+// compare measures candidates with the edits that were fitted for them, in the first round.
 func (h *search) compare(ctx context.Context, more []Candidate, edits []transform.ModelEdits) error {
-	kld, err := h.measure(ctx, edits, h.target.CacheTypes, "comparing changes of keys")
-	h.candidates, h.edits, h.kld = append(h.candidates, more...), append(h.edits, edits...), append(h.kld, kld...)
-	return err
+	var numbers []int
+	for i := range more {
+		numbers = append(numbers, len(h.candidates)+i)
+	}
+	h.candidates, h.edits = append(h.candidates, more...), append(h.edits, edits...)
+	return h.measure(ctx, h.target.CacheTypes, 0, comparing, numbers...)
 }
 
 // better says whether a has a lower mean than b, and that not by chance: the mean
@@ -528,28 +660,34 @@ func better(a, b ppl.Divergence, errs float64) bool {
 
 // maxTries bounds how many candidates run side by side: each holds its hidden
 // states, and its logits while they are compared.
-const maxTries = 4
+const maxTries = 8
 
-// measure returns the divergence of each candidate with cache types, from the unedited model with
-// F16 caches.
-func (h *search) measure(ctx context.Context, edits []transform.ModelEdits, types kvcache.CacheTypes,
-	step string) ([]ppl.Divergence, error) {
-	var out []ppl.Divergence
-	for at := 0; at < len(edits); at += maxTries {
+// measure makes sure that edits were measured with cache types in a round: the divergence of each,
+// on top of the unedited model, from the unedited model with F16 caches.
+func (h *search) measure(ctx context.Context, cache kvcache.CacheTypes, round int, step string, edits ...int) error {
+	var missing []int
+	for _, i := range edits {
+		if h.measured[measurement{i, cache, round}] == nil && !slices.Contains(missing, i) {
+			missing = append(missing, i)
+		}
+	}
+	for part := range slices.Chunk(missing, maxTries) {
 		var lanes []engine.Lane
-		for _, e := range edits[at:min(len(edits), at+maxTries)] {
-			l := engine.Stock(types)
-			l.Edits = e
+		for _, i := range part {
+			l := engine.Stock(cache)
+			l.Edits = h.edits[i]
 			lanes = append(lanes, l)
 		}
-		res, err := h.o.Engine.Compare(ctx, h.held, h.base, lanes, engine.Options{Run: h.o.Progress.Of(step),
-			Compare: h.o.Progress.Of("comparing predictions")})
+		res, err := engine.Probe(ctx, h.o.Engine, h.held, h.rounds[round], h.base, lanes, engine.Options{
+			Run: h.o.Progress.Of(step), Compare: h.o.Progress.Of("comparing predictions")})
 		if err != nil {
-			return nil, err
+			return err
 		}
-		out = append(out, res.Divergences...)
+		for k, i := range part {
+			h.measured[measurement{i, cache, round}] = &res.Divergences[k]
+		}
 	}
-	return out, nil
+	return nil
 }
 
 // heads lists what was done to each head.

@@ -185,7 +185,7 @@ func TestChooseQuantized(t *testing.T) {
 	o := chooseOptions()
 	o.Approximate, o.Tokens, o.Text.Data = false, 4096, texts.Calibration[:40000]
 	for typ, want := range map[string]string{"F32": "pair scaling for the type", "Q8_0": "pair scaling, powers of two"} {
-		got, err := Search(context.Background(), lopsided(t, typ, "k_proj", 9), o)
+		got, err := Search(context.Background(), lopsided(t, typ, "k_proj", 11), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -254,7 +254,7 @@ func TestBackOff(t *testing.T) {
 	}
 	var names []string
 	for i, c := range h.candidates[removal+1:] {
-		if i += removal + 1; h.cost[i] == nil || !(*h.cost[i] > 0) {
+		if i += removal + 1; h.costOf(i) == nil || !(*h.costOf(i) > 0) {
 			t.Errorf("what %s costs was not measured", c.Name)
 		}
 		names = append(names, c.Name)

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -69,8 +70,48 @@ func Propose(c *checkpoint.Checkpoint, o Options) *Changes {
 		Why: "for stock cache types only: name one with --cache-type-v"}
 	g7 := spec.Identity{ID: transform.IDBiasShift, Name: biasShiftName, Why: why}
 	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: transformName, Why: why}
-	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)
+	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, ch.still(c, o)...)
+	ch.Identities = append(ch.Identities, others(c)...)
 	return ch
+}
+
+// still says what may become of the dimensions of keys that RoPE does not turn.
+func (ch *Changes) still(c *checkpoint.Checkpoint, o Options) []spec.Identity {
+	g5 := spec.Identity{ID: transform.IDStillTransform, Name: "key transform where RoPE does not turn", Exact: true}
+	g9 := spec.Identity{ID: transform.IDStillShift, Name: "key bias shift where RoPE does not turn", Exact: true}
+	matrix, shift := transform.CheckStill(c.Config)
+	decide := func(id *spec.Identity, err error, what string, sides ...string) {
+		switch {
+		case o.WeightEdits == EditsNone:
+			id.Why = "switched off"
+		case err != nil:
+			id.Why = err.Error()
+		case o.Cache == nil:
+			id.Why = "for stock cache types only: name one with --cache-type-k"
+		case !o.Cache.K.Quantized():
+			id.Why = "for quantised keys only: name a type with --cache-type-k"
+		default:
+			id.Applied, id.Why = true, "if it measures better than no change: "+what
+			for l := range c.Config.Layers {
+				if _, any := transform.StillPairs(&c.Config.Layers[l]); !any {
+					continue
+				}
+				for _, part := range sides {
+					if name := family.Name(l, part); exists(c, name) {
+						ch.Targets[name] = append(ch.Targets[name], id.ID)
+						id.Tensors++
+					}
+				}
+			}
+		}
+	}
+	decide(&g5, matrix, "a matrix per KV head on the dimensions that RoPE does not turn", "attn_k.weight", "attn_q.weight",
+		"attn_k.bias", "attn_q.bias")
+	if reason := o.NoKeyBias(c); shift == nil && reason != "" {
+		shift = errors.New(reason)
+	}
+	decide(&g9, shift, "a constant out of the key bias there, which softmax drops", "attn_k.bias")
+	return []spec.Identity{g5, g9}
 }
 
 const (
@@ -91,6 +132,8 @@ func (ch *Changes) measured(c *checkpoint.Checkpoint, o Options) *Changes {
 	switch {
 	case o.WeightEdits == EditsNone:
 		g2.Why = "switched off"
+	case transform.CheckValueTransform(c.Config) != nil:
+		g2.Why = transform.CheckValueTransform(c.Config).Error()
 	case !o.Cache.V.Quantized():
 		g2.Why = "for quantised values only: name a type with --cache-type-v"
 	default:
@@ -136,7 +179,8 @@ func (ch *Changes) measured(c *checkpoint.Checkpoint, o Options) *Changes {
 			g8.Tensors++
 		}
 	}
-	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, others(c)...)
+	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, ch.still(c, o)...)
+	ch.Identities = append(ch.Identities, others(c)...)
 	return ch
 }
 

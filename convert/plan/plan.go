@@ -517,6 +517,9 @@ var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "b
 // FileTypes are the values of general.file_type for OutTypes.
 var FileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
+// FileTypeMXFP4 is that of files with experts in MXFP4, unless their other matrices are Q8_0.
+const FileTypeMXFP4 = 38
+
 // ggufType returns the type a tensor is written in: vectors, norm gains and
 // routers stay F32, as stock converters do and stock readers expect; rows that
 // blocks of 32 do not divide fall back to F16.
@@ -525,7 +528,8 @@ func ggufType(name string, shape []int, outtype string) (gguf.Type, error) {
 	if !ok {
 		return 0, CheckOutType(outtype)
 	}
-	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, "ffn_gate_inp.weight") {
+	if len(shape) < 2 || family.IsNorm(name) || strings.HasSuffix(name, ".bias") ||
+		strings.HasSuffix(name, "ffn_gate_inp.weight") {
 		return gguf.TypeF32, nil
 	}
 	if n, _ := t.Block(); shape[len(shape)-1]%n != 0 {

@@ -46,11 +46,17 @@ func copyWithTag(f *gguf.File, mark []gguf.KV) []gguf.KV {
 func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string, mark []gguf.KV) ([]gguf.KV, error) {
 	cfg := c.Config
 	arch := cfg.Family.GGUFArch
+	fileType := plan.FileTypes[outtype]
+	for _, t := range c.Tensors() {
+		if t.Type == gguf.TypeMXFP4.String() && outtype != "q8_0" { // as stock converters say it
+			fileType = plan.FileTypeMXFP4
+		}
+	}
 	out := []gguf.KV{
 		gguf.Value("general.architecture", arch),
 		gguf.Value("general.type", "model"),
 		gguf.Value("general.name", name),
-		gguf.Value("general.file_type", plan.FileTypes[outtype]),
+		gguf.Value("general.file_type", fileType),
 		gguf.Value("general.quantization_version", uint32(2)),
 	}
 	u32 := func(key string, n int) { out = append(out, gguf.Value(arch+"."+key, uint32(n))) }
@@ -79,7 +85,7 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 	} else {
 		perLayer("feed_forward_length", func(y *family.Layer) int { return y.FFN.Size })
 	}
-	if x := cfg.Family.Experts; x != nil && (x.OwnSize || x.GGUFOwnSize) {
+	if x := cfg.Family.Experts; cfg.Mixture() != nil && (x.OwnSize || x.GGUFOwnSize) {
 		u32("expert_feed_forward_length", cfg.Mixture().Size)
 	}
 	u32("attention.head_count", y.Heads)

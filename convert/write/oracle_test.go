@@ -204,6 +204,10 @@ func keep(t *testing.T, m *tinyModel, dir string, want []float32) {
 	if err := os.WriteFile(filepath.Join(dir, m.name+".f32.logits"), raw, 0o666); err != nil {
 		t.Fatal(err)
 	}
+	// The folder too: that of a model whose weights are not stored is gone after the test.
+	if err := os.CopyFS(filepath.Join(dir, m.name+".hf"), os.DirFS(m.Path)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestGGUFOracle converts every tiny model to an F32 GGUF file and compares its

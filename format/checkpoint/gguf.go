@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 
@@ -23,6 +24,36 @@ const ropeFreqs = "rope_freqs.weight"
 type ggufBackend struct {
 	f *gguf.File
 	parts
+	// experts are the sources of canonical tensors that lie in fused ones, by expert.
+	experts map[string][]string
+}
+
+// fusedExperts finds tensors with gate and up of all experts, [experts, 2*ffn, hidden] with the
+// gate of each first (--fuse-gate-up-exps of the stock converter, and what it always writes for
+// Gemma 4). It returns their names.
+func (b *ggufBackend) fusedExperts(cfg *family.Config) (map[string]bool, error) {
+	stored := map[string]bool{}
+	b.experts = map[string][]string{}
+	for l := range cfg.Layers {
+		f := &cfg.Layers[l].FFN
+		name := family.Name(l, "ffn_gate_up_exps.weight")
+		t, ok := b.f.Tensor(name)
+		if !ok || f.Experts == 0 {
+			continue
+		}
+		if want := []int{f.Experts, 2 * f.Size, cfg.Hidden}; !sameShape(t.Shape(), want) {
+			return nil, fmt.Errorf("tensor %s has shape %v, the configuration implies %v", name, t.Shape(), want)
+		}
+		stored[name] = true
+		for part, of := range []string{"ffn_gate_exps.weight", "ffn_up_exps.weight"} {
+			for e := range f.Experts {
+				n := sliceName(name, e, part*f.Size, (part+1)*f.Size)
+				b.slices[n] = slice{name, (2*e + part) * f.Size, f.Size}
+				b.experts[family.Name(l, of)] = append(b.experts[family.Name(l, of)], n)
+			}
+		}
+	}
+	return stored, nil
 }
 
 func openGGUF(path string) (*Checkpoint, error) {
@@ -30,7 +61,7 @@ func openGGUF(path string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &ggufBackend{f, newParts()}
+	b := &ggufBackend{f: f, parts: newParts()}
 	c := &Checkpoint{Path: path, Container: GGUF, b: b, parts: b.parts}
 	if err := c.fromGGUF(b); err != nil {
 		f.Close()
@@ -61,9 +92,17 @@ func (c *Checkpoint) fromGGUF(b *ggufBackend) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.Path, err)
 	}
+	fused, err := b.fusedExperts(cfg)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.Path, err)
+	}
+	maps.Copy(stored, fused)
 	all = slices.DeleteFunc(all, func(n string) bool { return stored[n] })
 	err = c.collect(
 		func(t family.Tensor) []string {
+			if n, ok := b.experts[t.Name]; ok {
+				return n
+			}
 			if n, ok := b.stacked[t.Name]; ok {
 				return []string{n}
 			}
@@ -276,7 +315,7 @@ func (k *keys) kinds(c *family.Config, p *family.Params) error {
 		if !sliding && l < p.Layers-p.SharedKV && !own && !fused {
 			p.FullValuesAreKeys = true
 		}
-		want := p.FFN.Size
+		want := cmp.Or(p.FFN.Beside, p.FFN.Size)
 		if l >= p.Layers-p.SharedKV && of(ffn, l) != want {
 			p.WideFFN = true
 			want *= 2
@@ -428,6 +467,9 @@ func (k *keys) experts(c *family.Config, p *family.Params, experts int) {
 	if x.OwnSize {
 		c.DenseFFN = dense
 		f.Size = k.int("expert_feed_forward_length", dense/max(1, f.Used)) // the default of stock readers
+	}
+	if x.Beside {
+		f.Beside = dense
 	}
 	if x.GGUFRouter {
 		k.router(f)

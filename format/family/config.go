@@ -118,7 +118,7 @@ func (c *Config) check() error {
 		}
 	}
 	switch n := c.Experts(); {
-	case c.Family.Experts != nil && n == 0:
+	case c.Family.Experts != nil && n == 0 && !c.Family.Experts.Optional:
 		return fmt.Errorf("family %s needs experts, the configuration names none", c.Family.Name)
 	case c.Family.Experts == nil && n > 0:
 		return fmt.Errorf("family %s has no experts, the configuration names %d", c.Family.Name, n)

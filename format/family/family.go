@@ -10,6 +10,7 @@
 package family
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"sort"
@@ -211,6 +212,11 @@ type Experts struct {
 	// GGUFOwnSize: GGUF files give the size of experts once more, as expert_feed_forward_length.
 	GGUFOwnSize bool
 	Dense       DenseLayers
+	// Optional: enable_moe_block switches the mixtures on. Beside: each runs beside an FFN of
+	// intermediate_size; see FFN.
+	Optional, Beside bool
+	// Module is what the Hugging Face names of fused experts begin with in a layer; "mlp.experts.".
+	Module string
 	// Packed: Hugging Face files have tensors with gate and up of all experts by turns; see
 	// HFPacked.
 	Packed bool
@@ -595,10 +601,20 @@ var table = []*Family{
 		Defaults: Defaults{HeadDim: 256, KVHeads: 4, SlidingWindow: 512, Tied: true, LocalRopeTheta: 1e4, RopeTheta: 1e6,
 			RopeJSON: `{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}, ` +
 				`"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}`},
+		Experts: &Experts{Optional: true, Beside: true, Module: "experts.", AlwaysRenorm: true, GGUFRenorm: true, OwnSize: true},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
 			{"blk.%d.post_ffw_norm.weight", layerPrefix + "post_feedforward_layernorm.weight", false},
+			{"blk.%d.pre_ffw_norm_2.weight", layerPrefix + "pre_feedforward_layernorm_2.weight", false},
+			{"blk.%d.post_ffw_norm_1.weight", layerPrefix + "post_feedforward_layernorm_1.weight", false},
+			{"blk.%d.post_ffw_norm_2.weight", layerPrefix + "post_feedforward_layernorm_2.weight", false},
+			{"blk.%d.ffn_gate_inp.weight", layerPrefix + "router.proj.weight", false},
+			{"blk.%d.ffn_gate_inp.scale", layerPrefix + "router.scale", false},
+			{"blk.%d.ffn_gate_exps.weight", layerPrefix + "experts.%d.gate_proj.weight", false},
+			{"blk.%d.ffn_up_exps.weight", layerPrefix + "experts.%d.up_proj.weight", false},
+			{"blk.%d.ffn_down_exps.weight", layerPrefix + "experts.%d.down_proj.weight", false},
+			{"blk.%d.ffn_down_exps.scale", layerPrefix + "router.per_expert_scale", false},
 			{"blk.%d.layer_output_scale.weight", layerPrefix + "layer_scalar", false},
 			{"per_layer_token_embd.weight", "model.embed_tokens_per_layer.weight", false},
 			{"per_layer_model_proj.weight", "model.per_layer_model_projection.weight", false},
@@ -637,13 +653,18 @@ func ByModelType(modelType, class string) (*Family, error) {
 	return nil, format.Unsupportedf("model_type %q is not supported (known: %s)", modelType, strings.Join(Names(), ", "))
 }
 
+// mayHave says whether a model of the family can have so many experts.
+func (f *Family) mayHave(experts int) bool {
+	return (f.Experts != nil) == (experts > 0) || f.Experts != nil && f.Experts.Optional
+}
+
 // ByGGUFArch finds the family of a GGUF architecture; experts tells apart
 // families that share one, and has says whether the file has a key.
 func ByGGUFArch(arch string, experts int, has func(key string) bool) (*Family, error) {
 	known := map[string]bool{}
 	for _, f := range table {
 		known[f.GGUFArch] = true
-		if f.GGUFArch == arch && (f.Experts != nil) == (experts > 0) && (f.GGUFKey == "" || has(arch+"."+f.GGUFKey)) {
+		if f.GGUFArch == arch && f.mayHave(experts) && (f.GGUFKey == "" || has(arch+"."+f.GGUFKey)) {
 			return f, nil
 		}
 	}
@@ -760,18 +781,18 @@ func (f *Family) HFFused(canonical string) (name string, part, parts int, ok boo
 	if f.Experts == nil || f.Experts.Packed {
 		return "", 0, 0, false
 	}
-	mlp := fmt.Sprintf(layerPrefix+"mlp.", layer)
+	experts := fmt.Sprintf(layerPrefix+cmp.Or(f.Experts.Module, "mlp.experts."), layer)
 	switch pattern {
 	case "blk.%d.ffn_gate_inp.weight":
 		// Only mixtral has another name for the module.
 		names, _ := f.HFNames(canonical, 0)
 		return strings.Replace(names[0], ".block_sparse_moe.", ".mlp.", 1), 0, 1, true
 	case "blk.%d.ffn_gate_exps.weight":
-		return mlp + "experts.gate_up_proj", 0, 2, true
+		return experts + "gate_up_proj", 0, 2, true
 	case "blk.%d.ffn_up_exps.weight":
-		return mlp + "experts.gate_up_proj", 1, 2, true
+		return experts + "gate_up_proj", 1, 2, true
 	case "blk.%d.ffn_down_exps.weight":
-		return mlp + "experts.down_proj", 0, 1, true
+		return experts + "down_proj", 0, 1, true
 	}
 	return "", 0, 0, false
 }
@@ -894,7 +915,9 @@ func (c *Config) globalShape(name string) []int {
 }
 
 // IsNorm says whether a canonical tensor holds the gains of an RMS norm.
-func IsNorm(canonical string) bool { return strings.HasSuffix(canonical, "norm.weight") }
+func IsNorm(canonical string) bool {
+	return strings.HasSuffix(canonical, ".weight") && strings.Contains(canonical, "norm")
+}
 
 // LayerOf returns the layer of a canonical tensor name, -1 for a global one.
 func LayerOf(canonical string) int { _, l := splitLayer(canonical); return l }

@@ -185,6 +185,11 @@ type FFN struct {
 	// multiplies its output.
 	Shared, SharedSize int
 	SharedGate         bool
+	// Beside, of a mixture, is the intermediate size of a plain FFN that runs beside it (Gemma 4);
+	// 0: there is none. Then the router reads the normed residual stream times gains of its own, the
+	// experts read it through another norm than the FFN, both results are normed before
+	// they are added, and the weight of each expert has a learned factor.
+	Beside int
 }
 
 // Features are what a layer can have beyond softmax attention over its own keys and values,
@@ -211,7 +216,7 @@ const (
 	SharedExperts                         // Shared
 	KeysAsValues                          // ValuesAreKeys
 	QueryTemperature                      // Temperature
-	OtherExperts                          // Biases of experts, ClampedSwiGLU
+	OtherExperts                          // Biases of experts, ClampedSwiGLU, Beside
 	OtherBlock                            // Parallel, ResidualScale, OutputScale, Config.LayerNorm or PerLayerInput
 )
 
@@ -229,7 +234,7 @@ var featureNames = []string{
 	"a norm of queries and keys after RoPE", "a norm of values", "no norm before attention and FFN",
 	"attention sinks", "a gate on the output of attention", "an FFN without gate",
 	"a router other than softmax over all experts", "shared experts", "keys as values", "queries that grow with their position",
-	"experts with biases or a clamped activation",
+	"experts with biases or a clamped activation or beside a plain FFN",
 	"another block than attention and FFN, each of which is normed and added",
 }
 
@@ -278,7 +283,7 @@ func (c *Config) features(l int) Features {
 		{y.Gate != NoGate, OutputGate},
 		{y.FFN.Kind != Gated, UngatedFFN},
 		{y.FFN.Experts > 0 && y.FFN.otherRouter(), OtherRouter},
-		{y.FFN.Biases || y.FFN.Activation == ClampedSwiGLU, OtherExperts},
+		{y.FFN.Biases || y.FFN.Activation == ClampedSwiGLU || y.FFN.Beside > 0, OtherExperts},
 		{y.FFN.Shared > 0, SharedExperts},
 		{y.ValuesAreKeys, KeysAsValues},
 		{y.Temperature.Beta != 0, QueryTemperature},
@@ -596,6 +601,9 @@ func (f *FFN) check() error {
 	if n < 0 || n > MaxExperts || n > 0 && (f.Used < 1 || f.Used > n) {
 		return fmt.Errorf("%d experts of which %d are used per token", n, f.Used)
 	}
+	if f.Beside < 0 || f.Beside > MaxFFN || f.Beside > 0 && n == 0 {
+		return fmt.Errorf("a plain FFN of %d beside %d experts", f.Beside, n)
+	}
 	if f.Shared < 0 || f.Shared > MaxExperts || f.SharedSize < 0 || f.SharedSize > MaxFFN || (f.Shared > 0) != (f.SharedSize > 0) {
 		return fmt.Errorf("%d shared experts of together %d dimensions", f.Shared, f.SharedSize)
 	}
@@ -637,7 +645,9 @@ func (y *Layer) has(l int, pattern string) bool {
 	case "layer_output_scale.weight":
 		return y.OutputScale
 	case "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight":
-		return y.FFN.Experts == 0
+		return y.FFN.Experts == 0 || y.FFN.Beside > 0
+	case "ffn_gate_inp.scale", "ffn_down_exps.scale", "pre_ffw_norm_2.weight", "post_ffw_norm_1.weight", "post_ffw_norm_2.weight":
+		return y.FFN.Beside > 0
 	case "ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight":
 		return y.FFN.Experts > 0
 	case "ffn_gate_inp.bias":
@@ -686,9 +696,11 @@ func (y *Layer) shape(pattern string, hidden int) []int {
 	case "attn_k_norm.weight":
 		return []int{normK}
 	case "ffn_gate.weight", "ffn_up.weight":
-		return []int{y.FFN.Size, hidden}
+		return []int{cmp.Or(y.FFN.Beside, y.FFN.Size), hidden}
 	case "ffn_down.weight":
-		return []int{hidden, y.FFN.Size}
+		return []int{hidden, cmp.Or(y.FFN.Beside, y.FFN.Size)}
+	case "ffn_down_exps.scale":
+		return []int{y.FFN.Experts}
 	case "ffn_gate_inp.weight":
 		return []int{y.FFN.Experts, hidden}
 	case "ffn_gate_exps.weight", "ffn_up_exps.weight":

@@ -62,7 +62,7 @@ func noDequantizer(t Type) string {
 // exactly RowBytes(t, len(dst)) bytes (ErrLength); a type that can only be
 // copied gives an *UnsupportedError.
 func DequantizeRow(t Type, dst []float32, src []byte) error {
-	if !CanDequantize(t) {
+	if !CanDequantize(t) && !t.CacheOnly() {
 		return &UnsupportedError{Msg: noDequantizer(t)}
 	}
 	n, err := RowBytes(t, len(dst))
@@ -71,6 +71,10 @@ func DequantizeRow(t Type, dst []float32, src []byte) error {
 	}
 	if len(src) != n {
 		return fmt.Errorf("gguf: %d numbers as %s take %d bytes, got %d: %w", len(dst), t, n, len(src), ErrLength)
+	}
+	if t.CacheOnly() {
+		dequantMLX(t, dst, src)
+		return nil
 	}
 	dequantizers[t](dst, src)
 	return nil

@@ -51,6 +51,9 @@ func QuantizeRow(t Type, dst []byte, src []float32) error {
 // inverse scale is 127/max instead of 1/(max/127), and ties round to even instead
 // of away from zero. The scale itself is the same.
 func QuantizeCacheRow(t Type, dst []byte, src []float32) error {
+	if t.CacheOnly() {
+		return quantizeRow(func(dst []byte, src []float32) { quantMLX(t, dst, src) }, t, dst, src)
+	}
 	if t == TypeQ8_0 {
 		return quantizeRow(quantQ8_0AVX, t, dst, src)
 	}

@@ -25,6 +25,11 @@ func ShardPath(base string, i, n int) string {
 	return fmt.Sprintf("%s-%05d-of-%05d.gguf", base, i+1, n)
 }
 
+// SplitKeys returns the keys of file i, from 0, of a split into n files with so many tensors in all.
+func SplitKeys(i, n, tensors int) []KV {
+	return []KV{Value(keySplitNo, uint16(i)), Value(keySplitCount, uint16(n)), Value(keySplitTensors, int32(tensors))}
+}
+
 // splitCount returns the number of files that f belongs to, 1 if it is no split.
 func (f *File) splitCount() (int, error) {
 	if _, ok := f.KV(keySplitCount); !ok {

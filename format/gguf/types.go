@@ -108,6 +108,9 @@ func (t Type) String() string {
 	if t.Known() {
 		return typeTraits[t].name
 	}
+	if t.CacheOnly() {
+		return t.cacheTraits().name
+	}
 	return fmt.Sprintf("type %d", uint32(t))
 }
 
@@ -124,6 +127,9 @@ func ParseType(name string) (Type, error) {
 // Block returns how many numbers form a block, the unit of storage, and how many
 // bytes it takes: 1 and 2 for F16, 32 and 34 for Q8_0. Both are 0 for an unknown type.
 func (t Type) Block() (numbers, bytes int) {
+	if t.CacheOnly() {
+		return t.cacheTraits().block, t.cacheTraits().bytes
+	}
 	if !t.Known() {
 		return 0, 0
 	}
@@ -131,13 +137,13 @@ func (t Type) Block() (numbers, bytes int) {
 }
 
 // Quantized reports whether t stores numbers in blocks that share a scale.
-func (t Type) Quantized() bool { return t.Known() && typeTraits[t].block > 1 }
+func (t Type) Quantized() bool { return t.CacheOnly() || t.Known() && typeTraits[t].block > 1 }
 
 // RowBytes returns the stored size of a row of n numbers. It fails if t is
 // unknown (*UnsupportedError), or if n is negative, not a whole number of
 // blocks, or too large for an int (ErrLength).
 func RowBytes(t Type, n int) (int, error) {
-	if !t.Known() {
+	if !t.Known() && !t.CacheOnly() {
 		return 0, &UnsupportedError{Msg: unknownType(t)}
 	}
 	block, bytes := t.Block()

@@ -149,6 +149,9 @@ func (t TensorSpec) check() (int64, error) {
 			return 0, fmt.Errorf("the shape %v has a dimension below 1", t.Dims)
 		}
 	}
+	if t.Type.CacheOnly() {
+		return 0, &UnsupportedError{Msg: fmt.Sprintf("%s is a type of caches, not of files", t.Type)}
+	}
 	return tensorSize(t.Type, t.Dims)
 }
 

@@ -90,7 +90,8 @@ type config struct {
 	QueryPreAttnScalar *float64 `json:"query_pre_attn_scalar"`
 	AttnLogitSoftcap   *float64 `json:"attn_logit_softcapping"`
 	FinalLogitSoftcap  *float64 `json:"final_logit_softcapping"`
-	BidirectionalAttn  *bool    `json:"use_bidirectional_attention"`
+	// BidirectionalAttn is a flag, or says of what: "vision", which leaves text causal, or "all".
+	BidirectionalAttn json.RawMessage `json:"use_bidirectional_attention"`
 
 	Experts         *int    `json:"num_local_experts"`
 	NumExperts      *int    `json:"num_experts"`
@@ -105,6 +106,7 @@ type config struct {
 	MoEExperts    *int     `json:"moe_num_experts"`
 	MoEK          *int     `json:"moe_k"`
 	MoETopK       layered  `json:"moe_topk"`
+	TopKExperts   *int     `json:"top_k_experts"`
 	SharedSize    *int     `json:"shared_expert_intermediate_size"`
 	SharedExperts *int     `json:"n_shared_experts"`
 	MoEShared     *int     `json:"moe_num_shared_experts"`
@@ -152,6 +154,8 @@ type ropeScaling struct {
 	ExtrapScale *float64 `json:"extrapolation_factor"`
 	Alpha       *float64 `json:"alpha"`
 	Temperature *float64 `json:"llama_4_scaling_beta"`
+	// Sections, of positions in pictures, are refused.
+	Sections json.RawMessage `json:"mrope_section"`
 	// Divisors of frequencies, for longrope.
 	Short []float64 `json:"short_factor"`
 	Long  []float64 `json:"long_factor"`
@@ -281,7 +285,10 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	}
 	var fam *family.Family
 	var err error
-	wrapped := isSet(h.TextConfig)
+	wrapped, text := isSet(h.TextConfig), raw // text is the language model's
+	if wrapped {
+		text = h.TextConfig
+	}
 	if wrapped {
 		fam, err = h.unwrap(class)
 	} else {
@@ -291,6 +298,9 @@ func parseConfig(raw []byte) (*family.Config, error) {
 		return nil, err
 	}
 	if err = h.refuse(fam); err != nil {
+		return nil, err
+	}
+	if err = refuseGraphKeys(text, fam); err != nil {
 		return nil, err
 	}
 	c := &family.Config{
@@ -340,7 +350,7 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	if fam.DraftKey {
 		c.DraftLayers = or(h.DraftLayers, 1)
 	}
-	if fam.Experts != nil {
+	if fam.Experts != nil && (!fam.Experts.Optional || or(h.MoEBlock, false)) {
 		if err := h.experts(c, p); err != nil {
 			return nil, err
 		}
@@ -448,7 +458,8 @@ func (h *config) refuse(f *family.Family) error {
 		{"logit_scale", or(h.LogitScale, 1) != 1 && !f.LogitScaleKey},
 		{"no_rope_layers", slices.Contains(h.NoRopeLayers, 0) && f.NoRope.Period == 0},
 		{"attn_logit_softcapping", h.AttnLogitSoftcap != nil && *h.AttnLogitSoftcap != 0},
-		{"use_bidirectional_attention", or(h.BidirectionalAttn, false)},
+		{"use_bidirectional_attention", isSet(h.BidirectionalAttn) && string(h.BidirectionalAttn) != "false" &&
+			!(f.Kinds && string(h.BidirectionalAttn) == `"vision"`)},
 		{"is_causal = false", !or(h.IsCausal, true)},
 		{"clip_qkv", h.ClipQKV != nil},
 		{"mlp_bias", or(h.MLPBias, false)},
@@ -485,7 +496,7 @@ func (h *config) kinds(c *family.Config, p *family.Params) error {
 			return format.Unsupportedf("%s is set, which phaseconv does not support for %s", x.key, f.Name)
 		}
 	}
-	if or(h.MoEBlock, false) {
+	if or(h.MoEBlock, false) && (f.Experts == nil || !f.Experts.Optional) {
 		return format.Unsupportedf("enable_moe_block is set, which phaseconv does not support for %s", f.Name)
 	}
 	if !f.Kinds {
@@ -764,6 +775,9 @@ func decodeRope(raws ...json.RawMessage) (*ropeScaling, error) {
 func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.Params, error) {
 	p := rope.Params{Dim: dim, Theta: or(s.Theta, theta)}
 	f := c.Family
+	if isSet(s.Sections) {
+		return p, format.Unsupportedf("RoPE has mrope_section, which phaseconv does not support for %s", f.Name)
+	}
 	kind := s.RopeType
 	if kind == "" {
 		kind = s.Type

@@ -13,7 +13,7 @@ func (h *config) experts(c *family.Config, p *family.Params) error {
 	x := c.Family.Experts
 	f := &p.FFN
 	f.Experts = or(h.Experts, or(h.NumExperts, or(h.RoutedExperts, or(h.MoEExperts, 0))))
-	f.Used = or(h.ExpertsPerTok, or(h.MoEK, or(h.MoETopK.value, 0)))
+	f.Used = or(h.ExpertsPerTok, or(h.MoEK, or(h.MoETopK.value, or(h.TopKExperts, 0))))
 	f.Router, f.RouterBias, f.ChoiceBias, f.Biases = x.Router, x.RouterBias, x.ChoiceBias, x.Biases
 	f.Renorm = x.AlwaysRenorm || or(h.NormTopK, x.RenormDefault)
 	if x.OwnSize {
@@ -24,6 +24,9 @@ func (h *config) experts(c *family.Config, p *family.Params) error {
 	} else if n := h.MoEIntermediate.value; n != nil && *n != f.Size {
 		return format.Unsupportedf("moe_intermediate_size %d and intermediate_size %d: experts of a size of their own are not "+
 			"supported for %s", *n, f.Size, c.Family.Name)
+	}
+	if x.Beside {
+		f.Beside = c.DenseFFN
 	}
 	if x.Router == family.SigmoidTopK {
 		f.Groups, f.GroupsUsed, f.WeightScale = or(h.Groups, 1), or(h.GroupsUsed, 1), or(h.RoutedScale, 1)

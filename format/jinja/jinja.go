@@ -20,7 +20,7 @@ import (
 const (
 	MaxSource = 1 << 20 // bytes of a template
 	maxDepth  = 100     // of nested expressions, statements, calls and values
-	maxSteps  = 2e6     // expressions evaluated, and items of lists made
+	maxSteps  = 1e6     // expressions evaluated, and items of lists made
 	maxBytes  = 16 << 20
 	// interruptEvery is how many steps lie between two looks at the context.
 	interruptEvery = 1024

@@ -135,7 +135,7 @@ func ql(ctx context.Context, diag, off, q []float64, n int) error {
 			s, c, p := 1.0, 1.0, 0.0
 			i := m - 1
 			for ; i >= l; i-- {
-				f, b := s*off[i], c*off[i]
+				f, b := float64(s*off[i]), float64(c*off[i])
 				r = math.Sqrt(float64(f*f) + float64(g*g))
 				off[i+1] = r
 				if r == 0 { // the matrix falls apart here
@@ -145,7 +145,7 @@ func ql(ctx context.Context, diag, off, q []float64, n int) error {
 				s, c = f/r, g/r
 				g = diag[i+1] - p
 				r = float64((diag[i]-g)*s) + float64(2*float64(c*b))
-				p = s * r
+				p = float64(s * r)
 				diag[i+1] = g + p
 				g = float64(c*r) - b
 				x, y := q[i*n:(i+1)*n], q[(i+1)*n:(i+2)*n]

@@ -3,7 +3,6 @@
 package onebit
 
 import (
-	mathbits "math/bits"
 	"sync"
 
 	"golang.org/x/sys/cpu"
@@ -145,11 +144,13 @@ func scoreVBMI(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 			// escaping to the heap.
 			tab, words := &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words]
 			c, o := &consts[h][0], &out[h*ostride+b*BlockKeys]
-			group := 1 << min(2, mathbits.Len(uint(t.heads-h))-1) // 4, 2 or 1
+			group := headsAtOnce(t.heads - h)
 			if scales == nil {
 				switch group {
 				case 4:
 					avx512vbmiAdd4(n, t.words, tab, words, c, o, ostride)
+				case 3:
+					avx512vbmiAdd3(n, t.words, tab, words, c, o, ostride)
 				case 2:
 					avx512vbmiAdd2(n, t.words, tab, words, c, o, ostride)
 				default:
@@ -160,6 +161,8 @@ func scoreVBMI(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 				switch group {
 				case 4:
 					avx512vbmiScore4(n, t.words, tab, words, sc, c, o, ostride)
+				case 3:
+					avx512vbmiScore3(n, t.words, tab, words, sc, c, o, ostride)
 				case 2:
 					avx512vbmiScore2(n, t.words, tab, words, sc, c, o, ostride)
 				default:
@@ -169,6 +172,16 @@ func scoreVBMI(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 			h += group
 		}
 	}
+}
+
+// headsAtOnce is how many of the heads that are left a kernel takes: 4, and 3 where 4 would
+// leave 1 or 2, so that no pass over the keys serves few heads.
+func headsAtOnce(left int) int {
+	switch left {
+	case 5, 6, 9:
+		return 3
+	}
+	return min(left, 4)
 }
 
 // The AVX2 tier works on groups of four blocks. Their nibbles are spread out once,

@@ -59,6 +59,9 @@ func avx512vbmiScore1(blocks int, words int, tab *byte, bits *uint32, scales *ui
 func avx512vbmiScore2(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 
 //go:noescape
+func avx512vbmiScore3(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+
+//go:noescape
 func avx512vbmiScore4(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 
 //go:noescape
@@ -72,6 +75,9 @@ func avx512vbmiAdd1(blocks int, words int, tab *byte, bits *uint32, head *uint32
 
 //go:noescape
 func avx512vbmiAdd2(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+
+//go:noescape
+func avx512vbmiAdd3(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
 
 //go:noescape
 func avx512vbmiAdd4(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)

@@ -99,14 +99,15 @@ func NewGroup(code *Code, parts []Part, keyDim, valueDim int, gains []float32) (
 		}
 		n := g.Dim(p)
 		if p.Head < 0 || p.Head >= spec.MaxHeads || n < 1 || n > MaxDim {
-			return nil, fmt.Errorf("part %s of %d numbers in a group: heads are below %d, numbers 1 to %d", p, n, spec.MaxHeads, MaxDim)
+			return nil, fmt.Errorf("part %s of %d numbers in a group: heads are below %d, numbers 1 to %d", p,
+				n, spec.MaxHeads, MaxDim)
 		}
 		g.starts = append(g.starts, g.starts[i]+n)
 	}
 	d := g.starts[len(parts)]
 	if d != code.D || d > spec.MaxGroupDim {
-		return nil, fmt.Errorf("parts of a group have %d numbers together and the code %d; they must be equal and at most %d", d,
-			code.D, spec.MaxGroupDim)
+		return nil, fmt.Errorf("parts of a group have %d numbers together and the code %d; they must be equal and at most %d",
+			d, code.D, spec.MaxGroupDim)
 	}
 	if gains == nil {
 		g.Gains = make([]float32, len(parts))
@@ -123,7 +124,8 @@ func NewGroup(code *Code, parts []Part, keyDim, valueDim int, gains []float32) (
 			return nil, fmt.Errorf("gain %g of part %s: it must be from %g to %g", v, parts[i], 1.0/MaxGain, float64(MaxGain))
 		}
 		if v != 1 && g.decoder == code {
-			g.decoder = &Code{Kind: code.Kind, D: code.D, B: code.B, Mean: code.Mean, Decode: slices.Clone(code.Decode), Gain: code.Gain}
+			g.decoder = &Code{Kind: code.Kind, D: code.D, B: code.B, Mean: code.Mean, Decode: slices.Clone(code.Decode),
+				Gain: code.Gain}
 		}
 	}
 	if g.decoder == code {
@@ -133,7 +135,9 @@ func NewGroup(code *Code, parts []Part, keyDim, valueDim int, gains []float32) (
 		for row := 0; row < code.B; row++ {
 			m := g.decoder.Decode[row*d+g.starts[i] : row*d+g.starts[i+1]]
 			for j := range m {
-				if m[j] *= v; m[j]-m[j] != 0 {
+				// Converted, so that no compiler fuses the product into the check.
+				m[j] = float32(m[j] * v)
+				if m[j]-m[j] != 0 {
 					return nil, fmt.Errorf("part %s: the gain %g takes a number of sign %d out of range", parts[i], v, row)
 				}
 			}
@@ -354,6 +358,9 @@ func Spans(heads, keyDim, valueDim, limit int, keys, values bool) ([][]Part, err
 	}
 	if values {
 		per += valueDim
+	}
+	if limit > spec.MaxGroupDim {
+		return nil, fmt.Errorf("groups of up to %d numbers: the format has at most %d", limit, spec.MaxGroupDim)
 	}
 	if heads < 1 || per < 1 || per > limit {
 		return nil, fmt.Errorf("groups of at most %d numbers for %d KV heads with %d numbers each", limit, heads, per)

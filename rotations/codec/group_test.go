@@ -315,6 +315,7 @@ func TestSpans(t *testing.T) {
 		{2, 192, 128, 320, true, true, "[[k0 v0] [k1 v1]]"},
 		{1, 512, 512, 512, true, true, "[]"},
 		{1, 64, 64, 512, false, false, "[]"},
+		{1, 64, 64, 2049, true, true, "[]"},
 	} {
 		got, err := codec.Spans(x.heads, x.dk, x.dv, x.limit, x.keys, x.values)
 		if fmt.Sprint(got) != x.want || (err != nil) != (x.want == "[]") {

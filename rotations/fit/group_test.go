@@ -158,7 +158,7 @@ func TestGroupRefuses(t *testing.T) {
 		"a half row":  func(s *GroupSample) { s.Rows = s.Rows[:17] },
 		"one metric":  func(s *GroupSample) { s.Metrics = make([][]float64, 1) },
 		"short one":   func(s *GroupSample) { s.Metrics = [][]float64{{1}, nil} },
-		"NaN queries": func(s *GroupSample) { s.Metrics = [][]float64{make([]float64, 64), nil}; s.Metrics[0][0] = math.NaN() },
+		"NaN queries": func(s *GroupSample) { s.Metrics = [][]float64{append(make([]float64, 63), math.NaN()), nil} },
 	} {
 		s := good
 		change(&s)

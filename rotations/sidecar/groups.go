@@ -79,7 +79,8 @@ func (s *Sidecar) check() error {
 		return nil
 	}
 	if s.Codes != nil || s.Exceptions != 0 {
-		return fmt.Errorf("a sidecar with groups has no codes per head and no outliers, this one has %d layers and %d", len(s.Codes), s.Exceptions)
+		return fmt.Errorf("a sidecar with groups has no codes per head and no outliers, this one has %d layers and %d",
+			len(s.Codes), s.Exceptions)
 	}
 	if n := len(s.Layers); n < 1 || n > spec.MaxLayers {
 		return fmt.Errorf("%d layers of a sidecar: expected 1 to %d", n, spec.MaxLayers)
@@ -104,7 +105,8 @@ func (x jsonLayer) check() error {
 	case x.Heads < 1 || x.Heads > spec.MaxHeads:
 		return fmt.Errorf("heads is %d; version %d allows 1 to %d", x.Heads, spec.VersionGroups, spec.MaxHeads)
 	case x.HeadDim < 2 || x.HeadDim > spec.MaxHeadDim || x.HeadDim%2 != 0:
-		return fmt.Errorf("head_dim is %d; version %d allows even numbers from 2 to %d", x.HeadDim, spec.VersionGroups, spec.MaxHeadDim)
+		return fmt.Errorf("head_dim is %d; version %d allows even numbers from 2 to %d", x.HeadDim, spec.VersionGroups,
+			spec.MaxHeadDim)
 	case x.ValueDim < 1 || x.ValueDim > spec.MaxHeadDim:
 		return fmt.Errorf("value_dim is %d; version %d allows 1 to %d", x.ValueDim, spec.VersionGroups, spec.MaxHeadDim)
 	case x.Groups == nil:
@@ -180,7 +182,8 @@ func (s *Sidecar) readGroups(ctx context.Context, f sidecarFile, text string, r 
 
 // readLayer reads the groups of one layer. Errors of the list name its key, those of
 // tensors the tensor.
-func readLayer(ctx context.Context, f sidecarFile, kind codec.Kind, l int, x jsonLayer, seen map[string]bool) (Layer, error) {
+func readLayer(ctx context.Context, f sidecarFile, kind codec.Kind, l int, x jsonLayer,
+	seen map[string]bool) (Layer, error) {
 	y := Layer{Heads: x.Heads, KeyDim: x.HeadDim, ValueDim: x.ValueDim}
 	bad := func(err error) (Layer, error) {
 		return Layer{}, fmt.Errorf("key %s: layer %d: %w", spec.KeyGroups, l, err)

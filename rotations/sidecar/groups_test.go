@@ -152,7 +152,8 @@ func TestGroupsRefuses(t *testing.T) {
 		if !strings.Contains(text, old) {
 			t.Fatalf("%q is not in %s", old, text)
 		}
-		return test{new, func(d *document) { d.set(spec.KeyGroups, strings.Replace(text, old, new, 1)) }, append(says, spec.KeyGroups)}
+		return test{new, func(d *document) { d.set(spec.KeyGroups, strings.Replace(text, old, new, 1)) },
+			append(says, spec.KeyGroups)}
 	}
 	key := func(k string, v any) test {
 		return test{fmt.Sprintf("%s = %.20v", k, v), func(d *document) { d.set(k, v) }, []string{k}}
@@ -163,7 +164,8 @@ func TestGroupsRefuses(t *testing.T) {
 		}, says}
 	}
 	tests := []test{
-		{"version 1", func(d *document) { d.set(spec.KeyVersion, 1) }, []string{spec.KeyGroups, "version 1"}}, key(spec.KeyVersion, 3), key(spec.KeyLayers, 3), key(spec.KeyHeads, 2), key(spec.KeyHeadDim, 8),
+		{"version 1", func(d *document) { d.set(spec.KeyVersion, 1) }, []string{spec.KeyGroups, "version 1"}},
+		key(spec.KeyVersion, 3), key(spec.KeyLayers, 3), key(spec.KeyHeads, 2), key(spec.KeyHeadDim, 8),
 		key(spec.KeyExceptions, 0), key(spec.KeyGroups, ""), key(spec.KeyGroups, "[]"), key(spec.KeyGroups, "null"),
 		key(spec.KeyGroups, "[["), key(spec.KeyGroups, strings.Repeat(" ", spec.MaxGroupsText+1)), key(spec.KeyGroups, 7),
 		key("phaseconv.group_count", 1), key(spec.KeySink, spec.MaxSink+1), key(spec.KeyBasis, "pre_rope"),
@@ -185,7 +187,8 @@ func TestGroupsRefuses(t *testing.T) {
 		{"a layer less", groups(`,{"heads":1,"head_dim":8,"value_dim":8,"groups":[]}`, ``).edit, nil}, // is no error
 		without("blk.0.kv_code.0.mean", "blk.0.kv_code.0.mean"), without("blk.0.kv_code.0.decode", "blk.0.kv_code.0.decode"),
 		without("blk.0.kv_code.0.encode", "blk.0.kv_code.0.decode", "encode matrix"),
-		{"an extra tensor", func(d *document) { d.parts = append(d.parts, part{"extra", []int{1}, []float32{1}}) }, []string{`"extra"`}},
+		{"an extra tensor", func(d *document) { d.parts = append(d.parts, part{"extra", []int{1}, []float32{1}}) },
+			[]string{`"extra"`}},
 		{"of version 1", func(d *document) {
 			d.parts = append(d.parts, part{TensorName(0, 0, "mean"), []int{8}, make([]float32, 8)})
 		}, []string{TensorName(0, 0, "mean")}},
@@ -195,7 +198,8 @@ func TestGroupsRefuses(t *testing.T) {
 		{"NaN", func(d *document) { d.part("blk.1.kv_code.1.encode").data[3] = float32(math.NaN()) },
 			[]string{"blk.1.kv_code.1.encode", "number 3"}},
 		{"gain 0", func(d *document) { d.part("blk.1.kv_code.1.gain").data[0] = 0 }, []string{"blk.1.kv_code.1.gain"}},
-		{"part gain 17", func(d *document) { d.part("blk.0.kv_code.0.part_gain").data[2] = 17 }, []string{spec.KeyGroups, "v0", "17"}},
+		{"part gain 17", func(d *document) { d.part("blk.0.kv_code.0.part_gain").data[2] = 17 },
+			[]string{spec.KeyGroups, "v0", "17"}},
 		{"too few gains", func(d *document) {
 			p := d.part("blk.0.kv_code.0.part_gain")
 			p.shape, p.data = []int{3}, p.data[:3]
@@ -267,7 +271,8 @@ func TestGroupsCompare(t *testing.T) {
 		t.Fatalf("%+v, %v", d, err)
 	}
 	x, y := d.Groups[0], d.Groups[1]
-	if x.Layer != 0 || x.Group != 0 || fmt.Sprint(x.Parts) != "[k0 k1 v0 v1]" || !(*x.Decode > 0) || *x.Mean != 0 || *x.PartGains != 0 {
+	if x.Layer != 0 || x.Group != 0 || fmt.Sprint(x.Parts) != "[k0 k1 v0 v1]" ||
+		!(*x.Decode > 0) || *x.Mean != 0 || *x.PartGains != 0 {
 		t.Errorf("%+v", x)
 	}
 	if y.Layer != 1 || y.Group != 2 || *y.Decode != 0 || !(math.Abs(*y.PartGains-1./3) < 1e-6) {
@@ -282,7 +287,8 @@ func TestGroupsCompare(t *testing.T) {
 	for _, k := range d.Keys {
 		keys = append(keys, k.Key+" "+k.A+" "+k.B)
 	}
-	for _, want := range []string{spec.KeyVersion + " 2 1", spec.KeyHeads + " - 2", spec.KeyExceptions + " - 0", spec.KeyGroups + " [{"} {
+	for _, want := range []string{spec.KeyVersion + " 2 1", spec.KeyHeads + " - 2", spec.KeyExceptions + " - 0",
+		spec.KeyGroups + " [{"} {
 		if !strings.Contains(strings.Join(keys, "\n"), want) {
 			t.Errorf("no %q in %q", want, keys)
 		}

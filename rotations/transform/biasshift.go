@@ -82,6 +82,8 @@ const (
 type BiasShift struct {
 	// Delta is subtracted from the keys before RoPE, [D].
 	Delta []float64
+	// Exact: it is nonzero only where RoPE does not turn, see IDStillShift.
+	Exact bool
 	// Energy is the key energy before, and Removed the share of it that goes.
 	Energy, Removed float64
 	// Before and After are the predicted KL divergences from the cache type's

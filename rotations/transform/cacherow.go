@@ -50,7 +50,7 @@ func reorder(x []float32, d int, from, to rope.Layout) {
 
 // check refuses rows that no cache has.
 func (c CacheRow) check(d int) error {
-	if block, _ := c.Type.Block(); !gguf.CanQuantize(c.Type) || d%max(block, 1) != 0 {
+	if block, _ := c.Type.Block(); !gguf.CanCache(c.Type) || d%max(block, 1) != 0 {
 		return fmt.Errorf("no cache rows of type %v for head_dim %d", c.Type, d)
 	}
 	if c.Hadamard < 0 || c.Hadamard > 0 && (bits.OnesCount(uint(c.Hadamard)) != 1 || d%c.Hadamard != 0) {

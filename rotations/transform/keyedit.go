@@ -53,11 +53,18 @@ func checkKeyBias(c *family.Config, y *family.Layer) error {
 	switch {
 	case y.QKNorm != family.NoQKNorm:
 		return fmt.Errorf("%w: family %s normalises keys after their projection (QK-norm), and nothing can be added behind the norm", ErrNoKeyBias, c.Family.Name)
-	case y.Sinks:
-		return fmt.Errorf("%w: family %s has attention sinks, against which a constant in the keys moves all scores",
-			ErrNoKeyBias, c.Family.Name)
 	case !c.Family.AttnBias.K && !c.Family.GGUFBias.K:
 		return fmt.Errorf("%w: stock readers of family %s know no bias of the key projection", ErrNoKeyBias, c.Family.Name)
+	}
+	return nil
+}
+
+// CheckValueTransform says whether a matrix can pass from W_V to W_O in all layers of a model.
+func CheckValueTransform(c *family.Config) error {
+	for l := range c.Layers {
+		if err := checkValueTransform(c, &c.Layers[l]); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -147,6 +154,9 @@ func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
 		if err := e.Transform.Check(y.HeadDim); err != nil {
 			return err
 		}
+		if e.Transform.Exact && !e.Transform.keepsTurned(cfg, y) {
+			return errors.New("a transform that is called exact mixes dimensions that RoPE turns")
+		}
 	}
 	if e.Values != nil {
 		if err := checkValueTransform(cfg, y); err != nil {
@@ -166,6 +176,18 @@ func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
 		for _, x := range e.Shift.Delta {
 			if math.IsNaN(x) || math.IsInf(x, 0) {
 				return fmt.Errorf("shift of %g", x)
+			}
+		}
+		if e.Shift.Exact {
+			if y.Sinks {
+				return errors.New("a shift that is called exact moves scores against attention sinks")
+			}
+			still, _ := StillPairs(y)
+			for p, on := range still {
+				i, j := cfg.Pairs.Part(y.Rope.Dim).Dims(p, y.HeadDim)
+				if !on && (e.Shift.Delta[i] != 0 || e.Shift.Delta[j] != 0) {
+					return errors.New("a shift that is called exact moves dimensions that RoPE turns")
+				}
 			}
 		}
 	}
@@ -189,7 +211,13 @@ func foldShift(v *checkpoint.Edited, layer int, heads []KeyEdit) {
 		}
 		v.Added[name] = &checkpoint.Tensor{Name: name, Layer: layer, Shape: []int{len(shift)}, Type: "F32"}
 	}
-	v.Edits.Shift(name, IDBiasShift, shift)
+	id := IDStillShift
+	for _, e := range heads {
+		if e.Shift != nil && !e.Shift.Exact {
+			id = IDBiasShift
+		}
+	}
+	v.Edits.Shift(name, id, shift)
 }
 
 // sides are the projections that meet in a score: their tensors, how many of
@@ -227,6 +255,12 @@ func rowMixes(heads []KeyEdit, times, d int, of func(e KeyEdit) []float64) []che
 
 func foldMixes(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
 	y := &v.Config().Layers[layer]
+	id := IDStillTransform
+	for _, e := range heads {
+		if e.Transform != nil && !e.Transform.Exact {
+			id = IDKeyTransform
+		}
+	}
 	for _, side := range sides(y) {
 		mixes := rowMixes(heads, side.times, y.HeadDim, func(e KeyEdit) []float64 {
 			switch {
@@ -237,7 +271,7 @@ func foldMixes(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
 			}
 			return e.Transform.Key
 		})
-		if err := mixRows(v, layer, side.names, IDKeyTransform, mixes); err != nil {
+		if err := mixRows(v, layer, side.names, id, mixes); err != nil {
 			return err
 		}
 	}

@@ -23,6 +23,8 @@ const IDKeyTransform = "G8"
 type KeyTransform struct {
 	// Key is A and Query A^-T, [D, D], row by row.
 	Key, Query []float64
+	// Exact: it mixes only dimensions that RoPE does not turn, see IDStillTransform.
+	Exact bool
 	// Before and After are the predicted KL divergences from the cache type's error,
 	// with the best balance (G3) and with the mix, and Cost what the mix itself does,
 	// for one query head and token, in nats.
@@ -107,19 +109,9 @@ func packed(from []float64, d int) *gemm.Weights {
 	return w
 }
 
-// Undo takes back what the mix did to a key, in place.
-func (m *KeyTransform) Undo(x []float32) {
-	// A^-1 is the transpose of Query.
-	d := len(x)
-	out := make([]float64, d)
-	for j, v := range x {
-		for i, a := range m.Query[j*d : (j+1)*d] {
-			out[i] += float64(a * float64(v))
-		}
-	}
-	for i, v := range out {
-		x[i] = float32(v)
-	}
+// UndoWeights packs the matrix that takes back what KeyWeights does.
+func (m *KeyTransform) UndoWeights(d int) *gemm.Weights {
+	return packed(linalg.Transpose(m.Query, d), d) // A^-1
 }
 
 // Metric returns A^-T Q A^-1, the second moment of queries [D, D] after the mix.
@@ -160,7 +152,12 @@ type Distance struct{ Positions, Weight float64 }
 
 // KeyTransformOptions says how noise and drift are weighed against each other, as
 // BiasShiftOptions does.
-type KeyTransformOptions struct{ Noise, Penalty float64 }
+type KeyTransformOptions struct {
+	Noise, Penalty float64
+	// Still, if set, are the pairs that RoPE does not turn, [D/2]: only they are mixed, at no cost,
+	// and the others scaled.
+	Still []bool
+}
 
 // mixShrink is the share of the second moments' diagonal in what FitKeyTransform uses:
 // directions that few samples show must not grow.
@@ -203,7 +200,7 @@ func FitKeyTransform(ctx context.Context, s *KeyTransformStats, o KeyTransformOp
 	if err != nil {
 		return nil, err
 	}
-	out := &KeyTransform{}
+	out := &KeyTransform{Exact: o.Still != nil}
 	factor := 0.5 * s.Curvature * s.Scale
 	out.Before = factor * m.noise
 	for ; out.Steps < mixSteps; out.Steps++ {
@@ -236,6 +233,7 @@ type transformProgram struct {
 	pairs rope.Layout
 	noise float64   // noise/D
 	k, q  []float64 // second moments, [D, D]
+	still []bool    // pairs that alone are mixed, nil for all
 	// linear and conjugate weigh |x|^2 and |y|^2 of each pair of pairs, [D/2, D/2].
 	linear, conjugate []float64
 }
@@ -256,7 +254,7 @@ func newTransformProgram(s *KeyTransformStats, o KeyTransformOptions) (p *transf
 			keys[i] += float64(g.Share * v)
 		}
 	}
-	p = &transformProgram{d: d, pairs: s.Pairs, noise: o.Noise / float64(d)}
+	p = &transformProgram{d: d, pairs: s.Pairs, noise: o.Noise / float64(d), still: o.Still}
 	ek, eq := p.energies(keys), p.energies(s.Queries)
 	scale = make([]float64, d)
 	for a, t := range PairScaleOf(eq, ek) {
@@ -405,6 +403,9 @@ func (p *transformProgram) direction(m *transformPoint) (dir []float64, slope fl
 	dir = make([]float64, d*d)
 	for a := range half {
 		for b := range half {
+			if p.still != nil && !(p.still[a] && p.still[b]) {
+				continue
+			}
 			i, j := p.pairs.Dims(a, d)
 			k, l := p.pairs.Dims(b, d)
 			ik, il, jk, jl := p.entries(a, b)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/internal/keydata"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
@@ -103,7 +104,9 @@ func TestFindMix(t *testing.T) {
 				y[i] += float32(m.Key[i*d+j]) * v
 			}
 		}
-		m.Undo(y)
+		back := make([]float32, d)
+		gemm.Mul(back, d, y, d, 1, m.UndoWeights(d), 1)
+		y = back
 		for i := range y {
 			if math.Abs(float64(y[i]-x[i])) > 1e-3 {
 				t.Errorf("undone: %g for %g", y[i], x[i])
@@ -348,7 +351,7 @@ func TestFindMixRefuses(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	for _, o := range []KeyTransformOptions{{0, 1}, {1, 0}, {math.NaN(), 1}, {1, math.Inf(1)}} {
+	for _, o := range []KeyTransformOptions{{Penalty: 1}, {Noise: 1}, {Noise: math.NaN(), Penalty: 1}, {Noise: 1, Penalty: math.Inf(1)}} {
 		if _, err := FitKeyTransform(t.Context(), good(), o); err == nil {
 			t.Errorf("%+v accepted", o)
 		}

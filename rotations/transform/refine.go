@@ -18,12 +18,16 @@ type RefineOptions struct {
 	Cache CacheRow
 	// Penalty weighs the drift, as in KeyTransformOptions.
 	Penalty float64
+	// Steps is how many steps of descent there are at most, 0: refineSteps.
+	Steps int
 }
 
 const (
-	// Keys that were not fitted gain little after so many steps.
-	shapeSteps = 80
-	shapeGain  = 1e-4
+	// After so many steps keys and queries that were not fitted gain nothing more: noise still
+	// falls, and drift, which a matrix fits to the sampled queries, rises by more
+	// (docs/slowmean.md).
+	refineSteps = 30
+	refineGain  = 1e-4
 	// shapeEven is the share of the sample's weight that is spread evenly over its
 	// keys: a few keys have most of the attention, and a fit would follow them alone.
 	shapeEven = 0.3
@@ -68,6 +72,9 @@ type QueryWindow struct {
 // Descent (L-BFGS) lowers the sum at every step, so the result is never worse on the sample.
 // When ctx ends, it returns its cause after at most one step.
 func RefineKeyTransform(ctx context.Context, m *KeyTransform, x *RefineSample, o RefineOptions) (*KeyTransform, error) {
+	if o.Steps == 0 {
+		o.Steps = refineSteps
+	}
 	p, err := newBlockObjective(ctx, m, x, o)
 	if err != nil {
 		return nil, err
@@ -75,7 +82,7 @@ func RefineKeyTransform(ctx context.Context, m *KeyTransform, x *RefineSample, o
 	d := x.D
 	before := p.noise
 	value := func(c []float64) (float64, []float64) { return p.value(ctx, c) }
-	c, f, steps, err := linalg.Minimize(ctx, linalg.Identity(d), p.curvature, value, shapeSteps, shapeGain)
+	c, f, steps, err := linalg.Minimize(ctx, linalg.Identity(d), p.curvature, value, o.Steps, refineGain)
 	if err != nil {
 		return nil, err
 	}
@@ -180,20 +187,22 @@ type blockObjective struct {
 	d, block, n int
 	pairs       rope.Layout
 	row         CacheRow
-	weights     []float64 // of keys, sum to one
-	keys        []float32 // [n, d]: A_0 k before RoPE
-	turns       turns     // of the keys
-	query       []float64 // [d, d]: A_0^-T Q A_0^-1
-	h           []float64 // [d, d]: the transform before storing
-	scale       float32   // of scores
-	factor      float64   // makes errors of scores a divergence
+	weights     []float64    // of keys, sum to one
+	keys        []float32    // [n, d]: A_0 k before RoPE
+	turns       turns        // of the keys
+	query       []float64    // [d, d]: A_0^-T Q A_0^-1
+	h           []float64    // [d, d]: the transform before storing
+	enter       gemm.Weights // by h
+	leave       gemm.Weights // by its transpose
+	scale       float32      // of scores
+	factor      float64      // makes errors of scores a divergence
 	kappa       float64
 	windows     []objectiveWindow
 	queries     float64   // how many
 	curvature   []float64 // [d, d], about that of the objective at C = 1
 
 	noise, drift float64 // of the last value
-	k, z, g      []float32
+	k, z, g, gz  []float32
 	w            gemm.Weights
 	c32, t       []float32
 	// of drifts: the mix of queries, and the keys of a window
@@ -266,7 +275,10 @@ func newBlockObjective(ctx context.Context, m *KeyTransform, x *RefineSample, o 
 	}
 	p := &blockObjective{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d, x.Pairs),
 		kappa: o.Penalty, scale: float32(math.Sqrt(x.Scale)),
-		k: make([]float32, n*d), z: make([]float32, n*d), g: make([]float32, n*d), c32: make([]float32, d*d)}
+		k: make([]float32, n*d), z: make([]float32, n*d), g: make([]float32, n*d), gz: make([]float32, n*d),
+		c32: make([]float32, d*d)}
+	p.enter.PackRows(d, d, linalg.Float32(p.h), d, 1)
+	p.leave.PackT(d, d, linalg.Float32(p.h), d, 1)
 	total, err := x.total()
 	if err != nil {
 		return nil, err
@@ -409,8 +421,7 @@ func (p *blockObjective) quantise(c []float64) {
 	p.pack(&p.w, c)
 	gemm.Mul(p.k, d, p.keys, d, p.n, &p.w, 1)
 	p.turns.apply(p.k, d)
-	copy(p.z, p.k)
-	p.row.ToCacheBasis(p.z, p.d, p.pairs)
+	gemm.Mul(p.z, d, p.k, d, p.n, &p.enter, 1)
 }
 
 func (p *blockObjective) pack(w *gemm.Weights, c []float64) {
@@ -446,7 +457,7 @@ func (p *blockObjective) quantisedNoise() (float64, error) {
 func (p *blockObjective) blocks(q []float64) []float64 {
 	d := p.d
 	out := make([]float64, d/p.block)
-	hq := linalg.Product(p.h, q, d)
+	hq := linalg.ProductSingle(p.h, q, d)
 	for i := range d {
 		out[i/p.block] += linalg.Dot(hq[i*d:(i+1)*d], p.h[i*d:(i+1)*d])
 	}
@@ -469,10 +480,10 @@ func (p *blockObjective) at(ctx context.Context, c, inverse []float64) (float64,
 	d := p.d
 	// The second moment of queries: Q' = C^-T Q C^-1.
 	it := linalg.Transpose(inverse, d)
-	q := linalg.Product(linalg.Product(it, p.query, d), inverse, d)
+	q := linalg.ProductSingle(linalg.ProductSingle(it, p.query, d), inverse, d)
 	p.quantise(c)
 	energy := p.stores(p.blocks(q))
-	p.row.FromCacheBasis(p.g, d, p.pairs)
+	gemm.Mul(p.g, d, p.gz, d, p.n, &p.leave, 1)
 	if ctx.Err() != nil {
 		return math.Inf(1), nil
 	}
@@ -483,32 +494,30 @@ func (p *blockObjective) at(ctx context.Context, c, inverse []float64) (float64,
 	p.turns.undo(p.g, d)
 	g := make([]float64, d*d)
 	linalg.AddTo32(g, p.outer(p.g, p.keys, p.n))
-	// Through Q': dJ/dQ' = M.
-	m := make([]float64, d*d)
-	for b, n := range energy {
-		for r := b * p.block; r < (b+1)*p.block; r++ {
-			h := p.h[r*d : (r+1)*d]
-			for i, u := range h {
-				u *= n
-				for j, v := range h {
-					m[i*d+j] += float64(u * v)
-				}
-			}
+	// Through Q': dJ/dQ' = M = H^T E H.
+	eh := append([]float64(nil), p.h...)
+	for r := range d {
+		for i := range eh[r*d : (r+1)*d] {
+			eh[r*d+i] *= energy[r/p.block]
 		}
 	}
-	qm := linalg.Product(linalg.Product(q, m, d), it, d)
+	m := linalg.ProductSingle(linalg.Transpose(p.h, d), eh, d)
+	qm := linalg.ProductSingle(linalg.ProductSingle(q, m, d), it, d)
 	for i := range g {
 		g[i] -= 2 * qm[i]
 	}
 	// Through the sampled queries, D = C^-T: dD = -D dC^T D.
 	if gd != nil {
-		x := linalg.Product(linalg.Product(it, linalg.Transpose(gd, d), d), it, d)
+		x := linalg.ProductSingle(linalg.ProductSingle(it, linalg.Transpose(gd, d), d), it, d)
 		for i := range g {
 			g[i] -= x[i]
 		}
 	}
 	return p.noise + p.drift, g
 }
+
+// tiniest is the largest number of a block below which it counts as 0.
+const tiniest = 1e-30
 
 // stores sets the noise, for traces tq of the queries over the blocks, and its gradient
 // with respect to z. It returns the share of each block's keys in the noise.
@@ -518,18 +527,19 @@ func (p *blockObjective) stores(tq []float64) []float64 {
 	for r, w := range p.weights {
 		for b := range tq {
 			at := r*p.d + b*p.block
-			z, g := p.z[at:at+p.block], p.g[at:at+p.block]
+			z, g := p.z[at:at+p.block], p.gz[at:at+p.block]
 			top := float32(0)
 			for _, v := range z {
 				top = max(top, v, -v)
 			}
-			if top == 0 {
+			if top < tiniest {
 				clear(g)
 				continue
 			}
 			var sum float64
+			inverse := 1 / top
 			for i, v := range z {
-				v /= top
+				v *= inverse
 				v2 := float32(v * v)
 				v4 := float32(v2 * v2)
 				g[i] = float32(float32(v4*v2) * v)

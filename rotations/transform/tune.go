@@ -10,6 +10,9 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/rope"
 )
 
+// tuneSteps bounds the descent of TunePairScale: it has few numbers, which fit nothing by chance.
+const tuneSteps = 80
+
 // Tuned is the result of TunePairScale.
 type Tuned struct {
 	Turn *PairRotation
@@ -50,7 +53,7 @@ func TunePairScale(ctx context.Context, samples []*KeySample, start *PairRotatio
 	}
 	out := &Tuned{Turn: start}
 	value := func(x []float64) (float64, []float64) { return t.value(ctx, x) }
-	x, _, _, err := linalg.Minimize(ctx, make([]float64, t.size()), t.curvature(), value, shapeSteps, shapeGain)
+	x, _, _, err := linalg.Minimize(ctx, make([]float64, t.size()), t.curvature(), value, tuneSteps, refineGain)
 	if err != nil {
 		return nil, err
 	}

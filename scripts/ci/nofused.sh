@@ -4,7 +4,7 @@
 # must have the same bits everywhere and is not in assembly, and fails where it fused.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-packages=${*:-./format/dtype ./format/gguf ./verify/ppl ./verify/kvcache ./verify/refmodel}
+packages=${*:-./format/dtype ./format/gguf ./verify/ppl ./verify/kvcache ./verify/refmodel ./kernels/onebit ./kernels/coded ./verify/generate}
 list=$(mktemp)
 trap 'rm -f "$list"' EXIT
 # shellcheck disable=SC2086 # a list

@@ -69,6 +69,10 @@ MODELS = {
     "gptoss-mxfp4": (without(gpt_oss(num_hidden_layers=2, quantization_config=dict(quant_method="mxfp4", modules_to_not_convert=[
         "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]),
         rope_scaling=dict(rope_type="yarn", factor=32.0, original_max_position_embeddings=512)), "layer_types"), "bfloat16"),
+    "gemma4-moe": (without(make_tiny.gemma4(num_hidden_layers=4, hidden_size_per_layer_input=0, num_kv_shared_layers=0, enable_moe_block=True,
+                                            num_experts=5, top_k_experts=2, moe_intermediate_size=12, attention_k_eq_v=True, num_key_value_heads=2,
+                                            num_global_key_value_heads=1, num_attention_heads=4,
+                                            layer_types=["sliding_attention", "full_attention"] * 2), "rope_theta"), "bfloat16"),
     "hunyuanmoe": (hunyuan_moe(), "bfloat16"),
 }
 
@@ -101,6 +105,12 @@ def spread(name, shape, cfg):
         return 0.0, 0.3
     if name.endswith("sinks"):
         return 0.5, 2.0
+    if name.endswith(("layer_scalar", "per_expert_scale")):
+        return 1.0, 0.4
+    if name.endswith("router.scale"):
+        return 4.0, 2.0
+    if "norm" in name and name.endswith(".weight"):
+        return 1.0, 0.5
     if name.endswith(("bias", "_bias")):
         return 0.0, 1.2
     if "embed_tokens" in name:

@@ -30,7 +30,7 @@ import numpy as np
 REPO = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 TESTDATA = os.path.join(REPO, "verify", "refmodel", "testdata")
 # F32 files are compared for all models, other types for one of each kind of tensor.
-ALL_TYPES = ("llama-bias", "llama-hd80", "gemma3", "qwen3moe", "olmoe")
+ALL_TYPES = ("gptoss", "gptoss-mxfp4", "qwen2moe", "llama-bias", "llama-hd80", "gemma3", "qwen3moe", "olmoe")
 
 # ggml computes GELU by a table of F16 values for F16 arguments (GGML_GELU_FP16),
 # so models with GELU differ by far more than rounding; a mistake moves them more.
@@ -43,10 +43,12 @@ OURS_ONLY = {
     "attention.key_length": "the reader's default where config.json has no head_dim",
     "attention.value_length": "as key_length",
     "rope.scaling.attn_factor": "what stock readers heed instead of yarn_attn_factor, which stock writes",
+    "expert_shared_count": "stock writes it where readers heed it; every mixture with a shared expert has it here",
+    "expert_shared_feed_forward_length": "as expert_shared_count",
     "attention.sliding_window_pattern": "the reader's default is every 6th layer full; ours may be any",
 }
 # Keys that stock readers of these architectures do not heed.
-STOCK_ONLY = {"rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"}
+STOCK_ONLY = {"nextn_predict_layers", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"}
 OURS_ONLY_GENERAL = {"tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_space_prefix"}
 STOCK_ONLY_GENERAL = {"general.size_label", "general.basename", "general.version", "general.finetune"}
 
@@ -98,8 +100,8 @@ def stock_convert(source, model, out, outtype):
     code = ("import sys, runpy; src = sys.argv[1]; sys.path[:0] = [src, src + '/gguf-py']\n"
             "import conversion.base as b; b.TextModel.get_vocab_base_pre = lambda self, tokenizer: 'gpt-2'\n"
             # Families whose tokenizer is always of one kind, which ours is not.
-            "import conversion.phi, conversion.glm, conversion.ernie, conversion.gemma\n"
-            "for c in (conversion.phi.Phi3MiniModel, conversion.glm.Glm4Model, conversion.ernie.Ernie4_5Model, conversion.gemma.Gemma4Model):\n"
+            "import conversion.phi, conversion.glm, conversion.ernie, conversion.gemma, conversion.hunyuan\n"
+            "for c in (conversion.phi.Phi3MiniModel, conversion.glm.Glm4Model, conversion.glm.Glm4MoeModel, conversion.hunyuan.HunYuanMoEModel, conversion.ernie.Ernie4_5Model, conversion.gemma.Gemma4Model):\n"
             "    c.set_vocab = lambda self: self._set_vocab_gpt2()\n"
             "sys.argv = ['convert_hf_to_gguf.py'] + sys.argv[2:]\n"
             "runpy.run_path(src + '/convert_hf_to_gguf.py', run_name='__main__')\n")
@@ -112,6 +114,14 @@ def read(gguf, path):
     r = gguf.GGUFReader(path)
     keys = {k: (tuple(t.name for t in f.types), f.contents()) for k, f in r.fields.items() if not k.startswith("GGUF.")}
     return keys, {t.name: t for t in r.tensors}
+
+
+def trimmed(shape):
+    """Dimensions of 1 at the end say nothing."""
+    shape = [int(n) for n in shape]
+    while len(shape) > 1 and shape[-1] == 1:
+        shape.pop()
+    return shape
 
 
 def compare_files(gguf, stock, ours):
@@ -133,7 +143,7 @@ def compare_files(gguf, stock, ours):
     for k in sorted(set(ta) | set(tb)):
         if k not in tb or k not in ta:
             out.append(f"tensor {k}: {'stock' if k in ta else 'ours'} only")
-        elif ta[k].tensor_type != tb[k].tensor_type or list(ta[k].shape) != list(tb[k].shape):
+        elif ta[k].tensor_type != tb[k].tensor_type or trimmed(ta[k].shape) != trimmed(tb[k].shape):
             out.append(f"tensor {k}: stock {ta[k].tensor_type.name} {ta[k].shape}, ours {tb[k].tensor_type.name} {tb[k].shape}")
         elif k == "rope_freqs.weight":  # stock computes in float32, we in float64
             if np.abs(ta[k].data / tb[k].data - 1).max() > 4e-7:
@@ -156,6 +166,8 @@ KNOWN = {
     "phi3-long": ["key phi3.attention.sliding_window", "key phi3.rope.scaling.type"],
     "phi3-short": ["key phi3.attention.sliding_window", "key phi3.rope.scaling.type"],
     "olmoe-tied": ["tensor output.weight: ours only"],  # stock cannot load its own file
+    # Stock writes gate and up of experts as one tensor, and reads both.
+    "gemma4-moe": [f"tensor blk.{l}.ffn_{n}_exps.weight" for l in range(4) for n in ("gate_up", "gate", "up")],
 }
 
 
@@ -170,7 +182,7 @@ def compare_converters(source, folder):
     for name in sorted(filter(chosen, {os.path.basename(p).split(".")[0] for p in glob.glob(os.path.join(folder, "*.gguf"))})):
         for outtype in ("f32", "f16", "bf16", "q8_0") if name in ALL_TYPES else ("f32",):
             stock = os.path.join(folder, "stock.gguf")
-            error = stock_convert(source, os.path.join(TESTDATA, name), stock, outtype)
+            error = stock_convert(source, os.path.join(folder, name + ".hf"), stock, outtype)
             if error:
                 print(f"FAIL {name} {outtype}: the stock converter failed: {error}")
                 failed += 1

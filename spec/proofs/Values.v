@@ -136,3 +136,44 @@ by rewrite joint_part scalemxAr.
 Qed.
 
 End Joint.
+
+(* A group: parts of any lengths, keys and values, in one vector of D numbers. A part is named
+   by where its d numbers lie, f; g has the gain of each number, that of its part. *)
+Section Group.
+Variables (R : realFieldType) (D b : nat).
+Implicit Types (mu : 'cV[R]_D) (M : 'M[R]_(D, b)) (g : 'I_D -> R).
+
+Definition pick d k (f : 'I_d -> 'I_D) (A : 'M[R]_(D, k)) : 'M[R]_(d, k) := \matrix_(r, c) A (f r) c.
+Definition gained k g (A : 'M[R]_(D, k)) : 'M[R]_(D, k) := \matrix_(r, c) (g r * A r c).
+
+Lemma pickD d k f (A B : 'M[R]_(D, k)) : @pick d k f (A + B) = pick f A + pick f B.
+Proof. by apply/matrixP => r c; rewrite !mxE. Qed.
+
+Lemma pickZ d k f a (A : 'M[R]_(D, k)) : @pick d k f (a *: A) = a *: pick f A.
+Proof. by apply/matrixP => r c; rewrite !mxE. Qed.
+
+Lemma pick_mul d k f M (s : 'M[R]_(b, k)) : @pick d k f (M *m s) = pick f M *m s.
+Proof. by apply/matrixP => r c; rewrite !mxE; apply: eq_bigr => i _; rewrite !mxE. Qed.
+
+(* The gain of a part goes into its matrix once. *)
+Theorem group_gain d (f : 'I_d -> 'I_D) g M (h : R) : (forall r, g (f r) = h) ->
+  pick f (gained g M) = h *: pick f M.
+Proof. by move=> E; apply/matrixP => r c; rewrite !mxE E. Qed.
+
+(* Scores of a key that is a part of a group, ... *)
+Theorem group_score d (f : 'I_d -> 'I_D) g mu M (s : 'cV[R]_b) (a : R) (q : 'cV[R]_d) :
+  dot q (pick f (mu + a *: (gained g M *m s))) =
+  dot q (pick f mu) + a * dot ((pick f (gained g M))^T *m q) s.
+Proof. by rewrite pickD pickZ pick_mul score_identity. Qed.
+
+(* ... and sums over values that are one, from the same signs and scales. *)
+Theorem group_sum d (f : 'I_d -> 'I_D) g mu M n (w a : 'I_n -> R) (s : 'I_n -> 'cV[R]_b) :
+  blend w (fun j => pick f (mu + a j *: (gained g M *m s j))) =
+  (\sum_j w j) *: pick f mu + pick f (gained g M) *m (\sum_j (w j * a j) *: s j).
+Proof.
+transitivity (blend w (fun j => pick f mu + a j *: (pick f (gained g M) *m s j))).
+  by apply: eq_bigr => j _; rewrite pickD pickZ pick_mul.
+by rewrite blendD decode_sum /blend -scaler_suml.
+Qed.
+
+End Group.

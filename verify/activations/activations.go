@@ -156,7 +156,7 @@ func meet(ctx context.Context, c *family.Config, a *refmodel.Attention, h, w int
 		a.Probabilities(c, w, h*g+j, func(i, lo int, probs []float32) {
 			seen := m.seen[lo : lo+len(probs)]
 			for k, v := range probs {
-				seen[k] += float64(v) * float64(1-v)
+				seen[k] += float64(float64(v) * float64(1-v))
 			}
 			q := m.queries[(i*g+j)*d:][:d]
 			copy(q, a.Q[(w*a.T+i)*width+(h*g+j)*d:])

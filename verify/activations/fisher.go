@@ -5,22 +5,25 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// A Fisher holds E[g g^T] of the gradients g of a model's own loss with respect to the keys and
-// values of every layer and KV head, in the frame in which a cache would code them: keys turned
-// back to their block, without each window's sinks. (g.e)^2 / 2 estimates what an error e costs.
+// A Fisher holds E[g g^T] of the gradients g of a model's own loss with respect to the keys of every
+// layer and KV head, and E[g.g] for values, in the frame in which a cache would code them: keys
+// turned back to their block, without each window's sinks. (g.e)^2 / 2 estimates what an error e
+// costs. For values directions do not help, as their errors add up over tokens (docs/codes.md).
 type Fisher struct {
 	heads [][]fisherHead // [layer][KV head]
 }
 
 type fisherHead struct {
 	rows int
-	k, v []float64 // sums, [head_dim, head_dim] and [value_dim, value_dim]
+	k    []float64 // sum, [head_dim, head_dim]
+	v    float64   // sum
 }
 
 // NewFisher runs windows forward and backward; labels are drawn from the model's predictions.
@@ -47,13 +50,14 @@ func (f *Fisher) add(c *family.Config, g *refmodel.Gradient, p kvcache.Policy, t
 	for h := range f.heads[g.Layer] {
 		x := &f.heads[g.Layer][h]
 		if x.k == nil {
-			x.k, x.v = make([]float64, y.HeadDim*y.HeadDim), make([]float64, y.ValueDim*y.ValueDim)
+			x.k = make([]float64, y.HeadDim*y.HeadDim)
 		}
 		for w := range g.Windows {
 			dk := rows(g.DK, w*g.T+sink, (w+1)*g.T, h, y.HeadDim, y.KVHeads)
 			kvcache.ToAnchor(dk, y.HeadDim, sink, p.Anchor, table, c.PairsIn(g.Layer))
 			addMoments(x.k, dk, y.HeadDim, threads)
-			addMoments(x.v, rows(g.DV, w*g.T+sink, (w+1)*g.T, h, y.ValueDim, y.KVHeads), y.ValueDim, threads)
+			dv := rows(g.DV, w*g.T+sink, (w+1)*g.T, h, y.ValueDim, y.KVHeads)
+			x.v += linalg.Dot64(dv, dv)
 			x.rows += g.T - sink
 		}
 	}
@@ -84,19 +88,21 @@ func addMoments(sum []float64, x []float32, d, threads int) {
 	}
 }
 
-// Metric returns E[g g^T] of one part of a layer. scale is what the keys of a head are multiplied
+// Metric returns the metric of one part of a layer with d numbers. scale is what the keys of a head are multiplied
 // by before they are coded, nil for none: their gradients are divided by it.
-func (f *Fisher) Metric(layer int, p codec.Part, scale []float32) []float64 {
+func (f *Fisher) Metric(layer int, p codec.Part, d int, scale []float32) []float64 {
 	x := &f.heads[layer][p.Head]
-	sum := x.k
-	if p.Value {
-		sum, scale = x.v, nil
-	}
-	out := make([]float64, len(sum))
-	for i, v := range sum {
-		if out[i] = v / float64(max(1, x.rows)); scale != nil {
-			d := len(scale)
-			out[i] /= float64(scale[i/d]) * float64(scale[i%d])
+	n := float64(max(1, x.rows))
+	out := make([]float64, d*d)
+	for i := range out {
+		switch {
+		case p.Value && i%(d+1) == 0:
+			out[i] = x.v / n / float64(d)
+		case p.Value:
+		default:
+			if out[i] = x.k[i] / n; scale != nil {
+				out[i] /= float64(scale[i/d]) * float64(scale[i%d])
+			}
 		}
 	}
 	return out

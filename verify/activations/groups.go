@@ -21,8 +21,8 @@ func GroupSamples(ctx context.Context, c *family.Config, a *refmodel.Attention, 
 	table := anchors(y, a, p)
 	samples := make([]*fit.GroupSample, len(groups))
 	for i, parts := range groups {
-		s := &fit.GroupSample{Parts: parts, KeyDim: y.HeadDim, ValueDim: y.ValueDim, Layer: a.Layer, Index: i, Threads: threads,
-			Metrics: make([][]float64, len(parts))}
+		s := &fit.GroupSample{Parts: parts, KeyDim: y.HeadDim, ValueDim: y.ValueDim, Layer: a.Layer, Index: i,
+			Threads: threads, Metrics: make([][]float64, len(parts))}
 		size := s.D()
 		s.Rows = make([]float32, a.Windows*(a.T-sink)*size)
 		at := 0
@@ -39,7 +39,7 @@ func GroupSamples(ctx context.Context, c *family.Config, a *refmodel.Attention, 
 			}
 			switch {
 			case fisher != nil:
-				s.Absolute, s.Metrics[k] = true, fisher.Metric(a.Layer, part, scale(part.Head))
+				s.Absolute, s.Metrics[k] = true, fisher.Metric(a.Layer, part, d, scale(part.Head))
 			case !part.Value:
 				// One head at a time: the queries of all together may be larger than the keys.
 				met, err := meetings(ctx, c, a, []int{part.Head}, scale, p, table, threads)

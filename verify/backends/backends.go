@@ -31,6 +31,12 @@ const (
 	ROCm   Backend = "rocm"
 )
 
+// MLX is another runtime, mlx-lm, with cache types of its own (kvcache.MLXTypes).
+const MLX Backend = "mlx"
+
+// MLXSource is what is known of it was read from.
+const MLXSource = "mlx-lm 0.30 (--kv-bits, --kv-group-size 64, --quantized-kv-start 0)"
+
 // All lists the backends, Any last.
 func All() []Backend { return []Backend{CPU, CUDA, Metal, Vulkan, ROCm, Any} }
 
@@ -119,6 +125,12 @@ func (s Setup) Judge(cfg *family.Config, k, v gguf.Type) (Runs, string) {
 	if why := refused(cfg, k, v, s.TensorSplit); why != "" {
 		return No, why
 	}
+	if s.Backend == MLX {
+		return judgeMLX(cfg, k, v)
+	}
+	if k.CacheOnly() || v.CacheOnly() {
+		return No, "it is a cache type of MLX (--runtime mlx)"
+	}
 	if s.Backend != Any {
 		return judge(s.Backend, cfg, k, v)
 	}
@@ -154,6 +166,23 @@ func refused(cfg *family.Config, k, v gguf.Type, tensorSplit bool) string {
 		}
 	}
 	return ""
+}
+
+// judgeMLX is Judge for mlx-lm: its cache quantises K and V alike, or neither, and none that keeps
+// the last tokens only.
+func judgeMLX(cfg *family.Config, k, v gguf.Type) (Runs, string) {
+	switch {
+	case k == gguf.TypeF16 && v == gguf.TypeF16:
+		return Yes, ""
+	case k != v:
+		return No, "MLX quantises K and V alike"
+	case !k.CacheOnly():
+		return No, "it is no cache type of MLX"
+	}
+	if window, _ := cfg.Window(); window > 0 {
+		return No, "MLX cannot quantise the caches of sliding windows"
+	}
+	return Yes, ""
 }
 
 // judge is Judge for one backend and a pair that llama.cpp does not refuse.

@@ -17,6 +17,8 @@ type Launch struct {
 	K, V  gguf.Type
 	// Rotation: llama.cpp's attention rotation is on, its default.
 	Rotation bool
+	// MLX: the runtime is mlx-lm, and Model the folder of a checkpoint.
+	MLX bool
 }
 
 // What other programs take, by their own words.
@@ -32,6 +34,9 @@ var (
 // of cache types. A program that cannot has a Note instead of a text.
 func (l Launch) Lines() []spec.AdviseLine {
 	k, v := kvcache.TypeName(l.K), kvcache.TypeName(l.V)
+	if l.MLX {
+		return l.mlxLines()
+	}
 	var out []spec.AdviseLine
 	for _, program := range []string{"llama-server", "llama-cli"} {
 		flags := kvcache.Flags(l.K, l.V)
@@ -78,6 +83,21 @@ func (l Launch) Lines() []spec.AdviseLine {
 			l.Ctx, k, v)})
 	}
 	return out
+}
+
+// mlxLines is Lines for mlx-lm, which quantises the cache from the first token on only if it is told.
+func (l Launch) mlxLines() []spec.AdviseLine {
+	flags := ""
+	switch l.K {
+	case gguf.TypeMLX4:
+		flags = " --kv-bits 4 --kv-group-size 64 --quantized-kv-start 0"
+	case gguf.TypeMLX8:
+		flags = " --kv-bits 8 --kv-group-size 64 --quantized-kv-start 0"
+	}
+	return []spec.AdviseLine{
+		{For: "mlx-lm", Text: "mlx_lm.generate --model " + Quote(l.Model) + flags + " --prompt PROMPT"},
+		{For: "LM Studio, MLX engine", Note: "set the KV cache quantisation of its load settings to the same bits and group size"},
+	}
 }
 
 // Quote makes a word that a POSIX shell takes as it is.

@@ -112,8 +112,8 @@ func ParseManifest(raw []byte) (*spec.Manifest, error) {
 		return nil, err
 	}
 	if groups := m.Version == spec.VersionGroups; groups != (m.Code.Parts != "") || groups != (m.Code.GroupDim != 0) {
-		return nil, fmt.Errorf("keys code.parts and code.group_dim are those of version %d and must be there; the manifest is of version %d",
-			spec.VersionGroups, m.Version)
+		return nil, fmt.Errorf("keys code.parts and code.group_dim are those of version %d and must be there; "+
+			"the manifest is of version %d", spec.VersionGroups, m.Version)
 	}
 	for _, f := range m.Files {
 		if f.Name != filepath.Base(f.Name) || f.Name == "." || f.Name == ".." {
@@ -173,6 +173,9 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 		return nil
 	}
 	c.Add("files", c.checkFiles(ctx, dir, m), fmt.Sprintf("%d files have the recorded sizes and digests", len(m.Files)))
+	if there, err := checkProvenance(dir, m); there {
+		c.Add("provenance", err, spec.ProvenanceName+" tells the same as the manifest")
+	}
 	c.Add("no other files", checkExtra(dir, m), "nothing else is there that a loader would read")
 	entry, err := choose(m, prefer)
 	if !c.Add("container", err, entry.Container) {
@@ -262,7 +265,8 @@ func harmless(name string) bool {
 // index, an adapter, a chat template or a second tokenizer that appears beside a
 // model changes what it computes, though every recorded digest still agrees.
 func checkExtra(dir string, m *spec.Manifest) error {
-	known := map[string]bool{spec.ManifestName: true, spec.ReportDataName: true}
+	known := map[string]bool{spec.ManifestName: true, spec.ReportDataName: true, spec.ProvenanceName: true,
+		spec.SignatureName: true}
 	for _, f := range m.Files {
 		known[f.Name] = true
 	}
@@ -308,6 +312,9 @@ func checkShapes(cfg *family.Config, s *sidecar.Sidecar) error {
 			if got := [3]int{y.Heads, y.KeyDim, y.ValueDim}; got != [3]int{want.KVHeads, want.HeadDim, want.ValueDim} {
 				return fmt.Errorf("key %s: layer %d has heads, head_dim and value_dim %v, the model has %d KV heads of %d and %d",
 					spec.KeyGroups, l, got, want.KVHeads, want.HeadDim, want.ValueDim)
+			}
+			if o := cfg.Layers[l].Owner; o != l && len(y.Groups) > 0 {
+				return fmt.Errorf("key %s: layer %d has groups, but reads the keys and values of layer %d", spec.KeyGroups, l, o)
 			}
 		}
 		return nil

@@ -78,7 +78,8 @@ func regroup(t *testing.T, dir string) {
 	marker := filepath.Join(dir, "config.json")
 	before, mark, _ := strings.Cut(string(read(t, marker)), `"phaseconv"`)
 	for _, x := range [][2]string{{`"version": 1`, `"version": 2`}, {`"bits": 1,`, fmt.Sprintf(`"bits": %v,`, parts.Bits)},
-		{`"recent": 1`, fmt.Sprintf("\"recent\": 1,\n      \"parts\": %q,\n      \"group_dim\": %d", parts.Parts, parts.Dim)}} {
+		{`"recent": 1`, fmt.Sprintf("\"recent\": 1,\n      \"parts\": %q,\n      \"group_dim\": %d", parts.Parts,
+			parts.Dim)}} {
 		if !strings.Contains(mark, x[0]) {
 			t.Fatalf("no %s in %s", x[0], mark)
 		}
@@ -106,7 +107,8 @@ func TestGroups(t *testing.T) {
 		if bad := failed(checks); len(bad) > 0 || len(checks) != len(checkNames)-2 {
 			t.Fatalf("%s: %v", container, bad)
 		}
-		if got := fmt.Sprint(checks); !strings.Contains(got, "version 2, complete") || !strings.Contains(got, "as version 2 demands") {
+		if got := fmt.Sprint(checks); !strings.Contains(got, "version 2, complete") ||
+			!strings.Contains(got, "as version 2 demands") {
 			t.Errorf("%s: %s", container, got)
 		}
 	}
@@ -144,7 +146,8 @@ func TestGroups(t *testing.T) {
 			})
 			record(t, dir)
 		}, "other weights"},
-		{"a layer less", "sidecar fits model", sidecarOf(func(s *sidecar.Sidecar) { s.Layers = s.Layers[1:] }), spec.KeyGroups},
+		{"a layer less", "sidecar fits model", sidecarOf(func(s *sidecar.Sidecar) { s.Layers = s.Layers[1:] }),
+			spec.KeyGroups},
 		{"other values", "sidecar fits model", sidecarOf(func(s *sidecar.Sidecar) {
 			s.Layers[0].Groups = nil // so that nothing but the number itself contradicts the model
 			s.Layers[0].ValueDim++

@@ -156,7 +156,8 @@ func compareFacts(facts []fact, where string) error {
 // layers may differ: then the manifest tells what the first has.
 func shapeFacts(m *spec.Manifest, s *sidecar.Sidecar) []fact {
 	if s.Version() == spec.VersionGroups {
-		return []fact{{"model.layers", m.Model.Layers, len(s.Layers)}, {"model.n_kv_heads", m.Model.KVHeads, s.Layers[0].Heads},
+		return []fact{{"model.layers", m.Model.Layers, len(s.Layers)},
+			{"model.n_kv_heads", m.Model.KVHeads, s.Layers[0].Heads},
 			{"model.head_dim", m.Model.HeadDim, s.Layers[0].KeyDim}}
 	}
 	return []fact{{"model.layers", m.Model.Layers, len(s.Codes)}, {"model.n_kv_heads", m.Model.KVHeads, len(s.Codes[0])},

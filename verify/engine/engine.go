@@ -68,7 +68,16 @@ type Reference struct {
 	Engine Engine
 	Lane   Lane
 
-	kept any
+	kept    any
+	context *refmodel.Context // of Probe
+}
+
+// Keep returns what an engine keeps of the reference, which first makes the first time.
+func (r *Reference) Keep(first func() any) any {
+	if r.kept == nil {
+		r.kept = first()
+	}
+	return r.kept
 }
 
 // Part is the reference on the first n of the windows w that it was used with.

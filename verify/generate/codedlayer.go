@@ -84,7 +84,7 @@ type codedLayer struct {
 	floatK, floatV                 packed
 	sinkK, sinkV, latestK, latestV half
 	worker                         coded.Worker
-	buf, out, kept                 []float32
+	buf, rest                      []float32
 	weights                        gemm.Weights
 }
 
@@ -281,6 +281,20 @@ func (l *codedLayer) sums(out, p []float32, ld, from, pos int) {
 		l.floatV.sums(out, p, ld, group, from, pos)
 		return
 	}
+	// The coded tokens first, with weights of 0 for those that are kept.
+	n := pos + 1
+	rest := linalg.Grow(&l.rest, l.y.Heads*n)
+	for h := range l.y.Heads {
+		copy(rest[h*n:(h+1)*n], p[h*ld:])
+	}
+	l.exact(from, pos, func(_ bool, lo, hi int) {
+		for h := range l.y.Heads {
+			clear(rest[h*n+lo : h*n+hi])
+		}
+	})
+	for i := range l.groups {
+		l.worker.Sums(out, l.groups[i].cache, rest, n, group, from/coded.Step*coded.Step, n)
+	}
 	l.exact(from, pos, func(sinks bool, lo, hi int) {
 		rows := &l.latestV
 		if sinks {
@@ -290,13 +304,7 @@ func (l *codedLayer) sums(out, p []float32, ld, from, pos int) {
 			l.weights.PackT(d, hi-lo, rows.widen(&l.buf, lo, hi, d, h), d, 1)
 			gemm.MulRange(out[h*group*d:], d, p[h*group*ld+lo:], ld, group, &l.weights, 0, d, 0, hi-lo, true, 1)
 		}
-		for h := range l.y.Heads {
-			clear(p[h*ld+lo : h*ld+hi])
-		}
 	})
-	for i := range l.groups {
-		l.worker.Sums(out, l.groups[i].cache, p, ld, group, from/coded.Step*coded.Step, pos+1)
-	}
 }
 
 func (l *codedLayer) bytes() Bytes {

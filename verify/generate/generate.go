@@ -7,10 +7,13 @@
 // # Exactness
 //
 // With a float cache the logits have the bits of the forward pass over the whole text
-// (package refmodel), and with codes of keys alone those of the forward pass with
-// kvcache.Codes and its Kernels set: the same sums in the same order, one query at a time.
-// With values in a code too, the runtime's sums differ from those over decoded values by
-// the rounding of weights that package onebit states.
+// (package refmodel), and with codes those of the forward pass with kvcache.Codes or
+// kvcache.Groups and their Kernels set: the same sums in the same order, one query at a time.
+// From products with decoded keys and values they differ by the rounding of queries and
+// weights that package onebit states.
+//
+// Tokens are coded as they come, from float32; those of the latest window are kept in F16
+// beside their signs until they leave it.
 package generate
 
 import (

@@ -9,11 +9,9 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
-	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/internal/keydata"
 	"github.com/phaseconv/phaseconv/internal/tiny"
-	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -160,109 +158,64 @@ func layerGroups(t *testing.T, r *rand.Rand, y *family.Layer, keys, values bool)
 	return out
 }
 
-// decoded is attention over what tokens decode to, in float64: what a group's code means.
-func decoded(cfg *family.Config, groups []*codec.Group, p kvcache.Policy) func(context.Context, *refmodel.Attention, []float32) (bool, error) {
-	return func(ctx context.Context, a *refmodel.Attention, o []float32) (bool, error) {
-		y := &cfg.Layers[a.Layer]
-		T, d, width := a.T, y.HeadDim, y.KVHeads*y.HeadDim
-		table := rope.NewTable(y.Rope.Pure(), T)
-		column := func(x []float32, h int) []float32 {
-			out := make([]float32, 0, T*d)
-			for j := range T {
-				out = append(out, x[j*width+h*d:][:d]...)
+// groupCases are the ways to code keys and values in groups.
+func groupCases(t *testing.T, r *rand.Rand, cfg *family.Config) map[string][][]*codec.Group {
+	out := map[string][][]*codec.Group{}
+	for l := range cfg.Layers {
+		y := &cfg.Layers[l]
+		out["values"] = append(out["values"], layerGroups(t, r, y, false, true))
+		out["apart"] = append(out["apart"], append(layerGroups(t, r, y, true, false), layerGroups(t, r, y, false, true)...))
+		out["joint"] = append(out["joint"], layerGroups(t, r, y, true, true))
+	}
+	return out
+}
+
+var groupPolicies = []kvcache.Policy{{Anchor: 16}, {Anchor: 64, Sink: 4, Recent: 20}}
+
+// TestGroups: codes of values, of both in groups of their own and of both in one group give
+// the bits of verify's cache with its kernels.
+func TestGroups(t *testing.T) {
+	c := tiny.Open(t, "llama", tiny.Options{Layers: 2})
+	window := tiny.Windows(c.Config, 1, 150)[0]
+	for name, groups := range groupCases(t, rand.New(rand.NewPCG(5, 1)), c.Config) {
+		for _, p := range groupPolicies {
+			cache, err := kvcache.NewGroups(c.Config, groups, p)
+			if err != nil {
+				t.Fatal(err)
 			}
-			return out
-		}
-		hat := map[codec.Part][]float32{}
-		for _, g := range groups {
-			rows := make([]float32, T*g.D())
-			g.Concat(rows, func(p2 codec.Part) []float32 {
-				if p2.Value {
-					return column(a.V, p2.Head)
-				}
-				k := column(a.K, p2.Head)
-				kvcache.ToAnchor(k, d, 0, p.Anchor, table, cfg.Pairs)
-				return k
-			})
-			words, alpha := make([]uint32, T*g.Words()), make([]float32, T)
-			if err := g.EncodeRows(ctx, rows, words, alpha); err != nil {
-				return false, err
-			}
-			g.DecodeRows(rows, words, alpha)
-			g.Split(rows, func(p2 codec.Part) []float32 {
-				hat[p2] = make([]float32, T*d)
-				return hat[p2]
-			})
-		}
-		for h := range y.Heads {
-			kv := h / y.Group()
-			k, v := column(a.K, kv), column(a.V, kv)
-			hk, hv := k, v
-			if x := hat[codec.Part{Head: kv}]; x != nil {
-				hk = slices.Clone(x)
-				kvcache.FromAnchor(hk, d, 0, p.Anchor, table, cfg.Pairs)
-			}
-			if x := hat[codec.Part{Head: kv, Value: true}]; x != nil {
-				hv = x
-			}
-			for i := range T {
-				w, sum, out := make([]float64, i+1), 0.0, make([]float64, d)
-				of := func(hat, exact []float32, j, e int) float64 {
-					if j < p.Sink || j > i-p.Recent {
-						if &hat[0] != &exact[0] {
-							return float64(dtype.F16Round(exact[j*d+e]))
-						}
-					}
-					return float64(hat[j*d+e])
-				}
-				for j := range w {
-					for e := range d {
-						w[j] += float64(a.Q[(i*y.Heads+h)*d+e]) * of(hk, k, j, e)
-					}
-					w[j] = math.Exp(w[j] * y.Scale)
-					sum += w[j]
-				}
-				for j := range w {
-					for e := range d {
-						out[e] += w[j] / sum * of(hv, v, j, e)
-					}
-				}
-				for e, x := range out {
-					o[(i*y.Heads+h)*d+e] = float32(x)
+			cache.Kernels = true
+			want := batch(t, c, window, &refmodel.Variant{Cache: cache})
+			for _, prompt := range []int{1, 130} {
+				if d := farthest(t, c, Storage{groups, p}, window, prompt, want); d != 0 {
+					t.Errorf("%s, %+v, prompt of %d: logits differ by %g", name, p, prompt, d)
 				}
 			}
 		}
-		return true, nil
 	}
 }
 
-// TestGroups: codes of values, of both in groups of their own and of both in one group. One
-// layer, because a sign of a second one may be the other way once a bit differs. What
-// is left is the rounding of queries and of weights, a thousandth of scores and sums.
-func TestGroups(t *testing.T) {
+// TestDecoded: beside decoded keys and values what is left is the rounding of queries and of
+// weights, a thousandth of scores and sums. One layer, because a sign of a second one may be
+// the other way once a bit differs.
+func TestDecoded(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Layers: 1})
-	y := &c.Config.Layers[0]
 	window := tiny.Windows(c.Config, 1, 150)[0]
 	float := batch(t, c, window, &refmodel.Variant{})
-	r := rand.New(rand.NewPCG(5, 1))
-	for name, groups := range map[string][]*codec.Group{
-		"values": layerGroups(t, r, y, false, true),
-		"apart":  append(layerGroups(t, r, y, true, false), layerGroups(t, r, y, false, true)...),
-		"joint":  layerGroups(t, r, y, true, true),
-	} {
-		for _, p := range []kvcache.Policy{{Anchor: 16}, {Anchor: 64, Sink: 4, Recent: 20}} {
-			want := batch(t, c, window, &refmodel.Variant{Attend: decoded(c.Config, groups, p)})
+	for name, groups := range groupCases(t, rand.New(rand.NewPCG(5, 1)), c.Config) {
+		for _, p := range groupPolicies {
+			cache, err := kvcache.NewGroups(c.Config, groups, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := batch(t, c, window, &refmodel.Variant{Cache: cache})
 			lost := 0.0 // what the code itself costs
 			for i := range want {
 				for j, v := range want[i] {
 					lost = max(lost, math.Abs(float64(v)-float64(float[i][j])))
 				}
 			}
-			for _, prompt := range []int{1, 130} {
-				d := farthest(t, c, Storage{[][]*codec.Group{groups}, p}, window, prompt, want)
-				if !(d < lost/100) {
-					t.Errorf("%s, %+v, prompt of %d: logits differ by %g, the code costs %g", name, p, prompt, d, lost)
-				}
+			if d := farthest(t, c, Storage{groups, p}, window, 1, want); !(d < lost/100) {
+				t.Errorf("%s, %+v: logits differ by %g, the code costs %g", name, p, d, lost)
 			}
 		}
 	}

@@ -108,10 +108,7 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 	if err := e.Inner.Values(layer, head, x); err != nil {
 		return err
 	}
-	for i := 0; i < len(v); i += d {
-		m.Undo(x[i : i+d])
-	}
-	copy(v, x)
+	gemm.Mul(v, d, x, d, len(v)/d, m.UndoWeights(d), 1)
 	return nil
 }
 

@@ -88,7 +88,8 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 	d, width := y.HeadDim, y.KVHeads*y.HeadDim
 	vd, vwidth := y.ValueDim, y.KVHeads*y.ValueDim
 	T := len(k) / width
-	w := &groupWindow{d: d, vd: vd, T: T, policy: c.Policy, keys: make([][]float32, y.KVHeads), values: make([][]float32, y.KVHeads)}
+	w := &groupWindow{d: d, vd: vd, T: T, policy: c.Policy, keys: make([][]float32, y.KVHeads),
+		values: make([][]float32, y.KVHeads)}
 	sink := min(c.Policy.Sink, T)
 	var table *rope.Table
 	if c.Policy.Anchor > 0 {

@@ -3,6 +3,7 @@ package kvcache
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/family"
@@ -19,6 +20,9 @@ var stockTypes = []gguf.Type{
 	gguf.TypeQ8_0, gguf.TypeBF16, gguf.TypeF16,
 }
 
+// MLXTypes are the cache types of mlx-lm, smallest first; it has them for K and V alike.
+var MLXTypes = []gguf.Type{gguf.TypeMLX4, gguf.TypeMLX8}
+
 // StockTypes returns the cache types that LlamaCpp knows, as --cache-type-k and
 // --cache-type-v spell them, smallest first.
 func StockTypes() []string {
@@ -34,7 +38,7 @@ func TypeName(t gguf.Type) string { return strings.ToLower(t.String()) }
 
 // ParseStockType is the inverse of TypeName for the cache types.
 func ParseStockType(name string) (gguf.Type, error) {
-	for _, t := range stockTypes {
+	for _, t := range slices.Concat(stockTypes, MLXTypes) {
 		if TypeName(t) == name {
 			return t, nil
 		}
@@ -65,6 +69,9 @@ func ParseStockType(name string) (gguf.Type, error) {
 //     Q5_1, Q8_0 for the others.
 //   - Sums over values are float32, except with V in F16 beside K in another type:
 //     then the running sum is rounded to F16 after each key. Sum does that.
+//
+// With MLXTypes it stands for the quantised cache of mlx-lm instead (scales in F16): rows are stored in
+// affine groups, nothing is turned, and queries are not rounded.
 //
 // Token by token llama.cpp computes the pair F16, F16 otherwise too (queries in
 // F16, sums in F16), and without flash attention it rounds probabilities; neither
@@ -128,7 +135,7 @@ func (s *LlamaCpp) RotationV() int {
 }
 
 func (s *LlamaCpp) rotates(t gguf.Type) bool {
-	return s.Rotation && t.Quantized() && s.d%minHadamard == 0
+	return s.Rotation && t.Quantized() && !t.CacheOnly() && s.d%minHadamard == 0
 }
 
 // KeyRow returns what is done to a key before it is stored.
@@ -151,7 +158,7 @@ func (s *LlamaCpp) Flags() string { return Flags(s.K, s.V) }
 
 // Flags is LlamaCpp.Flags for any pair of types.
 func Flags(k, v gguf.Type) string {
-	if k == gguf.TypeQ1_0 || v == gguf.TypeQ1_0 {
+	if k == gguf.TypeQ1_0 || v == gguf.TypeQ1_0 || k.CacheOnly() || v.CacheOnly() {
 		return ""
 	}
 	f := fmt.Sprintf("--cache-type-k %s --cache-type-v %s", TypeName(k), TypeName(v))
@@ -284,6 +291,8 @@ func queryType(k gguf.Type) gguf.Type {
 		return k
 	case gguf.TypeQ4_1, gguf.TypeQ5_1:
 		return gguf.TypeQ8_1
+	case gguf.TypeMLX4, gguf.TypeMLX8: // products are computed with queries as they are
+		return gguf.TypeF32
 	}
 	return gguf.TypeQ8_0
 }

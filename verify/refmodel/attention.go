@@ -84,9 +84,13 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 	}
 	c, y := m.Config, &m.Config.Layers[l]
 	n, d := b.rows(), y.HeadDim
+	T := b.T
+	if b.context != nil {
+		T = b.context.T
+	}
 	table := m.ropeTable(l, b.span)
 	for i, variant := range variants {
-		a := &Attention{Layer: l, T: b.T, Windows: b.windows, Rope: table, Sinks: w.sinks}
+		a := &Attention{Layer: l, T: T, Windows: b.windows, Rope: table, Sinks: w.sinks}
 		a.X = variant.Hidden
 		if w.gain != nil {
 			a.X = linalg.Grow(&b.norm, n*c.Hidden)
@@ -111,7 +115,7 @@ func (m *Model) attention(ctx context.Context, l int, b *batch, variants []*Vari
 			}
 		}
 		if !done {
-			if err := m.attend(ctx, o, a, variant.Cache); err != nil {
+			if err := m.attend(ctx, o, a, variant.Cache, b.positions); err != nil {
 				return err
 			}
 		}
@@ -189,6 +193,9 @@ func (m *Model) project(ctx context.Context, a *Attention, b *batch, w *layerAtt
 			}
 		}
 	}
+	if own && b.context != nil {
+		a.K, a.V = b.context.patch(l, a.K, a.V, b.positions)
+	}
 	if own {
 		if c.Shared(l) {
 			variant.share(l, a, before)
@@ -242,15 +249,16 @@ func turnHeads(x []float32, rows, heads, d int, b *batch, t *rope.Table, pairs r
 	})
 }
 
-// attend computes softmax attention of every window and head into o.
-func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cache) error {
+// attend computes softmax attention of every window and head into o. positions are those of the
+// queries in each window; nil: all.
+func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cache, positions []int) error {
 	y := &m.Config.Layers[a.Layer]
 	units := a.Windows * y.KVHeads
 	caches, err := m.windowCaches(ctx, a, cache)
 	if err != nil {
 		return err
 	}
-	if units >= 4*m.Threads {
+	if units >= 4*m.Threads && positions == nil {
 		return parallel.For(ctx, m.Threads, units, func(i int) error {
 			h, err := m.prepareHead(a, caches[i/y.KVHeads], i)
 			if err == nil {
@@ -271,6 +279,12 @@ func (m *Model) attend(ctx context.Context, o []float32, a *Attention, cache Cac
 	}
 	var tasks []func()
 	for _, h := range heads {
+		if positions != nil {
+			for g := range y.Group() {
+				tasks = append(tasks, func() { h.fork().probe(o, positions, g) })
+			}
+			continue
+		}
 		for head := 0; head < y.Group()*a.T; head += a.T {
 			for i := 0; i < a.T; i += queryRows(a.T) {
 				tasks = append(tasks, func() { h.fork().queries(o, head+i, head+min(a.T, i+queryRows(a.T))) })
@@ -364,36 +378,11 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 	defer scores.Put(buffer)
 	ld, rows := scoreStride(T), queryRows(T)
 	s := linalg.Grow(buffer, rows*ld)
-	span := y.Window
 	for r0 < r1 {
 		i0 := r0 % T
 		i1 := min(T, i0+rows, i0+r1-r0)
 		at := (h.window*T+i0)*width + (h.head*y.Group()+r0/T)*d
-		j0 := 0
-		if span > 0 {
-			j0 = max(0, i0-span+1)
-		}
-		tile := Tile{Dst: s, LD: ld, Q: h.a.Q[at:], LDQ: width, Rows: i1 - i0, Pos: i0, From: j0, To: i1}
-		if h.scorer != nil {
-			h.scorer.Score(tile)
-		} else {
-			tile.Product(&h.kw, d)
-		}
-		for i := i0; i < i1; i++ {
-			row := s[(i-i0)*ld:]
-			lo := j0
-			if span > 0 {
-				lo = max(0, i-span+1)
-			}
-			clear(row[j0:lo])
-			Softmax(row, lo, i+1, y, h.a.Sinks, h.head*y.Group()+r0/T)
-			clear(row[i+1 : i1])
-		}
-		if h.summer != nil {
-			h.summer.Sum(o[at:], width, s, ld, h.values, i1-i0, i0, j0)
-		} else {
-			gemm.MulRange(o[at:], width, s, ld, i1-i0, &h.vw, 0, d, j0, i1, false, 1)
-		}
+		h.block(o[at:], h.a.Q[at:], s, ld, i0, i1, h.head*y.Group()+r0/T)
 		r0 += i1 - i0
 	}
 }
@@ -408,6 +397,44 @@ func Softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head
 	}
 	row[to] = sinks[head] / scale
 	fmath.Softmax(row[from:to+1], scale)
+}
+
+// block computes attention of a query head at positions [i0, i1), whose rows and outputs lie a
+// token's queries apart, with scores in s.
+func (h *attentionHead) block(o, q, s []float32, ld, i0, i1, head int) {
+	y := h.y
+	d, width := y.HeadDim, y.Heads*y.HeadDim
+	j0 := firstSeen(y, i0)
+	tile := Tile{Dst: s, LD: ld, Q: q, LDQ: width, Rows: i1 - i0, Pos: i0, From: j0, To: i1}
+	if h.scorer != nil {
+		h.scorer.Score(tile)
+	} else {
+		tile.Product(&h.kw, d)
+	}
+	for i := i0; i < i1; i++ {
+		row := s[(i-i0)*ld:]
+		lo := firstSeen(y, i)
+		clear(row[j0:lo])
+		Softmax(row, lo, i+1, y, h.a.Sinks, head)
+		clear(row[i+1 : i1])
+	}
+	if h.summer != nil {
+		h.summer.Sum(o, width, s, ld, h.values, i1-i0, i0, j0)
+	} else {
+		gemm.MulRange(o, width, s, ld, i1-i0, &h.vw, 0, d, j0, i1, false, 1)
+	}
+}
+
+// Softmax turns the scores that one query of a head gives keys into probabilities, beside the
+// head's sink if layer y has one.
+func (a *Attention) Softmax(y *family.Layer, head int, scores []float32) {
+	if a.Sinks == nil {
+		fmath.Softmax(scores, float32(y.Scale))
+		return
+	}
+	row := append(slices.Clone(scores), 0)
+	Softmax(row, 0, len(scores), y, a.Sinks, head)
+	copy(scores, row)
 }
 
 // Probabilities calls visit for every query of one window and query head, in

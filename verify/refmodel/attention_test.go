@@ -81,7 +81,7 @@ func TestAttend(t *testing.T) {
 			for _, threads := range []int{1, 2, 3, 7, 40} {
 				m := &Model{Config: c, Threads: threads}
 				o := make([]float32, len(a.Q))
-				if err := m.attend(t.Context(), o, a, nil); err != nil {
+				if err := m.attend(t.Context(), o, a, nil, nil); err != nil {
 					t.Fatal(err)
 				}
 				if first == nil {
@@ -148,7 +148,7 @@ func BenchmarkAttend(b *testing.B) {
 			m := &Model{Config: c, Threads: 1}
 			o := make([]float32, len(a.Q))
 			for b.Loop() {
-				if err := m.attend(b.Context(), o, a, nil); err != nil {
+				if err := m.attend(b.Context(), o, a, nil, nil); err != nil {
 					b.Fatal(err)
 				}
 			}

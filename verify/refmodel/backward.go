@@ -43,7 +43,7 @@ func (m *Model) layerBack(ctx context.Context, l int, b *batch, x, dx []float32,
 	turnHeads(k, n, y.KVHeads, d, b, table, c.Pairs, m.Threads)
 	a := &Attention{Layer: l, T: b.T, Windows: b.windows, X: in, Q: q, K: k, V: v, Rope: table}
 	o := make([]float32, n*qw)
-	if err := m.attend(ctx, o, a, nil); err != nil {
+	if err := m.attend(ctx, o, a, nil, nil); err != nil {
 		return err
 	}
 	out := make([]float32, n*c.Hidden)

@@ -114,6 +114,55 @@ type route struct {
 type branch struct {
 	x, y   []float32 // [rows, hidden]: what the experts read, and their sum
 	routes [][]route // by expert
+	plain  []float32 // what the FFN beside reads
+}
+
+// A besideFFN holds the vectors of a mixture with a plain FFN beside it.
+type besideFFN struct {
+	router, experts          []float32 // gains of what the router and the experts read
+	scale                    []float32 // of each expert's weight
+	afterPlain, afterExperts []float32 // gains of the norms of both results
+}
+
+// loadBeside returns nil for other layers.
+func (m *Model) loadBeside(l int) (*besideFFN, error) {
+	if m.Config.Layers[l].FFN.Beside == 0 {
+		return nil, nil
+	}
+	x := &besideFFN{}
+	for _, v := range []struct {
+		dst  *[]float32
+		name string
+	}{{&x.router, "ffn_gate_inp.scale"}, {&x.experts, "pre_ffw_norm_2.weight"}, {&x.scale, "ffn_down_exps.scale"},
+		{&x.afterPlain, "post_ffw_norm_1.weight"}, {&x.afterExperts, "post_ffw_norm_2.weight"}} {
+		var err error
+		if *v.dst, err = m.vector(family.Name(l, v.name), false); err != nil {
+			return nil, err
+		}
+	}
+	// The router divides by the root of the hidden size.
+	fmath.Scale(x.router, float32(1/math.Sqrt(float64(m.Config.Hidden))))
+	return x, nil
+}
+
+// addBeside norms what the experts gave and adds the plain FFN's normed output.
+func (m *Model) addBeside(ctx context.Context, l int, b *batch, branches []branch, w *besideFFN) error {
+	ffn, n := &m.Config.Layers[l].FFN, b.rows()
+	for i, name := range []string{"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"} {
+		if err := m.packAll(ctx, &m.mats[i], family.Name(l, name)); err != nil {
+			return err
+		}
+	}
+	for i := range branches {
+		out := linalg.Grow(&b.proj, n*m.Config.Hidden)
+		if err := m.gated(ctx, ffn, out, branches[i].plain, n, b, m.mats[:3], &noBiases); err != nil {
+			return err
+		}
+		m.norm(out, out, w.afterPlain)
+		m.norm(branches[i].y, branches[i].y, w.afterExperts)
+		addTo(branches[i].y, out, m.Threads)
+	}
+	return nil
 }
 
 // mixture is ffn for a mixture of experts. Each expert is loaded once for all
@@ -121,6 +170,10 @@ type branch struct {
 // experts last.
 func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks, gain, post []float32) error {
 	c, ffn, n := m.Config, &m.Config.Layers[l].FFN, b.rows()
+	beside, err := m.loadBeside(l)
+	if err != nil {
+		return err
+	}
 	if err := m.packAll(ctx, &m.mats[3], family.Name(l, "ffn_gate_inp.weight")); err != nil {
 		return err
 	}
@@ -140,11 +193,26 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 				return err
 			}
 		}
+		branches[i] = branch{x: x, y: make([]float32, n*c.Hidden)}
+		route := x
+		if beside != nil {
+			route = make([]float32, n*c.Hidden)
+			m.norm(route, variant.Hidden, beside.router)
+			branches[i].plain, branches[i].x = x, make([]float32, n*c.Hidden)
+			m.norm(branches[i].x, variant.Hidden, beside.experts)
+		}
 		logits := make([]float32, n*ffn.Experts)
-		if err := m.linear(ctx, logits, x, n, &m.mats[3], bias); err != nil {
+		if err := m.linear(ctx, logits, route, n, &m.mats[3], bias); err != nil {
 			return err
 		}
-		branches[i] = branch{x, make([]float32, n*c.Hidden), chooseExperts(ffn, logits, choice)}
+		branches[i].routes = chooseExperts(ffn, logits, choice)
+		if beside != nil {
+			for e, rs := range branches[i].routes {
+				for r := range rs {
+					rs[r].weight *= beside.scale[e]
+				}
+			}
+		}
 	}
 	for e := range ffn.Experts {
 		if err := m.expert(ctx, l, e, b, branches); err != nil {
@@ -153,6 +221,11 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 	}
 	if err := m.shared(ctx, l, b, branches); err != nil {
 		return err
+	}
+	if beside != nil {
+		if err := m.addBeside(ctx, l, b, branches, beside); err != nil {
+			return err
+		}
 	}
 	for i, variant := range variants {
 		if post != nil {

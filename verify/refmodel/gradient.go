@@ -105,10 +105,7 @@ func (m *Model) gradients(ctx context.Context, b *batch, first int, o *GradientO
 			return err
 		}
 		inputs[l] = slices.Clone(x.Hidden)
-		if err := m.attention(ctx, l, b, []*Variant{x}, Hooks{}); err != nil {
-			return err
-		}
-		if err := m.ffn(ctx, l, b, []*Variant{x}, Hooks{}); err != nil {
+		if err := m.layer(ctx, l, b, []*Variant{x}, Hooks{}); err != nil {
 			return err
 		}
 		step()

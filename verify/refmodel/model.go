@@ -228,13 +228,7 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 		if l >= variants[0].end(len(c.Layers)) {
 			hooks = Hooks{}
 		}
-		if err := m.attention(ctx, l, b, now, hooks); err != nil {
-			return err
-		}
-		if err := m.ffn(ctx, l, b, now, hooks); err != nil {
-			return err
-		}
-		if err := m.finish(ctx, l, b, now); err != nil {
+		if err := m.layer(ctx, l, b, now, hooks); err != nil {
 			return err
 		}
 		if opt.Progress != nil {
@@ -243,6 +237,17 @@ func (m *Model) Run(ctx context.Context, windows [][]int32, variants []*Variant,
 	}
 	join(variants, last)
 	return nil
+}
+
+// layer takes every variant through layer l.
+func (m *Model) layer(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks) error {
+	if err := m.attention(ctx, l, b, variants, hooks); err != nil {
+		return err
+	}
+	if err := m.ffn(ctx, l, b, variants, hooks); err != nil {
+		return err
+	}
+	return m.finish(ctx, l, b, variants)
 }
 
 // begin checks where variants begin and end, and gives the first one its hidden states.
@@ -283,6 +288,9 @@ type batch struct {
 	tokens     []int32
 	first      int // position of the first token of each window
 	span       int // positions of tables of angles
+	// Of probes: the positions of the T rows of each window, and what their queries meet.
+	positions []int
+	context   *Context
 
 	norm             []float32 // normed hidden states
 	q, k, v, o       []float32
@@ -294,7 +302,12 @@ type batch struct {
 func (b *batch) rows() int { return b.T * b.windows }
 
 // position returns where row r stands in its window.
-func (b *batch) position(r int) int { return b.first + r%b.T }
+func (b *batch) position(r int) int {
+	if b.positions != nil {
+		return b.positions[r%b.T]
+	}
+	return b.first + r%b.T
+}
 
 // newBatch returns the tokens of windows, which must be of one length.
 func newBatch(windows [][]int32) (*batch, error) {

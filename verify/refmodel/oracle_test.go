@@ -348,7 +348,9 @@ var mistakes = []mistake{
 		return ok
 	}},
 	{"top-k weights otherwise", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return mixture(y) && y.FFN.Router != family.TopKSoftmax },
+		return each(c, func(y *family.Layer) bool {
+			return mixture(y) && y.FFN.Router != family.TopKSoftmax && y.FFN.Beside == 0
+		},
 			func(y *family.Layer) { y.FFN.Renorm = !y.FFN.Renorm })
 	}},
 	{"one expert fewer", func(c *family.Config, w *altered) bool {
@@ -378,6 +380,9 @@ var mistakes = []mistake{
 	}},
 	{"no biases of experts", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.FFN.Biases }, func(y *family.Layer) { y.FFN.Biases = false })
+	}},
+	{"no FFN beside the experts", func(c *family.Config, w *altered) bool {
+		return each(c, func(y *family.Layer) bool { return y.FFN.Beside > 0 }, func(y *family.Layer) { y.FFN.Beside = 0 })
 	}},
 	{"no sinks", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.Sinks }, func(y *family.Layer) { y.Sinks = false })

@@ -13,6 +13,8 @@ import (
 type CardOptions struct {
 	// BaseModel is the id of the source on the hub, such as Org/Name; "" leaves it out.
 	BaseModel string
+	// QuantizedBy is who publishes the model; "" leaves it out.
+	QuantizedBy string
 	// Name of the converted model; "" takes the source's.
 	Name string
 }
@@ -101,9 +103,14 @@ func (c *card) front() {
 		c.line("base_model: %s", yaml(c.o.BaseModel))
 		c.line("base_model_relation: quantized")
 	}
+	if c.o.QuantizedBy != "" {
+		c.line("quantized_by: %s", yaml(c.o.QuantizedBy))
+	}
 	c.line("pipeline_tag: text-generation")
 	if _, ok := c.container("safetensors"); ok {
 		c.line("library_name: transformers")
+	} else {
+		c.line("library_name: gguf")
 	}
 	c.line("tags:")
 	c.line("- phaseconv")
@@ -176,11 +183,18 @@ func (c *card) numbers() {
 	}
 	c.line("Stock cache types of llama.cpp:")
 	c.line("")
-	c.line("| K | V | context | weights | bytes per token | perplexity ratio | KLD |")
-	c.line("|---|---|---:|---|---:|---:|---:|")
+	text, rule := "", ""
+	if v.Stock.Texts {
+		text, rule = " text |", "---|"
+	}
+	c.line("| K | V | context |%s weights | bytes per token | perplexity ratio | KLD |", text)
+	c.line("|---|---|---:|%s---|---:|---:|---:|", rule)
 	for _, r := range v.Stock.Rows {
-		c.line("| %s | %s | %s | %s | %s | %s | %s ± %s |", oneLine(r.KType), oneLine(r.VType), comma(r.Ctx),
-			r.Weights, r.Bytes(), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
+		if v.Stock.Texts {
+			text = " " + oneLine(strings.TrimPrefix(r.Text, "embedded:")) + " |"
+		}
+		c.line("| %s | %s | %s |%s %s | %s | %s | %s ± %s |", oneLine(r.KType), oneLine(r.VType), comma(r.Ctx),
+			text, r.Weights, r.Bytes(), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
 	}
 	c.line("")
 	if v.Rounded {
@@ -228,6 +242,8 @@ func (c *card) loading() {
 		c.line("ollama run %s", slug(c.name))
 		c.line("```")
 		c.line("")
+		c.line("LM Studio: `lms import %s`, then load it%s.", g.Model, c.studioFields())
+		c.line("")
 	}
 	c.line("Check it, with the text of your choice:")
 	c.line("")
@@ -245,6 +261,15 @@ func (c *card) cacheFlags() string {
 		return ""
 	}
 	return fmt.Sprintf(" --cache-type-k %s --cache-type-v %s", f.KType, f.VType)
+}
+
+// studioFields are LM Studio's load settings for those types.
+func (c *card) studioFields() string {
+	f := c.v.Manifest.Fusion
+	if f == nil {
+		return ""
+	}
+	return fmt.Sprintf(" with Flash Attention on, K Cache Quantization Type %s and V Cache Quantization Type %s", f.KType, f.VType)
 }
 
 // slug makes a name that ollama and shells take.

@@ -65,6 +65,10 @@ Examples:
 				Usage: "where the pair has to run: cpu, cuda, metal, vulkan, rocm (default builds), or any, which is all of them",
 			},
 			&cli.StringFlag{
+				Name: "runtime", Value: "llama.cpp",
+				Usage: "llama.cpp, or mlx: mlx-lm's caches of 8 and 4 bits in affine groups of 64 (mlx8, mlx4), without rotation",
+			},
+			&cli.StringFlag{
 				Name: "split-mode", Value: "layer",
 				Usage: "llama.cpp's --split-mode: none, layer, row or tensor; tensor takes no quantised cache",
 			},
@@ -128,6 +132,18 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Where.Backend, err = backends.Parse(c.String("backend")); err != nil {
 		return usagef("--backend: %w", err)
 	}
+	switch s := c.String("runtime"); s {
+	case "llama.cpp":
+	case "mlx":
+		for _, f := range []string{"backend", "split-mode", "cache-rotation", "engine"} {
+			if c.IsSet(f) {
+				return usagef("--%s is for llama.cpp, not for --runtime mlx", f)
+			}
+		}
+		o.Where.Backend, o.Rotation = backends.MLX, false
+	default:
+		return usagef("--runtime is llama.cpp or mlx, not %q", s)
+	}
 	switch s := c.String("split-mode"); s {
 	case "none", "layer", "row", "tensor":
 		o.Where.TensorSplit = s == "tensor"
@@ -186,10 +202,16 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		printNotes(stderr, published)
 	}
 	if published != nil {
-		o.Source, o.Model = given[0], modelFile(paths[0], published)
+		o.Source, o.Model = given[0], modelFile(published)
+		if o.Where.Backend == backends.MLX {
+			o.Model = given[0]
+		}
 	}
 	if converted != nil {
-		o.ConvertedModel = modelFile(paths[len(paths)-1], converted)
+		o.ConvertedModel = modelFile(converted)
+		if o.Where.Backend == backends.MLX {
+			o.ConvertedModel = paths[len(paths)-1]
+		}
 	}
 	res, err := verify.Advise(ctx, published, converted, o)
 	if err != nil {
@@ -259,12 +281,24 @@ func adviseNames(c *cli.Command) ([]string, error) {
 	return args, nil
 }
 
+// ggufOf is the name of the GGUF model of an artifact.
+func ggufOf(dir string) string {
+	if m, err := contract.ReadManifest(dir); err == nil {
+		for _, e := range m.Artifacts {
+			if e.Container == string(checkpoint.GGUF) {
+				return e.Model
+			}
+		}
+	}
+	return spec.GGUFModelName
+}
+
 // ggufFiles are the files that paths name: files, or folders of artifacts.
 func ggufFiles(paths []string) ([]string, error) {
 	var out []string
 	for _, path := range paths {
 		if st, err := os.Stat(path); err == nil && st.IsDir() {
-			path = filepath.Join(path, spec.GGUFModelName)
+			path = filepath.Join(path, ggufOf(path))
 		}
 		if ok, err := gguf.HasMagic(path); err != nil {
 			return nil, usagef("%w; llama.cpp reads GGUF files", err)
@@ -334,15 +368,12 @@ func defaultTexts(c *cli.Command, vocabs ...*tokenizer.Vocab) []ppl.Text {
 	return out
 }
 
-// modelFile is the GGUF file that runtimes load of what was opened at path, "" for none.
-func modelFile(path string, m *checkpoint.Checkpoint) string {
+// modelFile is the GGUF file that runtimes load of a model, "" for none.
+func modelFile(m *checkpoint.Checkpoint) string {
 	if m.Container != checkpoint.GGUF {
 		return ""
 	}
-	if st, err := os.Stat(path); err == nil && st.IsDir() {
-		return filepath.Join(path, spec.GGUFModelName)
-	}
-	return path
+	return m.Path
 }
 
 // checkContainer refuses containers that there are none of.

@@ -84,7 +84,8 @@ func (c *checkedWriter) Write(p []byte) (int, error) {
 // flagNames are the flags of option fields that are not called like them.
 var flagNames = map[string]string{
 	"Calibration": "calib", "CalibrationTokens": "calib-tokens", "Evaluation": "eval", "Exceptions": "outliers",
-	"Formats": "format", "OutType": "outtype", "MaxKLD": "max-kld", "Cache": "cache-type-k", "BitsKV": "bits-kv",
+	"Formats": "format", "OutType": "outtype", "MaxKLD": "max-kld", "Cache": "cache-type-k",
+	"SplitSize": "split-max-size", "BitsKV": "bits-kv",
 }
 
 // describe puts the flag's name into an error about an option: TargetCtx is --target-ctx.
@@ -136,9 +137,11 @@ func root(stdout, stderr io.Writer) *cli.Command {
 
 		Commands: []*cli.Command{
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
-			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), ladderCommand(stdout, stderr),
+			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), recallCommand(stdout, stderr),
+			ladderCommand(stdout, stderr),
 			inspectCommand(stdout, stderr), rotationsCommand(stdout, stderr), engineCommand(stdout, stderr),
-			generateCommand(stdout, stderr), benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout), claimsCommand(stdout),
+			generateCommand(stdout, stderr), benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout),
+			releaseCommand(stdout, stderr), claimsCommand(stdout),
 			docsCommand(stdout), versionCommand(stdout),
 		},
 		Action: func(_ context.Context, c *cli.Command) error {

@@ -77,7 +77,7 @@ func convertFlags() []cli.Flag {
 		in(categoryEngine, engineFlags(engine.Own)...),
 		in(categoryCaches,
 			&cli.StringFlag{Name: "cache-type-k",
-				Usage: "edit the weights for this key cache type of llama.cpp: q8_0, q4_0, ... (what helps is measured)",
+				Usage: "edit the weights for this key cache type of llama.cpp: q8_0, q4_0, ..., or of MLX: mlx8, mlx4 (what helps is measured)",
 				Value: "f16"},
 			&cli.StringFlag{Name: "cache-type-v", Usage: "the value cache type beside it", Value: "f16"},
 			&cli.StringFlag{Name: "cache-rotation", Usage: "llama.cpp's attention rotation: on or off", Value: "on"},
@@ -222,6 +222,10 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if err != nil {
 		return nil, err
 	}
+	if err := known(ctx, engines, o.Source); err != nil {
+		engines.Close()
+		return nil, err
+	}
 	o.Engines = engines
 	if !c.IsSet("report") {
 		o.Report = false
@@ -277,6 +281,11 @@ func cacheOptions(c *cli.Command, o *convert.Options) error {
 		return usagef("--cache-type-v goes with --cache-type-k")
 	case o.Cache == nil && (c.IsSet("target-ctx") || c.IsSet("cache-tokens")):
 		return usagef("--target-ctx and --cache-tokens are for changes of the weights for a cache type; name one with --cache-type-k")
+	case o.Cache != nil && o.Cache.K.CacheOnly() != o.Cache.V.CacheOnly() || o.Cache != nil && o.Cache.K.CacheOnly() && o.Cache.K != o.Cache.V:
+		return usagef("--cache-type-k %s --cache-type-v %s: MLX quantises K and V alike", kvcache.TypeName(o.Cache.K),
+			kvcache.TypeName(o.Cache.V))
+	case o.Cache != nil && o.Cache.K.CacheOnly() && c.String("format") != "safetensors":
+		return usagef("--cache-type-k %s is for --format safetensors: MLX reads folders", kvcache.TypeName(o.Cache.K))
 	case o.Cache != nil && c.IsSet("balance"):
 		return usagef("--balance and --cache-type-k do not go together: with a cache type, measurements decide about the pair scaling; see --weight-edits")
 	}

@@ -2,13 +2,17 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
@@ -20,18 +24,20 @@ func engineCommand(stdout, stderr io.Writer) *cli.Command {
 		Name:  "engine",
 		Usage: "the engine on stock libllama: what of llama.cpp is here and works",
 		Commands: []*cli.Command{{
-			Name:      "probe",
-			Usage:     "load llama.cpp's library, find its layouts and try small models on its devices",
-			ArgsUsage: " ",
+			Name: "probe",
+			Usage: "load llama.cpp's library, find its layouts and try small models on its devices, or a model " +
+				"and tell what its graph says",
+			ArgsUsage: "[MODEL]",
 			Description: `Examples:
   phaseconv engine probe
   phaseconv engine probe --engine llama:/opt/llama.cpp/bin --devices CUDA0
+  phaseconv engine probe model.gguf
   phaseconv engine probe --rpc gpu1:50052,gpu2:50052 --json`,
 			Flags:        append(engineFlags(engine.Llama), threadsFlag(), jsonFlag()),
 			OnUsageError: usageError,
 			Action: func(ctx context.Context, c *cli.Command) error {
-				if c.Args().Present() {
-					return usagef("engine probe takes no arguments, got %q", c.Args().First())
+				if c.Args().Len() > 1 {
+					return usagef("engine probe: expected at most one model, got %d arguments", c.Args().Len())
 				}
 				return runProbe(ctx, c, stdout)
 			},
@@ -48,11 +54,16 @@ func engineCommand(stdout, stderr io.Writer) *cli.Command {
 // engineFlags choose an engine and where it computes.
 func engineFlags(value string) []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "engine", Value: value, Usage: "what computes the model: own; llama or llama:DIR, stock llama.cpp " +
-			"(any architecture and device; DIR has libllama, else " + llama.Env + " and the usual folders are searched); auto, own where it knows the family"},
-		&cli.StringSliceFlag{Name: "devices", Usage: "devices of llama.cpp to load the model onto, such as CUDA0, or CPU", DefaultText: "all"},
-		&cli.StringSliceFlag{Name: "rpc", Usage: "llama.cpp's RPC servers, HOST:PORT, on a trusted network (they have no authentication)"},
-		&cli.IntFlag{Name: "gpu-layers", Usage: "layers on devices that are not the CPU, from the last on", Value: -1, DefaultText: "all"},
+		&cli.StringFlag{Name: "engine", Value: value, Usage: "what computes the model: own; llama or llama:DIR, " +
+			"stock llama.cpp " +
+			"(any architecture and device; DIR has libllama, else " + llama.Env + " and the usual folders are " +
+			"searched); auto, own where it knows the family"},
+		&cli.StringSliceFlag{Name: "devices", Usage: "devices of llama.cpp to load the model onto, such as CUDA0, " +
+			"or CPU", DefaultText: "all"},
+		&cli.StringSliceFlag{Name: "rpc", Usage: "llama.cpp's RPC servers, HOST:PORT, on a trusted network (they " +
+			"have no authentication)"},
+		&cli.IntFlag{Name: "gpu-layers", Usage: "layers on devices that are not the CPU, from the last " +
+			"on", Value: -1, DefaultText: "all"},
 	}
 }
 
@@ -136,6 +147,43 @@ func (e *engineChoice) engines(ctx context.Context, stderr io.Writer) (*llama.En
 	return &llama.Engines{Worker: w, Place: e.place}, nil
 }
 
+// known refuses a GGUF file of an architecture that llama.cpp runs and phaseconv does not write, with what
+// its graph says of its keys.
+func known(ctx context.Context, e *llama.Engines, path string) error {
+	c, err := checkpoint.Open(path)
+	if err == nil {
+		return c.Close()
+	}
+	gg, e1 := gguf.HasMagic(path)
+	if !errors.Is(err, format.ErrUnsupported) || e1 != nil || !gg {
+		return err
+	}
+	m, e2 := e.Worker.Load(ctx, path, e.Place)
+	if e2 != nil {
+		return errors.Join(err, e2)
+	}
+	may := map[string]int{}
+	var order []string
+	for _, a := range m.Facts.Owners() {
+		f := a.Folds()
+		what := f.Keys
+		if f.Refused != "" {
+			what = "nothing, " + f.Refused
+		}
+		if may[what] == 0 {
+			order = append(order, what)
+		}
+		may[what]++
+	}
+	var parts []string
+	for _, w := range order {
+		parts = append(parts, fmt.Sprintf("in %d layers %s", may[w], w))
+	}
+	return fmt.Errorf("%w; llama.cpp runs it (phaseconv advise --engine llama measures its cache types), and by "+
+		"its graph may be folded: %s; "+
+		"but phaseconv writes no files of this architecture", err, strings.Join(parts, "; "))
+}
+
 // engineName says in a line what computed.
 func engineName(id *spec.EngineIdentity) string {
 	return fmt.Sprintf("llama.cpp %s (ggml %s) on %s", printable(id.Release), printable(id.GGML),
@@ -150,7 +198,7 @@ func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
 	if e.Kind != engine.Llama {
 		return usagef("--engine %s: engine probe looks at llama or llama:DIR", e.Kind)
 	}
-	r, err := llama.Probe(ctx, e.start, e.place)
+	r, err := llama.Probe(ctx, e.start, e.place, c.Args().First())
 	if err != nil {
 		return err
 	}
@@ -171,8 +219,10 @@ func printProbe(w io.Writer, r *llama.Report) {
 	if !l.Tested {
 		tested = "not among the tested releases"
 	}
-	fmt.Fprintf(w, "llama.cpp %s (ggml %s, commit %s), %s\n", printable(l.Release), printable(l.GGML), printable(l.Commit), tested)
-	fmt.Fprintf(w, "libraries: %s, SHA-256 %s\nsystem: %s, %s\n\n", printable(l.Dir), l.SHA256, l.Platform, printable(l.System))
+	fmt.Fprintf(w, "llama.cpp %s (ggml %s, commit %s), "+
+		"%s\n", printable(l.Release), printable(l.GGML), printable(l.Commit), tested)
+	fmt.Fprintf(w, "libraries: %s, SHA-256 %s\nsystem: %s, "+
+		"%s\n\n", printable(l.Dir), l.SHA256, l.Platform, printable(l.System))
 	t := newTable("device", "kind", "memory", "description")
 	for _, d := range l.Devices {
 		t.row(printable(d.Name), d.Kind, cacheSize(int64(d.Total)), printable(d.Description))
@@ -188,9 +238,44 @@ func printProbe(w io.Writer, r *llama.Report) {
 			fmt.Fprintf(w, "  %s: %s, %s\n", passed(x.OK), x.Name, printable(x.Detail))
 		}
 	}
+	if r.Facts != nil {
+		printFacts(w, r)
+	}
 	for _, n := range r.Notes {
 		fmt.Fprintln(w, "note:", printable(n))
 	}
+}
+
+// printFacts tells what the graph says of each cache, equal ones together.
+func printFacts(w io.Writer, r *llama.Report) {
+	f := r.Facts
+	fmt.Fprintf(w, "\n%s, %d layers, %d with keys of their own, hidden %d, context %d, vocabulary "+
+		"%d\n\n", printable(f.Arch), f.Layers,
+		len(r.Folds), f.Hidden, f.Context, f.Vocab)
+	layer := regexp.MustCompile(`blk\.\d+\.`)
+	var rows []string
+	of := map[string][]string{}
+	for i, a := range f.Owners() {
+		rope := "no RoPE"
+		if a.Rope != nil {
+			rope = fmt.Sprintf("RoPE on %d, theta %g, mode %d", a.Rope.Dim, a.Rope.Theta, a.Rope.Mode)
+		}
+		may := r.Folds[i].Keys
+		if may == "" {
+			may = "nothing: " + r.Folds[i].Refused
+		}
+		row := fmt.Sprintf("%d heads, %d KV heads of %d; %s\n  keys: %s\n  may be folded: "+
+			"%s", a.Heads, a.KVHeads, a.HeadDim, rope,
+			layer.ReplaceAllString(a.K.String(), ""), may)
+		if of[row] == nil {
+			rows = append(rows, row)
+		}
+		of[row] = append(of[row], fmt.Sprint(a.Layer))
+	}
+	for _, row := range rows {
+		fmt.Fprintf(w, "layers %s: %s\n", strings.Join(of[row], " "), printable(row))
+	}
+	fmt.Fprintln(w)
 }
 
 func passed(ok bool) string {

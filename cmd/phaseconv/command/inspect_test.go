@@ -70,8 +70,8 @@ func TestInspectGroups(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := info.Sidecar
-		if s == nil || s.Layers != 4 || s.Heads != 3 || s.HeadDim != 8 || s.Groups != 6 || s.Parts != "mixed" || s.GroupDim != 32 ||
-			s.Bits != 112./108 || s.Recent != 64 {
+		if s == nil || s.Layers != 4 || s.Heads != 3 || s.HeadDim != 8 || s.Groups != 6 || s.Parts != "mixed" ||
+			s.GroupDim != 32 || s.Bits != 112./108 || s.Recent != 64 {
 			t.Errorf("%s: %+v", name, s)
 		}
 		var b strings.Builder

@@ -149,6 +149,9 @@ func stockTypes(c *cli.Command) (*kvcache.CacheTypes, error) {
 	if !c.IsSet("cache-type-k") && !c.IsSet("cache-type-v") {
 		return nil, nil
 	}
+	if s.K.CacheOnly() {
+		s.Rotation = false // only llama.cpp has it
+	}
 	return s, nil
 }
 

@@ -88,16 +88,17 @@ const groupTokens = 41
 func groupCases() []groupCase {
 	half, inter := rope.Half, rope.Interleaved
 	return []groupCase{
-		{name: "k-d64-b96", parts: []string{"k0", "k1", "k2"}, dk: 64, dv: 64, b: 96, anchor: 16, sink: 2, recent: 3, pairs: half},
-		{name: "v-d64-b192", parts: []string{"v0", "v1", "v2"}, dk: 64, dv: 64, b: 192, anchor: 16, sink: 2, recent: 3, pairs: half,
-			partGain: []float32{2.5, 2.5, 2.5}},
-		{name: "kv-d64-b128-gains", parts: []string{"k0", "k1", "v0", "v1"}, dk: 64, dv: 64, b: 128, anchor: 16, sink: 2, recent: 3,
-			pairs: inter, gain: 0.75, partGain: []float32{1.25, 1.25, 3.1, 2.9}},
-		{name: "kv-d128-b64-span2", parts: []string{"k2", "k3", "v2", "v3"}, dk: 128, dv: 128, b: 64, anchor: 16, sink: 2, recent: 3,
-			pairs: half, partGain: []float32{1, 1, 2, 2}},
+		{name: "k-d64-b96", parts: []string{"k0", "k1", "k2"}, dk: 64, dv: 64, b: 96, anchor: 16, sink: 2, recent: 3,
+			pairs: half},
+		{name: "v-d64-b192", parts: []string{"v0", "v1", "v2"}, dk: 64, dv: 64, b: 192, anchor: 16, sink: 2, recent: 3,
+			pairs: half, partGain: []float32{2.5, 2.5, 2.5}},
+		{name: "kv-d64-b128-gains", parts: []string{"k0", "k1", "v0", "v1"}, dk: 64, dv: 64, b: 128, anchor: 16, sink: 2,
+			recent: 3, pairs: inter, gain: 0.75, partGain: []float32{1.25, 1.25, 3.1, 2.9}},
+		{name: "kv-d128-b64-span2", parts: []string{"k2", "k3", "v2", "v3"}, dk: 128, dv: 128, b: 64, anchor: 16, sink: 2,
+			recent: 3, pairs: half, partGain: []float32{1, 1, 2, 2}},
 		{name: "v-d256-b32", parts: []string{"v0"}, dk: 256, dv: 256, b: 32, sink: 2, recent: 3, pairs: inter},
-		{name: "kv-d256-b128", parts: []string{"k0", "v0"}, dk: 256, dv: 256, b: 128, anchor: 32, sink: 2, recent: 3, pairs: half,
-			partGain: []float32{1.5, 4}},
+		{name: "kv-d256-b128", parts: []string{"k0", "v0"}, dk: 256, dv: 256, b: 128, anchor: 32, sink: 2, recent: 3,
+			pairs: half, partGain: []float32{1.5, 4}},
 		{name: "kv-d64-v32-b40-all", parts: []string{"k0", "k1", "v0", "v1"}, dk: 64, dv: 32, b: 40, pairs: inter,
 			partGain: []float32{1, 1, 1.5, 1.5}},
 		{name: "k-d64-b128-learned", parts: []string{"k0", "k1"}, dk: 64, dv: 64, b: 128, anchor: 16, sink: 2, pairs: half,
@@ -227,7 +228,8 @@ func (v *groupVector) store(g *codec.Group, words []uint32, alpha []float32) {
 }
 
 // attend fills in scores and sums: exact values, but for the rounding of float64 sums.
-func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []uint32, alpha []float32, table *rope.Table) {
+func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []uint32, alpha []float32,
+	table *rope.Table) {
 	keys, values := 0, 0
 	for _, p := range g.Parts {
 		if p.Value {
@@ -352,7 +354,8 @@ func groupSidecarVectors(s *sidecar.Sidecar) ([]*groupVector, error) {
 		tensor := func(part string, rows int, data []float32) *array {
 			return finish(&array{Shape: []int{rows, g.D()}, Tensor: sidecar.GroupTensorName(l, i, part), data: data})
 		}
-		v := &groupVector{Kind: string(s.Kind), Mean: tensor("mean", 1, g.Code.Mean), Decode: tensor("decode", g.B(), g.Code.Decode)}
+		v := &groupVector{Kind: string(s.Kind), Mean: tensor("mean", 1, g.Code.Mean),
+			Decode: tensor("decode", g.B(), g.Code.Decode)}
 		if g.Code.Encode != nil {
 			v.Encode = tensor("encode", g.B(), g.Code.Encode)
 		}

@@ -57,7 +57,9 @@ func TestGroupVectors(t *testing.T) {
 			}
 			breaks("a flipped sign", func(x *groupVector) { x.Words[0] = flipLowest(v.Words[0]) })
 			breaks("another alpha", func(x *groupVector) { x.Alpha = "7000" + v.Alpha[4:] })
-			breaks("another stored word", func(x *groupVector) { x.Stored = append([]string{flipLowest(v.Stored[0])}, v.Stored[1:]...) })
+			breaks("another stored word", func(x *groupVector) {
+				x.Stored = append([]string{flipLowest(v.Stored[0])}, v.Stored[1:]...)
+			})
 			breaks("another transposed word", func(x *groupVector) {
 				x.Transposed = append([]string{flipLowest(v.Transposed[0])}, v.Transposed[1:]...)
 			})
@@ -275,7 +277,8 @@ func TestGroupFiles(t *testing.T) {
 		}
 		for l, want := range f.Layers {
 			y := s.Layers[l]
-			if y.Heads != want.Heads || y.KeyDim != want.HeadDim || y.ValueDim != want.ValueDim || len(y.Groups) != len(want.Groups) {
+			if y.Heads != want.Heads || y.KeyDim != want.HeadDim || y.ValueDim != want.ValueDim ||
+				len(y.Groups) != len(want.Groups) {
 				t.Fatalf("%s: layer %d is %+v, want %+v", name, l, y, want)
 			}
 			for i, w := range want.Groups {

@@ -1,5 +1,6 @@
 // Command joint fits joint codes of a checkpoint's keys, values or both and measures them beside
-// the float model: one row per code and recent window, with the divergence of the four quarters of the scored positions.
+// the float model: one row per code and recent window, with the divergence of the four quarters of
+// the scored positions.
 package main
 
 import (

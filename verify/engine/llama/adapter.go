@@ -47,7 +47,8 @@ func (m *Model) Fits(t kvcache.CacheTypes) error {
 			n    int
 		}{{"K", t.K, a.HeadDim}, {"V", t.V, v}} {
 			if block, _ := x.t.Block(); block == 0 || x.n%block != 0 {
-				return fmt.Errorf("%s cache of type %s: its blocks of %d do not divide head_dim %d; take another type", x.side,
+				return fmt.Errorf("%s cache of type %s: its blocks of %d do not divide head_dim %d; take another "+
+					"type", x.side,
 					kvcache.TypeName(x.t), block, x.n)
 			}
 		}
@@ -77,6 +78,12 @@ func (m *Model) Size(t kvcache.CacheTypes, ctx int) (token int, all int64) {
 	return token, int64(token) * int64((ctx+cellPad-1)/cellPad*cellPad)
 }
 
+// keep names a reference, whose logits the worker then keeps.
+func (w *Worker) keep(r *engine.Reference) string {
+	name, _ := r.Keep(func() any { w.references++; return fmt.Sprint("reference ", w.references) }).(string)
+	return name // "" keeps nothing: another engine has something of its own there
+}
+
 // lane is an engine's lane as a job of the worker.
 func (m *Model) lane(l engine.Lane) (Lane, error) {
 	x := m.Lane(int32(gguf.TypeF16), int32(gguf.TypeF16))
@@ -88,7 +95,8 @@ func (m *Model) lane(l engine.Lane) (Lane, error) {
 		x.Keys = &Keys{Sidecar: k.Sidecar, Kind: k.Kind, Seed: k.Seed}
 		p := k.Policy
 		if p.Recent > 0 {
-			return x, fmt.Errorf("llama.cpp stores a key once, so the %d latest of each query cannot stay exact; take --recent 0", p.Recent)
+			return x, fmt.Errorf("llama.cpp stores a key once, so the %d latest of each query cannot stay exact; take "+
+				"--recent 0", p.Recent)
 		}
 		x.Keys.Anchor, x.Keys.Sink, x.Keys.Exceptions = p.Anchor, p.Sink, p.Exceptions
 	}
@@ -96,12 +104,14 @@ func (m *Model) lane(l engine.Lane) (Lane, error) {
 }
 
 // Compare measures lanes against a reference, which may be of another model in the same worker. The
-// reference is computed again with every group of lanes that fits into memory: its logits are not kept.
+// worker keeps the reference's logits if they fit into KeptBytes, else it computes them again with every
+// group of lanes.
 func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Reference, lanes []engine.Lane,
 	o engine.Options) (*ppl.Result, error) {
 	of, ok := ref.Engine.(*Model)
 	if !ok || of.w != m.w {
-		return nil, fmt.Errorf("llama.cpp compares with a model in the same worker, not with %s", ref.Engine.Identity().Engine)
+		return nil, fmt.Errorf("llama.cpp compares with a model in the same worker, not with "+
+			"%s", ref.Engine.Identity().Engine)
 	}
 	base, err := of.lane(ref.Lane)
 	if err != nil {
@@ -115,7 +125,7 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 	out, group := &ppl.Result{}, MaxLanes(m.Facts.Vocab)-1
 	for at := 0; at < len(lanes); at += group {
 		part := lanes[at:min(len(lanes), at+group)]
-		job := Measure{Lanes: []Lane{base}, Threads: m.place.Threads}
+		job := Measure{Lanes: []Lane{base}, Threads: m.place.Threads, Base: m.w.keep(ref)}
 		for i, l := range part {
 			of, what := m, l
 			if l.Again != nil {

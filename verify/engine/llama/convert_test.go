@@ -48,9 +48,9 @@ func tinyFile(t *testing.T) string {
 	return path
 }
 
-// TestConvert: the search for edits measures in llama.cpp what it measures in the own pass, up to
-// rounding: candidates are tried there by other bytes in tensors and by biases that the file lacks. (The
-// fits behind them differ a little, so those with many steps do.)
+// TestConvert: a conversion that llama.cpp computes passes its contract, names its engine, and measures on
+// held-out text what the own pass and its emulation of caches do, up to rounding. (The own pass searches on
+// probes, llama.cpp on whole windows, so what they choose may differ.)
 func TestConvert(t *testing.T) {
 	w := start(t, llama.Start{})
 	src, dir := tinyFile(t), t.TempDir()
@@ -63,11 +63,15 @@ func TestConvert(t *testing.T) {
 		t.Errorf("verified %+v", r.Verify.Contract)
 	}
 	a, b := own.Manifest.Fusion, r.Manifest.Fusion
-	for i := range min(4, len(b.Tried)) {
-		x, y := a.Tried[i], b.Tried[i]
-		t.Logf("%s: %g, %g", x.Name, x.KLD, y.KLD)
-		if x.Name != y.Name || math.Abs(x.KLD-y.KLD) > 0.02*x.KLD {
-			t.Errorf("own: %s, KLD %g; llama: %s, %g", x.Name, x.KLD, y.Name, y.KLD)
+	if len(b.Tried) < 4 {
+		t.Errorf("%d candidates were tried", len(b.Tried))
+	}
+	// The stock caches of the result are llama.cpp's too, not emulated: near, and not the same number.
+	for i := range min(2, len(b.Measured)) { // those of the source
+		x, y := a.Measured[i], b.Measured[i]
+		t.Logf("%s/%s, converted %v: %g, %g", y.KType, y.VType, y.Converted, x.KLD, y.KLD)
+		if y.KType != "f16" && (x.KLD == y.KLD || math.Abs(x.KLD-y.KLD) > 0.2*x.KLD) {
+			t.Errorf("own: KLD %g with %s keys, in llama.cpp %g", x.KLD, y.KType, y.KLD)
 		}
 	}
 	p, q := own.Verify.PPL, r.Verify.PPL

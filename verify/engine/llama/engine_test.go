@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
+	"github.com/phaseconv/phaseconv/verify/engine/sample"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -103,6 +104,31 @@ func TestTaps(t *testing.T) {
 	}
 }
 
+// TestSampleTaps is TestTaps for the samples of families that the own pass has.
+func TestSampleTaps(t *testing.T) {
+	w := start(t, llama.Start{})
+	known := 0
+	for _, name := range sample.Names() {
+		path := filepath.Join(t.TempDir(), name+".gguf")
+		if err := sample.Write(path, name); err != nil {
+			t.Fatal(err)
+		}
+		c, err := checkpoint.Open(path)
+		if err != nil {
+			t.Logf("%s: %v", name, err)
+			continue
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		known++
+		t.Run(name, func(t *testing.T) { compareTaps(t, w, path, [][]int32{ids(96, 1), ids(96, 2)}) })
+	}
+	if known < 3 {
+		t.Errorf("%d samples are of known families", known)
+	}
+}
+
 func compareTaps(t *testing.T, w *llama.Worker, path string, windows [][]int32) {
 	ctx := t.Context()
 	m, err := w.Load(ctx, path, place())
@@ -141,17 +167,24 @@ func compareTaps(t *testing.T, w *llama.Worker, path string, windows [][]int32) 
 			return nil
 		},
 	}
-	if err := refmodel.New(c.Config, c, 2).Run(ctx, windows, []*refmodel.Variant{{}}, refmodel.Options{Hooks: hooks}); err != nil {
+	err = refmodel.New(c.Config, c, 2).Run(ctx, windows, []*refmodel.Variant{{}}, refmodel.Options{Hooks: hooks})
+	if err != nil {
 		t.Fatal(err)
 	}
 	seen, largest := 0, map[string]float64{}
-	err = m.Activations(ctx, windows, llama.Tap{Threads: 1, Wants: llama.Wants{Pre: true, QKV: true, In: true, FFN: true}}, nil,
+	all := llama.Wants{Pre: true, QKV: true, In: true, FFN: true}
+	err = m.Activations(ctx, windows, llama.Tap{Threads: 1, Wants: all}, nil,
 		func(a *llama.Activation) error {
 			seen++
 			for name, x := range a.Values {
 				largest[name] = max(largest[name], worst(x, own[key{a.Window, a.Layer}][name]))
 			}
-			if len(a.Values) != 7 {
+			want := 7
+			of := func(x llama.Attention) bool { return x.Layer == a.Layer }
+			if m.Facts.Attention[slices.IndexFunc(m.Facts.Attention, of)].Rope == nil {
+				want = 5 // nothing is in front of RoPE
+			}
+			if len(a.Values) != want {
 				return fmt.Errorf("layer %d: %d activations", a.Layer, len(a.Values))
 			}
 			return nil

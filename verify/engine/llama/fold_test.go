@@ -17,8 +17,8 @@ import (
 // folded are the samples whose keys can be multiplied by a number and queries divided by it, in the
 // weights that their chains name. In the others a clamp stands between (olmo), or the rows are
 // latent (deepseek2).
-var folded = []string{"llama", "qwen2", "qwen3", "hunyuan", "olmo2", "gptneox", "gpt2", "falcon", "smollm3", "cohere2", "gemma2",
-	"gpt-oss", "lfm2"}
+var folded = []string{"llama", "qwen2", "qwen3", "hunyuan", "olmo2", "gptneox", "gpt2", "falcon", "smollm3",
+	"cohere2", "gemma2", "gpt-oss", "lfm2"}
 
 // factor is what keys are multiplied by: no power of two, so that digits change.
 const factor = 1.7
@@ -94,7 +94,8 @@ func TestFold(t *testing.T) {
 
 // scaleChain multiplies what a chain ends with: the gains of its norm, else the rows and the bias of
 // its product.
-func scaleChain(t *testing.T, f *gguf.File, a *llama.Attention, c llama.Chain, query bool, by float32, values map[string][]float32) {
+func scaleChain(t *testing.T, f *gguf.File, a *llama.Attention, c llama.Chain, query bool, by float32,
+	values map[string][]float32) {
 	t.Helper()
 	names := c.Weights()
 	if gain := slices.IndexFunc(names, func(n string) bool { return strings.HasSuffix(n, "_norm.weight") }); gain >= 0 {

@@ -116,9 +116,15 @@ type Measure struct {
 	First   int    `json:"first"` // the first position whose prediction is scored
 	Lanes   []Lane `json:"lanes"`
 	Threads int    `json:"threads"`
+	// Base, if set, names what the base's logits are kept under, if they fit into KeptBytes, so that a later
+	// job with the same name, windows and first lane does not compute them again.
+	Base string `json:"base,omitempty"`
 	// FullWindow gives layers with sliding windows caches for the whole context.
 	FullWindow bool `json:"full_window,omitempty"`
 }
+
+// KeptBytes bounds the logits that the worker keeps.
+const KeptBytes = 2 << 30
 
 // Measured has one entry per lane. The blobs are NLL, KLD and most likely tokens of each lane,
 // as ppl.Scores has them.

@@ -95,7 +95,8 @@ func (m *Model) Windows(ctx context.Context, t ppl.Text, n, chunks int) (*ppl.Wi
 		return nil, err
 	}
 	if own := m.Facts.Context; own > 0 && n > own {
-		return nil, option.Bad("Ctx", n, "the model's own context is %d, and beyond it nothing that is measured means much", own)
+		return nil, option.Bad("Ctx", n, "the model's own context is %d, and beyond it nothing that is measured "+
+			"means much", own)
 	}
 	words := t.Data
 	if t.Chat {
@@ -152,7 +153,8 @@ func (w *Worker) Measure(ctx context.Context, win *ppl.Windows, o Measure, tick 
 		return nil, nil, err
 	}
 	if len(out.Lanes) != len(o.Lanes) || len(blobs) != 3*len(o.Lanes) {
-		return nil, nil, fmt.Errorf("the worker gave results for %d lanes, %d were asked for", len(out.Lanes), len(o.Lanes))
+		return nil, nil, fmt.Errorf("the worker gave results for %d lanes, %d were asked "+
+			"for", len(out.Lanes), len(o.Lanes))
 	}
 	scores := make([]ppl.Scores, len(o.Lanes))
 	for i := range scores {

@@ -50,9 +50,16 @@ func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (names []strin
 // edited returns the bytes of all tensors that a lane's edits change.
 func (m *Model) edited(l engine.Lane) (map[string][]byte, error) {
 	v := checkpoint.NewEdited(m.Source, checkpoint.Edits{})
+	owners := m.Facts.Owners()
 	for layer, heads := range l.Edits {
 		if heads == nil {
 			continue
+		}
+		if layer >= len(owners) {
+			return nil, fmt.Errorf("%s: edits of layer %d, the graph has %d caches", m.Path, layer, len(owners))
+		}
+		if f := owners[layer].Folds(); f.Refused != "" {
+			return nil, fmt.Errorf("%s: layer %d cannot be edited: %s", m.Path, f.Layer, f.Refused)
 		}
 		if err := transform.FoldKeys(v, layer, heads); err != nil {
 			return nil, err
@@ -143,7 +150,8 @@ func (e *Engines) Identity() engine.Identity { return e.Worker.Identity(e.Place)
 func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.Engine, error) {
 	f := c.File()
 	if f == nil {
-		return nil, fmt.Errorf("%s: llama.cpp reads GGUF files only; convert it with --engine own, or make a GGUF file of it first", c.Path)
+		return nil, fmt.Errorf("%s: llama.cpp reads GGUF files only; convert it with --engine own, or make a GGUF "+
+			"file of it first", c.Path)
 	}
 	if m := e.open[f.Path]; m != nil {
 		m.Source = c
@@ -154,7 +162,8 @@ func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.En
 		return nil, err
 	}
 	if n := len(m.Facts.Owners()); n != len(c.Config.Layers) {
-		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d layers", c.Path, n, len(c.Config.Layers))
+		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d "+
+			"layers", c.Path, n, len(c.Config.Layers))
 	}
 	m.Source = c
 	// The file's own configuration says more than the graph.

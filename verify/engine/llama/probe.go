@@ -19,6 +19,9 @@ type Report struct {
 	// Identity is what results depend on.
 	Identity engine.Identity `json:"identity"`
 	Models   []Probed        `json:"models"`
+	// Facts and Folds are of a model that was named.
+	Facts *Facts  `json:"facts,omitempty"`
+	Folds []Folds `json:"folds,omitempty"`
 	// Notes are sentences of what cannot be used, and why.
 	Notes []string `json:"notes"`
 	OK    bool     `json:"ok"`
@@ -36,8 +39,9 @@ type Probed struct {
 // probeSamples are tried by Probe: one with plain keys, one with QK-norm and one hybrid.
 var probeSamples = []string{"llama", "qwen3", "lfm2"}
 
-// Probe starts the worker, loads the library and tries small models on the devices.
-func Probe(ctx context.Context, s Start, p Place) (*Report, error) {
+// Probe starts the worker, loads the library and tries small models on the devices, or the model in a
+// file, of which it tells what its graph says.
+func Probe(ctx context.Context, s Start, p Place, file string) (*Report, error) {
 	w, err := NewWorker(ctx, s)
 	if err != nil {
 		return nil, err
@@ -49,6 +53,19 @@ func Probe(ctx context.Context, s Start, p Place) (*Report, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+	if file != "" {
+		m, err := w.load(ctx, file, p)
+		if err != nil {
+			return nil, err
+		}
+		ok := m.tested() == nil
+		r.Models = append(r.Models, Probed{Model: filepath.Base(file), What: m.Facts.Arch, Tests: m.Tests, OK: ok})
+		r.Facts, r.OK = m.Facts, ok
+		for _, a := range m.Facts.Owners() {
+			r.Folds = append(r.Folds, a.Folds())
+		}
+		return r, nil
+	}
 	for _, name := range probeSamples {
 		x := Probed{Model: name, What: sample.What(name)}
 		path := filepath.Join(dir, name+".gguf")
@@ -83,7 +100,8 @@ func (w *Worker) Notes() []string {
 	}
 	for _, d := range l.Devices {
 		if d.remote() {
-			out = append(out, fmt.Sprintf("%s: RPC servers have no authentication and no encryption: weights and activations "+
+			out = append(out, fmt.Sprintf("%s: RPC servers have no authentication and no encryption: weights and "+
+				"activations "+
 				"go over the network as they are; use a trusted one", d.Name))
 		} else if d.Kind == "gpu" || d.Kind == "igpu" {
 			out = append(out, fmt.Sprintf("%s: the engine has not been tested on such a device by its authors; "+

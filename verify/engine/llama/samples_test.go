@@ -3,6 +3,7 @@ package llama_test
 import (
 	"context"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/gguf"
@@ -10,6 +11,16 @@ import (
 	"github.com/phaseconv/phaseconv/verify/engine/sample"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 )
+
+// folds are what the graph of each sample's first layer with keys admits, or why it does not.
+var folds = map[string]string{
+	"llama": "pair scale and angle", "qwen2": "pair scale and angle", "gptneox": "pair scale and angle",
+	"falcon": "pair scale and angle", "smollm3": "pair scale and angle", "cohere2": "pair scale and angle",
+	"gemma2": "pair scale and angle", "gpt-oss": "pair scale and angle", "gpt2": "dense",
+	"qwen3": "pair scale, through the gains", "hunyuan": "pair scale, through the gains",
+	"olmo2": "pair scale, through the gains", "lfm2": "pair scale, through the gains",
+	"olmo": "keys: CLAMP behind the product", "deepseek2": "keys: CONCAT of parts, as in latent attention (MLA)",
+}
 
 // TestSamples: in every kind of graph the self-tests pass (they ran when the model was loaded), the
 // attention of all layers is found, stock types and codes change what they should.
@@ -45,12 +56,27 @@ func TestSamples(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			// The base's logits are kept: with and without computing them again the numbers are the same.
+			for range 2 {
+				again, _, err := w.Measure(ctx, win, llama.Measure{Threads: 1, Base: "kept",
+					Lanes: []llama.Lane{m.Lane(f16, f16), m.Lane(q4, v)}}, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !reflect.DeepEqual(again, []ppl.Scores{scores[0], scores[2]}) {
+					t.Error("other numbers with a base that was kept")
+				}
+			}
 			res, err := ppl.Combine(scores)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, a := range m.Facts.Attention {
-				t.Logf("layer %d of %d: %d/%d heads of %d, rope %+v, K: %v", a.Layer, a.Owner, a.Heads, a.KVHeads, a.HeadDim, a.Rope, a.K)
+				t.Logf("layer %d of %d: %d/%d heads of %d, rope %+v, K: "+
+					"%v", a.Layer, a.Owner, a.Heads, a.KVHeads, a.HeadDim, a.Rope, a.K)
+			}
+			if got := m.Facts.Owners()[0].Folds(); got.Keys+got.Refused != folds[name] {
+				t.Errorf("folds %+v, want %q", got, folds[name])
 			}
 			d := res.Divergences
 			t.Logf("same %g, q4_0 %g, 1 bit %g; %+v", d[0].MaxAbsDLogit, d[1].Mean, d[2].Mean, lanes)

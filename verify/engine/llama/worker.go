@@ -35,10 +35,10 @@ type Worker struct {
 	in   io.Closer
 	log  tail
 	died chan struct{}
-	// patches counts those of With, for their names.
-	patches int
-	mu      sync.Mutex
-	dead    error
+	// patches counts those of With, references those of Compare, for their names.
+	patches, references int
+	mu                  sync.Mutex
+	dead                error
 }
 
 // lastLog is how much of the worker's output is kept: its last lines become the error when it
@@ -62,7 +62,8 @@ func (t *tail) Write(p []byte) (int, error) {
 }
 
 // dumps begin what Go says of a signal: registers and stacks, which tell users nothing.
-var dumps = []string{"SIGABRT: abort", "fatal error: ", "unexpected fault address", "SIGSEGV: ", "SIGBUS: ", "SIGILL: ", "SIGFPE: "}
+var dumps = []string{"SIGABRT: abort", "fatal error: ", "unexpected fault address", "SIGSEGV: ", "SIGBUS: " +
+	"", "SIGILL: ", "SIGFPE: "}
 
 // lines returns the last n lines that are not empty, of a dump only the first.
 func (t *tail) lines(n int) string {

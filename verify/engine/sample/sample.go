@@ -61,8 +61,9 @@ var (
 	output     = []tensor{t("output.weight", vocab, hidden)}
 	attnNorm   = []tensor{t("blk.%d.attn_norm.weight", hidden)}
 	ffnNorm    = []tensor{t("blk.%d.ffn_norm.weight", hidden)}
-	gated      = []tensor{t("blk.%d.ffn_gate.weight", ffn, hidden), t("blk.%d.ffn_up.weight", ffn, hidden), t("blk.%d.ffn_down.weight", hidden, ffn)}
-	headNorms  = []tensor{t("blk.%d.attn_q_norm.weight", headDim), t("blk.%d.attn_k_norm.weight", headDim)}
+	gated      = []tensor{t("blk.%d.ffn_gate.weight", ffn, hidden), t("blk.%d.ffn_up.weight", ffn, hidden),
+		t("blk.%d.ffn_down.weight", hidden, ffn)}
+	headNorms = []tensor{t("blk.%d.attn_q_norm.weight", headDim), t("blk.%d.attn_k_norm.weight", headDim)}
 	// LayerNorm with biases, an FFN without gate: GPT-2 and GPT-NeoX.
 	classic = join(both("blk.%d.attn_norm", hidden), both("blk.%d.ffn_norm", hidden), both("blk.%d.ffn_up", ffn, hidden),
 		both("blk.%d.ffn_down", hidden, ffn), both("blk.%d.attn_output", hidden, heads*headDim),

@@ -58,12 +58,12 @@ type Layer struct {
 
 // store is a write to the caches of a layer.
 type store struct {
-	k, v, kpre, in      *Node
-	ktype, vtype        int32
-	krow, vrow, cells   int64
-	kchain, vchain      llama.Chain
-	rope                *llama.Rope
-	headDim, heads, dim int64
+	k, v, kpre, in    *Node
+	ktype, vtype      int32
+	krow, vrow, cells int64
+	kchain, vchain    llama.Chain
+	rope              *llama.Rope
+	headDim, heads    int64
 }
 
 var (
@@ -189,9 +189,7 @@ func (p *Plan) stored(t libllama.Tensor) {
 		s.vchain, _ = chain(src)
 		return
 	}
-	ne := src.NE()
 	s.k, s.ktype, s.krow, s.cells = p.nodes[src.Address()], cache.Type(), cache.NE()[0], cache.NE()[1]*cache.NE()[2]
-	s.headDim, s.heads = ne[0], ne[1]
 	var in libllama.Tensor
 	s.kchain, in = chain(src)
 	if in.OK() {
@@ -201,6 +199,9 @@ func (p *Plan) stored(t libllama.Tensor) {
 		s.kpre, s.rope = p.node(r.Src(0)), ropeOf(r)
 	}
 }
+
+// maxScales bounds the scales of queries in a row.
+const maxScales = 4
 
 // scored takes in an attention node.
 func (p *Plan) scored(t, q, k libllama.Tensor, flash bool) {
@@ -218,13 +219,22 @@ func (p *Plan) scored(t, q, k libllama.Tensor, flash bool) {
 	y.QScored = p.nodes[made.Address()]
 	y.Q, y.QueryScale = y.QScored, 1
 	y.Attention.Q, _ = chain(made)
-	if r := rotation(made); r.OK() {
-		y.Q, y.QPre, y.Rope = p.nodes[r.Address()], p.node(r.Src(0)), ropeOf(r)
-		for s := made; s.OK() && s.Address() != r.Address(); s = s.Src(0).Producer() {
-			if s.Op() == "SCALE" {
-				y.QueryScale *= s.FloatParam(0)
-			}
+	// Scales behind RoPE are no part of the queries that keys meet.
+	plain := made
+	for range maxScales {
+		if !plain.OK() || plain.Op() != "SCALE" {
+			break
 		}
+		y.QueryScale *= plain.FloatParam(0)
+		plain = plain.Src(0).Producer()
+	}
+	if r := rotation(made); r.OK() {
+		y.QPre, y.Rope = p.node(r.Src(0)), ropeOf(r)
+		if n := p.nodes[plain.Address()]; n != nil {
+			y.Q = n
+		}
+	} else {
+		y.QueryScale = 1
 	}
 	for _, w := range y.Attention.Q.Weights() {
 		if m := blockName.FindStringSubmatch(w); m != nil {
@@ -264,10 +274,12 @@ func (p *Plan) check() error {
 	if len(p.Layers) == 0 {
 		for _, n := range p.list {
 			if n.Op == "CPY" && cacheName.MatchString(n.t.Root().Name()) {
-				return fmt.Errorf("this release of llama.cpp stores keys by CPY; those since July 2025, which use SET_ROWS, are supported")
+				return fmt.Errorf("this release of llama.cpp stores keys by CPY; those since July 2025, which use " +
+					"SET_ROWS, are supported")
 			}
 		}
-		return fmt.Errorf("no attention with a K cache was found among %d nodes: such a model has no keys to convert", len(p.list))
+		return fmt.Errorf("no attention with a K cache was found among %d nodes: such a model has no keys to "+
+			"convert", len(p.list))
 	}
 	for _, y := range p.Layers {
 		switch {
@@ -391,7 +403,8 @@ const maxFactors = 1 << 12
 func (p *Plan) CheckTypes(k, v int32) error {
 	for _, y := range p.Layers {
 		if y.KType != k || y.V != nil && y.VType != v {
-			return fmt.Errorf("the caches of layer %d have types %d and %d where %d and %d were asked for: the fields of llama_context_params are not where they were expected",
+			return fmt.Errorf("the caches of layer %d have types %d and %d where %d and %d were asked for: the fields "+
+				"of llama_context_params are not where they were expected",
 				y.Owner, y.KType, y.VType, k, v)
 		}
 	}

@@ -124,12 +124,14 @@ func (m *Model) NewContext(o ContextOptions) (*Context, error) {
 	for name, want := range map[string]int{"n_batch": o.Batch, "n_ubatch": o.Batch, "n_seq_max": 1, "n_threads": o.Threads} {
 		if got := int(l.ask[name](c.p)); got != want {
 			c.Close()
-			return nil, fmt.Errorf("llama_%s is %d where %d was asked for: the fields of llama_context_params are not where they were expected", name, got, want)
+			return nil, fmt.Errorf("llama_%s is %d where %d was asked for: the fields of llama_context_params are not "+
+				"where they were expected", name, got, want)
 		}
 	}
 	if got := int(l.ask["n_ctx"](c.p)); got < o.Ctx || got > o.Ctx+4096 {
 		c.Close()
-		return nil, fmt.Errorf("llama_n_ctx is %d where %d was asked for: the fields of llama_context_params are not where they were expected", got, o.Ctx)
+		return nil, fmt.Errorf("llama_n_ctx is %d where %d was asked for: the fields of llama_context_params are "+
+			"not where they were expected", got, o.Ctx)
 	}
 	return c, nil
 }
@@ -164,7 +166,8 @@ func (c *Context) SetStops(s Stops) {
 func (c *Context) Live(n Node) (Tensor, error) {
 	t, ok := c.live[n]
 	if !ok {
-		return t, fmt.Errorf("the node %s (%s) was not met: this graph differs from the one that was recorded", n.Name, n.Op)
+		return t, fmt.Errorf("the node %s (%s) was not met: this graph differs from the one that was "+
+			"recorded", n.Name, n.Op)
 	}
 	return t, nil
 }
@@ -261,7 +264,8 @@ func (c *Context) Decode(tokens []int32, first int) error {
 	case rc != 0:
 		return fmt.Errorf("llama_decode returned %d: %s", rc, LastLines(c.m.l.Messages()))
 	case !c.called:
-		return fmt.Errorf("llama_decode did not call the callback: the fields of llama_context_params are not where they were expected")
+		return fmt.Errorf("llama_decode did not call the callback: the fields of llama_context_params are not where " +
+			"they were expected")
 	}
 	// With one graph a batch each stop is met once.
 	if want := len(c.stops.Do); c.visit == nil && c.met != want {

@@ -133,7 +133,8 @@ func (l *Library) probe() error {
 		{"op_params", &y.Params, find(rope, 4, ropeParams...)},
 	} {
 		if f.at < 0 {
-			return fmt.Errorf("the field %s of ggml_tensor was not found: this release lays tensors out in a way that is not known", f.name)
+			return fmt.Errorf("the field %s of ggml_tensor was not found: this release lays tensors out in a way that "+
+				"is not known", f.name)
 		}
 		*f.field = f.at
 	}
@@ -164,7 +165,8 @@ func (l *Library) checkLayout(g *constructors, ctx uintptr, made []uintptr) erro
 	} {
 		t := Tensor{c.t, l}
 		if t.Type() != c.typ || t.Op() != c.op {
-			return fmt.Errorf("ggml_tensor: %s has type %d and op %q where type %d was expected", c.op, t.Type(), t.Op(), c.typ)
+			return fmt.Errorf("ggml_tensor: %s has type %d and op %q where type %d was "+
+				"expected", c.op, t.Type(), t.Op(), c.typ)
 		}
 		for i, s := range c.srcs {
 			if t.Src(i).p != s {

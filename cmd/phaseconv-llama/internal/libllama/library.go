@@ -248,7 +248,8 @@ func (l *Library) connect(servers []string) error {
 	}
 	reg := l.regByName("RPC")
 	if reg == 0 {
-		return fmt.Errorf("these libraries have no RPC backend (libggml-rpc%s): build llama.cpp with -DGGML_RPC=ON", suffix)
+		return fmt.Errorf("these libraries have no RPC backend (libggml-rpc%s): build llama.cpp with "+
+			"-DGGML_RPC=ON", suffix)
 	}
 	p := l.regProc(reg, "ggml_backend_rpc_add_server")
 	if p == 0 {
@@ -259,7 +260,8 @@ func (l *Library) connect(servers []string) error {
 	for _, s := range servers {
 		r := add(s)
 		if r == 0 {
-			return fmt.Errorf("RPC server %s does not answer; start llama.cpp's rpc-server of the same release there: %s", s,
+			return fmt.Errorf("RPC server %s does not answer; start llama.cpp's rpc-server of the same release there: "+
+				"%s", s,
 				LastLines(l.Messages()))
 		}
 		l.regAdd(r)

@@ -43,7 +43,8 @@ func (m *model) replacer(k *llama.Keys) (replacer, error) {
 			return nil, err
 		}
 		if s.Version() == spec.VersionGroups {
-			return nil, fmt.Errorf("%s has groups of keys and values, which the engine on llama.cpp does not measure; take --engine own", filepath.Base(k.Sidecar))
+			return nil, fmt.Errorf("%s has groups of keys and values, which the engine on llama.cpp does not measure; "+
+				"take --engine own", filepath.Base(k.Sidecar))
 		}
 		// The graph has the pairs of the file that was loaded.
 		if s, err = s.To(context.Background(), cfg.Pairs); err != nil {
@@ -75,7 +76,8 @@ func (m *model) replacer(k *llama.Keys) (replacer, error) {
 			// Without anchors codes see keys as rows of numbers, whatever turned them.
 			y.Rope.Dim = y.HeadDim
 		} else if y.Rope.Dim != y.HeadDim {
-			return nil, fmt.Errorf("position anchors need RoPE of a known kind on all %d dimensions of a head; take --anchor 0", y.HeadDim)
+			return nil, fmt.Errorf("position anchors need RoPE of a known kind on all %d dimensions of a head; take "+
+				"--anchor 0", y.HeadDim)
 		}
 	}
 	c, err := kvcache.NewCodes(cfg, codes, policy)

@@ -5,6 +5,7 @@ package worker
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/graph"
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
@@ -75,7 +76,7 @@ func (s *server) lane(o llama.Lane, c llama.Measure, batch int) (*lane, error) {
 	x.Context, err = m.NewContext(libllama.ContextOptions{Ctx: c.Ctx, Batch: batch, K: o.K, V: o.V, Flash: flash(o.K, o.V),
 		FullWindow: c.FullWindow, Threads: c.Threads})
 	if err != nil {
-		return nil, fmt.Errorf("K %s, V %s: %w", gguf.Type(o.K), gguf.Type(o.V), err)
+		return nil, fmt.Errorf("caches K %s, V %s: %w", gguf.Type(o.K), gguf.Type(o.V), err)
 	}
 	var stops libllama.Stops
 	if o.Keys != nil {
@@ -128,7 +129,8 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 		return nil, nil, err
 	}
 	if o.First < 0 || o.First+1 >= o.Ctx || len(o.Lanes) == 0 {
-		return nil, nil, fmt.Errorf("nothing is scored from position %d of %d on in %d lanes", o.First, o.Ctx, len(o.Lanes))
+		return nil, nil, fmt.Errorf("nothing is scored from position %d of %d on in %d "+
+			"lanes", o.First, o.Ctx, len(o.Lanes))
 	}
 	batch := min(o.Ctx, batchTokens)
 	for _, l := range o.Lanes {
@@ -136,13 +138,18 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 			batch = o.Ctx // a code sees a whole window
 		}
 	}
+	of := inputs(o, blobs[0])
+	known := s.bases.find(o.Base, of)
 	var lanes []*lane
 	defer func() {
 		for _, x := range lanes {
 			x.Close()
 		}
 	}()
-	for _, l := range o.Lanes {
+	for i, l := range o.Lanes {
+		if i == 0 && known != nil {
+			continue
+		}
 		x, err := s.lane(l, o, batch)
 		if err != nil {
 			return nil, nil, err
@@ -152,13 +159,21 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 			return nil, nil, fmt.Errorf("vocabularies of %d and %d tokens cannot be compared", lanes[0].m.Vocab, x.m.Vocab)
 		}
 	}
+	if len(lanes) == 0 {
+		return nil, nil, fmt.Errorf("a base alone, which is known, is nothing to measure")
+	}
 	var targets []int32
 	for _, w := range windows {
 		targets = append(targets, w[o.First+1:]...)
 	}
-	meter, err := ppl.NewMeter(targets, len(lanes), lanes[0].m.Vocab)
+	vocab := lanes[0].m.Vocab
+	meter, err := ppl.NewMeter(targets, len(o.Lanes), vocab)
 	if err != nil {
 		return nil, nil, err
+	}
+	var keep *base
+	if known == nil {
+		keep = s.bases.begin(o.Base, of, len(targets), vocab)
 	}
 	total := len(windows) * ((o.Ctx + batch - 1) / batch) * len(lanes)
 	done := 0
@@ -171,7 +186,7 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 			first := min(len(tokens), max(0, o.First-from))
 			for _, x := range lanes {
 				if err := x.run(tokens, first); err != nil {
-					return nil, nil, fmt.Errorf("K %s, V %s, window %d: %w", gguf.Type(x.want.K), gguf.Type(x.want.V), i, err)
+					return nil, nil, fmt.Errorf("caches K %s, V %s, window %d: %w", gguf.Type(x.want.K), gguf.Type(x.want.V), i, err)
 				}
 				done++
 				s.progress(done, total)
@@ -179,33 +194,51 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 			// The last position predicts a token outside the window.
 			n := min(len(tokens), o.Ctx-1-from)
 			at := i*(o.Ctx-1-o.First) + from - o.First
-			err := rows(meter, lanes, first, n, at, parallel.Threads(o.Threads))
-			if err != nil {
+			if err := rows(meter, lanes, known, keep, first, n, at, parallel.Threads(o.Threads)); err != nil {
 				return nil, nil, err
 			}
 		}
 	}
+	infos := make([]llama.MeasuredLane, 0, len(o.Lanes))
+	if known != nil {
+		infos = append(infos, known.info)
+	}
+	for _, x := range lanes {
+		infos = append(infos, x.info)
+	}
+	if keep != nil {
+		keep.info = infos[0]
+		s.bases = append(s.bases, keep)
+	}
 	out := &llama.Measured{}
 	var result [][]byte
 	for i, sc := range meter.Scores() {
-		lanes[i].info.MaxAbsDLogit = sc.MaxAbsDLogit
-		out.Lanes = append(out.Lanes, lanes[i].info)
+		infos[i].MaxAbsDLogit = sc.MaxAbsDLogit
+		out.Lanes = append(out.Lanes, infos[i])
 		result = append(result, wire.Float64s(sc.NLL), wire.Float64s(sc.KLD), wire.Int32s(sc.Top))
 	}
 	return out, result, nil
 }
 
-// rows compares the logits of tokens [first, n) of the last batch; token i is scored token at + i.
-func rows(meter *ppl.Meter, lanes []*lane, first, n, at, threads int) error {
+// rows compares the logits of tokens [first, n) of the last batch; token i is scored token at + i. The
+// base's are the first lane's, or known ones; they are kept if keep is not nil.
+func rows(meter *ppl.Meter, lanes []*lane, known, keep *base, first, n, at, threads int) error {
 	// Asking is not for several threads.
 	var all [][][]float32
 	for i := first; i < n; i++ {
-		z := make([][]float32, len(lanes))
-		for j, x := range lanes {
-			var err error
-			if z[j], err = x.Logits(i); err != nil {
+		var z [][]float32
+		if known != nil {
+			z = append(z, known.rows[at+i])
+		}
+		for _, x := range lanes {
+			row, err := x.Logits(i)
+			if err != nil {
 				return err
 			}
+			z = append(z, row)
+		}
+		if keep != nil {
+			keep.rows[at+i] = slices.Clone(z[0])
 		}
 		all = append(all, z)
 	}

@@ -35,6 +35,7 @@ type server struct {
 	lib    *libllama.Library
 	models map[int]*model
 	last   int
+	bases  bases
 }
 
 // A model is a loaded file with its plan.
@@ -197,6 +198,7 @@ func (s *server) unload(o llama.Unload) (any, [][]byte, error) {
 	}
 	m.Close()
 	delete(s.models, o.Model)
+	s.bases = nil
 	return nil, nil, nil
 }
 

@@ -539,6 +539,7 @@ func main() {
 		single(add)
 		wide(1, 4, add)
 		wide(2, 4, add)
+		wide(3, 4, add)
 		wide(4, 2, add)
 	}
 	Generate()

@@ -1,0 +1,237 @@
+// Package release makes of an artifact a folder that others can find, load and trust: GGUF files
+// named by the convention and split for upload, keys that say what the model was made from, a sidecar
+// that no loader takes for a model, and a statement of provenance.
+package release
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/phaseconv/phaseconv/convert/write"
+	"github.com/phaseconv/phaseconv/format/atomicfile"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/option"
+	"github.com/phaseconv/phaseconv/verify/progress"
+)
+
+// Options of Make.
+type Options struct {
+	// Dir is an artifact, Out the folder to create.
+	Dir, Out string
+	// Name of GGUF files, without ending; "" or "auto" makes one by the GGUF convention.
+	Name string
+	// SplitSize is how many bytes of tensors a GGUF file may have; 0 for one file.
+	SplitSize int64
+	// BaseModel is the id of the source on the hub, such as Org/Name; "" leaves it out.
+	BaseModel string
+	// QuantizedBy is who publishes it, License the licence's id; "" leaves them out.
+	QuantizedBy, License string
+	// Imatrix is the source's importance matrix, "" for none.
+	Imatrix  string
+	Progress progress.Func
+	Notice   func(text string)
+}
+
+// SidecarName is what the sidecar of a GGUF model is called in a release: programs that look for
+// models take every file that ends in .gguf for one.
+const SidecarName = "phaseconv.gguf-sidecar"
+
+// Make writes a release. The artifact is checked before, and the result passes the same checks.
+// Files that are the same are copied.
+func Make(ctx context.Context, o Options) (_ *spec.Manifest, err error) {
+	if entries, err := os.ReadDir(o.Out); o.Out == "" || err == nil && len(entries) > 0 {
+		return nil, option.Bad("Out", nil, "name a new folder to create")
+	}
+	if o.SplitSize != 0 && o.SplitSize < 1e6 {
+		return nil, option.Bad("SplitSize", o.SplitSize, "expected at least 1M")
+	}
+	m, err := check(ctx, o.Dir, o.Progress)
+	if err != nil {
+		return nil, err
+	}
+	folder, err := write.NewFolder(o.Out, o.Notice)
+	if err != nil {
+		return nil, err
+	}
+	defer folder.Abort()
+	defer func() { err = folder.Explain(err) }()
+	renamed := map[string]bool{}
+	var files []spec.File
+	for i := range m.Artifacts {
+		e := &m.Artifacts[i]
+		if e.Container != string(checkpoint.GGUF) {
+			continue
+		}
+		renamed[e.Model], renamed[e.Sidecar] = true, true
+		more, err := o.gguf(ctx, m, e, folder.Path)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, more...)
+	}
+	for _, f := range m.Files {
+		if renamed[f.Name] {
+			continue
+		}
+		g, err := write.Copy(ctx, o.Dir, folder.Path, f.Name)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, g)
+	}
+	if o.Imatrix != "" {
+		f, err := o.imatrix(ctx, m, folder.Path)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	m.Files = files
+	if err := write.Manifest(folder.Path, m); err != nil {
+		return nil, err
+	}
+	// report.json belongs to the artifact; the manifest does not list it.
+	if _, err := os.Stat(filepath.Join(o.Dir, spec.ReportDataName)); err == nil {
+		if _, err := write.Copy(ctx, o.Dir, folder.Path, spec.ReportDataName); err != nil {
+			return nil, err
+		}
+	}
+	statement, err := contract.Provenance(folder.Path, m)
+	if err != nil {
+		return nil, err
+	}
+	if err := atomicfile.WriteFile(filepath.Join(folder.Path, spec.ProvenanceName), statement); err != nil {
+		return nil, err
+	}
+	if _, err := check(ctx, folder.Path, o.Progress); err != nil {
+		return nil, fmt.Errorf("the release does not pass its own checks: %w", err)
+	}
+	return m, folder.Commit()
+}
+
+// check opens every container of an artifact and returns its manifest.
+func check(ctx context.Context, dir string, report progress.Func) (*spec.Manifest, error) {
+	m, err := contract.ReadManifest(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range m.Artifacts {
+		checks := &contract.Checker{Progress: report}
+		a, err := contract.Open(ctx, dir, e.Container, checks)
+		if err != nil {
+			return nil, err
+		}
+		if a != nil {
+			a.Close()
+		}
+		for _, x := range checks.Checks {
+			if !x.OK {
+				return nil, fmt.Errorf("%s does not pass its contract: %s: %s", dir, x.Check, x.Detail)
+			}
+		}
+	}
+	return m, nil
+}
+
+// gguf writes the GGUF files of an artifact's entry under their new names, which it puts into the
+// entry, and the sidecar.
+func (o *Options) gguf(ctx context.Context, m *spec.Manifest, e *spec.Artifact, dir string) ([]spec.File, error) {
+	f, err := gguf.Open(filepath.Join(o.Dir, e.Model))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	name := o.Name
+	if name == "" || name == "auto" {
+		name = Name(f, m)
+	}
+	if name != filepath.Base(name) || strings.HasPrefix(name, ".") || strings.HasSuffix(name, ".gguf") {
+		return nil, option.Bad("Name", o.Name, "expected auto, or a plain name without .gguf")
+	}
+	kvs := o.keys(f, m)
+	parts := split(f, o.SplitSize)
+	tick := o.Progress.Of("writing gguf, tensors")
+	var out []spec.File
+	done := 0
+	for i, tensors := range parts {
+		path, these := filepath.Join(dir, name+".gguf"), kvs
+		if len(parts) > 1 {
+			path = gguf.ShardPath(filepath.Join(dir, name), i, len(parts))
+			if i > 0 {
+				these = nil
+			}
+			these = append(append([]gguf.KV{}, these...), gguf.SplitKeys(i, len(parts), len(f.Tensors))...)
+		}
+		file, err := copyTensors(ctx, path, these, f, tensors, func() {
+			if done++; tick != nil {
+				tick(done, len(f.Tensors))
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, file)
+	}
+	s, err := rename(ctx, filepath.Join(o.Dir, e.Sidecar), dir, SidecarName)
+	e.Model, e.Sidecar = out[0].Name, SidecarName
+	return append(out, s), err
+}
+
+// rename copies a file under another name.
+func rename(ctx context.Context, from, dir, name string) (spec.File, error) {
+	tmp, err := write.Copy(ctx, filepath.Dir(from), dir, filepath.Base(from))
+	if err != nil {
+		return tmp, err
+	}
+	tmp.Name = name
+	return tmp, os.Rename(filepath.Join(dir, filepath.Base(from)), filepath.Join(dir, name))
+}
+
+// split cuts the tensors into files of at most size bytes, in their order; a tensor that is larger
+// has a file of its own.
+func split(f *gguf.File, size int64) [][]*gguf.Tensor {
+	var out [][]*gguf.Tensor
+	var bytes int64
+	for i := range f.Tensors {
+		t := &f.Tensors[i]
+		if len(out) == 0 || size > 0 && bytes > 0 && bytes+t.Size > size {
+			out, bytes = append(out, nil), 0
+		}
+		out[len(out)-1] = append(out[len(out)-1], t)
+		bytes += t.Size
+	}
+	return out
+}
+
+func copyTensors(ctx context.Context, path string, kvs []gguf.KV, f *gguf.File, tensors []*gguf.Tensor,
+	tick func()) (spec.File, error) {
+	var specs []gguf.TensorSpec
+	for _, t := range tensors {
+		specs = append(specs, t.Spec())
+	}
+	out, err := gguf.Create(path, kvs, specs)
+	if err != nil {
+		return spec.File{}, err
+	}
+	defer out.Abort()
+	for _, t := range tensors {
+		if ctx.Err() != nil {
+			return spec.File{}, context.Cause(ctx)
+		}
+		if err := out.CopyTensor(f, t); err != nil {
+			return spec.File{}, err
+		}
+		tick()
+	}
+	if err := out.Commit(); err != nil {
+		return spec.File{}, err
+	}
+	sum, err := out.SHA256()
+	return spec.File{Name: filepath.Base(path), Bytes: out.Size(), SHA256: sum}, err
+}
