@@ -5,7 +5,9 @@ package release
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -45,8 +47,14 @@ const SidecarName = "phaseconv.gguf-sidecar"
 // Make writes a release. The artifact is checked before, and the result passes the same checks.
 // Files that are the same are copied.
 func Make(ctx context.Context, o Options) (_ *spec.Manifest, err error) {
-	if entries, err := os.ReadDir(o.Out); o.Out == "" || err == nil && len(entries) > 0 {
+	entries, err := os.ReadDir(o.Out)
+	switch {
+	case o.Out == "" || len(entries) > 0:
 		return nil, option.Bad("Out", nil, "name a new folder to create")
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	case o.Name != "" && (unfit.MatchString(o.Name) || strings.HasPrefix(o.Name, ".")):
+		return nil, option.Bad("Name", o.Name, "expected letters, digits, dots, hyphens and underscores, no dot in front")
 	}
 	if o.SplitSize != 0 && o.SplitSize < 1e6 {
 		return nil, option.Bad("SplitSize", o.SplitSize, "expected at least 1M")

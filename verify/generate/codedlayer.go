@@ -37,8 +37,6 @@ func (h *half) append(x []float32) {
 	}
 }
 
-func (h *half) end() int { return h.first + len(h.rows)/h.width }
-
 // keepLast forgets all but the last n rows.
 func (h *half) keepLast(n int) {
 	if drop := len(h.rows)/h.width - n; drop > 0 {

@@ -71,6 +71,11 @@ func TestFlagSweep(t *testing.T) {
 		"bench":            func() []string { return []string{"--seconds", "0.0001", "--keys", "64"} },
 		"generate":         func() []string { return []string{"art", "-p", "It is", "-n", "2", "--threads", "1"} },
 		"engine probe":     func() []string { return nil },
+		"release":          func() []string { return []string{"art", "-o", out()} },
+		"recall": func() []string {
+			return []string{"two", "--ctx", "64", "--samples", "1", "--depths", "0.5", "--pairs", "q8_0/q8_0", "--text", "held.txt",
+				"--threads", "1"}
+		},
 		"report": func() []string {
 			return append([]string{"art", "-o", out(), "--measure", "--text", "held.txt", "--calib", "calib.txt",
 				"--calib-tokens", "64"}, small...)
@@ -106,7 +111,7 @@ func TestFlagSweep(t *testing.T) {
 				extra = with[flag]
 			}
 			switch f.(type) {
-			case *cli.IntFlag, *cli.Uint64Flag, *cli.FloatFlag, *cli.IntSliceFlag:
+			case *cli.IntFlag, *cli.Uint64Flag, *cli.FloatFlag, *cli.IntSliceFlag, *cli.FloatSliceFlag:
 				values, number = numbers, true
 			case *cli.StringFlag, *cli.StringSliceFlag, *cli.GenericFlag:
 			case *cli.BoolFlag:

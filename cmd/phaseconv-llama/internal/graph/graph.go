@@ -63,7 +63,6 @@ type store struct {
 	krow, vrow, cells int64
 	kchain, vchain    llama.Chain
 	rope              *llama.Rope
-	headDim, heads    int64
 }
 
 var (
