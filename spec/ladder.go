@@ -57,7 +57,7 @@ func Ladder() []Rung {
 		{"RW1.6", "RW0", "Do merged slots suffice?", "window 32, 4 sinks, slots, cost prod", gate1, kill1, "RW1.7; RW2 on PASS"},
 		{"RW1.7", "RW0", "Does a second-order count help?", "RW1.6 with kappa 0.5, cost by layer on fit text", gate1, kill1, "RW1.8; RW2 on PASS"},
 		{"RW1.8", "RW0", "Can slots go where they are needed?", "RW1.7, slots by KV head for an error of 0.05 on fit text", gate1, kill1, "RW2 on PASS of any RW1"},
-		{"RW2", "RW1", "Does the state bear its stored type and decay?", "best passing slots, F16 keys and values, decay 1/4096",
+		{"RW2", "RW1", "Does the state bear its stored type and decay?", "best passing slots, F16 keys and values, decay 1/4096 or 1/(8 ctx), whichever is less",
 			"RW1's final max + 0.015, replay <= 0.01, rms of log(z^/z) <= 0.15, errors fall on 2 layers", "RW1's final max + 0.05, or rms > 0.15", "RW2.1"},
 		{"RW2.1", "RW2", "Does the state bear eight bits a number?", "RW2's slots, keys and values as 8-bit numbers with a scale each",
 			"RW2's final max + 0.015, replay <= 0.01, rms of log(z^/z) <= 0.15, errors fall on 2 layers", "RW2's final max + 0.05, or rms > 0.15", "RW3"},

@@ -32,9 +32,12 @@ const (
 	codebookWindow = 64
 	rungKappa      = 0.5
 	rungSaturation = 0.25
-	rungDecay      = 1.0 / 4096
 	codebookSize   = 64 // of RW0
 )
+
+// rungDecay is the decay per token of RW2 at a context: 1/4096, as in the source, and less where the
+// context is so long that decay alone would bring log(z'/z) near its gate.
+func rungDecay(T int) float64 { return min(1.0/4096, 1/float64(8*T)) }
 
 // targets are the errors on fit text for which RW1.8 allots slots; the last one counts.
 var targets = []float64{0.20, 0.10, 0.05}
@@ -435,7 +438,7 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 		})
 	case "RW2", "RW2.1":
 		s.describe(x, options(opened, ""))
-		x.Decay, x.Stored = rungDecay, storedF16
+		x.Decay, x.Stored = rungDecay(s.T), storedF16
 		if x.Rung.ID == "RW2.1" {
 			x.Stored = stored8
 		}

@@ -18,3 +18,12 @@ func TestSizes(t *testing.T) {
 		t.Errorf("allotments %v, want %v", got, want)
 	}
 }
+
+// TestDecay: up to 512 tokens it is the source's; over longer contexts it adds up to an eighth.
+func TestDecay(t *testing.T) {
+	for T, want := range map[int]float64{256: 1.0 / 4096, 512: 1.0 / 4096, 2048: 1.0 / 16384} {
+		if got := rungDecay(T); got != want {
+			t.Errorf("%d tokens: %g, want %g", T, got, want)
+		}
+	}
+}
