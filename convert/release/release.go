@@ -53,8 +53,9 @@ func Make(ctx context.Context, o Options) (_ *spec.Manifest, err error) {
 		return nil, option.Bad("Out", nil, "name a new folder to create")
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, err
-	case o.Name != "" && (unfit.MatchString(o.Name) || strings.HasPrefix(o.Name, ".")):
-		return nil, option.Bad("Name", o.Name, "expected letters, digits, dots, hyphens and underscores, no dot in front")
+	case unfit.MatchString(o.Name) || strings.HasPrefix(o.Name, ".") || strings.HasSuffix(o.Name, ".gguf"):
+		return nil, option.Bad("Name", o.Name,
+			"expected auto, or a plain name without .gguf: letters, digits, dots, hyphens and underscores")
 	}
 	if o.SplitSize != 0 && o.SplitSize < 1e6 {
 		return nil, option.Bad("SplitSize", o.SplitSize, "expected at least 1M")
@@ -158,9 +159,6 @@ func (o *Options) gguf(ctx context.Context, m *spec.Manifest, e *spec.Artifact, 
 	name := o.Name
 	if name == "" || name == "auto" {
 		name = Name(f, m)
-	}
-	if name != filepath.Base(name) || strings.HasPrefix(name, ".") || strings.HasSuffix(name, ".gguf") {
-		return nil, option.Bad("Name", o.Name, "expected auto, or a plain name without .gguf")
 	}
 	kvs := o.keys(f, m)
 	parts := split(f, o.SplitSize)
