@@ -57,7 +57,8 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 	out := &measured{}
 	out.verify, err = verify.Artifact(ctx, a, checks, verify.Options{
 		Text: o.Evaluation, Ctx: o.Ctx, Chunks: o.Chunks, Sink: -1, Recent: -1, Seed: o.Seed, Threads: o.Threads,
-		Source: j.source, Progress: o.Progress, Engines: o.Engines, Fitted: codes, Head: fittedHead(fitted, o.Code, o.Policy.Anchor),
+		Source: j.source, Progress: o.Progress, Engines: o.Engines, Fitted: codes,
+		Head: fittedHead(fitted, o.Code, o.Policy.Anchor),
 	})
 	if err != nil {
 		return nil, err

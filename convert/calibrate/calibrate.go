@@ -326,7 +326,8 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 
 // fitGroups fits the code of every group of a layer, one after the other: they take much memory,
 // and each keeps all threads busy.
-func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale func(h int) []float32, layer *Layer) error {
+func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale func(h int) []float32,
+	layer *Layer) error {
 	j := f.o.Joint
 	for i, parts := range j.Parts[a.Layer] {
 		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.fisher,

@@ -22,8 +22,8 @@ func Enough(c *family.Config, windows [][]int32, p kvcache.Policy, bits float64)
 
 // EnoughFor is Enough for joint codes of so many signs for vectors of so many numbers.
 func EnoughFor(numbers, signs int, windows [][]int32, p kvcache.Policy) error {
-	return enough(fmt.Sprintf("joint codes of %d signs for vectors of %d numbers", signs, numbers), max(numbers, signs), windows,
-		p)
+	return enough(fmt.Sprintf("joint codes of %d signs for vectors of %d numbers", signs, numbers),
+		max(numbers, signs), windows, p)
 }
 
 func enough(what string, need int, windows [][]int32, p kvcache.Policy) error {

@@ -683,8 +683,8 @@ func (s *KeyStats) Values(layer, head int) (*transform.KeySample, error) {
 	if k.out == nil || len(k.values) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: statistics of values need samples and the model's weights", layer, head)
 	}
-	return &transform.KeySample{D: s.cfg.Layers[layer].HeadDim, Pairs: s.cfg.PairsIn(layer), Keys: k.values, Weights: k.valueShare,
-		Metric: k.out}, nil
+	return &transform.KeySample{D: s.cfg.Layers[layer].HeadDim, Pairs: s.cfg.PairsIn(layer), Keys: k.values,
+		Weights: k.valueShare, Metric: k.out}, nil
 }
 
 // Head returns the statistics of one KV head.
@@ -720,8 +720,8 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 	if len(k.samples) == 0 {
 		return nil, fmt.Errorf("layer %d, KV head %d: no keys were sampled", layer, head)
 	}
-	out := &transform.KeySample{D: d, Pairs: c.PairsIn(layer), Keys: append([]float32(nil), k.samples...), Weights: k.sampleShare,
-		Metric: make([]float64, len(k.metric))}
+	out := &transform.KeySample{D: d, Pairs: c.PairsIn(layer), Keys: append([]float32(nil), k.samples...),
+		Weights: k.sampleShare, Metric: make([]float64, len(k.metric))}
 	for i, v := range k.metric {
 		out.Metric[i] = v / k.queries
 	}
@@ -729,7 +729,8 @@ func (s *KeyStats) Sample(layer, head int, e transform.KeyEdit) (*transform.KeyS
 		// What is mixed hardly turns, so the mix of a query after RoPE is nearly that before.
 		out.Metric = e.Transform.Metric(out.Metric, d)
 	}
-	kvcache.EditKeys(out.Keys, d, e, func(i int) int { return k.samplePos[i] }, s.ropes[c.RopeKind(layer)], c.PairsIn(layer))
+	kvcache.EditKeys(out.Keys, d, e, func(i int) int { return k.samplePos[i] },
+		s.ropes[c.RopeKind(layer)], c.PairsIn(layer))
 	return out, nil
 }
 

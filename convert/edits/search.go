@@ -336,7 +336,8 @@ func (h *search) costs(ctx context.Context, candidates ...int) error {
 // wins says whether edit i does better than j with a cache, by so many standard errors: on the
 // first round's predictions where they show it beyond doubt, or show that it does not, else on
 // those of the last.
-func (h *search) wins(ctx context.Context, i, j int, cache kvcache.CacheTypes, errs float64, step string) (bool, error) {
+func (h *search) wins(ctx context.Context, i, j int, cache kvcache.CacheTypes, errs float64,
+	step string) (bool, error) {
 	for round := range h.rounds {
 		if err := h.measure(ctx, cache, round, step, i, j); err != nil {
 			return false, err

@@ -87,7 +87,8 @@ func randomStill(r *rand.Rand, c *family.Config, l int) transform.KeyEdit {
 }
 
 // foldStill folds random changes into the layers of a model that have pairs that stand still.
-func foldStill(t *testing.T, c *checkpoint.Checkpoint, change func(l int, e *transform.KeyEdit)) (*checkpoint.Edited, error) {
+func foldStill(t *testing.T, c *checkpoint.Checkpoint,
+	change func(l int, e *transform.KeyEdit)) (*checkpoint.Edited, error) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(3, 4))
 	v := checkpoint.NewEdited(c, checkpoint.Edits{})

@@ -178,7 +178,8 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 }
 
 // stacked plans a stored tensor that holds several canonical ones, in its own type.
-func stacked(c *checkpoint.Checkpoint, name string, parts []*checkpoint.Tensor, targets map[string][]string) TensorPlan {
+func stacked(c *checkpoint.Checkpoint, name string, parts []*checkpoint.Tensor,
+	targets map[string][]string) TensorPlan {
 	shape := slices.Clone(parts[0].Shape)
 	shape[0] = 0
 	var by []string
@@ -190,8 +191,8 @@ func stacked(c *checkpoint.Checkpoint, name string, parts []*checkpoint.Tensor, 
 			}
 		}
 	}
-	x := TensorPlan{Name: name, Sources: []string{name}, Shape: shape, From: parts[0].Type, To: parts[0].Type, Action: Copy,
-		Why: "untouched"}
+	x := TensorPlan{Name: name, Sources: []string{name}, Shape: shape, From: parts[0].Type, To: parts[0].Type,
+		Action: Copy, Why: "untouched"}
 	if by != nil {
 		x.Action, x.By, x.Parts, x.Why = Fold, by, parts, "folded and rounded to its own type"
 	}
@@ -293,8 +294,8 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 	}
 	if full.Scaling == rope.LongRoPE {
 		for _, name := range []string{LongFactors, ShortFactors} {
-			p.Tensors = append(p.Tensors, TensorPlan{Name: name, Shape: []int{full.Dim / 2}, From: "-", To: "F32", Action: Recode,
-				Why: "RoPE scaling, as frequency divisors"})
+			p.Tensors = append(p.Tensors, TensorPlan{Name: name, Shape: []int{full.Dim / 2}, From: "-", To: "F32",
+				Action: Recode, Why: "RoPE scaling, as frequency divisors"})
 		}
 	}
 	if full.Smooth {
@@ -341,8 +342,8 @@ const (
 )
 
 // ggufFeatures are those of layers that GGUF files of some family hold.
-const ggufFeatures = family.AttentionSinks | family.SharedKV | family.NormedValues | family.KeysAsValues | family.NoRoPE |
-	family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
+const ggufFeatures = family.AttentionSinks | family.SharedKV | family.NormedValues | family.KeysAsValues |
+	family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
 	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // checkStock refuses models that stock GGUF readers would refuse, or would

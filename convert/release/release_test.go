@@ -14,13 +14,19 @@ import (
 func file(t *testing.T, kvs ...gguf.KV) *gguf.File {
 	path := filepath.Join(t.TempDir(), "x.gguf")
 	w, err := gguf.Create(path, append([]gguf.KV{gguf.Value("general.architecture", "llama")}, kvs...),
-		[]gguf.TensorSpec{{Name: "a", Type: gguf.TypeF32, Dims: []int{1200}}, {Name: "b", Type: gguf.TypeF32, Dims: []int{1000}}})
+		[]gguf.TensorSpec{
+			{Name: "a", Type: gguf.TypeF32, Dims: []int{1200}},
+			{Name: "b", Type: gguf.TypeF32, Dims: []int{1000}},
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, n := range []string{"a", "b"} {
 		size := map[string]int{"a": 4800, "b": 4000}[n]
-		if err := w.WriteTensor(n, func(o io.Writer) error { _, err := o.Write(make([]byte, size)); return err }); err != nil {
+		if err := w.WriteTensor(n, func(o io.Writer) error {
+			_, err := o.Write(make([]byte, size))
+			return err
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}

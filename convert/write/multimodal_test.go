@@ -99,7 +99,8 @@ func TestMultimodal(t *testing.T) {
 			}
 			i := slices.IndexFunc(p.Tensors, func(y plan.TensorPlan) bool { return y.Name == "model.vision_tower.patch.weight" })
 			if i < 0 || (p.Tensors[i].Action == plan.Copy) != (to == checkpoint.Safetensors) ||
-				!strings.Contains(strings.Join(p.Warnings, "\n"), "1 tensors outside it, such as those of a vision tower, are "+says) {
+				!strings.Contains(strings.Join(p.Warnings, "\n"),
+					"1 tensors outside it, such as those of a vision tower, are "+says) {
 				t.Errorf("%s to %s: tensor %d, warnings %q", x.model, to, i, p.Warnings)
 			}
 		}

@@ -227,7 +227,8 @@ func TestGGUFOracle(t *testing.T) {
 		}
 		want := m.logits
 		stock, says := asStock(m)
-		if len(p.Warnings) > 1 || (says != "") != (len(p.Warnings) == 1) || says != "" && !strings.Contains(p.Warnings[0], says) {
+		if len(p.Warnings) > 1 || (says != "") != (len(p.Warnings) == 1) ||
+			says != "" && !strings.Contains(p.Warnings[0], says) {
 			t.Errorf("warnings %q, want %q", p.Warnings, says)
 		}
 		if says != "" {
@@ -337,7 +338,8 @@ func TestBalanceIsExact(t *testing.T) {
 			t.Fatal(err)
 		}
 		stock, _ := asStock(m)
-		if d := farthest(convertedLogits(t, m, p, t.TempDir(), "f32"), logitsOf(t, stock, m.Checkpoint, m.Tokens)); d > limit {
+		got, want := convertedLogits(t, m, p, t.TempDir(), "f32"), logitsOf(t, stock, m.Checkpoint, m.Tokens)
+		if d := farthest(got, want); d > limit {
 			t.Errorf("a logit of the GGUF file is off by %g, tolerance %g", d, limit)
 		}
 	})

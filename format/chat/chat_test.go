@@ -9,7 +9,8 @@ import (
 	"github.com/phaseconv/phaseconv/format/tokenizer"
 )
 
-const turns = `{{ bos_token }}{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}
+const turns = `{{ bos_token }}{% for m in messages %}` +
+	`{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}
 <{{ m.role }}>{{ m.content }}{{ eos_token }}
 {% endfor %}`
 

@@ -153,7 +153,9 @@ func (c *Checkpoint) addLongRope(f *gguf.File) error {
 			return err
 		}
 		*x.dst = convert[float64](d)
-		c.tensors[x.name] = &Tensor{Name: x.name, Layer: -1, Shape: t.Shape(), Type: t.Type.String(), Sources: []string{x.name}}
+		c.tensors[x.name] = &Tensor{
+			Name: x.name, Layer: -1, Shape: t.Shape(), Type: t.Type.String(), Sources: []string{x.name},
+		}
 		c.order = append(c.order, x.name)
 		c.Unknown = without(c.Unknown, x.name)
 	}
@@ -485,8 +487,8 @@ func (k *keys) experts(c *family.Config, p *family.Params, experts int) {
 		}
 	}
 	if step := k.int("interleave_moe_layer_step", 1); step != 1 {
-		k.err = cmp.Or(k.err, format.Unsupportedf("%s: key %s.interleave_moe_layer_step is %d; only 1 is supported", k.f.Path, k.arch,
-			step))
+		k.err = cmp.Or(k.err, format.Unsupportedf("%s: key %s.interleave_moe_layer_step is %d; only 1 is supported",
+			k.f.Path, k.arch, step))
 	}
 	if n := k.int("leading_dense_block_count", 0); x.GGUFDense && n > 0 && p.Layers > 0 && p.Layers <= family.MaxLayers {
 		p.Dense = make([]bool, p.Layers)
@@ -647,7 +649,9 @@ func (b *ggufBackend) readRows(source string, row0, n int, dst []float32) error 
 	}
 	t, _ := b.f.Tensor(source)
 	if part {
-		return s.read(t.Shape(), row0, n, dst, func(row0, n int, dst []float32) error { return b.f.ReadRows(t, row0, n, dst) })
+		return s.read(t.Shape(), row0, n, dst, func(row0, n int, dst []float32) error {
+			return b.f.ReadRows(t, row0, n, dst)
+		})
 	}
 	return b.f.ReadRows(t, row0, n, dst)
 }

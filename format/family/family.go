@@ -447,8 +447,8 @@ var table = []*Family{
 		SquareAttention: true,
 		Experts:         &Experts{OwnSize: true, Dense: DenseSteps, Shared: SharedOwn, SharedGate: true},
 		Defaults:        Defaults{SlidingWindow: 4096, MaxWindowLayers: 28, KVHeads: 16},
-		names: rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
-			sharedFFN("mlp.shared_expert"),
+		names: rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN(),
+			expertFFN("mlp", "gate_proj", "up_proj", "down_proj"), sharedFFN("mlp.shared_expert"),
 			[]nameRule{{"blk.%d.ffn_gate_inp_shexp.weight", layerPrefix + "mlp.shared_expert_gate.weight", false}}),
 	},
 	{
@@ -458,14 +458,15 @@ var table = []*Family{
 			Dense: DenseFirst, GGUFDense: true, Shared: SharedMultiple, SharedCount: 1},
 		Defaults:  Defaults{NormEps: 1e-5, KVHeads: 8, PartialRotary: 0.5},
 		ggufNames: lateFFNNorm,
-		names: rules(attention(qkvBiases, NormHead), preNorm(), denseFFN(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
+		names: rules(attention(qkvBiases, NormHead), preNorm(), denseFFN(),
+			expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
 			choiceBias("mlp.gate.e_score_correction_bias"), sharedFFN("mlp.shared_experts")),
 	},
 	{
 		Name: "gpt_oss", GGUFArch: "gpt-oss", Classes: []string{"GptOssForCausalLM"},
-		Activation: ClampedSwiGLU, Sinks: true, AttnBias: allBiases, BiasKey: "attention_bias", BiasDefault: true, UntiedHead: true,
-		Experts: &Experts{Router: TopKSoftmax, RouterBias: true, Biases: true, Packed: true, GGUFOwnSize: true},
-		Window:  Window{LayerTypes: true, Period: 2, InGGUF: true, SameRope: true},
+		Activation: ClampedSwiGLU, Sinks: true, AttnBias: allBiases, BiasKey: "attention_bias", BiasDefault: true,
+		Experts:    &Experts{Router: TopKSoftmax, RouterBias: true, Biases: true, Packed: true, GGUFOwnSize: true},
+		UntiedHead: true, Window: Window{LayerTypes: true, Period: 2, InGGUF: true, SameRope: true},
 		Defaults: Defaults{RopeTheta: 150000, HeadDim: 64, NormEps: 1e-5, KVHeads: 8, SlidingWindow: 128,
 			RopeJSON: `{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false, ` +
 				`"original_max_position_embeddings": 4096}`},
@@ -479,7 +480,8 @@ var table = []*Family{
 			GGUFDense: true, Shared: SharedMultiple, SharedCount: 2},
 		Defaults: Defaults{RopeTheta: 5e5, NormEps: 1e-5, KVHeads: 4, Tied: true},
 		Ignored:  []string{"model.mtp_"},
-		names: rules(attention(noBiases, NoQKNorm), preNorm(), denseFFN(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
+		names: rules(attention(noBiases, NoQKNorm), preNorm(), denseFFN(),
+			expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
 			choiceBias("mlp.moe_statics.e_score_correction_bias"), sharedFFN("mlp.shared_experts")),
 	},
 	{
@@ -601,7 +603,8 @@ var table = []*Family{
 		Defaults: Defaults{HeadDim: 256, KVHeads: 4, SlidingWindow: 512, Tied: true, LocalRopeTheta: 1e4, RopeTheta: 1e6,
 			RopeJSON: `{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}, ` +
 				`"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}`},
-		Experts: &Experts{Optional: true, Beside: true, Module: "experts.", AlwaysRenorm: true, GGUFRenorm: true, OwnSize: true},
+		Experts: &Experts{Optional: true, Beside: true, Module: "experts.", AlwaysRenorm: true,
+			GGUFRenorm: true, OwnSize: true},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
@@ -683,12 +686,14 @@ func ByWrapper(modelType, class, textType string) (*Family, error) {
 	for _, f := range table {
 		if want, ok := f.Wraps[modelType]; ok && (textType == f.Name || contains(f.TextTypes, textType)) {
 			if class != "" && class != want {
-				return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType, want)
+				return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported",
+					class, modelType, want)
 			}
 			return f, nil
 		}
 	}
-	return nil, format.Unsupportedf("model_type %q with a text_config of model_type %q is not supported", modelType, textType)
+	return nil, format.Unsupportedf("model_type %q with a text_config of model_type %q is not supported",
+		modelType, textType)
 }
 
 func contains(s []string, x string) bool {

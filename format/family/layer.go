@@ -221,8 +221,8 @@ const (
 )
 
 // OutsideCache are the features that change neither what a KV cache holds nor how.
-const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN | OtherRouter |
-	SharedExperts | OtherExperts
+const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN |
+	OtherRouter | SharedExperts | OtherExperts
 
 // OwnHeads are the features of layers that cache keys and values of their own, head by head, in
 // whatever way they make them.
@@ -604,7 +604,8 @@ func (f *FFN) check() error {
 	if f.Beside < 0 || f.Beside > MaxFFN || f.Beside > 0 && n == 0 {
 		return fmt.Errorf("a plain FFN of %d beside %d experts", f.Beside, n)
 	}
-	if f.Shared < 0 || f.Shared > MaxExperts || f.SharedSize < 0 || f.SharedSize > MaxFFN || (f.Shared > 0) != (f.SharedSize > 0) {
+	if f.Shared < 0 || f.Shared > MaxExperts || f.SharedSize < 0 || f.SharedSize > MaxFFN ||
+		(f.Shared > 0) != (f.SharedSize > 0) {
 		return fmt.Errorf("%d shared experts of together %d dimensions", f.Shared, f.SharedSize)
 	}
 	if f.Groups > 1 && (n%f.Groups != 0 || n/f.Groups < 2 || f.GroupsUsed < 1 || f.GroupsUsed > f.Groups ||

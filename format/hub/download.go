@@ -279,7 +279,8 @@ var errWrite = errors.New("cannot be written")
 
 // continued reads the file from an offset on until it ends or the connection does, and returns the
 // offset up to which it is there.
-func (c *Client) continued(ctx context.Context, what, address string, out *os.File, at, size int64, m *meter) (int64, error) {
+func (c *Client) continued(ctx context.Context, what, address string, out *os.File, at, size int64,
+	m *meter) (int64, error) {
 	header := http.Header{}
 	if at > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", at))

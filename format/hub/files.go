@@ -42,7 +42,8 @@ func Choose(r Ref, all []File) (files []File, main string, err error) {
 		case strings.Contains(f.Name, "/"): // originals, other formats, pictures
 		case strings.HasSuffix(f.Name, ".safetensors"):
 			tensors = append(tensors, f)
-		case slices.Contains(auxiliary, path.Ext(base)) || strings.HasPrefix(base, "LICENSE") || strings.HasPrefix(base, "NOTICE"):
+		case slices.Contains(auxiliary, path.Ext(base)) ||
+			strings.HasPrefix(base, "LICENSE") || strings.HasPrefix(base, "NOTICE"):
 			others = append(others, f)
 		}
 	}

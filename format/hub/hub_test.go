@@ -100,7 +100,8 @@ func TestLayout(t *testing.T) {
 	}
 	for n, data := range files {
 		to, err := os.Readlink(filepath.Join(dir, n))
-		if want := "../../blobs/" + hubtest.ETag(data, strings.HasSuffix(n, ".safetensors")); err != nil || filepath.ToSlash(to) != want {
+		want := "../../blobs/" + hubtest.ETag(data, strings.HasSuffix(n, ".safetensors"))
+		if err != nil || filepath.ToSlash(to) != want {
 			t.Errorf("%s is a link to %q, want %q (%v)", n, to, want, err)
 		}
 	}
@@ -173,7 +174,8 @@ func TestResume(t *testing.T) {
 		t.Fatal(err)
 	}
 	compare(t, dir, files)
-	if h.Sent != total-1<<20 || !slices.ContainsFunc(h.Requests, func(s string) bool { return strings.HasSuffix(s, " bytes=1048576-") }) {
+	resumed := func(s string) bool { return strings.HasSuffix(s, " bytes=1048576-") }
+	if h.Sent != total-1<<20 || !slices.ContainsFunc(h.Requests, resumed) {
 		t.Errorf("%d bytes were sent, want %d: %v", h.Sent, total-1<<20, h.Requests)
 	}
 
@@ -228,7 +230,8 @@ func TestRefusals(t *testing.T) {
 	model(h)
 	c, waits := client(t, h)
 	h.Busy = 2
-	if _, err := c.Fetch(t.Context(), ref(t, repo)); err != nil || !slices.Equal(*waits, []time.Duration{7 * time.Second, 7 * time.Second}) {
+	asked := []time.Duration{7 * time.Second, 7 * time.Second}
+	if _, err := c.Fetch(t.Context(), ref(t, repo)); err != nil || !slices.Equal(*waits, asked) {
 		t.Errorf("busy: %v, waits %v", err, *waits)
 	}
 	h.Busy = 100
@@ -262,7 +265,8 @@ func TestRefusals(t *testing.T) {
 	h.Gated = false
 	for _, evil := range []string{"../x.json", "/etc/x.json", "a/../../x.json", "a\\x.json", "", "C:x.json"} {
 		h.Evil = evil
-		if _, err := c.Fetch(t.Context(), ref(t, repo)); evil != "" && (err == nil || !strings.Contains(err.Error(), "not a name")) {
+		_, err := c.Fetch(t.Context(), ref(t, repo))
+		if evil != "" && (err == nil || !strings.Contains(err.Error(), "not a name")) {
 			t.Errorf("%q: %v", evil, err)
 		}
 	}

@@ -954,7 +954,9 @@ func init() {
 		"replace":    replace,
 		"split":      splitMethod(false),
 		"rsplit":     splitMethod(true),
-		"splitlines": func(r *renderer, line int, s string, _ args) (any, error) { return splitLines(s), r.step(line, len(s)) },
+		"splitlines": func(r *renderer, line int, s string, _ args) (any, error) {
+			return splitLines(s), r.step(line, len(s))
+		},
 		"join": func(r *renderer, line int, s string, a args) (any, error) {
 			p, err := a.bind("join", "iterable")
 			if err != nil {

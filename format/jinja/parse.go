@@ -679,7 +679,8 @@ func (p *parser) test(line pos, x expr) (expr, error) {
 	switch n := p.peek(); {
 	case p.takeOp("("):
 		t.args, err = p.arguments()
-	case n.kind == tokString || n.kind == tokInt || n.kind == tokFloat || n.kind == tokOp && (n.text == "[" || n.text == "{"),
+	case n.kind == tokString || n.kind == tokInt || n.kind == tokFloat,
+		n.kind == tokOp && (n.text == "[" || n.text == "{"),
 		n.kind == tokName && !slices.Contains([]string{"else", "or", "and", "is", "if", "in", "not"}, n.text):
 		var a expr
 		if a, err = p.primary(); err == nil {

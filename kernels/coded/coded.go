@@ -114,7 +114,8 @@ func NewCache(c *Code, anchor int, table *rope.Table, pairs rope.Layout) (*Cache
 
 // OpenCache returns a cache of the tokens that bits and scales hold, as package onebit has
 // them; it keeps the slices. It fails as NewCache does, and where they do not fit.
-func OpenCache(c *Code, anchor int, table *rope.Table, pairs rope.Layout, bits []uint32, scales []uint16) (*Cache, error) {
+func OpenCache(c *Code, anchor int, table *rope.Table, pairs rope.Layout,
+	bits []uint32, scales []uint16) (*Cache, error) {
 	x, err := NewCache(c, anchor, table, pairs)
 	if err != nil {
 		return nil, err

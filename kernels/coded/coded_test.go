@@ -85,7 +85,12 @@ func TestExact(t *testing.T) {
 		b, anchor, group int
 		heads            []int
 		n                int
-	}{{96, 64, 3, []int{0, 1, 2}, 700}, {40, 16, 1, []int{0, 2, 3}, 130}, {192, 0, 2, []int{1}, 257}, {64, 128, 4, []int{0, 1}, 1}} {
+	}{
+		{96, 64, 3, []int{0, 1, 2}, 700},
+		{40, 16, 1, []int{0, 2, 3}, 130},
+		{192, 0, 2, []int{1}, 257},
+		{64, 128, 4, []int{0, 1}, 1},
+	} {
 		const d = 32
 		g := random(r, x.b, d, x.heads, x.n)
 		table := rope.NewTable(params, x.n)
@@ -140,7 +145,8 @@ func TestExact(t *testing.T) {
 		}
 		// Heads that the group does not have are not touched.
 		for h := range H {
-			if !slices.Contains(x.heads, h/x.group) && slices.ContainsFunc(dst[h*ld:(h+1)*ld], func(v float32) bool { return v != 0 }) {
+			if !slices.Contains(x.heads, h/x.group) &&
+				slices.ContainsFunc(dst[h*ld:(h+1)*ld], func(v float32) bool { return v != 0 }) {
 				t.Errorf("%+v: scores of head %d", x, h)
 			}
 		}

@@ -89,7 +89,9 @@ func (r *stepRun) heads() int { return r.KVHeads * r.group }
 
 func (r *stepRun) add(e Step, scores, sums func(layer, from, to int)) {
 	e.Tokens, e.Heads, e.Layers = r.n, r.heads(), r.layers
-	r.entries = append(r.entries, &stepEntry{Step: e, scores: scores, sums: sums, best: make([][3]float64, r.layers*r.pieces())})
+	r.entries = append(r.entries, &stepEntry{
+		Step: e, scores: scores, sums: sums, best: make([][3]float64, r.layers*r.pieces()),
+	})
 }
 
 func (r *stepRun) pieces() int { return (r.n + stepPiece - 1) / stepPiece }

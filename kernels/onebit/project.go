@@ -170,8 +170,8 @@ func (p *Projection) Apply(out []float32, ldo int, x *Queries) {
 	for g := 0; g < p.blocks(); g += projectBlocks {
 		rows := p.rows[g*pairs*2*BlockKeys:]
 		for r := 0; r < x.n; {
-			r += applyRows(out[r*ldo+g*BlockKeys:], ldo, x.ints[r*x.wide:], rows, x.factors[r:], min(projectBlocks, p.blocks()-g),
-				pairs)
+			r += applyRows(out[r*ldo+g*BlockKeys:], ldo, x.ints[r*x.wide:], rows, x.factors[r:],
+				min(projectBlocks, p.blocks()-g), pairs)
 		}
 	}
 }

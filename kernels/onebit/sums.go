@@ -103,8 +103,8 @@ func AddSums(t []float32, ldt int, weights *Tables, transposed []uint32, b int) 
 		return
 	}
 	if weights.bits != SumTokens || len(transposed) < TransposedLen(b) {
-		panic(fmt.Sprintf("onebit: sums over %d tokens, %d words for %d signs: want %d and %d", weights.bits, len(transposed), b,
-			SumTokens, TransposedLen(b)))
+		panic(fmt.Sprintf("onebit: sums over %d tokens, %d words for %d signs: want %d and %d",
+			weights.bits, len(transposed), b, SumTokens, TransposedLen(b)))
 	}
 	checkSums(t, ldt, weights.heads, b)
 	full := b / BlockKeys
@@ -151,7 +151,8 @@ func (s *Sums) Add(t []float32, ldt int, w []float32, ldw, heads, b int, bits []
 		return
 	}
 	if len(bits) < Len(n, b) || len(scales) < n {
-		panic(fmt.Sprintf("onebit: %d words and %d scales are too few for %d tokens of %d bits", len(bits), len(scales), n, b))
+		panic(fmt.Sprintf("onebit: %d words and %d scales are too few for %d tokens of %d bits",
+			len(bits), len(scales), n, b))
 	}
 	if heads > 1 && ldw < n || len(w) < (heads-1)*ldw+n {
 		panic(fmt.Sprintf("onebit: %d numbers at distance %d are no weights of %d tokens for %d heads", len(w), ldw, n, heads))

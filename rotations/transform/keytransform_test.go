@@ -351,7 +351,9 @@ func TestFindMixRefuses(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	for _, o := range []KeyTransformOptions{{Penalty: 1}, {Noise: 1}, {Noise: math.NaN(), Penalty: 1}, {Noise: 1, Penalty: math.Inf(1)}} {
+	for _, o := range []KeyTransformOptions{
+		{Penalty: 1}, {Noise: 1}, {Noise: math.NaN(), Penalty: 1}, {Noise: 1, Penalty: math.Inf(1)},
+	} {
 		if _, err := FitKeyTransform(t.Context(), good(), o); err == nil {
 			t.Errorf("%+v accepted", o)
 		}

@@ -71,7 +71,9 @@ func Provenance(dir string, m *spec.Manifest) ([]byte, error) {
 	d := &s.Predicate.BuildDefinition
 	d.BuildType = buildType
 	d.ExternalParameters = map[string]any{"command": m.Command, "seed": m.Seed}
-	d.ResolvedDependencies = []resource{{m.Source.Name, digest(m.Source.SHA256)}, {m.Calibration.Name, digest(m.Calibration.SHA256)}}
+	d.ResolvedDependencies = []resource{
+		{m.Source.Name, digest(m.Source.SHA256)}, {m.Calibration.Name, digest(m.Calibration.SHA256)},
+	}
 	b := &s.Predicate.RunDetails.Builder
 	b.ID, b.Version = builder, map[string]string{"phaseconv": m.Tool}
 	out, err := json.MarshalIndent(s, "", " ")

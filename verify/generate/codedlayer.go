@@ -102,7 +102,8 @@ func newCodedLayer(y *family.Layer, groups []*codec.Group, p kvcache.Policy, t *
 	}
 	for _, g := range groups {
 		if g.KeyDim != y.HeadDim || g.ValueDim != y.HeadDim {
-			return nil, fmt.Errorf("codes for keys of %d and values of %d numbers, where head_dim is %d", g.KeyDim, g.ValueDim, y.HeadDim)
+			return nil, fmt.Errorf("codes for keys of %d and values of %d numbers, where head_dim is %d",
+				g.KeyDim, g.ValueDim, y.HeadDim)
 		}
 		if p.Exceptions > 0 && (g.Has(true) || len(g.Parts) != 1) {
 			return nil, fmt.Errorf("exceptions beside a code of %d parts", len(g.Parts))

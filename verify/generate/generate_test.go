@@ -106,8 +106,10 @@ func TestKeyCodes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, p := range []kvcache.Policy{{}, {Anchor: 16}, {Anchor: 32, Sink: 4, Recent: 9}, {Anchor: 16, Sink: 3, Exceptions: 2},
-			{Sink: 100}, {Recent: 40, Exceptions: 1}} {
+		for _, p := range []kvcache.Policy{
+			{}, {Anchor: 16}, {Anchor: 32, Sink: 4, Recent: 9}, {Anchor: 16, Sink: 3, Exceptions: 2},
+			{Sink: 100}, {Recent: 40, Exceptions: 1},
+		} {
 			cache, err := kvcache.NewCodes(c.Config, codes, p)
 			if err != nil {
 				t.Fatal(err)

@@ -41,7 +41,8 @@ func BenchmarkToken(b *testing.B) {
 					b.Fatal(err)
 				}
 				in := slotted(b, x, st, slotOptions{window: slotWindow, sinks: sinks})
-				s := newSlots(slotOptions{cost: costProd, kappa: rungKappa, saturation: rungSaturation, stored: storedF16}, m, d, st.mu)
+				o := slotOptions{cost: costProd, kappa: rungKappa, saturation: rungSaturation, stored: storedF16}
+				s := newSlots(o, m, d, st.mu)
 				exact := filled(slotOptions{}, near)
 				scores, num := make([]float64, m+near+1), make([]float64, d)
 				t := 0

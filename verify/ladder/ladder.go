@@ -409,7 +409,9 @@ func (s *session) measure(ctx context.Context, x, opened *spec.LadderRecord) err
 			return l.slots(ctx, o, uniform(sizes, l.y.KVHeads), tick)
 		})
 	}
-	second := slotOptions{window: slotWindow, sinks: sinks, kappa: rungKappa, saturation: rungSaturation, stored: storedF32}
+	second := slotOptions{
+		window: slotWindow, sinks: sinks, kappa: rungKappa, saturation: rungSaturation, stored: storedF32,
+	}
 	switch x.Rung.ID {
 	case "RW0":
 		return s.replayCodebook(ctx, x)

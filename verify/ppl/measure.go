@@ -175,8 +175,8 @@ type comparison struct {
 }
 
 func newComparison(w *Windows, rows int, all []Positions) (*comparison, error) {
-	c := &comparison{tally: newTally(w.Targets, len(all)), w: w, all: all, n: len(w.Targets), rows: min(rows, len(w.Targets)),
-		vocab: all[0].Model.Config.Vocab, bufs: make([][]float32, len(all))}
+	c := &comparison{tally: newTally(w.Targets, len(all)), w: w, all: all, n: len(w.Targets),
+		rows: min(rows, len(w.Targets)), vocab: all[0].Model.Config.Vocab, bufs: make([][]float32, len(all))}
 	for _, s := range all {
 		if s.Model.Config.Vocab != c.vocab {
 			return nil, fmt.Errorf("vocabularies of %d and %d tokens cannot be compared", c.vocab, s.Model.Config.Vocab)

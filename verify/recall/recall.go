@@ -232,7 +232,8 @@ func pairs(r *rand.Rand, depth float64, tk *tokenizer.Tokenizer, o Options) (que
 		}
 		lines = append(lines, line(keys[i], v))
 	}
-	return finish(tk, o, Pairs, depth, strings.Join(lines, ""), fmt.Sprintf("record-%04d:", keys[at]), fmt.Sprintf(" %05d", value))
+	return finish(tk, o, Pairs, depth, strings.Join(lines, ""),
+		fmt.Sprintf("record-%04d:", keys[at]), fmt.Sprintf(" %05d", value))
 }
 
 var places = []string{"harbour", "library", "mill", "chapel", "theatre", "market", "garden", "bridge"}
@@ -270,7 +271,8 @@ func passage(r *rand.Rand, depth float64, tk *tokenizer.Tokenizer, o Options) (q
 }
 
 // finish makes a window of exactly the context: the end of the text, the question and the answer.
-func finish(tk *tokenizer.Tokenizer, o Options, task string, depth float64, text, ask, answer string) (question, error) {
+func finish(tk *tokenizer.Tokenizer, o Options, task string, depth float64,
+	text, ask, answer string) (question, error) {
 	end := tk.Encode(text+ask, tokenizer.Plain)
 	a := tk.Encode(text+ask+answer, tokenizer.Plain)
 	// Tokens of the question may merge with those of the answer; what is common is the question.

@@ -168,7 +168,8 @@ func (m *Model) addBeside(ctx context.Context, l int, b *batch, branches []branc
 // mixture is ffn for a mixture of experts. Each expert is loaded once for all
 // variants. A token's expert outputs are added in the order of the experts, those of shared
 // experts last.
-func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks, gain, post []float32) error {
+func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Variant, hooks Hooks,
+	gain, post []float32) error {
 	c, ffn, n := m.Config, &m.Config.Layers[l].FFN, b.rows()
 	beside, err := m.loadBeside(l)
 	if err != nil {

@@ -360,10 +360,12 @@ var mistakes = []mistake{
 		return each(c, shared, func(y *family.Layer) { y.FFN.Shared = 0 })
 	}},
 	{"no gate of the shared expert", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return y.FFN.SharedGate }, func(y *family.Layer) { y.FFN.SharedGate = false })
+		return each(c, func(y *family.Layer) bool { return y.FFN.SharedGate },
+			func(y *family.Layer) { y.FFN.SharedGate = false })
 	}},
 	{"no bias of the choice", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return y.FFN.ChoiceBias }, func(y *family.Layer) { y.FFN.ChoiceBias = false })
+		return each(c, func(y *family.Layer) bool { return y.FFN.ChoiceBias },
+			func(y *family.Layer) { y.FFN.ChoiceBias = false })
 	}},
 	{"other router", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.FFN.Experts > 0 && y.FFN.Router != family.SoftmaxTopK },
@@ -373,10 +375,12 @@ var mistakes = []mistake{
 		return each(c, func(y *family.Layer) bool { return y.FFN.Groups > 1 }, func(y *family.Layer) { y.FFN.Groups = 0 })
 	}},
 	{"experts not scaled", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return y.FFN.Scale() != 1 }, func(y *family.Layer) { y.FFN.WeightScale = 1 })
+		return each(c, func(y *family.Layer) bool { return y.FFN.Scale() != 1 },
+			func(y *family.Layer) { y.FFN.WeightScale = 1 })
 	}},
 	{"no bias of the router", func(c *family.Config, w *altered) bool {
-		return each(c, func(y *family.Layer) bool { return y.FFN.RouterBias }, func(y *family.Layer) { y.FFN.RouterBias = false })
+		return each(c, func(y *family.Layer) bool { return y.FFN.RouterBias },
+			func(y *family.Layer) { y.FFN.RouterBias = false })
 	}},
 	{"no biases of experts", func(c *family.Config, w *altered) bool {
 		return each(c, func(y *family.Layer) bool { return y.FFN.Biases }, func(y *family.Layer) { y.FFN.Biases = false })

@@ -133,7 +133,8 @@ func newLadderContext(records []spec.LadderRecord, ctx int) ladderContext {
 		c.FitN, c.Out = r.Fit.Windows, r.Eval.Windows
 		c.Rungs = append(c.Rungs, newLadderRow(r))
 		c.Live = append(c.Live, r.Live...)
-		if r.Status != spec.RungBlocked && slices.ContainsFunc(r.Layers, func(l spec.LadderLayer) bool { return len(l.Steps) > 1 }) &&
+		grows := func(l spec.LadderLayer) bool { return len(l.Steps) > 1 }
+		if r.Status != spec.RungBlocked && slices.ContainsFunc(r.Layers, grows) &&
 			strings.HasPrefix(r.Rung.ID, "RW1.") && r.Rung.ID != "RW1.8" {
 			steps = r // the last of the rungs whose states grow step by step
 		}
@@ -290,7 +291,8 @@ func ladderChart(r *spec.LadderRecord, records []spec.LadderRecord) pair {
 		}
 		for _, p := range others {
 			q := c.px(p.x, p.y)
-			c.Dot(q[0], q[1], 4.5, "hollow", fmt.Sprintf("%s: largest error %s with %s %% of the cache", p.name, fix(p.y, 4), fix(p.x, 1)))
+			c.Dot(q[0], q[1], 4.5, "hollow",
+				fmt.Sprintf("%s: largest error %s with %s %% of the cache", p.name, fix(p.y, 4), fix(p.x, 1)))
 			names.keep(q[0], q[1])
 		}
 		for i, x := range curves {

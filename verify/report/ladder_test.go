@@ -33,8 +33,11 @@ func rungs(ctx int) []spec.LadderRecord {
 		{Layer: 2, Monotone: true, Steps: []spec.LadderStep{step(8, 0.1, 0.08), step(16, 0.2, 0.05), step(32, 0.3, 0.01)}},
 	}
 	live.Rung, live.Status, live.Share = all[len(all)-1], spec.RungPass, p(0.3)
-	live.Live = []spec.LadderLive{{Layers: []int{0, 2}, NLLInflation: -0.001, NLLErr: 0.002, Logits: 0.01, LogitsStrict: 0.2,
-		KLD: 0.004, CopyNLL: 1.5, CopyLive: 1.75, Share: 0.3, Status: spec.RungPass, StrictStatus: spec.RungInconclusive}}
+	live.Live = []spec.LadderLive{{
+		Layers: []int{0, 2}, NLLInflation: -0.001, NLLErr: 0.002, Logits: 0.01, LogitsStrict: 0.2,
+		KLD: 0.004, CopyNLL: 1.5, CopyLive: 1.75, Share: 0.3, Status: spec.RungPass,
+		StrictStatus: spec.RungInconclusive,
+	}}
 	return []spec.LadderRecord{killed, passed, live}
 }
 

@@ -39,7 +39,8 @@ Examples:
 			&cli.IntSliceFlag{Name: "context", Usage: "tokens in the cache of a decode step", Value: measure.DefaultContexts},
 			&cli.StringFlag{Name: "layer", Usage: "KV heads and head_dim of the layer whose step it is, multiples of 64", Value: "3x64"},
 			&cli.IntSliceFlag{Name: "group", Usage: "query heads for each KV head", Value: measure.DefaultLayer().Groups},
-			&cli.IntSliceFlag{Name: "anchor", Usage: "anchors of the joint codes, 0 for none", Value: measure.DefaultLayer().Anchors},
+			&cli.IntSliceFlag{Name: "anchor", Usage: "anchors of the joint codes, 0 for none",
+				Value: measure.DefaultLayer().Anchors},
 			&cli.FloatFlag{Name: "seconds", Usage: "time for each group of measurements", Value: 1},
 			&cli.StringFlag{Name: "svg", Usage: "also draw a roofline to this file"},
 			threadsFlag(), jsonFlag(),
@@ -160,8 +161,9 @@ func printBench(w io.Writer, r *measure.Result) {
 		if s.Bits > 0 {
 			format, anchor = fmt.Sprintf("%s, %g bits", s.Format, s.Bits), fmt.Sprint(s.Anchor)
 		}
-		t.row(fmt.Sprint(s.Tokens), fmt.Sprint(s.Heads), format, anchor, fmt.Sprintf("%g", s.Bytes), fmt.Sprintf("%.0f", s.Us),
-			fmt.Sprintf("%.0f", s.Scores), fmt.Sprintf("%.0f", s.Softmax), fmt.Sprintf("%.0f", s.Sums), fmt.Sprintf("%.2f", s.Ratio))
+		t.row(fmt.Sprint(s.Tokens), fmt.Sprint(s.Heads), format, anchor, fmt.Sprintf("%g", s.Bytes),
+			fmt.Sprintf("%.0f", s.Us), fmt.Sprintf("%.0f", s.Scores), fmt.Sprintf("%.0f", s.Softmax),
+			fmt.Sprintf("%.0f", s.Sums), fmt.Sprintf("%.2f", s.Ratio))
 	}
 	t.print(w)
 }

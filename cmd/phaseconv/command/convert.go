@@ -281,7 +281,8 @@ func cacheOptions(c *cli.Command, o *convert.Options) error {
 		return usagef("--cache-type-v goes with --cache-type-k")
 	case o.Cache == nil && (c.IsSet("target-ctx") || c.IsSet("cache-tokens")):
 		return usagef("--target-ctx and --cache-tokens are for changes of the weights for a cache type; name one with --cache-type-k")
-	case o.Cache != nil && o.Cache.K.CacheOnly() != o.Cache.V.CacheOnly() || o.Cache != nil && o.Cache.K.CacheOnly() && o.Cache.K != o.Cache.V:
+	case o.Cache != nil && o.Cache.K.CacheOnly() != o.Cache.V.CacheOnly() ||
+		o.Cache != nil && o.Cache.K.CacheOnly() && o.Cache.K != o.Cache.V:
 		return usagef("--cache-type-k %s --cache-type-v %s: MLX quantises K and V alike", kvcache.TypeName(o.Cache.K),
 			kvcache.TypeName(o.Cache.V))
 	case o.Cache != nil && o.Cache.K.CacheOnly() && c.String("format") != "safetensors":

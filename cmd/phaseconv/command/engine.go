@@ -111,8 +111,8 @@ func (e *engineChoice) knows(paths []string) bool {
 }
 
 // load starts a worker and loads models, whose notes it prints. The worker is to be closed.
-func (e *engineChoice) load(ctx context.Context, report progress.Func, stderr io.Writer, files ...string) (*llama.Worker,
-	[]*llama.Model, error) {
+func (e *engineChoice) load(ctx context.Context, report progress.Func, stderr io.Writer, files ...string) (
+	*llama.Worker, []*llama.Model, error) {
 	w, err := llama.NewWorker(ctx, e.start)
 	if err != nil {
 		return nil, nil, err

@@ -142,7 +142,9 @@ func runGenerate(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) 
 
 // storage returns what a sidecar and the command line say of the coded cache.
 func storage(s *sidecar.Sidecar, c *cli.Command) (generate.Storage, error) {
-	out := generate.Storage{Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions}}
+	out := generate.Storage{
+		Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions},
+	}
 	if n := c.Int("sink"); n >= 0 {
 		out.Policy.Sink = n
 	}
@@ -197,7 +199,8 @@ func generateText(ctx context.Context, m *refmodel.Model, tk *tokenizer.Tokenize
 	for _, id := range r.Tokens {
 		x.Tokens = append(x.Tokens, int(id))
 	}
-	x.Text = strings.ToValidUTF8(string(tk.Decode(append(o.Prompt[:len(o.Prompt):len(o.Prompt)], ids...))[len(tk.Decode(o.Prompt)):]), "\uFFFD")
+	whole := tk.Decode(append(o.Prompt[:len(o.Prompt):len(o.Prompt)], ids...))
+	x.Text = strings.ToValidUTF8(string(whole[len(tk.Decode(o.Prompt)):]), "\uFFFD")
 	rate := ""
 	if v := r.TokensPerSecond(); !math.IsNaN(v) && !math.IsInf(v, 0) {
 		x.TokensPerSecond, rate = &v, fmt.Sprintf(", %.1f tokens/s", v)

@@ -71,7 +71,8 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	}
 	o := release.Options{
 		Dir: c.Args().First(), Out: c.String("out"), Name: c.String("name"), BaseModel: c.String("base-model"),
-		QuantizedBy: c.String("quantized-by"), Imatrix: c.String("imatrix"), Progress: showProgress(stderr), Notice: notes(stderr),
+		QuantizedBy: c.String("quantized-by"), Imatrix: c.String("imatrix"),
+		Progress: showProgress(stderr), Notice: notes(stderr),
 	}
 	if o.Out == "" {
 		return usagef("release: name the folder to create with -o")
@@ -128,7 +129,9 @@ func releaseCard(o release.Options, l report.License, advice []string) error {
 		return err
 	}
 	defer f.Close()
-	if err := report.Card(f, models[0], report.CardOptions{BaseModel: o.BaseModel, QuantizedBy: o.QuantizedBy}); err != nil {
+	if err := report.Card(f, models[0], report.CardOptions{
+		BaseModel: o.BaseModel, QuantizedBy: o.QuantizedBy,
+	}); err != nil {
 		return err
 	}
 	return f.Close()

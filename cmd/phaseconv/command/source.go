@@ -55,7 +55,8 @@ func locals(ctx context.Context, stderr io.Writer, names []string) ([]string, er
 }
 
 // outlined returns an outline of a model of the hub: see hub.Outline. The caller calls remove.
-func outlined(ctx context.Context, stderr io.Writer, name string, small int64) (o *hub.Outline, remove func(), err error) {
+func outlined(ctx context.Context, stderr io.Writer, name string, small int64) (
+	o *hub.Outline, remove func(), err error) {
 	ref, err := hub.ParseRef(name)
 	if err != nil {
 		return nil, nil, usagef("%w", err)

@@ -56,7 +56,8 @@ func TestConvert(t *testing.T) {
 	src, dir := tinyFile(t), t.TempDir()
 	own := converted(t, src, filepath.Join(dir, "own"), nil)
 	r := converted(t, src, filepath.Join(dir, "llama"), &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}})
-	if id := r.Manifest.Engine; id == nil || id.Engine != engine.Llama || id.Libraries == "" || own.Manifest.Engine != nil {
+	if id := r.Manifest.Engine; id == nil || id.Engine != engine.Llama || id.Libraries == "" ||
+		own.Manifest.Engine != nil {
 		t.Errorf("the manifests name engines %+v and %+v", own.Manifest.Engine, id)
 	}
 	if !r.Verify.OK || r.Verify.Engine == nil {

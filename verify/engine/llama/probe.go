@@ -47,7 +47,9 @@ func Probe(ctx context.Context, s Start, p Place, file string) (*Report, error) 
 		return nil, err
 	}
 	defer w.Close()
-	r := &Report{Folder: filepath.Base(w.Library.Dir), Library: &w.Library, Identity: w.Identity(p), Notes: w.Notes(), OK: true}
+	r := &Report{
+		Folder: filepath.Base(w.Library.Dir), Library: &w.Library, Identity: w.Identity(p), Notes: w.Notes(), OK: true,
+	}
 	dir, err := os.MkdirTemp("", "phaseconv-probe")
 	if err != nil {
 		return nil, err

@@ -30,7 +30,8 @@ func TestFrames(t *testing.T) {
 	gotIDs, err1 := ReadInt32s(f.Blobs[0])
 	gotX, err2 := ReadFloat32s(f.Blobs[2])
 	gotY, err3 := ReadFloat64s(f.Blobs[3])
-	if err := errors.Join(err1, err2, err3); err != nil || !slices.Equal(gotIDs, ids) || !slices.Equal(gotX, x) || !slices.Equal(gotY, y) {
+	if err := errors.Join(err1, err2, err3); err != nil || !slices.Equal(gotIDs, ids) ||
+		!slices.Equal(gotX, x) || !slices.Equal(gotY, y) {
 		t.Fatal(gotIDs, gotX, gotY, err)
 	}
 	if f, err = c.Receive(); err != nil || f.Kind != "end" || f.Decode(&body) == nil {
@@ -56,7 +57,8 @@ func TestBroken(t *testing.T) {
 		"huge blob":  {frame(`{"kind":"x","lens":[8589934593]}`, ""), "blob 0"},
 		"negative":   {frame(`{"kind":"x","lens":[-1]}`, ""), "blob 0"},
 	} {
-		if _, err := New(strings.NewReader(x.bytes), io.Discard).Receive(); err == nil || !strings.Contains(err.Error(), x.want) {
+		_, err := New(strings.NewReader(x.bytes), io.Discard).Receive()
+		if err == nil || !strings.Contains(err.Error(), x.want) {
 			t.Errorf("%s: %v, want %q", name, err, x.want)
 		}
 	}

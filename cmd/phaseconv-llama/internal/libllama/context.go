@@ -121,7 +121,9 @@ func (m *Model) NewContext(o ContextOptions) (*Context, error) {
 		return nil, fmt.Errorf("llama.cpp makes no such context: %s", LastLines(l.Messages()))
 	}
 	// llama.cpp rounds n_ctx up.
-	for name, want := range map[string]int{"n_batch": o.Batch, "n_ubatch": o.Batch, "n_seq_max": 1, "n_threads": o.Threads} {
+	for name, want := range map[string]int{
+		"n_batch": o.Batch, "n_ubatch": o.Batch, "n_seq_max": 1, "n_threads": o.Threads,
+	} {
 		if got := int(l.ask[name](c.p)); got != want {
 			c.Close()
 			return nil, fmt.Errorf("llama_%s is %d where %d was asked for: the fields of llama_context_params are not "+

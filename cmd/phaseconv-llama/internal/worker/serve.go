@@ -213,8 +213,8 @@ func (m *model) someTokens(n int) []int32 {
 
 // study records the model's graph and tests what the engine relies on, on the devices in use.
 func (m *model) study(o llama.Load) ([]llama.SelfTest, error) {
-	c, err := m.NewContext(libllama.ContextOptions{Ctx: testCtx, Batch: 64, K: typeF16, V: typeF16, Flash: -1, FullWindow: true,
-		Threads: o.Threads})
+	c, err := m.NewContext(libllama.ContextOptions{Ctx: testCtx, Batch: 64, K: typeF16, V: typeF16, Flash: -1,
+		FullWindow: true, Threads: o.Threads})
 	if err != nil {
 		return nil, err
 	}
