@@ -36,7 +36,7 @@ func TestSpreadJoint(t *testing.T) {
 		t.Errorf("%v are not %d signs", got, want)
 	}
 	even := g.Signs[3][0]
-	if !(got[0][0] < got[1][0] && got[1][0] <= got[3][0]) || got[0][0] < even/2-32 || got[3][0] > 2*even+32 {
+	if got[0][0] >= got[1][0] || got[1][0] > got[3][0] || got[0][0] < even/2-32 || got[3][0] > 2*even+32 {
 		t.Errorf("signs %v for rising damage, %d each evenly", got, even)
 	}
 	got = spreadJoint(c, g, []float64{1, 1, 1, 1})

@@ -224,8 +224,8 @@ func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out 
 func (s *KeyStats) still(ctx context.Context, f KeyFit, stats *transform.KeyStats, layer, head int,
 	out *transform.KeyEdit) (done bool, err error) {
 	c := s.cfg
-	still, any := transform.StillPairs(&c.Layers[layer])
-	if !any || transform.CheckStillTransform(c, layer) != nil {
+	still, some := transform.StillPairs(&c.Layers[layer])
+	if !some || transform.CheckStillTransform(c, layer) != nil {
 		return false, nil
 	}
 	if !f.NoBias && transform.CheckStillShift(c, layer) == nil {

@@ -93,7 +93,7 @@ func foldStill(t *testing.T, c *checkpoint.Checkpoint,
 	r := rand.New(rand.NewPCG(3, 4))
 	v := checkpoint.NewEdited(c, checkpoint.Edits{})
 	for l := range c.Config.Layers {
-		if _, any := transform.StillPairs(&c.Config.Layers[l]); !any {
+		if _, some := transform.StillPairs(&c.Config.Layers[l]); !some {
 			continue
 		}
 		heads := make([]transform.KeyEdit, c.Config.Layers[l].KVHeads)
@@ -205,9 +205,9 @@ func TestStillFit(t *testing.T) {
 		v := checkpoint.NewEdited(c, checkpoint.Edits{})
 		transformed := 0
 		for l, heads := range fit {
-			_, any := transform.StillPairs(&c.Config.Layers[l])
+			_, some := transform.StillPairs(&c.Config.Layers[l])
 			for h, e := range heads {
-				if !any {
+				if !some {
 					if e.Transform != nil || e.Shift != nil || e.Pairs == nil {
 						t.Errorf("%s: layer %d, head %d has no pairs that stand still, and %+v", name, l, h, e)
 					}

@@ -93,7 +93,7 @@ func (ch *Changes) still(c *checkpoint.Checkpoint, o Options) []spec.Identity {
 		default:
 			id.Applied, id.Why = true, "if it measures better than no change: "+what
 			for l := range c.Config.Layers {
-				if _, any := transform.StillPairs(&c.Config.Layers[l]); !any {
+				if _, some := transform.StillPairs(&c.Config.Layers[l]); !some {
 					continue
 				}
 				for _, part := range sides {

@@ -144,7 +144,7 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 				if parts := c.Holds(name); len(parts) > 0 {
 					if !fused[name] {
 						fused[name] = true
-						p.Tensors = append(p.Tensors, stacked(c, name, parts, targets))
+						p.Tensors = append(p.Tensors, stacked(name, parts, targets))
 					}
 					continue
 				}
@@ -178,8 +178,7 @@ func (p *Plan) likeSource(c *checkpoint.Checkpoint, targets map[string][]string)
 }
 
 // stacked plans a stored tensor that holds several canonical ones, in its own type.
-func stacked(c *checkpoint.Checkpoint, name string, parts []*checkpoint.Tensor,
-	targets map[string][]string) TensorPlan {
+func stacked(name string, parts []*checkpoint.Tensor, targets map[string][]string) TensorPlan {
 	shape := slices.Clone(parts[0].Shape)
 	shape[0] = 0
 	var by []string
@@ -212,7 +211,7 @@ func (p *Plan) retrofit(c *checkpoint.Checkpoint, outtype string, targets map[st
 		case 1:
 			t, by = held[0], targets[held[0].Name]
 		default:
-			by = stacked(c, src.Name, held, targets).By
+			by = stacked(src.Name, held, targets).By
 		}
 		x := TensorPlan{Name: src.Name, Sources: []string{src.Name}, Shape: src.Shape(), From: src.Type.String(),
 			To: src.Type.String(), Action: Copy, Tensor: t, Why: "untouched"}
@@ -251,7 +250,7 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 			if s.parts[0] != t {
 				continue // the stack is written in the place of its first part
 			}
-			x = stacked(c, s.name, s.parts, targets)
+			x = stacked(s.name, s.parts, targets)
 			x.Sources, x.Parts, x.Action, x.Why = nil, s.parts, Recode, "stacked and re-encoded for the container"
 			for _, t := range s.parts {
 				x.Sources = append(x.Sources, t.Sources...)

@@ -494,7 +494,7 @@ func (c *Checkpoint) collect(names func(t family.Tensor) []string, lookup func(s
 		if len(sources) > 1 {
 			shape = append([]int{len(sources)}, shape...)
 		}
-		if !sameShape(shape, want.Shape) && !(len(want.Shape) == 1 && sameShape(shape, []int{1, want.Shape[0]})) {
+		if !sameShape(shape, want.Shape) && (len(want.Shape) != 1 || !sameShape(shape, []int{1, want.Shape[0]})) {
 			return fmt.Errorf("%s: tensor %s has shape %v, the configuration implies %v", c.Path, sources[0], shape, want.Shape)
 		}
 		c.tensors[want.Name] = &Tensor{Name: want.Name, Layer: want.Layer, Shape: want.Shape, Type: typ, Sources: sources}

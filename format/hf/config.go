@@ -316,9 +316,7 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	if p.Heads < 1 {
 		return nil, fmt.Errorf("num_attention_heads is %d, expected at least 1", p.Heads)
 	}
-	if p.AttnBias, err = h.biases(fam); err != nil {
-		return nil, err
-	}
+	p.AttnBias = h.biases(fam)
 	p.HeadDim = or(h.HeadDim, nonzero(fam.Defaults.HeadDim, c.Hidden/p.Heads))
 	if fam.LayerNorm {
 		c.NormEps = or(h.NormEpsLayer.value, fam.Defaults.NormEps)
@@ -459,7 +457,7 @@ func (h *config) refuse(f *family.Family) error {
 		{"no_rope_layers", slices.Contains(h.NoRopeLayers, 0) && f.NoRope.Period == 0},
 		{"attn_logit_softcapping", h.AttnLogitSoftcap != nil && *h.AttnLogitSoftcap != 0},
 		{"use_bidirectional_attention", isSet(h.BidirectionalAttn) && string(h.BidirectionalAttn) != "false" &&
-			!(f.Kinds && string(h.BidirectionalAttn) == `"vision"`)},
+			(!f.Kinds || string(h.BidirectionalAttn) != `"vision"`)},
 		{"is_causal = false", !or(h.IsCausal, true)},
 		{"clip_qkv", h.ClipQKV != nil},
 		{"mlp_bias", or(h.MLPBias, false)},
@@ -541,9 +539,9 @@ func (h *config) checkKinds(p *family.Params) error {
 }
 
 // biases says which projections have a bias.
-func (h *config) biases(f *family.Family) (family.Biases, error) {
+func (h *config) biases(f *family.Family) family.Biases {
 	if f.BiasKey == "" {
-		return f.AttnBias, nil
+		return f.AttnBias
 	}
 	b := f.AttnBias
 	if f.OutBiasKey != "" {
@@ -552,7 +550,7 @@ func (h *config) biases(f *family.Family) (family.Biases, error) {
 	if !or(h.AttentionBias, f.BiasDefault) {
 		b.Q, b.K, b.V, b.O = false, false, false, b.O && f.OutBiasKey != ""
 	}
-	return b, nil
+	return b
 }
 
 // noRope says which layers turn nothing; nil: all do.

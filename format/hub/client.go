@@ -198,7 +198,7 @@ func (c *Client) get(ctx context.Context, what, address string, header http.Head
 		case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusPartialContent:
 			return resp, nil
 		default:
-			io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<16))
+			_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<16)) // so that the connection can be used again
 			resp.Body.Close()
 			err = refusal(what, resp)
 			if s := resp.StatusCode; s != http.StatusTooManyRequests && s != http.StatusRequestTimeout && s < 500 {

@@ -714,7 +714,7 @@ func arithmetic(line int, op string, a, b any) (any, error) {
 		}
 		return nil, overflow
 	case "*":
-		if c := i * j; i == 0 || c/i == j && !(i == -1 && j == math.MinInt64) {
+		if c := i * j; i == 0 || c/i == j && (i != -1 || j != math.MinInt64) {
 			return c, nil
 		}
 		return nil, overflow

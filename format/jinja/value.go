@@ -220,7 +220,7 @@ func equalWithin(a, b any, budget *int) bool {
 	i, f, ai, aok := number(a)
 	j, g, bi, bok := number(b)
 	if aok || bok {
-		return aok && bok && (ai && bi && i == j || !(ai && bi) && f == g)
+		return aok && bok && (ai && bi && i == j || (!ai || !bi) && f == g)
 	}
 	switch a := a.(type) {
 	case nil:

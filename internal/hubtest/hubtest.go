@@ -64,7 +64,7 @@ func New(t testing.TB) *Hub {
 	h := &Hub{repos: map[string]map[string][]byte{}, large: map[string]bool{}}
 	h.Server = httptest.NewServer(http.HandlerFunc(h.serve))
 	h.store = httptest.NewServer(http.HandlerFunc(h.serveStore))
-	t.Cleanup(h.Server.Close)
+	t.Cleanup(h.Close)
 	t.Cleanup(h.store.Close)
 	return h
 }

@@ -148,11 +148,11 @@ func TestGroupsRefuses(t *testing.T) {
 		edit func(d *document)
 		says []string
 	}
-	groups := func(old, new string, says ...string) test {
+	groups := func(old, repl string, says ...string) test {
 		if !strings.Contains(text, old) {
 			t.Fatalf("%q is not in %s", old, text)
 		}
-		return test{new, func(d *document) { d.set(spec.KeyGroups, strings.Replace(text, old, new, 1)) },
+		return test{repl, func(d *document) { d.set(spec.KeyGroups, strings.Replace(text, old, repl, 1)) },
 			append(says, spec.KeyGroups)}
 	}
 	key := func(k string, v any) test {

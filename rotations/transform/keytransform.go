@@ -403,7 +403,7 @@ func (p *transformProgram) direction(m *transformPoint) (dir []float64, slope fl
 	dir = make([]float64, d*d)
 	for a := range half {
 		for b := range half {
-			if p.still != nil && !(p.still[a] && p.still[b]) {
+			if p.still != nil && (!p.still[a] || !p.still[b]) {
 				continue
 			}
 			i, j := p.pairs.Dims(a, d)

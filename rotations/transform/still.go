@@ -26,20 +26,20 @@ const stillFreq = 1e-20
 
 // StillPairs says which pairs of a layer's heads RoPE does not turn, [HeadDim/2], and whether
 // there are any.
-func StillPairs(y *family.Layer) (still []bool, any bool) {
+func StillPairs(y *family.Layer) (still []bool, some bool) {
 	still = make([]bool, y.HeadDim/2)
 	turned := 0
 	if y.Rope.Dim > 0 {
 		for p, f := range y.Rope.InvFreq() {
 			still[p] = f <= stillFreq
-			any = any || still[p]
+			some = some || still[p]
 			turned++
 		}
 	}
 	for p := turned; p < len(still); p++ {
-		still[p], any = true, true
+		still[p], some = true, true
 	}
-	return still, any
+	return still, some
 }
 
 // CheckStill says whether a model has layers where a matrix can pass between keys and queries on
@@ -49,7 +49,7 @@ func CheckStill(c *family.Config) (matrix, shift error) {
 	matrix = ErrAllTurn
 	for l := range c.Layers {
 		y := &c.Layers[l]
-		if _, any := StillPairs(y); !any || y.Kind != family.Softmax {
+		if _, some := StillPairs(y); !some || y.Kind != family.Softmax {
 			continue
 		}
 		if matrix = CheckStillTransform(c, l); matrix != nil {
@@ -60,7 +60,7 @@ func CheckStill(c *family.Config) (matrix, shift error) {
 		return matrix, shift
 	}
 	for l := range c.Layers {
-		if _, any := StillPairs(&c.Layers[l]); any {
+		if _, some := StillPairs(&c.Layers[l]); some {
 			if shift = CheckStillShift(c, l); shift != nil {
 				break
 			}

@@ -145,7 +145,7 @@ func (l *codedLayer) append(ctx context.Context, k, v []float32) error {
 	}
 	sinks := min(n, max(0, l.policy.Sink-l.n))
 	for i, x := range [][]float32{k, v} {
-		if !(i == 0 && l.keys || i == 1 && l.values) {
+		if ![]bool{l.keys, l.values}[i] {
 			continue
 		}
 		[]*half{&l.sinkK, &l.sinkV}[i].append(x[:sinks*width])

@@ -73,7 +73,7 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 			defer remove()
 			src = o.Path
 		}
-		return runGains(ctx, c, src, stdout, stderr)
+		return runGains(ctx, c, src, stdout)
 	}
 	if c.IsSet("target-ctx") {
 		return usagef("--target-ctx is for audit --gains")

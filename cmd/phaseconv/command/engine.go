@@ -19,7 +19,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
-func engineCommand(stdout, stderr io.Writer) *cli.Command {
+func engineCommand(stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "engine",
 		Usage: "the engine on stock libllama: what of llama.cpp is here and works",

@@ -12,7 +12,7 @@ import (
 )
 
 // runGains is audit --gains.
-func runGains(ctx context.Context, c *cli.Command, src string, stdout, stderr io.Writer) error {
+func runGains(ctx context.Context, c *cli.Command, src string, stdout io.Writer) error {
 	for _, f := range []string{"ffn", "report", "calib", "text"} {
 		if c.IsSet(f) {
 			return usagef("--%s has no effect with --gains, which runs no text", f)

@@ -41,7 +41,7 @@ func (a *Attention) Folds() Folds {
 		f.Refused = "a norm without gains behind RoPE"
 	case a.Rope != nil && a.Rope.Mode != ropePairs && a.Rope.Mode != ropeHalves:
 		f.Refused = fmt.Sprintf("RoPE of mode %d, whose sections turn by positions of several kinds", a.Rope.Mode)
-	case k.norm && !(k.gain && q.gain):
+	case k.norm && (!k.gain || !q.gain):
 		f.Refused = "a norm without gains"
 	case k.norm:
 		f.Keys = foldGains

@@ -429,7 +429,7 @@ func (m *Model) Close() {
 	}
 }
 
-// Layers, Hidden and Context are the model's numbers as llama.cpp has them.
+// Layers is the number of the model's layers; like Hidden and Context, as llama.cpp has it.
 func (m *Model) Layers() int { return int(m.l.modelInt["n_layer"](m.p)) }
 
 // Hidden is the length of a hidden state.
