@@ -282,6 +282,19 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 		p.Tensors = append(p.Tensors, TensorPlan{Name: "output.weight", Sources: t.Sources, Shape: t.Shape, From: t.Type,
 			To: to.String(), Action: Recode, Tensor: t, Why: "stock readers of this architecture need a head of its own"})
 	}
+	if err := p.rope(c); err != nil {
+		return err
+	}
+	for _, n := range c.Unknown {
+		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Drop,
+			Why: "stock readers refuse tensors outside the architecture"})
+	}
+	return nil
+}
+
+// rope plans the tensors of RoPE scaling.
+func (p *Plan) rope(c *checkpoint.Checkpoint) error {
+	cfg := c.Config
 	full, _ := cfg.Ropes()
 	if d, ok := full.FreqDivisors(); ok {
 		if !cfg.Family.RopeFreqs {
@@ -300,10 +313,6 @@ func (p *Plan) toGGUF(c *checkpoint.Checkpoint, outtype string, targets map[stri
 	if full.Smooth {
 		p.Warnings = append(p.Warnings, "stock GGUF runtimes round the ends of YaRN's ramp to whole pairs (truncate is false "+
 			"here); results differ a little from the source")
-	}
-	for _, n := range c.Unknown {
-		p.Tensors = append(p.Tensors, TensorPlan{Name: n, Sources: []string{n}, Action: Drop,
-			Why: "stock readers refuse tensors outside the architecture"})
 	}
 	return nil
 }

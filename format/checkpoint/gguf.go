@@ -608,20 +608,8 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 		return format.Unsupportedf("%s: key %s.rope.scaling.type is %q; linear, yarn and longrope are supported", k.f.Path, k.arch,
 			kind)
 	}
-	// Stock readers of these architectures heed the first of these keys only, so
-	// a file with another value means one thing and computes another.
-	for _, x := range []struct {
-		key  string
-		want float64
-	}{{"attn_factor", 1}, {"yarn_beta_fast", stockBetaFast}, {"yarn_beta_slow", stockBetaSlow}, {"yarn_ext_factor", 1},
-		{"yarn_attn_factor", 1}, {"yarn_log_multiplier", 0}} {
-		if x.key == "attn_factor" && kind != "linear" || fam.RampKeys && x.key != "yarn_ext_factor" && x.key != "yarn_attn_factor" {
-			continue
-		}
-		if v := k.float("rope.scaling."+x.key, x.want); v != x.want {
-			return format.Unsupportedf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v,
-				x.want)
-		}
+	if err := k.unheeded(fam, kind); err != nil {
+		return err
 	}
 	p.Rope, p.RopeLocal = r, r
 	if p.SlidingWindow > 0 {
@@ -640,6 +628,26 @@ func (k *keys) rope(c *family.Config, p *family.Params) error {
 		p.Temperature = family.Temperature{Beta: beta, Length: k.int("rope.scaling.original_context_length", c.Context)}
 	}
 	return k.err
+}
+
+// unheeded refuses keys of a scaling whose values are not the usual ones: stock readers of these
+// architectures heed the first of them only, so a file with another value means one thing and
+// computes another.
+func (k *keys) unheeded(fam *family.Family, kind string) error {
+	for _, x := range []struct {
+		key  string
+		want float64
+	}{{"attn_factor", 1}, {"yarn_beta_fast", stockBetaFast}, {"yarn_beta_slow", stockBetaSlow}, {"yarn_ext_factor", 1},
+		{"yarn_attn_factor", 1}, {"yarn_log_multiplier", 0}} {
+		if x.key == "attn_factor" && kind != "linear" || fam.RampKeys && x.key != "yarn_ext_factor" && x.key != "yarn_attn_factor" {
+			continue
+		}
+		if v := k.float("rope.scaling."+x.key, x.want); v != x.want {
+			return format.Unsupportedf("%s: key %s.rope.scaling.%s is %g; only %g is supported", k.f.Path, k.arch, x.key, v,
+				x.want)
+		}
+	}
+	return nil
 }
 
 func (b *ggufBackend) readRows(source string, row0, n int, dst []float32) error {

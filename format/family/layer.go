@@ -474,10 +474,8 @@ type Params struct {
 	Dense []bool // one per layer; nil: none
 }
 
-// Resolve makes the layers of c, whose Family and model-wide numbers are set, and
-// checks all. The error names the offending quantity in the words of config.json.
-func (c *Config) Resolve(p Params) error {
-	f := c.Family
+// check refuses lists that are not of one entry per layer, and numbers of layers that no model has.
+func (p *Params) check() error {
 	if p.Layers < 1 || p.Layers > MaxLayers {
 		return format.Brokenf("num_hidden_layers is %d, expected 1 to %d", p.Layers, MaxLayers)
 	}
@@ -492,6 +490,16 @@ func (c *Config) Resolve(p Params) error {
 	}
 	if p.SlidingWindow > 0 && len(p.Sliding) != p.Layers {
 		return format.Brokenf("sliding-window flags for %d of %d layers", len(p.Sliding), p.Layers)
+	}
+	return nil
+}
+
+// Resolve makes the layers of c, whose Family and model-wide numbers are set, and
+// checks all. The error names the offending quantity in the words of config.json.
+func (c *Config) Resolve(p Params) error {
+	f := c.Family
+	if err := p.check(); err != nil {
+		return err
 	}
 	if c.EmbeddingScale == 0 {
 		c.EmbeddingScale = 1

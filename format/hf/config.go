@@ -702,32 +702,7 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 			return format.Unsupportedf("rope_parameters differ by layer type, which models of type %s do not support",
 				c.Family.Name)
 		}
-		s, err := decodeRope(h.RopeScaling)
-		if err == nil && reflect.ValueOf(*s).IsZero() {
-			s, err = decodeRope(h.RopeParameters)
-		}
-		if err == nil && !isSet(h.RopeScaling) && !isSet(h.RopeParameters) && h.RopeTheta == nil {
-			s, err = decodeRope(json.RawMessage(d.RopeJSON))
-		}
-		if err != nil {
-			return err
-		}
-		if h.OriginalMax != nil {
-			s.Original = h.OriginalMax
-		}
-		if s.Partial == nil {
-			s.Partial = h.PartialRotary
-		}
-		p.Rope, err = ropeParams(c, p.HeadDim, s, theta)
-		p.RopeLocal = p.Rope
-		if beta := or(s.Temperature, 0); beta != 0 {
-			if !c.Family.TemperatureKey || s.Original == nil {
-				return format.Unsupportedf("llama_4_scaling_beta is set, which phaseconv does not support for %s without "+
-					"original_max_position_embeddings", c.Family.Name)
-			}
-			p.Temperature = family.Temperature{Beta: beta, Length: *s.Original}
-		}
-		return err
+		return h.oneRope(c, p, theta)
 	}
 	if len(perType) > 0 && !nested {
 		return fmt.Errorf("rope_parameters has neither full_attention nor sliding_attention, which models of type %s need",
@@ -751,6 +726,36 @@ func (h *config) rope(c *family.Config, p *family.Params) error {
 		return err
 	}
 	p.RopeLocal, err = ropeParams(c, p.HeadDim, local, or(h.RopeLocalTheta, d.LocalRopeTheta))
+	return err
+}
+
+// oneRope reads RoPE parameters that are the same for all layers.
+func (h *config) oneRope(c *family.Config, p *family.Params, theta float64) error {
+	s, err := decodeRope(h.RopeScaling)
+	if err == nil && reflect.ValueOf(*s).IsZero() {
+		s, err = decodeRope(h.RopeParameters)
+	}
+	if err == nil && !isSet(h.RopeScaling) && !isSet(h.RopeParameters) && h.RopeTheta == nil {
+		s, err = decodeRope(json.RawMessage(c.Family.Defaults.RopeJSON))
+	}
+	if err != nil {
+		return err
+	}
+	if h.OriginalMax != nil {
+		s.Original = h.OriginalMax
+	}
+	if s.Partial == nil {
+		s.Partial = h.PartialRotary
+	}
+	p.Rope, err = ropeParams(c, p.HeadDim, s, theta)
+	p.RopeLocal = p.Rope
+	if beta := or(s.Temperature, 0); beta != 0 {
+		if !c.Family.TemperatureKey || s.Original == nil {
+			return format.Unsupportedf("llama_4_scaling_beta is set, which phaseconv does not support for %s without "+
+				"original_max_position_embeddings", c.Family.Name)
+		}
+		p.Temperature = family.Temperature{Beta: beta, Length: *s.Original}
+	}
 	return err
 }
 
@@ -816,15 +821,21 @@ func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.
 	default:
 		return p, format.Unsupportedf("RoPE scaling type %q is not supported (linear, llama3 and yarn are)", kind)
 	}
+	err := scale(c, s, kind, &p)
+	return p, err
+}
+
+// scale fills in the scalings that have a factor.
+func scale(c *family.Config, s *ropeScaling, kind string, p *rope.Params) error {
 	if s.Factor == nil {
-		return p, fmt.Errorf("RoPE scaling %s has no factor", kind)
+		return fmt.Errorf("RoPE scaling %s has no factor", kind)
 	}
 	p.Scaling, p.Factor = rope.Scaling(kind), *s.Factor
 	switch p.Scaling {
 	case rope.Llama3:
 		p.OriginalContext = or(s.Original, c.Context)
 		if s.LowFreq == nil || s.HighFreq == nil {
-			return p, fmt.Errorf("RoPE scaling llama3 needs low_freq_factor and high_freq_factor")
+			return fmt.Errorf("RoPE scaling llama3 needs low_freq_factor and high_freq_factor")
 		}
 		p.LowFreqFactor, p.HighFreqFactor = *s.LowFreq, *s.HighFreq
 	case rope.YaRN:
@@ -832,7 +843,7 @@ func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.
 		p.BetaFast, p.BetaSlow = or(s.BetaFast, 32), or(s.BetaSlow, 1)
 		p.Smooth = !or(s.Truncate, true)
 		if s.ExtrapScale != nil && *s.ExtrapScale != 1 {
-			return p, format.Unsupportedf("RoPE scaling yarn with extrapolation_factor %g is not supported", *s.ExtrapScale)
+			return format.Unsupportedf("RoPE scaling yarn with extrapolation_factor %g is not supported", *s.ExtrapScale)
 		}
 		if m, all := or(s.MScale, 0), or(s.MScaleAll, 0); m != 0 && all != 0 && p.Factor > 1 {
 			ln := float64(0.1 * fmath.Log(p.Factor))
@@ -841,13 +852,13 @@ func ropeParams(c *family.Config, dim int, s *ropeScaling, theta float64) (rope.
 		if s.AttnFactor != nil {
 			p.Attention = *s.AttnFactor
 		}
-		if plain := p; p.Attention != 0 {
+		if plain := *p; p.Attention != 0 {
 			if plain.Attention = 0; math.Abs(p.Attention-plain.Magnitude()) <= 1e-6 {
-				p = plain
+				*p = plain
 			}
 		}
 	}
-	return p, nil
+	return nil
 }
 
 // longRope fills in the divisors of scaling longrope, and its magnitude, which is one for both.

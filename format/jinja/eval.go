@@ -430,18 +430,7 @@ func (r *renderer) value(x expr, s *scope) (any, error) {
 		}
 		return list, err
 	case *dictExpr:
-		d := &Dict{}
-		for i := range x.keys {
-			kv, err := r.evalAll([]expr{x.keys[i], x.values[i]}, s)
-			if err != nil {
-				return nil, err
-			}
-			if !hashable(kv[0]) {
-				return nil, fail(line, "%s cannot be a key", typeName(kv[0]))
-			}
-			d.Set(key(kv[0]), kv[1])
-		}
-		return d, nil
+		return r.dict(x, s)
 	case *unaryExpr:
 		return r.unary(x, s)
 	case *binaryExpr:
@@ -474,22 +463,7 @@ func (r *renderer) value(x expr, s *scope) (any, error) {
 	case *sliceExpr:
 		return r.slice(x, s)
 	case *callExpr:
-		f, err := r.eval(x.f, s)
-		if err != nil {
-			return nil, err
-		}
-		a, err := r.args(x.args, s)
-		if err != nil {
-			return nil, err
-		}
-		call, ok := f.(function)
-		if !ok {
-			if u, ok := f.(undefined); ok {
-				return nil, fail(line, "%s is undefined and cannot be called", u.name)
-			}
-			return nil, fail(line, "%s cannot be called", typeName(f))
-		}
-		return call(r, line, a)
+		return r.call(x, s)
 	case *filterExpr:
 		v, err := r.eval(x.x, s)
 		if err != nil {
@@ -509,6 +483,41 @@ func (r *renderer) value(x expr, s *scope) (any, error) {
 		return ok != x.not, err
 	}
 	return nil, fail(line, "an expression is not known")
+}
+
+func (r *renderer) dict(x *dictExpr, s *scope) (any, error) {
+	d := &Dict{}
+	for i := range x.keys {
+		kv, err := r.evalAll([]expr{x.keys[i], x.values[i]}, s)
+		if err != nil {
+			return nil, err
+		}
+		if !hashable(kv[0]) {
+			return nil, fail(x.at(), "%s cannot be a key", typeName(kv[0]))
+		}
+		d.Set(key(kv[0]), kv[1])
+	}
+	return d, nil
+}
+
+func (r *renderer) call(x *callExpr, s *scope) (any, error) {
+	line := x.at()
+	f, err := r.eval(x.f, s)
+	if err != nil {
+		return nil, err
+	}
+	a, err := r.args(x.args, s)
+	if err != nil {
+		return nil, err
+	}
+	call, ok := f.(function)
+	if !ok {
+		if u, ok := f.(undefined); ok {
+			return nil, fail(line, "%s is undefined and cannot be called", u.name)
+		}
+		return nil, fail(line, "%s cannot be called", typeName(f))
+	}
+	return call(r, line, a)
 }
 
 func (r *renderer) unary(x *unaryExpr, s *scope) (any, error) {
@@ -673,34 +682,44 @@ func arithmetic(line int, op string, a, b any) (any, error) {
 		}
 		return nil, fail(line, "%s cannot be computed of %s and %s", op, typeName(a), typeName(b))
 	}
-	if !ai || !bi {
-		switch op {
-		case "+":
-			return f + g, nil
-		case "-":
-			return f - g, nil
-		case "*":
-			return f * g, nil
-		case "**":
-			return math.Pow(f, g), nil
-		}
+	if ai && bi {
+		return integers(line, op, i, j)
 	}
-	if g == 0 && strings.ContainsAny(op, "/%") {
+	return floats(line, op, f, g)
+}
+
+func floats(line int, op string, f, g float64) (any, error) {
+	switch op {
+	case "+":
+		return f + g, nil
+	case "-":
+		return f - g, nil
+	case "*":
+		return f * g, nil
+	case "**":
+		return math.Pow(f, g), nil
+	}
+	if g == 0 {
 		return nil, fail(line, "division by zero")
 	}
-	if !ai || !bi {
-		switch op {
-		case "/":
-			return f / g, nil
-		case "//":
-			return math.Floor(f / g), nil
-		}
-		m := math.Mod(f, g)
-		if m != 0 && (m < 0) != (g < 0) {
-			m += g
-		}
-		return m, nil
+	switch op {
+	case "/":
+		return f / g, nil
+	case "//":
+		return math.Floor(f / g), nil
 	}
+	m := math.Mod(f, g)
+	if m != 0 && (m < 0) != (g < 0) {
+		m += g
+	}
+	return m, nil
+}
+
+func integers(line int, op string, i, j int64) (any, error) {
+	if j == 0 && strings.ContainsAny(op, "/%") {
+		return nil, fail(line, "division by zero")
+	}
+	f, g := float64(i), float64(j)
 	overflow := fail(line, "%d %s %d is out of range", i, op, j)
 	switch op {
 	case "+":

@@ -254,34 +254,44 @@ func (l *lexer) tag(end string, endKind kind) error {
 			l.add(tokName, s[:n])
 			l.advance(n)
 		default:
-			op := ""
-			for _, o := range operators {
-				if strings.HasPrefix(s, o) {
-					op = o
-					break
-				}
+			var err error
+			if open, err = l.operator(open); err != nil {
+				return err
 			}
-			if op == "" {
-				r, _ := utf8.DecodeRuneInString(s)
-				return fail(l.line, "unexpected %q", r)
-			}
-			switch op {
-			case "(", "[", "{":
-				if len(open) == maxDepth {
-					return fail(l.line, "brackets nest deeper than %d", maxDepth)
-				}
-				open = append(open, ")]}"[strings.IndexByte("([{", op[0])])
-			case ")", "]", "}":
-				if len(open) == 0 || open[len(open)-1] != op[0] {
-					return fail(l.line, "unexpected %s", op)
-				}
-				open = open[:len(open)-1]
-			}
-			l.add(tokOp, op)
-			l.advance(len(op))
 		}
 	}
 	return fail(l.line, "a tag has no %s", end)
+}
+
+// operator reads an operator or a bracket, and returns what of open is open after it.
+func (l *lexer) operator(open []byte) ([]byte, error) {
+	s := l.src[l.at:]
+	op := ""
+	for _, o := range operators {
+		if strings.HasPrefix(s, o) {
+			op = o
+			break
+		}
+	}
+	if op == "" {
+		r, _ := utf8.DecodeRuneInString(s)
+		return nil, fail(l.line, "unexpected %q", r)
+	}
+	switch op {
+	case "(", "[", "{":
+		if len(open) == maxDepth {
+			return nil, fail(l.line, "brackets nest deeper than %d", maxDepth)
+		}
+		open = append(open, ")]}"[strings.IndexByte("([{", op[0])])
+	case ")", "]", "}":
+		if len(open) == 0 || open[len(open)-1] != op[0] {
+			return nil, fail(l.line, "unexpected %s", op)
+		}
+		open = open[:len(open)-1]
+	}
+	l.add(tokOp, op)
+	l.advance(len(op))
+	return open, nil
 }
 
 func (l *lexer) number() {

@@ -239,19 +239,23 @@ func equalWithin(a, b any, budget *int) bool {
 		return ok && equalLists(a, s, budget)
 	case *Dict:
 		d, ok := b.(*Dict)
-		if !ok || len(a.keys) != len(d.keys) {
-			return false
-		}
-		for k, v := range a.values {
-			if w, ok := d.values[k]; !ok || !equalWithin(v, w, budget) {
-				return false
-			}
-		}
-		return true
+		return ok && equalDicts(a, d, budget)
 	case *namespace:
 		return a == b
 	}
 	return false
+}
+
+func equalDicts(a, b *Dict, budget *int) bool {
+	if len(a.keys) != len(b.keys) {
+		return false
+	}
+	for k, v := range a.values {
+		if w, ok := b.values[k]; !ok || !equalWithin(v, w, budget) {
+			return false
+		}
+	}
+	return true
 }
 
 func equalLists(a, b []any, budget *int) bool {
@@ -473,6 +477,18 @@ type jsonStyle struct {
 	ascii, sort bool
 }
 
+func floatJSON(v float64) string {
+	switch {
+	case math.IsNaN(v):
+		return "NaN"
+	case math.IsInf(v, 1):
+		return "Infinity"
+	case math.IsInf(v, -1):
+		return "-Infinity"
+	}
+	return floatText(v)
+}
+
 // writeJSON is Python's json.dumps.
 func writeJSON(b *strings.Builder, v any, s jsonStyle, depth int) error {
 	if depth > maxDepth {
@@ -495,16 +511,7 @@ func writeJSON(b *strings.Builder, v any, s jsonStyle, depth int) error {
 	case int64:
 		b.WriteString(strconv.FormatInt(v, 10))
 	case float64:
-		switch {
-		case math.IsNaN(v):
-			b.WriteString("NaN")
-		case math.IsInf(v, 1):
-			b.WriteString("Infinity")
-		case math.IsInf(v, -1):
-			b.WriteString("-Infinity")
-		default:
-			b.WriteString(floatText(v))
-		}
+		b.WriteString(floatJSON(v))
 	case string:
 		quoteJSON(b, v, s.ascii)
 	case *Dict:

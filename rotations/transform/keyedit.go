@@ -167,27 +167,33 @@ func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
 		}
 	}
 	if e.Shift != nil {
-		if err := checkKeyBias(cfg, y); err != nil {
-			return err
+		return e.Shift.check(cfg, y)
+	}
+	return nil
+}
+
+// check refuses a shift that a KV head of layer y cannot have.
+func (s *BiasShift) check(cfg *family.Config, y *family.Layer) error {
+	if err := checkKeyBias(cfg, y); err != nil {
+		return err
+	}
+	if len(s.Delta) != y.HeadDim {
+		return fmt.Errorf("%d shifts for head_dim %d", len(s.Delta), y.HeadDim)
+	}
+	for _, x := range s.Delta {
+		if math.IsNaN(x) || math.IsInf(x, 0) {
+			return fmt.Errorf("shift of %g", x)
 		}
-		if len(e.Shift.Delta) != y.HeadDim {
-			return fmt.Errorf("%d shifts for head_dim %d", len(e.Shift.Delta), y.HeadDim)
+	}
+	if s.Exact {
+		if y.Sinks {
+			return errors.New("a shift that is called exact moves scores against attention sinks")
 		}
-		for _, x := range e.Shift.Delta {
-			if math.IsNaN(x) || math.IsInf(x, 0) {
-				return fmt.Errorf("shift of %g", x)
-			}
-		}
-		if e.Shift.Exact {
-			if y.Sinks {
-				return errors.New("a shift that is called exact moves scores against attention sinks")
-			}
-			still, _ := StillPairs(y)
-			for p, on := range still {
-				i, j := cfg.Pairs.Part(y.Rope.Dim).Dims(p, y.HeadDim)
-				if !on && (e.Shift.Delta[i] != 0 || e.Shift.Delta[j] != 0) {
-					return errors.New("a shift that is called exact moves dimensions that RoPE turns")
-				}
+		still, _ := StillPairs(y)
+		for p, on := range still {
+			i, j := cfg.Pairs.Part(y.Rope.Dim).Dims(p, y.HeadDim)
+			if !on && (s.Delta[i] != 0 || s.Delta[j] != 0) {
+				return errors.New("a shift that is called exact moves dimensions that RoPE turns")
 			}
 		}
 	}

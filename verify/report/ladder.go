@@ -2,6 +2,7 @@ package report
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"html/template"
 	"io"
@@ -255,14 +256,7 @@ func ladderChart(r *spec.LadderRecord, records []spec.LadderRecord) pair {
 	}
 	// The names of curves stand in the order of their ends, worst first.
 	slices.SortStableFunc(curves, func(a, b curve) int {
-		ya, yb := a.pts[len(a.pts)-1][1], b.pts[len(b.pts)-1][1]
-		switch {
-		case ya > yb:
-			return -1
-		case ya < yb:
-			return 1
-		}
-		return 0
+		return cmp.Compare(b.pts[len(b.pts)-1][1], a.pts[len(a.pts)-1][1])
 	})
 	xlo, xhi := span(0, xs...)
 	ylo, yhi := span(0, ys...)

@@ -117,40 +117,47 @@ func cacheType(name string) (gguf.Type, error) {
 	return t, nil
 }
 
-func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
+// adviseOptions reads what the command line says of the measurements.
+func adviseOptions(c *cli.Command, stderr io.Writer) (verify.AdviseOptions, error) {
 	o := verify.AdviseOptions{
 		Ctx: c.IntSlice("ctx"), Chunks: c.Int("chunks"), MaxKLD: c.Float("max-kld"), HalfSums: c.Bool("half-sums"),
 		FloatInputs: c.Bool("float-inputs"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
 	if !(o.MaxKLD >= 0) {
-		return usagef("--max-kld is %g; a divergence is not negative", o.MaxKLD)
+		return o, usagef("--max-kld is %g; a divergence is not negative", o.MaxKLD)
 	}
 	var err error
 	if o.Rotation, err = rotation(c); err != nil {
-		return err
+		return o, err
 	}
 	if o.Where.Backend, err = backends.Parse(c.String("backend")); err != nil {
-		return usagef("--backend: %w", err)
+		return o, usagef("--backend: %w", err)
 	}
 	switch s := c.String("runtime"); s {
 	case "llama.cpp":
 	case "mlx":
 		for _, f := range []string{"backend", "split-mode", "cache-rotation", "engine"} {
 			if c.IsSet(f) {
-				return usagef("--%s is for llama.cpp, not for --runtime mlx", f)
+				return o, usagef("--%s is for llama.cpp, not for --runtime mlx", f)
 			}
 		}
 		o.Where.Backend, o.Rotation = backends.MLX, false
 	default:
-		return usagef("--runtime is llama.cpp or mlx, not %q", s)
+		return o, usagef("--runtime is llama.cpp or mlx, not %q", s)
 	}
 	switch s := c.String("split-mode"); s {
 	case "none", "layer", "row", "tensor":
 		o.Where.TensorSplit = s == "tensor"
 	default:
-		return usagef("--split-mode is none, layer, row or tensor, not %q", s)
+		return o, usagef("--split-mode is none, layer, row or tensor, not %q", s)
 	}
-	if err := adviseLists(c, &o); err != nil {
+	err = adviseLists(c, &o)
+	return o, err
+}
+
+func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
+	o, err := adviseOptions(c, stderr)
+	if err != nil {
 		return err
 	}
 	if err := checkContainer(c); err != nil {
