@@ -59,7 +59,7 @@ func Ladder() []Rung {
 		{"RW1.8", "RW0", "Can slots go where they are needed?", "RW1.7, slots by KV head for an error of 0.05 on fit text", gate1, kill1, "RW2 on PASS of any RW1"},
 		{"RW2", "RW1", "Does the state bear its stored type and decay?", "best passing slots, F16 keys and values, decay 1/4096 or 1/(8 ctx), whichever is less",
 			"RW1's final max + 0.015, replay <= 0.01, rms of log(z^/z) <= 0.15, errors fall on 2 layers", "RW1's final max + 0.05, or rms > 0.15", "RW2.1"},
-		{"RW2.1", "RW2", "Does the state bear eight bits a number?", "RW2's slots, keys and values as 8-bit numbers with a scale each",
+		{"RW2.1", "RW2", "Does the state bear eight bits a number?", "RW2's slots, keys less their mean and values as 8-bit numbers with a scale each",
 			"RW2's final max + 0.015, replay <= 0.01, rms of log(z^/z) <= 0.15, errors fall on 2 layers", "RW2's final max + 0.05, or rms > 0.15", "RW3"},
 		{"RW3", "RW2", "Does the model bear it, one layer at a time?", "the smaller passing state of RW2 in the forward pass, each sampled layer alone", gate3, kill3, "RW3.1"},
 		{"RW3.1", "RW3", "Does the model bear it in all layers?", "RW3's state in all layers, slots by layer and KV head as in RW1.8", gate3, kill3, ""},

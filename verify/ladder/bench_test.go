@@ -13,7 +13,7 @@ func BenchmarkToken(b *testing.B) {
 	const d, G, near = 64, 3, slotWindow + sinks
 	x := randomHead(3, 512, d, G, 0.5)
 	filled := func(o slotOptions, m int) *slots {
-		s := newSlots(o, m, d, x.K[:d])
+		s := newSlots(o, m, d, x.K[:d], nil)
 		for i := range m {
 			s.on[i] = true
 			copy(s.K[i*d:], x.K[i%512*d:][:d])
@@ -42,7 +42,7 @@ func BenchmarkToken(b *testing.B) {
 				}
 				in := slotted(b, x, st, slotOptions{window: slotWindow, sinks: sinks})
 				o := slotOptions{cost: costProd, kappa: rungKappa, saturation: rungSaturation, stored: storedF16}
-				s := newSlots(o, m, d, st.mu)
+				s := newSlots(o, m, d, st.mu, st.keyMean)
 				exact := filled(slotOptions{}, near)
 				scores, num := make([]float64, m+near+1), make([]float64, d)
 				t := 0

@@ -105,9 +105,9 @@ type verdict struct{ short, kill []string }
 func (v *verdict) above(what string, x, gate, kill float64) {
 	switch {
 	case kill > 0 && x > kill:
-		v.kill = append(v.kill, fmt.Sprintf("%s %.4g is above %g", what, x, kill))
+		v.kill = append(v.kill, fmt.Sprintf("%s %.4g is above %.4g", what, x, kill))
 	case !(x <= gate):
-		v.short = append(v.short, fmt.Sprintf("%s %.4g is above %g", what, x, gate))
+		v.short = append(v.short, fmt.Sprintf("%s %.4g is above %.4g", what, x, gate))
 	}
 }
 

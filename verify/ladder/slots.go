@@ -52,6 +52,7 @@ type slots struct {
 	o       slotOptions
 	m, d    int
 	mu      []float32
+	keyMean []float32
 	now     int // tokens so far
 	used    int
 	free    int       // index of the free slot once all are used
@@ -70,10 +71,10 @@ type slots struct {
 	label   []int32 // slot of each token pushed, -1 when dropped
 }
 
-func newSlots(o slotOptions, m, d int, mu []float32) *slots {
+func newSlots(o slotOptions, m, d int, mu, keyMean []float32) *slots {
 	n := m + 1
 	each := func(k int) []float32 { return make([]float32, n*k) }
-	return &slots{o: o, m: m, d: d, mu: mu, on: make([]bool, n), K: each(d), V: each(d), X: each(d),
+	return &slots{o: o, m: m, d: d, mu: mu, keyMean: keyMean, on: make([]bool, n), K: each(d), V: each(d), X: each(d),
 		count: each(1), mass: each(1), corr: each(1), bias: each(1), vv: make([]float64, n),
 		stamp: make([]int, n), nearest: make([]int, n), cost: make([]float64, n)}
 }
@@ -125,8 +126,14 @@ func (s *slots) settle(i int) {
 		for j := range k {
 			k[j], v[j] = dtype.F16Round(k[j]), dtype.F16Round(v[j])
 		}
-	case stored8:
+	case stored8: // a mean that all keys share would take the scale
+		for j := range k {
+			k[j] -= s.keyMean[j]
+		}
 		round8(k)
+		for j := range k {
+			k[j] += s.keyMean[j]
+		}
 		round8(v)
 	}
 	s.vv[i] = linalg.Dot64(v, v)
@@ -331,13 +338,14 @@ type slotInput struct {
 	N     []float32 // of window and sinks: see near
 	D     []float64
 	mu    []float32 // mean of queries
+	kmean []float32 // mean of keys
 	mass  []float32 // of each key
 	white []float32 // whitened keys, [T, d]
 }
 
 // newSlotInput computes it. It drops the exact weights of x.
 func newSlotInput(ctx context.Context, x *head, s *stats, W, S int) (*slotInput, error) {
-	in := &slotInput{head: x, mu: s.mu}
+	in := &slotInput{head: x, mu: s.mu, kmean: s.keyMean}
 	in.N, in.D = x.near(W, S)
 	x.e = nil
 	var err error
@@ -353,7 +361,7 @@ func newSlotInput(ctx context.Context, x *head, s *stats, W, S int) (*slotInput,
 func runSlots(ctx context.Context, x *slotInput, o slotOptions, m int, checks bool) (*slotRun, error) {
 	T, d, N, D := x.T, x.d, x.N, x.D
 	out := &slotRun{O: make([]float32, x.G*T*d), logMax: math.Inf(-1)}
-	state := newSlots(o, m, d, x.mu)
+	state := newSlots(o, m, d, x.mu, x.kmean)
 	scores, num := make([]float64, m+1), make([]float64, d)
 	every := max(1, T/2/replays)
 	for t := range T {

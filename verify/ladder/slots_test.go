@@ -219,7 +219,7 @@ func TestNearest(t *testing.T) {
 		for _, cost := range []string{costProd, costWard} {
 			o := slotOptions{window: 8, sinks: 2, cost: cost}
 			want := allPairs(x, mass, white, s.mu, o, 12)
-			state := newSlots(o, 12, 16, s.mu)
+			state := newSlots(o, 12, 16, s.mu, nil)
 			for t := o.window; t < x.T; t++ {
 				if j := t - o.window; j >= o.sinks {
 					state.push(x.K[j*16:(j+1)*16], x.V[j*16:(j+1)*16], white[j*16:(j+1)*16], mass[j])
@@ -237,7 +237,7 @@ func TestNearest(t *testing.T) {
 // TestEvict: the tokens of the largest mass stay.
 func TestEvict(t *testing.T) {
 	s, _ := randomStats(t, 0.5)
-	state := newSlots(slotOptions{evict: true}, 2, 16, s.mu)
+	state := newSlots(slotOptions{evict: true}, 2, 16, s.mu, nil)
 	x := randomHead(5, 8, 16, 1, 0.5)
 	for i, w := range []float32{3, 1, 2, 5, 4} {
 		state.push(x.K[i*16:(i+1)*16], x.V[i*16:(i+1)*16], x.K[i*16:(i+1)*16], w)
@@ -316,5 +316,35 @@ func TestMass(t *testing.T) {
 	}
 	if z := fmath.Log(heads[0].Z[24]) + float64(heads[0].c[24]); float32(z) != s.logZ[0] {
 		t.Errorf("the sample begins with log Z %g, want %g", s.logZ[0], z)
+	}
+}
+
+// TestEightBits: a constant that all keys share, as a bias makes it, drops out of softmax, and
+// takes nothing of the eight bits either.
+func TestEightBits(t *testing.T) {
+	const d = 16
+	apart := func(constant float32) float64 {
+		shift := func(x *head) *head {
+			for i := 0; i < len(x.K); i += d {
+				x.K[i] += constant
+			}
+			x.exact()
+			return x
+		}
+		s, err := fitStats(context.Background(), []*head{shift(randomHead(5, 96, d, 2, 0.5))}, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := shift(randomHead(8, 96, d, 2, 0.5))
+		o := slotOptions{window: 16, sinks: 4, cost: costProd, stored: stored8}
+		run, err := runSlots(context.Background(), slotted(t, x, s, o), o, 96, false) // nothing is merged
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x.compare(run.O).rel()
+	}
+	plain, shifted := apart(0), apart(100)
+	if plain == 0 || shifted > 1.2*plain {
+		t.Errorf("relative error %g, with a constant of 100 %g", plain, shifted)
 	}
 }
