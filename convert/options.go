@@ -147,6 +147,9 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 	if _, err := plan.NewKeys(c.Config, o.keys()); err != nil {
 		return err
 	}
+	if err := o.Policy.CheckContext(o.Ctx); err != nil {
+		return err
+	}
 	if err := o.settleCache(c.Config); err != nil {
 		return err
 	}

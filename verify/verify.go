@@ -78,6 +78,9 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if o.Recent >= 0 {
 		policy.Recent = o.Recent
 	}
+	if err := policy.CheckContext(o.Ctx); err != nil {
+		return nil, err
+	}
 	s, err := newSubject(a, o, policy)
 	if err != nil {
 		return nil, err

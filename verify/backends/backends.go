@@ -35,7 +35,7 @@ const (
 const MLX Backend = "mlx"
 
 // MLXSource is what is known of it was read from.
-const MLXSource = "mlx-lm 0.30 (--kv-bits, --kv-group-size 64, --quantized-kv-start 0)"
+const MLXSource = "mlx-lm 0.32.2 (--kv-bits, --kv-group-size 64, --quantized-kv-start 0)"
 
 // All lists the backends, Any last.
 func All() []Backend { return []Backend{CPU, CUDA, Metal, Vulkan, ROCm, Any} }

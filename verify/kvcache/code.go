@@ -29,6 +29,16 @@ type Policy struct {
 	Exceptions int
 }
 
+// CheckContext refuses a context of T tokens in which every query sees tokens that stay F16 alone:
+// a measurement there would say that the code costs nothing.
+func (p Policy) CheckContext(T int) error {
+	if p.Sink+p.Recent >= T {
+		return option.Bad("Ctx", T, "the first %d and the last %d tokens stay F16, so nothing coded would be measured; "+
+			"take a longer context or keep fewer", p.Sink, p.Recent)
+	}
+	return nil
+}
+
 // Check refuses impossible numbers, for keys of d numbers.
 func (p Policy) Check(d int) error {
 	for _, x := range []struct {
