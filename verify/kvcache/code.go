@@ -32,9 +32,9 @@ type Policy struct {
 // CheckContext refuses a context of T tokens in which every query sees tokens that stay F16 alone:
 // a measurement there would say that the code costs nothing.
 func (p Policy) CheckContext(T int) error {
-	if p.Sink+p.Recent >= T {
-		return option.Bad("Ctx", T, "the first %d and the last %d tokens stay F16, so nothing coded would be measured; "+
-			"take a longer context or keep fewer", p.Sink, p.Recent)
+	if p.Sink >= T || p.Recent >= T-p.Sink { // no sum that could overflow
+		return option.Bad("Ctx", T, "the first %d (sink) and the last %d (recent) tokens stay F16, so nothing coded would be "+
+			"measured; take a longer context or keep fewer", p.Sink, p.Recent)
 	}
 	return nil
 }
