@@ -2,6 +2,7 @@ package convert
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
 
@@ -113,7 +115,9 @@ func DefaultOptions() Options {
 const JointRecent = 64
 
 // DefaultJoint returns how keys and values are coded together unless told otherwise.
-func DefaultJoint() plan.Joint { return plan.Joint{Bits: 3, Span: spec.DefaultGroupDim} }
+func DefaultJoint() plan.Joint {
+	return plan.Joint{Bits: 3, Span: spec.DefaultGroupDim, Fisher: true, IfAble: true}
+}
 
 // An OptionError says which field of the options cannot be, and why. Convert, Audit, Apply and
 // the others return it, wrapped or not, before they do any work.
@@ -143,6 +147,19 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 	}
 	if err := plan.CheckOutType(o.OutType); err != nil {
 		return err
+	}
+	if j := o.Joint; j != nil && j.Fisher {
+		if err := refmodel.Differentiable(c.Config); err != nil {
+			if !j.IfAble {
+				return option.Bad("Fisher", nil, "%v", err)
+			}
+			queries := *j
+			queries.Fisher = false
+			o.Joint = &queries
+			if o.Notice != nil {
+				o.Notice(fmt.Sprintf("%v: errors of the code are weighed by queries instead of gradients", err))
+			}
+		}
 	}
 	if _, err := plan.NewKeys(c.Config, o.keys()); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
@@ -39,6 +40,10 @@ type Gradient struct {
 // numbers; a single window may need more.
 const gradientFloats = 1 << 27
 
+// Differentiable says, by name, which feature of a model has no backward pass here; nil where
+// all have one.
+func Differentiable(c *family.Config) error { return c.Require("the backward pass", 0) }
+
 // Gradients runs windows of token ids, all of the same length, forward and then backward, and
 // calls visit for every layer from the last to the first, batch of windows by batch. Its memory
 // is the input of every layer for one batch, one or several windows (see gradientFloats), and
@@ -51,7 +56,7 @@ func (m *Model) Gradients(ctx context.Context, windows [][]int32, o GradientOpti
 	if m.Resident {
 		return fmt.Errorf("the backward pass of a resident model: it needs matrices as they are read")
 	}
-	if err := m.Config.Require("the backward pass", 0); err != nil {
+	if err := Differentiable(m.Config); err != nil {
 		return err
 	}
 	all, err := newBatch(windows)

@@ -94,8 +94,8 @@ func convertFlags() []cli.Flag {
 				Value: convert.DefaultJoint().Bits},
 			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
 				Value: convert.DefaultJoint().Span},
-			&cli.BoolFlag{Name: "fisher",
-				Usage: "with --code joint: weigh errors by gradients of the model's own loss instead of by queries; a backward pass over half of the calibration text more"},
+			&cli.BoolFlag{Name: "fisher", Value: true, DefaultText: "on where every layer has a backward pass",
+				Usage: "with --code joint: weigh errors by gradients of the model's own loss; --fisher=false weighs them by queries and is faster"},
 		),
 		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "eval", Usage: "held-out text to measure on",
 			DefaultText: "one that comes with the program"})...),
@@ -252,7 +252,7 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 		}
 	}
 	o.Code, o.Bits = codec.Frame, 1
-	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span"), Fisher: c.Bool("fisher")}
+	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span"), Fisher: c.Bool("fisher"), IfAble: !c.IsSet("fisher")}
 	if !c.IsSet("recent") {
 		o.Policy.Recent = convert.JointRecent
 	}
