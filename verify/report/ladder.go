@@ -1,10 +1,8 @@
 package report
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
-	"html/template"
 	"io"
 	"math"
 	"slices"
@@ -19,30 +17,15 @@ func WriteLadder(w io.Writer, l *spec.LadderJSON) error {
 	if v == nil {
 		return fmt.Errorf("report: the ladder has no records")
 	}
-	t, err := layout()
+	d, err := dressed()
 	if err != nil {
 		return err
 	}
-	css, err := assets.ReadFile("style.css")
-	if err != nil {
-		return err
-	}
-	js, err := assets.ReadFile("probes.js")
-	if err != nil {
-		return err
-	}
-	p := struct {
+	return execute(w, "ladder.html", struct {
 		*ladderView
+		dress
 		Title string
-		CSS   template.CSS
-		JS    template.JS
-	}{v, "The replacement ladder of " + v.Source, template.CSS(css), template.JS(js)}
-	var b bytes.Buffer
-	if err := t.ExecuteTemplate(&b, "ladder.html", p); err != nil {
-		return err
-	}
-	_, err = w.Write(squeeze(b.Bytes()))
-	return err
+	}{v, d, "The replacement ladder of " + v.Source})
 }
 
 // A ladderView shows the records of a ladder, context by context.

@@ -44,10 +44,6 @@ func Write(w io.Writer, models []Model, claims *spec.ClaimsJSON) error {
 	if len(models) == 0 || len(models) > MaxModels {
 		return fmt.Errorf("report: %d models; between 1 and %d can be shown", len(models), MaxModels)
 	}
-	t, err := layout()
-	if err != nil {
-		return err
-	}
 	p := &page{Claims: ledger(claims)}
 	for i := range models {
 		v, err := newView(i, &models[i])
@@ -60,17 +56,36 @@ func Write(w io.Writer, models []Model, claims *spec.ClaimsJSON) error {
 	if len(models) > 1 {
 		p.Title = fmt.Sprintf("%d models compared", len(models))
 	}
+	var err error
+	if p.dress, err = dressed(); err != nil {
+		return err
+	}
+	return execute(w, "page.html", p)
+}
+
+// A dress is what every page carries: its style and its script.
+type dress struct {
+	CSS template.CSS
+	JS  template.JS
+}
+
+func dressed() (dress, error) {
 	css, err := assets.ReadFile("style.css")
 	if err != nil {
-		return err
+		return dress{}, err
 	}
 	js, err := assets.ReadFile("probes.js")
+	return dress{template.CSS(css), template.JS(js)}, err
+}
+
+// execute writes the page of a template.
+func execute(w io.Writer, name string, data any) error {
+	t, err := layout()
 	if err != nil {
 		return err
 	}
-	p.CSS, p.JS = template.CSS(css), template.JS(js)
 	var b bytes.Buffer
-	if err := t.Execute(&b, p); err != nil {
+	if err := t.ExecuteTemplate(&b, name, data); err != nil {
 		return err
 	}
 	_, err = w.Write(squeeze(b.Bytes()))
@@ -95,9 +110,8 @@ func squeeze(b []byte) []byte {
 
 // page is the root of the template.
 type page struct {
+	dress
 	Title  string
-	CSS    template.CSS
-	JS     template.JS
 	Models []*view
 	Claims *claimsView
 }

@@ -102,21 +102,7 @@ func adviceWhole(v *view) string {
 		return "Stock cache types were not measured in this run, so nothing here says which of them is as faithful."
 	}
 	rows = sameContext(rows, v.PPL.Ctx)
-	sort.SliceStable(rows, func(i, j int) bool {
-		gi, gj := rows[i].KLD <= v.KLD.Mean, rows[j].KLD <= v.KLD.Mean
-		switch {
-		case gi != gj:
-			return gi
-		case gi && rows[i].BytesPerToken != rows[j].BytesPerToken:
-			return rows[i].BytesPerToken < rows[j].BytesPerToken
-		}
-		return rows[i].KLD < rows[j].KLD
-	})
-	r := rows[0]
-	file := "the source as published"
-	if r.Converted {
-		file = "this file"
-	}
+	r, file := best(rows, v.KLD.Mean)
 	what := fmt.Sprintf("%s keys and %s values of a stock runtime, with %s at context %s, take %s bytes per token and cost a KLD of %s (perplexity %s×)",
 		r.KType, r.VType, file, comma(r.Ctx), comma(int64(math.Round(r.BytesPerToken))), sig(r.KLD), fix(r.PPLRatio, 3))
 	own := float64(v.Bytes.KVCode)
@@ -214,22 +200,7 @@ func advice(v *view) string {
 		return ""
 	}
 	rows = sameContext(rows, v.PPL.Ctx)
-	// The smallest type that costs little; when none does, the one that costs least.
-	sort.SliceStable(rows, func(i, j int) bool {
-		gi, gj := rows[i].KLD <= goodEnough, rows[j].KLD <= goodEnough
-		switch {
-		case gi != gj:
-			return gi
-		case gi && rows[i].BytesPerToken != rows[j].BytesPerToken:
-			return rows[i].BytesPerToken < rows[j].BytesPerToken
-		}
-		return rows[i].KLD < rows[j].KLD
-	})
-	r := rows[0]
-	file := "the source as published"
-	if r.Converted {
-		file = "this file"
-	}
+	r, file := best(rows, goodEnough)
 	own := float64(v.Bytes.KCode + v.Bytes.KF16)
 	what := fmt.Sprintf("%s keys of a stock runtime, with %s at context %s, cost a KLD of %s (perplexity %s×) at %s bytes per token of keys and values",
 		r.KType, file, comma(r.Ctx), sig(r.KLD), fix(r.PPLRatio, 3), comma(int64(math.Round(r.BytesPerToken))))
@@ -243,4 +214,23 @@ func advice(v *view) string {
 			fix(r.BytesPerToken/own, 2), fix((r.BytesPerToken-float64(v.Bytes.KF16))/float64(v.Bytes.KCode), 1))
 	}
 	return fmt.Sprintf("No stock K cache type measured here is more faithful: the best, %s; %s.", what, code)
+}
+
+// best returns the row of the smallest cache whose KLD is within enough, of all rows the one of the
+// least KLD where none is, and which file it measured.
+func best(rows []spec.AdviseRow, enough float64) (r spec.AdviseRow, file string) {
+	sort.SliceStable(rows, func(i, j int) bool {
+		gi, gj := rows[i].KLD <= enough, rows[j].KLD <= enough
+		switch {
+		case gi != gj:
+			return gi
+		case gi && rows[i].BytesPerToken != rows[j].BytesPerToken:
+			return rows[i].BytesPerToken < rows[j].BytesPerToken
+		}
+		return rows[i].KLD < rows[j].KLD
+	})
+	if rows[0].Converted {
+		return rows[0], "this file"
+	}
+	return rows[0], "the source as published"
 }
