@@ -10,7 +10,6 @@ import (
 
 	"github.com/phaseconv/phaseconv/convert"
 	"github.com/phaseconv/phaseconv/convert/bits"
-	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/hub"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
@@ -90,15 +89,11 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
 	}
-	if src, err = local(ctx, stderr, src); err != nil {
-		return err
-	}
-	ck, err := checkpoint.Open(src)
+	ck, src, err := openSource(ctx, stderr, src)
 	if err != nil {
 		return err
 	}
 	defer ck.Close()
-	printNotes(stderr, ck)
 	if c.Bool("ffn") {
 		if b := c.Int("ffn-block"); b < 1 || b > codec.MaxDim {
 			return usagef("--ffn-block %d: it must be from 1 to %d", b, codec.MaxDim)

@@ -13,7 +13,6 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
-	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/ladder"
@@ -105,15 +104,11 @@ func runLadder(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Eval, err = evaluationText(c.String("eval")); err != nil {
 		return err
 	}
-	if src, err = local(ctx, stderr, src); err != nil {
-		return err
-	}
-	ck, err := checkpoint.Open(src)
+	ck, _, err := openSource(ctx, stderr, src)
 	if err != nil {
 		return err
 	}
 	defer ck.Close()
-	printNotes(stderr, ck)
 	res, err := ladder.Run(ctx, ck, o)
 	if errors.Is(err, context.Canceled) && o.Out != "" {
 		return fmt.Errorf("interrupted; rungs that were finished are in %s, and --resume goes on after them", o.Out)

@@ -8,7 +8,6 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -63,15 +62,11 @@ func runRecall(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err := text.Check(); err != nil {
 		return err
 	}
-	if src, err = local(ctx, stderr, src); err != nil {
-		return err
-	}
-	ck, err := checkpoint.Open(src)
+	ck, _, err := openSource(ctx, stderr, src)
 	if err != nil {
 		return err
 	}
 	defer ck.Close()
-	printNotes(stderr, ck)
 	if err := ppl.CheckContext(ck.Config, c.Int("ctx")); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/hub"
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 )
@@ -52,6 +53,21 @@ func locals(ctx context.Context, stderr io.Writer, names []string) ([]string, er
 		}
 	}
 	return out, nil
+}
+
+// openSource opens a source, brought to the disk if it is on the hub, and says what is worth
+// knowing of it. It returns where it lies too. The caller closes the checkpoint.
+func openSource(ctx context.Context, stderr io.Writer, name string) (*checkpoint.Checkpoint, string, error) {
+	path, err := local(ctx, stderr, name)
+	if err != nil {
+		return nil, "", err
+	}
+	ck, err := checkpoint.Open(path)
+	if err != nil {
+		return nil, "", err
+	}
+	printNotes(stderr, ck)
+	return ck, path, nil
 }
 
 // outlined returns an outline of a model of the hub: see hub.Outline. The caller calls remove.
