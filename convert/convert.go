@@ -124,18 +124,14 @@ func open(ctx context.Context, o Options) (*job, error) {
 
 // newJob does what open does on a source that is open.
 func newJob(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*job, error) {
-	j := &job{o: o, source: c}
-	if err := j.o.settle(c); err != nil {
-		return nil, err
-	}
-	if err := j.checkSource(); err != nil {
+	j, err := settledJob(c, o)
+	if err != nil {
 		return nil, err
 	}
 	j.proposed = plan.Propose(c, j.o.planned())
 	if _, err := j.plans(j.proposed); err != nil {
 		return nil, err
 	}
-	var err error
 	if j.calibration, err = ppl.TokenizeSpread(ctx, c, o.Calibration, o.Ctx, o.CalibrationTokens/o.Ctx); err != nil {
 		return nil, err
 	}
@@ -144,6 +140,15 @@ func newJob(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*job, err
 	}
 	j.evaluation, err = ppl.Tokenize(ctx, c, o.Evaluation, o.Ctx, o.Chunks)
 	return j, err
+}
+
+// settledJob begins a job whose options fit its source.
+func settledJob(c *checkpoint.Checkpoint, o Options) (*job, error) {
+	j := &job{o: o, source: c}
+	if err := j.o.settle(c); err != nil {
+		return nil, err
+	}
+	return j, j.checkSource()
 }
 
 // enough refuses calibration texts that are too short for what is to be fitted.
@@ -167,11 +172,8 @@ func Plans(o Options) ([]*plan.Plan, error) {
 		return nil, err
 	}
 	defer c.Close()
-	j := &job{o: o, source: c}
-	if err := j.o.settle(c); err != nil {
-		return nil, err
-	}
-	if err := j.checkSource(); err != nil {
+	j, err := settledJob(c, o)
+	if err != nil {
 		return nil, err
 	}
 	return j.plans(plan.Propose(c, j.o.planned()))

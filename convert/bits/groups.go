@@ -215,13 +215,8 @@ type jointSurvey struct {
 }
 
 func (s *jointSurvey) attention(ctx context.Context, a *refmodel.Attention) error {
-	c, y, o := s.cfg, &s.cfg.Layers[a.Layer], s.o
-	if o.Balance {
-		b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
-		for h := range y.KVHeads {
-			s.scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
-		}
-	}
+	c, o := s.cfg, s.o
+	o.balance(c, a, s.scale)
 	var groups []*codec.Group
 	for i, parts := range s.g.Parts[a.Layer] {
 		xs, err := activations.GroupSamples(ctx, c, a, [][]codec.Part{parts},

@@ -253,14 +253,21 @@ type surveyed struct {
 	loss     float64
 }
 
+// balance adds the pair scales of a layer's keys, by layer and KV head, where they are folded.
+func (o *Options) balance(c *family.Config, a *refmodel.Attention, scale map[[2]int][]float32) {
+	if !o.Balance {
+		return
+	}
+	y := &c.Layers[a.Layer]
+	b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
+	for h := range y.KVHeads {
+		scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
+	}
+}
+
 func (s *survey) attention(ctx context.Context, a *refmodel.Attention) error {
 	c, y, o := s.cfg, &s.cfg.Layers[a.Layer], s.o
-	if o.Balance {
-		b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
-		for h := range y.KVHeads {
-			s.scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
-		}
-	}
+	o.balance(c, a, s.scale)
 	scale := func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }
 	xs, err := activations.Samples(ctx, c, a, scale, o.Policy, o.Threads)
 	if err != nil {
