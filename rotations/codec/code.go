@@ -255,13 +255,22 @@ func (c *Code) To(from, to rope.Layout) (*Code, error) {
 	if from == to {
 		return c, nil
 	}
+	at := make([]int, c.D)
+	for i := range at {
+		at[i] = from.Index(to, i, c.D)
+	}
+	return c.moved(at)
+}
+
+// moved returns the code of vectors whose number i moved to place at[i].
+func (c *Code) moved(at []int) (*Code, error) {
 	move := func(m []float32) []float32 {
 		if m == nil {
 			return nil
 		}
 		r := make([]float32, len(m))
 		for i, v := range m {
-			r[i/c.D*c.D+from.Index(to, i%c.D, c.D)] = v
+			r[i/c.D*c.D+at[i%c.D]] = v
 		}
 		return r
 	}

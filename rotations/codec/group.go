@@ -244,7 +244,7 @@ func (g *Group) To(from, to rope.Layout) (*Group, error) {
 	if from == to {
 		return g, nil
 	}
-	d, at := g.D(), make([]int, g.D())
+	at := make([]int, g.D())
 	for i, p := range g.Parts {
 		for j := range g.Dim(p) {
 			if at[g.starts[i]+j] = g.starts[i] + j; !p.Value {
@@ -252,21 +252,8 @@ func (g *Group) To(from, to rope.Layout) (*Group, error) {
 			}
 		}
 	}
-	move := func(m []float32) []float32 {
-		if m == nil {
-			return nil
-		}
-		r := make([]float32, len(m))
-		for i, v := range m {
-			r[i/d*d+at[i%d]] = v
-		}
-		return r
-	}
-	code, err := New(g.Code.Kind, d, g.B(), move(g.Code.Mean), move(g.Code.Decode), move(g.Code.Encode))
+	code, err := g.Code.moved(at)
 	if err != nil {
-		return nil, err
-	}
-	if code, err = code.WithGain(g.Code.Gain); err != nil {
 		return nil, err
 	}
 	return NewGroup(code, g.Parts, g.KeyDim, g.ValueDim, g.Gains)
