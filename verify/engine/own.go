@@ -194,21 +194,28 @@ func (o *OwnPass) pass(ctx context.Context, w *ppl.Windows, ref *Reference, thei
 		if err != nil {
 			return err
 		}
-		out.Base = res.Base
-		out.Streams, out.Divergences = append(out.Streams, res.Streams...), append(out.Divergences, res.Divergences...)
+		out.Append(res)
 	}
 	return nil
 }
 
-// run sends windows through the model once for all lanes; hooks see the first.
-func (o *OwnPass) run(ctx context.Context, w *ppl.Windows, lanes []Lane, opt Options) ([]ppl.Positions, error) {
-	var variants []*refmodel.Variant
+// variants returns what the forward pass stores for lanes at a context of ctx tokens.
+func (o *OwnPass) variants(lanes []Lane, ctx int) (out []*refmodel.Variant, err error) {
 	for _, l := range lanes {
-		c, err := o.cache(l, w.Ctx)
+		c, err := o.cache(l, ctx)
 		if err != nil {
 			return nil, err
 		}
-		variants = append(variants, &refmodel.Variant{Cache: c})
+		out = append(out, &refmodel.Variant{Cache: c})
+	}
+	return out, nil
+}
+
+// run sends windows through the model once for all lanes; hooks see the first.
+func (o *OwnPass) run(ctx context.Context, w *ppl.Windows, lanes []Lane, opt Options) ([]ppl.Positions, error) {
+	variants, err := o.variants(lanes, w.Ctx)
+	if err != nil {
+		return nil, err
 	}
 	return ppl.Run(ctx, o.Model, w, refmodel.Options{Hooks: opt.Hooks, Progress: opt.Run}, variants...)
 }

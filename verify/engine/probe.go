@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/phaseconv/phaseconv/verify/ppl"
-	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
 // A Prober is an engine that can compute lanes at a block of positions alone.
@@ -48,13 +47,9 @@ func (o *OwnPass) Probe(ctx context.Context, w *ppl.Windows, b *ppl.Block, ref *
 	}
 	out := &ppl.Result{}
 	for at := 0; at < len(lanes); at += maxStreams {
-		var variants []*refmodel.Variant
-		for _, l := range lanes[at:min(len(lanes), at+maxStreams)] {
-			c, err := o.cache(l, w.Ctx)
-			if err != nil {
-				return nil, err
-			}
-			variants = append(variants, &refmodel.Variant{Cache: c})
+		variants, err := o.variants(lanes[at:min(len(lanes), at+maxStreams)], w.Ctx)
+		if err != nil {
+			return nil, err
 		}
 		streams, err := b.Probe(ctx, o.Model, ref.context, opt.Run, variants...)
 		if err != nil {
@@ -64,8 +59,7 @@ func (o *OwnPass) Probe(ctx context.Context, w *ppl.Windows, b *ppl.Block, ref *
 		if err != nil {
 			return nil, err
 		}
-		out.Base = res.Base
-		out.Streams, out.Divergences = append(out.Streams, res.Streams...), append(out.Divergences, res.Divergences...)
+		out.Append(res)
 	}
 	return out, nil
 }

@@ -117,6 +117,12 @@ type Result struct {
 	Divergences []Divergence
 }
 
+// Append adds the streams of another result on the same windows.
+func (r *Result) Append(o *Result) {
+	r.Base = o.Base
+	r.Streams, r.Divergences = append(r.Streams, o.Streams...), append(r.Divergences, o.Divergences...)
+}
+
 // Check returns an error when a result is no number: predictions of infinite or undefined
 // logits, or keys beyond what F16 scales can store.
 func (r *Result) Check() error {

@@ -163,8 +163,7 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 		if err != nil {
 			return nil, err
 		}
-		out.Base = res.Base
-		out.Streams, out.Divergences = append(out.Streams, res.Streams...), append(out.Divergences, res.Divergences...)
+		out.Append(res)
 	}
 	if o.Hooks.Attention != nil || o.Hooks.FFN != nil {
 		if of != m {
