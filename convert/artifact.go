@@ -91,11 +91,7 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 		Tool: o.Tool,
 	}
 	if o.Joint != nil {
-		var all []*codec.Group
-		for _, groups := range fitted.Groups() {
-			all = append(all, groups...)
-		}
-		x := codec.Summarize(all)
+		x := codec.Summarize(slices.Concat(fitted.Groups()...))
 		tag.Version = spec.VersionGroups
 		tag.Code.Bits, tag.Code.Parts, tag.Code.GroupDim = x.Bits, x.Parts, x.Dim
 	}
@@ -128,13 +124,7 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 		}
 		return s, nil
 	}
-	for _, layer := range fitted.Layers {
-		var row []*codec.Code
-		for _, h := range layer.Heads {
-			row = append(row, h.Codes[o.Code])
-		}
-		s.Codes = append(s.Codes, row)
-	}
+	s.Codes = fitted.Codes(o.Code)
 	return s, nil
 }
 

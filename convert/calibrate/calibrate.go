@@ -233,7 +233,6 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 	}
 	c, y := f.cfg, &f.cfg.Layers[a.Layer]
 	layer := &f.res.Layers[a.Layer]
-	layer.Heads = make([]Head, y.KVHeads)
 	if f.o.Balance {
 		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
 	}
@@ -244,11 +243,11 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 		return layer.PairScale.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
 	}
 	if f.o.Joint != nil {
-		layer.Heads = nil
 		if err := f.fitGroups(ctx, a, scale, layer); err != nil {
 			return err
 		}
 	} else {
+		layer.Heads = make([]Head, y.KVHeads)
 		xs, err := activations.Samples(ctx, c, a, scale, f.o.Policy, f.o.Threads)
 		if err != nil {
 			return err

@@ -15,6 +15,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/format/stream"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -286,7 +287,7 @@ func (w *writer) ggufTensor(ctx context.Context, o io.Writer, x *plan.TensorPlan
 		case plan.ShortFactors:
 			d = full.Short
 		}
-		b, err := encodeGGUF(gguf.TypeF32, nil, narrow(d), len(d))
+		b, err := encodeGGUF(gguf.TypeF32, nil, linalg.Float32(d), len(d))
 		if err != nil {
 			return err
 		}
@@ -325,14 +326,6 @@ func encodeGGUF(typ gguf.Type, dst []byte, src []float32, cols int) ([]byte, err
 		}
 	}
 	return dst, nil
-}
-
-func narrow(x []float64) []float32 {
-	out := make([]float32, len(x))
-	for i, v := range x {
-		out[i] = float32(v)
-	}
-	return out
 }
 
 func copyRaw(ctx context.Context, o io.Writer, c *checkpoint.Checkpoint, source string) error {

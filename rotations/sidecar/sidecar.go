@@ -17,6 +17,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
@@ -62,14 +63,6 @@ type Calibration struct {
 	Context int
 }
 
-func narrow(x []float64) []float32 {
-	out := make([]float32, len(x))
-	for i, v := range x {
-		out[i] = float32(v)
-	}
-	return out
-}
-
 // RopeText writes the RoPE parameters of full-attention and sliding-window
 // layers in one canonical form, so that two texts are equal exactly when all
 // angles are.
@@ -107,7 +100,7 @@ func RopeText(full, local rope.Params) (string, error) {
 			s.Factor, s.Original, s.BetaFast, s.BetaSlow = p.Factor, p.OriginalContext, p.BetaFast, p.BetaSlow
 			s.Smooth = p.Smooth
 		case rope.LongRoPE:
-			s.Original, s.Divisors, s.Short = p.OriginalContext, narrow(p.Divisors), narrow(p.Short)
+			s.Original, s.Divisors, s.Short = p.OriginalContext, linalg.Float32(p.Divisors), linalg.Float32(p.Short)
 		}
 		return s
 	}

@@ -241,10 +241,7 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 	T := len(t.keys) / d
 	out := &spec.Scores{Layer: p.layer, Head: p.head, QueryHead: p.head * y.Group(), Position: T - 1,
 		Sink: min(p.o.Policy.Sink, T)}
-	lo := 0
-	if y.Window > 0 {
-		lo = max(0, T-y.Window)
-	}
+	lo := refmodel.FirstSeen(y, T-1)
 	for j := lo; j < T; j++ {
 		var s float64
 		for k, v := range t.query {

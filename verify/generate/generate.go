@@ -193,10 +193,7 @@ func (s *Session) attend(ctx context.Context, a *refmodel.Attention, o []float32
 			return false, err
 		}
 		pos := s.n + r
-		from := 0
-		if y.Window > 0 {
-			from = max(0, pos-y.Window+1)
-		}
+		from := refmodel.FirstSeen(y, pos)
 		ld := pos + 2 // a sink's place
 		p := linalg.Grow(&s.p, y.Heads*ld)
 		c.scores(p, ld, a.Q[r*width:(r+1)*width], from, pos)

@@ -5,8 +5,8 @@ package kvcache
 import (
 	"context"
 	"fmt"
+	"slices"
 
-	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
@@ -124,10 +124,8 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	code := c.codes[layer][head]
 	d := code.D
 	T := len(k) / d
-	exact := make([]float32, len(k))
-	for i, v := range k {
-		exact[i] = dtype.F16Round(v)
-	}
+	exact := slices.Clone(k)
+	roundF16(exact)
 	var scale []float32
 	if c.Scale != nil {
 		scale = c.Scale(layer, head)

@@ -176,9 +176,9 @@ func head(x []float32, width, h, d int) []float32 {
 // keep puts the first n rows of a head back, as F16 holds them.
 func keep(dst, x []float32, width, h, d, n int) {
 	for i := range n {
-		for j, v := range x[i*width+h*d:][:d] {
-			dst[i*d+j] = dtype.F16Round(v)
-		}
+		row := dst[i*d : (i+1)*d]
+		copy(row, x[i*width+h*d:])
+		roundF16(row)
 	}
 }
 
@@ -203,9 +203,8 @@ func (w *groupWindow) Keys(layer, head int, k []float32) (refmodel.Scorer, error
 	if hat == nil {
 		hat = k
 	} else {
-		exact := k
-		roundF16(exact)
-		s.exact.pack(exact, w.d, 0, w.policy.Recent)
+		roundF16(k)
+		s.exact.pack(k, w.d, 0, w.policy.Recent)
 	}
 	s.coded.PackRows(w.T, w.d, hat, w.d, 1)
 	if w.values[head] == nil || w.policy.Recent == 0 {

@@ -404,7 +404,7 @@ func Softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head
 func (h *attentionHead) block(o, q, s []float32, ld, i0, i1, head int) {
 	y := h.y
 	d, width := y.HeadDim, y.Heads*y.HeadDim
-	j0 := firstSeen(y, i0)
+	j0 := FirstSeen(y, i0)
 	tile := Tile{Dst: s, LD: ld, Q: q, LDQ: width, Rows: i1 - i0, Pos: i0, From: j0, To: i1}
 	if h.scorer != nil {
 		h.scorer.Score(tile)
@@ -413,7 +413,7 @@ func (h *attentionHead) block(o, q, s []float32, ld, i0, i1, head int) {
 	}
 	for i := i0; i < i1; i++ {
 		row := s[(i-i0)*ld:]
-		lo := firstSeen(y, i)
+		lo := FirstSeen(y, i)
 		clear(row[j0:lo])
 		Softmax(row, lo, i+1, y, h.a.Sinks, head)
 		clear(row[i+1 : i1])
@@ -447,23 +447,16 @@ func (a *Attention) Probabilities(c *family.Config, window, head int, visit func
 	base := window * T
 	var kw gemm.Weights
 	kw.PackRows(T, d, a.K[base*kvWidth+head/y.Group()*d:], kvWidth, 1)
-	span := y.Window
 	buffer := scores.Get().(*[]float32)
 	defer scores.Put(buffer)
 	ld, rows := scoreStride(T), queryRows(T)
 	s := linalg.Grow(buffer, rows*ld)
 	for i0 := 0; i0 < T; i0 += rows {
 		i1 := min(T, i0+rows)
-		j0 := 0
-		if span > 0 {
-			j0 = max(0, i0-span+1)
-		}
+		j0 := FirstSeen(y, i0)
 		gemm.MulRange(s, ld, a.Q[(base+i0)*qWidth+head*d:], qWidth, i1-i0, &kw, j0, i1, 0, d, false, 1)
 		for i := i0; i < i1; i++ {
-			lo := j0
-			if span > 0 {
-				lo = max(0, i-span+1)
-			}
+			lo := FirstSeen(y, i)
 			row := s[(i-i0)*ld:]
 			Softmax(row, lo, i+1, y, a.Sinks, head)
 			visit(i, lo, row[lo:i+1])

@@ -157,12 +157,12 @@ func (m *Model) headBack(ctx context.Context, a *Attention, window, head int, o,
 			return err
 		}
 		i1 := min(T, i0+step)
-		n, at, j0 := i1-i0, (window*T+i0)*qw+head*d, firstSeen(y, i0)
+		n, at, j0 := i1-i0, (window*T+i0)*qw+head*d, FirstSeen(y, i0)
 		gemm.MulRange(p, ld, a.Q[at:], qw, n, &keys, j0, i1, 0, d, false, 1)
 		gemm.MulRange(ds, ld, do[at:], qw, n, &vals, j0, i1, 0, d, false, 1)
 		for i := i0; i < i1; i++ {
 			r := (i - i0) * ld
-			softmaxBack(p[r:r+i1], ds[r:r+i1], j0, firstSeen(y, i), i+1, float32(y.Scale),
+			softmaxBack(p[r:r+i1], ds[r:r+i1], j0, FirstSeen(y, i), i+1, float32(y.Scale),
 				float32(linalg.Dot64(do[at+(i-i0)*qw:][:d], o[at+(i-i0)*qw:][:d])))
 		}
 		gemm.MulRange(dq[at:], qw, ds, ld, n, &keysT, 0, d, j0, i1, false, 1)
@@ -177,8 +177,8 @@ func (m *Model) headBack(ctx context.Context, a *Attention, window, head int, o,
 	return nil
 }
 
-// firstSeen is the first position that a query at i sees.
-func firstSeen(y *family.Layer, i int) int {
+// FirstSeen is the first position that a query at i sees.
+func FirstSeen(y *family.Layer, i int) int {
 	if y.Window > 0 {
 		return max(0, i-y.Window+1)
 	}

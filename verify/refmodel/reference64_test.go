@@ -172,7 +172,7 @@ func (r *reference) attention(l int, x []float64, T int) []float64 {
 		for h := range y.Heads {
 			at, kv := (i*y.Heads+h)*d, h/y.Group()
 			var s []float64
-			lo := firstSeen(y, i)
+			lo := FirstSeen(y, i)
 			for j := lo; j <= i; j++ {
 				s = append(s, y.Scale*product(q[at:at+d], k[(j*y.KVHeads+kv)*d:][:d], nil, d)[0])
 			}

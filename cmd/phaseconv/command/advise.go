@@ -326,20 +326,9 @@ func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
 		}
 		o.Types = append(o.Types, t)
 	}
-	for _, pair := range c.StringSlice("pairs") {
-		k, v, ok := strings.Cut(pair, "/")
-		if !ok {
-			return usagef("--pairs: %q is not of the form K/V, such as q8_0/q4_0", pair)
-		}
-		var p kvcache.CacheTypes
-		var err error
-		if p.K, err = cacheType(k); err != nil {
-			return err
-		}
-		if p.V, err = cacheType(v); err != nil {
-			return err
-		}
-		o.Pairs = append(o.Pairs, p)
+	var err error
+	if o.Pairs, err = typePairs(c.StringSlice("pairs")); err != nil {
+		return err
 	}
 	files, _ := c.Generic("text").(*paths)
 	if files == nil || slices.Equal(*files, paths{allKinds}) {

@@ -113,13 +113,11 @@ func (e *engineChoice) knows(paths []string) bool {
 // load starts a worker and loads models, whose notes it prints. The worker is to be closed.
 func (e *engineChoice) load(ctx context.Context, report progress.Func, stderr io.Writer, files ...string) (
 	*llama.Worker, []*llama.Model, error) {
-	w, err := llama.NewWorker(ctx, e.start)
+	x, err := e.engines(ctx, stderr)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, n := range w.Notes() {
-		notes(stderr)(n)
-	}
+	w := x.Worker
 	var out []*llama.Model
 	for i, f := range files {
 		if report != nil {

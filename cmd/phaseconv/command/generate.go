@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -173,13 +174,13 @@ func generateText(ctx context.Context, m *refmodel.Model, tk *tokenizer.Tokenize
 			fmt.Fprintf(w, "%s cache\n%s", cache, shown(prompt))
 		}
 	}
-	var ids []int32
+	all, given := slices.Clone(o.Prompt), len(tk.Decode(o.Prompt))
 	said := 0
 	o.Emit = func(id int32) error {
 		begin()
-		ids = append(ids, id)
+		all = append(all, id)
 		// Pieces depend on what was before, and the bytes of a character may come one by one.
-		text := tk.Decode(append(o.Prompt[:len(o.Prompt):len(o.Prompt)], ids...))[len(tk.Decode(o.Prompt)):]
+		text := tk.Decode(all)[given:]
 		for said < len(text) && utf8.FullRune(text[said:]) {
 			_, n := utf8.DecodeRune(text[said:])
 			if _, err := io.WriteString(w, shown(string(text[said:said+n]))); err != nil {
@@ -199,8 +200,7 @@ func generateText(ctx context.Context, m *refmodel.Model, tk *tokenizer.Tokenize
 	for _, id := range r.Tokens {
 		x.Tokens = append(x.Tokens, int(id))
 	}
-	whole := tk.Decode(append(o.Prompt[:len(o.Prompt):len(o.Prompt)], ids...))
-	x.Text = strings.ToValidUTF8(string(whole[len(tk.Decode(o.Prompt)):]), "\uFFFD")
+	x.Text = strings.ToValidUTF8(string(tk.Decode(all)[given:]), "\uFFFD")
 	rate := ""
 	if v := r.TokensPerSecond(); !math.IsNaN(v) && !math.IsInf(v, 0) {
 		x.TokensPerSecond, rate = &v, fmt.Sprintf(", %.1f tokens/s", v)

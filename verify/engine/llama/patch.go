@@ -2,11 +2,10 @@ package llama
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"math"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/engine"
@@ -97,11 +96,7 @@ func (m *Model) Encode(v *checkpoint.Edited) (map[string][]byte, error) {
 // encode stores rows in a type.
 func encode(t gguf.Type, x []float32, cols int) ([]byte, error) {
 	if t == gguf.TypeF32 {
-		b := make([]byte, 0, 4*len(x))
-		for _, v := range x {
-			b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
-		}
-		return b, nil
+		return dtype.AppendF32(make([]byte, 0, 4*len(x)), x), nil
 	}
 	n, err := gguf.RowBytes(t, cols)
 	if err != nil {

@@ -181,15 +181,15 @@ func (l *Library) functions() error {
 	l.modelInt, l.ask = map[string]func(uintptr) int32{}, map[string]func(uintptr) uint32{}
 	for _, n := range []string{"n_layer", "n_embd", "n_ctx_train", "rope_type"} {
 		f := new(func(uintptr) int32)
-		if !l.bind("llama_model_"+n, f) {
-			return fmt.Errorf("the function llama_model_%s is missing from these libraries", n)
+		if err := l.register(map[string]any{"llama_model_" + n: f}); err != nil {
+			return err
 		}
 		l.modelInt[n] = *f
 	}
 	for _, n := range []string{"n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_threads"} {
 		f := new(func(uintptr) uint32)
-		if !l.bind("llama_"+n, f) {
-			return fmt.Errorf("the function llama_%s is missing from these libraries", n)
+		if err := l.register(map[string]any{"llama_" + n: f}); err != nil {
+			return err
 		}
 		l.ask[n] = *f
 	}
