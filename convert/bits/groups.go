@@ -51,7 +51,7 @@ func JointGroups(c *family.Config, bits float64, span int) (*Groups, error) {
 		y := &c.Layers[l]
 		var signs []int
 		for _, group := range parts {
-			d := groupDim(y, group)
+			d := codec.PartsDim(group, y.HeadDim, y.ValueDim)
 			before += d
 			n := before*words/numbers - given
 			given += n
@@ -71,7 +71,7 @@ func (g *Groups) Largest(c *family.Config) (numbers, signs int) {
 	for l, parts := range g.Parts {
 		y := &c.Layers[l]
 		for i, group := range parts {
-			d := groupDim(y, group)
+			d := codec.PartsDim(group, y.HeadDim, y.ValueDim)
 			numbers, signs = max(numbers, d), max(signs, g.Signs[l][i])
 		}
 	}
@@ -86,15 +86,6 @@ func (g *Groups) Total() (signs, bytes int) {
 		}
 	}
 	return signs, bytes
-}
-
-func groupDim(y *family.Layer, parts []codec.Part) (d int) {
-	for _, p := range parts {
-		if d += y.HeadDim; p.Value {
-			d += y.ValueDim - y.HeadDim
-		}
-	}
-	return d
 }
 
 // Settings of the allotment of joint codes.
@@ -172,7 +163,7 @@ func spreadJoint(c *family.Config, g *Groups, damage []float64) [][]int {
 	left := 0
 	for l, signs := range g.Signs {
 		for i, n := range signs {
-			d := groupDim(&c.Layers[l], g.Parts[l][i])
+			d := codec.PartsDim(g.Parts[l][i], c.Layers[l].HeadDim, c.Layers[l].ValueDim)
 			even := n / wordSigns
 			x := &group{layer: l, index: i, least: max(1, even/mostShare),
 				most:   min(even*mostShare, codec.MaxSigns(d)/wordSigns),

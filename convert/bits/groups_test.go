@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
 // TestSpreadJoint: the budget is kept, layers that cost more get more, nobody more than twice or
@@ -17,7 +18,7 @@ func TestSpreadJoint(t *testing.T) {
 	want, bytes := g.Total()
 	numbers := 0
 	for l := range c.Layers {
-		numbers += groupDim(&c.Layers[l], g.Parts[l][0])
+		numbers += codec.PartsDim(g.Parts[l][0], c.Layers[l].HeadDim, c.Layers[l].ValueDim)
 	}
 	// 3.2 bits per pair, less a scale for each group, in whole words.
 	if most := int(3.2*float64(numbers)/2) - 16*4; want > most || want <= most-32 || bytes != want/8+2*4 {

@@ -434,12 +434,7 @@ func (r *reader) curve(at string) []fit.Point {
 
 // group reads what was fitted to the group of these parts.
 func (r *reader) group(w *Cache, parts []codec.Part, at string) (g calibrate.Group) {
-	d := 0
-	for _, p := range parts {
-		if d += w.HeadDim; p.Value {
-			d += w.ValueDim - w.HeadDim
-		}
-	}
+	d := codec.PartsDim(parts, w.HeadDim, w.ValueDim)
 	shape := r.m[at+"decode"].shape
 	if r.err == nil && len(shape) != 2 {
 		r.err = fmt.Errorf("tensor %sdecode has shape %v, expected [signs, %d]", at, shape, d)

@@ -647,7 +647,7 @@ func ByModelType(modelType, class string) (*Family, error) {
 		if f.Name != modelType {
 			continue
 		}
-		if class != "" && !contains(f.Classes, class) {
+		if class != "" && !slices.Contains(f.Classes, class) {
 			return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported", class, modelType,
 				strings.Join(f.Classes, ", "))
 		}
@@ -684,7 +684,7 @@ func ByGGUFArch(arch string, experts int, has func(key string) bool) (*Family, e
 // of config.json and of its text_config.
 func ByWrapper(modelType, class, textType string) (*Family, error) {
 	for _, f := range table {
-		if want, ok := f.Wraps[modelType]; ok && (textType == f.Name || contains(f.TextTypes, textType)) {
+		if want, ok := f.Wraps[modelType]; ok && (textType == f.Name || slices.Contains(f.TextTypes, textType)) {
 			if class != "" && class != want {
 				return nil, format.Unsupportedf("architectures[0] is %q; of model_type %q only %s is supported",
 					class, modelType, want)
@@ -694,15 +694,6 @@ func ByWrapper(modelType, class, textType string) (*Family, error) {
 	}
 	return nil, format.Unsupportedf("model_type %q with a text_config of model_type %q is not supported",
 		modelType, textType)
-}
-
-func contains(s []string, x string) bool {
-	for _, v := range s {
-		if v == x {
-			return true
-		}
-	}
-	return false
 }
 
 // HFNames returns the Hugging Face tensor names that make up one canonical

@@ -3,6 +3,7 @@ package jinja
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -93,22 +94,13 @@ func makeDict(a args, ns bool) (any, error) {
 		}
 	}
 	// Named arguments come without their order; only tojson of such a mapping would show it.
-	for _, k := range sortedNames(a.named) {
+	for _, k := range slices.Sorted(maps.Keys(a.named)) {
 		d.Set(k, a.named[k])
 	}
 	if ns {
 		return &namespace{d}, nil
 	}
 	return d, nil
-}
-
-func sortedNames(m map[string]any) []string {
-	var out []string
-	for k := range m {
-		out = append(out, k)
-	}
-	sort.Strings(out)
-	return out
 }
 
 func rangeFunc(r *renderer, line int, a args) (any, error) {

@@ -166,11 +166,22 @@ func (g *Group) Words() int { return g.Code.Words() }
 func (g *Group) TokenBytes() int { return 4*g.Words() + 2 }
 
 // Dim returns the length of a part.
-func (g *Group) Dim(p Part) int {
+func (g *Group) Dim(p Part) int { return p.Dim(g.KeyDim, g.ValueDim) }
+
+// Dim returns the length of a part where a head's keys and values have these lengths.
+func (p Part) Dim(key, value int) int {
 	if p.Value {
-		return g.ValueDim
+		return value
 	}
-	return g.KeyDim
+	return key
+}
+
+// PartsDim returns the length of the vector of parts.
+func PartsDim(parts []Part, key, value int) (d int) {
+	for _, p := range parts {
+		d += p.Dim(key, value)
+	}
+	return d
 }
 
 // Range returns where part i lies in the group's vector: from <= j < to.

@@ -42,23 +42,12 @@ const (
 )
 
 // D returns the length of the vectors.
-func (s *GroupSample) D() int {
-	d := 0
-	for _, p := range s.Parts {
-		d += s.dim(p)
-	}
-	return d
-}
+func (s *GroupSample) D() int { return codec.PartsDim(s.Parts, s.KeyDim, s.ValueDim) }
 
 // N returns the number of tokens.
 func (s *GroupSample) N() int { return len(s.Rows) / max(1, s.D()) }
 
-func (s *GroupSample) dim(p codec.Part) int {
-	if p.Value {
-		return s.ValueDim
-	}
-	return s.KeyDim
-}
+func (s *GroupSample) dim(p codec.Part) int { return p.Dim(s.KeyDim, s.ValueDim) }
 
 // Group fits a frame of b signs to the vectors of a group, with a gain for its parts of K and
 // one for those of V. The curve is that of Fit. When ctx ends, it returns its cause after at

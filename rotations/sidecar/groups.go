@@ -203,9 +203,7 @@ func readLayer(ctx context.Context, f sidecarFile, kind codec.Kind, l int, x jso
 				return bad(fmt.Errorf("group %d: %w", i, err))
 			}
 			parts = append(parts, p)
-			if d += y.KeyDim; p.Value {
-				d += y.ValueDim - y.KeyDim
-			}
+			d += p.Dim(y.KeyDim, y.ValueDim)
 			// Before anything of that size is read.
 			if d > spec.MaxGroupDim {
 				return bad(fmt.Errorf("group %d has more than %d numbers", i, spec.MaxGroupDim))
