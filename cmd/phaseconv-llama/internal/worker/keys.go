@@ -102,10 +102,14 @@ func (m *model) substitute(k *llama.Keys, threads int) (libllama.Stops, error) {
 		if !y.FirstReader {
 			continue
 		}
-		cache, d, heads := n, y.HeadDim, y.KVHeads
+		cache, d, heads, k := n, y.HeadDim, y.KVHeads, y.K
 		n++
-		s.Do[y.K.Node] = func(t libllama.Tensor) error {
-			x, err := t.Get(nil)
+		s.Do[k.Node.Node] = func(t libllama.Tensor) error {
+			all, err := t.Get(nil)
+			if err != nil {
+				return err
+			}
+			x, err := k.Cut(all)
 			if err != nil {
 				return err
 			}
@@ -129,7 +133,8 @@ func (m *model) substitute(k *llama.Keys, threads int) (libllama.Stops, error) {
 			if err != nil {
 				return err
 			}
-			return t.Set(x)
+			k.Paste(all, x)
+			return t.Set(all)
 		}
 	}
 	return s, nil
