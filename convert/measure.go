@@ -173,7 +173,7 @@ func codesIn(ctx context.Context, fitted *calibrate.Result, from, to rope.Layout
 func (j *job) compareCaches(ctx context.Context, dir string, e spec.Artifact, contexts []int,
 	pairs ...kvcache.CacheTypes) (*spec.AdviseJSON, error) {
 	o := &j.o
-	model, err := write.Open(dir, e)
+	model, err := write.Open(dir, e, j.source.Graph)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package transform
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -20,6 +21,9 @@ func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 	d := y.HeadDim
 	if err := cfg.RequireLayer(layer, "a scale of rotary pairs", family.OwnHeads); err != nil {
 		return err
+	}
+	if err := CheckPairScale(y); err != nil {
+		return fmt.Errorf("layer %d: %w", layer, err)
 	}
 	if err := b.Check(y.KVHeads, d); err != nil {
 		return fmt.Errorf("layer %d: %w", layer, err)
@@ -43,6 +47,14 @@ func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 			}
 		}
 		scalePart(v, l, "attn_q", q)
+	}
+	return nil
+}
+
+// CheckPairScale says whether a scale passes between the keys and queries of a layer.
+func CheckPairScale(y *family.Layer) error {
+	if y.FixedKeys != "" {
+		return errors.New(y.FixedKeys)
 	}
 	return nil
 }

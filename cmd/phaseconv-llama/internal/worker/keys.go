@@ -68,16 +68,14 @@ func (m *model) replacer(k *llama.Keys) (replacer, error) {
 			codes = append(codes, row)
 		}
 	}
+	graph := m.facts.Graph()
 	for l := range cfg.Layers {
 		y := &cfg.Layers[l]
 		// What a cache holds is a row of numbers to a code, also MLA's latent rows.
 		y.Kind, y.ValueDim = family.Softmax, y.HeadDim
-		if policy.Anchor == 0 {
-			// Without anchors codes see keys as rows of numbers, whatever turned them.
-			y.Rope.Dim = y.HeadDim
-		} else if y.Rope.Dim != y.HeadDim {
-			return nil, fmt.Errorf("position anchors need RoPE of a known kind on all %d dimensions of a head; take "+
-				"--anchor 0", y.HeadDim)
+		if policy.Anchor > 0 && graph.Caches[l].RopeUnknown {
+			return nil, fmt.Errorf("position anchors need RoPE of a known kind, which layer %d does not have; take "+
+				"--anchor 0", graph.Caches[l].Block)
 		}
 	}
 	c, err := kvcache.NewCodes(cfg, codes, policy)
