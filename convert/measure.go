@@ -63,7 +63,7 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 	if err != nil {
 		return nil, err
 	}
-	if o.Report && o.Joint == nil {
+	if o.Report {
 		p := figures.OfArtifact(a)
 		p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = out.verify.Layers, codes, o.ReportDetail, o.Seed,
 			o.Threads, o.Progress
