@@ -39,6 +39,8 @@ type Client struct {
 	http *http.Client
 	// wait stops between tries; tests do not.
 	wait func(ctx context.Context, d time.Duration) error
+	// free is freeSpace; tests have disks that are full.
+	free func(dir string) (bytes int64, known bool)
 }
 
 // FromEnv makes a client as the environment asks for: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, and
@@ -75,6 +77,9 @@ func (c *Client) prepare() error {
 	c.http = &http.Client{Transport: t, CheckRedirect: c.redirect}
 	if c.wait == nil {
 		c.wait = pause
+	}
+	if c.free == nil {
+		c.free = freeSpace
 	}
 	return nil
 }

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -76,15 +75,8 @@ func (c *Client) cached(r Ref) (string, error) {
 	if err != nil {
 		return "", missing
 	}
-	// Weights of which only a part was downloaded are as good as none.
-	for _, f := range files {
-		if i := strings.LastIndex(f.Name, "-of-"); i >= 5 && len(f.Name) >= i+9 {
-			total := f.Name[i+4 : i+9]
-			want := f.Name[:i-5] + total + f.Name[i:]
-			if !slices.ContainsFunc(files, func(x File) bool { return x.Name == want }) {
-				return "", fmt.Errorf("%w: %s is missing", missing, want)
-			}
-		}
+	if lacks := missingShard(files); lacks != "" {
+		return "", fmt.Errorf("%w: %s is missing", missing, lacks)
 	}
 	return filepath.Join(dir, filepath.FromSlash(main)), nil
 }
@@ -108,7 +100,7 @@ func (c *Client) fetch(ctx context.Context, r Ref, at string, files []File) erro
 			need -= min(st.Size(), max(0, f.Size))
 		}
 	}
-	if free, ok := freeSpace(blobs); ok && need > free {
+	if free, ok := c.free(blobs); ok && need > free {
 		return fmt.Errorf("%s: %d MiB are to be downloaded, and %s has %d MiB left; set HF_HOME to a larger disk", r,
 			need>>20, blobs, free>>20)
 	}
