@@ -153,10 +153,8 @@ func checked(ctx context.Context, dir string, report progress.Func) (*spec.Manif
 		if a != nil {
 			a.Close()
 		}
-		for _, x := range checks.Checks {
-			if !x.OK {
-				return nil, fmt.Errorf("%s does not pass its contract: %s: %s", dir, x.Check, x.Detail)
-			}
+		if err := checks.Failed(); err != nil {
+			return nil, fmt.Errorf("%s does not pass its contract: %w", dir, err)
 		}
 	}
 	return m, nil
