@@ -157,7 +157,7 @@ func (j *job) enough() error {
 	if o.Joint == nil {
 		return calibrate.Enough(c, windows, o.Policy, o.Bits)
 	}
-	g, err := bits.JointGroups(c, o.Joint.Bits, o.Joint.Span)
+	g, err := bits.JointGroups(c, o.Joint.GroupOptions)
 	if err != nil {
 		return err
 	}

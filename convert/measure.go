@@ -47,7 +47,7 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 		return nil, err
 	}
 	if a == nil {
-		return nil, fmt.Errorf("%s: the artifact does not pass its own contract: %s", o.Out, failed(checks))
+		return nil, fmt.Errorf("%s: the artifact does not pass its own contract: %w", o.Out, checks.Failed())
 	}
 	defer a.Close()
 	codes, err := codesIn(ctx, fitted, j.source.Config.Pairs, a.Sidecar.Pairs)
@@ -63,7 +63,7 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 	if err != nil {
 		return nil, err
 	}
-	if o.Report && o.Joint == nil {
+	if o.Report {
 		p := figures.OfArtifact(a)
 		p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = out.verify.Layers, codes, o.ReportDetail, o.Seed,
 			o.Threads, o.Progress
@@ -206,14 +206,4 @@ func (j *job) report(dir string, m *measured) error {
 			r.Advise, r.RoundedInputs = m.caches.Rows, m.caches.RoundedInputs
 		}
 	})
-}
-
-// failed returns the first check that did not pass.
-func failed(c *contract.Checker) string {
-	for _, x := range c.Checks {
-		if !x.OK {
-			return x.Check + ": " + x.Detail
-		}
-	}
-	return ""
 }

@@ -118,7 +118,8 @@ const JointRecent = 64
 
 // DefaultJoint returns how keys and values are coded together unless told otherwise.
 func DefaultJoint() plan.Joint {
-	return plan.Joint{Bits: 3, Span: spec.DefaultGroupDim, Fisher: true, IfAble: true}
+	return plan.Joint{GroupOptions: bits.GroupOptions{Parts: bits.PartsBoth, Bits: 3, Span: spec.DefaultGroupDim},
+		Fisher: true, IfAble: true}
 }
 
 // An OptionError says which field of the options cannot be, and why. Convert, Audit, Apply and

@@ -243,6 +243,9 @@ type BytesJSON struct {
 	// codes and what they leave in F16 take them. Files of earlier programs have neither.
 	KVF16  int `json:"kv_f16,omitempty"`
 	KVCode int `json:"kv_code,omitempty"`
+	// Parts, of joint codes, is what they hold, as in CodeInfo; k_f16, k_code and effective_bits
+	// are of these. Empty for codes of keys, head by head.
+	Parts string `json:"parts,omitempty"`
 }
 
 // AuditJSON is what `phaseconv audit --json` prints.

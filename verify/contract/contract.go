@@ -143,13 +143,16 @@ func (c *Checker) Add(name string, err error, detail string) bool {
 }
 
 // OK says whether all checks passed.
-func (c *Checker) OK() bool {
+func (c *Checker) OK() bool { return c.Failed() == nil }
+
+// Failed returns the first check that did not pass, as an error; nil if all did.
+func (c *Checker) Failed() error {
 	for _, x := range c.Checks {
 		if !x.OK {
-			return false
+			return fmt.Errorf("%s: %s", x.Check, x.Detail)
 		}
 	}
-	return true
+	return nil
 }
 
 // Open opens the artifact in dir and runs the checks that need no text. prefer

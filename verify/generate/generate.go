@@ -92,8 +92,7 @@ type Session struct {
 }
 
 // features of layers that a session can decode, beside those that coded caches take.
-const features = family.OutsideCache | family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm |
-	family.NormedValues | family.KeysAsValues
+const features = family.OwnHeads | family.SharedKV
 
 // NewSession begins a text of at most limit tokens. It makes the model Resident. It
 // refuses layers and codes that do not fit each other, by name.
@@ -107,7 +106,7 @@ func NewSession(m *refmodel.Model, s Storage, limit int) (*Session, error) {
 	}
 	can := features
 	if s.Groups != nil {
-		can = family.OutsideCache
+		can = family.OwnHeads
 	}
 	if err := cfg.Require("generation with this cache", can); err != nil {
 		return nil, err

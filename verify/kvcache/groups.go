@@ -33,7 +33,7 @@ type Groups struct {
 
 // NewGroups returns a cache for groups[layer].
 func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, error) {
-	if err := cfg.Require("a cache of codes", family.OutsideCache|family.ValueLength); err != nil {
+	if err := cfg.Require("a cache of codes", family.OwnHeads|family.ValueLength); err != nil {
 		return nil, err
 	}
 	if len(groups) != len(cfg.Layers) {
