@@ -55,12 +55,19 @@ func sampleText(t *testing.T, name string) string {
 // it changes.
 func rewrite(t *testing.T, f *gguf.File, path string, kvs []gguf.KV, other func(x *gguf.Tensor) (gguf.Type, []byte)) {
 	t.Helper()
+	some(t, f, f.Tensors, path, kvs, other)
+}
+
+// some is rewrite for some of the tensors.
+func some(t *testing.T, f *gguf.File, tensors []gguf.Tensor, path string, kvs []gguf.KV,
+	other func(x *gguf.Tensor) (gguf.Type, []byte)) {
+	t.Helper()
 	var specs []gguf.TensorSpec
-	bytes := make([][]byte, len(f.Tensors))
-	for i := range f.Tensors {
-		s := f.Tensors[i].Spec()
+	bytes := make([][]byte, len(tensors))
+	for i := range tensors {
+		s := tensors[i].Spec()
 		if other != nil {
-			s.Type, bytes[i] = other(&f.Tensors[i])
+			s.Type, bytes[i] = other(&tensors[i])
 		}
 		specs = append(specs, s)
 	}
@@ -68,13 +75,13 @@ func rewrite(t *testing.T, f *gguf.File, path string, kvs []gguf.KV, other func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range f.Tensors {
-		err := w.WriteTensor(f.Tensors[i].Name, func(o io.Writer) error {
+	for i := range tensors {
+		err := w.WriteTensor(tensors[i].Name, func(o io.Writer) error {
 			if bytes[i] != nil {
 				_, err := o.Write(bytes[i])
 				return err
 			}
-			_, err := io.Copy(o, f.Reader(&f.Tensors[i]))
+			_, err := io.Copy(o, f.Reader(&tensors[i]))
 			return err
 		})
 		if err != nil {

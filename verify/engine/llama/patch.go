@@ -177,8 +177,16 @@ func (e *Engines) Source(ctx context.Context, path string) (*checkpoint.Checkpoi
 	return checkpoint.OpenAs(path, m.Facts.Graph())
 }
 
-// load loads a file once.
+// load loads a file once; of a split llama.cpp wants the first.
 func (e *Engines) load(ctx context.Context, path string) (*Model, error) {
+	f, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	path = f.Paths()[0]
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
 	if m := e.open[path]; m != nil {
 		return m, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -138,5 +139,61 @@ func TestTypes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestSplit: of a split file, named by any of its parts, a split file is made, with the same tensors in
+// each; the model that it is has the bytes of one made of a single file.
+func TestSplit(t *testing.T) {
+	w := start(t, llama.Start{})
+	whole, dir := stored(t, gguf.TypeF16), t.TempDir()
+	f, err := gguf.Open(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	base, n, in := filepath.Join(dir, "big"), 3, map[string]int{}
+	for i := range n {
+		kvs := gguf.SplitKeys(i, n, len(f.Tensors))
+		if i == 0 {
+			kvs = append(slices.Clone(f.KVs), kvs...)
+		}
+		part := f.Tensors[i*len(f.Tensors)/n : (i+1)*len(f.Tensors)/n]
+		for _, x := range part {
+			in[x.Name] = i
+		}
+		some(t, f, part, gguf.ShardPath(base, i, n), kvs, nil)
+	}
+	outs := map[string]string{}
+	for name, src := range map[string]string{"whole": whole, "split": gguf.ShardPath(base, 1, n)} {
+		o := unknownOptions(src, filepath.Join(dir, name), &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}})
+		o.OutType, o.Balance = plan.OutTypeSource, true
+		r, err := convert.Convert(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !r.Verify.OK {
+			t.Errorf("%s: verified %+v", name, r.Verify.Contract)
+		}
+		outs[name] = filepath.Join(o.Out, r.Manifest.Artifacts[0].Model)
+	}
+	if want := filepath.Join(dir, "split", "model-00001-of-00003.gguf"); outs["split"] != want {
+		t.Errorf("the artifact is %s, expected %s", outs["split"], want)
+	}
+	if differ := sameBut(t, outs["whole"], outs["split"]); len(differ) > 0 {
+		t.Errorf("of one file and of three: %v differ", differ)
+	}
+	if differ := sameBut(t, whole, outs["split"]); len(differ) != 4 {
+		t.Errorf("%v were edited, expected queries and keys of two layers", differ)
+	}
+	g, err := gguf.Open(outs["split"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	for i := range g.Tensors {
+		if x := &g.Tensors[i]; x.Shard != in[x.Name] {
+			t.Errorf("%s is in file %d, in the source in file %d", x.Name, x.Shard, in[x.Name])
+		}
 	}
 }
