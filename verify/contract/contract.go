@@ -340,10 +340,7 @@ func checkShapes(cfg *family.Config, s *sidecar.Sidecar) error {
 
 func checkManifest(a *Artifact) error {
 	m, s, cfg := a.Manifest, a.Sidecar, a.Model.Config
-	shape, err := cfg.Uniform()
-	if err != nil {
-		return err
-	}
+	shape := cfg.Layers[0].HeadShape
 	fam, err := family.ByModelType(m.Model.Family, "")
 	if err != nil {
 		return fmt.Errorf("key model.family in the manifest: %w", err)

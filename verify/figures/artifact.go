@@ -29,7 +29,7 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
 		return nil, fmt.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
-	if a.Sidecar.Version() == spec.VersionGroups {
+	if _, ok := a.Sidecar.HeadCodes(); !ok {
 		return nil, fmt.Errorf("%s has joint codes of keys and values; the figures of a report are of codes per head", a.Dir)
 	}
 	p := OfArtifact(a)
@@ -52,6 +52,7 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 // OfArtifact returns options that look at an artifact with its own codes and policy.
 func OfArtifact(a *contract.Artifact) Options {
 	s := a.Sidecar
-	return Options{Config: a.Model.Config, Weights: a.Model, Codes: s.Codes, Kind: s.Kind,
+	codes, _ := s.HeadCodes()
+	return Options{Config: a.Model.Config, Weights: a.Model, Codes: codes, Kind: s.Kind,
 		Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions}}
 }
