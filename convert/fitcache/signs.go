@@ -77,7 +77,10 @@ func (w *Cache) readSigns(layers, total int) ([][]int, error) {
 
 // codes returns how many codes layer l has.
 func (w *Cache) codes(l int) int {
-	if w.Groups != nil {
+	switch {
+	case l >= len(w.Config.Layers):
+		return 0
+	case w.Groups != nil:
 		return len(w.Groups[l])
 	}
 	return w.Config.OwnKVHeads(l)
