@@ -49,7 +49,7 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 		if err != nil {
 			return nil, err
 		}
-		model, err := write.Open(dir, entry)
+		model, err := write.Open(dir, entry, j.source.Graph)
 		if err != nil {
 			return nil, err
 		}
@@ -170,6 +170,7 @@ func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *
 		Code: w.tag.Code, Calibration: o.Calibration.Info(j.calibration), Seed: o.Seed,
 		Identities: identities, Fusion: fusion, Artifacts: w.models, Files: w.files, Notes: j.source.Notes(),
 	}
+	m.Graph = j.source.Graph
 	if !o.own() {
 		id := o.Engines.Identity()
 		m.Engine = &id

@@ -110,7 +110,7 @@ func open(ctx context.Context, o Options) (*job, error) {
 	if err := newOnly(o.Out); err != nil {
 		return nil, err
 	}
-	c, err := checkpoint.Open(o.Source)
+	c, err := o.openSource(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +157,7 @@ func (j *job) enough() error {
 	if o.Joint == nil {
 		return calibrate.Enough(c, windows, o.Policy, o.Bits)
 	}
-	g, err := bits.JointGroups(c, o.Joint.Bits, o.Joint.Span)
+	g, err := bits.JointGroups(c, o.Joint.GroupOptions)
 	if err != nil {
 		return err
 	}

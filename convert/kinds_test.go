@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
@@ -120,7 +121,7 @@ func TestKindsLong(t *testing.T) {
 			o.Formats = []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}
 			o.Report, o.ReportDetail, o.Threads = true, true, parallel.Threads(0)
 			if joint {
-				o.Joint, o.Report = &plan.Joint{Bits: 6, Span: 64}, false
+				o.Joint, o.Report = &plan.Joint{GroupOptions: bits.GroupOptions{Parts: bits.PartsBoth, Bits: 6, Span: 64}}, true
 				o.Policy.Recent = 4
 			}
 			res, err := Convert(context.Background(), o)

@@ -43,7 +43,7 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress.Of("calibrating"), Only: only,
 	}
 	if o.Joint != nil {
-		g, err := bits.JointGroups(c.Config, o.Joint.Bits, o.Joint.Span)
+		g, err := bits.JointGroups(c.Config, o.Joint.GroupOptions)
 		if err != nil {
 			return nil, err
 		}

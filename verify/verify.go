@@ -320,10 +320,11 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	}
 	scaled := checkpoint.NewEdited(o.Source, nil)
 	for l := range o.Source.Config.Layers {
-		if o.Source.Config.OwnKVHeads(l) == 0 {
-			continue
+		y := &o.Source.Config.Layers[l]
+		if y.Owner != l || transform.CheckPairScale(y) != nil {
+			continue // nothing of it was edited, and nothing is rounded
 		}
-		if err := transform.FoldPairScale(scaled, l, transform.FloorPairScale(&o.Source.Config.Layers[l])); err != nil {
+		if err := transform.FoldPairScale(scaled, l, transform.FloorPairScale(y)); err != nil {
 			return nil, err
 		}
 	}

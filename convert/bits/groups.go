@@ -26,11 +26,74 @@ type Groups struct {
 	Signs [][]int          // of a token, [layer][group]
 }
 
-// JointGroups spreads bits per pair of numbers, one of K and one of V, over groups of the keys and
-// values of neighbouring heads, of at most span numbers each. Scales are counted. Signs come in
+// Parts names what groups hold; its text is that of codec.Summary.Parts.
+type Parts string
+
+// The choices that there are. What no group holds stays F16.
+const (
+	PartsBoth   Parts = "kv"  // keys and values of neighbouring heads in one group
+	PartsApart  Parts = "k+v" // keys in groups of their own beside groups of values
+	PartsKeys   Parts = "k"
+	PartsValues Parts = "v"
+)
+
+// ParseParts returns what a text names. The error says which there are.
+func ParseParts(text string) (Parts, error) {
+	switch p := Parts(text); p {
+	case PartsBoth, PartsApart, PartsKeys, PartsValues:
+		return p, nil
+	}
+	return "", fmt.Errorf("expected %s, %s, %s or %s", PartsBoth, PartsApart, PartsKeys, PartsValues)
+}
+
+// Whole says whether both keys and values are coded.
+func (p Parts) Whole() bool { return p == PartsBoth || p == PartsApart }
+
+// GroupOptions say what groups a model gets.
+type GroupOptions struct {
+	Parts Parts
+	// Bits per pair of numbers, one of K and one of V, or per number where one side alone is
+	// coded; scales are counted.
+	Bits float64
+	// Span is the most numbers of a group's vector.
+	Span int
+}
+
+// spans returns the groups of one layer.
+func (o GroupOptions) spans(y *family.Layer) (out [][]codec.Part, err error) {
+	sides := [][2]bool{{true, true}} // of groups: whether they hold keys, values
+	switch o.Parts {
+	case PartsKeys:
+		sides = [][2]bool{{true, false}}
+	case PartsValues:
+		sides = [][2]bool{{false, true}}
+	case PartsApart:
+		sides = [][2]bool{{true, false}, {false, true}}
+	}
+	for _, s := range sides {
+		parts, err := codec.Spans(y.KVHeads, y.HeadDim, y.ValueDim, o.Span, s[0], s[1])
+		if err != nil {
+			return nil, option.Bad("Span", o.Span, "%v", err)
+		}
+		out = append(out, parts...)
+	}
+	return out, nil
+}
+
+// JointGroups spreads bits over groups of the keys and values of neighbouring heads. Signs come in
 // words of 32, spread in proportion to the numbers of a group, so that all together take as much as
 // the bits allow and no more.
-func JointGroups(c *family.Config, bits float64, span int) (*Groups, error) {
+func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
+	if _, err := ParseParts(string(o.Parts)); err != nil {
+		return nil, option.Of("Parts", o.Parts, err)
+	}
+	perNumber := o.Bits
+	if o.Parts.Whole() {
+		perNumber /= 2
+	}
+	if !(perNumber > 0 && perNumber <= codec.MaxBitsPerNumber) {
+		return nil, option.Bad("BitsKV", o.Bits, "it must be above 0 and at most %g", float64(codec.MaxBitsPerNumber)*o.Bits/perNumber)
+	}
 	g := &Groups{}
 	numbers, count := 0, 0
 	for l := range c.Layers {
@@ -39,17 +102,17 @@ func JointGroups(c *family.Config, bits float64, span int) (*Groups, error) {
 			g.Parts = append(g.Parts, nil)
 			continue
 		}
-		parts, err := codec.Spans(y.KVHeads, y.HeadDim, y.ValueDim, span, true, true)
+		parts, err := o.spans(y)
 		if err != nil {
-			return nil, option.Bad("Span", span, "%v", err)
+			return nil, err
 		}
 		g.Parts = append(g.Parts, parts)
-		numbers, count = numbers+y.KVHeads*(y.HeadDim+y.ValueDim), count+len(parts)
+		for _, group := range parts {
+			numbers += codec.PartsDim(group, y.HeadDim, y.ValueDim)
+		}
+		count += len(parts)
 	}
-	if !(bits > 0 && bits <= 2*codec.MaxBitsPerNumber) {
-		return nil, option.Bad("BitsKV", bits, "it must be above 0 and at most %d", 2*codec.MaxBitsPerNumber)
-	}
-	words := int(math.Floor((float64(bits*float64(numbers)/2) - float64(scaleBits*count)) / wordSigns))
+	words := int(math.Floor((float64(perNumber*float64(numbers)) - float64(scaleBits*count)) / wordSigns))
 	before, given := 0, 0 // numbers and words of the groups so far
 	for l, parts := range g.Parts {
 		y := &c.Layers[l]
@@ -59,9 +122,9 @@ func JointGroups(c *family.Config, bits float64, span int) (*Groups, error) {
 			before += d
 			n := before*words/numbers - given
 			given += n
-			if n < 1 || n*wordSigns > codec.MaxSigns(d)/wordSigns*wordSigns {
-				return nil, option.Bad("BitsKV", bits,
-					"groups of %d numbers would have %d signs; 32 to %d can be, their scales taken off", d, max(0, n)*wordSigns, codec.MaxSigns(d)/wordSigns*wordSigns)
+			if most := codec.MaxSigns(d) / wordSigns * wordSigns; n < 1 || n*wordSigns > most {
+				return nil, option.Bad("BitsKV", o.Bits,
+					"groups of %d numbers would have %d signs; 32 to %d can be, their scales taken off", d, max(0, n)*wordSigns, most)
 			}
 			signs = append(signs, n*wordSigns)
 		}

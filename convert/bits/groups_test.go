@@ -11,7 +11,7 @@ import (
 // less than half of what is even, and equal layers get equal signs.
 func TestSpreadJoint(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 4, HeadDim: 64}).Config
-	g, err := JointGroups(c, 3.2, 1<<10)
+	g, err := JointGroups(c, GroupOptions{Parts: PartsBoth, Bits: 3.2, Span: 1 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -216,6 +216,12 @@ func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
 		id.Why = "switched off"
 		return id
 	}
+	for l := range c.Config.Layers {
+		if err := transform.CheckPairScale(&c.Config.Layers[l]); err != nil {
+			id.Why = fmt.Sprintf("layer %d: %v", l, err)
+			return id
+		}
+	}
 	id.Applied = true
 	switch c.Config.Layers[0].QKNorm {
 	case family.NoQKNorm:

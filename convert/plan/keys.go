@@ -20,10 +20,11 @@ type Keys struct {
 	Spread     string     `json:"spread"` // what Alloc means here
 	Signs      int        `json:"signs"`
 	Exceptions int        `json:"exceptions"` // per key
-	// Groups, of joint codes, is how many there are in all layers, GroupDim the numbers of the
-	// longest vector.
-	Groups   int `json:"groups,omitempty"`
-	GroupDim int `json:"group_dim,omitempty"`
+	// Parts, of joint codes, is what they hold, Groups how many there are in all layers, GroupDim
+	// the numbers of the longest vector.
+	Parts    bits.Parts `json:"parts,omitempty"`
+	Groups   int        `json:"groups,omitempty"`
+	GroupDim int        `json:"group_dim,omitempty"`
 	// Bytes of signs, scales and exceptions. Signs are stored in words of 32, so
 	// heads that do not fill their last word take more: 3 bytes at most each.
 	Bytes int `json:"bytes"`
@@ -42,10 +43,7 @@ type KeyOptions struct {
 
 // Joint says how keys and values are coded together.
 type Joint struct {
-	// Bits per pair of numbers, one of K and one of V, scales included.
-	Bits float64
-	// Span is the most numbers of a group's vector.
-	Span int
+	bits.GroupOptions
 	// Fisher takes the metric of errors from gradients of the model's own loss instead of from
 	// queries: a backward pass over half of the calibration windows more. Measured, it lowers the
 	// divergence by a tenth to a quarter (docs/codes.md).
@@ -136,18 +134,21 @@ func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
 
 // newJoint is NewKeys for joint codes.
 func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
-	g, err := bits.JointGroups(c, o.Joint.Bits, o.Joint.Span)
+	g, err := bits.JointGroups(c, o.Joint.GroupOptions)
 	if err != nil {
 		return k, err
 	}
 	numbers := 0
+	k.Parts = o.Joint.Parts
 	lo, hi := math.MaxInt, 0
 	for l, signs := range g.Signs {
 		y := &c.Layers[l]
 		if len(signs) == 0 {
 			continue
 		}
-		numbers += y.KVHeads * (y.HeadDim + y.ValueDim)
+		for _, parts := range g.Parts[l] {
+			numbers += codec.PartsDim(parts, y.HeadDim, y.ValueDim)
+		}
 		k.Groups += len(signs)
 		lo, hi = min(lo, slices.Min(signs)), max(hi, slices.Max(signs))
 	}

@@ -103,6 +103,9 @@ type Attention struct {
 	Biases      Biases // projections that may have a bias
 	Sinks       bool   // a learned logit per query head joins the softmax and is dropped
 	Gate        Gate
+	// FixedKeys and FixedValues say why no edit of keys, or of values, passes into weights: an operation
+	// of a graph that llama.cpp computes (FromGraph). Families of the table have none.
+	FixedKeys, FixedValues string
 }
 
 // A Temperature multiplies the query at position p by 1 + Beta ln(1 + floor(p / Length)), after

@@ -20,10 +20,17 @@ var quantizers = [numTypes]func(dst []byte, src []float32){
 	TypeQ5_1:   quantQ5_1,
 	TypeIQ4_NL: quantIQ4_NL,
 	TypeQ1_0:   quantQ1_0,
+	TypeQ2_0:   quantQ2_0,
+	TypeQ2_K:   quantQ2_K,
+	TypeQ3_K:   quantQ3_K,
+	TypeQ4_K:   quantQ4_K,
+	TypeQ5_K:   quantQ5_K,
+	TypeQ6_K:   quantQ6_K,
+	TypeMXFP4:  quantMXFP4,
 }
 
-// CanQuantize reports whether QuantizeRow handles t: F32, F16, BF16, Q8_0, Q4_0,
-// Q4_1, Q5_0, Q5_1, IQ4_NL and Q1_0.
+// CanQuantize reports whether QuantizeRow handles t: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0,
+// Q5_1, IQ4_NL, Q1_0, Q2_0, Q2_K to Q6_K and MXFP4.
 func CanQuantize(t Type) bool { return t < numTypes && quantizers[t] != nil }
 
 // QuantizeRow converts src to its stored form of type t. The result has the bits

@@ -1,6 +1,7 @@
 package transform
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -20,6 +21,9 @@ func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 	d := y.HeadDim
 	if err := cfg.RequireLayer(layer, "a scale of rotary pairs", family.OwnHeads); err != nil {
 		return err
+	}
+	if err := CheckPairScale(y); err != nil {
+		return fmt.Errorf("layer %d: %w", layer, err)
 	}
 	if err := b.Check(y.KVHeads, d); err != nil {
 		return fmt.Errorf("layer %d: %w", layer, err)
@@ -52,6 +56,14 @@ func foldScale(v *checkpoint.Edited, layer int, id string, keys []float32, query
 		}
 		scalePart(v, l, "attn_q", id, q)
 	}
+}
+
+// CheckPairScale says whether a scale passes between the keys and queries of a layer.
+func CheckPairScale(y *family.Layer) error {
+	if y.FixedKeys != "" {
+		return errors.New(y.FixedKeys)
+	}
+	return nil
 }
 
 // scalePart multiplies what a layer's projection attn_q or attn_k gives, by a number for each

@@ -52,6 +52,8 @@ func CheckKeyBias(c *family.Config) error {
 
 func checkKeyBias(c *family.Config, y *family.Layer) error {
 	switch {
+	case y.FixedKeys != "":
+		return fmt.Errorf("%w: %s", ErrNoKeyBias, y.FixedKeys)
 	case y.QKNorm != family.NoQKNorm:
 		return fmt.Errorf("%w: family %s normalises keys after their projection (QK-norm), and nothing can be added behind the norm", ErrNoKeyBias, c.Family.Name)
 	case !c.Family.AttnBias.K && !c.Family.GGUFBias.K:
@@ -78,7 +80,10 @@ func CheckValueTransform(c *family.Config) (err error) {
 func CheckLayerValues(c *family.Config, l int) error { return checkValueTransform(c, &c.Layers[l]) }
 
 func checkValueTransform(c *family.Config, y *family.Layer) error {
-	if y.ValuesAreKeys {
+	switch {
+	case y.FixedValues != "":
+		return errors.New(y.FixedValues)
+	case y.ValuesAreKeys:
 		return fmt.Errorf("family %s makes values of the keys' projection, so a matrix on values would change keys too",
 			c.Family.Name)
 	}
@@ -144,6 +149,9 @@ func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
 			cfg.Family.Name)
 	}
 	if e.Pairs != nil {
+		if err := CheckPairScale(y); err != nil {
+			return err
+		}
 		if err := e.Pairs.Check(y.HeadDim); err != nil {
 			return err
 		}

@@ -44,6 +44,9 @@ func CheckKeyTransform(c *family.Config) error {
 }
 
 func checkKeyTransform(c *family.Config, y *family.Layer) error {
+	if err := CheckPairScale(y); err != nil {
+		return err
+	}
 	if y.QKNorm != family.NoQKNorm {
 		return fmt.Errorf("family %s normalises queries and keys after their projection (QK-norm), and no matrix passes through the norm", c.Family.Name)
 	}

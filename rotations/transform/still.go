@@ -76,7 +76,7 @@ func CheckStillTransform(c *family.Config, l int) error {
 	if y.ValuesAreKeys && y.QKNorm == family.NoQKNorm {
 		return fmt.Errorf("family %s makes values of the keys' projection", c.Family.Name)
 	}
-	return nil
+	return CheckPairScale(y)
 }
 
 // CheckStillShift says why a constant cannot leave the keys of layer l on the dimensions that RoPE

@@ -92,8 +92,7 @@ type Session struct {
 }
 
 // features of layers that a session can decode.
-const features = family.OutsideCache | family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm |
-	family.NormedValues | family.KeysAsValues
+const features = family.OwnHeads | family.SharedKV
 
 // NewSession begins a text of at most limit tokens. It makes the model Resident. It
 // refuses layers and codes that do not fit each other, by name.

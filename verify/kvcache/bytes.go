@@ -1,6 +1,7 @@
 package kvcache
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/phaseconv/phaseconv/format/family"
@@ -14,7 +15,7 @@ var contexts = []int{4096, 32768, 131072}
 // GroupBytes computes what keys and values cost with these groups, [layer][group]. What no group
 // codes is counted as F16 in KVF16 and KVCode, and nowhere else.
 func GroupBytes(cfg *family.Config, groups [][]*codec.Group, p Policy) *spec.BytesJSON {
-	b := &spec.BytesJSON{KVF16: 2 * cacheNumbers(cfg)}
+	b := &spec.BytesJSON{KVF16: 2 * cacheNumbers(cfg), Parts: codec.Summarize(slices.Concat(groups...)).Parts}
 	numbers := 0
 	for _, layer := range groups {
 		for _, g := range layer {

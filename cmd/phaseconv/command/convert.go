@@ -90,8 +90,10 @@ func convertFlags() []cli.Flag {
 		),
 		keyFlags(d),
 		in(categoryJoint,
-			&cli.FloatFlag{Name: "bits-kv", Usage: "with --code joint: bits per pair of numbers, one of K and one of V, scales included",
-				Value: convert.DefaultJoint().Bits},
+			&cli.FloatFlag{Name: "bits-kv", Usage: "with --code joint: bits per pair of numbers, one of K and one of V, scales included; with --parts k or v bits per number",
+				Value: convert.DefaultJoint().Bits, DefaultText: fmt.Sprintf("%g, half of it with --parts k or v", convert.DefaultJoint().Bits)},
+			&cli.StringFlag{Name: "parts", Usage: "with --code joint: what a group of neighbouring heads holds: kv (keys and values), k or v (one of them alone; the other stays F16), k+v (each in groups of its own)",
+				Value: string(convert.DefaultJoint().Parts)},
 			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
 				Value: convert.DefaultJoint().Span},
 			&cli.BoolFlag{Name: "fisher", Value: true, DefaultText: "on where every layer has a backward pass",
@@ -222,10 +224,6 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if err != nil {
 		return nil, err
 	}
-	if err := known(ctx, engines, o.Source); err != nil {
-		engines.Close()
-		return nil, err
-	}
 	o.Engines = engines
 	if !c.IsSet("report") {
 		o.Report = false
@@ -239,7 +237,7 @@ const codeJoint = "joint"
 // jointOptions reads how keys and values are coded together.
 func jointOptions(c *cli.Command, o *convert.Options) error {
 	if c.String("code") != codeJoint {
-		for _, f := range []string{"bits-kv", "span", "fisher"} {
+		for _, f := range []string{"bits-kv", "parts", "span", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
 			}
@@ -252,7 +250,14 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 		}
 	}
 	o.Code, o.Bits = codec.Frame, 1
-	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span"), Fisher: c.Bool("fisher"), IfAble: !c.IsSet("fisher")}
+	j := convert.DefaultJoint()
+	j.Parts, j.Span, j.Fisher, j.IfAble = bits.Parts(c.String("parts")), c.Int("span"), c.Bool("fisher"), !c.IsSet("fisher")
+	if c.IsSet("bits-kv") {
+		j.Bits = c.Float("bits-kv")
+	} else if !j.Parts.Whole() {
+		j.Bits /= 2
+	}
+	o.Joint = &j
 	if !c.IsSet("recent") {
 		o.Policy.Recent = convert.JointRecent
 	}
@@ -336,8 +341,8 @@ func printPlan(w io.Writer, p *plan.Plan) {
 		counts[plan.Copy], counts[plan.Recode], counts[plan.Fold], counts[plan.Drop])
 	k := p.Keys
 	if k.Groups > 0 {
-		fmt.Fprintf(w, "keys and values: %d groups of up to %d numbers, %d signs a token (%.4g bits per number), %s: %d bytes a token, scales included\n\n",
-			k.Groups, k.GroupDim, k.Signs, k.Bits, k.Spread, k.Bytes)
+		fmt.Fprintf(w, "%s: %d groups of up to %d numbers, %d signs a token (%.4g bits per number), %s: %d bytes a token, scales included\n\n",
+			partsText(string(k.Parts)), k.Groups, k.GroupDim, k.Signs, k.Bits, k.Spread, k.Bytes)
 		return
 	}
 	fmt.Fprintf(w, "keys: code %s, %d signs a token over all heads (%.4g bits per number), %s, %d outliers a key: %d bytes a token\n\n", k.Code, k.Signs, k.Bits, k.Spread, k.Exceptions, k.Bytes)

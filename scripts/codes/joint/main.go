@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -43,6 +44,7 @@ func run(ctx context.Context) error {
 	anchor := flag.Int("anchor", 64, "tokens of a block")
 	seed := flag.Uint64("seed", 1, "seed of the labels of gradients")
 	fisher := flag.Bool("fisher", false, "take the metric from gradients")
+	alloc := flag.String("alloc", string(bits.AllocUniform), "how signs are spread over layers: uniform or sensitivity")
 	threads := flag.Int("threads", 0, "threads")
 	flag.Parse()
 	c, err := checkpoint.Open(*model)
@@ -71,6 +73,15 @@ func run(ctx context.Context) error {
 	policy := kvcache.Policy{Anchor: *anchor, Sink: 4}
 	o := calibrate.Options{Joint: &calibrate.Joint{Fisher: *fisher}, Policy: policy, Balance: *balance, Seed: *seed,
 		Threads: *threads}
+	if *alloc == string(bits.AllocSensitivity) {
+		for _, x := range codes {
+			g := &bits.Groups{Parts: x.parts, Signs: x.signs}
+			if x.signs, err = bits.AllotJoint(ctx, m, cal.Tokens, g, o.Allocation()); err != nil {
+				return err
+			}
+			fmt.Println("#", x.name, "signs", x.signs)
+		}
+	}
 	for l := range c.Config.Layers {
 		var parts [][]codec.Part
 		var signs []int
