@@ -404,6 +404,32 @@ func (c *Config) Ropes() (full, sliding rope.Params) {
 	return of[0], of[1]
 }
 
+// OwnKVHeads returns how many KV heads layer l has in a cache: none where it reads those of another
+// layer.
+func (c *Config) OwnKVHeads(l int) int {
+	if c.Layers[l].Owner != l {
+		return 0
+	}
+	return c.Layers[l].KVHeads
+}
+
+// CachedDims returns the length of the keys of each head in a cache, layer by layer.
+func (c *Config) CachedDims() []int {
+	var out []int
+	for l := range c.Layers {
+		for range c.OwnKVHeads(l) {
+			out = append(out, c.Layers[l].HeadDim)
+		}
+	}
+	return out
+}
+
+// Alike says whether each layer caches keys and values of its own, and all have heads of one shape.
+func (c *Config) Alike() bool {
+	_, err := c.Uniform()
+	return err == nil && c.SharedLayers() == 0
+}
+
 // SharedLayers returns how many of the last layers read keys and values of others.
 func (c *Config) SharedLayers() int {
 	n := 0

@@ -100,6 +100,30 @@ func (m *KeyTransform) checkInverse(d int) error {
 	return nil
 }
 
+// diagonal says whether the transform of heads of d numbers only scales.
+func (m *KeyTransform) diagonal(d int) bool {
+	for i, v := range m.Key {
+		if i%(d+1) != 0 && (v != 0 || m.Query[i] != 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// orthogonalTolerance is how far a number of A^-T may be from that of A in an orthogonal matrix,
+// whose rows have the length 1.
+const orthogonalTolerance = 1e-6
+
+// orthogonal says whether the matrix is its own inverse transposed.
+func (m *KeyTransform) orthogonal() bool {
+	for i, v := range m.Key {
+		if !(math.Abs(v-m.Query[i]) <= orthogonalTolerance) {
+			return false
+		}
+	}
+	return true
+}
+
 // KeyWeights packs the matrix of keys for products with rows of heads.
 func (m *KeyTransform) KeyWeights(d int) *gemm.Weights { return packed(m.Key, d) }
 

@@ -343,10 +343,7 @@ func checkShapes(cfg *family.Config, s *sidecar.Sidecar) error {
 
 func checkManifest(a *Artifact) error {
 	m, s, cfg := a.Manifest, a.Sidecar, a.Model.Config
-	shape, err := cfg.Uniform()
-	if err != nil {
-		return err
-	}
+	shape := cfg.Layers[0].HeadShape
 	if err := checkFamily(m, a.Model); err != nil {
 		return err
 	}
