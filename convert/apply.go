@@ -85,7 +85,7 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 	if p == nil {
 		return nil, checks.Checks, fmt.Errorf("%s: %w", o.Dir, checks.Failed())
 	}
-	c, err := checkpoint.Open(o.Base)
+	c, err := checkpoint.OpenAs(o.Base, p.Manifest.Graph)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -183,7 +183,7 @@ func CheckPublished(ctx context.Context, dir, base string, report progress.Func)
 	if p == nil || base == "" {
 		return checks.Checks, err
 	}
-	c, err := checkpoint.Open(base)
+	c, err := checkpoint.OpenAs(base, p.Manifest.Graph)
 	if err != nil {
 		return nil, err
 	}

@@ -113,7 +113,7 @@ func open(ctx context.Context, o Options) (*job, error) {
 	if err := newOnly(o.Out); err != nil {
 		return nil, err
 	}
-	c, err := checkpoint.Open(o.Source)
+	c, err := o.openSource(ctx)
 	if err != nil {
 		return nil, err
 	}

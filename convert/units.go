@@ -116,10 +116,6 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	if err != nil {
 		return nil, err
 	}
-	shape, err := c.Config.Uniform()
-	if err != nil {
-		return nil, err
-	}
 	edits, err := editsDigest(ch.View)
 	if err != nil {
 		return nil, err
@@ -142,7 +138,7 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
 			in("balance", opt.Balance), in("seed", opt.Seed), in("edits", edits),
 		},
-		KVHeads: shape.KVHeads, HeadDim: shape.HeadDim, ValueDim: shape.ValueDim, Balance: opt.Balance, Kinds: opt.Kinds,
+		Config: c.Config, Balance: opt.Balance, Kinds: opt.Kinds,
 		// The digest was taken now: what is fitted to a source that changed since
 		// must not be kept under it.
 		Check: c.Unchanged, Notice: o.Notice,

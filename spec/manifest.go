@@ -17,14 +17,16 @@ type Manifest struct {
 	Calibration Text     `json:"calibration"`
 	Seed        uint64   `json:"seed"`
 	// Engine computed the model for fits and measurements; nil stands for the own forward pass.
-	Engine     *EngineIdentity `json:"engine,omitempty"`
-	Identities []Identity      `json:"identities"`
-	Fusion     *Fusion         `json:"fusion,omitempty"`
-	Artifacts  []Artifact      `json:"artifacts"`
-	Files      []File          `json:"files"`
-	Layers     []Layer         `json:"layers,omitempty"`
-	Curves     []Curve         `json:"curves,omitempty"`
-	Measured   *VerifyJSON     `json:"measured,omitempty"`
+	Engine *EngineIdentity `json:"engine,omitempty"`
+	// Graph is there where the architecture has no entry in the table of families.
+	Graph      *Graph      `json:"graph,omitempty"`
+	Identities []Identity  `json:"identities"`
+	Fusion     *Fusion     `json:"fusion,omitempty"`
+	Artifacts  []Artifact  `json:"artifacts"`
+	Files      []File      `json:"files"`
+	Layers     []Layer     `json:"layers,omitempty"`
+	Curves     []Curve     `json:"curves,omitempty"`
+	Measured   *VerifyJSON `json:"measured,omitempty"`
 }
 
 // Source identifies what was converted.

@@ -161,7 +161,7 @@ type subject struct {
 // newSubject makes the cache of an artifact's codes, or of the one that was asked for.
 func newSubject(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject, error) {
 	cfg := a.Model.Config
-	if a.Sidecar.Version() == spec.VersionGroups {
+	if _, ok := a.Sidecar.HeadCodes(); !ok {
 		return newGroups(a, o, policy)
 	}
 	s := &subject{what: "1-bit keys", policy: policy}
@@ -217,18 +217,19 @@ func finite(v *spec.VerifyJSON) bool {
 
 // codesInUse returns the sidecar's codes, or those of a code that needs no fit.
 func codesInUse(s *sidecar.Sidecar, o Options) ([][]*codec.Code, codec.Kind, error) {
+	codes, _ := s.HeadCodes()
 	switch o.Code {
 	case "", s.Kind:
-		return s.Codes, s.Kind, nil
+		return codes, s.Kind, nil
 	case codec.Raw, codec.SRHT, codec.Random:
 	default:
 		return nil, "", option.Errorf("code %q needs calibration and is not in the artifact (it has %s; raw, srht and random need none)", o.Code, s.Kind)
 	}
 	var out [][]*codec.Code
-	for l, heads := range s.Codes {
+	for l, heads := range codes {
 		var row []*codec.Code
-		for h := range heads {
-			c, err := codec.DataFree(o.Code, s.HeadDim, o.Seed, l, h)
+		for h, fitted := range heads {
+			c, err := codec.DataFree(o.Code, fitted.D, o.Seed, l, h)
 			if err != nil {
 				return nil, "", err
 			}
@@ -319,7 +320,11 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	}
 	scaled := checkpoint.NewEdited(o.Source, nil)
 	for l := range o.Source.Config.Layers {
-		if err := transform.FoldPairScale(scaled, l, transform.FloorPairScale(&o.Source.Config.Layers[l])); err != nil {
+		y := &o.Source.Config.Layers[l]
+		if y.Owner != l || transform.CheckPairScale(y) != nil {
+			continue // nothing of it was edited, and nothing is rounded
+		}
+		if err := transform.FoldPairScale(scaled, l, transform.FloorPairScale(y)); err != nil {
 			return nil, err
 		}
 	}

@@ -98,6 +98,10 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 	numbers, count := 0, 0
 	for l := range c.Layers {
 		y := &c.Layers[l]
+		if y.Owner != l {
+			g.Parts = append(g.Parts, nil)
+			continue
+		}
 		parts, err := o.spans(y)
 		if err != nil {
 			return nil, err
@@ -327,6 +331,11 @@ func newSurvey(c *family.Config, o Options, g *Groups) *jointSurvey {
 
 func (s *jointSurvey) attention(ctx context.Context, a *refmodel.Attention) error {
 	c, o := s.cfg, s.o
+	if c.Layers[a.Layer].Owner != a.Layer {
+		s.groups = append(s.groups, nil)
+		s.done()
+		return nil
+	}
 	o.balance(c, a, s.scale)
 	var groups []*codec.Group
 	for i, parts := range s.g.Parts[a.Layer] {

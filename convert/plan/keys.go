@@ -89,14 +89,14 @@ func (o KeyOptions) check(c *family.Config) error {
 	case o.Code != codec.Frame && o.Allocation() != bits.AllocUniform:
 		return option.Bad("Alloc", o.Alloc, "code %s has 1 bit per number in every head; only frame has a choice", o.Code)
 	}
-	shape, err := c.Uniform()
-	if err != nil {
-		return err
+	if !c.Alike() && o.Policy.Exceptions != 0 {
+		return option.Bad("Exceptions", o.Policy.Exceptions, "the heads of this model's layers differ, and the codes of such a "+
+			"model have none")
 	}
 	if _, err := bits.Budget(c, o.Bits); err != nil && o.Joint == nil {
 		return option.Of("Bits", nil, err)
 	}
-	return o.Policy.Check(shape.HeadDim)
+	return o.Policy.Check(slices.Min(c.CachedDims()))
 }
 
 // NewKeys says what is known of the codes of a model before the calibration. It refuses, with
@@ -109,15 +109,18 @@ func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
 	if o.Joint != nil {
 		return newJoint(c, o, k)
 	}
-	y := &c.Layers[0] // as all layers are, by check
-	heads := len(c.Layers) * y.KVHeads
+	dims := c.CachedDims()
+	numbers := 0
+	for _, d := range dims {
+		numbers += d
+	}
 	var err error
 	if k.Signs, err = bits.Budget(c, o.Bits); err != nil {
 		return k, err
 	}
-	k.Bits = float64(k.Signs) / float64(heads*y.HeadDim)
-	k.Bytes = k.Signs/8 + heads*(2+codec.ExceptionBytes*k.Exceptions)
-	even := bits.EvenSigns(k.Signs, heads)
+	k.Bits = float64(k.Signs) / float64(numbers)
+	k.Bytes = k.Signs/8 + len(dims)*(2+codec.ExceptionBytes*k.Exceptions)
+	even := bits.EvenSigns(k.Signs, dims)
 	switch lo, hi := slices.Min(even), slices.Max(even); {
 	case k.Alloc != bits.AllocUniform:
 		k.Spread = "spread over heads by the calibration (" + string(k.Alloc) + ")"
@@ -125,6 +128,9 @@ func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
 		k.Spread = fmt.Sprintf("%d for each head", lo)
 	default:
 		k.Spread = fmt.Sprintf("%d or %d for each head", lo, hi)
+		if !c.Alike() {
+			k.Spread = fmt.Sprintf("%d to %d for each head, by its length", lo, hi)
+		}
 	}
 	return k, nil
 }
@@ -140,6 +146,9 @@ func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
 	lo, hi := math.MaxInt, 0
 	for l, signs := range g.Signs {
 		y := &c.Layers[l]
+		if len(signs) == 0 {
+			continue
+		}
 		for _, parts := range g.Parts[l] {
 			numbers += codec.PartsDim(parts, y.HeadDim, y.ValueDim)
 		}

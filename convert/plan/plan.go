@@ -66,8 +66,11 @@ type Plan struct {
 func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *Changes) (*Plan, error) {
 	targets := ch.Targets
 	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities}
-	if err := checkUnknown(c); err != nil {
-		return nil, err
+	// Of a model that llama.cpp computes nothing else is known, and all of it stays as it is.
+	if c.Graph == nil {
+		if err := checkUnknown(c); err != nil {
+			return nil, err
+		}
 	}
 	outside := 0
 	for _, n := range c.Unknown {

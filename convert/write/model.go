@@ -126,11 +126,12 @@ func (j *Job) metadata() ([]gguf.KV, error) {
 }
 
 // Open opens a model that was written into dir.
-func Open(dir string, e spec.Artifact) (*checkpoint.Checkpoint, error) {
+// g is nil, or what the source was opened by.
+func Open(dir string, e spec.Artifact, g *spec.Graph) (*checkpoint.Checkpoint, error) {
 	if e.Container == string(checkpoint.GGUF) {
 		dir = filepath.Join(dir, e.Model)
 	}
-	c, err := checkpoint.Open(dir)
+	c, err := checkpoint.OpenAs(dir, g)
 	if err != nil {
 		return nil, fmt.Errorf("the file just written does not open: %w", err)
 	}

@@ -53,10 +53,13 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 // OfArtifact returns options that look at an artifact with its own codes and policy.
 func OfArtifact(a *contract.Artifact) Options {
 	s := a.Sidecar
-	o := Options{Config: a.Model.Config, Weights: a.Model, Codes: s.Codes, Kind: s.Kind,
+	codes, ok := s.HeadCodes()
+	o := Options{Config: a.Model.Config, Weights: a.Model, Codes: codes, Kind: s.Kind,
 		Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions}}
 	for _, y := range s.Layers {
-		o.Groups = append(o.Groups, y.Groups)
+		if !ok {
+			o.Groups = append(o.Groups, y.Groups)
+		}
 	}
 	return o
 }

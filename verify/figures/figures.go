@@ -121,7 +121,7 @@ func choose(c *family.Config, rows []spec.Layer) (layer, head int) {
 		}
 	}
 	if len(known) == 0 {
-		return len(c.Layers) / 2, 0
+		return c.Layers[len(c.Layers)/2].Owner, 0
 	}
 	slices.SortStableFunc(known, func(a, b spec.Layer) int { return cmp.Compare(*a.Delta, *b.Delta) })
 	r := known[len(known)/2]
@@ -255,7 +255,7 @@ func (p *measurer) codes(ctx context.Context) error {
 		codes := make([][]*codec.Code, len(cfg.Layers))
 		policy := p.o.Policy
 		for l := range codes {
-			for h := range cfg.Layers[l].KVHeads {
+			for h := range cfg.OwnKVHeads(l) {
 				var c *codec.Code
 				if p.o.Fitted != nil {
 					c = p.o.Fitted[l][h][kind]

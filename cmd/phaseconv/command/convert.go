@@ -226,10 +226,6 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if err != nil {
 		return nil, err
 	}
-	if err := known(ctx, engines, o.Source); err != nil {
-		engines.Close()
-		return nil, err
-	}
 	o.Engines = engines
 	if !c.IsSet("report") {
 		o.Report = false

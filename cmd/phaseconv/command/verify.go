@@ -107,7 +107,7 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 			if src, err = local(ctx, stderr, src); err != nil {
 				return err
 			}
-			if o.Source, err = checkpoint.Open(src); err != nil {
+			if o.Source, err = checkpoint.OpenAs(src, a.Manifest.Graph); err != nil {
 				return err
 			}
 			defer o.Source.Close()

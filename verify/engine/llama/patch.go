@@ -2,8 +2,10 @@ package llama
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
@@ -67,8 +69,8 @@ func (m *Model) edited(l engine.Lane) (map[string][]byte, error) {
 	return m.Encode(v)
 }
 
-// Encode returns the bytes of all tensors that were edited, in the types in which the library holds
-// them. Biases that the file lacks are float32.
+// Encode returns the bytes of all tensors of the file that were edited, in the types in which the
+// library holds them. Biases that the file lacks are float32.
 func (m *Model) Encode(v *checkpoint.Edited) (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for _, name := range v.Edits.Names() {
@@ -76,19 +78,36 @@ func (m *Model) Encode(v *checkpoint.Edited) (map[string][]byte, error) {
 		if !ok {
 			return nil, fmt.Errorf("%s: there is no tensor %s to edit", m.Path, name)
 		}
+		stored, parts := name, []*checkpoint.Tensor{t} // as for a bias that the file lacks
+		if len(t.Sources) == 1 {
+			if stored = m.Source.Stored(t.Sources[0]); stored != t.Sources[0] {
+				parts = m.Source.Holds(stored)
+			}
+		}
+		if out[stored] != nil {
+			continue // with another of its parts
+		}
 		typ := gguf.TypeF32
-		if w, ok := m.Facts.Weights[name]; ok {
+		if w, ok := m.Facts.Weights[stored]; ok {
 			typ = gguf.Type(w.Type)
 		}
-		x := make([]float32, t.Elements())
-		if err := v.ReadRows(t, 0, t.Rows(), x); err != nil {
-			return nil, err
+		var x []float32
+		for _, p := range parts {
+			rows := make([]float32, p.Elements())
+			if err := v.ReadRows(p, 0, p.Rows(), rows); err != nil {
+				return nil, err
+			}
+			x = append(x, rows...)
 		}
-		b, err := encode(typ, x, t.Cols())
+		cols := t.Cols()
+		if len(t.Shape) == 1 {
+			cols = len(x) // a vector of several parts is one row
+		}
+		b, err := encode(typ, x, cols)
 		if err != nil {
-			return nil, fmt.Errorf("%s: tensor %s: %w", m.Path, name, err)
+			return nil, fmt.Errorf("%s: tensor %s: %w", m.Path, stored, err)
 		}
-		out[name] = b
+		out[stored] = b
 	}
 	return out, nil
 }
@@ -141,32 +160,64 @@ type Engines struct {
 // Identity is what results depend on.
 func (e *Engines) Identity() engine.Identity { return e.Worker.Identity(e.Place) }
 
-// Open loads a checkpoint's file, once.
+// Source opens a checkpoint. Of an architecture that the table of families lacks llama.cpp's graph says
+// what makes its keys.
+func (e *Engines) Source(ctx context.Context, path string) (*checkpoint.Checkpoint, error) {
+	c, err := checkpoint.Open(path)
+	gg, e1 := gguf.HasMagic(path)
+	if !errors.Is(err, format.ErrUnsupported) || e1 != nil || !gg {
+		return c, err
+	}
+	m, e2 := e.load(ctx, path)
+	if e2 != nil {
+		return nil, errors.Join(err, e2)
+	}
+	return checkpoint.OpenAs(path, m.Facts.Graph())
+}
+
+// load loads a file once.
+func (e *Engines) load(ctx context.Context, path string) (*Model, error) {
+	if m := e.open[path]; m != nil {
+		return m, nil
+	}
+	m, err := e.Worker.Load(ctx, path, e.Place)
+	if err != nil {
+		return nil, err
+	}
+	if e.open == nil {
+		e.open = map[string]*Model{}
+	}
+	e.open[path] = m
+	return m, nil
+}
+
+// Open returns the model of a checkpoint's file.
 func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.Engine, error) {
 	f := c.File()
 	if f == nil {
 		return nil, fmt.Errorf("%s: llama.cpp reads GGUF files only; convert it with --engine own, or make a GGUF "+
 			"file of it first", c.Path)
 	}
-	if m := e.open[f.Path]; m != nil {
-		m.Source = c
-		return m, nil
-	}
-	m, err := e.Worker.Load(ctx, f.Path, e.Place)
+	m, err := e.load(ctx, f.Path)
 	if err != nil {
 		return nil, err
+	}
+	if m.Source != nil {
+		m.Source = c
+		return m, nil
 	}
 	if n := len(m.Facts.Owners()); n != len(c.Config.Layers) {
 		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d "+
 			"layers", c.Path, n, len(c.Config.Layers))
 	}
+	if c.Graph != nil {
+		if err := m.Facts.CheckGraph(c.Graph); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.Path, err)
+		}
+	}
 	m.Source = c
 	// The file's own configuration says more than the graph.
 	m.caches = c.Config
-	if e.open == nil {
-		e.open = map[string]*Model{}
-	}
-	e.open[f.Path] = m
 	return m, nil
 }
 
