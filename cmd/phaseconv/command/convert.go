@@ -69,8 +69,8 @@ func convertFlags() []cli.Flag {
 		in(categoryOutput,
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
 			&cli.StringFlag{Name: "format", Usage: "gguf, safetensors or both", Value: "gguf"},
-			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0",
-				Value: d.OutType},
+			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16, q8_0, or source for that of the source's (q8_0 where that cannot be written)",
+				Value: d.OutType, DefaultText: d.OutType + ", source with --engine llama"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would become of each tensor, and why, and stop"},
 			jsonFlag(), threadsFlag(),
 		),
@@ -227,6 +227,9 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 		return nil, err
 	}
 	o.Engines = engines
+	if !c.IsSet("outtype") {
+		o.OutType = plan.OutTypeSource
+	}
 	if !c.IsSet("report") {
 		o.Report = false
 	}
