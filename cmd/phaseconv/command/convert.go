@@ -96,6 +96,8 @@ func convertFlags() []cli.Flag {
 				Value: string(convert.DefaultJoint().Parts)},
 			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
 				Value: convert.DefaultJoint().Span},
+			&cli.BoolFlag{Name: "trade",
+				Usage: "with --code joint: measure --span and --anchor, those that are not named, and take what is worth its decode cost: twice the cost for three quarters of the divergence"},
 			&cli.BoolFlag{Name: "fisher", Value: true, DefaultText: "on where every layer has a backward pass",
 				Usage: "with --code joint: weigh errors by gradients of the model's own loss; --fisher=false weighs them by queries and is faster"},
 		),
@@ -240,7 +242,7 @@ const codeJoint = "joint"
 // jointOptions reads how keys and values are coded together.
 func jointOptions(c *cli.Command, o *convert.Options) error {
 	if c.String("code") != codeJoint {
-		for _, f := range []string{"bits-kv", "parts", "span", "fisher"} {
+		for _, f := range []string{"bits-kv", "parts", "span", "trade", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
 			}
@@ -259,6 +261,12 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 		j.Bits = c.Float("bits-kv")
 	} else if !j.Parts.Whole() {
 		j.Bits /= 2
+	}
+	if c.Bool("trade") {
+		j.ChooseSpan, j.ChooseAnchor = !c.IsSet("span"), !c.IsSet("anchor")
+		if !j.ChooseSpan && !j.ChooseAnchor {
+			return usagef("--trade has nothing to choose: --span and --anchor are named")
+		}
 	}
 	o.Joint = &j
 	if !c.IsSet("recent") {
