@@ -195,8 +195,8 @@ MODELS = {
                                  layer_types=["sliding_attention", "full_attention"] * 2), "rope_theta"), "bfloat16", None),
     # Language models inside multimodal checkpoints.
     "gemma4-mm": (wrapped("gemma4", "Gemma4ForConditionalGeneration", without(
-        gemma4(num_hidden_layers=4, hidden_size_per_layer_input=4, num_kv_shared_layers=1, use_double_wide_mlp=False,
-               layer_types=["sliding_attention", "full_attention"] * 2), "rope_theta"),
+        gemma4(num_hidden_layers=5, hidden_size_per_layer_input=4, num_kv_shared_layers=1, use_double_wide_mlp=False,
+               layer_types=["sliding_attention", "full_attention"] * 2 + ["full_attention"]), "rope_theta"),
         vision_config=dict(model_type="gemma4_vision", num_key_value_heads=2, head_dim=4, position_embedding_size=16, **VISION)),
         "bfloat16", None),
     "gemma4-unified": (wrapped("gemma4_unified", "Gemma4UnifiedForConditionalGeneration", dict(without(
