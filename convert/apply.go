@@ -7,6 +7,7 @@ import (
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/convert/write"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/option"
@@ -25,7 +26,7 @@ func Export(ctx context.Context, dir, out string, report progress.Func, notice f
 		return nil, err
 	}
 	for _, e := range m.Artifacts {
-		if e.Container == string(checkpoint.GGUF) && e.Model != spec.GGUFModelName {
+		if e.Container == string(checkpoint.GGUF) && e.Model != spec.GGUFModelName && !gguf.IsShard(e.Model, spec.GGUFModelName) {
 			return nil, option.Errorf("%s is a release, whose GGUF file has other keys than a conversion writes: export the artifact that it was made from", dir)
 		}
 		c := &contract.Checker{Progress: report}

@@ -47,6 +47,9 @@ func Convert(ctx context.Context, o Options) (res *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := j.chooseJoint(ctx, changes); err != nil {
+		return nil, err
+	}
 	// What becomes of every tensor?
 	plans, err := j.plans(changes)
 	if err != nil {

@@ -32,7 +32,8 @@ type Options struct {
 	Source, Out string
 	// Formats are the containers to write, at least one.
 	Formats []checkpoint.Container
-	// OutType is the element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0.
+	// OutType is the element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0, or source: that
+	// of the source's, see gguf.WritableType.
 	OutType string
 
 	// Code is the key code.

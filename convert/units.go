@@ -282,6 +282,9 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := j.chooseJoint(ctx, ch); err != nil {
+		return nil, err
+	}
 	before := map[int]fs.FileInfo{}
 	files := &fitcache.Cache{Dir: o.Work}
 	for l := first; l < end; l++ {

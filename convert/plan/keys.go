@@ -48,6 +48,9 @@ type Joint struct {
 	// queries: a backward pass over half of the calibration windows more. Measured, it lowers the
 	// divergence by a tenth to a quarter (docs/codes.md).
 	Fisher bool
+	// ChooseSpan and ChooseAnchor let measurements on the calibration text decide about these two:
+	// bits.Choose trades divergence against decode cost. Span is then the most that is looked at.
+	ChooseSpan, ChooseAnchor bool
 	// IfAble falls back to queries where a layer has no backward pass, instead of refusing it.
 	IfAble bool
 }

@@ -112,6 +112,11 @@ func (o *Options) files(ctx context.Context, m *spec.Manifest, dir string) (file
 			continue
 		}
 		renamed[e.Model], renamed[e.Sidecar] = true, true
+		for _, f := range m.Files {
+			if gguf.IsShard(f.Name, spec.GGUFModelName) {
+				renamed[f.Name] = true
+			}
+		}
 		more, err := o.gguf(ctx, m, e, dir)
 		if err != nil {
 			return nil, err

@@ -56,9 +56,11 @@ func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File
 		if err != nil {
 			return entry, nil, err
 		}
-		entry.Model, entry.Sidecar = spec.GGUFModelName, spec.GGUFSidecarName
-		f, err := w.gguf(ctx, j.Dir, entry.Model, kvs)
-		return entry, []spec.File{f}, err
+		entry.Sidecar = spec.GGUFSidecarName
+		if files, err = w.gguf(ctx, j.Dir, spec.GGUFModelName, kvs); err == nil {
+			entry.Model = files[0].Name
+		}
+		return entry, files, err
 	}
 	if files, err = w.safetensors(ctx, j.Dir); err != nil {
 		return entry, nil, err

@@ -69,8 +69,8 @@ func convertFlags() []cli.Flag {
 		in(categoryOutput,
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
 			&cli.StringFlag{Name: "format", Usage: "gguf, safetensors or both", Value: "gguf"},
-			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0",
-				Value: d.OutType},
+			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16, q8_0, or source for that of the source's (q8_0 where that cannot be written)",
+				Value: d.OutType, DefaultText: d.OutType + ", source with --engine llama"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would become of each tensor, and why, and stop"},
 			jsonFlag(), threadsFlag(),
 		),
@@ -96,6 +96,8 @@ func convertFlags() []cli.Flag {
 				Value: string(convert.DefaultJoint().Parts)},
 			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
 				Value: convert.DefaultJoint().Span},
+			&cli.BoolFlag{Name: "trade",
+				Usage: "with --code joint: measure --span and --anchor, those that are not named, and take what is worth its decode cost: twice the cost for three quarters of the divergence"},
 			&cli.BoolFlag{Name: "fisher", Value: true, DefaultText: "on where every layer has a backward pass",
 				Usage: "with --code joint: weigh errors by gradients of the model's own loss; --fisher=false weighs them by queries and is faster"},
 		),
@@ -225,6 +227,9 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 		return nil, err
 	}
 	o.Engines = engines
+	if !c.IsSet("outtype") {
+		o.OutType = plan.OutTypeSource
+	}
 	if !c.IsSet("report") {
 		o.Report = false
 	}
@@ -237,7 +242,7 @@ const codeJoint = "joint"
 // jointOptions reads how keys and values are coded together.
 func jointOptions(c *cli.Command, o *convert.Options) error {
 	if c.String("code") != codeJoint {
-		for _, f := range []string{"bits-kv", "parts", "span", "fisher"} {
+		for _, f := range []string{"bits-kv", "parts", "span", "trade", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
 			}
@@ -256,6 +261,12 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 		j.Bits = c.Float("bits-kv")
 	} else if !j.Parts.Whole() {
 		j.Bits /= 2
+	}
+	if c.Bool("trade") {
+		j.ChooseSpan, j.ChooseAnchor = !c.IsSet("span"), !c.IsSet("anchor")
+		if !j.ChooseSpan && !j.ChooseAnchor {
+			return usagef("--trade has nothing to choose: --span and --anchor are named")
+		}
 	}
 	o.Joint = &j
 	if !c.IsSet("recent") {

@@ -47,20 +47,41 @@ func sampleText(t *testing.T, name string) string {
 			kvs = append(kvs, k)
 		}
 	}
+	rewrite(t, f, path, kvs, nil)
+	return path
+}
+
+// rewrite writes the tensors of a file into another one; other gives the type and the bytes of those that
+// it changes.
+func rewrite(t *testing.T, f *gguf.File, path string, kvs []gguf.KV, other func(x *gguf.Tensor) (gguf.Type, []byte)) {
+	t.Helper()
+	some(t, f, f.Tensors, path, kvs, other)
+}
+
+// some is rewrite for some of the tensors.
+func some(t *testing.T, f *gguf.File, tensors []gguf.Tensor, path string, kvs []gguf.KV,
+	other func(x *gguf.Tensor) (gguf.Type, []byte)) {
+	t.Helper()
 	var specs []gguf.TensorSpec
-	for i := range f.Tensors {
-		x := &f.Tensors[i]
-		dims := x.Shape()
-		slices.Reverse(dims)
-		specs = append(specs, gguf.TensorSpec{Name: x.Name, Type: x.Type, Dims: dims})
+	bytes := make([][]byte, len(tensors))
+	for i := range tensors {
+		s := tensors[i].Spec()
+		if other != nil {
+			s.Type, bytes[i] = other(&tensors[i])
+		}
+		specs = append(specs, s)
 	}
 	w, err := gguf.Create(path, kvs, specs)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range f.Tensors {
-		err := w.WriteTensor(f.Tensors[i].Name, func(o io.Writer) error {
-			_, err := io.Copy(o, f.Reader(&f.Tensors[i]))
+	for i := range tensors {
+		err := w.WriteTensor(tensors[i].Name, func(o io.Writer) error {
+			if bytes[i] != nil {
+				_, err := o.Write(bytes[i])
+				return err
+			}
+			_, err := io.Copy(o, f.Reader(&tensors[i]))
 			return err
 		})
 		if err != nil {
@@ -70,7 +91,6 @@ func sampleText(t *testing.T, name string) string {
 	if err := w.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	return path
 }
 
 // unknownOptions convert a sample for q4_0 keys and values, or with anchors for 1-bit keys alone.

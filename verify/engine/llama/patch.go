@@ -29,9 +29,6 @@ func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (names []strin
 		if l.Edits == nil {
 			continue
 		}
-		if m.Source == nil {
-			return names, forget, fmt.Errorf("%s: edits of weights need the source's tensors", m.Path)
-		}
 		tensors, err := m.edited(l)
 		if err != nil {
 			return names, forget, err
@@ -140,13 +137,18 @@ func (m *Model) With(ctx context.Context, w checkpoint.Weights) (engine.Engine, 
 	if x.patched = ""; len(v.Edits) == 0 {
 		return &x, nil
 	}
-	tensors, err := m.Encode(v)
+	edited, err := m.editable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	x = *edited
+	tensors, err := x.Encode(v)
 	if err != nil {
 		return nil, err
 	}
 	m.w.patches++
 	x.patched = fmt.Sprint("weights ", m.w.patches)
-	return &x, m.Patch(ctx, x.patched, tensors)
+	return &x, x.Patch(ctx, x.patched, tensors)
 }
 
 // Engines loads the GGUF files of checkpoints into one worker.
@@ -175,8 +177,16 @@ func (e *Engines) Source(ctx context.Context, path string) (*checkpoint.Checkpoi
 	return checkpoint.OpenAs(path, m.Facts.Graph())
 }
 
-// load loads a file once.
+// load loads a file once; of a split llama.cpp wants the first.
 func (e *Engines) load(ctx context.Context, path string) (*Model, error) {
+	f, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	path = f.Paths()[0]
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
 	if m := e.open[path]; m != nil {
 		return m, nil
 	}
