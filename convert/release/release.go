@@ -44,23 +44,30 @@ type Options struct {
 // models take every file that ends in .gguf for one.
 const SidecarName = "phaseconv.gguf-sidecar"
 
-// Make writes a release. The artifact is checked before, and the result passes the same checks.
-// Files that are the same are copied.
-func Make(ctx context.Context, o Options) (_ *spec.Manifest, err error) {
+// check refuses what cannot be done, before anything is read.
+func (o *Options) check() error {
 	entries, err := os.ReadDir(o.Out)
 	switch {
 	case o.Out == "" || len(entries) > 0:
-		return nil, option.Bad("Out", nil, "name a new folder to create")
+		return option.Bad("Out", nil, "name a new folder to create")
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+		return err
 	case unfit.MatchString(o.Name) || strings.HasPrefix(o.Name, ".") || strings.HasSuffix(o.Name, ".gguf"):
-		return nil, option.Bad("Name", o.Name,
+		return option.Bad("Name", o.Name,
 			"expected auto, or a plain name without .gguf: letters, digits, dots, hyphens and underscores")
+	case o.SplitSize != 0 && o.SplitSize < 1e6:
+		return option.Bad("SplitSize", o.SplitSize, "expected at least 1M")
 	}
-	if o.SplitSize != 0 && o.SplitSize < 1e6 {
-		return nil, option.Bad("SplitSize", o.SplitSize, "expected at least 1M")
+	return nil
+}
+
+// Make writes a release. The artifact is checked before, and the result passes the same checks.
+// Files that are the same are copied.
+func Make(ctx context.Context, o Options) (_ *spec.Manifest, err error) {
+	if err := o.check(); err != nil {
+		return nil, err
 	}
-	m, err := check(ctx, o.Dir, o.Progress)
+	m, err := checked(ctx, o.Dir, o.Progress)
 	if err != nil {
 		return nil, err
 	}
@@ -70,38 +77,9 @@ func Make(ctx context.Context, o Options) (_ *spec.Manifest, err error) {
 	}
 	defer folder.Abort()
 	defer func() { err = folder.Explain(err) }()
-	renamed := map[string]bool{}
-	var files []spec.File
-	for i := range m.Artifacts {
-		e := &m.Artifacts[i]
-		if e.Container != string(checkpoint.GGUF) {
-			continue
-		}
-		renamed[e.Model], renamed[e.Sidecar] = true, true
-		more, err := o.gguf(ctx, m, e, folder.Path)
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, more...)
+	if m.Files, err = o.files(ctx, m, folder.Path); err != nil {
+		return nil, err
 	}
-	for _, f := range m.Files {
-		if renamed[f.Name] {
-			continue
-		}
-		g, err := write.Copy(ctx, o.Dir, folder.Path, f.Name)
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, g)
-	}
-	if o.Imatrix != "" {
-		f, err := o.imatrix(ctx, m, folder.Path)
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, f)
-	}
-	m.Files = files
 	if err := write.Manifest(folder.Path, m); err != nil {
 		return nil, err
 	}
@@ -118,14 +96,55 @@ func Make(ctx context.Context, o Options) (_ *spec.Manifest, err error) {
 	if err := atomicfile.WriteFile(filepath.Join(folder.Path, spec.ProvenanceName), statement); err != nil {
 		return nil, err
 	}
-	if _, err := check(ctx, folder.Path, o.Progress); err != nil {
+	if _, err := checked(ctx, folder.Path, o.Progress); err != nil {
 		return nil, fmt.Errorf("the release does not pass its own checks: %w", err)
 	}
 	return m, folder.Commit()
 }
 
-// check opens every container of an artifact and returns its manifest.
-func check(ctx context.Context, dir string, report progress.Func) (*spec.Manifest, error) {
+// files writes what the manifest of a release lists: GGUF models and sidecars under their new names,
+// which m's artifacts get too, the other files as they are, and the importance matrix.
+func (o *Options) files(ctx context.Context, m *spec.Manifest, dir string) (files []spec.File, err error) {
+	renamed := map[string]bool{}
+	for i := range m.Artifacts {
+		e := &m.Artifacts[i]
+		if e.Container != string(checkpoint.GGUF) {
+			continue
+		}
+		renamed[e.Model], renamed[e.Sidecar] = true, true
+		for _, f := range m.Files {
+			if gguf.IsShard(f.Name, spec.GGUFModelName) {
+				renamed[f.Name] = true
+			}
+		}
+		more, err := o.gguf(ctx, m, e, dir)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, more...)
+	}
+	for _, f := range m.Files {
+		if renamed[f.Name] {
+			continue
+		}
+		g, err := write.Copy(ctx, o.Dir, dir, f.Name)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, g)
+	}
+	if o.Imatrix != "" {
+		f, err := o.imatrix(ctx, m, dir)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// checked opens every container of an artifact and returns its manifest.
+func checked(ctx context.Context, dir string, report progress.Func) (*spec.Manifest, error) {
 	m, err := contract.ReadManifest(dir)
 	if err != nil {
 		return nil, err
@@ -139,10 +158,8 @@ func check(ctx context.Context, dir string, report progress.Func) (*spec.Manifes
 		if a != nil {
 			a.Close()
 		}
-		for _, x := range checks.Checks {
-			if !x.OK {
-				return nil, fmt.Errorf("%s does not pass its contract: %s: %s", dir, x.Check, x.Detail)
-			}
+		if err := checks.Failed(); err != nil {
+			return nil, fmt.Errorf("%s does not pass its contract: %w", dir, err)
 		}
 	}
 	return m, nil

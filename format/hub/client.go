@@ -39,6 +39,8 @@ type Client struct {
 	http *http.Client
 	// wait stops between tries; tests do not.
 	wait func(ctx context.Context, d time.Duration) error
+	// free is freeSpace; tests have disks that are full.
+	free func(dir string) (bytes int64, known bool)
 }
 
 // FromEnv makes a client as the environment asks for: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, and
@@ -75,6 +77,9 @@ func (c *Client) prepare() error {
 	c.http = &http.Client{Transport: t, CheckRedirect: c.redirect}
 	if c.wait == nil {
 		c.wait = pause
+	}
+	if c.free == nil {
+		c.free = freeSpace
 	}
 	return nil
 }
@@ -241,6 +246,28 @@ type info struct {
 			Size   int64  `json:"size"`
 		} `json:"lfs"`
 	} `json:"siblings"`
+}
+
+// part asks for the bytes of a file from an offset on, with a header Range ("" for the whole file),
+// and returns them with the offset at which they begin: 0 where the server knows no ranges.
+func (c *Client) part(ctx context.Context, what, address string, from int64, bytes string) (
+	body io.ReadCloser, at int64, err error) {
+	header := http.Header{}
+	if bytes != "" {
+		header.Set("Range", bytes)
+	}
+	resp, err := c.get(ctx, what, address, header)
+	if err != nil {
+		return nil, 0, err
+	}
+	if resp.StatusCode != http.StatusPartialContent {
+		return resp.Body, 0, nil
+	}
+	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at != from {
+		resp.Body.Close()
+		return nil, 0, fmt.Errorf("%s: the server sent another part than it was asked for", what)
+	}
+	return resp.Body, at, nil
 }
 
 // List asks for the commit that a revision is at, and for its files.

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -76,15 +75,8 @@ func (c *Client) cached(r Ref) (string, error) {
 	if err != nil {
 		return "", missing
 	}
-	// Weights of which only a part was downloaded are as good as none.
-	for _, f := range files {
-		if i := strings.LastIndex(f.Name, "-of-"); i >= 5 && len(f.Name) >= i+9 {
-			total := f.Name[i+4 : i+9]
-			want := f.Name[:i-5] + total + f.Name[i:]
-			if !slices.ContainsFunc(files, func(x File) bool { return x.Name == want }) {
-				return "", fmt.Errorf("%w: %s is missing", missing, want)
-			}
-		}
+	if lacks := missingShard(files); lacks != "" {
+		return "", fmt.Errorf("%w: %s is missing", missing, lacks)
 	}
 	return filepath.Join(dir, filepath.FromSlash(main)), nil
 }
@@ -108,7 +100,7 @@ func (c *Client) fetch(ctx context.Context, r Ref, at string, files []File) erro
 			need -= min(st.Size(), max(0, f.Size))
 		}
 	}
-	if free, ok := freeSpace(blobs); ok && need > free {
+	if free, ok := c.free(blobs); ok && need > free {
 		return fmt.Errorf("%s: %d MiB are to be downloaded, and %s has %d MiB left; set HF_HOME to a larger disk", r,
 			need>>20, blobs, free>>20)
 	}
@@ -281,27 +273,22 @@ var errWrite = errors.New("cannot be written")
 // offset up to which it is there.
 func (c *Client) continued(ctx context.Context, what, address string, out *os.File, at, size int64,
 	m *meter) (int64, error) {
-	header := http.Header{}
+	bytes := ""
 	if at > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", at))
+		bytes = fmt.Sprintf("bytes=%d-", at)
 	}
-	resp, err := c.get(ctx, what, address, header)
+	body, from, err := c.part(ctx, what, address, at, bytes)
 	if err != nil {
 		return at, err
 	}
-	defer resp.Body.Close()
-	if at > 0 {
-		var from int64
-		if resp.StatusCode != http.StatusPartialContent {
-			m.add(-at)
-			at = 0 // the server knows no ranges: all of it comes again
-		} else if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &from); err != nil || from != at {
-			return at, fmt.Errorf("%s: the server sent another part than it was asked for", what)
-		}
+	defer body.Close()
+	if from != at {
+		m.add(-at)
+		at = 0 // the server knows no ranges: all of it comes again
 	}
 	buf := make([]byte, 1<<20)
 	for at < size {
-		k, err := resp.Body.Read(buf[:min(int64(len(buf)), size-at)])
+		k, err := body.Read(buf[:min(int64(len(buf)), size-at)])
 		if k > 0 {
 			if _, err := out.WriteAt(buf[:k], at); err != nil {
 				return at, fmt.Errorf("%w: %w", errWrite, err)

@@ -5,6 +5,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -26,7 +27,33 @@ func safeName(name string) bool {
 // auxiliary are the kinds of files that a checkpoint needs beside its weights.
 var auxiliary = []string{".json", ".txt", ".model", ".jinja", ".tiktoken", ".md"}
 
-var shard = regexp.MustCompile(`-\d{5}-of-\d{5}\.gguf$`)
+var (
+	shard = regexp.MustCompile(`-\d{5}-of-\d{5}\.gguf$`)
+	// numbered is the name of a shard in either format: before, number, total, ending.
+	numbered = regexp.MustCompile(`^(.*-)(\d{5})-of-(\d{5})(\.[a-z]+)$`)
+)
+
+// missingShard returns the name of the first shard that files lack, "" if they are complete: weights
+// of which only a part was downloaded are as good as none.
+func missingShard(files []File) string {
+	have := map[string]bool{}
+	for _, f := range files {
+		have[f.Name] = true
+	}
+	for _, f := range files {
+		m := numbered.FindStringSubmatch(f.Name)
+		if m == nil {
+			continue
+		}
+		total, _ := strconv.Atoi(m[3]) // five digits, by the pattern
+		for i := 1; i <= total; i++ {
+			if name := fmt.Sprintf("%s%05d-of-%s%s", m[1], i, m[3], m[4]); !have[name] {
+				return name
+			}
+		}
+	}
+	return ""
+}
 
 // Choose picks the files of a model out of those of a repository: one GGUF model, all shards of it,
 // if a quantisation is named or there are no safetensors weights; else the safetensors checkpoint.

@@ -143,6 +143,59 @@ func TestLayout(t *testing.T) {
 	}
 }
 
+// TestFullDisk: what does not fit is not begun, and what was downloaded before counts.
+func TestFullDisk(t *testing.T) {
+	h := hubtest.New(t)
+	files := model(h)
+	c, _ := client(t, h)
+	total := 0
+	for _, f := range files {
+		total += len(f)
+	}
+	left := int64(total - 1)
+	c.free = func(string) (int64, bool) { return left, true }
+	if _, err := c.Fetch(t.Context(), ref(t, repo)); err == nil || !strings.Contains(err.Error(), "HF_HOME") {
+		t.Fatalf("a full disk: %v", err)
+	}
+	if h.Sent != 0 {
+		t.Errorf("%d bytes were sent to a full disk", h.Sent)
+	}
+	part := files["model-00001-of-00002.safetensors"]
+	blobs := filepath.Join(c.Cache, "models--org--tiny", "blobs")
+	if err := os.WriteFile(filepath.Join(blobs, hubtest.ETag(part, true)+".incomplete"), part[:1<<20], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := c.Fetch(t.Context(), ref(t, repo))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, dir, files)
+}
+
+// TestMissingShard: a shard in the middle is missed as the last one is, in both formats.
+func TestMissingShard(t *testing.T) {
+	file := func(names ...string) (out []File) {
+		for _, n := range names {
+			out = append(out, File{Name: n})
+		}
+		return out
+	}
+	for _, c := range []struct {
+		files []File
+		lacks string
+	}{
+		{file("config.json", "model.safetensors"), ""},
+		{file("model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"), ""},
+		{file("model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"), "model-00002-of-00003.safetensors"},
+		{file("q/m-Q8_0-00002-of-00002.gguf"), "q/m-Q8_0-00001-of-00002.gguf"},
+		{file("m-00001-of-99999.gguf"), "m-00002-of-99999.gguf"},
+	} {
+		if got := missingShard(c.files); got != c.lacks {
+			t.Errorf("%v: %q is missing, want %q", c.files, got, c.lacks)
+		}
+	}
+}
+
 // TestResume: broken connections, and broken runs, are gone on with where they ended.
 func TestResume(t *testing.T) {
 	h := hubtest.New(t)

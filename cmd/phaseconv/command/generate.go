@@ -61,24 +61,9 @@ func runGenerate(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) 
 	if err := checkContainer(c); err != nil {
 		return err
 	}
-	if c.String("prompt") == "" {
-		return usagef("generate: give the text to continue with -p TEXT")
-	}
-	if n := c.Int("tokens"); n < 1 || n > maxGenerate {
-		return usagef("--tokens %d: expected 1 to %d", n, maxGenerate)
-	}
-	caches := []string{c.String("cache")}
-	switch caches[0] {
-	case "both":
-		caches = []string{"coded", "float"}
-	case "coded", "float":
-	default:
-		return usagef("--cache %q: expected coded, float or both", caches[0])
-	}
-	for _, flag := range []string{"sink", "recent"} {
-		if n := c.Int(flag); n < -1 {
-			return usagef("--%s %d: expected -1, for the artifact's, or more", flag, n)
-		}
+	caches, err := generateFlags(c)
+	if err != nil {
+		return err
 	}
 	checks := &contract.Checker{Progress: showProgress(stderr)}
 	a, err := contract.Open(ctx, dir, c.String("container"), checks)
@@ -125,11 +110,7 @@ func runGenerate(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) 
 		out.Runs = append(out.Runs, *text)
 	}
 	if len(out.Runs) == 2 {
-		n := 0
-		a, b := out.Runs[0].Tokens, out.Runs[1].Tokens
-		for n < min(len(a), len(b)) && a[n] == b[n] {
-			n++
-		}
+		n := common(out.Runs[0].Tokens, out.Runs[1].Tokens)
 		out.SameTokens = &n
 	}
 	if c.Bool("json") {
@@ -139,6 +120,37 @@ func runGenerate(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) 
 		fmt.Fprintf(stdout, "\nthe texts have their first %d tokens in common\n", *out.SameTokens)
 	}
 	return nil
+}
+
+// generateFlags checks the flags and returns the caches to run.
+func generateFlags(c *cli.Command) (caches []string, err error) {
+	if c.String("prompt") == "" {
+		return nil, usagef("generate: give the text to continue with -p TEXT")
+	}
+	if n := c.Int("tokens"); n < 1 || n > maxGenerate {
+		return nil, usagef("--tokens %d: expected 1 to %d", n, maxGenerate)
+	}
+	for _, flag := range []string{"sink", "recent"} {
+		if n := c.Int(flag); n < -1 {
+			return nil, usagef("--%s %d: expected -1, for the artifact's, or more", flag, n)
+		}
+	}
+	switch cache := c.String("cache"); cache {
+	case "both":
+		return []string{"coded", "float"}, nil
+	case "coded", "float":
+		return []string{cache}, nil
+	default:
+		return nil, usagef("--cache %q: expected coded, float or both", cache)
+	}
+}
+
+// common counts the tokens that two texts have in common at their beginning.
+func common(a, b []int) (n int) {
+	for n < min(len(a), len(b)) && a[n] == b[n] {
+		n++
+	}
+	return n
 }
 
 // storage returns what a sidecar and the command line say of the coded cache.

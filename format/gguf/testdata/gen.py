@@ -220,6 +220,8 @@ w = new_writer("quant.gguf")
 w.add_tensor("src", x)
 cases = [(name, base, f"quantize_row_{name}_ref", name) for name in
          ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "q1_0")]
+cases += [(name.lower(), base, f"quantize_row_{name}_ref", name) for name in
+          ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "q2_0", "mxfp4")]
 cases.append(("q8_0.cache", cpu, "quantize_row_q8_0", "q8_0"))
 for label, lib, symbol, name in cases:
     t = IDS[name]

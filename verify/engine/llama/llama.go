@@ -23,6 +23,8 @@ type Model struct {
 	w     *Worker
 	n     int
 	place Place
+	// twin is what edits are made in, once that is another file; see editable.
+	twin *Model
 	// patched is the patch that all lanes of this model have, "" for none, see With.
 	patched string
 	caches  *family.Config

@@ -37,8 +37,10 @@ type Worker struct {
 	died chan struct{}
 	// patches counts those of With, references those of Compare, for their names.
 	patches, references int
-	mu                  sync.Mutex
-	dead                error
+	// scratch are folders of temporary files.
+	scratch []string
+	mu      sync.Mutex
+	dead    error
 }
 
 // lastLog is how much of the worker's output is kept: its last lines become the error when it
@@ -158,6 +160,10 @@ func (w *Worker) Close() {
 	case <-time.After(closeTime):
 		w.kill()
 	}
+	for _, dir := range w.scratch {
+		os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+	}
+	w.scratch = nil
 }
 
 func (w *Worker) kill() {
