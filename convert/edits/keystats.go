@@ -48,7 +48,7 @@ type StatsOptions struct {
 type KeyStats struct {
 	cfg   *family.Config
 	o     StatsOptions
-	heads [][]*keySums               // [layer][KV head]
+	heads [][]*keySums               // [layer][KV head], those of the owner where keys are shared
 	ropes map[int]kvcache.RopeTables // by RopeKind, for the longest window
 }
 
@@ -88,12 +88,16 @@ func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if err := cfg.Require("statistics of keys", family.OwnHeads); err != nil {
+	if err := cfg.Require("statistics of keys", family.OwnHeads|family.SharedKV); err != nil {
 		return nil, err
 	}
 	s := &KeyStats{cfg: cfg, o: o, heads: make([][]*keySums, len(cfg.Layers)), ropes: map[int]kvcache.RopeTables{}}
 	for l := range s.heads {
 		d := cfg.Layers[l].HeadDim
+		if owner := cfg.Layers[l].Owner; owner != l {
+			s.heads[l] = s.heads[owner] // its queries meet the keys of that layer
+			continue
+		}
 		for range cfg.Layers[l].KVHeads {
 			s.heads[l] = append(s.heads[l], &keySums{
 				key: make([]float64, d), key2: make([]float64, d/2), query: make([]float64, d/2),
@@ -481,6 +485,10 @@ func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, err
 		for g := range y.Group() {
 			addTo(sum, moments[k*y.Group()+g])
 		}
+		if y.Owner != layer {
+			addTo(s.heads[layer][k].out, sum)
+			continue
+		}
 		s.heads[layer][k].out = sum
 	}
 	return out, nil
@@ -561,10 +569,38 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 		}
 		k.attention += w
 	}
-	if o.Samples > 0 {
+	switch {
+	case y.Owner != a.Layer:
+		if o.Samples > 0 {
+			k.meet(a, window, head, c, attention, squared)
+		}
+		return
+	case o.Samples > 0:
 		k.sample(o, a, window, head, c, attention, squared)
 	}
 	k.windows++
+}
+
+// meet adds what the queries of a layer that reads the keys of another one see of the keys that
+// were kept of the same window: their share of attention, and queries that meet them.
+func (k *keySums) meet(a *refmodel.Attention, window, head int, c *family.Config, seen, squared []float64) {
+	y := &c.Layers[a.Layer]
+	d, T, qw := y.HeadDim, a.T, y.Heads*y.HeadDim
+	m := &k.meetings[len(k.meetings)-a.Windows+window]
+	lo := 0
+	for i, n := range m.Counts {
+		hi := lo + int(n)
+		k.sampleShare[m.From+i] += sumOf(seen[lo:hi])
+		k.valueShare[m.From+i] += sumOf(squared[lo:hi])
+		lo = hi
+	}
+	n := keptQueries(T)
+	for q := head * y.Group(); q < (head+1)*y.Group(); q++ {
+		for i := range n {
+			j := (2*i + 1) * T / (2 * n)
+			m.Queries, m.Pos = append(m.Queries, a.QPre[(window*T+j)*qw+q*d:][:d]...), append(m.Pos, j)
+		}
+	}
 }
 
 // distances is how far keys are from the queries that feel errors in them: weights

@@ -165,8 +165,8 @@ type Edited struct {
 	Edits Edits
 	// Added are tensors that the checkpoint lacks, zero before their edits: biases.
 	Added map[string]*Tensor
-	// Round, if set, rounds the values of edited tensors as storing them would.
-	Round func(x []float32)
+	// Round, if set, rounds the values of edited tensors as storing them would, rows at a time.
+	Round func(t *Tensor, x []float32)
 }
 
 // NewEdited returns c with edits, which may be nil.
@@ -219,7 +219,7 @@ func (v *Edited) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 		err = v.rows(t, e, row0, n, dst)
 	}
 	if err == nil && v.Round != nil {
-		v.Round(dst)
+		v.Round(t, dst)
 	}
 	return err
 }

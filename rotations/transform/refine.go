@@ -134,6 +134,72 @@ func FitValueTransform(ctx context.Context, x *KeySample, cache CacheRow) (*KeyT
 	return RefineKeyTransform(ctx, m, x.withoutRoPE(), RefineOptions{Cache: cache, Penalty: 1})
 }
 
+// FitValueRotation is FitValueTransform for layers that normalise values: only an orthogonal matrix
+// passes through the norm. It descends from the identity along the Cayley transforms of
+// skew-symmetric matrices.
+func FitValueRotation(ctx context.Context, x *KeySample, cache CacheRow) (*KeyTransform, error) {
+	d := x.D
+	cache.Pairs = x.Pairs
+	start := &KeyTransform{Key: linalg.Identity(d), Query: linalg.Identity(d)}
+	p, err := newBlockObjective(ctx, start, x.withoutRoPE(), RefineOptions{Cache: cache, Penalty: 1})
+	if err != nil {
+		return nil, err
+	}
+	before := p.noise
+	var broken error
+	value := func(v []float64) (float64, []float64) {
+		c, inverse, err := cayley(v, d)
+		if err != nil {
+			broken = err
+			return math.NaN(), make([]float64, d*d)
+		}
+		f, g := p.value(ctx, c)
+		// dC = (1 - X/2)^-1 dX/2 (1 + C)
+		for i := range d {
+			c[i*d+i]++
+		}
+		gx := linalg.Product(linalg.Product(linalg.Transpose(inverse, d), g, d), linalg.Transpose(c, d), d)
+		out := make([]float64, d*d)
+		for i := range d {
+			for j := range d {
+				out[i*d+j] = 0.25 * (gx[i*d+j] - gx[j*d+i])
+			}
+		}
+		return f, out
+	}
+	v, f, steps, err := linalg.Minimize(ctx, make([]float64, d*d), p.curvature, value, refineSteps, refineGain)
+	if err != nil {
+		return nil, err
+	}
+	if broken != nil || math.IsNaN(f) {
+		return nil, fmt.Errorf("%w: the search ended at %g: %w", ErrNoTransform, f, broken)
+	}
+	c, _, err := cayley(v, d)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoTransform, err)
+	}
+	p.value(ctx, c)
+	out := &KeyTransform{Key: c, Query: slices.Clone(c), Before: before, After: p.noise, Steps: steps}
+	return out, out.Check(d)
+}
+
+// cayley returns the orthogonal (1 - X/2)^-1 (1 + X/2) for the skew part X of v, and the inverse in
+// it.
+func cayley(v []float64, d int) (c, inverse []float64, err error) {
+	minus, plus := linalg.Identity(d), linalg.Identity(d)
+	for i := range d {
+		for j := range d {
+			x := 0.25 * (v[i*d+j] - v[j*d+i])
+			minus[i*d+j] -= x
+			plus[i*d+j] += x
+		}
+	}
+	if inverse, err = linalg.Inverse(minus, d); err != nil {
+		return nil, nil, err
+	}
+	return linalg.Product(inverse, plus, d), inverse, nil
+}
+
 // still returns the sample for a search in which RoPE has no say and nothing drifts.
 func (s *KeySample) withoutRoPE() *RefineSample {
 	return &RefineSample{KeySample: *s, Pos: make([]int, len(s.Weights)),
