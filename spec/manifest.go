@@ -20,6 +20,8 @@ type Manifest struct {
 	Engine     *EngineIdentity `json:"engine,omitempty"`
 	Identities []Identity      `json:"identities"`
 	Fusion     *Fusion         `json:"fusion,omitempty"`
+	// FFN is there where weights were changed for the type of a quantised file.
+	FFN *FFNFold `json:"ffn,omitempty"`
 	Artifacts  []Artifact      `json:"artifacts"`
 	Files      []File          `json:"files"`
 	Layers     []Layer         `json:"layers,omitempty"`
@@ -78,7 +80,7 @@ type Text struct {
 
 // Identity is one change of weights that was considered.
 type Identity struct {
-	ID      string `json:"id"` // G1 ... G7, as in the specification
+	ID      string `json:"id"` // G1 ... G10, as in the specification
 	Name    string `json:"name"`
 	Applied bool   `json:"applied"`
 	Exact   bool   `json:"exact"`

@@ -2,6 +2,8 @@ package checkpoint
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 
 	"github.com/phaseconv/phaseconv/format/family"
@@ -225,6 +227,30 @@ type Stream interface {
 	Changes(name string) bool
 	// Untied is the head that a model with tied embeddings gets, nil where it has one.
 	Untied() *Tensor
+}
+
+// Clone returns v with edits of its own, which may go on from those of v. Its Stream must not be set:
+// a Stream reads the edits that it was made for.
+func (v *Edited) Clone() (*Edited, error) {
+	if v.Stream != nil {
+		return nil, fmt.Errorf("%s: edits below a change of whole matrices cannot be copied", v.base.Path)
+	}
+	x := *v
+	x.Edits, x.Added = Edits{}, maps.Clone(v.Added)
+	for name, e := range v.Edits {
+		c := *e
+		for _, p := range []*[]float32{&c.Scale, &c.Cross, &c.Shift} {
+			*p = slices.Clone(*p) // what is there is changed in place
+		}
+		c.By = slices.Clone(c.By)
+		for _, p := range []**Inner{&c.Inner, &c.InnerCols} {
+			if *p != nil {
+				*p = &Inner{Order: (*p).Order, Factor: slices.Clone((*p).Factor)}
+			}
+		}
+		x.Edits[name] = &c
+	}
+	return &x, nil
 }
 
 // WithoutStream is the edited checkpoint below v.Stream. It shares the edits.

@@ -91,6 +91,32 @@ func checkScales(scale []float32) error {
 	return nil
 }
 
+// NeuronTensor says whether G4 may change a tensor.
+func NeuronTensor(c *family.Config, name string) bool {
+	l := family.LayerOf(name)
+	if l < 0 || l >= len(c.Layers) || CheckNeurons(c, l) != nil {
+		return false
+	}
+	switch inLayer(name, l) {
+	case "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight":
+		return c.Layers[l].FFN.Experts == 0
+	case "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight":
+		return true
+	}
+	return false
+}
+
+// ChannelTensor says whether G10 may change a tensor of a model that can have it.
+func ChannelTensor(c *family.Config, name string) bool {
+	l := family.LayerOf(name)
+	if l < 0 || l >= len(c.Layers) {
+		return false
+	}
+	part := inLayer(name, l)
+	x := residualParts[part]
+	return part == "attn_norm.weight" || part == "ffn_norm.weight" || x.part == reader && x.norm != ""
+}
+
 // CheckChannels says whether identity G10 holds for the norms in front of attention and FFN, with
 // the reason if not.
 func CheckChannels(c *family.Config) error {

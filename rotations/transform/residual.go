@@ -12,6 +12,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/internal/seeded"
 )
@@ -228,7 +229,7 @@ func FoldResidual(src checkpoint.Weights, cfg *family.Config, q *ResidualRotatio
 	if err := q.Check(cfg.Hidden); err != nil {
 		return nil, err
 	}
-	r := &Residual{src: src, cfg: cfg, q: q, threads: threads, gains: map[string][]float32{}}
+	r := &Residual{src: src, cfg: cfg, q: q, threads: parallel.Threads(threads), gains: map[string][]float32{}}
 	for _, want := range cfg.Tensors() {
 		t, ok := src.Find(want.Name)
 		if !ok && !want.Optional {
@@ -277,7 +278,10 @@ func (r *Residual) Rotation() *ResidualRotation { return r.q }
 func (r *Residual) Untied() *checkpoint.Tensor { return r.untied }
 
 // Changes says whether the fold changes a tensor that it finds.
-func (r *Residual) Changes(name string) bool {
+func (r *Residual) Changes(name string) bool { return StreamTensor(name) }
+
+// StreamTensor says whether G1 changes a tensor.
+func StreamTensor(name string) bool {
 	return residualParts[inLayer(name, family.LayerOf(name))].part != untouched
 }
 
