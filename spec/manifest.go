@@ -21,12 +21,12 @@ type Manifest struct {
 	Identities []Identity      `json:"identities"`
 	Fusion     *Fusion         `json:"fusion,omitempty"`
 	// FFN is there where weights were changed for the type of a quantised file.
-	FFN *FFNFold `json:"ffn,omitempty"`
-	Artifacts  []Artifact      `json:"artifacts"`
-	Files      []File          `json:"files"`
-	Layers     []Layer         `json:"layers,omitempty"`
-	Curves     []Curve         `json:"curves,omitempty"`
-	Measured   *VerifyJSON     `json:"measured,omitempty"`
+	FFN       *FFNFold    `json:"ffn,omitempty"`
+	Artifacts []Artifact  `json:"artifacts"`
+	Files     []File      `json:"files"`
+	Layers    []Layer     `json:"layers,omitempty"`
+	Curves    []Curve     `json:"curves,omitempty"`
+	Measured  *VerifyJSON `json:"measured,omitempty"`
 }
 
 // Source identifies what was converted.
