@@ -3,15 +3,14 @@
 
     scripts/ffn/measure.py --llama BIN --text HELD.txt --fit FIT.txt --work DIR MODEL [--types q4_0,q3_k,q2_k] [--modes auto]
 
-BIN is a folder with libllama and llama-perplexity. MODEL, a float checkpoint, is written as F32 without
+BIN is a folder with libllama. MODEL, a float checkpoint, is written as F32 without
 changes, then converted for each type and mode (fitted to FIT) and quantised; so is the unchanged file. All are
-measured against the logits of the unchanged file, on HELD, and so is the F32 file of each conversion.
+measured against the unchanged F32 file, on HELD, and so is the F32 file of each conversion.
 Standard library only. What was measured is kept in DIR/measured.json; models are removed.
 """
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("model")
-    p.add_argument("--llama", required=True, help="folder with libllama and llama-perplexity")
+    p.add_argument("--llama", required=True, help="folder with libllama")
     p.add_argument("--text", required=True, help="text to measure on")
     p.add_argument("--fit", required=True, help="text to fit to, another one")
     p.add_argument("--work", required=True)
@@ -41,9 +40,9 @@ def main():
     at = lambda name: os.path.join(a.work, name)
 
     def run(*cmd):
-        r = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        r = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
         if r.returncode:
-            raise SystemExit(f"{' '.join(cmd)}\n{r.stdout[-3000:]}")
+            raise SystemExit(f"{' '.join(cmd)}\n{r.stdout[-1000:]}{r.stderr[-2000:]}")
         return r.stdout
 
     def keep(key, value):
@@ -52,25 +51,13 @@ def main():
             json.dump(kept, f, indent=1)
         print(key, value, file=sys.stderr, flush=True)
 
-    def perplexity(model, last, *args):
-        cmd = (os.path.join(a.llama, "llama-perplexity"), "-m", model, "-f", a.text, "-c", str(a.ctx), "--chunks", str(a.chunks),
-               "-t", str(a.threads), "--no-warmup", *args)
-        for _ in range(8):  # its logger may lose the last lines when it ends
-            log = run(*cmd)
-            if re.search(last, log):
-                return log
-        raise SystemExit(f"llama-perplexity printed no {last!r}:\n{log[-2000:]}")
-
     def measure(key, model):
-        log = perplexity(model, "Same top p:?", "--kl-divergence-base", at("logits"), "--kl-divergence")
-        found = {"bytes": os.path.getsize(model)}
-        for name, pattern in {"ratio": r"Mean PPL\(Q\)/PPL\(base\)\s*:\s*([-\d.]+)\s*±\s*(-?nan|[\d.]+)",
-                              "kld": r"Mean    KLD\s*:\s*([-\d.]+)\s*±\s*([\d.]+)", "top": r"Same top p\s*:\s*([-\d.]+)"}.items():
-            m = re.search(pattern, log)
-            if not m:
-                raise SystemExit(f"llama-perplexity printed no {name}:\n{log[-2000:]}")
-            found[name] = [0.0 if "nan" in x else float(x) for x in m.groups()]
-        keep(key, found)
+        """Both files in stock libllama with F16 caches; divergence from the unchanged one."""
+        out = json.loads(run(a.phaseconv, "advise", plain, model, "--engine", "llama:" + a.llama, "--pairs", "f16/f16", "--text", a.text,
+                             "--ctx", str(a.ctx), "--chunks", str(a.chunks), "--threads", str(a.threads), "--json"))
+        row = next(r for r in out["rows"] if r["converted"])
+        keep(key, {"bytes": os.path.getsize(model), "ratio": row["ppl_ratio"], "kld": [row["kld"], row["kld_err"]],
+                   "top": row["same_top"]})
 
     def quantised(key, model, label):
         if key in kept:
@@ -85,12 +72,10 @@ def main():
                    "--calib", a.fit, "--calib-tokens", str(max(2048, 4 * a.ctx)), "--ctx", str(a.ctx), "--chunks", "2", "--eval", a.text,
                    "--threads", str(a.threads), *flags)
 
-    plain = at("plain")
-    if not os.path.exists(os.path.join(plain, "model.gguf")):
-        convert(plain)
-    plain = os.path.join(plain, "model.gguf")
-    if not os.path.exists(at("logits")):
-        perplexity(plain, "Final estimate", "--save-all-logits", at("logits"))
+    folder = at("plain")
+    plain = os.path.join(folder, "model.gguf")
+    if not os.path.exists(plain):
+        convert(folder)
     for t in a.types.split(","):
         quantised(f"{t} unchanged", plain, LABELS[t])
         for mode in a.modes.split(","):
@@ -110,7 +95,7 @@ def main():
     print("| type | weights | MB | PPL ratio | KLD | same top |\n|---|---|---|---|---|---|")
     for key, x in kept.items():
         if "kld" in x:
-            print("| %s | %.1f | %.4f ± %.4f | %.5f ± %.5f | %.1f %% |" % (key.replace(" ", " | ", 1), x["bytes"] / 1e6, *x["ratio"], *x["kld"], x["top"][0]))
+            print("| %s | %.1f | %.4f | %.5f ± %.5f | %.1f %% |" % (key.replace(" ", " | ", 1), x["bytes"] / 1e6, x["ratio"], *x["kld"], 100 * x["top"]))
 
 
 if __name__ == "__main__":
