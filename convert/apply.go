@@ -2,12 +2,12 @@ package convert
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/convert/write"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/option"
@@ -26,7 +26,7 @@ func Export(ctx context.Context, dir, out string, report progress.Func, notice f
 		return nil, err
 	}
 	for _, e := range m.Artifacts {
-		if e.Container == string(checkpoint.GGUF) && e.Model != spec.GGUFModelName {
+		if e.Container == string(checkpoint.GGUF) && e.Model != spec.GGUFModelName && !gguf.IsShard(e.Model, spec.GGUFModelName) {
 			return nil, option.Errorf("%s is a release, whose GGUF file has other keys than a conversion writes: export the artifact that it was made from", dir)
 		}
 		c := &contract.Checker{Progress: report}
@@ -37,8 +37,8 @@ func Export(ctx context.Context, dir, out string, report progress.Func, notice f
 		if a != nil {
 			a.Close()
 		}
-		if !c.OK() {
-			return nil, fmt.Errorf("%s: the artifact does not pass its contract: %s", dir, failed(c))
+		if err := c.Failed(); err != nil {
+			return nil, fmt.Errorf("%s: the artifact does not pass its contract: %w", dir, err)
 		}
 	}
 	f, err := write.NewFolder(out, notice)
@@ -56,7 +56,7 @@ func Export(ctx context.Context, dir, out string, report progress.Func, notice f
 	if p, err := contract.OpenPublished(ctx, f.Path, c); err != nil {
 		return nil, err
 	} else if p == nil {
-		return nil, fmt.Errorf("%s: %s", out, failed(c))
+		return nil, fmt.Errorf("%s: %w", out, c.Failed())
 	}
 	return m, f.Commit()
 }
@@ -84,9 +84,9 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 		return nil, nil, err
 	}
 	if p == nil {
-		return nil, checks.Checks, fmt.Errorf("%s: %s", o.Dir, failed(checks))
+		return nil, checks.Checks, fmt.Errorf("%s: %w", o.Dir, checks.Failed())
 	}
-	c, err := checkpoint.Open(o.Base)
+	c, err := checkpoint.OpenAs(o.Base, p.Manifest.Graph)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -96,7 +96,7 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 		return nil, nil, err
 	}
 	if view == nil {
-		return nil, checks.Checks, errors.New(failed(checks))
+		return nil, checks.Checks, checks.Failed()
 	}
 	m := p.Manifest
 	f, err := write.NewFolder(o.Out, o.Notice)
@@ -163,12 +163,12 @@ func (o *ApplyOptions) checkResult(ctx context.Context, m *spec.Manifest, dir st
 			a.Close()
 		}
 		checks.Checks = append(checks.Checks, done.Checks...)
-		if !done.OK() {
+		if err := done.Failed(); err != nil {
 			hint := ""
 			if o.Tool != m.Tool {
 				hint = fmt.Sprintf(" (the publisher used %s, this is %s)", m.Tool, o.Tool)
 			}
-			return fmt.Errorf("the result is not the publisher's%s: %s", hint, failed(done))
+			return fmt.Errorf("the result is not the publisher's%s: %w", hint, err)
 		}
 	}
 	return nil
@@ -182,7 +182,7 @@ func CheckPublished(ctx context.Context, dir, base string, report progress.Func)
 	if p == nil || base == "" {
 		return checks.Checks, err
 	}
-	c, err := checkpoint.Open(base)
+	c, err := checkpoint.OpenAs(base, p.Manifest.Graph)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -47,7 +48,7 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 		if err != nil {
 			return nil, err
 		}
-		model, err := write.Open(dir, entry)
+		model, err := write.Open(dir, entry, j.source.Graph)
 		if err != nil {
 			return nil, err
 		}
@@ -89,12 +90,39 @@ func (j *job) tag(ctx context.Context, fitted *calibrate.Result) (write.Tag, err
 		},
 		Tool: o.Tool,
 	}
-	if o.Joint != nil {
-		x := codec.Summarize(slices.Concat(fitted.Groups()...))
+	groups, err := j.groups(fitted)
+	if err != nil {
+		return write.Tag{}, err
+	}
+	if groups != nil {
+		x := codec.Summarize(slices.Concat(groups...))
 		tag.Version = spec.VersionGroups
 		tag.Code.Bits, tag.Code.Parts, tag.Code.GroupDim = x.Bits, x.Parts, x.Dim
 	}
 	return tag, nil
+}
+
+// groups returns the codes of a sidecar of version 2, [layer][group]: joint ones, or where layers
+// differ those of each head. It returns nil for version 1.
+func (j *job) groups(fitted *calibrate.Result) ([][]*codec.Group, error) {
+	switch {
+	case j.o.Joint != nil:
+		return fitted.Groups(), nil
+	case j.source.Config.Alike():
+		return nil, nil
+	}
+	out := make([][]*codec.Group, len(j.source.Config.Layers))
+	for l, heads := range fitted.Codes(j.o.Code) {
+		y := &j.source.Config.Layers[l]
+		for h, code := range heads {
+			g, err := codec.NewGroup(code, []codec.Part{{Head: h}}, y.HeadDim, y.ValueDim, nil)
+			if err != nil {
+				return nil, fmt.Errorf("layer %d: %w", l, err)
+			}
+			out[l] = append(out[l], g)
+		}
+	}
+	return out, nil
 }
 
 // sidecar gathers the fitted codes in the source's pair layout. Its RoPE text is that of the
@@ -106,24 +134,24 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 		return nil, err
 	}
 	o, cfg, text := &j.o, j.source.Config, j.o.Calibration.Info(j.calibration)
-	shape, err := cfg.Uniform()
+	groups, err := j.groups(fitted)
 	if err != nil {
 		return nil, err
 	}
 	s := &sidecar.Sidecar{
-		Kind: o.Code, HeadDim: shape.HeadDim, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
+		Kind: o.Code, Anchor: o.Policy.Anchor, Sink: o.Policy.Sink, Recent: o.Policy.Recent,
 		Exceptions: o.Policy.Exceptions,
 		Pairs:      cfg.Pairs, Rope: ropes, SourceSHA256: tag.Source.SHA256, WeightsSHA256: weights, Tool: tag.Tool,
 		Calibration: sidecar.Calibration{SHA256: text.SHA256, Tokens: text.Tokens, Context: text.Context},
 	}
-	if o.Joint != nil {
-		for l, groups := range fitted.Groups() {
+	if groups != nil {
+		for l, of := range groups {
 			y := cfg.Layers[l].HeadShape
-			s.Layers = append(s.Layers, sidecar.Layer{Heads: y.KVHeads, KeyDim: y.HeadDim, ValueDim: y.ValueDim, Groups: groups})
+			s.Layers = append(s.Layers, sidecar.Layer{Heads: y.KVHeads, KeyDim: y.HeadDim, ValueDim: y.ValueDim, Groups: of})
 		}
 		return s, nil
 	}
-	s.Codes = fitted.Codes(o.Code)
+	s.HeadDim, s.Codes = cfg.Layers[0].HeadDim, fitted.Codes(o.Code)
 	return s, nil
 }
 
@@ -131,7 +159,7 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 func (j *job) manifest(identities []spec.Identity, searched *searched, fitted *calibrate.Result,
 	w *written) *spec.Manifest {
 	o, cfg := &j.o, j.source.Config
-	shape := cfg.Layers[0].HeadShape // of all layers: plan.NewKeys refuses models whose layers differ
+	shape := cfg.Layers[0].HeadShape // where layers differ, the sidecar has the others
 	m := &spec.Manifest{
 		Version: w.tag.Version, Tool: o.Tool, Command: o.Command, Source: w.tag.Source,
 		Model: spec.Model{
@@ -141,6 +169,7 @@ func (j *job) manifest(identities []spec.Identity, searched *searched, fitted *c
 		Code: w.tag.Code, Calibration: o.Calibration.Info(j.calibration), Seed: o.Seed,
 		Identities: identities, Fusion: searched.fusion, FFN: searched.ffn, Artifacts: w.models, Files: w.files, Notes: j.source.Notes(),
 	}
+	m.Graph = j.source.Graph
 	if !o.own() {
 		id := o.Engines.Identity()
 		m.Engine = &id

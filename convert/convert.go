@@ -47,6 +47,9 @@ func Convert(ctx context.Context, o Options) (res *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := j.chooseJoint(ctx, changes); err != nil {
+		return nil, err
+	}
 	// What becomes of every tensor?
 	plans, err := j.plans(changes)
 	if err != nil {
@@ -110,7 +113,7 @@ func open(ctx context.Context, o Options) (*job, error) {
 	if err := newOnly(o.Out); err != nil {
 		return nil, err
 	}
-	c, err := checkpoint.Open(o.Source)
+	c, err := o.openSource(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +160,7 @@ func (j *job) enough() error {
 	if o.Joint == nil {
 		return calibrate.Enough(c, windows, o.Policy, o.Bits)
 	}
-	g, err := bits.JointGroups(c, o.Joint.Bits, o.Joint.Span)
+	g, err := bits.JointGroups(c, o.Joint.GroupOptions)
 	if err != nil {
 		return err
 	}

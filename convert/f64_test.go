@@ -27,7 +27,7 @@ func TestF64(t *testing.T) {
 			"stored as F64: ") {
 			t.Errorf("to %s: %+v, notes %q", to, res.Verify.Function, res.Manifest.Notes)
 		}
-		c, err := write.Open(filepath.Join(dir, string(to)), res.Manifest.Artifacts[0])
+		c, err := write.Open(filepath.Join(dir, string(to)), res.Manifest.Artifacts[0], nil)
 		if err != nil {
 			t.Fatal(err)
 		}

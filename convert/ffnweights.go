@@ -5,10 +5,12 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/phaseconv/phaseconv/convert/edits"
 	"github.com/phaseconv/phaseconv/convert/ffn"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/convert/write"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -47,14 +49,28 @@ func (j *job) search(ctx context.Context) (*plan.Changes, *searched, error) {
 // ffnOptions are those of the search for a weight type.
 func (j *job) ffnOptions() ffn.Options {
 	o := &j.o
-	return ffn.Options{Mode: o.FFN, Type: *o.Weights, File: plan.OutTypes[o.OutType], Text: o.Calibration, Ctx: o.Ctx,
-		Tokens: cmp.Or(o.CacheTokens, defaultCacheTokens), Seed: o.Seed, Threads: o.Threads, Progress: o.Progress}
+	return ffn.Options{Mode: o.FFN, Type: *o.Weights, File: j.fileType(), Text: o.Calibration, Ctx: o.Ctx,
+		Tokens: cmp.Or(o.CacheTokens, edits.ChooseTokens), Seed: o.Seed, Threads: o.Threads, Progress: o.Progress}
+}
+
+// fileType is the element type of matrices in the file that llama-quantize will be given.
+func (j *job) fileType() gguf.Type {
+	if t, ok := plan.OutTypes[j.o.OutType]; ok {
+		return t
+	}
+	// They keep the source's, which no option here lets be quantised.
+	if t, ok := j.source.Find("token_embd.weight"); ok {
+		if typ, err := gguf.ParseType(t.Type); err == nil && (typ == gguf.TypeF16 || typ == gguf.TypeBF16) {
+			return typ
+		}
+	}
+	return gguf.TypeF32
 }
 
 // compareWeights measures the source and the model e in dir with their matrices in the weight type, on
 // the evaluation text, against the source in floats.
 func (j *job) compareWeights(ctx context.Context, dir string, e spec.Artifact) ([]spec.FFNTry, error) {
-	made, err := write.Open(dir, e)
+	made, err := write.Open(dir, e, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -67,7 +67,7 @@ func TestFFN(t *testing.T) {
 		}
 		want := tinyLogits(t, src)
 		for _, a := range res.Manifest.Artifacts {
-			c, err := write.Open(out, a)
+			c, err := write.Open(out, a, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -64,7 +64,7 @@ func TestStoredHead(t *testing.T) {
 		if noted := strings.Contains(strings.Join(res.Manifest.Notes, " "), "lm_head.weight"); noted != x.noting {
 			t.Errorf("%s to %s: notes %q", x.what, x.to, res.Manifest.Notes)
 		}
-		c, err := write.Open(out, res.Manifest.Artifacts[0])
+		c, err := write.Open(out, res.Manifest.Artifacts[0], nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
@@ -17,9 +18,13 @@ import (
 // joint is a conversion with joint codes, two groups a layer.
 func joint(src, out string) Options {
 	o := small(src, out)
-	o.Joint, o.CalibrationTokens = &plan.Joint{Bits: 3, Span: 64}, 240
+	o.Joint, o.CalibrationTokens = jointOf(3, 64), 240
 	o.Policy.Recent = 4
 	return o
+}
+
+func jointOf(perPair float64, span int) *plan.Joint {
+	return &plan.Joint{GroupOptions: bits.GroupOptions{Parts: bits.PartsBoth, Bits: perPair, Span: span}}
 }
 
 // TestJoint: what is planned for joint codes is what the artifact has, its bytes are those of the
@@ -74,20 +79,58 @@ func TestJoint(t *testing.T) {
 		t.Error(err)
 	}
 	other := o
-	other.Joint = &plan.Joint{Bits: 3, Span: 128}
+	other.Joint = jointOf(3, 128)
 	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "codes is joint") {
 		t.Errorf("merged with other groups: %v", err)
 	}
-	other.Joint = &plan.Joint{Bits: 3, Span: 64, Fisher: true}
+	other.Joint = jointOf(3, 64)
+	other.Joint.Fisher = true
 	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "fisher true here") {
 		t.Errorf("merged with another metric: %v", err)
 	}
-	other.Joint = &plan.Joint{Bits: 4, Span: 64}
+	other.Joint = jointOf(4, 64)
 	if _, err := Convert(context.Background(), other); err == nil || !strings.Contains(err.Error(), "signs is") {
 		t.Errorf("merged with more signs: %v", err)
 	}
 	converted(t, o)
 	sameTrees(t, at("one/out"), at("two/out"))
+}
+
+// TestJointParts: keys alone, values alone and both apart. What is not coded costs nothing and takes
+// what F16 takes.
+func TestJointParts(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, Layers: 2, HeadDim: 32})
+	for parts, groups := range map[bits.Parts]int{bits.PartsKeys: 1, bits.PartsValues: 1, bits.PartsApart: 2} {
+		o := joint(src, filepath.Join(dir, string(parts)))
+		o.Report, o.Joint.Parts, o.Joint.Span, o.Joint.Bits = false, parts, 128, 1.5
+		if parts == bits.PartsApart {
+			o.Joint.Bits = 3
+		}
+		res, err := Convert(context.Background(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, b := res.Manifest, res.Verify.Bytes
+		pairs := m.Model.Layers * m.Model.KVHeads * m.Model.HeadDim
+		coded := pairs // numbers of a token that are coded
+		if parts == bits.PartsApart {
+			coded *= 2
+		}
+		signs := coded*3/2 - 16*groups*m.Model.Layers
+		if m.Code.Parts != string(parts) || b.Parts != string(parts) || b.KF16 != 2*coded || b.KVF16 != 4*pairs ||
+			b.KVCode != b.KVF16-b.KF16+b.KCode || b.KCode != signs/32*4+2*groups*m.Model.Layers {
+			t.Errorf("%s: code %+v, bytes %+v for %d pairs of numbers", parts, m.Code, b, pairs)
+		}
+		s, err := sidecar.Read(t.Context(), filepath.Join(o.Out, "model.phase.gguf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(s.Groups()); n != groups*m.Model.Layers || !(res.Verify.KLD.Mean > 0) {
+			t.Errorf("%s: %d groups, KLD %g", parts, n, res.Verify.KLD.Mean)
+		}
+	}
 }
 
 // TestJointRefuses: what joint codes cannot have.
@@ -97,6 +140,8 @@ func TestJointRefuses(t *testing.T) {
 	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, HeadDim: 32})
 	for field, change := range map[string]func(o *Options){
 		"Span":              func(o *Options) { o.Joint.Span = 32 },
+		"Parts":             func(o *Options) { o.Joint.Parts = "q" },
+		"BitsKV of a side":  func(o *Options) { o.Joint.Parts, o.Joint.Bits = "k", 9 },
 		"BitsKV":            func(o *Options) { o.Joint.Bits = 0.1 },
 		"BitsKV of much":    func(o *Options) { o.Joint.Bits = 17 },
 		"Code":              func(o *Options) { o.Code = "srht" },

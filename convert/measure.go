@@ -53,23 +53,27 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 		return nil, err
 	}
 	if a == nil {
-		return nil, fmt.Errorf("%s: the artifact does not pass its own contract: %s", o.Out, failed(checks))
+		return nil, fmt.Errorf("%s: the artifact does not pass its own contract: %w", o.Out, checks.Failed())
 	}
 	defer a.Close()
-	codes, err := codesIn(ctx, fitted, j.source.Config.Pairs, a.Sidecar.Pairs)
-	if err != nil {
-		return nil, err
+	var codes [][]map[codec.Kind]*codec.Code // beside those of heads; joint codes have none
+	var head func(layer, head int) audit.Head
+	if o.Joint == nil {
+		if codes, err = codesIn(ctx, fitted, j.source.Config.Pairs, a.Sidecar.Pairs); err != nil {
+			return nil, err
+		}
+		head = fittedHead(fitted, o.Code, o.Policy.Anchor)
 	}
 	out := &measured{}
 	out.verify, err = verify.Artifact(ctx, a, checks, verify.Options{
 		Text: o.Evaluation, Ctx: o.Ctx, Chunks: o.Chunks, Sink: -1, Recent: -1, Seed: o.Seed, Threads: o.Threads,
 		Source: j.source, Progress: o.Progress, Engines: o.Engines, Fitted: codes,
-		Head: fittedHead(fitted, o.Code, o.Policy.Anchor),
+		Head: head,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if o.Report && o.Joint == nil {
+	if o.Report {
 		p := figures.OfArtifact(a)
 		p.Rows, p.Fitted, p.Detail, p.Seed, p.Threads, p.Progress = out.verify.Layers, codes, o.ReportDetail, o.Seed,
 			o.Threads, o.Progress
@@ -184,7 +188,7 @@ func codesIn(ctx context.Context, fitted *calibrate.Result, from, to rope.Layout
 func (j *job) compareCaches(ctx context.Context, dir string, e spec.Artifact, contexts []int,
 	pairs ...kvcache.CacheTypes) (*spec.AdviseJSON, error) {
 	o := &j.o
-	model, err := write.Open(dir, e)
+	model, err := write.Open(dir, e, j.source.Graph)
 	if err != nil {
 		return nil, err
 	}
@@ -217,14 +221,4 @@ func (j *job) report(dir string, m *measured) error {
 			r.Advise, r.RoundedInputs = m.caches.Rows, m.caches.RoundedInputs
 		}
 	})
-}
-
-// failed returns the first check that did not pass.
-func failed(c *contract.Checker) string {
-	for _, x := range c.Checks {
-		if !x.OK {
-			return x.Check + ": " + x.Detail
-		}
-	}
-	return ""
 }

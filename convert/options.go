@@ -1,13 +1,16 @@
 package convert
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"reflect"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/bits"
+	"github.com/phaseconv/phaseconv/convert/edits"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -32,7 +35,8 @@ type Options struct {
 	Source, Out string
 	// Formats are the containers to write, at least one.
 	Formats []checkpoint.Container
-	// OutType is the element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0.
+	// OutType is the element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0, or source: that
+	// of the source's, see gguf.WritableType.
 	OutType string
 
 	// Code is the key code.
@@ -60,7 +64,8 @@ type Options struct {
 	// TargetCtx is the context that Cache will be used at, in tokens. 0 takes 4096, or the
 	// model's own context if that is shorter.
 	TargetCtx int
-	// CacheTokens is how many calibration tokens edits for Cache and Weights are fitted to; 0 takes 8192.
+	// CacheTokens is how many calibration tokens edits for Cache and Weights are fitted to, at least
+	// one window; 0 takes edits.ChooseTokens.
 	CacheTokens int
 
 	// FFN says which changes of weights may be made for Weights, the type that the matrices of a
@@ -107,7 +112,7 @@ type Options struct {
 func DefaultOptions() Options {
 	return Options{
 		Formats: []checkpoint.Container{checkpoint.GGUF}, OutType: "f16",
-		Code: codec.Frame, Bits: 1, Balance: true, Policy: kvcache.Policy{Anchor: 64, Sink: 4}, CacheTokens: defaultCacheTokens,
+		Code: codec.Frame, Bits: 1, Balance: true, Policy: kvcache.Policy{Anchor: 64, Sink: 4}, CacheTokens: edits.ChooseTokens,
 		FFN:               plan.FFNNone,
 		Calibration:       ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration},
 		CalibrationTokens: 12288,
@@ -124,15 +129,13 @@ const JointRecent = 64
 
 // DefaultJoint returns how keys and values are coded together unless told otherwise.
 func DefaultJoint() plan.Joint {
-	return plan.Joint{Bits: 3, Span: spec.DefaultGroupDim, Fisher: true, IfAble: true}
+	return plan.Joint{GroupOptions: bits.GroupOptions{Parts: bits.PartsBoth, Bits: 3, Span: spec.DefaultGroupDim},
+		Fisher: true, IfAble: true}
 }
 
 // An OptionError says which field of the options cannot be, and why. Convert, Audit, Apply and
 // the others return it, wrapped or not, before they do any work.
 type OptionError = option.Error
-
-// defaultCacheTokens is how many tokens edits of weights are fitted to unless told otherwise.
-const defaultCacheTokens = 8192
 
 // defaultTargetCtx is the context that edits of weights are for unless told otherwise.
 const defaultTargetCtx = 4096
@@ -190,6 +193,14 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 	return checkTexts(o.Calibration, o.Evaluation, o.CalibrationTokens, o.Ctx, o.Chunks)
 }
 
+// openSource opens the source as the engine that computes it can.
+func (o *Options) openSource(ctx context.Context) (*checkpoint.Checkpoint, error) {
+	if o.Engines == nil {
+		return checkpoint.Open(o.Source)
+	}
+	return o.Engines.Source(ctx, o.Source)
+}
+
 // own says whether the own pass computes.
 func (o *Options) own() bool { return o.Engines == nil || o.Engines.Identity().Engine == engine.Own }
 
@@ -216,6 +227,36 @@ func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
 		return option.Bad("Report", nil, "%s makes no report page", who)
 	}
 	o.Alloc = bits.AllocUniform
+	return o.settleGraph(c)
+}
+
+// settleGraph refuses what the graph of an architecture that the table of families lacks does not admit.
+func (o *Options) settleGraph(c *checkpoint.Checkpoint) error {
+	if c.Graph == nil {
+		return nil
+	}
+	var rope *spec.GraphCache // the first cache whose keys turn
+	for l := range c.Graph.Caches {
+		x := &c.Graph.Caches[l]
+		if o.Cache != nil && o.Cache.K.Quantized() && o.WeightEdits != plan.EditsNone && x.FixedKeys != "" {
+			return option.Errorf("%s: architecture %s, layer %d: nothing can be edited for a key cache of type %s: %s",
+				c.Path, c.Graph.Architecture, x.Block, kvcache.TypeName(o.Cache.K), x.FixedKeys)
+		}
+		if o.Policy.Anchor == 0 {
+			continue
+		}
+		if x.RopeUnknown {
+			return option.Bad("Anchor", o.Policy.Anchor, "layer %d of architecture %s turns keys in a way that has no "+
+				"parameters here, so they cannot be turned back to an anchor; take 0", x.Block, c.Graph.Architecture)
+		}
+		if rope == nil && x.Rope != nil {
+			rope = x
+		}
+		if x.Rope != nil && !reflect.DeepEqual(x.Rope, rope.Rope) {
+			return option.Bad("Anchor", o.Policy.Anchor, "layers %d and %d of architecture %s turn keys differently, and a "+
+				"sidecar of such a model tells one kind; take 0", rope.Block, x.Block, c.Graph.Architecture)
+		}
+	}
 	return nil
 }
 

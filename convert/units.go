@@ -44,7 +44,7 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 		Seed: o.Seed, Threads: o.Threads, Progress: o.Progress.Of("calibrating"), Only: only,
 	}
 	if o.Joint != nil {
-		g, err := bits.JointGroups(c.Config, o.Joint.Bits, o.Joint.Span)
+		g, err := bits.JointGroups(c.Config, o.Joint.GroupOptions)
 		if err != nil {
 			return nil, err
 		}
@@ -117,10 +117,6 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	if err != nil {
 		return nil, err
 	}
-	shape, err := c.Config.Uniform()
-	if err != nil {
-		return nil, err
-	}
 	edits, err := editsDigest(ch.View)
 	if err != nil {
 		return nil, err
@@ -143,7 +139,7 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 			in("anchor", o.Policy.Anchor), in("sink", o.Policy.Sink), in("recent", o.Policy.Recent),
 			in("balance", opt.Balance), in("seed", opt.Seed), in("edits", edits),
 		},
-		KVHeads: shape.KVHeads, HeadDim: shape.HeadDim, ValueDim: shape.ValueDim, Balance: opt.Balance, Kinds: opt.Kinds,
+		Config: c.Config, Balance: opt.Balance, Kinds: opt.Kinds,
 		// The digest was taken now: what is fitted to a source that changed since
 		// must not be kept under it.
 		Check: c.Unchanged, Notice: o.Notice,
@@ -286,6 +282,9 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 	}
 	ch, _, err := j.search(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := j.chooseJoint(ctx, ch); err != nil {
 		return nil, err
 	}
 	before := map[int]fs.FileInfo{}

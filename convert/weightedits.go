@@ -43,6 +43,9 @@ func (j *job) searchEdits(ctx context.Context) (*plan.Changes, *spec.Fusion, err
 	ch := plan.NoChanges(j.source)
 	if found.Changed() {
 		for l, heads := range found.Edits {
+			if len(heads) == 0 {
+				continue // it reads the keys and values of another
+			}
 			if err := transform.FoldKeys(ch.View, l, heads); err != nil {
 				return nil, nil, err
 			}

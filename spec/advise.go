@@ -71,8 +71,15 @@ type AdviseImprove struct {
 	Worst float64 `json:"worst_kld"`
 	// Saved is what the cache would shrink by at the longest context, in bytes, if the converted
 	// model passes: from the choice, or from F16 where there is none.
-	Saved   int64  `json:"saved_bytes"`
-	Command string `json:"command"`
+	Saved int64 `json:"saved_bytes"`
+	// ScoreErrorLeft and Removable are what norm gains and biases alone foretell of the gain, means
+	// over layers: the share of the error of scores that is left by the best scales between
+	// q_norm and k_norm, and the share of the energy of keys that biases make and that can be
+	// taken out, exactly or nearly. Absent where there are no such gains or biases, and
+	// with engines other than the own.
+	ScoreErrorLeft *float64 `json:"score_error_left,omitempty"`
+	Removable      *float64 `json:"removable_key_energy,omitempty"`
+	Command        string   `json:"command"`
 }
 
 // StockJSON is the part of `phaseconv verify --json` that measures a stock

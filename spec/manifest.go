@@ -17,9 +17,11 @@ type Manifest struct {
 	Calibration Text     `json:"calibration"`
 	Seed        uint64   `json:"seed"`
 	// Engine computed the model for fits and measurements; nil stands for the own forward pass.
-	Engine     *EngineIdentity `json:"engine,omitempty"`
-	Identities []Identity      `json:"identities"`
-	Fusion     *Fusion         `json:"fusion,omitempty"`
+	Engine *EngineIdentity `json:"engine,omitempty"`
+	// Graph is there where the architecture has no entry in the table of families.
+	Graph      *Graph     `json:"graph,omitempty"`
+	Identities []Identity `json:"identities"`
+	Fusion     *Fusion    `json:"fusion,omitempty"`
 	// FFN is there where weights were changed for the type of a quantised file.
 	FFN       *FFNFold    `json:"ffn,omitempty"`
 	Artifacts []Artifact  `json:"artifacts"`
@@ -243,6 +245,9 @@ type BytesJSON struct {
 	// codes and what they leave in F16 take them. Files of earlier programs have neither.
 	KVF16  int `json:"kv_f16,omitempty"`
 	KVCode int `json:"kv_code,omitempty"`
+	// Parts, of joint codes, is what they hold, as in CodeInfo; k_f16, k_code and effective_bits
+	// are of these. Empty for codes of keys, head by head.
+	Parts string `json:"parts,omitempty"`
 }
 
 // AuditJSON is what `phaseconv audit --json` prints.

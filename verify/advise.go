@@ -12,6 +12,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
@@ -114,7 +115,16 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 		e.Model.RoundInputs, e.HalfSums = round, o.HalfSums
 		return e
 	}
-	return advise(ctx, own(published), own(converted), o, round)
+	out, err := advise(ctx, own(published), own(converted), o, round)
+	if err != nil || out.Improve == nil {
+		return out, err
+	}
+	g, err := audit.ReadGains(ctx, published, slices.Max(o.Ctx))
+	if err != nil {
+		return nil, err
+	}
+	out.Improve.ScoreErrorLeft, out.Improve.Removable = g.Balance, g.Removable
+	return out, nil
 }
 
 // AdviseWith is Advise with engines of one kind, which decide how products and sums are computed.
@@ -401,7 +411,11 @@ func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcach
 	var lanes []engine.Lane
 	for _, p := range pairs {
 		p.Rotation = a.o.Rotation
-		lanes = append(lanes, engine.Stock(p))
+		l := engine.Stock(p)
+		if base := a.base[i]; m.Engine == base.Engine && p == *base.Lane.Types {
+			l = engine.Lane{Again: base}
+		}
+		lanes = append(lanes, l)
 	}
 	res, err := m.Compare(ctx, a.texts[i].Windows, a.base[i], lanes,
 		engine.Options{Run: tick, Compare: a.o.Progress.Of("comparing predictions")})

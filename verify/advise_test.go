@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
@@ -222,9 +223,13 @@ func TestAdvise(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := spec.AdviseImprove{KType: "q4_0", VType: "q4_0", Worst: q4, Saved: 256 * 2 * 2 * (68 - 36),
+		g, err := audit.ReadGains(context.Background(), c, 32)
+		if err != nil || g.Removable == nil {
+			t.Fatalf("%+v, %v", g, err)
+		}
+		want := &spec.AdviseImprove{KType: "q4_0", VType: "q4_0", Worst: q4, Saved: 256 * 2 * 2 * (68 - 36), Removable: g.Removable,
 			Command: "phaseconv convert 'a model' -o OUT --cache-type-k q4_0 --cache-type-v q4_0 --target-ctx 32"}
-		if got.Choices[0].KType != "q8_0" || got.Improve == nil || *got.Improve != want {
+		if got.Choices[0].KType != "q8_0" || !reflect.DeepEqual(got.Improve, want) {
 			t.Errorf("chose %+v, improve %+v, want %+v", got.Choices, got.Improve, want)
 		}
 		// Nothing to win: the smallest passes, or the model is converted already.

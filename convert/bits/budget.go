@@ -4,6 +4,7 @@ package bits
 
 import (
 	"math"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -13,13 +14,22 @@ import (
 // leave bits of the last word empty.
 const wordSigns = 32
 
-// EvenSigns spreads a budget over heads as evenly as steps of 8 allow: head i has
-// floor((i+1) u/n) - floor(i u/n) steps of u in all.
-func EvenSigns(total, heads int) []int {
-	u := total / codec.SignStep
-	out := make([]int, heads)
-	for i := range out {
-		out[i] = ((i+1)*u/heads - i*u/heads) * codec.SignStep
+// EvenSigns spreads a budget over heads, whose keys have so many numbers each, as evenly as steps
+// of 8 allow: with n numbers in all a head between numbers a and b has floor(b u/n) - floor(a u/n)
+// steps of u in all, but at least one.
+func EvenSigns(total int, dims []int) []int {
+	u, n := total/codec.SignStep, 0
+	for _, d := range dims {
+		n += d
+	}
+	out := make([]int, len(dims))
+	at, given := 0, 0
+	for i, d := range dims {
+		at += d
+		// Each head behind this one needs a step too.
+		steps := min(max(1, at*u/n-given), u-given-(len(dims)-1-i))
+		given += steps
+		out[i] = steps * codec.SignStep
 	}
 	return out
 }
@@ -27,8 +37,8 @@ func EvenSigns(total, heads int) []int {
 // WeightedSigns spreads a budget in proportion to weights, in steps of 8, at
 // least 8 and at most what a head may have: each head gets the whole steps of its
 // share, and what is left goes to the largest remainders, the first heads first.
-func WeightedSigns(total, d int, weights []float64) []int {
-	return greedySigns(total, d, codec.SignStep, len(weights), func(h, have int) float64 {
+func WeightedSigns(total int, dims []int, weights []float64) []int {
+	return greedySigns(total, dims, codec.SignStep, func(h, have int) float64 {
 		// The next step is worth more the further the head is below its share.
 		return weights[h] / float64(have+codec.SignStep/2)
 	})
@@ -37,15 +47,15 @@ func WeightedSigns(total, d int, weights []float64) []int {
 // greedySigns gives every head a step, and the others one by one to the head for
 // which worth is largest, the first of equals. The budget has a step for each head,
 // and no more than they may have.
-func greedySigns(total, d, step, heads int, worth func(head, have int) float64) []int {
-	out := make([]int, heads)
+func greedySigns(total int, dims []int, step int, worth func(head, have int) float64) []int {
+	out := make([]int, len(dims))
 	for h := range out {
 		out[h] = step
 	}
-	for left := total - step*heads; left > 0; {
+	for left := total - step*len(dims); left > 0; {
 		n, best, most := min(step, left), -1, math.Inf(-1)
 		for h, have := range out {
-			if have+n > codec.MaxSigns(d) {
+			if have+n > codec.MaxSigns(dims[h]) {
 				continue
 			}
 			if w := worth(h, have); w > most || best < 0 {
@@ -70,20 +80,20 @@ type DamageCurve func(signs int) float64
 // curve, which finds the least sum for convex curves. Steps are words of 32
 // signs where the budget has one for each head, because a part of a word is stored
 // like a whole one; the last step takes what is left.
-func AllotSigns(total, d int, damage []DamageCurve) []int {
+func AllotSigns(total int, dims []int, damage []DamageCurve) []int {
 	step := codec.SignStep
-	if total >= wordSigns*len(damage) {
+	if total >= wordSigns*len(damage) && codec.MaxSigns(slices.Min(dims)) >= wordSigns {
 		step = wordSigns
 	}
-	return allot(total, d, step, damage)
+	return allot(total, dims, step, damage)
 }
 
-func allot(total, d, step int, damage []DamageCurve) []int {
+func allot(total int, dims []int, step int, damage []DamageCurve) []int {
 	slopes := make([][]float64, len(damage))
 	for h, f := range damage {
-		slopes[h] = hullSlopes(f, step, codec.MaxSigns(d))
+		slopes[h] = hullSlopes(f, step, codec.MaxSigns(dims[h]))
 	}
-	return greedySigns(total, d, step, len(damage), func(h, have int) float64 {
+	return greedySigns(total, dims, step, func(h, have int) float64 {
 		return slopes[h][min(max(have/step, 1), len(slopes[h]))-1]
 	})
 }

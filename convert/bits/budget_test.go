@@ -3,6 +3,7 @@ package bits
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -27,7 +28,8 @@ func TestBudgetExact(t *testing.T) {
 	for range 300 {
 		d, heads := []int{16, 64, 80, 128, 256}[r.IntN(5)], 1+r.IntN(40)
 		bits := 0.5 + 2.5*r.Float64()
-		want, err := codec.Budget(bits, d, heads)
+		dims := slices.Repeat([]int{d}, heads)
+		want, err := codec.Budget(bits, dims...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -40,7 +42,7 @@ func TestBudgetExact(t *testing.T) {
 			weights = append(weights, float64(1+r.IntN(3)))
 			damage = append(damage, exponential(math.Exp2(8*r.Float64()), float64(d)))
 		}
-		even := EvenSigns(want, heads)
+		even := EvenSigns(want, dims)
 		lo, hi := even[0], even[0]
 		for _, b := range even {
 			lo, hi = min(lo, b), max(hi, b)
@@ -48,8 +50,8 @@ func TestBudgetExact(t *testing.T) {
 		if hi-lo > 8 {
 			t.Fatalf("even signs from %d to %d", lo, hi)
 		}
-		for name, signs := range map[string][]int{"even": even, "weighted": WeightedSigns(want, d, weights),
-			"allot": AllotSigns(want, d, damage)} {
+		for name, signs := range map[string][]int{"even": even, "weighted": WeightedSigns(want, dims, weights),
+			"allot": AllotSigns(want, dims, damage)} {
 			if len(signs) != heads || total(signs) != want {
 				t.Fatalf("%s: %d signs to %d heads, want %d to %d", name, total(signs), len(signs), want, heads)
 			}
@@ -65,7 +67,7 @@ func TestBudgetExact(t *testing.T) {
 		d, heads int
 	}{{0, 64, 1}, {-1, 64, 1}, {math.NaN(), 64, 1}, {math.Inf(1), 64, 1}, {8.1, 64, 3}, {0.1, 64, 3}, {1, 0, 1},
 		{1, 64, 0}, {1, 4, 3}} {
-		if n, err := codec.Budget(x.bits, x.d, x.heads); err == nil {
+		if n, err := codec.Budget(x.bits, slices.Repeat([]int{x.d}, x.heads)...); err == nil {
 			t.Errorf("%g bits for %d heads of %d: %d signs", x.bits, x.heads, x.d, n)
 		}
 	}
@@ -73,10 +75,11 @@ func TestBudgetExact(t *testing.T) {
 
 // TestFull: a budget that fills all heads, with words that do not.
 func TestFull(t *testing.T) {
-	const d = 10 // 80 signs at most, two words and a half
+	const d = 10
+	dims := []int{d, d, d} // 80 signs at most, two words and a half
 	for n := 3 * 64; n <= 3*80; n += 8 {
 		f := exponential(1, d)
-		for _, signs := range [][]int{AllotSigns(n, d, []DamageCurve{f, f, f}), WeightedSigns(n, d, []float64{1, 3, 2})} {
+		for _, signs := range [][]int{AllotSigns(n, dims, []DamageCurve{f, f, f}), WeightedSigns(n, dims, []float64{1, 3, 2})} {
 			if total(signs) != n || max(signs[0], signs[1], signs[2]) > 80 {
 				t.Errorf("%d signs: %v", n, signs)
 			}
@@ -88,7 +91,7 @@ func TestFull(t *testing.T) {
 // equal budgets are equal bytes.
 func TestWholeWords(t *testing.T) {
 	damage := []DamageCurve{exponential(1, 64), exponential(30, 64), exponential(4, 64), exponential(100, 64)}
-	signs := AllotSigns(4*64, 64, damage)
+	signs := AllotSigns(4*64, []int{64, 64, 64, 64}, damage)
 	for _, b := range signs {
 		if b%32 != 0 {
 			t.Errorf("signs %v", signs)
@@ -99,7 +102,7 @@ func TestWholeWords(t *testing.T) {
 	}
 	// A budget that words do not divide leaves one head with a part of one.
 	odd := 0
-	for _, b := range AllotSigns(4*64+8, 64, damage) {
+	for _, b := range AllotSigns(4*64+8, []int{64, 64, 64, 64}, damage) {
 		if b%32 != 0 {
 			odd++
 		}
@@ -126,7 +129,7 @@ func TestAllotOptimum(t *testing.T) {
 				least = min(least, cost(a, b, words-a-b))
 			}
 		}
-		got := AllotSigns(32*words, d, damage)
+		got := AllotSigns(32*words, slices.Repeat([]int{d}, len(damage)), damage)
 		if c := cost(got[0]/32, got[1]/32, got[2]/32); c > least*(1+1e-12) {
 			t.Errorf("%v costs %g, the best costs %g", got, c, least)
 		}
@@ -138,7 +141,7 @@ func TestAllotOptimum(t *testing.T) {
 		}
 		return 100
 	}
-	if got := AllotSigns(6*32, d, []DamageCurve{late, exponential(1, d)}); got[0] != 128 {
+	if got := AllotSigns(6*32, []int{d, d}, []DamageCurve{late, exponential(1, d)}); got[0] != 128 {
 		t.Errorf("signs %v", got)
 	}
 }

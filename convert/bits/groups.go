@@ -26,26 +26,93 @@ type Groups struct {
 	Signs [][]int          // of a token, [layer][group]
 }
 
-// JointGroups spreads bits per pair of numbers, one of K and one of V, over groups of the keys and
-// values of neighbouring heads, of at most span numbers each. Scales are counted. Signs come in
+// Parts names what groups hold; its text is that of codec.Summary.Parts.
+type Parts string
+
+// The choices that there are. What no group holds stays F16.
+const (
+	PartsBoth   Parts = "kv"  // keys and values of neighbouring heads in one group
+	PartsApart  Parts = "k+v" // keys in groups of their own beside groups of values
+	PartsKeys   Parts = "k"
+	PartsValues Parts = "v"
+)
+
+// ParseParts returns what a text names. The error says which there are.
+func ParseParts(text string) (Parts, error) {
+	switch p := Parts(text); p {
+	case PartsBoth, PartsApart, PartsKeys, PartsValues:
+		return p, nil
+	}
+	return "", fmt.Errorf("expected %s, %s, %s or %s", PartsBoth, PartsApart, PartsKeys, PartsValues)
+}
+
+// Whole says whether both keys and values are coded.
+func (p Parts) Whole() bool { return p == PartsBoth || p == PartsApart }
+
+// GroupOptions say what groups a model gets.
+type GroupOptions struct {
+	Parts Parts
+	// Bits per pair of numbers, one of K and one of V, or per number where one side alone is
+	// coded; scales are counted.
+	Bits float64
+	// Span is the most numbers of a group's vector.
+	Span int
+}
+
+// spans returns the groups of one layer.
+func (o GroupOptions) spans(y *family.Layer) (out [][]codec.Part, err error) {
+	sides := [][2]bool{{true, true}} // of groups: whether they hold keys, values
+	switch o.Parts {
+	case PartsKeys:
+		sides = [][2]bool{{true, false}}
+	case PartsValues:
+		sides = [][2]bool{{false, true}}
+	case PartsApart:
+		sides = [][2]bool{{true, false}, {false, true}}
+	}
+	for _, s := range sides {
+		parts, err := codec.Spans(y.KVHeads, y.HeadDim, y.ValueDim, o.Span, s[0], s[1])
+		if err != nil {
+			return nil, option.Bad("Span", o.Span, "%v", err)
+		}
+		out = append(out, parts...)
+	}
+	return out, nil
+}
+
+// JointGroups spreads bits over groups of the keys and values of neighbouring heads. Signs come in
 // words of 32, spread in proportion to the numbers of a group, so that all together take as much as
 // the bits allow and no more.
-func JointGroups(c *family.Config, bits float64, span int) (*Groups, error) {
+func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
+	if _, err := ParseParts(string(o.Parts)); err != nil {
+		return nil, option.Of("Parts", o.Parts, err)
+	}
+	perNumber := o.Bits
+	if o.Parts.Whole() {
+		perNumber /= 2
+	}
+	if !(perNumber > 0 && perNumber <= codec.MaxBitsPerNumber) {
+		return nil, option.Bad("BitsKV", o.Bits, "it must be above 0 and at most %g", float64(codec.MaxBitsPerNumber)*o.Bits/perNumber)
+	}
 	g := &Groups{}
 	numbers, count := 0, 0
 	for l := range c.Layers {
 		y := &c.Layers[l]
-		parts, err := codec.Spans(y.KVHeads, y.HeadDim, y.ValueDim, span, true, true)
+		if y.Owner != l {
+			g.Parts = append(g.Parts, nil)
+			continue
+		}
+		parts, err := o.spans(y)
 		if err != nil {
-			return nil, option.Bad("Span", span, "%v", err)
+			return nil, err
 		}
 		g.Parts = append(g.Parts, parts)
-		numbers, count = numbers+y.KVHeads*(y.HeadDim+y.ValueDim), count+len(parts)
+		for _, group := range parts {
+			numbers += codec.PartsDim(group, y.HeadDim, y.ValueDim)
+		}
+		count += len(parts)
 	}
-	if !(bits > 0 && bits <= 2*codec.MaxBitsPerNumber) {
-		return nil, option.Bad("BitsKV", bits, "it must be above 0 and at most %d", 2*codec.MaxBitsPerNumber)
-	}
-	words := int(math.Floor((float64(bits*float64(numbers)/2) - float64(scaleBits*count)) / wordSigns))
+	words := int(math.Floor((float64(perNumber*float64(numbers)) - float64(scaleBits*count)) / wordSigns))
 	before, given := 0, 0 // numbers and words of the groups so far
 	for l, parts := range g.Parts {
 		y := &c.Layers[l]
@@ -55,9 +122,9 @@ func JointGroups(c *family.Config, bits float64, span int) (*Groups, error) {
 			before += d
 			n := before*words/numbers - given
 			given += n
-			if n < 1 || n*wordSigns > codec.MaxSigns(d)/wordSigns*wordSigns {
-				return nil, option.Bad("BitsKV", bits,
-					"groups of %d numbers would have %d signs; 32 to %d can be, their scales taken off", d, max(0, n)*wordSigns, codec.MaxSigns(d)/wordSigns*wordSigns)
+			if most := codec.MaxSigns(d) / wordSigns * wordSigns; n < 1 || n*wordSigns > most {
+				return nil, option.Bad("BitsKV", o.Bits,
+					"groups of %d numbers would have %d signs; 32 to %d can be, their scales taken off", d, max(0, n)*wordSigns, most)
 			}
 			signs = append(signs, n*wordSigns)
 		}
@@ -100,22 +167,61 @@ const (
 	jointDraft = 8
 )
 
-// AllotJoint spreads the signs of g over groups by what layers are measured to cost: how much the
-// predictions diverge when one layer alone is coded with the signs that it has evenly, by drafts
-// that are fitted to some windows, on another one. It takes it that the divergence falls by
-// fallPerBit for every bit a number. Words of 32 signs go one by one where the sum falls most.
+// AllotJoint spreads the signs of g over groups by what they are measured to cost: how much the
+// predictions diverge when the keys and values of one layer alone are coded with the signs that
+// they have evenly, by drafts that are fitted to some windows, on another one. Where keys and values
+// have groups of their own, each side is measured by itself, so that the budget is divided between
+// them too. It takes it that the divergence falls by fallPerBit for every bit a number. Words of 32
+// signs go one by one where the sum falls most.
 func AllotJoint(ctx context.Context, m *refmodel.Model, windows [][]int32, g *Groups, o Options) ([][]int, error) {
+	c := m.Config
+	few, middle, err := g.draftWindows(c, windows)
+	if err != nil {
+		return nil, err
+	}
+	sides := g.sides()
+	total := len(c.Layers) + len(sides)*ppl.LayerSteps(m)
+	s := newSurvey(c, o, g)
+	s.done = progress.Count(o.Progress, total)
+	hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return s.attention(ctx, a) }}
+	if err := m.Run(ctx, few, []*refmodel.Variant{{}}, refmodel.Options{Hooks: hooks}); err != nil {
+		return nil, err
+	}
+	middle = middle[:min(len(middle), max(allotLeast, allotTokens/len(c.Layers)))]
+	damage := make([][]float64, len(c.Layers))
+	for l, signs := range g.Signs {
+		damage[l] = make([]float64, len(signs))
+	}
+	for i, side := range sides {
+		cache, err := s.cache(side.holds)
+		if err != nil {
+			return nil, err
+		}
+		kld, err := ppl.LayerKLD(ctx, m, [][]int32{middle}, len(middle)/4, cache, func(done, _ int) {
+			if o.Progress != nil {
+				o.Progress(len(c.Layers)+i*ppl.LayerSteps(m)+done, total)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		for l := range kld {
+			side.share(g.Parts[l], damage[l], max(0, kld[l].Mean))
+		}
+	}
+	return spreadJoint(c, g, damage), nil
+}
+
+// draftWindows returns windows from all over a text to fit drafts to, and the one in its middle to
+// measure them on.
+func (g *Groups) draftWindows(c *family.Config, windows [][]int32) (few [][]int32, middle []int32, err error) {
 	if len(windows) < 2 {
-		return nil, option.Errorf("signs are allotted by drafts that are measured on a window of their own; %d windows of "+
+		return nil, nil, option.Errorf("signs are allotted by drafts that are measured on a window of their own; %d windows of "+
 			"calibration text are too few", len(windows))
 	}
-	c := m.Config
 	numbers, signs := g.Largest(c)
 	n := (jointDraft*max(numbers, signs) + len(windows[0]) - 1) / len(windows[0])
 	n = max(1, min(n, len(windows)-1))
-	// Drafts from all over the text, the measure from its middle.
-	middle := windows[len(windows)/2]
-	var few [][]int32
 	for i := range n {
 		w := i * len(windows) / n
 		if w == len(windows)/2 {
@@ -123,38 +229,52 @@ func AllotJoint(ctx context.Context, m *refmodel.Model, windows [][]int32, g *Gr
 		}
 		few = append(few, windows[w])
 	}
-	s := &jointSurvey{cfg: c, o: o, g: g, scale: map[[2]int][]float32{}}
-	total := len(c.Layers) + ppl.LayerSteps(m)
-	s.done = progress.Count(o.Progress, total)
-	hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return s.attention(ctx, a) }}
-	if err := m.Run(ctx, few, []*refmodel.Variant{{}}, refmodel.Options{Hooks: hooks}); err != nil {
-		return nil, err
-	}
-	policy := o.Policy
-	policy.Recent = 0 // a short window would hide the damage
-	cache, err := kvcache.NewGroups(c, s.groups, policy)
-	if err != nil {
-		return nil, err
-	}
-	cache.Scale = func(l, h int) []float32 { return s.scale[[2]int{l, h}] }
-	middle = middle[:min(len(middle), max(allotLeast, allotTokens/len(c.Layers)))]
-	kld, err := ppl.LayerKLD(ctx, m, [][]int32{middle}, len(middle)/4, cache, func(done, _ int) {
-		if o.Progress != nil {
-			o.Progress(len(c.Layers)+done, total)
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	damage := make([]float64, len(kld))
-	for l := range kld {
-		damage[l] = max(0, kld[l].Mean)
-	}
-	return spreadJoint(c, g, damage), nil
+	return few, windows[len(windows)/2], nil
 }
 
-// spreadJoint gives the words of g to the groups of layers that cost damage with the signs of g.
-func spreadJoint(c *family.Config, g *Groups, damage []float64) [][]int {
+// A groupSide is groups that are measured together: nil for all, or those of keys or of values.
+type groupSide struct{ value *bool }
+
+// sides returns keys and values where every group holds one of them alone and both are there, else
+// all groups as one side.
+func (g *Groups) sides() []groupSide {
+	var has [2]bool
+	for _, layer := range g.Parts {
+		for _, parts := range layer {
+			first, last := parts[0].Value, parts[len(parts)-1].Value // keys come first
+			if first != last {
+				return []groupSide{{}}
+			}
+			has[map[bool]int{false: 0, true: 1}[first]] = true
+		}
+	}
+	if !has[0] || !has[1] {
+		return []groupSide{{}}
+	}
+	return []groupSide{{new(false)}, {new(true)}}
+}
+
+func (s groupSide) holds(parts []codec.Part) bool {
+	return s.value == nil || parts[0].Value == *s.value
+}
+
+// share divides what a layer's groups of a side cost evenly among them.
+func (s groupSide) share(groups [][]codec.Part, damage []float64, kld float64) {
+	n := 0
+	for _, parts := range groups {
+		if s.holds(parts) {
+			n++
+		}
+	}
+	for i, parts := range groups {
+		if s.holds(parts) {
+			damage[i] = kld / float64(n)
+		}
+	}
+}
+
+// spreadJoint gives the words of g to groups that cost damage, [layer][group], with the signs of g.
+func spreadJoint(c *family.Config, g *Groups, damage [][]float64) [][]int {
 	type group struct {
 		layer, index, least, most, words int
 		damage, fall                     float64 // with its even signs, and the logarithm of the fall a word
@@ -167,7 +287,7 @@ func spreadJoint(c *family.Config, g *Groups, damage []float64) [][]int {
 			even := n / wordSigns
 			x := &group{layer: l, index: i, least: max(1, even/mostShare),
 				most:   min(even*mostShare, codec.MaxSigns(d)/wordSigns),
-				damage: damage[l] / float64(len(signs)), fall: fmath.Log(fallPerBit) * wordSigns / float64(d)}
+				damage: damage[l][i], fall: fmath.Log(fallPerBit) * wordSigns / float64(d)}
 			x.words = x.least
 			left += even - x.least
 			x.damage *= fmath.Exp(x.fall * float64(even-x.least))
@@ -205,8 +325,17 @@ type jointSurvey struct {
 	done   func() // reports a layer
 }
 
+func newSurvey(c *family.Config, o Options, g *Groups) *jointSurvey {
+	return &jointSurvey{cfg: c, o: o, g: g, scale: map[[2]int][]float32{}}
+}
+
 func (s *jointSurvey) attention(ctx context.Context, a *refmodel.Attention) error {
 	c, o := s.cfg, s.o
+	if c.Layers[a.Layer].Owner != a.Layer {
+		s.groups = append(s.groups, nil)
+		s.done()
+		return nil
+	}
 	o.balance(c, a, s.scale)
 	var groups []*codec.Group
 	for i, parts := range s.g.Parts[a.Layer] {
@@ -218,11 +347,32 @@ func (s *jointSurvey) attention(ctx context.Context, a *refmodel.Attention) erro
 		xs[0].Draft, xs[0].Index = true, i
 		group, _, err := fit.Group(ctx, s.g.Signs[a.Layer][i], xs[0])
 		if err != nil {
-			return fmt.Errorf("allotting signs: %w", err)
+			return fmt.Errorf("a draft of joint codes: %w", err)
 		}
 		groups = append(groups, group)
 	}
 	s.groups = append(s.groups, groups)
 	s.done()
 	return nil
+}
+
+// cache returns the cache of the drafts of those groups whose parts are wanted. No recent tokens
+// stay exact: a short window would hide the damage.
+func (s *jointSurvey) cache(wanted func(parts []codec.Part) bool) (*kvcache.Groups, error) {
+	groups := make([][]*codec.Group, len(s.groups))
+	for l, layer := range s.groups {
+		for _, g := range layer {
+			if wanted(g.Parts) {
+				groups[l] = append(groups[l], g)
+			}
+		}
+	}
+	policy := s.o.Policy
+	policy.Recent = 0
+	cache, err := kvcache.NewGroups(s.cfg, groups, policy)
+	if err != nil {
+		return nil, err
+	}
+	cache.Scale = func(l, h int) []float32 { return s.scale[[2]int{l, h}] }
+	return cache, nil
 }

@@ -11,7 +11,7 @@ import (
 // less than half of what is even, and equal layers get equal signs.
 func TestSpreadJoint(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 4, HeadDim: 64}).Config
-	g, err := JointGroups(c, 3.2, 1<<10)
+	g, err := JointGroups(c, GroupOptions{Parts: PartsBoth, Bits: 3.2, Span: 1 << 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func TestSpreadJoint(t *testing.T) {
 		}
 		return n
 	}
-	got := spreadJoint(c, g, []float64{1e-9, 0.01, 0.01, 5})
+	got := spreadJoint(c, g, [][]float64{{1e-9}, {0.01}, {0.01}, {5}})
 	if sum(got) != want {
 		t.Errorf("%v are not %d signs", got, want)
 	}
@@ -40,13 +40,42 @@ func TestSpreadJoint(t *testing.T) {
 	if got[0][0] >= got[1][0] || got[1][0] > got[3][0] || got[0][0] < even/2-32 || got[3][0] > 2*even+32 {
 		t.Errorf("signs %v for rising damage, %d each evenly", got, even)
 	}
-	got = spreadJoint(c, g, []float64{1, 1, 1, 1})
+	got = spreadJoint(c, g, [][]float64{{1}, {1}, {1}, {1}})
 	for l := range got {
 		if d := got[l][0] - g.Signs[l][0]; d < -32 || d > 32 {
 			t.Errorf("equal damage: %v instead of %v", got, g.Signs)
 		}
 	}
-	if got = spreadJoint(c, g, []float64{0, 0, 0, 0}); sum(got) != want {
+	if got = spreadJoint(c, g, [][]float64{{0}, {0}, {0}, {0}}); sum(got) != want {
 		t.Errorf("no damage: %v are not %d signs", got, want)
+	}
+}
+
+// TestSides: keys and values are measured apart where groups hold one of them alone, and each group
+// gets an equal part of its side's damage.
+func TestSides(t *testing.T) {
+	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 2, HeadDim: 32}).Config
+	for parts, want := range map[Parts]int{PartsBoth: 1, PartsKeys: 1, PartsValues: 1, PartsApart: 2} {
+		g, err := JointGroups(c, GroupOptions{Parts: parts, Bits: 4, Span: 64})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sides := g.sides()
+		if len(sides) != want {
+			t.Errorf("%s: %d sides", parts, len(sides))
+		}
+		damage := make([]float64, len(g.Parts[0]))
+		for i, s := range sides {
+			s.share(g.Parts[0], damage, float64(i+1))
+		}
+		for i, group := range g.Parts[0] {
+			kld, of := 1.0, len(damage)/want
+			if parts == PartsApart && group[0].Value {
+				kld = 2
+			}
+			if damage[i] != kld/float64(of) {
+				t.Errorf("%s: group %v costs %g", parts, group, damage[i])
+			}
+		}
 	}
 }

@@ -87,7 +87,8 @@ func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc A
 	if err != nil {
 		return nil, err
 	}
-	d := c.Layers[0].HeadDim // as in all layers: Budget refuses others
+	dims := c.CachedDims()
+	d := slices.Max(dims)
 	// A frame has head_dim numbers for each sign, so wide heads need more keys.
 	fit := (allotKeys*d + len(windows[0]) - 1) / len(windows[0])
 	first := windows[:max(1, min(fit, len(windows)-1))]
@@ -98,7 +99,7 @@ func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc A
 		if err != nil {
 			return nil, err
 		}
-		return layered(c, WeightedSigns(total, d, w)), nil
+		return layered(c, WeightedSigns(total, dims, w)), nil
 	case AllocSensitivity:
 		last := windows[len(windows)-1]
 		last = last[:min(len(last), max(allotLeast, allotTokens/len(c.Layers)))]
@@ -106,7 +107,7 @@ func Allocate(ctx context.Context, m *refmodel.Model, windows [][]int32, alloc A
 		if err != nil {
 			return nil, err
 		}
-		return layered(c, AllotSigns(total, d, damage)), nil
+		return layered(c, AllotSigns(total, dims, damage)), nil
 	}
 	return nil, fmt.Errorf("signs cannot be spread by %q; there are %v", alloc, Allocs)
 }
@@ -142,8 +143,8 @@ func angleWeights(ctx context.Context, m *refmodel.Model, windows [][]int32, o O
 		case cos < collapseCos:
 			w = 3
 		}
-		for range c.Layers[l].KVHeads {
-			out = append(out, w)
+		for range c.OwnKVHeads(l) {
+			out = append(out, w*float64(c.Layers[l].HeadDim))
 		}
 	}
 	return out, nil
@@ -194,7 +195,7 @@ func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measur
 	// Codes of heads first, then layers one at a time.
 	codes := 0
 	for l := range c.Layers {
-		codes += c.Layers[l].KVHeads
+		codes += c.OwnKVHeads(l)
 	}
 	total := codes + ppl.LayerSteps(m)
 	s.coded = progress.Count(o.Progress, total)
@@ -267,6 +268,10 @@ func (o *Options) balance(c *family.Config, a *refmodel.Attention, scale map[[2]
 
 func (s *survey) attention(ctx context.Context, a *refmodel.Attention) error {
 	c, y, o := s.cfg, &s.cfg.Layers[a.Layer], s.o
+	if y.Owner != a.Layer {
+		s.codes, s.heads = append(s.codes, nil), append(s.heads, nil)
+		return nil
+	}
 	o.balance(c, a, s.scale)
 	scale := func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }
 	xs, err := activations.Samples(ctx, c, a, scale, o.Policy, o.Threads)

@@ -53,8 +53,7 @@ func sum(signs [][]int) (n int) {
 // same with any number of threads; and a layer that cannot do harm gets least.
 func TestAllot(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32})
-	heads := len(c.Config.Layers) * c.Config.Layers[0].KVHeads
-	budget, err := codec.Budget(1.5, c.Config.Layers[0].HeadDim, heads)
+	budget, err := codec.Budget(1.5, c.Config.CachedDims()...)
 	if err != nil {
 		t.Fatal(err)
 	}

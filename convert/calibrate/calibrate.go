@@ -124,7 +124,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
 	}
-	if err := m.Config.Require("calibration", family.OwnHeads); err != nil {
+	if err := m.Config.Require("calibration", family.OwnHeads|family.SharedKV); err != nil {
 		return nil, err
 	}
 	for l := range m.Config.Layers {
@@ -233,6 +233,9 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 	}
 	c, y := f.cfg, &f.cfg.Layers[a.Layer]
 	layer := &f.res.Layers[a.Layer]
+	if y.Owner != a.Layer {
+		return f.fitted(ctx, a.Layer)
+	}
 	if f.o.Balance {
 		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
 	}
@@ -256,12 +259,17 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 			return err
 		}
 	}
+	return f.fitted(ctx, a.Layer)
+}
+
+// fitted keeps a layer, and ends the pass behind the last.
+func (f *fitter) fitted(ctx context.Context, l int) error {
 	if f.o.Store != nil {
-		if err := f.o.Store.Save(ctx, a.Layer, layer); err != nil {
+		if err := f.o.Store.Save(ctx, l, &f.res.Layers[l]); err != nil {
 			return err
 		}
 	}
-	if a.Layer == f.last {
+	if l == f.last {
 		return errDone
 	}
 	return nil

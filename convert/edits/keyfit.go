@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/phaseconv/phaseconv/format/family"
@@ -75,12 +76,13 @@ func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)
 	var tasks []fitTask
 	for l := range out {
 		y := &c.Layers[l]
-		out[l] = make([]transform.KeyEdit, y.KVHeads)
+		heads := c.OwnKVHeads(l)
+		out[l] = make([]transform.KeyEdit, heads)
 		per := 1
 		if y.QKNorm == family.NormHead {
 			per = y.KVHeads // with one gain vector for all heads a layer is one task
 		}
-		for h := 0; h < y.KVHeads; h += per {
+		for h := 0; h < heads; h += per {
 			tasks = append(tasks, fitTask{l, h, per})
 		}
 	}
@@ -102,8 +104,8 @@ func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)
 // A fitTask is n KV heads of a layer that are fitted together.
 type fitTask struct{ layer, head, n int }
 
-// FitValues returns the edits with the values of all heads mixed for a cache type,
-// see transform.FitValueTransform. It needs StatsOptions.Weights and Samples. ctx and tick are
+// FitValues returns the edits with the values of all heads mixed for a cache type, where that is
+// exact, see transform.FitValueTransform and FitValueRotation. It needs StatsOptions.Weights and Samples. ctx and tick are
 // as in Fit.
 func (s *KeyStats) FitValues(ctx context.Context, edits transform.ModelEdits, cache transform.CacheRow,
 	tick func(done, total int)) (
@@ -114,16 +116,23 @@ func (s *KeyStats) FitValues(ctx context.Context, edits transform.ModelEdits, ca
 	var tasks []fitTask
 	for l := range out {
 		out[l] = slices.Clone(edits[l])
-		for h := range c.Layers[l].KVHeads {
+		if transform.CheckLayerValues(c, l) != nil {
+			continue
+		}
+		for h := range out[l] {
 			tasks = append(tasks, fitTask{l, h, 1})
 		}
 	}
 	fitted := progress.Count(tick, len(tasks))
 	err := parallel.For(ctx, s.o.Threads, len(tasks), func(i int) error {
 		l, h := tasks[i].layer, tasks[i].head
+		fit := transform.FitValueTransform
+		if c.Layers[l].ValueNorm {
+			fit = transform.FitValueRotation
+		}
 		x, err := s.Values(l, h)
 		if err == nil && !x.IsZero() {
-			if out[l][h].Values, err = transform.FitValueTransform(ctx, x, cache); errors.Is(err, transform.ErrNoTransform) {
+			if out[l][h].Values, err = fit(ctx, x, cache); errors.Is(err, transform.ErrNoTransform) {
 				out[l][h].Values, err = nil, nil
 			}
 		}
@@ -155,7 +164,7 @@ func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out 
 			continue
 		}
 		alive = append(alive, i)
-		if f.Still {
+		if f.Still && s.cfg.Layers[layer].QKNorm == family.NoQKNorm {
 			done, err := s.still(ctx, f, stats, layer, head+i, &out[i])
 			if err != nil {
 				return fail(err)
@@ -187,6 +196,16 @@ func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out 
 	}
 	turn := &transform.PairRotation{Scale: transform.PairScaleOf(q, k)}
 	if f.Still {
+		gains, err := s.stillGains(layer, head, alive, turn)
+		if err != nil {
+			return fail(err)
+		}
+		if gains != nil {
+			for i := range out {
+				out[i].Transform = gains
+			}
+			return nil
+		}
 		for _, i := range alive {
 			out[i].Pairs = turn
 		}
@@ -242,6 +261,48 @@ func (s *KeyStats) still(ctx context.Context, f KeyFit, stats *transform.KeyStat
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// stillGains returns the exact change of heads whose queries and keys are normed, nil where it is no
+// more than the scales of turn: on the pairs that RoPE does not turn each channel has a scale of its
+// own, in the gains of the norms. The energies of a pair are shared out over its channels.
+func (s *KeyStats) stillGains(layer, head int, alive []int, turn *transform.PairRotation) (*transform.KeyTransform,
+	error) {
+	c, y := s.cfg, &s.cfg.Layers[layer]
+	still, some := transform.StillPairs(y)
+	if y.QKNorm == family.NoQKNorm || !some || transform.CheckStillTransform(c, layer) != nil {
+		return nil, nil
+	}
+	d := y.HeadDim
+	q, k := make([]float64, d), make([]float64, d)
+	for _, i := range alive {
+		x := s.heads[layer][head+i]
+		if len(x.samples) == 0 {
+			return nil, fmt.Errorf("layer %d, KV head %d: no keys were sampled", layer, head+i)
+		}
+		for j := range d {
+			q[j] += x.metric[j*d+j]
+		}
+		for n, w := range x.sampleShare {
+			for j, v := range x.samples[n*d : (n+1)*d] {
+				k[j] += float64(w * float64(float64(v)*float64(v)))
+			}
+		}
+	}
+	out := &transform.KeyTransform{Key: make([]float64, d*d), Query: make([]float64, d*d), Exact: true}
+	for p, on := range still {
+		a, b := c.PairsIn(layer).Dims(p, d)
+		for _, j := range []int{a, b} {
+			t := float64(turn.Scale[p])
+			if on && q[a] > 0 && q[b] > 0 && k[a] > 0 && k[b] > 0 {
+				// The mean of both channels is that of the pair.
+				t *= math.Sqrt(math.Sqrt((q[j] / (q[a] + q[b])) / (k[j] / (k[a] + k[b]))))
+			}
+			t = float64(float32(t))
+			out.Key[j*d+j], out.Query[j*d+j] = t, 1/t
+		}
+	}
+	return out, nil
 }
 
 // scoreless says whether a head's scores are all zero.

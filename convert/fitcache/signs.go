@@ -39,12 +39,12 @@ func (w *Cache) readSigns(layers, total int) ([][]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	most := w.KVHeads // codes of a layer
-	for _, groups := range w.Groups {
-		most = max(most, len(groups))
+	most := 0 // codes of a layer
+	for l := range layers {
+		most = max(most, w.codes(l))
 	}
 	if !st.Mode().IsRegular() || st.Size() > maxInputs+int64(16*layers*(most+1)) {
-		return nil, fmt.Errorf("not an allotment of %d layers with %d heads", layers, w.KVHeads)
+		return nil, fmt.Errorf("not an allotment of %d layers with up to %d codes", layers, most)
 	}
 	raw, err := os.ReadFile(w.signsPath())
 	if err != nil {
@@ -63,20 +63,27 @@ func (w *Cache) readSigns(layers, total int) ([][]int, error) {
 	}
 	sum, ok := 0, len(f.Signs) == layers
 	for l, heads := range f.Signs {
-		codes := w.KVHeads
-		if w.Groups != nil && l < len(w.Groups) {
-			codes = len(w.Groups[l])
-		}
-		ok = ok && len(heads) == codes
+		ok = ok && l < layers && len(heads) == w.codes(l)
 		for _, b := range heads {
 			ok = ok && b >= 8 && b%8 == 0 && b <= codec.MaxBits
 			sum += b
 		}
 	}
 	if !ok || sum != total {
-		return nil, fmt.Errorf("not an allotment of %d signs to %d layers with %d heads", total, layers, w.KVHeads)
+		return nil, fmt.Errorf("not an allotment of %d signs to %d layers with up to %d codes", total, layers, most)
 	}
 	return f.Signs, nil
+}
+
+// codes returns how many codes layer l has.
+func (w *Cache) codes(l int) int {
+	switch {
+	case l >= len(w.Config.Layers):
+		return 0
+	case w.Groups != nil:
+		return len(w.Groups[l])
+	}
+	return w.Config.OwnKVHeads(l)
 }
 
 // SaveSigns keeps an allotment, beside the layers that will be fitted with it.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -43,10 +44,11 @@ type Cache struct {
 	Dir string
 	// Inputs are all that fits depend on. They are compared as they are.
 	Inputs []Input
-	// What a layer must have to be of use.
-	KVHeads, HeadDim, ValueDim int
-	Balance                    bool
-	Kinds                      []codec.Kind
+	// What a layer must have to be of use: heads as those of the model, which a layer that reads the
+	// keys and values of another has none of.
+	Config  *family.Config
+	Balance bool
+	Kinds   []codec.Kind
 	// Groups, if set, are the parts of joint codes, [layer][group]; layers then have those
 	// instead of heads.
 	Groups [][][]codec.Part
@@ -338,13 +340,17 @@ func (r *reader) integer(name string, v float64) int {
 
 func (r *reader) layer(ctx context.Context, w *Cache, layer int, perLayer string) *calibrate.Layer {
 	x := &calibrate.Layer{}
+	y := &w.Config.Layers[layer]
+	if y.Owner != layer {
+		return x
+	}
 	if w.Balance {
 		x.PairScale = &transform.PairScale{PerLayer: perLayer == "true"}
-		for h := range w.KVHeads {
-			x.PairScale.Scale = append(x.PairScale.Scale, r.floats(fmt.Sprintf("balance.%d", h), w.HeadDim/2))
+		for h := range y.KVHeads {
+			x.PairScale.Scale = append(x.PairScale.Scale, r.floats(fmt.Sprintf("balance.%d", h), y.HeadDim/2))
 		}
 		if r.err == nil {
-			r.err = x.PairScale.Check(w.KVHeads, w.HeadDim)
+			r.err = x.PairScale.Check(y.KVHeads, y.HeadDim)
 		}
 	}
 	if w.Groups != nil {
@@ -352,14 +358,14 @@ func (r *reader) layer(ctx context.Context, w *Cache, layer int, perLayer string
 			if r.err == nil && ctx.Err() != nil {
 				r.err = context.Cause(ctx)
 			}
-			x.Groups = append(x.Groups, r.group(w, parts, fmt.Sprintf("group.%d.", i)))
+			x.Groups = append(x.Groups, r.group(y, parts, fmt.Sprintf("group.%d.", i)))
 		}
 		if r.err != nil {
 			return nil
 		}
 		return x
 	}
-	for h := range w.KVHeads {
+	for h := range y.KVHeads {
 		head := calibrate.Head{Codes: map[codec.Kind]*codec.Code{}, Curves: map[codec.Kind][]fit.Point{},
 			Train: map[codec.Kind]codec.Beta{}}
 		name := fmt.Sprintf("head.%d.tokens", h)
@@ -368,7 +374,7 @@ func (r *reader) layer(ctx context.Context, w *Cache, layer int, perLayer string
 			if r.err == nil && ctx.Err() != nil {
 				r.err = context.Cause(ctx)
 			}
-			r.code(&head, kind, fmt.Sprintf("head.%d.%s.", h, kind), w.HeadDim)
+			r.code(&head, kind, fmt.Sprintf("head.%d.%s.", h, kind), y.HeadDim)
 			if r.err != nil {
 				return nil
 			}
@@ -433,8 +439,8 @@ func (r *reader) curve(at string) []fit.Point {
 }
 
 // group reads what was fitted to the group of these parts.
-func (r *reader) group(w *Cache, parts []codec.Part, at string) (g calibrate.Group) {
-	d := codec.PartsDim(parts, w.HeadDim, w.ValueDim)
+func (r *reader) group(y *family.Layer, parts []codec.Part, at string) (g calibrate.Group) {
+	d := codec.PartsDim(parts, y.HeadDim, y.ValueDim)
 	shape := r.m[at+"decode"].shape
 	if r.err == nil && len(shape) != 2 {
 		r.err = fmt.Errorf("tensor %sdecode has shape %v, expected [signs, %d]", at, shape, d)
@@ -451,7 +457,7 @@ func (r *reader) group(w *Cache, parts []codec.Part, at string) (g calibrate.Gro
 	}
 	c, err := codec.New(codec.Frame, d, b, mean, decode, encode)
 	if err == nil {
-		g.Code, err = codec.NewGroup(c, parts, w.HeadDim, w.ValueDim, gains)
+		g.Code, err = codec.NewGroup(c, parts, y.HeadDim, y.ValueDim, gains)
 	}
 	if err != nil {
 		r.err = fmt.Errorf("tensor %sdecode: %w", at, err)

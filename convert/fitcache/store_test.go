@@ -16,6 +16,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/transform"
@@ -41,7 +42,7 @@ func fitAll(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *calibr
 func work(t *testing.T, c *checkpoint.Checkpoint, o calibrate.Options) *Cache {
 	return &Cache{
 		Dir: filepath.Join(t.TempDir(), "a [b]*", "work"), Inputs: []Input{{"program", "test"}, {"seed", "3"}},
-		KVHeads: c.Config.Layers[0].KVHeads, HeadDim: c.Config.Layers[0].HeadDim, Balance: o.Balance, Kinds: o.Kinds,
+		Config: c.Config, Balance: o.Balance, Kinds: o.Kinds,
 		Notice: func(text string) { t.Errorf("notice: %s", text) },
 	}
 }
@@ -140,7 +141,7 @@ func TestStoreKeepsGroups(t *testing.T) {
 	}
 	x := &fitAll(t, c, o).Layers[1]
 	w := work(t, c, o)
-	w.ValueDim, w.Groups = y.ValueDim, o.Joint.Parts
+	w.Groups = o.Joint.Parts
 	if err := w.Save(t.Context(), 1, x); err != nil {
 		t.Fatal(err)
 	}
@@ -197,6 +198,12 @@ func TestStoreRefuses(t *testing.T) {
 	if _, err := w.Read(t.Context(), 1); err == nil || !strings.Contains(err.Error(), "layer") {
 		t.Errorf("the file of another layer: %v", err)
 	}
+	other := func(edit func(y *family.Layer)) func(w *Cache) {
+		return func(w *Cache) {
+			w.Config = c.Config.Clone()
+			edit(&w.Config.Layers[0])
+		}
+	}
 	for _, x := range []struct {
 		name string
 		edit func(w *Cache)
@@ -205,9 +212,9 @@ func TestStoreRefuses(t *testing.T) {
 		{"seed", func(w *Cache) { w.Inputs = []Input{{"program", "test"}, {"seed", "4"}} }, "seed is 3 there and 4 here"},
 		{"more inputs", func(w *Cache) { w.Inputs = append(w.Inputs[:2:2], Input{"x", "y"}) }, "another version"},
 		{"fewer inputs", func(w *Cache) { w.Inputs = w.Inputs[:1] }, "another version"},
-		{"heads", func(w *Cache) { w.KVHeads++ }, "balance.2"},
-		{"fewer heads", func(w *Cache) { w.KVHeads-- }, "not one of"},
-		{"head_dim", func(w *Cache) { w.HeadDim *= 2 }, "balance.0"},
+		{"heads", other(func(y *family.Layer) { y.KVHeads++ }), "balance.2"},
+		{"fewer heads", other(func(y *family.Layer) { y.KVHeads-- }), "not one of"},
+		{"head_dim", other(func(y *family.Layer) { y.HeadDim *= 2 }), "balance.0"},
 		{"no balance", func(w *Cache) { w.Balance = false }, "balance.0"},
 		{"kinds", func(w *Cache) { w.Kinds = append(w.Kinds[:3:3], "srht") }, "srht"},
 	} {

@@ -96,10 +96,15 @@ func (ch *Changes) still(c *checkpoint.Checkpoint, o Options) []spec.Identity {
 		default:
 			id.Applied, id.Why = true, "if it measures better than no change: "+what
 			for l := range c.Config.Layers {
-				if _, some := transform.StillPairs(&c.Config.Layers[l]); !some {
+				y := &c.Config.Layers[l]
+				if _, some := transform.StillPairs(y); !some {
 					continue
 				}
-				for _, part := range sides {
+				parts := sides
+				if y.QKNorm != family.NoQKNorm {
+					parts = []string{"attn_k_norm.weight", "attn_q_norm.weight"}
+				}
+				for _, part := range parts {
 					if name := family.Name(l, part); exists(c, name) {
 						ch.Targets[name] = append(ch.Targets[name], id.ID)
 						id.Tensors++
@@ -108,7 +113,11 @@ func (ch *Changes) still(c *checkpoint.Checkpoint, o Options) []spec.Identity {
 			}
 		}
 	}
-	decide(&g5, matrix, "a matrix per KV head on the dimensions that RoPE does not turn", "attn_k.weight", "attn_q.weight",
+	what := "a matrix per KV head on the dimensions that RoPE does not turn"
+	if slices.ContainsFunc(c.Config.Layers, func(y family.Layer) bool { return y.QKNorm != family.NoQKNorm }) {
+		what = "a scale for each channel that RoPE does not turn, moved between the gains of k_norm and q_norm"
+	}
+	decide(&g5, matrix, what, "attn_k.weight", "attn_q.weight",
 		"attn_k.bias", "attn_q.bias")
 	if reason := o.NoKeyBias(c); shift == nil && reason != "" {
 		shift = errors.New(reason)
@@ -141,7 +150,13 @@ func (ch *Changes) measured(c *checkpoint.Checkpoint, o Options) *Changes {
 		g2.Why = "for quantised values only: name a type with --cache-type-v"
 	default:
 		g2.Applied, g2.Why = true, "if it measures better than no change: a matrix per KV head between values and output projection"
+		if slices.ContainsFunc(c.Config.Layers, func(y family.Layer) bool { return y.ValueNorm }) {
+			g2.Why += ", orthogonal because values are normalised"
+		}
 		for l := range c.Config.Layers {
+			if transform.CheckLayerValues(c.Config, c.Config.Layers[l].Owner) != nil {
+				continue
+			}
 			for _, part := range []string{"attn_v.weight", "attn_v.bias", "attn_output.weight"} {
 				if name := family.Name(l, part); exists(c, name) {
 					ch.Targets[name] = append(ch.Targets[name], g2.ID)
@@ -203,6 +218,12 @@ func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
 	if !want {
 		id.Why = "switched off"
 		return id
+	}
+	for l := range c.Config.Layers {
+		if err := transform.CheckPairScale(&c.Config.Layers[l]); err != nil {
+			id.Why = fmt.Sprintf("layer %d: %v", l, err)
+			return id
+		}
 	}
 	id.Applied = true
 	switch c.Config.Layers[0].QKNorm {

@@ -191,11 +191,13 @@ func (p *Plan) untied(c *checkpoint.Checkpoint, ch *Changes, outtype string) err
 	x := TensorPlan{Name: t.Name, Shape: t.Shape, From: "-", To: t.Type, Action: Fold, By: []string{transform.IDResidual},
 		Tensor: t, Why: "a head of its own: the gain of the last norm goes into it alone"}
 	if p.Container == checkpoint.GGUF {
-		to, err := ggufType(t.Name, t.Shape, outtype)
-		if err != nil {
-			return err
+		if outtype != OutTypeSource { // else that of the embeddings
+			to, err := ggufType(t.Name, t.Shape, outtype)
+			if err != nil {
+				return err
+			}
+			x.To = to.String()
 		}
-		x.To = to.String()
 	} else {
 		embd, _ := c.Find("token_embd.weight")
 		x.Name = c.HFName(t.Name)

@@ -20,10 +20,11 @@ type Keys struct {
 	Spread     string     `json:"spread"` // what Alloc means here
 	Signs      int        `json:"signs"`
 	Exceptions int        `json:"exceptions"` // per key
-	// Groups, of joint codes, is how many there are in all layers, GroupDim the numbers of the
-	// longest vector.
-	Groups   int `json:"groups,omitempty"`
-	GroupDim int `json:"group_dim,omitempty"`
+	// Parts, of joint codes, is what they hold, Groups how many there are in all layers, GroupDim
+	// the numbers of the longest vector.
+	Parts    bits.Parts `json:"parts,omitempty"`
+	Groups   int        `json:"groups,omitempty"`
+	GroupDim int        `json:"group_dim,omitempty"`
 	// Bytes of signs, scales and exceptions. Signs are stored in words of 32, so
 	// heads that do not fill their last word take more: 3 bytes at most each.
 	Bytes int `json:"bytes"`
@@ -42,14 +43,14 @@ type KeyOptions struct {
 
 // Joint says how keys and values are coded together.
 type Joint struct {
-	// Bits per pair of numbers, one of K and one of V, scales included.
-	Bits float64
-	// Span is the most numbers of a group's vector.
-	Span int
+	bits.GroupOptions
 	// Fisher takes the metric of errors from gradients of the model's own loss instead of from
 	// queries: a backward pass over half of the calibration windows more. Measured, it lowers the
 	// divergence by a tenth to a quarter (docs/codes.md).
 	Fisher bool
+	// ChooseSpan and ChooseAnchor let measurements on the calibration text decide about these two:
+	// bits.Choose trades divergence against decode cost. Span is then the most that is looked at.
+	ChooseSpan, ChooseAnchor bool
 	// IfAble falls back to queries where a layer has no backward pass, instead of refusing it.
 	IfAble bool
 }
@@ -88,14 +89,14 @@ func (o KeyOptions) check(c *family.Config) error {
 	case o.Code != codec.Frame && o.Allocation() != bits.AllocUniform:
 		return option.Bad("Alloc", o.Alloc, "code %s has 1 bit per number in every head; only frame has a choice", o.Code)
 	}
-	shape, err := c.Uniform()
-	if err != nil {
-		return err
+	if !c.Alike() && o.Policy.Exceptions != 0 {
+		return option.Bad("Exceptions", o.Policy.Exceptions, "the heads of this model's layers differ, and the codes of such a "+
+			"model have none")
 	}
 	if _, err := bits.Budget(c, o.Bits); err != nil && o.Joint == nil {
 		return option.Of("Bits", nil, err)
 	}
-	return o.Policy.Check(shape.HeadDim)
+	return o.Policy.Check(slices.Min(c.CachedDims()))
 }
 
 // NewKeys says what is known of the codes of a model before the calibration. It refuses, with
@@ -108,15 +109,18 @@ func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
 	if o.Joint != nil {
 		return newJoint(c, o, k)
 	}
-	y := &c.Layers[0] // as all layers are, by check
-	heads := len(c.Layers) * y.KVHeads
+	dims := c.CachedDims()
+	numbers := 0
+	for _, d := range dims {
+		numbers += d
+	}
 	var err error
 	if k.Signs, err = bits.Budget(c, o.Bits); err != nil {
 		return k, err
 	}
-	k.Bits = float64(k.Signs) / float64(heads*y.HeadDim)
-	k.Bytes = k.Signs/8 + heads*(2+codec.ExceptionBytes*k.Exceptions)
-	even := bits.EvenSigns(k.Signs, heads)
+	k.Bits = float64(k.Signs) / float64(numbers)
+	k.Bytes = k.Signs/8 + len(dims)*(2+codec.ExceptionBytes*k.Exceptions)
+	even := bits.EvenSigns(k.Signs, dims)
 	switch lo, hi := slices.Min(even), slices.Max(even); {
 	case k.Alloc != bits.AllocUniform:
 		k.Spread = "spread over heads by the calibration (" + string(k.Alloc) + ")"
@@ -124,21 +128,30 @@ func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
 		k.Spread = fmt.Sprintf("%d for each head", lo)
 	default:
 		k.Spread = fmt.Sprintf("%d or %d for each head", lo, hi)
+		if !c.Alike() {
+			k.Spread = fmt.Sprintf("%d to %d for each head, by its length", lo, hi)
+		}
 	}
 	return k, nil
 }
 
 // newJoint is NewKeys for joint codes.
 func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
-	g, err := bits.JointGroups(c, o.Joint.Bits, o.Joint.Span)
+	g, err := bits.JointGroups(c, o.Joint.GroupOptions)
 	if err != nil {
 		return k, err
 	}
 	numbers := 0
+	k.Parts = o.Joint.Parts
 	lo, hi := math.MaxInt, 0
 	for l, signs := range g.Signs {
 		y := &c.Layers[l]
-		numbers += y.KVHeads * (y.HeadDim + y.ValueDim)
+		if len(signs) == 0 {
+			continue
+		}
+		for _, parts := range g.Parts[l] {
+			numbers += codec.PartsDim(parts, y.HeadDim, y.ValueDim)
+		}
 		k.Groups += len(signs)
 		lo, hi = min(lo, slices.Min(signs)), max(hi, slices.Max(signs))
 	}

@@ -66,8 +66,11 @@ type Plan struct {
 func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *Changes) (*Plan, error) {
 	targets := ch.Targets
 	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities}
-	if err := checkUnknown(c); err != nil {
-		return nil, err
+	// Of a model that llama.cpp computes nothing else is known, and all of it stays as it is.
+	if c.Graph == nil {
+		if err := checkUnknown(c); err != nil {
+			return nil, err
+		}
 	}
 	outside := 0
 	for _, n := range c.Unknown {
@@ -91,6 +94,10 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 			p.added(c, ch)
 		}
 	case to == checkpoint.GGUF:
+		if outtype == OutTypeSource {
+			return nil, option.Bad("OutType", outtype, "it keeps the types of a GGUF file, and %s is none; expected f32, f16, "+
+				"bf16 or q8_0", c.Path)
+		}
 		p.Pairs = c.Config.Family.GGUFPairs
 		if err = p.toGGUF(c, outtype, targets); err == nil {
 			p.added(c, ch)
@@ -222,9 +229,12 @@ func (p *Plan) retrofit(c *checkpoint.Checkpoint, outtype string, targets map[st
 			if len(held) > 1 {
 				x.Parts = held
 			}
-			to, err := ggufType(src.Name, src.Shape(), outtype)
-			if err != nil {
-				return err
+			to := gguf.WritableType(src.Type, src.RowLen())
+			if outtype != OutTypeSource {
+				var err error
+				if to, err = ggufType(src.Name, src.Shape(), outtype); err != nil {
+					return err
+				}
 			}
 			x.Action, x.By, x.To = Fold, by, to.String()
 			x.Why = "folded and re-encoded"
@@ -526,6 +536,9 @@ func IsRotary(name string) bool {
 var OutTypes = map[string]gguf.Type{"f32": gguf.TypeF32, "f16": gguf.TypeF16, "bf16": gguf.TypeBF16,
 	"q8_0": gguf.TypeQ8_0}
 
+// OutTypeSource keeps the types of a GGUF file, where they can be written, see gguf.WritableType.
+const OutTypeSource = "source"
+
 // FileTypes are the values of general.file_type for OutTypes.
 var FileTypes = map[string]uint32{"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
@@ -554,8 +567,8 @@ func exists(c *checkpoint.Checkpoint, name string) bool { _, ok := c.Find(name);
 
 // CheckOutType refuses the name of an element type that is not one of OutTypes.
 func CheckOutType(name string) error {
-	if _, ok := OutTypes[name]; !ok {
-		return option.Bad("OutType", name, "expected f32, f16, bf16 or q8_0")
+	if _, ok := OutTypes[name]; !ok && name != OutTypeSource {
+		return option.Bad("OutType", name, "expected f32, f16, bf16, q8_0 or source")
 	}
 	return nil
 }

@@ -112,6 +112,11 @@ func (o *Options) files(ctx context.Context, m *spec.Manifest, dir string) (file
 			continue
 		}
 		renamed[e.Model], renamed[e.Sidecar] = true, true
+		for _, f := range m.Files {
+			if gguf.IsShard(f.Name, spec.GGUFModelName) {
+				renamed[f.Name] = true
+			}
+		}
 		more, err := o.gguf(ctx, m, e, dir)
 		if err != nil {
 			return nil, err
@@ -153,10 +158,8 @@ func checked(ctx context.Context, dir string, report progress.Func) (*spec.Manif
 		if a != nil {
 			a.Close()
 		}
-		for _, x := range checks.Checks {
-			if !x.OK {
-				return nil, fmt.Errorf("%s does not pass its contract: %s: %s", dir, x.Check, x.Detail)
-			}
+		if err := checks.Failed(); err != nil {
+			return nil, fmt.Errorf("%s does not pass its contract: %w", dir, err)
 		}
 	}
 	return m, nil

@@ -56,9 +56,11 @@ func (j *Job) Model(ctx context.Context) (entry spec.Artifact, files []spec.File
 		if err != nil {
 			return entry, nil, err
 		}
-		entry.Model, entry.Sidecar = spec.GGUFModelName, spec.GGUFSidecarName
-		f, err := w.gguf(ctx, j.Dir, entry.Model, kvs)
-		return entry, []spec.File{f}, err
+		entry.Sidecar = spec.GGUFSidecarName
+		if files, err = w.gguf(ctx, j.Dir, spec.GGUFModelName, kvs); err == nil {
+			entry.Model = files[0].Name
+		}
+		return entry, files, err
 	}
 	if files, err = w.safetensors(ctx, j.Dir); err != nil {
 		return entry, nil, err
@@ -127,11 +129,12 @@ func (j *Job) metadata() ([]gguf.KV, error) {
 }
 
 // Open opens a model that was written into dir.
-func Open(dir string, e spec.Artifact) (*checkpoint.Checkpoint, error) {
+// g is nil, or what the source was opened by.
+func Open(dir string, e spec.Artifact, g *spec.Graph) (*checkpoint.Checkpoint, error) {
 	if e.Container == string(checkpoint.GGUF) {
 		dir = filepath.Join(dir, e.Model)
 	}
-	c, err := checkpoint.Open(dir)
+	c, err := checkpoint.OpenAs(dir, g)
 	if err != nil {
 		return nil, fmt.Errorf("the file just written does not open: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"math"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -214,33 +215,80 @@ func (w *writer) rowOrder(x *plan.TensorPlan) []int {
 	return order
 }
 
-// gguf writes the model as one GGUF file.
-func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spec.File, error) {
-	var file spec.File
+// gguf writes the model as GGUF: the file whole, or as many as the source is split into, with the same tensors
+// in each.
+func (w *writer) gguf(ctx context.Context, dir, whole string, kvs []gguf.KV) ([]spec.File, error) {
 	if err := w.widen(ctx); err != nil {
-		return file, err
+		return nil, err
 	}
-	var specs []gguf.TensorSpec
-	var total int64
-	for _, x := range w.plan.Tensors {
+	shards, total, err := w.shards()
+	if err != nil {
+		return nil, err
+	}
+	w.meter = stream.NewMeter(total, w.report)
+	tensors := 0
+	for _, s := range shards {
+		tensors += len(s.specs)
+	}
+	var files []spec.File
+	for i, s := range shards {
+		name := whole
+		if n := len(shards); n > 1 {
+			name = gguf.ShardPath(strings.TrimSuffix(name, ".gguf"), i, n)
+			if i > 0 {
+				kvs = kvs[:0:0] // the first file has the model's
+			}
+			kvs = append(kvs[:len(kvs):len(kvs)], gguf.SplitKeys(i, n, tensors)...)
+		}
+		f, err := w.ggufFile(ctx, dir, name, kvs, s)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	w.meter.Finish()
+	return files, nil
+}
+
+// A ggufShard is what one file holds.
+type ggufShard struct {
+	tensors []*plan.TensorPlan
+	specs   []gguf.TensorSpec
+}
+
+// shards lays out the files: what the source lacks goes into the last. total is the bytes of all tensors.
+func (w *writer) shards() (out []ggufShard, total int64, err error) {
+	source := w.c.File()
+	n := 1
+	if source != nil {
+		n = max(1, source.Shards)
+	}
+	out = make([]ggufShard, n)
+	for i := range w.plan.Tensors {
+		x := &w.plan.Tensors[i]
 		if x.Action == plan.Drop {
 			continue
 		}
 		typ, err := gguf.ParseType(x.To)
 		if err != nil {
-			return file, err
+			return nil, 0, err
 		}
-		dims := make([]int, len(x.Shape))
-		for i, n := range x.Shape {
-			dims[len(dims)-1-i] = n
+		dims := slices.Clone(x.Shape)
+		slices.Reverse(dims)
+		at := n - 1
+		if source != nil {
+			if t, ok := source.Tensor(x.Name); ok {
+				at = t.Shard
+			}
 		}
-		specs = append(specs, gguf.TensorSpec{Name: x.Name, Type: typ, Dims: dims})
+		s := &out[at]
+		s.tensors, s.specs = append(s.tensors, x), append(s.specs, gguf.TensorSpec{Name: x.Name, Type: typ, Dims: dims})
 		if len(dims) == 0 {
 			continue
 		}
 		row, err := gguf.RowBytes(typ, dims[0])
 		if err != nil {
-			return file, err
+			return nil, 0, err
 		}
 		size := int64(row)
 		for _, n := range dims[1:] {
@@ -248,17 +296,18 @@ func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spe
 		}
 		total += size
 	}
-	w.meter = stream.NewMeter(total, w.report)
-	out, err := gguf.Create(filepath.Join(dir, name), kvs, specs)
+	return out, total, nil
+}
+
+// ggufFile writes one file.
+func (w *writer) ggufFile(ctx context.Context, dir, name string, kvs []gguf.KV, s ggufShard) (spec.File, error) {
+	var file spec.File
+	out, err := gguf.Create(filepath.Join(dir, name), kvs, s.specs)
 	if err != nil {
 		return file, err
 	}
 	defer out.Abort()
-	for i := range w.plan.Tensors {
-		x := &w.plan.Tensors[i]
-		if x.Action == plan.Drop {
-			continue
-		}
+	for _, x := range s.tensors {
 		err := out.WriteTensor(x.Name, func(o io.Writer) error {
 			return w.ggufTensor(ctx, counter{o, w.meter}, x)
 		})
@@ -272,7 +321,6 @@ func (w *writer) gguf(ctx context.Context, dir, name string, kvs []gguf.KV) (spe
 	if err := out.Commit(); err != nil {
 		return file, err
 	}
-	w.meter.Finish()
 	sum, err := out.SHA256()
 	return spec.File{Name: name, Bytes: out.Size(), SHA256: sum}, err
 }

@@ -94,6 +94,8 @@ type Checkpoint struct {
 	Config    *family.Config
 	// Unknown lists source tensors that the family's graph does not use.
 	Unknown []string
+	// Graph is what the file was opened by, nil where its architecture is in the table of families.
+	Graph *spec.Graph
 
 	notes []string // see Notes
 
@@ -124,7 +126,7 @@ type stamp struct {
 // Open opens a Hugging Face folder or a GGUF file. Errors about what is in the files are
 // of kind format.ErrBroken or format.ErrUnsupported.
 func Open(path string) (*Checkpoint, error) {
-	c, err := open(path)
+	c, err := opened(func() (*Checkpoint, error) { return open(path) })
 	return c, format.Broken(err)
 }
 
@@ -133,12 +135,19 @@ func open(path string) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	var c *Checkpoint
 	if st.IsDir() {
-		c, err = openDir(path)
-	} else if c, err = openGGUF(path); err != nil && partOfFolder(path) {
+		return openDir(path)
+	}
+	c, err := openGGUF(path)
+	if err != nil && partOfFolder(path) {
 		err = fmt.Errorf("%s: this is one file of a checkpoint; name its folder, %s, instead", path, filepath.Dir(path))
 	}
+	return c, err
+}
+
+// opened completes what open gives.
+func opened(open func() (*Checkpoint, error)) (*Checkpoint, error) {
+	c, err := open()
 	if err != nil {
 		return nil, err
 	}
@@ -402,6 +411,19 @@ var attention = []string{
 // values lists those that determine its values; they follow in the digest where it has them.
 var values = []string{"attn_v.weight", "attn_v.bias"}
 
+// graphRoles lists the roles of a cache's tensors in digest order, which is theirs in the graph.
+func graphRoles(g *spec.GraphCache, withValues bool) (out []string) {
+	for _, t := range g.Tensors {
+		if withValues && slices.Contains(values, t.Role) || !slices.Contains(values, t.Role) && t.Role != outputRole {
+			out = append(out, t.Role)
+		}
+	}
+	return out
+}
+
+// outputRole is that of the matrix behind attention, which changes no key.
+const outputRole = "attn_output.weight"
+
 // AttentionDigest returns the SHA-256 over the stored query and key tensors of
 // all layers, and withValues over those of values too. A sidecar carries it, so that it is
 // never used with other weights.
@@ -417,6 +439,9 @@ func (c *Checkpoint) AttentionDigest(ctx context.Context, withValues bool, tick 
 	var all []*Tensor
 	var size int64
 	for l := range c.Config.Layers {
+		if c.Graph != nil {
+			names = graphRoles(&c.Graph.Caches[l], withValues)
+		}
 		for _, n := range names {
 			t, ok := c.Find(family.Name(l, n))
 			if !ok {

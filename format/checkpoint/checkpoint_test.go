@@ -698,7 +698,7 @@ func TestView(t *testing.T) {
 		}
 		rounded := 0
 		v := checkpoint.NewEdited(c, edits)
-		v.Round = func(x []float32) { rounded += len(x) }
+		v.Round = func(_ *checkpoint.Tensor, x []float32) { rounded += len(x) }
 		for _, x := range c.Tensors() {
 			before, err := c.ReadAll(x)
 			if err != nil {

@@ -216,8 +216,8 @@ type Edited struct {
 	Added map[string]*Tensor
 	// Stream, if set, changes what the edits leave of tensors: identity G1.
 	Stream Stream
-	// Round, if set, rounds the values of edited tensors as storing them would.
-	Round func(x []float32)
+	// Round, if set, rounds the values of edited tensors as storing them would, rows at a time.
+	Round func(t *Tensor, x []float32)
 }
 
 // A Stream is a change of whole matrices on top of edits, which it reads.
@@ -304,7 +304,7 @@ func (v *Edited) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 	if v.Stream != nil && v.Stream.Changes(t.Name) {
 		err := v.Stream.ReadRows(t, row0, n, dst)
 		if err == nil && v.Round != nil {
-			v.Round(dst[:n*t.Cols()])
+			v.Round(t, dst[:n*t.Cols()])
 		}
 		return err
 	}
@@ -329,7 +329,7 @@ func (v *Edited) ReadRows(t *Tensor, row0, n int, dst []float32) error {
 		err = v.rows(t, e, row0, n, dst)
 	}
 	if err == nil && v.Round != nil {
-		v.Round(dst)
+		v.Round(t, dst)
 	}
 	return err
 }

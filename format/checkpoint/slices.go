@@ -66,9 +66,7 @@ func (p parts) stack(cfg *family.Config, of func(layer int) []family.Stack, name
 			found[stored] = true
 			rows = 0
 			for _, t := range parts {
-				n := fmt.Sprintf("%s[%d:%d]", stored, rows, rows+t.Shape[0])
-				p.slices[n] = slice{stored, rows, t.Shape[0]}
-				p.stacked[t.Name] = n
+				p.stacked[t.Name] = p.cut(stored, rows, t.Shape[0])
 				rows += t.Shape[0]
 			}
 		}

@@ -103,6 +103,9 @@ type Attention struct {
 	Biases      Biases // projections that may have a bias
 	Sinks       bool   // a learned logit per query head joins the softmax and is dropped
 	Gate        Gate
+	// FixedKeys and FixedValues say why no edit of keys, or of values, passes into weights: an operation
+	// of a graph that llama.cpp computes (FromGraph). Families of the table have none.
+	FixedKeys, FixedValues string
 }
 
 // A Temperature multiplies the query at position p by 1 + Beta ln(1 + floor(p / Length)), after
@@ -399,6 +402,32 @@ func (c *Config) Ropes() (full, sliding rope.Params) {
 		of[1] = of[0]
 	}
 	return of[0], of[1]
+}
+
+// OwnKVHeads returns how many KV heads layer l has in a cache: none where it reads those of another
+// layer.
+func (c *Config) OwnKVHeads(l int) int {
+	if c.Layers[l].Owner != l {
+		return 0
+	}
+	return c.Layers[l].KVHeads
+}
+
+// CachedDims returns the length of the keys of each head in a cache, layer by layer.
+func (c *Config) CachedDims() []int {
+	var out []int
+	for l := range c.Layers {
+		for range c.OwnKVHeads(l) {
+			out = append(out, c.Layers[l].HeadDim)
+		}
+	}
+	return out
+}
+
+// Alike says whether each layer caches keys and values of its own, and all have heads of one shape.
+func (c *Config) Alike() bool {
+	_, err := c.Uniform()
+	return err == nil && c.SharedLayers() == 0
 }
 
 // SharedLayers returns how many of the last layers read keys and values of others.

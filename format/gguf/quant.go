@@ -33,6 +33,18 @@ var quantizers = [numTypes]func(dst []byte, src []float32){
 // Q5_1, IQ4_NL, Q1_0, Q2_0, Q2_K to Q6_K and MXFP4.
 func CanQuantize(t Type) bool { return t < numTypes && quantizers[t] != nil }
 
+// WritableType returns the type that edited rows of n numbers are stored in, which were of type t: t
+// where it can be written, else Q8_0, or F16 where blocks of Q8_0 do not divide them.
+func WritableType(t Type, n int) Type {
+	if CanQuantize(t) {
+		return t
+	}
+	if block, _ := TypeQ8_0.Block(); n%block != 0 {
+		return TypeF16
+	}
+	return TypeQ8_0
+}
+
 // QuantizeRow converts src to its stored form of type t. The result has the bits
 // of ggml's quantize_row_*_ref functions on x86-64, which llama-quantize uses
 // without an importance matrix and llama.cpp's CPU backend for writing its cache,

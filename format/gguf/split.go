@@ -25,6 +25,12 @@ func ShardPath(base string, i, n int) string {
 	return fmt.Sprintf("%s-%05d-of-%05d.gguf", base, i+1, n)
 }
 
+// IsShard says whether a name is that of a file of a split of the file named whole.
+func IsShard(name, whole string) bool {
+	m := shardName.FindStringSubmatch(name)
+	return m != nil && m[1]+".gguf" == whole
+}
+
 // SplitKeys returns the keys of file i, from 0, of a split into n files with so many tensors in all.
 func SplitKeys(i, n, tensors int) []KV {
 	return []KV{Value(keySplitNo, uint16(i)), Value(keySplitCount, uint16(n)), Value(keySplitTensors, int32(tensors))}

@@ -248,6 +248,28 @@ type info struct {
 	} `json:"siblings"`
 }
 
+// part asks for the bytes of a file from an offset on, with a header Range ("" for the whole file),
+// and returns them with the offset at which they begin: 0 where the server knows no ranges.
+func (c *Client) part(ctx context.Context, what, address string, from int64, bytes string) (
+	body io.ReadCloser, at int64, err error) {
+	header := http.Header{}
+	if bytes != "" {
+		header.Set("Range", bytes)
+	}
+	resp, err := c.get(ctx, what, address, header)
+	if err != nil {
+		return nil, 0, err
+	}
+	if resp.StatusCode != http.StatusPartialContent {
+		return resp.Body, 0, nil
+	}
+	if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at != from {
+		resp.Body.Close()
+		return nil, 0, fmt.Errorf("%s: the server sent another part than it was asked for", what)
+	}
+	return resp.Body, at, nil
+}
+
 // List asks for the commit that a revision is at, and for its files.
 func (c *Client) List(ctx context.Context, r Ref) (at string, files []File, err error) {
 	address := c.Endpoint + "/api/models/" + r.Repo + "/revision/" + url.PathEscape(r.revision()) + "?blobs=true"

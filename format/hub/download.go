@@ -273,27 +273,22 @@ var errWrite = errors.New("cannot be written")
 // offset up to which it is there.
 func (c *Client) continued(ctx context.Context, what, address string, out *os.File, at, size int64,
 	m *meter) (int64, error) {
-	header := http.Header{}
+	bytes := ""
 	if at > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", at))
+		bytes = fmt.Sprintf("bytes=%d-", at)
 	}
-	resp, err := c.get(ctx, what, address, header)
+	body, from, err := c.part(ctx, what, address, at, bytes)
 	if err != nil {
 		return at, err
 	}
-	defer resp.Body.Close()
-	if at > 0 {
-		var from int64
-		if resp.StatusCode != http.StatusPartialContent {
-			m.add(-at)
-			at = 0 // the server knows no ranges: all of it comes again
-		} else if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &from); err != nil || from != at {
-			return at, fmt.Errorf("%s: the server sent another part than it was asked for", what)
-		}
+	defer body.Close()
+	if from != at {
+		m.add(-at)
+		at = 0 // the server knows no ranges: all of it comes again
 	}
 	buf := make([]byte, 1<<20)
 	for at < size {
-		k, err := resp.Body.Read(buf[:min(int64(len(buf)), size-at)])
+		k, err := body.Read(buf[:min(int64(len(buf)), size-at)])
 		if k > 0 {
 			if _, err := out.WriteAt(buf[:k], at); err != nil {
 				return at, fmt.Errorf("%w: %w", errWrite, err)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -108,23 +107,16 @@ func (x *Remote) window(i int64) ([]byte, error) {
 		return w, nil
 	}
 	from, to := i*window, min((i+1)*window, x.Size)
-	header := http.Header{}
-	header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
-	resp, err := x.c.get(x.ctx, x.Name, x.address, header)
+	body, at, err := x.c.part(x.ctx, x.Name, x.address, from, fmt.Sprintf("bytes=%d-%d", from, to-1))
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close()
-	var at int64
-	if resp.StatusCode == http.StatusPartialContent {
-		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-", &at); err != nil || at != from {
-			return nil, fmt.Errorf("%s: the server sent another part than it was asked for", x.Name)
-		}
-	} else if from > 0 {
+	defer body.Close()
+	if at != from {
 		return nil, fmt.Errorf("%s: the server cannot send parts of files; download the model", x.Name)
 	}
 	w := make([]byte, to-from)
-	n, err := io.ReadFull(resp.Body, w)
+	n, err := io.ReadFull(body, w)
 	x.read += int64(n)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", x.Name, err)

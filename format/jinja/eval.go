@@ -720,23 +720,23 @@ func integers(line int, op string, i, j int64) (any, error) {
 		return nil, fail(line, "division by zero")
 	}
 	f, g := float64(i), float64(j)
-	overflow := fail(line, "%d %s %d is out of range", i, op, j)
+	overflow := func() (any, error) { return nil, fail(line, "%d %s %d is out of range", i, op, j) }
 	switch op {
 	case "+":
 		if c := i + j; (c > i) == (j > 0) {
 			return c, nil
 		}
-		return nil, overflow
+		return overflow()
 	case "-":
 		if c := i - j; (c < i) == (j > 0) {
 			return c, nil
 		}
-		return nil, overflow
+		return overflow()
 	case "*":
 		if c := i * j; i == 0 || c/i == j && (i != -1 || j != math.MinInt64) {
 			return c, nil
 		}
-		return nil, overflow
+		return overflow()
 	case "/":
 		return f / g, nil
 	case "//", "%":
@@ -745,7 +745,7 @@ func integers(line int, op string, i, j int64) (any, error) {
 				return int64(0), nil
 			}
 			if i == math.MinInt64 {
-				return nil, overflow
+				return overflow()
 			}
 			return -i, nil
 		}
@@ -763,7 +763,7 @@ func integers(line int, op string, i, j int64) (any, error) {
 	}
 	out := math.Pow(f, g)
 	if math.Abs(out) >= 1<<53 {
-		return nil, overflow
+		return overflow()
 	}
 	return int64(out), nil
 }

@@ -30,6 +30,25 @@ func (s *Sidecar) Groups() []*codec.Group {
 	return out
 }
 
+// HeadCodes returns the codes of the keys of each KV head, [layer][KV head]: those of version 1, or of
+// groups that are each the keys of one head, as files of models have whose layers differ. It is
+// false where any group is another.
+func (s *Sidecar) HeadCodes() ([][]*codec.Code, bool) {
+	if s.Layers == nil {
+		return s.Codes, true
+	}
+	out := make([][]*codec.Code, len(s.Layers))
+	for l, y := range s.Layers {
+		for h, g := range y.Groups {
+			if len(g.Parts) != 1 || g.Parts[0] != (codec.Part{Head: h}) || g.Gains[0] != 1 {
+				return nil, false
+			}
+			out[l] = append(out[l], g.Code)
+		}
+	}
+	return out, true
+}
+
 // Bits returns the signs per number over all codes, scales not counted.
 func (s *Sidecar) Bits() float64 {
 	if s.Layers != nil {

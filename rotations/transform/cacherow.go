@@ -14,7 +14,8 @@ import (
 type CacheRow struct {
 	Type gguf.Type
 	// Hadamard is the size of the orthonormal Hadamard matrix that turns each
-	// stretch of so many numbers of a head first; 0 for none.
+	// stretch of so many numbers of a head first; 0 for none. Heads that it does not divide
+	// are turned by the largest that does.
 	Hadamard int
 	// Pairs is the order of a head's numbers in the runtime, which decides what stands
 	// in a stretch and in a block: that of the GGUF file, whatever the checkpoint's is.
@@ -25,12 +26,20 @@ type CacheRow struct {
 // the runtime's order, turned.
 func (c CacheRow) ToCacheBasis(x []float32, d int, from rope.Layout) {
 	reorder(x, d, from, c.Pairs)
-	linalg.Hadamard(x, c.Hadamard)
+	linalg.Hadamard(x, c.size(d))
+}
+
+// size returns that of the Hadamard matrix for heads of d numbers, 0 for none.
+func (c CacheRow) size(d int) int {
+	if c.Hadamard == 0 {
+		return 0
+	}
+	return min(c.Hadamard, d&-d)
 }
 
 // FromCacheBasis is the inverse of ToCacheBasis, and as that is orthogonal, its transpose.
 func (c CacheRow) FromCacheBasis(x []float32, d int, to rope.Layout) {
-	linalg.Hadamard(x, c.Hadamard)
+	linalg.Hadamard(x, c.size(d))
 	reorder(x, d, c.Pairs, to)
 }
 
@@ -53,8 +62,8 @@ func (c CacheRow) check(d int) error {
 	if block, _ := c.Type.Block(); !gguf.CanCache(c.Type) || d%max(block, 1) != 0 {
 		return fmt.Errorf("no cache rows of type %v for head_dim %d", c.Type, d)
 	}
-	if c.Hadamard < 0 || c.Hadamard > 0 && (bits.OnesCount(uint(c.Hadamard)) != 1 || d%c.Hadamard != 0) {
-		return fmt.Errorf("a Hadamard matrix of size %d does not divide head_dim %d", c.Hadamard, d)
+	if c.Hadamard < 0 || bits.OnesCount(uint(c.Hadamard)) > 1 {
+		return fmt.Errorf("a Hadamard matrix of size %d: it must be a power of two", c.Hadamard)
 	}
 	return nil
 }
@@ -63,7 +72,7 @@ func (c CacheRow) check(d int) error {
 // as an orthogonal matrix.
 func (c CacheRow) matrix(d int, from rope.Layout) []float64 {
 	m := make([]float64, d*d)
-	n := max(c.Hadamard, 1)
+	n := max(c.size(d), 1)
 	f := 1 / math.Sqrt(float64(n))
 	for k := range d { // a number, and where the runtime has it
 		j := from.Index(c.Pairs, k, d)

@@ -1,6 +1,7 @@
 package transform
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -21,6 +22,9 @@ func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 	if err := cfg.RequireLayer(layer, "a scale of rotary pairs", family.OwnHeads); err != nil {
 		return err
 	}
+	if err := CheckPairScale(y); err != nil {
+		return fmt.Errorf("layer %d: %w", layer, err)
+	}
 	if err := b.Check(y.KVHeads, d); err != nil {
 		return fmt.Errorf("layer %d: %w", layer, err)
 	}
@@ -34,22 +38,37 @@ func FoldPairScale(v *checkpoint.Edited, layer int, b *PairScale) error {
 	if v.Edits == nil {
 		v.Edits = checkpoint.Edits{}
 	}
-	scalePart(v, layer, "attn_k", k)
+	foldScale(v, layer, IDPairScale, k, func(h int) []float32 { return b.QueryScale(h, d, cfg.PairsIn(layer)) })
+	return nil
+}
+
+// foldScale multiplies the keys of a layer by a number for each dimension of all KV heads, and the
+// queries that meet head h, in every layer that reads the keys, by those of query.
+func foldScale(v *checkpoint.Edited, layer int, id string, keys []float32, query func(h int) []float32) {
+	cfg := v.Config()
+	scalePart(v, layer, "attn_k", id, keys)
 	for _, l := range cfg.Readers(layer) {
 		var q []float32
-		for h := range y.KVHeads {
+		for h := range cfg.Layers[l].KVHeads {
 			for range cfg.Layers[l].Group() {
-				q = append(q, b.QueryScale(h, d, cfg.PairsIn(layer))...)
+				q = append(q, query(h)...)
 			}
 		}
-		scalePart(v, l, "attn_q", q)
+		scalePart(v, l, "attn_q", id, q)
+	}
+}
+
+// CheckPairScale says whether a scale passes between the keys and queries of a layer.
+func CheckPairScale(y *family.Layer) error {
+	if y.FixedKeys != "" {
+		return errors.New(y.FixedKeys)
 	}
 	return nil
 }
 
 // scalePart multiplies what a layer's projection attn_q or attn_k gives, by a number for each
 // dimension of all its heads: in its rows and bias, or in the gains of the norm behind it.
-func scalePart(v *checkpoint.Edited, layer int, part string, scale []float32) {
+func scalePart(v *checkpoint.Edited, layer int, part, id string, scale []float32) {
 	y := &v.Config().Layers[layer]
 	names := []string{part + ".weight", part + ".bias"}
 	switch y.QKNorm {
@@ -60,27 +79,12 @@ func scalePart(v *checkpoint.Edited, layer int, part string, scale []float32) {
 	}
 	for _, n := range names {
 		if name := family.Name(layer, n); exists(v, name) {
-			v.Edits.Scale(name, IDPairScale, scale)
+			v.Edits.Scale(name, id, scale)
 		}
 	}
 }
 
 func exists(v *checkpoint.Edited, name string) bool { _, ok := v.Find(name); return ok }
-
-// checkLayer refuses layers whose keys a fold into weights cannot change: those with
-// keys of another kind, and those whose keys other layers read, which would have to
-// change their queries too.
-func checkLayer(c *family.Config, layer int, what string) error {
-	if err := c.RequireLayer(layer, what, family.OwnHeads); err != nil {
-		return err
-	}
-	for l := range c.Layers {
-		if l != layer && c.Layers[l].Owner == layer {
-			return fmt.Errorf("%s in layer %d: layer %d reads its keys and values too, which is not supported", what, layer, l)
-		}
-	}
-	return nil
-}
 
 // FloorPairScale is a balance that means nothing: every scale is the square root
 // of two. Folding it changes no score but rounds every touched weight, so what it

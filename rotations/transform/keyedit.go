@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -51,6 +52,8 @@ func CheckKeyBias(c *family.Config) error {
 
 func checkKeyBias(c *family.Config, y *family.Layer) error {
 	switch {
+	case y.FixedKeys != "":
+		return fmt.Errorf("%w: %s", ErrNoKeyBias, y.FixedKeys)
 	case y.QKNorm != family.NoQKNorm:
 		return fmt.Errorf("%w: family %s normalises keys after their projection (QK-norm), and nothing can be added behind the norm", ErrNoKeyBias, c.Family.Name)
 	case !c.Family.AttnBias.K && !c.Family.GGUFBias.K:
@@ -59,25 +62,30 @@ func checkKeyBias(c *family.Config, y *family.Layer) error {
 	return nil
 }
 
-// CheckValueTransform says whether a matrix can pass from W_V to W_O in all layers of a model.
-func CheckValueTransform(c *family.Config) error {
+// CheckValueTransform says whether a matrix can pass from W_V to W_O in any layer of a model.
+func CheckValueTransform(c *family.Config) (err error) {
 	for l := range c.Layers {
-		if err := checkValueTransform(c, &c.Layers[l]); err != nil {
-			return err
+		if c.Layers[l].Owner != l {
+			continue
+		}
+		if err = CheckLayerValues(c, l); err == nil {
+			return nil
 		}
 	}
-	return nil
+	return err
 }
 
-// checkValueTransform says whether a matrix can pass from W_V to W_O.
+// CheckLayerValues says whether a matrix can pass from W_V to W_O in layer l, and in those that
+// read its values: an orthogonal one where values are normalised.
+func CheckLayerValues(c *family.Config, l int) error { return checkValueTransform(c, &c.Layers[l]) }
+
 func checkValueTransform(c *family.Config, y *family.Layer) error {
 	switch {
+	case y.FixedValues != "":
+		return errors.New(y.FixedValues)
 	case y.ValuesAreKeys:
 		return fmt.Errorf("family %s makes values of the keys' projection, so a matrix on values would change keys too",
 			c.Family.Name)
-	case y.ValueNorm:
-		return fmt.Errorf("family %s normalises values, and only an orthogonal matrix passes through the norm; this version "+
-			"fits others", c.Family.Name)
 	}
 	if y.Gate == family.GateChannel {
 		return fmt.Errorf("family %s multiplies the output of attention by a gate per dimension, and no matrix passes through it",
@@ -91,12 +99,13 @@ func checkValueTransform(c *family.Config, y *family.Layer) error {
 // has none, mixes, scales and angles to the rows of W_K and W_Q and to their biases, or
 // with QK-norm scales alone to the norms' gains; mixes of values to the rows of W_V
 // and its bias, and inversely to the columns of W_O that each query head of the group meets.
+// Every layer that reads the keys and values takes the inverse.
 func FoldKeys(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
 	cfg, y := v.Config(), &v.Config().Layers[layer]
 	if len(heads) != y.KVHeads {
 		return fmt.Errorf("layer %d: key edits for %d of %d KV heads", layer, len(heads), y.KVHeads)
 	}
-	if err := checkLayer(cfg, layer, "an edit of keys"); err != nil {
+	if err := cfg.RequireLayer(layer, "an edit of keys", family.OwnHeads); err != nil {
 		return err
 	}
 	var has KeyEdit // the parts that any head has
@@ -140,6 +149,9 @@ func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
 			cfg.Family.Name)
 	}
 	if e.Pairs != nil {
+		if err := CheckPairScale(y); err != nil {
+			return err
+		}
 		if err := e.Pairs.Check(y.HeadDim); err != nil {
 			return err
 		}
@@ -148,7 +160,7 @@ func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
 		}
 	}
 	if e.Transform != nil {
-		if err := checkKeyTransform(cfg, y); err != nil {
+		if err := checkKeyTransform(cfg, y); err != nil && !(e.Transform.Exact && e.Transform.diagonal(y.HeadDim)) {
 			return err
 		}
 		if err := e.Transform.Check(y.HeadDim); err != nil {
@@ -164,6 +176,9 @@ func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
 		}
 		if err := e.Values.Check(y.HeadDim); err != nil {
 			return err
+		}
+		if y.ValueNorm && !e.Values.orthogonal() {
+			return errors.New("values are normalised, and a matrix that is not orthogonal does not pass through the norm")
 		}
 	}
 	if e.Shift != nil {
@@ -226,16 +241,18 @@ func foldShift(v *checkpoint.Edited, layer int, heads []KeyEdit) {
 	v.Edits.Shift(name, id, shift)
 }
 
-// sides are the projections that meet in a score: their tensors, how many of
-// their heads share a KV head, and whether they are the queries'.
-func sides(y *family.Layer) []side {
-	return []side{
-		{[]string{"attn_k.weight", "attn_k.bias"}, 1, false},
-		{[]string{"attn_q.weight", "attn_q.bias"}, y.Group(), true},
+// sides are the projections that meet in scores of layer's keys: the layer they are in, their
+// tensors, how many of their heads share a KV head, and whether they are the queries'.
+func sides(c *family.Config, layer int) []side {
+	out := []side{{layer, []string{"attn_k.weight", "attn_k.bias"}, 1, false}}
+	for _, l := range c.Readers(layer) {
+		out = append(out, side{l, []string{"attn_q.weight", "attn_q.bias"}, c.Layers[l].Group(), true})
 	}
+	return out
 }
 
 type side struct {
+	layer int
 	names []string
 	times int
 	query bool
@@ -267,7 +284,10 @@ func foldMixes(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
 			id = IDKeyTransform
 		}
 	}
-	for _, side := range sides(y) {
+	if y.QKNorm != family.NoQKNorm {
+		return foldDiagonals(v, layer, heads, id)
+	}
+	for _, side := range sides(v.Config(), layer) {
 		mixes := rowMixes(heads, side.times, y.HeadDim, func(e KeyEdit) []float64 {
 			switch {
 			case e.Transform == nil:
@@ -277,10 +297,40 @@ func foldMixes(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
 			}
 			return e.Transform.Key
 		})
-		if err := mixRows(v, layer, side.names, id, mixes); err != nil {
+		if err := mixRows(v, side.layer, side.names, id, mixes); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// foldDiagonals folds transforms that only scale into the gains of a QK-norm.
+func foldDiagonals(v *checkpoint.Edited, layer int, heads []KeyEdit, id string) error {
+	y := &v.Config().Layers[layer]
+	d := y.HeadDim
+	scale := func(h int, query bool) []float32 {
+		out := make([]float32, d)
+		for i := range out {
+			switch t := heads[h].Transform; {
+			case t == nil:
+				out[i] = 1
+			case query:
+				out[i] = float32(t.Query[i*d+i])
+			default:
+				out[i] = float32(t.Key[i*d+i])
+			}
+		}
+		return out
+	}
+	var k []float32
+	for h := range heads {
+		one := scale(h, false)
+		if y.QKNorm == family.NormHead && h > 0 && !slices.Equal(one, k[:d]) {
+			return fmt.Errorf("KV head %d: one gain vector serves all heads, so the transform must be one for all heads too", h)
+		}
+		k = append(k, one...)
+	}
+	foldScale(v, layer, id, k, func(h int) []float32 { return scale(h, true) })
 	return nil
 }
 
@@ -312,13 +362,18 @@ func foldValues(v *checkpoint.Edited, layer int, heads []KeyEdit) error {
 	if err := mixRows(v, layer, []string{"attn_v.weight", "attn_v.bias"}, IDValueTransform, rows); err != nil {
 		return err
 	}
-	cols := rowMixes(heads, y.Group(), d, func(e KeyEdit) []float64 {
-		if e.Values == nil {
-			return nil
+	for _, l := range v.Config().Readers(layer) {
+		cols := rowMixes(heads, v.Config().Layers[l].Group(), d, func(e KeyEdit) []float64 {
+			if e.Values == nil {
+				return nil
+			}
+			return e.Values.Query
+		})
+		if err := v.Edits.MixColumns(family.Name(l, "attn_output.weight"), IDValueTransform, cols); err != nil {
+			return err
 		}
-		return e.Values.Query
-	})
-	return v.Edits.MixColumns(family.Name(layer, "attn_output.weight"), IDValueTransform, cols)
+	}
+	return nil
 }
 
 // foldGains folds scales into the gains of a QK-norm.
@@ -356,7 +411,7 @@ func foldTurns(v *checkpoint.Edited, layer int, heads []KeyEdit) {
 	for _, e := range heads {
 		angles = angles || e.Pairs != nil && e.Pairs.Angle != nil
 	}
-	for _, side := range sides(y) {
+	for _, side := range sides(v.Config(), layer) {
 		n := len(heads) * side.times * d
 		partner, own, cross := make([]int, n), make([]float32, n), make([]float32, n)
 		for h := range len(heads) * side.times {
@@ -374,7 +429,7 @@ func foldTurns(v *checkpoint.Edited, layer int, heads []KeyEdit) {
 			}
 		}
 		for _, part := range side.names {
-			name := family.Name(layer, part)
+			name := family.Name(side.layer, part)
 			if _, ok := v.Find(name); !ok {
 				continue
 			}

@@ -44,6 +44,9 @@ func CheckKeyTransform(c *family.Config) error {
 }
 
 func checkKeyTransform(c *family.Config, y *family.Layer) error {
+	if err := CheckPairScale(y); err != nil {
+		return err
+	}
 	if y.QKNorm != family.NoQKNorm {
 		return fmt.Errorf("family %s normalises queries and keys after their projection (QK-norm), and no matrix passes through the norm", c.Family.Name)
 	}
@@ -95,6 +98,30 @@ func (m *KeyTransform) checkInverse(d int) error {
 		}
 	}
 	return nil
+}
+
+// diagonal says whether the transform of heads of d numbers only scales.
+func (m *KeyTransform) diagonal(d int) bool {
+	for i, v := range m.Key {
+		if i%(d+1) != 0 && (v != 0 || m.Query[i] != 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// orthogonalTolerance is how far a number of A^-T may be from that of A in an orthogonal matrix,
+// whose rows have the length 1.
+const orthogonalTolerance = 1e-6
+
+// orthogonal says whether the matrix is its own inverse transposed.
+func (m *KeyTransform) orthogonal() bool {
+	for i, v := range m.Key {
+		if !(math.Abs(v-m.Query[i]) <= orthogonalTolerance) {
+			return false
+		}
+	}
+	return true
 }
 
 // KeyWeights packs the matrix of keys for products with rows of heads.
@@ -337,7 +364,7 @@ func (p *transformProgram) at(ctx context.Context, x []float64) (*transformPoint
 	d, half := p.d, p.d/2
 	m := &transformPoint{x: x}
 	var err error
-	if m.values, m.vectors, err = linalg.Eigen(ctx, x, d); err != nil {
+	if m.values, m.vectors, err = linalg.EigenQL(ctx, x, d); err != nil {
 		return nil, err
 	}
 	// tr(e^X K e^X) = sum_i e^(2 l_i) v_i^T K v_i

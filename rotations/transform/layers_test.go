@@ -20,13 +20,14 @@ func TestOtherLayers(t *testing.T) {
 	for i := range scale {
 		scale[i] = 2
 	}
+	inverse := make([]float64, len(matrix))
 	for i := range y.HeadDim {
-		matrix[i*y.HeadDim+i] = 1
+		matrix[i*y.HeadDim+i], inverse[i*y.HeadDim+i] = 2, 0.5
 	}
 	edits := map[string]transform.KeyEdit{
 		"scale":  {Pairs: &transform.PairRotation{Scale: scale}},
 		"shift":  {Shift: &transform.BiasShift{Delta: make([]float64, y.HeadDim)}},
-		"values": {Values: &transform.KeyTransform{Key: matrix, Query: matrix}},
+		"values": {Values: &transform.KeyTransform{Key: matrix, Query: inverse}},
 	}
 	all := map[string]bool{"scale": true, "shift": true, "values": true}
 	for _, x := range []struct {
@@ -40,10 +41,10 @@ func TestOtherLayers(t *testing.T) {
 		{func(c *family.Config) { c.Layers[0].Gate = family.GateChannel }, "a gate per dimension",
 			map[string]bool{"values": true}},
 		{func(c *family.Config) { c.Layers[0].Gate = family.GateHead }, "", nil},
-		{func(c *family.Config) { c.Layers[1].Owner = 0 }, "layer 1 reads its keys", all},
+		{func(c *family.Config) { c.Layers[0].Owner = 1 }, "keys and values of another layer", all},
 		{func(c *family.Config) { c.Layers[0].Rope.Dim /= 2 }, "", nil},
 		{func(c *family.Config) { c.Layers[0].Rope = rope.Params{} }, "", nil},
-		{func(c *family.Config) { c.Layers[0].ValueNorm = true }, "normalises values", map[string]bool{"values": true}},
+		{func(c *family.Config) { c.Layers[0].ValueNorm = true }, "values are normalised", map[string]bool{"values": true}},
 		{func(c *family.Config) { c.Layers[0].ValuesAreKeys = true }, "makes values of the keys' projection", all},
 		{func(c *family.Config) { c.Layers[0].Kind = family.Latent }, "latent attention", all},
 	} {

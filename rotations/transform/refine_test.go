@@ -173,7 +173,7 @@ func TestShapeGolden(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := fmt.Sprintf("%x", h.Sum(nil)[:8]); got != "0fab08bf6a131450" {
+	if got := fmt.Sprintf("%x", h.Sum(nil)[:8]); got != "fbcf1a2cf256650e" {
 		t.Errorf("the digest is %s", got)
 	}
 }
@@ -212,6 +212,38 @@ func TestMixValues(t *testing.T) {
 	bad.Weights = make([]float64, n)
 	if _, err := FitValueTransform(t.Context(), &bad, row); err == nil {
 		t.Error("values that no query looks at were accepted")
+	}
+}
+
+// TestValueRotation: an orthogonal matrix lowers the error that a type makes of values behind W_O, less
+// than any matrix could, and it is orthogonal.
+func TestValueRotation(t *testing.T) {
+	const d, n = 64, 600
+	row := CacheRow{Type: gguf.TypeQ4_0, Hadamard: 64}
+	r := rand.New(rand.NewPCG(8, 8))
+	_, x := shapeCase(t, r, d, n, 20, rope.Half)
+	m, err := FitValueRotation(t.Context(), &x[0].KeySample, row)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loss := func(m *KeyTransform) float64 {
+		p, err := newBlockObjective(t.Context(), m, x[1].withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.noise
+	}
+	before, after := loss(&KeyTransform{Key: linalg.Identity(d), Query: linalg.Identity(d)}), loss(m)
+	if !(after < 0.95*before) || !(m.After < m.Before) {
+		t.Errorf("error of values that were not fitted: %g, rotated %g", before, after)
+	}
+	t.Logf("error of values that were not fitted: %g, rotated %g", before, after)
+	id := linalg.Product(linalg.Transpose(m.Key, d), m.Key, d)
+	for i := range d {
+		id[i*d+i]--
+	}
+	if e := linalg.Norm(id); !(e < 1e-9) || !m.orthogonal() {
+		t.Errorf("the matrix is %g from orthogonal", e)
 	}
 }
 

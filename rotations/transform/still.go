@@ -49,7 +49,7 @@ func CheckStill(c *family.Config) (matrix, shift error) {
 	matrix = ErrAllTurn
 	for l := range c.Layers {
 		y := &c.Layers[l]
-		if _, some := StillPairs(y); !some || y.Kind != family.Softmax {
+		if _, some := StillPairs(y); !some || y.Kind != family.Softmax || y.Owner != l {
 			continue
 		}
 		if matrix = CheckStillTransform(c, l); matrix != nil {
@@ -60,7 +60,7 @@ func CheckStill(c *family.Config) (matrix, shift error) {
 		return matrix, shift
 	}
 	for l := range c.Layers {
-		if _, some := StillPairs(&c.Layers[l]); some {
+		if _, some := StillPairs(&c.Layers[l]); some && c.Layers[l].Owner == l {
 			if shift = CheckStillShift(c, l); shift != nil {
 				break
 			}
@@ -70,13 +70,13 @@ func CheckStill(c *family.Config) (matrix, shift error) {
 }
 
 // CheckStillTransform says why no matrix passes between keys and queries of layer l on the
-// dimensions that RoPE does not turn.
+// dimensions that RoPE does not turn. Through the gains of a QK-norm only scales pass.
 func CheckStillTransform(c *family.Config, l int) error {
 	y := &c.Layers[l]
-	if y.ValuesAreKeys {
+	if y.ValuesAreKeys && y.QKNorm == family.NoQKNorm {
 		return fmt.Errorf("family %s makes values of the keys' projection", c.Family.Name)
 	}
-	return checkKeyTransform(c, y)
+	return CheckPairScale(y)
 }
 
 // CheckStillShift says why a constant cannot leave the keys of layer l on the dimensions that RoPE

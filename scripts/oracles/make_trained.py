@@ -10,10 +10,13 @@ script prints how far the two logits are apart.
 
   gptoss-like  biases, learned sinks, every other layer slides, experts with biases
   glm4-like    biases, half of each head rotated, shared expert, a dense layer in front
+  gemma4-like  QK-norm, two kinds of layers with heads of their own, shared keys and values, embeddings
+               per layer, normed values
 
 Planted: scales of rotary pairs (powers of two from 1/8 to 8) in keys and, inverted, in queries;
 in glm4-like also constants in the key bias on dimensions that RoPE does not turn, which
-the softmax drops. The key biases of gptoss-like start large in slow pairs before the training:
+the softmax drops; in gemma4-like the scales stand in the gains of the norms, a number for each
+channel where RoPE does not turn, and the layers that share keys have the inverse too. The key biases of gptoss-like start large in slow pairs before the training:
 with sinks no constant can be planted exactly.
 """
 import os
@@ -40,6 +43,15 @@ MODELS = {
                       moe_intermediate_size=96, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1,
                       routed_scaling_factor=1.0, n_group=1, topk_group=1, norm_topk_prob=True, use_qk_norm=False,
                       partial_rotary_factor=0.5, num_nextn_predict_layers=0),
+    "gemma4-like": dict({k: v for k, v in COMMON.items() if k not in ("hidden_act", "rope_theta", "attention_bias")},
+                        model_type="gemma4_text", architectures=["Gemma4ForCausalLM"], num_hidden_layers=6, intermediate_size=256,
+                        hidden_activation="gelu_pytorch_tanh", head_dim=64, global_head_dim=128, sliding_window=64,
+                        layer_types=["sliding_attention", "full_attention"] * 3, num_kv_shared_layers=2, use_double_wide_mlp=False,
+                        hidden_size_per_layer_input=16, vocab_size_per_layer_input=1024, tie_word_embeddings=True, pad_token_id=0,
+                        final_logit_softcapping=30.0,
+                        rope_parameters={"sliding_attention": dict(rope_type="default", rope_theta=10000.0),
+                                         "full_attention": dict(rope_type="proportional", partial_rotary_factor=0.25,
+                                                                rope_theta=1000000.0)}),
 }
 
 
@@ -80,7 +92,27 @@ def train(model, ids):
             print(f"  step {step} loss {loss.item():.3f}", flush=True)
 
 
+def plant_gains(model):
+    """Scales in the gains of k_norm and, inverted, of every q_norm that meets those keys."""
+    rng = np.random.default_rng(2)
+    scales = {}
+    first = len(model.model.layers) - model.config.num_kv_shared_layers
+    with torch.no_grad():
+        for l, layer in enumerate(model.model.layers):
+            a, kind = layer.self_attn, model.config.layer_types[l]
+            if l < first:
+                d = a.q_norm.weight.shape[0]
+                s = 2.0 ** rng.integers(-3, 4, d)
+                turned = d // 2 if kind == "sliding_attention" else d // 8  # pairs (i, i + d/2)
+                s[d // 2:d // 2 + turned] = s[:turned]
+                scales[kind] = torch.from_numpy(s).float()  # a layer behind them reads the last of its kind
+                a.k_norm.weight *= scales[kind]
+            a.q_norm.weight /= scales[kind]
+
+
 def plant(model, name):
+    if name == "gemma4-like":
+        return plant_gains(model)
     rng = np.random.default_rng(2)
     half = 16 if name == "glm4-like" else 32  # rotary pairs (i, i + half)
     with torch.no_grad():

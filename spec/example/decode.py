@@ -161,10 +161,10 @@ def signs(words, b):
 
 
 def turn_back(x, cos, sin, layout):
-    """RoPE(-n0) of rows x, [n, d], for cos and sin of n0 per pair, in float32."""
-    p = np.arange(x.shape[-1] // 2)
+    """RoPE(-n0) of rows x, [n, d], for cos and sin of n0 per turned pair, in float32."""
+    p = np.arange(cos.shape[-1])
     i, j = (p, p + len(p)) if layout == "half" else (2 * p, 2 * p + 1)
-    out = np.empty_like(x)
+    out = x.copy()
     out[:, i], out[:, j] = x[:, i] * cos + x[:, j] * sin, x[:, j] * cos - x[:, i] * sin
     return out
 

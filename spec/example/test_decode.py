@@ -288,7 +288,8 @@ def check_group(test, v, tensors=None):
     none = np.zeros((len(words), 0))
     hats = ref.decode(words, alpha, mean, folded, none.astype(int), none)
     np.testing.assert_array_equal(hats[-1], f32(v["decoded"]))
-    angle = v["rope_theta"] ** (-2 * np.arange(d // 2) / d)
+    dim = v.get("rope_dim", d)
+    angle = v["rope_theta"] ** (-2 * np.arange(dim // 2) / max(dim, 1))
     blocks = {b["start"]: (f32(b["cos"]), f32(b["sin"])) for b in v.get("blocks", [])}
     keys = [i for i, p in enumerate(v["parts"]) if p[0] == "k"]
     values = [i for i, p in enumerate(v["parts"]) if p[0] == "v"]
@@ -296,7 +297,7 @@ def check_group(test, v, tensors=None):
     turned = x[first:end].copy()
     exact = x.astype(np.float16).astype(float)
     for n in range(first, end):
-        start = n - n % v["anchor"] if v["anchor"] and keys else 0
+        start = n - n % v["anchor"] if v["anchor"] and keys and dim else 0
         turn = lambda y: y
         if start:
             cos, sin = blocks[start]

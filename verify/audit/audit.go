@@ -41,7 +41,7 @@ func (t *Meter) Hooks(ctx context.Context) refmodel.Hooks {
 }
 
 func (t *Meter) attention(ctx context.Context, a *refmodel.Attention) error {
-	rows := make([]Row, t.Config.Layers[a.Layer].KVHeads)
+	rows := make([]Row, t.Config.OwnKVHeads(a.Layer))
 	err := parallel.For(ctx, t.Threads, len(rows), func(h int) error {
 		var scale []float32
 		if t.Scale != nil {

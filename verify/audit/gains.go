@@ -18,6 +18,9 @@ type Gains struct {
 	// layers; nil where no layer has one.
 	Balance  *float64 `json:"balance"`
 	Constant *float64 `json:"constant"`
+	// Removable is the mean of Still and Slow together: the share of the energy of keys that a
+	// conversion can take out, exactly or nearly.
+	Removable *float64 `json:"removable"`
 	// BytesRead counts the stored bytes of the tensors that were looked at.
 	BytesRead int64 `json:"bytes_read"`
 }
@@ -64,7 +67,7 @@ func ReadGains(ctx context.Context, c *checkpoint.Checkpoint, positions int) (*G
 	}
 	g := &Gains{Positions: positions}
 	r := gainReader{c: c, g: g}
-	var logs, constants []float64
+	var logs, constants, removable []float64
 	for l := range c.Config.Layers {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -79,6 +82,7 @@ func ReadGains(ctx context.Context, c *checkpoint.Checkpoint, positions int) (*G
 		}
 		if row.Constant != nil && row.Owner == l {
 			constants = append(constants, *row.Constant)
+			removable = append(removable, *row.Still+*row.Slow)
 		}
 	}
 	if len(logs) > 0 {
@@ -86,8 +90,8 @@ func ReadGains(ctx context.Context, c *checkpoint.Checkpoint, positions int) (*G
 		g.Balance = &b
 	}
 	if len(constants) > 0 {
-		m := mean(constants)
-		g.Constant = &m
+		all, part := mean(constants), mean(removable)
+		g.Constant, g.Removable = &all, &part
 	}
 	return g, nil
 }

@@ -96,6 +96,7 @@ func TestGainsConstant(t *testing.T) {
 	near(t, "mean over layers", g.Constant, share)
 	near(t, "slow share", g.Layers[0].Slow, slow)
 	near(t, "still share", g.Layers[0].Still, 0)
+	near(t, "removable share", g.Removable, slow) // no dimension is still
 	near(t, "largest share", g.Layers[0].Largest, most)
 	if share < 0.5 || slow > 0.9*share || g.Balance != nil {
 		t.Errorf("share %g, slow %g, balance %v: the model does not test much", share, slow, g.Balance)

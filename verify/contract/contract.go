@@ -143,13 +143,16 @@ func (c *Checker) Add(name string, err error, detail string) bool {
 }
 
 // OK says whether all checks passed.
-func (c *Checker) OK() bool {
+func (c *Checker) OK() bool { return c.Failed() == nil }
+
+// Failed returns the first check that did not pass, as an error; nil if all did.
+func (c *Checker) Failed() error {
 	for _, x := range c.Checks {
 		if !x.OK {
-			return false
+			return fmt.Errorf("%s: %s", x.Check, x.Detail)
 		}
 	}
-	return true
+	return nil
 }
 
 // Open opens the artifact in dir and runs the checks that need no text. prefer
@@ -186,7 +189,7 @@ func (c *Checker) open(ctx context.Context, dir, prefer string) *Artifact {
 	if entry.Container == string(checkpoint.Safetensors) {
 		path = dir
 	}
-	a.Model, err = checkpoint.Open(path)
+	a.Model, err = checkpoint.OpenAs(path, m.Graph)
 	if !c.Add("model", err, "the model opens and has the tensors of its family") {
 		return nil
 	}
@@ -340,22 +343,9 @@ func checkShapes(cfg *family.Config, s *sidecar.Sidecar) error {
 
 func checkManifest(a *Artifact) error {
 	m, s, cfg := a.Manifest, a.Sidecar, a.Model.Config
-	shape, err := cfg.Uniform()
-	if err != nil {
+	shape := cfg.Layers[0].HeadShape
+	if err := checkFamily(m, a.Model); err != nil {
 		return err
-	}
-	fam, err := family.ByModelType(m.Model.Family, "")
-	if err != nil {
-		return fmt.Errorf("key model.family in the manifest: %w", err)
-	}
-	// Families that share a GGUF architecture cannot be told apart in that
-	// container; all that they compute differently is whether there are experts.
-	got, was := [2]any{fam.Name, ""}, [2]any{cfg.Family.Name, ""}
-	if a.Model.Container == checkpoint.GGUF {
-		got, was = [2]any{fam.GGUFArch, fam.Experts != nil}, [2]any{cfg.Family.GGUFArch, cfg.Family.Experts != nil}
-	}
-	if got != was {
-		return fmt.Errorf("key model.family is %s in the manifest, but the artifact is %s", fam.Name, cfg.Family.Name)
 	}
 	// --bits is checked to be a whole number of signs to six digits.
 	if bits := s.Bits(); !(math.Abs(m.Code.Bits-bits) < 1e-5) {
@@ -371,6 +361,31 @@ func checkManifest(a *Artifact) error {
 		fact{"model.context_length", m.Model.Context, cfg.Context},
 		fact{"model.experts", m.Model.Experts, cfg.Experts()},
 	), "the artifact")
+}
+
+// checkFamily compares the family in the manifest with the model's.
+func checkFamily(m *spec.Manifest, c *checkpoint.Checkpoint) error {
+	is := c.Config.Family
+	if m.Graph != nil {
+		if m.Model.Family != is.Name {
+			return fmt.Errorf("key model.family is %s in the manifest, the graph is one of %s", m.Model.Family, is.Name)
+		}
+		return nil
+	}
+	fam, err := family.ByModelType(m.Model.Family, "")
+	if err != nil {
+		return fmt.Errorf("key model.family in the manifest: %w", err)
+	}
+	// Families that share a GGUF architecture cannot be told apart in that
+	// container; all that they compute differently is whether there are experts.
+	got, was := [2]any{fam.Name, ""}, [2]any{is.Name, ""}
+	if c.Container == checkpoint.GGUF {
+		got, was = [2]any{fam.GGUFArch, fam.Experts != nil}, [2]any{is.GGUFArch, is.Experts != nil}
+	}
+	if got != was {
+		return fmt.Errorf("key model.family is %s in the manifest, but the artifact is %s", fam.Name, is.Name)
+	}
+	return nil
 }
 
 // checkMarker reads what the model itself says about its conversion.

@@ -5,6 +5,7 @@ package engine
 import (
 	"context"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations/transform"
@@ -99,6 +100,8 @@ type Options struct {
 
 // Engines opens models.
 type Engines interface {
+	// Source opens a checkpoint that these engines can compute. It is to be closed.
+	Source(ctx context.Context, path string) (*checkpoint.Checkpoint, error)
 	// Open returns the engine of a checkpoint. It is good until Close.
 	Open(ctx context.Context, c *checkpoint.Checkpoint) (Engine, error)
 	Identity() Identity
@@ -112,8 +115,17 @@ type OwnEngines struct {
 	RoundInputs, HalfSums bool
 }
 
+// Source opens a checkpoint of a family of the table.
+func (o OwnEngines) Source(_ context.Context, path string) (*checkpoint.Checkpoint, error) {
+	return checkpoint.Open(path)
+}
+
 // Open returns the own pass of a checkpoint.
 func (o OwnEngines) Open(_ context.Context, c *checkpoint.Checkpoint) (Engine, error) {
+	if c.Graph != nil {
+		return nil, format.Unsupportedf("%s: the own forward pass knows no architecture %s; take --engine llama", c.Path,
+			c.Graph.Architecture)
+	}
 	e := NewOwn(c, o.Threads)
 	e.Model.RoundInputs, e.HalfSums = o.RoundInputs, o.HalfSums
 	return e, nil

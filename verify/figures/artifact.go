@@ -29,8 +29,9 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
 		return nil, fmt.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
-	if a.Sidecar.Version() == spec.VersionGroups {
-		return nil, fmt.Errorf("%s has joint codes of keys and values; the figures of a report are of codes per head", a.Dir)
+	policy := kvcache.Policy{Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent}
+	if err := policy.CheckContext(o.Ctx); err != nil {
+		return nil, err
 	}
 	p := OfArtifact(a)
 	p.Rows, p.Detail, p.Seed, p.Threads, p.Progress = a.Manifest.Layers, o.Full, o.Seed, o.Threads, o.Progress
@@ -52,6 +53,13 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 // OfArtifact returns options that look at an artifact with its own codes and policy.
 func OfArtifact(a *contract.Artifact) Options {
 	s := a.Sidecar
-	return Options{Config: a.Model.Config, Weights: a.Model, Codes: s.Codes, Kind: s.Kind,
+	codes, ok := s.HeadCodes()
+	o := Options{Config: a.Model.Config, Weights: a.Model, Codes: codes, Kind: s.Kind,
 		Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions}}
+	for _, y := range s.Layers {
+		if !ok {
+			o.Groups = append(o.Groups, y.Groups)
+		}
+	}
+	return o
 }

@@ -37,6 +37,9 @@ type Options struct {
 	// Codes in use, [layer][head], and their name.
 	Codes [][]*codec.Code
 	Kind  codec.Kind
+	// Groups, if set, are the joint codes in use instead, [layer][group]. They have no figures of
+	// single heads and no other codes beside them.
+	Groups [][]*codec.Group
 	// Fitted holds other codes fitted to the same calibration text, if there are any.
 	Fitted [][]map[codec.Kind]*codec.Code
 	Policy kvcache.Policy
@@ -73,14 +76,16 @@ type measurer struct {
 // short to be cut.
 func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 	o.Threads = parallel.Threads(o.Threads)
-	if len(o.Windows) == 0 || len(o.Codes) != len(o.Config.Layers) {
-		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), len(o.Codes),
-			len(o.Config.Layers))
+	if n := max(len(o.Codes), len(o.Groups)); len(o.Windows) == 0 || n != len(o.Config.Layers) {
+		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), n, len(o.Config.Layers))
 	}
 	p := &measurer{o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
 		Code: string(o.Kind), Bits: codec.MeanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink,
 		Recent: o.Policy.Recent,
 	}}
+	if o.Groups != nil {
+		p.out.Bits = codec.Summarize(slices.Concat(o.Groups...)).Bits
+	}
 	p.layer, p.head = choose(o.Config, o.Rows)
 	T := len(o.Windows[0])
 	budget := quickTokens
@@ -94,8 +99,10 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.shown(ctx, tap); err != nil {
-		return nil, err
+	if o.Groups == nil {
+		if err := p.shown(ctx, tap); err != nil {
+			return nil, err
+		}
 	}
 	if o.Detail {
 		err = p.detail(ctx)
@@ -114,7 +121,7 @@ func choose(c *family.Config, rows []spec.Layer) (layer, head int) {
 		}
 	}
 	if len(known) == 0 {
-		return len(c.Layers) / 2, 0
+		return c.Layers[len(c.Layers)/2].Owner, 0
 	}
 	slices.SortStableFunc(known, func(a, b spec.Layer) int { return cmp.Compare(*a.Delta, *b.Delta) })
 	r := known[len(known)/2]
@@ -128,6 +135,25 @@ func (p *measurer) step(name string) func(done, total int) {
 	return func(done, total int) { p.o.Progress(name, done, total) }
 }
 
+// codedCache is a cache as a whole, or of one layer alone.
+type codedCache interface {
+	refmodel.Cache
+	ppl.LayerCoder
+}
+
+// own returns the cache of the codes in use.
+func (p *measurer) own() (codedCache, error) {
+	if p.o.Groups == nil {
+		return p.cache(p.o.Codes, p.o.Policy)
+	}
+	c, err := kvcache.NewGroups(p.o.Config, p.o.Groups, p.o.Policy)
+	if err != nil {
+		return nil, err
+	}
+	c.Scale = p.o.Scale
+	return c, nil
+}
+
 func (p *measurer) cache(codes [][]*codec.Code, policy kvcache.Policy) (*kvcache.Codes, error) {
 	c, err := kvcache.NewCodes(p.o.Config, codes, policy)
 	if err != nil {
@@ -137,17 +163,18 @@ func (p *measurer) cache(codes [][]*codec.Code, policy kvcache.Policy) (*kvcache
 	return c, nil
 }
 
-// quick runs float and coded keys side by side, and sees every layer's keys.
+// quick runs float and coded caches side by side, and sees every layer's keys where heads have
+// codes of their own.
 func (p *measurer) quick(ctx context.Context, windows [][]int32) (*tap, error) {
-	cache, err := p.cache(p.o.Codes, p.o.Policy)
+	cache, err := p.own()
 	if err != nil {
 		return nil, err
 	}
 	t := &tap{p: p}
-	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: func(a *refmodel.Attention) error {
-		return t.attention(ctx,
-			a)
-	}}, Progress: p.step("probing keys and scores")}
+	opt := refmodel.Options{Progress: p.step("probing keys and scores")}
+	if p.o.Groups == nil {
+		opt.Hooks.Attention = func(a *refmodel.Attention) error { return t.attention(ctx, a) }
+	}
 	res, err := p.compare(ctx, windows, 0, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
 	if err != nil {
 		return nil, err
@@ -177,7 +204,7 @@ func bands(kld []float64, per int) []spec.PositionBand {
 
 // detail measures one layer at a time, other codes and other contexts.
 func (p *measurer) detail(ctx context.Context) error {
-	cache, err := p.cache(p.o.Codes, p.o.Policy)
+	cache, err := p.own()
 	if err != nil {
 		return err
 	}
@@ -188,8 +215,10 @@ func (p *measurer) detail(ctx context.Context) error {
 	for l, d := range kld {
 		p.out.Layers = append(p.out.Layers, spec.LayerKLD{Layer: l, KLD: d.Mean, KLDErr: d.MeanErr})
 	}
-	if err := p.codes(ctx); err != nil {
-		return err
+	if p.o.Groups == nil {
+		if err := p.codes(ctx); err != nil {
+			return err
+		}
 	}
 	return p.contexts(ctx, cache)
 }
@@ -226,7 +255,7 @@ func (p *measurer) codes(ctx context.Context) error {
 		codes := make([][]*codec.Code, len(cfg.Layers))
 		policy := p.o.Policy
 		for l := range codes {
-			for h := range cfg.Layers[l].KVHeads {
+			for h := range cfg.OwnKVHeads(l) {
 				var c *codec.Code
 				if p.o.Fitted != nil {
 					c = p.o.Fitted[l][h][kind]
@@ -261,10 +290,10 @@ func (p *measurer) codes(ctx context.Context) error {
 }
 
 // contexts measures a quarter of the context, the context, and four times it.
-func (p *measurer) contexts(ctx context.Context, cache *kvcache.Codes) error {
+func (p *measurer) contexts(ctx context.Context, cache refmodel.Cache) error {
 	T := len(p.o.Windows[0])
 	for _, n := range []int{T / 4, T, 4 * T} {
-		if n < 32 || n > min(maxContext, p.o.Config.Context) {
+		if n < 32 || n > min(maxContext, p.o.Config.Context) || p.o.Policy.CheckContext(n) != nil {
 			continue
 		}
 		var windows [][]int32

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
@@ -30,8 +31,8 @@ func (t *tap) attention(ctx context.Context, a *refmodel.Attention) error {
 	o := t.p.o
 	c, y := o.Config, &o.Config.Layers[a.Layer]
 	d := y.HeadDim
-	rows := make([]spec.AngleRow, y.KVHeads)
-	err := parallel.For(ctx, t.p.m.Threads, y.KVHeads, func(h int) error {
+	rows := make([]spec.AngleRow, c.OwnKVHeads(a.Layer))
+	err := parallel.For(ctx, t.p.m.Threads, len(rows), func(h int) error {
 		srht, err := codec.DataFree(codec.SRHT, d, o.Seed, a.Layer, h)
 		if err != nil {
 			return err
@@ -210,8 +211,6 @@ func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 	if len(p.o.Calibration) == 0 {
 		return nil, nil
 	}
-	short := *p.o.Config
-	short.Layers = short.Layers[:p.layer+1]
 	T := len(p.o.Calibration[0])
 	windows := p.o.Calibration[:min(len(p.o.Calibration), max(1, fitKeys/T))]
 	var s *fit.Sample
@@ -221,8 +220,13 @@ func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 		}
 		return err
 	}
-	err := refmodel.New(&short, p.o.Weights, p.o.Threads).Run(ctx, windows, []*refmodel.Variant{{}},
-		refmodel.Options{Hooks: refmodel.Hooks{Attention: hook}, Progress: p.step("collecting keys of one head")})
+	step := p.step("collecting keys of one head")
+	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: hook}, Progress: func(done, _ int) {
+		if step != nil {
+			step(done, p.layer+1)
+		}
+	}}
+	err := p.m.Run(ctx, windows, []*refmodel.Variant{{Until: p.layer + 1}}, opt)
 	if err != nil || s == nil || s.N() == 0 { // all keys of short windows may be sinks
 		return nil, err
 	}
@@ -288,7 +292,7 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 				continue
 			}
 		}
-		b, err := codec.Budget(bits, d, 1)
+		b, err := codec.Budget(bits, d)
 		if err != nil || b != int(bits*float64(d)) || sample == nil {
 			continue // this head_dim has no such size, or there is nothing to fit to
 		}
@@ -312,12 +316,8 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 // query scores the kept keys, from key lo on, as a cache with this code would.
 func (p *measurer) query(c *codec.Code, t *tap, lo int) ([]float64, error) {
 	cfg := p.o.Config
-	all := make([][]*codec.Code, len(cfg.Layers))
-	for l := range all {
-		for range cfg.Layers[l].KVHeads {
-			all[l] = append(all[l], c)
-		}
-	}
+	all := slices.Clone(p.o.Codes)
+	all[p.layer] = slices.Repeat([]*codec.Code{c}, len(all[p.layer]))
 	cache, err := p.cache(all, p.o.Policy)
 	if err != nil {
 		return nil, err

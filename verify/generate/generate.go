@@ -91,9 +91,8 @@ type Session struct {
 	p, logits []float32
 }
 
-// features of layers that a session can decode, beside those that coded caches take.
-const features = family.OutsideCache | family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm |
-	family.NormedValues | family.KeysAsValues
+// features of layers that a session can decode.
+const features = family.OwnHeads | family.SharedKV
 
 // NewSession begins a text of at most limit tokens. It makes the model Resident. It
 // refuses layers and codes that do not fit each other, by name.
@@ -105,11 +104,7 @@ func NewSession(m *refmodel.Model, s Storage, limit int) (*Session, error) {
 	if cfg.Context > 0 && limit > cfg.Context {
 		return nil, option.Bad("Tokens", limit, "with the prompt; the model's own context is %d", cfg.Context)
 	}
-	can := features
-	if s.Groups != nil {
-		can = family.OutsideCache
-	}
-	if err := cfg.Require("generation with this cache", can); err != nil {
+	if err := cfg.Require("generation", features); err != nil {
 		return nil, err
 	}
 	if s.Groups != nil && len(s.Groups) != len(cfg.Layers) {
@@ -132,7 +127,7 @@ func NewSession(m *refmodel.Model, s Storage, limit int) (*Session, error) {
 			tables[kind] = newTables(y, limit)
 		}
 		var err error
-		if x.layers[l], err = newCodedLayer(y, s.Groups[l], s.Policy, tables[kind], cfg.Pairs, m.Threads); err != nil {
+		if x.layers[l], err = newCodedLayer(y, s.Groups[l], s.Policy, tables[kind], cfg.PairsIn(l), m.Threads); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", l, err)
 		}
 	}

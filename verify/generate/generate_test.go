@@ -12,6 +12,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/internal/keydata"
 	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -177,17 +178,29 @@ var groupPolicies = []kvcache.Policy{{Anchor: 16}, {Anchor: 64, Sink: 4, Recent:
 // TestGroups: codes of values, of both in groups of their own and of both in one group give
 // the bits of verify's cache with its kernels.
 func TestGroups(t *testing.T) {
+	testGroups(t, tiny.Open(t, "llama", tiny.Options{Layers: 2}), groupPolicies, 1, 130)
+}
+
+// TestGroupsTurned: the same where RoPE turns a part of the heads of a layer, and nothing of those
+// of another.
+func TestGroupsTurned(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Layers: 2})
+	c.Config.Layers[0].Rope.Dim, c.Config.Layers[1].Rope = 4, rope.Params{}
+	testGroups(t, c, groupPolicies[1:], 130)
+}
+
+func testGroups(t *testing.T, c *checkpoint.Checkpoint, policies []kvcache.Policy, prompts ...int) {
+	t.Helper()
 	window := tiny.Windows(c.Config, 1, 150)[0]
 	for name, groups := range groupCases(t, rand.New(rand.NewPCG(5, 1)), c.Config) {
-		for _, p := range groupPolicies {
+		for _, p := range policies {
 			cache, err := kvcache.NewGroups(c.Config, groups, p)
 			if err != nil {
 				t.Fatal(err)
 			}
 			cache.Kernels = true
 			want := batch(t, c, window, &refmodel.Variant{Cache: cache})
-			for _, prompt := range []int{1, 130} {
+			for _, prompt := range prompts {
 				if d := farthest(t, c, Storage{groups, p}, window, prompt, want); d != 0 {
 					t.Errorf("%s, %+v, prompt of %d: logits differ by %g", name, p, prompt, d)
 				}

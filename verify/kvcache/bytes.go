@@ -1,6 +1,7 @@
 package kvcache
 
 import (
+	"slices"
 	"strconv"
 
 	"github.com/phaseconv/phaseconv/format/family"
@@ -14,7 +15,7 @@ var contexts = []int{4096, 32768, 131072}
 // GroupBytes computes what keys and values cost with these groups, [layer][group]. What no group
 // codes is counted as F16 in KVF16 and KVCode, and nowhere else.
 func GroupBytes(cfg *family.Config, groups [][]*codec.Group, p Policy) *spec.BytesJSON {
-	b := &spec.BytesJSON{KVF16: 2 * cacheNumbers(cfg)}
+	b := &spec.BytesJSON{KVF16: 2 * cacheNumbers(cfg), Parts: codec.Summarize(slices.Concat(groups...)).Parts}
 	numbers := 0
 	for _, layer := range groups {
 		for _, g := range layer {
@@ -34,7 +35,7 @@ func GroupBytes(cfg *family.Config, groups [][]*codec.Group, p Policy) *spec.Byt
 func cacheNumbers(cfg *family.Config) (n int) {
 	for l := range cfg.Layers {
 		y := &cfg.Layers[l]
-		n += y.KVHeads * (y.HeadDim + y.ValueDim)
+		n += cfg.OwnKVHeads(l) * (y.HeadDim + y.ValueDim)
 	}
 	return n
 }
@@ -53,8 +54,8 @@ func effectiveBits(b *spec.BytesJSON, numbers int, p Policy) map[string]float64 
 // Bytes computes what keys cost with these codes.
 func Bytes(cfg *family.Config, codes [][]*codec.Code, p Policy) *spec.BytesJSON {
 	numbers := 0
-	for l := range cfg.Layers {
-		numbers += cfg.Layers[l].KVHeads * cfg.Layers[l].HeadDim
+	for _, d := range cfg.CachedDims() {
+		numbers += d
 	}
 	b := &spec.BytesJSON{KF16: 2 * numbers, KVF16: 2 * cacheNumbers(cfg)}
 	for _, heads := range codes {

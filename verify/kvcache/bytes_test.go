@@ -39,7 +39,7 @@ func TestBytes(t *testing.T) {
 		{"a window that stock runtimes do not apply", model(false, 0, 1024), F16, 8192, []int{8192, 8192}, 2 * 8192 * 256},
 		{"a layer that reads another's", shared, F16, 256, []int{256, 256}, 256 * 256},
 	} {
-		s := &LlamaCpp{CacheTypes: x.types, cfg: x.c, d: 64}
+		s := &LlamaCpp{CacheTypes: x.types, cfg: x.c}
 		for l, want := range x.cells {
 			if got := s.Cells(l, x.ctx); got != want {
 				t.Errorf("%s: layer %d has %d cells, want %d", x.name, l, got, want)

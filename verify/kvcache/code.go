@@ -78,7 +78,7 @@ type Codes struct {
 
 // NewCodes returns a cache for codes[layer][head].
 func NewCodes(cfg *family.Config, codes [][]*codec.Code, p Policy) (*Codes, error) {
-	if err := cfg.Require("a cache of codes", family.OwnHeads); err != nil {
+	if err := cfg.Require("a cache of codes", family.OwnHeads|family.SharedKV); err != nil {
 		return nil, err
 	}
 	if len(codes) != len(cfg.Layers) {
@@ -89,8 +89,8 @@ func NewCodes(cfg *family.Config, codes [][]*codec.Code, p Policy) (*Codes, erro
 		if err := p.Check(y.HeadDim); err != nil {
 			return nil, err
 		}
-		if len(heads) != y.KVHeads {
-			return nil, fmt.Errorf("layer %d: codes for %d of %d KV heads", l, len(heads), y.KVHeads)
+		if n := cfg.OwnKVHeads(l); len(heads) != n {
+			return nil, fmt.Errorf("layer %d: codes for %d of %d KV heads", l, len(heads), n)
 		}
 		for h, c := range heads {
 			if c == nil || c.D != y.HeadDim {

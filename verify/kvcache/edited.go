@@ -38,7 +38,7 @@ func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
 
 // NewEditedKeys returns the cache for contexts of up to n tokens.
 func NewEditedKeys(cfg *family.Config, edits transform.ModelEdits, inner refmodel.Cache, n int) (*EditedKeys, error) {
-	if err := cfg.Require("an edited cache", family.OwnHeads); err != nil {
+	if err := cfg.Require("an edited cache", family.OwnHeads|family.SharedKV); err != nil {
 		return nil, err
 	}
 	if len(edits) != len(cfg.Layers) {
@@ -47,8 +47,8 @@ func NewEditedKeys(cfg *family.Config, edits transform.ModelEdits, inner refmode
 	e := &EditedKeys{Inner: inner, cfg: cfg, edits: edits, ropes: map[int]RopeTables{}}
 	for l, heads := range edits {
 		y := &cfg.Layers[l]
-		if len(heads) != y.KVHeads {
-			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), y.KVHeads)
+		if n := cfg.OwnKVHeads(l); len(heads) != n {
+			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), n)
 		}
 		if i := cfg.RopeKind(l); i == l {
 			e.ropes[i] = NewRopeTables(y.Rope, rope.NewTable(y.Rope, n))

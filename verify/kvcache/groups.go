@@ -33,7 +33,7 @@ type Groups struct {
 
 // NewGroups returns a cache for groups[layer].
 func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, error) {
-	if err := cfg.Require("a cache of codes", family.OutsideCache|family.ValueLength); err != nil {
+	if err := cfg.Require("a cache of codes", family.OwnHeads|family.SharedKV|family.ValueLength); err != nil {
 		return nil, err
 	}
 	if len(groups) != len(cfg.Layers) {
@@ -49,6 +49,9 @@ func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, 
 		}
 		if err := codec.CheckLayer(of, y.KVHeads); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", l, err)
+		}
+		if y.Owner != l && len(of) > 0 {
+			return nil, fmt.Errorf("layer %d: groups, but it reads the keys and values of layer %d", l, y.Owner)
 		}
 		for _, g := range of {
 			if g.KeyDim != y.HeadDim || g.ValueDim != y.ValueDim {

@@ -194,10 +194,20 @@ func decodeSlowly(cfg *family.Config, groups []*codec.Group, p Policy, k, v []fl
 	return out
 }
 
-// TestGroupsOfOneHead: a group of one head's keys is the code of those keys.
+// TestGroupsOfOneHead: a group of one head's keys is the code of those keys, whether RoPE turns
+// all of a head, a part or nothing.
 func TestGroupsOfOneHead(t *testing.T) {
+	for _, turned := range []int{32, 8, 0} {
+		testGroupOfOneHead(t, turned)
+	}
+}
+
+func testGroupOfOneHead(t *testing.T, turned int) {
 	const d, T = 32, 40
 	cfg := codedConfig(1, d)
+	if cfg.Layers[0].Rope.Dim = turned; turned == 0 {
+		cfg.Layers[0].Rope = rope.Params{}
+	}
 	r := rand.New(rand.NewPCG(3, 3))
 	m := normals(r, 48*d)
 	code, err := codec.New(codec.Frame, d, 48, normals(r, d), m, m)
@@ -236,7 +246,7 @@ func TestGroupsOfOneHead(t *testing.T) {
 		t.Fatal(err)
 	}
 	if a, b := fmt.Sprint(tile(s)), fmt.Sprint(tile(x)); a != b {
-		t.Errorf("scores differ:\n%s\n%s", a, b)
+		t.Errorf("%d dimensions turn: scores differ:\n%s\n%s", turned, a, b)
 	}
 	if _, ok := x.(refmodel.Summer); ok {
 		t.Error("values that no group holds are added up in another way")

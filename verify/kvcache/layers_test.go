@@ -1,10 +1,12 @@
 package kvcache
 
 import (
+	"math"
 	"strings"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 )
@@ -34,7 +36,6 @@ func TestOtherLayers(t *testing.T) {
 	}{
 		{func(y *family.Layer) { y.Sinks, y.Gate = true, family.GateHead }, ""},
 		{func(y *family.Layer) { y.FFN.Shared = 1 }, ""},
-		{func(y *family.Layer) { y.Owner = 0 }, "keys and values of another layer"},
 		{func(y *family.Layer) { y.Kind = family.Latent }, "latent attention"},
 		{func(y *family.Layer) { y.ValueDim = 2 * d }, "values of another length"},
 	} {
@@ -47,9 +48,53 @@ func TestOtherLayers(t *testing.T) {
 			}
 		}
 	}
+	// A layer that reads another's has no code and no edit of its own.
 	c := codedConfig(2, d)
-	c.Layers[1].HeadDim, c.Layers[1].ValueDim = 2*d, 2*d
-	if err := makers["llama.cpp"](c); err == nil || !strings.Contains(err.Error(), "layer 1 has 1 and 1 of 64") {
+	c.Layers[1].Owner = 0
+	for name, of := range makers {
+		if err := of(c); (err == nil) != (name == "llama.cpp") || err != nil && !strings.Contains(err.Error(), "1 of 0 KV heads") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := NewCodes(c, [][]*codec.Code{{code}, nil}, Policy{Anchor: 16}); err != nil {
 		t.Error(err)
+	}
+	if _, err := NewEditedKeys(c, transform.ModelEdits{{{}}, nil}, nil, 8); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTurnedLayers: layers with a window and those without have a cache each, turned by the largest
+// matrix for its heads; in a cache whose layers differ nothing is turned.
+func TestTurnedLayers(t *testing.T) {
+	c := codedConfig(4, 64)
+	for l, d := range []int{64, 128, 64, 128} {
+		c.Layers[l].HeadDim, c.Layers[l].ValueDim = d, d
+		if d == 64 {
+			c.Layers[l].Window = 16
+		}
+	}
+	s, err := NewLlamaCpp(c, CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0, Rotation: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.RotationK() != 128 || s.RotationV() != 64 || !s.turns[0] || !s.turns[1] {
+		t.Errorf("matrices of %d and %d, %v", s.RotationK(), s.RotationV(), s.turns)
+	}
+	row := s.KeyRow()
+	for _, d := range []int{64, 128} {
+		x := make([]float32, d)
+		x[0] = 1
+		row.ToCacheBasis(x, d, c.Pairs)
+		if want := float32(1 / math.Sqrt(float64(d))); math.Abs(float64(x[d-1])) != float64(want) {
+			t.Errorf("heads of %d: the last number is %g, want %g", d, x[d-1], want)
+		}
+	}
+	c.Layers[3].HeadDim, c.Layers[3].ValueDim = 256, 256
+	if s, err = NewLlamaCpp(c, s.CacheTypes); err != nil {
+		t.Fatal(err)
+	}
+	if s.turns[1] || s.turns[3] || !s.turns[0] || s.RotationK() != 64 {
+		t.Errorf("turned layers %v, matrix of %d", s.turns, s.RotationK())
 	}
 }

@@ -2,7 +2,6 @@ package kvcache
 
 import (
 	"fmt"
-	"math/bits"
 	"slices"
 	"strings"
 
@@ -57,13 +56,13 @@ func ParseStockType(name string) (gguf.Type, error) {
 //
 // The rules, from llama.cpp's sources:
 //   - A row is written by the CPU backend's from_float: gguf.QuantizeCacheRow.
-//   - If K's type is quantised and head_dim is a multiple of 64, K and Q are
+//   - If K's type is quantised and the first layer's head_dim is a multiple of 64, K and Q are
 //     turned by a Hadamard matrix whose size is the largest power of two that
-//     divides head_dim. V, under the same condition on its own type, is turned
+//     divides the layer's head_dim. V, under the same condition on its own type, is turned
 //     in blocks of 64, and the sum of values is turned back. Numbers of K and Q are in
 //     the order of the GGUF file, which is not the checkpoint's in the llama family.
-//     LLAMA_ATTN_ROT_DISABLE=1 switches both rotations off. One condition is out of reach here: all layers must have
-//     the same head_dim, which is so in every family that refmodel computes.
+//     LLAMA_ATTN_ROT_DISABLE=1 switches both rotations off. Layers with a window and those
+//     without have a cache each; one whose layers differ in head_dim is not turned.
 //   - With F16 for both K and V queries stay float32. Otherwise they are rounded
 //     to what K's dot product takes: F16 for F16, BF16 for BF16, Q8_1 for Q4_1 and
 //     Q5_1, Q8_0 for the others.
@@ -86,57 +85,77 @@ type LlamaCpp struct {
 	FloatSums bool
 
 	cfg *family.Config
-	d   int // head_dim
+	// turns says which layers' caches may be turned: head_dim is a multiple of 64 in the first, and
+	// the same in all layers of the cache. numbers is the largest size of the matrix.
+	turns   []bool
+	numbers int
 }
 
 // NewLlamaCpp returns the cache of a model. Types whose blocks do not divide
 // head_dim are refused, as llama.cpp refuses them.
 func NewLlamaCpp(cfg *family.Config, types CacheTypes) (*LlamaCpp, error) {
 	const who = "the emulation of llama.cpp's cache types"
-	if err := cfg.Require(who, family.OwnHeads); err != nil {
+	if err := cfg.Require(who, family.OwnHeads|family.SharedKV); err != nil {
 		return nil, err
 	}
-	shape, err := cfg.Uniform()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", who, err)
+	for l := range cfg.Layers {
+		if err := checkBlocks(types, cfg.Layers[l].HeadDim); err != nil {
+			return nil, err
+		}
 	}
+	s := &LlamaCpp{CacheTypes: types, cfg: cfg, turns: make([]bool, len(cfg.Layers))}
+	for l := range cfg.Layers {
+		y := &cfg.Layers[l]
+		// Whoever differs in a cache keeps it from being turned.
+		s.turns[l] = cfg.Layers[0].HeadDim%minHadamard == 0 && !slices.ContainsFunc(cfg.Layers, func(x family.Layer) bool {
+			return (x.Window > 0) == (y.Window > 0) && x.HeadDim != y.HeadDim
+		})
+		if s.turns[l] {
+			s.numbers = max(s.numbers, y.HeadDim&-y.HeadDim)
+		}
+	}
+	return s, nil
+}
+
+// checkBlocks refuses types that are none of a cache, or whose blocks do not divide heads of d
+// numbers.
+func checkBlocks(types CacheTypes, d int) error {
 	for _, x := range []struct {
 		side string
 		t    gguf.Type
 	}{{"K", types.K}, {"V", types.V}} {
 		if _, err := ParseStockType(TypeName(x.t)); err != nil {
-			return nil, err
+			return err
 		}
-		if block, _ := x.t.Block(); shape.HeadDim%block != 0 {
-			return nil, fmt.Errorf("%s cache of type %s: its blocks of %d do not divide head_dim %d; take another type",
-				x.side, TypeName(x.t), block, shape.HeadDim)
+		if block, _ := x.t.Block(); d%block != 0 {
+			return fmt.Errorf("%s cache of type %s: its blocks of %d do not divide head_dim %d; take another type",
+				x.side, TypeName(x.t), block, d)
 		}
 	}
-	return &LlamaCpp{CacheTypes: types, cfg: cfg, d: shape.HeadDim}, nil
+	return nil
 }
 
 // minHadamard is the smallest Hadamard matrix of llama.cpp's rotation.
 const minHadamard = 64
 
-// RotationK returns the size of the Hadamard matrix that turns K and Q, 0 for none.
+// RotationK returns the size of the Hadamard matrix that turns K and Q in the layer with the
+// largest, 0 for none.
 func (s *LlamaCpp) RotationK() int {
 	if !s.rotates(s.K) {
 		return 0
 	}
-	return 1 << bits.TrailingZeros(uint(s.d))
+	return s.numbers
 }
 
 // RotationV returns the size of the Hadamard matrix that turns V, 0 for none.
 func (s *LlamaCpp) RotationV() int {
-	if !s.rotates(s.V) {
+	if !s.rotates(s.V) || s.numbers == 0 {
 		return 0
 	}
 	return minHadamard
 }
 
-func (s *LlamaCpp) rotates(t gguf.Type) bool {
-	return s.Rotation && t.Quantized() && !t.CacheOnly() && s.d%minHadamard == 0
-}
+func (s *LlamaCpp) rotates(t gguf.Type) bool { return s.Rotation && t.Quantized() && !t.CacheOnly() }
 
 // KeyRow returns what is done to a key before it is stored.
 func (s *LlamaCpp) KeyRow() transform.CacheRow {
@@ -251,6 +270,9 @@ func store(t gguf.Type, x []float32, what string, layer, head int) ([]byte, erro
 // their sum: the transform is linear and its own inverse.
 func (s *LlamaCpp) Values(layer, head int, v []float32) error {
 	n := s.RotationV()
+	if !s.turns[layer] {
+		n = 0
+	}
 	linalg.Hadamard(v, n)
 	if _, err := store(s.V, v, "values", layer, head); err != nil {
 		return err
@@ -266,13 +288,16 @@ func (s *LlamaCpp) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		return nil, err
 	}
 	row := s.KeyRow()
-	pairs := s.cfg.PairsIn(layer)
-	row.ToCacheBasis(k, s.d, pairs)
+	if !s.turns[layer] {
+		row.Hadamard = 0
+	}
+	pairs, d := s.cfg.PairsIn(layer), s.cfg.Layers[layer].HeadDim
+	row.ToCacheBasis(k, d, pairs)
 	stored, err := store(s.K, k, "keys", layer, head)
 	if err != nil {
 		return nil, err
 	}
-	q := &stockScorer{d: s.d, width: s.d, row: row, pairs: pairs, query: queryType(s.K)}
+	q := &stockScorer{d: d, width: d, row: row, pairs: pairs, query: queryType(s.K)}
 	if q.query == gguf.TypeQ8_1 {
 		q.packWithMinima(s.K, stored, k)
 	} else {

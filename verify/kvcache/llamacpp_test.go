@@ -332,7 +332,7 @@ func TestStockNotFinite(t *testing.T) {
 		!strings.Contains(err.Error(), "keys of layer 1, KV head 1") {
 		t.Error(err)
 	}
-	if err := s.Values(3, 1, slices.Clone(bad)); err == nil || !strings.Contains(err.Error(), "values of layer 3") {
+	if err := s.Values(0, 1, slices.Clone(bad)); err == nil || !strings.Contains(err.Error(), "values of layer 0") {
 		t.Error(err)
 	}
 	scorer, err := s.Keys(0, 0, filled(2, 64, 1))

@@ -139,7 +139,7 @@ func (c *card) intro() {
 	c.line("")
 	what := "keys"
 	if c.v.Whole() {
-		what = "keys and values"
+		what, _ = c.v.coded()
 	}
 	c.line("Stock runtimes load the model as an ordinary one and keep their own cache types; the 1-bit %s need a runtime that reads the sidecar.", what)
 	c.line("")
@@ -158,7 +158,11 @@ func (c *card) numbers() {
 	how, float, coded := "keys in code `%s`, anchor %d, first %d and last %d keys F16, values float", "float keys", "coded keys"
 	size := fmt.Sprintf("| bytes of keys per token | %s (F16) | %s |", comma(b.KF16), comma(b.KCode))
 	if v.Whole() {
-		how, float, coded = "keys and values in code `%s`, anchor %d, first %d and last %d tokens F16", "float cache", "coded cache"
+		what, left := v.coded()
+		how, float, coded = what+" in code `%s`, anchor %d, first %d and last %d tokens F16", "float cache", "coded cache"
+		if left != "" {
+			how += ", " + strings.TrimPrefix(left, "F16 ") + " float"
+		}
 		size = fmt.Sprintf("| bytes of keys and values per token | %s (F16) | %s |", comma(b.KVF16), comma(b.KVCode))
 	}
 	c.line("On %s tokens of `%s` (%d windows of %d, second halves scored), which nothing was fitted to; "+how+".",

@@ -86,7 +86,11 @@ func cachePoints(v *view) (out []qualityPoint, ctx int, f16 float64) {
 		}
 		name, label := v.Code+" keys (this file), F16 values", v.Code+"/f16"
 		if v.Whole() {
-			name, label = v.Code+" keys and values (this file)", v.Code
+			what, left := v.coded()
+			name, label = v.Code+" "+what+" (this file)", v.Code
+			if left != "" {
+				name, label = name+", "+left, v.Code+" "+what
+			}
 		}
 		out = append(out, qualityPoint{
 			Name: name, Label: label, Bytes: own, KLD: v.KLD.Mean,

@@ -183,10 +183,23 @@ func (v *view) Shape() string {
 	return fmt.Sprintf("%s %d×%d×%d", m.Family, m.Layers, m.KVHeads, m.HeadDim)
 }
 
-// Whole says whether the codes hold values too. Bytes are then those of keys and values.
+// Whole says whether the codes are joint. Bytes are then those of the whole cache, whatever it is
+// that the codes hold of it.
 func (v *view) Whole() bool {
 	b := v.Bytes
-	return b != nil && b.KVCode > 0 && b.KVCode == b.KCode
+	// Files of earlier programs do not name parts, and hold keys and values.
+	return b != nil && b.KVCode > 0 && (b.Parts != "" || b.KVCode == b.KCode)
+}
+
+// coded names what joint codes hold, and left what stays F16 beside it, "" for nothing.
+func (v *view) coded() (coded, left string) {
+	switch v.Bytes.Parts {
+	case "k":
+		return "keys", "F16 values"
+	case "v":
+		return "values", "F16 keys"
+	}
+	return "keys and values", ""
 }
 
 // wholeBytes is what keys and values of a sequence take with this file, the tokens that stay F16
@@ -642,9 +655,13 @@ func runtimeFacts(v *view) []fact {
 	const n = 4096
 	if v.Whole() {
 		coded, f16 := v.wholeBytes(n)
+		beside := ""
+		if _, left := v.coded(); left != "" {
+			beside = "; " + left
+		}
 		out := []fact{
-			{"Stored per token", fmt.Sprintf("%s bytes in all layers: signs, and one 16-bit scale for each group of heads",
-				comma(v.Bytes.KVCode))},
+			{"Stored per token", fmt.Sprintf("%s bytes in all layers: signs, and one 16-bit scale for each group of heads%s",
+				comma(v.Bytes.KVCode), beside)},
 			{"Read per decoded token", fmt.Sprintf("%s bytes of keys and values instead of %s", comma(int64(coded)), comma(int64(f16)))},
 			{"Sidecar", fmt.Sprintf("%s, once per model", size(v.Bytes.Sidecar))},
 		}

@@ -531,6 +531,12 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 		fmt.Fprintf(w, "K %s, V %s would take %s less, but costs a KLD of %.6f as the weights are; "+
 			"this changes them if that helps, and measures it:\n  %s\n",
 			i.KType, i.VType, cacheSize(i.Saved), i.Worst, i.Command)
+		if x := i.Removable; x != nil {
+			fmt.Fprintf(w, "  biases make %.0f %% of the energy of keys that it can take out, exactly or nearly\n", 100**x)
+		}
+		if x := i.ScoreErrorLeft; x != nil {
+			fmt.Fprintf(w, "  scales between the gains of q_norm and k_norm leave at best %.2f of the error of scores\n", *x)
+		}
 	}
 }
 

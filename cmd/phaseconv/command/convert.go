@@ -72,8 +72,8 @@ func convertFlags() []cli.Flag {
 		in(categoryOutput,
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "folder to create"},
 			&cli.StringFlag{Name: "format", Usage: "gguf, safetensors or both", Value: "gguf"},
-			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16 or q8_0",
-				Value: d.OutType},
+			&cli.StringFlag{Name: "outtype", Usage: "element type of re-encoded GGUF matrices: f32, f16, bf16, q8_0, or source for that of the source's (q8_0 where that cannot be written)",
+				Value: d.OutType, DefaultText: d.OutType + ", source with --engine llama"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print what would become of each tensor, and why, and stop"},
 			jsonFlag(), threadsFlag(),
 		),
@@ -98,10 +98,14 @@ func convertFlags() []cli.Flag {
 		),
 		keyFlags(d),
 		in(categoryJoint,
-			&cli.FloatFlag{Name: "bits-kv", Usage: "with --code joint: bits per pair of numbers, one of K and one of V, scales included",
-				Value: convert.DefaultJoint().Bits},
+			&cli.FloatFlag{Name: "bits-kv", Usage: "with --code joint: bits per pair of numbers, one of K and one of V, scales included; with --parts k or v bits per number",
+				Value: convert.DefaultJoint().Bits, DefaultText: fmt.Sprintf("%g, half of it with --parts k or v", convert.DefaultJoint().Bits)},
+			&cli.StringFlag{Name: "parts", Usage: "with --code joint: what a group of neighbouring heads holds: kv (keys and values), k or v (one of them alone; the other stays F16), k+v (each in groups of its own)",
+				Value: string(convert.DefaultJoint().Parts)},
 			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
 				Value: convert.DefaultJoint().Span},
+			&cli.BoolFlag{Name: "trade",
+				Usage: "with --code joint: measure --span and --anchor, those that are not named, and take what is worth its decode cost: twice the cost for three quarters of the divergence"},
 			&cli.BoolFlag{Name: "fisher", Value: true, DefaultText: "on where every layer has a backward pass",
 				Usage: "with --code joint: weigh errors by gradients of the model's own loss; --fisher=false weighs them by queries and is faster"},
 		),
@@ -233,11 +237,10 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if err != nil {
 		return nil, err
 	}
-	if err := known(ctx, engines, o.Source); err != nil {
-		engines.Close()
-		return nil, err
-	}
 	o.Engines = engines
+	if !c.IsSet("outtype") {
+		o.OutType = plan.OutTypeSource
+	}
 	if !c.IsSet("report") {
 		o.Report = false
 	}
@@ -250,7 +253,7 @@ const codeJoint = "joint"
 // jointOptions reads how keys and values are coded together.
 func jointOptions(c *cli.Command, o *convert.Options) error {
 	if c.String("code") != codeJoint {
-		for _, f := range []string{"bits-kv", "span", "fisher"} {
+		for _, f := range []string{"bits-kv", "parts", "span", "trade", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
 			}
@@ -263,7 +266,20 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 		}
 	}
 	o.Code, o.Bits = codec.Frame, 1
-	o.Joint = &plan.Joint{Bits: c.Float("bits-kv"), Span: c.Int("span"), Fisher: c.Bool("fisher"), IfAble: !c.IsSet("fisher")}
+	j := convert.DefaultJoint()
+	j.Parts, j.Span, j.Fisher, j.IfAble = bits.Parts(c.String("parts")), c.Int("span"), c.Bool("fisher"), !c.IsSet("fisher")
+	if c.IsSet("bits-kv") {
+		j.Bits = c.Float("bits-kv")
+	} else if !j.Parts.Whole() {
+		j.Bits /= 2
+	}
+	if c.Bool("trade") {
+		j.ChooseSpan, j.ChooseAnchor = !c.IsSet("span"), !c.IsSet("anchor")
+		if !j.ChooseSpan && !j.ChooseAnchor {
+			return usagef("--trade has nothing to choose: --span and --anchor are named")
+		}
+	}
+	o.Joint = &j
 	if !c.IsSet("recent") {
 		o.Policy.Recent = convert.JointRecent
 	}
@@ -364,8 +380,8 @@ func printPlan(w io.Writer, p *plan.Plan) {
 		counts[plan.Copy], counts[plan.Recode], counts[plan.Fold], counts[plan.Drop])
 	k := p.Keys
 	if k.Groups > 0 {
-		fmt.Fprintf(w, "keys and values: %d groups of up to %d numbers, %d signs a token (%.4g bits per number), %s: %d bytes a token, scales included\n\n",
-			k.Groups, k.GroupDim, k.Signs, k.Bits, k.Spread, k.Bytes)
+		fmt.Fprintf(w, "%s: %d groups of up to %d numbers, %d signs a token (%.4g bits per number), %s: %d bytes a token, scales included\n\n",
+			partsText(string(k.Parts)), k.Groups, k.GroupDim, k.Signs, k.Bits, k.Spread, k.Bytes)
 		return
 	}
 	fmt.Fprintf(w, "keys: code %s, %d signs a token over all heads (%.4g bits per number), %s, %d outliers a key: %d bytes a token\n\n", k.Code, k.Signs, k.Bits, k.Spread, k.Exceptions, k.Bytes)

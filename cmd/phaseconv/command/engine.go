@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -10,9 +9,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
-	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
-	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
@@ -143,43 +140,6 @@ func (e *engineChoice) engines(ctx context.Context, stderr io.Writer) (*llama.En
 		notes(stderr)(n)
 	}
 	return &llama.Engines{Worker: w, Place: e.place}, nil
-}
-
-// known refuses a GGUF file of an architecture that llama.cpp runs and phaseconv does not write, with what
-// its graph says of its keys.
-func known(ctx context.Context, e *llama.Engines, path string) error {
-	c, err := checkpoint.Open(path)
-	if err == nil {
-		return c.Close()
-	}
-	gg, e1 := gguf.HasMagic(path)
-	if !errors.Is(err, format.ErrUnsupported) || e1 != nil || !gg {
-		return err
-	}
-	m, e2 := e.Worker.Load(ctx, path, e.Place)
-	if e2 != nil {
-		return errors.Join(err, e2)
-	}
-	may := map[string]int{}
-	var order []string
-	for _, a := range m.Facts.Owners() {
-		f := a.Folds()
-		what := f.Keys
-		if f.Refused != "" {
-			what = "nothing, " + f.Refused
-		}
-		if may[what] == 0 {
-			order = append(order, what)
-		}
-		may[what]++
-	}
-	var parts []string
-	for _, w := range order {
-		parts = append(parts, fmt.Sprintf("in %d layers %s", may[w], w))
-	}
-	return fmt.Errorf("%w; llama.cpp runs it (phaseconv advise --engine llama measures its cache types), and by "+
-		"its graph may be folded: %s; "+
-		"but phaseconv writes no files of this architecture", err, strings.Join(parts, "; "))
 }
 
 // engineName says in a line what computed.

@@ -108,10 +108,8 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 	if a != nil {
 		defer a.Close()
 	}
-	for _, x := range checks.Checks {
-		if !x.OK {
-			return fmt.Errorf("%s does not pass its contract: %s: %s", dir, x.Check, x.Detail)
-		}
+	if err := checks.Failed(); err != nil {
+		return fmt.Errorf("%s does not pass its contract: %w", dir, err)
 	}
 	if c.Bool("ffn") {
 		rows, err := audit.FFN(ctx, a.Model.Config, a.Model, audit.FFNOptions{

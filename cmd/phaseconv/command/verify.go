@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
@@ -106,7 +107,7 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 			if src, err = local(ctx, stderr, src); err != nil {
 				return err
 			}
-			if o.Source, err = checkpoint.Open(src); err != nil {
+			if o.Source, err = checkpoint.OpenAs(src, a.Manifest.Graph); err != nil {
 				return err
 			}
 			defer o.Source.Close()
@@ -166,6 +167,17 @@ func printContract(w io.Writer, checks []spec.Check) {
 	}
 }
 
+// partsText says what joint codes hold.
+func partsText(parts string) string {
+	switch bits.Parts(parts) {
+	case bits.PartsKeys:
+		return "keys of a layer"
+	case bits.PartsValues:
+		return "values of a layer"
+	}
+	return "keys and values"
+}
+
 // printVerify shows a verification; statistics carry llama-perplexity's names.
 func printVerify(w io.Writer, v *spec.VerifyJSON) {
 	printContract(w, v.Contract)
@@ -183,8 +195,8 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 			v.Text.Name, p.Chunks, p.Ctx, p.Tokens, p.Code, p.Anchor, p.Sink, p.Recent, by)
 		fmt.Fprintf(w, "  Mean PPL(base)        : %10.4f ± %8.4f   float keys\n", p.Float, p.FloatErr)
 		what := "1-bit keys"
-		if v.Bytes != nil && v.Bytes.KCode == v.Bytes.KVCode {
-			what = "coded keys and values"
+		if v.Bytes != nil && v.Bytes.Parts != "" {
+			what = "coded " + partsText(v.Bytes.Parts)
 		}
 		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   %s\n", p.OneBit, p.OneBitErr, what)
 		fmt.Fprintf(w, "  Mean PPL(Q)/PPL(base) : %10.4f ± %8.4f\n", p.Ratio, p.RatioErr)
@@ -213,7 +225,7 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Mean    KLD              %10.2e          %10.2e\n", f.KLDMean, f.FloorKLDMean)
 	}
 	if b := v.Bytes; b != nil {
-		whole := b.KCode == b.KVCode // keys and values are coded
+		whole := b.Parts != "" // bytes are of keys and values
 		if whole {
 			fmt.Fprintf(w, "\nkeys and values per token: %d bytes as F16, %d bytes coded (%.2fx); sidecar %d bytes once\n", b.KVF16,
 				b.KVCode, float64(b.KVF16)/float64(b.KVCode), b.Sidecar)

@@ -28,6 +28,7 @@ type groupVector struct {
 	Recent     int      `json:"recent"`
 	PairLayout string   `json:"pair_layout"`
 	RopeTheta  float64  `json:"rope_theta"`
+	RopeDim    *int     `json:"rope_dim,omitempty"` // turned numbers of a key, absent for all
 
 	Mean     *array `json:"mean"`
 	Decode   *array `json:"decode"`
@@ -75,6 +76,7 @@ type groupCase struct {
 	orthonormal  bool
 	gain         float32
 	partGain     []float32
+	turned       *int // numbers of a key that RoPE turns, nil for all
 }
 
 // groupTokens is the length of golden sequences: with 2 first and 3 recent ones kept, 36 are
@@ -103,7 +105,22 @@ func groupCases() []groupCase {
 			partGain: []float32{1, 1, 1.5, 1.5}},
 		{name: "k-d64-b128-learned", parts: []string{"k0", "k1"}, dk: 64, dv: 64, b: 128, anchor: 16, sink: 2, pairs: half,
 			orthonormal: true, gain: 1.1},
+		{name: "kv-d64-b96-turned16", parts: []string{"k0", "k1", "v0", "v1"}, dk: 64, dv: 64, b: 96, anchor: 16, sink: 2,
+			recent: 3, pairs: half, partGain: []float32{1.2, 1.2, 2, 2}, turned: new(16)},
+		{name: "k-d64-b64-turned32", parts: []string{"k0", "k1"}, dk: 64, dv: 64, b: 64, anchor: 16, sink: 2, recent: 3,
+			pairs: inter, turned: new(32)},
+		{name: "k-d64-b64-still", parts: []string{"k0", "k1"}, dk: 64, dv: 64, b: 64, anchor: 16, sink: 2, recent: 3,
+			pairs: half, turned: new(0)},
 	}
+}
+
+// rope returns the parameters of the case's angles.
+func (c groupCase) rope() rope.Params {
+	p := rope.Params{Theta: theta, Dim: c.dk}
+	if c.turned != nil {
+		p.Dim = *c.turned
+	}
+	return p
 }
 
 func (c groupCase) group(seed uint64, v *groupVector) (*codec.Group, error) {
@@ -161,9 +178,10 @@ func (c groupCase) vector(i int) (*groupVector, error) {
 func (c groupCase) compute(v *groupVector, g *codec.Group, seed uint64) error {
 	v.Version, v.Name, v.HeadDim, v.ValueDim, v.Parts, v.Signs = spec.VersionGroups, c.name, c.dk, c.dv, c.parts, c.b
 	v.Anchor, v.Sink, v.Recent, v.PairLayout, v.RopeTheta = c.anchor, c.sink, c.recent, c.pairs.String(), theta
+	v.RopeDim = c.turned
 	d := g.D()
 	v.Vectors = generate(formula{Rule: "uniform", Seed: seed + 3, Exponent: 2, ColumnMod: 5}, c.tokens, d, nil)
-	table := rope.NewTable(rope.Params{Theta: theta, Dim: c.dk}, c.tokens)
+	table := rope.NewTable(c.rope(), c.tokens)
 	from, to := c.sink, c.tokens-c.recent
 	rows := append([]float32(nil), v.Vectors.data[from*d:to*d]...)
 	for n := range to - from {
@@ -198,7 +216,7 @@ func (c groupCase) start(position int) int {
 }
 
 func (v *groupVector) block(g *codec.Group, table *rope.Table, start int) {
-	if start > 0 && g.Has(false) {
+	if start > 0 && g.Has(false) && (v.RopeDim == nil || *v.RopeDim > 0) {
 		cos, sin := table.Row(start)
 		v.Blocks = append(v.Blocks, groupBlock{start, floats(cos), floats(sin)})
 	}

@@ -69,7 +69,7 @@ func TestGroupVectors(t *testing.T) {
 			if v.Sink > 0 {
 				breaks("another sink", func(x *groupVector) { x.Sink--; x.Recent++ })
 			}
-			if v.Anchor > 0 && v.Queries != nil {
+			if v.Anchor > 0 && v.Queries != nil && v.turned() > 0 {
 				breaks("another pair layout", func(x *groupVector) {
 					x.PairLayout = map[string]string{"half": "interleaved", "interleaved": "half"}[v.PairLayout]
 				})
@@ -137,6 +137,20 @@ func (v *groupVector) layout(t *testing.T) (d int, parts []floatPart) {
 	return d, parts
 }
 
+// turned returns how many numbers of a key RoPE turns.
+func (v *groupVector) turned() int {
+	if v.RopeDim != nil {
+		return *v.RopeDim
+	}
+	return v.HeadDim
+}
+
+// rotate turns the first numbers of a head as a head of their own, and leaves the others.
+func (v *groupVector) rotate(x []float64, position float64, pairs rope.Layout) []float64 {
+	n := v.turned()
+	return append(rotate(x[:n], position, pairs), x[n:]...)
+}
+
 // errors lists what does not agree in a vector.
 func (v *groupVector) errors(t *testing.T) (errs []error) {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -180,7 +194,7 @@ func (v *groupVector) errors(t *testing.T) (errs []error) {
 				}
 			}
 			if !p.value && v.Anchor > 0 {
-				hat = rotate(hat, float64(n-n%v.Anchor), pairs)
+				hat = v.rotate(hat, float64(n-n%v.Anchor), pairs)
 			}
 			seen[n] = hat
 		}
@@ -342,7 +356,7 @@ func TestGroupKernels(t *testing.T) {
 				if v.Anchor > 0 {
 					start = (v.Sink + from) / v.Anchor * v.Anchor
 				}
-				q := rotate(wide(&array{data: query}), -float64(start), pairs)
+				q := v.rotate(wide(&array{data: query}), -float64(start), pairs)
 				turned := make([]float32, b)
 				var o, size, square float64
 				for k := range b {
@@ -441,7 +455,7 @@ func TestGroupRuntime(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := v.Sink + len(words)
-		table := rope.NewTable(rope.Params{Theta: theta, Dim: v.HeadDim}, n)
+		table := rope.NewTable(rope.Params{Theta: theta, Dim: v.turned()}, n)
 		cache, err := coded.NewCache(code, v.Anchor, table, pairs)
 		if err != nil {
 			t.Fatal(err)

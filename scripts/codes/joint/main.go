@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -36,7 +37,7 @@ func run(ctx context.Context) error {
 	skip := flag.Int("skip", 0, "bytes of the fitted text to leave out first: another draw of windows")
 	window := flag.Int("ctx", 512, "tokens of a window to measure")
 	chunks := flag.Int("chunks", 4, "windows to measure")
-	list := flag.String("codes", "kv:1", "what is coded (k, v or kv) and signs per number, as in kv:1,kv:1.5,k:2")
+	list := flag.String("codes", "kv:3", "what is coded and bits per pair of numbers, as --parts and --bits-kv: kv:3,k+v:3,k:1.5; kv:3:s spreads signs by sensitivity")
 	limit := flag.Int("span", 512, "most numbers of a group")
 	recents := flag.String("recent", "0,64", "recent tokens that are kept, separated by commas")
 	balance := flag.Bool("balance", true, "fold the pair scaling of keys")
@@ -71,11 +72,19 @@ func run(ctx context.Context) error {
 	policy := kvcache.Policy{Anchor: *anchor, Sink: 4}
 	o := calibrate.Options{Joint: &calibrate.Joint{Fisher: *fisher}, Policy: policy, Balance: *balance, Seed: *seed,
 		Threads: *threads}
+	for _, x := range codes {
+		if x.sensitivity {
+			if x.Signs, err = bits.AllotJoint(ctx, m, cal.Tokens, x.Groups, o.Allocation()); err != nil {
+				return err
+			}
+			fmt.Println("#", x.name, "signs", x.Signs)
+		}
+	}
 	for l := range c.Config.Layers {
 		var parts [][]codec.Part
 		var signs []int
 		for _, x := range codes {
-			parts, signs = append(parts, x.parts[l]...), append(signs, x.signs[l]...)
+			parts, signs = append(parts, x.Parts[l]...), append(signs, x.Signs[l]...)
 		}
 		o.Joint.Parts, o.Joint.Signs = append(o.Joint.Parts, parts), append(o.Joint.Signs, signs)
 	}
@@ -92,7 +101,7 @@ func run(ctx context.Context) error {
 	for _, x := range codes {
 		groups := make([][]*codec.Group, len(at))
 		for l, all := range fitted.Groups() {
-			n := len(x.parts[l])
+			n := len(x.Parts[l])
 			groups[l] = all[at[l] : at[l]+n]
 			at[l] += n
 		}
@@ -126,33 +135,27 @@ func run(ctx context.Context) error {
 	return nil
 }
 
-// A code is what is coded together, and with how many signs, by layer and group.
+// A code is what is coded together, and with how many signs.
 type code struct {
-	name  string
-	parts [][][]codec.Part
-	signs [][]int
+	name        string
+	sensitivity bool // signs are spread by it, else evenly
+	*bits.Groups
 }
 
+// newCode reads what is coded and the bits per pair of numbers, or per number of one side, as
+// convert has them.
 func newCode(cfg *family.Config, text string, limit int) (*code, error) {
 	what, number, _ := strings.Cut(text, ":")
-	bits, err := strconv.ParseFloat(number, 64)
+	number, how, allot := strings.Cut(number, ":")
+	if allot && how != "s" {
+		return nil, fmt.Errorf("code %s: %q is no way to spread signs", text, how)
+	}
+	n, err := strconv.ParseFloat(number, 64)
 	if err != nil {
 		return nil, err
 	}
-	x := &code{name: text}
-	for l := range cfg.Layers {
-		y := &cfg.Layers[l]
-		spans, err := codec.Spans(y.KVHeads, y.HeadDim, y.ValueDim, limit, strings.Contains(what, "k"), strings.Contains(what, "v"))
-		if err != nil {
-			return nil, err
-		}
-		var signs []int
-		for _, parts := range spans {
-			signs = append(signs, int(bits*float64(len(parts)*y.HeadDim)/32+0.5)*32)
-		}
-		x.parts, x.signs = append(x.parts, spans), append(x.signs, signs)
-	}
-	return x, nil
+	g, err := bits.JointGroups(cfg, bits.GroupOptions{Parts: bits.Parts(what), Bits: n, Span: limit})
+	return &code{text, allot, g}, err
 }
 
 type cutter func(ctx context.Context, c *checkpoint.Checkpoint, t ppl.Text, n, chunks int) (*ppl.Windows, error)

@@ -73,6 +73,8 @@ func (m *Model) tapLayers(ctx context.Context, windows [][]int32, h refmodel.Hoo
 		var table *rope.Table
 		if params, _, ok := owners[from+i].Rope.Params(); ok {
 			table = rope.NewTable(params, T)
+		} else if owners[from+i].Rope == nil {
+			table = rope.NewTable(rope.Params{}, T) // nothing turns
 		}
 		if attn {
 			x := &refmodel.Attention{Layer: from + i, T: T, Windows: len(windows), X: v[TapIn], QPre: v[TapQPre],

@@ -117,7 +117,13 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 	if err != nil {
 		return nil, err
 	}
-	names, forget, err := m.patches(ctx, lanes)
+	edited := m
+	if slices.ContainsFunc(lanes, func(l engine.Lane) bool { return l.Edits != nil }) {
+		if edited, err = m.editable(ctx); err != nil {
+			return nil, err
+		}
+	}
+	names, forget, err := edited.patches(ctx, lanes)
 	defer forget()
 	if err != nil {
 		return nil, err
@@ -128,6 +134,9 @@ func (m *Model) Compare(ctx context.Context, w *ppl.Windows, ref *engine.Referen
 		job := Measure{Lanes: []Lane{base}, Threads: m.place.Threads, Base: m.w.keep(ref)}
 		for i, l := range part {
 			of, what := m, l
+			if l.Edits != nil {
+				of = edited
+			}
 			if l.Again != nil {
 				if of, ok = l.Again.Engine.(*Model); !ok || of.w != m.w {
 					return nil, fmt.Errorf("llama.cpp compares with a model in the same worker")

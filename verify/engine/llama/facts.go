@@ -56,6 +56,9 @@ type Attention struct {
 	K Chain `json:"k"`
 	Q Chain `json:"q"`
 	V Chain `json:"v,omitempty"`
+	// O is the matrix that the output of attention is multiplied by, "" where another operation
+	// stands in between.
+	O string `json:"o,omitempty"`
 }
 
 // Rope are the parameters of a rotation as the node has them.
@@ -81,6 +84,8 @@ type Step struct {
 	Weight string `json:"weight,omitempty"`
 	// Offset of a VIEW is the first number that it takes of a row of what is in front of it.
 	Offset int64 `json:"offset,omitempty"`
+	// Gaps: it leaves out numbers between the heads.
+	Gaps bool `json:"gaps,omitempty"`
 }
 
 // A Chain is a list of operations, the matrix product first.
@@ -96,6 +101,9 @@ func (c Chain) String() string {
 		}
 		if s.Offset != 0 {
 			x += fmt.Sprintf(" +%d", s.Offset)
+		}
+		if s.Gaps {
+			x += " with gaps"
 		}
 		out = append(out, x)
 	}

@@ -63,11 +63,15 @@ func readChain(c Chain) (p chainParts, err error) {
 	rope := false
 	for i, s := range c {
 		switch {
-		case i == 0 && s.Op == "MUL_MAT" && strings.HasSuffix(s.Weight, ".weight"):
+		case i == 0 && s.Op == matrixProduct && strings.HasSuffix(s.Weight, ".weight"):
 		case i == 0 && s.Op == "(":
 			return p, fmt.Errorf("CONCAT of parts, as in latent attention (MLA)")
 		case i == 0:
 			return p, fmt.Errorf("%s instead of a product with a weight begins them", s.Op)
+		case s.Op == "VIEW" && s.Gaps:
+			return p, fmt.Errorf("VIEW with gaps between the heads")
+		case s.Op == "VIEW" && (rope || p.norm):
+			return p, fmt.Errorf("VIEW of a part behind %s", c[i-1].Op)
 		case s.Op == "VIEW", s.Op == "SCALE", s.Op == "CONT":
 		case s.Op == "ADD" && strings.HasSuffix(s.Weight, ".bias") && !p.norm && !rope:
 		case s.Op == "MUL" && strings.HasSuffix(s.Weight, ".scale"):

@@ -2,8 +2,10 @@ package llama
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
@@ -26,9 +28,6 @@ func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (names []strin
 	for i, l := range lanes {
 		if l.Edits == nil {
 			continue
-		}
-		if m.Source == nil {
-			return names, forget, fmt.Errorf("%s: edits of weights need the source's tensors", m.Path)
 		}
 		tensors, err := m.edited(l)
 		if err != nil {
@@ -67,8 +66,8 @@ func (m *Model) edited(l engine.Lane) (map[string][]byte, error) {
 	return m.Encode(v)
 }
 
-// Encode returns the bytes of all tensors that were edited, in the types in which the library holds
-// them. Biases that the file lacks are float32.
+// Encode returns the bytes of all tensors of the file that were edited, in the types in which the
+// library holds them. Biases that the file lacks are float32.
 func (m *Model) Encode(v *checkpoint.Edited) (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for _, name := range v.Edits.Names() {
@@ -76,19 +75,36 @@ func (m *Model) Encode(v *checkpoint.Edited) (map[string][]byte, error) {
 		if !ok {
 			return nil, fmt.Errorf("%s: there is no tensor %s to edit", m.Path, name)
 		}
+		stored, parts := name, []*checkpoint.Tensor{t} // as for a bias that the file lacks
+		if len(t.Sources) == 1 {
+			if stored = m.Source.Stored(t.Sources[0]); stored != t.Sources[0] {
+				parts = m.Source.Holds(stored)
+			}
+		}
+		if out[stored] != nil {
+			continue // with another of its parts
+		}
 		typ := gguf.TypeF32
-		if w, ok := m.Facts.Weights[name]; ok {
+		if w, ok := m.Facts.Weights[stored]; ok {
 			typ = gguf.Type(w.Type)
 		}
-		x := make([]float32, t.Elements())
-		if err := v.ReadRows(t, 0, t.Rows(), x); err != nil {
-			return nil, err
+		var x []float32
+		for _, p := range parts {
+			rows := make([]float32, p.Elements())
+			if err := v.ReadRows(p, 0, p.Rows(), rows); err != nil {
+				return nil, err
+			}
+			x = append(x, rows...)
 		}
-		b, err := encode(typ, x, t.Cols())
+		cols := t.Cols()
+		if len(t.Shape) == 1 {
+			cols = len(x) // a vector of several parts is one row
+		}
+		b, err := encode(typ, x, cols)
 		if err != nil {
-			return nil, fmt.Errorf("%s: tensor %s: %w", m.Path, name, err)
+			return nil, fmt.Errorf("%s: tensor %s: %w", m.Path, stored, err)
 		}
-		out[name] = b
+		out[stored] = b
 	}
 	return out, nil
 }
@@ -121,13 +137,18 @@ func (m *Model) With(ctx context.Context, w checkpoint.Weights) (engine.Engine, 
 	if x.patched = ""; len(v.Edits) == 0 {
 		return &x, nil
 	}
-	tensors, err := m.Encode(v)
+	edited, err := m.editable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	x = *edited
+	tensors, err := x.Encode(v)
 	if err != nil {
 		return nil, err
 	}
 	m.w.patches++
 	x.patched = fmt.Sprint("weights ", m.w.patches)
-	return &x, m.Patch(ctx, x.patched, tensors)
+	return &x, x.Patch(ctx, x.patched, tensors)
 }
 
 // Engines loads the GGUF files of checkpoints into one worker.
@@ -141,32 +162,72 @@ type Engines struct {
 // Identity is what results depend on.
 func (e *Engines) Identity() engine.Identity { return e.Worker.Identity(e.Place) }
 
-// Open loads a checkpoint's file, once.
+// Source opens a checkpoint. Of an architecture that the table of families lacks llama.cpp's graph says
+// what makes its keys.
+func (e *Engines) Source(ctx context.Context, path string) (*checkpoint.Checkpoint, error) {
+	c, err := checkpoint.Open(path)
+	gg, e1 := gguf.HasMagic(path)
+	if !errors.Is(err, format.ErrUnsupported) || e1 != nil || !gg {
+		return c, err
+	}
+	m, e2 := e.load(ctx, path)
+	if e2 != nil {
+		return nil, errors.Join(err, e2)
+	}
+	return checkpoint.OpenAs(path, m.Facts.Graph())
+}
+
+// load loads a file once; of a split llama.cpp wants the first.
+func (e *Engines) load(ctx context.Context, path string) (*Model, error) {
+	f, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	path = f.Paths()[0]
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	if m := e.open[path]; m != nil {
+		return m, nil
+	}
+	m, err := e.Worker.Load(ctx, path, e.Place)
+	if err != nil {
+		return nil, err
+	}
+	if e.open == nil {
+		e.open = map[string]*Model{}
+	}
+	e.open[path] = m
+	return m, nil
+}
+
+// Open returns the model of a checkpoint's file.
 func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.Engine, error) {
 	f := c.File()
 	if f == nil {
 		return nil, fmt.Errorf("%s: llama.cpp reads GGUF files only; convert it with --engine own, or make a GGUF "+
 			"file of it first", c.Path)
 	}
-	if m := e.open[f.Path]; m != nil {
-		m.Source = c
-		return m, nil
-	}
-	m, err := e.Worker.Load(ctx, f.Path, e.Place)
+	m, err := e.load(ctx, f.Path)
 	if err != nil {
 		return nil, err
+	}
+	if m.Source != nil {
+		m.Source = c
+		return m, nil
 	}
 	if n := len(m.Facts.Owners()); n != len(c.Config.Layers) {
 		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d "+
 			"layers", c.Path, n, len(c.Config.Layers))
 	}
+	if c.Graph != nil {
+		if err := m.Facts.CheckGraph(c.Graph); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.Path, err)
+		}
+	}
 	m.Source = c
 	// The file's own configuration says more than the graph.
 	m.caches = c.Config
-	if e.open == nil {
-		e.open = map[string]*Model{}
-	}
-	e.open[f.Path] = m
 	return m, nil
 }
 

@@ -37,8 +37,13 @@ type Worker struct {
 	died chan struct{}
 	// patches counts those of With, references those of Compare, for their names.
 	patches, references int
-	mu                  sync.Mutex
-	dead                error
+	// DecodeCPU is what the forward passes of Measure have taken, CPU all that the worker had taken at the
+	// end of the last one, in seconds of all threads.
+	DecodeCPU, CPU float64
+	// scratch are folders of temporary files.
+	scratch []string
+	mu      sync.Mutex
+	dead    error
 }
 
 // lastLog is how much of the worker's output is kept: its last lines become the error when it
@@ -158,6 +163,10 @@ func (w *Worker) Close() {
 	case <-time.After(closeTime):
 		w.kill()
 	}
+	for _, dir := range w.scratch {
+		os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+	}
+	w.scratch = nil
 }
 
 func (w *Worker) kill() {

@@ -21,7 +21,7 @@ const (
 	kvHeads = 2
 	headDim = 32
 	ffn     = 128
-	vocab   = 256
+	vocab   = 272 // what internal/tiny has a tokenizer for
 	context = 512
 	experts = 4
 	window  = 64

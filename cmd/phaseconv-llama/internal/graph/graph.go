@@ -27,6 +27,8 @@ type Plan struct {
 	nodes map[uintptr]*Node // by address while recording
 	list  []*Node
 	stops map[int]*store
+	// outs are the nodes that attention gives, by address.
+	outs map[uintptr]*Layer
 }
 
 // A Node is a node of the recorded graph.
@@ -37,14 +39,47 @@ type Node struct {
 	t libllama.Tensor
 }
 
+// A Part is what a node gives, or some numbers of each token of it: one product may make queries, keys
+// and values together.
+type Part struct {
+	*Node
+	From, Len int // numbers of a token
+	Of        int // how many the node has
+}
+
+// Whole says that the part is all of the node.
+func (p *Part) Whole() bool { return p.Len == p.Of }
+
+// Cut returns the part's numbers, [tokens, Len], of those of the node, [tokens, Of].
+func (p *Part) Cut(x []float32) ([]float32, error) {
+	if p.Whole() {
+		return x, nil
+	}
+	if len(x)%p.Of != 0 {
+		return nil, fmt.Errorf("%s: %d numbers are no rows of %d", p.Name, len(x), p.Of)
+	}
+	out := make([]float32, 0, len(x)/p.Of*p.Len)
+	for ; len(x) > 0; x = x[p.Of:] {
+		out = append(out, x[p.From:p.From+p.Len]...)
+	}
+	return out, nil
+}
+
+// Paste is the inverse of Cut: it puts the part's numbers into those of the node.
+func (p *Part) Paste(x, part []float32) {
+	for i := range len(x) / p.Of {
+		copy(x[i*p.Of+p.From:][:p.Len], part[i*p.Len:])
+	}
+}
+
 // A Layer is the attention of one layer, with the nodes of its activations. A node is nil where
 // the layer has none.
 type Layer struct {
 	llama.Attention
 	FirstReader bool // of its cache
 
-	Q, K, V    *Node // as they are scored and stored, in front of a Hadamard transform
-	QPre, KPre *Node // before RoPE
+	Q, K, V    *Part // as they are scored and stored, in front of a Hadamard transform
+	QPre, KPre *Part // before RoPE
 	// QScored is Q after scales behind RoPE, which may be in place.
 	QScored *Node
 	In      *Node // input of the product that K comes from
@@ -58,7 +93,8 @@ type Layer struct {
 
 // store is a write to the caches of a layer.
 type store struct {
-	k, v, kpre, in    *Node
+	k, v, kpre        *Part
+	in                *Node
 	ktype, vtype      int32
 	krow, vrow, cells int64
 	kchain, vchain    llama.Chain
@@ -82,7 +118,8 @@ func Record(c *libllama.Context, tokens []int32) (*Plan, error) {
 
 // RecordAs reads the graph that run computes with a context.
 func RecordAs(c *libllama.Context, run func() error) (*Plan, error) {
-	p := &Plan{Weights: map[string]libllama.Tensor{}, nodes: map[uintptr]*Node{}, stops: map[int]*store{}}
+	p := &Plan{Weights: map[string]libllama.Tensor{}, nodes: map[uintptr]*Node{}, stops: map[int]*store{},
+		outs: map[uintptr]*Layer{}}
 	count := map[libllama.NodeKey]int{}
 	if err := c.Visit(run, func(t libllama.Tensor) {
 		if len(p.list) >= maxNodes {
@@ -107,7 +144,7 @@ func RecordAs(c *libllama.Context, run func() error) (*Plan, error) {
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	p.nodes, p.list = nil, nil
+	p.nodes, p.list, p.outs = nil, nil, nil
 	return p, nil
 }
 
@@ -130,6 +167,14 @@ func (p *Plan) see(n *Node) {
 		a := t.Src(0).Root().Name()
 		if m := cacheName.FindStringSubmatch(a); m != nil && m[1] == "k" {
 			p.scored(t, t.Src(1), t.Src(0), false)
+		} else if m != nil {
+			for _, y := range p.Layers {
+				if y.Owner == number(m[2]) && y.O == "" {
+					p.outs[t.Address()] = y // the last of them that is without output yet
+				}
+			}
+		} else if y := p.outs[side(t.Src(1)).Address()]; y != nil && n.Op == "MUL_MAT" && t.Src(0).Root().Leaf() {
+			y.O = a
 		} else if m := ffnName.FindStringSubmatch(a); m != nil {
 			l := number(m[1])
 			for _, y := range p.Layers {
@@ -156,12 +201,50 @@ func number(s string) int {
 // node is the recorded node that made a tensor.
 func (p *Plan) node(t libllama.Tensor) *Node { return p.nodes[t.Producer().Address()] }
 
-// unrotated follows a tensor through the Hadamard transform of quantised caches.
+// side follows a tensor through what only moves or copies its numbers.
+func side(t libllama.Tensor) libllama.Tensor {
+	for t = t.Producer(); t.OK() && t.Op() == "CONT"; {
+		t = t.Src(0).Producer()
+	}
+	return t
+}
+
+// part is what a tensor shows of the node that made it. Len is filled in when the sizes of heads are
+// known.
+func (p *Plan) part(t libllama.Tensor) *Part {
+	n := p.node(t)
+	if n == nil {
+		return nil
+	}
+	from, _ := offset(t)
+	ne := n.t.NE()
+	out := &Part{Node: n, From: int(from), Of: int(ne[0])}
+	if ne[2] > 1 {
+		out.Of *= int(ne[1]) // [numbers, heads, tokens]
+	}
+	return out
+}
+
+// offset is the first number of a row of its producer that a tensor shows; gaps says that it leaves
+// out numbers between heads.
+func offset(t libllama.Tensor) (from int64, gaps bool) {
+	made := t.Producer()
+	for u := t; u.OK() && u.Address() != made.Address(); u = u.Src(0) {
+		if ne, nb := u.NE(), u.NB(); u.Op() == "VIEW" && ne[1] > 1 && ne[2] > 1 && nb[1] != ne[0]*nb[0] {
+			gaps = true
+		}
+	}
+	if made.OK() && t.Address() != made.Address() && t.Root().Address() == made.Root().Address() && made.Type() == 0 {
+		from = (t.ViewOffset() - made.ViewOffset()) / 4
+	}
+	return from, gaps
+}
+
+// unrotated follows a tensor through the Hadamard transform of quantised caches, if there is one.
 func unrotated(t libllama.Tensor) libllama.Tensor {
-	t = t.Producer()
-	for t.OK() && t.Op() == "MUL_MAT" && strings.Contains(t.Src(0).Root().Name(), "_rot") && t.Src(0).Root().Leaf() &&
-		strings.HasPrefix(t.Src(0).Root().Name(), "attn_inp_") {
-		t = t.Src(1).Producer()
+	for m := t.Producer(); m.OK() && m.Op() == "MUL_MAT" && strings.Contains(m.Src(0).Root().Name(), "_rot") &&
+		m.Src(0).Root().Leaf() && strings.HasPrefix(m.Src(0).Root().Name(), "attn_inp_"); m = t.Producer() {
+		t = m.Src(1)
 	}
 	return t
 }
@@ -184,18 +267,18 @@ func (p *Plan) stored(t libllama.Tensor) {
 		return
 	}
 	if m[1] == "v" {
-		s.v, s.vtype, s.vrow = p.nodes[src.Address()], cache.Type(), cache.NE()[0]
+		s.v, s.vtype, s.vrow = p.part(src), cache.Type(), cache.NE()[0]
 		s.vchain, _ = chain(src)
 		return
 	}
-	s.k, s.ktype, s.krow, s.cells = p.nodes[src.Address()], cache.Type(), cache.NE()[0], cache.NE()[1]*cache.NE()[2]
+	s.k, s.ktype, s.krow, s.cells = p.part(src), cache.Type(), cache.NE()[0], cache.NE()[1]*cache.NE()[2]
 	var in libllama.Tensor
 	s.kchain, in = chain(src)
 	if in.OK() {
 		s.in = p.node(in)
 	}
 	if r := rotation(src); r.OK() {
-		s.kpre, s.rope = p.node(r.Src(0)), ropeOf(r)
+		s.kpre, s.rope = p.part(r.Src(0)), ropeOf(r)
 	}
 }
 
@@ -214,12 +297,15 @@ func (p *Plan) scored(t, q, k libllama.Tensor, flash bool) {
 	if flash {
 		y.Scale, y.SoftCap, y.Sinks = t.FloatParam(0), t.FloatParam(2), t.Src(4).OK()
 	}
+	if flash {
+		p.outs[t.Address()] = y
+	}
 	made := unrotated(q)
-	y.QScored = p.nodes[made.Address()]
-	y.Q, y.QueryScale = y.QScored, 1
+	y.QScored = p.node(made)
+	y.Q, y.QueryScale = p.part(made), 1
 	y.Attention.Q, _ = chain(made)
 	// Scales behind RoPE are no part of the queries that keys meet.
-	plain := made
+	plain := made.Producer()
 	for range maxScales {
 		if !plain.OK() || plain.Op() != "SCALE" {
 			break
@@ -228,8 +314,8 @@ func (p *Plan) scored(t, q, k libllama.Tensor, flash bool) {
 		plain = plain.Src(0).Producer()
 	}
 	if r := rotation(made); r.OK() {
-		y.QPre, y.Rope = p.node(r.Src(0)), ropeOf(r)
-		if n := p.nodes[plain.Address()]; n != nil {
+		y.QPre, y.Rope = p.part(r.Src(0)), ropeOf(r)
+		if n := p.part(plain); n != nil {
 			y.Q = n
 		}
 	} else {
@@ -262,6 +348,15 @@ func (p *Plan) finish() {
 		if s.v != nil && y.KVHeads > 0 {
 			y.ValueDim = int(s.vrow) / y.KVHeads
 		}
+		for _, x := range []struct {
+			p *Part
+			n int
+		}{{y.Q, y.Heads * y.HeadDim}, {y.QPre, y.Heads * y.HeadDim}, {y.K, y.KVHeads * y.HeadDim},
+			{y.KPre, y.KVHeads * y.HeadDim}, {y.V, y.KVHeads * y.ValueDim}} {
+			if x.p != nil {
+				x.p.Len = x.n
+			}
+		}
 		if s.rope != nil {
 			y.Rope = s.rope
 		}
@@ -286,6 +381,12 @@ func (p *Plan) check() error {
 			return fmt.Errorf("layer %d reads the cache of layer %d, to which no SET_ROWS writes", y.Layer, y.Owner)
 		case y.Q == nil:
 			return fmt.Errorf("layer %d: the node of its queries was not found", y.Layer)
+		}
+		for _, x := range []*Part{y.Q, y.K, y.V} {
+			if x != nil && x.From+x.Len > x.Of {
+				return fmt.Errorf("layer %d: %s gives %d numbers a token, %d from %d on were expected", y.Layer, x.Name, x.Of,
+					x.Len, x.From)
+			}
 		}
 	}
 	return nil
@@ -339,16 +440,14 @@ func ropeOf(t libllama.Tensor) *llama.Rope {
 // product's input. Branches of a CONCAT stand in brackets.
 func chain(t libllama.Tensor) (steps llama.Chain, in libllama.Tensor) {
 	for range 32 {
-		offset := t
+		from, gaps := offset(t)
 		t = t.Producer()
 		if !t.OK() || t.Leaf() {
 			return steps, in
 		}
 		// A view of a part of a row: the rows of a fused matrix.
-		if offset.Address() != t.Address() && offset.Root().Address() == t.Root().Address() {
-			if o := offset.ViewOffset() / 4; o != 0 && t.Type() == 0 {
-				steps = append(llama.Chain{{Op: "VIEW", Offset: o}}, steps...)
-			}
+		if from != 0 || gaps {
+			steps = append(llama.Chain{{Op: "VIEW", Offset: from, Gaps: gaps}}, steps...)
 		}
 		s := llama.Step{Op: t.Op()}
 		switch s.Op {

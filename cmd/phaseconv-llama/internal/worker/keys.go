@@ -68,16 +68,14 @@ func (m *model) replacer(k *llama.Keys) (replacer, error) {
 			codes = append(codes, row)
 		}
 	}
+	graph := m.facts.Graph()
 	for l := range cfg.Layers {
 		y := &cfg.Layers[l]
 		// What a cache holds is a row of numbers to a code, also MLA's latent rows.
 		y.Kind, y.ValueDim = family.Softmax, y.HeadDim
-		if policy.Anchor == 0 {
-			// Without anchors codes see keys as rows of numbers, whatever turned them.
-			y.Rope.Dim = y.HeadDim
-		} else if y.Rope.Dim != y.HeadDim {
-			return nil, fmt.Errorf("position anchors need RoPE of a known kind on all %d dimensions of a head; take "+
-				"--anchor 0", y.HeadDim)
+		if policy.Anchor > 0 && graph.Caches[l].RopeUnknown {
+			return nil, fmt.Errorf("position anchors need RoPE of a known kind, which layer %d does not have; take "+
+				"--anchor 0", graph.Caches[l].Block)
 		}
 	}
 	c, err := kvcache.NewCodes(cfg, codes, policy)
@@ -102,10 +100,14 @@ func (m *model) substitute(k *llama.Keys, threads int) (libllama.Stops, error) {
 		if !y.FirstReader {
 			continue
 		}
-		cache, d, heads := n, y.HeadDim, y.KVHeads
+		cache, d, heads, k := n, y.HeadDim, y.KVHeads, y.K
 		n++
-		s.Do[y.K.Node] = func(t libllama.Tensor) error {
-			x, err := t.Get(nil)
+		s.Do[k.Node.Node] = func(t libllama.Tensor) error {
+			all, err := t.Get(nil)
+			if err != nil {
+				return err
+			}
+			x, err := k.Cut(all)
 			if err != nil {
 				return err
 			}
@@ -129,7 +131,8 @@ func (m *model) substitute(k *llama.Keys, threads int) (libllama.Stops, error) {
 			if err != nil {
 				return err
 			}
-			return t.Set(x)
+			k.Paste(all, x)
+			return t.Set(all)
 		}
 	}
 	return s, nil

@@ -42,7 +42,7 @@ func (p *patch) bias(m *model, name string, b []byte) error {
 		switch {
 		case err != nil:
 			return fmt.Errorf("%s: %w", name, err)
-		case at.Op != "MUL_MAT":
+		case at.Op != "MUL_MAT": // it may make queries and values too
 			return fmt.Errorf("%s: keys of layer %d have %s behind their product, so no bias can stand for one in the file",
 				name, y.Layer, at.Op)
 		case len(x) != y.KVHeads*y.HeadDim:
@@ -71,16 +71,22 @@ func (p *patch) stops(m *model, s *libllama.Stops) {
 		if at == nil {
 			at = y.K
 		}
-		then := s.Do[at.Node]
-		s.Do[at.Node] = func(t libllama.Tensor) error {
-			x, err := t.Get(nil)
+		node := at.Node.Node
+		then := s.Do[node]
+		s.Do[node] = func(t libllama.Tensor) error {
+			all, err := t.Get(nil)
+			if err != nil {
+				return err
+			}
+			x, err := at.Cut(all)
 			if err != nil {
 				return err
 			}
 			for i := range x {
 				x[i] += b[i%len(b)]
 			}
-			if err := t.Set(x); err != nil || then == nil {
+			at.Paste(all, x)
+			if err := t.Set(all); err != nil || then == nil {
 				return err
 			}
 			return then(t)

@@ -23,8 +23,12 @@ type taps struct {
 	blobs   [][]byte
 }
 
-func (y *taps) add(name string, t libllama.Tensor) error {
+// add takes a node's values, or a part of them, along; part nil stands for all.
+func (y *taps) add(name string, t libllama.Tensor, part *graph.Part) error {
 	x, err := t.Get(nil)
+	if err == nil && part != nil {
+		x, err = part.Cut(x)
+	}
 	if err != nil {
 		return err
 	}
@@ -112,24 +116,24 @@ func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.
 		}
 		stops.Do[n.Node] = do
 	}
-	read := func(n *graph.Node, name string) {
-		if n != nil {
-			out.missing++
-			at(n, func(t libllama.Tensor) error { return out.add(name, t) })
-		}
+	read := func(n *graph.Node, name string, part *graph.Part) {
+		out.missing++
+		at(n, func(t libllama.Tensor) error { return out.add(name, t, part) })
 	}
-	if wants.In {
-		read(y.In, llama.TapIn)
+	if wants.In && y.In != nil {
+		read(y.In, llama.TapIn, nil)
 	}
-	if wants.Pre {
-		read(y.QPre, llama.TapQPre)
-		read(y.KPre, llama.TapKPre)
+	if wants.Pre && y.QPre != nil {
+		read(y.QPre.Node, llama.TapQPre, y.QPre)
+	}
+	if wants.Pre && y.KPre != nil {
+		read(y.KPre.Node, llama.TapKPre, y.KPre)
 	}
 	if wants.QKV {
 		out.together(c, stops, at, read, y)
 	}
-	if wants.FFN {
-		read(y.FFN, llama.TapFFN)
+	if wants.FFN && y.FFN != nil {
+		read(y.FFN, llama.TapFFN, nil)
 	}
 	return out
 }
@@ -137,36 +141,36 @@ func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.
 // together reads Q, K and V at one stop, the last of the three, where none has been consumed. Queries
 // that are scaled behind RoPE may be scaled in place: they get a stop of their own.
 func (y *taps) together(c *libllama.Context, stops *libllama.Stops, at func(*graph.Node, func(libllama.Tensor) error),
-	read func(*graph.Node, string), l *graph.Layer) {
+	read func(*graph.Node, string, *graph.Part), l *graph.Layer) {
 	type wanted struct {
-		n    *graph.Node
+		*graph.Part
 		name string
 	}
 	var want []wanted
-	if l.Q == l.QScored {
+	if l.Q.Node == l.QScored {
 		want = append(want, wanted{l.Q, llama.TapQ})
 	} else {
-		read(l.Q, llama.TapQ)
+		read(l.Q.Node, llama.TapQ, l.Q)
 	}
 	want = append(want, wanted{l.K, llama.TapK})
 	if l.V != nil {
 		want = append(want, wanted{l.V, llama.TapV})
 	}
-	last := want[0].n
+	last := want[0].Node
 	for _, w := range want {
-		if w.n.Order > last.Order {
-			last = w.n
+		if w.Order > last.Order {
+			last = w.Node
 		}
-		stops.Watch[w.n.Node] = true
+		stops.Watch[w.Node.Node] = true
 	}
 	y.missing += len(want)
 	at(last, func(libllama.Tensor) error {
 		for _, w := range want {
-			t, err := c.Live(w.n.Node)
+			t, err := c.Live(w.Node.Node)
 			if err != nil {
 				return err
 			}
-			if err := y.add(w.name, t); err != nil {
+			if err := y.add(w.name, t, w.Part); err != nil {
 				return err
 			}
 		}

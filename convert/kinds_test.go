@@ -1,0 +1,136 @@
+package convert
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/phaseconv/phaseconv/convert/bits"
+	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
+	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/generate"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/refmodel"
+)
+
+// gemma is a conversion of a tiny Gemma 4 with keys of 8 and of 16 numbers.
+func gemma(t *testing.T, name, out string) Options {
+	o := small(tiny.Folder(t, "../verify/refmodel/testdata/"+name), out)
+	o.Ctx, o.CalibrationTokens = 32, 480
+	return o
+}
+
+// TestKindsOfLayers: a model whose layers differ in their heads, and share keys and values, gets codes
+// per head in a sidecar of version 2: none for a layer that reads another's. Units give what one
+// run gives, and a session decodes with the codes.
+func TestKindsOfLayers(t *testing.T) {
+	dir := t.TempDir()
+	at := func(s string) string { return filepath.Join(dir, s) }
+	o := gemma(t, "gemma4", at("one/out"))
+	res, err := Convert(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := res.Manifest; m.Version != spec.VersionGroups || m.Code.Parts != "k" || m.Code.GroupDim != 16 || m.Code.Bits != 1 {
+		t.Errorf("%+v", m.Code)
+	}
+	if b := res.Verify.Bytes; b.KF16 != 2*48 || b.KVF16 != 4*48 || !res.Verify.OK || len(res.Verify.Layers) != 4 {
+		t.Errorf("%+v, %d rows of the audit", b, len(res.Verify.Layers))
+	}
+	s, err := sidecar.Read(t.Context(), at("one/out/model.phase.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes, ok := s.HeadCodes()
+	if !ok || len(codes) != 7 || codes[0][0].D != 8 || codes[1][0].D != 16 || len(codes[4]) != 0 {
+		t.Fatalf("codes %v", codes)
+	}
+	c, err := checkpoint.Open(at("one/out/model.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	groups, err := generate.KeyGroups(codes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	storage := generate.Storage{Groups: groups, Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent}}
+	window := tiny.Windows(c.Config, 1, 40)[0]
+	x, err := generate.NewSession(refmodel.New(c.Config, c, 1), storage, len(window))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := kvcache.NewCodes(c.Config, codes, storage.Policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache.Kernels = true
+	want := &refmodel.Variant{Cache: cache}
+	m := refmodel.New(c.Config, c, 1)
+	if err := m.Run(t.Context(), [][]int32{window}, []*refmodel.Variant{want}, refmodel.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	var got []float32
+	for _, id := range window {
+		if got, err = x.Feed(t.Context(), []int32{id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	logits := make([]float32, c.Config.Vocab)
+	normed, err := m.FinalNorm(want.Hidden[len(want.Hidden)-c.Config.Hidden:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.PackHead(t.Context(), 0, c.Config.Vocab); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.HeadLogits(t.Context(), logits, normed); err != nil {
+		t.Fatal(err)
+	}
+	for i, v := range logits {
+		if v != got[i] {
+			t.Fatalf("logit %d is %g token by token, %g in the forward pass", i, got[i], v)
+		}
+	}
+
+	o = gemma(t, "gemma4", at("two/out"))
+	o.Work = WorkDir(o.Out)
+	for i := 3; i >= 1; i-- {
+		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Merge = true
+	converted(t, o)
+	sameTrees(t, at("one/out"), at("two/out"))
+}
+
+// TestKindsLong: joint codes, values that are keys, experts beside an FFN, and both containers.
+func TestKindsLong(t *testing.T) {
+	if os.Getenv("PHASECONV_LONG") == "" {
+		t.Skip("PHASECONV_LONG is not set")
+	}
+	for _, name := range []string{"gemma4", "gemma4-kv", "gemma4-moe"} {
+		for _, joint := range []bool{false, true} {
+			o := gemma(t, name, filepath.Join(t.TempDir(), "out"))
+			o.Formats = []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}
+			o.Report, o.ReportDetail, o.Threads = true, true, parallel.Threads(0)
+			if joint {
+				o.Joint, o.Report = &plan.Joint{GroupOptions: bits.GroupOptions{Parts: bits.PartsBoth, Bits: 6, Span: 64}}, true
+				o.Policy.Recent = 4
+			}
+			res, err := Convert(context.Background(), o)
+			if err != nil {
+				t.Fatalf("%s, joint %v: %v", name, joint, err)
+			}
+			if !res.Verify.OK || !(res.Verify.KLD.Mean > 0) {
+				t.Errorf("%s, joint %v: %+v", name, joint, res.Verify.KLD)
+			}
+		}
+	}
+}
