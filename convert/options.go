@@ -350,6 +350,8 @@ func newOnly(out string) error {
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return option.Errorf("%s: %v", out, err)
+	} else if _, err := os.Lstat(out); err == nil {
+		return option.Errorf("%s is a link to a folder that does not exist; make that folder first", out)
 	}
 	return nil
 }
