@@ -83,10 +83,15 @@ func run(ctx context.Context) error {
 	for l := range c.Config.Layers {
 		var parts [][]codec.Part
 		var signs []int
+		var given []bool
 		for _, x := range codes {
+			for range x.Parts[l] {
+				given = append(given, x.pairs && l%2 == 1)
+			}
 			parts, signs = append(parts, x.Parts[l]...), append(signs, x.Signs[l]...)
 		}
 		o.Joint.Parts, o.Joint.Signs = append(o.Joint.Parts, parts), append(o.Joint.Signs, signs)
+		o.Joint.Given = append(o.Joint.Given, given)
 	}
 	begin := time.Now()
 	fitted, err := calibrate.Run(ctx, m, cal.Tokens, o)
@@ -139,6 +144,7 @@ func run(ctx context.Context) error {
 type code struct {
 	name        string
 	sensitivity bool // signs are spread by it, else evenly
+	pairs       bool // every second layer is given the one below
 	*bits.Groups
 }
 
@@ -147,7 +153,8 @@ type code struct {
 func newCode(cfg *family.Config, text string, limit int) (*code, error) {
 	what, number, _ := strings.Cut(text, ":")
 	number, how, allot := strings.Cut(number, ":")
-	if allot && how != "s" {
+	pairs := how == "g"
+	if allot && how != "s" && !pairs {
 		return nil, fmt.Errorf("code %s: %q is no way to spread signs", text, how)
 	}
 	n, err := strconv.ParseFloat(number, 64)
@@ -155,7 +162,7 @@ func newCode(cfg *family.Config, text string, limit int) (*code, error) {
 		return nil, err
 	}
 	g, err := bits.JointGroups(cfg, bits.GroupOptions{Parts: bits.Parts(what), Bits: n, Span: limit})
-	return &code{text, allot, g}, err
+	return &code{text, how == "s", pairs, g}, err
 }
 
 type cutter func(ctx context.Context, c *checkpoint.Checkpoint, t ppl.Text, n, chunks int) (*ppl.Windows, error)
