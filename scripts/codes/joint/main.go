@@ -35,7 +35,7 @@ func run(ctx context.Context) error {
 	text := flag.String("text", "", "text to measure on")
 	tokens := flag.Int("tokens", 12288, "tokens to fit to")
 	skip := flag.Int("skip", 0, "bytes of the fitted text to leave out first: another draw of windows")
-	window := flag.Int("ctx", 512, "tokens of a window to measure")
+	window := flag.Int("ctx", 512, "tokens of a window to measure; windows to fit to have as many, but at most 512")
 	chunks := flag.Int("chunks", 4, "windows to measure")
 	list := flag.String("codes", "kv:3", "what is coded and bits per pair of numbers, as --parts and --bits-kv: kv:3,k+v:3,k:1.5; kv:3:s spreads signs by sensitivity")
 	limit := flag.Int("span", 512, "most numbers of a group")
@@ -51,7 +51,8 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	cal, err := cut(ctx, c, *fitText, *skip, 512, *tokens/512, ppl.TokenizeSpread)
+	length := min(*window, 512)
+	cal, err := cut(ctx, c, *fitText, *skip, length, *tokens/length, ppl.TokenizeSpread)
 	if err != nil {
 		return err
 	}
@@ -99,7 +100,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("# %s, %d tokens, ctx %d, fisher %v, balance %v, anchor %d, seed %d: fitted in %.0f s\n", c.Name(),
-		len(cal.Tokens)*512, *window, *fisher, *balance, *anchor, *seed, time.Since(begin).Seconds())
+		len(cal.Tokens)*cal.Ctx, *window, *fisher, *balance, *anchor, *seed, time.Since(begin).Seconds())
 	var variants []*refmodel.Variant
 	var names []string
 	at := make([]int, len(c.Config.Layers))
