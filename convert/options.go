@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/bits"
+	"github.com/phaseconv/phaseconv/convert/edits"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -61,7 +62,8 @@ type Options struct {
 	// TargetCtx is the context that Cache will be used at, in tokens. 0 takes 4096, or the
 	// model's own context if that is shorter.
 	TargetCtx int
-	// CacheTokens is how many calibration tokens edits for Cache are fitted to; 0 takes 8192.
+	// CacheTokens is how many calibration tokens edits for Cache are fitted to, at least one
+	// window; 0 takes edits.ChooseTokens.
 	CacheTokens int
 
 	// Calibration is the text that everything is fitted to, CalibrationTokens how much of it, in
@@ -103,7 +105,7 @@ type Options struct {
 func DefaultOptions() Options {
 	return Options{
 		Formats: []checkpoint.Container{checkpoint.GGUF}, OutType: "f16",
-		Code: codec.Frame, Bits: 1, Balance: true, Policy: kvcache.Policy{Anchor: 64, Sink: 4}, CacheTokens: 8192,
+		Code: codec.Frame, Bits: 1, Balance: true, Policy: kvcache.Policy{Anchor: 64, Sink: 4}, CacheTokens: edits.ChooseTokens,
 		Calibration:       ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration},
 		CalibrationTokens: 12288,
 		Evaluation:        ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
@@ -302,6 +304,8 @@ func newOnly(out string) error {
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return option.Errorf("%s: %v", out, err)
+	} else if _, err := os.Lstat(out); err == nil {
+		return option.Errorf("%s is a link to a folder that does not exist; make that folder first", out)
 	}
 	return nil
 }

@@ -411,7 +411,11 @@ func (a *adviser) pass(ctx context.Context, m adviseModel, i int, pairs []kvcach
 	var lanes []engine.Lane
 	for _, p := range pairs {
 		p.Rotation = a.o.Rotation
-		lanes = append(lanes, engine.Stock(p))
+		l := engine.Stock(p)
+		if base := a.base[i]; m.Engine == base.Engine && p == *base.Lane.Types {
+			l = engine.Lane{Again: base}
+		}
+		lanes = append(lanes, l)
 	}
 	res, err := m.Compare(ctx, a.texts[i].Windows, a.base[i], lanes,
 		engine.Options{Run: tick, Compare: a.o.Progress.Of("comparing predictions")})

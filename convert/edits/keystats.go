@@ -31,6 +31,9 @@ type StatsOptions struct {
 	// Samples is how many keys of each window are kept for fits to single keys,
 	// their share of attention with them; 0 keeps none.
 	Samples int
+	// Meetings is how many queries of each window, of all query heads of a KV head together, are kept
+	// with the sampled keys for fits of transforms; 0 takes 576.
+	Meetings int
 	// Weights, if set, are the model's: in moments and drift, score errors then
 	// count by what they do to the output of the attention block, behind W_O,
 	// instead of by the divergence of the attention probabilities. Samples keep
@@ -49,6 +52,7 @@ type KeyStats struct {
 	cfg   *family.Config
 	o     StatsOptions
 	heads [][]*keySums               // [layer][KV head], those of the owner where keys are shared
+	roots [][][]float64              // [layer][query head], see outputRoots
 	ropes map[int]kvcache.RopeTables // by RopeKind, for the longest window
 }
 
@@ -78,12 +82,15 @@ const minProbability = 1e-7
 
 // NewKeyStats starts empty statistics. It refuses what cannot be measured.
 func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
-	if o.Queries < 0 || o.Sink < 0 || o.Samples < 0 {
-		return nil, fmt.Errorf("key statistics with %d queries, %d sinks and %d samples: none may be negative", o.Queries,
-			o.Sink, o.Samples)
+	if o.Queries < 0 || o.Sink < 0 || o.Samples < 0 || o.Meetings < 0 {
+		return nil, fmt.Errorf("key statistics with %d queries, %d sinks, %d samples and %d meetings: none may be negative",
+			o.Queries, o.Sink, o.Samples, o.Meetings)
 	}
 	if o.Queries == 0 {
 		o.Queries = 64
+	}
+	if o.Meetings == 0 {
+		o.Meetings = 576
 	}
 	if o.Threads <= 0 {
 		o.Threads = runtime.GOMAXPROCS(0)
@@ -91,7 +98,8 @@ func NewKeyStats(cfg *family.Config, o StatsOptions) (*KeyStats, error) {
 	if err := cfg.Require("statistics of keys", family.OwnHeads|family.SharedKV); err != nil {
 		return nil, err
 	}
-	s := &KeyStats{cfg: cfg, o: o, heads: make([][]*keySums, len(cfg.Layers)), ropes: map[int]kvcache.RopeTables{}}
+	s := &KeyStats{cfg: cfg, o: o, heads: make([][]*keySums, len(cfg.Layers)), roots: make([][][]float64, len(cfg.Layers)),
+		ropes: map[int]kvcache.RopeTables{}}
 	for l := range s.heads {
 		d := cfg.Layers[l].HeadDim
 		if owner := cfg.Layers[l].Owner; owner != l {
@@ -174,9 +182,10 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 	qw := y.Heads * d
 	base := window * T
 	at := s.positions(T, a.Layer, head)
-	q := make([]float32, len(at)*d)
+	q, pre, curvatures := make([]float32, len(at)*d), make([]float32, len(at)*d), make([]float64, len(at))
 	for n, i := range at {
 		copy(q[n*d:(n+1)*d], a.Q[(base+i)*qw+head*d:])
+		copy(pre[n*d:(n+1)*d], a.QPre[(base+i)*qw+head*d:])
 	}
 	scores := s.probabilities(a, window, head, at, q)
 	acc := newOuter(d)
@@ -214,27 +223,18 @@ func (s *KeyStats) queryHead(ctx context.Context, a *refmodel.Attention, window,
 			e := float64(row[i])*float64(row[i]) + float64(float64(row[j])*float64(row[j]))
 			out.query[k] += float64(w * e)
 		}
-		addMetric(out.metric, row, curvature)
-		addMetric(out.metricPre, a.QPre[(base+i)*qw+head*d:][:d], curvature)
+		curvatures[n] = curvature
 		out.weight += w
 		out.n++
 	}
 	acc.flush()
 	out.drift = acc.sum
+	linalg.AddOuters(out.metric, q, curvatures, d)
+	linalg.AddOuters(out.metricPre, pre, curvatures, d)
 	if root == nil {
 		copy(out.seen, out.attention)
 	}
 	return out, nil
-}
-
-// addMetric adds w q q^T to sum. linalg.AddOuter rounds in another order, and edits that were
-// fitted must stay what they are.
-func addMetric(sum []float64, q []float32, w float64) {
-	for i, a := range q {
-		for j, b := range q {
-			sum[i*len(q)+j] += float64(float64(w*float64(a)) * float64(b))
-		}
-	}
 }
 
 // firstSeen returns the first position that a query at i sees.
@@ -445,8 +445,11 @@ func movedTable(t *rope.Table, d int, pairs rope.Layout) *gemm.Weights {
 
 // outputRoots returns, per query head, a factor L with L L^T = W^T W for the
 // columns W of W_O that the head's output meets: |L^T v| is how much of v
-// reaches the residual stream.
+// reaches the residual stream. They are kept.
 func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, error) {
+	if s.roots[layer] != nil {
+		return s.roots[layer], nil
+	}
 	y := &s.cfg.Layers[layer]
 	d := y.HeadDim
 	name := family.Name(layer, "attn_output.weight")
@@ -461,15 +464,11 @@ func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, err
 	out := make([][]float64, y.Heads)
 	moments := make([][]float64, y.Heads)
 	err := parallel.For(ctx, s.o.Threads, y.Heads, func(h int) error {
-		m := make([]float64, d*d)
+		m, own := make([]float64, d*d), make([]float32, 0, t.Rows()*d)
 		for r := range t.Rows() {
-			x := w[r*t.Cols()+h*d:][:d]
-			for i, a := range x {
-				for j, b := range x {
-					m[i*d+j] += float64(float64(a) * float64(b))
-				}
-			}
+			own = append(own, w[r*t.Cols()+h*d:][:d]...)
 		}
+		linalg.AddOuters(m, own, nil, d)
 		moments[h] = m
 		var err error
 		if out[h], err = linalg.Root(ctx, m, d); err != nil {
@@ -491,6 +490,7 @@ func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, err
 		}
 		s.heads[layer][k].out = sum
 	}
+	s.roots[layer] = out
 	return out, nil
 }
 
@@ -572,7 +572,7 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 	switch {
 	case y.Owner != a.Layer:
 		if o.Samples > 0 {
-			k.meet(a, window, head, c, attention, squared)
+			k.meet(o, a, window, head, c, attention, squared)
 		}
 		return
 	case o.Samples > 0:
@@ -583,7 +583,8 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 
 // meet adds what the queries of a layer that reads the keys of another one see of the keys that
 // were kept of the same window: their share of attention, and queries that meet them.
-func (k *keySums) meet(a *refmodel.Attention, window, head int, c *family.Config, seen, squared []float64) {
+func (k *keySums) meet(o StatsOptions, a *refmodel.Attention, window, head int, c *family.Config, seen,
+	squared []float64) {
 	y := &c.Layers[a.Layer]
 	d, T, qw := y.HeadDim, a.T, y.Heads*y.HeadDim
 	m := &k.meetings[len(k.meetings)-a.Windows+window]
@@ -594,7 +595,7 @@ func (k *keySums) meet(a *refmodel.Attention, window, head int, c *family.Config
 		k.valueShare[m.From+i] += sumOf(squared[lo:hi])
 		lo = hi
 	}
-	n := keptQueries(T)
+	n := min(T, max(1, o.Meetings/y.Group()))
 	for q := head * y.Group(); q < (head+1)*y.Group(); q++ {
 		for i := range n {
 			j := (2*i + 1) * T / (2 * n)
@@ -654,10 +655,6 @@ func addTo(dst, x []float64) {
 // firstSamples keys of each window are always kept: attention sinks.
 const firstSamples = 4
 
-// keptQueries is how many queries of a window and query head are kept: they cost
-// nothing but memory, and a mix has as many numbers as a thousand of them can tell.
-func keptQueries(T int) int { return min(T, min(192, max(4, T/16))) }
-
 // sample keeps keys and values of a window: the first ones, and one of each stratum
 // of the rest, which then stands for the attention of the whole stratum. And it
 // keeps queries that meet them.
@@ -686,7 +683,7 @@ func (k *keySums) sample(o StatsOptions, a *refmodel.Attention, window, head int
 		keep(lo+r.IntN(hi-lo), lo, hi)
 	}
 	meet.To = len(k.samplePos)
-	n = keptQueries(T)
+	n = min(T, max(1, o.Meetings/y.Group()))
 	for q := head * y.Group(); q < (head+1)*y.Group(); q++ {
 		for i := range n {
 			lo, hi := i*T/n, (i+1)*T/n
@@ -827,18 +824,17 @@ func (s *KeyStats) mixStats(stats *transform.KeyStats, layer, head int, removal 
 	}
 	t := s.ropes[c.RopeKind(layer)].Pure // a magnitude is the same for all pairs
 	var total float64
-	key := make([]float32, d)
+	keys, weights := make([][]float32, len(x.Keys)), make([][]float64, len(x.Keys))
 	for n, w := range sample.Weights {
-		copy(key, sample.Keys[n*d:(n+1)*d])
+		key := sample.Keys[n*d : (n+1)*d]
 		t.ApplyInverse(key, k.samplePos[n], c.PairsIn(layer))
-		g := &x.Keys[later(k.samplePos[n])]
-		g.Share += w
+		g := later(k.samplePos[n])
+		keys[g], weights[g] = append(keys[g], key...), append(weights[g], w)
+		x.Keys[g].Share += w
 		total += w
-		for i, a := range key {
-			for j, b := range key {
-				g.Moment[i*d+j] += float64(w * float64(float64(a)*float64(b)))
-			}
-		}
+	}
+	for i := range x.Keys {
+		linalg.AddOuters(x.Keys[i].Moment, keys[i], weights[i], d)
 	}
 	for i := range x.Keys {
 		g := &x.Keys[i]

@@ -27,7 +27,7 @@ type Options struct {
 	Ctx int
 	// Text is fitted to in its first windows; candidates are compared on later ones.
 	Text ppl.Text
-	// Tokens to fit to; 0 takes 8192. Half as many are compared on.
+	// Tokens to fit to, at least one window; 0 takes ChooseTokens. Half as many are compared on.
 	Tokens int
 	// Approximate admits near-identities too; NoKeyBias rules out those that need a key
 	// bias, and says why.
@@ -68,12 +68,11 @@ const (
 // file then (docs/slowmean.md). Powers of two move no digit.
 const requantGain = 2
 
-// chooseTokens is how many tokens are fitted to unless said otherwise, and
-// chooseBatch how many run at a time.
-const (
-	chooseTokens = 8192
-	chooseBatch  = 4096
-)
+// ChooseTokens is how many tokens are fitted to unless said otherwise.
+const ChooseTokens = 4096
+
+// chooseBatch is how many run at a time.
+const chooseBatch = 4096
 
 // raceTokens are how many positions candidates are computed at: all at the first number, and
 // those that it cannot tell apart at the last. earlyErrors is how many standard errors of the
@@ -130,9 +129,9 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 		o.Engine = engine.NewOwn(c, o.Threads)
 	}
 	if o.Tokens == 0 {
-		o.Tokens = chooseTokens
+		o.Tokens = ChooseTokens
 	}
-	fit, compare := max(2, o.Tokens/o.Ctx), max(1, o.Tokens/2/o.Ctx)
+	fit, compare := max(1, o.Tokens/o.Ctx), max(1, o.Tokens/2/o.Ctx)
 	w, err := ppl.Tokenize(ctx, c, o.Text, o.Ctx, fit+compare)
 	if err != nil {
 		return nil, err
@@ -144,7 +143,8 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	}
 	held := w.Part(fit, len(w.Tokens))
 	stats, err := NewKeyStats(cfg, StatsOptions{
-		Queries: statQueries(o.Ctx), Samples: statSamples(o.Ctx), Weights: c, Seed: o.Seed, Threads: o.Threads,
+		Queries: each(statQueries, fit), Samples: each(statSamples, fit), Meetings: min(mostMeetings, each(statMeetings, fit)), Weights: c,
+		Seed: o.Seed, Threads: o.Threads,
 	})
 	if err != nil {
 		return nil, err
@@ -176,10 +176,19 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	return h, nil
 }
 
-// chooseQueries and chooseSamples keep the work of the statistics in bounds at
-// every context: so many queries and keys of each window and head are looked at.
-func statQueries(n int) int { return min(48, max(8, n/16)) }
-func statSamples(n int) int { return min(1024, max(16, n/4)) }
+// What is looked at in all windows together, so that fits cost the same at every context: queries of
+// each query head and keys of each KV head for moments, and queries that meet keys in the fit of a
+// transform, of all query heads that share a KV head, in one window no more than mostMeetings, for
+// each meets all its keys. A transform has as many numbers as a thousand of them can tell.
+const (
+	statQueries  = 128
+	statSamples  = 1536
+	statMeetings = 1152
+	mostMeetings = 576
+)
+
+// each is a window's share of n.
+func each(n, windows int) int { return max(16, n/windows) }
 
 // quantized says whether any matrix of a checkpoint has a quantised type.
 func quantized(c *checkpoint.Checkpoint) bool {

@@ -108,6 +108,9 @@ type Family struct {
 
 	// DraftKey: num_nextn_predict_layers is a key of this family, in GGUF nextn_predict_layers.
 	DraftKey bool
+	// Unused are keys of config.json that models of this family carry and that its reference does
+	// not read, though they name what other graphs have.
+	Unused []string
 	// Ignored are the beginnings of Hugging Face names that the reference leaves unread:
 	// blocks that draft tokens. They are copied, and left out of GGUF files.
 	Ignored []string
@@ -146,6 +149,8 @@ type Defaults struct {
 	PartialRotary      float64 // partial_rotary_factor; 1
 	LogitScale         float64 // logit_scale; 1
 	RopeJSON           string  // rope_parameters; none
+	// hidden_size_per_layer_input, num_attention_heads, vocab_size and max_position_embeddings; none
+	PerLayerInput, Heads, Vocab, Context int
 }
 
 // NoRope says in which layers RoPE turns nothing. The zero value: in none.
@@ -444,9 +449,9 @@ var table = []*Family{
 	{
 		Name: "qwen2_moe", GGUFArch: "qwen2moe", Classes: []string{"Qwen2MoeForCausalLM"},
 		AttnBias: qkvBiases, Window: Window{LayerTypes: true, TypesOnly: true, NeedsFlag: true},
-		SquareAttention: true,
-		Experts:         &Experts{OwnSize: true, Dense: DenseSteps, Shared: SharedOwn, SharedGate: true},
-		Defaults:        Defaults{SlidingWindow: 4096, MaxWindowLayers: 28, KVHeads: 16},
+		SquareAttention: true, Unused: []string{"qkv_bias"}, // the tensors say it
+		Experts:  &Experts{OwnSize: true, Dense: DenseSteps, Shared: SharedOwn, SharedGate: true},
+		Defaults: Defaults{SlidingWindow: 4096, MaxWindowLayers: 28, KVHeads: 16},
 		names: rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN(),
 			expertFFN("mlp", "gate_proj", "up_proj", "down_proj"), sharedFFN("mlp.shared_expert"),
 			[]nameRule{{"blk.%d.ffn_gate_inp_shexp.weight", layerPrefix + "mlp.shared_expert_gate.weight", false}}),
@@ -486,7 +491,7 @@ var table = []*Family{
 	},
 	{
 		Name: "hunyuan_v1_moe", GGUFArch: "hunyuan-moe", Classes: []string{"HunYuanMoEV1ForCausalLM"},
-		QKNorm: NormHead, NormAfterRoPE: true, AlphaRope: true,
+		QKNorm: NormHead, NormAfterRoPE: true, AlphaRope: true, Unused: unusedByHunyuan,
 		Experts:  &Experts{AlwaysRenorm: true, GGUFRenorm: true, GGUFOwnSize: true, Shared: SharedMultiple, SharedCount: 1},
 		Defaults: Defaults{NormEps: 1e-5},
 		names: renamed(rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
@@ -495,10 +500,11 @@ var table = []*Family{
 	},
 	{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},
+		Wraps:  map[string]string{"gemma3": "Gemma3ForConditionalGeneration"},
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
 		ScoreKeys: true, WideScaleLayers: 62, Window: Window{LayerTypes: true, Period: 6, InGGUF: true, GGUFBase: 1e4},
 		Defaults: Defaults{RopeTheta: 1e6, LocalRopeTheta: 1e4, HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096,
-			Tied: true, KVHeads: 4},
+			Tied: true, KVHeads: 4, Heads: 8, Vocab: 262208, Context: 131072},
 		names: rules(attention(noBiases, NormHead), denseFFN(), []nameRule{
 			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
 			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
@@ -526,13 +532,20 @@ var table = []*Family{
 	{
 		Name: "ministral3", GGUFArch: "mistral3", Classes: []string{"Ministral3ForCausalLM"},
 		Wraps:     map[string]string{"mistral3": "Mistral3ForConditionalGeneration"},
-		TextTypes: []string{"mistral"},
 		GGUFPairs: rope.Interleaved, GGUFBias: allBiases, RampKeys: true, TemperatureKey: true,
 		Window: Window{AllLayers: true},
 		Defaults: Defaults{RopeTheta: 1e6, HeadDim: 128, NormEps: 1e-5, KVHeads: 8, RopeJSON: `{"rope_type": "yarn", ` +
 			`"rope_theta": 1000000.0, "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, ` +
 			`"beta_slow": 1.0, "mscale_all_dim": 1.0, "mscale": 1.0, "llama_4_scaling_beta": 0.1}`},
 		names: rules(attention(allBiases, NoQKNorm), preNorm(), denseFFN()),
+	},
+	{ // Mistral Small 3: the older language model in the same wrapper, of the same architecture in GGUF files.
+		Name: "mistral3_text", GGUFArch: "mistral3",
+		Wraps:     map[string]string{"mistral3": "Mistral3ForConditionalGeneration"},
+		TextTypes: []string{"mistral"},
+		GGUFPairs: rope.Interleaved, GGUFBias: allBiases, RampKeys: true, Window: Window{AllLayers: true},
+		Defaults: Defaults{KVHeads: 8, SlidingWindow: 4096},
+		names:    rules(attention(allBiases, NoQKNorm), preNorm(), denseFFN()),
 	},
 	{
 		Name: "olmo3", GGUFArch: "olmo2", GGUFKey: "attention.sliding_window", Classes: []string{"Olmo3ForCausalLM"},
@@ -559,6 +572,7 @@ var table = []*Family{
 		Name: "cohere2", GGUFArch: "cohere2", Classes: []string{"Cohere2ForCausalLM"},
 		HFPairs: rope.Interleaved, GGUFPairs: rope.Interleaved, GGUFBias: qkvBiases,
 		LayerNorm: true, Parallel: true, LogitScaleKey: true, NoRope: NoRope{Full: true}, SquareAttention: true,
+		Unused:   []string{"position_embedding_type"},
 		Window:   Window{LayerTypes: true, Period: 4, InGGUF: true, SameRope: true},
 		Defaults: Defaults{NormEps: 1e-5, SlidingWindow: 4096, Tied: true, LogitScale: 0.0625},
 		names:    rules(attention(qkvBiases, NoQKNorm), denseFFN()),
@@ -573,7 +587,7 @@ var table = []*Family{
 	},
 	{
 		Name: "hunyuan_v1_dense", GGUFArch: "hunyuan-dense", Classes: []string{"HunYuanDenseV1ForCausalLM"},
-		QKNorm: NormHead, NormAfterRoPE: true, AlphaRope: true,
+		QKNorm: NormHead, NormAfterRoPE: true, AlphaRope: true, Unused: unusedByHunyuan,
 		Defaults: Defaults{NormEps: 1e-5},
 		names: renamed(rules(attention(noBiases, NormHead), preNorm(), denseFFN()),
 			"self_attn.q_norm", "self_attn.query_layernorm", "self_attn.k_norm", "self_attn.key_layernorm"),
@@ -594,13 +608,22 @@ var table = []*Family{
 		names: rules(attention(qkvBiases, NoQKNorm), preNorm(), denseFFN(),
 			postNorms("post_self_attn_layernorm", "post_mlp_layernorm")),
 	},
-	{
-		Name: "gemma4_text", GGUFArch: "gemma4", Classes: []string{"Gemma4ForCausalLM"},
-		Wraps:  map[string]string{"gemma4": "Gemma4ForConditionalGeneration"},
+	gemma4("gemma4_text", "Gemma4ForCausalLM", map[string]string{"gemma4": "Gemma4ForConditionalGeneration"}, 512, 256),
+	// What stands beside the language model has no tower here; the language model is the same, without
+	// embeddings per layer and experts.
+	gemma4("gemma4_unified_text", "Gemma4UnifiedForCausalLM",
+		map[string]string{"gemma4_unified": "Gemma4UnifiedForConditionalGeneration"}, 1024, 0),
+}
+
+// gemma4 is the entry of Gemma 4's language models, which differ in their defaults.
+func gemma4(name, class string, wraps map[string]string, window, perLayer int) *Family {
+	return &Family{
+		Name: name, GGUFArch: "gemma4", Classes: []string{class},
+		Wraps:  wraps,
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, ScoreKeys: true, Scale: 1,
 		Kinds: true, ValueNorm: true, OutputScale: true, RopeFreqs: true,
 		Window: Window{LayerTypes: true, Period: 6, InGGUF: true, GGUFBase: 1e4},
-		Defaults: Defaults{HeadDim: 256, KVHeads: 4, SlidingWindow: 512, Tied: true, LocalRopeTheta: 1e4, RopeTheta: 1e6,
+		Defaults: Defaults{HeadDim: 256, KVHeads: 4, SlidingWindow: window, PerLayerInput: perLayer, Tied: true, LocalRopeTheta: 1e4, RopeTheta: 1e6,
 			RopeJSON: `{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}, ` +
 				`"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}`},
 		Experts: &Experts{Optional: true, Beside: true, Module: "experts.", AlwaysRenorm: true,
@@ -626,7 +649,16 @@ var table = []*Family{
 			{"blk.%d.proj.weight", layerPrefix + "per_layer_projection.weight", false},
 			{"blk.%d.post_norm.weight", layerPrefix + "post_per_layer_input_norm.weight", false},
 		}),
-	},
+	}
+}
+
+// unusedByHunyuan are keys that come from the class of a larger family of models, see Family.Unused.
+var unusedByHunyuan = []string{
+	"q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "use_mixed_mlp_moe", "moe_layer_num_skipped",
+	"xdrope_section", "num_media_embeds", "max_image_size", "min_image_size", "img_max_token_num", "image_token_num", "video_start_id",
+	"video_end_id", "anyres_pooling_size", "anyres_vit_max_image_size", "anyres_vit_two_views", "vit_add_patchemb_bias",
+	"vit_input_resolution", "vit_mapping_type", "vit_norm_type", "vit_patch", "vit_path", "vit_remove_prenorm", "vit_shape",
+	"vit_token", "vit_type", "vit_used_rms_norm", "vit_used_patchemb_bias",
 }
 
 // Names lists the known families, sorted, for messages.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format"
@@ -38,12 +39,12 @@ type config struct {
 
 	HiddenSize       int               `json:"hidden_size"`
 	Layers           int               `json:"num_hidden_layers"`
-	Heads            int               `json:"num_attention_heads"`
+	Heads            *int              `json:"num_attention_heads"`
 	KVHeads          nullable[int]     `json:"num_key_value_heads"`
 	HeadDim          *int              `json:"head_dim"`
 	IntermediateSize int               `json:"intermediate_size"`
-	VocabSize        int               `json:"vocab_size"`
-	MaxPositions     int               `json:"max_position_embeddings"`
+	VocabSize        *int              `json:"vocab_size"`
+	MaxPositions     *int              `json:"max_position_embeddings"`
 	NormEps          nullable[float64] `json:"rms_norm_eps"`
 	Tied             *bool             `json:"tie_word_embeddings"`
 	HiddenAct        string            `json:"hidden_act"`
@@ -304,11 +305,13 @@ func parseConfig(raw []byte) (*family.Config, error) {
 		return nil, err
 	}
 	c := &family.Config{
-		Family: fam, Hidden: h.HiddenSize, Vocab: h.VocabSize, Context: h.MaxPositions,
+		Family: fam, Hidden: h.HiddenSize, Vocab: or(h.VocabSize, fam.Defaults.Vocab),
+		Context: or(h.MaxPositions, fam.Defaults.Context),
 		NormEps: or(h.NormEps.value, nonzero(fam.Defaults.NormEps, 1e-6)), Pairs: fam.HFPairs,
 		Wrapped: wrapped, TiedEmbeddings: or(h.Tied, fam.Defaults.Tied), BOS: h.BOS.value(), EOS: h.EOS.value(),
 	}
-	p := &family.Params{Layers: h.Layers, Heads: h.Heads, KVHeads: or(h.KVHeads.value, h.Heads)}
+	p := &family.Params{Layers: h.Layers, Heads: or(h.Heads, fam.Defaults.Heads)}
+	p.KVHeads = or(h.KVHeads.value, p.Heads)
 	p.FFN.Size = h.IntermediateSize
 	if d := fam.Defaults.KVHeads; d > 0 && !h.KVHeads.present {
 		p.KVHeads = d
@@ -517,7 +520,7 @@ func (h *config) kinds(c *family.Config, p *family.Params) error {
 		}
 	}
 	p.SharedKV, p.WideFFN = or(h.SharedKVLayers, 0), or(h.DoubleWide, false)
-	c.PerLayerInput = or(h.PerLayerInput, 256)
+	c.PerLayerInput = or(h.PerLayerInput, c.Family.Defaults.PerLayerInput)
 	if n := or(h.PerLayerVocab, c.Vocab); c.PerLayerInput > 0 && n != c.Vocab && h.PerLayerVocab != nil {
 		return format.Unsupportedf("vocab_size_per_layer_input is %d and vocab_size %d; different ones are not supported", n,
 			c.Vocab)
@@ -527,8 +530,16 @@ func (h *config) kinds(c *family.Config, p *family.Params) error {
 
 // checkKinds refuses a per_layer_config that says of a layer what its kind does not.
 func (h *config) checkKinds(p *family.Params) error {
+	byLayer := map[int]map[string]int{}
+	for text, keys := range h.PerLayerConfig {
+		l, err := strconv.Atoi(text) // with zeros in front
+		if err != nil || byLayer[l] != nil {
+			return fmt.Errorf("per_layer_config has the layer %q", text)
+		}
+		byLayer[l] = keys
+	}
 	for l, t := range h.LayerTypes {
-		keys, ok := h.PerLayerConfig[fmt.Sprint(l)]
+		keys, ok := byLayer[l]
 		if len(h.PerLayerConfig) == 0 || ok == (t == "full_attention") && (!ok || (keys["head_dim"] == p.FullHeadDim &&
 			(p.FullKVHeads == 0 || keys["num_key_value_heads"] == p.FullKVHeads))) {
 			continue

@@ -60,7 +60,8 @@ func TestNotFinite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, members := range []string{`"time_step_limit": [0.0, Infinity]`, `"x": NaN`, `"a": {"b": [-Infinity, {"c": NaN}]}`} {
+	for _, members := range []string{`"bad_words_ids": [0.0, Infinity]`, `"initializer_range": NaN`,
+		`"task_specific_params": {"b": [-Infinity, {"c": NaN}]}`} {
 		got, err := ParseConfig(put(raw, members))
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, %v", members, got, err)

@@ -126,6 +126,37 @@ func AddOuter(sum []float64, x []float32, w float64) {
 	}
 }
 
+// outersRows is how many rows AddOuters adds up in float32 before they go to float64.
+const outersRows = 128
+
+// AddOuters adds w x x^T of many rows x of d numbers to sum, [d, d], for weights that are not
+// negative; nil for ones. Products and short sums are in float32: errors of about 1e-6 of the
+// terms of each number, many times faster than AddOuter.
+func AddOuters(sum []float64, x []float32, weights []float64, d int) {
+	if len(x) == 0 {
+		return
+	}
+	var w gemm.Weights
+	var turned []float32
+	rows, out := make([]float32, outersRows*d), make([]float32, d*d)
+	for at := 0; at*d < len(x); at += outersRows {
+		part := rows[:copy(rows, x[at*d:])]
+		n := len(part) / d
+		if weights != nil {
+			for r, weight := range weights[at : at+n] {
+				root := float32(math.Sqrt(weight))
+				for i, v := range part[r*d : (r+1)*d] {
+					part[r*d+i] = float32(v * root)
+				}
+			}
+		}
+		w.PackT(d, n, part, d, 1)
+		turned = gemm.Transpose(turned, part, n, d)
+		gemm.Mul(out, d, turned, n, d, &w, 1)
+		AddTo32(sum, out)
+	}
+}
+
 // AddTo32 adds x to dst, element by element.
 func AddTo32(dst []float64, x []float32) {
 	for i, v := range x {

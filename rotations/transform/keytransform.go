@@ -364,7 +364,7 @@ func (p *transformProgram) at(ctx context.Context, x []float64) (*transformPoint
 	d, half := p.d, p.d/2
 	m := &transformPoint{x: x}
 	var err error
-	if m.values, m.vectors, err = linalg.Eigen(ctx, x, d); err != nil {
+	if m.values, m.vectors, err = linalg.EigenQL(ctx, x, d); err != nil {
 		return nil, err
 	}
 	// tr(e^X K e^X) = sum_i e^(2 l_i) v_i^T K v_i

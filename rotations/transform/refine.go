@@ -123,8 +123,9 @@ func FitValueTransform(ctx context.Context, x *KeySample, cache CacheRow) (*KeyT
 		return nil, err
 	}
 	moment := make([]float64, d*d)
-	for n, w := range x.Weights {
-		linalg.AddOuter(moment, x.Keys[n*d:(n+1)*d], w/total)
+	linalg.AddOuters(moment, x.Keys, x.Weights, d)
+	for i := range moment {
+		moment[i] /= total
 	}
 	m, err := meanTransform(ctx, moment, x.Metric, d)
 	if err != nil {
@@ -233,7 +234,7 @@ func meanTransform(ctx context.Context, k, q []float64, d int) (*KeyTransform, e
 		return nil, fmt.Errorf("%w: second moment of values: %w", ErrNoTransform, err)
 	}
 	lt := linalg.Transpose(l, d)
-	values, vectors, err := linalg.Eigen(ctx, linalg.Product(linalg.Product(lt, shrunk(q), d), l, d), d)
+	values, vectors, err := linalg.EigenQL(ctx, linalg.Product(linalg.Product(lt, shrunk(q), d), l, d), d)
 	if err != nil {
 		return nil, err
 	}
@@ -269,8 +270,9 @@ type blockObjective struct {
 
 	noise, drift float64 // of the last value
 	k, z, g, gz  []float32
+	powers       []float64 // [block]
 	w            gemm.Weights
-	c32, t       []float32
+	c32, t, gt   []float32
 	// of drifts: the mix of queries, and the keys of a window
 	mix, byRow, byColumn gemm.Weights
 }
@@ -290,6 +292,9 @@ type objectiveWindow struct {
 // shapeStretch is how many queries are multiplied at a time: with the keys up to the
 // last that one of them sees.
 const shapeStretch = 64
+
+// keyStretch is how many keys get their gradients at a time: from the queries that see any of them.
+const keyStretch = 192
 
 // turns are the rotations of RoPE of some rows.
 type turns struct {
@@ -342,7 +347,7 @@ func newBlockObjective(ctx context.Context, m *KeyTransform, x *RefineSample, o 
 	p := &blockObjective{d: d, block: block, n: n, pairs: x.Pairs, row: o.Cache, h: o.Cache.matrix(d, x.Pairs),
 		kappa: o.Penalty, scale: float32(math.Sqrt(x.Scale)),
 		k: make([]float32, n*d), z: make([]float32, n*d), g: make([]float32, n*d), gz: make([]float32, n*d),
-		c32: make([]float32, d*d)}
+		c32: make([]float32, d*d), powers: make([]float64, block)}
 	p.enter.PackRows(d, d, linalg.Float32(p.h), d, 1)
 	p.leave.PackT(d, d, linalg.Float32(p.h), d, 1)
 	total, err := x.total()
@@ -582,8 +587,8 @@ func (p *blockObjective) at(ctx context.Context, c, inverse []float64) (float64,
 	return p.noise + p.drift, g
 }
 
-// tiniest is the largest number of a block below which it counts as 0.
-const tiniest = 1e-30
+// tiniest is the sum of eighth powers of a block below which the block counts as 0.
+const tiniest = 1e-240
 
 // stores sets the noise, for traces tq of the queries over the blocks, and its gradient
 // with respect to z. It returns the share of each block's keys in the noise.
@@ -594,28 +599,18 @@ func (p *blockObjective) stores(tq []float64) []float64 {
 		for b := range tq {
 			at := r*p.d + b*p.block
 			z, g := p.z[at:at+p.block], p.gz[at:at+p.block]
-			top := float32(0)
-			for _, v := range z {
-				top = max(top, v, -v)
-			}
-			if top < tiniest {
+			sum := sevenths(p.powers, z)
+			if sum < tiniest {
 				clear(g)
 				continue
 			}
-			var sum float64
-			inverse := 1 / top
-			for i, v := range z {
-				v *= inverse
-				v2 := float32(v * v)
-				v4 := float32(v2 * v2)
-				g[i] = float32(float32(v4*v2) * v)
-				sum += float64(float32(v4 * v4))
-			}
-			root := math.Sqrt(math.Sqrt(sum)) // |z|_8^2 = top^2 sum^(1/4)
-			norm := float64(float64(top)*float64(top)) * root
+			norm := math.Sqrt(math.Sqrt(sum)) // |z|_8^2
 			energy[b] += float64(float64(w*norm) * scale)
-			// Its gradient is 2 top sum^(1/4 - 1) v^7.
-			fmath.Scale(g, float32(2*w*scale*tq[b]*float64(top)*root/sum))
+			// Its gradient is 2 sum^(1/4 - 1) z^7.
+			f := 2 * w * scale * tq[b] * norm / sum
+			for i, v := range p.powers[:len(g)] {
+				g[i] = float32(v * f)
+			}
 		}
 	}
 	p.noise = 0
@@ -623,6 +618,22 @@ func (p *blockObjective) stores(tq []float64) []float64 {
 		p.noise += float64(n * tq[b])
 	}
 	return energy
+}
+
+// sevenths sets dst to the seventh powers of z and returns the sum of the eighth ones. In float64
+// no number of a cache overflows.
+func sevenths(dst []float64, z []float32) float64 {
+	dst = dst[:len(z)]
+	var even, odd float64 // two sums, so that one addition need not wait for the other
+	for i := 0; i+1 < len(z); i += 2 {
+		a, b := float64(z[i]), float64(z[i+1])
+		a2, b2 := float64(a*a), float64(b*b)
+		a4, b4 := float64(a2*a2), float64(b2*b2)
+		dst[i], dst[i+1] = float64(float64(a4*a2)*a), float64(float64(b4*b2)*b)
+		even += float64(a4 * a4)
+		odd += float64(b4 * b4)
+	}
+	return even + odd
 }
 
 // drifts sets the drift, for queries times it, adds its gradient with respect to the
@@ -658,15 +669,20 @@ func (p *blockObjective) drifts(ctx context.Context, it []float64) []float64 {
 			// Gradients: of the queries G k, of the keys G^T q.
 			gemm.MulRange(w.gq[at*d:], d, w.ds[at*keys:], keys, rows, &p.byColumn, 0, d, 0, seen, false, 1)
 		}
-		p.t = gemm.Transpose(p.t, w.ds, n, keys)
-		p.w.PackT(d, n, w.q, d, 1)
+		// (G^T q)^T = q^T G: so only what is small is transposed.
+		p.t = gemm.Transpose(p.t, w.q, n, d)
+		p.w.PackT(keys, n, w.ds, keys, 1)
+		gt := linalg.Grow(&p.gt, d*keys)
 		at := 0 // the stretch of queries that is the first to see a key
-		for j := 0; j < keys; j += shapeStretch {
+		for j := 0; j < keys; j += keyStretch {
 			for at < len(w.seen) && w.seen[at] <= j {
 				at++
 			}
-			rows := min(shapeStretch, keys-j)
-			gemm.MulRange(p.g[(w.from+j)*d:], d, p.t[j*n:], n, rows, &p.w, 0, d, min(at*shapeStretch, n), n, true, 1)
+			gemm.MulRange(gt, keys, p.t, n, d, &p.w, j, min(j+keyStretch, keys), min(at*shapeStretch, n), n, false, 1)
+		}
+		p.t = gemm.Transpose(p.t, gt, d, keys)
+		for i, v := range p.t {
+			p.g[w.from*d+i] += v
 		}
 		w.turns.undo(w.gq, d)
 		linalg.AddTo32(out, p.outer(w.gq, w.queries, n))
@@ -680,14 +696,25 @@ func (p *blockObjective) drifts(ctx context.Context, it []float64) []float64 {
 func (w *objectiveWindow) differ(r, seen int, scale, factor float32) float64 {
 	keys := w.to - w.from
 	ds, s, prob := w.ds[r*keys:r*keys+seen], w.s[r*keys:r*keys+seen], w.p[r*keys:r*keys+seen]
-	var mean, square float64
-	for j, v := range ds {
-		v = float32(v*scale) - s[j]
-		ds[j] = v
-		pv := float64(prob[j]) * float64(v)
-		mean += pv
-		square += float64(pv * float64(v))
+	var means, squares [2]float64 // two sums each, so that one addition need not wait for the other
+	j := 0
+	for ; j+1 < len(ds); j += 2 {
+		a, b := float32(ds[j]*scale)-s[j], float32(ds[j+1]*scale)-s[j+1]
+		ds[j], ds[j+1] = a, b
+		pa, pb := float64(prob[j])*float64(a), float64(prob[j+1])*float64(b)
+		means[0] += pa
+		means[1] += pb
+		squares[0] += float64(pa * float64(a))
+		squares[1] += float64(pb * float64(b))
 	}
+	if j < len(ds) {
+		a := float32(ds[j]*scale) - s[j]
+		ds[j] = a
+		pa := float64(prob[j]) * float64(a)
+		means[0] += pa
+		squares[0] += float64(pa * float64(a))
+	}
+	mean, square := means[0]+means[1], squares[0]+squares[1]
 	for j, v := range ds {
 		ds[j] = float32(float32(prob[j]*(v-float32(mean))) * factor)
 	}

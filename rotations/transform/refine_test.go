@@ -173,7 +173,7 @@ func TestShapeGolden(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := fmt.Sprintf("%x", h.Sum(nil)[:8]); got != "0fab08bf6a131450" {
+	if got := fmt.Sprintf("%x", h.Sum(nil)[:8]); got != "fbcf1a2cf256650e" {
 		t.Errorf("the digest is %s", got)
 	}
 }

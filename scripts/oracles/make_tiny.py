@@ -31,7 +31,7 @@ import tempfile
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 WINDOWS, T = 2, 36
 LONG, LONG_T = ("llama", "mistral-window", "gemma3"), 80  # longer than the blocks of 64 queries in the Go code
@@ -95,6 +95,15 @@ gemma4 = family("gemma4_text", "Gemma4ForCausalLM", hidden_activation="gelu_pyto
 
 def without(cfg, *keys):
     return {k: v for k, v in cfg.items() if k not in keys}
+
+
+def wrapped(model_type, cls, text, **beside):
+    """A multimodal checkpoint around a language model."""
+    return dict(architectures=[cls], model_type=model_type, text_config=without(text, "architectures"),
+                tie_word_embeddings=text["tie_word_embeddings"], bos_token_id=1, eos_token_id=2, **beside)
+
+
+VISION = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, patch_size=4, image_size=8)
 
 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
@@ -184,6 +193,23 @@ MODELS = {
     "gemma4-kv": (without(gemma4(num_hidden_layers=4, hidden_size_per_layer_input=0, num_kv_shared_layers=0, attention_k_eq_v=True,
                                  num_key_value_heads=2, num_global_key_value_heads=1, num_attention_heads=4,
                                  layer_types=["sliding_attention", "full_attention"] * 2), "rope_theta"), "bfloat16", None),
+    # Language models inside multimodal checkpoints.
+    "gemma4-mm": (wrapped("gemma4", "Gemma4ForConditionalGeneration", without(
+        gemma4(num_hidden_layers=5, hidden_size_per_layer_input=4, num_kv_shared_layers=1, use_double_wide_mlp=False,
+               layer_types=["sliding_attention", "full_attention"] * 2 + ["full_attention"]), "rope_theta"),
+        vision_config=dict(model_type="gemma4_vision", num_key_value_heads=2, head_dim=4, position_embedding_size=16, **VISION)),
+        "bfloat16", None),
+    "gemma4-unified": (wrapped("gemma4_unified", "Gemma4UnifiedForConditionalGeneration", dict(without(
+        gemma4(num_hidden_layers=4, num_kv_shared_layers=0, attention_k_eq_v=True, num_key_value_heads=2, num_global_key_value_heads=1,
+               num_attention_heads=4, layer_types=["sliding_attention", "full_attention"] * 2),
+        "rope_theta", "vocab_size_per_layer_input"), model_type="gemma4_unified_text"),
+        vision_config=dict(model_type="gemma4_unified_vision", patch_size=2, pooling_kernel_size=1, mm_embed_dim=8, mm_posemb_size=4,
+                           output_proj_dims=24), audio_config=dict(model_type="gemma4_unified_audio", audio_embed_dim=8)),
+        "bfloat16", None),
+    "gemma3-mm": (wrapped("gemma3", "Gemma3ForConditionalGeneration", gemma3(sliding_window_pattern=2, num_hidden_layers=3),
+                          vision_config=dict(model_type="siglip_vision_model", **VISION), mm_tokens_per_image=4), "bfloat16", None),
+    "mistral3-mm": (wrapped("mistral3", "Mistral3ForConditionalGeneration", mistral(num_hidden_layers=2),
+                            vision_config=dict(model_type="pixtral", head_dim=4, **VISION)), "bfloat16", None),
     # 62 layers: stock GGUF runtimes take 1/sqrt(hidden/heads) for the scale.
     "gemma3-62": (gemma3(num_hidden_layers=62, hidden_size=16, intermediate_size=8, head_dim=4, query_pre_attn_scalar=8,
                          sliding_window_pattern=6), "bfloat16", None),
@@ -198,19 +224,20 @@ def fill(model, name):
     """Random weights under which attention and logits are far from uniform, and
     every gain and bias matters."""
     rng = np.random.default_rng(seed(name))
-    gemma = model.config.model_type == "gemma3_text"
-    late = model.config.model_type in ("olmo2", "olmo3", "exaone4")  # nothing is normed before attention and FFN
+    config = model.config.get_text_config()
+    gemma = config.model_type == "gemma3_text"
+    late = config.model_type in ("olmo2", "olmo3", "exaone4")  # nothing is normed before attention and FFN
     with torch.no_grad():
         for n, p in model.named_parameters():
             x = rng.standard_normal(p.shape)
             if n.endswith("norm.weight"):
                 # Gains of queries and keys set how sharp attention is.
                 mean = 1.5 if n.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
-                if model.config.model_type == "gemma4_text":
+                if config.model_type in ("gemma4_text", "gemma4_unified_text"):
                     mean = 0.5  # scores are not scaled
                 # In a deep sandwich small steps keep rounding errors from growing layer by layer.
                 if gemma and ".post_" in n:
-                    mean = min(1.0, 7 / model.config.num_hidden_layers)
+                    mean = min(1.0, 7 / config.num_hidden_layers)
                 x = mean + 0.3 * x - (1.0 if gemma else 0.0)
             elif n.endswith("layernorm.weight"):
                 x = (1.5 if "query_" in n or "key_" in n else 1.0) + 0.3 * x
@@ -270,8 +297,14 @@ def dump(folder, name, doc, indent=1):
         f.write("\n")
 
 
+def auto(cfg):
+    return AutoModelForImageTextToText if "text_config" in cfg else AutoModelForCausalLM
+
+
 def load(folder, dtype):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager").eval()
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+        cls = auto(json.load(f))
+    return cls.from_pretrained(folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager").eval()
 
 
 def run(model, ids):
@@ -286,7 +319,7 @@ def make(root, name):
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     dump(folder, "config.json", cfg)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    model = auto(cfg).from_config(AutoConfig.from_pretrained(folder))
     fill(model, name)
     with tempfile.TemporaryDirectory() as tmp:
         model.to(getattr(torch, dtype)).save_pretrained(tmp, **({"max_shard_size": shard} if shard else {}))

@@ -260,7 +260,7 @@ func TestEveryCheckFails(t *testing.T) {
 			if c == gg {
 				editGGUF(t, model(dir), dropKeys("general.phaseconv."), nil)
 			} else {
-				put(t, filepath.Join(dir, "config.json"), `"phaseconv": {`, `"phasecomb": {`)
+				put(t, filepath.Join(dir, "config.json"), `"phaseconv": {`, `"pool_type": {`)
 			}
 			record(t, dir)
 		}, []string{"phaseconv"}},

@@ -6,8 +6,6 @@ import (
 	"slices"
 
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/kernels/gemm"
-	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
 // GradientOptions of Model.Gradients.
@@ -133,71 +131,4 @@ func (m *Model) gradients(ctx context.Context, b *batch, first int, o *GradientO
 		step()
 	}
 	return nil
-}
-
-// GradientMoments sums E[g g^T] of one layer, in float64: of the concatenated keys of all KV
-// heads, of the values, and of both, keys first.
-type GradientMoments struct {
-	Rows int // tokens so far
-	K, V []float64
-	// Joint is [2D, 2D] for D = n_kv_heads*head_dim; K and V, [D, D], are its diagonal blocks.
-	Joint []float64
-
-	d, threads int
-	x, xt, out []float32
-	w          gemm.Weights
-}
-
-// NewGradientMoments returns empty sums for rows of n_kv_heads*head_dim numbers.
-func NewGradientMoments(d, threads int) *GradientMoments {
-	return &GradientMoments{d: d, threads: parallel.Threads(threads), K: make([]float64, d*d), V: make([]float64, d*d),
-		Joint: make([]float64, 4*d*d)}
-}
-
-// momentRows is how many products are added up in float32 before they go to float64.
-const momentRows = 64
-
-// Add adds rows of gradients, [rows, D] each; Gradient.DK and DV, or those turned into the basis
-// of a code. It adds sums, not means: divide by Rows. Rows go in blocks of momentRows, so that
-// calls with a multiple of that give the same bits however they are cut.
-func (s *GradientMoments) Add(dk, dv []float32) error {
-	d := s.d
-	n := len(dk) / d
-	if len(dk) != n*d || len(dv) != n*d {
-		return fmt.Errorf("gradients of %d and %d numbers are no rows of %d", len(dk), len(dv), d)
-	}
-	s.x = slices.Grow(s.x[:0], momentRows*2*d)[:momentRows*2*d]
-	s.out = slices.Grow(s.out[:0], 4*d*d)[:4*d*d]
-	for at := 0; at < n; at += momentRows {
-		rows := min(momentRows, n-at)
-		for r := range rows {
-			copy(s.x[r*2*d:], dk[(at+r)*d:(at+r+1)*d])
-			copy(s.x[r*2*d+d:], dv[(at+r)*d:(at+r+1)*d])
-		}
-		x := s.x[:rows*2*d]
-		s.w.PackT(2*d, rows, x, 2*d, 1)
-		s.xt = gemm.Transpose(s.xt, x, rows, 2*d)
-		gemm.Mul(s.out, 2*d, s.xt, rows, 2*d, &s.w, s.threads)
-		for i, v := range s.out {
-			s.Joint[i] += float64(v)
-		}
-	}
-	for i := range d {
-		copy(s.K[i*d:(i+1)*d], s.Joint[i*2*d:])
-		copy(s.V[i*d:(i+1)*d], s.Joint[(d+i)*2*d+d:])
-	}
-	s.Rows += n
-	return nil
-}
-
-// GradientMoments runs Gradients and returns the sums of every layer, of keys after RoPE and of
-// values. They take 6 (n_kv_heads*head_dim)^2 numbers a layer.
-func (m *Model) GradientMoments(ctx context.Context, windows [][]int32, o GradientOptions) ([]*GradientMoments, error) {
-	out := make([]*GradientMoments, len(m.Config.Layers))
-	for l := range out {
-		y := &m.Config.Layers[l]
-		out[l] = NewGradientMoments(y.KVHeads*y.HeadDim, m.Threads)
-	}
-	err := m.Gradients(ctx, windows, o, func(g *Gradient) error { return out[g.Layer].Add(g.DK, g.DV) })
-	return out, err
 }

@@ -425,43 +425,6 @@ func softmaxed64(x []float64, scale float64) []float64 {
 	return softmaxed(y)
 }
 
-// TestGradientMoments: the sums are those of the gradients, and their blocks those of K and V.
-func TestGradientMoments(t *testing.T) {
-	c := tiny.Open(t, "llama", tiny.Options{})
-	m := New(c.Config, c, 2)
-	windows := tiny.Windows(c.Config, 2, 50)
-	o := GradientOptions{Seed: 1}
-	s, err := m.GradientMoments(t.Context(), windows, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := collect(t, m, windows, o)
-	d := c.Config.Layers[0].KVHeads * c.Config.Layers[0].HeadDim
-	for l := range s {
-		want := make([]float64, 4*d*d)
-		for r := range 100 {
-			row := slices.Concat(g.k[l][r*d:(r+1)*d], g.v[l][r*d:(r+1)*d])
-			for i, a := range row {
-				for j, b := range row {
-					want[i*2*d+j] += float64(a) * float64(b)
-				}
-			}
-		}
-		top := slices.Max(want)
-		for i := range want {
-			if math.Abs(want[i]-s[l].Joint[i]) > 1e-5*top {
-				t.Fatalf("layer %d, entry %d: %g, want %g", l, i, s[l].Joint[i], want[i])
-			}
-		}
-		if s[l].Rows != 100 || s[l].K[d+2] != s[l].Joint[2*d+2] || s[l].V[d+2] != s[l].Joint[(d+1)*2*d+d+2] {
-			t.Errorf("layer %d: %d rows, or blocks that are not those of the whole", l, s[l].Rows)
-		}
-	}
-	if err := s[0].Add(make([]float32, d), nil); err == nil {
-		t.Error("keys without values")
-	}
-}
-
 // TestGradientRefusals: what has no backward pass, or no labels, is refused before work begins, and
 // an error of the caller ends it.
 func TestGradientRefusals(t *testing.T) {

@@ -184,6 +184,37 @@ func TestGoldenCard(t *testing.T) {
 	golden(t, "card.md", b.String())
 }
 
+// TestHostileNames: a name is neither a line, nor a tag, nor a link of a card, nor a command in it.
+func TestHostileNames(t *testing.T) {
+	const evil = "a\"b: [x](http://evil)\r\nlicense: mit\n---\n```\n# <img src=x onerror=alert(1)>\u2028"
+	m := fixture(t)
+	m.Name, m.Manifest.Source.Name, m.Manifest.Calibration.Name, m.Manifest.Model.Family = evil, evil, evil, evil
+	m.Manifest.Artifacts[0].Model = "m'; touch `x` .gguf"
+	m.Manifest.Measured.Text.Name = evil
+	m.Manifest.Measured.Contract = []spec.Check{{Check: "files", Detail: evil}}
+	var b bytes.Buffer
+	if err := Card(&b, m, CardOptions{Name: evil, QuantizedBy: evil}); err != nil {
+		t.Fatal(err)
+	}
+	body, _, _ := strings.Cut(b.String(), "```bibtex")
+	front, body, _ := strings.Cut(strings.TrimPrefix(body, "---\n"), "\n---\n")
+	if n := strings.Count(front, "\n"); n != 7 {
+		t.Errorf("the front matter has %d line ends lines:\n%s", n, front)
+	}
+	card := regexp.MustCompile("(?m)`[^`\n]+`|^\\|.*$").ReplaceAllString(body, "")
+	for _, bad := range []string{"\nlicense: mit", "[x](", "\r", "\u2028", "\n# \\", "\n```\n#"} {
+		if strings.Contains(card, bad) {
+			t.Errorf("%q is in the card:\n%s", bad, card)
+		}
+	}
+	if n := strings.Count(card, "<img") - strings.Count(card, `\<img`); n != 0 {
+		t.Errorf("%d tags in the card:\n%s", n, card)
+	}
+	if !strings.Contains(b.String(), `llama-cli -m 'm'\''; touch  x  .gguf'`) {
+		t.Errorf("a file name is a command:\n%s", b.String())
+	}
+}
+
 // void elements have no end tag.
 var void = map[string]bool{"meta": true, "input": true, "br": true, "wbr": true, "link": true, "img": true}
 

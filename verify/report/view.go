@@ -200,6 +200,17 @@ func (v *view) coded() (coded, left string) {
 	return "keys and values", ""
 }
 
+// Coded says what is coded, and how.
+func (v *view) Coded() string {
+	switch {
+	case v.Bytes == nil:
+		return missing
+	case v.Whole():
+		return "keys and values, " + v.Code
+	}
+	return "keys, " + v.Code
+}
+
 // wholeBytes is what keys and values of a sequence take with this file, the tokens that stay F16
 // included. Files of earlier programs do not say what values take: as much as keys, then.
 func (v *view) wholeBytes(ctx int) (coded, f16 float64) {
@@ -730,7 +741,7 @@ func bibEscape(s string) string {
 	out := []rune{}
 	for _, r := range s {
 		switch r {
-		case '{', '}', '\\', '%', '\n':
+		case '{', '}', '\\', '%', '`', '\n', '\r':
 			continue
 		case '_', '&', '#', '$':
 			out = append(out, '\\')

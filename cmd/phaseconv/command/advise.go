@@ -39,6 +39,8 @@ conversion to try for a smaller one. Nothing is written.
 Of each context the second half is scored. Sizes are those of the whole cache as
 llama.cpp allocates it for one sequence of that context.
 
+` + hubToo + `
+
 Examples:
   phaseconv advise model.gguf
   phaseconv advise ./SmolLM2-135M --ctx 512,4096 --max-kld 0.01
@@ -459,14 +461,14 @@ func openConverted(ctx context.Context, report progress.Func, path, container st
 
 func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	for i, t := range a.Texts {
-		fmt.Fprintf(w, "%s, %d windows of %d tokens, PPL %.4f\n", t.Name, t.Windows, t.Context, a.BasePPL[i])
+		say(w, "%s, %d windows of %d tokens, PPL %.4f\n", t.Name, t.Windows, t.Context, a.BasePPL[i])
 	}
 	rotation := ""
 	if !a.Rotation {
 		rotation = ", attention rotation off"
 	}
 	for _, n := range a.Notes {
-		fmt.Fprintf(w, "note: %s\n", n)
+		say(w, "note: %s\n", n)
 	}
 	fmt.Fprintf(w, "compared with: %s%s%s\n", a.Base, rotation, roundedNote(a.RoundedInputs))
 	if a.Backend != "" {

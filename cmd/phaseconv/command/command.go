@@ -37,7 +37,9 @@ var errGate = errors.New("below the gate")
 // Run executes the command line and returns the exit code.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	out := &checkedWriter{w: stdout}
-	app := root(out, stderr)
+	messages := &closingWriter{w: stderr}
+	defer messages.Close()
+	app := root(out, messages)
 	err := app.Run(ctx, args)
 	if err == nil && out.err == nil {
 		return exitGood
@@ -46,23 +48,23 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var exit cli.ExitCoder // of the library that reads the command line: unknown topics of help and the like
 	switch {
 	case out.err != nil: // a result that nobody can read is none
-		fmt.Fprintln(stderr, "phaseconv: standard output:", printable(out.err.Error()))
+		fmt.Fprintln(messages, "phaseconv: standard output:", printable(out.err.Error()))
 	case errors.As(err, &exit):
 		text, _, suggested := strings.Cut(err.Error(), "'. ")
 		if suggested {
 			text += "'"
 		}
-		fmt.Fprintln(stderr, "phaseconv:", printable(text)+"; see phaseconv --help")
+		fmt.Fprintln(messages, "phaseconv:", printable(text)+"; see phaseconv --help")
 		return exitUsage
 	case errors.Is(err, errGate):
 		return exitFailed
 	case errors.As(err, &use):
-		fmt.Fprintln(stderr, "phaseconv:", printable(describe(use)))
+		fmt.Fprintln(messages, "phaseconv:", printable(describe(use)))
 		return exitUsage
 	case errors.Is(err, context.Canceled):
-		fmt.Fprintln(stderr, "phaseconv: interrupted; nothing was left behind")
+		fmt.Fprintln(messages, "phaseconv: interrupted; nothing was left behind")
 	default:
-		fmt.Fprintln(stderr, "phaseconv:", printable(err.Error()))
+		fmt.Fprintln(messages, "phaseconv:", printable(err.Error()))
 	}
 	return exitFailed
 }
@@ -225,7 +227,7 @@ func evaluationText(path string) (ppl.Text, error) {
 
 // notes returns a function that prints what is worth knowing and is no error.
 func notes(stderr io.Writer) func(text string) {
-	return func(text string) { fmt.Fprintln(stderr, "phaseconv: note:", text) }
+	return func(text string) { say(stderr, "phaseconv: note: %s\n", text) }
 }
 
 // printNotes prints what is to know of how a model was read; nil has nothing.
@@ -282,7 +284,13 @@ func base(s string) string {
 }
 
 func threadsFlag() cli.Flag {
-	return &cli.IntFlag{Name: "threads", Usage: "processor threads; results do not depend on it", DefaultText: "all"}
+	return &cli.IntFlag{Name: "threads", Usage: "processor threads; results do not depend on it", DefaultText: "all",
+		Validator: func(n int) error {
+			if n < 0 {
+				return usagef("--threads %d: it cannot be negative; 0 is all that the machine offers", n)
+			}
+			return nil
+		}}
 }
 
 func jsonFlag() cli.Flag {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -241,7 +243,10 @@ const codeJoint = "joint"
 
 // jointOptions reads how keys and values are coded together.
 func jointOptions(c *cli.Command, o *convert.Options) error {
-	if c.String("code") != codeJoint {
+	if code := c.String("code"); code != codeJoint {
+		if _, err := codec.ParseKind(code); err != nil {
+			return usagef("--code %q: %w or %s", code, err, codeJoint)
+		}
 		for _, f := range []string{"bits-kv", "parts", "span", "trade", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
@@ -332,7 +337,7 @@ func printPlan(w io.Writer, p *plan.Plan) {
 	t.print(w)
 	fmt.Fprintln(w)
 	for _, x := range p.Warnings {
-		fmt.Fprintf(w, "warning: %s\n", x)
+		say(w, "warning: %s\n", x)
 	}
 	t = newTable("tensor", "shape", "from", "to", "action", "why")
 	counts := map[plan.Action]int{}
@@ -361,26 +366,31 @@ func printPlan(w io.Writer, p *plan.Plan) {
 
 func printConversion(w io.Writer, out string, r *convert.Result) {
 	m := r.Manifest
-	fmt.Fprintf(w, "%s: %s, %d layers, %d KV heads of %d\n", m.Source.Name, m.Model.Family, m.Model.Layers,
+	say(w, "%s: %s, %d layers, %d KV heads of %d\n", m.Source.Name, m.Model.Family, m.Model.Layers,
 		m.Model.KVHeads, m.Model.HeadDim)
 	for _, id := range m.Identities {
 		if id.Applied {
-			fmt.Fprintf(w, "folded %s (%s) into %d tensors\n", id.ID, id.Name, id.Tensors)
+			say(w, "folded %s (%s) into %d tensors\n", id.ID, id.Name, id.Tensors)
 		}
 	}
 	for _, p := range r.Plans {
 		for _, x := range p.Warnings {
-			fmt.Fprintf(w, "warning: %s\n", x)
+			say(w, "warning: %s\n", x)
 		}
 	}
 	printFusion(w, m.Fusion)
 	fmt.Fprintln(w)
 	printVerify(w, r.Verify)
-	fmt.Fprintf(w, "\nwritten to %s:\n", out)
+	say(w, "\nwritten to %s:\n", out)
 	for _, f := range m.Files {
-		fmt.Fprintf(w, "  %-28s %12d bytes\n", f.Name, f.Bytes)
+		say(w, "  %-28s %12d bytes\n", f.Name, f.Bytes)
 	}
-	fmt.Fprintf(w, "and %s, which lists them and what was measured\n", spec.ManifestName)
+	say(w, "and %s, which lists them and what was measured", spec.ManifestName)
+	page := filepath.Join(out, spec.ReportName)
+	if _, err := os.Stat(page); err == nil {
+		say(w, "; %s shows it", page)
+	}
+	fmt.Fprintln(w)
 }
 
 // printFusion shows how the change of keys was chosen and what it brings.
@@ -388,7 +398,7 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 	if f == nil {
 		return
 	}
-	fmt.Fprintf(w, "\nkeys for a %s/%s cache at context %d, compared on %d later tokens of %s\n", f.KType, f.VType,
+	say(w, "\nkeys for a %s/%s cache at context %d, compared on %d later tokens of %s\n", f.KType, f.VType,
 		f.TargetCtx, f.Text.Tokens, f.Text.Name)
 	t := newTable("change", "KLD", "±", "PPL ratio", "same top", "cost with f16 caches", "")
 	for _, x := range f.Tried {
@@ -403,8 +413,11 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 			fmt.Sprintf("%.1f %%", 100*x.SameTop), cost, mark)
 	}
 	t.print(w)
+	if len(f.Tried) > 0 && f.Chosen == f.Tried[0].Name {
+		fmt.Fprintln(w, "no change brings a gain that is clear on this text: the weights keep their values")
+	}
 	if f.Refused != "" {
-		fmt.Fprintf(w, "key biases are not shifted: %s\n", f.Refused)
+		say(w, "key biases are not shifted: %s\n", f.Refused)
 	}
 	if len(f.Measured) == 0 {
 		return

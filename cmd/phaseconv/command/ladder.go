@@ -160,7 +160,7 @@ func printLadder(w io.Writer, res *spec.LadderJSON) {
 		return fmt.Sprintf(format, *p*scale)
 	}
 	first := res.Records[0]
-	fmt.Fprintf(w, "%s; fitted to %s, measured on %s\n", first.Source.Name, first.Fit.Name, first.Eval.Name)
+	say(w, "%s; fitted to %s, measured on %s\n", first.Source.Name, first.Fit.Name, first.Eval.Name)
 	for i, r := range res.Records {
 		if i == 0 || r.Ctx != res.Records[i-1].Ctx {
 			fmt.Fprintf(w, "\n%d tokens, %d windows fitted to, %d measured\n\n", r.Ctx, r.Fit.Windows, r.Eval.Windows)

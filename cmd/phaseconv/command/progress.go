@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -12,15 +13,45 @@ import (
 	"golang.org/x/term"
 )
 
-// logEvery is how often progress is written where there is no terminal.
-const logEvery = 5 * time.Second
+// logEvery is how often progress is written where there is no terminal, and longestSilence how long a step
+// may take over one part of its work before a line says that it is still at it.
+const (
+	logEvery       = 5 * time.Second
+	longestSilence = 12 * time.Second
+)
 
 // showProgress shows steps as bars on a terminal, and as lines elsewhere.
 func showProgress(w io.Writer) progress.Func {
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	under := w
+	if x, ok := w.(*closingWriter); ok {
+		under = x.w
+	}
+	if f, ok := under.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return bars(f)
 	}
-	return lines(w, time.Now)
+	return lines(w)
+}
+
+// A closingWriter drops what is written after Close: a line of progress that comes too late.
+type closingWriter struct {
+	mu     sync.Mutex
+	w      io.Writer
+	closed bool
+}
+
+func (c *closingWriter) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return len(p), nil
+	}
+	return c.w.Write(p)
+}
+
+func (c *closingWriter) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
 }
 
 func bars(f *os.File) progress.Func {
@@ -53,30 +84,69 @@ func pace(done, rest int, spent time.Duration) string {
 	return fmt.Sprintf(", %.3g/s, %s left", rate, left.Round(time.Second))
 }
 
-// lines writes what is done, at most once in logEvery by the clock now, and when a step ends.
-func lines(w io.Writer, now func() time.Time) progress.Func {
+// lines writes what is done, at most once in logEvery, when a step ends, and after longestSilence.
+func lines(w io.Writer) progress.Func {
+	l := &lineLog{w: w, last: time.Now()}
+	return l.report
+}
+
+// A lineLog is progress as lines.
+type lineLog struct {
+	w  io.Writer
+	mu sync.Mutex // of what follows
 	// No step is silent for long because its first report comes late: what counts is when
 	// the last line of any step was written.
-	last := now()
-	var begin time.Time
-	current, first := "", 0
-	return func(step string, done, total int) {
-		at := now()
-		if step != current {
-			current, begin, first = step, at, done
-		}
-		if done == total && total == 1 && at.Sub(begin) < time.Second {
-			current = "" // over before anybody wondered
-			return
-		}
-		if done == total {
-			fmt.Fprintf(w, "%s: done, %d of %d, %s\n", step, done, total, at.Sub(begin).Round(100*time.Millisecond))
-			last, current = at, ""
-			return
-		}
-		if at.Sub(last) >= logEvery {
-			last = at
-			fmt.Fprintf(w, "%s: %d of %d%s\n", step, done, total, pace(done-first, total-done, at.Sub(begin)))
-		}
+	last               time.Time
+	current            string // step, "" for none
+	begin              time.Time
+	first, done, total int
+	beat               *time.Timer // while there is a step
+}
+
+func (l *lineLog) report(step string, done, total int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := time.Now()
+	if step != l.current {
+		l.current, l.begin, l.first = step, at, done
 	}
+	l.done, l.total = done, total
+	if done == total {
+		// What is over before anybody wondered needs no line.
+		if total != 1 || at.Sub(l.begin) >= time.Second {
+			fmt.Fprintf(l.w, "%s: done, %d of %d, %s\n", step, done, total, at.Sub(l.begin).Round(100*time.Millisecond))
+			l.last = at
+		}
+		l.current = ""
+		if l.beat != nil {
+			l.beat.Stop()
+		}
+		return
+	}
+	if at.Sub(l.last) >= logEvery {
+		l.line(at, "")
+	}
+	l.wait()
+}
+
+// line says how far the step is.
+func (l *lineLog) line(at time.Time, still string) {
+	l.last = at
+	fmt.Fprintf(l.w, "%s: %s%d of %d%s\n", l.current, still, l.done, l.total,
+		pace(l.done-l.first, l.total-l.done, at.Sub(l.begin)))
+}
+
+// wait sees to it that there is a line before silence is too long.
+func (l *lineLog) wait() {
+	if l.beat != nil {
+		l.beat.Stop()
+	}
+	l.beat = time.AfterFunc(longestSilence-time.Since(l.last), func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if at := time.Now(); l.current != "" && at.Sub(l.last) >= longestSilence {
+			l.line(at, "still ")
+			l.wait()
+		}
+	})
 }

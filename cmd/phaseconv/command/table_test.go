@@ -21,6 +21,11 @@ func TestPrintable(t *testing.T) {
 	if s := "two\nlines, grüße, 日本"; printable(s) != s {
 		t.Errorf("%q", printable(s))
 	}
+	var line bytes.Buffer
+	say(&line, "%s: %d\n", "x\n"+hostile, 1)
+	if got, want := line.String(), `x\na\x1b[2J\u009b31m\u202eb\tc: 1`+"\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
 	name := `a\u001b[2J\u009b31m`
 	for header, code := range map[string]int{
 		`{"__metadata__":{"` + name + `":"` + name + `"},"` + name +

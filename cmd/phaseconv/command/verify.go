@@ -163,7 +163,7 @@ func printContract(w io.Writer, checks []spec.Check) {
 		if !c.OK {
 			mark = "FAILED"
 		}
-		fmt.Fprintf(w, "  %s  %s: %s\n", mark, c.Check, c.Detail)
+		say(w, "  %s  %s: %s\n", mark, c.Check, c.Detail)
 	}
 }
 
@@ -191,7 +191,7 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		if p.Kernels {
 			by = "decode kernels"
 		}
-		fmt.Fprintf(w, "\n%s, %d windows of %d tokens, %d tokens scored, code %s, anchor %d, sink %d, recent %d, %s\n",
+		say(w, "\n%s, %d windows of %d tokens, %d tokens scored, code %s, anchor %d, sink %d, recent %d, %s\n",
 			v.Text.Name, p.Chunks, p.Ctx, p.Tokens, p.Code, p.Anchor, p.Sink, p.Recent, by)
 		fmt.Fprintf(w, "  Mean PPL(base)        : %10.4f ± %8.4f   float keys\n", p.Float, p.FloatErr)
 		what := "1-bit keys"

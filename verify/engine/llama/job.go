@@ -130,6 +130,10 @@ const KeptBytes = 2 << 30
 // as ppl.Scores has them.
 type Measured struct {
 	Lanes []MeasuredLane `json:"lanes"`
+	// DecodeCPU is what the library's forward passes took of CPU in this job, CPU what the worker has taken
+	// since it was started, in seconds of all its threads.
+	DecodeCPU float64 `json:"decode_cpu"`
+	CPU       float64 `json:"cpu"`
 }
 
 // MeasuredLane is what a lane's context took, and how far its logits are from the base's.

@@ -154,6 +154,7 @@ func (w *Worker) Measure(ctx context.Context, win *ppl.Windows, o Measure, tick 
 	if err != nil {
 		return nil, nil, err
 	}
+	w.DecodeCPU, w.CPU = w.DecodeCPU+out.DecodeCPU, out.CPU
 	if len(out.Lanes) != len(o.Lanes) || len(blobs) != 3*len(o.Lanes) {
 		return nil, nil, fmt.Errorf("the worker gave results for %d lanes, %d were asked "+
 			"for", len(out.Lanes), len(o.Lanes))

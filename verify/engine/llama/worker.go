@@ -37,6 +37,9 @@ type Worker struct {
 	died chan struct{}
 	// patches counts those of With, references those of Compare, for their names.
 	patches, references int
+	// DecodeCPU is what the forward passes of Measure have taken, CPU all that the worker had taken at the
+	// end of the last one, in seconds of all threads.
+	DecodeCPU, CPU float64
 	// scratch are folders of temporary files.
 	scratch []string
 	mu      sync.Mutex

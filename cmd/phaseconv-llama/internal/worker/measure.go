@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"syscall"
+	"time"
 
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/graph"
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/libllama"
@@ -22,11 +24,12 @@ const batchTokens = 512
 // A lane is a context with what is special about it.
 type lane struct {
 	*libllama.Context
-	m     *model
-	patch *patch
-	info  llama.MeasuredLane
-	plan  *graph.Plan // of this context's graph, once it has run
-	want  llama.Lane
+	m        *model
+	patch    *patch
+	info     llama.MeasuredLane
+	plan     *graph.Plan // of this context's graph, once it has run
+	want     llama.Lane
+	decoding float64 // seconds of CPU that its passes took
 	// stopped: the lane has stops, in place of which nothing can be recorded.
 	stopped bool
 }
@@ -105,6 +108,8 @@ func (x *lane) run(tokens []int32, first int) (err error) {
 			}
 		}()
 	}
+	begin := cpu()
+	defer func() { x.decoding += cpu() - begin }() // before the weights are put back
 	if x.plan != nil || x.stopped {
 		return x.Decode(tokens, first)
 	}
@@ -116,6 +121,15 @@ func (x *lane) run(tokens []int32, first int) (err error) {
 	}
 	x.info.TokenBytes, x.info.CacheBytes = x.plan.CacheBytes(rowBytes)
 	return nil
+}
+
+// cpu is what this process has taken of CPU in all its threads, in seconds.
+func cpu() float64 {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return (time.Duration(u.Utime.Nano()) + time.Duration(u.Stime.Nano())).Seconds()
 }
 
 func rowBytes(typ int32, n int64) int64 {
@@ -210,7 +224,10 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 		keep.info = infos[0]
 		s.bases = append(s.bases, keep)
 	}
-	out := &llama.Measured{}
+	out := &llama.Measured{CPU: cpu()}
+	for _, x := range lanes {
+		out.DecodeCPU += x.decoding
+	}
 	var result [][]byte
 	for i, sc := range meter.Scores() {
 		infos[i].MaxAbsDLogit = sc.MaxAbsDLogit
