@@ -113,6 +113,9 @@ type Hooks struct {
 	Attention func(a *Attention) error
 	// FFN is called once per layer with the normed input of the FFN, [windows*T, hidden].
 	FFN func(layer int, x []float32) error
+	// Neurons is called with what an FFN multiplies by down, [tokens, size]: once per layer, or for
+	// every expert with its tokens and their weights in its output. Shared experts are left out.
+	Neurons func(layer, expert int, h, weights []float32) error
 }
 
 // Attention is what one layer's attention works on; rows are windows*T tokens.
