@@ -62,7 +62,13 @@ type Joint struct {
 	// Fisher takes the metric of keys and values from gradients of the model's own loss on every
 	// second window instead of from queries: a backward pass more.
 	Fisher bool
+	// Given says which groups, [layer][group], are coded given the codes of the group of the same
+	// number in the layer below, which is not given any itself; nil for none.
+	Given [][]bool
 }
+
+// given says whether a group is coded given that below.
+func (j *Joint) given(layer, group int) bool { return layer < len(j.Given) && j.Given[layer][group] }
 
 // Allocation returns what bits.Allocate needs of these options.
 func (o *Options) Allocation() bits.Options {
@@ -203,6 +209,14 @@ type fitter struct {
 	res  *Result
 
 	fisher *activations.Fisher // nil where queries are the metric
+
+	below []spread // of the groups of the layer before, where the next one is given them
+}
+
+// A spread is signs times scales of all tokens of a group.
+type spread struct {
+	rows  []float32
+	signs int
 }
 
 // passed reports layers of the forward pass, or the share of them that an engine has passed.
@@ -336,6 +350,8 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale func(h int) []float32,
 	layer *Layer) error {
 	j := f.o.Joint
+	below := f.below
+	f.below = nil
 	for i, parts := range j.Parts[a.Layer] {
 		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.fisher,
 			f.o.Threads)
@@ -344,10 +360,26 @@ func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale fun
 		}
 		s := xs[0]
 		s.Index = i
+		if j.given(a.Layer, i) {
+			s.Below, s.BelowSigns = below[i].rows, below[i].signs
+		}
 		g := Group{Tokens: s.N()}
 		if g.Code, g.Curve, err = fit.Group(ctx, j.Signs[a.Layer][i], s); err != nil {
 			return err
 		}
+		x := spread{signs: g.Code.B()}
+		if j.given(a.Layer+1, i) {
+			words, alpha := make([]uint32, s.N()*g.Code.Words()), make([]float32, s.N())
+			err := codec.Batches(ctx, s.N(), f.o.Threads, func(k0, k1 int) error {
+				w := g.Code.Words()
+				return g.Code.EncodeRows(ctx, s.Rows[k0*s.D():k1*s.D()], words[k0*w:k1*w], alpha[k0:k1])
+			})
+			if err != nil {
+				return err
+			}
+			x.rows = codec.Spread(words, alpha, x.signs)
+		}
+		f.below = append(f.below, x)
 		layer.Groups = append(layer.Groups, g)
 		f.progress(a.Layer, i+1)
 	}

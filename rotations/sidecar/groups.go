@@ -143,6 +143,9 @@ func (y *Layer) check() error {
 			return fmt.Errorf("group %d is for keys of %d and values of %d numbers, the layer has %d and %d", i, g.KeyDim,
 				g.ValueDim, y.KeyDim, y.ValueDim)
 		}
+		if g.Below != nil {
+			return fmt.Errorf("group %d is coded given the layer below, which version %d does not have", i, spec.VersionGroups)
+		}
 	}
 	return codec.CheckLayer(y.Groups, y.Heads)
 }

@@ -146,9 +146,10 @@ type LayerCache interface {
 	Cache
 	// Window takes the post-RoPE keys and the values of one window of a layer, [T, n_kv_heads *
 	// head_dim] and [T, n_kv_heads * value_dim], which it must not change, and returns the Cache
-	// of that window's heads.
+	// of that window's heads. Windows are counted from 0 within a call of Run, which takes them all
+	// through one layer after the other.
 	// It is called concurrently for different windows.
-	Window(ctx context.Context, layer int, k, v []float32) (Cache, error)
+	Window(ctx context.Context, layer, window int, k, v []float32) (Cache, error)
 }
 
 // A Tile is a block of scores: of some queries with some keys.

@@ -201,6 +201,9 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   %s\n", p.OneBit, p.OneBitErr, what)
 		fmt.Fprintf(w, "  Mean PPL(Q)/PPL(base) : %10.4f ± %8.4f\n", p.Ratio, p.RatioErr)
 		fmt.Fprintf(w, "  Mean    KLD           : %10.6f ± %8.6f\n", k.Mean, k.MeanErr)
+		for _, b := range v.Positions {
+			fmt.Fprintf(w, "    at %6d to %-6d   : %10.6f ± %8.6f\n", b.From, b.To-1, b.KLD, b.KLDErr)
+		}
 		fmt.Fprintf(w, "  Maximum KLD           : %10.6f\n", k.Max)
 		fmt.Fprintf(w, "  99.0%%   KLD           : %10.6f\n", k.P99)
 		fmt.Fprintf(w, "  Median  KLD           : %10.6f\n", k.Median)
