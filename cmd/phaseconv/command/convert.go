@@ -234,8 +234,11 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 		return nil, err
 	}
 	e, err := chosenEngine(c, on)
-	if err != nil || e.Kind != engine.Llama {
-		return func() {}, err
+	if err != nil {
+		return nil, err
+	}
+	if e.settle(o.Source); e.Kind == engine.Own {
+		return func() {}, nil
 	}
 	engines, err := e.engines(ctx, stderr)
 	if err != nil {
