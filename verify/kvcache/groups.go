@@ -3,6 +3,7 @@ package kvcache
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/family"
@@ -29,6 +30,15 @@ type Groups struct {
 
 	cfg    *family.Config
 	groups [][]*codec.Group // by layer
+
+	mu    sync.Mutex
+	below map[[3]int]storedRows // by layer, window and group, for the layer above
+}
+
+// storedRows is what a group stores of the coded tokens of a window.
+type storedRows struct {
+	words []uint32
+	alpha []float32
 }
 
 // NewGroups returns a cache for groups[layer].
@@ -60,7 +70,7 @@ func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, 
 			}
 		}
 	}
-	return &Groups{Policy: p, cfg: cfg, groups: groups}, nil
+	return &Groups{Policy: p, cfg: cfg, groups: groups, below: map[[3]int]storedRows{}}, nil
 }
 
 // Only returns the cache that codes one layer and keeps all others as they are.
@@ -72,11 +82,11 @@ type onlyGroups struct {
 }
 
 // Window implements refmodel.LayerCache.
-func (o onlyGroups) Window(ctx context.Context, layer int, k, v []float32) (refmodel.Cache, error) {
+func (o onlyGroups) Window(ctx context.Context, layer, window int, k, v []float32) (refmodel.Cache, error) {
 	if layer != o.layer {
 		return o.Groups, nil // whose Keys and Values change nothing
 	}
-	return o.Groups.Window(ctx, layer, k, v)
+	return o.Groups.Window(ctx, layer, window, k, v)
 }
 
 // Keys is part of refmodel.Cache; the forward pass calls that of the Cache from Window.
@@ -86,7 +96,7 @@ func (c *Groups) Keys(layer, head int, k []float32) (refmodel.Scorer, error) { r
 func (c *Groups) Values(layer, head int, v []float32) error { return nil }
 
 // Window implements refmodel.LayerCache.
-func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmodel.Cache, error) {
+func (c *Groups) Window(ctx context.Context, layer, window int, k, v []float32) (refmodel.Cache, error) {
 	y := &c.cfg.Layers[layer]
 	d, width := y.HeadDim, y.KVHeads*y.HeadDim
 	vd, vwidth := y.ValueDim, y.KVHeads*y.ValueDim
@@ -103,7 +113,7 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 	if c.Kernels {
 		w.storedKeys, w.storedValues = make([]*coded.Cache, y.KVHeads), make([]*coded.Cache, y.KVHeads)
 	}
-	for _, g := range c.groups[layer] {
+	for at, g := range c.groups[layer] {
 		parts := make([][]float32, len(g.Parts))
 		for i, p := range g.Parts {
 			if p.Value {
@@ -118,12 +128,28 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 			}
 			ToAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 		}
-		at := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*g.Dim(p):] }
+		coded := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*g.Dim(p):] }
 		rows := make([]float32, (T-sink)*g.D())
-		g.Concat(rows, at)
+		g.Concat(rows, coded)
+		var predicted []float32
+		if g.Below != nil {
+			x, err := c.take(layer-1, window, at)
+			if err != nil {
+				return nil, err
+			}
+			predicted = make([]float32, len(rows))
+			g.Predict(predicted, x.words, x.alpha)
+			for i, v := range predicted {
+				rows[i] -= v
+			}
+		}
 		words, alpha := make([]uint32, (T-sink)*g.Words()), make([]float32, T-sink)
 		if err := g.EncodeRows(ctx, rows, words, alpha); err != nil {
 			return nil, err
+		}
+		c.keep(layer, window, at, storedRows{words, alpha})
+		if c.Kernels && g.Below != nil {
+			return nil, fmt.Errorf("layer %d: the kernels have no codes that are given the layer below", layer)
 		}
 		if c.Kernels {
 			for i, p := range g.Parts {
@@ -140,7 +166,10 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 			continue
 		}
 		g.DecodeRows(rows, words, alpha)
-		g.Split(rows, at)
+		for i, v := range predicted {
+			rows[i] += v
+		}
+		g.Split(rows, coded)
 		for i, p := range g.Parts {
 			if p.Value {
 				keep(parts[i], v, vwidth, p.Head, vd, sink)
@@ -158,6 +187,28 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 		}
 	}
 	return w, nil
+}
+
+// keep remembers what group at of a layer stores, if the layer above is given it.
+func (c *Groups) keep(layer, window, at int, x storedRows) {
+	if layer+1 == len(c.groups) || at >= len(c.groups[layer+1]) || c.groups[layer+1][at].Below == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.below[[3]int{layer, window, at}] = x
+}
+
+// take returns what keep remembers.
+func (c *Groups) take(layer, window, at int) (storedRows, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x, ok := c.below[[3]int{layer, window, at}]
+	if !ok {
+		return x, fmt.Errorf("layer %d: the codes of layer %d, which it is given, are not there", layer+1, layer)
+	}
+	delete(c.below, [3]int{layer, window, at})
+	return x, nil
 }
 
 func (c *Groups) scale(layer, head int) []float32 {

@@ -299,6 +299,26 @@ func slug(s string) string {
 	return "model"
 }
 
+// weights tells how weights were changed for the type of a quantised file, before and after.
+func (c *card) weights() {
+	f := c.v.Manifest.FFN
+	if f == nil {
+		return
+	}
+	c.line("- chosen for %s weights, among %d changes compared on text that they were not fitted to: %s", f.FileType, len(f.Tried),
+		oneLine(f.Chosen))
+	if len(f.Measured) == 0 {
+		return
+	}
+	c.line("")
+	c.line("| after `llama-quantize ... %s`, emulated | bits per weight | KLD | PPL ratio |", f.FileType)
+	c.line("|---|---:|---:|---:|")
+	for _, x := range f.Measured {
+		c.line("| %s | %s | %s ± %s | %s |", oneLine(x.Name), fix(x.Bits, 3), sig(x.KLD), sig(x.KLDErr), fix(x.PPLRatio, 4))
+	}
+	c.line("")
+}
+
 func (c *card) details() {
 	m := c.v.Manifest
 	c.line("## How it was made")
@@ -325,6 +345,7 @@ func (c *card) details() {
 			}
 		}
 	}
+	c.weights()
 	c.line("- source: `%s`, SHA-256 `%s`", oneLine(m.Source.Name), m.Source.SHA256)
 	for _, n := range m.Notes {
 		c.line("- read so: %s", prose(n))

@@ -760,3 +760,30 @@ func TestScoreStats(t *testing.T) {
 		t.Errorf("nothing coded: %+v", s)
 	}
 }
+
+// TestWeights: section 4 and the card tell what was changed for a weight type, before and after.
+func TestWeights(t *testing.T) {
+	m := invented()
+	m.Manifest.FFN = &spec.FFNFold{Weights: "q3_k", FileType: "Q3_K_M", Mode: "auto", FitWindows: 16,
+		Text:     spec.Text{Name: "fit.txt", Tokens: 4096, Context: 512, Windows: 8},
+		Tried:    []spec.FFNTry{{Name: "as they are", Bits: 3.9, KLD: 0.5, KLDErr: 0.01}, {Name: "norms <scaled>", Bits: 3.9, KLD: 0.31}},
+		Chosen:   "norms <scaled>",
+		Measured: []spec.FFNTry{{Name: "source", Bits: 3.9, KLD: 0.52, PPLRatio: 1.2}, {Name: "converted", Bits: 3.9, KLD: 0.33, PPLRatio: 1.1}}}
+	var page, card bytes.Buffer
+	if err := Write(&page, []Model{m}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := Card(&card, m, CardOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Changed for Q3_K_M", "norms &lt;scaled&gt; (chosen)", "<th scope=\"row\">converted</th><td>3.900</td><td>0.33"} {
+		if !strings.Contains(page.String(), want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	for _, want := range []string{"chosen for Q3_K_M weights, among 2 changes", "| converted | 3.900 | 0.33"} {
+		if !strings.Contains(card.String(), want) {
+			t.Errorf("the card lacks %q", want)
+		}
+	}
+}

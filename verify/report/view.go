@@ -28,6 +28,7 @@ type view struct {
 	Beta     *betaView
 	Converge *convergeView
 	FFNView  *ffnView
+	Weights  *weightsView
 	Quality  *qualityView
 	Stock    *stockView
 	Runtime  []fact
@@ -75,6 +76,7 @@ func newView(i int, m *Model) (*view, error) {
 	v.Beta = newBeta(v)
 	v.Converge = newConverge(v)
 	v.FFNView = newFFN(v)
+	v.Weights = newWeights(v)
 	v.Quality = newQuality(v)
 	v.Stock = newStock(v)
 	v.Runtime = runtimeFacts(v)

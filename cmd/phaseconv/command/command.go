@@ -87,7 +87,7 @@ func (c *checkedWriter) Write(p []byte) (int, error) {
 var flagNames = map[string]string{
 	"Calibration": "calib", "CalibrationTokens": "calib-tokens", "Evaluation": "eval", "Exceptions": "outliers",
 	"Formats": "format", "OutType": "outtype", "MaxKLD": "max-kld", "Cache": "cache-type-k",
-	"SplitSize": "split-max-size", "BitsKV": "bits-kv",
+	"SplitSize": "split-max-size", "FFN": "ffn", "BitsKV": "bits-kv",
 }
 
 // describe puts the flag's name into an error about an option: TargetCtx is --target-ctx.
