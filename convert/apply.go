@@ -123,9 +123,7 @@ func Apply(ctx context.Context, o ApplyOptions) (_ *spec.Manifest, _ []spec.Chec
 func (o *ApplyOptions) writeModels(ctx context.Context, m *spec.Manifest, c *checkpoint.Checkpoint,
 	view *checkpoint.Edited, dir string) error {
 	ch := &plan.Changes{View: view, Identities: m.Identities, Targets: map[string][]string{}}
-	for name, e := range view.Edits {
-		ch.Targets[name] = e.By
-	}
+	ch.Retarget(c)
 	only := map[string]bool{}
 	for _, x := range m.Files {
 		only[x.Name] = true

@@ -39,8 +39,8 @@ func TestApply(t *testing.T) {
 		recipe{name: "gguf", family: "llama", gguf: true, edit: func(o *Options) { o.OutType = "q8_0" }},
 		recipe{name: "nothing folded", family: "llama", edit: func(o *Options) { o.Balance = false }},
 		recipe{name: "for a cache", family: "qwen2", tiny: tiny.Options{HeadDim: 32, Hidden: 128}, edit: func(o *Options) {
-			o.Cache, o.WeightEdits, o.TargetCtx = &kvcache.CacheTypes{K: gguf.TypeQ8_0, V: gguf.TypeF16}, plan.EditsApproximate,
-				32
+			o.Cache, o.WeightEdits = &kvcache.CacheTypes{K: gguf.TypeQ8_0, V: gguf.TypeF16}, plan.EditsApproximate
+			o.TargetCtx, o.CacheTokens = 32, 256
 		}},
 		recipe{name: "one container", family: "llama", edit: func(o *Options) { o.Formats = o.Formats[1:] }},
 	)

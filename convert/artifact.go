@@ -31,8 +31,7 @@ func (j *job) write(ctx context.Context, dir string, plans []*plan.Plan, ch *pla
 	if w.tag, err = j.tag(ctx, fitted); err != nil {
 		return nil, err
 	}
-	fold := &sidecar.Fold{SourceSHA256: w.tag.Source.SHA256, Edits: ch.View.Edits, Added: ch.View.Added}
-	if err := fold.Write(filepath.Join(dir, spec.FoldName)); err != nil {
+	if err := sidecar.FoldOf(ch.View, w.tag.Source.SHA256).Write(filepath.Join(dir, spec.FoldName)); err != nil {
 		return nil, err
 	}
 	f, err := write.Describe(ctx, dir, spec.FoldName)
@@ -157,7 +156,7 @@ func (j *job) sidecar(model *family.Config, fitted *calibrate.Result, tag write.
 }
 
 // manifest says what was done, without what it measures.
-func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *calibrate.Result,
+func (j *job) manifest(identities []spec.Identity, searched *searched, fitted *calibrate.Result,
 	w *written) *spec.Manifest {
 	o, cfg := &j.o, j.source.Config
 	shape := cfg.Layers[0].HeadShape // where layers differ, the sidecar has the others
@@ -168,7 +167,7 @@ func (j *job) manifest(identities []spec.Identity, fusion *spec.Fusion, fitted *
 			Hidden: cfg.Hidden, Vocab: cfg.Vocab, Context: cfg.Context, Experts: cfg.Experts(),
 		},
 		Code: w.tag.Code, Calibration: o.Calibration.Info(j.calibration), Seed: o.Seed,
-		Identities: identities, Fusion: fusion, Artifacts: w.models, Files: w.files, Notes: j.source.Notes(),
+		Identities: identities, Fusion: searched.fusion, FFN: searched.ffn, Artifacts: w.models, Files: w.files, Notes: j.source.Notes(),
 	}
 	m.Graph = j.source.Graph
 	if !o.own() {

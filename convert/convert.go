@@ -42,8 +42,8 @@ func Convert(ctx context.Context, o Options) (res *Result, err error) {
 	defer folder.Abort()
 	defer func() { err = folder.Explain(err) }()
 
-	// Which edits of the weights help the stock cache types that were asked for?
-	changes, fusion, err := j.searchEdits(ctx)
+	// Which edits of the weights help the stock cache types, and the weight type, that were asked for?
+	changes, searched, err := j.search(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func Convert(ctx context.Context, o Options) (res *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	man := j.manifest(plans[0].Identities, fusion, fitted, written)
+	man := j.manifest(plans[0].Identities, searched, fitted, written)
 	if err := write.Manifest(folder.Path, man); err != nil {
 		return nil, err
 	}

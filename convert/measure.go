@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/calibrate"
+	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/convert/write"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -25,6 +26,8 @@ type measured struct {
 	caches *spec.AdviseJSON // stock cache types, nil where none were asked for
 	detail *spec.Detail     // for the report, nil without one
 	ffn    []spec.FFNRow    // likewise, nil where it would take long
+
+	weights []spec.FFNTry // source and artifact in the weight type, nil where none was asked for
 }
 
 // record puts the measurements into the manifest.
@@ -32,6 +35,9 @@ func (m *measured) record(man *spec.Manifest) {
 	v := *m.verify
 	v.Layers = nil // they stand in the manifest itself
 	man.Layers, man.Measured = m.verify.Layers, &v
+	if man.FFN != nil {
+		man.FFN.Measured = m.weights
+	}
 	if m.caches != nil && man.Fusion != nil {
 		man.Fusion.Measured, man.Fusion.RoundedInputs = m.caches.Rows, m.caches.RoundedInputs
 	}
@@ -78,6 +84,11 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 			return nil, err
 		}
 		if out.ffn, err = j.auditFFN(ctx, a); err != nil {
+			return nil, err
+		}
+	}
+	if o.FFN != plan.FFNNone {
+		if out.weights, err = j.compareWeights(ctx, dir, man.Artifacts[0]); err != nil {
 			return nil, err
 		}
 	}

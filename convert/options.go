@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
@@ -23,6 +24,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
+	"github.com/phaseconv/phaseconv/verify/quantweights"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
@@ -62,9 +64,14 @@ type Options struct {
 	// TargetCtx is the context that Cache will be used at, in tokens. 0 takes 4096, or the
 	// model's own context if that is shorter.
 	TargetCtx int
-	// CacheTokens is how many calibration tokens edits for Cache are fitted to, at least one
-	// window; 0 takes edits.ChooseTokens.
+	// CacheTokens is how many calibration tokens edits for Cache and Weights are fitted to, at least
+	// one window; 0 takes edits.ChooseTokens.
 	CacheTokens int
+
+	// FFN says which changes of weights may be made for Weights, the type that the matrices of a
+	// quantised file will have. They are fitted to CacheTokens tokens.
+	FFN     plan.FFN
+	Weights *quantweights.FileType
 
 	// Calibration is the text that everything is fitted to, CalibrationTokens how much of it, in
 	// windows of Ctx tokens that are spread evenly over it.
@@ -106,6 +113,7 @@ func DefaultOptions() Options {
 	return Options{
 		Formats: []checkpoint.Container{checkpoint.GGUF}, OutType: "f16",
 		Code: codec.Frame, Bits: 1, Balance: true, Policy: kvcache.Policy{Anchor: 64, Sink: 4}, CacheTokens: edits.ChooseTokens,
+		FFN:               plan.FFNNone,
 		Calibration:       ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration},
 		CalibrationTokens: 12288,
 		Evaluation:        ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation},
@@ -176,6 +184,9 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 	if err := o.settleCache(c.Config); err != nil {
 		return err
 	}
+	if err := o.settleWeights(c); err != nil {
+		return err
+	}
 	if err := o.settleEngine(c); err != nil {
 		return err
 	}
@@ -210,6 +221,8 @@ func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
 		return option.Bad("Alloc", o.Alloc, "%s spreads signs evenly", who)
 	case o.Policy.Recent > 0:
 		return option.Bad("Recent", o.Policy.Recent, "llama.cpp stores a key once, so the latest of each query cannot stay exact")
+	case o.FFN != plan.FFNNone:
+		return option.Bad("FFN", string(o.FFN), "%s computes stored types, and has none to emulate", who)
 	case o.Report || o.ReportDetail:
 		return option.Bad("Report", nil, "%s makes no report page", who)
 	}
@@ -271,6 +284,39 @@ func (o *Options) settleCache(c *family.Config) error {
 	return nil
 }
 
+// settleWeights does what settle does for the weight type.
+func (o *Options) settleWeights(c *checkpoint.Checkpoint) error {
+	if o.FFN == "" {
+		o.FFN = plan.FFNNone
+	}
+	if _, err := plan.ParseFFN(string(o.FFN)); err != nil {
+		return err
+	}
+	switch {
+	case o.FFN == plan.FFNNone && o.Weights == nil:
+		return nil
+	case o.FFN == plan.FFNNone:
+		return option.Bad("Weights", o.Weights.Name, "it goes with --ffn scale, rotate or auto")
+	case o.Weights == nil:
+		return option.Bad("FFN", string(o.FFN), "name the type that the weights will have with --weights: %s", quantweights.Names())
+	case o.OutType == "q8_0":
+		return option.Bad("OutType", o.OutType, "llama-quantize takes f32, f16 or bf16")
+	}
+	for _, t := range c.Tensors() {
+		if typ, err := gguf.ParseType(t.Type); err == nil && typ.Quantized() {
+			return option.Bad("FFN", string(o.FFN), "tensor %s is quantised already (%s); take the float checkpoint", t.Name, t.Type)
+		}
+	}
+	_, head := c.Find("output.weight")
+	if _, err := o.Weights.Types(c.Config, c, head); err != nil {
+		return option.Bad("Weights", o.Weights.Name, "%v", err)
+	}
+	if o.CacheTokens < 0 {
+		return option.Bad("CacheTokens", o.CacheTokens, "it cannot be negative")
+	}
+	return plan.CheckFFN(c, o.FFN)
+}
+
 // Bounds of contexts: a window must be scored, and indices are 32 bits wide.
 const (
 	minContext = 16
@@ -304,6 +350,8 @@ func newOnly(out string) error {
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return option.Errorf("%s: %v", out, err)
+	} else if _, err := os.Lstat(out); err == nil {
+		return option.Errorf("%s is a link to a folder that does not exist; make that folder first", out)
 	}
 	return nil
 }
@@ -315,7 +363,11 @@ func (o *Options) keys() plan.KeyOptions {
 
 // planned returns what the plan needs to know.
 func (o *Options) planned() plan.Options {
-	return plan.Options{Formats: o.Formats, PairScale: o.Balance, WeightEdits: o.WeightEdits, Cache: o.Cache}
+	p := plan.Options{Formats: o.Formats, PairScale: o.Balance, WeightEdits: o.WeightEdits, Cache: o.Cache, FFN: o.FFN}
+	if o.Weights != nil {
+		p.Weights = o.Weights.Name
+	}
+	return p
 }
 
 func (o *Options) notice(text string) {

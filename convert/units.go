@@ -24,6 +24,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/option"
@@ -48,6 +49,9 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 			return nil, err
 		}
 		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs, Fisher: o.Joint.Fisher}
+		if o.Joint.Pairs {
+			opt.Joint.Given = g.Given()
+		}
 		opt.Gradients = o.Progress.Of("gradients of the calibration text")
 	}
 	m := refmodel.New(c.Config, ch.View, o.Threads)
@@ -126,7 +130,7 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	}
 	in := func(name string, v any) fitcache.Input { return fitcache.Input{Name: name, Value: fmt.Sprint(v)} }
 	if opt.Joint != nil {
-		kinds = append(kinds, fmt.Sprintf("joint %v, fisher %v", opt.Joint.Parts, opt.Joint.Fisher))
+		kinds = append(kinds, fmt.Sprintf("joint %v, fisher %v, given %v", opt.Joint.Parts, opt.Joint.Fisher, opt.Joint.Given))
 	}
 	w := &fitcache.Cache{
 		Dir: o.Work,
@@ -178,7 +182,8 @@ func tokensDigest(windows [][]int32) string {
 
 // editsDigest identifies what is done to weights before the calibration.
 func editsDigest(v *checkpoint.Edited) (string, error) {
-	if len(v.Edits) == 0 && len(v.Added) == 0 {
+	fold := sidecar.FoldOf(v, "")
+	if len(v.Edits) == 0 && len(v.Added) == 0 && fold.Residual == nil {
 		return "none", nil
 	}
 	var added []string
@@ -186,7 +191,7 @@ func editsDigest(v *checkpoint.Edited) (string, error) {
 		added = append(added, n)
 	}
 	sort.Strings(added)
-	b, err := json.Marshal([]any{v.Edits, added}) // the keys of maps come sorted
+	b, err := json.Marshal([]any{v.Edits, added, fold.Residual}) // the keys of maps come sorted
 	if err != nil {
 		return "", err
 	}
@@ -278,7 +283,7 @@ func RunUnit(ctx context.Context, o Options, i, n int) (*spec.UnitsJSON, error) 
 	if err := j.scan(ctx); err != nil {
 		return nil, err
 	}
-	ch, _, err := j.searchEdits(ctx)
+	ch, _, err := j.search(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -19,14 +19,16 @@ type Manifest struct {
 	// Engine computed the model for fits and measurements; nil stands for the own forward pass.
 	Engine *EngineIdentity `json:"engine,omitempty"`
 	// Graph is there where the architecture has no entry in the table of families.
-	Graph      *Graph      `json:"graph,omitempty"`
-	Identities []Identity  `json:"identities"`
-	Fusion     *Fusion     `json:"fusion,omitempty"`
-	Artifacts  []Artifact  `json:"artifacts"`
-	Files      []File      `json:"files"`
-	Layers     []Layer     `json:"layers,omitempty"`
-	Curves     []Curve     `json:"curves,omitempty"`
-	Measured   *VerifyJSON `json:"measured,omitempty"`
+	Graph      *Graph     `json:"graph,omitempty"`
+	Identities []Identity `json:"identities"`
+	Fusion     *Fusion    `json:"fusion,omitempty"`
+	// FFN is there where weights were changed for the type of a quantised file.
+	FFN       *FFNFold    `json:"ffn,omitempty"`
+	Artifacts []Artifact  `json:"artifacts"`
+	Files     []File      `json:"files"`
+	Layers    []Layer     `json:"layers,omitempty"`
+	Curves    []Curve     `json:"curves,omitempty"`
+	Measured  *VerifyJSON `json:"measured,omitempty"`
 }
 
 // Source identifies what was converted.
@@ -80,7 +82,7 @@ type Text struct {
 
 // Identity is one change of weights that was considered.
 type Identity struct {
-	ID      string `json:"id"` // G1 ... G7, as in the specification
+	ID      string `json:"id"` // G1 ... G10, as in the specification
 	Name    string `json:"name"`
 	Applied bool   `json:"applied"`
 	Exact   bool   `json:"exact"`
@@ -170,14 +172,16 @@ type Check struct {
 
 // VerifyJSON is what `phaseconv verify --json` prints. Its keys are stable.
 type VerifyJSON struct {
-	OK       bool          `json:"ok"`
-	Contract []Check       `json:"contract"`
-	PPL      *PPLJSON      `json:"ppl"`
-	KLD      *KLDJSON      `json:"kld"`
-	Function *FunctionJSON `json:"function"`
-	Layers   []Layer       `json:"layers"`
-	Bytes    *BytesJSON    `json:"bytes"`
-	Text     *Text         `json:"text,omitempty"`
+	OK       bool     `json:"ok"`
+	Contract []Check  `json:"contract"`
+	PPL      *PPLJSON `json:"ppl"`
+	KLD      *KLDJSON `json:"kld"`
+	// Positions is the divergence of the scored positions, in bands of equal length.
+	Positions []PositionBand `json:"positions,omitempty"`
+	Function  *FunctionJSON  `json:"function"`
+	Layers    []Layer        `json:"layers"`
+	Bytes     *BytesJSON     `json:"bytes"`
+	Text      *Text          `json:"text,omitempty"`
 	// Engine computed the numbers; nil stands for the own forward pass.
 	Engine *EngineIdentity `json:"engine,omitempty"`
 	// Stock is there when cache types of a stock runtime were asked for.

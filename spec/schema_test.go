@@ -29,6 +29,7 @@ var types = map[string]reflect.Type{
 	"StockJSON": reflect.TypeFor[StockJSON](), "AdviseJSON": reflect.TypeFor[AdviseJSON](),
 	"AdviseChoice": reflect.TypeFor[AdviseChoice](), "AdviseLine": reflect.TypeFor[AdviseLine](),
 	"AdviseImprove": reflect.TypeFor[AdviseImprove](), "PositionBand": reflect.TypeFor[PositionBand](),
+	"FFNFold": reflect.TypeFor[FFNFold](), "FFNTry": reflect.TypeFor[FFNTry](),
 	"AdviseRow": reflect.TypeFor[AdviseRow](), "FFNRow": reflect.TypeFor[FFNRow](),
 	"UnitsJSON": reflect.TypeFor[UnitsJSON](), "Unit": reflect.TypeFor[Unit](), "UnitLayer": reflect.TypeFor[UnitLayer](),
 	"ChecksJSON": reflect.TypeFor[ChecksJSON](), "EngineIdentity": reflect.TypeFor[EngineIdentity](),

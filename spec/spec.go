@@ -66,6 +66,10 @@ const (
 // FoldList is the key of a fold file that lists the edited tensors.
 const FoldList = "phaseconv.fold"
 
+// FoldResidual is the key of a fold file with the size of identity G1's rotation and of its
+// Hadamard blocks.
+const FoldResidual = "phaseconv.fold.residual"
+
 // ModelPrefix begins the keys that a converted model GGUF carries; readers that
 // do not know them ignore keys under "general.".
 const ModelPrefix = "general."

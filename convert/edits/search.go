@@ -353,12 +353,12 @@ func (h *search) wins(ctx context.Context, i, j int, cache kvcache.CacheTypes, e
 		}
 		a, b := h.measured[measurement{i, cache, round}], h.measured[measurement{j, cache, round}]
 		if round == len(h.rounds)-1 {
-			return better(*a, *b, errs), nil
+			return ppl.Better(*a, *b, errs), nil
 		}
-		if better(*a, *b, max(errs, earlyErrors)) {
+		if ppl.Better(*a, *b, max(errs, earlyErrors)) {
 			return true, nil
 		}
-		if better(*b, *a, lateErrors) || slices.Equal(a.KLD, b.KLD) {
+		if ppl.Better(*b, *a, lateErrors) || slices.Equal(a.KLD, b.KLD) {
 			return false, nil
 		}
 	}
@@ -651,21 +651,6 @@ func (h *search) compare(ctx context.Context, more []Candidate, edits []transfor
 	}
 	h.candidates, h.edits = append(h.candidates, more...), append(h.edits, edits...)
 	return h.measure(ctx, h.target.CacheTypes, 0, comparing, numbers...)
-}
-
-// better says whether a has a lower mean than b, and that not by chance: the mean
-// difference of the roots, token by token, is so many standard errors below 0. Roots go
-// with the errors of scores. A few tokens carry most of a mean divergence, so the
-// differences themselves are three times less sure: on SmolLM2-135M a balance that
-// lowers q4_0's divergence by 16 % is 2.5 errors away by those, and 7 by roots.
-func better(a, b ppl.Divergence, errs float64) bool {
-	diff := make([]float64, len(a.KLD))
-	for i, v := range a.KLD {
-		// Rounding may leave a divergence of 0 just below 0.
-		diff[i] = math.Sqrt(max(v, 0)) - math.Sqrt(max(b.KLD[i], 0))
-	}
-	mean, err := ppl.MeanErr(diff)
-	return a.Mean < b.Mean && mean+float64(errs*err) < 0
 }
 
 // maxTries bounds how many candidates run side by side: each holds its hidden

@@ -215,16 +215,16 @@ func TestBetter(t *testing.T) {
 		return d
 	}
 	a, b, c := draw(0.01), draw(0.01), draw(0.007)
-	if better(a, b, 3) || better(b, a, 3) {
+	if ppl.Better(a, b, 3) || ppl.Better(b, a, 3) {
 		t.Error("equal distributions differ")
 	}
-	if !better(c, a, 3) || better(a, c, 3) {
+	if !ppl.Better(c, a, 3) || ppl.Better(a, c, 3) {
 		t.Error("a difference of 30 % is not seen")
 	}
 	worst := draw(0.007)
 	worst.KLD[7] += 2000 * a.Mean
 	worst.Mean += a.Mean
-	if better(worst, a, 1) {
+	if ppl.Better(worst, a, 1) {
 		t.Error("a higher mean is better")
 	}
 }

@@ -38,6 +38,9 @@ type Options struct {
 	WeightEdits WeightEdits
 	// Cache, if set, names the cache types that weights are edited for.
 	Cache *kvcache.CacheTypes
+	// FFN says what may be changed for the weight type Weights, named as in --weights.
+	FFN     FFN
+	Weights string
 }
 
 // Changes is what is done to a checkpoint's weights, known or proposed.
@@ -71,7 +74,7 @@ func Propose(c *checkpoint.Checkpoint, o Options) *Changes {
 	g7 := spec.Identity{ID: transform.IDBiasShift, Name: biasShiftName, Why: why}
 	g8 := spec.Identity{ID: transform.IDKeyTransform, Name: transformName, Why: why}
 	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, ch.still(c, o)...)
-	ch.Identities = append(ch.Identities, others(c)...)
+	ch.Identities = append(ch.Identities, ch.others(c, o)...)
 	return ch
 }
 
@@ -195,7 +198,7 @@ func (ch *Changes) measured(c *checkpoint.Checkpoint, o Options) *Changes {
 		}
 	}
 	ch.Identities = append([]spec.Identity{g3, g7, g8, g2}, ch.still(c, o)...)
-	ch.Identities = append(ch.Identities, others(c)...)
+	ch.Identities = append(ch.Identities, ch.others(c, o)...)
 	return ch
 }
 
@@ -237,17 +240,19 @@ func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
 // IDAngle is identity G3 with angles.
 const IDAngle = "G3-angle"
 
-// others lists the identities that this version does not fold, with the reason.
-func others(c *checkpoint.Checkpoint) []spec.Identity {
+// others lists the identities that are not for caches, and those that this version does not fold,
+// with the reason.
+func (ch *Changes) others(c *checkpoint.Checkpoint, o Options) []spec.Identity {
 	norm := slices.ContainsFunc(c.Config.Layers, func(y family.Layer) bool { return y.QKNorm != family.NoQKNorm })
 	angles := "not needed: the codes rotate each head anyway"
 	if norm {
 		angles = "not exact: the gain of a QK-norm differs within a pair"
 	}
+	g1, g4, g10 := ch.ffn(c, o)
 	return []spec.Identity{
-		{ID: "G1", Name: "residual rotation", Exact: true, Why: "not folded by this version"},
+		g1,
 		{ID: IDAngle, Name: "K/Q pair angles", Exact: true, Why: angles},
-		{ID: "G4", Name: "FFN scales", Exact: true, Why: "not folded by this version"},
+		g4, g10,
 		{ID: "G6", Name: "centring after RoPE", Exact: true, Why: "part of the code, applied at run time"},
 	}
 }

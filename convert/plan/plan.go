@@ -109,6 +109,9 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 			p.addedBiases(c, ch)
 		}
 	}
+	if err == nil {
+		err = p.untied(c, ch, outtype)
+	}
 	p.PairLayout = p.Pairs.String()
 	return p, err
 }

@@ -19,6 +19,8 @@ const ImatrixName = "phaseconv.imatrix"
 var changedInputs = map[string][]string{
 	"G2": {"attn_output"}, // the sum of transformed values
 	"G4": {"ffn_down", "ffn_down_exps", "ffn_down_shexp"},
+	"G10": {"attn_q", "attn_k", "attn_v", "attn_qkv", "ffn_gate", "ffn_up", "ffn_gate_exps", "ffn_up_exps", "ffn_gate_shexp",
+		"ffn_up_shexp"}, // all that reads a norm
 }
 
 // imatrix writes what of the source's importance matrix (GGUF, as llama-imatrix writes it) holds for

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
@@ -66,45 +67,48 @@ func Describe(ctx context.Context, dir, name string) (spec.File, error) {
 	return spec.File{Name: name, Bytes: st.Size(), SHA256: sum}, err
 }
 
-// announceBiases sets attention_bias in the text of a config.json and leaves every
-// other byte as it is.
-func announceBiases(raw []byte) ([]byte, error) {
+// setSwitch sets a boolean member in the text of a config.json and leaves every other byte as it is.
+func setSwitch(raw []byte, key string, value bool) ([]byte, error) {
 	var m map[string]json.RawMessage
 	if err := jsonx.Unmarshal(raw, &m); err != nil {
 		return nil, err
 	}
+	text := strconv.FormatBool(value)
 	set := func(raw []byte) bool {
 		var got map[string]json.RawMessage
-		if jsonx.Unmarshal(raw, &got) != nil || string(got["attention_bias"]) != "true" {
+		if jsonx.Unmarshal(raw, &got) != nil || string(got[key]) != text {
 			return false
 		}
-		delete(got, "attention_bias")
-		delete(m, "attention_bias")
+		delete(got, key)
+		delete(m, key)
 		return maps.EqualFunc(got, m, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
 	}
-	if _, ok := m["attention_bias"]; !ok {
+	if _, ok := m[key]; !ok {
 		at := bytes.IndexByte(raw, '{') + 1
-		raw = slices.Concat(raw[:at], []byte("\n  \"attention_bias\": true,"), raw[at:])
+		raw = slices.Concat(raw[:at], fmt.Appendf(nil, "\n  %q: %s,", key, text), raw[at:])
 	} else {
-		raw = biasSwitch.ReplaceAll(raw, []byte("${1}true"))
+		raw = regexp.MustCompile(`("`+key+`"\s*:\s*)(?:true|false|null)`).ReplaceAll(raw, []byte("${1}"+text))
 	}
 	if !set(raw) {
-		return nil, errors.New("attention_bias cannot be set: use --format gguf")
+		return nil, fmt.Errorf("%s cannot be set: use --format gguf", key)
 	}
 	return raw, nil
 }
 
-var biasSwitch = regexp.MustCompile(`("attention_bias"\s*:\s*)(?:false|null)`)
-
 // configJSON returns the source's config.json with the phaseconv object put in,
-// and with biases attention_bias set, everything else byte for byte.
-func configJSON(dir string, info any, biases bool) ([]byte, error) {
+// with biases attention_bias set, and untied tie_word_embeddings unset; everything else byte for byte.
+func configJSON(dir string, info any, biases, untied bool) ([]byte, error) {
 	raw, err := hf.ReadRaw(dir)
 	if err != nil {
 		return nil, err
 	}
 	if biases {
-		if raw, err = announceBiases(raw); err != nil {
+		if raw, err = setSwitch(raw, "attention_bias", true); err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)
+		}
+	}
+	if untied {
+		if raw, err = setSwitch(raw, "tie_word_embeddings", false); err != nil {
 			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, hf.ConfigName), err)
 		}
 	}

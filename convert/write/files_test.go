@@ -16,7 +16,7 @@ func TestAnnounceBiases(t *testing.T) {
 		`{"attention_bias": 0}`:                                              false,
 		`[]`:                                                                 false,
 	} {
-		out, err := announceBiases([]byte(in))
+		out, err := setSwitch([]byte(in), "attention_bias", true)
 		if (err == nil) != ok {
 			t.Errorf("%s: %s, %v", in, out, err)
 			continue

@@ -27,7 +27,7 @@ func partial(name, out string) bool {
 // NewFolder begins out. Folders of runs that were killed are removed; a run that
 // is still at work on out is not disturbed, and this one refuses.
 func NewFolder(out string, notice func(string)) (*Folder, error) {
-	f := &Folder{out: filepath.Clean(out), notice: notice}
+	f := &Folder{out: target(filepath.Clean(out)), notice: notice}
 	parent := filepath.Dir(f.out)
 	ok := false
 	defer func() {
@@ -49,6 +49,15 @@ func NewFolder(out string, notice func(string)) (*Folder, error) {
 	}
 	ok = true
 	return f, nil
+}
+
+// target returns the folder that a link leads to: who links to another disk wants the files there.
+// A link to nothing stays as it is; Commit refuses it.
+func target(out string) string {
+	if to, err := filepath.EvalSymlinks(out); err == nil {
+		return to
+	}
+	return out
 }
 
 // make makes the folder and takes its lock. Another run that looks for stale
@@ -160,8 +169,13 @@ func (e *folderError) Unwrap() error { return e.err }
 
 // Commit gives the folder its final name. An empty folder may stand there.
 func (f *Folder) Commit() error {
-	if err := os.Remove(f.out); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if there, err := os.Lstat(f.out); err == nil {
+		if !there.IsDir() {
+			return fmt.Errorf("%s: something that is no folder was put there meanwhile", f.out)
+		}
+		if err := os.Remove(f.out); err != nil {
+			return err
+		}
 	}
 	if err := os.Rename(f.Path, f.out); err != nil {
 		return err

@@ -93,3 +93,44 @@ func left(t *testing.T, dir string) (names []string) {
 	}
 	return names
 }
+
+// TestLinks: a link to a folder is followed, as it may lead to another disk; what is no folder is not replaced.
+func TestLinks(t *testing.T) {
+	dir := t.TempDir()
+	real, link, file := filepath.Join(dir, "disk", "real"), filepath.Join(dir, "link"), filepath.Join(dir, "file")
+	if err := os.MkdirAll(real, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(real, link); err != nil {
+		t.Skip("no symbolic links here:", err)
+	}
+	f, err := NewFolder(link, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(f.Path, "model"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if got := left(t, dir); len(got) != 2 {
+		t.Errorf("the folder is not made beside the one that the link leads to: %v", got)
+	}
+	if err := f.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if to, err := os.Readlink(link); err != nil || to != real {
+		t.Errorf("the link became %q, %v", to, err)
+	}
+	if _, err := os.Stat(filepath.Join(real, "model")); err != nil {
+		t.Error(err)
+	}
+	if f, err = NewFolder(file, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer f.Abort()
+	if err := os.WriteFile(file, []byte("mine"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Commit(); err == nil {
+		t.Error("a file that came meanwhile was replaced")
+	}
+}

@@ -87,7 +87,8 @@ func (j *Job) auxiliary(ctx context.Context) ([]spec.File, error) {
 		"sidecar": j.sidecarName(),
 		"tool":    j.Tag.Tool,
 	}
-	raw, err := configJSON(j.Source.Path, info, len(j.View.Added) > 0)
+	untied := j.View.Stream != nil && j.View.Stream.Untied() != nil
+	raw, err := configJSON(j.Source.Path, info, len(j.View.Added) > 0, untied)
 	if err != nil {
 		return nil, err
 	}

@@ -172,7 +172,7 @@ func (w *writer) widen(ctx context.Context) error {
 		var largest float32
 		for _, t := range tensors {
 			n, known := w.ranges[t.Name]
-			if !known || w.view.Edits[t.Name] != nil {
+			if !known || w.view.Changed(t.Name) {
 				var err error
 				if n, err = checkpoint.Largest(ctx, w.view, t); err != nil {
 					return err
@@ -502,7 +502,11 @@ func extendIndex(raw []byte, shardOf map[string]string, p *plan.Plan) ([]byte, e
 		x := &p.Tensors[i]
 		if s, ok := shardOf[x.Name]; ok {
 			shards[x.Name] = s
-			added += int64(x.Shape[0] * safetensors.ElementBytes(x.To))
+			n := int64(safetensors.ElementBytes(x.To))
+			for _, d := range x.Shape {
+				n *= int64(d)
+			}
+			added += n
 		}
 	}
 	var err error

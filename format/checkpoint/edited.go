@@ -2,6 +2,8 @@ package checkpoint
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 
 	"github.com/phaseconv/phaseconv/format/family"
@@ -22,7 +24,28 @@ type Edit struct {
 	Partner []int
 	Cross   []float32
 	Shift   []float32
-	By      []string // ids of the identities, such as G3
+	// Inner moves and multiplies rows within the matrices of a tensor, InnerCols columns, after all
+	// that is above.
+	Inner, InnerCols *Inner
+	By               []string // ids of the identities, such as G3
+}
+
+// An Inner edit moves and multiplies the rows or the columns of each matrix of a tensor: of a plain
+// matrix, or of the matrix of every expert in a bank.
+type Inner struct {
+	// Order, [matrices * n]: number i of a matrix is the source's number Order[i] of the same matrix.
+	// nil: none moves.
+	Order []int
+	// Factor, [matrices * n], multiplies what the order left at each place; nil: all 1.
+	Factor []float32
+}
+
+// scaled multiplies the factors of an inner edit by others, at the places that it leaves.
+func (n *Inner) scaled(factor []float32) *Inner {
+	if n == nil {
+		n = &Inner{}
+	}
+	return &Inner{Order: n.Order, Factor: times(n.Factor, factor)}
 }
 
 // A RowMix replaces n rows, or columns, by linear combinations of them.
@@ -147,6 +170,32 @@ func (e Edits) MixColumns(name, id string, mixes []RowMix) error {
 	return nil
 }
 
+// ScaleRows multiplies rows within the matrices of a tensor, ScaleColumns columns: [matrices * n].
+func (e Edits) ScaleRows(name, id string, factor []float32) {
+	x := e.at(name, id)
+	x.Inner = x.Inner.scaled(factor)
+}
+
+// ScaleColumns is ScaleRows for columns.
+func (e Edits) ScaleColumns(name, id string, factor []float32) {
+	x := e.at(name, id)
+	x.InnerCols = x.InnerCols.scaled(factor)
+}
+
+// Reorder moves rows, or columns, within the matrices of a tensor whose Inner edits are none yet.
+func (e Edits) Reorder(name, id string, columns bool, order []int) error {
+	x := e.at(name, id)
+	if columns && x.InnerCols != nil || !columns && (x.Inner != nil || x.Mix != nil || x.Scale != nil || x.Shift != nil) {
+		return fmt.Errorf("edit of tensor %s moves rows or columns that are changed already", name)
+	}
+	if columns {
+		x.InnerCols = &Inner{Order: order}
+	} else {
+		x.Inner = &Inner{Order: order}
+	}
+	return nil
+}
+
 // Names returns the edited tensors, sorted.
 func (e Edits) Names() []string {
 	var n []string
@@ -165,8 +214,55 @@ type Edited struct {
 	Edits Edits
 	// Added are tensors that the checkpoint lacks, zero before their edits: biases.
 	Added map[string]*Tensor
+	// Stream, if set, changes what the edits leave of tensors: identity G1.
+	Stream Stream
 	// Round, if set, rounds the values of edited tensors as storing them would, rows at a time.
 	Round func(t *Tensor, x []float32)
+}
+
+// A Stream is a change of whole matrices on top of edits, which it reads.
+type Stream interface {
+	Weights
+	// Changes says whether it changes a tensor.
+	Changes(name string) bool
+	// Untied is the head that a model with tied embeddings gets, nil where it has one.
+	Untied() *Tensor
+}
+
+// Clone returns v with edits of its own, which may go on from those of v. Its Stream must not be set:
+// a Stream reads the edits that it was made for.
+func (v *Edited) Clone() (*Edited, error) {
+	if v.Stream != nil {
+		return nil, fmt.Errorf("%s: edits below a change of whole matrices cannot be copied", v.base.Path)
+	}
+	x := *v
+	x.Edits, x.Added = Edits{}, maps.Clone(v.Added)
+	for name, e := range v.Edits {
+		c := *e
+		for _, p := range []*[]float32{&c.Scale, &c.Cross, &c.Shift} {
+			*p = slices.Clone(*p) // what is there is changed in place
+		}
+		c.By = slices.Clone(c.By)
+		for _, p := range []**Inner{&c.Inner, &c.InnerCols} {
+			if *p != nil {
+				*p = &Inner{Order: (*p).Order, Factor: slices.Clone((*p).Factor)}
+			}
+		}
+		x.Edits[name] = &c
+	}
+	return &x, nil
+}
+
+// WithoutStream is the edited checkpoint below v.Stream. It shares the edits.
+func (v *Edited) WithoutStream() *Edited {
+	x := *v
+	x.Stream, x.Round = nil, nil
+	return &x
+}
+
+// Changed says whether a tensor is not as in the checkpoint.
+func (v *Edited) Changed(name string) bool {
+	return v.Edits[name] != nil || v.Stream != nil && v.Stream.Changes(name)
 }
 
 // NewEdited returns c with edits, which may be nil.
@@ -179,6 +275,11 @@ func (v *Edited) Config() *family.Config { return v.base.Config }
 func (v *Edited) Find(name string) (*Tensor, bool) {
 	if t, ok := v.base.Find(name); ok {
 		return t, true
+	}
+	if v.Stream != nil {
+		if t := v.Stream.Untied(); t != nil && t.Name == name {
+			return t, true
+		}
 	}
 	t, ok := v.Added[name]
 	return t, ok
@@ -200,10 +301,19 @@ func (v *Edited) source(t *Tensor, row0, n int, dst []float32) error {
 
 // ReadRows reads rows of the edited tensor.
 func (v *Edited) ReadRows(t *Tensor, row0, n int, dst []float32) error {
-	if err := v.source(t, row0, n, dst); err != nil {
+	if v.Stream != nil && v.Stream.Changes(t.Name) {
+		err := v.Stream.ReadRows(t, row0, n, dst)
+		if err == nil && v.Round != nil {
+			v.Round(t, dst[:n*t.Cols()])
+		}
 		return err
 	}
 	e := v.Edits[t.Name]
+	if e == nil || e.Inner == nil || e.Inner.Order == nil {
+		if err := v.source(t, row0, n, dst); err != nil {
+			return err
+		}
+	}
 	if e == nil {
 		return nil
 	}
@@ -249,6 +359,9 @@ func (e *Edit) Check(t *Tensor) error {
 	if (e.Cross != nil || e.Mix != nil) && len(t.Shape) > 2 {
 		return fmt.Errorf("edit of tensor %s mixes rows of a tensor with %d dimensions", t.Name, len(t.Shape))
 	}
+	if err := e.checkInner(t); err != nil {
+		return err
+	}
 	if e.ColMix != nil && len(t.Shape) != 2 {
 		return fmt.Errorf("edit of tensor %s mixes columns of a tensor with %d dimensions", t.Name, len(t.Shape))
 	}
@@ -256,6 +369,50 @@ func (e *Edit) Check(t *Tensor) error {
 		return err
 	}
 	return checkMixes(t.Name, "column", e.ColMix, t.Cols())
+}
+
+// checkInner refuses inner edits that do not fit the matrices of a tensor.
+func (e *Edit) checkInner(t *Tensor) error {
+	if e.Inner == nil && e.InnerCols == nil {
+		return nil
+	}
+	if len(t.Shape) < 2 {
+		return fmt.Errorf("edit of tensor %s moves or multiplies rows within a vector", t.Name)
+	}
+	cols, rows := t.Cols(), t.Shape[len(t.Shape)-2]
+	if e.Inner != nil && e.Inner.Order != nil && (e.Mix != nil || e.Scale != nil || e.Shift != nil) {
+		return fmt.Errorf("edit of tensor %s moves rows and changes them otherwise", t.Name)
+	}
+	matrices := t.Rows() / max(rows, 1)
+	for _, x := range []struct {
+		what string
+		in   *Inner
+		n    int
+	}{{"row", e.Inner, rows}, {"column", e.InnerCols, cols}} {
+		if x.in == nil {
+			continue
+		}
+		if err := x.in.check(matrices, x.n); err != nil {
+			return fmt.Errorf("edit of tensor %s, %ss: %w", t.Name, x.what, err)
+		}
+	}
+	return nil
+}
+
+// check refuses orders that are none, and lengths other than matrices times n.
+func (n *Inner) check(matrices, size int) error {
+	if n.Factor != nil && len(n.Factor) != matrices*size || n.Order != nil && len(n.Order) != matrices*size {
+		return fmt.Errorf("%d factors and %d places for %d matrices of %d", len(n.Factor), len(n.Order), matrices, size)
+	}
+	seen := make([]bool, len(n.Order))
+	for i, from := range n.Order {
+		at := i/size*size + from
+		if from < 0 || from >= size || seen[at] {
+			return fmt.Errorf("number %d comes from %d of %d, or from the same as another", i, from, size)
+		}
+		seen[at] = true
+	}
+	return nil
 }
 
 func checkMixes(tensor, what string, mixes []RowMix, n int) error {
@@ -363,6 +520,12 @@ func (v *Edited) rows(t *Tensor, e *Edit, row0, n int, dst []float32) error {
 	for r := range n {
 		i := (row0 + r) / per
 		row := dst[r*cols : (r+1)*cols]
+		if e.Inner != nil && e.Inner.Order != nil {
+			size := t.Shape[len(t.Shape)-2]
+			if err := v.source(t, (row0+r)/size*size+e.Inner.Order[row0+r], 1, row); err != nil {
+				return err
+			}
+		}
 		if err := mix.row(i, row, true); err != nil {
 			return err
 		}
@@ -375,13 +538,40 @@ func (v *Edited) rows(t *Tensor, e *Edit, row0, n int, dst []float32) error {
 			for k := range row {
 				row[k] = e.apply(i, row[k], other[k])
 			}
-			continue
+		} else {
+			for k := range row {
+				row[k] = e.apply(i, row[k], 0)
+			}
 		}
-		for k := range row {
-			row[k] = e.apply(i, row[k], 0)
-		}
+		e.inner(t, row0+r, row)
 	}
 	return nil
+}
+
+// inner applies the factor of a row and what is done to columns within its matrix.
+func (e *Edit) inner(t *Tensor, r int, row []float32) {
+	if e.Inner != nil && e.Inner.Factor != nil {
+		f := e.Inner.Factor[r]
+		for k := range row {
+			row[k] *= f
+		}
+	}
+	c := e.InnerCols
+	if c == nil {
+		return
+	}
+	at := r / t.Shape[len(t.Shape)-2] * len(row)
+	if c.Order != nil {
+		from := append([]float32(nil), row...)
+		for k, j := range c.Order[at : at+len(row)] {
+			row[k] = from[j]
+		}
+	}
+	if c.Factor != nil {
+		for k, f := range c.Factor[at : at+len(row)] {
+			row[k] *= f
+		}
+	}
 }
 
 // mixColumns mixes the columns of one row, summed in float64 in their order.

@@ -205,7 +205,7 @@ func TestNothingUnedited(t *testing.T) {
 		}
 	}
 	slices.Sort(have)
-	if want := []string{"Added", "Config", "Edits", "Find", "ReadRows", "Round"}; !slices.Equal(have, want) {
+	if want := []string{"Added", "Changed", "Clone", "Config", "Edits", "Find", "ReadRows", "Round", "Stream", "WithoutStream"}; !slices.Equal(have, want) {
 		t.Errorf("reachable are %v, want %v", have, want)
 	}
 }

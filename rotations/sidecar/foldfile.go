@@ -16,6 +16,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/format/safetensors"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -27,6 +28,17 @@ type Fold struct {
 	Edits        checkpoint.Edits
 	// Added are tensors that the source lacks.
 	Added map[string]*checkpoint.Tensor
+	// Residual is the rotation of identity G1, nil for none.
+	Residual *transform.ResidualRotation
+}
+
+// FoldOf gathers what was done to the weights of v.
+func FoldOf(v *checkpoint.Edited, source string) *Fold {
+	f := &Fold{SourceSHA256: source, Edits: v.Edits, Added: v.Added}
+	if r, ok := v.Stream.(*transform.Residual); ok {
+		f.Residual = r.Rotation()
+	}
+	return f
 }
 
 // foldEntry is one edited tensor in the metadata.
@@ -47,6 +59,7 @@ const (
 var foldParts = []struct{ name, dtype string }{
 	{"mix.rows", "I32"}, {"mix", "F32"}, {"colmix.cols", "I32"}, {"colmix", "F32"}, {"scale", "F32"}, {"partner", "I32"},
 	{"cross", "F32"}, {"shift", "F32"},
+	{"rows.order", "I32"}, {"rows.factor", "F32"}, {"cols.order", "I32"}, {"cols.factor", "F32"},
 }
 
 // foldBytes returns one part of an edit as it is stored, nil when it has none.
@@ -75,8 +88,26 @@ func foldBytes(e *checkpoint.Edit, part string) []byte {
 		}
 	case "partner":
 		index(e.Partner)
+	case "rows.order", "rows.factor", "cols.order", "cols.factor":
+		in := *innerOf(e, part)
+		if in == nil {
+			break
+		}
+		if strings.HasSuffix(part, "order") {
+			index(in.Order)
+		} else {
+			put(in.Factor)
+		}
 	}
 	return b
+}
+
+// innerOf returns the inner edit that a part of the file holds.
+func innerOf(e *checkpoint.Edit, part string) **checkpoint.Inner {
+	if strings.HasPrefix(part, "cols.") {
+		return &e.InnerCols
+	}
+	return &e.Inner
 }
 
 // mixesOf returns the mixes of an edit that a part of the file holds.
@@ -118,9 +149,14 @@ func (f *Fold) Write(path string) error {
 	if err != nil {
 		return err
 	}
-	out, err := safetensors.Create(path, ts, map[string]string{
+	meta := map[string]string{
 		spec.KeyVersion: strconv.Itoa(spec.Version), spec.KeySourceSHA256: f.SourceSHA256, spec.FoldList: string(text),
-	})
+	}
+	if q := f.Residual; q != nil {
+		meta[spec.FoldResidual] = fmt.Sprintf("%d %d", q.D, q.P)
+		ts, data = appendResidual(q, ts, data)
+	}
+	out, err := safetensors.Create(path, ts, meta)
 	if err != nil {
 		return err
 	}
@@ -150,7 +186,8 @@ func ReadFold(ctx context.Context, path string) (*Fold, error) {
 
 func readFold(ctx context.Context, f *safetensors.File) (*Fold, error) {
 	for k := range f.Metadata {
-		if k != spec.KeyVersion && k != spec.KeySourceSHA256 && k != spec.FoldList && strings.HasPrefix(k, keyPrefix) {
+		if k != spec.KeyVersion && k != spec.KeySourceSHA256 && k != spec.FoldList && k != spec.FoldResidual &&
+			strings.HasPrefix(k, keyPrefix) {
 			return nil, fmt.Errorf("key %.80q is not one of version %d: the file was made by a later program; use one that knows the key", k, spec.Version)
 		}
 	}
@@ -192,6 +229,10 @@ func readFold(ctx context.Context, f *safetensors.File) (*Fold, error) {
 			out.Added[x.Tensor] = &checkpoint.Tensor{Name: x.Tensor, Layer: layer, Shape: []int{x.Added}, Type: "F32"}
 		}
 		out.Edits[x.Tensor] = e
+	}
+	var err error
+	if out.Residual, err = readResidual(f, seen); err != nil {
+		return nil, err
 	}
 	for i := range f.Tensors {
 		if n := f.Tensors[i].Name; !seen[n] {
@@ -235,7 +276,7 @@ func readEdit(f *safetensors.File, name string, seen map[string]bool) (*checkpoi
 	if err := r.mixes(); err != nil {
 		return nil, err
 	}
-	if r.rows < 0 && r.e.ColMix == nil && r.e.Mix == nil {
+	if r.rows < 0 && r.e.ColMix == nil && r.e.Mix == nil && r.e.Inner == nil && r.e.InnerCols == nil {
 		return nil, fmt.Errorf("tensor %.80s is listed as edited, but nothing is done to it", name)
 	}
 	return r.e, nil
@@ -246,7 +287,11 @@ func (r *editReader) part(part, dtype string, t *safetensors.Tensor, full string
 	n := t.Shape[0]
 	of, _, _ := strings.Cut(part, ".")
 	isMix := of == "mix" || of == "colmix"
-	if !isMix {
+	inner := of == "rows" || of == "cols"
+	if inner && *innerOf(r.e, part) == nil {
+		*innerOf(r.e, part) = &checkpoint.Inner{}
+	}
+	if !isMix && !inner {
 		if r.rows >= 0 && r.rows != n {
 			return fmt.Errorf("tensor %.80s has %d numbers, the other parts of the edit %d", full, n, r.rows)
 		}
@@ -273,11 +318,13 @@ func (r *editReader) part(part, dtype string, t *safetensors.Tensor, full string
 		r.e.Cross = x
 	case "shift":
 		r.e.Shift = x
+	case "rows.factor", "cols.factor":
+		(*innerOf(r.e, part)).Factor = x
 	}
 	return nil
 }
 
-// indices reads the rows or columns of mixes, or the partners of rows.
+// indices reads the rows or columns of mixes, the places of an order, or the partners of rows.
 func (r *editReader) indices(of string, isMix bool, t *safetensors.Tensor, full string) error {
 	raw := make([]int32, t.Shape[0])
 	if err := binary.Read(r.f.Reader(t), binary.LittleEndian, raw); err != nil {
@@ -286,6 +333,11 @@ func (r *editReader) indices(of string, isMix bool, t *safetensors.Tensor, full 
 	for i, v := range raw {
 		if isMix {
 			r.mixed[of] = append(r.mixed[of], int(v))
+			continue
+		}
+		if of == "rows" || of == "cols" { // Fold.Apply knows the matrix and checks the order
+			in := *innerOf(r.e, of+".")
+			in.Order = append(in.Order, int(v))
 			continue
 		}
 		// A partner of a partner is the row itself: pairs of rows are turned.
@@ -323,6 +375,11 @@ func (r *editReader) mixes() error {
 func (f *Fold) Apply(c *checkpoint.Checkpoint) (*checkpoint.Edited, error) {
 	v := checkpoint.NewEdited(c, f.Edits)
 	v.Added = f.Added
+	if f.Residual != nil {
+		if err := transform.FoldStream(v, f.Residual, 0); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.Path, err)
+		}
+	}
 	for _, name := range f.Edits.Names() {
 		t, ok := v.Find(name)
 		if !ok {

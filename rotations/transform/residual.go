@@ -12,6 +12,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
+	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/internal/seeded"
 )
@@ -140,6 +141,16 @@ var ErrNoResidual = errors.New("the residual stream cannot be rotated")
 
 // CheckResidual says whether identity G1 holds for a model.
 func CheckResidual(c *family.Config) error {
+	switch {
+	case c.LayerNorm:
+		return fmt.Errorf("%w: family %s subtracts the mean of the stream in its norms, which a rotation does not keep",
+			ErrNoResidual, c.Family.Name)
+	case c.PerLayerInput > 0:
+		return fmt.Errorf("%w: layers of family %s read further embeddings", ErrNoResidual, c.Family.Name)
+	case slices.ContainsFunc(c.Layers, func(y family.Layer) bool { return y.BareInputs || y.Parallel || y.FFN.Beside > 0 }):
+		return fmt.Errorf("%w: attention and FFN of family %s do not each read it through one norm of their own", ErrNoResidual,
+			c.Family.Name)
+	}
 	if slices.ContainsFunc(c.Layers, func(y family.Layer) bool { return y.PostNorms }) {
 		return fmt.Errorf("%w: family %s normalises the outputs of attention and FFN before they are added, and the gains of these norms scale single numbers of the stream: they have no matrix behind them to go into", ErrNoResidual, c.Family.Name)
 	}
@@ -171,7 +182,13 @@ var residualParts = map[string]struct {
 	"ffn_gate.weight": {reader, "ffn_norm.weight"}, "ffn_up.weight": {reader, "ffn_norm.weight"},
 	"ffn_down.weight":     {part: writer},
 	"ffn_gate_inp.weight": {reader, "ffn_norm.weight"}, "ffn_gate_exps.weight": {reader, "ffn_norm.weight"},
-	"ffn_up_exps.weight":   {reader, "ffn_norm.weight"},
+	"ffn_up_exps.weight":    {reader, "ffn_norm.weight"},
+	"ffn_gate_shexp.weight": {reader, "ffn_norm.weight"}, "ffn_up_shexp.weight": {reader, "ffn_norm.weight"},
+	"ffn_gate_inp_shexp.weight": {reader, "ffn_norm.weight"},
+	"ffn_down_shexp.weight":     {part: writer},
+	"ffn_gate_inp.bias":         {}, "exp_probs_b.bias": {}, "attn_sinks.weight": {},
+	"ffn_gate_exps.bias": {}, "ffn_up_exps.bias": {},
+	"ffn_down_exps.bias":   {part: reader}, // a row for each expert, which is added to the stream
 	"ffn_down_exps.weight": {part: writer},
 }
 
@@ -212,7 +229,7 @@ func FoldResidual(src checkpoint.Weights, cfg *family.Config, q *ResidualRotatio
 	if err := q.Check(cfg.Hidden); err != nil {
 		return nil, err
 	}
-	r := &Residual{src: src, cfg: cfg, q: q, threads: threads, gains: map[string][]float32{}}
+	r := &Residual{src: src, cfg: cfg, q: q, threads: parallel.Threads(threads), gains: map[string][]float32{}}
 	for _, want := range cfg.Tensors() {
 		t, ok := src.Find(want.Name)
 		if !ok && !want.Optional {
@@ -241,13 +258,30 @@ func FoldResidual(src checkpoint.Weights, cfg *family.Config, q *ResidualRotatio
 	return r, nil
 }
 
+// FoldStream puts identity G1 on top of the edits of v. Edits of rows and columns on the other side
+// of the matrices may still be added.
+func FoldStream(v *checkpoint.Edited, q *ResidualRotation, threads int) error {
+	r, err := FoldResidual(v.WithoutStream(), v.Config(), q, threads)
+	if err != nil {
+		return err
+	}
+	v.Stream = r
+	return nil
+}
+
+// Rotation returns the rotation of the stream.
+func (r *Residual) Rotation() *ResidualRotation { return r.q }
+
 // Untied returns the head that the fold adds to a model with tied embeddings, nil
 // if the model has one. Writers have to store it, and in config.json set
 // tie_word_embeddings to false.
 func (r *Residual) Untied() *checkpoint.Tensor { return r.untied }
 
 // Changes says whether the fold changes a tensor that it finds.
-func (r *Residual) Changes(name string) bool {
+func (r *Residual) Changes(name string) bool { return StreamTensor(name) }
+
+// StreamTensor says whether G1 changes a tensor.
+func StreamTensor(name string) bool {
 	return residualParts[inLayer(name, family.LayerOf(name))].part != untouched
 }
 

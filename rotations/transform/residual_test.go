@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -232,77 +233,93 @@ func TestResidualRotation(t *testing.T) {
 	}
 }
 
-// TestFoldFFN: scales between up and down change no logits, in every family, and
-// half of them does.
-func TestFoldFFN(t *testing.T) {
-	r := rand.New(rand.NewPCG(3, 4))
+// TestFoldNeurons: neurons in another order and of other sizes, and norms of other gains, compute the
+// same function, alone and below a rotated stream; and do not when any tensor is left as it was.
+func TestFoldNeurons(t *testing.T) {
 	for _, fam := range tiny.Families {
-		for _, c := range openBoth(t, fam, tiny.Options{Seed: 6}) {
+		for i, c := range openBoth(t, fam, tiny.Options{Seed: 6}) {
+			r := rand.New(rand.NewPCG(3, 4))
 			cfg := c.Config
-			scale := make([][][]float32, len(cfg.Layers))
-			for range max(1, cfg.Experts()) {
-				s := make([]float32, cfg.Layers[0].FFN.Size)
+			scales := func(n int) []float32 {
+				s := make([]float32, n)
 				for j := range s {
 					s[j] = float32(math.Exp2(4 * (r.Float64() - 0.5)))
 				}
-				scale[1] = append(scale[1], s) // layer 0 stays
+				return s
 			}
-			f, err := transform.FoldFFN(c, cfg, scale)
-			if err != nil {
+			var experts []transform.Neurons
+			for range max(1, cfg.Experts()) {
+				experts = append(experts, transform.Neurons{Order: r.Perm(cfg.Layers[0].FFN.Size), Scale: scales(cfg.Layers[0].FFN.Size)})
+			}
+			v := checkpoint.NewEdited(c, checkpoint.Edits{})
+			if err := transform.FoldNeurons(v, 1, experts); err != nil { // layer 0 stays
 				t.Fatal(err)
 			}
+			for _, norm := range []string{"attn_norm.weight", "ffn_norm.weight"} {
+				if err := transform.FoldChannels(v, 1, norm, scales(cfg.Hidden)); err != nil {
+					t.Fatal(err)
+				}
+			}
 			want := logits(t, cfg, c, nil)
-			worst, size := difference(want, logits(t, cfg, f, nil))
+			worst, size := difference(want, logits(t, cfg, v, nil))
 			if !(worst < preserved*size) {
 				t.Errorf("%s: logits up to %.3g change by %.3g", fam, size, worst)
 			}
-			changed := 0
-			for _, x := range c.Tensors() {
-				if worst, _ := difference(want,
-					logits(t, cfg, broken{f, c, x.Name}, nil)); f.Changes(x.Name) == (worst < spoiled*size) {
-					t.Errorf("%s: with %s as it was, logits up to %.3g change by %.3g; changed: %v", fam, x.Name, size, worst,
-						f.Changes(x.Name))
-				}
-				if f.Changes(x.Name) {
-					changed++
-				}
-			}
-			if changed != 2 {
-				t.Errorf("%s: %d tensors are changed", fam, changed)
-			}
-			// Folds stack.
-			if transform.CheckResidual(cfg) == nil {
-				q, err := transform.NewResidualRotation("srht", cfg.Hidden, 1)
-				if err != nil {
-					t.Fatal(err)
-				}
-				g, err := transform.FoldResidual(f, cfg, q, 1)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if worst, size := difference(want, logits(t, cfg, g, nil)); !(worst < preserved*size) {
-					t.Errorf("%s: both folds: logits up to %.3g change by %.3g", fam, size, worst)
+			if i == 0 {
+				for _, x := range c.Tensors() {
+					worst, _ := difference(want, logits(t, cfg, broken{v, c, x.Name}, nil))
+					planned := x.Layer == 1 && (transform.NeuronTensor(cfg, x.Name) || transform.ChannelTensor(cfg, x.Name))
+					if v.Changed(x.Name) == (worst < spoiled*size) || planned != v.Changed(x.Name) {
+						t.Errorf("%s: with %s as it was, logits up to %.3g change by %.3g; changed: %v, planned: %v", fam, x.Name, size,
+							worst, v.Changed(x.Name), planned)
+					}
 				}
 			}
-			short := [][][]float32{nil, append([][]float32{scale[1][0][1:]}, scale[1][1:]...)}
-			for says, bad := range map[string][][][]float32{
-				"1 of 2 layers": scale[:1], "layer 1: FFN scales for": {nil, {}}, "layer 1, expert 0: 95 scales": short,
-				"FFN scale 0": with(scale, 0), "FFN scale -1": with(scale, -1), "FFN scale +Inf": with(scale, float32(math.Inf(1))),
-				"FFN scale NaN": with(scale, float32(math.NaN())), "FFN scale 1e-45": with(scale, 1e-45),
-			} {
-				if _, err := transform.FoldFFN(c, cfg, bad); err == nil || !strings.Contains(err.Error(), says) {
-					t.Errorf("%s: %v, want %q", fam, err, says)
-				}
+			if transform.CheckResidual(cfg) != nil {
+				continue
+			}
+			q, err := transform.NewResidualRotation("srht", cfg.Hidden, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := transform.FoldStream(v, q, 1); err != nil {
+				t.Fatal(err)
+			}
+			if worst, size := difference(want, logits(t, cfg, v, nil)); !(worst < preserved*size) {
+				t.Errorf("%s: with a rotated stream logits up to %.3g change by %.3g", fam, size, worst)
 			}
 		}
 	}
 }
 
-func with(scale [][][]float32, v float32) [][][]float32 {
-	out := [][][]float32{scale[0], append([][]float32(nil), scale[1]...)}
-	out[1][0] = append([]float32(nil), scale[1][0]...)
-	out[1][0][3] = v
-	return out
+// TestFoldNeuronsRefuses: what is no order, or no scale, is refused by name.
+func TestFoldNeuronsRefuses(t *testing.T) {
+	c := openBoth(t, "llama", tiny.Options{Seed: 6})[0]
+	n := c.Config.Layers[0].FFN.Size
+	with := func(v float32) []transform.Neurons {
+		s := slices.Repeat([]float32{1}, n)
+		s[3] = v
+		return []transform.Neurons{{Scale: s}}
+	}
+	for says, bad := range map[string][]transform.Neurons{
+		"for 0 experts of 1": {}, "expert 0: 0 places and 95": {{Scale: make([]float32, n-1)}}, "scale 3 is 0": with(0),
+		"scale 3 is -1": with(-1), "scale 3 is +Inf": with(float32(math.Inf(1))), "scale 3 is NaN": with(float32(math.NaN())),
+		"scale 3 is 1e-45": with(1e-45),
+	} {
+		v := checkpoint.NewEdited(c, checkpoint.Edits{})
+		if err := transform.FoldNeurons(v, 0, bad); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+	v := checkpoint.NewEdited(c, checkpoint.Edits{})
+	twice := make([]int, n) // all neurons are the first
+	if err := transform.FoldNeurons(v, 0, []transform.Neurons{{Order: twice}}); err != nil {
+		t.Fatal(err)
+	}
+	x, _ := v.Find("blk.0.ffn_up.weight")
+	if err := v.ReadRows(x, 0, 1, make([]float32, x.Cols())); err == nil || !strings.Contains(err.Error(), "the same as another") {
+		t.Errorf("an order that takes one neuron twice: %v", err)
+	}
 }
 
 // TestFFNBalance: the closed form is the optimum of what it minimises.

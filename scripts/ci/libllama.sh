@@ -33,6 +33,9 @@ fi
 # small random models. RPC needs a build of llama.cpp with GGML_RPC, which the package is not: TestRPC
 # runs where PHASECONV_LIBLLAMA has an rpc-server.
 cd ../../..
+# Emulated weight types: what llama-quantize gives each matrix, and its bytes.
+go test -count=1 -v -run '^TestStockQuantize$' ./verify/quantweights | tee "$work/libllama/quantize.log" | grep -E '^(---|    ---|FAIL|ok|panic)' || true
+grep -q '^--- PASS: TestStockQuantize' "$work/libllama/quantize.log" || { cat "$work/libllama/quantize.log"; exit 1; }
 # With PHASECONV_LONG the worker of a conversion is killed at 50 random moments instead of 4.
 PHASECONV_LONG=1 go test -count=1 -v -timeout 20m ./verify/engine/... | tee "$work/libllama/engine.log" | grep -E '^(---|    ---|FAIL|ok|panic)' || true
 grep -q '^ok .*verify/engine/llama' "$work/libllama/engine.log" || { cat "$work/libllama/engine.log"; exit 1; }

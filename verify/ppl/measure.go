@@ -110,6 +110,21 @@ type Divergence struct {
 	DeltaPMean, DeltaPRMS float64
 }
 
+// Better says whether a has a lower mean than b, and that not by chance: the mean
+// difference of the roots, token by token, is so many standard errors below 0. Roots go
+// with the errors of scores. A few tokens carry most of a mean divergence, so the
+// differences themselves are three times less sure: on SmolLM2-135M a balance that
+// lowers q4_0's divergence by 16 % is 2.5 errors away by those, and 7 by roots.
+func Better(a, b Divergence, errs float64) bool {
+	diff := make([]float64, len(a.KLD))
+	for i, v := range a.KLD {
+		// Rounding may leave a divergence of 0 just below 0.
+		diff[i] = math.Sqrt(max(v, 0)) - math.Sqrt(max(b.KLD[i], 0))
+	}
+	mean, err := MeanErr(diff)
+	return a.Mean < b.Mean && mean+float64(errs*err) < 0
+}
+
 // Result of Measure; Divergences[i] belongs to streams[i].
 type Result struct {
 	Base        Perplexity

@@ -308,7 +308,7 @@ func (m *Model) windowCaches(ctx context.Context, a *Attention, cache Cache) ([]
 	y := &m.Config.Layers[a.Layer]
 	keys, values := a.T*y.KVHeads*y.HeadDim, a.T*y.KVHeads*y.ValueDim
 	err := parallel.For(ctx, m.Threads, a.Windows, func(w int) (err error) {
-		caches[w], err = layer.Window(ctx, y.Owner, a.K[w*keys:(w+1)*keys], a.V[w*values:(w+1)*values])
+		caches[w], err = layer.Window(ctx, y.Owner, w, a.K[w*keys:(w+1)*keys], a.V[w*values:(w+1)*values])
 		return err
 	})
 	return caches, err

@@ -46,6 +46,11 @@ func (m *Model) ffn(ctx context.Context, l int, b *batch, variants []*Variant, h
 		if err := m.gated(ctx, &y.FFN, out, x, b.rows(), b, m.mats[:3], &noBiases); err != nil {
 			return err
 		}
+		if hooks.Neurons != nil && i == 0 {
+			if err := hooks.Neurons(l, 0, b.gate[:b.rows()*y.FFN.Size], nil); err != nil {
+				return err
+			}
+		}
 		if post != nil {
 			m.norm(out, out, post)
 		}
@@ -216,7 +221,7 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 		}
 	}
 	for e := range ffn.Experts {
-		if err := m.expert(ctx, l, e, b, branches); err != nil {
+		if err := m.expert(ctx, l, e, b, branches, hooks); err != nil {
 			return err
 		}
 	}
@@ -238,7 +243,7 @@ func (m *Model) mixture(ctx context.Context, l int, b *batch, variants []*Varian
 }
 
 // expert adds expert e's part of a mixture, for the tokens that chose it.
-func (m *Model) expert(ctx context.Context, l, e int, b *batch, branches []branch) error {
+func (m *Model) expert(ctx context.Context, l, e int, b *batch, branches []branch, hooks Hooks) error {
 	used := false
 	for i := range branches {
 		used = used || len(branches[i].routes[e]) > 0
@@ -279,6 +284,15 @@ func (m *Model) expert(ctx context.Context, l, e int, b *batch, branches []branc
 		}
 		if err := m.gated(ctx, ffn, out, in, len(rs), b, m.mats[:3], &biases); err != nil {
 			return err
+		}
+		if hooks.Neurons != nil && i == 0 {
+			weights := make([]float32, len(rs))
+			for r, t := range rs {
+				weights[r] = t.weight
+			}
+			if err := hooks.Neurons(l, e, b.gate[:len(rs)*ffn.Size], weights); err != nil {
+				return err
+			}
 		}
 		for r, t := range rs {
 			y := branches[i].y[t.row*hidden : (t.row+1)*hidden]

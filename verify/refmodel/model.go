@@ -113,6 +113,9 @@ type Hooks struct {
 	Attention func(a *Attention) error
 	// FFN is called once per layer with the normed input of the FFN, [windows*T, hidden].
 	FFN func(layer int, x []float32) error
+	// Neurons is called with what an FFN multiplies by down, [tokens, size]: once per layer, or for
+	// every expert with its tokens and their weights in its output. Shared experts are left out.
+	Neurons func(layer, expert int, h, weights []float32) error
 }
 
 // Attention is what one layer's attention works on; rows are windows*T tokens.
@@ -143,9 +146,10 @@ type LayerCache interface {
 	Cache
 	// Window takes the post-RoPE keys and the values of one window of a layer, [T, n_kv_heads *
 	// head_dim] and [T, n_kv_heads * value_dim], which it must not change, and returns the Cache
-	// of that window's heads.
+	// of that window's heads. Windows are counted from 0 within a call of Run, which takes them all
+	// through one layer after the other.
 	// It is called concurrently for different windows.
-	Window(ctx context.Context, layer int, k, v []float32) (Cache, error)
+	Window(ctx context.Context, layer, window int, k, v []float32) (Cache, error)
 }
 
 // A Tile is a block of scores: of some queries with some keys.

@@ -74,12 +74,17 @@ func yaml(s string) string {
 // oneLine keeps names from ending a line or a code span.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == '`' || r == '|' {
+		if r < ' ' || r == '`' || r == '|' || r == '\u2028' || r == '\u2029' {
 			return ' '
 		}
 		return r
 	}, s)
 }
+
+// prose is oneLine for text outside of code spans, where names must not become links or tags.
+func prose(s string) string { return markdown.Replace(oneLine(s)) }
+
+var markdown = strings.NewReplacer(`\`, `\\`, "<", `\<`, "[", `\[`, "]", `\]`, "*", `\*`)
 
 func (c *card) front() {
 	c.line("---")
@@ -123,19 +128,19 @@ func (c *card) front() {
 
 func (c *card) intro() {
 	m := c.v.Manifest
-	c.line("# %s", c.name)
+	c.line("# %s", prose(c.name))
 	c.line("")
 	c.line("`%s` (%s, %d layers, %d KV heads of %d), converted by %s so that its KV cache survives few bits.",
-		oneLine(m.Source.Name), m.Model.Family, m.Model.Layers, m.Model.KVHeads, m.Model.HeadDim, oneLine(m.Tool))
+		oneLine(m.Source.Name), prose(m.Model.Family), m.Model.Layers, m.Model.KVHeads, m.Model.HeadDim, prose(m.Tool))
 	c.line("")
 	if a := c.v.Verdict.Alarm; a != "" {
-		c.line("**%s**", a)
+		c.line("**%s**", prose(a))
 		c.line("")
 	}
-	c.line("%s", c.v.Verdict.Headline)
-	c.line("%s", c.v.Verdict.Text)
+	c.line("%s", prose(c.v.Verdict.Headline))
+	c.line("%s", prose(c.v.Verdict.Text))
 	c.line("")
-	c.line("%s", c.v.Verdict.Advice)
+	c.line("%s", prose(c.v.Verdict.Advice))
 	c.line("")
 	what := "keys"
 	if c.v.Whole() {
@@ -198,7 +203,7 @@ func (c *card) numbers() {
 			text = " " + oneLine(strings.TrimPrefix(r.Text, "embedded:")) + " |"
 		}
 		c.line("| %s | %s | %s |%s %s | %s | %s | %s ± %s |", oneLine(r.KType), oneLine(r.VType), comma(r.Ctx),
-			text, r.Weights, r.Bytes(), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
+			text, oneLine(r.Weights), r.Bytes(), fix(r.PPLRatio, 3), sig(r.KLD), pm(r.KLD, r.KLDErr))
 	}
 	c.line("")
 	if v.Rounded {
@@ -210,13 +215,14 @@ func (c *card) numbers() {
 func (c *card) loading() {
 	g, gguf := c.container("gguf")
 	_, safe := c.container("safetensors")
+	file := oneLine(shellJoin([]string{g.Model}))
 	c.line("## Load it")
 	c.line("")
 	if gguf {
 		c.line("llama.cpp:")
 		c.line("")
 		c.line("```sh")
-		c.line("llama-cli -m %s%s -p \"Once upon a time\"", g.Model, c.cacheFlags())
+		c.line("llama-cli -m %s%s -p \"Once upon a time\"", file, c.cacheFlags())
 		c.line("```")
 		c.line("")
 	}
@@ -241,12 +247,12 @@ func (c *card) loading() {
 		c.line("ollama:")
 		c.line("")
 		c.line("```sh")
-		c.line("echo 'FROM ./%s' > Modelfile", g.Model)
+		c.line("echo %s > Modelfile", oneLine(shellJoin([]string{"FROM ./" + g.Model})))
 		c.line("ollama create %s -f Modelfile", slug(c.name))
 		c.line("ollama run %s", slug(c.name))
 		c.line("```")
 		c.line("")
-		c.line("LM Studio: `lms import %s`, then load it%s.", g.Model, c.studioFields())
+		c.line("LM Studio: `lms import %s`, then load it%s.", file, c.studioFields())
 		c.line("")
 	}
 	c.line("Check it, with the text of your choice:")
@@ -293,6 +299,26 @@ func slug(s string) string {
 	return "model"
 }
 
+// weights tells how weights were changed for the type of a quantised file, before and after.
+func (c *card) weights() {
+	f := c.v.Manifest.FFN
+	if f == nil {
+		return
+	}
+	c.line("- chosen for %s weights, among %d changes compared on text that they were not fitted to: %s", f.FileType, len(f.Tried),
+		oneLine(f.Chosen))
+	if len(f.Measured) == 0 {
+		return
+	}
+	c.line("")
+	c.line("| after `llama-quantize ... %s`, emulated | bits per weight | KLD | PPL ratio |", f.FileType)
+	c.line("|---|---:|---:|---:|")
+	for _, x := range f.Measured {
+		c.line("| %s | %s | %s ± %s | %s |", oneLine(x.Name), fix(x.Bits, 3), sig(x.KLD), sig(x.KLDErr), fix(x.PPLRatio, 4))
+	}
+	c.line("")
+}
+
 func (c *card) details() {
 	m := c.v.Manifest
 	c.line("## How it was made")
@@ -307,21 +333,22 @@ func (c *card) details() {
 			if !id.Exact {
 				exact = "not exact"
 			}
-			c.line("- folded into %d tensors: %s, %s (%s)", id.Tensors, id.ID, oneLine(id.Name), exact)
+			c.line("- folded into %d tensors: %s, %s (%s)", id.Tensors, id.ID, prose(id.Name), exact)
 		}
 	}
 	if f := m.Fusion; f != nil {
 		c.line("- chosen for %s keys and %s values in contexts of %s tokens, among %d changes compared on text that they were not fitted to: %s",
-			f.KType, f.VType, comma(f.TargetCtx), len(f.Tried), oneLine(f.Chosen))
+			f.KType, f.VType, comma(f.TargetCtx), len(f.Tried), prose(f.Chosen))
 		for _, x := range f.Tried {
 			if x.Name == f.Chosen && x.F16KLD != nil {
 				c.line("- that change is not exact: it costs a KLD of %s with F16 caches, and %s is left with these types (%s without it)", sig(*x.F16KLD), sig(x.KLD), sig(f.Tried[0].KLD))
 			}
 		}
 	}
+	c.weights()
 	c.line("- source: `%s`, SHA-256 `%s`", oneLine(m.Source.Name), m.Source.SHA256)
 	for _, n := range m.Notes {
-		c.line("- read so: %s", oneLine(n))
+		c.line("- read so: %s", prose(n))
 	}
 	c.line("- calibration: `%s`, %s tokens, SHA-256 `%s`",
 		oneLine(m.Calibration.Name), comma(m.Calibration.Tokens), m.Calibration.SHA256)

@@ -184,6 +184,37 @@ func TestGoldenCard(t *testing.T) {
 	golden(t, "card.md", b.String())
 }
 
+// TestHostileNames: a name is neither a line, nor a tag, nor a link of a card, nor a command in it.
+func TestHostileNames(t *testing.T) {
+	const evil = "a\"b: [x](http://evil)\r\nlicense: mit\n---\n```\n# <img src=x onerror=alert(1)>\u2028"
+	m := fixture(t)
+	m.Name, m.Manifest.Source.Name, m.Manifest.Calibration.Name, m.Manifest.Model.Family = evil, evil, evil, evil
+	m.Manifest.Artifacts[0].Model = "m'; touch `x` .gguf"
+	m.Manifest.Measured.Text.Name = evil
+	m.Manifest.Measured.Contract = []spec.Check{{Check: "files", Detail: evil}}
+	var b bytes.Buffer
+	if err := Card(&b, m, CardOptions{Name: evil, QuantizedBy: evil}); err != nil {
+		t.Fatal(err)
+	}
+	body, _, _ := strings.Cut(b.String(), "```bibtex")
+	front, body, _ := strings.Cut(strings.TrimPrefix(body, "---\n"), "\n---\n")
+	if n := strings.Count(front, "\n"); n != 7 {
+		t.Errorf("the front matter has %d line ends lines:\n%s", n, front)
+	}
+	card := regexp.MustCompile("(?m)`[^`\n]+`|^\\|.*$").ReplaceAllString(body, "")
+	for _, bad := range []string{"\nlicense: mit", "[x](", "\r", "\u2028", "\n# \\", "\n```\n#"} {
+		if strings.Contains(card, bad) {
+			t.Errorf("%q is in the card:\n%s", bad, card)
+		}
+	}
+	if n := strings.Count(card, "<img") - strings.Count(card, `\<img`); n != 0 {
+		t.Errorf("%d tags in the card:\n%s", n, card)
+	}
+	if !strings.Contains(b.String(), `llama-cli -m 'm'\''; touch  x  .gguf'`) {
+		t.Errorf("a file name is a command:\n%s", b.String())
+	}
+}
+
 // void elements have no end tag.
 var void = map[string]bool{"meta": true, "input": true, "br": true, "wbr": true, "link": true, "img": true}
 
@@ -727,5 +758,32 @@ func TestScoreStats(t *testing.T) {
 	}
 	if s := scoreStats(f, f, 99); s.kl != 0 {
 		t.Errorf("nothing coded: %+v", s)
+	}
+}
+
+// TestWeights: section 4 and the card tell what was changed for a weight type, before and after.
+func TestWeights(t *testing.T) {
+	m := invented()
+	m.Manifest.FFN = &spec.FFNFold{Weights: "q3_k", FileType: "Q3_K_M", Mode: "auto", FitWindows: 16,
+		Text:     spec.Text{Name: "fit.txt", Tokens: 4096, Context: 512, Windows: 8},
+		Tried:    []spec.FFNTry{{Name: "as they are", Bits: 3.9, KLD: 0.5, KLDErr: 0.01}, {Name: "norms <scaled>", Bits: 3.9, KLD: 0.31}},
+		Chosen:   "norms <scaled>",
+		Measured: []spec.FFNTry{{Name: "source", Bits: 3.9, KLD: 0.52, PPLRatio: 1.2}, {Name: "converted", Bits: 3.9, KLD: 0.33, PPLRatio: 1.1}}}
+	var page, card bytes.Buffer
+	if err := Write(&page, []Model{m}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := Card(&card, m, CardOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Changed for Q3_K_M", "norms &lt;scaled&gt; (chosen)", "<th scope=\"row\">converted</th><td>3.900</td><td>0.33"} {
+		if !strings.Contains(page.String(), want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	for _, want := range []string{"chosen for Q3_K_M weights, among 2 changes", "| converted | 3.900 | 0.33"} {
+		if !strings.Contains(card.String(), want) {
+			t.Errorf("the card lacks %q", want)
+		}
 	}
 }

@@ -28,6 +28,7 @@ type view struct {
 	Beta     *betaView
 	Converge *convergeView
 	FFNView  *ffnView
+	Weights  *weightsView
 	Quality  *qualityView
 	Stock    *stockView
 	Runtime  []fact
@@ -75,6 +76,7 @@ func newView(i int, m *Model) (*view, error) {
 	v.Beta = newBeta(v)
 	v.Converge = newConverge(v)
 	v.FFNView = newFFN(v)
+	v.Weights = newWeights(v)
 	v.Quality = newQuality(v)
 	v.Stock = newStock(v)
 	v.Runtime = runtimeFacts(v)
@@ -198,6 +200,17 @@ func (v *view) coded() (coded, left string) {
 		return "values", "F16 keys"
 	}
 	return "keys and values", ""
+}
+
+// Coded says what is coded, and how.
+func (v *view) Coded() string {
+	switch {
+	case v.Bytes == nil:
+		return missing
+	case v.Whole():
+		return "keys and values, " + v.Code
+	}
+	return "keys, " + v.Code
 }
 
 // wholeBytes is what keys and values of a sequence take with this file, the tokens that stay F16
@@ -730,7 +743,7 @@ func bibEscape(s string) string {
 	out := []rune{}
 	for _, r := range s {
 		switch r {
-		case '{', '}', '\\', '%', '\n':
+		case '{', '}', '\\', '%', '`', '\n', '\r':
 			continue
 		case '_', '&', '#', '$':
 			out = append(out, '\\')

@@ -20,7 +20,6 @@ import (
 	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/engine"
-	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -38,6 +37,8 @@ conversion to try for a smaller one. Nothing is written.
 
 Of each context the second half is scored. Sizes are those of the whole cache as
 llama.cpp allocates it for one sequence of that context.
+
+` + hubToo + `
 
 Examples:
   phaseconv advise model.gguf
@@ -175,10 +176,7 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	if e.Kind == llama.Auto && e.knows(paths) {
-		e.Kind = engine.Own
-	}
-	if e.Kind != engine.Own {
+	if e.settle(paths...); e.Kind != engine.Own {
 		return adviseWithLlama(ctx, c, e, paths, o, stdout, stderr)
 	}
 	published, converted, err := adviseModels(ctx, o.Progress, c, paths, o.Texts)
@@ -459,14 +457,14 @@ func openConverted(ctx context.Context, report progress.Func, path, container st
 
 func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 	for i, t := range a.Texts {
-		fmt.Fprintf(w, "%s, %d windows of %d tokens, PPL %.4f\n", t.Name, t.Windows, t.Context, a.BasePPL[i])
+		say(w, "%s, %d windows of %d tokens, PPL %.4f\n", t.Name, t.Windows, t.Context, a.BasePPL[i])
 	}
 	rotation := ""
 	if !a.Rotation {
 		rotation = ", attention rotation off"
 	}
 	for _, n := range a.Notes {
-		fmt.Fprintf(w, "note: %s\n", n)
+		say(w, "note: %s\n", n)
 	}
 	fmt.Fprintf(w, "compared with: %s%s%s\n", a.Base, rotation, roundedNote(a.RoundedInputs))
 	if a.Backend != "" {

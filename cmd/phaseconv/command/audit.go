@@ -23,7 +23,7 @@ func auditCommand(stdout, stderr io.Writer) *cli.Command {
 		Name:      "audit",
 		Usage:     "measure beta per layer and head, without writing anything",
 		ArgsUsage: "SRC",
-		Description: `SRC is a Hugging Face folder or a GGUF file.
+		Description: `SRC is a Hugging Face folder or a GGUF file. ` + hubToo + `
 
 Examples:
   phaseconv audit ./SmolLM2-135M
@@ -124,7 +124,7 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	printBeta(stdout, res.Layers)
 	printFFN(stdout, res.FFN)
 	p, k := res.PPL, res.KLD
-	fmt.Fprintf(stdout, "\nPPL %.4f with float keys, %.4f with code %s (%.4fx), KLD %.4f, on %d tokens of %s; fitted to %d tokens of %s\n",
+	say(stdout, "\nPPL %.4f with float keys, %.4f with code %s (%.4fx), KLD %.4f, on %d tokens of %s; fitted to %d tokens of %s\n",
 		p.Float, p.OneBit, p.Code, p.Ratio, k.Mean, p.Tokens, res.Text.Name, res.Calibration.Tokens, res.Calibration.Name)
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/atomicfile"
 	"github.com/phaseconv/phaseconv/format/hf"
+	"github.com/phaseconv/phaseconv/format/hub"
 	"github.com/phaseconv/phaseconv/format/jsonx"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/report"
@@ -70,6 +71,9 @@ func runCard(c *cli.Command, stdout io.Writer) error {
 		m.License = report.ParseLicense(strings.Split(l, ",")...)
 	}
 	o := report.CardOptions{BaseModel: c.String("base-model"), Name: c.String("name")}
+	if err := checkBaseModel(o.BaseModel); err != nil {
+		return err
+	}
 	if o.BaseModel == "" {
 		o.BaseModel = hubID(dir)
 	}
@@ -95,6 +99,17 @@ func runCard(c *cli.Command, stdout io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(stdout, "written to", out)
+	return nil
+}
+
+// checkBaseModel refuses what is no id of a model on the hub; "" is none.
+func checkBaseModel(id string) error {
+	if id == "" {
+		return nil
+	}
+	if ref, err := hub.ParseRef(hub.Prefix + id); err != nil || ref.Repo != id {
+		return usagef("--base-model %q is not the id of a model on the hub (Org/Name)", id)
+	}
 	return nil
 }
 

@@ -87,7 +87,7 @@ func (c *checkedWriter) Write(p []byte) (int, error) {
 var flagNames = map[string]string{
 	"Calibration": "calib", "CalibrationTokens": "calib-tokens", "Evaluation": "eval", "Exceptions": "outliers",
 	"Formats": "format", "OutType": "outtype", "MaxKLD": "max-kld", "Cache": "cache-type-k",
-	"SplitSize": "split-max-size", "BitsKV": "bits-kv",
+	"SplitSize": "split-max-size", "FFN": "ffn", "BitsKV": "bits-kv",
 }
 
 // describe puts the flag's name into an error about an option: TargetCtx is --target-ctx.
@@ -227,7 +227,7 @@ func evaluationText(path string) (ppl.Text, error) {
 
 // notes returns a function that prints what is worth knowing and is no error.
 func notes(stderr io.Writer) func(text string) {
-	return func(text string) { fmt.Fprintln(stderr, "phaseconv: note:", text) }
+	return func(text string) { say(stderr, "phaseconv: note: %s\n", text) }
 }
 
 // printNotes prints what is to know of how a model was read; nil has nothing.
@@ -284,7 +284,13 @@ func base(s string) string {
 }
 
 func threadsFlag() cli.Flag {
-	return &cli.IntFlag{Name: "threads", Usage: "processor threads; results do not depend on it", DefaultText: "all"}
+	return &cli.IntFlag{Name: "threads", Usage: "processor threads; results do not depend on it", DefaultText: "all",
+		Validator: func(n int) error {
+			if n < 0 {
+				return usagef("--threads %d: it cannot be negative; 0 is all that the machine offers", n)
+			}
+			return nil
+		}}
 }
 
 func jsonFlag() cli.Flag {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/quantweights"
 )
 
 func convertCommand(stdout, stderr io.Writer) *cli.Command {
@@ -37,7 +40,8 @@ Examples:
   phaseconv convert ./Llama-3-70B -o out --resume
   phaseconv convert ./Llama-3-70B -o out --unit 3/8    # one of eight processes, then
   phaseconv convert ./Llama-3-70B -o out --merge
-  phaseconv convert model.gguf -o out --cache-type-k q4_0 --engine llama --devices CUDA0`,
+  phaseconv convert model.gguf -o out --cache-type-k q4_0 --engine llama --devices CUDA0
+  phaseconv convert ./SmolLM2-135M -o out --ffn auto --weights q4_0   # then llama-quantize out/model.gguf out.gguf Q4_0`,
 		Flags:  convertFlags(),
 		Action: func(ctx context.Context, c *cli.Command) error { return runConvert(ctx, c, stdout, stderr) },
 	}
@@ -48,6 +52,7 @@ const (
 	categoryOutput  = "Output"
 	categoryEngine  = "Engine"
 	categoryCaches  = "Stock caches"
+	categoryWeights = "Quantised weights"
 	categoryOneBit  = "1-bit keys"
 	categoryJoint   = "1-bit keys and values"
 	categoryTexts   = "Calibration"
@@ -83,10 +88,15 @@ func convertFlags() []cli.Flag {
 			&cli.StringFlag{Name: "cache-rotation", Usage: "llama.cpp's attention rotation: on or off", Value: "on"},
 			&cli.IntFlag{Name: "target-ctx", Usage: "context at which that cache will be used, in tokens",
 				DefaultText: "4096, or the model's context if that is shorter"},
-			&cli.IntFlag{Name: "cache-tokens", Usage: "calibration tokens that edits for that cache are fitted to",
+			&cli.IntFlag{Name: "cache-tokens", Usage: "calibration tokens that edits for that cache, or for --weights, are fitted to",
 				Value: d.CacheTokens},
 			&cli.StringFlag{Name: "weight-edits",
 				Usage: "edits of weights that are allowed: none; exact (the model's function stays the same); approximate (also those that change it slightly, where the divergence with that cache falls by ten times what they cost)", DefaultText: "approximate with --cache-type-k, else exact"},
+		),
+		in(categoryWeights,
+			&cli.StringFlag{Name: "ffn", Value: string(d.FFN),
+				Usage: "exact changes of weights for a quantised file: none; scale (neurons and norms), rotate (the residual stream), or auto: what measures best, nothing where nothing helps"},
+			&cli.StringFlag{Name: "weights", Usage: "the type that llama-quantize will give the matrices: " + quantweights.Names()},
 		),
 		keyFlags(d),
 		in(categoryJoint,
@@ -98,6 +108,8 @@ func convertFlags() []cli.Flag {
 				Value: convert.DefaultJoint().Span},
 			&cli.BoolFlag{Name: "trade",
 				Usage: "with --code joint: measure --span and --anchor, those that are not named, and take what is worth its decode cost: twice the cost for three quarters of the divergence"},
+			&cli.BoolFlag{Name: "pairs",
+				Usage: "with --code joint: code every second layer given the codes of the layer below it; less divergence at the same bytes, for half as much decode work again"},
 			&cli.BoolFlag{Name: "fisher", Value: true, DefaultText: "on where every layer has a backward pass",
 				Usage: "with --code joint: weigh errors by gradients of the model's own loss; --fisher=false weighs them by queries and is faster"},
 		),
@@ -175,6 +187,9 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if err := cacheOptions(c, &o); err != nil {
 		return err
 	}
+	if err := weightOptions(c, &o); err != nil {
+		return err
+	}
 	if c.Bool("dry-run") {
 		return dryRun(c, o, stdout)
 	}
@@ -219,8 +234,11 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 		return nil, err
 	}
 	e, err := chosenEngine(c, on)
-	if err != nil || e.Kind != engine.Llama {
-		return func() {}, err
+	if err != nil {
+		return nil, err
+	}
+	if e.settle(o.Source); e.Kind == engine.Own {
+		return func() {}, nil
 	}
 	engines, err := e.engines(ctx, stderr)
 	if err != nil {
@@ -241,8 +259,11 @@ const codeJoint = "joint"
 
 // jointOptions reads how keys and values are coded together.
 func jointOptions(c *cli.Command, o *convert.Options) error {
-	if c.String("code") != codeJoint {
-		for _, f := range []string{"bits-kv", "parts", "span", "trade", "fisher"} {
+	if code := c.String("code"); code != codeJoint {
+		if _, err := codec.ParseKind(code); err != nil {
+			return usagef("--code %q: %w or %s", code, err, codeJoint)
+		}
+		for _, f := range []string{"bits-kv", "parts", "span", "trade", "pairs", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
 			}
@@ -262,6 +283,7 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 	} else if !j.Parts.Whole() {
 		j.Bits /= 2
 	}
+	j.Pairs = c.Bool("pairs")
 	if c.Bool("trade") {
 		j.ChooseSpan, j.ChooseAnchor = !c.IsSet("span"), !c.IsSet("anchor")
 		if !j.ChooseSpan && !j.ChooseAnchor {
@@ -295,8 +317,10 @@ func cacheOptions(c *cli.Command, o *convert.Options) error {
 	switch {
 	case c.IsSet("cache-type-v") && !c.IsSet("cache-type-k"):
 		return usagef("--cache-type-v goes with --cache-type-k")
-	case o.Cache == nil && (c.IsSet("target-ctx") || c.IsSet("cache-tokens")):
-		return usagef("--target-ctx and --cache-tokens are for changes of the weights for a cache type; name one with --cache-type-k")
+	case o.Cache == nil && c.IsSet("target-ctx"):
+		return usagef("--target-ctx is for changes of the weights for a cache type; name one with --cache-type-k")
+	case o.Cache == nil && c.IsSet("cache-tokens") && !c.IsSet("weights"):
+		return usagef("--cache-tokens is for changes of the weights for a cache or weight type; name one with --cache-type-k or --weights")
 	case o.Cache != nil && o.Cache.K.CacheOnly() != o.Cache.V.CacheOnly() ||
 		o.Cache != nil && o.Cache.K.CacheOnly() && o.Cache.K != o.Cache.V:
 		return usagef("--cache-type-k %s --cache-type-v %s: MLX quantises K and V alike", kvcache.TypeName(o.Cache.K),
@@ -305,6 +329,21 @@ func cacheOptions(c *cli.Command, o *convert.Options) error {
 		return usagef("--cache-type-k %s is for --format safetensors: MLX reads folders", kvcache.TypeName(o.Cache.K))
 	case o.Cache != nil && c.IsSet("balance"):
 		return usagef("--balance and --cache-type-k do not go together: with a cache type, measurements decide about the pair scaling; see --weight-edits")
+	}
+	return nil
+}
+
+// weightOptions reads what to do for the type of a quantised file.
+func weightOptions(c *cli.Command, o *convert.Options) (err error) {
+	if o.FFN, err = plan.ParseFFN(c.String("ffn")); err != nil {
+		return err
+	}
+	if c.IsSet("weights") {
+		t, err := quantweights.Parse(c.String("weights"))
+		if err != nil {
+			return err
+		}
+		o.Weights = &t
 	}
 	return nil
 }
@@ -332,7 +371,7 @@ func printPlan(w io.Writer, p *plan.Plan) {
 	t.print(w)
 	fmt.Fprintln(w)
 	for _, x := range p.Warnings {
-		fmt.Fprintf(w, "warning: %s\n", x)
+		say(w, "warning: %s\n", x)
 	}
 	t = newTable("tensor", "shape", "from", "to", "action", "why")
 	counts := map[plan.Action]int{}
@@ -361,26 +400,32 @@ func printPlan(w io.Writer, p *plan.Plan) {
 
 func printConversion(w io.Writer, out string, r *convert.Result) {
 	m := r.Manifest
-	fmt.Fprintf(w, "%s: %s, %d layers, %d KV heads of %d\n", m.Source.Name, m.Model.Family, m.Model.Layers,
+	say(w, "%s: %s, %d layers, %d KV heads of %d\n", m.Source.Name, m.Model.Family, m.Model.Layers,
 		m.Model.KVHeads, m.Model.HeadDim)
 	for _, id := range m.Identities {
 		if id.Applied {
-			fmt.Fprintf(w, "folded %s (%s) into %d tensors\n", id.ID, id.Name, id.Tensors)
+			say(w, "folded %s (%s) into %d tensors\n", id.ID, id.Name, id.Tensors)
 		}
 	}
 	for _, p := range r.Plans {
 		for _, x := range p.Warnings {
-			fmt.Fprintf(w, "warning: %s\n", x)
+			say(w, "warning: %s\n", x)
 		}
 	}
 	printFusion(w, m.Fusion)
+	printWeightType(w, m.FFN)
 	fmt.Fprintln(w)
 	printVerify(w, r.Verify)
-	fmt.Fprintf(w, "\nwritten to %s:\n", out)
+	say(w, "\nwritten to %s:\n", out)
 	for _, f := range m.Files {
-		fmt.Fprintf(w, "  %-28s %12d bytes\n", f.Name, f.Bytes)
+		say(w, "  %-28s %12d bytes\n", f.Name, f.Bytes)
 	}
-	fmt.Fprintf(w, "and %s, which lists them and what was measured\n", spec.ManifestName)
+	say(w, "and %s, which lists them and what was measured", spec.ManifestName)
+	page := filepath.Join(out, spec.ReportName)
+	if _, err := os.Stat(page); err == nil {
+		say(w, "; %s shows it", page)
+	}
+	fmt.Fprintln(w)
 }
 
 // printFusion shows how the change of keys was chosen and what it brings.
@@ -388,7 +433,7 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 	if f == nil {
 		return
 	}
-	fmt.Fprintf(w, "\nkeys for a %s/%s cache at context %d, compared on %d later tokens of %s\n", f.KType, f.VType,
+	say(w, "\nkeys for a %s/%s cache at context %d, compared on %d later tokens of %s\n", f.KType, f.VType,
 		f.TargetCtx, f.Text.Tokens, f.Text.Name)
 	t := newTable("change", "KLD", "±", "PPL ratio", "same top", "cost with f16 caches", "")
 	for _, x := range f.Tried {
@@ -403,8 +448,11 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 			fmt.Sprintf("%.1f %%", 100*x.SameTop), cost, mark)
 	}
 	t.print(w)
+	if len(f.Tried) > 0 && f.Chosen == f.Tried[0].Name {
+		fmt.Fprintln(w, "no change brings a gain that is clear on this text: the weights keep their values")
+	}
 	if f.Refused != "" {
-		fmt.Fprintf(w, "key biases are not shifted: %s\n", f.Refused)
+		say(w, "key biases are not shifted: %s\n", f.Refused)
 	}
 	if len(f.Measured) == 0 {
 		return
@@ -420,4 +468,29 @@ func printFusion(w io.Writer, f *spec.Fusion) {
 			fmt.Sprintf("%.6f", x.KLDErr), fmt.Sprintf("%.1f %%", 100*x.SameTop))
 	}
 	t.print(w)
+}
+
+// printWeightType shows how the change for a weight type was chosen and what it brings.
+func printWeightType(w io.Writer, f *spec.FFNFold) {
+	if f == nil {
+		return
+	}
+	fmt.Fprintf(w, "\nweights for %s, compared on %d tokens of %s that nothing was fitted to\n", f.FileType, f.Text.Tokens, f.Text.Name)
+	rows := func(list []spec.FFNTry) {
+		t := newTable("weights", "bits", "KLD", "±", "PPL ratio", "same top", "")
+		for _, x := range list {
+			mark := ""
+			if x.Name == f.Chosen {
+				mark = "chosen"
+			}
+			t.row(x.Name, fmt.Sprintf("%.3f", x.Bits), fmt.Sprintf("%.6f", x.KLD), fmt.Sprintf("%.6f", x.KLDErr),
+				fmt.Sprintf("%.4f", x.PPLRatio), fmt.Sprintf("%.1f %%", 100*x.SameTop), mark)
+		}
+		t.print(w)
+	}
+	rows(f.Tried)
+	if len(f.Measured) > 0 {
+		fmt.Fprintf(w, "\nas %s on held-out text, against the source in floats\n", f.FileType)
+		rows(f.Measured)
+	}
 }

@@ -46,6 +46,10 @@ func printGains(w io.Writer, g *audit.Gains) {
 			percent(r.Still), percent(r.Slow), percent(r.Largest), fmt.Sprint(r.Reach), yes(r.Sinks))
 	}
 	t.print(w)
+	if g.BytesRead == 0 {
+		fmt.Fprintln(w, "\nkeys have no bias and no QK-norm: gains and biases say nothing about this model")
+		return
+	}
 	fmt.Fprintf(w, "\nread: %.1f KiB; queries look back %d positions\n", float64(g.BytesRead)/1024, g.Positions)
 	if b := g.Balance; b != nil {
 		fmt.Fprintf(w, "balance: moving scales between the gains of q_norm and k_norm leaves at best %.3f of the error that a "+

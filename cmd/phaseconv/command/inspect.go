@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -24,9 +25,12 @@ func inspectCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
 		Usage:     "show what is in GGUF, safetensors or sidecar files",
-		ArgsUsage: "FILE...",
-		Description: `Examples:
+		ArgsUsage: "FILE|FOLDER...",
+		Description: `Of a folder, its files of weights, sidecars and folds are shown.
+
+Examples:
   phaseconv inspect model.gguf
+  phaseconv inspect ./SmolLM2-135M
   phaseconv inspect out/model.phase.gguf --json
   phaseconv inspect HuggingFaceTB/SmolLM2-135M        # of the hub; only headers are downloaded`,
 		Flags: []cli.Flag{jsonFlag()},
@@ -45,7 +49,10 @@ func inspectCommand(stdout, stderr io.Writer) *cli.Command {
 			if c.Bool("json") {
 				return printJSON(stdout, all)
 			}
-			for _, f := range all {
+			for i, f := range all {
+				if i > 0 {
+					fmt.Fprintln(stdout)
+				}
 				f.print(stdout)
 			}
 			return nil
@@ -96,8 +103,7 @@ type sidecarInfo struct {
 // inspectNamed shows a file, or the weights of a model of the hub, of which it reads the headers.
 func inspectNamed(ctx context.Context, stderr io.Writer, name string) ([]*fileInfo, error) {
 	if !hub.Is(name) {
-		f, err := inspect(ctx, name)
-		return []*fileInfo{f}, err
+		return inspectLocal(ctx, name)
 	}
 	o, remove, err := outlined(ctx, stderr, name, -1)
 	if err != nil {
@@ -116,13 +122,62 @@ func inspectNamed(ctx context.Context, stderr io.Writer, name string) ([]*fileIn
 	return out, nil
 }
 
-func inspect(ctx context.Context, path string) (*fileInfo, error) {
+// inspectLocal shows a file, or those of a folder.
+func inspectLocal(ctx context.Context, path string) ([]*fileInfo, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
+	paths := []string{path}
 	if st.IsDir() {
-		return nil, fmt.Errorf("%s is a folder; name the files in it", path)
+		if paths, err = inspectable(path); err != nil {
+			return nil, err
+		}
+	}
+	var out []*fileInfo
+	for _, p := range paths {
+		f, err := inspect(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+// splitName is how names of the files of a GGUF split end.
+var splitName = regexp.MustCompile(`-\d{5}-of-(\d{5}\.gguf)$`)
+
+// inspectable returns the files of a folder that inspect can read, by name. Any file of a GGUF
+// split shows all of it.
+func inspectable(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	seen := map[string]bool{}
+	for _, e := range entries {
+		name := e.Name()
+		model := splitName.ReplaceAllString(name, "-of-$1")
+		switch filepath.Ext(name) {
+		case ".gguf", ".safetensors", ".sidecar", ".gguf-sidecar", ".fold":
+			if !seen[model] && !strings.HasPrefix(name, ".") {
+				out = append(out, filepath.Join(dir, name))
+			}
+			seen[model] = true
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("%s: no GGUF, safetensors, sidecar or fold file is in this folder", dir)
+	}
+	return out, nil
+}
+
+func inspect(ctx context.Context, path string) (*fileInfo, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
 	}
 	info := &fileInfo{File: path, Bytes: st.Size()}
 	isGGUF, err := gguf.HasMagic(path)

@@ -39,6 +39,9 @@ func TestInspectLoneShard(t *testing.T) {
 	if err != nil || len(info.Tensors) != 2 || !strings.Contains(info.Container, "2 shards") {
 		t.Errorf("%+v, %v", info, err)
 	}
+	if all, err := inspectLocal(t.Context(), dir); err != nil || len(all) != 1 || len(all[0].Tensors) != 2 {
+		t.Errorf("a split is one of %d models in its folder, %v", len(all), err)
+	}
 	if err := os.Remove(gguf.ShardPath(filepath.Join(dir, "m"), 0, 2)); err != nil {
 		t.Fatal(err)
 	}

@@ -160,7 +160,7 @@ func printLadder(w io.Writer, res *spec.LadderJSON) {
 		return fmt.Sprintf(format, *p*scale)
 	}
 	first := res.Records[0]
-	fmt.Fprintf(w, "%s; fitted to %s, measured on %s\n", first.Source.Name, first.Fit.Name, first.Eval.Name)
+	say(w, "%s; fitted to %s, measured on %s\n", first.Source.Name, first.Fit.Name, first.Eval.Name)
 	for i, r := range res.Records {
 		if i == 0 || r.Ctx != res.Records[i-1].Ctx {
 			fmt.Fprintf(w, "\n%d tokens, %d windows fitted to, %d measured\n\n", r.Ctx, r.Fit.Windows, r.Eval.Windows)
@@ -188,11 +188,11 @@ func printLadder(w io.Writer, res *spec.LadderJSON) {
 	}
 	fmt.Fprintln(w)
 	for _, v := range res.Verdicts {
-		fmt.Fprintln(w, printable(v))
+		say(w, "%s\n", v)
 	}
 	for _, r := range res.Records {
 		if r.Status != spec.RungPass {
-			fmt.Fprintf(w, "%s at %d: %s: %s\n", r.Rung.ID, r.Ctx, r.Status, printable(r.Reason))
+			say(w, "%s at %d: %s: %s\n", r.Rung.ID, r.Ctx, r.Status, r.Reason)
 		}
 	}
 }

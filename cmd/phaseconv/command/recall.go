@@ -140,4 +140,8 @@ func printRecall(w io.Writer, ctx int, rows []recall.Row) {
 	for _, n := range names {
 		fmt.Fprintf(w, "%s: %d of %d exact, %d lost\n", n, sums[n].exact, sums[n].of, sums[n].lost)
 	}
+	if s := sums[names[0]]; s.exact == 0 {
+		fmt.Fprintln(w, "the model finds nothing with float caches, so that no cache type can lose anything: "+
+			"take a shorter context or another model")
+	}
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/phaseconv/phaseconv/convert/release"
-	"github.com/phaseconv/phaseconv/format/hub"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/report"
 )
@@ -81,10 +80,8 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if o.SplitSize, err = byteSize(c.String("split-max-size")); err != nil {
 		return err
 	}
-	if o.BaseModel != "" {
-		if ref, err := hub.ParseRef(hub.Prefix + o.BaseModel); err != nil || ref.Repo != o.BaseModel {
-			return usagef("--base-model %q is not the id of a model on the hub (Org/Name)", o.BaseModel)
-		}
+	if err := checkBaseModel(o.BaseModel); err != nil {
+		return err
 	}
 	license := report.License{}
 	if src := c.String("source"); src != "" {
@@ -106,9 +103,9 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if c.Bool("json") {
 		return printJSON(stdout, m)
 	}
-	fmt.Fprintf(stdout, "written to %s:\n", o.Out)
+	say(stdout, "written to %s:\n", o.Out)
 	for _, f := range m.Files {
-		fmt.Fprintf(stdout, "  %-60s %12d bytes\n", f.Name, f.Bytes)
+		say(stdout, "  %-60s %12d bytes\n", f.Name, f.Bytes)
 	}
 	fmt.Fprintf(stdout, "and %s, %s, README.md\n", spec.ManifestName, spec.ProvenanceName)
 	return nil

@@ -62,7 +62,7 @@ func exportCommand(stdout, stderr io.Writer) *cli.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(stdout, "rotations of %s, SHA-256 %s\nwritten to %s\n", m.Source.Name, m.Source.SHA256, c.String("out"))
+			say(stdout, "rotations of %s, SHA-256 %s\nwritten to %s\n", m.Source.Name, m.Source.SHA256, c.String("out"))
 			return nil
 		},
 	}
@@ -90,7 +90,7 @@ func applyCommand(stdout, stderr io.Writer) *cli.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(stdout, "%s: all %d files have the publisher's bytes\nwritten to %s\n", m.Source.Name, len(m.Files)+1,
+			say(stdout, "%s: all %d files have the publisher's bytes\nwritten to %s\n", m.Source.Name, len(m.Files)+1,
 				c.String("out"))
 			return nil
 		},

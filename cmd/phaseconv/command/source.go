@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/hub"
@@ -15,6 +16,10 @@ import (
 const hubNames = `A source is a path, or a model on the Hugging Face hub: ORG/NAME, ORG/NAME:Q4_K_M for one GGUF file
 of several, ORG/NAME@REVISION; with hf: in front, whatever is on the disk. It is downloaded into the
 cache that Python's huggingface_hub uses (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE).`
+
+// hubToo is the short form of it.
+const hubToo = `A model on the hub has a name such as ORG/NAME:
+"phaseconv convert --help" tells more.`
 
 // hubClient makes a client of the hub as the environment asks for.
 func hubClient(stderr io.Writer) (*hub.Client, error) {
@@ -40,7 +45,11 @@ func local(ctx context.Context, stderr io.Writer, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return h.Fetch(ctx, ref)
+	path, err := h.Fetch(ctx, ref)
+	if err != nil && !strings.HasPrefix(name, hub.Prefix) && ctx.Err() == nil {
+		return "", fmt.Errorf("%w (no file or folder %s is here, so this was looked up on the hub)", err, name)
+	}
+	return path, err
 }
 
 // locals does it for several names; "" stays what it is.

@@ -20,7 +20,7 @@ func newTable(head ...string) *table { return &table{head: head} }
 // row adds a row. Cells may be words of a file that somebody else made.
 func (t *table) row(cells ...string) {
 	for i, c := range cells {
-		cells[i] = printable(c)
+		cells[i] = inLine(c)
 	}
 	t.rows = append(t.rows, cells)
 }
@@ -42,6 +42,22 @@ func printable(s string) string {
 		}
 	}
 	return b.String()
+}
+
+// inLine is printable for words inside a line, which they must not end.
+func inLine(s string) string { return strings.ReplaceAll(printable(s), "\n", `\n`) }
+
+// say prints a line in which words of files stand: they are kept from driving the terminal.
+func say(w io.Writer, format string, args ...any) {
+	for i, a := range args {
+		switch x := a.(type) {
+		case string:
+			args[i] = inLine(x)
+		case error:
+			args[i] = inLine(x.Error())
+		}
+	}
+	fmt.Fprintf(w, format, args...)
 }
 
 func hidden(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }

@@ -1,8 +1,10 @@
 package llama
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -11,29 +13,64 @@ import (
 // tapMemory bounds the activations that are kept until a layer has seen all windows, in bytes.
 const tapMemory = 2 << 30
 
+// A tapped layer is one that Tap shows.
+type tappedLayer struct {
+	*Attention
+	number int          // in Config
+	owner  *tappedLayer // whose keys and values it reads, itself mostly
+	last   int          // the place of the last layer that reads its own
+	kept   map[string][]float32
+}
+
+// known says that Config is one of the table of families, with a layer for each block.
+func (m *Model) known() bool { return m.Source != nil && m.Source.Graph == nil }
+
+// tappedLayers lists the layers that own caches and, where Config has them, those that read these too, in
+// the order of Config.
+func (m *Model) tappedLayers() []*tappedLayer {
+	var out []*tappedLayer
+	for i, a := range m.Facts.Owners() {
+		x := &tappedLayer{Attention: a, number: i}
+		if m.known() {
+			x.number = a.Layer
+		}
+		x.owner, out = x, append(out, x)
+		for j := range m.Facts.Attention {
+			if r := &m.Facts.Attention[j]; m.known() && r.Owner == a.Owner && r.Layer != a.Layer {
+				out = append(out, &tappedLayer{Attention: r, number: r.Layer, owner: x})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *tappedLayer) int { return cmp.Compare(a.number, b.number) })
+	for i, y := range out {
+		y.owner.last = i
+	}
+	return out
+}
+
 // Tap shows the activations of each layer once, with all windows. llama.cpp gives window by window, so
 // as many layers as fit into memory are collected at a time, and the windows run again for the next
-// ones. Layer is the number of a cache in Config. Rope is nil where the kind of rotation is one that
-// package rope does not have.
+// ones. Rope is nil where the kind of
+// rotation is one that package rope does not have.
 func (m *Model) Tap(ctx context.Context, windows [][]int32, h refmodel.Hooks, p func(done, total int)) error {
 	if len(windows) == 0 {
 		return fmt.Errorf("no windows to run")
 	}
-	owners := m.Facts.Owners()
+	layers := m.tappedLayers()
 	tokens := len(windows) * len(windows[0])
-	for from := 0; from < len(owners); {
+	for from := 0; from < len(layers); {
 		to, bytes := from, 0
-		for to < len(owners) && (to == from || bytes < tapMemory) {
-			a := owners[to]
+		for to < len(layers) && (to == from || bytes < tapMemory) {
+			a := layers[to]
 			bytes += 4 * tokens * (2*a.Heads*a.HeadDim + 2*a.KVHeads*a.HeadDim + a.KVHeads*a.ValueDim + 2*m.Facts.Hidden)
 			to++
 		}
 		tick := func(done, total int) {
 			if p != nil {
-				p(from*total+done*(to-from), len(owners)*total)
+				p(from*total+done*(to-from), len(layers)*total)
 			}
 		}
-		if err := m.tapLayers(ctx, windows, h, from, to, tick); err != nil {
+		if err := m.tapLayers(ctx, windows, h, layers, from, to, tick); err != nil {
 			return err
 		}
 		from = to
@@ -41,61 +78,66 @@ func (m *Model) Tap(ctx context.Context, windows [][]int32, h refmodel.Hooks, p 
 	return nil
 }
 
-// tapLayers shows the layers of caches [from, to).
-func (m *Model) tapLayers(ctx context.Context, windows [][]int32, h refmodel.Hooks, from, to int,
+// tapLayers shows layers [from, to). Keys and values stay for layers behind that read them.
+func (m *Model) tapLayers(ctx context.Context, windows [][]int32, h refmodel.Hooks, layers []*tappedLayer, from, to int,
 	tick func(done, total int)) error {
-	owners, T := m.Facts.Owners(), len(windows[0])
 	attn := h.Attention != nil
 	job := Tap{Wants: Wants{QKV: attn, Pre: attn, In: attn, FFN: h.FFN != nil}, Patch: m.patched}
-	number := map[int]int{}
-	for i := from; i < to; i++ {
-		number[owners[i].Layer] = i - from
-		job.Layers = append(job.Layers, owners[i].Layer)
-	}
-	kept := make([]map[string][]float32, to-from)
-	for i := range kept {
-		kept[i] = map[string][]float32{}
+	byNumber := map[int]*tappedLayer{}
+	for _, y := range layers[from:to] {
+		y.kept, byNumber[y.Layer] = map[string][]float32{}, y
+		job.Layers = append(job.Layers, y.Layer)
 	}
 	err := m.Activations(ctx, windows, job, tick, func(a *Activation) error {
-		i, ok := number[a.Layer]
+		y, ok := byNumber[a.Layer]
 		if !ok {
 			return fmt.Errorf("activations of layer %d, which was not asked for", a.Layer)
 		}
 		for name, x := range a.Values {
-			kept[i][name] = append(kept[i][name], x...)
+			y.kept[name] = append(y.kept[name], x...)
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	for i, v := range kept {
-		var table *rope.Table
-		if params, _, ok := owners[from+i].Rope.Params(); ok {
-			table = rope.NewTable(params, T)
-		} else if owners[from+i].Rope == nil {
-			table = rope.NewTable(rope.Params{}, T) // nothing turns
-		}
+	for i := from; i < to; i++ {
+		y := layers[i]
 		if attn {
-			x := &refmodel.Attention{Layer: from + i, T: T, Windows: len(windows), X: v[TapIn], QPre: v[TapQPre],
-				KPre: v[TapKPre], Q: v[TapQ], K: v[TapK], V: v[TapV], Rope: table}
-			// Without RoPE nothing is in front of it.
-			if x.QPre == nil {
-				x.QPre = x.Q
-			}
-			if x.KPre == nil {
-				x.KPre = x.K
-			}
-			if err := h.Attention(x); err != nil {
+			if err := h.Attention(y.attention(windows)); err != nil {
 				return err
 			}
 		}
-		if h.FFN != nil && v[TapFFN] != nil {
-			if err := h.FFN(from+i, v[TapFFN]); err != nil {
+		if h.FFN != nil && y.kept[TapFFN] != nil {
+			if err := h.FFN(y.number, y.kept[TapFFN]); err != nil {
 				return err
 			}
 		}
-		kept[i] = nil
+		for _, x := range []*tappedLayer{y, y.owner} {
+			if x.last <= i { // nobody reads its keys any more
+				x.kept = nil
+			}
+		}
 	}
 	return nil
+}
+
+// attention puts what was kept of a layer, and of the owner of its cache, into the form of hooks.
+func (y *tappedLayer) attention(windows [][]int32) *refmodel.Attention {
+	T, v, k := len(windows[0]), y.kept, y.owner.kept
+	a := &refmodel.Attention{Layer: y.number, T: T, Windows: len(windows), X: v[TapIn], QPre: v[TapQPre],
+		KPre: k[TapKPre], Q: v[TapQ], K: k[TapK], V: k[TapV]}
+	if params, _, ok := y.Rope.Params(); ok {
+		a.Rope = rope.NewTable(params, T)
+	} else if y.Rope == nil {
+		a.Rope = rope.NewTable(rope.Params{}, T) // nothing turns
+	}
+	// Without RoPE nothing is in front of it.
+	if a.QPre == nil {
+		a.QPre = a.Q
+	}
+	if a.KPre == nil {
+		a.KPre = a.K
+	}
+	return a
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
@@ -222,5 +223,32 @@ func again(t *testing.T, w *llama.Worker, src, dir string) {
 	if _, err := verify.Artifact(t.Context(), a, &contract.Checker{}, o); err == nil ||
 		!strings.Contains(err.Error(), "--engine llama") {
 		t.Errorf("the own pass: %v", err)
+	}
+}
+
+// TestShared converts a model whose later layers read the keys and values of earlier ones: codes are of
+// the layers that have caches, and edits of keys reach the queries of all that read them.
+func TestShared(t *testing.T) {
+	w := start(t, llama.Start{})
+	src, dir := sampleText(t, "gemma4"), t.TempDir()
+	o := unknownOptions(src, filepath.Join(dir, "out"), &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}})
+	o.OutType, o.Balance = plan.OutTypeSource, true
+	r, err := convert.Convert(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Verify.OK || r.Manifest.Graph != nil {
+		t.Errorf("verified: %+v", r.Verify.Contract)
+	}
+	edited := sameBut(t, src, filepath.Join(o.Out, "model.gguf"))
+	t.Logf("1-bit keys: KLD %.3f; function %+v; edited %v", r.Verify.KLD.Mean, *r.Verify.Function, edited)
+	for _, n := range []string{"blk.0.attn_k_norm.weight", "blk.0.attn_q_norm.weight", "blk.2.attn_q_norm.weight",
+		"blk.3.attn_q_norm.weight"} {
+		if !slices.Contains(edited, n) {
+			t.Errorf("%s was not edited", n)
+		}
+	}
+	if n := len(r.Verify.Layers); n != 4 { // two layers of two KV heads
+		t.Errorf("the audit has %d rows", n)
 	}
 }

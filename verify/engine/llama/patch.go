@@ -48,15 +48,19 @@ func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (names []strin
 // edited returns the bytes of all tensors that a lane's edits change.
 func (m *Model) edited(l engine.Lane) (map[string][]byte, error) {
 	v := checkpoint.NewEdited(m.Source, checkpoint.Edits{})
-	owners := m.Facts.Owners()
+	owners := map[int]*Attention{}
+	for _, x := range m.tappedLayers() {
+		owners[x.number] = x.Attention
+	}
 	for layer, heads := range l.Edits {
-		if heads == nil {
+		if len(heads) == 0 {
 			continue
 		}
-		if layer >= len(owners) {
-			return nil, fmt.Errorf("%s: edits of layer %d, the graph has %d caches", m.Path, layer, len(owners))
+		a := owners[layer]
+		if a == nil {
+			return nil, fmt.Errorf("%s: edits of layer %d, of which the graph has no cache", m.Path, layer)
 		}
-		if f := owners[layer].Folds(); f.Refused != "" {
+		if f := a.Folds(); f.Refused != "" {
 			return nil, fmt.Errorf("%s: layer %d cannot be edited: %s", m.Path, f.Layer, f.Refused)
 		}
 		if err := transform.FoldKeys(v, layer, heads); err != nil {
@@ -216,9 +220,14 @@ func (e *Engines) Open(ctx context.Context, c *checkpoint.Checkpoint) (engine.En
 		m.Source = c
 		return m, nil
 	}
-	if n := len(m.Facts.Owners()); n != len(c.Config.Layers) {
-		return nil, fmt.Errorf("%s: the graph has %d caches, the file's configuration %d "+
-			"layers", c.Path, n, len(c.Config.Layers))
+	own := 0
+	for l := range c.Config.Layers {
+		if c.Config.Layers[l].Owner == l {
+			own++
+		}
+	}
+	if n := len(m.Facts.Owners()); n != own {
+		return nil, fmt.Errorf("%s: the graph has %d caches, by the file's configuration it has %d", c.Path, n, own)
 	}
 	if c.Graph != nil {
 		if err := m.Facts.CheckGraph(c.Graph); err != nil {

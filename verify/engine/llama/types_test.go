@@ -59,7 +59,7 @@ func stored(t *testing.T, typ gguf.Type) string {
 			b[i] = byte(r.Uint32())
 		}
 		for i := 0; i < len(b); i += size { // a small F16 scale begins each block
-			binary.LittleEndian.PutUint16(b[i:], dtype.F32ToF16(1e-4))
+			binary.LittleEndian.PutUint16(b[i:], dtype.F32ToF16(4e-5))
 		}
 		return typ, b
 	})

@@ -16,16 +16,17 @@ import (
 
 // Sizes that all samples share. Blocks of stock cache types divide the heads.
 const (
-	hidden  = 128
-	heads   = 4
-	kvHeads = 2
-	headDim = 32
-	ffn     = 128
-	vocab   = 272 // what internal/tiny has a tokenizer for
-	context = 512
-	experts = 4
-	window  = 64
-	rotated = 16 // dimensions, where RoPE turns a part of a head
+	hidden   = 128
+	heads    = 4
+	kvHeads  = 2
+	headDim  = 32
+	ffn      = 128
+	vocab    = 272 // what internal/tiny has a tokenizer for
+	context  = 512
+	experts  = 4
+	window   = 64
+	perLayer = 8  // the embedding of its own that each layer gets of a token (Gemma 4)
+	rotated  = 16 // dimensions, where RoPE turns a part of a head
 	// MLA: the rank of keys and values, and of queries; the parts of a head with and without RoPE.
 	latent, queries, turned, unturned = 32, 32, 32, 32
 )
@@ -171,13 +172,32 @@ var archs = map[string]arch{
 			attnNorm, ffnNorm, gated,
 			in(odd, join(separate(kvHeads), headNorms)), in(even, []tensor{t("blk.%d.shortconv.conv.weight", hidden, 3),
 				t("blk.%d.shortconv.in_proj.weight", 3*hidden, hidden), t("blk.%d.shortconv.out_proj.weight", hidden, hidden)}))},
+	"gemma4": {name: "gemma4", what: "keys and values that later layers read too, two kinds of RoPE", layers: 4,
+		keys: []gguf.KV{key(rms, float32(1e-6)), key("attention.sliding_window", uint32(window)),
+			gguf.Array("attention.sliding_window_pattern", []bool{true, false, true, false}),
+			key("attention.key_length", uint32(headDim)), key("attention.value_length", uint32(headDim)),
+			key("attention.key_length_swa", uint32(headDim)), key("attention.value_length_swa", uint32(headDim)),
+			key("rope.dimension_count_swa", uint32(headDim)), key("attention.shared_kv_layers", uint32(2)),
+			key("embedding_length_per_layer_input", uint32(perLayer)), key("rope.freq_base", float32(1e6)),
+			key("rope.freq_base_swa", float32(1e4)), key("final_logit_softcapping", float32(30))},
+		tensors: join(embeddings, []tensor{t("per_layer_token_embd.weight", vocab, 4*perLayer),
+			t("per_layer_model_proj.weight", 4*perLayer, hidden), t("per_layer_proj_norm.weight", perLayer),
+			t("rope_freqs.weight", headDim/2)},
+			attnNorm, ffnNorm, gated, []tensor{t("blk.%d.attn_q.weight", heads*headDim, hidden),
+				t("blk.%d.attn_output.weight", hidden, heads*headDim), t("blk.%d.attn_q_norm.weight", headDim),
+				t("blk.%d.post_attention_norm.weight", hidden), t("blk.%d.post_ffw_norm.weight", hidden),
+				t("blk.%d.layer_output_scale.weight", 1), t("blk.%d.inp_gate.weight", perLayer, hidden),
+				t("blk.%d.proj.weight", hidden, perLayer), t("blk.%d.post_norm.weight", hidden)},
+			in(first, []tensor{t("blk.%d.attn_k.weight", kvHeads*headDim, hidden),
+				t("blk.%d.attn_v.weight", kvHeads*headDim, hidden), t("blk.%d.attn_k_norm.weight", headDim)}))},
 	"olmo": {name: "olmo", what: "a clamp behind the products", layers: 2, kvHeads: heads,
 		keys:    []gguf.KV{key(layerNorm, float32(1e-5)), key("attention.clamp_kqv", float32(8))},
 		tensors: join([]tensor{t("token_embd.weight", vocab, hidden)}, separate(heads), gated)},
 }
 
-func odd(l int) bool  { return l%2 == 1 }
-func even(l int) bool { return l%2 == 0 }
+func first(l int) bool { return l < 2 }
+func odd(l int) bool   { return l%2 == 1 }
+func even(l int) bool  { return l%2 == 0 }
 
 // in restricts tensors to layers.
 func in(layers func(int) bool, ts []tensor) []tensor {
@@ -270,6 +290,8 @@ func values(r *rand.Rand, s gguf.TensorSpec) []byte {
 		mean, dev = 1, 0.1
 	case strings.HasSuffix(s.Name, ".bias"):
 		dev = 0.3
+	case strings.HasSuffix(s.Name, "output_scale.weight"), s.Name == "rope_freqs.weight":
+		mean, dev = 1, 0.1
 	case s.Name == "token_embd.weight":
 		dev = 0.1
 	case strings.HasPrefix(s.Name, "position_embd"):

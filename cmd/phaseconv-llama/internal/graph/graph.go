@@ -82,7 +82,7 @@ type Layer struct {
 	QPre, KPre *Part // before RoPE
 	// QScored is Q after scales behind RoPE, which may be in place.
 	QScored *Node
-	In      *Node // input of the product that K comes from
+	In      *Node // input of the product that K comes from, or Q where K is another layer's
 	FFN     *Node // input of the FFN
 	KType   int32 // of the cache
 	VType   int32
@@ -303,7 +303,10 @@ func (p *Plan) scored(t, q, k libllama.Tensor, flash bool) {
 	made := unrotated(q)
 	y.QScored = p.node(made)
 	y.Q, y.QueryScale = p.part(made), 1
-	y.Attention.Q, _ = chain(made)
+	var in libllama.Tensor
+	if y.Attention.Q, in = chain(made); in.OK() {
+		y.In = p.node(in)
+	}
 	// Scales behind RoPE are no part of the queries that keys meet.
 	plain := made.Producer()
 	for range maxScales {
@@ -342,7 +345,10 @@ func (p *Plan) finish() {
 		if s == nil {
 			continue
 		}
-		y.K, y.V, y.KPre, y.In = s.k, s.v, s.kpre, s.in
+		y.K, y.V, y.KPre = s.k, s.v, s.kpre
+		if y.FirstReader && s.in != nil {
+			y.In = s.in
+		}
 		y.KType, y.VType, y.KRow, y.VRow, y.Cells = s.ktype, s.vtype, s.krow, s.vrow, s.cells
 		y.Attention.K, y.Attention.V = s.kchain, s.vchain
 		if s.v != nil && y.KVHeads > 0 {

@@ -12,7 +12,6 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
-	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
@@ -42,15 +41,20 @@ func (m *model) replacer(k *llama.Keys) (replacer, error) {
 		if err != nil {
 			return nil, err
 		}
-		if s.Version() == spec.VersionGroups {
-			return nil, fmt.Errorf("%s has groups of keys and values, which the engine on llama.cpp does not measure; "+
-				"take --engine own", filepath.Base(k.Sidecar))
-		}
 		// The graph has the pairs of the file that was loaded.
 		if s, err = s.To(context.Background(), cfg.Pairs); err != nil {
 			return nil, err
 		}
-		codes = s.Codes
+		all, ok := s.HeadCodes()
+		if !ok {
+			return nil, fmt.Errorf("%s has groups of keys and values, which the engine on llama.cpp does not measure; "+
+				"take --engine own", filepath.Base(k.Sidecar))
+		}
+		for _, layer := range all {
+			if len(layer) > 0 { // the others read the caches of these
+				codes = append(codes, layer)
+			}
+		}
 	} else {
 		kind, err := codec.ParseKind(k.Kind)
 		if err != nil {

@@ -41,7 +41,8 @@ func (y *taps) add(name string, t libllama.Tensor, part *graph.Part) error {
 	return y.s.conn.Send(llama.KindTapped, llama.Tapped{Window: y.window, Layer: y.layer, Names: names}, blobs...)
 }
 
-// tap runs windows and sends what is wanted of each layer that owns a cache.
+// tap runs windows and sends what is wanted of each layer; of one that reads another's cache no keys and
+// values.
 func (s *server) tap(o llama.Tap, blobs [][]byte) (any, [][]byte, error) {
 	m, err := s.model(o.Model)
 	if err != nil {
@@ -71,7 +72,7 @@ func (s *server) tap(o llama.Tap, blobs [][]byte) (any, [][]byte, error) {
 	stops := libllama.Stops{First: plan.First, Do: map[libllama.Node]func(libllama.Tensor) error{},
 		Watch: map[libllama.Node]bool{}}
 	for _, y := range plan.Layers {
-		if y.FirstReader && (o.Layers == nil || slices.Contains(o.Layers, y.Layer)) {
+		if o.Layers == nil || slices.Contains(o.Layers, y.Layer) {
 			all = append(all, s.layerTaps(c, &stops, y, o.Wants))
 		}
 	}
@@ -126,7 +127,7 @@ func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.
 	if wants.Pre && y.QPre != nil {
 		read(y.QPre.Node, llama.TapQPre, y.QPre)
 	}
-	if wants.Pre && y.KPre != nil {
+	if wants.Pre && y.KPre != nil && y.FirstReader {
 		read(y.KPre.Node, llama.TapKPre, y.KPre)
 	}
 	if wants.QKV {
@@ -152,9 +153,14 @@ func (y *taps) together(c *libllama.Context, stops *libllama.Stops, at func(*gra
 	} else {
 		read(l.Q.Node, llama.TapQ, l.Q)
 	}
-	want = append(want, wanted{l.K, llama.TapK})
-	if l.V != nil {
-		want = append(want, wanted{l.V, llama.TapV})
+	if l.FirstReader {
+		want = append(want, wanted{l.K, llama.TapK})
+		if l.V != nil {
+			want = append(want, wanted{l.V, llama.TapV})
+		}
+	}
+	if len(want) == 0 {
+		return
 	}
 	last := want[0].Node
 	for _, w := range want {

@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Measures what "convert --ffn" does for stock llama-quantize, in stock llama.cpp.
+
+    scripts/ffn/measure.py --llama BIN --text HELD.txt --fit FIT.txt --work DIR MODEL [--types q4_0,q3_k,q2_k] [--modes auto]
+
+BIN is a folder with libllama. MODEL, a float checkpoint, is written as F32 without
+changes, then converted for each type and mode (fitted to FIT) and quantised; so is the unchanged file. All are
+measured against the unchanged F32 file, on HELD, and so is the F32 file of each conversion.
+Standard library only. What was measured is kept in DIR/measured.json; models are removed.
+"""
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+LABELS = {"q4_0": "Q4_0", "q4_k": "Q4_K_M", "q3_k": "Q3_K_M", "q2_k": "Q2_K", "q8_0": "Q8_0", "q1_0": "Q1_0", "q2_0": "Q2_0", "mxfp4": "MXFP4_MOE"}
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model")
+    p.add_argument("--llama", required=True, help="folder with libllama")
+    p.add_argument("--text", required=True, help="text to measure on")
+    p.add_argument("--fit", required=True, help="text to fit to, another one")
+    p.add_argument("--work", required=True)
+    p.add_argument("--phaseconv", default="phaseconv")
+    p.add_argument("--types", default="q4_0,q3_k,q2_k")
+    p.add_argument("--modes", default="auto", help="of --ffn, such as auto,scale,rotate")
+    p.add_argument("--tokens", default="8192", help="tokens that changes are fitted to")
+    p.add_argument("--ctx", type=int, default=512)
+    p.add_argument("--chunks", type=int, default=8)
+    p.add_argument("--threads", type=int, default=2)
+    a = p.parse_args()
+    os.makedirs(a.work, exist_ok=True)
+    record = os.path.join(a.work, "measured.json")
+    kept = json.load(open(record)) if os.path.exists(record) else {}
+    at = lambda name: os.path.join(a.work, name)
+
+    def run(*cmd):
+        r = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+        if r.returncode:
+            raise SystemExit(f"{' '.join(cmd)}\n{r.stdout[-1000:]}{r.stderr[-2000:]}")
+        return r.stdout
+
+    def keep(key, value):
+        kept[key] = value
+        with open(record, "w") as f:
+            json.dump(kept, f, indent=1)
+        print(key, value, file=sys.stderr, flush=True)
+
+    def measure(key, model):
+        """Both files in stock libllama with F16 caches; divergence from the unchanged one."""
+        out = json.loads(run(a.phaseconv, "advise", plain, model, "--engine", "llama:" + a.llama, "--pairs", "f16/f16", "--text", a.text,
+                             "--ctx", str(a.ctx), "--chunks", str(a.chunks), "--threads", str(a.threads), "--json"))
+        row = next(r for r in out["rows"] if r["converted"])
+        keep(key, {"bytes": os.path.getsize(model), "ratio": row["ppl_ratio"], "kld": [row["kld"], row["kld_err"]],
+                   "top": row["same_top"]})
+
+    def quantised(key, model, label):
+        if key in kept:
+            return
+        run(sys.executable, os.path.join(HERE, "..", "oracles", "stock_quantize.py"), a.llama, model, at("q.gguf"), label)
+        measure(key, at("q.gguf"))
+        os.remove(at("q.gguf"))
+
+    def convert(out, *flags):
+        shutil.rmtree(out, ignore_errors=True)
+        return run(a.phaseconv, "convert", a.model, "-o", out, "--outtype", "f32", "--balance=false", "--report=false", "--code", "srht",
+                   "--calib", a.fit, "--calib-tokens", str(max(2048, 4 * a.ctx)), "--ctx", str(a.ctx), "--chunks", "2", "--eval", a.text,
+                   "--threads", str(a.threads), *flags)
+
+    folder = at("plain")
+    plain = os.path.join(folder, "model.gguf")
+    if not os.path.exists(plain):
+        convert(folder)
+    for t in a.types.split(","):
+        quantised(f"{t} unchanged", plain, LABELS[t])
+        for mode in a.modes.split(","):
+            key = f"{t} {mode}"
+            if key in kept:
+                continue
+            log = convert(at("made"), "--ffn", mode, "--weights", t, "--cache-tokens", a.tokens)
+            with open(os.path.join(at("made"), "phaseconv.json")) as f:
+                chosen = json.load(f)["ffn"]
+            keep(key + " search", chosen)
+            with open(at(key.replace(" ", "-") + ".log"), "w") as f:
+                f.write(log)
+            made = os.path.join(at("made"), "model.gguf")
+            measure(key + " f32", made)
+            quantised(key, made, LABELS[t])
+            shutil.rmtree(at("made"))
+    print("| type | weights | MB | PPL ratio | KLD | same top |\n|---|---|---|---|---|---|")
+    for key, x in kept.items():
+        if "kld" in x:
+            print("| %s | %.1f | %.4f | %.5f ± %.5f | %.1f %% |" % (key.replace(" ", " | ", 1), x["bytes"] / 1e6, x["ratio"], *x["kld"], 100 * x["top"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+package spec
+
+// FFNFold tells how the change of weights for a quantised file's type was chosen: what was tried,
+// and what each measured on text that it was not fitted to, against the unchanged model in floats.
+type FFNFold struct {
+	// Weights is the type as --weights takes it, FileType as llama-quantize takes it.
+	Weights  string `json:"weights"`
+	FileType string `json:"file_type"`
+	// Mode is what was asked for: scale, rotate or auto.
+	Mode string `json:"mode"`
+	// FitWindows is how many windows were fitted to; Text is what was compared on: other windows of
+	// the calibration text.
+	FitWindows int      `json:"fit_windows"`
+	Text       Text     `json:"text"`
+	Tried      []FFNTry `json:"tried"`
+	// Chosen names one of them; the first changes nothing.
+	Chosen string `json:"chosen"`
+	// Measured holds the source and what was written, both with that type, on the evaluation text.
+	Measured []FFNTry `json:"measured,omitempty"`
+}
+
+// FFNTry is one candidate with its matrices in the type.
+type FFNTry struct {
+	Name string `json:"name"`
+	// Bits is how many bits a weight of the matrices takes on average, scales included.
+	Bits     float64 `json:"bits"`
+	KLD      float64 `json:"kld"`
+	KLDErr   float64 `json:"kld_err"`
+	PPLRatio float64 `json:"ppl_ratio"`
+	SameTop  float64 `json:"same_top"`
+}
