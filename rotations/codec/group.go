@@ -179,6 +179,20 @@ func (g *Group) Given(signs int, below []float32) (*Group, error) {
 	return &out, nil
 }
 
+// CheckGiven refuses a group g that is given a group of other parts or lengths, of another number of
+// signs, or one that is given another itself: its vectors are then not those of its signs alone.
+func CheckGiven(g, below *Group) error {
+	switch {
+	case g.BelowSigns != below.B():
+		return fmt.Errorf("a group given %d signs of a group below that has %d", g.BelowSigns, below.B())
+	case !slices.Equal(g.Parts, below.Parts) || g.KeyDim != below.KeyDim || g.ValueDim != below.ValueDim:
+		return fmt.Errorf("a group of %v given one of %v; parts and lengths must be the same", g.Parts, below.Parts)
+	case below.Below != nil:
+		return fmt.Errorf("a group is given one that is given another itself")
+	}
+	return nil
+}
+
 // Predict sets dst, [n, D], to what the signs and scales of the group below say of the vectors.
 func (g *Group) Predict(dst []float32, words []uint32, alpha []float32) {
 	n := len(alpha)
@@ -254,6 +268,17 @@ func (g *Group) PartDecode(i int) []float32 {
 	out := make([]float32, 0, g.B()*(to-from))
 	for k := range g.B() {
 		out = append(out, g.decoder.Decode[k*d+from:k*d+to]...)
+	}
+	return out
+}
+
+// PartBelow returns a copy of what the signs of the group below add to part i, [BelowSigns, length of
+// the part].
+func (g *Group) PartBelow(i int) []float32 {
+	d, from, to := g.D(), g.starts[i], g.starts[i+1]
+	out := make([]float32, 0, g.BelowSigns*(to-from))
+	for k := range g.BelowSigns {
+		out = append(out, g.Below[k*d+from:k*d+to]...)
 	}
 	return out
 }
