@@ -68,7 +68,17 @@ type Joint struct {
 }
 
 // given says whether a group is coded given that below.
-func (j *Joint) given(layer, group int) bool { return layer < len(j.Given) && j.Given[layer][group] }
+func (j *Joint) given(layer, group int) bool {
+	of := j.givenIn(layer)
+	return group < len(of) && of[group]
+}
+
+func (j *Joint) givenIn(layer int) []bool {
+	if layer >= len(j.Given) {
+		return nil
+	}
+	return j.Given[layer]
+}
 
 // Allocation returns what bits.Allocate needs of these options.
 func (o *Options) Allocation() bits.Options {
@@ -162,6 +172,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		}
 		f.todo[l], f.last = true, l
 	}
+	f.todoBelow()
 	if j := o.Joint; f.last >= 0 && j != nil && j.Fisher {
 		var err error
 		if f.fisher, err = activations.NewFisher(ctx, m, everySecond(windows), o.Policy, o.Seed, o.Gradients); err != nil {
@@ -186,6 +197,16 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		f.progress(f.last+1, 0)
 	}
 	return f.res, nil
+}
+
+// todoBelow adds the layers that others which are to be fitted are given: their codes of the
+// calibration text are nowhere kept, and a layer that is fitted once more comes out the same.
+func (f *fitter) todoBelow() {
+	for l := 1; f.o.Joint != nil && l < len(f.todo); l++ {
+		if f.todo[l] && !f.todo[l-1] && slices.Contains(f.o.Joint.givenIn(l), true) {
+			f.todo[l-1], f.res.Layers[l-1] = true, Layer{}
+		}
+	}
 }
 
 // everySecond returns half of the windows: gradients take thrice the time of a forward pass, and

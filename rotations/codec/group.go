@@ -179,6 +179,20 @@ func (g *Group) Given(signs int, below []float32) (*Group, error) {
 	return &out, nil
 }
 
+// CheckGiven refuses a group g that is given a group of other parts or lengths, of another number of
+// signs, or one that is given another itself: its vectors are then not those of its signs alone.
+func CheckGiven(g, below *Group) error {
+	switch {
+	case g.BelowSigns != below.B():
+		return fmt.Errorf("a group given %d signs of a group below that has %d", g.BelowSigns, below.B())
+	case !slices.Equal(g.Parts, below.Parts) || g.KeyDim != below.KeyDim || g.ValueDim != below.ValueDim:
+		return fmt.Errorf("a group of %v given one of %v; parts and lengths must be the same", g.Parts, below.Parts)
+	case below.Below != nil:
+		return fmt.Errorf("a group is given one that is given another itself")
+	}
+	return nil
+}
+
 // Predict sets dst, [n, D], to what the signs and scales of the group below say of the vectors.
 func (g *Group) Predict(dst []float32, words []uint32, alpha []float32) {
 	n := len(alpha)

@@ -108,6 +108,9 @@ func newCodedLayer(y *family.Layer, groups []*codec.Group, p kvcache.Policy, t *
 		if p.Exceptions > 0 && (g.Has(true) || len(g.Parts) != 1) {
 			return nil, fmt.Errorf("exceptions beside a code of %d parts", len(g.Parts))
 		}
+		if g.Below != nil {
+			return nil, fmt.Errorf("codes that are given the layer below cannot be decoded token by token yet")
+		}
 		matrices := [2][]coded.Matrix{}
 		for i, part := range g.Parts {
 			side := 0
