@@ -272,6 +272,17 @@ func (g *Group) PartDecode(i int) []float32 {
 	return out
 }
 
+// PartBelow returns a copy of what the signs of the group below add to part i, [BelowSigns, length of
+// the part].
+func (g *Group) PartBelow(i int) []float32 {
+	d, from, to := g.D(), g.starts[i], g.starts[i+1]
+	out := make([]float32, 0, g.BelowSigns*(to-from))
+	for k := range g.BelowSigns {
+		out = append(out, g.Below[k*d+from:k*d+to]...)
+	}
+	return out
+}
+
 // Concat fills rows, [n, D], with the parts of n tokens; of returns those of one part,
 // [n, length of the part], parts of K turned back to their blocks.
 func (g *Group) Concat(rows []float32, of func(Part) []float32) {

@@ -7,7 +7,6 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/kernels/coded"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/rope"
@@ -111,7 +110,7 @@ func (c *Groups) Window(ctx context.Context, layer, window int, k, v []float32) 
 	w.scale = make([][]float32, y.KVHeads)
 	scale := w.scale
 	if c.Kernels {
-		w.storedKeys, w.storedValues = make([]*coded.Cache, y.KVHeads), make([]*coded.Cache, y.KVHeads)
+		w.storedKeys, w.storedValues = make([]storedPart, y.KVHeads), make([]storedPart, y.KVHeads)
 	}
 	for at, g := range c.groups[layer] {
 		parts := make([][]float32, len(g.Parts))
@@ -132,13 +131,14 @@ func (c *Groups) Window(ctx context.Context, layer, window int, k, v []float32) 
 		rows := make([]float32, (T-sink)*g.D())
 		g.Concat(rows, coded)
 		var predicted []float32
+		var lower storedRows
 		if g.Below != nil {
-			x, err := c.take(layer-1, window, at)
-			if err != nil {
+			var err error
+			if lower, err = c.take(layer-1, window, at); err != nil {
 				return nil, err
 			}
 			predicted = make([]float32, len(rows))
-			g.Predict(predicted, x.words, x.alpha)
+			g.Predict(predicted, lower.words, lower.alpha)
 			for i, v := range predicted {
 				rows[i] -= v
 			}
@@ -147,13 +147,11 @@ func (c *Groups) Window(ctx context.Context, layer, window int, k, v []float32) 
 		if err := g.EncodeRows(ctx, rows, words, alpha); err != nil {
 			return nil, err
 		}
-		c.keep(layer, window, at, storedRows{words, alpha})
-		if c.Kernels && g.Below != nil {
-			return nil, fmt.Errorf("layer %d: the kernels have no codes that are given the layer below", layer)
-		}
+		own := storedRows{words, alpha}
+		c.keep(layer, window, at, own)
 		if c.Kernels {
 			for i, p := range g.Parts {
-				x, err := stored(g, i, sink, words, alpha, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+				x, err := stored(g, i, sink, own, lower, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 				if err != nil {
 					return nil, err
 				}
@@ -243,7 +241,7 @@ type groupWindow struct {
 	policy       Policy
 	keys, values [][]float32
 	// Of a cache that uses kernels, instead: what they read, nil for a head that no group holds.
-	storedKeys, storedValues []*coded.Cache
+	storedKeys, storedValues []storedPart
 	scale                    [][]float32
 }
 
@@ -272,13 +270,13 @@ func (w *groupWindow) Keys(layer, head int, k []float32) (refmodel.Scorer, error
 // kernel is Keys with kernels.
 func (w *groupWindow) kernel(head int, k []float32) refmodel.Scorer {
 	s := &kernelKeys{d: w.d, cache: w.storedKeys[head], scale: w.scale[head]}
-	if s.cache == nil {
+	if s.cache.own == nil {
 		s.plain.PackRows(w.T, w.d, k, w.d, 1)
 	} else {
 		roundF16(k)
 		s.exact.pack(k, w.d, min(w.policy.Sink, w.T), w.policy.Recent)
 	}
-	if w.storedValues[head] == nil {
+	if w.storedValues[head].own == nil {
 		return s
 	}
 	return &kernelHead{kernelKeys: s, vd: w.vd, sink: min(w.policy.Sink, w.T), recent: w.policy.Recent,
@@ -289,7 +287,7 @@ func (w *groupWindow) kernel(head int, k []float32) refmodel.Scorer {
 // the scorer adds up both.
 func (w *groupWindow) Values(layer, head int, v []float32) error {
 	switch {
-	case w.storedValues != nil && w.storedValues[head] != nil:
+	case w.storedValues != nil && w.storedValues[head].own != nil:
 		roundF16(v)
 	case w.values[head] == nil:
 	case w.policy.Recent > 0:

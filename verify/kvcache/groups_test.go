@@ -262,6 +262,62 @@ func testGroupOfOneHead(t *testing.T, turned int) {
 	}
 }
 
+// TestGroupsGivenKernels: the kernels on the signs of both groups give the scores and sums of what
+// they decode to, within their rounding.
+func TestGroupsGivenKernels(t *testing.T) {
+	const d, T, sink = 32, 40, 2
+	cfg := codedConfig(2, d)
+	r := rand.New(rand.NewPCG(8, 2))
+	parts := []codec.Part{{Head: 0}, {Head: 0, Value: true}}
+	small := normals(r, 40*2*d)
+	for i := range small {
+		small[i] *= 0.2
+	}
+	base := randomGroup(t, r, parts, d, d, 40)
+	given, err := randomGroup(t, r, parts, d, d, 48).Given(40, small)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, v, q, p := normals(r, 2*T*d), normals(r, 2*T*d), normals(r, d), make([]float32, T)
+	for i := range p {
+		p[i] = 1 / float32(T)
+	}
+	var scores, sums [2][]float32
+	for kernels := range 2 {
+		cache, err := NewGroups(cfg, [][]*codec.Group{{base}, {given}}, Policy{Anchor: 16, Sink: sink, Recent: 5})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cache.Kernels = kernels == 1
+		if _, err := cache.Window(t.Context(), 0, 0, k[:T*d], v[:T*d]); err != nil {
+			t.Fatal(err)
+		}
+		w, err := cache.Window(t.Context(), 1, 0, k[T*d:], v[T*d:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := w.Keys(1, 0, append([]float32(nil), k[T*d:]...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := append([]float32(nil), v[T*d:]...)
+		if err := w.Values(1, 0, values); err != nil {
+			t.Fatal(err)
+		}
+		scores[kernels], sums[kernels] = make([]float32, T), make([]float32, d)
+		s = s.Fork()
+		s.Score(refmodel.Tile{Dst: scores[kernels], LD: T, Q: q, LDQ: d, Rows: 1, Pos: T - 1, To: T})
+		s.(refmodel.Summer).Sum(sums[kernels], d, p, T, values, 1, T-1, 0)
+	}
+	for i, x := range [2][2][]float32{scores, sums} {
+		for j := range x[0] {
+			if d := math.Abs(float64(x[0][j]) - float64(x[1][j])); !(d < 0.06) {
+				t.Errorf("%d: number %d: %g decoded, %g by kernels", i, j, x[0][j], x[1][j])
+			}
+		}
+	}
+}
+
 // TestGroupsGiven: a layer that is given the one below decodes to what that says and its own code
 // adds; each window has its own, and without the layer below there is nothing.
 func TestGroupsGiven(t *testing.T) {
