@@ -194,6 +194,11 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		return err
 	}
 	if c.Bool("dry-run") {
+		for _, f := range []string{"plan", "unit", "merge"} {
+			if c.IsSet(f) {
+				return usagef("--dry-run and --%s do not go together", f)
+			}
+		}
 		return dryRun(c, o, stdout)
 	}
 	if o.Out == "" {
