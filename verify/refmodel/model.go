@@ -188,7 +188,7 @@ type Summer interface {
 
 // features are those of layers that the forward pass computes.
 const features = family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NormedValues |
-	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature |
+	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature | family.CappedScores |
 	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // Run sends windows of token ids, all of the same length, through the model,
