@@ -77,7 +77,7 @@ func (g *group) loss(v *view, from, to int, held bool) float64 {
 			}
 			for k, y := range x {
 				e := float64(y-was[k]) * float64(v.scale[from+k])
-				sum += g.energy[v.order[from+k]] * float64(e*e)
+				sum += float64(g.energy[v.order[from+k]] * float64(e*e))
 			}
 		}
 	}
