@@ -133,6 +133,53 @@ func TestJointParts(t *testing.T) {
 	}
 }
 
+// TestJointPairs: every second layer is given the one below, in both containers; units, each of which
+// has half of a pair, give what one run gives; a reader refuses a matrix that is for nothing.
+func TestJointPairs(t *testing.T) {
+	dir := t.TempDir()
+	at := func(s string) string { return filepath.Join(dir, s) }
+	tiny.HF(t, at("src"), "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 16})
+	paired := func(out string) Options {
+		o := joint(at("src"), at(out))
+		o.Joint.Pairs, o.Report = true, false
+		return o
+	}
+	res, err := Convert(context.Background(), paired("one/out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !res.Verify.OK || !(res.Verify.KLD.Mean > 0) {
+		t.Errorf("measured %+v", res.Verify.KLD)
+	}
+	for _, name := range []string{"model.phase.gguf", "phaseconv.sidecar"} {
+		s, err := sidecar.Read(t.Context(), at("one/out/"+name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for l, y := range s.Layers {
+			for i, g := range y.Groups {
+				if (g.Below != nil) != (l == 1) || l == 1 && g.BelowSigns != s.Layers[0].Groups[i].B() {
+					t.Errorf("%s: layer %d is given %d signs", name, l, g.BelowSigns)
+				}
+			}
+		}
+		s.Layers[0].Groups = s.Layers[1].Groups
+		if err := s.WriteGGUF(at("bad.phase.gguf")); err == nil {
+			t.Error("a first layer that is given one below is written")
+		}
+	}
+	o := paired("two/out")
+	o.Work = WorkDir(o.Out)
+	for i := 3; i >= 1; i-- {
+		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Merge = true
+	converted(t, o)
+	sameTrees(t, at("one/out"), at("two/out"))
+}
+
 // TestJointRefuses: what joint codes cannot have.
 func TestJointRefuses(t *testing.T) {
 	dir := t.TempDir()

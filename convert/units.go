@@ -49,6 +49,9 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 			return nil, err
 		}
 		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs, Fisher: o.Joint.Fisher}
+		if o.Joint.Pairs {
+			opt.Joint.Given = g.Given()
+		}
 		opt.Gradients = o.Progress.Of("gradients of the calibration text")
 	}
 	m := refmodel.New(c.Config, ch.View, o.Threads)
@@ -127,7 +130,7 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	}
 	in := func(name string, v any) fitcache.Input { return fitcache.Input{Name: name, Value: fmt.Sprint(v)} }
 	if opt.Joint != nil {
-		kinds = append(kinds, fmt.Sprintf("joint %v, fisher %v", opt.Joint.Parts, opt.Joint.Fisher))
+		kinds = append(kinds, fmt.Sprintf("joint %v, fisher %v, given %v", opt.Joint.Parts, opt.Joint.Fisher, opt.Joint.Given))
 	}
 	w := &fitcache.Cache{
 		Dir: o.Work,

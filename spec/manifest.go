@@ -172,14 +172,16 @@ type Check struct {
 
 // VerifyJSON is what `phaseconv verify --json` prints. Its keys are stable.
 type VerifyJSON struct {
-	OK       bool          `json:"ok"`
-	Contract []Check       `json:"contract"`
-	PPL      *PPLJSON      `json:"ppl"`
-	KLD      *KLDJSON      `json:"kld"`
-	Function *FunctionJSON `json:"function"`
-	Layers   []Layer       `json:"layers"`
-	Bytes    *BytesJSON    `json:"bytes"`
-	Text     *Text         `json:"text,omitempty"`
+	OK       bool     `json:"ok"`
+	Contract []Check  `json:"contract"`
+	PPL      *PPLJSON `json:"ppl"`
+	KLD      *KLDJSON `json:"kld"`
+	// Positions is the divergence of the scored positions, in bands of equal length.
+	Positions []PositionBand `json:"positions,omitempty"`
+	Function  *FunctionJSON  `json:"function"`
+	Layers    []Layer        `json:"layers"`
+	Bytes     *BytesJSON     `json:"bytes"`
+	Text      *Text          `json:"text,omitempty"`
 	// Engine computed the numbers; nil stands for the own forward pass.
 	Engine *EngineIdentity `json:"engine,omitempty"`
 	// Stock is there when cache types of a stock runtime were asked for.

@@ -120,7 +120,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	out := &spec.VerifyJSON{
 		Contract: checks.Checks,
 		PPL:      ppl.PPLJSON(res, w, s.policy, string(s.kind)), KLD: ppl.KLDJSON(&res.Divergences[0]),
-		Bytes: s.bytes, Text: &text, Layers: []spec.Layer{},
+		Positions: ppl.Bands(&res.Divergences[0], w, positionBands), Bytes: s.bytes, Text: &text, Layers: []spec.Layer{},
 	}
 	out.PPL.Kernels = o.Kernels
 	if id := o.Engines.Identity(); id.Engine != engine.Own {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
@@ -131,6 +132,19 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 		g.Signs = append(g.Signs, signs)
 	}
 	return g, nil
+}
+
+// Given says which groups, [layer][group], can be coded given the group of the same number and parts
+// in the layer below: those of every second layer.
+func (g *Groups) Given() [][]bool {
+	out := make([][]bool, len(g.Parts))
+	for l, groups := range g.Parts {
+		out[l] = make([]bool, len(groups))
+		for i, parts := range groups {
+			out[l][i] = l%2 == 1 && i < len(g.Parts[l-1]) && slices.Equal(parts, g.Parts[l-1][i])
+		}
+	}
+	return out
 }
 
 // Largest returns the most numbers, and the most signs, that a group has.

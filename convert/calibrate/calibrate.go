@@ -62,6 +62,22 @@ type Joint struct {
 	// Fisher takes the metric of keys and values from gradients of the model's own loss on every
 	// second window instead of from queries: a backward pass more.
 	Fisher bool
+	// Given says which groups, [layer][group], are coded given the codes of the group of the same
+	// number in the layer below, which is not given any itself; nil for none.
+	Given [][]bool
+}
+
+// given says whether a group is coded given that below.
+func (j *Joint) given(layer, group int) bool {
+	of := j.givenIn(layer)
+	return group < len(of) && of[group]
+}
+
+func (j *Joint) givenIn(layer int) []bool {
+	if layer >= len(j.Given) {
+		return nil
+	}
+	return j.Given[layer]
 }
 
 // Allocation returns what bits.Allocate needs of these options.
@@ -156,6 +172,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 		}
 		f.todo[l], f.last = true, l
 	}
+	f.todoBelow()
 	if j := o.Joint; f.last >= 0 && j != nil && j.Fisher {
 		var err error
 		if f.fisher, err = activations.NewFisher(ctx, m, everySecond(windows), o.Policy, o.Seed, o.Gradients); err != nil {
@@ -182,6 +199,16 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 	return f.res, nil
 }
 
+// todoBelow adds the layers that others which are to be fitted are given: their codes of the
+// calibration text are nowhere kept, and a layer that is fitted once more comes out the same.
+func (f *fitter) todoBelow() {
+	for l := 1; f.o.Joint != nil && l < len(f.todo); l++ {
+		if f.todo[l] && !f.todo[l-1] && slices.Contains(f.o.Joint.givenIn(l), true) {
+			f.todo[l-1], f.res.Layers[l-1] = true, Layer{}
+		}
+	}
+}
+
 // everySecond returns half of the windows: gradients take thrice the time of a forward pass, and
 // their second moments settle sooner than codes do.
 func everySecond(windows [][]int32) (out [][]int32) {
@@ -203,6 +230,14 @@ type fitter struct {
 	res  *Result
 
 	fisher *activations.Fisher // nil where queries are the metric
+
+	below []spread // of the groups of the layer before, where the next one is given them
+}
+
+// A spread is signs times scales of all tokens of a group.
+type spread struct {
+	rows  []float32
+	signs int
 }
 
 // passed reports layers of the forward pass, or the share of them that an engine has passed.
@@ -336,6 +371,8 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale func(h int) []float32,
 	layer *Layer) error {
 	j := f.o.Joint
+	below := f.below
+	f.below = nil
 	for i, parts := range j.Parts[a.Layer] {
 		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.fisher,
 			f.o.Threads)
@@ -344,10 +381,26 @@ func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale fun
 		}
 		s := xs[0]
 		s.Index = i
+		if j.given(a.Layer, i) {
+			s.Below, s.BelowSigns = below[i].rows, below[i].signs
+		}
 		g := Group{Tokens: s.N()}
 		if g.Code, g.Curve, err = fit.Group(ctx, j.Signs[a.Layer][i], s); err != nil {
 			return err
 		}
+		x := spread{signs: g.Code.B()}
+		if j.given(a.Layer+1, i) {
+			words, alpha := make([]uint32, s.N()*g.Code.Words()), make([]float32, s.N())
+			err := codec.Batches(ctx, s.N(), f.o.Threads, func(k0, k1 int) error {
+				w := g.Code.Words()
+				return g.Code.EncodeRows(ctx, s.Rows[k0*s.D():k1*s.D()], words[k0*w:k1*w], alpha[k0:k1])
+			})
+			if err != nil {
+				return err
+			}
+			x.rows = codec.Spread(words, alpha, x.signs)
+		}
+		f.below = append(f.below, x)
 		layer.Groups = append(layer.Groups, g)
 		f.progress(a.Layer, i+1)
 	}

@@ -128,6 +128,9 @@ func arrays(x *calibrate.Layer) (out []array) {
 			array32(at+"mean", c.Mean, c.D), array32(at+"decode", c.Decode, c.B, c.D), array32(at+"encode", c.Encode, c.B, c.D),
 			array32(at+"gains", g.Code.Gains, len(g.Code.Gains)),
 			curveArray(at, g.Curve))
+		if g.Code.Below != nil {
+			out = append(out, array32(at+"below", g.Code.Below, g.Code.BelowSigns, c.D))
+		}
 	}
 	for h := range x.Heads {
 		head := &x.Heads[h]
@@ -458,6 +461,13 @@ func (r *reader) group(y *family.Layer, parts []codec.Part, at string) (g calibr
 	c, err := codec.New(codec.Frame, d, b, mean, decode, encode)
 	if err == nil {
 		g.Code, err = codec.NewGroup(c, parts, y.HeadDim, y.ValueDim, gains)
+	}
+	if below, ok := r.m[at+"below"]; ok && err == nil && len(below.shape) == 2 {
+		m := r.floats(at+"below", below.shape...)
+		if r.err != nil {
+			return g
+		}
+		g.Code, err = g.Code.Given(below.shape[0], m)
 	}
 	if err != nil {
 		r.err = fmt.Errorf("tensor %sdecode: %w", at, err)

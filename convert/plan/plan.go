@@ -365,7 +365,7 @@ const (
 // ggufFeatures are those of layers that GGUF files of some family hold.
 const ggufFeatures = family.AttentionSinks | family.SharedKV | family.NormedValues | family.KeysAsValues |
 	family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NoPreNorms | family.QueryTemperature |
-	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
+	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts | family.CappedScores
 
 // checkStock refuses models that stock GGUF readers would refuse, or would
 // compute otherwise because their architecture has no key for a number.
@@ -458,6 +458,14 @@ func checkStockLayer(cfg *family.Config, l int, scale float64, window int) error
 	}
 	if err := checkStockFFN(cfg, l); err != nil {
 		return err
+	}
+	switch {
+	case f.GGUFSoftCap && (y.SoftCap == 0 || cfg.LogitSoftcap == 0):
+		return fmt.Errorf("attn_logit_softcapping or final_logit_softcapping is null, and stock GGUF runtimes cap scores and logits "+
+			"in architecture %s", f.GGUFArch)
+	case !f.GGUFSoftCap && y.SoftCap != 0:
+		return fmt.Errorf("attn_logit_softcapping is %g, and stock GGUF runtimes cap no scores in architecture %s", y.SoftCap,
+			f.GGUFArch)
 	}
 	if f.EqualHeads && y.KVHeads != y.Heads {
 		return fmt.Errorf("num_key_value_heads %d differs from num_attention_heads %d, which stock GGUF runtimes do not read in architecture %s", y.KVHeads, y.Heads, f.GGUFArch)

@@ -105,6 +105,15 @@ func Make(ctx context.Context, o Options) (_ *spec.Manifest, err error) {
 // files writes what the manifest of a release lists: GGUF models and sidecars under their new names,
 // which m's artifacts get too, the other files as they are, and the importance matrix.
 func (o *Options) files(ctx context.Context, m *spec.Manifest, dir string) (files []spec.File, err error) {
+	// First, as a wrong one is no reason to write a model.
+	var matrix []spec.File
+	if o.Imatrix != "" {
+		f, err := o.imatrix(ctx, m, dir)
+		if err != nil {
+			return nil, err
+		}
+		matrix = append(matrix, f)
+	}
 	renamed := map[string]bool{}
 	for i := range m.Artifacts {
 		e := &m.Artifacts[i]
@@ -133,14 +142,7 @@ func (o *Options) files(ctx context.Context, m *spec.Manifest, dir string) (file
 		}
 		files = append(files, g)
 	}
-	if o.Imatrix != "" {
-		f, err := o.imatrix(ctx, m, dir)
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, f)
-	}
-	return files, nil
+	return append(files, matrix...), nil
 }
 
 // checked opens every container of an artifact and returns its manifest.

@@ -97,7 +97,10 @@ func ggufKVs(c *checkpoint.Checkpoint, v *tokenizer.Vocab, name, outtype string,
 		k.experts(cfg)
 	}
 	k.window(cfg)
-	if cfg.LogitSoftcap > 0 {
+	if y := &cfg.Layers[0]; cfg.Family.GGUFSoftCap {
+		k.f32("attn_logit_softcapping", y.SoftCap)
+	}
+	if cfg.LogitSoftcap > 0 || cfg.Family.Defaults.LogitSoftcap > 0 {
 		k.f32("final_logit_softcapping", cfg.LogitSoftcap)
 	}
 	for _, kv := range v.KeyValues() {

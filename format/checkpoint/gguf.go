@@ -370,7 +370,10 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 		Layers: k.int("block_count", -1), Heads: k.int("attention.head_count", -1), AttnBias: fam.AttnBias.With(fam.GGUFBias),
 	}
 	if fam.ScoreKeys {
-		c.LogitSoftcap = k.float("final_logit_softcapping", 0)
+		c.LogitSoftcap = k.float("final_logit_softcapping", fam.Defaults.LogitSoftcap)
+	}
+	if fam.GGUFSoftCap {
+		p.SoftCap = k.float("attn_logit_softcapping", fam.Defaults.SoftCap)
 	}
 	if kv := []int(nil); fam.Kinds {
 		if kv = k.ints("attention.head_count_kv"); kv != nil {

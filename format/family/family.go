@@ -100,6 +100,8 @@ type Family struct {
 	// ScoreKeys: query_pre_attn_scalar and final_logit_softcapping are keys of
 	// this family; in others they have no meaning.
 	ScoreKeys bool
+	// SoftCapKey: attn_logit_softcapping is one; GGUFSoftCap: stock GGUF readers heed it.
+	SoftCapKey, GGUFSoftCap bool
 	// SquareAttention: stock GGUF readers demand that heads times head_dim is the
 	// hidden size; EqualHeads: that there are as many KV heads as heads.
 	SquareAttention, EqualHeads bool
@@ -151,6 +153,7 @@ type Defaults struct {
 	RopeJSON           string  // rope_parameters; none
 	// hidden_size_per_layer_input, num_attention_heads, vocab_size and max_position_embeddings; none
 	PerLayerInput, Heads, Vocab, Context int
+	SoftCap, LogitSoftcap                float64 // attn_logit_softcapping and final_logit_softcapping; none
 }
 
 // NoRope says in which layers RoPE turns nothing. The zero value: in none.
@@ -497,6 +500,19 @@ var table = []*Family{
 		names: renamed(rules(attention(noBiases, NormHead), preNorm(), expertFFN("mlp", "gate_proj", "up_proj", "down_proj"),
 			sharedFFN("mlp.shared_mlp")), "self_attn.q_norm", "self_attn.query_layernorm", "self_attn.k_norm",
 			"self_attn.key_layernorm", "mlp.gate.weight", "mlp.gate.wg.weight"),
+	},
+	{
+		Name: "gemma2", GGUFArch: "gemma2", Classes: []string{"Gemma2ForCausalLM"},
+		Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, NormPlusOne: true,
+		ScoreKeys: true, SoftCapKey: true, GGUFSoftCap: true, WideScaleLayers: 46,
+		Window: Window{LayerTypes: true, Period: 2, InGGUF: true, SameRope: true},
+		Defaults: Defaults{HeadDim: 256, QueryPreAttnScalar: 256, SlidingWindow: 4096, Tied: true, KVHeads: 4, SoftCap: 50,
+			LogitSoftcap: 30},
+		names: rules(attention(noBiases, NoQKNorm), denseFFN(), []nameRule{
+			{"blk.%d.post_attention_norm.weight", layerPrefix + "post_attention_layernorm.weight", false},
+			{"blk.%d.ffn_norm.weight", layerPrefix + "pre_feedforward_layernorm.weight", false},
+			{"blk.%d.post_ffw_norm.weight", layerPrefix + "post_feedforward_layernorm.weight", false},
+		}),
 	},
 	{
 		Name: "gemma3_text", GGUFArch: "gemma3", Classes: []string{"Gemma3ForCausalLM"},

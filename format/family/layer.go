@@ -91,7 +91,9 @@ type Attention struct {
 	// Window is how many positions, itself included, a query sees; 0: all.
 	Window int
 	Scale  float64 // scores are multiplied by it; 1/sqrt(HeadDim) in most families
-	QKNorm QKNorm
+	// SoftCap, if not 0, replaces a scaled score s by SoftCap tanh(s / SoftCap) (Gemma 2).
+	SoftCap float64
+	QKNorm  QKNorm
 	// NormAfterRoPE: QKNorm acts after RoPE instead of before (Hunyuan).
 	NormAfterRoPE bool
 	// ValueNorm: values are RMS-normalised per head, without gain (Gemma 4).
@@ -220,11 +222,12 @@ const (
 	KeysAsValues                          // ValuesAreKeys
 	QueryTemperature                      // Temperature
 	OtherExperts                          // Biases of experts, ClampedSwiGLU, Beside
+	CappedScores                          // SoftCap
 	OtherBlock                            // Parallel, ResidualScale, OutputScale, Config.LayerNorm or PerLayerInput
 )
 
 // OutsideCache are the features that change neither what a KV cache holds nor how.
-const OutsideCache = QueryTemperature | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN |
+const OutsideCache = QueryTemperature | CappedScores | OtherBlock | NoPreNorms | AttentionSinks | OutputGate | UngatedFFN |
 	OtherRouter | SharedExperts | OtherExperts
 
 // OwnHeads are the features of layers that cache keys and values of their own, head by head, in
@@ -237,7 +240,7 @@ var featureNames = []string{
 	"a norm of queries and keys after RoPE", "a norm of values", "no norm before attention and FFN",
 	"attention sinks", "a gate on the output of attention", "an FFN without gate",
 	"a router other than softmax over all experts", "shared experts", "keys as values", "queries that grow with their position",
-	"experts with biases or a clamped activation or beside a plain FFN",
+	"experts with biases or a clamped activation or beside a plain FFN", "a soft cap on attention scores",
 	"another block than attention and FFN, each of which is normed and added",
 }
 
@@ -290,6 +293,7 @@ func (c *Config) features(l int) Features {
 		{y.FFN.Shared > 0, SharedExperts},
 		{y.ValuesAreKeys, KeysAsValues},
 		{y.Temperature.Beta != 0, QueryTemperature},
+		{y.SoftCap != 0, CappedScores},
 		{y.Parallel || y.ResidualScale != 1 || y.OutputScale || c.LayerNorm || c.PerLayerInput > 0, OtherBlock},
 	} {
 		if x.on {
@@ -477,6 +481,7 @@ type Params struct {
 	Layers                  int
 	Heads, KVHeads, HeadDim int
 	AttnScale               float64
+	SoftCap                 float64 // of attention scores; 0: none
 	AttnBias                Biases
 	QKNorm                  QKNorm // where the family leaves it to a key
 	// Rope turns the keys of layers without a window, RopeLocal those of layers with one.
@@ -545,7 +550,7 @@ func (c *Config) Resolve(p Params) error {
 		y := Layer{
 			Attention: Attention{
 				HeadShape: HeadShape{Heads: p.Heads, KVHeads: p.KVHeads, HeadDim: p.HeadDim, ValueDim: p.HeadDim},
-				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, QKNorm: cmp.Or(f.QKNorm, p.QKNorm), Biases: p.AttnBias,
+				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, SoftCap: p.SoftCap, QKNorm: cmp.Or(f.QKNorm, p.QKNorm), Biases: p.AttnBias,
 				Sinks: f.Sinks, NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature, ValueNorm: f.ValueNorm,
 			},
 			FFN: p.FFN, PostNorms: f.PostNorms, BareInputs: f.BareInputs, Parallel: f.Parallel,
@@ -570,6 +575,9 @@ func (c *Config) Resolve(p Params) error {
 				for y.Owner > 0 && (c.Layers[y.Owner].Window > 0) != (y.Window > 0) {
 					y.Owner--
 				}
+			}
+			if !(y.SoftCap >= 0 && y.SoftCap < 1e6) {
+				return fmt.Errorf("attn_logit_softcapping is %g, expected a positive number or none", y.SoftCap)
 			}
 			if y.Owner < 0 || (c.Layers[y.Owner].Window > 0) != (y.Window > 0) {
 				return format.Brokenf("num_kv_shared_layers is %d, but layer %d finds none in front of them with keys for it",

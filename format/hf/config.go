@@ -88,9 +88,9 @@ type config struct {
 	SlidingWindowPattern json.RawMessage `json:"sliding_window_pattern"`
 	LayerTypes           []string        `json:"layer_types"`
 
-	QueryPreAttnScalar *float64 `json:"query_pre_attn_scalar"`
-	AttnLogitSoftcap   *float64 `json:"attn_logit_softcapping"`
-	FinalLogitSoftcap  *float64 `json:"final_logit_softcapping"`
+	QueryPreAttnScalar *float64          `json:"query_pre_attn_scalar"`
+	AttnLogitSoftcap   nullable[float64] `json:"attn_logit_softcapping"`
+	FinalLogitSoftcap  nullable[float64] `json:"final_logit_softcapping"`
 	// BidirectionalAttn is a flag, or says of what: "vision", which leaves text causal, or "all".
 	BidirectionalAttn json.RawMessage `json:"use_bidirectional_attention"`
 
@@ -344,7 +344,12 @@ func parseConfig(raw []byte) (*family.Config, error) {
 	if err := h.kinds(c, p); err != nil {
 		return nil, err
 	}
-	c.LogitSoftcap = or(h.FinalLogitSoftcap, 0)
+	if c.LogitSoftcap = or(h.FinalLogitSoftcap.value, 0); !h.FinalLogitSoftcap.present {
+		c.LogitSoftcap = fam.Defaults.LogitSoftcap
+	}
+	if p.SoftCap = or(h.AttnLogitSoftcap.value, 0); !h.AttnLogitSoftcap.present {
+		p.SoftCap = fam.Defaults.SoftCap
+	}
 	if fam.QKNormKey != "" && or(h.UseQKNorm, false) {
 		p.QKNorm = family.NormHead
 	}
@@ -458,7 +463,7 @@ func (h *config) refuse(f *family.Family) error {
 		{"logits_scaling", or(h.LogitsScaling, 1) != 1 && !f.Multipliers},
 		{"logit_scale", or(h.LogitScale, 1) != 1 && !f.LogitScaleKey},
 		{"no_rope_layers", slices.Contains(h.NoRopeLayers, 0) && f.NoRope.Period == 0},
-		{"attn_logit_softcapping", h.AttnLogitSoftcap != nil && *h.AttnLogitSoftcap != 0},
+		{"attn_logit_softcapping", or(h.AttnLogitSoftcap.value, 0) != 0 && !f.SoftCapKey},
 		{"use_bidirectional_attention", isSet(h.BidirectionalAttn) && string(h.BidirectionalAttn) != "false" &&
 			(!f.Kinds || string(h.BidirectionalAttn) != `"vision"`)},
 		{"is_causal = false", !or(h.IsCausal, true)},
@@ -466,7 +471,7 @@ func (h *config) refuse(f *family.Family) error {
 		{"mlp_bias", or(h.MLPBias, false)},
 		{"attention_bias", or(h.AttentionBias, false) && f.AttnBias == family.Biases{}},
 		{"query_pre_attn_scalar", h.QueryPreAttnScalar != nil && !f.ScoreKeys},
-		{"final_logit_softcapping", or(h.FinalLogitSoftcap, 0) != 0 && !f.ScoreKeys},
+		{"final_logit_softcapping", or(h.FinalLogitSoftcap.value, 0) != 0 && !f.ScoreKeys},
 		{"use_qk_norm", or(h.UseQKNorm, false) && f.QKNormKey == "" && f.QKNorm == family.NoQKNorm},
 		{"use_bias", or(h.UseBias, false)},
 		{"pretraining_tp", or(h.PretrainingTP, 1) > 1},

@@ -156,13 +156,10 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	if err := step("peak and bandwidth"); err != nil {
 		return nil, err
 	}
-	r.Peak1 = gemm.Peak(1, o.Time/4) / 1e9
-	r.Peak = gemm.Peak(o.Threads, o.Time/4) / 1e9
-	for _, size := range bufferSizes {
-		for _, threads := range slices.Compact([]int{1, o.Threads}) {
-			r.Bandwidth = append(r.Bandwidth, Bandwidth{size, threads, readRate(ctx, size, threads, o.Time/8) / 1e9})
-		}
-	}
+	d := min(o.Time/4, longestPeak)
+	r.Peak1 = gemm.Peak(1, d) / 1e9
+	r.Peak = gemm.Peak(o.Threads, d) / 1e9
+	r.Bandwidth = bandwidths(ctx, o.Threads, o.Time/8)
 	for _, s := range Shapes() {
 		if err := step("matrix product of " + s.Model + ": " + s.Name); err != nil {
 			return nil, err
@@ -193,6 +190,23 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// longestPeak bounds the measurement of a peak, which cannot be interrupted and is the best of many
+// short pieces.
+const longestPeak = 500 * time.Millisecond
+
+// bandwidths measures buffers of all sizes, until ctx ends.
+func bandwidths(ctx context.Context, most int, d time.Duration) (out []Bandwidth) {
+	for _, size := range bufferSizes {
+		for _, threads := range slices.Compact([]int{1, most}) {
+			if ctx.Err() != nil {
+				return out
+			}
+			out = append(out, Bandwidth{size, threads, readRate(ctx, size, threads, d) / 1e9})
+		}
+	}
+	return out
 }
 
 // chunk is the piece that the assembly reads at once; buffers are multiples of it.

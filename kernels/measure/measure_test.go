@@ -81,6 +81,9 @@ func TestRun(t *testing.T) {
 func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
+	if b := bandwidths(ctx, 2, time.Millisecond); len(b) > 0 {
+		t.Errorf("%d buffers were filled and read after the end", len(b))
+	}
 	if r, err := Run(ctx, Options{}); !errors.Is(err, context.Canceled) || r != nil {
 		t.Errorf("%v, %v", r, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -79,6 +80,14 @@ type Group struct {
 	// values all of it.
 	Gains []float32
 
+	// Below, [BelowSigns, D], is what the signs of another group add to the vectors of this one,
+	// each times the scale that it is stored with: the group of the same parts in the layer
+	// below. nil where the code stands by itself. What the signs of the group itself stand for is
+	// then the rest.
+	Below      []float32
+	BelowSigns int
+
+	below   gemm.Weights
 	starts  []int // of each part in the vector, and D at the end
 	decoder *Code // Code with gains in Decode; for decoding alone
 }
@@ -153,6 +162,58 @@ func KeyGroup(code *Code, head int) (*Group, error) {
 	return NewGroup(code, []Part{{Head: head}}, code.D, code.D, nil)
 }
 
+// Given returns the group with a matrix Below, [signs, D].
+func (g *Group) Given(signs int, below []float32) (*Group, error) {
+	if signs < 1 || len(below) != signs*g.D() {
+		return nil, fmt.Errorf("%d numbers for %d signs of the group below and vectors of %d", len(below), signs, g.D())
+	}
+	for i, v := range below {
+		if v-v != 0 {
+			return nil, fmt.Errorf("what sign %d of the group below adds is not finite", i/g.D())
+		}
+	}
+	out := *g
+	out.Below, out.BelowSigns = slices.Clone(below), signs
+	out.below = gemm.Weights{}
+	out.below.PackT(g.D(), signs, out.Below, g.D(), 1)
+	return &out, nil
+}
+
+// CheckGiven refuses a group g that is given a group of other parts or lengths, of another number of
+// signs, or one that is given another itself: its vectors are then not those of its signs alone.
+func CheckGiven(g, below *Group) error {
+	switch {
+	case g.BelowSigns != below.B():
+		return fmt.Errorf("a group given %d signs of a group below that has %d", g.BelowSigns, below.B())
+	case !slices.Equal(g.Parts, below.Parts) || g.KeyDim != below.KeyDim || g.ValueDim != below.ValueDim:
+		return fmt.Errorf("a group of %v given one of %v; parts and lengths must be the same", g.Parts, below.Parts)
+	case below.Below != nil:
+		return fmt.Errorf("a group is given one that is given another itself")
+	}
+	return nil
+}
+
+// Predict sets dst, [n, D], to what the signs and scales of the group below say of the vectors.
+func (g *Group) Predict(dst []float32, words []uint32, alpha []float32) {
+	n := len(alpha)
+	gemm.Mul(dst, g.D(), Spread(words, alpha, g.BelowSigns), g.BelowSigns, n, &g.below, 1)
+}
+
+// Spread returns signs times scales, [n, b].
+func Spread(words []uint32, alpha []float32, b int) []float32 {
+	out := make([]float32, len(alpha)*b)
+	w := (b + 31) / 32
+	for i, a := range alpha {
+		row := words[i*w : (i+1)*w]
+		for k := range b {
+			if out[i*b+k] = -a; row[k/32]>>(k%32)&1 == 1 {
+				out[i*b+k] = a
+			}
+		}
+	}
+	return out
+}
+
 // D returns the length of the group's vector.
 func (g *Group) D() int { return g.Code.D }
 
@@ -207,6 +268,17 @@ func (g *Group) PartDecode(i int) []float32 {
 	out := make([]float32, 0, g.B()*(to-from))
 	for k := range g.B() {
 		out = append(out, g.decoder.Decode[k*d+from:k*d+to]...)
+	}
+	return out
+}
+
+// PartBelow returns a copy of what the signs of the group below add to part i, [BelowSigns, length of
+// the part].
+func (g *Group) PartBelow(i int) []float32 {
+	d, from, to := g.D(), g.starts[i], g.starts[i+1]
+	out := make([]float32, 0, g.BelowSigns*(to-from))
+	for k := range g.BelowSigns {
+		out = append(out, g.Below[k*d+from:k*d+to]...)
 	}
 	return out
 }
@@ -267,7 +339,18 @@ func (g *Group) To(from, to rope.Layout) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NewGroup(code, g.Parts, g.KeyDim, g.ValueDim, g.Gains)
+	out, err := NewGroup(code, g.Parts, g.KeyDim, g.ValueDim, g.Gains)
+	if err != nil || g.Below == nil {
+		return out, err
+	}
+	below := make([]float32, len(g.Below))
+	for i := range g.BelowSigns {
+		row := g.Below[i*g.D() : (i+1)*g.D()]
+		for j, k := range at {
+			below[i*g.D()+k] = row[j]
+		}
+	}
+	return out.Given(g.BelowSigns, below)
 }
 
 // CheckLayer refuses groups that are no whole code of a layer with the given number of

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/phaseconv/phaseconv/kernels/gemm"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
@@ -24,6 +26,10 @@ type GroupSample struct {
 	// loss are: then K and V count against each other as the metrics say. Otherwise the
 	// values are weighed so that K and V have the same energy.
 	Absolute bool
+	// Below, [N, BelowSigns], is the signs of the same tokens in the group below, times their
+	// scales; nil for a code that stands by itself.
+	Below      []float32
+	BelowSigns int
 	// Layer and Index say which group this is.
 	Layer, Index int
 	// Draft ends the fit early, for codes that are only measured, not used.
@@ -76,6 +82,9 @@ func (s *GroupSample) fit(ctx context.Context, b int) (*codec.Group, []Point, er
 			return nil, nil, fmt.Errorf("part %s: metric of %d numbers for vectors of %d", s.Parts[i], len(m), n)
 		}
 	}
+	if s.Below != nil {
+		return s.fitGiven(ctx, b)
+	}
 	mean := rowMean(s.Rows, d)
 	root, inv, err := s.roots(ctx, mean)
 	if err != nil {
@@ -95,6 +104,64 @@ func (s *GroupSample) fit(ctx context.Context, b int) (*codec.Group, []Point, er
 		return nil, nil, err
 	}
 	g, err := codec.NewGroup(c, s.Parts, s.KeyDim, s.ValueDim, gains)
+	return g, curve, err
+}
+
+// belowRidge keeps what rarely moves from mattering.
+const belowRidge = 1e-3
+
+// fitGiven fits a code to what the group below leaves of the vectors: least squares from its signs
+// first, then the code of the rest.
+func (s *GroupSample) fitGiven(ctx context.Context, b int) (*codec.Group, []Point, error) {
+	d, n, k := s.D(), s.N(), s.BelowSigns
+	if k < 1 || len(s.Below) != n*k {
+		return nil, nil, fmt.Errorf("%d numbers for %d signs of the group below, of %d tokens", len(s.Below), k, n)
+	}
+	mean := rowMean(s.Rows, d)
+	centred := make([]float32, len(s.Rows))
+	for i, v := range s.Rows {
+		centred[i] = v - mean[i%d]
+	}
+	u := gemm.Transpose(nil, s.Below, n, k)
+	var w gemm.Weights
+	w.PackRows(k, n, u, n, s.Threads)
+	gram, cross := make([]float32, k*k), make([]float32, d*k)
+	gemm.Mul(gram, k, u, n, k, &w, s.Threads)
+	gemm.Mul(cross, k, gemm.Transpose(nil, centred, n, d), n, d, &w, s.Threads)
+	square, rhs := make([]float64, k*k), make([]float64, d*k)
+	var trace float64
+	for i := range k {
+		trace += float64(gram[i*k+i])
+	}
+	for i := range k {
+		for j := range k {
+			square[i*k+j] = 0.5 * (float64(gram[i*k+j]) + float64(gram[j*k+i]))
+		}
+		square[i*k+i] += belowRidge*trace/float64(k) + 1e-30
+	}
+	for i, v := range cross {
+		rhs[i] = float64(v)
+	}
+	l, err := linalg.Cholesky(ctx, square, k)
+	if err != nil {
+		return nil, nil, fmt.Errorf("least squares from the group below: %w", err)
+	}
+	sol, err := linalg.SolveRight(ctx, rhs, d, l, k) // [d, k]
+	if err != nil {
+		return nil, nil, err
+	}
+	below := gemm.Transpose(nil, linalg.Float32(sol), d, k)
+	rest := *s
+	rest.Below, rest.Rows = nil, make([]float32, len(s.Rows))
+	w.PackT(d, k, below, d, s.Threads)
+	gemm.Mul(rest.Rows, d, s.Below, k, n, &w, s.Threads)
+	for i, v := range rest.Rows {
+		rest.Rows[i] = s.Rows[i] - v
+	}
+	g, curve, err := rest.fit(ctx, b)
+	if err == nil {
+		g, err = g.Given(k, below)
+	}
 	return g, curve, err
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/phaseconv/phaseconv/internal/keydata"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
@@ -184,5 +185,83 @@ func TestGroupRefuses(t *testing.T) {
 	}
 	if _, _, err := Group(t.Context(), 16, &s); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestGroupGiven: of vectors that another group tells much about, a code that is given that one
+// leaves less than a code by itself, on rows that were not fitted too; it moves between pair layouts
+// like one.
+func TestGroupGiven(t *testing.T) {
+	const n, d, b = 1500, 16, 16
+	all := related(rand.New(rand.NewPCG(9, 1)), n, 2*d)
+	lower, upper := make([]float32, 0, n*d), make([]float32, 0, n*d)
+	for i := range n {
+		lower, upper = append(lower, all[2*i*d:(2*i+1)*d]...), append(upper, all[(2*i+1)*d:(2*i+2)*d]...)
+	}
+	const fitted = n / 2
+	sample := func(rows []float32) *GroupSample {
+		return &GroupSample{Parts: pair(), KeyDim: 8, ValueDim: 8, Rows: rows[:fitted*d], Threads: 2}
+	}
+	base, _, err := Group(t.Context(), b, sample(lower))
+	if err != nil {
+		t.Fatal(err)
+	}
+	words, alpha := make([]uint32, n*base.Words()), make([]float32, n)
+	if err := base.EncodeRows(t.Context(), lower, words, alpha); err != nil {
+		t.Fatal(err)
+	}
+	s := sample(upper)
+	s.Below, s.BelowSigns = codec.Spread(words[:fitted*base.Words()], alpha[:fitted], b), b
+	given, _, err := Group(t.Context(), b, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone, _, err := Group(t.Context(), b, sample(upper))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest := upper[fitted*d:]
+	w, a := words[fitted*base.Words():], alpha[fitted:]
+	left := func(g *codec.Group) (lost float64) {
+		predicted, rows, hat := make([]float32, len(rest)), append([]float32(nil), rest...), make([]float32, len(rest))
+		if g.Below != nil {
+			g.Predict(predicted, w, a)
+		}
+		for i, v := range predicted {
+			rows[i] -= v
+		}
+		own, scale := make([]uint32, len(a)*g.Words()), make([]float32, len(a))
+		if err := g.EncodeRows(t.Context(), rows, own, scale); err != nil {
+			t.Fatal(err)
+		}
+		g.DecodeRows(hat, own, scale)
+		for i, v := range rest {
+			e := float64(v) - float64(hat[i]) - float64(predicted[i])
+			lost += e * e
+		}
+		return lost
+	}
+	if x, y := left(given), left(alone); !(x < 0.8*y) {
+		t.Errorf("error %g given the group below, %g without", x, y)
+	}
+	moved, err := given.To(rope.Half, rope.Interleaved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, q := make([]float32, d), make([]float32, d)
+	given.Predict(p, w[:base.Words()], a[:1])
+	moved.Predict(q, w[:base.Words()], a[:1])
+	for j, v := range p {
+		to := j
+		if j < 8 { // keys move, values stay
+			to = rope.Half.Index(rope.Interleaved, j, 8)
+		}
+		if q[to] != v {
+			t.Errorf("dimension %d of the prediction went astray", j)
+		}
+	}
+	s.Below = s.Below[1:]
+	if _, _, err := Group(t.Context(), b, s); err == nil {
+		t.Error("a number too few of the group below is accepted")
 	}
 }

@@ -102,7 +102,7 @@ func compareGroups(a, b *codec.Group) *spec.DiffGroup {
 	}
 	h := compareCodes(a.Code, b.Code)
 	if h == nil {
-		if slices.Equal(a.Gains, b.Gains) {
+		if slices.Equal(a.Gains, b.Gains) && slices.Equal(a.Below, b.Below) {
 			return nil
 		}
 		h = &spec.DiffHead{SignsA: a.B(), SignsB: b.B(), GainA: float64(a.Code.Gain), GainB: float64(b.Code.Gain),

@@ -63,8 +63,12 @@ func GroupTensorName(layer, group int, part string) string {
 	return fmt.Sprintf("blk.%d.kv_code.%d.%s", layer, group, part)
 }
 
-// partGain is the tensor of a group with the gains of its parts.
-const partGain = "part_gain"
+// partGain is the tensor of a group with the gains of its parts, below the one with what the signs
+// of the group below add.
+const (
+	partGain = "part_gain"
+	below    = "below"
+)
 
 // jsonLayer is a layer in the text of the key phaseconv.groups.
 type jsonLayer struct {
@@ -108,6 +112,9 @@ func (s *Sidecar) check() error {
 		if err := y.check(); err != nil {
 			return fmt.Errorf("layer %d: %w", l, err)
 		}
+	}
+	if err := checkGiven(s.Layers); err != nil {
+		return err
 	}
 	if len(s.Groups()) == 0 {
 		return fmt.Errorf("a sidecar of version %d without a group", spec.VersionGroups)
@@ -160,6 +167,9 @@ func groupParts(layers []Layer) (out []part) {
 					break
 				}
 			}
+			if g.Below != nil {
+				out = append(out, part{name(below), []int{g.BelowSigns, g.D()}, g.Below})
+			}
 		}
 	}
 	return out
@@ -184,7 +194,11 @@ func (s *Sidecar) readGroups(ctx context.Context, f sidecarFile, text string, r 
 	}
 	seen := map[string]bool{}
 	for l, x := range layers {
-		y, err := readLayer(ctx, f, s.Kind, l, x, seen)
+		var lower *Layer
+		if l > 0 {
+			lower = &s.Layers[l-1]
+		}
+		y, err := readLayer(ctx, f, s.Kind, l, x, lower, seen)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -201,7 +215,8 @@ func (s *Sidecar) readGroups(ctx context.Context, f sidecarFile, text string, r 
 
 // readLayer reads the groups of one layer. Errors of the list name its key, those of
 // tensors the tensor.
-func readLayer(ctx context.Context, f sidecarFile, kind codec.Kind, l int, x jsonLayer,
+// lower is the layer below, nil for none.
+func readLayer(ctx context.Context, f sidecarFile, kind codec.Kind, l int, x jsonLayer, lower *Layer,
 	seen map[string]bool) (Layer, error) {
 	y := Layer{Heads: x.Heads, KeyDim: x.HeadDim, ValueDim: x.ValueDim}
 	bad := func(err error) (Layer, error) {
@@ -246,8 +261,13 @@ func readLayer(ctx context.Context, f sidecarFile, kind codec.Kind, l int, x jso
 		if err != nil {
 			return bad(fmt.Errorf("group %d: %w", i, err))
 		}
+		if f.has(name(below)) {
+			if g, err = readBelow(f, name(below), g, i, lower); err != nil {
+				return Layer{}, err
+			}
+		}
 		y.Groups = append(y.Groups, g)
-		for _, part := range append(partNames, partGain) {
+		for _, part := range append(partNames, partGain, below) {
 			seen[name(part)] = true
 		}
 	}
@@ -255,6 +275,45 @@ func readLayer(ctx context.Context, f sidecarFile, kind codec.Kind, l int, x jso
 		return bad(err)
 	}
 	return y, nil
+}
+
+// readBelow gives group number i what stands in tensor name, if the layer below has the group.
+func readBelow(f sidecarFile, name string, g *codec.Group, i int, lower *Layer) (*codec.Group, error) {
+	if lower == nil || i >= len(lower.Groups) {
+		return nil, fmt.Errorf("tensor %s: there is no group of that number in the layer below", name)
+	}
+	b := lower.Groups[i].B()
+	m, err := readTensor(f, name, b, g.D())
+	if err != nil {
+		return nil, err
+	}
+	out, err := g.Given(b, m)
+	if err == nil {
+		err = codec.CheckGiven(out, lower.Groups[i])
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tensor %s: %w", name, err)
+	}
+	return out, nil
+}
+
+// checkGiven refuses groups that are given a group below that is not there, has other parts or is given
+// one itself.
+func checkGiven(layers []Layer) error {
+	for l, y := range layers {
+		for i, g := range y.Groups {
+			if g.Below == nil {
+				continue
+			}
+			if l == 0 || i >= len(layers[l-1].Groups) {
+				return fmt.Errorf("layer %d, group %d is given a group of the layer below that is not there", l, i)
+			}
+			if err := codec.CheckGiven(g, layers[l-1].Groups[i]); err != nil {
+				return fmt.Errorf("layer %d, group %d: %w", l, i, err)
+			}
+		}
+	}
+	return nil
 }
 
 // layersTo returns layers in another pair layout.

@@ -204,6 +204,9 @@ func (s *BiasShift) check(cfg *family.Config, y *family.Layer) error {
 		if y.Sinks {
 			return errors.New("a shift that is called exact moves scores against attention sinks")
 		}
+		if y.SoftCap != 0 {
+			return errors.New("a shift that is called exact moves scores under a soft cap")
+		}
 		still, _ := StillPairs(y)
 		for p, on := range still {
 			i, j := cfg.Pairs.Part(y.Rope.Dim).Dims(p, y.HeadDim)

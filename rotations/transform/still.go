@@ -87,6 +87,10 @@ func CheckStillShift(c *family.Config, l int) error {
 		return fmt.Errorf("%w: family %s has attention sinks, against which a constant in the keys moves all scores",
 			ErrNoKeyBias, c.Family.Name)
 	}
+	if y.SoftCap != 0 {
+		return fmt.Errorf("%w: family %s caps scores, and a constant in the keys moves them out of the range where all move alike",
+			ErrNoKeyBias, c.Family.Name)
+	}
 	return checkKeyBias(c, y)
 }
 

@@ -83,6 +83,12 @@ phi3 = family("phi3", "Phi3ForCausalLM", **small, original_max_position_embeddin
 glm4 = family("glm4", "Glm4ForCausalLM", **small, head_dim=12, attention_bias=True, partial_rotary_factor=0.5)
 
 
+gemma2 = family("gemma2", "Gemma2ForCausalLM", hidden_activation="gelu_pytorch_tanh", hidden_size=40, head_dim=16,
+                num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3, sliding_window=9, intermediate_size=28,
+                query_pre_attn_scalar=16, attn_logit_softcapping=3.0, final_logit_softcapping=5.0, tie_word_embeddings=True,
+                rms_norm_eps=1e-6, attention_bias=False)
+
+
 gemma4 = family("gemma4_text", "Gemma4ForCausalLM", hidden_activation="gelu_pytorch_tanh", hidden_size=24, intermediate_size=20,
                 head_dim=8, global_head_dim=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=7, sliding_window=9,
                 layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention",
@@ -193,6 +199,8 @@ MODELS = {
     "gemma4-kv": (without(gemma4(num_hidden_layers=4, hidden_size_per_layer_input=0, num_kv_shared_layers=0, attention_k_eq_v=True,
                                  num_key_value_heads=2, num_global_key_value_heads=1, num_attention_heads=4,
                                  layer_types=["sliding_attention", "full_attention"] * 2), "rope_theta"), "bfloat16", None),
+    # Scores above their cap; the older spelling of windows, every second layer.
+    "gemma2": (gemma2(), "bfloat16", None),
     # Language models inside multimodal checkpoints.
     "gemma4-mm": (wrapped("gemma4", "Gemma4ForConditionalGeneration", without(
         gemma4(num_hidden_layers=5, hidden_size_per_layer_input=4, num_kv_shared_layers=1, use_double_wide_mlp=False,
@@ -225,7 +233,7 @@ def fill(model, name):
     every gain and bias matters."""
     rng = np.random.default_rng(seed(name))
     config = model.config.get_text_config()
-    gemma = config.model_type == "gemma3_text"
+    gemma = config.model_type in ("gemma2", "gemma3_text")
     late = config.model_type in ("olmo2", "olmo3", "exaone4")  # nothing is normed before attention and FFN
     with torch.no_grad():
         for n, p in model.named_parameters():

@@ -124,6 +124,7 @@ class Sidecar:
         self.codes = [[self.code(f"blk.{l}.k_code.{h}.", d) for h in range(self.keys["head_count"])] for l in range(self.keys["layers"])]
 
     def read_groups(self):
+        self.below = {}  # by layer and group: x_hat of decode has alpha' * signs(words', b') @ below more
         self.layers = json.loads(self.keys["groups"], object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else {})
         if len(self.keys["groups"]) > 1 << 20 or not 1 <= len(self.layers) <= 4096 or not any(y["groups"] for y in self.layers):
             raise ValueError("key phaseconv.groups")
@@ -141,6 +142,12 @@ class Sidecar:
                 name = f"blk.{l}.kv_code.{i}."
                 h = self.tensor(name + "part_gain", len(parts), optional=True)
                 y["groups"][i] = (parts, starts, *self.code(name, starts[-1]), h)
+                below, lower = self.tensor(name + "below", None, starts[-1], optional=True), self.layers[l - 1] if l else {"groups": []}
+                if below is not None:
+                    given = dict(enumerate(lower["groups"])).get(i)
+                    if not given or (given[0], given[1], len(given[3])) != (parts, starts, len(below)) or (l - 1, i) in self.below:
+                        raise ValueError(f"tensor {name}below: no such group in the layer below")
+                    self.below[l, i] = below
                 if h is not None and not ((h >= 1 / 16) & (h <= 16)).all() or not np.isfinite(fold(y["groups"][i])).all():
                     raise ValueError(f"tensor {name}part_gain, or decode times it")
             for kind in "kv":

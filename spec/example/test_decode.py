@@ -287,13 +287,17 @@ def check_group(test, v, tensors=None):
     np.testing.assert_array_equal(ref.transposed(words, b).reshape(-1, 32), u32(v["transposed"]))
     none = np.zeros((len(words), 0))
     hats = ref.decode(words, alpha, mean, folded, none.astype(int), none)
-    np.testing.assert_array_equal(hats[-1], f32(v["decoded"]))
     dim = v.get("rope_dim", d)
     angle = v["rope_theta"] ** (-2 * np.arange(dim // 2) / max(dim, 1))
     blocks = {b["start"]: (f32(b["cos"]), f32(b["sin"])) for b in v.get("blocks", [])}
     keys = [i for i, p in enumerate(v["parts"]) if p[0] == "k"]
     values = [i for i, p in enumerate(v["parts"]) if p[0] == "v"]
     queries, scores = [matrix(v["queries"]), np.stack([f32(s) for s in v["scores"]])] if keys else [None, None]
+    below = np.zeros((1, x.shape[1]))
+    below_words, below_alpha = np.zeros((len(words), 1), np.uint32), np.zeros(len(words))
+    if "below" in v:
+        below, below_words, below_alpha = matrix(v["below"], tensors=tensors), u32(v["below_words"]), f16(v["below_alpha"])
+    p = below_alpha[:, None] * (ref.signs(below_words, len(below)).astype(float) @ below.astype(float))
     turned = x[first:end].copy()
     exact = x.astype(np.float16).astype(float)
     for n in range(first, end):
@@ -305,23 +309,28 @@ def check_group(test, v, tensors=None):
             np.testing.assert_allclose(sin, np.sin(start * angle), atol=1e-7)
             turn = lambda y: ref.turn_back(y, cos, sin, v["pair_layout"])
         row = slice(n - first, n - first + 1)
-        for i, p in enumerate(keys):
-            at = slice(starts[p], starts[p + 1])
+        for i, k in enumerate(keys):
+            at = slice(starts[k], starts[k + 1])
             turned[row, at] = turn(turned[row, at])
             q = turn(queries[i:i + 1])
-            got = ref.score(q, words[row], alpha[row], mean[at], folded[:, at], none[row].astype(int), none[row])[0, 0]
+            got = ref.score(q, words[row], alpha[row], mean[at], folded[:, at], none[row].astype(int), none[row])[0, 0] + (q[0].astype(float) @ p[n - first, at])
             room = 1e-12 * ((abs(q) @ abs(mean[at]))[0] + alpha[n - first] * (abs(folded[:, at]) @ abs(q[0])).sum()) + 1e-7 * abs(got)
             test.assertLessEqual(abs(got - scores[i, n]), room)
+    if "below" in v:
+        np.testing.assert_allclose(hats[-1] + p[-1], f32(v["decoded"]), rtol=1e-5, atol=1e-5)
+        turned = turned - p.astype(np.float32)
+    else:
+        np.testing.assert_array_equal(hats[-1], f32(v["decoded"]))
     for n in [*range(first), *range(end, len(x))]:
-        for i, p in enumerate(keys):
-            np.testing.assert_allclose(queries[i].astype(float) @ exact[n, starts[p]:starts[p + 1]], scores[i, n], rtol=1e-6, atol=1e-6)
+        for i, k in enumerate(keys):
+            np.testing.assert_allclose(queries[i].astype(float) @ exact[n, starts[k]:starts[k + 1]], scores[i, n], rtol=1e-6, atol=1e-6)
     got_words, got_alpha = encode(turned, mean, dec, enc, float(f32(v.get("gain", "3f800000"))[0]))
     np.testing.assert_array_equal(got_words, words)
     np.testing.assert_array_equal(got_alpha, alpha.astype(np.float16).view(np.uint16))
-    for i, p in enumerate(values):
-        at, a = slice(starts[p], starts[p + 1]), matrix(v["weights"])[i:i + 1]
+    for i, k in enumerate(values):
+        at, a = slice(starts[k], starts[k + 1]), matrix(v["weights"])[i:i + 1]
         kept = np.r_[0:first, end:len(x)]
-        got = ref.sums(a[:, first:end], words, alpha, mean[at], folded[:, at])[0] + a[0, kept].astype(float) @ exact[kept, at]
+        got = ref.sums(a[:, first:end], words, alpha, mean[at], folded[:, at])[0] + a[0, first:end].astype(float) @ p[:, at] + a[0, kept].astype(float) @ exact[kept, at]
         np.testing.assert_allclose(got, f32(v["sums"][i]), rtol=1e-6, atol=1e-5)
 
 

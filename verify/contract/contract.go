@@ -47,6 +47,9 @@ func (a *Artifact) Close() error {
 func ReadManifest(dir string) (*spec.Manifest, error) {
 	path := filepath.Join(dir, spec.ManifestName)
 	raw, err := format.ReadFile(path, MaxManifest)
+	if _, gone := os.Stat(dir); errors.Is(gone, fs.ErrNotExist) {
+		return nil, gone
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: not a phaseconv artifact: %s is missing (a conversion writes it last)", dir,
 			spec.ManifestName)

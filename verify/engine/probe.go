@@ -6,11 +6,11 @@ import (
 	"github.com/phaseconv/phaseconv/verify/ppl"
 )
 
-// A Prober is an engine that can compute lanes at a block of positions alone.
+// A Prober is an engine that can compute lanes for a block of positions alone.
 type Prober interface {
-	// Probe is Compare for what a block scores: in front of it keys and values are the reference's, in
-	// a lane's caches, see refmodel.Model.Probes. Windows are those that the reference is first used
-	// with.
+	// Probe is Compare for what a block scores, or for all of its windows: in the own pass keys and
+	// values in front of it are the reference's, in a lane's caches, see refmodel.Model.Probes. Windows
+	// are those that the reference is first used with.
 	Probe(ctx context.Context, w *ppl.Windows, b *ppl.Block, ref *Reference, lanes []Lane, o Options) (*ppl.Result,
 		error)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/activations"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -123,12 +124,15 @@ func (p *measurer) shown(ctx context.Context, t *tap) error {
 	if err != nil {
 		return err
 	}
+	fitted := func() {}
 	if sample != nil {
+		fitted = progress.Count(p.step("fitting other codes to it"), 1+len(sizes))
 		if p.out.Convergence, err = p.converge(ctx, sample, t.coded); err != nil {
 			return err
 		}
+		fitted()
 	}
-	return p.scores(ctx, t, sample)
+	return p.scores(ctx, t, sample, fitted)
 }
 
 // cloudAngles is how many angles of a quarter turn are tried for each pair of coordinates.
@@ -238,8 +242,8 @@ func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 // that a fit takes grows with the square of the bits.
 var sizes = []float64{0.5, 1, 2}
 
-// scores compares the logits of one query under several codes.
-func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error {
+// scores compares the logits of one query under several codes, and calls fitted after each of sizes.
+func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample, fitted func()) error {
 	y := &p.o.Config.Layers[p.layer]
 	d := y.HeadDim
 	T := len(t.keys) / d
@@ -282,25 +286,29 @@ func (p *measurer) scores(ctx context.Context, t *tap, sample *fit.Sample) error
 	own := p.o.Codes[p.layer][p.head]
 	ownBits := float64(own.B) / float64(d)
 	placed := false
-	for _, bits := range sizes {
+	size := func(bits float64) error {
+		defer fitted()
 		if !placed && ownBits <= bits {
 			if err := add(p.o.Kind, "", own); err != nil {
 				return err
 			}
 			placed = true
 			if ownBits == bits && p.o.Kind == codec.Frame {
-				continue
+				return nil
 			}
 		}
 		b, err := codec.Budget(bits, d)
 		if err != nil || b != int(bits*float64(d)) || sample == nil {
-			continue // this head_dim has no such size, or there is nothing to fit to
+			return nil // this head_dim has no such size, or there is nothing to fit to
 		}
 		c, _, err := fit.Fit(ctx, codec.Frame, b, sample)
 		if err != nil {
 			return err
 		}
-		if err := add(codec.Frame, p.o.CalibrationName, c); err != nil {
+		return add(codec.Frame, p.o.CalibrationName, c)
+	}
+	for _, bits := range sizes {
+		if err := size(bits); err != nil {
 			return err
 		}
 	}

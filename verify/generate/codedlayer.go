@@ -61,6 +61,13 @@ func (h *half) widen(buf *[]float32, from, to, d, head int) []float32 {
 type codedGroup struct {
 	*codec.Group
 	cache *coded.Cache
+	// What the last tokens that came are stored as.
+	words []uint32
+	alpha []float32
+	// lower is the group of the layer below that this one is given, nil for none, and below its
+	// tokens with the matrices of this one. A runtime would keep them once.
+	lower *codedGroup
+	below *coded.Cache
 	// Exceptions of keys, for groups of one head's keys.
 	index  []uint8
 	values []uint16
@@ -82,11 +89,12 @@ type codedLayer struct {
 	floatK, floatV                 packed
 	sinkK, sinkV, latestK, latestV half
 	worker                         coded.Worker
-	buf, rest                      []float32
+	buf, rest, added               []float32
 	weights                        gemm.Weights
 }
 
-func newCodedLayer(y *family.Layer, groups []*codec.Group, p kvcache.Policy, t *tables, pairs rope.Layout,
+// lower is the layer below, nil for none: groups may be given its groups.
+func newCodedLayer(y *family.Layer, groups []*codec.Group, p kvcache.Policy, t *tables, pairs rope.Layout, lower *codedLayer,
 	threads int) (*codedLayer, error) {
 	if err := p.Check(y.HeadDim); err != nil {
 		return nil, err
@@ -100,7 +108,7 @@ func newCodedLayer(y *family.Layer, groups []*codec.Group, p kvcache.Policy, t *
 	for _, h := range []*half{&l.sinkK, &l.sinkV, &l.latestK, &l.latestV} {
 		h.width = width
 	}
-	for _, g := range groups {
+	for at, g := range groups {
 		if g.KeyDim != y.HeadDim || g.ValueDim != y.HeadDim {
 			return nil, fmt.Errorf("codes for keys of %d and values of %d numbers, where head_dim is %d",
 				g.KeyDim, g.ValueDim, y.HeadDim)
@@ -108,30 +116,55 @@ func newCodedLayer(y *family.Layer, groups []*codec.Group, p kvcache.Policy, t *
 		if p.Exceptions > 0 && (g.Has(true) || len(g.Parts) != 1) {
 			return nil, fmt.Errorf("exceptions beside a code of %d parts", len(g.Parts))
 		}
-		matrices := [2][]coded.Matrix{}
-		for i, part := range g.Parts {
-			side := 0
-			if part.Value {
-				side = 1
+		x := codedGroup{Group: g}
+		var err error
+		if x.cache, err = groupCache(g, g.B(), p.Anchor, t.pure, pairs, func(i int) coded.Matrix {
+			return coded.Matrix{Mean: g.PartMean(i), Decode: g.PartDecode(i)}
+		}); err != nil {
+			return nil, err
+		}
+		if g.Below != nil {
+			if lower == nil || at >= len(lower.groups) {
+				return nil, fmt.Errorf("group %d is given one of the layer below, which is not there", at)
 			}
-			matrices[side] = append(matrices[side], coded.Matrix{Head: part.Head, Mean: g.PartMean(i), Decode: g.PartDecode(i)})
+			x.lower = &lower.groups[at]
+			if err := codec.CheckGiven(g, x.lower.Group); err != nil {
+				return nil, err
+			}
+			if x.below, err = groupCache(g, g.BelowSigns, p.Anchor, t.pure, pairs, func(i int) coded.Matrix {
+				return coded.Matrix{Mean: make([]float32, g.Dim(g.Parts[i])), Decode: g.PartBelow(i)}
+			}); err != nil {
+				return nil, err
+			}
 		}
-		code, err := coded.NewCode(g.B(), matrices[0], matrices[1])
-		if err != nil {
-			return nil, err
-		}
-		anchor := p.Anchor
-		if !g.Has(false) {
-			anchor = 0
-		}
-		cache, err := coded.NewCache(code, anchor, t.pure, pairs)
-		if err != nil {
-			return nil, err
-		}
-		l.groups = append(l.groups, codedGroup{Group: g, cache: cache})
+		l.groups = append(l.groups, x)
 		l.keys, l.values = l.keys || g.Has(false), l.values || g.Has(true)
 	}
 	return l, nil
+}
+
+// groupCache returns an empty cache of b signs for the parts of a group, whose matrices of returns
+// but for the head.
+func groupCache(g *codec.Group, b, anchor int, table *rope.Table, pairs rope.Layout, of func(i int) coded.Matrix) (
+	*coded.Cache, error) {
+	matrices := [2][]coded.Matrix{}
+	for i, part := range g.Parts {
+		side := 0
+		if part.Value {
+			side = 1
+		}
+		m := of(i)
+		m.Head = part.Head
+		matrices[side] = append(matrices[side], m)
+	}
+	code, err := coded.NewCode(b, matrices[0], matrices[1])
+	if err != nil {
+		return nil, err
+	}
+	if !g.Has(false) {
+		anchor = 0
+	}
+	return coded.NewCache(code, anchor, table, pairs)
 }
 
 func (l *codedLayer) append(ctx context.Context, k, v []float32) error {
@@ -168,8 +201,11 @@ func (l *codedLayer) append(ctx context.Context, k, v []float32) error {
 func (g *codedGroup) append(ctx context.Context, l *codedLayer, k, v []float32, n, sinks int) error {
 	d, width := l.y.HeadDim, l.y.KVHeads*l.y.HeadDim
 	zero := make([]uint32, g.Words())
+	g.words, g.alpha = nil, nil
 	for range sinks {
-		g.cache.Append(zero, 0)
+		if g.cache.Append(zero, 0); g.below != nil {
+			g.below.Append(make([]uint32, g.lower.Words()), 0)
+		}
 		g.index = append(g.index, make([]uint8, l.policy.Exceptions)...)
 		g.values = append(g.values, make([]uint16, l.policy.Exceptions)...)
 	}
@@ -192,10 +228,21 @@ func (g *codedGroup) append(ctx context.Context, l *codedLayer, k, v []float32, 
 		}
 		return part
 	})
+	if g.below != nil {
+		predicted := make([]float32, len(rows))
+		g.Predict(predicted, g.lower.words, g.lower.alpha)
+		for i, p := range predicted {
+			rows[i] -= p
+		}
+		for i, a := range g.lower.alpha {
+			g.below.Append(g.lower.words[i*g.lower.Words():(i+1)*g.lower.Words()], dtype.F32ToF16(a))
+		}
+	}
 	words, alpha := make([]uint32, rest*g.Words()), make([]float32, rest)
 	if err := g.EncodeRows(ctx, rows, words, alpha); err != nil {
 		return err
 	}
+	g.words, g.alpha = words, alpha
 	for i, a := range alpha {
 		g.cache.Append(words[i*g.Words():(i+1)*g.Words()], dtype.F32ToF16(a))
 	}
@@ -233,6 +280,9 @@ func (l *codedLayer) scores(dst []float32, ld int, q []float32, from, pos int) {
 	for i := range l.groups {
 		g := &l.groups[i]
 		l.worker.Scores(dst, ld, g.cache, q, group, lo, pos+1)
+		if g.below != nil {
+			l.addBelow(dst, ld, g, q, lo, pos+1)
+		}
 		if l.policy.Exceptions > 0 {
 			l.addExceptions(dst, ld, g, q, max(from, l.policy.Sink), pos+1)
 		}
@@ -247,6 +297,21 @@ func (l *codedLayer) scores(dst []float32, ld int, q []float32, from, pos int) {
 			gemm.MulRange(dst[h*group*ld+lo:], ld, q[h*group*d:], d, group, &l.weights, 0, hi-lo, 0, d, false, 1)
 		}
 	})
+}
+
+// addBelow adds what the signs of the group below contribute to the scores of tokens [from, to).
+func (l *codedLayer) addBelow(dst []float32, ld int, g *codedGroup, q []float32, from, to int) {
+	group := l.y.Group()
+	added := linalg.Grow(&l.added, l.y.Heads*ld)
+	l.worker.Scores(added, ld, g.below, q, group, from, to)
+	for _, p := range g.Parts {
+		for h := p.Head * group; h < (p.Head+1)*group && !p.Value; h++ {
+			row := dst[h*ld : h*ld+to]
+			for j := from; j < to; j++ {
+				row[j] += added[h*ld+j]
+			}
+		}
+	}
 }
 
 // addExceptions adds what the exceptions of a group of one head's keys contribute to the
@@ -292,7 +357,11 @@ func (l *codedLayer) sums(out, p []float32, ld, from, pos int) {
 		}
 	})
 	for i := range l.groups {
-		l.worker.Sums(out, l.groups[i].cache, rest, n, group, from/coded.Step*coded.Step, n)
+		for _, c := range []*coded.Cache{l.groups[i].cache, l.groups[i].below} {
+			if c != nil {
+				l.worker.Sums(out, c, rest, n, group, from/coded.Step*coded.Step, n)
+			}
+		}
 	}
 	l.exact(from, pos, func(sinks bool, lo, hi int) {
 		rows := &l.latestV

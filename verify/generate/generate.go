@@ -126,8 +126,12 @@ func NewSession(m *refmodel.Model, s Storage, limit int) (*Session, error) {
 		if tables[kind] == nil {
 			tables[kind] = newTables(y, limit)
 		}
+		var lower *codedLayer
+		if l > 0 {
+			lower, _ = x.layers[l-1].(*codedLayer) // none where that layer reads another's
+		}
 		var err error
-		if x.layers[l], err = newCodedLayer(y, s.Groups[l], s.Policy, tables[kind], cfg.PairsIn(l), m.Threads); err != nil {
+		if x.layers[l], err = newCodedLayer(y, s.Groups[l], s.Policy, tables[kind], cfg.PairsIn(l), lower, m.Threads); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", l, err)
 		}
 	}

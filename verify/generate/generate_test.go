@@ -170,6 +170,31 @@ func groupCases(t *testing.T, r *rand.Rand, cfg *family.Config) map[string][][]*
 		out["apart"] = append(out["apart"], append(layerGroups(t, r, y, true, false), layerGroups(t, r, y, false, true)...))
 		out["joint"] = append(out["joint"], layerGroups(t, r, y, true, true))
 	}
+	out["given"] = givenGroups(t, r, cfg)
+	return out
+}
+
+// givenGroups are joint groups of which every second layer is given the one below.
+func givenGroups(t *testing.T, r *rand.Rand, cfg *family.Config) [][]*codec.Group {
+	t.Helper()
+	var out [][]*codec.Group
+	for l := range cfg.Layers {
+		groups := layerGroups(t, r, &cfg.Layers[l], true, true)
+		for i, g := range groups {
+			if l%2 == 0 {
+				continue
+			}
+			below := make([]float32, out[l-1][i].B()*g.D())
+			for j := range below {
+				below[j] = float32(0.1 * r.NormFloat64())
+			}
+			var err error
+			if groups[i], err = g.Given(out[l-1][i].B(), below); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out = append(out, groups)
+	}
 	return out
 }
 

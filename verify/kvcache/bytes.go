@@ -22,7 +22,7 @@ func GroupBytes(cfg *family.Config, groups [][]*codec.Group, p Policy) *spec.Byt
 			numbers += g.D()
 			b.KCode += g.TokenBytes()
 			c := g.Code
-			b.Sidecar += int64(4 * (len(c.Mean) + len(c.Decode) + len(c.Encode)))
+			b.Sidecar += int64(4 * (len(c.Mean) + len(c.Decode) + len(c.Encode) + len(g.Below)))
 		}
 	}
 	b.KF16 = 2 * numbers

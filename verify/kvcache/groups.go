@@ -3,10 +3,10 @@ package kvcache
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/family"
-	"github.com/phaseconv/phaseconv/kernels/coded"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/rope"
@@ -29,6 +29,15 @@ type Groups struct {
 
 	cfg    *family.Config
 	groups [][]*codec.Group // by layer
+
+	mu    sync.Mutex
+	below map[[3]int]storedRows // by layer, window and group, for the layer above
+}
+
+// storedRows is what a group stores of the coded tokens of a window.
+type storedRows struct {
+	words []uint32
+	alpha []float32
 }
 
 // NewGroups returns a cache for groups[layer].
@@ -60,7 +69,7 @@ func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, 
 			}
 		}
 	}
-	return &Groups{Policy: p, cfg: cfg, groups: groups}, nil
+	return &Groups{Policy: p, cfg: cfg, groups: groups, below: map[[3]int]storedRows{}}, nil
 }
 
 // Only returns the cache that codes one layer and keeps all others as they are.
@@ -72,11 +81,11 @@ type onlyGroups struct {
 }
 
 // Window implements refmodel.LayerCache.
-func (o onlyGroups) Window(ctx context.Context, layer int, k, v []float32) (refmodel.Cache, error) {
+func (o onlyGroups) Window(ctx context.Context, layer, window int, k, v []float32) (refmodel.Cache, error) {
 	if layer != o.layer {
 		return o.Groups, nil // whose Keys and Values change nothing
 	}
-	return o.Groups.Window(ctx, layer, k, v)
+	return o.Groups.Window(ctx, layer, window, k, v)
 }
 
 // Keys is part of refmodel.Cache; the forward pass calls that of the Cache from Window.
@@ -86,7 +95,7 @@ func (c *Groups) Keys(layer, head int, k []float32) (refmodel.Scorer, error) { r
 func (c *Groups) Values(layer, head int, v []float32) error { return nil }
 
 // Window implements refmodel.LayerCache.
-func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmodel.Cache, error) {
+func (c *Groups) Window(ctx context.Context, layer, window int, k, v []float32) (refmodel.Cache, error) {
 	y := &c.cfg.Layers[layer]
 	d, width := y.HeadDim, y.KVHeads*y.HeadDim
 	vd, vwidth := y.ValueDim, y.KVHeads*y.ValueDim
@@ -101,9 +110,9 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 	w.scale = make([][]float32, y.KVHeads)
 	scale := w.scale
 	if c.Kernels {
-		w.storedKeys, w.storedValues = make([]*coded.Cache, y.KVHeads), make([]*coded.Cache, y.KVHeads)
+		w.storedKeys, w.storedValues = make([]storedPart, y.KVHeads), make([]storedPart, y.KVHeads)
 	}
-	for _, g := range c.groups[layer] {
+	for at, g := range c.groups[layer] {
 		parts := make([][]float32, len(g.Parts))
 		for i, p := range g.Parts {
 			if p.Value {
@@ -118,16 +127,31 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 			}
 			ToAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 		}
-		at := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*g.Dim(p):] }
+		coded := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*g.Dim(p):] }
 		rows := make([]float32, (T-sink)*g.D())
-		g.Concat(rows, at)
+		g.Concat(rows, coded)
+		var predicted []float32
+		var lower storedRows
+		if g.Below != nil {
+			var err error
+			if lower, err = c.take(layer-1, window, at); err != nil {
+				return nil, err
+			}
+			predicted = make([]float32, len(rows))
+			g.Predict(predicted, lower.words, lower.alpha)
+			for i, v := range predicted {
+				rows[i] -= v
+			}
+		}
 		words, alpha := make([]uint32, (T-sink)*g.Words()), make([]float32, T-sink)
 		if err := g.EncodeRows(ctx, rows, words, alpha); err != nil {
 			return nil, err
 		}
+		own := storedRows{words, alpha}
+		c.keep(layer, window, at, own)
 		if c.Kernels {
 			for i, p := range g.Parts {
-				x, err := stored(g, i, sink, words, alpha, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+				x, err := stored(g, i, sink, own, lower, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 				if err != nil {
 					return nil, err
 				}
@@ -140,7 +164,10 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 			continue
 		}
 		g.DecodeRows(rows, words, alpha)
-		g.Split(rows, at)
+		for i, v := range predicted {
+			rows[i] += v
+		}
+		g.Split(rows, coded)
 		for i, p := range g.Parts {
 			if p.Value {
 				keep(parts[i], v, vwidth, p.Head, vd, sink)
@@ -158,6 +185,28 @@ func (c *Groups) Window(ctx context.Context, layer int, k, v []float32) (refmode
 		}
 	}
 	return w, nil
+}
+
+// keep remembers what group at of a layer stores, if the layer above is given it.
+func (c *Groups) keep(layer, window, at int, x storedRows) {
+	if layer+1 == len(c.groups) || at >= len(c.groups[layer+1]) || c.groups[layer+1][at].Below == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.below[[3]int{layer, window, at}] = x
+}
+
+// take returns what keep remembers.
+func (c *Groups) take(layer, window, at int) (storedRows, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x, ok := c.below[[3]int{layer, window, at}]
+	if !ok {
+		return x, fmt.Errorf("layer %d: the codes of layer %d, which it is given, are not there", layer+1, layer)
+	}
+	delete(c.below, [3]int{layer, window, at})
+	return x, nil
 }
 
 func (c *Groups) scale(layer, head int) []float32 {
@@ -192,7 +241,7 @@ type groupWindow struct {
 	policy       Policy
 	keys, values [][]float32
 	// Of a cache that uses kernels, instead: what they read, nil for a head that no group holds.
-	storedKeys, storedValues []*coded.Cache
+	storedKeys, storedValues []storedPart
 	scale                    [][]float32
 }
 
@@ -221,13 +270,13 @@ func (w *groupWindow) Keys(layer, head int, k []float32) (refmodel.Scorer, error
 // kernel is Keys with kernels.
 func (w *groupWindow) kernel(head int, k []float32) refmodel.Scorer {
 	s := &kernelKeys{d: w.d, cache: w.storedKeys[head], scale: w.scale[head]}
-	if s.cache == nil {
+	if s.cache.own == nil {
 		s.plain.PackRows(w.T, w.d, k, w.d, 1)
 	} else {
 		roundF16(k)
 		s.exact.pack(k, w.d, min(w.policy.Sink, w.T), w.policy.Recent)
 	}
-	if w.storedValues[head] == nil {
+	if w.storedValues[head].own == nil {
 		return s
 	}
 	return &kernelHead{kernelKeys: s, vd: w.vd, sink: min(w.policy.Sink, w.T), recent: w.policy.Recent,
@@ -238,7 +287,7 @@ func (w *groupWindow) kernel(head int, k []float32) refmodel.Scorer {
 // the scorer adds up both.
 func (w *groupWindow) Values(layer, head int, v []float32) error {
 	switch {
-	case w.storedValues != nil && w.storedValues[head] != nil:
+	case w.storedValues != nil && w.storedValues[head].own != nil:
 		roundF16(v)
 	case w.values[head] == nil:
 	case w.policy.Recent > 0:

@@ -80,7 +80,7 @@ func TestGroups(t *testing.T) {
 			if cache.Kernels = n >= len(policies); cache.Kernels {
 				tolerance = 0.06
 			}
-			w, err := cache.Window(t.Context(), 0, k, v)
+			w, err := cache.Window(t.Context(), 0, 0, k, v)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -237,7 +237,7 @@ func testGroupOfOneHead(t *testing.T, turned int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := joint.Window(t.Context(), 0, keys, vals)
+	w, err := joint.Window(t.Context(), 0, 0, keys, vals)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,5 +259,133 @@ func testGroupOfOneHead(t *testing.T, turned int) {
 	}
 	if _, err := NewGroups(groupedConfig(2, d, d), [][]*codec.Group{{g}}, p); err == nil {
 		t.Error("keys of one of two heads are accepted")
+	}
+}
+
+// TestGroupsGivenKernels: the kernels on the signs of both groups give the scores and sums of what
+// they decode to, within their rounding.
+func TestGroupsGivenKernels(t *testing.T) {
+	const d, T, sink = 32, 40, 2
+	cfg := codedConfig(2, d)
+	r := rand.New(rand.NewPCG(8, 2))
+	parts := []codec.Part{{Head: 0}, {Head: 0, Value: true}}
+	small := normals(r, 40*2*d)
+	for i := range small {
+		small[i] *= 0.2
+	}
+	base := randomGroup(t, r, parts, d, d, 40)
+	given, err := randomGroup(t, r, parts, d, d, 48).Given(40, small)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, v, q, p := normals(r, 2*T*d), normals(r, 2*T*d), normals(r, d), make([]float32, T)
+	for i := range p {
+		p[i] = 1 / float32(T)
+	}
+	var scores, sums [2][]float32
+	for kernels := range 2 {
+		cache, err := NewGroups(cfg, [][]*codec.Group{{base}, {given}}, Policy{Anchor: 16, Sink: sink, Recent: 5})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cache.Kernels = kernels == 1
+		if _, err := cache.Window(t.Context(), 0, 0, k[:T*d], v[:T*d]); err != nil {
+			t.Fatal(err)
+		}
+		w, err := cache.Window(t.Context(), 1, 0, k[T*d:], v[T*d:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := w.Keys(1, 0, append([]float32(nil), k[T*d:]...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := append([]float32(nil), v[T*d:]...)
+		if err := w.Values(1, 0, values); err != nil {
+			t.Fatal(err)
+		}
+		scores[kernels], sums[kernels] = make([]float32, T), make([]float32, d)
+		s = s.Fork()
+		s.Score(refmodel.Tile{Dst: scores[kernels], LD: T, Q: q, LDQ: d, Rows: 1, Pos: T - 1, To: T})
+		s.(refmodel.Summer).Sum(sums[kernels], d, p, T, values, 1, T-1, 0)
+	}
+	for i, x := range [2][2][]float32{scores, sums} {
+		for j := range x[0] {
+			if d := math.Abs(float64(x[0][j]) - float64(x[1][j])); !(d < 0.06) {
+				t.Errorf("%d: number %d: %g decoded, %g by kernels", i, j, x[0][j], x[1][j])
+			}
+		}
+	}
+}
+
+// TestGroupsGiven: a layer that is given the one below decodes to what that says and its own code
+// adds; each window has its own, and without the layer below there is nothing.
+func TestGroupsGiven(t *testing.T) {
+	const d, T, sink = 16, 24, 2
+	cfg := codedConfig(2, d)
+	r := rand.New(rand.NewPCG(8, 1))
+	parts := []codec.Part{{Head: 0}, {Head: 0, Value: true}}
+	base := randomGroup(t, r, parts, d, d, 40)
+	given, err := randomGroup(t, r, parts, d, d, 40).Given(40, normals(r, 40*2*d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := NewGroups(cfg, [][]*codec.Group{{base}, {given}}, Policy{Sink: sink})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cache.Window(t.Context(), 1, 0, normals(r, T*d), normals(r, T*d)); err == nil {
+		t.Error("the layer below is not missed")
+	}
+	var k, v [2][2][]float32 // [layer][window]
+	for l := range k {
+		for w := range k[l] {
+			k[l][w], v[l][w] = normals(r, T*d), normals(r, T*d)
+		}
+	}
+	for w := range 2 {
+		if _, err := cache.Window(t.Context(), 0, w, k[0][w], v[0][w]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	concat := func(k, v []float32) (rows []float32) {
+		for i := sink; i < T; i++ {
+			rows = append(append(rows, k[i*d:(i+1)*d]...), v[i*d:(i+1)*d]...)
+		}
+		return rows
+	}
+	encode := func(g *codec.Group, rows []float32) ([]uint32, []float32) {
+		words, alpha := make([]uint32, (T-sink)*g.Words()), make([]float32, T-sink)
+		if err := g.EncodeRows(t.Context(), rows, words, alpha); err != nil {
+			t.Fatal(err)
+		}
+		return words, alpha
+	}
+	for w := range 2 {
+		x, err := cache.Window(t.Context(), 1, w, k[1][w], v[1][w])
+		if err != nil {
+			t.Fatal(err)
+		}
+		words, alpha := encode(base, concat(k[0][w], v[0][w]))
+		rows := concat(k[1][w], v[1][w])
+		predicted, hat := make([]float32, len(rows)), make([]float32, len(rows))
+		given.Predict(predicted, words, alpha)
+		for i, p := range predicted {
+			rows[i] -= p
+		}
+		words, alpha = encode(given, rows)
+		given.DecodeRows(hat, words, alpha)
+		values := append([]float32(nil), v[1][w]...)
+		if err := x.Values(1, 0, values); err != nil {
+			t.Fatal(err)
+		}
+		for i := sink; i < T; i++ {
+			for j := range d {
+				at := (i-sink)*2*d + d + j
+				if want := hat[at] + predicted[at]; values[i*d+j] != want {
+					t.Fatalf("window %d, token %d: value %g, want %g", w, i, values[i*d+j], want)
+				}
+			}
+		}
 	}
 }

@@ -308,7 +308,7 @@ func (m *Model) windowCaches(ctx context.Context, a *Attention, cache Cache) ([]
 	y := &m.Config.Layers[a.Layer]
 	keys, values := a.T*y.KVHeads*y.HeadDim, a.T*y.KVHeads*y.ValueDim
 	err := parallel.For(ctx, m.Threads, a.Windows, func(w int) (err error) {
-		caches[w], err = layer.Window(ctx, y.Owner, a.K[w*keys:(w+1)*keys], a.V[w*values:(w+1)*values])
+		caches[w], err = layer.Window(ctx, y.Owner, w, a.K[w*keys:(w+1)*keys], a.V[w*values:(w+1)*values])
 		return err
 	})
 	return caches, err
@@ -391,6 +391,12 @@ func (h *attentionHead) queries(o []float32, r0, r1 int) {
 // part as one key more, whose place in the row the caller does not use.
 func Softmax(row []float32, from, to int, y *family.Layer, sinks []float32, head int) {
 	scale := float32(y.Scale)
+	if c := y.SoftCap; c > 0 {
+		for j, s := range row[from:to] {
+			row[from+j] = float32(c * fmath.Tanh(float64(s)*y.Scale/c))
+		}
+		scale = 1
+	}
 	if sinks == nil {
 		fmath.Softmax(row[from:to], scale)
 		return
@@ -429,7 +435,7 @@ func (h *attentionHead) block(o, q, s []float32, ld, i0, i1, head int) {
 // head's sink if layer y has one.
 func (a *Attention) Softmax(y *family.Layer, head int, scores []float32) {
 	if a.Sinks == nil {
-		fmath.Softmax(scores, float32(y.Scale))
+		Softmax(scores, 0, len(scores), y, nil, head)
 		return
 	}
 	row := append(slices.Clone(scores), 0)

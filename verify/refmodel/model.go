@@ -146,9 +146,10 @@ type LayerCache interface {
 	Cache
 	// Window takes the post-RoPE keys and the values of one window of a layer, [T, n_kv_heads *
 	// head_dim] and [T, n_kv_heads * value_dim], which it must not change, and returns the Cache
-	// of that window's heads.
+	// of that window's heads. Windows are counted from 0 within a call of Run, which takes them all
+	// through one layer after the other.
 	// It is called concurrently for different windows.
-	Window(ctx context.Context, layer int, k, v []float32) (Cache, error)
+	Window(ctx context.Context, layer, window int, k, v []float32) (Cache, error)
 }
 
 // A Tile is a block of scores: of some queries with some keys.
@@ -187,7 +188,7 @@ type Summer interface {
 
 // features are those of layers that the forward pass computes.
 const features = family.SharedKV | family.NoRoPE | family.PartialRoPE | family.LateNorm | family.NormedValues |
-	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature |
+	family.NoPreNorms | family.AttentionSinks | family.KeysAsValues | family.QueryTemperature | family.CappedScores |
 	family.OtherBlock | family.OtherRouter | family.SharedExperts | family.OtherExperts
 
 // Run sends windows of token ids, all of the same length, through the model,

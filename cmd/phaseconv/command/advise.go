@@ -20,7 +20,6 @@ import (
 	"github.com/phaseconv/phaseconv/verify/backends"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/engine"
-	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -177,10 +176,7 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	if e.Kind == llama.Auto && e.knows(paths) {
-		e.Kind = engine.Own
-	}
-	if e.Kind != engine.Own {
+	if e.settle(paths...); e.Kind != engine.Own {
 		return adviseWithLlama(ctx, c, e, paths, o, stdout, stderr)
 	}
 	published, converted, err := adviseModels(ctx, o.Progress, c, paths, o.Texts)

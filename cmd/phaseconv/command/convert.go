@@ -108,6 +108,8 @@ func convertFlags() []cli.Flag {
 				Value: convert.DefaultJoint().Span},
 			&cli.BoolFlag{Name: "trade",
 				Usage: "with --code joint: measure --span and --anchor, those that are not named, and take what is worth its decode cost: twice the cost for three quarters of the divergence"},
+			&cli.BoolFlag{Name: "pairs",
+				Usage: "with --code joint: code every second layer given the codes of the layer below it; less divergence at the same bytes, for half as much decode work again"},
 			&cli.BoolFlag{Name: "fisher", Value: true, DefaultText: "on where every layer has a backward pass",
 				Usage: "with --code joint: weigh errors by gradients of the model's own loss; --fisher=false weighs them by queries and is faster"},
 		),
@@ -232,8 +234,11 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 		return nil, err
 	}
 	e, err := chosenEngine(c, on)
-	if err != nil || e.Kind != engine.Llama {
-		return func() {}, err
+	if err != nil {
+		return nil, err
+	}
+	if e.settle(o.Source); e.Kind == engine.Own {
+		return func() {}, nil
 	}
 	engines, err := e.engines(ctx, stderr)
 	if err != nil {
@@ -258,7 +263,7 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 		if _, err := codec.ParseKind(code); err != nil {
 			return usagef("--code %q: %w or %s", code, err, codeJoint)
 		}
-		for _, f := range []string{"bits-kv", "parts", "span", "trade", "fisher"} {
+		for _, f := range []string{"bits-kv", "parts", "span", "trade", "pairs", "fisher"} {
 			if c.IsSet(f) {
 				return usagef("--%s goes with --code %s", f, codeJoint)
 			}
@@ -278,6 +283,7 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 	} else if !j.Parts.Whole() {
 		j.Bits /= 2
 	}
+	j.Pairs = c.Bool("pairs")
 	if c.Bool("trade") {
 		j.ChooseSpan, j.ChooseAnchor = !c.IsSet("span"), !c.IsSet("anchor")
 		if !j.ChooseSpan && !j.ChooseAnchor {

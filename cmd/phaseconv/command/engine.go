@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/engine"
@@ -93,18 +95,22 @@ func chosenEngine(c *cli.Command, rotation bool) (e engineChoice, err error) {
 	return e, nil
 }
 
-// knows says whether the own pass reads all of these models.
-func (e *engineChoice) knows(paths []string) bool {
+// settle decides which engine "auto" stands for: the own pass, unless one of these models is of an
+// architecture that it does not know. (What is wrong with a file otherwise shows when it is opened.)
+func (e *engineChoice) settle(paths ...string) {
+	if e.Kind != llama.Auto {
+		return
+	}
+	e.Kind = engine.Own
 	for _, path := range paths {
 		c, err := checkpoint.Open(path)
-		if err != nil {
-			return false
+		if errors.Is(err, format.ErrUnsupported) {
+			e.Kind = engine.Llama
 		}
-		if err := c.Close(); err != nil {
-			return false
+		if err == nil {
+			c.Close() //nolint:errcheck // only looked at
 		}
 	}
-	return true
 }
 
 // load starts a worker and loads models, whose notes it prints. The worker is to be closed.

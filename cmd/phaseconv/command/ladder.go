@@ -188,11 +188,11 @@ func printLadder(w io.Writer, res *spec.LadderJSON) {
 	}
 	fmt.Fprintln(w)
 	for _, v := range res.Verdicts {
-		fmt.Fprintln(w, printable(v))
+		say(w, "%s\n", v)
 	}
 	for _, r := range res.Records {
 		if r.Status != spec.RungPass {
-			fmt.Fprintf(w, "%s at %d: %s: %s\n", r.Rung.ID, r.Ctx, r.Status, printable(r.Reason))
+			say(w, "%s at %d: %s: %s\n", r.Rung.ID, r.Ctx, r.Status, r.Reason)
 		}
 	}
 }

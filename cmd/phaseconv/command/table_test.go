@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/phaseconv/phaseconv/spec"
 )
 
 // TestPrintable: names of a file do not reach the terminal as commands, whether
@@ -25,6 +27,12 @@ func TestPrintable(t *testing.T) {
 	say(&line, "%s: %d\n", "x\n"+hostile, 1)
 	if got, want := line.String(), `x\na\x1b[2J\u009b31m\u202eb\tc: 1`+"\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+	line.Reset()
+	printLadder(&line, &spec.LadderJSON{Verdicts: []string{hostile}, Records: []spec.LadderRecord{
+		{Rung: spec.Rung{ID: hostile, Method: hostile}, Status: hostile, Reason: hostile}}})
+	if strings.ContainsFunc(line.String(), hidden) {
+		t.Errorf("the ladder drives the terminal: %q", line.String())
 	}
 	name := `a\u001b[2J\u009b31m`
 	for header, code := range map[string]int{

@@ -17,6 +17,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
@@ -81,6 +82,12 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	e, err := chosenEngine(c, on)
 	if err != nil {
 		return err
+	}
+	if e.Kind == llama.Auto {
+		e.Kind = engine.Own
+		if m, err := contract.ReadManifest(dir); err == nil && m.Graph != nil {
+			e.Kind = engine.Llama
+		}
 	}
 	if e.Kind == engine.Llama {
 		if o.Kernels {
@@ -201,6 +208,9 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   %s\n", p.OneBit, p.OneBitErr, what)
 		fmt.Fprintf(w, "  Mean PPL(Q)/PPL(base) : %10.4f ± %8.4f\n", p.Ratio, p.RatioErr)
 		fmt.Fprintf(w, "  Mean    KLD           : %10.6f ± %8.6f\n", k.Mean, k.MeanErr)
+		for _, b := range v.Positions {
+			fmt.Fprintf(w, "    at %6d to %-6d   : %10.6f ± %8.6f\n", b.From, b.To-1, b.KLD, b.KLDErr)
+		}
 		fmt.Fprintf(w, "  Maximum KLD           : %10.6f\n", k.Max)
 		fmt.Fprintf(w, "  99.0%%   KLD           : %10.6f\n", k.P99)
 		fmt.Fprintf(w, "  Median  KLD           : %10.6f\n", k.Median)

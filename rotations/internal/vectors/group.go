@@ -36,6 +36,12 @@ type groupVector struct {
 	Gain     string `json:"gain,omitempty"`      // absent for 1
 	PartGain string `json:"part_gain,omitempty"` // absent if all are 1
 
+	// Below, of a group that is given one below: its matrix, and what that one stores of the coded
+	// tokens.
+	Below      *array   `json:"below,omitempty"`
+	BelowWords []string `json:"below_words,omitempty"`
+	BelowAlpha string   `json:"below_alpha,omitempty"`
+
 	// Vectors of all tokens of a sequence, from position 0 on: keys after RoPE, and values.
 	Vectors *array       `json:"vectors"`
 	Blocks  []groupBlock `json:"blocks,omitempty"`
@@ -77,6 +83,7 @@ type groupCase struct {
 	gain         float32
 	partGain     []float32
 	turned       *int // numbers of a key that RoPE turns, nil for all
+	below        int  // signs of the group below, 0 for none
 }
 
 // groupTokens is the length of golden sequences: with 2 first and 3 recent ones kept, 36 are
@@ -111,6 +118,8 @@ func groupCases() []groupCase {
 			pairs: inter, turned: new(32)},
 		{name: "k-d64-b64-still", parts: []string{"k0", "k1"}, dk: 64, dv: 64, b: 64, anchor: 16, sink: 2, recent: 3,
 			pairs: half, turned: new(0)},
+		{name: "kv-d64-b96-below72", parts: []string{"k0", "k1", "v0", "v1"}, dk: 64, dv: 64, b: 96, anchor: 16, sink: 2,
+			recent: 3, pairs: half, partGain: []float32{1.1, 1.1, 1.8, 1.8}, below: 72},
 	}
 }
 
@@ -158,7 +167,41 @@ func (c groupCase) group(seed uint64, v *groupVector) (*codec.Group, error) {
 	if c.partGain != nil {
 		v.PartGain = floats(c.partGain)
 	}
-	return codec.NewGroup(code, parts, c.dk, c.dv, c.partGain)
+	g, err := codec.NewGroup(code, parts, c.dk, c.dv, c.partGain)
+	if err != nil || c.below == 0 {
+		return g, err
+	}
+	v.Below = generate(formula{Rule: "uniform", Seed: seed + 6, RowStep: (c.below + 3) / 4}, c.below, d, nil)
+	return g.Given(c.below, v.Below.data)
+}
+
+// A stream is what a group stores of tokens.
+type stream struct {
+	words []uint32
+	alpha []float32
+	w     int // words a token
+}
+
+func (s *stream) at(n int) ([]uint32, float64) {
+	return s.words[n*s.w : (n+1)*s.w], float64(s.alpha[n])
+}
+
+// storedBelow makes up what the group below stores of n tokens, with scales that leave the group
+// itself something to code.
+func (v *groupVector) storedBelow(signs, n int, seed uint64) *stream {
+	s := &stream{w: (signs + 31) / 32}
+	scales := make([]uint16, n)
+	for i := range n {
+		row := make([]uint32, s.w)
+		for k := range signs {
+			row[k/32] |= uint32(number(seed+7, uint64(i*signs+k))>>63) << (k % 32)
+		}
+		scales[i] = dtype.F32ToF16(float32(number(seed+8, uint64(i))>>40) / (1 << 26))
+		s.words, s.alpha = append(s.words, row...), append(s.alpha, dtype.F16ToF32(scales[i]))
+		v.BelowWords = append(v.BelowWords, hexWords(row))
+	}
+	v.BelowAlpha = hexScales(scales)
+	return s
 }
 
 func (c groupCase) vector(i int) (*groupVector, error) {
@@ -195,6 +238,15 @@ func (c groupCase) compute(v *groupVector, g *codec.Group, seed uint64) error {
 			}
 		}
 	}
+	predicted := make([]float32, len(rows))
+	var below *stream
+	if g.Below != nil {
+		below = v.storedBelow(g.BelowSigns, to-from, seed)
+		g.Predict(predicted, below.words, below.alpha)
+		for i, p := range predicted {
+			rows[i] -= p
+		}
+	}
 	words, alpha := make([]uint32, (to-from)*g.Words()), make([]float32, to-from)
 	if err := g.EncodeRows(context.Background(), rows, words, alpha); err != nil {
 		return err
@@ -202,8 +254,11 @@ func (c groupCase) compute(v *groupVector, g *codec.Group, seed uint64) error {
 	v.store(g, words, alpha)
 	hat := make([]float32, d)
 	g.DecodeRows(hat, words[len(words)-g.Words():], alpha[len(alpha)-1:])
+	for i, p := range predicted[len(predicted)-d:] {
+		hat[i] += p
+	}
 	v.Decoded = floats(hat)
-	c.attend(v, g, seed, words, alpha, table)
+	c.attend(v, g, seed, &stream{words, alpha, g.Words()}, below, table)
 	return nil
 }
 
@@ -246,8 +301,8 @@ func (v *groupVector) store(g *codec.Group, words []uint32, alpha []float32) {
 }
 
 // attend fills in scores and sums: exact values, but for the rounding of float64 sums.
-func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []uint32, alpha []float32,
-	table *rope.Table) {
+// below is what the group below stores, nil for none.
+func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, own, below *stream, table *rope.Table) {
 	keys, values := 0, 0
 	for _, p := range g.Parts {
 		if p.Value {
@@ -262,10 +317,22 @@ func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []u
 	if values > 0 {
 		v.Weights = generate(formula{Rule: "unsigned", Seed: seed + 5}, values, c.tokens, nil)
 	}
-	w, to := g.Words(), c.tokens-c.recent
+	to := c.tokens - c.recent
 	for i, p := range g.Parts {
-		lo, _ := g.Range(i)
+		lo, hi := g.Range(i)
 		part := exactPart{g.PartMean(i), g.PartDecode(i)}
+		given := exactPart{mean: make([]float32, hi-lo)}
+		for k := range g.BelowSigns {
+			given.decode = append(given.decode, g.Below[k*g.D()+lo:k*g.D()+hi]...)
+		}
+		// add adds a times what the part of token n is decoded to.
+		add := func(sums []float64, a float64, n int) {
+			s, scale := own.at(n - c.sink)
+			if part.add(sums, a, s, scale); below != nil {
+				s, scale = below.at(n - c.sink)
+				given.add(sums, a, s, scale)
+			}
+		}
 		kept := func(n int) []float32 {
 			row := v.Vectors.data[n*g.D()+lo:][:g.Dim(p)]
 			out := make([]float32, len(row))
@@ -274,7 +341,6 @@ func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []u
 			}
 			return out
 		}
-		coded := func(n int) ([]uint32, float32) { return words[(n-c.sink)*w : (n-c.sink+1)*w], alpha[n-c.sink] }
 		if p.Value {
 			weights := v.Weights.data[len(v.Sums)*c.tokens:][:c.tokens]
 			sums := make([]float64, c.dv)
@@ -285,8 +351,7 @@ func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []u
 					}
 					continue
 				}
-				s, scale := coded(n)
-				part.add(sums, float64(a), s, float64(scale))
+				add(sums, float64(a), n)
 			}
 			out := make([]float32, c.dv)
 			for j, x := range sums {
@@ -308,8 +373,13 @@ func (c groupCase) attend(v *groupVector, g *codec.Group, seed uint64, words []u
 			}
 			q := append([]float32(nil), query...)
 			table.ApplyInverse(q, c.start(n), c.pairs)
-			s, scale := coded(n)
-			scores[n] = part.score(q, s, float64(scale))
+			hat := make([]float64, c.dk)
+			add(hat, 1, n)
+			var sum float64
+			for j, x := range hat {
+				sum += float64(float64(q[j]) * x)
+			}
+			scores[n] = float32(sum)
 		}
 		v.Scores = append(v.Scores, floats(scores))
 	}
@@ -332,17 +402,6 @@ func (p exactPart) add(sums []float64, a float64, words []uint32, alpha float64)
 		}
 		sums[j] += float64(a * (float64(p.mean[j]) + float64(alpha*t)))
 	}
-}
-
-// score is the exact score of a query that was turned back for the key's block.
-func (p exactPart) score(q []float32, words []uint32, alpha float64) float32 {
-	hat := make([]float64, len(p.mean))
-	p.add(hat, 1, words, alpha)
-	var sum float64
-	for j, x := range hat {
-		sum += float64(float64(q[j]) * x)
-	}
-	return float32(sum)
 }
 
 // groupSidecarVectors makes vectors for some groups of a sidecar of version 2: the first of
@@ -374,6 +433,9 @@ func groupSidecarVectors(s *sidecar.Sidecar) ([]*groupVector, error) {
 		}
 		v := &groupVector{Kind: string(s.Kind), Mean: tensor("mean", 1, g.Code.Mean),
 			Decode: tensor("decode", g.B(), g.Code.Decode)}
+		if g.Below != nil {
+			v.Below = tensor("below", g.BelowSigns, g.Below)
+		}
 		if g.Code.Encode != nil {
 			v.Encode = tensor("encode", g.B(), g.Code.Encode)
 		}

@@ -66,6 +66,9 @@ func TestGroupVectors(t *testing.T) {
 			if v.PartGain != "" {
 				breaks("gain 1", func(x *groupVector) { x.PartGain = "" })
 			}
+			if v.Below != nil {
+				breaks("no group below", func(x *groupVector) { x.Below = nil })
+			}
 			if v.Sink > 0 {
 				breaks("another sink", func(x *groupVector) { x.Sink--; x.Recent++ })
 			}
@@ -82,7 +85,13 @@ func TestGroupVectors(t *testing.T) {
 // tokens returns words and scales of the coded tokens.
 func (v *groupVector) tokens(t *testing.T) (words [][]uint32, alpha []float64) {
 	t.Helper()
-	for i, line := range v.Words {
+	return parseTokens(t, v.Words, v.Alpha)
+}
+
+// parseTokens reads words and scales of tokens.
+func parseTokens(t *testing.T, lines []string, scales string) (words [][]uint32, alpha []float64) {
+	t.Helper()
+	for i, line := range lines {
 		var row []uint32
 		for _, f := range strings.Fields(line) {
 			w, err := strconv.ParseUint(f, 16, 32)
@@ -91,7 +100,7 @@ func (v *groupVector) tokens(t *testing.T) (words [][]uint32, alpha []float64) {
 			}
 			row = append(row, uint32(w))
 		}
-		a, err := strconv.ParseUint(strings.Fields(v.Alpha)[i], 16, 16)
+		a, err := strconv.ParseUint(strings.Fields(scales)[i], 16, 16)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -160,6 +169,11 @@ func (v *groupVector) errors(t *testing.T) (errs []error) {
 	}
 	words, alpha := v.tokens(t)
 	d, parts := v.layout(t)
+	var below []float64
+	belowWords, belowAlpha := parseTokens(t, v.BelowWords, v.BelowAlpha)
+	if v.Below != nil {
+		below = wide(remake(v.Below, nil))
+	}
 	vectors := wide(remake(v.Vectors, nil))
 	tokens := len(vectors) / d
 	if len(words) != tokens-v.Sink-v.Recent {
@@ -184,6 +198,12 @@ func (v *groupVector) errors(t *testing.T) (errs []error) {
 				s := 2*float64(words[n-v.Sink][k/32]>>(k%32)&1) - 1
 				for j := range hat {
 					hat[j] += alpha[n-v.Sink] * s * p.decode[k*w+j]
+				}
+			}
+			for k := range len(below) / d {
+				s := 2*float64(belowWords[n-v.Sink][k/32]>>(k%32)&1) - 1
+				for j := range hat {
+					hat[j] += belowAlpha[n-v.Sink] * s * below[k*d+p.from+j]
 				}
 			}
 			if n-v.Sink == len(words)-1 {
@@ -325,6 +345,9 @@ func TestGroupFiles(t *testing.T) {
 // tolerance that the format allows, which a wrong sign exceeds.
 func TestGroupKernels(t *testing.T) {
 	for _, v := range readGroups(t) {
+		if v.Below != nil {
+			continue // the kernels have no such codes
+		}
 		words, alpha := v.tokens(t)
 		_, parts := v.layout(t)
 		pairs, err := rope.ParseLayout(v.PairLayout)
@@ -429,6 +452,9 @@ func (v *groupVector) checkSums(t *testing.T, p floatPart, all, weights []float3
 // the places of first tokens are there and have no weight.
 func TestGroupRuntime(t *testing.T) {
 	for _, v := range readGroups(t) {
+		if v.Below != nil {
+			continue // the kernels have no such codes
+		}
 		words, alpha := v.tokens(t)
 		_, parts := v.layout(t)
 		pairs, err := rope.ParseLayout(v.PairLayout)

@@ -35,7 +35,7 @@ func run(ctx context.Context) error {
 	text := flag.String("text", "", "text to measure on")
 	tokens := flag.Int("tokens", 12288, "tokens to fit to")
 	skip := flag.Int("skip", 0, "bytes of the fitted text to leave out first: another draw of windows")
-	window := flag.Int("ctx", 512, "tokens of a window to measure")
+	window := flag.Int("ctx", 512, "tokens of a window to measure; windows to fit to have as many, but at most 512")
 	chunks := flag.Int("chunks", 4, "windows to measure")
 	list := flag.String("codes", "kv:3", "what is coded and bits per pair of numbers, as --parts and --bits-kv: kv:3,k+v:3,k:1.5; kv:3:s spreads signs by sensitivity")
 	limit := flag.Int("span", 512, "most numbers of a group")
@@ -51,7 +51,8 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	cal, err := cut(ctx, c, *fitText, *skip, 512, *tokens/512, ppl.TokenizeSpread)
+	length := min(*window, 512)
+	cal, err := cut(ctx, c, *fitText, *skip, length, *tokens/length, ppl.TokenizeSpread)
 	if err != nil {
 		return err
 	}
@@ -83,10 +84,15 @@ func run(ctx context.Context) error {
 	for l := range c.Config.Layers {
 		var parts [][]codec.Part
 		var signs []int
+		var given []bool
 		for _, x := range codes {
+			for range x.Parts[l] {
+				given = append(given, x.pairs && l%2 == 1)
+			}
 			parts, signs = append(parts, x.Parts[l]...), append(signs, x.Signs[l]...)
 		}
 		o.Joint.Parts, o.Joint.Signs = append(o.Joint.Parts, parts), append(o.Joint.Signs, signs)
+		o.Joint.Given = append(o.Joint.Given, given)
 	}
 	begin := time.Now()
 	fitted, err := calibrate.Run(ctx, m, cal.Tokens, o)
@@ -94,7 +100,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("# %s, %d tokens, ctx %d, fisher %v, balance %v, anchor %d, seed %d: fitted in %.0f s\n", c.Name(),
-		len(cal.Tokens)*512, *window, *fisher, *balance, *anchor, *seed, time.Since(begin).Seconds())
+		len(cal.Tokens)*cal.Ctx, *window, *fisher, *balance, *anchor, *seed, time.Since(begin).Seconds())
 	var variants []*refmodel.Variant
 	var names []string
 	at := make([]int, len(c.Config.Layers))
@@ -139,6 +145,7 @@ func run(ctx context.Context) error {
 type code struct {
 	name        string
 	sensitivity bool // signs are spread by it, else evenly
+	pairs       bool // every second layer is given the one below
 	*bits.Groups
 }
 
@@ -147,7 +154,8 @@ type code struct {
 func newCode(cfg *family.Config, text string, limit int) (*code, error) {
 	what, number, _ := strings.Cut(text, ":")
 	number, how, allot := strings.Cut(number, ":")
-	if allot && how != "s" {
+	pairs := how == "g"
+	if allot && how != "s" && !pairs {
 		return nil, fmt.Errorf("code %s: %q is no way to spread signs", text, how)
 	}
 	n, err := strconv.ParseFloat(number, 64)
@@ -155,7 +163,7 @@ func newCode(cfg *family.Config, text string, limit int) (*code, error) {
 		return nil, err
 	}
 	g, err := bits.JointGroups(cfg, bits.GroupOptions{Parts: bits.Parts(what), Bits: n, Span: limit})
-	return &code{text, allot, g}, err
+	return &code{text, how == "s", pairs, g}, err
 }
 
 type cutter func(ctx context.Context, c *checkpoint.Checkpoint, t ppl.Text, n, chunks int) (*ppl.Windows, error)

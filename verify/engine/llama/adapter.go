@@ -103,6 +103,14 @@ func (m *Model) lane(l engine.Lane) (Lane, error) {
 	return x, nil
 }
 
+// Probe implements engine.Prober, so that a search goes through the same rounds on the same windows as in
+// the own pass. llama.cpp has no cache in which a lane could find the reference's keys and values, so the
+// windows of the block run whole, and all of what they score counts.
+func (m *Model) Probe(ctx context.Context, w *ppl.Windows, b *ppl.Block, ref *engine.Reference, lanes []engine.Lane,
+	o engine.Options) (*ppl.Result, error) {
+	return m.Compare(ctx, w.Part(0, b.Windows), ref, lanes, o)
+}
+
 // Compare measures lanes against a reference, which may be of another model in the same worker. The
 // worker keeps the reference's logits if they fit into KeptBytes, else it computes them again with every
 // group of lanes.
