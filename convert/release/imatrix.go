@@ -2,12 +2,18 @@ package release
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/option"
 )
 
@@ -15,17 +21,62 @@ import (
 const ImatrixName = "phaseconv.imatrix"
 
 // changedInputs are the matrices whose inputs an identity changes: what an importance matrix of the
-// source says of them is no longer so. Queries, keys and values have their inputs as before.
+// source says of them is no longer so. Queries, keys and values have their inputs as before. Used
+// where the fold does not name what a file stores.
 var changedInputs = map[string][]string{
 	"G2": {"attn_output"}, // the sum of transformed values
 	"G4": {"ffn_down", "ffn_down_exps", "ffn_down_shexp"},
-	"G10": {"attn_q", "attn_k", "attn_v", "attn_qkv", "ffn_gate", "ffn_up", "ffn_gate_exps", "ffn_up_exps", "ffn_gate_shexp",
-		"ffn_up_shexp"}, // all that reads a norm
+	"G10": {"attn_q", "attn_k", "attn_v", "attn_qkv", "ffn_gate", "ffn_up", "ffn_gate_up", "ffn_gate_exps", "ffn_up_exps",
+		"ffn_gate_up_exps", "ffn_gate_shexp", "ffn_up_shexp"}, // all that reads a norm
 }
 
-// imatrix writes what of the source's importance matrix (GGUF, as llama-imatrix writes it) holds for
-// the changed weights. Entries that do not are left out: they are sums of squares, which tell too
-// little to compute those of a transformed input. llama-quantize then rounds these matrices without.
+// inputs says what a conversion did to the inputs of matrices.
+type inputs struct {
+	edits checkpoint.Edits
+	// drop lists what changed of names that edits do not have, such as those of fused matrices.
+	drop []string
+	// named says whether edits have the file's own names.
+	named bool
+}
+
+// of returns the change of a matrix's columns, nil for none. known is false where they changed in a way
+// that sums of squares cannot follow.
+func (x *inputs) of(name string) (cols *checkpoint.Inner, known bool) {
+	if e, ok := x.edits[name]; ok && x.named {
+		return e.InnerCols, e.ColMix == nil
+	}
+	// blk.N.attn_output.weight
+	part := strings.Split(name, ".")
+	if len(part) < 3 || part[0] != "blk" || x.named && part[2] != "attn_qkv" && !strings.HasPrefix(part[2], "ffn_gate_up") {
+		return nil, true
+	}
+	return nil, !slices.Contains(x.drop, part[2])
+}
+
+// newInputs reads the fold of an artifact.
+func newInputs(ctx context.Context, dir string, m *spec.Manifest) (*inputs, error) {
+	x := &inputs{named: m.Graph == nil}
+	for _, id := range m.Identities {
+		if !id.Applied {
+			continue
+		}
+		if id.ID == transform.IDResidual {
+			return nil, option.Errorf("every matrix has other inputs after %s; make a new importance matrix", id.ID)
+		}
+		x.drop = append(x.drop, changedInputs[id.ID]...)
+	}
+	fold, err := sidecar.ReadFold(ctx, filepath.Join(dir, contract.FoldName(m)))
+	if err != nil {
+		return nil, err
+	}
+	x.edits = fold.Edits
+	return x, nil
+}
+
+// imatrix writes the source's importance matrix (GGUF, as llama-imatrix writes it) for the changed
+// weights. It has mean squares of inputs: where these were moved and multiplied (G4, G10), so are their
+// squares; where they were mixed (G2) the squares tell too little, and the entry is left out:
+// llama-quantize then rounds that matrix without.
 func (o *Options) imatrix(ctx context.Context, m *spec.Manifest, dir string) (file spec.File, err error) {
 	f, err := gguf.Open(o.Imatrix)
 	if err != nil {
@@ -35,23 +86,23 @@ func (o *Options) imatrix(ctx context.Context, m *spec.Manifest, dir string) (fi
 	if kind, err := f.String("general.type"); err != nil || kind != "imatrix" {
 		return file, option.Errorf("%s is no importance matrix: its general.type is not imatrix", o.Imatrix)
 	}
-	var drop []string
-	for _, id := range m.Identities {
-		if !id.Applied {
-			continue
-		}
-		if id.ID == "G1" {
-			return file, option.Errorf("%s: every matrix has other inputs after G1; make a new importance matrix", o.Imatrix)
-		}
-		drop = append(drop, changedInputs[id.ID]...)
+	in, err := newInputs(ctx, o.Dir, m)
+	if err != nil {
+		return file, fmt.Errorf("%s: %w", o.Imatrix, err)
 	}
 	var tensors []*gguf.Tensor
+	changed := map[string][]byte{}
 	for i := range f.Tensors {
 		t := &f.Tensors[i]
-		// blk.N.attn_output.weight.in_sum2 and .counts
-		part := strings.Split(t.Name, ".")
-		if len(part) > 2 && part[0] == "blk" && slices.Contains(drop, part[2]) {
+		name, squares := strings.CutSuffix(t.Name, ".in_sum2")
+		cols, known := in.of(strings.TrimSuffix(name, ".counts"))
+		if !known {
 			continue
+		}
+		if squares && cols != nil {
+			if changed[t.Name], err = moved(f, t, cols); err != nil {
+				return file, err
+			}
 		}
 		tensors = append(tensors, t)
 	}
@@ -59,7 +110,34 @@ func (o *Options) imatrix(ctx context.Context, m *spec.Manifest, dir string) (fi
 		return file, option.Errorf("%s: no entry of it holds for the changed weights", o.Imatrix)
 	}
 	if n := len(f.Tensors) - len(tensors); n > 0 && o.Notice != nil {
-		o.Notice("importance matrix: entries of " + strings.Join(drop, ", ") + " do not hold for the changed weights and were left out")
+		o.Notice(fmt.Sprintf("importance matrix: %d entries do not hold for the changed weights and were left out", n))
 	}
-	return copyTensors(ctx, filepath.Join(dir, ImatrixName), f.KVs, f, tensors, func() {})
+	return copyTensors(ctx, filepath.Join(dir, ImatrixName), f.KVs, f, tensors, changed, func() {})
+}
+
+// moved returns the mean squares of inputs whose matrix had its columns moved and multiplied: what
+// multiplies a column divides its input. t has a row for each matrix of a bank.
+func moved(f *gguf.File, t *gguf.Tensor, cols *checkpoint.Inner) ([]byte, error) {
+	n, rows := t.RowLen(), t.Rows()
+	for _, have := range []int{len(cols.Order), len(cols.Factor)} {
+		if have != 0 && have != n*rows || t.Type != gguf.TypeF32 {
+			return nil, option.Errorf("%s: %s has %d x %d numbers of type %s, the matrix %d columns", f.Path, t.Name, rows, n,
+				t.Type, have)
+		}
+	}
+	x, out := make([]float32, n*rows), make([]float32, n*rows)
+	if err := f.ReadRows(t, 0, rows, x); err != nil {
+		return nil, err
+	}
+	for i := range out {
+		from := i
+		if cols.Order != nil {
+			from = i/n*n + cols.Order[i]
+		}
+		out[i] = x[from]
+		if cols.Factor != nil {
+			out[i] /= float32(cols.Factor[i] * cols.Factor[i])
+		}
+	}
+	return dtype.AppendF32(nil, out), nil
 }

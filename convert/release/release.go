@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -193,7 +194,7 @@ func (o *Options) gguf(ctx context.Context, m *spec.Manifest, e *spec.Artifact, 
 			}
 			these = append(append([]gguf.KV{}, these...), gguf.SplitKeys(i, len(parts), len(f.Tensors))...)
 		}
-		file, err := copyTensors(ctx, path, these, f, tensors, func() {
+		file, err := copyTensors(ctx, path, these, f, tensors, nil, func() {
 			if done++; tick != nil {
 				tick(done, len(f.Tensors))
 			}
@@ -234,8 +235,9 @@ func split(f *gguf.File, size int64) [][]*gguf.Tensor {
 	return out
 }
 
+// copyTensors writes a GGUF file with tensors of f, those in changed with other data of the same size.
 func copyTensors(ctx context.Context, path string, kvs []gguf.KV, f *gguf.File, tensors []*gguf.Tensor,
-	tick func()) (spec.File, error) {
+	changed map[string][]byte, tick func()) (spec.File, error) {
 	var specs []gguf.TensorSpec
 	for _, t := range tensors {
 		specs = append(specs, t.Spec())
@@ -249,7 +251,12 @@ func copyTensors(ctx context.Context, path string, kvs []gguf.KV, f *gguf.File, 
 		if ctx.Err() != nil {
 			return spec.File{}, context.Cause(ctx)
 		}
-		if err := out.CopyTensor(f, t); err != nil {
+		if data, ok := changed[t.Name]; ok {
+			err = out.WriteTensor(t.Name, func(w io.Writer) error { _, err := w.Write(data); return err })
+		} else {
+			err = out.CopyTensor(f, t)
+		}
+		if err != nil {
 			return spec.File{}, err
 		}
 		tick()

@@ -3,10 +3,14 @@ package release
 import (
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/gguf"
+	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -99,51 +103,96 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// TestImatrix: entries of matrices whose inputs changed are left out, no others.
+// TestImatrix: mean squares of inputs follow what was moved and multiplied; entries of inputs that were
+// mixed are left out, and no others.
 func TestImatrix(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "imatrix.gguf")
-	names := []string{"blk.0.attn_q.weight.in_sum2", "blk.0.attn_output.weight.in_sum2", "blk.0.attn_output.weight.counts",
-		"blk.1.ffn_down.weight.in_sum2", "output.weight.in_sum2"}
-	var specs []gguf.TensorSpec
-	for _, n := range names {
-		specs = append(specs, gguf.TensorSpec{Name: n, Type: gguf.TypeF32, Dims: []int{8}})
+	const n = 4
+	entries := []gguf.TensorSpec{
+		{Name: "blk.0.attn_q.weight.in_sum2", Dims: []int{n}},
+		{Name: "blk.0.attn_output.weight.in_sum2", Dims: []int{n}},
+		{Name: "blk.0.attn_output.weight.counts", Dims: []int{1}},
+		{Name: "blk.1.attn_qkv.weight.in_sum2", Dims: []int{n}},
+		{Name: "blk.1.attn_output.weight.in_sum2", Dims: []int{n}},
+		{Name: "blk.1.ffn_down_exps.weight.in_sum2", Dims: []int{n, 2}},
+		{Name: "output.weight.in_sum2", Dims: []int{n}},
 	}
-	w, err := gguf.Create(path, []gguf.KV{gguf.Value("general.type", "imatrix")}, specs)
+	squares := []float32{1, 2, 3, 4, 5, 6, 7, 8}
+	for i := range entries {
+		entries[i].Type = gguf.TypeF32
+	}
+	w, err := gguf.Create(path, []gguf.KV{gguf.Value("general.type", "imatrix")}, entries)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range names {
-		if err := w.WriteTensor(n, func(o io.Writer) error { _, err := o.Write(make([]byte, 32)); return err }); err != nil {
+	for _, e := range entries {
+		size := 1
+		for _, d := range e.Dims {
+			size *= d
+		}
+		if err := w.WriteTensor(e.Name, func(o io.Writer) error {
+			_, err := o.Write(dtype.AppendF32(nil, squares[:size]))
+			return err
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := w.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	for id, want := range map[string]int{"G3": 5, "G2": 3, "G4": 4, "G1": 0} {
-		o := Options{Imatrix: path}
-		dir := t.TempDir()
-		file, err := o.imatrix(t.Context(), &spec.Manifest{Identities: []spec.Identity{{ID: id, Applied: true},
-			{ID: "G1", Applied: false}}}, dir)
-		if want == 0 {
-			if err == nil {
-				t.Errorf("%s: an importance matrix was taken", id)
-			}
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		f, err := gguf.Open(filepath.Join(dir, file.Name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(f.Tensors) != want {
-			t.Errorf("%s: %d entries, want %d", id, len(f.Tensors), want)
-		}
-		f.Close()
+
+	dir := t.TempDir()
+	edits := checkpoint.Edits{}
+	if err := edits.MixColumns("blk.0.attn_output.weight", "G2", []checkpoint.RowMix{{Rows: []int{0, 1},
+		Matrix: []float32{0, 1, 1, 0}}}); err != nil {
+		t.Fatal(err)
 	}
-	if _, err := (&Options{Imatrix: file(t).Path}).imatrix(t.Context(), &spec.Manifest{}, t.TempDir()); err == nil {
+	if err := edits.Reorder("blk.1.ffn_down_exps.weight", "G4", true, []int{3, 2, 1, 0, 0, 1, 2, 3}); err != nil {
+		t.Fatal(err)
+	}
+	edits.ScaleColumns("blk.1.ffn_down_exps.weight", "G4", []float32{1, 2, 1, 1, 1, 1, 1, 0.5})
+	fold := &sidecar.Fold{SourceSHA256: strings.Repeat("0", 64), Edits: edits}
+	if err := fold.Write(filepath.Join(dir, spec.FoldName)); err != nil {
+		t.Fatal(err)
+	}
+	manifest := func(ids ...string) *spec.Manifest {
+		m := &spec.Manifest{Identities: []spec.Identity{{ID: "G1", Applied: false}}}
+		for _, id := range ids {
+			m.Identities = append(m.Identities, spec.Identity{ID: id, Applied: true})
+		}
+		return m
+	}
+	o := Options{Imatrix: path, Dir: dir}
+	if _, err := o.imatrix(t.Context(), manifest("G1"), t.TempDir()); err == nil {
+		t.Error("after G1 an importance matrix was taken")
+	}
+	out := t.TempDir()
+	made, err := o.imatrix(t.Context(), manifest("G2", "G4", "G10"), out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := gguf.Open(filepath.Join(out, made.Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	want := map[string][]float32{
+		"blk.0.attn_q.weight.in_sum2":        squares[:n],
+		"blk.1.attn_output.weight.in_sum2":   squares[:n],
+		"blk.1.ffn_down_exps.weight.in_sum2": {4, 3. / 4, 2, 1, 5, 6, 7, 8 * 4},
+		"output.weight.in_sum2":              squares[:n],
+	}
+	if len(f.Tensors) != len(want) {
+		t.Errorf("%d entries, want %d", len(f.Tensors), len(want))
+	}
+	for i := range f.Tensors {
+		x := &f.Tensors[i]
+		got := make([]float32, x.Rows()*x.RowLen())
+		if err := f.ReadRows(x, 0, x.Rows(), got); err != nil || !slices.Equal(got, want[x.Name]) {
+			t.Errorf("%s: %v, want %v, %v", x.Name, got, want[x.Name], err)
+		}
+	}
+	if _, err := (&Options{Imatrix: file(t).Path, Dir: dir}).imatrix(t.Context(), manifest(), t.TempDir()); err == nil {
 		t.Error("a model was taken for an importance matrix")
 	}
 }

@@ -27,15 +27,15 @@ type Published struct {
 // PublishedFiles lists the files that a manifest vouches for and that are
 // published: the sidecars and the fold.
 func PublishedFiles(m *spec.Manifest) []string {
-	out := []string{foldName(m)}
+	out := []string{FoldName(m)}
 	for _, e := range m.Artifacts {
 		out = append(out, e.Sidecar)
 	}
 	return out
 }
 
-// foldName returns what the fold of an artifact is called.
-func foldName(m *spec.Manifest) string {
+// FoldName returns what the fold of an artifact is called.
+func FoldName(m *spec.Manifest) string {
 	for _, f := range m.Files {
 		if f.Name == spec.FormerFoldName {
 			return f.Name
@@ -73,7 +73,7 @@ func (c *Checker) openPublished(ctx context.Context, dir string) *Published {
 		p.Sidecars = append(p.Sidecars, s)
 	}
 	c.Add("sidecar", nil, sidecarDetail(p.Sidecars[0]))
-	p.Fold, err = sidecar.ReadFold(ctx, filepath.Join(dir, foldName(m)))
+	p.Fold, err = sidecar.ReadFold(ctx, filepath.Join(dir, FoldName(m)))
 	if !c.Add("fold", err, "the edits of the weights are complete and finite") {
 		return nil
 	}

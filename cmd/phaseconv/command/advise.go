@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -124,8 +125,8 @@ func adviseOptions(c *cli.Command, stderr io.Writer) (verify.AdviseOptions, erro
 		Ctx: c.IntSlice("ctx"), Chunks: c.Int("chunks"), MaxKLD: c.Float("max-kld"), HalfSums: c.Bool("half-sums"),
 		FloatInputs: c.Bool("float-inputs"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
-	if !(o.MaxKLD >= 0) {
-		return o, usagef("--max-kld is %g; a divergence is not negative", o.MaxKLD)
+	if !(o.MaxKLD >= 0) || math.IsInf(o.MaxKLD, 1) {
+		return o, usagef("--max-kld is %g; a divergence is a number that is not negative", o.MaxKLD)
 	}
 	var err error
 	if o.Rotation, err = rotation(c); err != nil {
@@ -196,7 +197,7 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 				vocabs = append(vocabs, v)
 			}
 		}
-		o.Texts, o.SkipShort = defaultTexts(c, vocabs...), true
+		o.Texts, o.SkipShort = defaultTexts(c, stderr, vocabs...), true
 	}
 	if !c.IsSet("ctx") {
 		o.Ctx = within(o.Ctx, published, converted)
@@ -254,7 +255,7 @@ func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, paths 
 	}
 	if len(o.Texts) == 0 {
 		v, _ := checkpoint.GGUFVocab(files[0])
-		o.Texts, o.SkipShort = defaultTexts(c, v), true
+		o.Texts, o.SkipShort = defaultTexts(c, stderr, v), true
 	}
 	if !c.IsSet("ctx") {
 		own := models[0].Facts.Context
@@ -348,12 +349,15 @@ const allKinds = "kinds"
 // defaultTexts are what a model is measured on if nothing else is named: conversations if it comes
 // with a template for them, for raw prose says little of a model that was trained to chat. Vocabularies
 // that cannot be read are nil: what is wrong with them is told when a text is.
-func defaultTexts(c *cli.Command, vocabs ...*tokenizer.Vocab) []ppl.Text {
+func defaultTexts(c *cli.Command, stderr io.Writer, vocabs ...*tokenizer.Vocab) []ppl.Text {
 	template := !slices.ContainsFunc(vocabs, func(v *tokenizer.Vocab) bool { return v == nil || v.ChatTemplate == "" })
 	files, _ := c.Generic("text").(*paths)
 	all := files != nil && slices.Equal(*files, paths{allKinds})
 	var out []ppl.Text
 	for _, k := range texts.Kinds() {
+		if k.Chat && all && !template {
+			notes(stderr)(k.Name + " is left out: the model comes with no chat template")
+		}
 		if k.Chat && !template || !all && k.Chat != template || !all && !k.Chat && k.Kind != "prose" {
 			continue
 		}
