@@ -93,7 +93,8 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 		perNumber /= 2
 	}
 	if !(perNumber > 0 && perNumber <= codec.MaxBitsPerNumber) {
-		return nil, option.Bad("BitsKV", o.Bits, "it must be above 0 and at most %g", float64(codec.MaxBitsPerNumber)*o.Bits/perNumber)
+		return nil, option.Bad("BitsKV", o.Bits, "it must be above 0 and at most %g",
+			float64(codec.MaxBitsPerNumber)*o.Bits/perNumber)
 	}
 	g := &Groups{}
 	numbers, count := 0, 0

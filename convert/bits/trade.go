@@ -95,8 +95,8 @@ func SpanChoices(c *family.Config, parts Parts, limit int) (out []int) {
 
 // Choose measures candidates by drafts of their codes, on a window that these are not fitted to,
 // and returns what each costs and the number of the one of least Worth.
-func Choose(ctx context.Context, m *refmodel.Model, windows [][]int32, candidates []Candidate, o Options) (tried []Tried,
-	best int, err error) {
+func Choose(ctx context.Context, m *refmodel.Model, windows [][]int32, candidates []Candidate, o Options) (
+	tried []Tried, best int, err error) {
 	c := m.Config
 	var surveys []*jointSurvey
 	var few [][]int32

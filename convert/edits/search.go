@@ -143,7 +143,7 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	}
 	held := w.Part(fit, len(w.Tokens))
 	stats, err := NewKeyStats(cfg, StatsOptions{
-		Queries: each(statQueries, fit), Samples: each(statSamples, fit), Meetings: min(mostMeetings, each(statMeetings, fit)), Weights: c,
+		Queries: min(mostQueries, each(statQueries, fit)), Samples: each(statSamples, fit), Meetings: min(mostMeetings, each(statMeetings, fit)), Weights: c,
 		Seed: o.Seed, Threads: o.Threads,
 	})
 	if err != nil {
@@ -178,10 +178,12 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 
 // What is looked at in all windows together, so that fits cost the same at every context: queries of
 // each query head and keys of each KV head for moments, and queries that meet keys in the fit of a
-// transform, of all query heads that share a KV head, in one window no more than mostMeetings, for
-// each meets all its keys. A transform has as many numbers as a thousand of them can tell.
+// transform, of all query heads that share a KV head. A transform has as many numbers as a thousand of
+// them can tell. With a quarter of the queries shifts of the bias cost half as much again
+// (docs/slowmean.md). In one window there are at most so many as stand below, for each meets all keys.
 const (
-	statQueries  = 128
+	statQueries  = 512
+	mostQueries  = 128
 	statSamples  = 1536
 	statMeetings = 1152
 	mostMeetings = 576

@@ -323,3 +323,44 @@ func TestSpans(t *testing.T) {
 		}
 	}
 }
+
+// TestGiven: what a group is given has to fit it, and is not given anything itself.
+func TestGiven(t *testing.T) {
+	r := rand.New(rand.NewPCG(12, 1))
+	lower, g := joint(t, r, 2, 8, 8, 24, nil), joint(t, r, 2, 8, 8, 40, nil)
+	matrix := keydata.Normal(r, 24*g.D())
+	given, err := g.Given(24, matrix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := codec.CheckGiven(given, lower); err != nil {
+		t.Error(err)
+	}
+	part := given.PartBelow(2)
+	for k := range 24 {
+		for j := range 8 {
+			if part[k*8+j] != matrix[k*g.D()+16+j] {
+				t.Fatalf("sign %d, dimension %d of a part is another", k, j)
+			}
+		}
+	}
+	twice, err := joint(t, r, 2, 8, 8, 24, nil).Given(24, matrix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, below := range map[string]*codec.Group{
+		"other signs": joint(t, r, 2, 8, 8, 32, nil), "other lengths": joint(t, r, 2, 4, 12, 24, nil),
+		"other parts": joint(t, r, 1, 16, 16, 24, nil), "one that is given another": twice,
+	} {
+		if err := codec.CheckGiven(given, below); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if _, err := g.Given(24, matrix[1:]); err == nil {
+		t.Error("a number too few is accepted")
+	}
+	matrix[5] = float32(math.Inf(1))
+	if _, err := g.Given(24, matrix); err == nil {
+		t.Error("an infinite number is accepted")
+	}
+}

@@ -247,6 +247,8 @@ class Golden(unittest.TestCase):
         bad += [(meta, {**tensors, "blk.2.kv_code.0.mean": tensors["blk.0.kv_code.1.mean"]}), (meta, {k: v for k, v in tensors.items() if k != name}),
                 (meta, {**tensors, name: (kind, shape, b"\0\0\x80\x7f" + data[4:])}), (meta, {**tensors, name: ("F16", shape, data)}),
                 (meta, {**tensors, name: (kind, shape, b"\xff\xff\x7f\x7f" * (len(data) // 4))}),
+                (meta, {**tensors, "blk.0.kv_code.0.below": ("F32", (40, 32), b"\0" * 40 * 32 * 4)}),
+                (meta, {**tensors, "blk.1.kv_code.0.below": ("F32", (40, 24), b"\0" * 40 * 24 * 4)}),
                 (meta, {**tensors, "blk.0.kv_code.0.part_gain": ("F32", (4,), b"\0\0\x80\x3f" * 3 + b"\0\0\x88\x41")})]
         refuses(self, meta, tensors, bad)
 

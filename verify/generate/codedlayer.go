@@ -94,8 +94,8 @@ type codedLayer struct {
 }
 
 // lower is the layer below, nil for none: groups may be given its groups.
-func newCodedLayer(y *family.Layer, groups []*codec.Group, p kvcache.Policy, t *tables, pairs rope.Layout, lower *codedLayer,
-	threads int) (*codedLayer, error) {
+func newCodedLayer(y *family.Layer, groups []*codec.Group, p kvcache.Policy, t *tables, pairs rope.Layout,
+	lower *codedLayer, threads int) (*codedLayer, error) {
 	if err := p.Check(y.HeadDim); err != nil {
 		return nil, err
 	}

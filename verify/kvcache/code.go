@@ -189,6 +189,9 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 // they are.
 func (c *Codes) Only(layer int) refmodel.Cache { return onlyLayer{c, layer} }
 
+// First is the layer itself.
+func (c *Codes) First(layer int) int { return layer }
+
 type onlyLayer struct {
 	*Codes
 	layer int

@@ -15,8 +15,8 @@ import (
 type storedPart struct{ own, below *coded.Cache }
 
 // stored makes part i of a group from what the group stores, and the group below.
-func stored(g *codec.Group, i, sink int, x, lower storedRows, anchor int, table *rope.Table, pairs rope.Layout) (s storedPart,
-	err error) {
+func stored(g *codec.Group, i, sink int, x, lower storedRows, anchor int, table *rope.Table, pairs rope.Layout) (
+	s storedPart, err error) {
 	value := g.Parts[i].Value
 	m := coded.Matrix{Mean: g.PartMean(i), Decode: g.PartDecode(i)}
 	if s.own, err = storedCache(m, value, g.B(), sink, x, anchor, table, pairs); err != nil || g.Below == nil {

@@ -3,6 +3,7 @@ package kvcache
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
@@ -75,6 +76,14 @@ func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, 
 // Only returns the cache that codes one layer and keeps all others as they are.
 func (c *Groups) Only(layer int) refmodel.Cache { return onlyGroups{c, layer} }
 
+// First is the layer itself, or that below it where it is given its codes.
+func (c *Groups) First(layer int) int {
+	if slices.ContainsFunc(c.groups[layer], func(g *codec.Group) bool { return g.Below != nil }) {
+		return layer - 1
+	}
+	return layer
+}
+
 type onlyGroups struct {
 	*Groups
 	layer int
@@ -82,10 +91,15 @@ type onlyGroups struct {
 
 // Window implements refmodel.LayerCache.
 func (o onlyGroups) Window(ctx context.Context, layer, window int, k, v []float32) (refmodel.Cache, error) {
-	if layer != o.layer {
-		return o.Groups, nil // whose Keys and Values change nothing
+	var coded refmodel.Cache
+	var err error
+	if layer >= o.First(o.layer) && layer <= o.layer {
+		coded, err = o.Groups.Window(ctx, layer, window, k, v)
 	}
-	return o.Groups.Window(ctx, layer, window, k, v)
+	if err != nil || layer == o.layer {
+		return coded, err
+	}
+	return o.Groups, nil // whose Keys and Values change nothing
 }
 
 // Keys is part of refmodel.Cache; the forward pass calls that of the Cache from Window.

@@ -23,6 +23,9 @@ func LayerSteps(m *refmodel.Model) (n int) {
 // A LayerCoder is a cache of which one layer alone can be coded.
 type LayerCoder interface {
 	Only(layer int) refmodel.Cache
+	// First is the first layer that Only has to see: an earlier one where a layer is coded given
+	// another.
+	First(layer int) int
 }
 
 // LayerKLD returns by how much predictions diverge when the cache of one layer
@@ -46,7 +49,7 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 		}
 		for l := l0; l < l1; l++ {
 			// Without a code in front of it, a layer gets what it gets in the float model.
-			variants = append(variants, &refmodel.Variant{Cache: cache.Only(l), From: l})
+			variants = append(variants, &refmodel.Variant{Cache: cache.Only(l), From: max(l0, cache.First(l))})
 		}
 		coded := variants[1:]
 		if next != float {

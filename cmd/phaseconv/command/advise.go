@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -124,8 +125,8 @@ func adviseOptions(c *cli.Command, stderr io.Writer) (verify.AdviseOptions, erro
 		Ctx: c.IntSlice("ctx"), Chunks: c.Int("chunks"), MaxKLD: c.Float("max-kld"), HalfSums: c.Bool("half-sums"),
 		FloatInputs: c.Bool("float-inputs"), Threads: c.Int("threads"), Progress: showProgress(stderr),
 	}
-	if !(o.MaxKLD >= 0) {
-		return o, usagef("--max-kld is %g; a divergence is not negative", o.MaxKLD)
+	if !(o.MaxKLD >= 0) || math.IsInf(o.MaxKLD, 1) {
+		return o, usagef("--max-kld is %g; a divergence is a number that is not negative", o.MaxKLD)
 	}
 	var err error
 	if o.Rotation, err = rotation(c); err != nil {

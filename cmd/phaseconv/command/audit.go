@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -76,6 +77,12 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	}
 	if c.IsSet("target-ctx") {
 		return usagef("--target-ctx is for audit --gains")
+	}
+	if err := errors.Join(goWith(c, "ffn", "ffn-block"), goWith(c, "report", "report-detail")); err != nil {
+		return err
+	}
+	if err := writable(c, "report"); err != nil {
+		return err
 	}
 	o := convert.DefaultAuditOptions()
 	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"),

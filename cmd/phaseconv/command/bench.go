@@ -109,6 +109,9 @@ func runBench(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 			return usagef("--context %d: expected 1 to %d", n, maxBenchContext)
 		}
 	}
+	if err := writable(c, "svg"); err != nil {
+		return err
+	}
 	s := c.Float("seconds")
 	if !(s > 0 && s <= maxBenchSeconds) {
 		return usagef("--seconds %v: expected more than 0 and at most %d", s, maxBenchSeconds)

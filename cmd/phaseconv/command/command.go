@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -161,6 +162,31 @@ func root(stdout, stderr io.Writer) *cli.Command {
 
 func usagef(format string, args ...any) error {
 	return &option.Error{Err: fmt.Errorf(format, args...)}
+}
+
+// goWith refuses flags that say something about another one which is not given: they would do nothing.
+func goWith(c *cli.Command, other string, flags ...string) error {
+	for _, f := range flags {
+		if c.IsSet(f) && !c.IsSet(other) {
+			return usagef("--%s goes with --%s", f, other)
+		}
+	}
+	return nil
+}
+
+// writable refuses a file that cannot be made, before the work whose result it is to hold.
+func writable(c *cli.Command, flag string) error {
+	path := c.String(flag)
+	if path == "" {
+		return nil
+	}
+	if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() {
+		return usagef("--%s %s: there is no folder %s", flag, path, filepath.Dir(path))
+	}
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return usagef("--%s %s: this is a folder", flag, path)
+	}
+	return nil
 }
 
 // one returns the only positional argument.

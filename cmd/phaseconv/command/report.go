@@ -64,6 +64,14 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		return usagef("report: %d arguments; at most %d models can be shown", len(args), report.MaxModels)
 	case c.Bool("report-detail") && !c.Bool("measure"):
 		return usagef("report: --report-detail needs --measure")
+	case c.Int("calib-tokens") < 0:
+		return usagef("--calib-tokens %d: it cannot be negative", c.Int("calib-tokens"))
+	}
+	if err := goWith(c, "measure", "text", "calib", "calib-tokens", "ctx", "chunks"); err != nil {
+		return err
+	}
+	if err := writable(c, "out"); err != nil {
+		return err
 	}
 	folders := 0
 	for _, a := range args {

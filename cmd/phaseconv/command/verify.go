@@ -100,6 +100,9 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 		defer engines.Close()
 		o.Engines = engines
 	}
+	if err := writable(c, "report"); err != nil {
+		return err
+	}
 	checks := &contract.Checker{Progress: o.Progress}
 	a, err := contract.Open(ctx, dir, c.String("container"), checks)
 	if err != nil {

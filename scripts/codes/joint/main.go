@@ -168,7 +168,8 @@ func newCode(cfg *family.Config, text string, limit int) (*code, error) {
 
 type cutter func(ctx context.Context, c *checkpoint.Checkpoint, t ppl.Text, n, chunks int) (*ppl.Windows, error)
 
-func cut(ctx context.Context, c *checkpoint.Checkpoint, path string, skip, n, chunks int, f cutter) (*ppl.Windows, error) {
+func cut(ctx context.Context, c *checkpoint.Checkpoint, path string, skip, n, chunks int, f cutter) (*ppl.Windows,
+	error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
