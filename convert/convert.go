@@ -151,6 +151,9 @@ func settledJob(c *checkpoint.Checkpoint, o Options) (*job, error) {
 	if err := j.o.settle(c); err != nil {
 		return nil, err
 	}
+	if !o.BreakDrafter {
+		c.Config.KeepDrafted()
+	}
 	return j, j.checkSource()
 }
 

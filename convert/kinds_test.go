@@ -4,11 +4,13 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
@@ -131,6 +133,41 @@ func TestKindsLong(t *testing.T) {
 			if !res.Verify.OK || !(res.Verify.KLD.Mean > 0) {
 				t.Errorf("%s, joint %v: %+v", name, joint, res.Verify.KLD)
 			}
+		}
+	}
+}
+
+// TestDrafterIsKept: the keys and values that a drafter reads stay as they are, and the plan says so,
+// unless it is to be broken.
+func TestDrafterIsKept(t *testing.T) {
+	for _, broken := range []bool{false, true} {
+		o := gemma(t, "gemma4", filepath.Join(t.TempDir(), "out"))
+		o.BreakDrafter, o.Report = broken, false
+		o.Formats = o.Formats[:1]
+		res, err := Convert(context.Background(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fold, err := sidecar.ReadFold(t.Context(), filepath.Join(o.Out, spec.FoldName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		edited := map[int]bool{}
+		for name := range fold.Edits {
+			edited[family.LayerOf(name)] = true
+		}
+		// Layers 2 and 3 are the last with keys of their own; 4 to 6 read those.
+		for l := range 7 {
+			if want := broken || l < 2; edited[l] != want {
+				t.Errorf("broken %v: layer %d edited: %v", broken, l, edited[l])
+			}
+		}
+		says := "stay as they are"
+		if broken {
+			says = "no longer fits its drafter"
+		}
+		if w := strings.Join(res.Plans[0].Warnings, "\n"); !strings.Contains(w, says) {
+			t.Errorf("broken %v: warnings %q", broken, w)
 		}
 	}
 }

@@ -53,6 +53,9 @@ type Options struct {
 	Joint *plan.Joint
 	// Balance folds the K/Q pair scaling, which makes keys easier to code.
 	Balance bool
+	// BreakDrafter edits keys and values that a drafter reads too (family.Family.Drafter); the drafter
+	// no longer fits the model then. By default those layers stay as they are.
+	BreakDrafter bool
 	// Policy says which keys are coded, and how.
 	Policy kvcache.Policy
 

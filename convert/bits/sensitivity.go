@@ -11,6 +11,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/fit"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/activations"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -260,6 +261,9 @@ func (o *Options) balance(c *family.Config, a *refmodel.Attention, scale map[[2]
 		return
 	}
 	y := &c.Layers[a.Layer]
+	if transform.CheckPairScale(y) != nil {
+		return
+	}
 	b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
 	for h := range y.KVHeads {
 		scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))

@@ -126,10 +126,13 @@ type Result struct {
 // KeyScale returns what the balance multiplies the keys of a head by, as a
 // function of layer and head that gives nil where nothing was balanced.
 func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
-	if r.Layers[0].PairScale == nil {
+	if !slices.ContainsFunc(r.Layers, func(x Layer) bool { return x.PairScale != nil }) {
 		return nil
 	}
 	return func(l, h int) []float32 {
+		if r.Layers[l].PairScale == nil {
+			return nil
+		}
 		return r.Layers[l].PairScale.KeyScale(h, c.Layers[l].HeadDim, c.PairsIn(l))
 	}
 }
@@ -271,7 +274,7 @@ func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
 	if y.Owner != a.Layer {
 		return f.fitted(ctx, a.Layer)
 	}
-	if f.o.Balance {
+	if f.o.Balance && transform.CheckPairScale(y) == nil {
 		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
 	}
 	scale := func(h int) []float32 {

@@ -78,6 +78,9 @@ func (s *KeyStats) Fit(ctx context.Context, f KeyFit, tick func(done, total int)
 		y := &c.Layers[l]
 		heads := c.OwnKVHeads(l)
 		out[l] = make([]transform.KeyEdit, heads)
+		if transform.CheckPairScale(y) != nil {
+			continue // no edit of its keys passes into weights
+		}
 		per := 1
 		if y.QKNorm == family.NormHead {
 			per = y.KVHeads // with one gain vector for all heads a layer is one task

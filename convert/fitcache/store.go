@@ -347,7 +347,7 @@ func (r *reader) layer(ctx context.Context, w *Cache, layer int, perLayer string
 	if y.Owner != layer {
 		return x
 	}
-	if w.Balance {
+	if w.Balance && transform.CheckPairScale(y) == nil {
 		x.PairScale = &transform.PairScale{PerLayer: perLayer == "true"}
 		for h := range y.KVHeads {
 			x.PairScale.Scale = append(x.PairScale.Scale, r.floats(fmt.Sprintf("balance.%d", h), y.HeadDim/2))

@@ -97,7 +97,7 @@ func (ch *Changes) still(c *checkpoint.Checkpoint, o Options) []spec.Identity {
 			id.Applied, id.Why = true, "if it measures better than no change: "+what
 			for l := range c.Config.Layers {
 				y := &c.Config.Layers[l]
-				if _, some := transform.StillPairs(y); !some {
+				if _, some := transform.StillPairs(y); !some || transform.CheckPairScale(&c.Config.Layers[y.Owner]) != nil {
 					continue
 				}
 				parts := sides
@@ -220,12 +220,18 @@ func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
 		return id
 	}
 	for l := range c.Config.Layers {
-		if err := transform.CheckPairScale(&c.Config.Layers[l]); err != nil {
+		err := transform.CheckPairScale(&c.Config.Layers[l])
+		if err == nil && c.Config.OwnKVHeads(l) > 0 {
+			id.Applied, id.Why = true, ""
+			break
+		}
+		if err != nil && id.Why == "" {
 			id.Why = fmt.Sprintf("layer %d: %v", l, err)
-			return id
 		}
 	}
-	id.Applied = true
+	if !id.Applied {
+		return id
+	}
 	switch c.Config.Layers[0].QKNorm {
 	case family.NoQKNorm:
 		id.Why = "one scale per KV head and rotary pair, folded into W_K and, inverted, into W_Q, biases included"
@@ -261,6 +267,9 @@ func (ch *Changes) others(c *checkpoint.Checkpoint, o Options) []spec.Identity {
 func balanceTargets(c *checkpoint.Checkpoint) map[string][]string {
 	out := map[string][]string{}
 	for l := range c.Config.Layers {
+		if transform.CheckPairScale(&c.Config.Layers[c.Config.Layers[l].Owner]) != nil {
+			continue
+		}
 		names := []string{"attn_k.weight", "attn_q.weight", "attn_k.bias", "attn_q.bias"}
 		if c.Config.Layers[l].QKNorm != family.NoQKNorm {
 			names = []string{"attn_k_norm.weight", "attn_q_norm.weight"}

@@ -57,8 +57,7 @@ func CheckNeurons(c *family.Config) (err error) {
 // CheckStream says whether identity G1 can be folded into a checkpoint, with the reason if not.
 func CheckStream(c *checkpoint.Checkpoint) error {
 	cfg := c.Config
-	drafts := slices.ContainsFunc(c.Unknown, func(n string) bool { return family.LayerOf(n) >= len(cfg.Layers) || cfg.Unread(n) })
-	if cfg.DraftLayers > 0 || drafts {
+	if cfg.DraftLayers > 0 || drafts(c) {
 		return errors.New("layers for drafting tokens (MTP) read the stream too, and are copied as they are")
 	}
 	q, err := transform.NewResidualRotation("none", cfg.Hidden, 0)

@@ -86,6 +86,7 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 		p.Warnings = append(p.Warnings, fmt.Sprintf("the language model is converted; %d tensors outside it, such as those of "+
 			"a vision tower, are %s", outside, does))
 	}
+	p.drafters(c, to, len(targets) > 0)
 	var err error
 	switch {
 	case to == checkpoint.GGUF && c.Container == checkpoint.GGUF:
@@ -114,6 +115,41 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 	}
 	p.PairLayout = p.Pairs.String()
 	return p, err
+}
+
+// drafts says whether there are tensors of blocks that draft tokens.
+func drafts(c *checkpoint.Checkpoint) bool {
+	return slices.ContainsFunc(c.Unknown, func(n string) bool {
+		return family.LayerOf(n) >= len(c.Config.Layers) || c.Config.Unread(n)
+	})
+}
+
+// drafters says what drafts tokens for the model, and what becomes of it; edited: weights will change.
+func (p *Plan) drafters(c *checkpoint.Checkpoint, to checkpoint.Container, edited bool) {
+	cfg := c.Config
+	if drafts(c) {
+		does := "are copied as they are"
+		if to == checkpoint.GGUF && c.Container != checkpoint.GGUF {
+			does = "are left out"
+		}
+		p.Warnings = append(p.Warnings, "blocks behind the model's layers draft tokens (MTP); they have caches of their own and "+does)
+	}
+	if cfg.Family.Drafter == "" || !edited {
+		return
+	}
+	var kept []string
+	for l := range cfg.Layers {
+		if cfg.Layers[l].FixedKeys != "" {
+			kept = append(kept, fmt.Sprint(l))
+		}
+	}
+	if len(kept) > 0 {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("a drafter (%s) reads the keys and values of layers %s, so they stay as they are; "+
+			"--break-drafter edits them too", cfg.Family.Drafter, strings.Join(kept, " and ")))
+		return
+	}
+	p.Warnings = append(p.Warnings, fmt.Sprintf("the model no longer fits its drafter (%s), which reads keys and values of its last layers",
+		cfg.Family.Drafter))
 }
 
 // harmless are endings of tensors that some checkpoints carry and no graph uses.

@@ -110,6 +110,9 @@ type Family struct {
 
 	// DraftKey: num_nextn_predict_layers is a key of this family, in GGUF nextn_predict_layers.
 	DraftKey bool
+	// Drafter names a model that drafts tokens for models of this family and reads the keys and values
+	// of the last layer of each kind that has its own.
+	Drafter string
 	// Unused are keys of config.json that models of this family carry and that its reference does
 	// not read, though they name what other graphs have.
 	Unused []string
@@ -637,7 +640,7 @@ func gemma4(name, class string, wraps map[string]string, window, perLayer int) *
 		Name: name, GGUFArch: "gemma4", Classes: []string{class},
 		Wraps:  wraps,
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, ScoreKeys: true, Scale: 1,
-		Kinds: true, ValueNorm: true, OutputScale: true, RopeFreqs: true,
+		Kinds: true, ValueNorm: true, OutputScale: true, RopeFreqs: true, Drafter: "gemma4-assistant",
 		Window: Window{LayerTypes: true, Period: 6, InGGUF: true, GGUFBase: 1e4},
 		Defaults: Defaults{HeadDim: 256, KVHeads: 4, SlidingWindow: window, PerLayerInput: perLayer, Tied: true, LocalRopeTheta: 1e4, RopeTheta: 1e6,
 			RopeJSON: `{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}, ` +

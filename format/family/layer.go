@@ -428,6 +428,29 @@ func (c *Config) CachedDims() []int {
 	return out
 }
 
+// KeepDrafted forbids edits of the keys and values that the family's drafter reads, and returns
+// their layers; none without a drafter.
+func (c *Config) KeepDrafted() (layers []int) {
+	if c.Family.Drafter == "" {
+		return nil
+	}
+	var seen [2]bool
+	for l := len(c.Layers) - 1; l >= 0; l-- {
+		y, kind := &c.Layers[l], 0
+		if y.Window > 0 {
+			kind = 1
+		}
+		if y.Owner != l || seen[kind] {
+			continue
+		}
+		seen[kind] = true
+		y.FixedKeys = fmt.Sprintf("the drafter %s reads the keys of layer %d", c.Family.Drafter, l)
+		y.FixedValues = fmt.Sprintf("the drafter %s reads the values of layer %d", c.Family.Drafter, l)
+		layers = append([]int{l}, layers...)
+	}
+	return layers
+}
+
 // Alike says whether each layer caches keys and values of its own, and all have heads of one shape.
 func (c *Config) Alike() bool {
 	_, err := c.Uniform()

@@ -47,20 +47,28 @@ func StillPairs(y *family.Layer) (still []bool, some bool) {
 // why not.
 func CheckStill(c *family.Config) (matrix, shift error) {
 	matrix = ErrAllTurn
+	var fixed error
 	for l := range c.Layers {
 		y := &c.Layers[l]
 		if _, some := StillPairs(y); !some || y.Kind != family.Softmax || y.Owner != l {
+			continue
+		}
+		if err := CheckPairScale(y); err != nil {
+			fixed = err
 			continue
 		}
 		if matrix = CheckStillTransform(c, l); matrix != nil {
 			break
 		}
 	}
+	if matrix == ErrAllTurn && fixed != nil {
+		matrix = fixed
+	}
 	if shift = matrix; shift != nil {
 		return matrix, shift
 	}
 	for l := range c.Layers {
-		if _, some := StillPairs(&c.Layers[l]); some && c.Layers[l].Owner == l {
+		if _, some := StillPairs(&c.Layers[l]); some && c.Layers[l].Owner == l && CheckPairScale(&c.Layers[l]) == nil {
 			if shift = CheckStillShift(c, l); shift != nil {
 				break
 			}

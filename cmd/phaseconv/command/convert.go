@@ -138,6 +138,8 @@ func keyFlags(d convert.Options) []cli.Flag {
 		&cli.IntFlag{Name: "sink", Usage: "tokens at the start (attention sinks) that stay F16", Value: d.Policy.Sink},
 		&cli.IntFlag{Name: "recent", Usage: "latest tokens that stay F16", DefaultText: fmt.Sprintf("%d, %d with --code joint",
 			d.Policy.Recent, convert.JointRecent)},
+		&cli.BoolFlag{Name: "break-drafter",
+			Usage: "edit the keys and values that a drafter reads too (gemma4-assistant); without it those layers stay as they are"},
 		&cli.BoolFlag{Name: "balance",
 			Usage: "fold the K/Q pair scaling into the weights: one scale per KV head and rotary pair, divided out of Q (exact; on unless --balance=false)",
 			Value: d.Balance},
@@ -166,6 +168,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	}
 	o.Out, o.OutType = c.String("out"), c.String("outtype")
 	o.Code, o.Bits, o.Alloc = codec.Kind(c.String("code")), c.Float("bits"), bits.Alloc(c.String("alloc"))
+	o.BreakDrafter = c.Bool("break-drafter")
 	o.Balance, o.Policy = c.Bool("balance"), policy(c)
 	if err := jointOptions(c, &o); err != nil {
 		return err
