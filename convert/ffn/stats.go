@@ -62,7 +62,7 @@ func NewStats(ctx context.Context, cfg *family.Config, w checkpoint.Weights, tex
 func meanSquares(x []float32, d int) []float64 {
 	sum := make([]float64, d)
 	for i, v := range x {
-		sum[i%d] += float64(v) * float64(v)
+		sum[i%d] += float64(v) * float64(v) // exact, so fusing changes nothing
 	}
 	for i := range sum {
 		sum[i] /= float64(len(x) / d)

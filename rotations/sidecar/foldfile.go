@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -431,6 +432,9 @@ func (f *Fold) compare(g *Fold) []spec.DiffTensor {
 			d.Distance = distance(x, y)
 		}
 		out = append(out, d)
+	}
+	if !reflect.DeepEqual(f.Residual, g.Residual) {
+		out = append(out, spec.DiffTensor{Tensor: "residual"})
 	}
 	return out
 }

@@ -34,7 +34,7 @@ func (w *Weights) Bits() float64 {
 	for name, t := range w.types {
 		x, _ := w.src.Find(name)
 		numbers, size := t.Block()
-		bytes += float64(x.Elements()) / float64(numbers) * float64(size)
+		bytes += float64(float64(x.Elements()) / float64(numbers) * float64(size))
 		n += float64(x.Elements())
 	}
 	return 8 * bytes / max(n, 1)
