@@ -42,7 +42,12 @@ func ParseStockType(name string) (gguf.Type, error) {
 			return t, nil
 		}
 	}
-	return 0, fmt.Errorf("%q is not a cache type; there are %s", name, strings.Join(StockTypes(), ", "))
+	var mlx []string
+	for _, t := range MLXTypes {
+		mlx = append(mlx, TypeName(t))
+	}
+	return 0, fmt.Errorf("%q is not a cache type; there are %s, and %s of MLX", name, strings.Join(StockTypes(), ", "),
+		strings.Join(mlx, ", "))
 }
 
 // LlamaCpp stands for the KV cache of llama.cpp's CPU backend on x86-64, filled by

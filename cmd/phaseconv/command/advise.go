@@ -318,6 +318,9 @@ func ggufFiles(paths []string) ([]string, error) {
 
 // adviseLists reads what can be given several times: types, pairs of types and texts.
 func adviseLists(c *cli.Command, o *verify.AdviseOptions) error {
+	if c.IsSet("types") && c.IsSet("pairs") {
+		return usagef("--types are to search pairs of, --pairs are measured as they are; name one of both")
+	}
 	for _, name := range c.StringSlice("types") {
 		t, err := cacheType(name)
 		if err != nil {

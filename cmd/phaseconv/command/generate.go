@@ -223,8 +223,12 @@ func generateText(ctx context.Context, m *refmodel.Model, tk *tokenizer.Tokenize
 	}
 	fmt.Fprintf(w, "\n  %d tokens%s%s; %d tokens in the cache", len(x.Tokens), ended, rate, x.CacheTokens)
 	if x.CodedBytes > 0 {
-		fmt.Fprintf(w, ": %d bytes for what takes %d in F16 (%.1fx)", x.CodedBytes, x.CodedF16Bytes,
-			float64(x.CodedF16Bytes)/float64(x.CodedBytes))
+		fmt.Fprintf(w, ": %d bytes for what takes %d in F16", x.CodedBytes, x.CodedF16Bytes)
+		if x.CodedBytes < x.CodedF16Bytes {
+			fmt.Fprintf(w, " (%.1fx smaller)", float64(x.CodedF16Bytes)/float64(x.CodedBytes))
+		} else {
+			fmt.Fprint(w, " (the text is too short for a code to gain)")
+		}
 	}
 	if x.FloatBytes > 0 {
 		fmt.Fprintf(w, "; %d bytes in float32, without a code", x.FloatBytes)
