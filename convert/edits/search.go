@@ -103,8 +103,8 @@ const (
 //     approximate ones.
 //  3. What an approximate edit costs with F16 caches beyond a cheaper one must make the
 //     divergence with the target types fall by approximateGain times that.
-//  4. If no approximate edit passes rule 3, the cheapest is tried with larger penalties, then on
-//     half and on a quarter of the heads.
+//  4. If no approximate edit passes rule 3, the one that gains most for its cost is tried with larger
+//     penalties, then on half and on a quarter of the heads.
 //  5. In a file with quantised matrices an edit that changes digits of weights must make the
 //     divergence fall by a factor of requantGain.
 //  6. Values are transformed for their type on top of that if it beats not doing so by
@@ -495,7 +495,12 @@ func (h *search) cheapest(ctx context.Context, exact int, order []int) (int, err
 		}
 	}
 	if best == exact && len(near) > 0 {
-		return h.relax(ctx, exact, near[0])
+		// Less of what comes nearest to paying: most often a mix, which gains more for its price than a
+		// shift alone.
+		worth := func(i int) float64 {
+			return (h.first(exact).Mean - h.first(i).Mean) / max(*h.costOf(i), math.SmallestNonzeroFloat32)
+		}
+		return h.relax(ctx, exact, slices.MaxFunc(near, func(a, b int) int { return cmp.Compare(worth(a), worth(b)) }))
 	}
 	return best, nil
 }

@@ -40,6 +40,7 @@ GELU_LIMIT = 0.02  # of the logits' standard deviation
 OURS_ONLY = {
     "vocab_size": "stock writes it for llama only; readers take it from the tokens",
     "rope.dimension_count": "the reader's default, spelt out",
+    "rope.freq_base": "the reader's default, which stock leaves out for gemma2",
     "attention.key_length": "the reader's default where config.json has no head_dim",
     "attention.value_length": "as key_length",
     "rope.scaling.attn_factor": "what stock readers heed instead of yarn_attn_factor, which stock writes",
@@ -101,7 +102,8 @@ def stock_convert(source, model, out, outtype):
             "import conversion.base as b; b.TextModel.get_vocab_base_pre = lambda self, tokenizer: 'gpt-2'\n"
             # Families whose tokenizer is always of one kind, which ours is not.
             "import conversion.phi, conversion.glm, conversion.ernie, conversion.gemma, conversion.hunyuan\n"
-            "for c in (conversion.phi.Phi3MiniModel, conversion.glm.Glm4Model, conversion.glm.Glm4MoeModel, conversion.hunyuan.HunYuanMoEModel, conversion.ernie.Ernie4_5Model, conversion.gemma.Gemma4Model):\n"
+            "for c in (conversion.phi.Phi3MiniModel, conversion.glm.Glm4Model, conversion.glm.Glm4MoeModel, conversion.hunyuan.HunYuanMoEModel, conversion.ernie.Ernie4_5Model, conversion.gemma.Gemma2Model,\n"
+            "          conversion.gemma.Gemma3Model, conversion.gemma.Gemma4Model):\n"
             "    c.set_vocab = lambda self: self._set_vocab_gpt2()\n"
             "sys.argv = ['convert_hf_to_gguf.py'] + sys.argv[2:]\n"
             "runpy.run_path(src + '/convert_hf_to_gguf.py', run_name='__main__')\n")
