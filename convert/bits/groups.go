@@ -253,17 +253,17 @@ type groupSide struct{ value *bool }
 // sides returns keys and values where every group holds one of them alone and both are there, else
 // all groups as one side.
 func (g *Groups) sides() []groupSide {
-	var has [2]bool
+	var keys, values bool
 	for _, layer := range g.Parts {
 		for _, parts := range layer {
 			first, last := parts[0].Value, parts[len(parts)-1].Value // keys come first
 			if first != last {
 				return []groupSide{{}}
 			}
-			has[map[bool]int{false: 0, true: 1}[first]] = true
+			keys, values = keys || !first, values || first
 		}
 	}
-	if !has[0] || !has[1] {
+	if !keys || !values {
 		return []groupSide{{}}
 	}
 	return []groupSide{{new(false)}, {new(true)}}

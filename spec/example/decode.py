@@ -1,7 +1,4 @@
-"""Reads a phaseconv sidecar, decodes and scores 1-bit keys and sums 1-bit values, with numpy alone.
-
-Written from spec/code.md and spec/sidecar.md, for use see test_decode.py.
-"""
+"""Reads a phaseconv sidecar, decodes and scores 1-bit keys, sums 1-bit values, with numpy alone. After spec/code.md and spec/sidecar.md; see test_decode.py."""
 import json
 import re
 import struct
@@ -39,17 +36,14 @@ def read_gguf(raw):
         return raw[at - n:at].decode()
 
     def value(kind):
-        if kind == 8:
-            return text()
         if kind == 9:
             elem, n = take("<I"), take("<Q")
             return [value(elem) for _ in range(n)]
-        return take(scalars[kind])
+        return text() if kind == 8 else take(scalars[kind])
 
     if take("<I") != 3:
         raise ValueError("not GGUF version 3")
-    n_tensors, n_keys = take("<Q"), take("<Q")
-    meta, tensors = {}, {}
+    n_tensors, n_keys, meta, tensors = take("<Q"), take("<Q"), {}, {}
     for _ in range(n_keys):
         key = text()
         if key in meta:
@@ -195,8 +189,7 @@ def score(q, words, alpha, mean, matrix, at, values):
 def sums(weights, words, alpha, mean, matrix):
     """Sums over the decoded values of n tokens with weights [heads, n]: the columns of one part of mean and fold(group). [heads, d]"""
     w = weights.astype(np.float64)
-    t = (w * alpha) @ signs(words, len(matrix))
-    return w.sum(1)[:, None] * mean + t @ matrix
+    return w.sum(1)[:, None] * mean + (w * alpha) @ signs(words, len(matrix)) @ matrix
 
 
 def transposed(words, b):
