@@ -69,7 +69,7 @@ const (
 const requantGain = 2
 
 // ChooseTokens is how many tokens are fitted to unless said otherwise.
-const ChooseTokens = 4096
+const ChooseTokens = 8192
 
 // chooseBatch is how many run at a time.
 const chooseBatch = 4096
