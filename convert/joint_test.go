@@ -168,15 +168,7 @@ func TestJointPairs(t *testing.T) {
 			t.Error("a first layer that is given one below is written")
 		}
 	}
-	o := paired("two/out")
-	o.Work = WorkDir(o.Out)
-	for i := 3; i >= 1; i-- {
-		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
-			t.Fatal(err)
-		}
-	}
-	o.Merge = true
-	converted(t, o)
+	byUnits(t, paired("two/out"))
 	sameTrees(t, at("one/out"), at("two/out"))
 }
 
@@ -236,14 +228,6 @@ func TestJointAllot(t *testing.T) {
 	if signs != plans[0].Keys.Signs || !different {
 		t.Errorf("%d signs, planned %d; all alike: %v", signs, plans[0].Keys.Signs, !different)
 	}
-	o = allotted("two/out")
-	o.Work = WorkDir(o.Out)
-	for i := 3; i >= 1; i-- {
-		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
-			t.Fatal(err)
-		}
-	}
-	o.Merge = true
-	converted(t, o)
+	byUnits(t, allotted("two/out"))
 	sameTrees(t, at("one/out"), at("two/out"))
 }

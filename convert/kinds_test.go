@@ -100,15 +100,7 @@ func TestKindsOfLayers(t *testing.T) {
 		}
 	}
 
-	o = gemma(t, "gemma4", at("two/out"))
-	o.Work = WorkDir(o.Out)
-	for i := 3; i >= 1; i-- {
-		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
-			t.Fatal(err)
-		}
-	}
-	o.Merge = true
-	converted(t, o)
+	byUnits(t, gemma(t, "gemma4", at("two/out")))
 	sameTrees(t, at("one/out"), at("two/out"))
 }
 

@@ -145,6 +145,19 @@ func converted(t *testing.T, o Options) *Result {
 	return res
 }
 
+// byUnits converts by three units, the last one first, and merges them.
+func byUnits(t *testing.T, o Options) {
+	t.Helper()
+	o.Work = WorkDir(o.Out)
+	for i := 3; i >= 1; i-- {
+		if _, err := RunUnit(context.Background(), o, i, 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.Merge = true
+	converted(t, o)
+}
+
 // sameTrees compares two folders, names and bytes.
 func sameTrees(t *testing.T, a, b string) {
 	t.Helper()

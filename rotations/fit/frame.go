@@ -275,6 +275,22 @@ func (f *frameFit) init(ctx context.Context) error {
 	return nil
 }
 
+// ridged returns a matrix of inner products, [k, k], made symmetric, with a share of its mean diagonal
+// added to the diagonal, and the trace that it had.
+func ridged(gram []float32, k int, share float64) (out []float64, trace float64) {
+	out = make([]float64, k*k)
+	for i := range k {
+		trace += float64(gram[i*k+i])
+	}
+	for i := range k {
+		for j := range k {
+			out[i*k+j] = 0.5 * (float64(gram[i*k+j]) + float64(gram[j*k+i]))
+		}
+		out[i*k+i] += share*trace/float64(k) + 1e-30
+	}
+	return out, trace
+}
+
 // solve finds the decode rows that minimise the error for the given signs and
 // scales: M = (sum alpha x s^T)(sum alpha^2 s s^T)^-1. It then sorts the rows
 // by length, because the encoder decides the longest first.
@@ -300,17 +316,7 @@ func (f *frameFit) solve(ctx context.Context) error {
 	a32, b32 := make([]float32, d*b), make([]float32, b*b)
 	gemm.Mul(a32, b, f.xt, n, d, &w, f.threads)
 	gemm.Mul(b32, b, p, n, b, &w, f.threads)
-	gram := make([]float64, b*b)
-	var trace float64
-	for i := range b {
-		trace += float64(b32[i*b+i])
-	}
-	for i := range b {
-		for j := range b {
-			gram[i*b+j] = 0.5 * (float64(b32[i*b+j]) + float64(b32[j*b+i]))
-		}
-		gram[i*b+i] += gramRidge*trace/float64(b) + 1e-30
-	}
+	gram, trace := ridged(b32, b, gramRidge)
 	l, err := linalg.Cholesky(ctx, gram, b)
 	// Fewer keys than signs leave directions open, and rounding may put them below zero.
 	for ridge := gramRidge; errors.Is(err, linalg.ErrNotPositive) && ridge < 1; ridge *= 10 {

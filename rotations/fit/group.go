@@ -128,17 +128,8 @@ func (s *GroupSample) fitGiven(ctx context.Context, b int) (*codec.Group, []Poin
 	gram, cross := make([]float32, k*k), make([]float32, d*k)
 	gemm.Mul(gram, k, u, n, k, &w, s.Threads)
 	gemm.Mul(cross, k, gemm.Transpose(nil, centred, n, d), n, d, &w, s.Threads)
-	square, rhs := make([]float64, k*k), make([]float64, d*k)
-	var trace float64
-	for i := range k {
-		trace += float64(gram[i*k+i])
-	}
-	for i := range k {
-		for j := range k {
-			square[i*k+j] = 0.5 * (float64(gram[i*k+j]) + float64(gram[j*k+i]))
-		}
-		square[i*k+i] += belowRidge*trace/float64(k) + 1e-30
-	}
+	square, _ := ridged(gram, k, belowRidge)
+	rhs := make([]float64, d*k)
 	for i, v := range cross {
 		rhs[i] = float64(v)
 	}

@@ -178,6 +178,16 @@ func TestShapeGolden(t *testing.T) {
 	}
 }
 
+// valueError is the error behind W_O that a cache makes of the values of a sample, mixed by m.
+func valueError(t *testing.T, m *KeyTransform, x *RefineSample, row CacheRow) float64 {
+	t.Helper()
+	p, err := newBlockObjective(t.Context(), m, x.withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.noise
+}
+
 // TestMixValues: the error that a type makes of values falls behind W_O, more than
 // with the best scales alone, and also on values that were not fitted.
 func TestMixValues(t *testing.T) {
@@ -189,13 +199,7 @@ func TestMixValues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	loss := func(m *KeyTransform) float64 {
-		p, err := newBlockObjective(t.Context(), m, x[1].withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p.noise
-	}
+	loss := func(m *KeyTransform) float64 { return valueError(t, m, x[1], row) }
 	none := &KeyTransform{Key: linalg.Identity(d), Query: linalg.Identity(d)}
 	before, after := loss(none), loss(m)
 	if !(after < before/2) { // these moments are far from round
@@ -226,13 +230,7 @@ func TestValueRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	loss := func(m *KeyTransform) float64 {
-		p, err := newBlockObjective(t.Context(), m, x[1].withoutRoPE(), RefineOptions{Cache: row, Penalty: 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p.noise
-	}
+	loss := func(m *KeyTransform) float64 { return valueError(t, m, x[1], row) }
 	before, after := loss(&KeyTransform{Key: linalg.Identity(d), Query: linalg.Identity(d)}), loss(m)
 	if !(after < 0.95*before) || !(m.After < m.Before) {
 		t.Errorf("error of values that were not fitted: %g, rotated %g", before, after)
