@@ -624,25 +624,42 @@ func (p *Plan) added(c *checkpoint.Checkpoint, ch *Changes) {
 		if !ok {
 			continue
 		}
-		p.Tensors = append(p.Tensors, TensorPlan{
-			Name: t.Name, Shape: t.Shape, From: "-", To: gguf.TypeF32.String(), Action: Fold, By: ch.Targets[t.Name], Tensor: t,
-			Reorder: p.Pairs != c.Config.Pairs, Why: "a key bias, which stock readers of this architecture accept",
-		})
-		if !p.stackedKeys(c, l) {
+		by := ch.Targets[t.Name]
+		stored, parts := c.AddedTo(t.Name)
+		x := TensorPlan{Name: stored, Shape: t.Shape, From: "-", To: gguf.TypeF32.String(), Action: Fold, By: by, Tensor: t,
+			Reorder: p.Pairs != c.Config.Pairs, Why: "a key bias, which stock readers of this architecture accept"}
+		if len(parts) > 1 { // with zeros for queries and values
+			x.Tensor, x.Shape, x.Why = nil, []int{0}, "a bias of the fused projection, zeros but for the keys"
+			for _, n := range parts {
+				z := t
+				if n != t.Name {
+					z = zeroBias(ch.View, n, l)
+				}
+				x.Parts, x.Shape[0] = append(x.Parts, z), x.Shape[0]+z.Elements()
+			}
+		}
+		p.Tensors = append(p.Tensors, x)
+		if !p.stackedKeys(c, l) || len(parts) > 1 {
 			continue
 		}
 		for _, part := range []string{"attn_q", "attn_v"} {
-			w, _ := c.Find(family.Name(l, part+".weight"))
-			z := &checkpoint.Tensor{Name: family.Name(l, part+".bias"), Layer: l, Shape: []int{w.Shape[0]}, Type: "F32"}
-			if exists(c, z.Name) {
+			if exists(c, family.Name(l, part+".bias")) {
 				continue
 			}
-			ch.View.Added[z.Name] = z
+			z := zeroBias(ch.View, family.Name(l, part+".bias"), l)
 			p.Tensors = append(p.Tensors, TensorPlan{Name: z.Name, Shape: z.Shape, From: "-", To: gguf.TypeF32.String(),
-				Action: Fold, By: ch.Targets[t.Name], Tensor: z,
+				Action: Fold, By: by, Tensor: z,
 				Why: "zeros: beside stacked projections stock readers heed a key bias only if all three are there"})
 		}
 	}
+}
+
+// zeroBias adds a bias of zeros to a view, as long as the rows of its projection in layer l.
+func zeroBias(v *checkpoint.Edited, name string, l int) *checkpoint.Tensor {
+	w, _ := v.Find(strings.TrimSuffix(name, ".bias") + ".weight")
+	z := &checkpoint.Tensor{Name: name, Layer: l, Shape: []int{w.Shape[0]}, Type: "F32"}
+	v.Added[name] = z
+	return z
 }
 
 // stackedKeys says whether the projections of layer l's attention will be stacked in the file.

@@ -252,6 +252,7 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if err != nil {
 		return nil, err
 	}
+	engines.KeyBias = o.Cache != nil && o.Cache.K.Quantized() && o.WeightEdits != plan.EditsNone
 	o.Engines = engines
 	if !c.IsSet("outtype") {
 		o.OutType = plan.OutTypeSource
