@@ -13,7 +13,7 @@ import (
 func TestJointMetric(t *testing.T) {
 	for _, x := range []struct {
 		gate, able, fisher bool
-		says                string
+		says               string
 	}{{false, true, true, ""}, {true, true, false, "a gate on the output of attention"}, {true, false, false, "a gate on the output of attention"}} {
 		c := tiny.Open(t, "llama", tiny.Options{Seed: 1})
 		if x.gate {
