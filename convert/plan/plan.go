@@ -58,6 +58,10 @@ type Plan struct {
 	Tensors    []TensorPlan         `json:"tensors"`
 	Keys       Keys                 `json:"keys"`
 	Warnings   []string             `json:"warnings,omitempty"`
+	// Bytes is what the tensors take, SourceBytes what they took, where both are GGUF files. What is decided by
+	// measuring, such as biases that are added, is not in it.
+	Bytes       int64 `json:"bytes,omitempty"`
+	SourceBytes int64 `json:"source_bytes,omitempty"`
 }
 
 // Make decides what becomes of every tensor of c in a container, with matrices of GGUF files
@@ -114,7 +118,43 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 		err = p.untied(c, ch, outtype)
 	}
 	p.PairLayout = p.Pairs.String()
+	if err == nil && to == checkpoint.GGUF && c.Container == checkpoint.GGUF {
+		err = p.size(c.File())
+	}
 	return p, err
+}
+
+// size fills in Bytes and SourceBytes.
+func (p *Plan) size(source *gguf.File) error {
+	for i := range p.Tensors {
+		_, n, err := p.Tensors[i].GGUF()
+		if err != nil {
+			return err
+		}
+		p.Bytes += n
+	}
+	for i := range source.Tensors {
+		p.SourceBytes += source.Tensors[i].Size
+	}
+	return nil
+}
+
+// GGUF describes the tensor in a GGUF file, where it takes so many bytes; none that is dropped.
+func (x *TensorPlan) GGUF() (s gguf.TensorSpec, bytes int64, err error) {
+	if x.Action == Drop {
+		return s, 0, nil
+	}
+	s = gguf.TensorSpec{Name: x.Name, Dims: slices.Clone(x.Shape)}
+	slices.Reverse(s.Dims)
+	if s.Type, err = gguf.ParseType(x.To); err != nil || len(s.Dims) == 0 {
+		return s, 0, err
+	}
+	row, err := gguf.RowBytes(s.Type, s.Dims[0])
+	bytes = int64(row)
+	for _, n := range s.Dims[1:] {
+		bytes *= int64(n)
+	}
+	return s, bytes, err
 }
 
 // drafts says whether there are tensors of blocks that draft tokens.

@@ -186,10 +186,15 @@ func (w *Worker) failed(err error) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if last := w.log.lines(6); last != "" {
-		return fmt.Errorf("%w; its last lines:\n%s", w.dead, last)
+	out := w.dead
+	if len(w.start.RPC) > 0 {
+		out = fmt.Errorf("%w; it ends when an RPC server does, so see whether %s still run", out,
+			strings.Join(w.start.RPC, " and "))
 	}
-	return w.dead
+	if last := w.log.lines(6); last != "" {
+		out = fmt.Errorf("%w; its last lines:\n%s", out, last)
+	}
+	return out
 }
 
 // call does one job. result gets the result's body, each progress frame, other every frame of
