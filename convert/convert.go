@@ -98,6 +98,7 @@ type job struct {
 	proposed                *plan.Changes // before anything is measured
 	calibration, evaluation *ppl.Windows
 	ranges                  map[string]float32 // largest magnitudes in the source, by tensor
+	edits                   checkpoint.Edits   // that were chosen for a weight type
 }
 
 // scan reads all weights before anything is computed with them: a number that is not finite
@@ -172,8 +173,8 @@ func (j *job) enough() error {
 }
 
 // Plans opens the source and plans every container, without calibrating.
-func Plans(o Options) ([]*plan.Plan, error) {
-	c, err := checkpoint.Open(o.Source)
+func Plans(ctx context.Context, o Options) ([]*plan.Plan, error) {
+	c, err := o.openSource(ctx)
 	if err != nil {
 		return nil, err
 	}
