@@ -179,8 +179,8 @@ func (j *job) enough() error {
 }
 
 // Plans opens the source and plans every container, without calibrating.
-func Plans(o Options) ([]*plan.Plan, error) {
-	c, err := checkpoint.Open(o.Source)
+func Plans(ctx context.Context, o Options) ([]*plan.Plan, error) {
+	c, err := o.openSource(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -52,7 +52,7 @@ func Example() {
 func ExampleOptionError() {
 	o := convert.DefaultOptions()
 	o.Source, o.Out, o.Bits = "../testdata/austen-moe", "unused", 99
-	_, err := convert.Plans(o)
+	_, err := convert.Plans(context.Background(), o)
 	var bad *convert.OptionError
 	fmt.Println(errors.As(err, &bad), bad.Field)
 	// Output: true Bits

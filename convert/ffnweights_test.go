@@ -142,7 +142,7 @@ func TestFFNRefuses(t *testing.T) {
 		o, fam, m := forWeights(src, filepath.Join(dir, "out"), plan.FFNAuto, "q4_0"), "llama", tiny.Options{Seed: 3, Layers: 1}
 		change(&o, &fam, &m)
 		tiny.HF(t, src, fam, m)
-		if _, err := Plans(o); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := Plans(t.Context(), o); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%v, want %q", err, says)
 		}
 	}

@@ -34,7 +34,7 @@ func TestJoint(t *testing.T) {
 	at := func(s string) string { return filepath.Join(dir, s) }
 	tiny.HF(t, at("src"), "llama", tiny.Options{Seed: 1, Layers: 2, HeadDim: 32})
 	o := joint(at("src"), at("one/out"))
-	plans, err := Plans(o)
+	plans, err := Plans(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +211,7 @@ func TestJointAllot(t *testing.T) {
 		return o
 	}
 	o := allotted("one/out")
-	plans, err := Plans(o)
+	plans, err := Plans(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ func TestArtifactAsSource(t *testing.T) {
 		_, err := quick(src, at("again"), checkpoint.GGUF, "f32")
 		o := DefaultOptions()
 		o.Source, o.OutType = src, "f32"
-		_, planErr := Plans(o)
+		_, planErr := Plans(t.Context(), o)
 		for _, err := range []error{err, planErr} {
 			if err == nil || !strings.Contains(err.Error(), src) || !strings.Contains(err.Error(), "artifact of phaseconv") {
 				t.Errorf("%s: %v", src, err)

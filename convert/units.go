@@ -50,7 +50,7 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 		}
 		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs, Fisher: o.Joint.Fisher}
 		if o.Joint.Pairs {
-			opt.Joint.Given = g.Given()
+			opt.Joint.Given = g.Given(c.Config)
 		}
 		opt.Gradients = o.Progress.Of("gradients of the calibration text")
 	}

@@ -101,7 +101,7 @@ func TestKeysPlan(t *testing.T) {
 	o.Policy.Exceptions, o.CalibrationTokens = 5, 144
 	for _, bits := range []float64{0.5, 1, 2} {
 		o.Bits = bits
-		p, err := Plans(o)
+		p, err := Plans(t.Context(), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,7 +130,7 @@ func TestKeysPlan(t *testing.T) {
 		bad := o
 		x.edit(&bad)
 		var u *option.Error
-		if _, err := Plans(bad); !errors.As(err, &u) || !strings.Contains(err.Error(), x.says) {
+		if _, err := Plans(t.Context(), bad); !errors.As(err, &u) || !strings.Contains(err.Error(), x.says) {
 			t.Errorf("%s: %v", x.says, err)
 		}
 	}

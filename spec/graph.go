@@ -54,4 +54,7 @@ type GraphTensor struct {
 	Name string `json:"name"`
 	Row  int    `json:"row"`
 	Rows int    `json:"rows"`
+	// Optional: the source may lack the tensor, a vector of float32; the library takes it where it is
+	// there, and a conversion may add it.
+	Optional bool `json:"optional,omitempty"`
 }

@@ -30,6 +30,8 @@ var types = map[string]reflect.Type{
 	"AdviseChoice": reflect.TypeFor[AdviseChoice](), "AdviseLine": reflect.TypeFor[AdviseLine](),
 	"AdviseImprove": reflect.TypeFor[AdviseImprove](), "PositionBand": reflect.TypeFor[PositionBand](),
 	"FFNFold": reflect.TypeFor[FFNFold](), "FFNTry": reflect.TypeFor[FFNTry](),
+	"FFNRotationsJSON": reflect.TypeFor[FFNRotationsJSON](), "FFNProducts": reflect.TypeFor[FFNProducts](),
+	"FFNMean": reflect.TypeFor[FFNMean](), "FFNVerdict": reflect.TypeFor[FFNVerdict](),
 	"AdviseRow": reflect.TypeFor[AdviseRow](), "FFNRow": reflect.TypeFor[FFNRow](),
 	"UnitsJSON": reflect.TypeFor[UnitsJSON](), "Unit": reflect.TypeFor[Unit](), "UnitLayer": reflect.TypeFor[UnitLayer](),
 	"ChecksJSON": reflect.TypeFor[ChecksJSON](), "EngineIdentity": reflect.TypeFor[EngineIdentity](),

@@ -9,6 +9,8 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/phaseconv/phaseconv/cmd/phaseconv-llama/internal/worker"
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
@@ -19,6 +21,9 @@ func main() {
 		fmt.Fprintf(os.Stderr, "phaseconv-llama %s is started by phaseconv (--engine llama)\n", buildinfo.Version)
 		os.Exit(2)
 	}
+	// llama.cpp writes to a server that went away: it must see the error, and say which server, instead of
+	// ending at the signal without a word.
+	signal.Ignore(syscall.SIGPIPE)
 	in, out := os.NewFile(3, "requests"), os.NewFile(4, "results")
 	if err := worker.Serve(in, out, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "phaseconv-llama:", err)

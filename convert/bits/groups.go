@@ -136,13 +136,16 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 }
 
 // Given says which groups, [layer][group], can be coded given the group of the same number and parts
-// in the layer below: those of every second layer.
-func (g *Groups) Given() [][]bool {
+// in the layer below: those of every second layer, if all readers of the layer below have passed when its own have.
+func (g *Groups) Given(c *family.Config) [][]bool {
 	out := make([][]bool, len(g.Parts))
 	for l, groups := range g.Parts {
 		out[l] = make([]bool, len(groups))
+		if l%2 == 0 || c.LastReader(l-1) > c.LastReader(l) {
+			continue
+		}
 		for i, parts := range groups {
-			out[l][i] = l%2 == 1 && i < len(g.Parts[l-1]) && slices.Equal(parts, g.Parts[l-1][i])
+			out[l][i] = i < len(g.Parts[l-1]) && slices.Equal(parts, g.Parts[l-1][i])
 		}
 	}
 	return out
@@ -335,39 +338,46 @@ type jointSurvey struct {
 	cfg    *family.Config
 	o      Options
 	g      *Groups
+	gather *activations.Gatherer
 	groups [][]*codec.Group
 	scale  map[[2]int][]float32
 	done   func() // reports a layer
 }
 
 func newSurvey(c *family.Config, o Options, g *Groups) *jointSurvey {
-	return &jointSurvey{cfg: c, o: o, g: g, scale: map[[2]int][]float32{}}
+	return &jointSurvey{cfg: c, o: o, g: g, gather: activations.NewGatherer(c, o.Policy, o.Threads, nil),
+		groups: make([][]*codec.Group, len(c.Layers)), scale: map[[2]int][]float32{}}
 }
 
 func (s *jointSurvey) attention(ctx context.Context, a *refmodel.Attention) error {
-	c, o := s.cfg, s.o
-	if c.Layers[a.Layer].Owner != a.Layer {
-		s.groups = append(s.groups, nil)
-		s.done()
-		return nil
+	x, err := s.gather.Add(ctx, a)
+	if err != nil {
+		return err
 	}
-	o.balance(c, a, s.scale)
-	var groups []*codec.Group
-	for i, parts := range s.g.Parts[a.Layer] {
-		xs, err := activations.GroupSamples(ctx, c, a, [][]codec.Part{parts},
-			func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }, o.Policy, nil, o.Threads)
+	if x != nil {
+		if err := s.fit(ctx, x); err != nil {
+			return err
+		}
+	}
+	s.done()
+	return nil
+}
+
+// fit fits drafts of the groups of a layer.
+func (s *jointSurvey) fit(ctx context.Context, x *activations.Gathered) error {
+	s.o.balance(s.cfg, x, s.scale)
+	for i, parts := range s.g.Parts[x.Layer] {
+		y, err := x.Groups(ctx, parts, func(h int) []float32 { return s.scale[[2]int{x.Layer, h}] }, nil)
 		if err != nil {
 			return err
 		}
-		xs[0].Draft, xs[0].Index = true, i
-		group, _, err := fit.Group(ctx, s.g.Signs[a.Layer][i], xs[0])
+		y.Draft, y.Index = true, i
+		group, _, err := fit.Group(ctx, s.g.Signs[x.Layer][i], y)
 		if err != nil {
 			return fmt.Errorf("a draft of joint codes: %w", err)
 		}
-		groups = append(groups, group)
+		s.groups[x.Layer] = append(s.groups[x.Layer], group)
 	}
-	s.groups = append(s.groups, groups)
-	s.done()
 	return nil
 }
 

@@ -192,7 +192,8 @@ func (t *angleTap) attention(ctx context.Context, a *refmodel.Attention) error {
 func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measure []int32, o Options) ([]DamageCurve,
 	error) {
 	c := m.Config
-	s := &survey{cfg: c, o: o, scale: map[[2]int][]float32{}}
+	s := &survey{cfg: c, o: o, scale: map[[2]int][]float32{}, codes: make([][]*codec.Code, len(c.Layers)),
+		heads: make([][]surveyed, len(c.Layers)), gather: activations.NewGatherer(c, o.Policy, o.Threads, nil)}
 	// Codes of heads first, then layers one at a time.
 	codes := 0
 	for l := range c.Layers {
@@ -242,12 +243,13 @@ func sensitivities(ctx context.Context, m *refmodel.Model, fit [][]int32, measur
 // surveyor fits every head with the same number of signs and keeps what an
 // allotment needs.
 type survey struct {
-	cfg   *family.Config
-	o     Options
-	codes [][]*codec.Code
-	scale map[[2]int][]float32
-	heads [][]surveyed
-	coded func() // reports a head
+	cfg    *family.Config
+	o      Options
+	gather *activations.Gatherer
+	codes  [][]*codec.Code // [layer][KV head], none in a layer that reads another's keys
+	scale  map[[2]int][]float32
+	heads  [][]surveyed
+	coded  func() // reports a head
 }
 
 type surveyed struct {
@@ -256,41 +258,37 @@ type surveyed struct {
 }
 
 // balance adds the pair scales of a layer's keys, by layer and KV head, where they are folded.
-func (o *Options) balance(c *family.Config, a *refmodel.Attention, scale map[[2]int][]float32) {
-	if !o.Balance {
+func (o *Options) balance(c *family.Config, x *activations.Gathered, scale map[[2]int][]float32) {
+	y := &c.Layers[x.Layer]
+	if !o.Balance || transform.CheckPairScale(y) != nil {
 		return
 	}
-	y := &c.Layers[a.Layer]
-	if transform.CheckPairScale(y) != nil {
-		return
-	}
-	b := activations.Energies(c, a, o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
+	b := x.PairScale()
 	for h := range y.KVHeads {
-		scale[[2]int{a.Layer, h}] = b.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
+		scale[[2]int{x.Layer, h}] = b.KeyScale(h, y.HeadDim, c.PairsIn(x.Layer))
 	}
 }
 
 func (s *survey) attention(ctx context.Context, a *refmodel.Attention) error {
-	c, y, o := s.cfg, &s.cfg.Layers[a.Layer], s.o
-	if y.Owner != a.Layer {
-		s.codes, s.heads = append(s.codes, nil), append(s.heads, nil)
-		return nil
+	x, err := s.gather.Add(ctx, a)
+	if err != nil || x == nil {
+		return err
 	}
-	o.balance(c, a, s.scale)
-	scale := func(h int) []float32 { return s.scale[[2]int{a.Layer, h}] }
-	xs, err := activations.Samples(ctx, c, a, scale, o.Policy, o.Threads)
+	c, o := s.cfg, s.o
+	o.balance(c, x, s.scale)
+	xs, err := x.Samples(ctx, func(h int) []float32 { return s.scale[[2]int{x.Layer, h}] })
 	if err != nil {
 		return err
 	}
-	codes, heads := make([]*codec.Code, y.KVHeads), make([]surveyed, y.KVHeads)
-	err = parallel.For(ctx, o.Threads, y.KVHeads, func(h int) error {
+	codes, heads := make([]*codec.Code, len(xs)), make([]surveyed, len(xs))
+	err = parallel.For(ctx, o.Threads, len(xs), func(h int) error {
 		xs[h].Seed, xs[h].Draft = o.Seed, true
 		var err error
 		codes[h], heads[h], err = s.head(ctx, xs[h])
 		s.coded()
 		return err
 	})
-	s.codes, s.heads = append(s.codes, codes), append(s.heads, heads)
+	s.codes[x.Layer], s.heads[x.Layer] = codes, heads
 	return err
 }
 

@@ -157,8 +157,10 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 			return nil, err
 		}
 	}
-	f := &fitter{cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, len(m.Config.Layers))}}
+	f := &fitter{cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, len(m.Config.Layers))},
+		below: map[int][]spread{}}
 	f.todo = make([]bool, len(m.Config.Layers))
+	f.gather = activations.NewGatherer(f.cfg, o.Policy, o.Threads, func(l int) bool { return f.todo[l] })
 	for l := range f.todo {
 		if o.Only != nil && !o.Only(l) {
 			continue
@@ -173,9 +175,14 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 				continue
 			}
 		}
-		f.todo[l], f.last = true, l
+		f.todo[l] = true
 	}
 	f.todoBelow()
+	for l, todo := range f.todo {
+		if todo {
+			f.last = max(f.last, f.cfg.LastReader(l))
+		}
+	}
 	if j := o.Joint; f.last >= 0 && j != nil && j.Fisher {
 		var err error
 		if f.fisher, err = activations.NewFisher(ctx, m, everySecond(windows), o.Policy, o.Seed, o.Gradients); err != nil {
@@ -229,12 +236,14 @@ type fitter struct {
 	cfg  *family.Config
 	o    Options
 	todo []bool // layers to fit
-	last int    // of them, -1 for none
+	last int    // the last layer that a fit needs, -1 for none
+	at   int    // the layer that passes
 	res  *Result
 
+	gather *activations.Gatherer
 	fisher *activations.Fisher // nil where queries are the metric
 
-	below []spread // of the groups of the layer before, where the next one is given them
+	below map[int][]spread // of the groups of a layer, where the next one is given them
 }
 
 // A spread is signs times scales of all tokens of a group.
@@ -266,51 +275,63 @@ func (f *fitter) progress(layers, fits int) {
 }
 
 func (f *fitter) attention(ctx context.Context, a *refmodel.Attention) error {
-	if !f.todo[a.Layer] {
-		return nil
+	f.at = a.Layer
+	x, err := f.gather.Add(ctx, a)
+	if err != nil {
+		return err
 	}
-	c, y := f.cfg, &f.cfg.Layers[a.Layer]
-	layer := &f.res.Layers[a.Layer]
-	if y.Owner != a.Layer {
-		return f.fitted(ctx, a.Layer)
+	if l := a.Layer; f.todo[l] && f.cfg.Layers[l].Owner != l {
+		if err := f.save(ctx, l); err != nil { // there is nothing to fit
+			return err
+		}
 	}
+	if x != nil {
+		if err := f.fit(ctx, x); err != nil {
+			return err
+		}
+	}
+	if a.Layer == f.last {
+		return errDone
+	}
+	return nil
+}
+
+// fit fits the codes of a layer's keys, or of its groups.
+func (f *fitter) fit(ctx context.Context, x *activations.Gathered) error {
+	c, l := f.cfg, x.Layer
+	y, layer := &c.Layers[l], &f.res.Layers[l]
 	if f.o.Balance && transform.CheckPairScale(y) == nil {
-		layer.PairScale = activations.Energies(c, a, f.o.Policy.Sink).PairScale(y.QKNorm == family.NormHead)
+		layer.PairScale = x.PairScale()
 	}
 	scale := func(h int) []float32 {
 		if layer.PairScale == nil {
 			return nil
 		}
-		return layer.PairScale.KeyScale(h, y.HeadDim, c.PairsIn(a.Layer))
+		return layer.PairScale.KeyScale(h, y.HeadDim, c.PairsIn(l))
 	}
 	if f.o.Joint != nil {
-		if err := f.fitGroups(ctx, a, scale, layer); err != nil {
+		if err := f.fitGroups(ctx, x, scale, layer); err != nil {
 			return err
 		}
-	} else {
-		layer.Heads = make([]Head, y.KVHeads)
-		xs, err := activations.Samples(ctx, c, a, scale, f.o.Policy, f.o.Threads)
-		if err != nil {
-			return err
-		}
-		if err := f.fitHeads(ctx, xs, layer.Heads); err != nil {
-			return err
-		}
+		return f.save(ctx, l)
 	}
-	return f.fitted(ctx, a.Layer)
+	layer.Heads = make([]Head, y.KVHeads)
+	xs, err := x.Samples(ctx, scale)
+	if err != nil {
+		return err
+	}
+	if err := f.fitHeads(ctx, xs, layer.Heads); err != nil {
+		return err
+	}
+	return f.save(ctx, l)
 }
 
-// fitted keeps a layer, and ends the pass behind the last.
-func (f *fitter) fitted(ctx context.Context, l int) error {
-	if f.o.Store != nil {
-		if err := f.o.Store.Save(ctx, l, &f.res.Layers[l]); err != nil {
-			return err
-		}
+// save keeps a layer.
+func (f *fitter) save(ctx context.Context, l int) error {
+	if f.o.Store == nil {
+		return nil
 	}
-	if l == f.last {
-		return errDone
-	}
-	return nil
+	return f.o.Store.Save(ctx, l, &f.res.Layers[l])
 }
 
 // fitHeads fits every kind of code to every head. Each fit is a task of its own:
@@ -334,7 +355,7 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 		return cmp.Compare(f.effort(b.kind, xs[b.head]), f.effort(a.kind, xs[a.head]))
 	})
 	layer := xs[0].Layer
-	fitted := progress.Count(func(done, _ int) { f.progress(layer, done) }, len(tasks))
+	fitted := progress.Count(func(done, _ int) { f.progress(f.at, done) }, len(tasks))
 	err := parallel.For(ctx, f.o.Threads, len(tasks), func(i int) error {
 		t := tasks[i]
 		s := *xs[t.head]
@@ -371,18 +392,16 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 
 // fitGroups fits the code of every group of a layer, one after the other: they take much memory,
 // and each keeps all threads busy.
-func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale func(h int) []float32,
+func (f *fitter) fitGroups(ctx context.Context, a *activations.Gathered, scale func(h int) []float32,
 	layer *Layer) error {
 	j := f.o.Joint
-	below := f.below
-	f.below = nil
+	below := f.below[a.Layer-1]
+	delete(f.below, a.Layer-1)
 	for i, parts := range j.Parts[a.Layer] {
-		xs, err := activations.GroupSamples(ctx, f.cfg, a, [][]codec.Part{parts}, scale, f.o.Policy, f.fisher,
-			f.o.Threads)
+		s, err := a.Groups(ctx, parts, scale, f.fisher)
 		if err != nil {
 			return err
 		}
-		s := xs[0]
 		s.Index = i
 		if j.given(a.Layer, i) {
 			s.Below, s.BelowSigns = below[i].rows, below[i].signs
@@ -393,21 +412,28 @@ func (f *fitter) fitGroups(ctx context.Context, a *refmodel.Attention, scale fun
 		}
 		x := spread{signs: g.Code.B()}
 		if j.given(a.Layer+1, i) {
-			words, alpha := make([]uint32, s.N()*g.Code.Words()), make([]float32, s.N())
-			err := codec.Batches(ctx, s.N(), f.o.Threads, func(k0, k1 int) error {
-				w := g.Code.Words()
-				return g.Code.EncodeRows(ctx, s.Rows[k0*s.D():k1*s.D()], words[k0*w:k1*w], alpha[k0:k1])
-			})
-			if err != nil {
+			if x.rows, err = f.spread(ctx, g.Code, s); err != nil {
 				return err
 			}
-			x.rows = codec.Spread(words, alpha, x.signs)
 		}
-		f.below = append(f.below, x)
+		f.below[a.Layer] = append(f.below[a.Layer], x)
 		layer.Groups = append(layer.Groups, g)
-		f.progress(a.Layer, i+1)
+		f.progress(f.at, i+1)
 	}
 	return nil
+}
+
+// spread returns the signs of a group's tokens times their scales.
+func (f *fitter) spread(ctx context.Context, g *codec.Group, s *fit.GroupSample) ([]float32, error) {
+	w := g.Words()
+	words, alpha := make([]uint32, s.N()*w), make([]float32, s.N())
+	err := codec.Batches(ctx, s.N(), f.o.Threads, func(k0, k1 int) error {
+		return g.EncodeRows(ctx, s.Rows[k0*s.D():k1*s.D()], words[k0*w:k1*w], alpha[k0:k1])
+	})
+	if err != nil {
+		return nil, err
+	}
+	return codec.Spread(words, alpha, g.B()), nil
 }
 
 // Groups returns the fitted joint codes, [layer][group].

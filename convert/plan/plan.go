@@ -58,6 +58,10 @@ type Plan struct {
 	Tensors    []TensorPlan         `json:"tensors"`
 	Keys       Keys                 `json:"keys"`
 	Warnings   []string             `json:"warnings,omitempty"`
+	// Bytes is what the tensors take, SourceBytes what they took, where both are GGUF files. What is decided by
+	// measuring, such as biases that are added, is not in it.
+	Bytes       int64 `json:"bytes,omitempty"`
+	SourceBytes int64 `json:"source_bytes,omitempty"`
 }
 
 // Make decides what becomes of every tensor of c in a container, with matrices of GGUF files
@@ -114,7 +118,43 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 		err = p.untied(c, ch, outtype)
 	}
 	p.PairLayout = p.Pairs.String()
+	if err == nil && to == checkpoint.GGUF && c.Container == checkpoint.GGUF {
+		err = p.size(c.File())
+	}
 	return p, err
+}
+
+// size fills in Bytes and SourceBytes.
+func (p *Plan) size(source *gguf.File) error {
+	for i := range p.Tensors {
+		_, n, err := p.Tensors[i].GGUF()
+		if err != nil {
+			return err
+		}
+		p.Bytes += n
+	}
+	for i := range source.Tensors {
+		p.SourceBytes += source.Tensors[i].Size
+	}
+	return nil
+}
+
+// GGUF describes the tensor in a GGUF file, where it takes so many bytes; none that is dropped.
+func (x *TensorPlan) GGUF() (s gguf.TensorSpec, bytes int64, err error) {
+	if x.Action == Drop {
+		return s, 0, nil
+	}
+	s = gguf.TensorSpec{Name: x.Name, Dims: slices.Clone(x.Shape)}
+	slices.Reverse(s.Dims)
+	if s.Type, err = gguf.ParseType(x.To); err != nil || len(s.Dims) == 0 {
+		return s, 0, err
+	}
+	row, err := gguf.RowBytes(s.Type, s.Dims[0])
+	bytes = int64(row)
+	for _, n := range s.Dims[1:] {
+		bytes *= int64(n)
+	}
+	return s, bytes, err
 }
 
 // drafts says whether there are tensors of blocks that draft tokens.
@@ -624,25 +664,42 @@ func (p *Plan) added(c *checkpoint.Checkpoint, ch *Changes) {
 		if !ok {
 			continue
 		}
-		p.Tensors = append(p.Tensors, TensorPlan{
-			Name: t.Name, Shape: t.Shape, From: "-", To: gguf.TypeF32.String(), Action: Fold, By: ch.Targets[t.Name], Tensor: t,
-			Reorder: p.Pairs != c.Config.Pairs, Why: "a key bias, which stock readers of this architecture accept",
-		})
-		if !p.stackedKeys(c, l) {
+		by := ch.Targets[t.Name]
+		stored, parts := c.AddedTo(t.Name)
+		x := TensorPlan{Name: stored, Shape: t.Shape, From: "-", To: gguf.TypeF32.String(), Action: Fold, By: by, Tensor: t,
+			Reorder: p.Pairs != c.Config.Pairs, Why: "a key bias, which stock readers of this architecture accept"}
+		if len(parts) > 1 { // with zeros for queries and values
+			x.Tensor, x.Shape, x.Why = nil, []int{0}, "a bias of the fused projection, zeros but for the keys"
+			for _, n := range parts {
+				z := t
+				if n != t.Name {
+					z = zeroBias(ch.View, n, l)
+				}
+				x.Parts, x.Shape[0] = append(x.Parts, z), x.Shape[0]+z.Elements()
+			}
+		}
+		p.Tensors = append(p.Tensors, x)
+		if !p.stackedKeys(c, l) || len(parts) > 1 {
 			continue
 		}
 		for _, part := range []string{"attn_q", "attn_v"} {
-			w, _ := c.Find(family.Name(l, part+".weight"))
-			z := &checkpoint.Tensor{Name: family.Name(l, part+".bias"), Layer: l, Shape: []int{w.Shape[0]}, Type: "F32"}
-			if exists(c, z.Name) {
+			if exists(c, family.Name(l, part+".bias")) {
 				continue
 			}
-			ch.View.Added[z.Name] = z
+			z := zeroBias(ch.View, family.Name(l, part+".bias"), l)
 			p.Tensors = append(p.Tensors, TensorPlan{Name: z.Name, Shape: z.Shape, From: "-", To: gguf.TypeF32.String(),
-				Action: Fold, By: ch.Targets[t.Name], Tensor: z,
+				Action: Fold, By: by, Tensor: z,
 				Why: "zeros: beside stacked projections stock readers heed a key bias only if all three are there"})
 		}
 	}
+}
+
+// zeroBias adds a bias of zeros to a view, as long as the rows of its projection in layer l.
+func zeroBias(v *checkpoint.Edited, name string, l int) *checkpoint.Tensor {
+	w, _ := v.Find(strings.TrimSuffix(name, ".bias") + ".weight")
+	z := &checkpoint.Tensor{Name: name, Layer: l, Shape: []int{w.Shape[0]}, Type: "F32"}
+	v.Added[name] = z
+	return z
 }
 
 // stackedKeys says whether the projections of layer l's attention will be stacked in the file.

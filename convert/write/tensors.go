@@ -269,12 +269,11 @@ func (w *writer) shards() (out []ggufShard, total int64, err error) {
 		if x.Action == plan.Drop {
 			continue
 		}
-		typ, err := gguf.ParseType(x.To)
+		described, size, err := x.GGUF()
 		if err != nil {
 			return nil, 0, err
 		}
-		dims := slices.Clone(x.Shape)
-		slices.Reverse(dims)
+		total += size
 		at := n - 1
 		if source != nil {
 			if t, ok := source.Tensor(x.Name); ok {
@@ -282,19 +281,7 @@ func (w *writer) shards() (out []ggufShard, total int64, err error) {
 			}
 		}
 		s := &out[at]
-		s.tensors, s.specs = append(s.tensors, x), append(s.specs, gguf.TensorSpec{Name: x.Name, Type: typ, Dims: dims})
-		if len(dims) == 0 {
-			continue
-		}
-		row, err := gguf.RowBytes(typ, dims[0])
-		if err != nil {
-			return nil, 0, err
-		}
-		size := int64(row)
-		for _, n := range dims[1:] {
-			size *= int64(n)
-		}
-		total += size
+		s.tensors, s.specs = append(s.tensors, x), append(s.specs, described)
 	}
 	return out, total, nil
 }

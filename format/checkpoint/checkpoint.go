@@ -102,9 +102,11 @@ type Checkpoint struct {
 	tensors map[string]*Tensor
 	order   []string
 	parts   parts
-	holds   map[string][]*Tensor
-	b       backend
-	stamps  map[string]stamp
+	// optional are tensors that the file lacks and the graph says its readers take.
+	optional map[string]spec.GraphTensor
+	holds    map[string][]*Tensor
+	b        backend
+	stamps   map[string]stamp
 
 	reading  sync.Once // of the tokenizer
 	vocab    *tokenizer.Vocab

@@ -57,12 +57,21 @@ func (c *Checkpoint) fromGraph(b *ggufBackend, g *spec.Graph) error {
 	of := map[string][]*Tensor{} // by the stored tensor
 	for l := range g.Caches {
 		for _, x := range g.Caches[l].Tensors {
+			if _, there := b.f.Tensor(x.Name); x.Optional && !there {
+				if err := c.lacks(l, x); err != nil {
+					return fmt.Errorf("%s: %w", c.Path, err)
+				}
+				continue
+			}
 			t, err := c.graphTensor(b, l, x)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.Path, err)
 			}
 			of[x.Name] = append(of[x.Name], t)
 		}
+	}
+	if err := c.checkOptional(); err != nil {
+		return fmt.Errorf("%s: %w", c.Path, err)
 	}
 	for i := range b.f.Tensors {
 		t := &b.f.Tensors[i]
@@ -74,6 +83,55 @@ func (c *Checkpoint) fromGraph(b *ggufBackend, g *spec.Graph) error {
 	}
 	slices.Sort(c.Unknown)
 	c.setHolds()
+	return nil
+}
+
+// lacks keeps an optional tensor of cache l that the file lacks.
+func (c *Checkpoint) lacks(l int, x spec.GraphTensor) error {
+	y := &c.Config.Layers[l]
+	name := family.Name(l, x.Role)
+	if want, ok := y.GraphShape(x.Role, c.Config.Hidden); !ok || len(want) != 1 || want[0] != x.Rows || x.Row < 0 {
+		return fmt.Errorf("optional tensor %s of cache %d, rows %d to %d: it is none of its vectors (%s)", x.Name, l, x.Row,
+			x.Row+x.Rows, x.Role)
+	}
+	if _, twice := c.optional[name]; twice {
+		return fmt.Errorf("cache %d has two tensors %s", l, x.Role)
+	}
+	if c.optional == nil {
+		c.optional = map[string]spec.GraphTensor{}
+	}
+	c.optional[name] = x
+	return nil
+}
+
+// AddedTo says where a vector that the file lacks is stored if it is added: in which tensor, and of which
+// canonical tensors that one consists, in order. Mostly it is one of its own.
+func (c *Checkpoint) AddedTo(name string) (stored string, parts []string) {
+	x, ok := c.optional[name]
+	if !ok {
+		return name, []string{name}
+	}
+	for n, y := range c.optional {
+		if y.Name == x.Name {
+			parts = append(parts, n)
+		}
+	}
+	slices.SortFunc(parts, func(a, b string) int { return cmp.Compare(c.optional[a].Row, c.optional[b].Row) })
+	return x.Name, parts
+}
+
+// checkOptional refuses an optional tensor whose parts do not lie side by side.
+func (c *Checkpoint) checkOptional() error {
+	for name, x := range c.optional {
+		at := 0
+		_, parts := c.AddedTo(name)
+		for _, p := range parts {
+			if y := c.optional[p]; y.Row != at {
+				return fmt.Errorf("optional tensor %s: %s begins at row %d, expected %d", x.Name, p, y.Row, at)
+			}
+			at += c.optional[p].Rows
+		}
+	}
 	return nil
 }
 

@@ -83,6 +83,38 @@ func TestOpenAs(t *testing.T) {
 	}
 }
 
+// optional adds a bias that the file lacks.
+func optional(c *spec.GraphCache, role string, row, rows int) {
+	c.Tensors = append(c.Tensors, spec.GraphTensor{Role: role, Name: "blk.1.attn_qkv.bias", Row: row, Rows: rows, Optional: true})
+}
+
+// TestOptional: a bias that a file lacks and its readers take is no tensor of the checkpoint, which says where
+// it is to be stored: alone under its name, or as a part of another.
+func TestOptional(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "m.gguf")
+	tiny.GGUF(t, path, "llama", tiny.Options{Seed: 4})
+	g := graph()
+	for i, role := range []string{"attn_v.bias", "attn_k.bias", "attn_q.bias"} {
+		optional(&g.Caches[0], role, []int{96, 64, 0}[i], []int{32, 32, 64}[i])
+	}
+	c, err := checkpoint.OpenAs(path, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, ok := c.Find("blk.0.attn_k.bias"); ok || !c.Config.Family.GGUFBias.K || c.Config.Family.AttnBias.K {
+		t.Errorf("the bias is there: %v; %+v, %+v", ok, c.Config.Family.AttnBias, c.Config.Family.GGUFBias)
+	}
+	stored, parts := c.AddedTo("blk.0.attn_k.bias")
+	if want := []string{"blk.0.attn_q.bias", "blk.0.attn_k.bias", "blk.0.attn_v.bias"}; stored != "blk.1.attn_qkv.bias" ||
+		!slices.Equal(parts, want) {
+		t.Errorf("stored in %s as %v, expected %v", stored, parts, want)
+	}
+	if stored, parts = c.AddedTo("other"); stored != "other" || len(parts) != 1 {
+		t.Errorf("another one is stored in %s as %v", stored, parts)
+	}
+}
+
 // TestOpenAsRefuses: a graph that does not fit the file, or contradicts itself, is an error that names what.
 func TestOpenAsRefuses(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.gguf")
@@ -96,11 +128,16 @@ func TestOpenAsRefuses(t *testing.T) {
 		"shares rows": func(_ *spec.Graph, c *spec.GraphCache) {
 			c.Tensors[2].Name = c.Tensors[1].Name
 		},
-		"is no role":          func(_ *spec.Graph, c *spec.GraphCache) { c.Tensors[1].Role = "ffn_up.weight" },
-		"pair layout":         func(g *spec.Graph, _ *spec.GraphCache) { g.PairLayout = "thirds" },
-		"num_hidden_layers":   func(g *spec.Graph, _ *spec.GraphCache) { g.Caches = nil },
-		"num_key_value_heads": func(_ *spec.Graph, c *spec.GraphCache) { c.KVHeads = 1 << 30 },
-		"theta":               func(_ *spec.Graph, c *spec.GraphCache) { c.Rope.Theta = -1 },
+		"rows 0 to 31": func(_ *spec.Graph, c *spec.GraphCache) { optional(c, "attn_k.bias", 0, 31) },
+		"none of its vectors": func(_ *spec.Graph, c *spec.GraphCache) {
+			optional(c, "attn_k_norm.weight", 0, 16)
+		},
+		"begins at row 64, expected 0": func(_ *spec.Graph, c *spec.GraphCache) { optional(c, "attn_v.bias", 64, 32) },
+		"is no role":                   func(_ *spec.Graph, c *spec.GraphCache) { c.Tensors[1].Role = "ffn_up.weight" },
+		"pair layout":                  func(g *spec.Graph, _ *spec.GraphCache) { g.PairLayout = "thirds" },
+		"num_hidden_layers":            func(g *spec.Graph, _ *spec.GraphCache) { g.Caches = nil },
+		"num_key_value_heads":          func(_ *spec.Graph, c *spec.GraphCache) { c.KVHeads = 1 << 30 },
+		"theta":                        func(_ *spec.Graph, c *spec.GraphCache) { c.Rope.Theta = -1 },
 		"divisors": func(_ *spec.Graph, c *spec.GraphCache) {
 			c.Rope.Scaling, c.Rope.Divisors = "divisor", []float64{1}
 		},

@@ -727,8 +727,8 @@ func ByGGUFArch(arch string, experts int, has func(key string) bool) (*Family, e
 		names = append(names, n)
 	}
 	sort.Strings(names)
-	return nil, format.Unsupportedf("general.architecture %q with %d experts is not supported (known: %s)", arch, experts,
-		strings.Join(names, ", "))
+	return nil, format.Unsupportedf("general.architecture %q with %d experts is not supported (known: %s); "+
+		"stock llama.cpp may compute it: --engine llama", arch, experts, strings.Join(names, ", "))
 }
 
 // ByWrapper finds the family of the language model in a multimodal checkpoint: of the model_types

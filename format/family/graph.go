@@ -26,7 +26,7 @@ func fromGraph(g *spec.Graph) (*Config, error) {
 		return nil, err
 	}
 	f := &Family{Name: g.Architecture, GGUFArch: g.Architecture, GGUFPairs: pairs, HFPairs: pairs}
-	f.AttnBias.K = len(g.Caches) > 0
+	f.AttnBias.K, f.GGUFBias.K = len(g.Caches) > 0, len(g.Caches) > 0
 	c := &Config{Family: f, Pairs: pairs, Hidden: g.Hidden, Vocab: g.Vocab, Context: g.Context, BOS: -1, EOS: -1,
 		NormEps: 1e-6, EmbeddingScale: 1, LogitScale: 1}
 	for i := range g.Caches {
@@ -45,11 +45,12 @@ func fromGraph(g *spec.Graph) (*Config, error) {
 			y.Rope = rope.Params{Theta: r.Theta, Dim: r.Dim, Scaling: rope.Scaling(r.Scaling), Factor: r.Factor,
 				OriginalContext: r.OriginalContext, BetaFast: r.BetaFast, BetaSlow: r.BetaSlow, Divisors: r.Divisors}
 		}
-		has := false
+		has, takes := false, false
 		for _, t := range x.Tensors {
-			has = has || t.Role == "attn_k.bias"
+			takes = takes || t.Role == "attn_k.bias"
+			has = has || t.Role == "attn_k.bias" && !t.Optional
 		}
-		f.AttnBias.K = f.AttnBias.K && has
+		f.AttnBias.K, f.GGUFBias.K = f.AttnBias.K && has, f.GGUFBias.K && takes
 		c.Layers = append(c.Layers, y)
 	}
 	return c, c.check()

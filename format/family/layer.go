@@ -480,6 +480,16 @@ func (c *Config) Readers(l int) []int {
 	return out
 }
 
+// LastReader returns the last of the layers that read the keys and values of layer l, or l itself.
+func (c *Config) LastReader(l int) int {
+	for i := len(c.Layers) - 1; i > l; i-- {
+		if c.Layers[i].Owner == l {
+			return i
+		}
+	}
+	return l
+}
+
 // Shared says whether other layers read the keys and values of layer l.
 func (c *Config) Shared(l int) bool { return len(c.Readers(l)) > 1 }
 

@@ -125,7 +125,6 @@ type config struct {
 
 	ClipQKV       *float64 `json:"clip_qkv"`
 	MLPBias       *bool    `json:"mlp_bias"`
-	PretrainingTP *int     `json:"pretraining_tp"`
 	AttentionBias *bool    `json:"attention_bias"`
 	// AttentionOutBias is seed_oss's, for the output projection.
 	AttentionOutBias *bool `json:"attention_out_bias"`
@@ -474,7 +473,6 @@ func (h *config) refuse(f *family.Family) error {
 		{"final_logit_softcapping", or(h.FinalLogitSoftcap.value, 0) != 0 && !f.ScoreKeys},
 		{"use_qk_norm", or(h.UseQKNorm, false) && f.QKNormKey == "" && f.QKNorm == family.NoQKNorm},
 		{"use_bias", or(h.UseBias, false)},
-		{"pretraining_tp", or(h.PretrainingTP, 1) > 1},
 		{"mlp_only_layers", len(h.MLPOnlyLayers) > 0 && !f.HasDense(family.DenseSteps)},
 		{"decoder_sparse_step", or(h.SparseStep, 1) != 1 && !f.HasDense(family.DenseSteps)},
 	} {

@@ -141,7 +141,6 @@ func TestRefusals(t *testing.T) {
 		{"qwen3", keys{"attention_bias": true}, "attention_bias"},
 		{"olmoe", keys{"attention_bias": true}, "attention_bias"},
 		{"gemma3", keys{"attention_bias": true}, "attention_bias"},
-		{"llama", keys{"pretraining_tp": 2}, "pretraining_tp"},
 		{"qwen3moe", keys{"mlp_only_layers": []int{0}}, "mlp_only_layers"},
 		{"qwen3moe", keys{"decoder_sparse_step": 2}, "decoder_sparse_step"},
 		{"qwen3moe", keys{"num_experts": 0}, "experts"},

@@ -82,7 +82,7 @@ var idleKeys = words(`
 	remove_invalid_values exponential_decay_length_penalty cross_attention_hidden_size
 	add_classification_head class_num pool_type dense_list enable_lm_head_fp32 skip_cls_token
 	experts_per_token initial_context_length attention_head_dim layer_switch use_embedding_sharing use_parallel_embedding
-	mamba_unused dual_chunk_attention_config phaseconv`)
+	mamba_unused dual_chunk_attention_config pretraining_tp phaseconv`)
 
 func words(text string) map[string]bool {
 	out := map[string]bool{}

@@ -12,6 +12,7 @@ import (
 const program = `package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 
@@ -31,7 +32,7 @@ func main() {
 	defer model.Close()
 	o := convert.DefaultOptions()
 	o.Source = os.Args[1]
-	plans, err := convert.Plans(o)
+	plans, err := convert.Plans(context.Background(), o)
 	if err != nil {
 		panic(err)
 	}

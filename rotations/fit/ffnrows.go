@@ -116,10 +116,7 @@ func (b *BlockRotation) Measure(ctx context.Context, rows []float32, d, threads 
 	const batch = 256
 	var w []gemm.Weights
 	if b != nil {
-		w = make([]gemm.Weights, d/b.Block)
-		for i := range w {
-			w[i].PackRows(b.Block, b.Block, b.R[i*b.Block*b.Block:], b.Block, threads)
-		}
+		w = b.packed(threads)
 	}
 	var out codec.Beta
 	var cos, abs, sq, kept float64
@@ -133,9 +130,7 @@ func (b *BlockRotation) Measure(ctx context.Context, rows []float32, d, threads 
 		y := x
 		if b != nil {
 			y = buf[:len(x)]
-			for i := range w {
-				gemm.Mul(y[i*b.Block:], d, x[i*b.Block:], d, len(x)/d, &w[i], threads)
-			}
+			b.mul(y, x, w, threads)
 		}
 		for i := 0; i < len(y); i += d {
 			var l1, l2 float64
@@ -161,6 +156,29 @@ func (b *BlockRotation) Measure(ctx context.Context, rows []float32, d, threads 
 	out.Cos1bit, out.Energy = cos/n, kept/sq
 	out.MomentRatio = float64(mean*mean) / (sq / (n * float64(d)))
 	return out, nil
+}
+
+// packed returns the blocks as operands of mul.
+func (b *BlockRotation) packed(threads int) []gemm.Weights {
+	w := make([]gemm.Weights, b.D/b.Block)
+	for i := range w {
+		w[i].PackRows(b.Block, b.Block, b.R[i*b.Block*b.Block:], b.Block, threads)
+	}
+	return w
+}
+
+// mul sets y to the rotated rows of x, both [n, D].
+func (b *BlockRotation) mul(y, x []float32, w []gemm.Weights, threads int) {
+	for i := range w {
+		gemm.Mul(y[i*b.Block:], b.D, x[i*b.Block:], b.D, len(x)/b.D, &w[i], threads)
+	}
+}
+
+// Rotate returns R x for every row x of rows, [n, D].
+func (b *BlockRotation) Rotate(rows []float32, threads int) []float32 {
+	out := make([]float32, len(rows))
+	b.mul(out, rows, b.packed(threads), threads)
+	return out
 }
 
 // HadamardRows is the rotation of FitRows before any fit: a randomised Hadamard

@@ -33,9 +33,11 @@ type Fold struct {
 	Residual *transform.ResidualRotation
 }
 
-// FoldOf gathers what was done to the weights of v.
+// FoldOf gathers what was done to the weights of v. Biases of zeros that a container needs beside others
+// are no part of it: the plan of that container makes them again.
 func FoldOf(v *checkpoint.Edited, source string) *Fold {
-	f := &Fold{SourceSHA256: source, Edits: v.Edits, Added: v.Added}
+	f := &Fold{SourceSHA256: source, Edits: v.Edits, Added: maps.Clone(v.Added)}
+	maps.DeleteFunc(f.Added, func(name string, _ *checkpoint.Tensor) bool { return f.Edits[name] == nil })
 	if r, ok := v.Stream.(*transform.Residual); ok {
 		f.Residual = r.Rotation()
 	}

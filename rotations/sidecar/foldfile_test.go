@@ -293,3 +293,20 @@ func FuzzReadFold(f *testing.F) {
 		}
 	})
 }
+
+// TestZeroBiases: a bias of zeros that a container needs beside that of keys is no part of a fold.
+func TestZeroBiases(t *testing.T) {
+	vector := func(name string) *checkpoint.Tensor {
+		return &checkpoint.Tensor{Name: name, Shape: []int{4}, Type: "F32"}
+	}
+	v := checkpoint.NewEdited(nil, checkpoint.Edits{"blk.0.attn_k.bias": {Shift: make([]float32, 4), By: []string{"G7"}}})
+	v.Added = map[string]*checkpoint.Tensor{"blk.0.attn_k.bias": vector("blk.0.attn_k.bias"),
+		"blk.0.attn_q.bias": vector("blk.0.attn_q.bias")}
+	f, err := ReadFold(t.Context(), writeFold(t, FoldOf(v, strings.Repeat("0a", 32))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(f.Added) != 1 || len(v.Added) != 2 {
+		t.Errorf("the fold adds %v, the view %v", f.Added, v.Added)
+	}
+}

@@ -217,28 +217,8 @@ func (s *Sidecar) WriteGGUF(path string) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	kvs := []gguf.KV{
-		gguf.Value("general.architecture", spec.Architecture),
-		gguf.Value("general.type", "k-code"),
-	}
-	for _, kv := range s.keys() {
-		switch v := kv.value.(type) {
-		case int:
-			kvs = append(kvs, gguf.Value(kv.key, uint32(v)))
-		case string:
-			kvs = append(kvs, gguf.Value(kv.key, v))
-		}
-	}
 	parts := s.parts()
-	var specs []gguf.TensorSpec
-	for _, p := range parts {
-		dims := make([]int, len(p.shape))
-		for i, n := range p.shape {
-			dims[len(dims)-1-i] = n
-		}
-		specs = append(specs, gguf.TensorSpec{Name: p.name, Type: gguf.TypeF32, Dims: dims})
-	}
-	w, err := gguf.Create(path, kvs, specs)
+	w, err := createGGUF(path, "k-code", s.keys(), parts)
 	if err != nil {
 		return err
 	}
@@ -250,20 +230,51 @@ func (s *Sidecar) WriteSafetensors(path string) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	meta := map[string]string{"format": "pt"}
-	for _, kv := range s.keys() {
-		meta[kv.key] = fmt.Sprint(kv.value)
-	}
 	parts := s.parts()
-	var ts []safetensors.Tensor
-	for _, p := range parts {
-		ts = append(ts, safetensors.Tensor{Name: p.name, DType: "F32", Shape: p.shape})
-	}
-	w, err := safetensors.Create(path, ts, meta)
+	w, err := createSafetensors(path, s.keys(), parts)
 	if err != nil {
 		return err
 	}
 	return writeParts(w, parts)
+}
+
+// createGGUF begins a GGUF file of architecture phaseconv for the tensors of parts, whose data it
+// does not look at. kind is its general.type.
+func createGGUF(path, kind string, keys []keyValue, parts []part) (partWriter, error) {
+	kvs := []gguf.KV{
+		gguf.Value("general.architecture", spec.Architecture),
+		gguf.Value("general.type", kind),
+	}
+	for _, kv := range keys {
+		switch v := kv.value.(type) {
+		case int:
+			kvs = append(kvs, gguf.Value(kv.key, uint32(v)))
+		case string:
+			kvs = append(kvs, gguf.Value(kv.key, v))
+		}
+	}
+	var specs []gguf.TensorSpec
+	for _, p := range parts {
+		dims := make([]int, len(p.shape))
+		for i, n := range p.shape {
+			dims[len(dims)-1-i] = n
+		}
+		specs = append(specs, gguf.TensorSpec{Name: p.name, Type: gguf.TypeF32, Dims: dims})
+	}
+	return gguf.Create(path, kvs, specs)
+}
+
+// createSafetensors begins a safetensors file with the same names and keys.
+func createSafetensors(path string, keys []keyValue, parts []part) (partWriter, error) {
+	meta := map[string]string{"format": "pt"}
+	for _, kv := range keys {
+		meta[kv.key] = fmt.Sprint(kv.value)
+	}
+	var ts []safetensors.Tensor
+	for _, p := range parts {
+		ts = append(ts, safetensors.Tensor{Name: p.name, DType: "F32", Shape: p.shape})
+	}
+	return safetensors.Create(path, ts, meta)
 }
 
 // A partWriter is a file of either container that is being written.
@@ -451,14 +462,17 @@ const keyPrefix = spec.Architecture + "."
 
 // knownKeys refuses keys of the format that the version of s does not define: whoever
 // wrote them meant something by them that this reader would leave out.
-func knownKeys(f sidecarFile, s *Sidecar) error {
+func knownKeys(f sidecarFile, s *Sidecar) error { return onlyKeys(f, s.keys(), s.Version()) }
+
+// onlyKeys refuses keys of the format that are not among those given.
+func onlyKeys(f sidecarFile, keys []keyValue, version int) error {
 	known := map[string]bool{}
-	for _, kv := range s.keys() {
+	for _, kv := range keys {
 		known[kv.key] = true
 	}
 	for _, k := range f.keyNames() {
 		if strings.HasPrefix(k, keyPrefix) && !known[k] {
-			return fmt.Errorf("key %.80q is not one of version %d: the file was made by a later program; use one that knows the key", k, s.Version())
+			return fmt.Errorf("key %.80q is not one of version %d: the file was made by a later program; use one that knows the key", k, version)
 		}
 	}
 	return nil

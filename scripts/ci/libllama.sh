@@ -30,8 +30,8 @@ if grep -q -- '--- SKIP: Test\(TinyFiles\|AustenMoE\|CacheTypes\|Cells\|RoundedI
 	exit 1
 fi
 # The engine: taps, keys written back and doubled, folds in memory, stock types, conversions, in a dozen
-# small random models. RPC needs a build of llama.cpp with GGML_RPC, which the package is not: TestRPC
-# runs where PHASECONV_LIBLLAMA has an rpc-server.
+# small random models. RPC needs a build of llama.cpp with GGML_RPC, which the package is not: PHASECONV_RPC may name
+# the folder of one, with its rpc-server.
 cd ../../..
 # Emulated weight types: what llama-quantize gives each matrix, and its bytes.
 go test -count=1 -v -run '^TestStockQuantize$' ./verify/quantweights | tee "$work/libllama/quantize.log" | grep -E '^(---|    ---|FAIL|ok|panic)' || true
@@ -39,9 +39,17 @@ grep -q '^--- PASS: TestStockQuantize' "$work/libllama/quantize.log" || { cat "$
 # With PHASECONV_LONG the worker of a conversion is killed at 50 random moments instead of 4.
 PHASECONV_LONG=1 go test -count=1 -v -timeout 20m ./verify/engine/... | tee "$work/libllama/engine.log" | grep -E '^(---|    ---|FAIL|ok|panic)' || true
 grep -q '^ok .*verify/engine/llama' "$work/libllama/engine.log" || { cat "$work/libllama/engine.log"; exit 1; }
-if grep -q -- '--- SKIP: Test\(Taps\|Samples\|Fused\|Fold\|Abort\|Convert\|Unknown\|Types\|Split\|Kills\)' "$work/libllama/engine.log"; then
+if grep -q -- '--- SKIP: Test\(Taps\|Samples\|Fused\|Fold\|Abort\|Convert\|Unknown\|KeyBias\|Types\|Split\|Kills\)' "$work/libllama/engine.log"; then
 	echo "a test of the engine was skipped"
 	exit 1
+fi
+if [ -n "${PHASECONV_RPC:-}" ]; then
+	PHASECONV_LIBLLAMA=$PHASECONV_RPC PHASECONV_LONG=1 go test -count=1 -v -run '^Test(RPC|ServerKills)$' ./verify/engine/llama |
+		tee "$work/libllama/rpc.log" | grep -E '^(---|FAIL|ok|panic)' || true
+	grep -q '^--- PASS: TestRPC' "$work/libllama/rpc.log" && grep -q '^--- PASS: TestServerKills' "$work/libllama/rpc.log" ||
+		{ cat "$work/libllama/rpc.log"; exit 1; }
+else
+	echo "PHASECONV_RPC names no build with an rpc-server: RPC SERVERS WERE NOT TESTED"
 fi
 go build -o "$work/libllama/phaseconv" ./cmd/phaseconv
 go build -o "$work/libllama/phaseconv-llama" ./cmd/phaseconv-llama

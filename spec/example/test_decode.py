@@ -18,6 +18,7 @@ import unittest
 import numpy as np
 
 import decode as ref
+import ffn
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VECTORS = os.path.join(HERE, "..", "vectors")
@@ -252,8 +253,43 @@ class Golden(unittest.TestCase):
                 (meta, {**tensors, "blk.0.kv_code.0.part_gain": ("F32", (4,), b"\0\0\x80\x3f" * 3 + b"\0\0\x88\x41")})]
         refuses(self, meta, tensors, bad)
 
+    def test_ffn(self):
+        """Rotations of FFN inputs in both containers; rows and inputs rotated with them, products, rows as signs."""
+        want = self.load("ffn.json")
+        for name in want["files"]:
+            got = ffn.FFNRotations(os.path.join(VECTORS, name))
+            self.assertEqual((list(got.layers), got.keys["ffn.seed"], got.measured[0]["cos1bit"]), ([1], str(2**64 - 1), 0.75))
+            self.assertEqual(len(want["cases"]), 4)
+            for c in want["cases"]:
+                of = got.layers[1][c["tensor"] == "blk.1.ffn_neurons.rotation"][c["expert"]]
+                np.testing.assert_array_equal(of, np.stack([matrix(b) for b in c["rotation"]]))
+                rows, x = matrix(c["rows"]), f32(c["input"])[None]
+                np.testing.assert_array_equal(ffn.rotate(of.astype("f8"), x).astype("f4")[0], f32(c["rotated"]))
+                exact = f32(c["products"])
+                np.testing.assert_array_equal((rows.astype("f8") @ x[0]).astype("f4"), exact)
+                # Of float32 rotations: 1e-6 of the lengths is what sums of 8 products err by.
+                both = (ffn.rotate(of, rows) @ ffn.rotate(of, x)[0])
+                self.assertLess(abs(both - exact).max(), 1e-6 * np.linalg.norm(rows, axis=1).max() * np.linalg.norm(x))
+                signs, alpha = ffn.encode_rows(of, rows)
+                np.testing.assert_array_equal(alpha.astype("f4"), f16(c["alpha"]))
+                np.testing.assert_array_equal(signs, ref.signs(u32(c["words"]), rows.shape[1]))
+                coded = (alpha * (signs @ ffn.rotate(of.astype("f8"), x)[0])).astype("f4")
+                np.testing.assert_allclose(coded, f32(c["coded"]), rtol=1e-6)  # the order of a sum in float64
 
-def refuses(test, meta, tensors, bad):
+    def test_ffn_refuses(self):
+        meta, tensors = ref.read_model(os.path.join(VECTORS, "ffn.sidecar"))
+        name = "blk.1.ffn_neurons.rotation"
+        kind, shape, data = tensors[name]
+        bad = [({**meta, "phaseconv." + k: v}, tensors) for k, v in {
+            "ffn.version": "2", "ffn.layers": "1", "ffn.block": "4", "ffn.basis": "mine", "ffn.rows": "-1", "source.sha256": "x", "more": "1"}.items()]
+        bad += [({k: v for k, v in meta.items() if k != key}, tensors) for key in meta if key != "format"]
+        bad += [({**meta, "phaseconv.ffn.basis": "shared"}, tensors), (meta, {name: tensors[name]}), (meta, {**tensors, "blk.1.x": tensors[name]}),
+                (meta, {**tensors, name: (kind, (1, 1, 8, 16), data)}), (meta, {**tensors, name: (kind, shape, data[4:] + data[:4])}),
+                (meta, {**tensors, name: (kind, shape, b"\0\0\x80\x7f" + data[4:])})]
+        refuses(self, meta, tensors, bad, ffn.FFNRotations)
+
+
+def refuses(test, meta, tensors, bad, reader=ref.Sidecar):
     """The reader takes a file of meta and tensors and none of the bad ones."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "s.safetensors")
@@ -266,10 +302,10 @@ def refuses(test, meta, tensors, bad):
             with open(path, "wb") as f:
                 f.write(struct.pack("<Q", len(head)) + head + body)
             if i == 0:
-                ref.Sidecar(path)
+                reader(path)
             else:
                 with test.assertRaises((ValueError, KeyError), msg=f"case {i}"):
-                    ref.Sidecar(path)
+                    reader(path)
 
 
 def check_group(test, v, tensors=None):

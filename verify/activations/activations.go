@@ -11,67 +11,20 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/kernels/rope"
-	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
-// Energies sums pair energies over all tokens but each window's first sink ones.
-func Energies(c *family.Config, a *refmodel.Attention, sink int) *transform.PairEnergy {
+// addEnergies sums pair energies over all tokens but each window's first sink ones.
+func addEnergies(e *transform.PairEnergy, c *family.Config, a *refmodel.Attention, sink int) {
 	y := &c.Layers[a.Layer]
-	e := transform.NewPairEnergy(y.KVHeads, y.HeadDim)
 	qw, kw := y.Heads*y.HeadDim, y.KVHeads*y.HeadDim
 	for r := range a.T * a.Windows {
 		if r%a.T >= sink {
 			e.Add(a.Q[r*qw:(r+1)*qw], a.K[r*kw:(r+1)*kw], y.Group(), c.PairsIn(a.Layer))
 		}
 	}
-	return e
-}
-
-// Samples collects what the codes of a layer's KV heads are fitted to. scale gives what the pair
-// scaling multiplies a head's keys by, nil for nothing. It fails only when ctx ends.
-func Samples(ctx context.Context, c *family.Config, a *refmodel.Attention, scale func(h int) []float32,
-	p kvcache.Policy, threads int) ([]*fit.Sample, error) {
-	heads := make([]int, c.Layers[a.Layer].KVHeads)
-	for h := range heads {
-		heads[h] = h
-	}
-	return samples(ctx, c, a, heads, scale, p, threads)
-}
-
-// Sample is what Samples returns for KV head h.
-func Sample(ctx context.Context, c *family.Config, a *refmodel.Attention, h int, scale []float32,
-	p kvcache.Policy, threads int) (*fit.Sample, error) {
-	out, err := samples(ctx, c, a, []int{h}, func(int) []float32 { return scale }, p, threads)
-	if err != nil {
-		return nil, err
-	}
-	return out[0], nil
-}
-
-func samples(ctx context.Context, c *family.Config, a *refmodel.Attention, heads []int, scale func(h int) []float32,
-	p kvcache.Policy, threads int) ([]*fit.Sample, error) {
-	y := &c.Layers[a.Layer]
-	table := anchors(y, a, p)
-	met, err := meetings(ctx, c, a, heads, scale, p, table, threads)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]*fit.Sample, len(heads))
-	for i, h := range heads {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		s := &fit.Sample{D: y.HeadDim, Keys: keys(c, a, h, scale(h), p, table), Layer: a.Layer, Head: h, Threads: threads}
-		s.Metric = metric(met[i], y.HeadDim, threads)
-		for _, m := range met[i] {
-			s.Weights = append(s.Weights, m.seen[min(p.Sink, a.T):]...)
-		}
-		out[i] = s
-	}
-	return out, nil
 }
 
 // anchors returns the table that turns keys to their blocks, nil for none.
@@ -179,20 +132,25 @@ func meet(ctx context.Context, c *family.Config, a *refmodel.Attention, h, w int
 
 // metric returns E[w q q^T] over the queries of all windows, [d, d].
 func metric(windows []*meeting, d, threads int) []float64 {
+	sum, n := moments(windows, d, threads)
+	out := make([]float64, d*d)
+	for i, v := range sum {
+		out[i] = float64(v) / float64(n)
+	}
+	return out
+}
+
+// moments returns the sum of w q q^T over the queries of all windows, [d, d], and how many they are.
+func moments(windows []*meeting, d, threads int) (sum []float32, queries int) {
 	var w gemm.Weights
 	var t []float32
-	m := make([]float32, d*d)
-	total := 0
+	sum = make([]float32, d*d)
 	for _, x := range windows {
 		n := len(x.queries) / d
 		t = gemm.Transpose(t, x.queries, n, d)
 		w.PackT(d, n, x.queries, d, threads)
-		gemm.MulAdd(m, d, t, n, d, &w, threads)
-		total += n
+		gemm.MulAdd(sum, d, t, n, d, &w, threads)
+		queries += n
 	}
-	out := make([]float64, d*d)
-	for i, v := range m {
-		out[i] = float64(v) / float64(total)
-	}
-	return out
+	return sum, queries
 }

@@ -28,12 +28,15 @@ type FFNOptions struct {
 	Seed     uint64
 	Threads  int
 	Progress func(done, total int)
+
+	rotationBits int // of one number of a learned rotation
 }
 
 func (o FFNOptions) withDefaults() FFNOptions {
 	o.Block = cmp.Or(o.Block, 128)
 	o.MaxRows = cmp.Or(o.MaxRows, 1<<14)
 	o.Experts = cmp.Or(o.Experts, 8)
+	o.rotationBits = cmp.Or(o.rotationBits, rotationBits)
 	return o
 }
 
@@ -83,7 +86,7 @@ func FFNWork(cfg *family.Config, w checkpoint.Weights, o FFNOptions) float64 {
 // Storage of the 1-bit form of a row, in bits beside its signs: a scale in F16.
 const scaleBits = 16
 
-// rotationBits is the storage of one number of a learned rotation.
+// rotationBits is the storage of one number of a learned rotation, unless told otherwise.
 const rotationBits = 16
 
 // FFN measures how well signs describe the rows of gate, up and down, which lie
@@ -114,7 +117,7 @@ func FFN(ctx context.Context, cfg *family.Config, w checkpoint.Weights, o FFNOpt
 	}
 	a.done = progress.Count(o.Progress, steps)
 	for _, l := range layers {
-		for input, group := range [][]string{{"gate", "up"}, {"down"}} {
+		for input, group := range spec.FFNMatrices {
 			if err := a.group(ctx, l, input, group); err != nil {
 				return nil, err
 			}
@@ -297,7 +300,7 @@ func (a *ffnAudit) row(ctx context.Context, g *ffnGroup, x spec.FFNRow, s *sampl
 		x.Block = g.block
 	}
 	if fitted > 0 {
-		x.EffectiveBits += rotationBits * float64(g.block) * float64(d) / float64(shares)
+		x.EffectiveBits += float64(a.o.rotationBits) * float64(g.block) * float64(d) / float64(shares)
 		x.Rows, x.RowsPerDim = fitted, float64(fitted)/float64(g.block)
 		train, err := r.Measure(ctx, s.fit, d, a.o.Threads)
 		if err != nil {

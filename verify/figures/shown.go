@@ -210,7 +210,7 @@ func round(x float64) float64 {
 }
 
 // sample collects calibration keys and the query metric of the head that is
-// shown: the layers up to it are run again.
+// shown: the layers up to the last that reads it are run again.
 func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 	if len(p.o.Calibration) == 0 {
 		return nil, nil
@@ -218,19 +218,23 @@ func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 	T := len(p.o.Calibration[0])
 	windows := p.o.Calibration[:min(len(p.o.Calibration), max(1, fitKeys/T))]
 	var s *fit.Sample
-	hook := func(a *refmodel.Attention) (err error) {
-		if a.Layer == p.layer {
-			s, err = activations.Sample(ctx, p.o.Config, a, p.head, p.scale(p.layer, p.head), p.o.Policy, p.o.Threads)
+	shown := func(owner int) bool { return owner == p.layer }
+	gather := activations.NewGatherer(p.o.Config, p.o.Policy, p.o.Threads, shown)
+	hook := func(a *refmodel.Attention) error {
+		x, err := gather.Add(ctx, a)
+		if err == nil && x != nil {
+			s, err = x.Sample(ctx, p.head, p.scale(p.layer, p.head))
 		}
 		return err
 	}
+	until := p.o.Config.LastReader(p.layer) + 1
 	step := p.step("collecting keys of one head")
 	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: hook}, Progress: func(done, _ int) {
 		if step != nil {
-			step(done, p.layer+1)
+			step(done, until)
 		}
 	}}
-	err := p.m.Run(ctx, windows, []*refmodel.Variant{{Until: p.layer + 1}}, opt)
+	err := p.m.Run(ctx, windows, []*refmodel.Variant{{Until: until}}, opt)
 	if err != nil || s == nil || s.N() == 0 { // all keys of short windows may be sinks
 		return nil, err
 	}

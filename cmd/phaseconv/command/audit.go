@@ -130,7 +130,7 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return printJSON(stdout, res)
 	}
 	printBeta(stdout, res.Layers)
-	printFFN(stdout, res.FFN)
+	printFFN(stdout, audit.FFNMeans(res.FFN))
 	p, k := res.PPL, res.KLD
 	say(stdout, "\nPPL %.4f with float keys, %.4f with code %s (%.4fx), KLD %.4f, on %d tokens of %s; fitted to %d tokens of %s\n",
 		p.Float, p.OneBit, p.Code, p.Ratio, k.Mean, p.Tokens, res.Text.Name, res.Calibration.Tokens, res.Calibration.Name)
@@ -139,51 +139,23 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 
 // printFFN prints means over layers, and over experts of those that were looked at
 // one by one.
-func printFFN(w io.Writer, rows []spec.FFNRow) {
-	if len(rows) == 0 {
+func printFFN(w io.Writer, means []spec.FFNMean) {
+	if len(means) == 0 {
 		return
-	}
-	type key struct {
-		matrix, rotation string
-		each             bool
-	}
-	type sum struct {
-		n, trained                             float64
-		cos, moment, bits, train, noise, ratio float64
-		dims, block                            int
-	}
-	sums := map[key]*sum{}
-	var keys []key
-	for _, r := range rows {
-		k := key{r.Matrix, r.Rotation, r.Expert >= 0}
-		s := sums[k]
-		if s == nil {
-			s = &sum{dims: r.Dims, block: r.Block}
-			sums[k], keys = s, append(keys, k)
-		}
-		s.n++
-		s.cos, s.moment, s.bits, s.ratio = s.cos+r.Cos1bit, s.moment+r.MomentRatio, s.bits+r.EffectiveBits,
-			s.ratio+r.RowsPerDim
-		if r.TrainCos1bit != nil && r.NoiseCos1bit != nil {
-			s.trained++
-			s.train, s.noise = s.train+*r.TrainCos1bit, s.noise+*r.NoiseCos1bit
-		}
 	}
 	fmt.Fprintln(w, "\nbeta of FFN rows, means over layers; learned on every other row, cos1bit and moment_ratio are of the rows between (Gaussian floors 0.798 and 0.637)")
 	t := newTable("matrix", "rows of", "rotation", "dims", "block", "rows/dim", "train", "on noise", "cos1bit",
 		"moment_ratio", "bits/weight")
-	for _, k := range keys {
-		s := sums[k]
+	for _, m := range means {
 		of, train, noise := "all", "-", "-"
-		if k.each {
+		if m.Each {
 			of = "one expert"
 		}
-		if s.trained > 0 {
-			train, noise = fmt.Sprintf("%.4f", s.train/s.trained), fmt.Sprintf("%.4f", s.noise/s.trained)
+		if m.TrainCos1bit != nil {
+			train, noise = fmt.Sprintf("%.4f", *m.TrainCos1bit), fmt.Sprintf("%.4f", *m.NoiseCos1bit)
 		}
-		t.row(k.matrix, of, k.rotation, fmt.Sprint(s.dims), fmt.Sprint(s.block), fmt.Sprintf("%.2f", s.ratio/s.n), train,
-			noise,
-			fmt.Sprintf("%.4f", s.cos/s.n), fmt.Sprintf("%.4f", s.moment/s.n), fmt.Sprintf("%.3f", s.bits/s.n))
+		t.row(m.Matrix, of, m.Rotation, fmt.Sprint(m.Dims), fmt.Sprint(m.Block), fmt.Sprintf("%.2f", m.RowsPerDim), train, noise,
+			fmt.Sprintf("%.4f", m.Cos1bit), fmt.Sprintf("%.4f", m.MomentRatio), fmt.Sprintf("%.3f", m.EffectiveBits))
 	}
 	t.print(w)
 }

@@ -199,7 +199,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 				return usagef("--dry-run and --%s do not go together", f)
 			}
 		}
-		return dryRun(c, o, stdout)
+		return dryRun(ctx, c, o, stdout, stderr)
 	}
 	if o.Out == "" {
 		return usagef("convert: name the folder to create with -o")
@@ -252,6 +252,7 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if err != nil {
 		return nil, err
 	}
+	engines.KeyBias = o.Cache != nil && o.Cache.K.Quantized() && o.WeightEdits != plan.EditsNone
 	o.Engines = engines
 	if !c.IsSet("outtype") {
 		o.OutType = plan.OutTypeSource
@@ -372,8 +373,13 @@ func weightOptions(c *cli.Command, o *convert.Options) (err error) {
 	return nil
 }
 
-func dryRun(c *cli.Command, o convert.Options, stdout io.Writer) error {
-	plans, err := convert.Plans(o)
+func dryRun(ctx context.Context, c *cli.Command, o convert.Options, stdout, stderr io.Writer) error {
+	end, err := convertEngine(ctx, c, &o, stderr)
+	if err != nil {
+		return err
+	}
+	defer end()
+	plans, err := convert.Plans(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -413,6 +419,9 @@ func printPlan(w io.Writer, p *plan.Plan) {
 	t.print(w)
 	fmt.Fprintf(w, "\n%d tensors: %d copied, %d re-encoded, %d folded, %d dropped\n", len(p.Tensors),
 		counts[plan.Copy], counts[plan.Recode], counts[plan.Fold], counts[plan.Drop])
+	if p.Bytes > 0 {
+		fmt.Fprintf(w, "%d bytes of tensors, in the source %d\n", p.Bytes, p.SourceBytes)
+	}
 	k := p.Keys
 	if k.Groups > 0 {
 		fmt.Fprintf(w, "%s: %d groups of up to %d numbers, %d signs a token (%.4g bits per number), %s: %d bytes a token, scales included\n\n",

@@ -30,12 +30,13 @@ Examples:
   phaseconv rotations export smol -o smol-rotations
   phaseconv rotations check smol-rotations --base ./SmolLM2-135M
   phaseconv rotations apply smol-rotations --base ./SmolLM2-135M -o smol
-  phaseconv rotations diff smol-rotations other-rotations`,
+  phaseconv rotations diff smol-rotations other-rotations
+  phaseconv rotations ffn ./SmolLM2-135M -o smol.ffn.gguf   # of FFN inputs: a file of its own, no part of an artifact`,
 		Commands: []*cli.Command{exportCommand(stdout, stderr), applyCommand(stdout, stderr), checkCommand(stdout, stderr),
-			diffCommand(stdout, stderr)},
+			diffCommand(stdout, stderr), ffnRotationsCommand(stdout, stderr)},
 		Action: func(_ context.Context, c *cli.Command) error {
 			if c.Args().Present() {
-				return usagef("rotations: unknown command %q; expected export, apply, check or diff", c.Args().First())
+				return usagef("rotations: unknown command %q; expected export, apply, check, diff or ffn", c.Args().First())
 			}
 			return cli.ShowSubcommandHelp(c)
 		},
@@ -99,12 +100,15 @@ func applyCommand(stdout, stderr io.Writer) *cli.Command {
 
 func checkCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
-		Name: "check", Usage: "check published rotations", ArgsUsage: "ROTATIONS",
+		Name: "check", Usage: "check published rotations, or a file of rotations ffn", ArgsUsage: "ROTATIONS",
 		Flags: []cli.Flag{&cli.StringFlag{Name: "base", Usage: "check that they belong to this model"}, jsonFlag()},
 		Action: func(ctx context.Context, c *cli.Command) error {
 			dir, err := one(c, "folder of rotations")
 			if err != nil {
 				return err
+			}
+			if isFile(dir) {
+				return checkFFNRotations(ctx, c, dir, stdout, stderr)
 			}
 			checks, err := convert.CheckPublished(ctx, dir, c.String("base"), showProgress(stderr))
 			if err != nil {

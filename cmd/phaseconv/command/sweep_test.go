@@ -68,6 +68,7 @@ func TestFlagSweep(t *testing.T) {
 		"rotations apply":  func() []string { return []string{"art", "--base", "src", "-o", out()} },
 		"rotations check":  func() []string { return []string{"art"} },
 		"rotations diff":   func() []string { return []string{"art", "art"} },
+		"rotations ffn":    func() []string { return []string{"src", "-o", out() + ".ffn", "--threads", "1"} },
 		"bench":            func() []string { return []string{"--seconds", "0.0001", "--keys", "64"} },
 		"generate":         func() []string { return []string{"art", "-p", "It is", "-n", "2", "--threads", "1"} },
 		"engine probe":     func() []string { return nil },

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 )
@@ -84,6 +85,12 @@ func vectorFiles() (map[string][]byte, error) {
 		return nil, err
 	}
 	all["groups.json"] = described
+	rotations, more, err := ffnFiles()
+	if err != nil {
+		return nil, err
+	}
+	all["ffn.json"] = rotations
+	maps.Copy(files, more)
 	for name, v := range all {
 		if files[name], err = encode(v); err != nil {
 			return nil, err

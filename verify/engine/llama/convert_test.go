@@ -2,7 +2,6 @@ package llama_test
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"net"
 	"os"
@@ -81,40 +80,59 @@ func TestConvert(t *testing.T) {
 	}
 }
 
-// server starts llama.cpp's RPC server on a free port of this machine.
-func server(t *testing.T) string {
+// An rpcServer is llama.cpp's on a free port of this machine.
+type rpcServer struct {
+	at  string // HOST:PORT
+	cmd *exec.Cmd
+}
+
+// server starts one.
+func server(t *testing.T) *rpcServer {
 	t.Helper()
-	program := filepath.Join(os.Getenv(libraryEnv), "rpc-server")
-	if _, err := os.Stat(program); err != nil {
+	if _, err := os.Stat(filepath.Join(os.Getenv(libraryEnv), "rpc-server")); err != nil {
 		t.Skip("NOT TESTED: no rpc-server beside the libraries")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := l.Addr().(*net.TCPAddr).Port
+	s := &rpcServer{at: l.Addr().String()}
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "-H", "127.0.0.1", "-p", fmt.Sprint(port), "-t", "1")
-	cmd.Dir = filepath.Dir(program)
-	if err := cmd.Start(); err != nil {
+	t.Cleanup(s.end)
+	s.restart(t)
+	return s
+}
+
+func (s *rpcServer) end() {
+	if s.cmd != nil {
+		s.cmd.Process.Kill() //nolint:errcheck // it may have ended
+		s.cmd.Wait()         //nolint:errcheck // it was killed
+	}
+}
+
+// restart ends the server if it runs and starts it again at its port.
+func (s *rpcServer) restart(t *testing.T) {
+	t.Helper()
+	s.end()
+	_, port, err := net.SplitHostPort(s.at)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		cmd.Process.Kill() //nolint:errcheck // it may have ended
-		cmd.Wait()         //nolint:errcheck // it was killed
-	})
-	at := fmt.Sprintf("127.0.0.1:%d", port)
+	s.cmd = exec.Command(filepath.Join(os.Getenv(libraryEnv), "rpc-server"), "-H", "127.0.0.1", "-p", port, "-t", "1")
+	s.cmd.Dir = os.Getenv(libraryEnv)
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
 	for range 100 {
-		if c, err := net.Dial("tcp", at); err == nil {
+		if c, err := net.Dial("tcp", s.at); err == nil {
 			c.Close() //nolint:errcheck // only tried
-			return at
+			return
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatal("the RPC server does not listen")
-	return ""
 }
 
 // TestRPC: a conversion that two RPC servers compute has the bytes of one computed here.
@@ -122,7 +140,7 @@ func TestRPC(t *testing.T) {
 	if os.Getenv(libraryEnv) == "" {
 		start(t, llama.Start{}) // skips
 	}
-	servers := []string{server(t), server(t)}
+	servers := []string{server(t).at, server(t).at}
 	src, dir := tinyFile(t), t.TempDir()
 	for name, s := range map[string]llama.Start{"here": {}, "rpc": {RPC: servers}} {
 		w := start(t, s)

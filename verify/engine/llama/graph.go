@@ -1,6 +1,7 @@
 package llama
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -214,11 +215,12 @@ func alone(g *spec.Graph) {
 // CheckGraph says whether the file's graph still is what a manifest says of it.
 func (f *Facts) CheckGraph(g *spec.Graph) error {
 	now := f.Graph()
+	there := func(t spec.GraphTensor) bool { _, ok := f.Weights[t.Name]; return ok }
 	if len(now.Caches) != len(g.Caches) {
 		return fmt.Errorf("the graph has %d caches, %d were recorded", len(now.Caches), len(g.Caches))
 	}
 	for i := range g.Caches {
-		if !reflect.DeepEqual(normal(now.Caches[i]), normal(g.Caches[i])) {
+		if !reflect.DeepEqual(normal(now.Caches[i], there), normal(g.Caches[i], there)) {
 			return fmt.Errorf("llama.cpp computes layer %d otherwise than was recorded: %+v, recorded %+v", g.Caches[i].Block,
 				now.Caches[i], g.Caches[i])
 		}
@@ -226,10 +228,18 @@ func (f *Facts) CheckGraph(g *spec.Graph) error {
 	return nil
 }
 
-// normal makes lists without members alike.
-func normal(c spec.GraphCache) spec.GraphCache {
-	if len(c.Tensors) == 0 {
-		c.Tensors = nil
+// normal makes descriptions of one cache alike: it leaves out optional tensors that are not there, and
+// sorts.
+func normal(c spec.GraphCache, there func(spec.GraphTensor) bool) spec.GraphCache {
+	var out []spec.GraphTensor
+	for _, t := range c.Tensors {
+		if t.Optional && !there(t) {
+			continue
+		}
+		t.Optional = false
+		out = append(out, t)
 	}
+	slices.SortFunc(out, func(a, b spec.GraphTensor) int { return cmp.Compare(a.Role, b.Role) })
+	c.Tensors = out
 	return c
 }

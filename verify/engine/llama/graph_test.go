@@ -136,6 +136,10 @@ func TestUnknown(t *testing.T) {
 					o.Policy.Anchor = 0
 				}
 			}
+			plans, err := convert.Plans(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
 			r, err := convert.Convert(t.Context(), o)
 			if err != nil {
 				t.Fatal(err)
@@ -155,9 +159,28 @@ func TestUnknown(t *testing.T) {
 				t.Errorf("%v changed", edited)
 			}
 			t.Log("edited:", edited)
+			planned := planned(plans[0])
+			for _, n := range edited {
+				if !slices.Contains(planned, n) {
+					t.Errorf("%s was edited, which the plan does not say", n)
+				}
+			}
+			if len(planned) > 0 != (refused == "") || plans[0].Bytes == 0 || plans[0].Bytes > plans[0].SourceBytes {
+				t.Errorf("the plan edits %v, %d bytes of %d", planned, plans[0].Bytes, plans[0].SourceBytes)
+			}
 			again(t, w, src, o.Out)
 		})
 	}
+}
+
+// planned lists the tensors that a plan edits.
+func planned(p *plan.Plan) (out []string) {
+	for _, x := range p.Tensors {
+		if x.Action == plan.Fold {
+			out = append(out, x.Name)
+		}
+	}
+	return out
 }
 
 // sameBut lists the tensors of two files that differ; all others must have the same bytes.

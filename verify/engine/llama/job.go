@@ -55,8 +55,8 @@ type Load struct {
 	// GPULayers is how many layers go to devices that are not the CPU; negative: all.
 	GPULayers int `json:"gpu_layers"`
 	Threads   int `json:"threads"`
-	// NoTest leaves the self-tests out.
-	NoTest bool `json:"no_test,omitempty"`
+	// Ask loads the model for its facts alone: the file is mapped, and nothing is tested.
+	Ask bool `json:"ask,omitempty"`
 }
 
 // Loaded is a model that is in memory.

@@ -40,47 +40,50 @@ func workers(t *testing.T) []int {
 	return out
 }
 
-// TestKills ends the worker of a conversion at random moments: 50 times with PHASECONV_LONG, else 4. Each
-// time a clear error comes, and no artifact; the layers that were fitted are kept, and the last conversion,
-// which nobody disturbs, has the bytes of one that ran in one go.
-func TestKills(t *testing.T) {
-	w := start(t, llama.Start{})
-	w.Close()
+// interruptible converts a small model with a work folder, in a worker of its own; meanwhile is called when that
+// has started, and what it returns when the conversion has ended.
+func interruptible(t *testing.T, start llama.Start, src, out, work string, meanwhile func() (end func())) error {
+	t.Helper()
+	start.Dir, start.Program = os.Getenv(libraryEnv), builtWorker
+	w, err := llama.NewWorker(t.Context(), start)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if meanwhile != nil {
+		defer meanwhile()()
+	}
+	o := convert.DefaultOptions()
+	o.Source, o.Out, o.Work, o.Report, o.Threads, o.Tool = src, out, work, false, 1, "test"
+	o.Formats, o.Code, o.Alloc = []checkpoint.Container{checkpoint.GGUF}, codec.SRHT, "uniform"
+	o.Ctx, o.Chunks, o.CalibrationTokens = 128, 2, 512
+	o.Calibration = ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration}
+	o.Evaluation = ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}
+	o.Engines = &llama.Engines{Worker: w, Place: llama.Place{Threads: 1, GPULayers: -1}}
+	_, err = convert.Convert(t.Context(), o)
+	return err
+}
+
+// kill ends a process.
+func kill(pid int) {
+	if p, err := os.FindProcess(pid); err == nil {
+		p.Kill() //nolint:errcheck // it may have ended
+	}
+}
+
+// disturb converts again and again, and calls victim(), which says what process to end, at a random moment of
+// each conversion: 50 times with PHASECONV_LONG, else 4. Each time an error with all of says comes, and no
+// artifact; the layers that were fitted are kept, and the last conversion, which nobody disturbs, has the bytes of
+// one that ran in one go. begin prepares each conversion.
+func disturb(t *testing.T, begin func() llama.Start, victim func() int, says ...string) {
+	t.Helper()
 	kills := 4
 	if os.Getenv("PHASECONV_LONG") != "" {
 		kills = 50
 	}
 	src, dir := tinyFile(t), t.TempDir()
-	run := func(out, work string, after time.Duration) error {
-		w, err := llama.NewWorker(t.Context(), llama.Start{Dir: os.Getenv(libraryEnv), Program: builtWorker})
-		if err != nil {
-			return err
-		}
-		defer w.Close()
-		if after > 0 {
-			pids := workers(t)
-			if len(pids) != 1 {
-				t.Fatalf("%d child processes", len(pids))
-			}
-			stop := time.AfterFunc(after, func() {
-				if p, err := os.FindProcess(pids[0]); err == nil {
-					p.Kill() //nolint:errcheck // it may have ended
-				}
-			})
-			defer stop.Stop()
-		}
-		o := convert.DefaultOptions()
-		o.Source, o.Out, o.Work, o.Report, o.Threads, o.Tool = src, out, work, false, 1, "test"
-		o.Formats, o.Code, o.Alloc = []checkpoint.Container{checkpoint.GGUF}, codec.SRHT, "uniform"
-		o.Ctx, o.Chunks, o.CalibrationTokens = 128, 2, 512
-		o.Calibration = ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration}
-		o.Evaluation = ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}
-		o.Engines = &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}}
-		_, err = convert.Convert(t.Context(), o)
-		return err
-	}
 	began := time.Now()
-	if err := run(filepath.Join(dir, "whole"), "", 0); err != nil {
+	if err := interruptible(t, begin(), src, filepath.Join(dir, "whole"), "", nil); err != nil {
 		t.Fatal(err)
 	}
 	long := time.Since(began)
@@ -89,18 +92,29 @@ func TestKills(t *testing.T) {
 	failed := 0
 	said := map[string]int{}
 	for i := range kills {
-		err := run(out, work, 1+time.Duration(r.Float64()*float64(long)))
+		after := 1 + time.Duration(r.Float64()*float64(long))
+		began := time.Now()
+		err := interruptible(t, begin(), src, out, work, func() func() {
+			pid := victim()
+			stop := time.AfterFunc(after, func() { kill(pid) })
+			return func() { stop.Stop() }
+		})
 		if err == nil { // it was faster
+			long = min(long, time.Since(began))
 			if err := os.RemoveAll(out); err != nil {
 				t.Fatal(err)
 			}
 			continue
 		}
 		failed++
-		if !strings.Contains(err.Error(), llama.WorkerName) || !strings.Contains(err.Error(), "killed") {
-			t.Errorf("kill %d: says %v", i, err)
+		for _, s := range says {
+			if !strings.Contains(err.Error(), s) {
+				t.Errorf("kill %d: says %v", i, err)
+			}
 		}
-		said[strings.SplitN(err.Error(), "\n", 2)[0]]++
+		if said[err.Error()]++; said[err.Error()] == 1 {
+			t.Logf("kill %d: %v", i, err)
+		}
 		if _, err := os.Stat(out); err == nil {
 			t.Fatalf("kill %d: there is an artifact", i)
 		}
@@ -109,8 +123,11 @@ func TestKills(t *testing.T) {
 			t.Fatalf("kill %d: left behind: %v", i, left)
 		}
 	}
-	t.Logf("%d of %d conversions ended early: %v", failed, kills, said)
-	if err := run(out, work, 0); err != nil {
+	if failed == 0 && kills > 4 {
+		t.Errorf("none of %d conversions ended early", kills)
+	}
+	t.Logf("%d of %d conversions ended early", failed, kills)
+	if err := interruptible(t, begin(), src, out, work, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range []string{"model.gguf", "model.phase.gguf"} {
@@ -126,4 +143,36 @@ func TestKills(t *testing.T) {
 			t.Errorf("%s differs from that of an undisturbed conversion", f)
 		}
 	}
+}
+
+// TestKills ends the worker of a conversion.
+func TestKills(t *testing.T) {
+	start(t, llama.Start{}).Close()
+	disturb(t, func() llama.Start { return llama.Start{} }, func() int {
+		pids := workers(t)
+		if len(pids) != 1 {
+			t.Fatalf("%d child processes", len(pids))
+		}
+		return pids[0]
+	}, llama.WorkerName, "killed")
+}
+
+// TestServerKills ends one of the two RPC servers that compute.
+func TestServerKills(t *testing.T) {
+	if os.Getenv(libraryEnv) == "" {
+		start(t, llama.Start{}) // skips
+	}
+	servers := []*rpcServer{server(t), server(t)}
+	n := 0
+	disturb(t, func() llama.Start {
+		s := llama.Start{}
+		for _, x := range servers {
+			x.restart(t)
+			s.RPC = append(s.RPC, x.at)
+		}
+		return s
+	}, func() int {
+		n++
+		return servers[n%2].cmd.Process.Pid
+	}, "RPC server", servers[0].at, servers[1].at)
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/engine"
@@ -80,6 +82,9 @@ func (m *Model) Encode(v *checkpoint.Edited) (map[string][]byte, error) {
 			return nil, fmt.Errorf("%s: there is no tensor %s to edit", m.Path, name)
 		}
 		stored, parts := name, []*checkpoint.Tensor{t} // as for a bias that the file lacks
+		if g := m.Source.Graph; g != nil && len(t.Sources) == 0 {
+			stored = strings.Replace(name, family.Name(t.Layer, ""), family.Name(g.Caches[t.Layer].Block, ""), 1)
+		}
 		if len(t.Sources) == 1 {
 			if stored = m.Source.Stored(t.Sources[0]); stored != t.Sources[0] {
 				parts = m.Source.Holds(stored)
@@ -159,6 +164,9 @@ func (m *Model) With(ctx context.Context, w checkpoint.Weights) (engine.Engine, 
 type Engines struct {
 	Worker *Worker
 	Place  Place
+	// KeyBias has Source find out whether llama.cpp takes a key bias in files of an architecture that has
+	// none, see withKeyBias.
+	KeyBias bool
 
 	open map[string]*Model
 }
@@ -178,7 +186,13 @@ func (e *Engines) Source(ctx context.Context, path string) (*checkpoint.Checkpoi
 	if e2 != nil {
 		return nil, errors.Join(err, e2)
 	}
-	return checkpoint.OpenAs(path, m.Facts.Graph())
+	g := m.Facts.Graph()
+	if e.KeyBias {
+		if g, err = m.withKeyBias(ctx, g); err != nil {
+			return nil, err
+		}
+	}
+	return checkpoint.OpenAs(path, g)
 }
 
 // load loads a file once; of a split llama.cpp wants the first.

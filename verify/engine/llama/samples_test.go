@@ -19,8 +19,8 @@ var folds = map[string]string{
 	"gemma2": "pair scale and angle", "gpt-oss": "pair scale and angle", "gpt2": "dense",
 	"qwen3": "pair scale, through the gains", "hunyuan": "pair scale, through the gains",
 	"olmo2": "pair scale, through the gains", "lfm2": "pair scale, through the gains",
-	"gemma4": "pair scale, through the gains",
-	"olmo":   "keys: CLAMP behind the product", "deepseek2": "keys: CONCAT of parts, as in latent attention (MLA)",
+	"gemma4": "pair scale, through the gains", "starcoder2": "pair scale and angle", "starcoder2-fused": "pair scale and angle",
+	"olmo": "keys: CLAMP behind the product", "deepseek2": "keys: CONCAT of parts, as in latent attention (MLA)",
 }
 
 // TestSamples: in every kind of graph the self-tests pass (they ran when the model was loaded), the

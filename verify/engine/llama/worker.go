@@ -30,11 +30,12 @@ type Start struct {
 type Worker struct {
 	Library Library
 
-	cmd  *exec.Cmd
-	conn *wire.Conn
-	in   io.Closer
-	log  tail
-	died chan struct{}
+	start Start
+	cmd   *exec.Cmd
+	conn  *wire.Conn
+	in    io.Closer
+	log   tail
+	died  chan struct{}
 	// patches counts those of With, references those of Compare, for their names.
 	patches, references int
 	// DecodeCPU is what the forward passes of Measure have taken, CPU all that the worker had taken at the
@@ -103,7 +104,7 @@ func NewWorker(ctx context.Context, s Start) (*Worker, error) {
 	if s.Dir, err = FindLibrary(s.Dir); err != nil {
 		return nil, err
 	}
-	w := &Worker{died: make(chan struct{})}
+	w := &Worker{start: s, died: make(chan struct{})}
 	requests, toWorker, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -185,10 +186,15 @@ func (w *Worker) failed(err error) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if last := w.log.lines(6); last != "" {
-		return fmt.Errorf("%w; its last lines:\n%s", w.dead, last)
+	out := w.dead
+	if len(w.start.RPC) > 0 {
+		out = fmt.Errorf("%w; it ends when an RPC server does, so see whether %s still run", out,
+			strings.Join(w.start.RPC, " and "))
 	}
-	return w.dead
+	if last := w.log.lines(6); last != "" {
+		out = fmt.Errorf("%w; its last lines:\n%s", out, last)
+	}
+	return out
 }
 
 // call does one job. result gets the result's body, each progress frame, other every frame of

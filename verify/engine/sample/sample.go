@@ -71,9 +71,13 @@ var (
 		[]tensor{t("output_norm.bias", hidden)})
 )
 
-func separate(kv int) []tensor {
+func projections(kv int) []tensor {
 	return []tensor{t("blk.%d.attn_q.weight", heads*headDim, hidden), t("blk.%d.attn_k.weight", kv*headDim, hidden),
-		t("blk.%d.attn_v.weight", kv*headDim, hidden), t("blk.%d.attn_output.weight", hidden, heads*headDim)}
+		t("blk.%d.attn_v.weight", kv*headDim, hidden)}
+}
+
+func separate(kv int) []tensor {
+	return join(projections(kv), []tensor{t("blk.%d.attn_output.weight", hidden, heads*headDim)})
 }
 
 func fused(kv int, bias bool) []tensor {
@@ -128,6 +132,12 @@ var archs = map[string]arch{
 		tensors: join(embeddings, output, both("blk.%d.attn_norm", hidden), fused(1, false), []tensor{
 			t("output_norm.bias", hidden), t("blk.%d.attn_output.weight", hidden, heads*headDim),
 			t("blk.%d.ffn_up.weight", ffn, hidden), t("blk.%d.ffn_down.weight", hidden, ffn)})},
+	"starcoder2": {name: "starcoder2", what: "separate projections behind a LayerNorm", layers: 2,
+		keys:    []gguf.KV{key(layerNorm, float32(1e-5))},
+		tensors: join(embeddings, classic, projections(kvHeads))},
+	"starcoder2-fused": {name: "starcoder2", what: "fused projections of several KV heads", layers: 2,
+		keys:    []gguf.KV{key(layerNorm, float32(1e-5))},
+		tensors: join(embeddings, classic, fused(kvHeads, false))},
 	"smollm3": {name: "smollm3", what: "every fourth layer without RoPE", layers: 4,
 		keys:    []gguf.KV{key(rms, float32(1e-6))},
 		tensors: join(embeddings, attnNorm, separate(kvHeads), ffnNorm, gated)},

@@ -357,6 +357,8 @@ type ModelOptions struct {
 	Devices []string
 	// GPULayers is how many layers go to devices, from the last on; negative: all.
 	GPULayers int
+	// Map maps the file instead of reading it: weights cannot be changed then.
+	Map bool
 }
 
 // A Model is a loaded file; Close it.
@@ -395,9 +397,11 @@ func (l *Library) Load(path string, o ModelOptions) (*Model, error) {
 		layers = 1 << 20 // all; a negative number means that in late releases only
 	}
 	*p.u32(modelGPULayers) = uint32(int32(layers))
-	if l.modelAt.LoadMode != 0 {
+	switch {
+	case o.Map: // the library's default
+	case l.modelAt.LoadMode != 0:
 		*p.u32(l.modelAt.LoadMode) = 0
-	} else {
+	default:
 		*p.u8(l.modelAt.UseMmap) = 0
 	}
 	*p.u8(l.modelAt.Extra) = 0

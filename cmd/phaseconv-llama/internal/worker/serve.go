@@ -176,7 +176,7 @@ const (
 )
 
 func (s *server) load(o llama.Load) (any, [][]byte, error) {
-	lm, err := s.lib.Load(o.Path, libllama.ModelOptions{Devices: o.Devices, GPULayers: o.GPULayers})
+	lm, err := s.lib.Load(o.Path, libllama.ModelOptions{Devices: o.Devices, GPULayers: o.GPULayers, Map: o.Ask})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -231,7 +231,7 @@ func (m *model) study(o llama.Load) ([]llama.SelfTest, error) {
 	f.BOS, f.AddBOS = m.BOS()
 	m.plan.Facts(f)
 	m.facts = f
-	if o.NoTest {
+	if o.Ask {
 		return nil, nil
 	}
 	return m.selfTests(c, ids)
