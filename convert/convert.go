@@ -98,6 +98,7 @@ type job struct {
 	proposed                *plan.Changes // before anything is measured
 	calibration, evaluation *ppl.Windows
 	ranges                  map[string]float32 // largest magnitudes in the source, by tensor
+	edits                   checkpoint.Edits   // that were chosen for a weight type
 }
 
 // scan reads all weights before anything is computed with them: a number that is not finite

@@ -41,7 +41,16 @@ func (j *job) search(ctx context.Context) (*plan.Changes, *searched, error) {
 		why = fmt.Sprintf("measured with %s weights: nothing helps this model", j.o.Weights.Name)
 		j.o.notice(fmt.Sprintf("%s weights: nothing helps this model; they stay as they are", j.o.Weights.Name))
 	}
+	if o := &j.o; o.Imatrix != "" && len(found.View.Edits) > 0 {
+		o.notice("the importance matrix holds for the source: \"phaseconv release OUT --imatrix FILE\" writes the one of the changed weights")
+	}
 	ch.Fold(j.source, found.View, why)
+	j.edits = found.View.Edits
+	if j.o.Imatrix != "" {
+		if found.Report.Imatrix, err = checkpoint.FileDigest(ctx, j.o.Imatrix, nil); err != nil {
+			return nil, nil, err
+		}
+	}
 	out.fusion, out.ffn = fusion, found.Report
 	return ch, out, nil
 }
@@ -86,7 +95,11 @@ func (j *job) compareWeights(ctx context.Context, dir string, e spec.Artifact) (
 		name string
 		c    *checkpoint.Checkpoint
 	}{{"source", j.source}, {"converted", made}} {
-		d, bits, err := ffn.Measure(ctx, checkpoint.NewEdited(x.c, nil), j.ffnOptions(), j.evaluation, base[0])
+		o := j.ffnOptions()
+		if x.c == made {
+			o.Type.Importance = o.Type.Importance.Edited(j.edits)
+		}
+		d, bits, err := ffn.Measure(ctx, checkpoint.NewEdited(x.c, nil), o, j.evaluation, base[0])
 		if err != nil {
 			return nil, err
 		}

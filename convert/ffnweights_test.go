@@ -147,3 +147,66 @@ func TestFFNRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestImatrix: with an importance matrix rotations are not tried, the matrix follows what is folded, and
+// the emulation of what was written is that of its own weights; a matrix of another model is refused.
+func TestImatrix(t *testing.T) {
+	dir := t.TempDir()
+	src, out, imatrix := filepath.Join(dir, "src"), filepath.Join(dir, "out"), filepath.Join(dir, "imatrix.gguf")
+	tiny.HF(t, src, "mixtral", tiny.Options{Seed: 3})
+	c, err := checkpoint.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	tiny.Imatrix(t, c, imatrix)
+	o := forWeights(src, out, plan.FFNScale, "q4_0")
+	o.Imatrix = imatrix
+	j, err := open(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.source.Close()
+	o = j.o
+	of := o.Weights.Importance
+	if types, err := o.Weights.Types(c.Config, c, true); err != nil || len(of) == 0 {
+		t.Fatalf("%v %v %v", types, of, err)
+	}
+	_, s, err := j.search(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.ffn.Imatrix) != 64 || s.ffn.Chosen == s.ffn.Tried[0].Name || len(j.edits) == 0 {
+		t.Errorf("%+v", s.ffn)
+	}
+	// What G4 moves in down moves in its importances, and what multiplies a column divides its input.
+	const down = "blk.1.ffn_down_exps.weight"
+	moved := of.Edited(j.edits)
+	in := j.edits[down].InnerCols
+	x, y := of[down], moved[down]
+	for i, v := range y.Mean {
+		want := x.Mean[i]
+		if in.Order != nil {
+			want = x.Mean[i/x.N*x.N+in.Order[i]]
+		}
+		if in.Factor != nil {
+			want /= in.Factor[i] * in.Factor[i]
+		}
+		if v != want {
+			t.Fatalf("input %d: %g, want %g", i, v, want)
+		}
+	}
+	if slices.Equal(x.Mean, y.Mean) {
+		t.Error("nothing moved in down")
+	}
+	o.FFN, o.Weights = plan.FFNRotate, &quantweights.FileTypes[0]
+	if _, err := open(context.Background(), o); err == nil || !strings.Contains(err.Error(), "rotated stream") {
+		t.Errorf("with rotate: %v", err)
+	}
+	other := filepath.Join(dir, "other")
+	tiny.HF(t, other, "mixtral", tiny.Options{Seed: 3, Hidden: 128})
+	o.FFN, o.Source = plan.FFNScale, other
+	if _, err := open(context.Background(), o); err == nil || !strings.Contains(err.Error(), "importance matrix of this model") {
+		t.Errorf("of another model: %v", err)
+	}
+}

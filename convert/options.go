@@ -75,6 +75,9 @@ type Options struct {
 	// quantised file will have. They are fitted to CacheTokens tokens.
 	FFN     plan.FFN
 	Weights *quantweights.FileType
+	// Imatrix, if set, is a file with the importance matrix of the source that llama-quantize will be
+	// given, in GGUF.
+	Imatrix string
 
 	// Calibration is the text that everything is fitted to, CalibrationTokens how much of it, in
 	// windows of Ctx tokens that are spread evenly over it.
@@ -296,6 +299,8 @@ func (o *Options) settleWeights(c *checkpoint.Checkpoint) error {
 		return err
 	}
 	switch {
+	case o.FFN == plan.FFNNone && o.Imatrix != "":
+		return option.Bad("Imatrix", o.Imatrix, "it goes with --ffn scale or auto")
 	case o.FFN == plan.FFNNone && o.Weights == nil:
 		return nil
 	case o.FFN == plan.FFNNone:
@@ -310,6 +315,9 @@ func (o *Options) settleWeights(c *checkpoint.Checkpoint) error {
 			return option.Bad("FFN", string(o.FFN), "tensor %s is quantised already (%s); take the float checkpoint", t.Name, t.Type)
 		}
 	}
+	if err := o.readImatrix(c); err != nil {
+		return err
+	}
 	_, head := c.Find("output.weight")
 	if _, err := o.Weights.Types(c.Config, c, head); err != nil {
 		return option.Bad("Weights", o.Weights.Name, "%v", err)
@@ -318,6 +326,23 @@ func (o *Options) settleWeights(c *checkpoint.Checkpoint) error {
 		return option.Bad("CacheTokens", o.CacheTokens, "it cannot be negative")
 	}
 	return plan.CheckFFN(c, o.FFN)
+}
+
+// readImatrix reads the importance matrix, if one is named, for the weight type.
+func (o *Options) readImatrix(c *checkpoint.Checkpoint) error {
+	switch {
+	case o.Imatrix == "":
+		return nil
+	case o.FFN == plan.FFNRotate:
+		return option.Bad("Imatrix", o.Imatrix, "an importance matrix of the source says nothing about a rotated stream; make one of the rotated model")
+	}
+	t := *o.Weights
+	var err error
+	if t.Importance, err = quantweights.ReadImportance(o.Imatrix, c.Config, c); err != nil {
+		return option.Of("Imatrix", o.Imatrix, err)
+	}
+	o.Weights = &t
+	return nil
 }
 
 // Bounds of contexts: a window must be scored, and indices are 32 bits wide.

@@ -8,6 +8,8 @@ type FFNFold struct {
 	FileType string `json:"file_type"`
 	// Mode is what was asked for: scale, rotate or auto.
 	Mode string `json:"mode"`
+	// Imatrix is the SHA-256 of the importance matrix that llama-quantize will be given, if any.
+	Imatrix string `json:"imatrix,omitempty"`
 	// FitWindows is how many windows were fitted to; Text is what was compared on: other windows of
 	// the calibration text.
 	FitWindows int      `json:"fit_windows"`

@@ -8,12 +8,14 @@ import (
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/rotations/transform"
+	"github.com/phaseconv/phaseconv/verify/quantweights"
 )
 
 // A fitting has what changes are fitted to.
 type fitting struct {
 	stats   *Stats
 	types   map[string]gguf.Type // of every matrix in the quantised file
+	weigh   quantweights.Importance
 	threads int
 	tick    func(done, total int)
 }
@@ -28,6 +30,7 @@ func (f *fitting) read(v *checkpoint.Edited, t *checkpoint.Tensor, e, rows int) 
 	if typ, ok := f.types[t.Name]; ok {
 		p.typ = typ
 	}
+	p.importance = f.weigh.Of(t.Name, e)
 	per, cols := t.Shape[len(t.Shape)-2], t.Cols()
 	n := min(2*rows, per)
 	for i := range n {

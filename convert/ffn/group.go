@@ -24,6 +24,7 @@ type group struct {
 type part struct {
 	fitted, held []float32
 	typ          gguf.Type
+	importance   []float32 // [n] of the importance matrix, nil for none
 }
 
 // columns returns the squared length of every column, over all rows.
@@ -63,6 +64,7 @@ func (g *group) loss(v *view, from, to int, held bool) float64 {
 	x, was := make([]float32, to-from), make([]float32, to-from)
 	for i := range g.parts {
 		p := &g.parts[i]
+		importance := p.at(v, from, to)
 		rows := p.fitted
 		if held {
 			rows = p.held
@@ -72,7 +74,7 @@ func (g *group) loss(v *view, from, to int, held bool) float64 {
 				x[k] = rows[at+v.order[from+k]] / v.scale[from+k]
 			}
 			copy(was, x)
-			if quantweights.Round(p.typ, x) != nil {
+			if quantweights.Round(p.typ, x, importance) != nil {
 				return math.Inf(1)
 			}
 			for k, y := range x {
@@ -82,6 +84,20 @@ func (g *group) loss(v *view, from, to int, held bool) float64 {
 		}
 	}
 	return sum
+}
+
+// at returns the importance of places [from, to), nil for none: what a column is divided by multiplies
+// its input. Types that weigh by the mean square of a whole row get that of these places.
+func (p *part) at(v *view, from, to int) []float32 {
+	if p.importance == nil {
+		return nil
+	}
+	out := make([]float32, to-from)
+	for k := range out {
+		s := v.scale[from+k]
+		out[k] = float32(p.importance[v.order[from+k]] * float32(s*s))
+	}
+	return out
 }
 
 // total is the loss of all places on all rows.

@@ -22,6 +22,7 @@ import (
 // Options of Search.
 type Options struct {
 	Mode plan.FFN
+	// Type may have an importance matrix of the source: rotations are not tried then.
 	Type quantweights.FileType
 	// File is the element type of matrices in the file that llama-quantize is given.
 	File gguf.Type
@@ -93,7 +94,7 @@ func Search(ctx context.Context, c *checkpoint.Checkpoint, v *checkpoint.Edited,
 	if err != nil {
 		return nil, option.Of("Weights", o.Type.Name, err)
 	}
-	s.fit = &fitting{stats: stats, types: types, threads: o.Threads}
+	s.fit = &fitting{stats: stats, types: types, weigh: o.Type.Importance.Edited(v.Edits), threads: o.Threads}
 	m := refmodel.New(v.Config(), v, o.Threads)
 	base, err := ppl.Run(ctx, m, s.held, refmodel.Options{Progress: o.Progress.Of("comparing weight types")}, &refmodel.Variant{})
 	if err != nil {
@@ -130,7 +131,8 @@ func (s *search) candidates(ctx context.Context) error {
 			return err
 		}
 	}
-	if s.o.Mode.Rotates() && plan.CheckStream(s.c) == nil {
+	// An importance matrix says nothing about the inputs behind a rotation.
+	if s.o.Mode.Rotates() && s.o.Type.Importance == nil && plan.CheckStream(s.c) == nil {
 		return s.rotations(ctx)
 	}
 	return nil
@@ -230,10 +232,11 @@ func (s *search) tryOn(ctx context.Context, on *checkpoint.Edited, name string, 
 }
 
 // Measure returns how far weights in a type are from base, on the windows that it ran, and the bits
-// that a weight takes.
+// that a weight takes. An importance matrix of o.Type is that of the source, before the edits of v.
 func Measure(ctx context.Context, v *checkpoint.Edited, o Options, held *ppl.Windows, base ppl.Positions) (ppl.Divergence, float64,
 	error) {
 	_, head := v.Find("output.weight")
+	o.Type.Importance = o.Type.Importance.Edited(v.Edits)
 	w, err := quantweights.New(o.Type, v.Config(), v, o.File, head, o.Threads)
 	if err != nil {
 		return ppl.Divergence{}, 0, option.Of("Weights", o.Type.Name, err)

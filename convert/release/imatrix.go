@@ -125,19 +125,9 @@ func moved(f *gguf.File, t *gguf.Tensor, cols *checkpoint.Inner) ([]byte, error)
 				t.Type, have)
 		}
 	}
-	x, out := make([]float32, n*rows), make([]float32, n*rows)
+	x := make([]float32, n*rows)
 	if err := f.ReadRows(t, 0, rows, x); err != nil {
 		return nil, err
 	}
-	for i := range out {
-		from := i
-		if cols.Order != nil {
-			from = i/n*n + cols.Order[i]
-		}
-		out[i] = x[from]
-		if cols.Factor != nil {
-			out[i] /= float32(cols.Factor[i] * cols.Factor[i])
-		}
-	}
-	return dtype.AppendF32(nil, out), nil
+	return dtype.AppendF32(nil, cols.MeanSquares(x, n)), nil
 }

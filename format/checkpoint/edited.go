@@ -40,6 +40,26 @@ type Inner struct {
 	Factor []float32
 }
 
+// MeanSquares returns the mean squares of the inputs of each matrix, n numbers of x, where an edit of
+// columns is made: what multiplies a column divides its input. A nil edit returns x.
+func (n *Inner) MeanSquares(x []float32, each int) []float32 {
+	if n == nil {
+		return x
+	}
+	out := make([]float32, len(x))
+	for i := range out {
+		from := i
+		if n.Order != nil {
+			from = i/each*each + n.Order[i]
+		}
+		out[i] = x[from]
+		if n.Factor != nil {
+			out[i] /= float32(n.Factor[i] * n.Factor[i])
+		}
+	}
+	return out
+}
+
 // scaled multiplies the factors of an inner edit by others, at the places that it leaves.
 func (n *Inner) scaled(factor []float32) *Inner {
 	if n == nil {

@@ -23,10 +23,11 @@ func nearest(x float32) int32 {
 func level(x float32, lo, hi int32) int32 { return max(lo, min(hi, nearest(x))) }
 
 // affineRule is how a K type with minima searches the scale of a group: steps+1 scales are tried
-// for levels from 0 to most, from first on in steps of a tenth of a level.
+// for levels from 0 to most, from first on in parts of a level.
 type affineRule struct {
 	most  int32
 	first float32
+	part  float32
 	steps int
 	mad   bool // weighs magnitudes of errors, not squares
 }
@@ -60,7 +61,7 @@ func (r *affineRule) fit(x, weights []float32, levels []int32) affine {
 	try := buf[:len(x)]
 	for s := range r.steps + 1 {
 		// Like ggml's, the range moves with the best minimum so far.
-		inv := (float32(r.first+float32(float32(0.1)*float32(s))) + float32(r.most)) / (hi - best.minimum)
+		inv := (float32(r.first+float32(r.part*float32(s))) + float32(r.most)) / (hi - best.minimum)
 		a, ok := r.refit(x, weights, try, inv, best.minimum, sumW, sumX)
 		if !ok {
 			continue
@@ -131,7 +132,7 @@ func over(n, x float32) float32 {
 	return 0
 }
 
-var ruleQ2K = affineRule{most: 3, first: -0.5, steps: 15, mad: true}
+var ruleQ2K = affineRule{most: 3, first: -0.5, part: 0.1, steps: 15, mad: true}
 
 func quantQ2_K(dst []byte, src []float32) {
 	for len(src) >= 256 && len(dst) >= 84 {
@@ -201,15 +202,26 @@ func quantQ3_K(dst []byte, src []float32) {
 				break
 			}
 			l := max(-32, min(31, int32(int8(nearest(float32(inv*scales[g]))))))
-			packed[g%8] |= byte(l+32) & 15 << (g / 8 * 4)
-			packed[8+g%4] |= byte(l+32) >> 4 << (g / 4 * 2)
+			packScaleQ3(packed, g, byte(l+32))
 			requantizeSigned(x[16*g:][:16], levels[16*g:][:16], float32(d*float32(l)), 4)
 		}
-		packTwoBits(y[32:96], levels[:])
-		for i, l := range levels {
-			y[i%32] |= byte(l>>2) << (i / 32)
-		}
+		packQ3(y, levels[:])
 		src, dst = src[256:], dst[110:]
+	}
+}
+
+// packScaleQ3 stores the 6 bits of a group's scale in 12 bytes that were zero.
+func packScaleQ3(packed []byte, g int, l byte) {
+	packed[g%8] |= l & 15 << (g / 8 * 4)
+	packed[8+g%4] |= l >> 4 << (g / 4 * 2)
+}
+
+// packQ3 stores 3-bit levels: the low bits in 64 bytes, the high ones in the 32 before them, which
+// were zero.
+func packQ3(y []byte, levels []int32) {
+	packTwoBits(y[32:96], levels)
+	for i, l := range levels {
+		y[i%32] |= byte(l>>2) << (i / 32)
 	}
 }
 
@@ -274,8 +286,8 @@ func fitQ3(x []float32, levels []int32) float32 {
 }
 
 var (
-	ruleQ4K = affineRule{most: 15, first: -1, steps: 20}
-	ruleQ5K = affineRule{most: 31, first: -0.5, steps: 15}
+	ruleQ4K = affineRule{most: 15, first: -1, part: 0.1, steps: 20}
+	ruleQ5K = affineRule{most: 31, first: -0.5, part: 0.1, steps: 15}
 )
 
 // quantAffine32 quantises 256 numbers in groups of 32: it writes scales and minima, the first 16
@@ -304,16 +316,21 @@ func quantAffine32(y []byte, x []float32, rule *affineRule) (levels [256]int32) 
 	for g := range groups {
 		scale := min(63, byte(nearest(float32(inv.scale*groups[g].scale))))
 		low := min(63, byte(nearest(float32(inv.minimum*groups[g].minimum))))
-		if g < 4 {
-			packed[g], packed[g+4] = scale, low
-		} else {
-			packed[g+4] = scale&15 | low&15<<4
-			packed[g-4] |= scale >> 4 << 6
-			packed[g] |= low >> 4 << 6
-		}
+		packScaleK(packed, g, scale, low)
 		requantize(x[32*g:][:32], levels[32*g:][:32], float32(d*float32(scale)), float32(dmin*float32(low)), 0, rule.most)
 	}
 	return levels
+}
+
+// packScaleK stores 6-bit scales and minima of eight groups, from the first on, in 12 bytes.
+func packScaleK(packed []byte, g int, scale, low byte) {
+	if g < 4 {
+		packed[g], packed[g+4] = scale, low
+		return
+	}
+	packed[g+4] = scale&15 | low&15<<4
+	packed[g-4] |= scale >> 4 << 6
+	packed[g] |= low >> 4 << 6
 }
 
 // packNibbles stores the low nibbles of 256 levels in 128 bytes: see dequantQ4_K.
@@ -335,24 +352,38 @@ func quantQ4_K(dst []byte, src []float32) {
 func quantQ5_K(dst []byte, src []float32) {
 	for len(src) >= 256 && len(dst) >= 176 {
 		levels := quantAffine32(dst[:16:16], src[:256:256], &ruleQ5K)
-		high := dst[16:48:48]
-		clear(high)
-		for i, l := range levels {
-			high[i%32] |= byte(l>>4) << (i / 32)
-		}
-		packNibbles(dst[48:176:176], levels[:])
+		packQ5(dst[16:176:176], levels[:])
 		src, dst = src[256:], dst[176:]
 	}
 }
 
+// packQ5 stores 5-bit levels: the high bits in 32 bytes, then the low nibbles.
+func packQ5(y []byte, levels []int32) {
+	high := y[:32]
+	clear(high)
+	for i, l := range levels {
+		high[i%32] |= byte(l>>4) << (i / 32)
+	}
+	packNibbles(y[32:], levels)
+}
+
 func quantQ6_K(dst []byte, src []float32) {
+	weights := make([]float32, len(src))
+	for i, v := range src {
+		weights[i] = float32(v * v)
+	}
+	weightedQ6_K(dst, src, weights)
+}
+
+// weightedQ6_K weighs squared errors as it is told.
+func weightedQ6_K(dst []byte, src, weights []float32) {
 	for len(src) >= 256 && len(dst) >= 210 {
 		x, y := src[:256:256], dst[:210:210]
 		clear(y)
 		var levels [256]int32
 		var scales [16]float32
 		for g := range scales {
-			scales[g] = fitQ6(x[16*g:][:16], levels[16*g:][:16])
+			scales[g] = fitSigned(x[16*g:][:16], weights[16*g:][:16], levels[16*g:][:16], 32)
 		}
 		if top, amax := absMax(scales[:]); amax >= kTiny {
 			inv := -128 / top
@@ -365,7 +396,7 @@ func quantQ6_K(dst []byte, src []float32) {
 			}
 			packQ6(y, levels[:])
 		}
-		src, dst = src[256:], dst[210:]
+		src, dst, weights = src[256:], dst[210:], weights[256:]
 	}
 }
 
@@ -378,18 +409,17 @@ func packQ6(y []byte, levels []int32) {
 	}
 }
 
-// fitQ6 searches the scale of 16 numbers in 64 levels, weighed by their squares, among 19.
-// levels are set from 0 on.
-func fitQ6(x []float32, levels []int32) float32 {
-	const most = 32
+// fitSigned searches the scale of numbers in levels from -most to most-1, by their weights, among 19.
+// levels are set from 0 on; where all numbers are next to zero they are 0 and so is the scale.
+func fitSigned(x, weights []float32, levels []int32, most int32) float32 {
 	extreme, amax := absMax(x)
 	if amax < kTiny {
 		clear(levels)
 		return 0
 	}
 	inv := float32(-most) / extreme
-	sumXL, sumL2 := sumsQ6(x, inv)
-	setQ6(x, levels, inv)
+	sumXL, sumL2 := sumsSigned(x, weights, inv, most)
+	setSigned(x, levels, inv, most)
 	var scale float32
 	if sumL2 != 0 {
 		scale = sumXL / sumL2
@@ -399,10 +429,10 @@ func fitQ6(x []float32, levels []int32) float32 {
 		if s == 0 {
 			continue
 		}
-		inv := -(most + float32(float32(0.1)*float32(s))) / extreme
-		sumXL, sumL2 := sumsQ6(x, inv)
+		inv := -(float32(most) + float32(float32(0.1)*float32(s))) / extreme
+		sumXL, sumL2 := sumsSigned(x, weights, inv, most)
 		if sumL2 > 0 && float32(sumXL*sumXL) > float32(best*sumL2) {
-			setQ6(x, levels, inv)
+			setSigned(x, levels, inv, most)
 			scale = sumXL / sumL2
 			best = float32(scale * sumXL)
 		}
@@ -410,16 +440,15 @@ func fitQ6(x []float32, levels []int32) float32 {
 	return scale
 }
 
-func setQ6(x []float32, levels []int32, inv float32) {
+func setSigned(x []float32, levels []int32, inv float32, most int32) {
 	for i, v := range x {
-		levels[i] = level(float32(inv*v), -32, 31) + 32
+		levels[i] = level(float32(inv*v), -most, most-1) + most
 	}
 }
 
-func sumsQ6(x []float32, inv float32) (xl, l2 float32) {
-	for _, v := range x {
-		l := float32(level(float32(inv*v), -32, 31))
-		w := float32(v * v)
+func sumsSigned(x, weights []float32, inv float32, most int32) (xl, l2 float32) {
+	for i, v := range x {
+		l, w := float32(level(float32(inv*v), -most, most-1)), weights[i]
 		xl += float32(float32(w*v) * l)
 		l2 += float32(float32(w*l) * l)
 	}

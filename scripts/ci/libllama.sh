@@ -36,6 +36,9 @@ cd ../../..
 # Emulated weight types: what llama-quantize gives each matrix, and its bytes.
 go test -count=1 -v -run '^TestStockQuantize$' ./verify/quantweights | tee "$work/libllama/quantize.log" | grep -E '^(---|    ---|FAIL|ok|panic)' || true
 grep -q '^--- PASS: TestStockQuantize' "$work/libllama/quantize.log" || { cat "$work/libllama/quantize.log"; exit 1; }
+# Its bytes with an importance matrix, row by row.
+go test -count=1 -v -run '^TestStockChunk$' ./format/gguf | tee "$work/libllama/chunk.log" | grep -E '^(---|FAIL|ok|panic)' || true
+grep -q '^--- PASS: TestStockChunk' "$work/libllama/chunk.log" || { cat "$work/libllama/chunk.log"; exit 1; }
 # With PHASECONV_LONG the worker of a conversion is killed at 50 random moments instead of 4.
 PHASECONV_LONG=1 go test -count=1 -v -timeout 20m ./verify/engine/... | tee "$work/libllama/engine.log" | grep -E '^(---|    ---|FAIL|ok|panic)' || true
 grep -q '^ok .*verify/engine/llama' "$work/libllama/engine.log" || { cat "$work/libllama/engine.log"; exit 1; }

@@ -3,10 +3,11 @@
 
     scripts/ffn/measure.py --llama BIN --text HELD.txt --fit FIT.txt --work DIR MODEL [--types q4_0,q3_k,q2_k] [--modes auto]
 
-BIN is a folder with libllama. MODEL, a float checkpoint, is written as F32 without
-changes, then converted for each type and mode (fitted to FIT) and quantised; so is the unchanged file. All are
-measured against the unchanged F32 file, on HELD, and so is the F32 file of each conversion.
-Standard library only. What was measured is kept in DIR/measured.json; models are removed.
+BIN is a folder with libllama; a worker phaseconv-llama must lie beside phaseconv. MODEL, a float checkpoint, is written as F32 without
+changes, then converted for each type and mode (fitted to --tokens of FIT in windows of --fit-ctx) and quantised; so is the unchanged
+file. All are measured against the unchanged F32 file, on --chunks windows of --ctx tokens of HELD, and so is the F32 file of each conversion.
+Standard library only. What was measured is kept in DIR/measured.json, and the same command goes on from it; models are removed. A
+conversion that changes nothing is not measured again.
 """
 import argparse
 import json
@@ -30,6 +31,7 @@ def main():
     p.add_argument("--types", default="q4_0,q3_k,q2_k")
     p.add_argument("--modes", default="auto", help="of --ffn, such as auto,scale,rotate")
     p.add_argument("--tokens", default="8192", help="tokens that changes are fitted to")
+    p.add_argument("--fit-ctx", type=int, default=512)
     p.add_argument("--ctx", type=int, default=512)
     p.add_argument("--chunks", type=int, default=8)
     p.add_argument("--threads", type=int, default=2)
@@ -69,7 +71,7 @@ def main():
     def convert(out, *flags):
         shutil.rmtree(out, ignore_errors=True)
         return run(a.phaseconv, "convert", a.model, "-o", out, "--outtype", "f32", "--balance=false", "--report=false", "--code", "srht",
-                   "--calib", a.fit, "--calib-tokens", str(max(2048, 4 * a.ctx)), "--ctx", str(a.ctx), "--chunks", "2", "--eval", a.text,
+                   "--calib", a.fit, "--calib-tokens", str(4 * a.fit_ctx), "--ctx", str(a.fit_ctx), "--chunks", "2", "--eval", a.text,
                    "--threads", str(a.threads), *flags)
 
     folder = at("plain")
@@ -86,16 +88,21 @@ def main():
             with open(os.path.join(at("made"), "phaseconv.json")) as f:
                 chosen = json.load(f)["ffn"]
             keep(key + " search", chosen)
+            if chosen["chosen"] == chosen["tried"][0]["name"]:
+                keep(key, kept[f"{t} unchanged"])
+                shutil.rmtree(at("made"))
+                continue
             with open(at(key.replace(" ", "-") + ".log"), "w") as f:
                 f.write(log)
             made = os.path.join(at("made"), "model.gguf")
             measure(key + " f32", made)
             quantised(key, made, LABELS[t])
             shutil.rmtree(at("made"))
-    print("| type | weights | MB | PPL ratio | KLD | same top |\n|---|---|---|---|---|---|")
+    print("| type | weights | MB | PPL ratio | KLD | same top | chosen |\n|---|---|---|---|---|---|---|")
     for key, x in kept.items():
         if "kld" in x:
-            print("| %s | %.1f | %.4f | %.5f ± %.5f | %.1f %% |" % (key.replace(" ", " | ", 1), x["bytes"] / 1e6, x["ratio"], *x["kld"], 100 * x["top"]))
+            print("| %s | %.1f | %.4f | %.6f ± %.6f | %.1f %% | %s |" % (key.replace(" ", " | ", 1), x["bytes"] / 1e6, x["ratio"], *x["kld"],
+                  100 * x["top"], kept.get(key + " search", {}).get("chosen", "")))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
@@ -38,9 +39,24 @@ func TestStockQuantize(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
+			imatrix := filepath.Join(dir, "imatrix.gguf")
+			tiny.Imatrix(t, c, imatrix)
+			importance, err := ReadImportance(imatrix, c.Config, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			types := slices.Clone(FileTypes)
 			for _, f := range FileTypes {
+				f.Importance = importance
+				types = append(types, f)
+			}
+			for _, f := range types {
 				to := filepath.Join(dir, f.Label+".gguf")
-				out, err := exec.Command("python3", "../../scripts/oracles/stock_quantize.py", lib, model, to, f.Label).CombinedOutput()
+				args := []string{"../../scripts/oracles/stock_quantize.py", lib, model, to, f.Label}
+				if f.Importance != nil {
+					args = append(args, imatrix)
+				}
+				out, err := exec.Command("python3", args...).CombinedOutput()
 				_, refused := f.Types(c.Config, c, x.o.Untied)
 				if (err != nil) != (refused != nil) {
 					t.Errorf("%s: stock %v, here %v\n%s", f.Name, err, refused, out)
@@ -80,7 +96,7 @@ func compareFile(t *testing.T, c *checkpoint.Checkpoint, f FileType, path string
 			continue
 		}
 		if ok {
-			compareBytes(t, c, src, stock, x)
+			compareBytes(t, c, f.Importance, src, stock, x)
 		}
 	}
 	for name, want := range types {
@@ -91,7 +107,7 @@ func compareFile(t *testing.T, c *checkpoint.Checkpoint, f FileType, path string
 }
 
 // compareBytes quantises a tensor and compares it with a stock file's.
-func compareBytes(t *testing.T, c *checkpoint.Checkpoint, src *checkpoint.Tensor, stock *gguf.File, x *gguf.Tensor) {
+func compareBytes(t *testing.T, c *checkpoint.Checkpoint, importance Importance, src *checkpoint.Tensor, stock *gguf.File, x *gguf.Tensor) {
 	t.Helper()
 	row, err := gguf.RowBytes(x.Type, src.Cols())
 	if err != nil {
@@ -106,7 +122,8 @@ func compareBytes(t *testing.T, c *checkpoint.Checkpoint, src *checkpoint.Tensor
 		if err := c.ReadRows(src, r, 1, numbers); err != nil {
 			t.Fatal(err)
 		}
-		if err := gguf.QuantizeRow(x.Type, got, numbers); err != nil {
+		of := importance.Of(src.Name, r/src.Shape[len(src.Shape)-2])
+		if err := gguf.QuantizeRowWeighted(x.Type, got, numbers, of); err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got, want[r*row:(r+1)*row]) {

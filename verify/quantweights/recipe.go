@@ -19,13 +19,15 @@ type FileType struct {
 	Name  string // as --weights takes it
 	Label string // as llama-quantize takes it
 	Type  gguf.Type
+	// Importance, if set, is the importance matrix that llama-quantize is given.
+	Importance Importance
 }
 
 // FileTypes are those that can be emulated.
 var FileTypes = []FileType{
-	{"q4_0", "Q4_0", gguf.TypeQ4_0}, {"q4_k", "Q4_K_M", gguf.TypeQ4_K}, {"q3_k", "Q3_K_M", gguf.TypeQ3_K},
-	{"q2_k", "Q2_K", gguf.TypeQ2_K}, {"q8_0", "Q8_0", gguf.TypeQ8_0}, {"q1_0", "Q1_0", gguf.TypeQ1_0},
-	{"q2_0", "Q2_0", gguf.TypeQ2_0}, {"mxfp4", "MXFP4_MOE", gguf.TypeMXFP4},
+	{Name: "q4_0", Label: "Q4_0", Type: gguf.TypeQ4_0}, {Name: "q4_k", Label: "Q4_K_M", Type: gguf.TypeQ4_K}, {Name: "q3_k", Label: "Q3_K_M", Type: gguf.TypeQ3_K},
+	{Name: "q2_k", Label: "Q2_K", Type: gguf.TypeQ2_K}, {Name: "q8_0", Label: "Q8_0", Type: gguf.TypeQ8_0}, {Name: "q1_0", Label: "Q1_0", Type: gguf.TypeQ1_0},
+	{Name: "q2_0", Label: "Q2_0", Type: gguf.TypeQ2_0}, {Name: "mxfp4", Label: "MXFP4_MOE", Type: gguf.TypeMXFP4},
 }
 
 // Names lists the names of FileTypes, for messages.
@@ -167,6 +169,8 @@ func (f *FileType) ofDown(p place) gguf.Type {
 		return gguf.TypeQ4_K
 	case f.Type == gguf.TypeQ4_K && moreBits(p.layer, p.layers):
 		return gguf.TypeQ6_K
+	case f.Type == gguf.TypeQ4_0 && f.Importance != nil && p.layer < p.layers/8:
+		return gguf.TypeQ4_1
 	}
 	return f.Type
 }
@@ -215,7 +219,7 @@ func fit(t gguf.Type, cols int) (gguf.Type, error) {
 // stays are endings of matrices that llama-quantize leaves as they are.
 var stays = []string{"_norm.weight", "ffn_gate_inp.weight"}
 
-// Types returns the type that llama-quantize, without an importance matrix, gives each canonical
+// Types returns the type that llama-quantize gives each canonical
 // tensor of a model that it changes. head says that the file has an output matrix of its own. Norms, biases and
 // routers are not in the result. It is an error if a matrix has no such type.
 func (f *FileType) Types(c *family.Config, w checkpoint.Weights, head bool) (map[string]gguf.Type, error) {

@@ -15,17 +15,18 @@ type Weights struct {
 	src     checkpoint.Weights
 	types   map[string]gguf.Type
 	file    gguf.Type // of matrices in the file that is quantised
+	weigh   Importance
 	threads int
 }
 
 // New returns the weights that llama-quantize makes of a file whose matrices are those of src in the
-// element type file: F32, F16 or BF16. head says that the file has an output matrix of its own.
+// element type file: F32, F16 or BF16. An importance matrix in f is that of src: see Importance.Edited. head says that the file has an output matrix of its own.
 func New(f FileType, c *family.Config, src checkpoint.Weights, file gguf.Type, head bool, threads int) (*Weights, error) {
 	types, err := f.Types(c, src, head)
 	if err != nil {
 		return nil, err
 	}
-	return &Weights{src: src, types: types, file: file, threads: parallel.Threads(threads)}, nil
+	return &Weights{src: src, types: types, file: file, weigh: f.Importance, threads: parallel.Threads(threads)}, nil
 }
 
 // Bits returns how many bits a weight of the matrices takes on average.
@@ -65,8 +66,8 @@ func (w *Weights) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) err
 	errs := make([]error, n)
 	parallel.Do(w.threads, n, func(r int) {
 		row := dst[r*cols : (r+1)*cols]
-		if errs[r] = Round(w.file, row); errs[r] == nil {
-			errs[r] = Round(typ, row)
+		if errs[r] = Round(w.file, row, nil); errs[r] == nil {
+			errs[r] = Round(typ, row, w.weigh.Of(t.Name, (row0+r)/t.Shape[len(t.Shape)-2]))
 		}
 	})
 	for r, err := range errs {
@@ -77,8 +78,8 @@ func (w *Weights) ReadRows(t *checkpoint.Tensor, row0, n int, dst []float32) err
 	return nil
 }
 
-// Round replaces a row by what a type leaves of it.
-func Round(t gguf.Type, row []float32) error {
+// Round replaces a row by what a type leaves of it, with the importance of its numbers, nil for none.
+func Round(t gguf.Type, row, importance []float32) error {
 	if t == gguf.TypeF32 {
 		return nil
 	}
@@ -87,7 +88,7 @@ func Round(t gguf.Type, row []float32) error {
 		return err
 	}
 	b := make([]byte, size)
-	if err := gguf.QuantizeRow(t, b, row); err != nil {
+	if err := gguf.QuantizeRowWeighted(t, b, row, importance); err != nil {
 		return err
 	}
 	return gguf.DequantizeRow(t, row, b)

@@ -154,12 +154,18 @@ func (m *Model) project(ctx context.Context, a *Attention, b *batch, w *layerAtt
 			return err
 		}
 		if y.ValueNorm {
+			if a.norms != nil {
+				a.norms.v = slices.Clone(a.V)
+			}
 			rmsNorm(a.V, a.V, unitGains(d), c.NormEps, m.Threads)
 		}
 	}
 	normed := func() {
 		// With one gain per head dimension rmsNorm walks head by head, with a
 		// gain for the whole projection token by token.
+		if a.norms != nil && w.qNorm != nil {
+			a.norms.q, a.norms.k = slices.Clone(a.Q), slices.Clone(a.K)
+		}
 		if w.qNorm != nil {
 			rmsNorm(a.Q, a.Q, w.qNorm, c.NormEps, m.Threads)
 		}

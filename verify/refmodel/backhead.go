@@ -78,7 +78,9 @@ func (m *Model) lossBack(ctx context.Context, b *batch, hidden []float32, first 
 		parallel.Rows(m.Threads, r1-r0, func(a, z int) {
 			scratch := make([]float32, width)
 			for r := a; r < z; r++ {
-				draws[r0+r].gradient(logits[r*width:(r+1)*width], scratch, p, c.LogitSoftcap)
+				row := logits[r*width : (r+1)*width]
+				draws[r0+r].gradient(row, scratch, p, c.LogitSoftcap)
+				scaleBy(row, c.LogitScale)
 			}
 		})
 		return m.addProduct(ctx, dn[r0*c.Hidden:r1*c.Hidden], logits, r1-r0, &turned)
@@ -91,7 +93,7 @@ func (m *Model) lossBack(ctx context.Context, b *batch, hidden []float32, first 
 		return nil, err
 	}
 	dx := make([]float32, n*c.Hidden)
-	rmsNormBack(dx, dn, hidden, gain, c.NormEps, m.Threads)
+	m.normBack(dx, dn, hidden, gain)
 	return dx, nil
 }
 

@@ -13,95 +13,204 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 )
 
-// layerBack takes dx, the gradient behind layer l, to the gradient in front of it, in place, and
-// calls visit on the way. x is the layer's input; what lies between is computed again.
-func (m *Model) layerBack(ctx context.Context, l int, b *batch, x, dx []float32, visit func(g *Gradient) error) error {
-	c, y := m.Config, &m.Config.Layers[l]
-	n, d := b.rows(), y.HeadDim
-	qw, kw := y.Heads*d, y.KVHeads*d
+// A tape is what the backward pass keeps of the forward pass of one batch.
+type tape struct {
+	inputs [][]float32 // of each layer
+	// middle, with embeddings per layer, is the hidden states behind each layer's FFN, to which the
+	// layer's part of the token is added.
+	middle [][]float32
+	// shared holds the keys and values that layers read of others; grads their gradients so far.
+	shared Shared
+	grads  map[int]*sharedGrads
+}
+
+type sharedGrads struct{ k, v []float32 }
+
+// normInputs are the inputs of the norms between the projections and attention.
+type normInputs struct{ q, k, v []float32 }
+
+// sum adds the gradients of keys and values that layer l has of them to those of the layers behind it,
+// and returns all together when l is their owner.
+func (t *tape) sum(owner, l int, dk, dv []float32, threads int) (k, v []float32) {
+	if g := t.grads[owner]; g != nil {
+		addTo(dk, g.k, threads)
+		addTo(dv, g.v, threads)
+	}
+	if owner != l {
+		t.grads[owner] = &sharedGrads{dk, dv}
+		return nil, nil
+	}
+	delete(t.grads, l)
+	return dk, dv
+}
+
+// attended is what the attention of one layer computed.
+type attended struct {
+	*Attention
+	w             layerAttention
+	o, out        []float32 // in front of the output projection, [rows, heads*head_dim], and behind it
+	behind, input []float32 // hidden states, [rows, hidden]
+}
+
+// attentionAgain computes a layer's attention from its input once more.
+func (m *Model) attentionAgain(ctx context.Context, l int, b *batch, t *tape) (*attended, error) {
+	c, y, n := m.Config, &m.Config.Layers[l], b.rows()
 	w, err := m.loadAttention(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	x := &attended{w: w, input: t.inputs[l], o: make([]float32, n*y.Heads*y.HeadDim), out: make([]float32, n*c.Hidden),
+		Attention: &Attention{Layer: l, T: b.T, Windows: b.windows, X: t.inputs[l], Rope: m.ropeTable(l, b.T), Sinks: w.sinks,
+			norms: &normInputs{}}}
+	if w.gain != nil {
+		x.X = linalg.Grow(&b.norm, n*c.Hidden)
+		m.norm(x.X, x.input, w.gain)
+	}
+	if err := m.project(ctx, x.Attention, b, &w, &Variant{Shared: t.shared}, false); err != nil {
+		return nil, err
+	}
+	if err := m.attend(ctx, x.o, x.Attention, nil, nil); err != nil {
+		return nil, err
+	}
+	if err := m.linear(ctx, x.out, x.o, n, &m.mats[3], w.oBias); err != nil {
+		return nil, err
+	}
+	x.behind = slices.Clone(x.out)
+	if w.postGain != nil {
+		m.norm(x.behind, x.out, w.postGain)
+	}
+	scaleBy(x.behind, y.ResidualScale)
+	addTo(x.behind, x.input, m.Threads)
+	return x, nil
+}
+
+// layerBack takes dx, the gradient behind layer l, to the gradient in front of it, in place, and
+// calls visit on the way if the layer has keys and values of its own. What lies between the layer's
+// input and its output is computed again.
+func (m *Model) layerBack(ctx context.Context, l int, b *batch, t *tape, dx []float32,
+	visit func(g *Gradient) error) error {
+	y, n := &m.Config.Layers[l], b.rows()
+	if err := m.finishBack(ctx, l, b, t, dx); err != nil {
+		return err
+	}
+	x, err := m.attentionAgain(ctx, l, b, t)
 	if err != nil {
 		return err
 	}
-	// Forward, as in attention. With a QK-norm its inputs are kept.
-	in := linalg.Grow(&b.norm, n*c.Hidden)
-	rmsNorm(in, x, w.gain, c.NormEps, m.Threads)
-	q, k, v := make([]float32, n*qw), make([]float32, n*kw), make([]float32, n*kw)
-	for i, p := range []struct{ dst, bias []float32 }{{q, w.qBias}, {k, w.kBias}, {v, w.vBias}} {
-		if err := m.linear(ctx, p.dst, in, n, &m.mats[i], p.bias); err != nil {
-			return err
-		}
-	}
-	var qIn, kIn []float32
-	if w.qNorm != nil {
-		qIn, kIn = slices.Clone(q), slices.Clone(k)
-		rmsNorm(q, q, w.qNorm, c.NormEps, m.Threads)
-		rmsNorm(k, k, w.kNorm, c.NormEps, m.Threads)
-	}
-	table := m.ropeTable(l, b.T)
-	turnHeads(q, n, y.Heads, d, b, table, c.Pairs, m.Threads)
-	turnHeads(k, n, y.KVHeads, d, b, table, c.Pairs, m.Threads)
-	a := &Attention{Layer: l, T: b.T, Windows: b.windows, X: in, Q: q, K: k, V: v, Rope: table}
-	o := make([]float32, n*qw)
-	if err := m.attend(ctx, o, a, nil, nil); err != nil {
+	din := make([]float32, len(dx)) // of the normed input
+	if err := m.ffnBack(ctx, l, b, x.X, x.behind, dx, din); err != nil {
 		return err
 	}
-	out := make([]float32, n*c.Hidden)
-	if err := m.linear(ctx, out, o, n, &m.mats[3], w.oBias); err != nil {
-		return err
-	}
-	mid := slices.Clone(x) // behind attention
-	if w.postGain != nil {
-		normed := make([]float32, len(out))
-		rmsNorm(normed, out, w.postGain, c.NormEps, m.Threads)
-		addTo(mid, normed, m.Threads)
-	} else {
-		addTo(mid, out, m.Threads)
-	}
-	// Backward.
-	if err := m.ffnBack(ctx, l, b, mid, dx); err != nil {
-		return err
-	}
-	dout := dx
-	if w.postGain != nil {
-		dout = make([]float32, len(dx))
-		rmsNormBack(dout, dx, out, w.postGain, c.NormEps, m.Threads)
+	dout := scaledCopy(dx, y.ResidualScale)
+	if x.w.postGain != nil {
+		before := make([]float32, len(dx))
+		m.normBack(before, dout, x.out, x.w.postGain)
+		dout = before
 	}
 	var back gemm.Weights
-	do := make([]float32, n*qw)
+	do := make([]float32, len(x.o))
 	if err := m.through(ctx, do, dout, n, &back, family.Name(l, "attn_output.weight")); err != nil {
 		return err
 	}
-	dq, dk, dv, err := m.attendBack(ctx, a, o, do)
+	dq, dk, dv, err := m.attendBack(ctx, x.Attention, x.o, do)
 	if err != nil {
 		return err
 	}
-	if err := visit(&Gradient{Layer: l, T: b.T, Windows: b.windows, K: k, V: v, DK: dk, DV: dv}); err != nil || l == 0 {
-		return err
-	}
-	// RoPE's transpose turns back; a magnitude multiplies both ways.
-	turnBack(dq, n, y.Heads, d, b.T, a, m)
-	turnBack(dk, n, y.KVHeads, d, b.T, a, m)
-	if w.qNorm != nil {
-		dqIn, dkIn := make([]float32, len(dq)), make([]float32, len(dk))
-		rmsNormBack(dqIn, dq, qIn, w.qNorm, c.NormEps, m.Threads)
-		rmsNormBack(dkIn, dk, kIn, w.kNorm, c.NormEps, m.Threads)
-		dq, dk = dqIn, dkIn
-	}
-	din := out
-	clear(din)
-	for i, g := range [][]float32{dq, dk, dv} {
-		name := []string{"attn_q.weight", "attn_k.weight", "attn_v.weight"}[i]
-		if err := m.through(ctx, din, g, n, &back, family.Name(l, name)); err != nil {
+	if dk, dv = t.sum(y.Owner, l, dk, dv, m.Threads); y.Owner == l {
+		err := visit(&Gradient{Layer: l, T: b.T, Windows: b.windows, K: x.K, V: x.V, DK: dk, DV: dv})
+		if err != nil || l == 0 {
 			return err
 		}
 	}
-	rmsNormBack(dx, din, x, w.gain, c.NormEps, m.Threads)
+	if err := m.projectBack(ctx, x.Attention, b, &x.w, dq, dk, dv, din); err != nil {
+		return err
+	}
+	if x.w.gain == nil {
+		addTo(dx, din, m.Threads)
+		return nil
+	}
+	m.normBack(dx, din, x.input, x.w.gain)
+	return nil
+}
+
+// scaleBy multiplies x by a factor, which most families do not have.
+func scaleBy(x []float32, factor float64) {
+	if factor != 1 {
+		fmath.Scale(x, float32(factor))
+	}
+}
+
+// scaledCopy returns x times a factor, x itself if that is 1.
+func scaledCopy(x []float32, factor float64) []float32 {
+	if factor == 1 {
+		return x
+	}
+	x = slices.Clone(x)
+	scaleBy(x, factor)
+	return x
+}
+
+// projectBack adds to din, the gradient of the normed input of layer a.Layer, what those of its
+// queries and, if it has its own, of its keys and values are there. It changes dq, dk and dv.
+func (m *Model) projectBack(ctx context.Context, a *Attention, b *batch, w *layerAttention,
+	dq, dk, dv, din []float32) error {
+	c, y, n := m.Config, &m.Config.Layers[a.Layer], b.rows()
+	own := y.Owner == a.Layer
+	if y.Temperature.Beta != 0 {
+		width := y.Heads * y.HeadDim
+		for r := range n {
+			fmath.Scale(dq[r*width:(r+1)*width], float32(y.Temperature.At(b.position(r))))
+		}
+	}
+	norms := func() {
+		if w.qNorm != nil {
+			dqIn := make([]float32, len(dq))
+			rmsNormBack(dqIn, dq, a.norms.q, w.qNorm, c.NormEps, m.Threads)
+			dq = dqIn
+		}
+		if w.kNorm != nil && own {
+			dkIn := make([]float32, len(dk))
+			rmsNormBack(dkIn, dk, a.norms.k, w.kNorm, c.NormEps, m.Threads)
+			dk = dkIn
+		}
+	}
+	if y.NormAfterRoPE {
+		norms()
+	}
+	// RoPE's transpose turns back; a magnitude multiplies both ways.
+	turnBack(dq, n, y.Heads, y.HeadDim, b.T, a, m)
+	if own {
+		turnBack(dk, n, y.KVHeads, y.HeadDim, b.T, a, m)
+	}
+	if !y.NormAfterRoPE {
+		norms()
+	}
+	if own && y.ValueNorm {
+		dvIn := make([]float32, len(dv))
+		rmsNormBack(dvIn, dv, a.norms.v, unitGains(y.HeadDim), c.NormEps, m.Threads)
+		dv = dvIn
+	}
+	if own && y.ValuesAreKeys {
+		addTo(dk, dv, m.Threads)
+	}
+	var back gemm.Weights
+	for i, g := range [][]float32{dq, dk, dv} {
+		if i > 0 && !own || i == 2 && y.ValuesAreKeys {
+			continue
+		}
+		name := []string{"attn_q.weight", "attn_k.weight", "attn_v.weight"}[i]
+		if err := m.through(ctx, din, g, n, &back, family.Name(a.Layer, name)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 // turnBack is the transpose of turnHeads.
 func turnBack(x []float32, rows, heads, d, T int, a *Attention, m *Model) {
+	if a.Rope == nil {
+		return
+	}
 	parallel.Rows(m.Threads, rows, func(r0, r1 int) {
 		for r := r0; r < r1; r++ {
 			for h := range heads {
@@ -109,6 +218,55 @@ func turnBack(x []float32, rows, heads, d, T int, a *Attention, m *Model) {
 			}
 		}
 	})
+}
+
+// finishBack is the transpose of finish.
+func (m *Model) finishBack(ctx context.Context, l int, b *batch, t *tape, dx []float32) error {
+	c, y := m.Config, &m.Config.Layers[l]
+	if y.OutputScale {
+		scale, err := m.vector(family.Name(l, "layer_output_scale.weight"), false)
+		if err != nil {
+			return err
+		}
+		fmath.Scale(dx, scale[0])
+	}
+	n, rows := c.PerLayerInput, b.rows()
+	if n == 0 {
+		return nil
+	}
+	gain, err := m.vector(family.Name(l, "post_norm.weight"), false)
+	if err != nil {
+		return err
+	}
+	for i, name := range []string{"inp_gate.weight", "proj.weight"} {
+		if err := m.packAll(ctx, &m.mats[i], family.Name(l, name)); err != nil {
+			return err
+		}
+	}
+	g, act, slope := make([]float32, rows*n), make([]float32, rows*n), make([]float32, rows*n)
+	out := make([]float32, rows*c.Hidden)
+	if err := m.mul(ctx, g, t.middle[l], rows, &m.mats[0]); err != nil {
+		return err
+	}
+	activate(y.FFN.Activation, act, slope, g)
+	for i := range act {
+		own := b.perLayer[(i/n*len(c.Layers)+l)*n+i%n]
+		act[i] *= own
+		slope[i] *= own
+	}
+	if err := m.mul(ctx, out, act, rows, &m.mats[1]); err != nil {
+		return err
+	}
+	dout, dh := make([]float32, len(out)), make([]float32, rows*n)
+	m.normBack(dout, dx, out, gain)
+	var back gemm.Weights
+	if err := m.through(ctx, dh, dout, rows, &back, family.Name(l, "proj.weight")); err != nil {
+		return err
+	}
+	for i, v := range slope {
+		dh[i] *= v
+	}
+	return m.through(ctx, dx, dh, rows, &back, family.Name(l, "inp_gate.weight"))
 }
 
 // attendBack returns the gradients of queries, keys and values of softmax attention, of whose
@@ -162,7 +320,7 @@ func (m *Model) headBack(ctx context.Context, a *Attention, window, head int, o,
 		gemm.MulRange(ds, ld, do[at:], qw, n, &vals, j0, i1, 0, d, false, 1)
 		for i := i0; i < i1; i++ {
 			r := (i - i0) * ld
-			softmaxBack(p[r:r+i1], ds[r:r+i1], j0, FirstSeen(y, i), i+1, float32(y.Scale),
+			softmaxBack(p[r:r+i1+1], ds[r:r+i1], j0, FirstSeen(y, i), i+1, y, a.Sinks, head,
 				float32(linalg.Dot64(do[at+(i-i0)*qw:][:d], o[at+(i-i0)*qw:][:d])))
 		}
 		gemm.MulRange(dq[at:], qw, ds, ld, n, &keysT, 0, d, j0, i1, false, 1)
@@ -185,18 +343,29 @@ func FirstSeen(y *family.Layer, i int) int {
 	return 0
 }
 
-// softmaxBack replaces scores p of keys [lo, end) by their probabilities, and ds, the gradients of
-// these, by those of the scores before scale. dot is the sum of probabilities times their
-// gradients. What lies from j0 on outside of [lo, end) becomes 0.
-func softmaxBack(p, ds []float32, j0, lo, end int, scale, dot float32) {
+// softmaxBack replaces scores p of keys [lo, end) of a query head by their probabilities, and ds, the
+// gradients of these, by those of the scores before scale and cap. dot is the sum of probabilities
+// times their gradients; a sink, for which p has room behind the keys, has none. What lies from j0
+// on outside of [lo, end) becomes 0.
+func softmaxBack(p, ds []float32, j0, lo, end int, y *family.Layer, sinks []float32, head int, dot float32) {
 	clear(p[j0:lo])
 	clear(ds[j0:lo])
-	clear(p[end:])
 	clear(ds[end:])
-	fmath.Softmax(p[lo:end], scale)
+	var slope []float32 // of the cap
+	for _, s := range p[lo:end] {
+		if y.SoftCap > 0 {
+			t := fmath.Tanh(float64(s) * y.Scale / y.SoftCap)
+			slope = append(slope, float32(1-float64(t*t)))
+		}
+	}
+	Softmax(p, lo, end, y, sinks, head)
+	clear(p[end:])
 	g := ds[lo:end]
 	for j, v := range p[lo:end] {
-		g[j] = float32(float32(v*(g[j]-dot)) * scale)
+		g[j] = float32(float32(v*(g[j]-dot)) * float32(y.Scale))
+		if slope != nil {
+			g[j] *= slope[j]
+		}
 	}
 }
 
@@ -213,219 +382,6 @@ func transposeTile(dst, src []float32, ld, rows, j0, j1 int) {
 				}
 			}
 		}
-	}
-}
-
-// ffnBack adds to dx, the gradient behind layer l, what it is in front of the layer's FFN, whose
-// input is mid.
-func (m *Model) ffnBack(ctx context.Context, l int, b *batch, mid, dx []float32) error {
-	c, y := m.Config, &m.Config.Layers[l]
-	n := b.rows()
-	gain, err := m.vector(family.Name(l, "ffn_norm.weight"), false)
-	if err != nil {
-		return err
-	}
-	x := make([]float32, n*c.Hidden)
-	rmsNorm(x, mid, gain, c.NormEps, m.Threads)
-	din := make([]float32, n*c.Hidden)
-	if y.FFN.Experts > 0 {
-		err = m.mixtureBack(ctx, l, b, x, dx, din)
-	} else {
-		err = m.denseBack(ctx, l, b, x, dx, din)
-	}
-	if err != nil {
-		return err
-	}
-	rmsNormBack(dx, din, mid, gain, c.NormEps, m.Threads)
-	return nil
-}
-
-// denseBack adds to din, the gradient of the normed input x of a dense FFN, what dout is behind
-// it and its norm.
-func (m *Model) denseBack(ctx context.Context, l int, b *batch, x, dout, din []float32) error {
-	y, n := &m.Config.Layers[l], b.rows()
-	names := []string{"ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"}
-	for i, name := range names {
-		if err := m.packAll(ctx, &m.mats[i], family.Name(l, name)); err != nil {
-			return err
-		}
-	}
-	if y.PostNorms {
-		post, err := m.vector(family.Name(l, "post_ffw_norm.weight"), false)
-		if err != nil {
-			return err
-		}
-		out := make([]float32, len(x))
-		if err := m.gated(ctx, &y.FFN, out, x, n, b, m.mats[:3], &noBiases); err != nil {
-			return err
-		}
-		before := make([]float32, len(x))
-		rmsNormBack(before, dout, out, post, m.Config.NormEps, m.Threads)
-		dout = before
-	}
-	var back [3]gemm.Weights
-	for i, name := range names {
-		t, err := m.find(family.Name(l, name))
-		if err != nil {
-			return err
-		}
-		if err := m.transposed(ctx, &back[i], t, 0, t.Rows()); err != nil {
-			return err
-		}
-	}
-	return m.gatedBack(ctx, &y.FFN, x, dout, din, n, b, &back, nil)
-}
-
-// gatedBack adds to din the gradient of the input x of gated, whose matrices m.mats holds and
-// back their transposes, for that of its output, dout. used, if not nil, are shares of the output:
-// dout is multiplied by them, and they are replaced by the gradient of the share.
-func (m *Model) gatedBack(ctx context.Context, ffn *family.FFN, x, dout, din []float32, rows int, b *batch,
-	back *[3]gemm.Weights, used []float32) error {
-	f := m.mats[0].N()
-	g, u := linalg.Grow(&b.gate, rows*f), linalg.Grow(&b.up, rows*f)
-	if err := m.mul(ctx, g, x, rows, &m.mats[0]); err != nil {
-		return err
-	}
-	if err := m.mul(ctx, u, x, rows, &m.mats[1]); err != nil {
-		return err
-	}
-	dm := make([]float32, rows*f)
-	if err := m.addProduct(ctx, dm, dout, rows, &back[2]); err != nil {
-		return err
-	}
-	parallel.Rows(m.Threads, rows, func(r0, r1 int) {
-		act, slope := make([]float32, f), make([]float32, f)
-		for r := r0; r < r1; r++ {
-			gr, ur, dr := g[r*f:(r+1)*f], u[r*f:(r+1)*f], dm[r*f:(r+1)*f]
-			activate(ffn.Activation, act, slope, gr)
-			if used != nil {
-				var share float64
-				for i, v := range act {
-					share += float64(float64(float32(v*ur[i])) * float64(dr[i]))
-				}
-				fmath.Scale(dr, used[r])
-				used[r] = float32(share)
-			}
-			for i, v := range dr {
-				gr[i] = float32(float32(v*ur[i]) * slope[i])
-				ur[i] = float32(v * act[i])
-			}
-		}
-	})
-	if err := m.addProduct(ctx, din, g, rows, &back[0]); err != nil {
-		return err
-	}
-	return m.addProduct(ctx, din, u, rows, &back[1])
-}
-
-// activate sets act to the activation of x and slope to its derivative. Both are x s(v) for the
-// logistic function s: SiLU with v = x, GELU's tanh form with v = x (a + b x^2). So the
-// derivative is s + x s (1 - s) dv/dx.
-func activate(kind family.Activation, act, slope, x []float32) {
-	// As in kernels/fmath.
-	const a, b = float32(2 * 0.79788456080286535588), float32(2 * 0.79788456080286535588 * 0.044715)
-	gelu := kind == family.GELUTanh
-	for i, v := range x {
-		if gelu {
-			v = float32(v * (float32(b*float32(v*v)) + a))
-		}
-		act[i] = -v
-	}
-	fmath.ExpSlice(act, act)
-	for i, v := range x {
-		s, dv := 1/(1+act[i]), float32(1)
-		if gelu {
-			dv = float32(3*b*float32(v*v)) + a
-		}
-		act[i] = float32(v * s)
-		slope[i] = s + float32(float32(act[i]*(1-s))*dv)
-	}
-}
-
-// mixtureBack is denseBack for a mixture of experts: also through the weights of the chosen
-// experts. The choice itself has no gradient.
-func (m *Model) mixtureBack(ctx context.Context, l int, b *batch, x, dout, din []float32) error {
-	c, ffn, n := m.Config, &m.Config.Layers[l].FFN, b.rows()
-	const router = "ffn_gate_inp.weight"
-	if err := m.packAll(ctx, &m.mats[3], family.Name(l, router)); err != nil {
-		return err
-	}
-	p := make([]float32, n*ffn.Experts)
-	if err := m.mul(ctx, p, x, n, &m.mats[3]); err != nil {
-		return err
-	}
-	routes := chooseExperts(ffn, p, nil) // and p are probabilities
-	weights, dp := make([]float32, len(p)), make([]float32, len(p))
-	names := []string{"ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"}
-	var back [3]gemm.Weights
-	var in, dy, dx, used []float32
-	for e, rs := range routes {
-		if len(rs) == 0 {
-			continue
-		}
-		for i, name := range names {
-			t, err := m.find(family.Name(l, name))
-			if err != nil {
-				return err
-			}
-			per := t.Rows() / ffn.Experts
-			if err := m.pack(ctx, &m.mats[i], t, e*per, per); err != nil {
-				return err
-			}
-			if err := m.transposed(ctx, &back[i], t, e*per, per); err != nil {
-				return err
-			}
-		}
-		size := len(rs) * c.Hidden
-		in, dy, dx = linalg.Grow(&in, size), linalg.Grow(&dy, size), linalg.Grow(&dx, size)
-		clear(dx)
-		used = used[:0]
-		for r, t := range rs {
-			copy(in[r*c.Hidden:(r+1)*c.Hidden], x[t.row*c.Hidden:])
-			copy(dy[r*c.Hidden:(r+1)*c.Hidden], dout[t.row*c.Hidden:])
-			used = append(used, t.weight)
-		}
-		if err := m.gatedBack(ctx, ffn, in, dy, dx, len(rs), b, &back, used); err != nil {
-			return err
-		}
-		for r, t := range rs {
-			weights[t.row*ffn.Experts+e], dp[t.row*ffn.Experts+e] = t.weight, used[r]
-			to := din[t.row*c.Hidden : (t.row+1)*c.Hidden]
-			for i, v := range dx[r*c.Hidden : (r+1)*c.Hidden] {
-				to[i] += v
-			}
-		}
-	}
-	for r := range n {
-		routerBack(ffn, p[r*ffn.Experts:(r+1)*ffn.Experts], weights[r*ffn.Experts:], dp[r*ffn.Experts:])
-	}
-	return m.through(ctx, din, p, n, &back[0], family.Name(l, router))
-}
-
-// routerBack replaces the probabilities of one token's experts by the gradients of the router's
-// logits, for those of the weights, dw; both are 0 for experts that are not used.
-func routerBack(f *family.FFN, p, w, dw []float32) {
-	// A weight is p_e or p_e / S: then dp_e = (dw_e - sum_j w_j dw_j) / S for those in use.
-	var sum, mean float64
-	for e, v := range p {
-		if w[e] != 0 {
-			sum += float64(v)
-			mean += float64(float64(w[e]) * float64(dw[e]))
-		}
-	}
-	g := make([]float64, len(p))
-	var dot float64
-	for e, v := range p {
-		if w[e] != 0 {
-			g[e] = float64(dw[e])
-			if f.Renorm {
-				g[e] = (g[e] - mean) / sum
-			}
-			dot += float64(float64(v) * g[e])
-		}
-	}
-	for e, v := range p {
-		p[e] = float32(float64(v) * (g[e] - dot))
 	}
 }
 
@@ -463,6 +419,45 @@ func (m *Model) addProduct(ctx context.Context, dst, x []float32, rows int, w *g
 		gemm.MulAdd(dst[r*n:], n, x[r*k:], k, min(step, rows-r), w, m.Threads)
 	}
 	return nil
+}
+
+// normBack adds to dx the gradient that dy, behind norm of x, has in front of it.
+func (m *Model) normBack(dx, dy, x, gain []float32) {
+	if m.Config.LayerNorm {
+		layerNormBack(dx, dy, x, gain, m.Config.NormEps, m.Threads)
+		return
+	}
+	rmsNormBack(dx, dy, x, gain, m.Config.NormEps, m.Threads)
+}
+
+// layerNormBack is normBack of layerNorm: s (t - mean(t) - z mean(t z)) for t = dy * gain, s = 1/std(x) and
+// z = (x - mean(x)) s.
+func layerNormBack(dx, dy, x, gain []float32, eps float64, threads int) {
+	d := len(gain)
+	parallel.Rows(threads, len(x)/d, func(r0, r1 int) {
+		t, z := make([]float64, d), make([]float64, d)
+		for r := r0; r < r1; r++ {
+			var mean, square, tMean, tz float64
+			for i, v := range x[r*d : (r+1)*d] {
+				z[i] = float64(v)
+				mean += z[i] / float64(d)
+			}
+			for i := range z {
+				z[i] -= mean
+				square += float64(z[i]*z[i]) / float64(d)
+			}
+			s := 1 / math.Sqrt(square+eps)
+			for i, v := range dy[r*d : (r+1)*d] {
+				z[i] *= s
+				t[i] = float64(v) * float64(gain[i])
+				tMean += t[i] / float64(d)
+				tz += float64(t[i]*z[i]) / float64(d)
+			}
+			for i, v := range t {
+				dx[r*d+i] += float32(s * (v - tMean - float64(z[i]*tz)))
+			}
+		}
+	})
 }
 
 // rmsNormBack adds to dx the gradient that dy, behind rmsNorm of x, has in front of it:

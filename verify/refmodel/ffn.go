@@ -3,6 +3,7 @@ package refmodel
 import (
 	"context"
 	"math"
+	"slices"
 	"sort"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
@@ -171,7 +172,8 @@ func (m *Model) loadBeside(l int) (*besideFFN, error) {
 			return nil, err
 		}
 	}
-	// The router divides by the root of the hidden size.
+	// The router divides by the root of the hidden size. A resident model keeps the vector as it is.
+	x.router = slices.Clone(x.router)
 	fmath.Scale(x.router, float32(1/math.Sqrt(float64(m.Config.Hidden))))
 	return x, nil
 }
@@ -288,14 +290,8 @@ func (m *Model) expert(ctx context.Context, l, e int, b *batch, branches []branc
 		if err := m.pack(ctx, &m.mats[i], t, e*per, per); err != nil {
 			return err
 		}
-		if ffn.Biases {
-			if t, err = m.find(family.Name(l, name+".bias")); err != nil {
-				return err
-			}
-			biases[i] = make([]float32, t.Cols())
-			if err := m.w.ReadRows(t, e, 1, biases[i]); err != nil {
-				return err
-			}
+		if biases[i], err = m.expertBias(ffn, l, e, name); err != nil {
+			return err
 		}
 	}
 	var in, out []float32
@@ -328,6 +324,19 @@ func (m *Model) expert(ctx context.Context, l, e int, b *batch, branches []branc
 		}
 	}
 	return nil
+}
+
+// expertBias returns the bias of one of expert e's matrices, nil where there are none.
+func (m *Model) expertBias(ffn *family.FFN, l, e int, matrix string) ([]float32, error) {
+	if !ffn.Biases {
+		return nil, nil
+	}
+	t, err := m.find(family.Name(l, matrix+".bias"))
+	if err != nil {
+		return nil, err
+	}
+	bias := make([]float32, t.Cols())
+	return bias, m.w.ReadRows(t, e, 1, bias)
 }
 
 // shared adds the experts that every token goes through.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/family"
 )
 
@@ -24,8 +25,9 @@ type GradientOptions struct {
 }
 
 // A Gradient is what the keys and values of one layer do to the loss, the sum over windows and
-// positions of -log p(label). Rows are Windows*T tokens; all arrays are [rows,
-// n_kv_heads*head_dim]. They are valid only during the call and must not be changed.
+// positions of -log p(label), through all layers that read them. Rows are Windows*T tokens; all
+// arrays are [rows, n_kv_heads*head_dim]. They are valid only during the call and must not be
+// changed.
 type Gradient struct {
 	Layer int
 	// First is the number of the first window, T the length of each.
@@ -40,15 +42,23 @@ const gradientFloats = 1 << 27
 
 // Differentiable says, by name, which feature of a model has no backward pass here; nil where
 // all have one.
-func Differentiable(c *family.Config) error { return c.Require("the backward pass", 0) }
+func Differentiable(c *family.Config) error {
+	for l := range c.Layers {
+		if y := &c.Layers[l]; y.PostNorms && y.FFN.Experts > 0 && y.FFN.Beside == 0 {
+			return format.Unsupportedf("layer %d of this %s model norms what its experts give, which the backward pass "+
+				"does not support", l, c.Family.Name)
+		}
+	}
+	return c.Require("the backward pass", features)
+}
 
 // Gradients runs windows of token ids, all of the same length, forward and then backward, and
-// calls visit for every layer from the last to the first, batch of windows by batch. Its memory
-// is the input of every layer for one batch, one or several windows (see gradientFloats), and
-// what one layer needs; a layer is computed again from its input. With RoundInputs the gradient
-// goes straight through the rounding. What it gives depends neither on threads nor on the
-// machine, and not on which windows share a batch. It refuses layers with features that have no
-// backward pass here, by name, and ends with the first error of visit.
+// calls visit for every layer with keys and values of its own, from the last to the first, batch of
+// windows by batch. Its memory is the input of every layer for one batch, one or several windows
+// (see gradientFloats), and what one layer needs; a layer is computed again from its input. With
+// RoundInputs the gradient goes straight through the rounding. What it gives depends neither on
+// threads nor on the machine, and not on which windows share a batch. It refuses what
+// Differentiable refuses, and ends with the first error of visit.
 func (m *Model) Gradients(ctx context.Context, windows [][]int32, o GradientOptions,
 	visit func(g *Gradient) error) error {
 	if m.Resident {
@@ -102,32 +112,46 @@ func (m *Model) gradients(ctx context.Context, b *batch, first int, o *GradientO
 	if err := m.embed(b, x); err != nil {
 		return err
 	}
-	inputs := make([][]float32, len(m.Config.Layers))
-	for l := range inputs {
+	if err := m.perLayerInputs(ctx, b); err != nil {
+		return err
+	}
+	layers := len(m.Config.Layers)
+	t := &tape{inputs: make([][]float32, layers), middle: make([][]float32, layers), grads: map[int]*sharedGrads{}}
+	for l := range layers {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		inputs[l] = slices.Clone(x.Hidden)
-		if err := m.layer(ctx, l, b, []*Variant{x}, Hooks{}); err != nil {
+		t.inputs[l] = slices.Clone(x.Hidden)
+		if err := m.attention(ctx, l, b, []*Variant{x}, Hooks{}); err != nil {
+			return err
+		}
+		if err := m.ffn(ctx, l, b, []*Variant{x}, Hooks{}); err != nil {
+			return err
+		}
+		if m.Config.PerLayerInput > 0 {
+			t.middle[l] = slices.Clone(x.Hidden)
+		}
+		if err := m.finish(ctx, l, b, []*Variant{x}); err != nil {
 			return err
 		}
 		step()
 	}
+	t.shared = x.Shared
 	dx, err := m.lossBack(ctx, b, x.Hidden, first, o)
 	if err != nil {
 		return err
 	}
-	for l := len(inputs) - 1; l >= 0; l-- {
+	for l := layers - 1; l >= 0; l-- {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := m.layerBack(ctx, l, b, inputs[l], dx, func(g *Gradient) error {
+		if err := m.layerBack(ctx, l, b, t, dx, func(g *Gradient) error {
 			g.First = first
 			return visit(g)
 		}); err != nil {
 			return err
 		}
-		inputs[l] = nil
+		t.inputs[l], t.middle[l] = nil, nil
 		step()
 	}
 	return nil

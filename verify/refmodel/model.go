@@ -130,6 +130,8 @@ type Attention struct {
 	V          []float32 // [rows, n_kv_heads*head_dim]
 	Rope       *rope.Table
 	Sinks      []float32 // a logit per query head, nil for none
+
+	norms *normInputs // set where the backward pass needs them
 }
 
 // A Cache replaces keys and values by what a cache of some format gives back.

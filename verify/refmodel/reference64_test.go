@@ -1,6 +1,7 @@
 package refmodel
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"testing"
@@ -19,6 +20,7 @@ type reference struct {
 	loaded map[string][]float64
 	// move, if set, adds to a layer's keys after RoPE and to its values, [T, n_kv_heads*head_dim].
 	move func(layer int, k, v []float64)
+	kv   map[int][2][]float64 // keys and values of a run
 }
 
 func (r *reference) tensor(name string) []float64 {
@@ -94,59 +96,179 @@ func softmaxed(x []float64) []float64 {
 }
 
 func activation(kind family.Activation, x float64) float64 {
-	if kind == family.GELUTanh {
+	switch kind {
+	case family.GELUTanh:
 		return x / 2 * (1 + math.Tanh(math.Sqrt(2/math.Pi)*(x+0.044715*x*x*x)))
+	case family.ClampedSwiGLU:
+		x = min(x, family.ClampLimit)
+		return x / (1 + math.Exp(-family.ClampAlpha*x))
 	}
 	return x / (1 + math.Exp(-x))
 }
 
-func (r *reference) ffn(f *family.FFN, x, gate, up, down []float64) []float64 {
-	g, u := product(x, gate, nil, r.c.Hidden), product(x, up, nil, r.c.Hidden)
-	for i := range g {
-		g[i] = activation(f.Activation, g[i]) * u[i]
+// norm is that of the residual stream.
+func (r *reference) norm(x, gain []float64) []float64 {
+	if r.c.LayerNorm {
+		x = slices.Clone(x)
+		for at := 0; at < len(x); at += len(gain) {
+			var mean float64
+			for _, v := range x[at : at+len(gain)] {
+				mean += v / float64(len(gain))
+			}
+			for i := range gain {
+				x[at+i] -= mean
+			}
+		}
 	}
-	return product(g, down, nil, f.Size)
+	return normed(x, gain, r.c.NormEps)
 }
 
-func (r *reference) mixture(l int, x []float64) []float64 {
-	f, d := &r.c.Layers[l].FFN, r.c.Hidden
-	part := func(name string, e int) []float64 {
-		w := r.tensor(family.Name(l, name))
-		n := len(w) / f.Experts
-		return w[e*n : (e+1)*n]
+// ffn is a gated FFN of some tokens, whose matrices and biases, where there are any, are of gate, up and down.
+func (r *reference) ffn(f *family.FFN, x []float64, w, bias [3][]float64) []float64 {
+	g, u := product(x, w[0], bias[0], r.c.Hidden), product(x, w[1], bias[1], r.c.Hidden)
+	for i := range g {
+		if f.Activation == family.ClampedSwiGLU {
+			u[i] = min(max(u[i], -family.ClampLimit), family.ClampLimit) + 1
+		}
+		g[i] = activation(f.Activation, g[i]) * u[i]
 	}
+	return product(g, w[2], bias[2], len(w[2])/r.c.Hidden)
+}
+
+// matrices returns gate, up and down of a layer.
+func (r *reference) matrices(l int, kind string) (w [3][]float64) {
+	for i, n := range []string{"ffn_gate", "ffn_up", "ffn_down"} {
+		w[i] = r.tensor(family.Name(l, n+kind+".weight"))
+	}
+	return w
+}
+
+// part returns what expert e has of a tensor of all experts.
+func (r *reference) part(l int, f *family.FFN, name string, e int) []float64 {
+	w := r.tensor(family.Name(l, name))
+	n := len(w) / f.Experts
+	return w[e*n : (e+1)*n]
+}
+
+// chosen returns the weights of the experts for one token, 0 for those that it does not take.
+func (r *reference) chosen(l int, f *family.FFN, x []float64) []float64 {
+	name := func(s string) []float64 { return r.tensor(family.Name(l, s)) }
+	p := product(x, name("ffn_gate_inp.weight"), name("ffn_gate_inp.bias"), r.c.Hidden)
+	switch f.Router {
+	case family.SoftmaxTopK:
+		p = softmaxed(p)
+	case family.SigmoidTopK:
+		for i, v := range p {
+			p[i] = 1 / (1 + math.Exp(-v))
+		}
+	}
+	score := make([]float32, len(p))
+	for i, v := range p {
+		score[i] = float32(v)
+		if f.ChoiceBias {
+			score[i] += float32(name("exp_probs_b.bias")[i])
+		}
+	}
+	order := make([]int, len(p))
+	for i := range order {
+		order[i] = i
+	}
+	if f.Groups > 1 {
+		order = inGroups(f, score) // which there are is no matter of precision
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(score[b], score[a]) })
+	out := make([]float64, len(p))
+	var of []float64
+	for _, e := range order[:f.Used] {
+		of = append(of, p[e])
+	}
+	if f.Router == family.TopKSoftmax {
+		of = softmaxed(of)
+	}
+	sum := 1.0
+	if f.Renorm {
+		sum = 0
+		for _, v := range of {
+			sum += v
+		}
+	}
+	for i, e := range order[:f.Used] {
+		out[e] = of[i] / sum * f.Scale()
+	}
+	return out
+}
+
+// mixture adds up experts, that read x, as the router says that reads route.
+func (r *reference) mixture(l int, x, route []float64) []float64 {
+	f, d := &r.c.Layers[l].FFN, r.c.Hidden
 	out := make([]float64, len(x))
 	for row := range len(x) / d {
 		x := x[row*d : (row+1)*d]
-		p := softmaxed(product(x, r.tensor(family.Name(l, "ffn_gate_inp.weight")), nil, d))
-		order := make([]int, len(p))
-		for i := range order {
-			order[i] = i
-		}
-		slices.SortStableFunc(order, func(a, b int) int { return int(math.Copysign(1, p[b]-p[a])) })
-		sum := 1.0
-		if f.Renorm {
-			sum = 0
-			for _, e := range order[:f.Used] {
-				sum += p[e]
-			}
-		}
-		for _, e := range order[:f.Used] {
-			y := r.ffn(f, x, part("ffn_gate_exps.weight", e), part("ffn_up_exps.weight", e), part("ffn_down_exps.weight", e))
+		add := func(y []float64, weight float64) {
 			for i, v := range y {
-				out[row*d+i] += p[e] / sum * v
+				out[row*d+i] += weight * v
 			}
+		}
+		for e, weight := range r.chosen(l, f, route[row*d:(row+1)*d]) {
+			if weight == 0 {
+				continue
+			}
+			var w, bias [3][]float64
+			for i, n := range []string{"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"} {
+				w[i] = r.part(l, f, n+".weight", e)
+				if f.Biases {
+					bias[i] = r.part(l, f, n+".bias", e)
+				}
+			}
+			if f.Beside > 0 {
+				weight *= r.tensor(family.Name(l, "ffn_down_exps.scale"))[e]
+			}
+			add(r.ffn(f, x, w, bias), weight)
+		}
+		if f.Shared > 0 {
+			weight := 1.0
+			if f.SharedGate {
+				weight = 1 / (1 + math.Exp(-dot64(x, r.tensor(family.Name(l, "ffn_gate_inp_shexp.weight")))))
+			}
+			add(r.ffn(f, x, r.matrices(l, "_shexp"), [3][]float64{}), weight)
 		}
 	}
 	return out
+}
+
+// layerFFN is the FFN of a layer, or its mixture, of hidden states x; in is what attention read.
+func (r *reference) layerFFN(l int, x, in []float64) []float64 {
+	y, name := &r.c.Layers[l], func(s string) []float64 { return r.tensor(family.Name(l, s)) }
+	switch {
+	case y.BareInputs:
+		in = x
+	case !y.Parallel:
+		in = r.norm(x, name("ffn_norm.weight"))
+	}
+	switch f := &y.FFN; {
+	case f.Beside > 0:
+		gain := slices.Clone(name("ffn_gate_inp.scale"))
+		for i := range gain {
+			gain[i] /= math.Sqrt(float64(r.c.Hidden))
+		}
+		out := r.norm(r.ffn(f, in, r.matrices(l, ""), [3][]float64{}), name("post_ffw_norm_1.weight"))
+		mixed := r.mixture(l, r.norm(x, name("pre_ffw_norm_2.weight")), r.norm(x, gain))
+		for i, v := range r.norm(mixed, name("post_ffw_norm_2.weight")) {
+			out[i] += v
+		}
+		return out
+	case f.Experts > 0:
+		return r.mixture(l, in, in)
+	}
+	return r.ffn(&y.FFN, in, r.matrices(l, ""), [3][]float64{})
 }
 
 func (r *reference) turn(x []float64, heads, d int, table *rope.Table) {
 	for i := range len(x) / d {
 		cos, sin := table.Row(i / heads)
 		h := x[i*d : (i+1)*d]
-		for p := range d / 2 {
-			a, b := r.c.Pairs.Dims(p, d)
+		for p := range cos {
+			a, b := r.c.Pairs.Dims(p, 2*len(cos))
 			c, s := float64(cos[p]), float64(sin[p])
 			h[a], h[b] = h[a]*c-h[b]*s, h[a]*s+h[b]*c
 		}
@@ -156,17 +278,41 @@ func (r *reference) turn(x []float64, heads, d int, table *rope.Table) {
 func (r *reference) attention(l int, x []float64, T int) []float64 {
 	y, name := &r.c.Layers[l], func(s string) []float64 { return r.tensor(family.Name(l, s)) }
 	project := func(s string) []float64 { return product(x, name(s+".weight"), name(s+".bias"), r.c.Hidden) }
-	q, k, v := project("attn_q"), project("attn_k"), project("attn_v")
-	if y.QKNorm != family.NoQKNorm {
-		q, k = normed(q, name("attn_q_norm.weight"), r.c.NormEps), normed(k, name("attn_k_norm.weight"), r.c.NormEps)
+	d, table := y.HeadDim, rope.NewTable(y.Rope, T)
+	turned := func(x []float64, heads int, gain string) []float64 {
+		if y.QKNorm != family.NoQKNorm && !y.NormAfterRoPE {
+			x = normed(x, name(gain), r.c.NormEps)
+		}
+		r.turn(x, heads, d, table)
+		if y.NormAfterRoPE {
+			x = normed(x, name(gain), r.c.NormEps)
+		}
+		return x
 	}
-	table := rope.NewTable(y.Rope, T)
-	d := y.HeadDim
-	r.turn(q, y.Heads, d, table)
-	r.turn(k, y.KVHeads, d, table)
-	if r.move != nil {
-		r.move(l, k, v)
+	q := turned(project("attn_q"), y.Heads, "attn_q_norm.weight")
+	for i := range q {
+		q[i] *= y.Temperature.At(i / (y.Heads * d))
 	}
+	if y.Owner == l {
+		k := project("attn_k")
+		v := slices.Clone(k)
+		if !y.ValuesAreKeys {
+			v = project("attn_v")
+		}
+		if y.ValueNorm {
+			ones := make([]float64, d)
+			for i := range ones {
+				ones[i] = 1
+			}
+			v = normed(v, ones, r.c.NormEps)
+		}
+		k = turned(k, y.KVHeads, "attn_k_norm.weight")
+		if r.move != nil {
+			r.move(l, k, v)
+		}
+		r.kv[l] = [2][]float64{k, v}
+	}
+	k, v := r.kv[y.Owner][0], r.kv[y.Owner][1]
 	o := make([]float64, len(q))
 	for i := range T {
 		for h := range y.Heads {
@@ -174,9 +320,16 @@ func (r *reference) attention(l int, x []float64, T int) []float64 {
 			var s []float64
 			lo := FirstSeen(y, i)
 			for j := lo; j <= i; j++ {
-				s = append(s, y.Scale*product(q[at:at+d], k[(j*y.KVHeads+kv)*d:][:d], nil, d)[0])
+				z := y.Scale * dot64(q[at:at+d], k[(j*y.KVHeads+kv)*d:][:d])
+				if y.SoftCap > 0 {
+					z = y.SoftCap * math.Tanh(z/y.SoftCap)
+				}
+				s = append(s, z)
 			}
-			for j, p := range softmaxed(s) {
+			if y.Sinks {
+				s = append(s, name("attn_sinks.weight")[h])
+			}
+			for j, p := range softmaxed(s)[:i-lo+1] {
 				for n, z := range v[((lo+j)*y.KVHeads+kv)*d:][:d] {
 					o[at+n] += p * z
 				}
@@ -186,47 +339,78 @@ func (r *reference) attention(l int, x []float64, T int) []float64 {
 	return product(o, name("attn_output.weight"), name("attn_output.bias"), y.Heads*d)
 }
 
+// perLayer returns what each layer reads of the tokens beside the residual stream x, [layer][T*n].
+func (r *reference) perLayer(tokens []int32, x []float64) [][]float64 {
+	c, n := r.c, r.c.PerLayerInput
+	if n == 0 {
+		return nil
+	}
+	all := product(x, r.tensor("per_layer_model_proj.weight"), nil, c.Hidden)
+	for i := range all {
+		all[i] /= math.Sqrt(float64(c.Hidden))
+	}
+	all = normed(all, r.tensor("per_layer_proj_norm.weight"), c.NormEps)
+	out := make([][]float64, len(c.Layers))
+	for i, id := range tokens {
+		for j, v := range r.tensor("per_layer_token_embd.weight")[int(id)*n*len(c.Layers):][:n*len(c.Layers)] {
+			out[j/n] = append(out[j/n], (all[i*n*len(c.Layers)+j]+v*math.Sqrt(float64(n)))*math.Sqrt(0.5))
+		}
+	}
+	return out
+}
+
 // logits returns those of one window, [T, vocab].
 func (r *reference) logits(tokens []int32) []float64 {
 	c := r.c
+	r.kv = map[int][2][]float64{}
 	var x []float64
 	for _, id := range tokens {
 		for _, v := range r.tensor("token_embd.weight")[int(id)*c.Hidden:][:c.Hidden] {
-			x = append(x, v*c.EmbeddingScale)
+			x = append(x, v*float64(float32(c.EmbeddingScale)))
 		}
 	}
-	add := func(y []float64) {
-		for i, v := range y {
-			x[i] += v
-		}
-	}
+	perLayer := r.perLayer(tokens, x)
 	for l := range c.Layers {
 		y := &c.Layers[l]
 		name := func(s string) []float64 { return r.tensor(family.Name(l, s)) }
-		out := r.attention(l, normed(x, name("attn_norm.weight"), c.NormEps), len(tokens))
-		if y.PostNorms {
-			out = normed(out, name("post_attention_norm.weight"), c.NormEps)
+		add := func(out []float64, post string) {
+			if y.PostNorms {
+				out = r.norm(out, name(post))
+			}
+			for i, v := range out {
+				x[i] += y.ResidualScale * v
+			}
 		}
-		add(out)
-		in := normed(x, name("ffn_norm.weight"), c.NormEps)
-		if y.FFN.Experts > 0 {
-			out = r.mixture(l, in)
-		} else {
-			out = r.ffn(&y.FFN, in, name("ffn_gate.weight"), name("ffn_up.weight"), name("ffn_down.weight"))
+		in := x
+		if !y.BareInputs {
+			in = r.norm(x, name("attn_norm.weight"))
 		}
-		if y.PostNorms {
-			out = normed(out, name("post_ffw_norm.weight"), c.NormEps)
+		add(r.attention(l, in, len(tokens)), "post_attention_norm.weight")
+		add(r.layerFFN(l, x, in), "post_ffw_norm.weight")
+		if perLayer != nil {
+			g := product(x, name("inp_gate.weight"), nil, c.Hidden)
+			for i := range g {
+				g[i] = activation(y.FFN.Activation, g[i]) * perLayer[l][i]
+			}
+			for i, v := range r.norm(product(g, name("proj.weight"), nil, c.PerLayerInput), name("post_norm.weight")) {
+				x[i] += v
+			}
 		}
-		add(out)
+		if y.OutputScale {
+			for i := range x {
+				x[i] *= name("layer_output_scale.weight")[0]
+			}
+		}
 	}
 	head := r.tensor("output.weight")
 	if head == nil {
 		head = r.tensor("token_embd.weight")
 	}
-	z := product(normed(x, r.tensor("output_norm.weight"), c.NormEps), head, nil, c.Hidden)
-	if s := c.LogitSoftcap; s > 0 {
-		for i, v := range z {
-			z[i] = s * math.Tanh(v/s)
+	z := product(r.norm(x, r.tensor("output_norm.weight")), head, nil, c.Hidden)
+	for i, v := range z {
+		z[i] = v * c.LogitScale
+		if s := c.LogitSoftcap; s > 0 {
+			z[i] = s * math.Tanh(z[i]/s)
 		}
 	}
 	return z

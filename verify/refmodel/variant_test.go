@@ -79,3 +79,30 @@ func TestLanesBeginLate(t *testing.T) {
 		}
 	}
 }
+
+// TestResident: a model that keeps what it has read computes the same at every run.
+func TestResident(t *testing.T) {
+	for _, name := range []string{"gemma4", "gemma4-moe", "gptoss"} {
+		c, err := checkpoint.Open(tiny.Folder(t, "testdata/"+name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		m, kept := refmodel.New(c.Config, c, 1), refmodel.New(c.Config, c, 1)
+		kept.Resident = true
+		windows := tiny.Windows(c.Config, 1, 9)
+		want := &refmodel.Variant{}
+		if err := m.Run(t.Context(), windows, []*refmodel.Variant{want}, refmodel.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			got := &refmodel.Variant{}
+			if err := kept.Run(t.Context(), windows, []*refmodel.Variant{got}, refmodel.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got.Hidden, want.Hidden) {
+				t.Errorf("%s: run %d of a resident model differs", name, i)
+			}
+		}
+	}
+}

@@ -97,6 +97,7 @@ func convertFlags() []cli.Flag {
 			&cli.StringFlag{Name: "ffn", Value: string(d.FFN),
 				Usage: "exact changes of weights for a quantised file: none; scale (neurons and norms), rotate (the residual stream), or auto: what measures best, nothing where nothing helps"},
 			&cli.StringFlag{Name: "weights", Usage: "the type that llama-quantize will give the matrices: " + quantweights.Names()},
+			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix of the source (GGUF) that llama-quantize will be given"},
 		),
 		keyFlags(d),
 		in(categoryJoint,
@@ -354,6 +355,7 @@ func weightOptions(c *cli.Command, o *convert.Options) (err error) {
 		}
 		o.Weights = &t
 	}
+	o.Imatrix = c.String("imatrix")
 	return nil
 }
 
