@@ -94,19 +94,25 @@ func FitFFNRotations(ctx context.Context, c *checkpoint.Checkpoint, o FFNRotatio
 	if err != nil {
 		return nil, err
 	}
-	f := &ffnFit{o: o, c: c, dir: WorkDir(o.Out)}
+	f := &ffnFit{o: o, c: c, dir: WorkDir(o.Out)} // or a hidden folder beside Out, for one run
 	f.meter = audit.NewFFNMeter(c.Config, c, audit.FFNOptions{Block: o.Block, MaxRows: o.Rows, Seed: o.Seed, Threads: o.Threads}, ffnBits)
 	f.header = sidecar.FFNRotations{SourceSHA256: source, Tool: o.Tool, Layers: len(c.Config.Layers), Basis: o.Basis, Block: o.Block,
 		Rows: o.Rows, Seed: o.Seed}
-	if err := os.MkdirAll(f.dir, 0o777); err != nil {
+	if o.Resume || o.Units != 0 {
+		if err := os.MkdirAll(f.dir, 0o777); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err == nil && o.Units == 0 {
+				err = f.remove()
+			}
+		}()
+		return f.run(ctx)
+	}
+	if f.dir, err = os.MkdirTemp(filepath.Dir(o.Out), "."+filepath.Base(o.Out)+".*.work"); err != nil {
 		return nil, err
 	}
-	keep := o.Resume || o.Units != 0
-	defer func() {
-		if !keep || err == nil && o.Units == 0 {
-			err = errors.Join(err, f.remove())
-		}
-	}()
+	defer func() { err = errors.Join(err, os.RemoveAll(f.dir)) }()
 	return f.run(ctx)
 }
 
@@ -276,7 +282,7 @@ func CheckFFNRotations(ctx context.Context, path string, c *checkpoint.Checkpoin
 	error) {
 	checks := &contract.Checker{Progress: report}
 	w, err := sidecar.OpenFFN(path)
-	if !checks.Add("the file has FFN rotations", err, "") {
+	if !checks.Add("the file has FFN rotations", err, fmt.Sprintf("version %d", spec.FFNRotationsVersion)) {
 		return checks.Checks, nil
 	}
 	defer w.Close()

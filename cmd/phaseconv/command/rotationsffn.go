@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -63,9 +62,8 @@ func runFFNRotations(ctx context.Context, c *cli.Command, stdout, stderr io.Writ
 	defer ck.Close()
 	res, err := convert.FitFFNRotations(ctx, ck, o)
 	if err != nil {
-		if errors.Is(err, context.Canceled) && (o.Resume || o.Units != 0) {
-			err = fmt.Errorf("interrupted; the layers that were fitted are in %s, and the same command goes on from them: %w",
-				convert.WorkDir(o.Out), err)
+		if o.Resume || o.Units != 0 {
+			err = keptLayers(err, convert.Options{Work: convert.WorkDir(o.Out)})
 		}
 		return err
 	}
