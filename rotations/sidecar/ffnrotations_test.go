@@ -137,3 +137,38 @@ func TestFFNRefuses(t *testing.T) {
 		}
 	}
 }
+
+// FuzzOpenFFN: whatever is opened as rotations of FFN inputs gives the same again when it is written.
+func FuzzOpenFFN(f *testing.F) {
+	dir := f.TempDir()
+	for _, name := range []string{"ffn.gguf", "ffn.sidecar"} {
+		raw, err := os.ReadFile(filepath.Join("..", "..", "spec", "vectors", name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		path, again := filepath.Join(dir, "x"), filepath.Join(dir, "again")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		x, err := sidecar.OpenFFN(path)
+		if err != nil {
+			return
+		}
+		defer x.Close()
+		err = x.Write(t.Context(), again, x.Shapes, func(s sidecar.FFNShape) (*sidecar.FFNLayer, error) { return x.Layer(t.Context(), s) })
+		if err != nil {
+			return // numbers that are no rotation
+		}
+		y, err := sidecar.OpenFFN(again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer y.Close()
+		if !reflect.DeepEqual(x.FFNRotations, y.FFNRotations) || !reflect.DeepEqual(x.Shapes, y.Shapes) {
+			t.Errorf("%+v became %+v", x.FFNRotations, y.FFNRotations)
+		}
+	})
+}
