@@ -435,6 +435,11 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 		return nil, fmt.Errorf("%s: tensor token_embd.weight is missing", f.Path)
 	}
 	c.Vocab = embd.Rows()
+	// More rows than tokens are padding; a token without a row is another model's.
+	if kv, ok := f.KV("tokenizer.ggml.tokens"); ok && kv.Len() > c.Vocab {
+		return nil, fmt.Errorf("%s: tensor token_embd.weight has %d rows, and key tokenizer.ggml.tokens %d tokens; they do not "+
+			"belong together", f.Path, c.Vocab, kv.Len())
+	}
 	_, head := f.Tensor("output.weight")
 	c.TiedEmbeddings = !head
 	if err := k.window(fam, p); err != nil {

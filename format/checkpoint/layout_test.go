@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/format/safetensors"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 )
@@ -142,6 +145,144 @@ func TestPointerFiles(t *testing.T) {
 		if _, err := c.Vocab(); err == nil || !strings.Contains(err.Error(), n) || !strings.Contains(err.Error(),
 			"Git LFS pointer") {
 			t.Errorf("%s: %v", n, err)
+		}
+	}
+}
+
+// A stored tensor of a GGUF file, of float32 numbers.
+type stored struct {
+	dims []int // in ggml's order
+	data []byte
+}
+
+// regguf writes a GGUF file of F32 tensors again, with what edit makes of them.
+func regguf(t *testing.T, path string, edit func(x map[string]*stored)) string {
+	t.Helper()
+	f, err := gguf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	all := map[string]*stored{}
+	for i := range f.Tensors {
+		x := &f.Tensors[i]
+		b, err := io.ReadAll(f.Reader(x))
+		if err != nil || x.Type != gguf.TypeF32 {
+			t.Fatal(x.Name, x.Type, err)
+		}
+		all[x.Name] = &stored{x.Dims, b}
+	}
+	edit(all)
+	var specs []gguf.TensorSpec
+	for _, n := range slices.Sorted(maps.Keys(all)) {
+		specs = append(specs, gguf.TensorSpec{Name: n, Type: gguf.TypeF32, Dims: all[n].dims})
+	}
+	out := filepath.Join(t.TempDir(), "edited.gguf")
+	w, err := gguf.Create(out, f.KVs, specs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	for _, s := range specs {
+		err := w.WriteTensor(s.Name, func(w io.Writer) error { _, err := w.Write(all[s.Name].data); return err })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// join replaces tensors by one with their rows, of each of so many matrices, one after the other.
+func join(x map[string]*stored, matrices int, name string, parts ...string) {
+	all := &stored{dims: slices.Clone(x[parts[0]].dims)}
+	rows := len(all.dims) - 1 // which of the dimensions counts rows
+	if matrices > 1 {
+		rows--
+	}
+	all.dims[rows] = 0
+	for _, p := range parts {
+		all.dims[rows] += x[p].dims[rows]
+	}
+	for m := range matrices {
+		for _, p := range parts {
+			n := len(x[p].data) / matrices
+			all.data = append(all.data, x[p].data[m*n:(m+1)*n]...)
+		}
+	}
+	for _, p := range parts {
+		delete(x, p)
+	}
+	x[name] = all
+}
+
+// rows makes a tensor's rows more, of zeros, or fewer.
+func rows(x *stored, n int) {
+	per := len(x.data) / x.dims[1]
+	x.dims = []int{x.dims[0], x.dims[1] + n}
+	x.data = append(x.data, make([]byte, max(0, n*per))...)[:x.dims[1]*per]
+}
+
+// TestGGUFLayouts: files of a known architecture with tensors of another layout are the same model, or
+// are refused with the tensor's name.
+func TestGGUFLayouts(t *testing.T) {
+	for _, x := range []struct {
+		what, family string
+		o            tiny.Options
+		edit         func(x map[string]*stored)
+		says         []string // nil: it is read, and is the same
+	}{
+		{"q, k and v as one", "llama", tiny.Options{Bias: true}, func(x map[string]*stored) {
+			for _, s := range []string{"weight", "bias"} {
+				join(x, 1, "blk.1.attn_qkv."+s, "blk.1.attn_q."+s, "blk.1.attn_k."+s, "blk.1.attn_v."+s)
+			}
+		}, nil},
+		{"gate and up of experts as one", "qwen3_moe", tiny.Options{}, func(x map[string]*stored) {
+			join(x, 4, "blk.0.ffn_gate_up_exps.weight", "blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight")
+		}, nil},
+		{"gate and up as one", "llama", tiny.Options{}, func(x map[string]*stored) {
+			join(x, 1, "blk.0.ffn_gate_up.weight", "blk.0.ffn_gate.weight", "blk.0.ffn_up.weight")
+		}, []string{"blk.0.ffn_gate.weight"}},
+		{"q and k as one", "llama", tiny.Options{}, func(x map[string]*stored) {
+			join(x, 1, "blk.0.attn_qkv.weight", "blk.0.attn_q.weight", "blk.0.attn_k.weight")
+		}, []string{"blk.0.attn_qkv.weight"}},
+		{"experts as one with another size", "qwen3_moe", tiny.Options{}, func(x map[string]*stored) {
+			join(x, 1, "blk.0.ffn_gate_up_exps.weight", "blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight")
+		}, []string{"blk.0.ffn_gate_up_exps.weight"}},
+		{"padded vocabulary", "llama", tiny.Options{Untied: true}, func(x map[string]*stored) {
+			rows(x["token_embd.weight"], 5)
+			rows(x["output.weight"], 5)
+		}, nil},
+		{"an embedding longer than the head", "llama", tiny.Options{Untied: true}, func(x map[string]*stored) {
+			rows(x["token_embd.weight"], 5)
+		}, []string{"output.weight"}},
+		{"fewer rows than tokens", "llama", tiny.Options{Untied: true}, func(x map[string]*stored) {
+			rows(x["token_embd.weight"], -1)
+			rows(x["output.weight"], -1)
+		}, []string{"token_embd.weight", "tokenizer.ggml.tokens"}},
+		{"no norm of keys", "qwen3", tiny.Options{}, func(x map[string]*stored) {
+			delete(x, "blk.1.attn_k_norm.weight")
+		}, []string{"blk.1.attn_k_norm.weight"}},
+	} {
+		path := filepath.Join(t.TempDir(), "m.gguf")
+		m := tiny.GGUF(t, path, x.family, x.o)
+		path = regguf(t, path, x.edit)
+		if x.says != nil {
+			fails(t, path, x.says...)
+			continue
+		}
+		c := open(t, path)
+		if len(c.Unknown) > 0 {
+			t.Errorf("%s: unknown %v", x.what, c.Unknown)
+		}
+		for _, tensor := range c.Tensors() {
+			want := expected(m, tensor.Name, true)
+			got, err := c.ReadAll(tensor)
+			if err != nil || len(got) < len(want) || !sameBits(got[:len(want)], want) {
+				t.Errorf("%s: %s differs (%v)", x.what, tensor.Name, err)
+			}
 		}
 	}
 }

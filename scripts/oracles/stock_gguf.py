@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Compares our GGUF files of the tiny models with stock llama.cpp: its logits for
+"""Compares our GGUF files of the tiny models of all families with stock llama.cpp: its logits for
 them, and the files that its own converter makes from the same checkpoints.
 
     LLAMA_CPP_BIN=/path/to/llama.cpp/build/bin  python scripts/oracles/stock_gguf.py [--logits] [MODEL...]
+    LLAMA_CPP_SOURCE=/path/to/llama.cpp  python scripts/oracles/stock_gguf.py [MODEL...]
 
 --logits leaves the comparison of converters out; MODELs are those to compare, all without any.
+PHASECONV_TINY_GGUF may name a folder of such files that is there already (see TestGGUFOracle).
 
 LLAMA_CPP_BIN is the folder of libllama.so inside a source tree (its headers,
-converter and gguf-py are used too). Needs go, cc and numpy; the comparison of
+converter and gguf-py are used too). With LLAMA_CPP_SOURCE alone only converters are compared:
+logits are by TestTinyFiles of verify/internal/libllama too. Needs go, cc and numpy; the comparison of
 converters needs torch, transformers and safetensors as well and says so if it is
-left out. Without LLAMA_CPP_BIN nothing is compared, and the exit status is 77.
+left out. Without either variable nothing is compared, and the exit status is 77.
 
 Exit status 1 means that a difference was found which is not explained below.
 """
@@ -21,8 +24,9 @@ import subprocess
 import sys
 import tempfile
 
-if not os.environ.get("LLAMA_CPP_BIN"):
-    print("SKIPPED: LLAMA_CPP_BIN is not set, so NOTHING was compared with stock llama.cpp", file=sys.stderr)
+BINARIES, SOURCE = os.environ.get("LLAMA_CPP_BIN", ""), os.environ.get("LLAMA_CPP_SOURCE", "")
+if not BINARIES and not SOURCE:
+    print("SKIPPED: neither LLAMA_CPP_BIN nor LLAMA_CPP_SOURCE is set, so NOTHING was compared with stock llama.cpp", file=sys.stderr)
     sys.exit(77)
 
 import numpy as np
@@ -101,9 +105,9 @@ def stock_convert(source, model, out, outtype):
     code = ("import sys, runpy; src = sys.argv[1]; sys.path[:0] = [src, src + '/gguf-py']\n"
             "import conversion.base as b; b.TextModel.get_vocab_base_pre = lambda self, tokenizer: 'gpt-2'\n"
             # Families whose tokenizer is always of one kind, which ours is not.
-            "import conversion.phi, conversion.glm, conversion.ernie, conversion.gemma, conversion.hunyuan\n"
+            "import conversion.phi, conversion.glm, conversion.ernie, conversion.gemma, conversion.hunyuan, conversion.mistral3\n"
             "for c in (conversion.phi.Phi3MiniModel, conversion.glm.Glm4Model, conversion.glm.Glm4MoeModel, conversion.hunyuan.HunYuanMoEModel, conversion.ernie.Ernie4_5Model, conversion.gemma.Gemma2Model,\n"
-            "          conversion.gemma.Gemma3Model, conversion.gemma.Gemma4Model):\n"
+            "          conversion.gemma.Gemma3Model, conversion.gemma.Gemma4Model, conversion.mistral3.Mistral3Model):\n"
             "    c.set_vocab = lambda self: self._set_vocab_gpt2()\n"
             "sys.argv = ['convert_hf_to_gguf.py'] + sys.argv[2:]\n"
             "runpy.run_path(src + '/convert_hf_to_gguf.py', run_name='__main__')\n")
@@ -173,7 +177,7 @@ KNOWN = {
 }
 
 
-def compare_converters(source, folder):
+def compare_converters(source, folder, stock):
     missing = [m for m in ("torch", "transformers", "safetensors") if importlib.util.find_spec(m) is None]
     if missing:
         print("SKIPPED the comparison of converters: no " + ", ".join(missing))
@@ -183,7 +187,6 @@ def compare_converters(source, folder):
     failed = 0
     for name in sorted(filter(chosen, {os.path.basename(p).split(".")[0] for p in glob.glob(os.path.join(folder, "*.gguf"))})):
         for outtype in ("f32", "f16", "bf16", "q8_0") if name in ALL_TYPES else ("f32",):
-            stock = os.path.join(folder, "stock.gguf")
             error = stock_convert(source, os.path.join(folder, name + ".hf"), stock, outtype)
             if error:
                 print(f"FAIL {name} {outtype}: the stock converter failed: {error}")
@@ -199,14 +202,17 @@ def compare_converters(source, folder):
 
 
 def main():
-    binaries = os.path.abspath(os.environ["LLAMA_CPP_BIN"])
-    source = os.path.abspath(os.path.join(binaries, "..", ".."))
+    source = os.path.abspath(SOURCE or os.path.join(BINARIES, "..", ".."))
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["go", "test", "-count=1", "-run", "^TestGGUFOracle$", "./convert/write"], cwd=REPO, check=True,
-                       env={**os.environ, "PHASECONV_KEEP_GGUF": folder})
-        failed = compare_logits(build(binaries, source, folder), folder)
+        kept = os.environ.get("PHASECONV_TINY_GGUF")
+        if not kept:
+            subprocess.run(["go", "test", "-count=1", "-run", "^TestGGUFOracle$", "./convert/write"], cwd=REPO, check=True,
+                           env={**os.environ, "PHASECONV_KEEP_GGUF": folder})
+        failed = 0
+        if BINARIES:
+            failed += compare_logits(build(os.path.abspath(BINARIES), source, folder), kept or folder)
         if "--logits" not in sys.argv:
-            failed += compare_converters(source, folder)
+            failed += compare_converters(source, kept or folder, os.path.join(folder, "stock.gguf"))
     print(f"{failed} failed")
     return failed > 0
 
