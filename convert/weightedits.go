@@ -68,7 +68,7 @@ func (j *job) searchEdits(ctx context.Context) (*plan.Changes, *spec.Fusion, err
 					found.Report.Chosen)
 			}
 		}
-		if id.ID == plan.IDAngle && turned(found) {
+		if id.ID == transform.IDPairAngle && turned(found) {
 			id.Applied, id.Tensors, id.Why = true, count[transform.IDPairScale], "with the scales of G3, tuned to the cache type"
 		}
 		ch.Identities = append(ch.Identities, id)

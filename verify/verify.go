@@ -14,7 +14,6 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
-	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
@@ -320,15 +319,13 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 	if err != nil {
 		return nil, err
 	}
-	scaled := checkpoint.NewEdited(o.Source, nil)
-	for l := range o.Source.Config.Layers {
-		y := &o.Source.Config.Layers[l]
-		if y.Owner != l || transform.CheckPairScale(y) != nil {
-			continue // nothing of it was edited, and nothing is rounded
-		}
-		if err := transform.FoldPairScale(scaled, l, transform.FloorPairScale(y)); err != nil {
-			return nil, err
-		}
+	scaled, windows := checkpoint.NewEdited(o.Source, nil), 1 // enough for a floor, of which 100 are allowed
+	like := edited{}
+	if requantised(a) {
+		like, windows = editedBy(a.Manifest.Identities), len(w.Tokens)
+	}
+	if err := like.foldLike(scaled); err != nil {
+		return nil, err
 	}
 	stored := a.Entry.OutType == outTypeSource && a.Model.Container == checkpoint.GGUF
 	floor := func(n int, round func(x []float32)) (*ppl.Divergence, error) {
@@ -351,7 +348,7 @@ func function(ctx context.Context, a *contract.Artifact, o Options, w *ppl.Windo
 		}
 		return &res.Divergences[0], nil
 	}
-	f, err := floor(1, roundBF16) // enough for a floor, of which 100 are allowed
+	f, err := floor(windows, roundBF16)
 	if err != nil {
 		return nil, err
 	}
@@ -398,9 +395,10 @@ func preserved(a *contract.Artifact, g, f, coarse *ppl.Divergence) (note string,
 			most = 500*of(f) + 5e-4
 		}
 		if requantised(a) {
-			// The floor is re-encoded too, but keys and queries only, and few errors of 3 to 8 bits: what is
-			// edited beside them, and another draw of the same errors, is a few floors.
-			most = 10*of(f) + 1e-3
+			most = max(1e-4, requantFloors*of(f))
+			if likeFloor(g, f) {
+				most = max(most, of(g))
+			}
 		}
 		switch {
 		case coarse == nil:

@@ -96,7 +96,7 @@ func TestOutputs(t *testing.T) {
 	for _, format := range []string{"gguf", "both"} {
 		valid("#/$defs/Plan", run(0, "convert", source, "-o", out, "--format", format, "--dry-run", "--json"), true)
 	}
-	valid("#/$defs/VerifyJSON", run(0, with("convert", source, "-o", out, "--format", "both", "--calib-tokens", "256")...),
+	valid("#/$defs/VerifyJSON", run(0, with("convert", source, "-o", out, "--format", "both", "--code", "frame", "--calib-tokens", "256")...),
 		false)
 	manifest, err := os.ReadFile(filepath.Join(out, "phaseconv.json"))
 	if err != nil {
@@ -110,8 +110,8 @@ func TestOutputs(t *testing.T) {
 	valid("#/$defs/GenerateJSON", run(0, "generate", out, "-p", "It is", "-n", "3", "--json"), false)
 	units := filepath.Join(dir, "units")
 	valid("#/$defs/UnitsJSON", run(0, "convert", source, "-o", units, "--plan", "--units", "9", "--json"), false)
-	valid("#/$defs/UnitsJSON", run(0, with("convert", source, "-o", units, "--calib-tokens", "64", "--unit", "1/4")...),
-		false)
+	valid("#/$defs/UnitsJSON", run(0, with("convert", source, "-o", units, "--code", "frame", "--calib-tokens", "64", "--unit",
+		"1/4")...), false)
 	published := filepath.Join(dir, "published")
 	run(0, "rotations", "export", out, "-o", published)
 	valid("#/$defs/ChecksJSON", run(0, "rotations", "check", published, "--base", source, "--json"), false)

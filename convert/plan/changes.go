@@ -243,9 +243,6 @@ func decideBalance(c *checkpoint.Checkpoint, want bool) spec.Identity {
 	return id
 }
 
-// IDAngle is identity G3 with angles.
-const IDAngle = "G3-angle"
-
 // others lists the identities that are not for caches, and those that this version does not fold,
 // with the reason.
 func (ch *Changes) others(c *checkpoint.Checkpoint, o Options) []spec.Identity {
@@ -257,7 +254,7 @@ func (ch *Changes) others(c *checkpoint.Checkpoint, o Options) []spec.Identity {
 	g1, g4, g10 := ch.ffn(c, o)
 	return []spec.Identity{
 		g1,
-		{ID: IDAngle, Name: "K/Q pair angles", Exact: true, Why: angles},
+		{ID: transform.IDPairAngle, Name: "K/Q pair angles", Exact: true, Why: angles},
 		g4, g10,
 		{ID: "G6", Name: "centring after RoPE", Exact: true, Why: "part of the code, applied at run time"},
 	}

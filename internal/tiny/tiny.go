@@ -38,7 +38,8 @@ type Options struct {
 
 	// DType is the element type of matrices (and, in the folder, of everything):
 	// F32 (default), F16 or BF16. Values are rounded to it, so both containers
-	// hold the same numbers. GGUF files can also have Q8_0, folders F64.
+	// hold the same numbers. GGUF files can also have quantised types that can be
+	// written, folders F64.
 	DType string
 	// Bias gives llama all four attention biases; qwen2 always has its three.
 	Bias bool
@@ -137,7 +138,8 @@ func New(t testing.TB, family string, o Options) *Model {
 	if o.DType == "" {
 		o.DType = "F32"
 	}
-	if !slices.Contains([]string{"F32", "F16", "BF16", "F64", "Q8_0"}, o.DType) || o.Vocab < MinVocab ||
+	typ, err := gguf.ParseType(o.DType)
+	if (err != nil || !gguf.CanQuantize(typ)) && o.DType != "F64" || o.Vocab < MinVocab ||
 		o.Heads%o.KVHeads != 0 {
 		t.Fatalf("tiny: options %+v", o)
 	}

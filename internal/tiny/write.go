@@ -214,8 +214,10 @@ func (m *Model) KVs() []gguf.KV {
 // GGUF writes the model as one GGUF file.
 func (m *Model) GGUF(t testing.TB, path string) {
 	t.Helper()
-	typ := map[string]gguf.Type{"F32": gguf.TypeF32, "F16": gguf.TypeF16, "BF16": gguf.TypeBF16,
-		"Q8_0": gguf.TypeQ8_0}[m.Options.DType]
+	typ, err := gguf.ParseType(m.Options.DType)
+	if err != nil {
+		t.Fatal(err)
+	}
 	type part struct {
 		spec gguf.TensorSpec
 		data []byte

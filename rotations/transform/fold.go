@@ -12,6 +12,9 @@ import (
 // IDPairScale is the identity that FoldPairScale folds.
 const IDPairScale = "G3"
 
+// IDPairAngle is the same with angles.
+const IDPairAngle = "G3-angle"
+
 // FoldPairScale adds the K/Q pair balance of one layer to the edits of v: without QK-norm
 // to the rows of W_K and W_Q and to their biases, per KV head; with QK-norm to
 // the norm gains, which act after the projections. Every layer that reads the keys takes the

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 
+	"github.com/phaseconv/phaseconv/format/dtype"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
@@ -85,7 +86,7 @@ func (m *Model) gated(ctx context.Context, ffn *family.FFN, y, x []float32, rows
 		return err
 	}
 	parallel.Rows(m.Threads, rows, func(r0, r1 int) {
-		actMul(ffn.Activation, g[r0*f:r1*f], u[r0*f:r1*f])
+		m.actMul(ffn.Activation, g[r0*f:r1*f], u[r0*f:r1*f])
 	})
 	return m.linear(ctx, y, g, rows, &w[2], biases[2])
 }
@@ -94,9 +95,13 @@ func (m *Model) gated(ctx context.Context, ffn *family.FFN, y, x []float32, rows
 var noBiases [3][]float32
 
 // actMul sets gate = act(gate) * up. It may change up.
-func actMul(a family.Activation, gate, up []float32) {
+func (m *Model) actMul(a family.Activation, gate, up []float32) {
 	switch a {
 	case family.GELUTanh:
+		if m.HalfGELU {
+			halfGELUMul(gate, up)
+			return
+		}
 		fmath.GELUTanhMul(gate, gate, up)
 	case family.ClampedSwiGLU:
 		// g sigmoid(a g) = SiLU(a g) / a
@@ -107,6 +112,27 @@ func actMul(a family.Activation, gate, up []float32) {
 		fmath.SiLUMul(gate, gate, up)
 	default:
 		fmath.SiLUMul(gate, gate, up)
+	}
+}
+
+// halfGELUMul is actMul for HalfGELU. The table covers arguments up to 10; beyond, GELU is 0 or the argument.
+func halfGELUMul(gate, up []float32) {
+	const covered = 10
+	g, one := make([]float32, len(gate)), make([]float32, len(gate))
+	for i, x := range gate {
+		g[i], one[i] = dtype.F16ToF32(dtype.F32ToF16(x)), 1
+	}
+	fmath.GELUTanhMul(g, g, one)
+	for i, x := range gate {
+		switch {
+		case x >= covered:
+			g[i] = x
+		case x > -covered:
+			g[i] = dtype.F16ToF32(dtype.F32ToF16(g[i]))
+		default:
+			g[i] = 0
+		}
+		gate[i] = g[i] * up[i]
 	}
 }
 

@@ -29,6 +29,8 @@ type Model struct {
 	// that depends on the matrix's (Q8_K for Q4_K, F16 for F16). Without it all that
 	// is rounded is what the matrices hold.
 	RoundInputs bool
+	// HalfGELU computes GELU as ggml's CPU backend does, from a table of F16 numbers by F16 numbers.
+	HalfGELU bool
 	// Resident keeps every weight that was read, as float32 numbers in the order of the
 	// kernels: for callers that go through the layers once a token.
 	Resident bool

@@ -80,7 +80,7 @@ func (m *Model) finish(ctx context.Context, l int, b *batch, variants []*Variant
 			if err := m.mul(ctx, g, x.Hidden, b.rows(), &m.mats[0]); err != nil {
 				return err
 			}
-			actMul(y.FFN.Activation, g, own)
+			m.actMul(y.FFN.Activation, g, own)
 			if err := m.mul(ctx, out, g, b.rows(), &m.mats[1]); err != nil {
 				return err
 			}
