@@ -64,7 +64,7 @@ func TestInterrupt(t *testing.T) {
 		few  []time.Duration // moments of a short test
 		upTo time.Duration   // of the others; most of them hit
 	}{
-		{"convert", convert(model), []time.Duration{200 * time.Millisecond, 1500 * time.Millisecond}, 40 * time.Second},
+		{"convert", convert(model), []time.Duration{200 * time.Millisecond, 900 * time.Millisecond}, 40 * time.Second},
 		{"convert short", convert(model, "--cache-tokens", "1024", "--calib-tokens", "1024"), nil, 20 * time.Second},
 		{"convert 32 layers", convert(deep, "--cache-tokens", "1024", "--calib-tokens", "1024"), nil, 40 * time.Second},
 		{"convert both containers", []string{

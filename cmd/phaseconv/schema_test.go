@@ -180,6 +180,25 @@ func agree(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 		}
 	}
 	try("untouched")
+	// The last entry of a list stands for all.
+	var shorten func(v any)
+	shorten = func(v any) {
+		switch v := v.(type) {
+		case []any:
+			for _, x := range v {
+				shorten(x)
+			}
+		case map[string]any:
+			for k, x := range v {
+				if l, ok := x.([]any); ok && len(l) > 1 {
+					v[k] = l[len(l)-1:]
+				}
+				shorten(v[k])
+			}
+		}
+	}
+	shorten(root)
+	try("lists of one entry")
 	values := []any{nil, true, "", "x", "0", strings.Repeat("a", 64), json.Number("-1"), json.Number("0"),
 		json.Number("0.5"), json.Number("2"), json.Number("1000000000"),
 		[]any{}, []any{json.Number("1")}, map[string]any{}, map[string]any{"1": json.Number("1")}}
@@ -187,7 +206,6 @@ func agree(t *testing.T, s *jsonschema.Schema, manifest []byte) {
 	walk = func(v any, path string) {
 		switch v := v.(type) {
 		case []any:
-			// The last entry stands for all.
 			if i := len(v) - 1; i >= 0 {
 				old := v[i]
 				for _, x := range values {
