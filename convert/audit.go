@@ -56,6 +56,7 @@ type AuditOptions struct {
 // DefaultAuditOptions returns what the command line takes unless told otherwise.
 func DefaultAuditOptions() AuditOptions {
 	d := DefaultOptions()
+	d.Policy.Recent = 0
 	return AuditOptions{
 		Calibration: d.Calibration, CalibrationTokens: d.CalibrationTokens, Text: d.Evaluation, Ctx: d.Ctx, Chunks: d.Chunks,
 		Code: d.Code, Bits: d.Bits, Balance: d.Balance, Policy: d.Policy, Seed: d.Seed,

@@ -142,7 +142,9 @@ func newJob(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*job, err
 	if err := j.enough(); err != nil {
 		return nil, err
 	}
-	j.evaluation, err = ppl.Tokenize(ctx, c, o.Evaluation, o.Ctx, o.Chunks)
+	if j.evaluation, err = ppl.Tokenize(ctx, c, o.Evaluation, o.Ctx, o.Chunks); err == nil {
+		j.o.notice(j.o.settled)
+	}
 	return j, err
 }
 
@@ -169,7 +171,12 @@ func (j *job) enough() error {
 		return err
 	}
 	numbers, signs := g.Largest(c)
-	return calibrate.EnoughFor(numbers, signs, windows, o.Policy)
+	err = calibrate.EnoughFor(numbers, signs, windows, o.Policy)
+	if err == nil || !o.Joint.OrKeys {
+		return err
+	}
+	o.codeKeys(err.Error())
+	return calibrate.Enough(c, windows, o.Policy, o.Bits)
 }
 
 // Plans opens the source and plans every container, without calibrating.
@@ -183,6 +190,7 @@ func Plans(ctx context.Context, o Options) ([]*plan.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	j.o.notice(j.o.settled)
 	return j.plans(plan.Propose(c, j.o.planned()))
 }
 

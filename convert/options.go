@@ -48,8 +48,8 @@ type Options struct {
 	// frames by measured sensitivity and those of other codes evenly.
 	Alloc bits.Alloc
 	// Joint, if set, codes the keys and values of a layer together instead of the keys of each
-	// head. Code must be frame; Bits has no say, and Alloc spreads signs over layers, evenly
-	// unless told otherwise.
+	// head. Code must be frame, unless Joint.OrKeys leaves the choice; Bits has no say, and Alloc
+	// spreads signs over layers, evenly unless told otherwise.
 	Joint *plan.Joint
 	// Balance folds the K/Q pair scaling, which makes keys easier to code.
 	Balance bool
@@ -110,15 +110,20 @@ type Options struct {
 	Engines engine.Engines
 	// Notice, if set, is told what is worth knowing and is no error.
 	Notice func(text string)
+
+	settled string // what Notice is told once nothing stands in the way: how keys and values are coded
 }
 
 // DefaultOptions returns what the command line takes unless told otherwise, but for the names
-// of source and result: a GGUF file in F16, frames of 1 bit per number, texts that come with
-// the program.
+// of source and result: a GGUF file in F16, keys and values of a layer in one code or, where
+// Joint.OrKeys says so, keys alone in frames of 1 bit per number, texts that come with the program.
 func DefaultOptions() Options {
+	joint := DefaultJoint()
+	joint.OrKeys = true
 	return Options{
 		Formats: []checkpoint.Container{checkpoint.GGUF}, OutType: "f16",
-		Code: codec.Frame, Bits: 1, Balance: true, Policy: kvcache.Policy{Anchor: 64, Sink: 4}, CacheTokens: edits.ChooseTokens,
+		Code: codec.Frame, Bits: 1, Joint: &joint, Balance: true,
+		Policy: kvcache.Policy{Anchor: 64, Sink: 4, Recent: JointRecent}, CacheTokens: edits.ChooseTokens,
 		FFN:               plan.FFNNone,
 		Calibration:       ppl.Text{Name: texts.CalibrationName, Data: texts.Calibration},
 		CalibrationTokens: 12288,
@@ -168,6 +173,7 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 	if err := plan.CheckOutType(o.OutType); err != nil {
 		return err
 	}
+	o.settleCode(c)
 	if j := o.Joint; j != nil && j.Fisher {
 		if err := refmodel.Differentiable(c.Config); err != nil {
 			if !j.IfAble {
@@ -176,9 +182,7 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 			queries := *j
 			queries.Fisher = false
 			o.Joint = &queries
-			if o.Notice != nil {
-				o.Notice(fmt.Sprintf("%v: errors of the code are weighed by queries instead of gradients", err))
-			}
+			o.notice(fmt.Sprintf("%v: errors of the code are weighed by queries instead of gradients", err))
 		}
 	}
 	if _, err := plan.NewKeys(c.Config, o.keys()); err != nil {
@@ -197,6 +201,35 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 		return err
 	}
 	return checkTexts(o.Calibration, o.Evaluation, o.CalibrationTokens, o.Ctx, o.Chunks)
+}
+
+// settleCode takes codes of keys alone where that is left open and joint ones cannot be, or were not
+// meant.
+func (o *Options) settleCode(c *checkpoint.Checkpoint) {
+	if o.Joint == nil || !o.Joint.OrKeys {
+		return
+	}
+	switch _, err := bits.JointGroups(c.Config, o.Joint.GroupOptions); {
+	case o.Cache != nil || o.Code != codec.Frame || o.Bits != 1 || o.Policy.Exceptions > 0 || o.Alloc == bits.AllocAngle:
+		o.codeKeys("")
+	case !o.own():
+		o.codeKeys("the engine on llama.cpp has no joint codes")
+	case err != nil:
+		o.codeKeys(err.Error())
+	case o.Policy.Recent == JointRecent && o.Policy.CheckContext(o.Ctx) != nil:
+		o.Policy.Recent = 0
+		o.settled = fmt.Sprintf("windows of %d tokens are short: no recent tokens are kept", o.Ctx)
+	}
+}
+
+// codeKeys codes keys alone, for a reason that is worth knowing or for none.
+func (o *Options) codeKeys(why string) {
+	if o.Joint = nil; o.Policy.Recent == JointRecent {
+		o.Policy.Recent = 0
+	}
+	if o.settled = ""; why != "" {
+		o.settled = "keys alone are coded, head by head: " + why
+	}
 }
 
 // openSource opens the source as the engine that computes it can.
@@ -399,7 +432,7 @@ func (o *Options) planned() plan.Options {
 }
 
 func (o *Options) notice(text string) {
-	if o.Notice != nil {
+	if o.Notice != nil && text != "" {
 		o.Notice(text)
 	}
 }

@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 (cd "$here" && go build -o "$work/phaseconv" ./cmd/phaseconv)
 for b in false true; do
-	"$work/phaseconv" convert "$src" -o "$work/$b" --balance=$b --chunks 1 ${CONVERT_FLAGS:-} >"$work/$b.txt" ||
+	"$work/phaseconv" convert "$src" -o "$work/$b" --balance=$b --code frame --chunks 1 ${CONVERT_FLAGS:-} >"$work/$b.txt" ||
 		{ cat "$work/$b.txt"; exit 1; }
 done
 run() { "$bin" -f "$text" -c "$ctx" --chunks "$chunks" --no-warmup "$@" 2>&1; }

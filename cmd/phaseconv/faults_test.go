@@ -38,8 +38,8 @@ func TestKills(t *testing.T) {
 	dir := t.TempDir()
 	src := filepath.Join(dir, "src")
 	tiny.HF(t, src, "qwen3_moe", tiny.Options{Seed: 1, Layers: 4, HeadDim: 32, KVHeads: 1, DType: "BF16"})
-	base := []string{"convert", src, "--format", "both", "--calib-tokens", "256", "--ctx", "64", "--chunks", "1",
-		"--threads", "1"}
+	base := []string{"convert", src, "--format", "both", "--code", "frame", "--calib-tokens", "256", "--ctx", "64",
+		"--chunks", "1", "--threads", "1"}
 	plain := filepath.Join(dir, "plain", "out")
 	begin := time.Now()
 	if out, err := exec.Command("phaseconv", append(base, "-o", plain)...).CombinedOutput(); err != nil {

@@ -64,11 +64,11 @@ func TestInterrupt(t *testing.T) {
 		few  []time.Duration // moments of a short test
 		upTo time.Duration   // of the others; most of them hit
 	}{
-		{"convert", convert(model), []time.Duration{200 * time.Millisecond, 1500 * time.Millisecond}, 40 * time.Second},
+		{"convert", convert(model), []time.Duration{200 * time.Millisecond, 900 * time.Millisecond}, 40 * time.Second},
 		{"convert short", convert(model, "--cache-tokens", "1024", "--calib-tokens", "1024"), nil, 20 * time.Second},
 		{"convert 32 layers", convert(deep, "--cache-tokens", "1024", "--calib-tokens", "1024"), nil, 40 * time.Second},
 		{"convert both containers", []string{
-			"convert", deep, "-o", out, "--format", "both", "--calib-tokens", "512", "--ctx", "64", "--chunks", "1",
+			"convert", deep, "-o", out, "--format", "both", "--code", "frame", "--calib-tokens", "512", "--ctx", "64", "--chunks", "1",
 		}, nil, 10 * time.Second},
 		{"verify", []string{"verify", artifact, "--source", model, "--chunks", "16"},
 			[]time.Duration{400 * time.Millisecond}, 2 * time.Second},

@@ -18,7 +18,9 @@ func main() {
 	// A second signal ends the program at once, for those who cannot wait.
 	context.AfterFunc(ctx, stop)
 	// A model's activations are few large blocks; collecting more often than the default keeps
-	// the peak near what is in use.
-	debug.SetGCPercent(50)
+	// the peak near what is in use. Who sets GOGC has a reason.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 	os.Exit(command.Run(ctx, os.Args, os.Stdout, os.Stderr))
 }

@@ -57,6 +57,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("AUSTEN", filepath.Join(root, "testdata", "austen-moe"))
+			e.Setenv("GOGC", "400") // as in package tiny
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {

@@ -56,6 +56,10 @@ type Joint struct {
 	Pairs bool
 	// IfAble falls back to queries where a layer has no backward pass, instead of refusing it.
 	IfAble bool
+	// OrKeys says that the code was not chosen: keys alone are coded, head by head, where options ask for
+	// what only those codes have, where weights are changed for a stock cache, which is another way to a
+	// small cache, and where a model or an engine has no joint codes.
+	OrKeys bool
 }
 
 // Allocation returns how signs are spread: Alloc, or the way that measures best where it is

@@ -617,6 +617,28 @@ loop:
 	VZEROUPPER
 	RET
 
+// func avx2AddScaled(n int, y *float32, x *float32, s float32)
+// Requires: AVX
+TEXT ·avx2AddScaled(SB), NOSPLIT, $0-28
+	MOVQ         n+0(FP), AX
+	MOVQ         y+8(FP), CX
+	MOVQ         x+16(FP), DX
+	VBROADCASTSS s+24(FP), Y0
+
+loop:
+	VMULPS  (DX), Y0, Y1
+	VADDPS  (CX), Y1, Y1
+	VMOVUPS Y1, (CX)
+	VMULPS  32(DX), Y0, Y1
+	VADDPS  32(CX), Y1, Y1
+	VMOVUPS Y1, 32(CX)
+	ADDQ    $0x40, CX
+	ADDQ    $0x40, DX
+	SUBQ    $0x10, AX
+	JNZ     loop
+	VZEROUPPER
+	RET
+
 // func avx512Exp(n int, dst *float32, src *float32)
 // Requires: AVX, AVX512F
 TEXT ·avx512Exp(SB), NOSPLIT, $0-24
@@ -934,6 +956,25 @@ loop:
 	ADDQ    $0x40, CX
 	ADDQ    $0x40, DX
 	ADDQ    $0x40, BX
+	SUBQ    $0x10, AX
+	JNZ     loop
+	VZEROUPPER
+	RET
+
+// func avx512AddScaled(n int, y *float32, x *float32, s float32)
+// Requires: AVX, AVX512F
+TEXT ·avx512AddScaled(SB), NOSPLIT, $0-28
+	MOVQ         n+0(FP), AX
+	MOVQ         y+8(FP), CX
+	MOVQ         x+16(FP), DX
+	VBROADCASTSS s+24(FP), Z0
+
+loop:
+	VMULPS  (DX), Z0, Z1
+	VADDPS  (CX), Z1, Z1
+	VMOVUPS Z1, (CX)
+	ADDQ    $0x40, CX
+	ADDQ    $0x40, DX
 	SUBQ    $0x10, AX
 	JNZ     loop
 	VZEROUPPER

@@ -29,6 +29,9 @@ func avx2Scale(n int, x *float32, s float32)
 func avx2ScaleMul(n int, dst *float32, x *float32, s float32, w *float32)
 
 //go:noescape
+func avx2AddScaled(n int, y *float32, x *float32, s float32)
+
+//go:noescape
 func avx512Exp(n int, dst *float32, src *float32)
 
 //go:noescape
@@ -51,3 +54,6 @@ func avx512Scale(n int, x *float32, s float32)
 
 //go:noescape
 func avx512ScaleMul(n int, dst *float32, x *float32, s float32, w *float32)
+
+//go:noescape
+func avx512AddScaled(n int, y *float32, x *float32, s float32)

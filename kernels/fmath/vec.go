@@ -216,3 +216,15 @@ func ScaleMul(dst, x []float32, s float32, w []float32) {
 		dst[i] = float32(x[i]*s) * w[i]
 	}
 }
+
+// AddScaled adds s x to y, of the same length; products are rounded before they are added.
+func AddScaled(y, x []float32, s float32) {
+	checkLengths("AddScaled", len(y), len(x))
+	n := vectorised(len(y))
+	if n > 0 {
+		addScaledBlocks(y[:n], x[:n], s)
+	}
+	for i := n; i < len(y); i++ {
+		y[i] += float32(s * x[i])
+	}
+}

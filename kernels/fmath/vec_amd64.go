@@ -92,3 +92,11 @@ func scaleMulBlocks(dst, x []float32, s float32, w []float32) {
 		avx2ScaleMul(len(dst), &dst[0], &x[0], s, &w[0])
 	}
 }
+
+func addScaledBlocks(y, x []float32, s float32) {
+	if useAVX512 {
+		avx512AddScaled(len(y), &y[0], &x[0], s)
+	} else {
+		avx2AddScaled(len(y), &y[0], &x[0], s)
+	}
+}

@@ -80,6 +80,9 @@ func TestTiers(t *testing.T) {
 				copy(dst, x)
 				Scale(dst, -0.3)
 				check("Scale", func(i int) float32 { return x[i] * -0.3 })
+				copy(dst, y)
+				AddScaled(dst, x, -1.3)
+				check("AddScaled", func(i int) float32 { return y[i] + float32(x[i]*-1.3) })
 				// In place over either operand.
 				copy(dst, x)
 				SiLUMul(dst, dst, y)

@@ -57,7 +57,8 @@ func (c *asks) Err() error {
 }
 
 // TestEnds: what takes long returns the cause of a context that ends while it works,
-// and asks often enough: Eigen once a row, whose rotations cost n^2 each way.
+// and asks often enough: Eigen once a row, whose rotations cost n^2 each way, SolveRight once a
+// panel of rows.
 func TestEnds(t *testing.T) {
 	const n = 32
 	a := make([]float64, n*n)
@@ -80,7 +81,7 @@ func TestEnds(t *testing.T) {
 			t.Errorf("Cholesky, after %d: %v", left, err)
 		}
 		ctx.left = left
-		if _, err := SolveRight(ctx, make([]float64, 4*n*n), 4*n, Identity(n), n); !errors.Is(err, cause) {
+		if _, err := SolveRight(ctx, make([]float64, panel*n*n), panel*n, Identity(n), n); !errors.Is(err, cause) {
 			t.Errorf("SolveRight, after %d: %v", left, err)
 		}
 		ctx.left = min(left, 2)

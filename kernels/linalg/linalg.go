@@ -11,15 +11,11 @@ package linalg
 
 import (
 	"context"
-	"errors"
 	"math"
 	"sort"
 
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 )
-
-// ErrNotPositive is returned by Cholesky for a matrix that is not positive definite.
-var ErrNotPositive = errors.New("matrix is not positive definite")
 
 // Eigen returns the eigenvalues of the symmetric n x n matrix a, largest first,
 // and the matching orthonormal eigenvectors as the rows of v. a is not changed.
@@ -136,92 +132,6 @@ func SymmetricPower(values, v []float64, n int, f func(float64) float64) []float
 		}
 	}
 	return out
-}
-
-// Cholesky returns the lower triangle L with A = L L^T for a positive definite n x n matrix.
-// It fails on others, with ErrNotPositive, and when ctx ends.
-func Cholesky(ctx context.Context, a []float64, n int) ([]float64, error) {
-	l := make([]float64, n*n)
-	for i := range n {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		for j := 0; j <= i; j++ {
-			s := a[i*n+j]
-			for k := range j {
-				s -= float64(l[i*n+k] * l[j*n+k])
-			}
-			if i == j {
-				if !(s > 0) {
-					return nil, ErrNotPositive
-				}
-				l[i*n+i] = math.Sqrt(s)
-			} else {
-				l[i*n+j] = s / l[j*n+j]
-			}
-		}
-	}
-	return l, nil
-}
-
-// SolveRight returns X with X B = A for B = L L^T given by its Cholesky factor:
-// A and X are m x n, L is n x n. It fails only when ctx ends.
-func SolveRight(ctx context.Context, a []float64, m int, l []float64, n int) ([]float64, error) {
-	x := append([]float64(nil), a...)
-	r := 0
-	for ; r+4 <= m; r += 4 {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		solve4(x[r*n:(r+4)*n], l, n)
-	}
-	for ; r < m; r++ {
-		row := x[r*n : (r+1)*n]
-		for i := range n { // L y = a
-			s := row[i]
-			for k := range i {
-				s -= float64(l[i*n+k] * row[k])
-			}
-			row[i] = s / l[i*n+i]
-		}
-		for i := n - 1; i >= 0; i-- { // L^T x = y
-			s := row[i]
-			for k := i + 1; k < n; k++ {
-				s -= float64(l[k*n+i] * row[k])
-			}
-			row[i] = s / l[i*n+i]
-		}
-	}
-	return x, nil
-}
-
-// solve4 is the body of SolveRight for four rows at once: sums wait for their last
-// product, so four run side by side.
-func solve4(x, l []float64, n int) {
-	r0, r1, r2, r3 := x[:n], x[n:][:n], x[2*n:][:n], x[3*n:][:n]
-	for i := range n {
-		s0, s1, s2, s3 := r0[i], r1[i], r2[i], r3[i]
-		for k, v := range l[i*n : i*n+i] {
-			s0 -= float64(v * r0[k])
-			s1 -= float64(v * r1[k])
-			s2 -= float64(v * r2[k])
-			s3 -= float64(v * r3[k])
-		}
-		d := l[i*n+i]
-		r0[i], r1[i], r2[i], r3[i] = s0/d, s1/d, s2/d, s3/d
-	}
-	for i := n - 1; i >= 0; i-- {
-		s0, s1, s2, s3 := r0[i], r1[i], r2[i], r3[i]
-		for k := i + 1; k < n; k++ {
-			v := l[k*n+i]
-			s0 -= float64(v * r0[k])
-			s1 -= float64(v * r1[k])
-			s2 -= float64(v * r2[k])
-			s3 -= float64(v * r3[k])
-		}
-		d := l[i*n+i]
-		r0[i], r1[i], r2[i], r3[i] = s0/d, s1/d, s2/d, s3/d
-	}
 }
 
 // Orthonormalize makes the rows of the n x n matrix a orthonormal by modified

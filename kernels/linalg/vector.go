@@ -63,25 +63,6 @@ func Float32(x []float64) []float32 {
 	return out
 }
 
-// Multiply returns A B for A [m, d] and B [d, d], summed in float64.
-func Multiply(a []float32, b []float64, m, d int) []float32 {
-	out := make([]float32, m*d)
-	sum := make([]float64, d)
-	for i := range m {
-		clear(sum)
-		for k := range d {
-			v := float64(a[i*d+k])
-			for j, w := range b[k*d : (k+1)*d] {
-				sum[j] += float64(v * w)
-			}
-		}
-		for j, v := range sum {
-			out[i*d+j] = float32(v)
-		}
-	}
-	return out
-}
-
 // Transpose returns the transpose of a, [n, n].
 func Transpose(a []float64, n int) []float64 {
 	out := make([]float64, len(a))
@@ -89,16 +70,6 @@ func Transpose(a []float64, n int) []float64 {
 		for j := range n {
 			out[j*n+i] = a[i*n+j]
 		}
-	}
-	return out
-}
-
-// Product returns A B, [n, n].
-func Product(a, b []float64, n int) []float64 {
-	bt := Transpose(b, n)
-	out := make([]float64, n*n)
-	for i := range n {
-		DotRows(out[i*n:(i+1)*n], a[i*n:(i+1)*n], bt)
 	}
 	return out
 }

@@ -83,14 +83,7 @@ func New(kind Kind, d, b int, mean, decode, encode []float32) (*Code, error) {
 		c.pack()
 		return c, nil
 	}
-	c.gram = make([]float32, b*b)
-	sums := make([]float64, b)
-	for i := range b {
-		linalg.DotRows(sums, encode[i*d:(i+1)*d], decode)
-		for j, v := range sums {
-			c.gram[i*b+j] = float32(v)
-		}
-	}
+	c.gram = linalg.Float32(linalg.InnerProducts(encode, decode, b, d))
 	// The metric is symmetric, so the Gram matrix is too, up to rounding; the
 	// encoder relies on it exactly.
 	for i := range b {
@@ -152,10 +145,9 @@ func CheckOrthonormal(m []float32, b, d int) error {
 	if b != d {
 		return fmt.Errorf("a code of %d signs for %d numbers needs an encode matrix", b, d)
 	}
-	sums := make([]float64, b)
+	gram := linalg.Gram(m, b, d)
 	for i := range b {
-		linalg.DotRows(sums[:i+1], m[i*d:(i+1)*d], m)
-		for j, v := range sums[:i+1] {
+		for j, v := range gram[i*b : i*b+i+1] {
 			if i == j {
 				v--
 			}

@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/phaseconv/phaseconv/format/dtype"
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
@@ -130,7 +131,7 @@ func (e *encoder) greedy(n int) {
 				s[i] = si
 				num += float64(float64(si) * zi)
 				den = den + float64(2*float64(si)*gi) + gii
-				addScaled(g, e.gram[(i0+i)*b+i0:][:len(g)], si)
+				fmath.AddScaled(g, e.gram[(i0+i)*b+i0:][:len(g)], si)
 			}
 			e.num[k], e.den[k] = num, den
 		}
@@ -162,7 +163,7 @@ func (e *encoder) flip(k int) {
 		if float64(n*n)*den > square*d*margin && d > least {
 			num, den, last = n, d, i
 			square, least = float64(num*num), float64(vanishing*den)
-			addScaled(g, e.gram[i*b:(i+1)*b], -2*s[i])
+			fmath.AddScaled(g, e.gram[i*b:(i+1)*b], -2*s[i])
 			s[i] = -s[i]
 		} else if i == last {
 			break
@@ -209,24 +210,4 @@ func Batches(ctx context.Context, n, threads int, f func(k0, k1 int) error) erro
 	return parallel.For(ctx, threads, (n+EncodeBatch-1)/EncodeBatch, func(i int) error {
 		return f(i*EncodeBatch, min(n, (i+1)*EncodeBatch))
 	})
-}
-
-// addScaled adds s x to y, of the same length. s is a power of two or its negative,
-// so that products are exact.
-func addScaled(y, x []float32, s float32) {
-	for len(x) >= 8 && len(y) >= 8 {
-		a, b := (*[8]float32)(y), (*[8]float32)(x)
-		a[0] += float32(s * b[0])
-		a[1] += float32(s * b[1])
-		a[2] += float32(s * b[2])
-		a[3] += float32(s * b[3])
-		a[4] += float32(s * b[4])
-		a[5] += float32(s * b[5])
-		a[6] += float32(s * b[6])
-		a[7] += float32(s * b[7])
-		y, x = y[8:], x[8:]
-	}
-	for i, v := range x {
-		y[i] += float32(s * v)
-	}
 }

@@ -225,13 +225,10 @@ func (f *frameFit) init(ctx context.Context) error {
 	ut := gemm.Transpose(nil, unit, n, d)
 	var w gemm.Weights
 	w.PackRows(d, n, ut, n, f.threads)
-	cov := make([]float32, d*d)
-	gemm.Mul(cov, d, ut, n, d, &w, f.threads)
+	cov := gramOf(ut, d, n, &w, f.threads)
 	c := make([]float64, d*d)
-	for i := range d {
-		for j := range d {
-			c[i*d+j] = 0.5 * (float64(cov[i*d+j]) + float64(cov[j*d+i]))
-		}
+	for i, v := range cov {
+		c[i] = float64(v)
 	}
 	eigen := linalg.Eigen
 	if d > jacobiDim {
@@ -275,17 +272,34 @@ func (f *frameFit) init(ctx context.Context) error {
 	return nil
 }
 
-// ridged returns a matrix of inner products, [k, k], made symmetric, with a share of its mean diagonal
-// added to the diagonal, and the trace that it had.
+// gramOf returns the inner products of the rows of x, [k, n], which w holds too, as [k, k]. Chains of
+// products are the same from both sides, so one half is enough.
+func gramOf(x []float32, k, n int, w *gemm.Weights, threads int) []float32 {
+	const side = 96 // rows of a piece: enough for the threads
+	out := make([]float32, k*k)
+	for i0 := 0; i0 < k; i0 += side {
+		i1 := min(k, i0+side)
+		gemm.MulRange(out[i0*k:], k, x[i0*n:], n, i1-i0, w, 0, i1, 0, n, false, threads)
+	}
+	for i := range k {
+		for j := range i {
+			out[j*k+i] = out[i*k+j]
+		}
+	}
+	return out
+}
+
+// ridged returns a matrix of inner products, [k, k], with a share of its mean diagonal added to the
+// diagonal, and the trace that it had.
 func ridged(gram []float32, k int, share float64) (out []float64, trace float64) {
 	out = make([]float64, k*k)
 	for i := range k {
 		trace += float64(gram[i*k+i])
 	}
+	for i, v := range gram {
+		out[i] = float64(v)
+	}
 	for i := range k {
-		for j := range k {
-			out[i*k+j] = 0.5 * (float64(gram[i*k+j]) + float64(gram[j*k+i]))
-		}
 		out[i*k+i] += share*trace/float64(k) + 1e-30
 	}
 	return out, trace
@@ -313,10 +327,9 @@ func (f *frameFit) solve(ctx context.Context) error {
 	}
 	var w gemm.Weights
 	w.PackRows(b, n, p, n, f.threads)
-	a32, b32 := make([]float32, d*b), make([]float32, b*b)
+	a32 := make([]float32, d*b)
 	gemm.Mul(a32, b, f.xt, n, d, &w, f.threads)
-	gemm.Mul(b32, b, p, n, b, &w, f.threads)
-	gram, trace := ridged(b32, b, gramRidge)
+	gram, trace := ridged(gramOf(p, b, n, &w, f.threads), b, gramRidge)
 	l, err := linalg.Cholesky(ctx, gram, b)
 	// Fewer keys than signs leave directions open, and rounding may put them below zero.
 	for ridge := gramRidge; errors.Is(err, linalg.ErrNotPositive) && ridge < 1; ridge *= 10 {
@@ -376,14 +389,7 @@ func (f *frameFit) encode(ctx context.Context, warm bool) error {
 	w.PackRows(b, d, f.m, d, f.threads)
 	z := linalg.Grow(&f.z, n*b)
 	gemm.Mul(z, b, f.x, d, n, &w, f.threads)
-	gram := make([]float32, b*b)
-	sums := make([]float64, b)
-	for i := range b {
-		linalg.DotRows(sums[:i+1], f.m[i*d:(i+1)*d], f.m)
-		for j, v := range sums[:i+1] {
-			gram[i*b+j], gram[j*b+i] = float32(v), float32(v)
-		}
-	}
+	gram := linalg.Float32(linalg.Gram(f.m, b, d))
 	gw.PackRows(b, b, gram, b, f.threads)
 	f.num, f.den = make([]float64, n), make([]float64, n)
 	return codec.Batches(ctx, n, f.threads, func(k0, k1 int) error {

@@ -125,10 +125,9 @@ func (s *GroupSample) fitGiven(ctx context.Context, b int) (*codec.Group, []Poin
 	u := gemm.Transpose(nil, s.Below, n, k)
 	var w gemm.Weights
 	w.PackRows(k, n, u, n, s.Threads)
-	gram, cross := make([]float32, k*k), make([]float32, d*k)
-	gemm.Mul(gram, k, u, n, k, &w, s.Threads)
+	cross := make([]float32, d*k)
 	gemm.Mul(cross, k, gemm.Transpose(nil, centred, n, d), n, d, &w, s.Threads)
-	square, _ := ridged(gram, k, belowRidge)
+	square, _ := ridged(gramOf(u, k, n, &w, s.Threads), k, belowRidge)
 	rhs := make([]float64, d*k)
 	for i, v := range cross {
 		rhs[i] = float64(v)

@@ -15,7 +15,7 @@ echo '| anchor | text | context, windows | PPL ratio | KLD | same top |'
 echo '|---|---|---|---|---|---|'
 for a in $anchors; do
 	art=$out/anchor$a
-	[ -d "$art" ] || "$out/phaseconv" convert "$model" -o "$art" --calib "$fit" --calib-tokens 6144 --eval "$text" --chunks 1 --anchor "$a" --report=false >"$art.txt"
+	[ -d "$art" ] || "$out/phaseconv" convert "$model" -o "$art" --calib "$fit" --code frame --calib-tokens 6144 --eval "$text" --chunks 1 --anchor "$a" --report=false >"$art.txt"
 	for x in $contexts "other:512:8"; do
 		file=$text
 		case $x in other:*) file=$other x=${x#other:} ;; esac

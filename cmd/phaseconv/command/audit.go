@@ -47,6 +47,7 @@ func auditFlags() []cli.Flag {
 			&cli.IntFlag{Name: "target-ctx", Usage: "with --gains: context in tokens that constants must stay constant over",
 				DefaultText: "the model's"},
 		),
+		in(categoryOneBit, &cli.StringFlag{Name: "code", Usage: "key code: " + codec.KindNames(), Value: string(d.Code)}),
 		keyFlags(d),
 		in(categoryTexts, append(textFlags(d), &cli.StringFlag{Name: "text", Usage: "held-out text to measure on",
 			DefaultText: "one that comes with the program"})...),

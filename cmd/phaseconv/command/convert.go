@@ -35,7 +35,7 @@ Examples:
   phaseconv convert ./SmolLM2-135M -o smol
   phaseconv convert HuggingFaceTB/SmolLM2-135M -o smol
   phaseconv convert model.gguf -o out --calib train.txt --eval test.txt
-  phaseconv convert ./SmolLM2-135M -o smol --code joint --bits-kv 3   # keys and values of a layer in one code
+  phaseconv convert ./SmolLM2-135M -o smol --bits-kv 4 --pairs        # more bits, and layers in pairs
   phaseconv convert ./Qwen2.5-0.5B -o out --format both --dry-run
   phaseconv convert ./Llama-3-70B -o out --resume
   phaseconv convert ./Llama-3-70B -o out --unit 3/8    # one of eight processes, then
@@ -99,6 +99,9 @@ func convertFlags() []cli.Flag {
 			&cli.StringFlag{Name: "weights", Usage: "the type that llama-quantize will give the matrices: " + quantweights.Names()},
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix of the source (GGUF) that llama-quantize will be given"},
 		),
+		in(categoryOneBit, &cli.StringFlag{Name: "code",
+			Usage:       "joint: keys and values of a layer together; for keys alone: " + codec.KindNames(),
+			DefaultText: "joint; frame with --bits, --outliers, --alloc angle, --cache-type-k or --engine llama, or where joint codes cannot be"}),
 		keyFlags(d),
 		in(categoryJoint,
 			&cli.FloatFlag{Name: "bits-kv", Usage: "with --code joint: bits per pair of numbers, one of K and one of V, scales included; with --parts k or v bits per number",
@@ -127,18 +130,17 @@ func convertFlags() []cli.Flag {
 // keyFlags say how keys are coded.
 func keyFlags(d convert.Options) []cli.Flag {
 	return in(categoryOneBit,
-		&cli.StringFlag{Name: "code", Usage: "key code: " + codec.KindNames() + "; or joint (convert): keys and values of a layer together", Value: string(d.Code)},
 		&cli.FloatFlag{Name: "bits", Usage: "bits (signs) per number of a key, on average over all heads (frame only)",
 			Value: d.Bits},
 		&cli.StringFlag{Name: "alloc", Usage: "bit allocation over heads: uniform, sensitivity (by measured cost) or angle",
-			DefaultText: "sensitivity for frames, uniform for other codes and for joint, whose layers can take sensitivity"},
+			DefaultText: "sensitivity for frames of keys, else uniform; layers of joint codes can take sensitivity"},
 		&cli.IntFlag{Name: "outliers",
 			Usage: "coordinates of each coded key that are kept in F16 beside its signs, 0 to head_dim/2",
 			Value: d.Policy.Exceptions},
 		&cli.IntFlag{Name: "anchor", Usage: "tokens in a position block: keys are coded with RoPE relative to its first position; 0 for absolute positions", Value: d.Policy.Anchor},
 		&cli.IntFlag{Name: "sink", Usage: "tokens at the start (attention sinks) that stay F16", Value: d.Policy.Sink},
-		&cli.IntFlag{Name: "recent", Usage: "latest tokens that stay F16", DefaultText: fmt.Sprintf("%d, %d with --code joint",
-			d.Policy.Recent, convert.JointRecent)},
+		&cli.IntFlag{Name: "recent", Usage: "latest tokens that stay F16", DefaultText: fmt.Sprintf("%d with joint codes, else 0",
+			convert.JointRecent)},
 		&cli.BoolFlag{Name: "break-drafter",
 			Usage: "edit the keys and values that a drafter reads too (gemma4-assistant); without it those layers stay as they are"},
 		&cli.BoolFlag{Name: "balance",
@@ -168,10 +170,8 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		return err
 	}
 	o.Out, o.OutType = c.String("out"), c.String("outtype")
-	o.Code, o.Bits, o.Alloc = codec.Kind(c.String("code")), c.Float("bits"), bits.Alloc(c.String("alloc"))
 	o.BreakDrafter = c.Bool("break-drafter")
-	o.Balance, o.Policy = c.Bool("balance"), policy(c)
-	if err := jointOptions(c, &o); err != nil {
+	if err := codeOptions(c, &o); err != nil {
 		return err
 	}
 	o.CalibrationTokens, o.Ctx, o.Chunks, o.Seed, o.Threads = c.Int("calib-tokens"), c.Int("ctx"), c.Int("chunks"),
@@ -267,26 +267,32 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 // codeJoint is the --code of keys and values together: frames over the heads of a layer.
 const codeJoint = "joint"
 
-// jointOptions reads how keys and values are coded together.
-func jointOptions(c *cli.Command, o *convert.Options) error {
-	if code := c.String("code"); code != codeJoint {
-		if _, err := codec.ParseKind(code); err != nil {
+// codeOptions reads what is coded, and how. Nothing named means keys and values together where they can be.
+func codeOptions(c *cli.Command, o *convert.Options) error {
+	code, named := c.String("code"), c.IsSet("code")
+	o.Code, o.Bits, o.Alloc = codec.Frame, c.Float("bits"), bits.Alloc(c.String("alloc"))
+	o.Balance, o.Policy = c.Bool("balance"), policy(c)
+	ofJoint := firstSet(c, "bits-kv", "parts", "span", "trade", "pairs", "fisher")
+	ofKeys := firstSet(c, "bits", "outliers")
+	switch {
+	case !named && ofJoint == "" && (ofKeys != "" || o.Alloc == bits.AllocAngle):
+		o.Joint = nil
+		return nil
+	case named && code != codeJoint:
+		var err error
+		if o.Code, err = codec.ParseKind(code); err != nil {
 			return usagef("--code %q: %w or %s", code, err, codeJoint)
 		}
-		for _, f := range []string{"bits-kv", "parts", "span", "trade", "pairs", "fisher"} {
-			if c.IsSet(f) {
-				return usagef("--%s goes with --code %s", f, codeJoint)
-			}
+		if ofJoint != "" {
+			return usagef("--%s goes with --code %s", ofJoint, codeJoint)
 		}
+		o.Joint = nil
 		return nil
+	case ofKeys != "":
+		return usagef("--%s has no effect with --code %s; see --bits-kv", ofKeys, codeJoint)
 	}
-	for _, f := range []string{"bits", "outliers"} {
-		if c.IsSet(f) {
-			return usagef("--%s has no effect with --code %s; see --bits-kv", f, codeJoint)
-		}
-	}
-	o.Code, o.Bits = codec.Frame, 1
 	j := convert.DefaultJoint()
+	j.OrKeys = !named && ofJoint == ""
 	j.Parts, j.Span, j.Fisher, j.IfAble = bits.Parts(c.String("parts")), c.Int("span"), c.Bool("fisher"), !c.IsSet("fisher")
 	if c.IsSet("bits-kv") {
 		j.Bits = c.Float("bits-kv")
@@ -305,6 +311,16 @@ func jointOptions(c *cli.Command, o *convert.Options) error {
 		o.Policy.Recent = convert.JointRecent
 	}
 	return nil
+}
+
+// firstSet returns the first of the flags that is given, or "".
+func firstSet(c *cli.Command, flags ...string) string {
+	for _, f := range flags {
+		if c.IsSet(f) {
+			return f
+		}
+	}
+	return ""
 }
 
 // policy reads which keys are coded, and how.

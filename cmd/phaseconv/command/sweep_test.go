@@ -44,7 +44,7 @@ func TestFlagSweep(t *testing.T) {
 	fitted := append([]string{"--calib", "calib.txt", "--calib-tokens", "64"}, small...)
 	at := 0
 	out := func() string { at++; return fmt.Sprint("out", at) }
-	if code, said := try(append([]string{"convert", "src", "-o", "art", "--report=false", "--eval", "held.txt"},
+	if code, said := try(append([]string{"convert", "src", "-o", "art", "--code", "frame", "--report=false", "--eval", "held.txt"},
 		fitted...)); code != 0 {
 		t.Fatalf("%d: %s", code, said)
 	}

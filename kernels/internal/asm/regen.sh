@@ -7,7 +7,7 @@ kernels=$(cd ../.. && pwd)
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 status=0
-for pkg in gemm fmath onebit halfdot measure; do
+for pkg in gemm fmath linalg onebit halfdot measure; do
 	# Generated into ./pkg of a fresh folder, so that the command line in the
 	# header of the files is the same on every machine.
 	mkdir "$out/$pkg"

@@ -1,6 +1,6 @@
-// Command joint fits joint codes of a checkpoint's keys, values or both and measures them beside
-// the float model: one row per code and recent window, with the divergence of the four quarters of
-// the scored positions.
+// Command joint fits joint codes of a checkpoint's keys, values or both once and measures them
+// beside the float model, on each text at each context: one row per code and recent window, with
+// the divergence of the four quarters of the scored positions.
 package main
 
 import (
@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -32,11 +33,10 @@ func main() {
 func run(ctx context.Context) error {
 	model := flag.String("model", "", "checkpoint")
 	fitText := flag.String("fit", "", "text to fit to")
-	text := flag.String("text", "", "text to measure on")
+	texts := flag.String("text", "", "texts to measure on, separated by commas")
 	tokens := flag.Int("tokens", 12288, "tokens to fit to")
 	skip := flag.Int("skip", 0, "bytes of the fitted text to leave out first: another draw of windows")
-	window := flag.Int("ctx", 512, "tokens of a window to measure; windows to fit to have as many, but at most 512")
-	chunks := flag.Int("chunks", 4, "windows to measure")
+	contexts := flag.String("ctx", "512", "tokens of a window to measure, and :windows if not 2,048 tokens of them, separated by commas (512,2048:2); windows to fit to are as long as the first, but at most 512")
 	list := flag.String("codes", "kv:3", "what is coded and bits per pair of numbers, as --parts and --bits-kv: kv:3,k+v:3,k:1.5; kv:3:s spreads signs by sensitivity")
 	limit := flag.Int("span", 512, "most numbers of a group")
 	recents := flag.String("recent", "0,64", "recent tokens that are kept, separated by commas")
@@ -51,12 +51,12 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	length := min(*window, 512)
-	cal, err := cut(ctx, c, *fitText, *skip, length, *tokens/length, ppl.TokenizeSpread)
+	held, err := heldOut(ctx, c, *texts, *contexts)
 	if err != nil {
 		return err
 	}
-	held, err := cut(ctx, c, *text, 0, *window, *chunks, ppl.Tokenize)
+	length := min(held[0].Ctx, 512)
+	cal, err := cut(ctx, c, *fitText, *skip, length, *tokens/length, ppl.TokenizeSpread)
 	if err != nil {
 		return err
 	}
@@ -99,8 +99,8 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("# %s, %d tokens, ctx %d, fisher %v, balance %v, anchor %d, seed %d: fitted in %.0f s\n", c.Name(),
-		len(cal.Tokens)*cal.Ctx, *window, *fisher, *balance, *anchor, *seed, time.Since(begin).Seconds())
+	fmt.Printf("# %s, %d tokens, skip %d, fisher %v, balance %v, anchor %d, seed %d: fitted in %.0f s\n", c.Name(),
+		len(cal.Tokens)*cal.Ctx, *skip, *fisher, *balance, *anchor, *seed, time.Since(begin).Seconds())
 	var variants []*refmodel.Variant
 	var names []string
 	at := make([]int, len(c.Config.Layers))
@@ -126,19 +126,64 @@ func run(ctx context.Context) error {
 			names = append(names, fmt.Sprintf("%-8s\trecent %-3s\t%d of %d bytes", x.name, r, bytes.KCode, bytes.KF16))
 		}
 	}
-	res, err := ppl.Compare(ctx, m, held, refmodel.Options{}, &refmodel.Variant{}, variants...)
+	for _, w := range held {
+		if err := measure(ctx, m, w, names, variants); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// measure prints a row for each variant on the windows w.
+func measure(ctx context.Context, m *refmodel.Model, w *heldText, names []string,
+	v []*refmodel.Variant) error {
+	begin := time.Now()
+	res, err := ppl.Compare(ctx, m, w.Windows, refmodel.Options{}, &refmodel.Variant{}, v...)
 	if err != nil {
 		return err
 	}
+	fmt.Printf("# %s, %d windows of %d, %.0f s\n", w.name, len(w.Tokens), w.Ctx, time.Since(begin).Seconds())
 	for i, name := range names {
 		d := &res.Divergences[i]
 		fmt.Printf("%s\tKLD %.4f ± %.4f\tratio %.4f ± %.4f", name, d.Mean, d.MeanErr, d.Ratio, d.RatioErr)
-		for _, b := range ppl.Bands(d, held, 4) {
+		for _, b := range ppl.Bands(d, w.Windows, 4) {
 			fmt.Printf("\t%.4f", b.KLD)
 		}
 		fmt.Println()
 	}
 	return nil
+}
+
+// A heldText is windows of a text that nothing was fitted to.
+type heldText struct {
+	name string
+	*ppl.Windows
+}
+
+// heldOut cuts every text at every context, the first context first.
+func heldOut(ctx context.Context, c *checkpoint.Checkpoint, texts, contexts string) ([]*heldText, error) {
+	var held []*heldText
+	for _, entry := range strings.Split(contexts, ",") {
+		length, count, given := strings.Cut(entry, ":")
+		n, err := strconv.Atoi(length)
+		if err != nil {
+			return nil, err
+		}
+		chunks := max(1, 2048/n)
+		if given {
+			if chunks, err = strconv.Atoi(count); err != nil {
+				return nil, err
+			}
+		}
+		for _, text := range strings.Split(texts, ",") {
+			w, err := cut(ctx, c, text, 0, n, chunks, ppl.Tokenize)
+			if err != nil {
+				return nil, err
+			}
+			held = append(held, &heldText{filepath.Base(text), w})
+		}
+	}
+	return held, nil
 }
 
 // A code is what is coded together, and with how many signs.

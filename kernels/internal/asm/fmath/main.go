@@ -343,6 +343,15 @@ func (x isa) functions() {
 			VMULPS(at(p["w"], disp), v, v)
 			VMOVUPS(v, at(p["dst"], disp))
 		}, nil)
+
+	x.emit("AddScaled", "func(n int, y, x *float32, s float32)", []string{"y", "x"},
+		func(f *function) { factor = f.broadcast("s") },
+		func(f *function, p map[string]reg.Register, disp, _ int) {
+			v := f.reg()
+			VMULPS(at(p["x"], disp), factor, v)
+			VADDPS(at(p["y"], disp), v, v)
+			VMOVUPS(v, at(p["y"], disp))
+		}, nil)
 }
 
 func main() {

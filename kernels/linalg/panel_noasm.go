@@ -1,0 +1,7 @@
+//go:build !amd64 || !gc || noasm
+
+package linalg
+
+func vectorised() bool { return false }
+
+func subProductsBlock(y, coef, x []float64) {}
