@@ -82,7 +82,9 @@ type ffnFit struct {
 // FitFFNRotations learns rotations of the inputs of a model's FFNs that are not folded into weights:
 // runtimes rotate inputs with them (spec/ffn-rotations.md). It measures them on rows that they were
 // not fitted to, and writes them to a file with what was measured.
-func FitFFNRotations(ctx context.Context, c *checkpoint.Checkpoint, o FFNRotationOptions) (_ *spec.FFNRotationsJSON, err error) {
+func FitFFNRotations(ctx context.Context, c *checkpoint.Checkpoint, o FFNRotationOptions) (
+	_ *spec.FFNRotationsJSON, err error,
+) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
@@ -94,20 +96,31 @@ func FitFFNRotations(ctx context.Context, c *checkpoint.Checkpoint, o FFNRotatio
 	if err != nil {
 		return nil, err
 	}
-	f := &ffnFit{o: o, c: c, dir: WorkDir(o.Out)}
-	f.meter = audit.NewFFNMeter(c.Config, c, audit.FFNOptions{Block: o.Block, MaxRows: o.Rows, Seed: o.Seed, Threads: o.Threads}, ffnBits)
-	f.header = sidecar.FFNRotations{SourceSHA256: source, Tool: o.Tool, Layers: len(c.Config.Layers), Basis: o.Basis, Block: o.Block,
-		Rows: o.Rows, Seed: o.Seed}
-	if err := os.MkdirAll(f.dir, 0o777); err != nil {
+	f := &ffnFit{o: o, c: c, dir: WorkDir(o.Out)} // or a hidden folder beside Out, for one run
+	f.meter = ffnMeter(c, o.Block, o.Rows, o.Seed, o.Threads)
+	f.header = sidecar.FFNRotations{SourceSHA256: source, Tool: o.Tool, Layers: len(c.Config.Layers), Basis: o.Basis,
+		Block: o.Block, Rows: o.Rows, Seed: o.Seed}
+	if o.Resume || o.Units != 0 {
+		if err := os.MkdirAll(f.dir, 0o777); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err == nil && o.Units == 0 {
+				err = f.remove()
+			}
+		}()
+		return f.run(ctx)
+	}
+	if f.dir, err = os.MkdirTemp(filepath.Dir(o.Out), "."+filepath.Base(o.Out)+".*.work"); err != nil {
 		return nil, err
 	}
-	keep := o.Resume || o.Units != 0
-	defer func() {
-		if !keep || err == nil && o.Units == 0 {
-			err = errors.Join(err, f.remove())
-		}
-	}()
+	defer func() { err = errors.Join(err, os.RemoveAll(f.dir)) }()
 	return f.run(ctx)
+}
+
+func ffnMeter(c *checkpoint.Checkpoint, block, rows int, seed uint64, threads int) *audit.FFNMeter {
+	o := audit.FFNOptions{Block: block, MaxRows: rows, Seed: seed, Threads: threads}
+	return audit.NewFFNMeter(c.Config, c, o, ffnBits)
 }
 
 // layers lists those to fit.
@@ -229,7 +242,9 @@ func (f *ffnFit) layer(ctx context.Context, l int) (sidecar.FFNShape, []spec.FFN
 	}
 	h := f.header
 	h.Measured = rows
-	return shape, rows, h.Write(ctx, f.path(l), []sidecar.FFNShape{shape}, func(sidecar.FFNShape) (*sidecar.FFNLayer, error) { return x, nil })
+	err = h.Write(ctx, f.path(l), []sidecar.FFNShape{shape},
+		func(sidecar.FFNShape) (*sidecar.FFNLayer, error) { return x, nil })
+	return shape, rows, err
 }
 
 // kept reads a layer that was fitted before, with the same options and source.
@@ -244,7 +259,8 @@ func (f *ffnFit) kept(ctx context.Context, l int) (*sidecar.FFNLayer, []spec.FFN
 	defer w.Close()
 	rows := w.Measured
 	w.Measured = nil
-	if !reflect.DeepEqual(w.FFNRotations, f.header) || len(w.Shapes) != 1 || w.Shapes[0].Layer != l || w.Shapes[0].Experts != len(f.experts(l)) {
+	if !reflect.DeepEqual(w.FFNRotations, f.header) || len(w.Shapes) != 1 || w.Shapes[0].Layer != l ||
+		w.Shapes[0].Experts != len(f.experts(l)) {
 		return nil, nil, fmt.Errorf("%s is of another source, version of the program or options", f.path(l))
 	}
 	x, err := w.Layer(ctx, w.Shapes[0])
@@ -272,11 +288,11 @@ const measuredTolerance = 1e-9
 // CheckFFNRotations checks a file with rotations of FFN inputs, and with c, which may be nil, that
 // they belong to this model: its digest, shapes, that products are preserved, and that what the file
 // says was measured is measured again.
-func CheckFFNRotations(ctx context.Context, path string, c *checkpoint.Checkpoint, threads int, report progress.Func) ([]spec.Check,
-	error) {
+func CheckFFNRotations(ctx context.Context, path string, c *checkpoint.Checkpoint, threads int,
+	report progress.Func) ([]spec.Check, error) {
 	checks := &contract.Checker{Progress: report}
 	w, err := sidecar.OpenFFN(path)
-	if !checks.Add("the file has FFN rotations", err, "") {
+	if !checks.Add("the file has FFN rotations", err, fmt.Sprintf("version %d", spec.FFNRotationsVersion)) {
 		return checks.Checks, nil
 	}
 	defer w.Close()
@@ -292,8 +308,7 @@ func CheckFFNRotations(ctx context.Context, path string, c *checkpoint.Checkpoin
 		if !checks.Add("they are of this model", err, source) {
 			return checks.Checks, nil
 		}
-		v.meter = audit.NewFFNMeter(c.Config, c, audit.FFNOptions{Block: w.Block, MaxRows: w.Rows, Seed: w.Seed,
-			Threads: parallel.Threads(threads)}, ffnBits)
+		v.meter = ffnMeter(c, w.Block, w.Rows, w.Seed, parallel.Threads(threads))
 	}
 	v.layers(ctx, report.Of("checking layers"))
 	if ctx.Err() != nil {
@@ -305,8 +320,8 @@ func CheckFFNRotations(ctx context.Context, path string, c *checkpoint.Checkpoin
 	if !checks.Add("they fit the model", v.fit, fmt.Sprintf("%d rotations", v.rotations)) {
 		return checks.Checks, nil
 	}
-	checks.Add("products are preserved", productsError(v.products), fmt.Sprintf("off by at most %.2g of the lengths; rounding allows %.2g",
-		v.products.MaxError, v.products.Bound))
+	checks.Add("products are preserved", productsError(v.products),
+		fmt.Sprintf("off by at most %.2g of the lengths; rounding allows %.2g", v.products.MaxError, v.products.Bound))
 	checks.Add("measured as the file says", sameRows(w.Measured, v.rows), fmt.Sprintf("%d rows", len(v.rows)))
 	return checks.Checks, nil
 }
@@ -314,7 +329,8 @@ func CheckFFNRotations(ctx context.Context, path string, c *checkpoint.Checkpoin
 // productsError says whether products differ by more than rounding.
 func productsError(p spec.FFNProducts) error {
 	if p.MaxError > p.Bound {
-		return fmt.Errorf("products with rotated rows are off by %.3g of the lengths, rounding allows %.3g", p.MaxError, p.Bound)
+		return fmt.Errorf("products with rotated rows are off by %.3g of the lengths, rounding allows %.3g", p.MaxError,
+			p.Bound)
 	}
 	return nil
 }
@@ -381,13 +397,14 @@ func sameRows(said, now []spec.FFNRow) error {
 	}
 	for i, a := range said {
 		b := now[i]
-		apart := max(math.Abs(a.Cos1bit-b.Cos1bit), math.Abs(a.MomentRatio-b.MomentRatio), math.Abs(a.EffectiveBits-b.EffectiveBits),
+		apart := max(math.Abs(a.Cos1bit-b.Cos1bit), math.Abs(a.MomentRatio-b.MomentRatio),
+			math.Abs(a.EffectiveBits-b.EffectiveBits),
 			apartIn(a.TrainCos1bit, b.TrainCos1bit), apartIn(a.NoiseCos1bit, b.NoiseCos1bit))
 		a.Cos1bit, a.MomentRatio, a.EffectiveBits, a.TrainCos1bit, a.NoiseCos1bit = b.Cos1bit, b.MomentRatio, b.EffectiveBits,
 			b.TrainCos1bit, b.NoiseCos1bit
 		if a != b || !(apart <= measuredTolerance) {
-			return fmt.Errorf("layer %d, %s, expert %d, %s: the file has cos1bit %.6f, moment_ratio %.6f; measured are %.6f, %.6f", b.Layer,
-				b.Matrix, b.Expert, b.Rotation, said[i].Cos1bit, said[i].MomentRatio, b.Cos1bit, b.MomentRatio)
+			return fmt.Errorf("layer %d, %s, expert %d, %s: the file has cos1bit %.6f, moment_ratio %.6f; measured are %.6f, %.6f",
+				b.Layer, b.Matrix, b.Expert, b.Rotation, said[i].Cos1bit, said[i].MomentRatio, b.Cos1bit, b.MomentRatio)
 		}
 	}
 	return nil

@@ -16,7 +16,8 @@ import (
 )
 
 // TestFFNRotations: rotations of dense FFNs and of experts are the same whether they are fitted at
-// once, by units, or after an interruption; they preserve products, pass their check, and find nothing in random weights.
+// once, by units, or after an interruption; they preserve products,
+// pass their check, and find nothing in random weights.
 func TestFFNRotations(t *testing.T) {
 	ctx := context.Background()
 	for _, x := range [][2]string{{"llama", spec.FFNOwn}, {"qwen3_moe", spec.FFNOwn}, {"qwen3_moe", spec.FFNShared}} {

@@ -24,9 +24,9 @@ var weighted = map[Type]func(dst []byte, src, importance []float32){
 }
 
 // QuantizeRowWeighted is QuantizeRow with the importance of each number, as ggml_quantize_chunk has
-// it for one row: src must be a whole row, since Q4_0, Q4_1, Q5_0 and Q5_1 weigh by its mean square too. Types
-// without a rule for importances, Q8_0, Q1_0, Q2_0, MXFP4 and floats, are those of QuantizeRow, and so is any with importance nil.
-// Other lengths than that of src give ErrLength, importances that are not finite ErrNotFinite.
+// it for one row: src must be a whole row, since Q4_0, Q4_1, Q5_0 and Q5_1 weigh by its mean square
+// too. Types without a rule for importances, Q8_0, Q1_0, Q2_0, MXFP4 and floats, are those of
+// QuantizeRow, and so is any with importance nil. Other lengths than that of src give ErrLength, importances that are not finite ErrNotFinite.
 func QuantizeRowWeighted(t Type, dst []byte, src, importance []float32) error {
 	q, ok := weighted[t]
 	if !ok || importance == nil {
@@ -52,8 +52,8 @@ func meanSquare(x []float32, times float32) float32 {
 	return float32(times*sum) / float32(len(x))
 }
 
-// weigh sets the weights of numbers: their importance times the root of their squares above a floor. It
-// returns their sum.
+// weigh sets the weights of numbers: their importance times the root of their squares above a floor.
+// It returns their sum.
 func weigh(weights, x, importance []float32, floor float32) (sum float32) {
 	for i, v := range x {
 		weights[i] = float32(importance[i] * float32(math.Sqrt(float64(floor+float32(v*v)))))
@@ -76,7 +76,8 @@ func weightedQ5_0(dst []byte, src, importance []float32) {
 }
 
 func weightedQ4_1(dst []byte, src, importance []float32) {
-	weightedAffineBlocks(dst, src, importance, 20, &ruleWeighted4, func(y []byte, levels []int32) { packHalves(y[4:], levels) })
+	weightedAffineBlocks(dst, src, importance, 20, &ruleWeighted4,
+		func(y []byte, levels []int32) { packHalves(y[4:], levels) })
 }
 
 func weightedQ5_1(dst []byte, src, importance []float32) {
@@ -86,7 +87,8 @@ func weightedQ5_1(dst []byte, src, importance []float32) {
 	})
 }
 
-func weightedSigned32(dst []byte, src, importance []float32, size int, most int32, pack func(y []byte, levels []int32)) {
+func weightedSigned32(dst []byte, src, importance []float32, size int, most int32,
+	pack func(y []byte, levels []int32)) {
 	floor := meanSquare(src, 1)
 	for at := 0; at < len(src); at += 32 {
 		x, y := src[at:at+32], dst[at/32*size:][:size]
@@ -98,7 +100,8 @@ func weightedSigned32(dst []byte, src, importance []float32, size int, most int3
 	}
 }
 
-func weightedAffineBlocks(dst []byte, src, importance []float32, size int, rule *affineRule, pack func(y []byte, levels []int32)) {
+func weightedAffineBlocks(dst []byte, src, importance []float32, size int, rule *affineRule,
+	pack func(y []byte, levels []int32)) {
 	floor := meanSquare(src, 1)
 	for at := 0; at < len(src); at += 32 {
 		x, y := src[at:at+32], dst[at/32*size:][:size]
@@ -197,7 +200,8 @@ type steps struct {
 	levels [16]byte
 }
 
-// fit sets the levels of 256 numbers, and returns scales and minima of their groups in levels up to most.
+// fit sets the levels of 256 numbers, and returns scales and minima of their groups in levels up to
+// most.
 func (w *weightedGroups) fit(x, importance []float32, levels []int32, most int32) (scales, lows steps) {
 	var weights [32]float32
 	var scale, low, sums [16]float32
@@ -215,8 +219,8 @@ func (w *weightedGroups) fit(x, importance []float32, levels []int32, most int32
 }
 
 // fit searches the step for numbers above zero with weights: the largest of them in most levels, or
-// what serves their squared errors better, then level by level for as long as that helps. Like ggml it
-// keeps levels in a byte, of numbers below zero what is left of them there.
+// what serves their squared errors better, then level by level for as long as that helps. Like ggml
+// it keeps levels in a byte, of numbers below zero what is left of them there.
 func (s *steps) fit(x, weights []float32, most int32) {
 	var top float32
 	for _, v := range x {

@@ -96,7 +96,8 @@ func TestQuantizeRowWeighted(t *testing.T) {
 		if typ == TypeQ4_0 {
 			imp = nil
 		}
-		if err := errors.Join(QuantizeRow(typ, a, src[:512]), QuantizeRowWeighted(typ, b, src[:512], imp)); err != nil || string(a) != string(b) {
+		err := errors.Join(QuantizeRow(typ, a, src[:512]), QuantizeRowWeighted(typ, b, src[:512], imp))
+		if err != nil || string(a) != string(b) {
 			t.Errorf("%s: differs from QuantizeRow: %v", typ, err)
 		}
 	}
@@ -104,7 +105,8 @@ func TestQuantizeRowWeighted(t *testing.T) {
 	if err := QuantizeRowWeighted(TypeQ4_0, b, src[:32], importance[:31]); !errors.Is(err, ErrLength) {
 		t.Errorf("importances of another length: %v", err)
 	}
-	if err := QuantizeRowWeighted(TypeQ4_0, b, src[:32], append([]float32{float32(math.Inf(1))}, importance[:31]...)); !errors.Is(err, ErrNotFinite) {
+	infinite := append([]float32{float32(math.Inf(1))}, importance[:31]...)
+	if err := QuantizeRowWeighted(TypeQ4_0, b, src[:32], infinite); !errors.Is(err, ErrNotFinite) {
 		t.Errorf("an infinite importance: %v", err)
 	}
 }
@@ -119,7 +121,8 @@ func TestStockChunk(t *testing.T) {
 	dir := t.TempDir()
 	in, imp, out := filepath.Join(dir, "rows"), filepath.Join(dir, "importances"), filepath.Join(dir, "out")
 	src, importance := importantRows(2000)
-	if err := errors.Join(os.WriteFile(in, dtype.AppendF32(nil, src), 0o666), os.WriteFile(imp, dtype.AppendF32(nil, importance), 0o666)); err != nil {
+	if err := errors.Join(os.WriteFile(in, dtype.AppendF32(nil, src), 0o666),
+		os.WriteFile(imp, dtype.AppendF32(nil, importance), 0o666)); err != nil {
 		t.Fatal(err)
 	}
 	for typ := range weighted {

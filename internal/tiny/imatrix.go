@@ -46,7 +46,11 @@ func Imatrix(t testing.TB, c *checkpoint.Checkpoint, path string) {
 	}
 	defer w.Abort()
 	for _, s := range specs {
-		if err := w.WriteTensor(s.Name, func(o io.Writer) error { _, err := o.Write(dtype.AppendF32(nil, data[s.Name])); return err }); err != nil {
+		err := w.WriteTensor(s.Name, func(o io.Writer) error {
+			_, err := o.Write(dtype.AppendF32(nil, data[s.Name]))
+			return err
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
 	}

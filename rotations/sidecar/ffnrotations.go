@@ -175,7 +175,8 @@ func (f *FFNFile) read() error {
 		return err
 	}
 	if version != spec.FFNRotationsVersion {
-		return fmt.Errorf("key %s is %d; this program reads version %d", spec.KeyFFNVersion, version, spec.FFNRotationsVersion)
+		return fmt.Errorf("key %s is %d; this program reads version %d", spec.KeyFFNVersion, version,
+			spec.FFNRotationsVersion)
 	}
 	keys, err := f.keys()
 	if err != nil {
@@ -195,7 +196,8 @@ func (f *FFNFile) read() error {
 		return r.err
 	}
 	if f.Basis != spec.FFNOwn && f.Basis != spec.FFNShared {
-		return fmt.Errorf("key %s is %.20q; version %d knows %s and %s", spec.KeyFFNBasis, f.Basis, version, spec.FFNOwn, spec.FFNShared)
+		return fmt.Errorf("key %s is %.20q; version %d knows %s and %s", spec.KeyFFNBasis, f.Basis, version, spec.FFNOwn,
+			spec.FFNShared)
 	}
 	if f.Seed, err = strconv.ParseUint(seed, 10, 64); err != nil || strconv.FormatUint(f.Seed, 10) != seed {
 		return fmt.Errorf("key %s is %.40q, which is no number of 64 bits", spec.KeyFFNSeed, seed)
@@ -222,7 +224,8 @@ func (f *FFNFile) readShapes() error {
 				return fmt.Errorf("tensor %s is %v; F32 [rotations, blocks, n, n] with n up to %d is needed", name, got, f.Block)
 			}
 			if i > 0 && got[0] != s.Experts || f.Basis == spec.FFNShared && got[0] != 1 {
-				return fmt.Errorf("tensor %s has %d rotations: both inputs of a layer have as many, %s ones one", name, got[0], spec.FFNShared)
+				return fmt.Errorf("tensor %s has %d rotations: both inputs of a layer have as many, %s ones one", name, got[0],
+					spec.FFNShared)
 			}
 			s.Experts, s.Sizes[i] = got[0], FFNSize{got[1] * got[2], got[2]}
 		}

@@ -30,7 +30,8 @@ func ffnLayer(layer, n int) *sidecar.FFNLayer {
 // writeFFN writes layers 0 and 2 of three.
 func writeFFN(t *testing.T, path string, h *sidecar.FFNRotations, layers map[int]*sidecar.FFNLayer) {
 	t.Helper()
-	err := h.Write(context.Background(), path, []sidecar.FFNShape{sidecar.ShapeOf(0, layers[0]), sidecar.ShapeOf(2, layers[2])},
+	shapes := []sidecar.FFNShape{sidecar.ShapeOf(0, layers[0]), sidecar.ShapeOf(2, layers[2])}
+	err := h.Write(context.Background(), path, shapes,
 		func(s sidecar.FFNShape) (*sidecar.FFNLayer, error) { return layers[s.Layer], nil })
 	if err != nil {
 		t.Fatal(err)
@@ -39,8 +40,9 @@ func writeFFN(t *testing.T, path string, h *sidecar.FFNRotations, layers map[int
 
 func ffnHeader() *sidecar.FFNRotations {
 	half := 0.5
-	return &sidecar.FFNRotations{SourceSHA256: strings.Repeat("0a", 32), Tool: "test", Layers: 3, Basis: spec.FFNOwn, Block: 8, Rows: 64,
-		Seed: math.MaxUint64, Measured: []spec.FFNRow{{Matrix: "up", Rotation: "own", Expert: 1, Cos1bit: 0.8, TrainCos1bit: &half}}}
+	return &sidecar.FFNRotations{SourceSHA256: strings.Repeat("0a", 32), Tool: "test", Layers: 3, Basis: spec.FFNOwn,
+		Block: 8, Rows: 64, Seed: math.MaxUint64,
+		Measured: []spec.FFNRow{{Matrix: "up", Rotation: "own", Expert: 1, Cos1bit: 0.8, TrainCos1bit: &half}}}
 }
 
 // TestFFNRotations: both containers give back what was written.
@@ -132,8 +134,45 @@ func TestFFNRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if _, err := f.Layer(context.Background(), f.Shapes[1]); err == nil || !strings.Contains(err.Error(), "ffn_neurons.rotation") {
+		_, err = f.Layer(context.Background(), f.Shapes[1])
+		if err == nil || !strings.Contains(err.Error(), "ffn_neurons.rotation") {
 			t.Errorf("a number %v: %v", math.Float32frombits(v), err)
 		}
 	}
+}
+
+// FuzzOpenFFN: whatever is opened as rotations of FFN inputs gives the same again when it is written.
+func FuzzOpenFFN(f *testing.F) {
+	dir := f.TempDir()
+	for _, name := range []string{"ffn.gguf", "ffn.sidecar"} {
+		raw, err := os.ReadFile(filepath.Join("..", "..", "spec", "vectors", name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		path, again := filepath.Join(dir, "x"), filepath.Join(dir, "again")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		x, err := sidecar.OpenFFN(path)
+		if err != nil {
+			return
+		}
+		defer x.Close()
+		err = x.Write(t.Context(), again, x.Shapes,
+			func(s sidecar.FFNShape) (*sidecar.FFNLayer, error) { return x.Layer(t.Context(), s) })
+		if err != nil {
+			return // numbers that are no rotation
+		}
+		y, err := sidecar.OpenFFN(again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer y.Close()
+		if !reflect.DeepEqual(x.FFNRotations, y.FFNRotations) || !reflect.DeepEqual(x.Shapes, y.Shapes) {
+			t.Errorf("%+v became %+v", x.FFNRotations, y.FFNRotations)
+		}
+	})
 }

@@ -7,7 +7,7 @@ MODEL is a Hugging Face folder, OUT gets one in float32; embeddings, and a tied 
 for AdamW without decay; the rate rises over a tenth of the steps and falls to a tenth of it. It prints the
 perplexity of --held before and after, and how far the matrices lie from the grid of Q4_1: from each block of 32
 of MODEL with at most 16 values, which 15 equal steps span, the distance of OUT's numbers to the next of its grid.
-With --state it stops after so many seconds, keeps what it has there, and the same command goes on. Needs torch,
+With --state it stops after so many seconds of processor time, keeps what it has there, and the same command goes on. Needs torch,
 transformers. Threads: OMP_NUM_THREADS.
 """
 import argparse
@@ -62,7 +62,7 @@ def main():
     p.add_argument("--rate", type=float, default=1e-4)
     p.add_argument("--held", help="text to measure perplexity on: 8 windows of 256")
     p.add_argument("--state", help="file to keep an unfinished training in")
-    p.add_argument("--seconds", type=float, default=math.inf, help="with --state: stop after so long")
+    p.add_argument("--seconds", type=float, default=math.inf, help="with --state: stop after so much processor time")
     a = p.parse_args()
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(a.model)
@@ -82,9 +82,9 @@ def main():
     elif a.held:
         print(f"perplexity before: {perplexity(model.eval(), held):.3f}", flush=True)
     model.train()
-    start, wall = time.process_time(), time.time()
+    start = time.process_time()
     for s in range(begin, a.steps):
-        if a.state and time.time() - wall > a.seconds:
+        if a.state and time.process_time() - start > a.seconds:
             torch.save((s, mean, model.state_dict(), optimizer.state_dict(), rate.state_dict()), a.state + ".tmp")
             os.replace(a.state + ".tmp", a.state)
             print(f"step {s}: stopped after {time.process_time() - start:.0f} CPU s; the same command goes on")

@@ -5,7 +5,8 @@
 
 BIN is a folder with libllama; a worker phaseconv-llama must lie beside phaseconv. MODEL, a float checkpoint, is written as F32 without
 changes, then converted for each type and mode (fitted to --tokens of FIT in windows of --fit-ctx) and quantised; so is the unchanged
-file. All are measured against the unchanged F32 file, on --chunks windows of --ctx tokens of HELD, and so is the F32 file of each conversion.
+file. All are measured against the unchanged F32 file, on --chunks windows of --ctx tokens of HELD; with --float so is the F32 file of each
+conversion, whose distance from the source, beside what re-rounding costs, phaseconv measures anyway ("function").
 Standard library only. What was measured is kept in DIR/measured.json, and the same command goes on from it; models are removed. A
 conversion that changes nothing is not measured again.
 """
@@ -34,6 +35,7 @@ def main():
     p.add_argument("--fit-ctx", type=int, default=512)
     p.add_argument("--ctx", type=int, default=512)
     p.add_argument("--chunks", type=int, default=8)
+    p.add_argument("--float", action="store_true", help="measure the F32 file of each conversion too")
     p.add_argument("--threads", type=int, default=2)
     a = p.parse_args()
     os.makedirs(a.work, exist_ok=True)
@@ -68,23 +70,23 @@ def main():
         measure(key, at("q.gguf"))
         os.remove(at("q.gguf"))
 
-    def convert(out, *flags):
+    def convert(out, ctx, *flags):
         shutil.rmtree(out, ignore_errors=True)
-        return run(a.phaseconv, "convert", a.model, "-o", out, "--outtype", "f32", "--balance=false", "--report=false", "--code", "srht",
-                   "--calib", a.fit, "--calib-tokens", str(4 * a.fit_ctx), "--ctx", str(a.fit_ctx), "--chunks", "2", "--eval", a.text,
-                   "--threads", str(a.threads), *flags)
+        return json.loads(run(a.phaseconv, "convert", a.model, "-o", out, "--outtype", "f32", "--balance=false", "--report=false", "--code",
+                              "srht", "--calib", a.fit, "--calib-tokens", str(4 * ctx), "--ctx", str(ctx), "--chunks", "2", "--eval", a.text,
+                              "--threads", str(a.threads), "--json", *flags))
 
     folder = at("plain")
     plain = os.path.join(folder, "model.gguf")
     if not os.path.exists(plain):
-        convert(folder)
+        convert(folder, 64)
     for t in a.types.split(","):
         quantised(f"{t} unchanged", plain, LABELS[t])
         for mode in a.modes.split(","):
             key = f"{t} {mode}"
             if key in kept:
                 continue
-            log = convert(at("made"), "--ffn", mode, "--weights", t, "--cache-tokens", a.tokens)
+            said = convert(at("made"), a.fit_ctx, "--ffn", mode, "--weights", t, "--cache-tokens", a.tokens)
             with open(os.path.join(at("made"), "phaseconv.json")) as f:
                 chosen = json.load(f)["ffn"]
             keep(key + " search", chosen)
@@ -92,10 +94,10 @@ def main():
                 keep(key, kept[f"{t} unchanged"])
                 shutil.rmtree(at("made"))
                 continue
-            with open(at(key.replace(" ", "-") + ".log"), "w") as f:
-                f.write(log)
+            keep(key + " function", said["function"])
             made = os.path.join(at("made"), "model.gguf")
-            measure(key + " f32", made)
+            if a.float:
+                measure(key + " f32", made)
             quantised(key, made, LABELS[t])
             shutil.rmtree(at("made"))
     print("| type | weights | MB | PPL ratio | KLD | same top | chosen |\n|---|---|---|---|---|---|---|")

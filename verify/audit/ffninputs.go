@@ -64,10 +64,12 @@ func (m *FFNMeter) Fit(ctx context.Context, s *FFNSample) (*fit.BlockRotation, e
 
 // Measure returns a row for each matrix as it stands, after a Hadamard transform and after r, which
 // is called by the name of its basis.
-func (m *FFNMeter) Measure(ctx context.Context, s *FFNSample, r *fit.BlockRotation, basis string) ([]spec.FFNRow, error) {
+func (m *FFNMeter) Measure(ctx context.Context, s *FFNSample, r *fit.BlockRotation, basis string) (
+	[]spec.FFNRow, error,
+) {
 	if g := s.group; r.D != g.d || r.Block != g.block {
-		return nil, fmt.Errorf("layer %d: a rotation of %d numbers in blocks of %d; the model has %d in blocks of %d", s.layer, r.D,
-			r.Block, g.d, g.block)
+		return nil, fmt.Errorf("layer %d: a rotation of %d numbers in blocks of %d; the model has %d in blocks of %d",
+			s.layer, r.D, r.Block, g.d, g.block)
 	}
 	m.a.out = nil
 	for i, which := range spec.FFNMatrices[s.input] {

@@ -7,8 +7,8 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 )
 
-// FFNMeans averages rows over layers, and over experts that were looked at one by one, in the order in
-// which matrices and rotations come first.
+// FFNMeans averages rows over layers, and over experts that were looked at one by one, in the order
+// in which matrices and rotations come first.
 func FFNMeans(rows []spec.FFNRow) []spec.FFNMean {
 	type key struct {
 		matrix, rotation string
@@ -36,7 +36,8 @@ func FFNMeans(rows []spec.FFNRow) []spec.FFNMean {
 	}
 	for i := range out {
 		m, n := &out[i], float64(out[i].Matrices)
-		m.Cos1bit, m.MomentRatio, m.EffectiveBits, m.RowsPerDim = m.Cos1bit/n, m.MomentRatio/n, m.EffectiveBits/n, m.RowsPerDim/n
+		m.Cos1bit, m.MomentRatio = m.Cos1bit/n, m.MomentRatio/n
+		m.EffectiveBits, m.RowsPerDim = m.EffectiveBits/n, m.RowsPerDim/n
 		if m.TrainCos1bit != nil {
 			*m.TrainCos1bit, *m.NoiseCos1bit = *m.TrainCos1bit/trained[i], *m.NoiseCos1bit/trained[i]
 		}

@@ -52,8 +52,8 @@ func ReadImportance(path string, c *family.Config, w checkpoint.Weights) (Import
 		switch {
 		case mean == nil || t.Name == "token_embd.weight" && len(mean) != t.Cols():
 		case len(mean) != matrices*t.Cols():
-			return nil, fmt.Errorf("%s: %s has %d numbers, the model's matrix %d inputs; take the importance matrix of this model", path,
-				stored[t.Name].name, len(mean), matrices*t.Cols())
+			return nil, fmt.Errorf("%s: %s has %d numbers, the model's matrix %d inputs; take the importance matrix of this model",
+				path, stored[t.Name].name, len(mean), matrices*t.Cols())
 		default:
 			out[t.Name] = Inputs{mean, t.Cols()}
 		}
@@ -72,7 +72,8 @@ func meanSquares(f *gguf.File, name string) ([]float32, error) {
 	if !ok && !okCounts {
 		return nil, nil
 	}
-	if !ok || !okCounts || t.Type != gguf.TypeF32 || counts.Type != gguf.TypeF32 || counts.RowLen() != 1 || counts.Rows() != t.Rows() {
+	if !ok || !okCounts || t.Type != gguf.TypeF32 || counts.Type != gguf.TypeF32 || counts.RowLen() != 1 ||
+		counts.Rows() != t.Rows() {
 		return nil, fmt.Errorf("tensors %s.in_sum2 and .counts do not fit each other", name)
 	}
 	n := t.RowLen()

@@ -107,7 +107,8 @@ func compareFile(t *testing.T, c *checkpoint.Checkpoint, f FileType, path string
 }
 
 // compareBytes quantises a tensor and compares it with a stock file's.
-func compareBytes(t *testing.T, c *checkpoint.Checkpoint, importance Importance, src *checkpoint.Tensor, stock *gguf.File, x *gguf.Tensor) {
+func compareBytes(t *testing.T, c *checkpoint.Checkpoint, importance Importance, src *checkpoint.Tensor,
+	stock *gguf.File, x *gguf.Tensor) {
 	t.Helper()
 	row, err := gguf.RowBytes(x.Type, src.Cols())
 	if err != nil {

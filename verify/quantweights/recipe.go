@@ -25,8 +25,10 @@ type FileType struct {
 
 // FileTypes are those that can be emulated.
 var FileTypes = []FileType{
-	{Name: "q4_0", Label: "Q4_0", Type: gguf.TypeQ4_0}, {Name: "q4_k", Label: "Q4_K_M", Type: gguf.TypeQ4_K}, {Name: "q3_k", Label: "Q3_K_M", Type: gguf.TypeQ3_K},
-	{Name: "q2_k", Label: "Q2_K", Type: gguf.TypeQ2_K}, {Name: "q8_0", Label: "Q8_0", Type: gguf.TypeQ8_0}, {Name: "q1_0", Label: "Q1_0", Type: gguf.TypeQ1_0},
+	{Name: "q4_0", Label: "Q4_0", Type: gguf.TypeQ4_0}, {Name: "q4_k", Label: "Q4_K_M", Type: gguf.TypeQ4_K},
+	{Name: "q3_k", Label: "Q3_K_M", Type: gguf.TypeQ3_K},
+	{Name: "q2_k", Label: "Q2_K", Type: gguf.TypeQ2_K}, {Name: "q8_0", Label: "Q8_0", Type: gguf.TypeQ8_0},
+	{Name: "q1_0", Label: "Q1_0", Type: gguf.TypeQ1_0},
 	{Name: "q2_0", Label: "Q2_0", Type: gguf.TypeQ2_0}, {Name: "mxfp4", Label: "MXFP4_MOE", Type: gguf.TypeMXFP4},
 }
 

@@ -20,8 +20,11 @@ type Weights struct {
 }
 
 // New returns the weights that llama-quantize makes of a file whose matrices are those of src in the
-// element type file: F32, F16 or BF16. An importance matrix in f is that of src: see Importance.Edited. head says that the file has an output matrix of its own.
-func New(f FileType, c *family.Config, src checkpoint.Weights, file gguf.Type, head bool, threads int) (*Weights, error) {
+// element type file: F32, F16 or BF16. An importance matrix in f is that of src: see
+// Importance.Edited. head says that the file has an output matrix of its own.
+func New(f FileType, c *family.Config, src checkpoint.Weights, file gguf.Type, head bool, threads int) (
+	*Weights, error,
+) {
 	types, err := f.Types(c, src, head)
 	if err != nil {
 		return nil, err

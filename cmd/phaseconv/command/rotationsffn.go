@@ -2,7 +2,6 @@ package command
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,7 +16,8 @@ import (
 func ffnRotationsCommand(stdout, stderr io.Writer) *cli.Command {
 	d := convert.DefaultFFNRotationOptions()
 	return &cli.Command{
-		Name: "ffn", Usage: "learn rotations of FFN inputs that cannot be folded, measure them, and write them to a file", ArgsUsage: "SRC",
+		Name: "ffn", ArgsUsage: "SRC",
+		Usage: "learn rotations of FFN inputs that cannot be folded, measure them, and write them to a file",
 		Description: `For runtimes that rotate the input of an FFN, or of each expert, and keep rows of weights as signs
 (spec/ffn-rotations.md). Rotations are fitted to every other row of gate and up, and of down, and measured on the rows
 between; what noise of the same shape reaches stands beside them.
@@ -27,12 +27,16 @@ Examples:
   phaseconv rotations ffn ./Mixtral -o mixtral.ffn.gguf --basis shared --resume
   phaseconv rotations check smol.ffn.gguf --base ./SmolLM2-135M    # measures again`,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "out", Aliases: []string{"o"}, Usage: "file to write: GGUF if it ends with .gguf, else safetensors"},
-			&cli.StringFlag{Name: "basis", Value: d.Basis, Usage: "own (each expert has its own rotations) or shared (one for all experts of a layer)"},
+			&cli.StringFlag{Name: "out", Aliases: []string{"o"},
+				Usage: "file to write: GGUF if it ends with .gguf, else safetensors"},
+			&cli.StringFlag{Name: "basis", Value: d.Basis,
+				Usage: "own (each expert has its own rotations) or shared (one for all experts of a layer)"},
 			&cli.IntFlag{Name: "block", Value: d.Block, Usage: "largest block of a rotation"},
-			&cli.IntFlag{Name: "rows", Value: d.Rows, Usage: "most rows of a matrix to look at, spread over all; half are fitted to"},
+			&cli.IntFlag{Name: "rows", Value: d.Rows,
+				Usage: "most rows of a matrix to look at, spread over all; half are fitted to"},
 			&cli.BoolFlag{Name: "resume", Usage: "keep fitted layers in OUT.work and go on from those that are there"},
-			&cli.StringFlag{Name: "unit", Usage: "i/N: fit only the layers of unit i of N into OUT.work, for a run with --resume, and stop"},
+			&cli.StringFlag{Name: "unit",
+				Usage: "i/N: fit only the layers of unit i of N into OUT.work, for a run with --resume, and stop"},
 			seedFlag(), threadsFlag(), jsonFlag(),
 		},
 		Action: func(ctx context.Context, c *cli.Command) error { return runFFNRotations(ctx, c, stdout, stderr) },
@@ -63,9 +67,8 @@ func runFFNRotations(ctx context.Context, c *cli.Command, stdout, stderr io.Writ
 	defer ck.Close()
 	res, err := convert.FitFFNRotations(ctx, ck, o)
 	if err != nil {
-		if errors.Is(err, context.Canceled) && (o.Resume || o.Units != 0) {
-			err = fmt.Errorf("interrupted; the layers that were fitted are in %s, and the same command goes on from them: %w",
-				convert.WorkDir(o.Out), err)
+		if o.Resume || o.Units != 0 {
+			err = keptLayers(err, convert.Options{Work: convert.WorkDir(o.Out)})
 		}
 		return err
 	}

@@ -46,8 +46,8 @@ const (
 // two experts, its FFN input in two blocks.
 func ffnFiles() (*ffnFile, map[string][]byte, error) {
 	const layer, experts, block = 1, 2, 8
-	h := &sidecar.FFNRotations{SourceSHA256: strings.Repeat("0a", 32), Tool: "phaseconv vectors", Layers: 3, Basis: spec.FFNOwn,
-		Block: block, Rows: 6, Seed: math.MaxUint64, Measured: []spec.FFNRow{{Layer: layer, Matrix: "gate", Rotation: "none",
+	h := &sidecar.FFNRotations{SourceSHA256: strings.Repeat("0a", 32), Tool: "phaseconv vectors", Layers: 3,
+		Basis: spec.FFNOwn, Block: block, Rows: 6, Seed: math.MaxUint64, Measured: []spec.FFNRow{{Layer: layer, Matrix: "gate", Rotation: "none",
 			Cos1bit: 0.75, MomentRatio: 0.5, EffectiveBits: 2, Dims: 16, HeldOut: 3}}}
 	out := &ffnFile{Version: spec.FFNRotationsVersion, Files: []string{ffnGGUF, ffnSafetensors}}
 	x := &sidecar.FFNLayer{}
@@ -121,7 +121,8 @@ func (c *ffnCase) fill(r *fit.BlockRotation, input []float32) error {
 	for i, v := range turned {
 		rotated[i] = float32(v)
 	}
-	c.Input, c.Rotated, c.Alpha, c.Products, c.Coded = floats(input), floats(rotated), hexScales(scales), floats(exact), floats(coded)
+	c.Input, c.Rotated, c.Alpha = floats(input), floats(rotated), hexScales(scales)
+	c.Products, c.Coded = floats(exact), floats(coded)
 	return nil
 }
 
