@@ -18,7 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
-func engineCommand(stdout io.Writer) *cli.Command {
+func engineCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "engine",
 		Usage: "the engine on stock libllama: what of llama.cpp is here and works",
@@ -38,7 +38,7 @@ func engineCommand(stdout io.Writer) *cli.Command {
 				if c.Args().Len() > 1 {
 					return usagef("engine probe: expected at most one model, got %d arguments", c.Args().Len())
 				}
-				return runProbe(ctx, c, stdout)
+				return runProbe(ctx, c, stdout, stderr)
 			},
 		}},
 		Action: func(_ context.Context, c *cli.Command) error {
@@ -145,7 +145,7 @@ func (e *engineChoice) engines(ctx context.Context, stderr io.Writer) (*llama.En
 	for _, n := range w.Notes() {
 		notes(stderr)(n)
 	}
-	return &llama.Engines{Worker: w, Place: e.place}, nil
+	return &llama.Engines{Worker: w, Place: e.place, Progress: showProgress(stderr)}, nil
 }
 
 // engineName says in a line what computed.
@@ -154,7 +154,7 @@ func engineName(id *spec.EngineIdentity) string {
 		printable(strings.Join(id.Devices, ", ")))
 }
 
-func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
+func runProbe(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
 	e, err := chosenEngine(c, true)
 	if err != nil {
 		return err
@@ -162,7 +162,7 @@ func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
 	if e.Kind != engine.Llama {
 		return usagef("--engine %s: engine probe looks at llama or llama:DIR", e.Kind)
 	}
-	r, err := llama.Probe(ctx, e.start, e.place, c.Args().First())
+	r, err := llama.Probe(ctx, e.start, e.place, c.Args().First(), showProgress(stderr))
 	if err != nil {
 		return err
 	}
