@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -150,7 +151,7 @@ func (e *engineChoice) engines(ctx context.Context, stderr io.Writer) (*llama.En
 
 // engineName says in a line what computed.
 func engineName(id *spec.EngineIdentity) string {
-	return fmt.Sprintf("llama.cpp %s (ggml %s) on %s", printable(id.Release), printable(id.GGML),
+	return fmt.Sprintf("llama.cpp %s (ggml %s) on %s", printable(cmp.Or(id.Release, "without a version")), printable(id.GGML),
 		printable(strings.Join(id.Devices, ", ")))
 }
 
@@ -184,7 +185,7 @@ func printProbe(w io.Writer, r *llama.Report) {
 		tested = "not among the tested releases"
 	}
 	fmt.Fprintf(w, "llama.cpp %s (ggml %s, commit %s), "+
-		"%s\n", printable(l.Release), printable(l.GGML), printable(l.Commit), tested)
+		"%s\n", printable(cmp.Or(l.Release, "without a version")), printable(l.GGML), printable(l.Commit), tested)
 	fmt.Fprintf(w, "libraries: %s, SHA-256 %s\nsystem: %s, "+
 		"%s\n\n", printable(l.Dir), l.SHA256, l.Platform, printable(l.System))
 	t := newTable("device", "kind", "memory", "description")
