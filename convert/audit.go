@@ -2,18 +2,25 @@ package convert
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/calibrate"
 	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/convert/write"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/figures"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -35,6 +42,9 @@ type AuditOptions struct {
 	Seed     uint64
 	Threads  int
 	Progress progress.Func
+	// Engines compute the model; nil is the own pass. llama.cpp spreads signs evenly, and has no FFN audit and no
+	// figures.
+	Engines engine.Engines
 	// FFN, if set, asks for the audit of the FFN matrices too; seed, threads and
 	// progress are filled in.
 	FFN *audit.FFNOptions
@@ -60,6 +70,9 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err := checkTexts(o.Calibration, o.Text, o.CalibrationTokens, o.Ctx, o.Chunks); err != nil {
 		return nil, err
 	}
+	if err := o.settleEngine(c); err != nil {
+		return nil, err
+	}
 	keys := plan.KeyOptions{Code: o.Code, Bits: o.Bits, Alloc: o.Alloc, Policy: o.Policy}
 	if _, err := plan.NewKeys(c.Config, keys); err != nil {
 		return nil, err
@@ -75,8 +88,14 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err != nil {
 		return nil, err
 	}
-	m := refmodel.New(c.Config, c, o.Threads)
-	fit, err := fitAudit(ctx, m, cal.Tokens, keys, o)
+	own := engine.NewOwn(c, o.Threads)
+	m, e := own.Model, engine.Engine(own)
+	if o.Engines != nil {
+		if e, err = o.Engines.Open(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	fit, err := fitAudit(ctx, m, e, cal.Tokens, keys, o)
 	if err != nil {
 		return nil, err
 	}
@@ -93,15 +112,7 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		}
 		meter.Codes = append(meter.Codes, row)
 	}
-	// The 1-bit variant scores keys as the source has them, so it needs codes for
-	// unbalanced keys: the balance is undone around the code.
-	cache, err := kvcache.NewCodes(c.Config, codes, o.Policy)
-	if err != nil {
-		return nil, err
-	}
-	cache.Scale = meter.Scale
-	run := refmodel.Options{Hooks: meter.Hooks(ctx), Progress: o.Progress.Of("measuring")}
-	res, err := ppl.Compare(ctx, m, w, run, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+	res, err := o.measure(ctx, c, e, w, cal, fit, meter)
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +124,9 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		PPL: ppl.PPLJSON(res, w, o.Policy, string(o.Code)), KLD: ppl.KLDJSON(&res.Divergences[0]),
 		Layers: audit.Layers(c.Config, meter.Rows, fittedHead(fit, o.Code, o.Policy.Anchor)),
 		Bytes:  kvcache.Bytes(c.Config, codes, o.Policy),
+	}
+	if id := e.Identity(); id.Engine != engine.Own {
+		out.Engine = &id
 	}
 	if o.FFN != nil {
 		f := *o.FFN
@@ -127,8 +141,63 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	return out, o.Figures(o.figures(ctx, c, w, cal, fit, codes, out.Layers, meter.Scale))
 }
 
+// settleEngine refuses what another engine than the own pass cannot do.
+func (o *AuditOptions) settleEngine(c *checkpoint.Checkpoint) error {
+	if o.Engines == nil || o.Engines.Identity().Engine == engine.Own {
+		return nil
+	}
+	x := &Options{Engines: o.Engines, Formats: []checkpoint.Container{checkpoint.GGUF}, Code: o.Code, Alloc: o.Alloc,
+		Policy: o.Policy, Report: o.Figures != nil, FFN: plan.FFNNone}
+	if o.FFN != nil {
+		return option.Bad("FFN", nil, "the FFN audit reads weights alone, and takes --engine own")
+	}
+	if err := x.settleEngine(c); err != nil {
+		return err
+	}
+	o.Alloc = x.Alloc
+	return nil
+}
+
+// measure compares coded keys with float ones, which meter sees. Codes are of balanced keys: the own pass undoes
+// the balance around the code, llama.cpp computes with balanced weights.
+func (o *AuditOptions) measure(ctx context.Context, c *checkpoint.Checkpoint, e engine.Engine, w, cal *ppl.Windows,
+	fit *calibrate.Result, meter *audit.Meter) (*ppl.Result, error) {
+	lane := engine.Lane{Keys: &engine.Keys{Policy: o.Policy}}
+	if e.Identity().Engine == engine.Own {
+		cache, err := kvcache.NewCodes(c.Config, fit.Codes(o.Code), o.Policy)
+		if err != nil {
+			return nil, err
+		}
+		cache.Scale, lane.Keys.Cache = meter.Scale, cache
+	} else {
+		dir, err := os.MkdirTemp("", "phaseconv-audit")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
+		lane.Keys.Sidecar = filepath.Join(dir, spec.GGUFSidecarName)
+		if err := o.writeCodes(lane.Keys.Sidecar, c, cal, fit); err != nil {
+			return nil, err
+		}
+		lane.Edits = fit.Edits()
+	}
+	return e.Compare(ctx, w, &engine.Reference{Engine: e}, []engine.Lane{lane}, engine.Options{Hooks: meter.Hooks(ctx),
+		Run: o.Progress.Of("measuring"), Compare: o.Progress.Of("comparing predictions")})
+}
+
+// writeCodes writes what was fitted as a sidecar of no model in particular.
+func (o *AuditOptions) writeCodes(path string, c *checkpoint.Checkpoint, cal *ppl.Windows, fit *calibrate.Result) error {
+	none := strings.Repeat("0", sha256.Size*2)
+	j := &job{o: Options{Code: o.Code, Policy: o.Policy, Calibration: o.Calibration}, source: c, calibration: cal}
+	s, err := j.sidecar(c.Config, fit, write.Tag{Source: spec.Source{SHA256: none}}, none)
+	if err != nil {
+		return err
+	}
+	return s.WriteGGUF(path)
+}
+
 // fitAudit fits every column's code to the calibration text.
-func fitAudit(ctx context.Context, m *refmodel.Model, windows [][]int32, keys plan.KeyOptions, o AuditOptions) (
+func fitAudit(ctx context.Context, m *refmodel.Model, e engine.Engine, windows [][]int32, keys plan.KeyOptions, o AuditOptions) (
 	*calibrate.Result, error,
 ) {
 	opt := calibrate.Options{
@@ -140,6 +209,9 @@ func fitAudit(ctx context.Context, m *refmodel.Model, windows [][]int32, keys pl
 		return nil, err
 	}
 	opt.Progress = o.Progress.Of("calibrating")
+	if e.Identity().Engine != engine.Own {
+		opt.Tap = e.Tap
+	}
 	return calibrate.Run(ctx, m, windows, opt)
 }
 

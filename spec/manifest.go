@@ -263,4 +263,6 @@ type AuditJSON struct {
 	Bytes       *BytesJSON `json:"bytes"`
 	// FFN is there when it was asked for.
 	FFN []FFNRow `json:"ffn,omitempty"`
+	// Engine computed the numbers, nil for the own pass.
+	Engine *EngineIdentity `json:"engine,omitempty"`
 }

@@ -26,6 +26,11 @@ const (
 	// FormerFoldName is what programs before 0.2 called the fold. The manifest says
 	// which name an artifact has.
 	FormerFoldName = "phaseconv.fold.safetensors"
+	// CardName is the model card, which stands beside an artifact and not in its manifest;
+	// SourceCardName is the source's, copied.
+	CardName       = "README.md"
+	SourceCardName = "README.source.md"
+
 	// ProvenanceName is the statement of provenance of a release, SignatureName the signature of all
 	// files that OpenSSF's model-signing writes beside them.
 	ProvenanceName = "phaseconv.intoto.json"

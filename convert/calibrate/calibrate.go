@@ -137,6 +137,23 @@ func (r *Result) KeyScale(c *family.Config) func(layer, head int) []float32 {
 	}
 }
 
+// Edits returns the balance as edits of keys, nil where nothing was balanced.
+func (r *Result) Edits() transform.ModelEdits {
+	var out transform.ModelEdits
+	for l, x := range r.Layers {
+		if x.PairScale == nil {
+			continue
+		}
+		if out == nil {
+			out = make(transform.ModelEdits, len(r.Layers))
+		}
+		for _, s := range x.PairScale.Scale {
+			out[l] = append(out[l], transform.KeyEdit{Pairs: &transform.PairRotation{Scale: s}})
+		}
+	}
+	return out
+}
+
 // Run fits on windows of token ids. When ctx ends, it returns its cause after at most one
 // step of one fit.
 func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (*Result, error) {

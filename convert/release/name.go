@@ -2,6 +2,7 @@ package release
 
 import (
 	"fmt"
+	"math"
 	"regexp"
 	"strings"
 
@@ -27,7 +28,8 @@ var (
 //
 // The source's name has the first parts; the size is counted where it has none. What the weights
 // were changed for stands before the encoding: KVq4_0-8k for K and V caches of type q4_0 at 8192
-// tokens, Kq8_0-Vq4_0-8k for different ones, KV1bit for 1-bit keys alone.
+// tokens, Kq8_0-Vq4_0-8k for different ones, KV1.5bit for codes of keys and values of so many bits a
+// number, K1bit for those of keys alone.
 func Name(f *gguf.File, m *spec.Manifest) string {
 	encoding := "F16"
 	if t, err := f.Uint("general.file_type"); err == nil && fileTypes[t] != "" {
@@ -44,7 +46,15 @@ func Name(f *gguf.File, m *spec.Manifest) string {
 	if !sizeLabel.MatchString(base) {
 		base += "-" + size(f)
 	}
-	cache := "KV1bit"
+	coded := "K"
+	switch m.Code.Parts {
+	case "":
+	case "k", "v":
+		coded = strings.ToUpper(m.Code.Parts)
+	default:
+		coded = "KV"
+	}
+	cache := fmt.Sprintf("%s%gbit", coded, math.Round(10*m.Code.Bits)/10)
 	if x := m.Fusion; x != nil {
 		cache = fmt.Sprintf("KV%s-%s", x.KType, tokens(x.TargetCtx))
 		if x.KType != x.VType {

@@ -137,7 +137,11 @@ func (o *Options) files(ctx context.Context, m *spec.Manifest, dir string) (file
 		if renamed[f.Name] {
 			continue
 		}
-		g, err := write.Copy(ctx, o.Dir, dir, f.Name)
+		name := f.Name
+		if name == spec.CardName { // the source's, in artifacts of earlier programs
+			name = spec.SourceCardName
+		}
+		g, err := write.CopyAs(ctx, filepath.Join(o.Dir, f.Name), dir, name)
 		if err != nil {
 			return nil, err
 		}
@@ -204,19 +208,9 @@ func (o *Options) gguf(ctx context.Context, m *spec.Manifest, e *spec.Artifact, 
 		}
 		out = append(out, file)
 	}
-	s, err := rename(ctx, filepath.Join(o.Dir, e.Sidecar), dir, SidecarName)
+	s, err := write.CopyAs(ctx, filepath.Join(o.Dir, e.Sidecar), dir, SidecarName)
 	e.Model, e.Sidecar = out[0].Name, SidecarName
 	return append(out, s), err
-}
-
-// rename copies a file under another name.
-func rename(ctx context.Context, from, dir, name string) (spec.File, error) {
-	tmp, err := write.Copy(ctx, filepath.Dir(from), dir, filepath.Base(from))
-	if err != nil {
-		return tmp, err
-	}
-	tmp.Name = name
-	return tmp, os.Rename(filepath.Join(dir, filepath.Base(from)), filepath.Join(dir, name))
 }
 
 // split cuts the tensors into files of at most size bytes, in their order; a tensor that is larger

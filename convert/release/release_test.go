@@ -51,15 +51,17 @@ func TestName(t *testing.T) {
 		source string
 		typ    uint32
 		f      *spec.Fusion
+		code   spec.CodeInfo
 		want   string
 	}{
-		{"Qwen2.5-Coder-0.5B-Instruct", 2, fusion("q4_0", "q4_0", 8192), "Qwen2.5-Coder-0.5B-Instruct-KVq4_0-8k-Q4_0"},
-		{"Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf", 15, fusion("q8_0", "q4_0", 500), "Qwen2.5-Coder-0.5B-Instruct-Kq8_0-Vq4_0-500-Q4_K_M"},
-		{"mixtral-8x7b", 32, nil, "mixtral-8x7b-KV1bit-BF16"},
-		{"my model!", 1, nil, "my-model-2K-KV1bit-F16"},
-		{"smollm2-135m.q8_0.gguf", 7, nil, "smollm2-135m-KV1bit-Q8_0"},
+		{"Qwen2.5-Coder-0.5B-Instruct", 2, fusion("q4_0", "q4_0", 8192), spec.CodeInfo{Bits: 1}, "Qwen2.5-Coder-0.5B-Instruct-KVq4_0-8k-Q4_0"},
+		{"Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf", 15, fusion("q8_0", "q4_0", 500), spec.CodeInfo{Bits: 1},
+			"Qwen2.5-Coder-0.5B-Instruct-Kq8_0-Vq4_0-500-Q4_K_M"},
+		{"mixtral-8x7b", 32, nil, spec.CodeInfo{Bits: 1}, "mixtral-8x7b-K1bit-BF16"},
+		{"my model!", 1, nil, spec.CodeInfo{Bits: 1.469, Parts: "kv"}, "my-model-2K-KV1.5bit-F16"},
+		{"smollm2-135m.q8_0.gguf", 7, nil, spec.CodeInfo{Bits: 2, Parts: "v"}, "smollm2-135m-V2bit-Q8_0"},
 	} {
-		m := &spec.Manifest{Fusion: x.f}
+		m := &spec.Manifest{Fusion: x.f, Code: x.code}
 		m.Source.Name = x.source
 		got := Name(file(t, gguf.Value("general.file_type", x.typ)), m)
 		if got != x.want {

@@ -39,7 +39,11 @@ func File(dir, name string, data []byte) (spec.File, error) {
 
 // Copy copies a file from one folder to another and describes it.
 func Copy(ctx context.Context, from, to, name string) (spec.File, error) {
-	path := filepath.Join(from, name)
+	return CopyAs(ctx, filepath.Join(from, name), to, name)
+}
+
+// CopyAs copies a file into a folder, where it has another name, and describes it.
+func CopyAs(ctx context.Context, path, to, name string) (spec.File, error) {
 	in, err := os.Open(path)
 	if err != nil {
 		return spec.File{}, err

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/atomicfile"
@@ -102,10 +103,18 @@ func (j *Job) auxiliary(ctx context.Context) ([]spec.File, error) {
 		return nil, err
 	}
 	for _, n := range names {
-		if j.Only != nil && !j.Only[n] {
+		as := n
+		// README.md is the card of what is written here. Artifacts of earlier programs list it as the
+		// source's, and are made again as they were.
+		if n == spec.CardName && !j.Only[n] {
+			as = spec.SourceCardName
+		} else if n == spec.SourceCardName && slices.Contains(names, spec.CardName) {
+			continue // the source was converted too; its own card is kept
+		}
+		if j.Only != nil && !j.Only[as] {
 			continue
 		}
-		if f, err = Copy(ctx, j.Source.Path, j.Dir, n); err != nil {
+		if f, err = CopyAs(ctx, filepath.Join(j.Source.Path, n), j.Dir, as); err != nil {
 			return nil, err
 		}
 		files = append(files, f)

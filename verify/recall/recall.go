@@ -45,13 +45,22 @@ type Lane struct {
 	Cache refmodel.Cache
 }
 
+// A Group is a model and the caches to measure with it.
+type Group struct {
+	Model     *refmodel.Model
+	Converted bool // as rows say it
+	Lanes     []Lane
+}
+
 // A Row is what one lane answered to one task at one depth.
 type Row struct {
-	Cache   string  `json:"cache"`
-	Task    string  `json:"task"`
-	Depth   float64 `json:"depth"`
-	Exact   int     `json:"exact"`
-	Samples int     `json:"samples"`
+	Cache string `json:"cache"`
+	// Converted says that the model is the second of two, or an artifact alone.
+	Converted bool    `json:"converted"`
+	Task      string  `json:"task"`
+	Depth     float64 `json:"depth"`
+	Exact     int     `json:"exact"`
+	Samples   int     `json:"samples"`
 	// Kept counts answers that are exact here and with the first lane, Lost those that are with the
 	// first lane alone.
 	Kept int `json:"kept"`
@@ -66,54 +75,71 @@ type question struct {
 	answer int // tokens
 }
 
-// Run asks every lane the same questions. The first lane is what the others are compared with.
-func Run(ctx context.Context, m *refmodel.Model, tk *tokenizer.Tokenizer, o Options, lanes ...Lane) ([]Row, error) {
+// Run asks every lane the same questions. The first lane of the first group is what the others are
+// compared with. The models of all groups have the one tokenizer.
+func Run(ctx context.Context, tk *tokenizer.Tokenizer, o Options, groups ...Group) ([]Row, error) {
 	questions, err := ask(tk, o)
 	if err != nil {
 		return nil, err
 	}
 	var rows []Row
-	right := make([][]bool, len(lanes)) // [lane][question]
+	var right [][]bool // [lane, of all groups][question]
+	for _, g := range groups {
+		right = append(right, make([][]bool, len(g.Lanes))...)
+	}
 	// A few windows at a time: memory does not grow with their number.
 	const perPass = 5
 	total := (len(questions) + perPass - 1) / perPass
 	for at := 0; at < len(questions); at += perPass {
 		part := questions[at:min(len(questions), at+perPass)]
-		got, err := answers(ctx, m, part, lanes)
-		if err != nil {
-			return nil, err
-		}
-		for i := range lanes {
-			right[i] = append(right[i], got[i]...)
+		lane := 0
+		for _, g := range groups {
+			got, err := answers(ctx, g.Model, part, g.Lanes)
+			if err != nil {
+				return nil, err
+			}
+			for i := range got {
+				right[lane] = append(right[lane], got[i]...)
+				lane++
+			}
 		}
 		if o.Progress != nil {
 			o.Progress(at/perPass+1, total)
 		}
 	}
-	for i, l := range lanes {
-		for _, task := range []string{Pairs, Passage} {
-			for _, depth := range o.Depths {
-				r := Row{Cache: l.Name, Task: task, Depth: depth}
-				for j, q := range questions {
-					if q.task != task || q.depth != depth {
-						continue
-					}
-					r.Samples++
-					if right[i][j] {
-						r.Exact++
-					}
-					switch {
-					case right[0][j] && right[i][j]:
-						r.Kept++
-					case right[0][j]:
-						r.Lost++
-					}
+	lane := 0
+	for _, g := range groups {
+		for _, l := range g.Lanes {
+			for _, task := range []string{Pairs, Passage} {
+				for _, depth := range o.Depths {
+					r := Row{Cache: l.Name, Converted: g.Converted, Task: task, Depth: depth}
+					r.count(questions, right[0], right[lane])
+					rows = append(rows, r)
 				}
-				rows = append(rows, r)
 			}
+			lane++
 		}
 	}
 	return rows, nil
+}
+
+// count counts the answers to the questions of a row: those of its lane beside those of the first.
+func (r *Row) count(questions []question, first, own []bool) {
+	for i, q := range questions {
+		if q.task != r.Task || q.depth != r.Depth {
+			continue
+		}
+		r.Samples++
+		if own[i] {
+			r.Exact++
+		}
+		switch {
+		case first[i] && own[i]:
+			r.Kept++
+		case first[i]:
+			r.Lost++
+		}
+	}
 }
 
 // answers says for each lane which questions it answers exactly.

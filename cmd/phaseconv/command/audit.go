@@ -11,10 +11,12 @@ import (
 
 	"github.com/phaseconv/phaseconv/convert"
 	"github.com/phaseconv/phaseconv/convert/bits"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/hub"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/figures"
 	"github.com/phaseconv/phaseconv/verify/report"
 )
@@ -29,7 +31,8 @@ func auditCommand(stdout, stderr io.Writer) *cli.Command {
 Examples:
   phaseconv audit ./SmolLM2-135M
   phaseconv audit model.gguf --calib train.txt --text test.txt --json
-  phaseconv audit model.gguf --gains --target-ctx 8192   # a second: what to expect of a conversion`,
+  phaseconv audit model.gguf --gains --target-ctx 8192   # a second: what to expect of a conversion
+  phaseconv audit falcon.gguf --engine llama             # architectures that only llama.cpp knows`,
 		Flags:  auditFlags(),
 		Action: func(ctx context.Context, c *cli.Command) error { return runAudit(ctx, c, stdout, stderr) },
 	}
@@ -53,6 +56,7 @@ func auditFlags() []cli.Flag {
 			&cli.IntFlag{Name: "ffn-block", Usage: "with --ffn: largest block of a learned rotation", Value: 128},
 		),
 		in(categoryReports, reportFlag(), reportDetailFlag()),
+		in(categoryEngine, engineFlags(engine.Own)...),
 	)
 }
 
@@ -73,6 +77,9 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 			}
 			defer remove()
 			src = o.Path
+		}
+		if c.String("engine") != engine.Own {
+			return usagef("--gains reads weights alone, without an engine")
 		}
 		return runGains(ctx, c, src, stdout)
 	}
@@ -97,11 +104,11 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	if o.Text, err = evaluationText(c.String("text")); err != nil {
 		return err
 	}
-	ck, src, err := openSource(ctx, stderr, src)
+	ck, src, end, err := auditSource(ctx, c, stderr, src, &o)
 	if err != nil {
 		return err
 	}
-	defer ck.Close()
+	defer end()
 	if c.Bool("ffn") {
 		if b := c.Int("ffn-block"); b < 1 || b > codec.MaxDim {
 			return usagef("--ffn-block %d: it must be from 1 to %d", b, codec.MaxDim)
@@ -134,7 +141,39 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 	p, k := res.PPL, res.KLD
 	say(stdout, "\nPPL %.4f with float keys, %.4f with code %s (%.4fx), KLD %.4f, on %d tokens of %s; fitted to %d tokens of %s\n",
 		p.Float, p.OneBit, p.Code, p.Ratio, k.Mean, p.Tokens, res.Text.Name, res.Calibration.Tokens, res.Calibration.Name)
+	if res.Engine != nil {
+		say(stdout, "computed by %s\n", engineName(res.Engine))
+	}
 	return nil
+}
+
+// auditSource opens the source with the engine that was asked for. end closes both.
+func auditSource(ctx context.Context, c *cli.Command, stderr io.Writer, name string, o *convert.AuditOptions) (
+	ck *checkpoint.Checkpoint, src string, end func(), err error) {
+	e, err := chosenEngine(c, true)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if src, err = local(ctx, stderr, name); err != nil {
+		return nil, "", nil, err
+	}
+	if e.settle(src); e.Kind == engine.Own {
+		if ck, _, err = openSource(ctx, stderr, src); err != nil {
+			return nil, "", nil, err
+		}
+		return ck, src, func() { ck.Close() }, nil //nolint:errcheck // only read
+	}
+	engines, err := e.engines(ctx, stderr)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if ck, err = engines.Source(ctx, src); err != nil {
+		engines.Close()
+		return nil, "", nil, err
+	}
+	printNotes(stderr, ck)
+	o.Engines = engines
+	return ck, src, func() { ck.Close(); engines.Close() }, nil //nolint:errcheck // only read
 }
 
 // printFFN prints means over layers, and over experts of those that were looked at

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -17,6 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/hf"
 	"github.com/phaseconv/phaseconv/format/hub"
 	"github.com/phaseconv/phaseconv/format/jsonx"
+	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/report"
 )
@@ -51,7 +53,8 @@ func runCard(c *cli.Command, stdout io.Writer) error {
 		return usagef("card: expected an artifact and at most one file of advice, got %d arguments", n)
 	}
 	dir := c.Args().First()
-	if _, err := contract.ReadManifest(dir); err != nil {
+	manifest, err := contract.ReadManifest(dir)
+	if err != nil {
 		return err
 	}
 	models, err := report.Load(c.Args().Slice())
@@ -87,7 +90,11 @@ func runCard(c *cli.Command, stdout io.Writer) error {
 		_, err := stdout.Write(b.Bytes())
 		return err
 	case "":
-		out = filepath.Join(dir, "README.md")
+		out = filepath.Join(dir, spec.CardName)
+		if slices.ContainsFunc(manifest.Files, func(f spec.File) bool { return f.Name == spec.CardName }) {
+			return fmt.Errorf("%s: the manifest lists it as the source's card, as earlier programs did; "+
+				"write this one elsewhere with -o, or make a release, which renames that one", out)
+		}
 	}
 	if _, err := os.Stat(out); !errors.Is(err, fs.ErrNotExist) && !c.Bool("force") {
 		if err != nil {

@@ -19,6 +19,23 @@ import (
 	"github.com/phaseconv/phaseconv/verify/report"
 )
 
+// ownFlags makes flags those of a command alone: those below it neither show nor take them.
+func ownFlags(flags []cli.Flag) []cli.Flag {
+	for _, f := range flags {
+		switch f := f.(type) {
+		case *cli.StringFlag:
+			f.Local = true
+		case *cli.IntFlag:
+			f.Local = true
+		case *cli.IntSliceFlag:
+			f.Local = true
+		case *cli.BoolFlag:
+			f.Local = true
+		}
+	}
+	return flags
+}
+
 func ladderCommand(stdout, stderr io.Writer) *cli.Command {
 	d := ladder.DefaultOptions()
 	return &cli.Command{
@@ -35,7 +52,7 @@ Examples:
   phaseconv ladder model.gguf --layers all --ctx 512,2048 --until RW1
   phaseconv ladder ./SmolLM2-135M -o rungs --resume
   phaseconv ladder show rungs`,
-		Flags: slices.Concat(
+		Flags: ownFlags(slices.Concat(
 			in("Ladder",
 				&cli.StringFlag{Name: "layers", Usage: "first,middle,last or all or numbers from 0", Value: d.Layers},
 				&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths; the ladder runs once for each", Value: d.Ctx},
@@ -53,7 +70,7 @@ Examples:
 				&cli.BoolFlag{Name: "resume", Usage: "with -o: take finished rungs whose inputs are the same from there"},
 				jsonFlag(), threadsFlag(),
 			),
-		),
+		)),
 		Action: func(ctx context.Context, c *cli.Command) error { return runLadder(ctx, c, stdout, stderr) },
 		Commands: []*cli.Command{{
 			Name: "show", Usage: "print the table of the records in a folder", ArgsUsage: "DIR",

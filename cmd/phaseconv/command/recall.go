@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/tokenizer"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -19,17 +22,21 @@ func recallCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "recall",
 		Usage:     "ask for what stands far back in a context, with float caches and with cache types",
-		ArgsUsage: "SRC",
+		ArgsUsage: "SRC | ARTIFACT | SRC CONVERTED",
 		Description: `Two tasks at several depths of the context: the value of a key in a long list, and a sentence in a
 long text. An answer counts if it is exact, as greedy decoding would write it. "lost" counts answers
-that are exact with float caches alone. Nothing is written.
+that are exact with float caches alone. With a model and what it was converted to, both are asked the
+same, and compared with the model and float caches. Nothing is written.
 
 ` + hubNames + `
 
 Examples:
   phaseconv recall ./SmolLM2-135M --ctx 2048
+  phaseconv recall ./SmolLM2-135M smol --ctx 1024 --pairs q4_0/q4_0
   phaseconv recall model.gguf --ctx 8192 --pairs q8_0/q8_0,q4_0/q4_0 --samples 8`,
 		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "source", Usage: "what the artifact was made from; it is asked too, and is what both are compared with"},
+			&cli.StringFlag{Name: "container", Usage: "gguf or safetensors, when the artifact has both (default: the first)"},
 			&cli.IntFlag{Name: "ctx", Usage: "context in tokens", Value: 2048},
 			&cli.StringSliceFlag{Name: "pairs", Usage: "pairs K/V to measure", Value: []string{"q8_0/q8_0", "q4_0/q4_0"}},
 			&cli.FloatSliceFlag{Name: "depths", Usage: "where it stands: 0 for the beginning, 1 for the end",
@@ -43,7 +50,14 @@ Examples:
 }
 
 func runRecall(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
-	src, err := one(c, "source")
+	given, err := adviseNames(c)
+	if err != nil {
+		return err
+	}
+	if err := checkContainer(c); err != nil {
+		return err
+	}
+	pairs, err := typePairs(c.StringSlice("pairs"))
 	if err != nil {
 		return err
 	}
@@ -51,9 +65,8 @@ func runRecall(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	pairs, err := typePairs(c.StringSlice("pairs"))
-	if err != nil {
-		return err
+	for i := range pairs {
+		pairs[i].Rotation = on
 	}
 	text, err := evaluationText(c.String("text"))
 	if err != nil {
@@ -62,32 +75,43 @@ func runRecall(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err := text.Check(); err != nil {
 		return err
 	}
-	ck, _, err := openSource(ctx, stderr, src)
+	names, err := locals(ctx, stderr, given)
 	if err != nil {
 		return err
 	}
-	defer ck.Close()
-	if err := ppl.CheckContext(ck.Config, c.Int("ctx")); err != nil {
-		return err
-	}
-	tk, err := ck.Tokenizer()
-	if err != nil {
-		return err
-	}
-	lanes := []recall.Lane{{Name: "float"}}
-	for _, p := range pairs {
-		p.Rotation = on
-		s, err := kvcache.NewLlamaCpp(ck.Config, p)
-		if err != nil {
-			return usagef("--pairs: %w", err)
+	report := showProgress(stderr)
+	published, converted, err := adviseModels(ctx, report, c, names, []ppl.Text{text})
+	for _, m := range []*checkpoint.Checkpoint{published, converted} {
+		if m != nil {
+			defer m.Close()
 		}
-		s.FloatSums = true
-		lanes = append(lanes, recall.Lane{Name: s.String(), Cache: s})
 	}
-	rows, err := recall.Run(ctx, refmodel.New(ck.Config, ck, parallel.Threads(c.Int("threads"))), tk, recall.Options{
+	if err != nil {
+		return err
+	}
+	var groups []recall.Group
+	var tk *tokenizer.Tokenizer
+	for _, m := range []*checkpoint.Checkpoint{published, converted} {
+		if m == nil {
+			continue
+		}
+		printNotes(stderr, m)
+		g, own, err := recallGroup(c, m, pairs)
+		if err != nil {
+			return err
+		}
+		if tk == nil {
+			tk = own
+		} else if s := string(text.Data); !slices.Equal(tk.Encode(s, tokenizer.Plain), own.Encode(s, tokenizer.Plain)) {
+			return fmt.Errorf("%s and %s cut a text into different tokens; name a model and what it was converted to", names[0], names[1])
+		}
+		g.Converted = m == converted
+		groups = append(groups, g)
+	}
+	rows, err := recall.Run(ctx, tk, recall.Options{
 		Ctx: c.Int("ctx"), Depths: c.FloatSlice("depths"), Samples: c.Int("samples"), Text: string(text.Data),
-		Seed: c.Uint64("seed"), Progress: showProgress(stderr).Of("asking"),
-	}, lanes...)
+		Seed: c.Uint64("seed"), Progress: report.Of("asking"),
+	}, groups...)
 	if err != nil {
 		return err
 	}
@@ -96,6 +120,30 @@ func runRecall(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	}
 	printRecall(stdout, c.Int("ctx"), rows)
 	return nil
+}
+
+// recallGroup is what a model is asked with: float caches and those of pairs.
+func recallGroup(c *cli.Command, m *checkpoint.Checkpoint, pairs []kvcache.CacheTypes) (
+	g recall.Group, tk *tokenizer.Tokenizer, err error,
+) {
+	if err := ppl.CheckContext(m.Config, c.Int("ctx")); err != nil {
+		return g, nil, err
+	}
+	if tk, err = m.Tokenizer(); err != nil {
+		return g, nil, err
+	}
+	g = recall.Group{
+		Model: refmodel.New(m.Config, m, parallel.Threads(c.Int("threads"))), Lanes: []recall.Lane{{Name: "float"}},
+	}
+	for _, p := range pairs {
+		s, err := kvcache.NewLlamaCpp(m.Config, p)
+		if err != nil {
+			return g, nil, usagef("--pairs: %w", err)
+		}
+		s.FloatSums = true
+		g.Lanes = append(g.Lanes, recall.Lane{Name: s.String(), Cache: s})
+	}
+	return g, tk, nil
 }
 
 // typePairs reads pairs of cache types K/V.
@@ -121,21 +169,21 @@ func typePairs(names []string) ([]kvcache.CacheTypes, error) {
 
 func printRecall(w io.Writer, ctx int, rows []recall.Row) {
 	fmt.Fprintf(w, "exact answers at a context of %d tokens\n\n", ctx)
-	t := newTable("task", "depth", "cache", "exact", "of", "lost")
-	for _, r := range rows {
-		t.row(r.Task, fmt.Sprint(r.Depth), r.Cache, fmt.Sprint(r.Exact), fmt.Sprint(r.Samples), fmt.Sprint(r.Lost))
-	}
-	t.print(w)
+	t := newTable("task", "depth", "weights", "cache", "exact", "of", "lost")
 	type sum struct{ exact, of, lost int }
 	var names []string
 	sums := map[string]*sum{}
 	for _, r := range rows {
-		if sums[r.Cache] == nil {
-			sums[r.Cache], names = &sum{}, append(names, r.Cache)
+		weights := weightsName(r.Converted)
+		t.row(r.Task, fmt.Sprint(r.Depth), weights, r.Cache, fmt.Sprint(r.Exact), fmt.Sprint(r.Samples), fmt.Sprint(r.Lost))
+		name := weights + ", " + r.Cache
+		if sums[name] == nil {
+			sums[name], names = &sum{}, append(names, name)
 		}
-		s := sums[r.Cache]
+		s := sums[name]
 		s.exact, s.of, s.lost = s.exact+r.Exact, s.of+r.Samples, s.lost+r.Lost
 	}
+	t.print(w)
 	fmt.Fprintln(w)
 	for _, n := range names {
 		fmt.Fprintf(w, "%s: %d of %d exact, %d lost\n", n, sums[n].exact, sums[n].of, sums[n].lost)

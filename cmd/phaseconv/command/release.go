@@ -107,7 +107,7 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	for _, f := range m.Files {
 		say(stdout, "  %-60s %12d bytes\n", f.Name, f.Bytes)
 	}
-	fmt.Fprintf(stdout, "and %s, %s, README.md\n", spec.ManifestName, spec.ProvenanceName)
+	fmt.Fprintf(stdout, "and %s, %s, %s\n", spec.ManifestName, spec.ProvenanceName, spec.CardName)
 	return nil
 }
 
@@ -121,7 +121,7 @@ func releaseCard(o release.Options, l report.License, advice []string) error {
 		return usagef("release: what follows the artifact is the output of advise --json")
 	}
 	models[0].License = l
-	f, err := os.Create(filepath.Join(o.Out, "README.md"))
+	f, err := os.Create(filepath.Join(o.Out, spec.CardName))
 	if err != nil {
 		return err
 	}

@@ -105,22 +105,31 @@ func printUnits(c *cli.Command, w io.Writer, u *spec.UnitsJSON, there string) er
 	}
 	fmt.Fprintf(w, "%d layers in %d units, shared folder %s\n\n", u.Layers, u.Of, u.Work)
 	t := newTable("unit", "layers", "files", there)
+	empty := 0
 	for _, x := range u.Units {
-		n, layers, files := 0, "-", "-"
-		if k := len(x.Layers); k > 0 {
-			first, last := x.Layers[0], x.Layers[k-1]
-			layers, files = fmt.Sprint(first.Layer), first.File
-			if k > 1 {
-				layers, files = fmt.Sprintf("%d to %d", first.Layer, last.Layer), first.File+" ..."
-			}
-			for _, l := range x.Layers {
-				if l.There {
-					n++
-				}
+		k := len(x.Layers)
+		if k == 0 {
+			empty++
+			continue
+		}
+		first, last := x.Layers[0], x.Layers[k-1]
+		layers, files := fmt.Sprint(first.Layer), first.File
+		if k > 1 {
+			layers, files = fmt.Sprintf("%d to %d", first.Layer, last.Layer), first.File+" ..."
+		}
+		n := 0
+		for _, l := range x.Layers {
+			if l.There {
+				n++
 			}
 		}
-		t.row(fmt.Sprintf("%d/%d", x.Unit, u.Of), layers, files, fmt.Sprintf("%d of %d", n, len(x.Layers)))
+		t.row(fmt.Sprintf("%d/%d", x.Unit, u.Of), layers, files, fmt.Sprintf("%d of %d", n, k))
 	}
-	t.print(w)
+	if empty < len(u.Units) {
+		t.print(w)
+	}
+	if empty > 0 {
+		fmt.Fprintf(w, "units without a layer: %d; a layer is not divided\n", empty)
+	}
 	return nil
 }
