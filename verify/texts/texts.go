@@ -27,6 +27,9 @@ var chat []byte
 //go:embed code.txt
 var code []byte
 
+//go:embed prose.txt
+var prose []byte
+
 //go:embed nonlatin.txt
 var nonlatin []byte
 
@@ -42,13 +45,15 @@ type Kind struct {
 //
 //   - chat: conversations with calls of tools, for models with a chat template
 //   - code: Go, Python and shell, parts of this program as it once was
-//   - prose: Evaluation, long enough for contexts of 32k tokens
+//   - prose: stories, a passage of an encyclopaedia, an essay and a direction
 //   - nonlatin: Russian, Chinese, Japanese, Korean, Arabic, Hindi, Greek, Hebrew and Thai
+//   - novel: Evaluation, long enough for contexts of 32k tokens; models may have read it
 func Kinds() []Kind {
 	return []Kind{
 		{"embedded:chat", "chat", chat, true},
 		{"embedded:code", "code", code, false},
-		{EvaluationName, "prose", Evaluation, false},
+		{"embedded:prose", "prose", prose, false},
 		{"embedded:nonlatin", "nonlatin", nonlatin, false},
+		{EvaluationName, "novel", Evaluation, false},
 	}
 }

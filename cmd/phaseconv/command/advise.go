@@ -44,7 +44,7 @@ llama.cpp allocates it for one sequence of that context.
 Examples:
   phaseconv advise model.gguf
   phaseconv advise ./SmolLM2-135M --ctx 512,4096 --max-kld 0.01
-  phaseconv advise model.gguf --text kinds             # chat, code, prose and non-Latin, a table of each
+  phaseconv advise model.gguf --text kinds             # chat, code, prose, non-Latin and a novel, and a table of all
   phaseconv advise model.gguf --text chat.jsonl --text code.txt
   phaseconv advise model.gguf --backend cuda --ctx 512,8192,32768 --text long.txt
   phaseconv advise smol --source ./SmolLM2-135M --json
@@ -57,7 +57,7 @@ Examples:
 				Name: "text", Value: &paths{},
 				Usage: "held-out text, or chat.jsonl with messages, which the model's chat template renders; given again, " +
 					"each is measured by itself; kinds stands for the texts that come with the program: embedded:chat, " +
-					"embedded:code, embedded:persuasion (prose), embedded:nonlatin (default: embedded:chat for a model with a chat template, " +
+					"embedded:code, embedded:prose, embedded:nonlatin, embedded:persuasion (a novel; the default: embedded:chat for a model with a chat template, " +
 					"else embedded:persuasion)",
 			},
 			&cli.IntSliceFlag{Name: "ctx", Usage: "context lengths", Value: []int{512, 2048}},
@@ -361,7 +361,7 @@ func defaultTexts(c *cli.Command, stderr io.Writer, vocabs ...*tokenizer.Vocab) 
 		if k.Chat && all && !template {
 			notes(stderr)(k.Name + " is left out: the model comes with no chat template")
 		}
-		if k.Chat && !template || !all && k.Chat != template || !all && !k.Chat && k.Kind != "prose" {
+		if k.Chat && !template || !all && k.Chat != template || !all && !k.Chat && k.Name != texts.EvaluationName {
 			continue
 		}
 		out = append(out, ppl.Text{Name: k.Name, Data: k.Data, Chat: k.Chat, Kind: k.Kind})
