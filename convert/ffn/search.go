@@ -84,8 +84,8 @@ func Search(ctx context.Context, c *checkpoint.Checkpoint, v *checkpoint.Edited,
 	if err != nil {
 		return nil, err
 	}
-	s := &search{o: o, c: c, v: v, held: every(w, fit, compare, false)}
-	stats, err := NewStats(ctx, v.Config(), v, every(w, fit, compare, true), o.Threads, o.Progress)
+	s := &search{o: o, c: c, v: v, held: every(w, compare, false)}
+	stats, err := NewStats(ctx, v.Config(), v, every(w, compare, true), o.Threads, o.Progress)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func Search(ctx context.Context, c *checkpoint.Checkpoint, v *checkpoint.Edited,
 }
 
 // every takes windows that are fitted to, or those between them, from all over a text.
-func every(w *ppl.Windows, fit, compare int, fitted bool) *ppl.Windows {
+func every(w *ppl.Windows, compare int, fitted bool) *ppl.Windows {
 	out := *w
 	out.Tokens, out.Targets = nil, nil
 	n := len(w.Tokens)

@@ -158,7 +158,7 @@ func auditSource(ctx context.Context, c *cli.Command, stderr io.Writer, name str
 		return nil, "", nil, err
 	}
 	if e.settle(src); e.Kind == engine.Own {
-		if ck, _, err = openSource(ctx, stderr, src); err != nil {
+		if ck, err = openSource(ctx, stderr, src); err != nil {
 			return nil, "", nil, err
 		}
 		return ck, src, func() { ck.Close() }, nil //nolint:errcheck // only read
