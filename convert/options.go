@@ -278,7 +278,8 @@ func (o *Options) settleGraph(c *checkpoint.Checkpoint) error {
 	for l := range c.Graph.Caches {
 		x := &c.Graph.Caches[l]
 		if o.Cache != nil && o.Cache.K.Quantized() && o.WeightEdits != plan.EditsNone && x.FixedKeys != "" {
-			return option.Errorf("%s: architecture %s, layer %d: nothing can be edited for a key cache of type %s: %s",
+			return option.Errorf("%s: architecture %s, layer %d: nothing can be edited for a key cache of type %s: %s; take "+
+				"--cache-type-k f16 for values alone, or no cache types for 1-bit codes",
 				c.Path, c.Graph.Architecture, x.Block, kvcache.TypeName(o.Cache.K), x.FixedKeys)
 		}
 		if o.Policy.Anchor == 0 {

@@ -49,7 +49,8 @@ func meanSquare(x []float32, times float32) float32 {
 	for _, v := range x {
 		sum += float32(v * v)
 	}
-	return float32(times*sum) / float32(len(x))
+	// A division by a power of two becomes a product, which must be rounded before it is added to.
+	return float32(float32(times*sum) / float32(len(x)))
 }
 
 // weigh sets the weights of numbers: their importance times the root of their squares above a floor.

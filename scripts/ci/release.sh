@@ -11,6 +11,8 @@ go build -o "$work/phaseconv" ./cmd/phaseconv
 	{ cat "$work/convert.log"; exit 1; }
 "$work/phaseconv" release "$work/austen" -o "$work/release" --base-model Org/Austen --quantized-by me --license apache-2.0 \
 	--split-max-size 3M 2>/dev/null
+"$work/phaseconv" card "$work/austen" -o "$work/other.md" --license my-own-licence >/dev/null
+"$python" scripts/oracles/card.py "$work/release/README.md" "$work/other.md"
 "$python" - "$work/release" <<'P'
 import glob, json, sys
 import gguf

@@ -27,21 +27,3 @@ func Digest(id Identity) string {
 	h := sha256.Sum256(b)
 	return hex.EncodeToString(h[:])
 }
-
-// Same returns an error that names the first difference of two identities.
-func Same(id, other Identity) error {
-	for _, x := range []struct{ what, a, b string }{
-		{"engine", id.Engine, other.Engine}, {"release of llama.cpp", id.Release, other.Release},
-		{"ggml", id.GGML, other.GGML}, {"commit", id.Commit, other.Commit},
-		{"libraries' SHA-256", id.Libraries, other.Libraries}, {"platform", id.Platform, other.Platform},
-		{"instruction sets", id.System, other.System},
-		{"devices", fmt.Sprint(id.Devices), fmt.Sprint(other.Devices)},
-		{"layers on devices", fmt.Sprint(id.GPULayers), fmt.Sprint(other.GPULayers)},
-		{"ubatch", fmt.Sprint(id.Batch), fmt.Sprint(other.Batch)},
-	} {
-		if x.a != x.b {
-			return fmt.Errorf("the %s differs: %q and %q; results of two engines are not mixed", x.what, x.a, x.b)
-		}
-	}
-	return nil
-}

@@ -142,7 +142,7 @@ func root(stdout, stderr io.Writer) *cli.Command {
 			convertCommand(stdout, stderr), verifyCommand(stdout, stderr),
 			auditCommand(stdout, stderr), adviseCommand(stdout, stderr), recallCommand(stdout, stderr),
 			ladderCommand(stdout, stderr),
-			inspectCommand(stdout, stderr), rotationsCommand(stdout, stderr), engineCommand(stdout),
+			inspectCommand(stdout, stderr), rotationsCommand(stdout, stderr), engineCommand(stdout, stderr),
 			generateCommand(stdout, stderr), benchCommand(stdout, stderr), reportCommand(stdout, stderr), cardCommand(stdout),
 			releaseCommand(stdout, stderr), claimsCommand(stdout),
 			docsCommand(stdout), versionCommand(stdout),

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
-func engineCommand(stdout io.Writer) *cli.Command {
+func engineCommand(stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "engine",
 		Usage: "the engine on stock libllama: what of llama.cpp is here and works",
@@ -38,7 +39,7 @@ func engineCommand(stdout io.Writer) *cli.Command {
 				if c.Args().Len() > 1 {
 					return usagef("engine probe: expected at most one model, got %d arguments", c.Args().Len())
 				}
-				return runProbe(ctx, c, stdout)
+				return runProbe(ctx, c, stdout, stderr)
 			},
 		}},
 		Action: func(_ context.Context, c *cli.Command) error {
@@ -145,16 +146,16 @@ func (e *engineChoice) engines(ctx context.Context, stderr io.Writer) (*llama.En
 	for _, n := range w.Notes() {
 		notes(stderr)(n)
 	}
-	return &llama.Engines{Worker: w, Place: e.place}, nil
+	return &llama.Engines{Worker: w, Place: e.place, Progress: showProgress(stderr)}, nil
 }
 
 // engineName says in a line what computed.
 func engineName(id *spec.EngineIdentity) string {
-	return fmt.Sprintf("llama.cpp %s (ggml %s) on %s", printable(id.Release), printable(id.GGML),
+	return fmt.Sprintf("llama.cpp %s (ggml %s) on %s", printable(cmp.Or(id.Release, "without a version")), printable(id.GGML),
 		printable(strings.Join(id.Devices, ", ")))
 }
 
-func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
+func runProbe(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) error {
 	e, err := chosenEngine(c, true)
 	if err != nil {
 		return err
@@ -162,7 +163,7 @@ func runProbe(ctx context.Context, c *cli.Command, stdout io.Writer) error {
 	if e.Kind != engine.Llama {
 		return usagef("--engine %s: engine probe looks at llama or llama:DIR", e.Kind)
 	}
-	r, err := llama.Probe(ctx, e.start, e.place, c.Args().First())
+	r, err := llama.Probe(ctx, e.start, e.place, c.Args().First(), showProgress(stderr))
 	if err != nil {
 		return err
 	}
@@ -184,7 +185,7 @@ func printProbe(w io.Writer, r *llama.Report) {
 		tested = "not among the tested releases"
 	}
 	fmt.Fprintf(w, "llama.cpp %s (ggml %s, commit %s), "+
-		"%s\n", printable(l.Release), printable(l.GGML), printable(l.Commit), tested)
+		"%s\n", printable(cmp.Or(l.Release, "without a version")), printable(l.GGML), printable(l.Commit), tested)
 	fmt.Fprintf(w, "libraries: %s, SHA-256 %s\nsystem: %s, "+
 		"%s\n\n", printable(l.Dir), l.SHA256, l.Platform, printable(l.System))
 	t := newTable("device", "kind", "memory", "description")

@@ -50,8 +50,8 @@ func (m *Model) tappedLayers() []*tappedLayer {
 
 // Tap shows the activations of each layer once, with all windows. llama.cpp gives window by window, so
 // as many layers as fit into memory are collected at a time, and the windows run again for the next
-// ones. Rope is nil where the kind of
-// rotation is one that package rope does not have.
+// ones. Rope is nil where the kind of rotation is one that package rope does not have, and X always:
+// what it is for (FFN weights, ladder) takes the own pass, and it would be a quarter of all that is sent.
 func (m *Model) Tap(ctx context.Context, windows [][]int32, h refmodel.Hooks, p func(done, total int)) error {
 	if len(windows) == 0 {
 		return fmt.Errorf("no windows to run")
@@ -62,7 +62,7 @@ func (m *Model) Tap(ctx context.Context, windows [][]int32, h refmodel.Hooks, p 
 		to, bytes := from, 0
 		for to < len(layers) && (to == from || bytes < tapMemory) {
 			a := layers[to]
-			bytes += 4 * tokens * (2*a.Heads*a.HeadDim + 2*a.KVHeads*a.HeadDim + a.KVHeads*a.ValueDim + 2*m.Facts.Hidden)
+			bytes += 4 * tokens * (2*a.Heads*a.HeadDim + 2*a.KVHeads*a.HeadDim + a.KVHeads*a.ValueDim + m.Facts.Hidden)
 			to++
 		}
 		tick := func(done, total int) {
@@ -82,7 +82,7 @@ func (m *Model) Tap(ctx context.Context, windows [][]int32, h refmodel.Hooks, p 
 func (m *Model) tapLayers(ctx context.Context, windows [][]int32, h refmodel.Hooks, layers []*tappedLayer, from, to int,
 	tick func(done, total int)) error {
 	attn := h.Attention != nil
-	job := Tap{Wants: Wants{QKV: attn, Pre: attn, In: attn, FFN: h.FFN != nil}, Patch: m.patched}
+	job := Tap{Wants: Wants{QKV: attn, Pre: attn, FFN: h.FFN != nil}, Patch: m.patched}
 	byNumber := map[int]*tappedLayer{}
 	for _, y := range layers[from:to] {
 		y.kept, byNumber[y.Layer] = map[string][]float32{}, y
@@ -125,7 +125,7 @@ func (m *Model) tapLayers(ctx context.Context, windows [][]int32, h refmodel.Hoo
 // attention puts what was kept of a layer, and of the owner of its cache, into the form of hooks.
 func (y *tappedLayer) attention(windows [][]int32) *refmodel.Attention {
 	T, v, k := len(windows[0]), y.kept, y.owner.kept
-	a := &refmodel.Attention{Layer: y.number, T: T, Windows: len(windows), X: v[TapIn], QPre: v[TapQPre],
+	a := &refmodel.Attention{Layer: y.number, T: T, Windows: len(windows), QPre: v[TapQPre],
 		KPre: k[TapKPre], Q: v[TapQ], K: k[TapK], V: k[TapV]}
 	if params, _, ok := y.Rope.Params(); ok {
 		a.Rope = rope.NewTable(params, T)

@@ -1,6 +1,7 @@
 package llama
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -27,7 +28,9 @@ var TestedReleases = []string{
 }
 
 // ReleaseName joins what llama_version and ggml_version give.
-func ReleaseName(llama, ggml string) string { return llama + ", ggml " + ggml }
+func ReleaseName(llama, ggml string) string {
+	return cmp.Or(llama, "that does not tell its release") + ", ggml " + ggml
+}
 
 // howToGet is said where there is no library.
 const howToGet = `llama.cpp's shared libraries (libllama, libggml) come with its release archives
@@ -59,7 +62,11 @@ func FindLibrary(dir string) (string, error) {
 		dir = os.Getenv(Env)
 	}
 	if dir != "" {
-		if st, err := os.Stat(dir); err == nil && !st.IsDir() {
+		st, err := os.Stat(dir)
+		if err != nil {
+			return "", fmt.Errorf("--engine llama, or %s: %w; name the folder with libllama", Env, err)
+		}
+		if !st.IsDir() {
 			dir = filepath.Dir(dir)
 		}
 		if !hasLibrary(dir) {

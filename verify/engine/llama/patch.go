@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format"
@@ -13,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/engine"
+	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
 // patches sends the edits of lanes to the worker and returns the names of their patches, "" where a
@@ -167,6 +169,8 @@ type Engines struct {
 	// KeyBias has Source find out whether llama.cpp takes a key bias in files of an architecture that has
 	// none, see withKeyBias.
 	KeyBias bool
+	// Progress, if set, is told when files are loaded, which can take long.
+	Progress progress.Func
 
 	open map[string]*Model
 }
@@ -208,10 +212,13 @@ func (e *Engines) load(ctx context.Context, path string) (*Model, error) {
 	if m := e.open[path]; m != nil {
 		return m, nil
 	}
+	step := e.Progress.Of("loading " + filepath.Base(path) + " into llama.cpp")
+	step(0, 1)
 	m, err := e.Worker.Load(ctx, path, e.Place)
 	if err != nil {
 		return nil, err
 	}
+	step(1, 1)
 	if e.open == nil {
 		e.open = map[string]*Model{}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/engine/sample"
+	"github.com/phaseconv/phaseconv/verify/progress"
 )
 
 // A Report is what `phaseconv engine probe --json` prints. Its keys are stable.
@@ -40,13 +41,20 @@ type Probed struct {
 var probeSamples = []string{"llama", "qwen3", "lfm2"}
 
 // Probe starts the worker, loads the library and tries small models on the devices, or the model in a
-// file, of which it tells what its graph says.
-func Probe(ctx context.Context, s Start, p Place, file string) (*Report, error) {
+// file, of which it tells what its graph says. tick, which may be nil, is told how much is done.
+func Probe(ctx context.Context, s Start, p Place, file string, tick progress.Func) (*Report, error) {
+	total := 2
+	if file == "" {
+		total = 1 + len(probeSamples)
+	}
+	step := tick.Of("trying llama.cpp")
+	step(0, total)
 	w, err := NewWorker(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	defer w.Close()
+	step(1, total)
 	r := &Report{
 		Folder: filepath.Base(w.Library.Dir), Library: &w.Library, Identity: w.Identity(p), Notes: w.Notes(), OK: true,
 	}
@@ -60,6 +68,7 @@ func Probe(ctx context.Context, s Start, p Place, file string) (*Report, error) 
 		if err != nil {
 			return nil, err
 		}
+		step(total, total)
 		ok := m.tested() == nil
 		r.Models = append(r.Models, Probed{Model: filepath.Base(file), What: m.Facts.Arch, Tests: m.Tests, OK: ok})
 		r.Facts, r.OK = m.Facts, ok
@@ -68,7 +77,7 @@ func Probe(ctx context.Context, s Start, p Place, file string) (*Report, error) 
 		}
 		return r, nil
 	}
-	for _, name := range probeSamples {
+	for i, name := range probeSamples {
 		x := Probed{Model: name, What: sample.What(name)}
 		path := filepath.Join(dir, name+".gguf")
 		if err := sample.Write(path, name); err != nil {
@@ -87,6 +96,7 @@ func Probe(ctx context.Context, s Start, p Place, file string) (*Report, error) 
 			}
 		}
 		r.Models, r.OK = append(r.Models, x), r.OK && x.OK
+		step(2+i, total)
 	}
 	return r, nil
 }

@@ -86,7 +86,7 @@ func find(dir string, patterns []string) (string, error) {
 			return m[0], nil
 		}
 	}
-	return "", fmt.Errorf("%s: no %s there", dir, patterns[0])
+	return "", fmt.Errorf("%s: no %s there, which libllama needs; take all libraries of a release of llama.cpp", dir, patterns[0])
 }
 
 // maxLog bounds the messages that are kept; a broken model could give any number.
@@ -144,7 +144,8 @@ func Open(dir string, servers []string, logged func(text string)) (*Library, err
 func (l *Library) register(fs map[string]any) error {
 	for name, f := range fs {
 		if !l.bind(name, f) {
-			return fmt.Errorf("the function %s is missing from these libraries", name)
+			return fmt.Errorf("the function %s is missing from these libraries: they are older than July 2025, or of several "+
+				"releases; take all libraries of one later release", name)
 		}
 	}
 	return nil

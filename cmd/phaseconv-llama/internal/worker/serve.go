@@ -272,7 +272,7 @@ func (m *model) selfTests(c *libllama.Context, ids []int32) ([]llama.SelfTest, e
 			var z []float32
 			if z, err = logits(); err == nil {
 				d := largest(base, z)
-				t.OK, t.Detail = (d == 0) == x.same && d == d, fmt.Sprintf("largest difference of a logit %g", d)
+				t.OK, t.Detail = (d == 0) == x.same && d == d, fmt.Sprintf("largest difference of a logit %.3g", d)
 			}
 		}
 		if err != nil {
