@@ -193,7 +193,8 @@ func printFFN(w io.Writer, means []spec.FFNMean) {
 		if m.TrainCos1bit != nil {
 			train, noise = fmt.Sprintf("%.4f", *m.TrainCos1bit), fmt.Sprintf("%.4f", *m.NoiseCos1bit)
 		}
-		t.row(m.Matrix, of, m.Rotation, fmt.Sprint(m.Dims), fmt.Sprint(m.Block), fmt.Sprintf("%.2f", m.RowsPerDim), train, noise,
+		t.row(m.Matrix, of, m.Rotation, fmt.Sprint(m.Dims), fmt.Sprint(m.Block), fmt.Sprintf("%.2f", m.RowsPerDim), train,
+			noise,
 			fmt.Sprintf("%.4f", m.Cos1bit), fmt.Sprintf("%.4f", m.MomentRatio), fmt.Sprintf("%.3f", m.EffectiveBits))
 	}
 	t.print(w)
