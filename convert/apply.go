@@ -26,7 +26,8 @@ func Export(ctx context.Context, dir, out string, report progress.Func, notice f
 		return nil, err
 	}
 	for _, e := range m.Artifacts {
-		if e.Container == string(checkpoint.GGUF) && e.Model != spec.GGUFModelName && !gguf.IsShard(e.Model, spec.GGUFModelName) {
+		if e.Container == string(checkpoint.GGUF) && e.Model != spec.GGUFModelName &&
+			!gguf.IsShard(e.Model, spec.GGUFModelName) {
 			return nil, option.Errorf("%s is a release, whose GGUF file has other keys than a conversion writes: export the artifact that it was made from", dir)
 		}
 		c := &contract.Checker{Progress: report}

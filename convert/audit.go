@@ -186,7 +186,8 @@ func (o *AuditOptions) measure(ctx context.Context, c *checkpoint.Checkpoint, e 
 }
 
 // writeCodes writes what was fitted as a sidecar of no model in particular.
-func (o *AuditOptions) writeCodes(path string, c *checkpoint.Checkpoint, cal *ppl.Windows, fit *calibrate.Result) error {
+func (o *AuditOptions) writeCodes(path string, c *checkpoint.Checkpoint, cal *ppl.Windows,
+	fit *calibrate.Result) error {
 	none := strings.Repeat("0", sha256.Size*2)
 	j := &job{o: Options{Code: o.Code, Policy: o.Policy, Calibration: o.Calibration}, source: c, calibration: cal}
 	s, err := j.sidecar(c.Config, fit, write.Tag{Source: spec.Source{SHA256: none}}, none)
@@ -197,7 +198,8 @@ func (o *AuditOptions) writeCodes(path string, c *checkpoint.Checkpoint, cal *pp
 }
 
 // fitAudit fits every column's code to the calibration text.
-func fitAudit(ctx context.Context, m *refmodel.Model, e engine.Engine, windows [][]int32, keys plan.KeyOptions, o AuditOptions) (
+func fitAudit(ctx context.Context, m *refmodel.Model, e engine.Engine, windows [][]int32, keys plan.KeyOptions,
+	o AuditOptions) (
 	*calibrate.Result, error,
 ) {
 	opt := calibrate.Options{

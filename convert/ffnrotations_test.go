@@ -39,13 +39,15 @@ func TestFFNRotations(t *testing.T) {
 			if basis == spec.FFNOwn {
 				experts = max(1, c.Config.Experts())
 			}
-			if res.Rotations != 2*len(c.Config.Layers)*experts || len(res.Rows) != 9*len(c.Config.Layers)*experts || res.Verdict.Learned {
+			if res.Rotations != 2*len(c.Config.Layers)*experts || len(res.Rows) != 9*len(c.Config.Layers)*experts ||
+				res.Verdict.Learned {
 				t.Errorf("%d rotations, %d rows, %+v", res.Rotations, len(res.Rows), res.Verdict)
 			}
 			// Bits per weight: sign, scale of a row, and 32 for each number of the rotation.
 			r := res.Rows[2]
 			shares := float64(2 * 2 * r.HeldOut * r.Dims) // gate and up, held out and fitted
-			if want := 1 + 16/float64(r.Dims) + 32*float64(r.Block*r.Dims)/shares; r.Rotation != basis || r.EffectiveBits != want {
+			if want := 1 + 16/float64(r.Dims) + 32*float64(r.Block*r.Dims)/shares; r.Rotation != basis ||
+				r.EffectiveBits != want {
 				t.Errorf("%+v, want %g bits", r, want)
 			}
 			checks, err := convert.CheckFFNRotations(ctx, o.Out, c, 1, nil)

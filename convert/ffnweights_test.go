@@ -139,7 +139,8 @@ func TestFFNRefuses(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		src := filepath.Join(dir, "src")
-		o, fam, m := forWeights(src, filepath.Join(dir, "out"), plan.FFNAuto, "q4_0"), "llama", tiny.Options{Seed: 3, Layers: 1}
+		o, fam, m := forWeights(src, filepath.Join(dir, "out"), plan.FFNAuto, "q4_0"), "llama", tiny.Options{Seed: 3,
+			Layers: 1}
 		change(&o, &fam, &m)
 		tiny.HF(t, src, fam, m)
 		if _, err := Plans(t.Context(), o); err == nil || !strings.Contains(err.Error(), says) {
@@ -206,7 +207,8 @@ func TestImatrix(t *testing.T) {
 	other := filepath.Join(dir, "other")
 	tiny.HF(t, other, "mixtral", tiny.Options{Seed: 3, Layers: 1, Hidden: 128})
 	o.FFN, o.Source = plan.FFNScale, other
-	if _, err := open(context.Background(), o); err == nil || !strings.Contains(err.Error(), "importance matrix of this model") {
+	if _, err := open(context.Background(), o); err == nil ||
+		!strings.Contains(err.Error(), "importance matrix of this model") {
 		t.Errorf("of another model: %v", err)
 	}
 }

@@ -38,7 +38,8 @@ func TestKindsOfLayers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m := res.Manifest; m.Version != spec.VersionGroups || m.Code.Parts != "k" || m.Code.GroupDim != 16 || m.Code.Bits != 1 {
+	if m := res.Manifest; m.Version != spec.VersionGroups || m.Code.Parts != "k" || m.Code.GroupDim != 16 ||
+		m.Code.Bits != 1 {
 		t.Errorf("%+v", m.Code)
 	}
 	if b := res.Verify.Bytes; b.KF16 != 2*48 || b.KVF16 != 4*48 || !res.Verify.OK || len(res.Verify.Layers) != 4 {

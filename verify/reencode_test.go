@@ -56,7 +56,8 @@ func soft(name string, values []float32) {
 // cancel cost is what the floor costs, for they are stored as coarsely; keys that are larger by a little, which no
 // query undoes, are another function.
 func TestRequantised(t *testing.T) {
-	applied := []spec.Identity{{ID: transform.IDPairAngle, Applied: true, Exact: true}, {ID: transform.IDValueTransform, Applied: true, Exact: true}}
+	applied := []spec.Identity{{ID: transform.IDPairAngle, Applied: true, Exact: true},
+		{ID: transform.IDValueTransform, Applied: true, Exact: true}}
 	var windows [][]int32
 	r := rand.New(rand.NewPCG(1, 7))
 	types, count := []string{"Q4_0", "Q8_0"}, 2
@@ -97,7 +98,8 @@ func TestRequantised(t *testing.T) {
 			}
 			return &res.Divergences[0]
 		}
-		a := &contract.Artifact{Manifest: &spec.Manifest{Identities: applied}, Entry: spec.Artifact{OutType: outTypeSource}, Model: c}
+		a := &contract.Artifact{Manifest: &spec.Manifest{Identities: applied},
+			Entry: spec.Artifact{OutType: outTypeSource}, Model: c}
 		floor := measure(editedBy(applied).foldLike)
 		same := func(v *checkpoint.Edited) error {
 			r := rand.New(rand.NewPCG(2, 3))

@@ -79,7 +79,8 @@ func TestFull(t *testing.T) {
 	dims := []int{d, d, d} // 80 signs at most, two words and a half
 	for n := 3 * 64; n <= 3*80; n += 8 {
 		f := exponential(1, d)
-		for _, signs := range [][]int{AllotSigns(n, dims, []DamageCurve{f, f, f}), WeightedSigns(n, dims, []float64{1, 3, 2})} {
+		for _, signs := range [][]int{AllotSigns(n, dims, []DamageCurve{f, f, f}),
+			WeightedSigns(n, dims, []float64{1, 3, 2})} {
 			if total(signs) != n || max(signs[0], signs[1], signs[2]) > 80 {
 				t.Errorf("%d signs: %v", n, signs)
 			}

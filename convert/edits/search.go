@@ -143,7 +143,8 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	}
 	held := w.Part(fit, len(w.Tokens))
 	stats, err := NewKeyStats(cfg, StatsOptions{
-		Queries: min(mostQueries, each(statQueries, fit)), Samples: each(statSamples, fit), Meetings: min(mostMeetings, each(statMeetings, fit)), Weights: c,
+		Queries: min(mostQueries, each(statQueries, fit)), Samples: each(statSamples, fit), Meetings: min(mostMeetings,
+			each(statMeetings, fit)), Weights: c,
 		Seed: o.Seed, Threads: o.Threads,
 	})
 	if err != nil {

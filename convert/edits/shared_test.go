@@ -165,7 +165,8 @@ func TestSharedRefuses(t *testing.T) {
 	} {
 		edits := sharedEdits(c.Config)
 		e := edits[l][0]
-		e.Values = &transform.KeyTransform{Key: append([]float64(nil), e.Values.Key...), Query: append([]float64(nil), e.Values.Query...)}
+		e.Values = &transform.KeyTransform{Key: append([]float64(nil), e.Values.Key...),
+			Query: append([]float64(nil), e.Values.Query...)}
 		change(&e)
 		err := transform.FoldKeys(checkpoint.NewEdited(c, checkpoint.Edits{}), l, []transform.KeyEdit{e})
 		if err == nil || !strings.Contains(err.Error(), says) {

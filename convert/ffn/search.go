@@ -84,8 +84,8 @@ func Search(ctx context.Context, c *checkpoint.Checkpoint, v *checkpoint.Edited,
 	if err != nil {
 		return nil, err
 	}
-	s := &search{o: o, c: c, v: v, held: every(w, fit, compare, false)}
-	stats, err := NewStats(ctx, v.Config(), v, every(w, fit, compare, true), o.Threads, o.Progress)
+	s := &search{o: o, c: c, v: v, held: every(w, compare, false)}
+	stats, err := NewStats(ctx, v.Config(), v, every(w, compare, true), o.Threads, o.Progress)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,8 @@ func Search(ctx context.Context, c *checkpoint.Checkpoint, v *checkpoint.Edited,
 	}
 	s.fit = &fitting{stats: stats, types: types, weigh: o.Type.Importance.Edited(v.Edits), threads: o.Threads}
 	m := refmodel.New(v.Config(), v, o.Threads)
-	base, err := ppl.Run(ctx, m, s.held, refmodel.Options{Progress: o.Progress.Of("comparing weight types")}, &refmodel.Variant{})
+	base, err := ppl.Run(ctx, m, s.held, refmodel.Options{Progress: o.Progress.Of("comparing weight types")},
+		&refmodel.Variant{})
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +109,7 @@ func Search(ctx context.Context, c *checkpoint.Checkpoint, v *checkpoint.Edited,
 }
 
 // every takes windows that are fitted to, or those between them, from all over a text.
-func every(w *ppl.Windows, fit, compare int, fitted bool) *ppl.Windows {
+func every(w *ppl.Windows, compare int, fitted bool) *ppl.Windows {
 	out := *w
 	out.Tokens, out.Targets = nil, nil
 	n := len(w.Tokens)
@@ -166,7 +167,8 @@ func (s *search) scales(ctx context.Context) error {
 		if tuned {
 			what = "norms scaled for the type"
 		}
-		err := s.tryOn(ctx, with, name+what, plan.FFNScale, func(v *checkpoint.Edited) error { return s.fit.channels(ctx, v, tuned) })
+		err := s.tryOn(ctx, with, name+what, plan.FFNScale,
+			func(v *checkpoint.Edited) error { return s.fit.channels(ctx, v, tuned) })
 		if err != nil {
 			return err
 		}
@@ -196,12 +198,13 @@ func (s *search) rotations(ctx context.Context) error {
 		return nil
 	}
 	best := s.best(func(x tried) bool { return x.mode == plan.FFNRotate })
-	return s.try(ctx, s.tried[best].name+", neurons scaled and ordered for the type", plan.FFNRotate, func(v *checkpoint.Edited) error {
-		if err := s.turn(qs[best-first])(v); err != nil {
-			return err
-		}
-		return s.fit.neurons(ctx, v, arranged)
-	})
+	return s.try(ctx, s.tried[best].name+", neurons scaled and ordered for the type", plan.FFNRotate,
+		func(v *checkpoint.Edited) error {
+			if err := s.turn(qs[best-first])(v); err != nil {
+				return err
+			}
+			return s.fit.neurons(ctx, v, arranged)
+		})
 }
 
 func (s *search) turn(q *transform.ResidualRotation) func(v *checkpoint.Edited) error {
@@ -233,7 +236,8 @@ func (s *search) tryOn(ctx context.Context, on *checkpoint.Edited, name string, 
 
 // Measure returns how far weights in a type are from base, on the windows that it ran, and the bits
 // that a weight takes. An importance matrix of o.Type is that of the source, before the edits of v.
-func Measure(ctx context.Context, v *checkpoint.Edited, o Options, held *ppl.Windows, base ppl.Positions) (ppl.Divergence, float64,
+func Measure(ctx context.Context, v *checkpoint.Edited, o Options, held *ppl.Windows,
+	base ppl.Positions) (ppl.Divergence, float64,
 	error) {
 	_, head := v.Find("output.weight")
 	o.Type.Importance = o.Type.Importance.Edited(v.Edits)
@@ -243,7 +247,8 @@ func Measure(ctx context.Context, v *checkpoint.Edited, o Options, held *ppl.Win
 	}
 	m := refmodel.New(v.Config(), w, o.Threads)
 	m.RoundInputs = true
-	p, err := ppl.Run(ctx, m, held, refmodel.Options{Progress: o.Progress.Of("comparing weight types")}, &refmodel.Variant{})
+	p, err := ppl.Run(ctx, m, held, refmodel.Options{Progress: o.Progress.Of("comparing weight types")},
+		&refmodel.Variant{})
 	if err != nil {
 		return ppl.Divergence{}, 0, err
 	}

@@ -54,7 +54,8 @@ func NewStats(ctx context.Context, cfg *family.Config, w checkpoint.Weights, tex
 		},
 	}
 	m := refmodel.New(cfg, w, threads)
-	err := m.Run(ctx, text.Tokens, []*refmodel.Variant{{}}, refmodel.Options{Hooks: hooks, Progress: report.Of("activations of the FFN")})
+	err := m.Run(ctx, text.Tokens, []*refmodel.Variant{{}},
+		refmodel.Options{Hooks: hooks, Progress: report.Of("activations of the FFN")})
 	return s, err
 }
 

@@ -97,11 +97,11 @@ func left(t *testing.T, dir string) (names []string) {
 // TestLinks: a link to a folder is followed, as it may lead to another disk; what is no folder is not replaced.
 func TestLinks(t *testing.T) {
 	dir := t.TempDir()
-	real, link, file := filepath.Join(dir, "disk", "real"), filepath.Join(dir, "link"), filepath.Join(dir, "file")
-	if err := os.MkdirAll(real, 0o777); err != nil {
+	folder, link, file := filepath.Join(dir, "disk", "real"), filepath.Join(dir, "link"), filepath.Join(dir, "file")
+	if err := os.MkdirAll(folder, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(real, link); err != nil {
+	if err := os.Symlink(folder, link); err != nil {
 		t.Skip("no symbolic links here:", err)
 	}
 	f, err := NewFolder(link, nil)
@@ -117,10 +117,10 @@ func TestLinks(t *testing.T) {
 	if err := f.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if to, err := os.Readlink(link); err != nil || to != real {
+	if to, err := os.Readlink(link); err != nil || to != folder {
 		t.Errorf("the link became %q, %v", to, err)
 	}
-	if _, err := os.Stat(filepath.Join(real, "model")); err != nil {
+	if _, err := os.Stat(filepath.Join(folder, "model")); err != nil {
 		t.Error(err)
 	}
 	if f, err = NewFolder(file, nil); err != nil {

@@ -642,7 +642,8 @@ func gemma4(name, class string, wraps map[string]string, window, perLayer int) *
 		QKNorm: NormHead, Activation: GELUTanh, PostNorms: true, ScaleEmbeddings: true, ScoreKeys: true, Scale: 1,
 		Kinds: true, ValueNorm: true, OutputScale: true, RopeFreqs: true, Drafter: "gemma4-assistant",
 		Window: Window{LayerTypes: true, Period: 6, InGGUF: true, GGUFBase: 1e4},
-		Defaults: Defaults{HeadDim: 256, KVHeads: 4, SlidingWindow: window, PerLayerInput: perLayer, Tied: true, LocalRopeTheta: 1e4, RopeTheta: 1e6,
+		Defaults: Defaults{HeadDim: 256, KVHeads: 4, SlidingWindow: window, PerLayerInput: perLayer, Tied: true,
+			LocalRopeTheta: 1e4, RopeTheta: 1e6,
 			RopeJSON: `{"full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}, ` +
 				`"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}`},
 		Experts: &Experts{Optional: true, Beside: true, Module: "experts.", AlwaysRenorm: true,

@@ -583,7 +583,8 @@ func (c *Config) Resolve(p Params) error {
 		y := Layer{
 			Attention: Attention{
 				HeadShape: HeadShape{Heads: p.Heads, KVHeads: p.KVHeads, HeadDim: p.HeadDim, ValueDim: p.HeadDim},
-				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, SoftCap: p.SoftCap, QKNorm: cmp.Or(f.QKNorm, p.QKNorm), Biases: p.AttnBias,
+				Owner:     l, Rope: p.Rope, Scale: p.AttnScale, SoftCap: p.SoftCap, QKNorm: cmp.Or(f.QKNorm,
+					p.QKNorm), Biases: p.AttnBias,
 				Sinks: f.Sinks, NormAfterRoPE: f.NormAfterRoPE, Temperature: p.Temperature, ValueNorm: f.ValueNorm,
 			},
 			FFN: p.FFN, PostNorms: f.PostNorms, BareInputs: f.BareInputs, Parallel: f.Parallel,

@@ -155,7 +155,7 @@ func quantQ2_K(dst []byte, src []float32) {
 		for g := range groups {
 			y[g] = byte(nearest(float32(inv.scale*groups[g].scale))) | byte(nearest(float32(inv.minimum*groups[g].minimum))<<4)
 			scale, low := float32(d*float32(y[g]&15)), float32(dmin*float32(y[g]>>4))
-			requantize(x[16*g:][:16], levels[16*g:][:16], scale, low, 0, 3)
+			requantize(x[16*g:][:16], levels[16*g:][:16], scale, low, 3)
 		}
 		packTwoBits(y[16:80], levels[:])
 		src, dst = src[256:], dst[84:]
@@ -164,12 +164,12 @@ func quantQ2_K(dst []byte, src []float32) {
 
 // requantize sets the levels of a group for its scale and minimum as they are stored; where the
 // scale is stored as zero the levels of the search stay.
-func requantize(x []float32, levels []int32, scale, low float32, least, most int32) {
+func requantize(x []float32, levels []int32, scale, low float32, most int32) {
 	if scale == 0 {
 		return
 	}
 	for i, v := range x {
-		levels[i] = level((v+low)/scale, least, most)
+		levels[i] = level((v+low)/scale, 0, most)
 	}
 }
 
@@ -317,7 +317,7 @@ func quantAffine32(y []byte, x []float32, rule *affineRule) (levels [256]int32) 
 		scale := min(63, byte(nearest(float32(inv.scale*groups[g].scale))))
 		low := min(63, byte(nearest(float32(inv.minimum*groups[g].minimum))))
 		packScaleK(packed, g, scale, low)
-		requantize(x[32*g:][:32], levels[32*g:][:32], float32(d*float32(scale)), float32(dmin*float32(low)), 0, rule.most)
+		requantize(x[32*g:][:32], levels[32*g:][:32], float32(d*float32(scale)), float32(dmin*float32(low)), rule.most)
 	}
 	return levels
 }

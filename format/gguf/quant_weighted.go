@@ -150,7 +150,7 @@ func weightedQ2_K(dst []byte, src, importance []float32) {
 		for g := range 16 {
 			y[g] = scales.levels[g] | lows.levels[g]<<4
 			scale, low := float32(d*float32(y[g]&15)), float32(dmin*float32(y[g]>>4))
-			requantize(x[16*g:][:16], levels[16*g:][:16], scale, low, 0, 3)
+			requantize(x[16*g:][:16], levels[16*g:][:16], scale, low, 3)
 		}
 		packTwoBits(y[16:80], levels[:])
 	}
@@ -183,7 +183,7 @@ func weightedAffine32(y []byte, x, importance []float32, rule *affineRule) (leve
 	for g := range 8 {
 		scale, low := min(63, scales.levels[g]), min(63, lows.levels[g])
 		packScaleK(packed, g, scale, low)
-		requantize(x[32*g:][:32], levels[32*g:][:32], float32(d*float32(scale)), float32(dmin*float32(low)), 0, rule.most)
+		requantize(x[32*g:][:32], levels[32*g:][:32], float32(d*float32(scale)), float32(dmin*float32(low)), rule.most)
 	}
 	return levels
 }

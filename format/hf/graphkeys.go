@@ -115,7 +115,8 @@ func refuseGraphKeys(raw []byte, f *family.Family) error {
 		neutral, known := graphKeys[k]
 		switch {
 		// A key that is read, in capitals, is another key, and nothing reads it.
-		case value == "null" || readKeys[strings.ToLower(k)] || idleKeys[k] || slices.Contains(f.Unused, k) || slices.Contains(neutral, value):
+		case value == "null" || readKeys[strings.ToLower(k)] || idleKeys[k] || slices.Contains(f.Unused, k) ||
+			slices.Contains(neutral, value):
 		case known:
 			changes = append(changes, k)
 		default:

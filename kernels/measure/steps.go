@@ -42,7 +42,9 @@ var DefaultContexts = []int{4096, 32768, 131072}
 // several layers take turns and together are larger than most caches of processors, so
 // that long contexts come from memory.
 type Step struct {
-	Format  string  `json:"format"` // of keys and values; joint: one code for all heads' keys and values
+	// Format is of keys and values. joint: one code for all heads' keys and values; pairs: the same, and
+	// every second layer is given the signs of the layer below; apart: one code for keys, one for values.
+	Format  string  `json:"format"`
 	Bits    float64 `json:"bits,omitempty"`
 	Anchor  int     `json:"anchor,omitempty"`
 	Tokens  int     `json:"tokens"`
@@ -135,6 +137,9 @@ func newStepRun(ctx context.Context, l LayerShape, n, group int) (*stepRun, erro
 		}
 		for _, anchor := range l.Anchors {
 			if err := r.addCoded("joint", table, bits, anchor, joint); err != nil {
+				return nil, err
+			}
+			if err := r.addCoded("pairs", table, bits, anchor, joint); err != nil {
 				return nil, err
 			}
 			if err := r.addCoded("apart", table, bits, anchor, keys, values); err != nil {
@@ -236,7 +241,9 @@ func codedLayers(ctx context.Context, random *rand.Rand, l LayerShape, layers, n
 	return out, nil
 }
 
-// addCoded adds an entry for caches of one or two groups a layer: groups[group][layer].
+// addCoded adds an entry for caches of one or two groups a layer: groups[group][layer]. Of pairs every
+// second layer also scores and sums with the signs of the layer below; that layer's own matrices stand
+// for the ones between, which are of the same size.
 func (r *stepRun) addCoded(format string, table *rope.Table, bits float64, anchor int, groups ...[]codedTokens) error {
 	caches := make([][]*coded.Cache, len(groups))
 	perToken := 0.0
@@ -250,14 +257,23 @@ func (r *stepRun) addCoded(format string, table *rope.Table, bits float64, ancho
 			caches[i] = append(caches[i], c)
 		}
 	}
+	read := func(layer int) (all []*coded.Cache) {
+		for _, c := range caches {
+			all = append(all, c[layer])
+			if format == "pairs" && layer%2 == 1 {
+				all = append(all, c[layer-1])
+			}
+		}
+		return all
+	}
 	var w coded.Worker
 	r.add(Step{Format: format, Bits: bits, Anchor: anchor, Bytes: perToken}, func(layer, from, to int) {
-		for _, c := range caches {
-			w.Scores(r.p, r.n, c[layer], r.q, r.group, from, to)
+		for _, c := range read(layer) {
+			w.Scores(r.p, r.n, c, r.q, r.group, from, to)
 		}
 	}, func(layer, from, to int) {
-		for _, c := range caches {
-			w.Sums(r.out, c[layer], r.p, r.n, r.group, from, to)
+		for _, c := range read(layer) {
+			w.Sums(r.out, c, r.p, r.n, r.group, from, to)
 		}
 	})
 	return nil

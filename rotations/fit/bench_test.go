@@ -43,7 +43,8 @@ func BenchmarkEncode(b *testing.B) {
 func BenchmarkGroup(b *testing.B) {
 	const d, n, signs = 64, 12192, 576
 	r := rand.New(rand.NewPCG(1, 1))
-	parts := []codec.Part{{Head: 0}, {Head: 1}, {Head: 2}, {Head: 0, Value: true}, {Head: 1, Value: true}, {Head: 2, Value: true}}
+	parts := []codec.Part{{Head: 0}, {Head: 1}, {Head: 2}, {Head: 0, Value: true}, {Head: 1, Value: true},
+		{Head: 2, Value: true}}
 	s := &GroupSample{Parts: parts, KeyDim: d, ValueDim: d, Rows: keydata.Keyish(r, n, len(parts)*d), Threads: 1}
 	b.SetBytes(int64(len(s.Rows) * 4))
 	for b.Loop() {

@@ -26,7 +26,8 @@ func testFold() *Fold {
 			"blk.0.attn_k.bias": {Shift: []float32{1, 2, 3, -4}, By: []string{"G7", "G3"}},
 			"blk.1.attn_k.weight": {By: []string{"G8"}, Mix: []checkpoint.RowMix{
 				{Rows: []int{3, 1}, Matrix: []float32{1, 2, 3, 4}}, {Rows: []int{0, 7}, Matrix: []float32{5, 6, 7, -8}}}},
-			"blk.1.ffn_up.weight": {By: []string{"G4", "G10"}, Inner: &checkpoint.Inner{Order: []int{1, 0, 2}, Factor: []float32{2, 3, 4}},
+			"blk.1.ffn_up.weight": {By: []string{"G4", "G10"},
+				Inner:     &checkpoint.Inner{Order: []int{1, 0, 2}, Factor: []float32{2, 3, 4}},
 				InnerCols: &checkpoint.Inner{Factor: []float32{5, 6}}},
 			"blk.1.attn_output.weight": {By: []string{"G2"}, ColMix: []checkpoint.RowMix{{Rows: []int{2}, Matrix: []float32{9}},
 				{Rows: []int{0}, Matrix: []float32{-7}}}},
@@ -52,7 +53,8 @@ func TestFoldFile(t *testing.T) {
 		t.Errorf("an edit has %d fields, the file knows %d parts", n, len(foldParts))
 	}
 	rotated := testFold()
-	rotated.Residual = &transform.ResidualRotation{D: 4, P: 2, Sign: []float32{1, -1, -1, 1}, Small: []float32{0, 1, -1, 0}}
+	rotated.Residual = &transform.ResidualRotation{D: 4, P: 2, Sign: []float32{1, -1, -1, 1},
+		Small: []float32{0, 1, -1, 0}}
 	for _, f := range []*Fold{testFold(), rotated, {SourceSHA256: strings.Repeat("0b", 32), Edits: checkpoint.Edits{},
 		Added: map[string]*checkpoint.Tensor{}}} {
 		got, err := ReadFold(t.Context(), writeFold(t, f))

@@ -16,7 +16,8 @@ const (
 )
 
 // appendResidual adds the tensors of a rotation of the stream.
-func appendResidual(q *transform.ResidualRotation, ts []safetensors.Tensor, data [][]byte) ([]safetensors.Tensor, [][]byte) {
+func appendResidual(q *transform.ResidualRotation, ts []safetensors.Tensor, data [][]byte) ([]safetensors.Tensor,
+	[][]byte) {
 	for _, x := range []struct {
 		name string
 		v    []float32

@@ -160,7 +160,7 @@ func (e *KeyEdit) check(cfg *family.Config, y *family.Layer) error {
 		}
 	}
 	if e.Transform != nil {
-		if err := checkKeyTransform(cfg, y); err != nil && !(e.Transform.Exact && e.Transform.diagonal(y.HeadDim)) {
+		if err := checkKeyTransform(cfg, y); err != nil && (!e.Transform.Exact || !e.Transform.diagonal(y.HeadDim)) {
 			return err
 		}
 		if err := e.Transform.Check(y.HeadDim); err != nil {

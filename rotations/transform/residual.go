@@ -147,7 +147,10 @@ func CheckResidual(c *family.Config) error {
 			ErrNoResidual, c.Family.Name)
 	case c.PerLayerInput > 0:
 		return fmt.Errorf("%w: layers of family %s read further embeddings", ErrNoResidual, c.Family.Name)
-	case slices.ContainsFunc(c.Layers, func(y family.Layer) bool { return y.BareInputs || y.Parallel || y.FFN.Beside > 0 }):
+	case slices.ContainsFunc(c.Layers, func(y family.Layer) bool {
+		return y.BareInputs || y.Parallel ||
+			y.FFN.Beside > 0
+	}):
 		return fmt.Errorf("%w: attention and FFN of family %s do not each read it through one norm of their own", ErrNoResidual,
 			c.Family.Name)
 	}

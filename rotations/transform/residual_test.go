@@ -317,7 +317,8 @@ func TestFoldNeuronsRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	x, _ := v.Find("blk.0.ffn_up.weight")
-	if err := v.ReadRows(x, 0, 1, make([]float32, x.Cols())); err == nil || !strings.Contains(err.Error(), "the same as another") {
+	if err := v.ReadRows(x, 0, 1, make([]float32, x.Cols())); err == nil ||
+		!strings.Contains(err.Error(), "the same as another") {
 		t.Errorf("an order that takes one neuron twice: %v", err)
 	}
 }

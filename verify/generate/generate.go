@@ -131,7 +131,8 @@ func NewSession(m *refmodel.Model, s Storage, limit int) (*Session, error) {
 			lower, _ = x.layers[l-1].(*codedLayer) // none where that layer reads another's
 		}
 		var err error
-		if x.layers[l], err = newCodedLayer(y, s.Groups[l], s.Policy, tables[kind], cfg.PairsIn(l), lower, m.Threads); err != nil {
+		if x.layers[l], err = newCodedLayer(y, s.Groups[l], s.Policy, tables[kind], cfg.PairsIn(l), lower,
+			m.Threads); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", l, err)
 		}
 	}

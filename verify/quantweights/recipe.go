@@ -228,7 +228,8 @@ func (f *FileType) Types(c *family.Config, w checkpoint.Weights, head bool) (map
 	stored := storedNames(c, w)
 	first := c.Layers[0].HeadShape
 	base := place{layers: len(c.Layers) + c.DraftLayers, experts: c.Experts(), group: first.Group(), tied: !head,
-		large: len(c.Layers) == 80 && first.Heads != first.KVHeads && slices.Contains([]string{"llama", "qwen2"}, c.Family.GGUFArch)}
+		large: len(c.Layers) == 80 && first.Heads != first.KVHeads &&
+			slices.Contains([]string{"llama", "qwen2"}, c.Family.GGUFArch)}
 	var matrices []*checkpoint.Tensor
 	for _, x := range c.Tensors() {
 		t, ok := w.Find(x.Name)

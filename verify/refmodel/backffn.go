@@ -359,7 +359,7 @@ func routerBack(f *family.FFN, p, w, dw []float32) {
 	var dot float64
 	for e, v := range p {
 		if w[e] != 0 {
-			g[e] = float64(dw[e]) * f.Scale()
+			g[e] = float64(float64(dw[e]) * f.Scale())
 			if f.Renorm {
 				g[e] = (g[e] - mean) / sum
 			}

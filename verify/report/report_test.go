@@ -765,10 +765,11 @@ func TestScoreStats(t *testing.T) {
 func TestWeights(t *testing.T) {
 	m := invented()
 	m.Manifest.FFN = &spec.FFNFold{Weights: "q3_k", FileType: "Q3_K_M", Mode: "auto", FitWindows: 16,
-		Text:     spec.Text{Name: "fit.txt", Tokens: 4096, Context: 512, Windows: 8},
-		Tried:    []spec.FFNTry{{Name: "as they are", Bits: 3.9, KLD: 0.5, KLDErr: 0.01}, {Name: "norms <scaled>", Bits: 3.9, KLD: 0.31}},
-		Chosen:   "norms <scaled>",
-		Measured: []spec.FFNTry{{Name: "source", Bits: 3.9, KLD: 0.52, PPLRatio: 1.2}, {Name: "converted", Bits: 3.9, KLD: 0.33, PPLRatio: 1.1}}}
+		Text:   spec.Text{Name: "fit.txt", Tokens: 4096, Context: 512, Windows: 8},
+		Tried:  []spec.FFNTry{{Name: "as they are", Bits: 3.9, KLD: 0.5, KLDErr: 0.01}, {Name: "norms <scaled>", Bits: 3.9, KLD: 0.31}},
+		Chosen: "norms <scaled>",
+		Measured: []spec.FFNTry{{Name: "source", Bits: 3.9, KLD: 0.52, PPLRatio: 1.2},
+			{Name: "converted", Bits: 3.9, KLD: 0.33, PPLRatio: 1.1}}}
 	var page, card bytes.Buffer
 	if err := Write(&page, []Model{m}, nil); err != nil {
 		t.Fatal(err)

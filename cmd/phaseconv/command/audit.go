@@ -158,7 +158,7 @@ func auditSource(ctx context.Context, c *cli.Command, stderr io.Writer, name str
 		return nil, "", nil, err
 	}
 	if e.settle(src); e.Kind == engine.Own {
-		if ck, _, err = openSource(ctx, stderr, src); err != nil {
+		if ck, err = openSource(ctx, stderr, src); err != nil {
 			return nil, "", nil, err
 		}
 		return ck, src, func() { ck.Close() }, nil //nolint:errcheck // only read
@@ -193,7 +193,8 @@ func printFFN(w io.Writer, means []spec.FFNMean) {
 		if m.TrainCos1bit != nil {
 			train, noise = fmt.Sprintf("%.4f", *m.TrainCos1bit), fmt.Sprintf("%.4f", *m.NoiseCos1bit)
 		}
-		t.row(m.Matrix, of, m.Rotation, fmt.Sprint(m.Dims), fmt.Sprint(m.Block), fmt.Sprintf("%.2f", m.RowsPerDim), train, noise,
+		t.row(m.Matrix, of, m.Rotation, fmt.Sprint(m.Dims), fmt.Sprint(m.Block), fmt.Sprintf("%.2f", m.RowsPerDim), train,
+			noise,
 			fmt.Sprintf("%.4f", m.Cos1bit), fmt.Sprintf("%.4f", m.MomentRatio), fmt.Sprintf("%.3f", m.EffectiveBits))
 	}
 	t.print(w)

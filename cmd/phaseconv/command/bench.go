@@ -23,10 +23,10 @@ func benchCommand(stdout, stderr io.Writer) *cli.Command {
 		Description: `Matrix products as a share of the peak of multiply-adds, and scores of keys in
 F16, Q8_0, Q4_0 and 1 bit; then the attention of one layer for one new token, with
 keys and values in F16, q8_0, q4_0, in one code for all heads' keys and values
-(joint), and in a code for all keys and one for all values (apart): scores, softmax,
-sums over values. Scores and steps take turns in short pieces, so
-their ratios hold on a busy machine too; matrix products need an idle one. Four
-million keys of 128 take 2.2 GB in all formats.
+(joint), with every second layer given the one below (pairs), and in a code for all
+keys and one for all values (apart): scores, softmax, sums over values. Scores and
+steps take turns in short pieces, so their ratios hold on a busy machine too; matrix
+products need an idle one. Four million keys of 128 take 2.2 GB in all formats.
 
 Examples:
   phaseconv bench

@@ -121,7 +121,7 @@ func runLadder(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if o.Eval, err = evaluationText(c.String("eval")); err != nil {
 		return err
 	}
-	ck, _, err := openSource(ctx, stderr, src)
+	ck, err := openSource(ctx, stderr, src)
 	if err != nil {
 		return err
 	}

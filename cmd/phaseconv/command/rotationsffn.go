@@ -60,7 +60,7 @@ func runFFNRotations(ctx context.Context, c *cli.Command, stdout, stderr io.Writ
 			return err
 		}
 	}
-	ck, _, err := openSource(ctx, stderr, src)
+	ck, err := openSource(ctx, stderr, src)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func checkFFNRotations(ctx context.Context, c *cli.Command, path string, stdout,
 		}
 		return printChecks(c, stdout, checks)
 	}
-	ck, _, err := openSource(ctx, stderr, base)
+	ck, err := openSource(ctx, stderr, base)
 	if err != nil {
 		return err
 	}

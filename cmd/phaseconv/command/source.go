@@ -65,18 +65,18 @@ func locals(ctx context.Context, stderr io.Writer, names []string) ([]string, er
 }
 
 // openSource opens a source, brought to the disk if it is on the hub, and says what is worth
-// knowing of it. It returns where it lies too. The caller closes the checkpoint.
-func openSource(ctx context.Context, stderr io.Writer, name string) (*checkpoint.Checkpoint, string, error) {
+// knowing of it. The caller closes the checkpoint.
+func openSource(ctx context.Context, stderr io.Writer, name string) (*checkpoint.Checkpoint, error) {
 	path, err := local(ctx, stderr, name)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	ck, err := checkpoint.Open(path)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	printNotes(stderr, ck)
-	return ck, path, nil
+	return ck, nil
 }
 
 // outlined returns an outline of a model of the hub: see hub.Outline. The caller calls remove.

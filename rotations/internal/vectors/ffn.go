@@ -47,7 +47,8 @@ const (
 func ffnFiles() (*ffnFile, map[string][]byte, error) {
 	const layer, experts, block = 1, 2, 8
 	h := &sidecar.FFNRotations{SourceSHA256: strings.Repeat("0a", 32), Tool: "phaseconv vectors", Layers: 3,
-		Basis: spec.FFNOwn, Block: block, Rows: 6, Seed: math.MaxUint64, Measured: []spec.FFNRow{{Layer: layer, Matrix: "gate", Rotation: "none",
+		Basis: spec.FFNOwn, Block: block, Rows: 6, Seed: math.MaxUint64, Measured: []spec.FFNRow{{Layer: layer,
+			Matrix: "gate", Rotation: "none",
 			Cos1bit: 0.75, MomentRatio: 0.5, EffectiveBits: 2, Dims: 16, HeldOut: 3}}}
 	out := &ffnFile{Version: spec.FFNRotationsVersion, Files: []string{ffnGGUF, ffnSafetensors}}
 	x := &sidecar.FFNLayer{}

@@ -39,7 +39,8 @@ func TestAudit(t *testing.T) {
 	}
 	for i, a := range own.Layers {
 		b := other.Layers[i]
-		for name, x := range map[string][2]*float64{"raw": {a.Cos1bit.Raw, b.Cos1bit.Raw}, "cen": {a.Cos1bit.Cen, b.Cos1bit.Cen},
+		for name, x := range map[string][2]*float64{"raw": {a.Cos1bit.Raw, b.Cos1bit.Raw},
+			"cen":  {a.Cos1bit.Cen, b.Cos1bit.Cen},
 			"srht": {a.Cos1bit.SRHT, b.Cos1bit.SRHT}, "code": {a.Cos1bit.Code, b.Cos1bit.Code}} {
 			// Keys differ by 1e-5 of their size, and a sign that turns by that moves a mean of some thousand cosines little.
 			if d := math.Abs(*x[0] - *x[1]); !(d < 1e-3) {

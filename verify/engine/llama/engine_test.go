@@ -189,7 +189,8 @@ func compareTaps(t *testing.T, w *llama.Worker, path string, windows [][]int32) 
 type tapped struct{ window, layer int }
 
 // ownTaps are the activations of the own pass, which computes GELU as the library does.
-func ownTaps(t *testing.T, c *checkpoint.Checkpoint, weights checkpoint.Weights, windows [][]int32) map[tapped]map[string][]float32 {
+func ownTaps(t *testing.T, c *checkpoint.Checkpoint, weights checkpoint.Weights,
+	windows [][]int32) map[tapped]map[string][]float32 {
 	t.Helper()
 	own := map[tapped]map[string][]float32{}
 	part := func(x []float32, i int) []float32 { n := len(x) / len(windows); return slices.Clone(x[i*n : (i+1)*n]) }
@@ -242,7 +243,8 @@ func (w lastBits) ReadRows(x *checkpoint.Tensor, row0, n int, dst []float32) err
 // stepFloor is how far activations of the own pass move when last bits of the embeddings do, in units of their
 // rms: nothing to speak of, but where GELU is a table of F16 numbers, for a number that passes to the next step
 // moves by a two-thousandth of itself, and later layers spread that.
-func stepFloor(t *testing.T, c *checkpoint.Checkpoint, own map[tapped]map[string][]float32, windows [][]int32) (most float64) {
+func stepFloor(t *testing.T, c *checkpoint.Checkpoint, own map[tapped]map[string][]float32,
+	windows [][]int32) (most float64) {
 	t.Helper()
 	for k, taps := range ownTaps(t, c, lastBits{c}, windows) {
 		for name, x := range taps {

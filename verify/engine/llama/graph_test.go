@@ -123,7 +123,8 @@ func TestUnknown(t *testing.T) {
 			e := &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}}
 			src, dir := sampleText(t, name), t.TempDir()
 			o := unknownOptions(src, filepath.Join(dir, "out"), e)
-			o.Cache, o.TargetCtx, o.CacheTokens = &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0, Rotation: true}, 128, 1024
+			o.Cache, o.TargetCtx, o.CacheTokens = &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0,
+				Rotation: true}, 128, 1024
 			if refused != "" {
 				if _, err := convert.Convert(t.Context(), o); err == nil || !strings.Contains(err.Error(), refused) {
 					t.Fatalf("error %v, expected one that names %s", err, refused)

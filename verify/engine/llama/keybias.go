@@ -125,7 +125,8 @@ func (m *Model) ask(ctx context.Context, added []gguf.TensorSpec) (*Facts, error
 	}
 	defer w.Close()
 	var out Loaded
-	if _, err := w.call(ctx, KindLoad, Load{Path: path, Devices: []string{"CPU"}, Threads: m.place.Threads, Ask: true}, &out,
+	if _, err := w.call(ctx, KindLoad, Load{Path: path, Devices: []string{"CPU"}, Threads: m.place.Threads, Ask: true},
+		&out,
 		nil, nil); err != nil {
 		return nil, err
 	}

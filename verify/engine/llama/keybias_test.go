@@ -47,8 +47,10 @@ func TestKeyBias(t *testing.T) {
 	for name, bias := range map[string]string{"starcoder2": "attn_k.bias", "starcoder2-fused": "attn_qkv.bias", "falcon": ""} {
 		t.Run(name, func(t *testing.T) {
 			src, dir := constantKeys(t, name), t.TempDir()
-			o := unknownOptions(src, filepath.Join(dir, "out"), &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}, KeyBias: true})
-			o.Cache, o.TargetCtx, o.CacheTokens = &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeF16, Rotation: true}, 128, 1024
+			o := unknownOptions(src, filepath.Join(dir, "out"),
+				&llama.Engines{Worker: w, Place: llama.Place{Threads: 1}, KeyBias: true})
+			o.Cache, o.TargetCtx, o.CacheTokens = &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeF16,
+				Rotation: true}, 128, 1024
 			r, err := convert.Convert(t.Context(), o)
 			if err != nil {
 				t.Fatal(err)
