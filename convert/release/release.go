@@ -56,6 +56,10 @@ func (o *Options) check() error {
 	case unfit.MatchString(o.Name) || strings.HasPrefix(o.Name, ".") || strings.HasSuffix(o.Name, ".gguf"):
 		return option.Bad("Name", o.Name,
 			"expected auto, or a plain name without .gguf: letters, digits, dots, hyphens and underscores")
+	case strings.HasPrefix(o.Name, "-"):
+		return option.Bad("Name", o.Name, "programs take a name that begins with a hyphen for an option")
+	case gguf.Whole(o.Name+".gguf") != o.Name+".gguf":
+		return option.Bad("Name", o.Name, "loaders take it for a part of a split and look for the others; --split-max-size makes such names")
 	case o.SplitSize != 0 && o.SplitSize < 1e6:
 		return option.Bad("SplitSize", o.SplitSize, "expected at least 1M")
 	}
@@ -122,8 +126,9 @@ func (o *Options) files(ctx context.Context, m *spec.Manifest, dir string) (file
 			continue
 		}
 		renamed[e.Model], renamed[e.Sidecar] = true, true
+		whole := gguf.Whole(e.Model) // of a release that is split, the release's name
 		for _, f := range m.Files {
-			if gguf.IsShard(f.Name, spec.GGUFModelName) {
+			if gguf.IsShard(f.Name, whole) {
 				renamed[f.Name] = true
 			}
 		}

@@ -31,6 +31,14 @@ func IsShard(name, whole string) bool {
 	return m != nil && m[1]+".gguf" == whole
 }
 
+// Whole returns what the file would be called of whose split name is a part; name itself if it is none.
+func Whole(name string) string {
+	if m := shardName.FindStringSubmatch(name); m != nil {
+		return m[1] + ".gguf"
+	}
+	return name
+}
+
 // SplitKeys returns the keys of file i, from 0, of a split into n files with so many tensors in all.
 func SplitKeys(i, n, tensors int) []KV {
 	return []KV{Value(keySplitNo, uint16(i)), Value(keySplitCount, uint16(n)), Value(keySplitTensors, int32(tensors))}

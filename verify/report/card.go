@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/spec"
 )
 
@@ -213,18 +214,28 @@ func (c *card) numbers() {
 }
 
 func (c *card) loading() {
-	g, gguf := c.container("gguf")
+	g, hasGGUF := c.container("gguf")
 	_, safe := c.container("safetensors")
 	file := oneLine(shellJoin([]string{g.Model}))
 	c.line("## Load it")
 	c.line("")
-	if gguf {
+	if hasGGUF {
 		c.line("llama.cpp:")
 		c.line("")
 		c.line("```sh")
 		c.line("llama-cli -m %s%s -p \"Once upon a time\"", file, c.cacheFlags())
 		c.line("```")
 		c.line("")
+	}
+	name := g.Model
+	if whole := gguf.Whole(name); hasGGUF && whole != name {
+		c.line("llama.cpp reads the other files of the split by itself. For the programs below that read one file, join them first:")
+		c.line("")
+		c.line("```sh")
+		c.line("llama-gguf-split --merge %s %s", file, oneLine(shellJoin([]string{whole})))
+		c.line("```")
+		c.line("")
+		name, file = whole, oneLine(shellJoin([]string{whole}))
 	}
 	if safe {
 		c.line("transformers:")
@@ -238,16 +249,16 @@ func (c *card) loading() {
 		c.line("tokenizer = AutoTokenizer.from_pretrained(\".\")")
 		c.line("model = AutoModelForCausalLM.from_pretrained(\".\")")
 	} else {
-		c.line("tokenizer = AutoTokenizer.from_pretrained(\".\", gguf_file=%s)", yaml(g.Model))
-		c.line("model = AutoModelForCausalLM.from_pretrained(\".\", gguf_file=%s)", yaml(g.Model))
+		c.line("tokenizer = AutoTokenizer.from_pretrained(\".\", gguf_file=%s)", yaml(name))
+		c.line("model = AutoModelForCausalLM.from_pretrained(\".\", gguf_file=%s)", yaml(name))
 	}
 	c.line("```")
 	c.line("")
-	if gguf {
+	if hasGGUF {
 		c.line("ollama:")
 		c.line("")
 		c.line("```sh")
-		c.line("echo %s > Modelfile", oneLine(shellJoin([]string{"FROM ./" + g.Model})))
+		c.line("echo %s > Modelfile", oneLine(shellJoin([]string{"FROM ./" + name})))
 		c.line("ollama create %s -f Modelfile", slug(c.name))
 		c.line("ollama run %s", slug(c.name))
 		c.line("```")

@@ -537,7 +537,7 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 			"this changes them if that helps, and measures it:\n  %s\n",
 			i.KType, i.VType, cacheSize(i.Saved), i.Worst, i.Command)
 		if x := i.Removable; x != nil {
-			fmt.Fprintf(w, "  biases make %.0f %% of the energy of keys that it can take out, exactly or nearly\n", 100**x)
+			fmt.Fprintf(w, "  %.0f %% of the energy of keys comes from biases and can be taken out, exactly or nearly\n", 100**x)
 		}
 		if x := i.ScoreErrorLeft; x != nil {
 			fmt.Fprintf(w, "  scales between the gains of q_norm and k_norm leave at best %.2f of the error of scores\n", *x)

@@ -86,6 +86,9 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	license := report.License{}
 	if src := c.String("source"); src != "" {
 		license = report.ReadLicense(src)
+		if license.String() == "" && c.String("license") == "" {
+			return fmt.Errorf("%s: neither README.md nor LICENSE tells the licence; name it with --license", src)
+		}
 	}
 	if id := c.String("license"); id != "" {
 		license = report.ParseLicense(id)
@@ -93,11 +96,18 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if len(license.IDs) == 1 {
 		o.License = license.IDs[0]
 	}
+	// First, as wrong advice is no reason to write a model.
+	advice := c.Args().Slice()[1:]
+	if len(advice) > 0 {
+		if _, err := releaseNumbers(o.Dir, advice); err != nil {
+			return err
+		}
+	}
 	m, err := release.Make(ctx, o)
 	if err != nil {
 		return err
 	}
-	if err := releaseCard(o, license, c.Args().Slice()[1:]); err != nil {
+	if err := releaseCard(o, license, advice); err != nil {
 		return err
 	}
 	if c.Bool("json") {
@@ -111,22 +121,31 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	return nil
 }
 
+// releaseNumbers reads what an artifact and files of advice tell for a card.
+func releaseNumbers(dir string, advice []string) (m report.Model, err error) {
+	models, err := report.Load(append([]string{dir}, advice...))
+	if err != nil {
+		return m, err
+	}
+	if len(models) != 1 {
+		return m, usagef("release: what follows the artifact is the output of advise --json")
+	}
+	return models[0], nil
+}
+
 // releaseCard writes the model card of a release.
 func releaseCard(o release.Options, l report.License, advice []string) error {
-	models, err := report.Load(append([]string{o.Out}, advice...))
+	model, err := releaseNumbers(o.Out, advice)
 	if err != nil {
 		return err
 	}
-	if len(models) != 1 {
-		return usagef("release: what follows the artifact is the output of advise --json")
-	}
-	models[0].License = l
+	model.License = l
 	f, err := os.Create(filepath.Join(o.Out, spec.CardName))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := report.Card(f, models[0], report.CardOptions{
+	if err := report.Card(f, model, report.CardOptions{
 		BaseModel: o.BaseModel, QuantizedBy: o.QuantizedBy,
 	}); err != nil {
 		return err
