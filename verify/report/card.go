@@ -266,7 +266,11 @@ func (c *card) loading() {
 		c.line("LM Studio: `lms import %s`, then load it%s.", file, c.studioFields())
 		c.line("")
 	}
-	c.line("Check it, with the text of your choice:")
+	if hasGGUF && name != g.Model {
+		c.line("Check it, with the text of your choice, before files are joined (a file that the manifest does not list fails):")
+	} else {
+		c.line("Check it, with the text of your choice:")
+	}
 	c.line("")
 	c.line("```sh")
 	c.line("phaseconv verify .")
