@@ -51,7 +51,7 @@ P
 sign=$(dirname "$python")/model_signing
 "$sign" sign key "$work/release" --signature "$work/release/model.sig" --private_key "$work/key"
 "$sign" verify key "$work/release" --signature "$work/release/model.sig" --public_key "$work/key.pub"
-"$work/phaseconv" verify "$work/release" --ctx 64 --chunks 1 2>/dev/null | grep -E 'provenance|no other files'
+"$work/phaseconv" verify "$work/release" --ctx 128 --chunks 1 2>/dev/null | grep -E 'provenance|no other files'
 printf x >>"$work/release/phaseconv.gguf-sidecar"
 if "$sign" verify key "$work/release" --signature "$work/release/model.sig" --public_key "$work/key.pub" >/dev/null 2>&1; then
 	echo "a changed file passes the signature"
