@@ -175,7 +175,7 @@ func (j *job) enough() error {
 	if err == nil || !o.Joint.OrKeys {
 		return err
 	}
-	o.codeKeys(err.Error())
+	o.codeKeys(plain(err))
 	return calibrate.Enough(c, windows, o.Policy, o.Bits)
 }
 

@@ -3,12 +3,14 @@ package convert
 import (
 	"context"
 	"errors"
+	"math"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/convert/plan"
+	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
@@ -183,6 +185,7 @@ func TestJointRefuses(t *testing.T) {
 		"BitsKV of a side":  func(o *Options) { o.Joint.Parts, o.Joint.Bits = "k", 9 },
 		"BitsKV":            func(o *Options) { o.Joint.Bits = 0.1 },
 		"BitsKV of much":    func(o *Options) { o.Joint.Bits = 17 },
+		"BitsKV of nothing": func(o *Options) { o.Joint.Bits = math.NaN() },
 		"Code":              func(o *Options) { o.Code = "srht" },
 		"Alloc":             func(o *Options) { o.Alloc = "angle" },
 		"Exceptions":        func(o *Options) { o.Policy.Exceptions = 1 },
@@ -192,7 +195,8 @@ func TestJointRefuses(t *testing.T) {
 		change(&o)
 		field, _, _ := strings.Cut(field, " ")
 		var bad *option.Error
-		if _, err := Convert(context.Background(), o); !errors.As(err, &bad) || bad.Field != field {
+		if _, err := Convert(context.Background(), o); !errors.As(err, &bad) || bad.Field != field ||
+			strings.Contains(bad.Want, "NaN") {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
@@ -230,4 +234,46 @@ func TestJointAllot(t *testing.T) {
 	}
 	byUnits(t, allotted("two/out"))
 	sameTrees(t, at("one/out"), at("two/out"))
+}
+
+// TestJointOpen: what was left open of joint codes gives way where it cannot be, with a note that
+// names no field; what was asked for is refused.
+func TestJointOpen(t *testing.T) {
+	src := filepath.Join(t.TempDir(), "src")
+	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, HeadDim: 32})
+	c, err := checkpoint.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for name, x := range map[string]struct {
+		change func(o *Options)
+		recent int // -1: refused
+		joint  bool
+		note   string
+	}{
+		"short windows":    {func(o *Options) { o.Joint.OrNoRecent = true }, 0, true, "no recent tokens are kept"},
+		"recent asked for": {func(*Options) {}, -1, true, ""},
+		"span, code left open": {func(o *Options) {
+			o.Joint.OrKeys, o.Joint.OrNoRecent, o.Joint.Span = true, true, 32
+		}, 0, false, "head by head: span 32: "},
+		"keys, recent as asked": {func(o *Options) {
+			o.Joint.OrKeys, o.Bits, o.Ctx, o.CalibrationTokens = true, 2, 96, 192
+		}, JointRecent, false, ""},
+	} {
+		o := joint(src, src+".out")
+		o.Policy.Recent = JointRecent
+		x.change(&o)
+		err := o.settle(c)
+		if x.recent < 0 {
+			if err == nil {
+				t.Errorf("%s: not refused", name)
+			}
+			continue
+		}
+		if err != nil || o.Policy.Recent != x.recent || (o.Joint != nil) != x.joint ||
+			!strings.Contains(o.settled, x.note) {
+			t.Errorf("%s: recent %d, joint %v, note %q: %v", name, o.Policy.Recent, o.Joint != nil, o.settled, err)
+		}
+	}
 }

@@ -119,7 +119,7 @@ type Options struct {
 // Joint.OrKeys says so, keys alone in frames of 1 bit per number, texts that come with the program.
 func DefaultOptions() Options {
 	joint := DefaultJoint()
-	joint.OrKeys = true
+	joint.OrKeys, joint.OrNoRecent = true, true
 	return Options{
 		Formats: []checkpoint.Container{checkpoint.GGUF}, OutType: "f16",
 		Code: codec.Frame, Bits: 1, Joint: &joint, Balance: true,
@@ -204,32 +204,58 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 }
 
 // settleCode takes codes of keys alone where that is left open and joint ones cannot be, or were not
-// meant.
+// meant, and keeps no recent tokens where that is left open and windows are too short for them.
 func (o *Options) settleCode(c *checkpoint.Checkpoint) {
-	if o.Joint == nil || !o.Joint.OrKeys {
+	if o.Joint == nil {
 		return
 	}
+	if o.Joint.OrKeys {
+		o.settleKeys(c)
+	}
+	if o.Joint != nil && o.recentOpen() && o.Policy.CheckContext(o.Ctx) != nil {
+		o.Policy.Recent = 0
+		o.settled = fmt.Sprintf("windows of %d tokens are short: no recent tokens are kept", o.Ctx)
+	}
+}
+
+// recentOpen says whether how many recent tokens are kept was left open.
+func (o *Options) recentOpen() bool { return o.Joint.OrNoRecent && o.Policy.Recent == JointRecent }
+
+// settleKeys is settleCode where the code was not chosen.
+func (o *Options) settleKeys(c *checkpoint.Checkpoint) {
 	switch _, err := bits.JointGroups(c.Config, o.Joint.GroupOptions); {
 	case o.Cache != nil || o.Code != codec.Frame || o.Bits != 1 || o.Policy.Exceptions > 0 || o.Alloc == bits.AllocAngle:
 		o.codeKeys("")
 	case !o.own():
 		o.codeKeys("the engine on llama.cpp has no joint codes")
 	case err != nil:
-		o.codeKeys(err.Error())
-	case o.Policy.Recent == JointRecent && o.Policy.CheckContext(o.Ctx) != nil:
-		o.Policy.Recent = 0
-		o.settled = fmt.Sprintf("windows of %d tokens are short: no recent tokens are kept", o.Ctx)
+		o.codeKeys(plain(err))
 	}
 }
 
 // codeKeys codes keys alone, for a reason that is worth knowing or for none.
 func (o *Options) codeKeys(why string) {
-	if o.Joint = nil; o.Policy.Recent == JointRecent {
+	if o.recentOpen() {
 		o.Policy.Recent = 0
 	}
+	o.Joint = nil
 	if o.settled = ""; why != "" {
 		o.settled = "keys alone are coded, head by head: " + why
 	}
+}
+
+// plain words a mistake in options that nobody named: fields have names that a reader knows.
+func plain(err error) string {
+	var e *option.Error
+	if errors.As(err, &e) {
+		switch e.Field {
+		case "CalibrationTokens":
+			return e.Describe("calibration tokens")
+		case "Span":
+			return e.Describe("span")
+		}
+	}
+	return err.Error()
 }
 
 // openSource opens the source as the engine that computes it can.

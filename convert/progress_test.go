@@ -78,7 +78,7 @@ func TestProgress(t *testing.T) {
 		"fitting changes of values", "comparing changes of values",
 		"reading weights", "allotting signs", "calibrating", "reading the source, MiB",
 		"writing gguf, MiB", "writing safetensors, MiB", "checking query and key tensors, MiB",
-		"measuring float and 1-bit keys", "comparing float and 1-bit keys", "running the source",
+		"measuring float and coded keys", "comparing float and coded keys", "running the source",
 		"measuring the rounding floor",
 		"comparing with the source", "comparing with the rounding floor",
 		"probing keys and scores", "collecting keys of one head", "coding one layer at a time", "measuring other codes",

@@ -165,7 +165,7 @@ func newSubject(a *contract.Artifact, o Options, policy kvcache.Policy) (*subjec
 	if _, ok := a.Sidecar.HeadCodes(); !ok {
 		return newGroups(a, o, policy)
 	}
-	s := &subject{what: "1-bit keys", policy: policy}
+	s := &subject{what: "coded keys", policy: policy}
 	var err error
 	if s.codes, s.kind, err = codesInUse(a.Sidecar, o); err != nil {
 		return nil, err

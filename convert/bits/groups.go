@@ -93,8 +93,11 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 		perNumber /= 2
 	}
 	if !(perNumber > 0 && perNumber <= codec.MaxBitsPerNumber) {
-		return nil, option.Bad("BitsKV", o.Bits, "it must be above 0 and at most %g",
-			float64(codec.MaxBitsPerNumber)*o.Bits/perNumber)
+		most := float64(codec.MaxBitsPerNumber)
+		if o.Parts.Whole() {
+			most *= 2
+		}
+		return nil, option.Bad("BitsKV", o.Bits, "it must be above 0 and at most %g", most)
 	}
 	g := &Groups{}
 	numbers, count := 0, 0

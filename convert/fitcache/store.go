@@ -283,13 +283,34 @@ func (w *Cache) sameInputs(text string) error {
 		case i >= len(have) || have[i].Name != x.Name:
 			return fmt.Errorf("the layer was fitted by another version of the program")
 		case have[i].Value != x.Value:
-			why = append(why, fmt.Sprintf("%s is %.80s there and %.80s here", x.Name, have[i].Value, x.Value))
+			there, here := apart(have[i].Value, x.Value)
+			why = append(why, fmt.Sprintf("%s is %s there and %s here", x.Name, there, here))
 		}
 	}
 	if len(why) == 0 {
 		return fmt.Errorf("the layer was fitted by another version of the program")
 	}
 	return fmt.Errorf("the layer was fitted for something else: %s", strings.Join(why, ", "))
+}
+
+// apart shortens two values so that what differs is seen.
+func apart(a, b string) (string, string) {
+	const most, lead = 80, 20
+	if len(a) <= most && len(b) <= most {
+		return a, b
+	}
+	same := 0
+	for same < min(len(a), len(b)) && a[same] == b[same] {
+		same++
+	}
+	from, before := 0, ""
+	if same > lead {
+		from, before = same-lead, "..."
+	}
+	show := func(s string) string {
+		return before + strings.ToValidUTF8(fmt.Sprintf("%.*s", most, s[from:]), "")
+	}
+	return show(a), show(b)
 }
 
 // reader takes arrays out of a file and remembers the first error.

@@ -338,3 +338,18 @@ func TestCancelFit(t *testing.T) {
 		}
 	}
 }
+
+// TestApart: of long values the note shows where they differ.
+func TestApart(t *testing.T) {
+	long := strings.Repeat("k0 v0 ", 40)
+	a, b := apart(long+"x"+long, long+"y"+long)
+	if a == b || !strings.HasPrefix(a, "...") || !strings.Contains(a, "x") || !strings.Contains(b, "y") || len(a) > 90 {
+		t.Errorf("%q, %q", a, b)
+	}
+	if a, b := apart("3", "4"); a != "3" || b != "4" {
+		t.Errorf("%q, %q", a, b)
+	}
+	if a, b := apart(long, long[:100]); a == b {
+		t.Errorf("%q, %q", a, b)
+	}
+}

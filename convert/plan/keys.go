@@ -60,6 +60,9 @@ type Joint struct {
 	// what only those codes have, where weights are changed for a stock cache, which is another way to a
 	// small cache, and where a model or an engine has no joint codes.
 	OrKeys bool
+	// OrNoRecent says that the recent tokens were not chosen: none are kept where keys alone are coded, or
+	// where windows are too short to keep any.
+	OrNoRecent bool
 }
 
 // Allocation returns how signs are spread: Alloc, or the way that measures best where it is

@@ -444,7 +444,8 @@ func Spans(heads, keyDim, valueDim, limit int, keys, values bool) ([][]Part, err
 		return nil, fmt.Errorf("groups of up to %d numbers: the format has at most %d", limit, spec.MaxGroupDim)
 	}
 	if heads < 1 || per < 1 || per > limit {
-		return nil, fmt.Errorf("groups of at most %d numbers for %d KV heads with %d numbers each", limit, heads, per)
+		return nil, fmt.Errorf("groups of at most %d numbers for %d KV heads with %d numbers each: "+
+			"a group holds one head at least", limit, heads, per)
 	}
 	most := limit / per
 	n := (heads + most - 1) / most

@@ -50,6 +50,9 @@ func ReadManifest(dir string) (*spec.Manifest, error) {
 	if _, gone := os.Stat(dir); errors.Is(gone, fs.ErrNotExist) {
 		return nil, gone
 	}
+	if s, e := os.Stat(dir); e == nil && !s.IsDir() {
+		return nil, fmt.Errorf("%s: not a folder; name the artifact's folder", dir)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: not a phaseconv artifact: %s is missing (a conversion writes it last)", dir,
 			spec.ManifestName)

@@ -502,3 +502,14 @@ func ExampleChecker() {
 	fmt.Println(c.OK(), c.Checks[1].Detail)
 	// Output: false tensor x is missing
 }
+
+// TestNoFolder: a file of an artifact in its place is named as what it is.
+func TestNoFolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "model.gguf")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := contract.ReadManifest(path); err == nil || !strings.Contains(err.Error(), "name the artifact's folder") {
+		t.Error(err)
+	}
+}

@@ -147,7 +147,7 @@ func (c *card) intro() {
 	if c.v.Whole() {
 		what, _ = c.v.coded()
 	}
-	c.line("Stock runtimes load the model as an ordinary one and keep their own cache types; the 1-bit %s need a runtime that reads the sidecar.", what)
+	c.line("Stock runtimes load the model as an ordinary one and keep their own cache types; the coded %s need a runtime that reads the sidecar.", what)
 	c.line("")
 }
 
@@ -171,8 +171,8 @@ func (c *card) numbers() {
 		}
 		size = fmt.Sprintf("| bytes of keys and values per token | %s (F16) | %s |", comma(b.KVF16), comma(b.KVCode))
 	}
-	c.line("On %s tokens of `%s` (%d windows of %d, second halves scored), which nothing was fitted to; "+how+".",
-		comma(p.Tokens), oneLine(v.Text.Name), p.Chunks, p.Ctx, v.Code, p.Anchor, p.Sink, p.Recent)
+	c.line("On %s tokens of `%s` (%s of %d, second halves scored), which nothing was fitted to; "+how+".",
+		comma(p.Tokens), oneLine(v.Text.Name), windows(p), p.Ctx, v.Code, p.Anchor, p.Sink, p.Recent)
 	c.line("")
 	c.line("| | %s | %s |", float, coded)
 	c.line("|---|---:|---:|")

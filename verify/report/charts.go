@@ -493,7 +493,7 @@ func layersChart(rows []spec.LayerKLD) pair {
 	}
 	return both(func(w float64, narrow bool) string {
 		c := newChart(w, narrow, plot{height: 240, left: 54, right: marginRight,
-			label:  "KL divergence when the keys of one layer are coded",
+			label:  "KL divergence when one layer alone is coded",
 			xTitle: "layer", yTitle: "nats per token, one layer coded",
 			x: axis{lo: -0.6, hi: float64(len(rows)) - 0.4, whole: true}, y: axis{lo: 0, hi: max(most*1.05, 1e-9)}})
 		width := min(18, (c.x.b-c.x.a)/float64(len(rows))*0.62)

@@ -321,6 +321,24 @@ func TestWellFormed(t *testing.T) {
 	wellFormed(t, render(t, nil, m, m, Model{Name: "empty"}))
 }
 
+// TestWhole: the page of a whole cache in joint codes says nothing of heads that have no code of their own.
+func TestWhole(t *testing.T) {
+	m := fixture(t)
+	text := render(t, nil, m)
+	if !strings.Contains(text, "moment ratios of this model") || !strings.Contains(text, "more coded keys.") {
+		t.Error("the page of codes of keys has lost its words")
+	}
+	m.Manifest.Measured.Layers = nil
+	b := m.Manifest.Measured.Bytes
+	b.Parts, b.KVF16, b.KVCode = "kv", 2*b.KF16, b.KCode
+	for _, not := range []string{"moment ratios of this model", "more coded keys.", "the keys of one layer", "1-bit keys"} {
+		if text := render(t, nil, m); strings.Contains(text, not) {
+			i := strings.Index(text, not)
+			t.Errorf("the page says %q: %s", not, text[max(0, i-80):i])
+		}
+	}
+}
+
 // TestMissing: a model of which nothing is known gives a page that says so and
 // shows no number in its place.
 func TestMissing(t *testing.T) {

@@ -262,7 +262,7 @@ func facts(v *view) []fact {
 		}
 		add("Code", "%s%s", v.Code, bits)
 		add("Policy", "anchor %d, sink %d, recent %d", p.Anchor, p.Sink, p.Recent)
-		add("Measured on", "%s, %d windows of %d tokens", v.Text.Name, p.Chunks, p.Ctx)
+		add("Measured on", "%s, %s of %d tokens", v.Text.Name, windows(p), p.Ctx)
 	}
 	if v.Calib.Tokens > 0 {
 		add("Fitted to", "%s, %s tokens", v.Calib.Name, comma(v.Calib.Tokens))
@@ -710,6 +710,11 @@ func runtimeFacts(v *view) []fact {
 		out = append(out, fact{"Keys that stay F16", fmt.Sprintf("first %d, last %d", c.Sink, c.Recent)})
 	}
 	return out
+}
+
+// windows counts what was measured.
+func windows(p *spec.PPLJSON) string {
+	return fmt.Sprintf("%d %s", p.Chunks, plural(int64(p.Chunks), "window", "windows"))
 }
 
 func plural(n int64, one, many string) string {

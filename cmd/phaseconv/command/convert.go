@@ -53,8 +53,8 @@ const (
 	categoryEngine  = "Engine"
 	categoryCaches  = "Stock caches"
 	categoryWeights = "Quantised weights"
-	categoryOneBit  = "1-bit keys"
-	categoryJoint   = "1-bit keys and values"
+	categoryOneBit  = "Codes of the cache"
+	categoryJoint   = "Codes of the cache, joint"
 	categoryTexts   = "Calibration"
 	categoryUnits   = "Scale-out"
 	categoryReports = "Report"
@@ -250,6 +250,10 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if e.settle(o.Source); e.Kind == engine.Own {
 		return func() {}, nil
 	}
+	if o.Joint != nil && !o.Joint.OrKeys {
+		return nil, usagef("the engine on llama.cpp has no joint codes: " +
+			"leave out --code joint and its options, or take --engine own")
+	}
 	engines, err := e.engines(ctx, stderr)
 	if err != nil {
 		return nil, err
@@ -293,7 +297,7 @@ func codeOptions(c *cli.Command, o *convert.Options) error {
 		return usagef("--%s has no effect with --code %s; see --bits-kv", ofKeys, codeJoint)
 	}
 	j := convert.DefaultJoint()
-	j.OrKeys = !named && ofJoint == ""
+	j.OrKeys, j.OrNoRecent = !named && ofJoint == "", !c.IsSet("recent")
 	j.Parts, j.Span, j.Fisher, j.IfAble = bits.Parts(c.String("parts")), c.Int("span"), c.Bool("fisher"), !c.IsSet("fisher")
 	if c.IsSet("bits-kv") {
 		j.Bits = c.Float("bits-kv")

@@ -283,8 +283,13 @@ func shorten(s string) string {
 func (i *fileInfo) print(w io.Writer) {
 	fmt.Fprintf(w, "%s: %s, %d bytes, %d keys, %d tensors\n", i.File, i.Container, i.Bytes, len(i.Keys), len(i.Tensors))
 	if s := i.Sidecar; s != nil {
-		fmt.Fprintf(w, "sidecar: code %s, %d layers, %d KV heads of %d, %.3g bits per number, %d outliers a key, anchor %d, sink %d, recent %d\n",
-			s.Code, s.Layers, s.Heads, s.HeadDim, s.Bits, s.Except, s.Anchor, s.Sink, s.Recent)
+		code, outliers := s.Code, fmt.Sprintf(", %d outliers a key", s.Except)
+		if s.Groups > 0 { // codes of groups are frames, and have no outliers
+			code, outliers = codeJoint, ""
+		}
+		fmt.Fprintf(w, "sidecar: code %s, %d layers, %d KV heads of %d, %.3g bits per number%s, ",
+			code, s.Layers, s.Heads, s.HeadDim, s.Bits, outliers)
+		fmt.Fprintf(w, "anchor %d, sink %d, recent %d\n", s.Anchor, s.Sink, s.Recent)
 		if s.Groups > 0 {
 			fmt.Fprintf(w, "groups: %d, %s, of at most %d numbers\n", s.Groups, s.Parts, s.GroupDim)
 		}

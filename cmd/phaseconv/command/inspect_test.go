@@ -79,7 +79,8 @@ func TestInspectGroups(t *testing.T) {
 		}
 		var b strings.Builder
 		info.print(&b)
-		if !strings.Contains(b.String(), "groups: 6, mixed, of at most 32 numbers") {
+		if !strings.Contains(b.String(), "groups: 6, mixed, of at most 32 numbers") ||
+			!strings.Contains(b.String(), "sidecar: code joint, ") || strings.Contains(b.String(), "outliers") {
 			t.Errorf("%s: %s", name, b.String())
 		}
 	}

@@ -197,18 +197,18 @@ func printVerify(w io.Writer, v *spec.VerifyJSON) {
 	}
 	if p := v.PPL; p != nil {
 		k := v.KLD
-		by := "decoded keys"
+		code, what := p.Code, "keys"
+		if v.Bytes != nil && v.Bytes.Parts != "" {
+			code, what = codeJoint, partsText(v.Bytes.Parts)
+		}
+		by := "decoded " + what
 		if p.Kernels {
 			by = "decode kernels"
 		}
 		say(w, "\n%s, %d windows of %d tokens, %d tokens scored, code %s, anchor %d, sink %d, recent %d, %s\n",
-			v.Text.Name, p.Chunks, p.Ctx, p.Tokens, p.Code, p.Anchor, p.Sink, p.Recent, by)
+			v.Text.Name, p.Chunks, p.Ctx, p.Tokens, code, p.Anchor, p.Sink, p.Recent, by)
 		fmt.Fprintf(w, "  Mean PPL(base)        : %10.4f ± %8.4f   float keys\n", p.Float, p.FloatErr)
-		what := "1-bit keys"
-		if v.Bytes != nil && v.Bytes.Parts != "" {
-			what = "coded " + partsText(v.Bytes.Parts)
-		}
-		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   %s\n", p.OneBit, p.OneBitErr, what)
+		fmt.Fprintf(w, "  Mean PPL(Q)           : %10.4f ± %8.4f   %s\n", p.OneBit, p.OneBitErr, "coded "+what)
 		fmt.Fprintf(w, "  Mean PPL(Q)/PPL(base) : %10.4f ± %8.4f\n", p.Ratio, p.RatioErr)
 		fmt.Fprintf(w, "  Mean    KLD           : %10.6f ± %8.6f\n", k.Mean, k.MeanErr)
 		for _, b := range v.Positions {
