@@ -28,6 +28,10 @@ type Fusion struct {
 	Heads []FusionHead `json:"heads,omitempty"`
 }
 
+// Changed says whether the weights were changed for the cache types: the first candidate changes
+// nothing.
+func (f *Fusion) Changed() bool { return len(f.Tried) == 0 || f.Chosen != f.Tried[0].Name }
+
 // FusionTry is one candidate.
 type FusionTry struct {
 	Name string `json:"name"`

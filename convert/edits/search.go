@@ -48,7 +48,7 @@ type Result struct {
 }
 
 // Changed says whether the result is to change anything.
-func (c *Result) Changed() bool { return c.Report.Chosen != c.Report.Tried[0].Name }
+func (c *Result) Changed() bool { return c.Report.Changed() }
 
 // approximateGain is how many times the cost of a near-identity with F16 caches the
 // divergence with the target types must fall by before it is used.

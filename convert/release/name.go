@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format/gguf"
@@ -28,7 +29,7 @@ var (
 //
 // The source's name has the first parts; the size is counted where it has none. What the weights
 // were changed for stands before the encoding: KVq4_0-8k for K and V caches of type q4_0 at 8192
-// tokens, Kq8_0-Vq4_0-8k for different ones, KV1.5bit for codes of keys and values of so many bits a
+// tokens, where anything helped there, Kq8_0-Vq4_0-8k for different ones, KV1.5bit for codes of keys and values of so many bits a
 // number, K1bit for those of keys alone.
 func Name(f *gguf.File, m *spec.Manifest) string {
 	encoding := "F16"
@@ -55,7 +56,7 @@ func Name(f *gguf.File, m *spec.Manifest) string {
 		coded = "KV"
 	}
 	cache := fmt.Sprintf("%s%gbit", coded, math.Round(10*m.Code.Bits)/10)
-	if x := m.Fusion; x != nil {
+	if x := m.Fusion; x != nil && x.Changed() {
 		cache = fmt.Sprintf("KV%s-%s", x.KType, tokens(x.TargetCtx))
 		if x.KType != x.VType {
 			cache = fmt.Sprintf("K%s-V%s-%s", x.KType, x.VType, tokens(x.TargetCtx))
@@ -91,8 +92,12 @@ func size(f *gguf.File) string {
 // keys are the keys of a released GGUF file: those of the artifact's, and what tells where it comes
 // from. The keys that this writes replace those of the source, which told of the source's source.
 func (o *Options) keys(f *gguf.File, m *spec.Manifest) []gguf.KV {
+	what := "Written by " + m.Tool + " with a code for the KV cache; no weight was changed"
+	if slices.ContainsFunc(m.Identities, func(x spec.Identity) bool { return x.Applied }) {
+		what = "Weights changed by " + m.Tool + " so that the KV cache survives few bits"
+	}
 	set := []gguf.KV{
-		gguf.Value("general.description", "Weights changed by "+m.Tool+" so that the KV cache survives few bits"),
+		gguf.Value("general.description", what),
 		gguf.Value("general.dataset.count", uint32(1)),
 		gguf.Value("general.dataset.0.name", m.Calibration.Name),
 	}

@@ -57,6 +57,8 @@ func TestName(t *testing.T) {
 		{"Qwen2.5-Coder-0.5B-Instruct", 2, fusion("q4_0", "q4_0", 8192), spec.CodeInfo{Bits: 1}, "Qwen2.5-Coder-0.5B-Instruct-KVq4_0-8k-Q4_0"},
 		{"Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf", 15, fusion("q8_0", "q4_0", 500), spec.CodeInfo{Bits: 1},
 			"Qwen2.5-Coder-0.5B-Instruct-Kq8_0-Vq4_0-500-Q4_K_M"},
+		{"left", 1, &spec.Fusion{KType: "q4_0", VType: "q4_0", Tried: []spec.FusionTry{{Name: "as published"}}, Chosen: "as published"},
+			spec.CodeInfo{Bits: 1}, "left-2K-K1bit-F16"},
 		{"mixtral-8x7b", 32, nil, spec.CodeInfo{Bits: 1}, "mixtral-8x7b-K1bit-BF16"},
 		{"my model!", 1, nil, spec.CodeInfo{Bits: 1.469, Parts: "kv"}, "my-model-2K-KV1.5bit-F16"},
 		{"smollm2-135m.q8_0.gguf", 7, nil, spec.CodeInfo{Bits: 2, Parts: "v"}, "smollm2-135m-V2bit-Q8_0"},
