@@ -39,11 +39,11 @@ type inputs struct {
 	named bool
 }
 
-// of returns the change of a matrix's columns, nil for none. known is false where they changed in a way
-// that sums of squares cannot follow.
-func (x *inputs) of(name string) (cols *checkpoint.Inner, known bool) {
+// of returns the change of a matrix, nil for none that counts. known is false where its inputs changed
+// in a way that the fold does not tell.
+func (x *inputs) of(name string) (e *checkpoint.Edit, known bool) {
 	if e, ok := x.edits[name]; ok && x.named {
-		return e.InnerCols, e.ColMix == nil
+		return e, true
 	}
 	// blk.N.attn_output.weight
 	part := strings.Split(name, ".")
@@ -75,8 +75,9 @@ func newInputs(ctx context.Context, dir string, m *spec.Manifest) (*inputs, erro
 
 // imatrix writes the source's importance matrix (GGUF, as llama-imatrix writes it) for the changed
 // weights. It has mean squares of inputs: where these were moved and multiplied (G4, G10), so are their
-// squares; where they were mixed (G2) the squares tell too little, and the entry is left out:
-// llama-quantize then rounds that matrix without.
+// squares; where they were mixed (G2) the squares are estimates: see checkpoint.Edit.MeanSquares.
+// Entries of matrices that the fold has under another name are left out: llama-quantize then rounds
+// them without.
 func (o *Options) imatrix(ctx context.Context, m *spec.Manifest, dir string) (file spec.File, err error) {
 	f, err := gguf.Open(o.Imatrix)
 	if err != nil {
@@ -92,16 +93,20 @@ func (o *Options) imatrix(ctx context.Context, m *spec.Manifest, dir string) (fi
 	}
 	var tensors []*gguf.Tensor
 	changed := map[string][]byte{}
+	estimates := 0
 	for i := range f.Tensors {
 		t := &f.Tensors[i]
 		name, squares := strings.CutSuffix(t.Name, ".in_sum2")
-		cols, known := in.of(strings.TrimSuffix(name, ".counts"))
+		e, known := in.of(strings.TrimSuffix(name, ".counts"))
 		if !known {
 			continue
 		}
-		if squares && cols != nil {
-			if changed[t.Name], err = moved(f, t, cols); err != nil {
+		if squares && e != nil && (e.InnerCols != nil || e.ColMix != nil) {
+			if changed[t.Name], err = moved(f, t, e); err != nil {
 				return file, err
+			}
+			if e.ColMix != nil {
+				estimates++
 			}
 		}
 		tensors = append(tensors, t)
@@ -112,14 +117,26 @@ func (o *Options) imatrix(ctx context.Context, m *spec.Manifest, dir string) (fi
 	if n := len(f.Tensors) - len(tensors); n > 0 && o.Notice != nil {
 		o.Notice(fmt.Sprintf("importance matrix: %d entries do not hold for the changed weights and were left out", n))
 	}
+	if estimates > 0 && o.Notice != nil {
+		o.Notice(fmt.Sprintf("importance matrix: %d entries of mixed inputs are estimates, as if inputs were uncorrelated", estimates))
+	}
 	return copyTensors(ctx, filepath.Join(dir, ImatrixName), f.KVs, f, tensors, changed, func() {})
 }
 
-// moved returns the mean squares of inputs whose matrix had its columns moved and multiplied: what
-// multiplies a column divides its input. t has a row for each matrix of a bank.
-func moved(f *gguf.File, t *gguf.Tensor, cols *checkpoint.Inner) ([]byte, error) {
+// moved returns the mean squares of inputs whose matrix had its columns changed. t has a row for each
+// matrix of a bank.
+func moved(f *gguf.File, t *gguf.Tensor, e *checkpoint.Edit) ([]byte, error) {
 	n, rows := t.RowLen(), t.Rows()
-	for _, have := range []int{len(cols.Order), len(cols.Factor)} {
+	columns := []int{0, 0}
+	if cols := e.InnerCols; cols != nil {
+		columns = []int{len(cols.Order), len(cols.Factor)}
+	}
+	for i := range e.ColMix {
+		if last := slices.Max(e.ColMix[i].Rows); last >= n || rows != 1 {
+			return nil, option.Errorf("%s: %s has %d x %d numbers, the matrix more than %d columns", f.Path, t.Name, rows, n, last)
+		}
+	}
+	for _, have := range columns {
 		if have != 0 && have != n*rows || t.Type != gguf.TypeF32 {
 			return nil, option.Errorf("%s: %s has %d x %d numbers of type %s, the matrix %d columns", f.Path, t.Name, rows, n,
 				t.Type, have)
@@ -129,5 +146,9 @@ func moved(f *gguf.File, t *gguf.Tensor, cols *checkpoint.Inner) ([]byte, error)
 	if err := f.ReadRows(t, 0, rows, x); err != nil {
 		return nil, err
 	}
-	return dtype.AppendF32(nil, cols.MeanSquares(x, n)), nil
+	mean, err := e.MeanSquares(x, n)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", f.Path, t.Name, err)
+	}
+	return dtype.AppendF32(nil, mean), nil
 }

@@ -107,8 +107,7 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// TestImatrix: mean squares of inputs follow what was moved and multiplied; entries of inputs that were
-// mixed are left out, and no others.
+// TestImatrix: mean squares of inputs follow what was moved, multiplied and mixed.
 func TestImatrix(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "imatrix.gguf")
 	const n = 4
@@ -148,7 +147,7 @@ func TestImatrix(t *testing.T) {
 	dir := t.TempDir()
 	edits := checkpoint.Edits{}
 	if err := edits.MixColumns("blk.0.attn_output.weight", "G2", []checkpoint.RowMix{{Rows: []int{0, 1},
-		Matrix: []float32{0, 1, 1, 0}}}); err != nil {
+		Matrix: []float32{2, 0, 1, 1}}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := edits.Reorder("blk.1.ffn_down_exps.weight", "G4", true, []int{3, 2, 1, 0, 0, 1, 2, 3}); err != nil {
@@ -181,7 +180,10 @@ func TestImatrix(t *testing.T) {
 	}
 	defer f.Close()
 	want := map[string][]float32{
-		"blk.0.attn_q.weight.in_sum2":        squares[:n],
+		"blk.0.attn_q.weight.in_sum2": squares[:n],
+		// y = (2 0; 1 1) of columns, so inputs are (x0 - x1)/2 and x1.
+		"blk.0.attn_output.weight.in_sum2":   {3. / 4, 2, 3, 4},
+		"blk.0.attn_output.weight.counts":    squares[:1],
 		"blk.1.attn_output.weight.in_sum2":   squares[:n],
 		"blk.1.ffn_down_exps.weight.in_sum2": {4, 3. / 4, 2, 1, 5, 6, 7, 8 * 4},
 		"output.weight.in_sum2":              squares[:n],

@@ -7,6 +7,7 @@ import (
 	"sort"
 
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/linalg"
 )
 
 // An Edit changes one tensor. For rows x_i, the slices along the outermost
@@ -58,6 +59,38 @@ func (n *Inner) MeanSquares(x []float32, each int) []float32 {
 		}
 	}
 	return out
+}
+
+// MeanSquares returns the mean squares of the inputs of an edited tensor's columns, from those of the
+// source's, each numbers for every matrix. Moves and factors are followed exactly. Inputs of mixed
+// columns are mixed by the inverse transpose; as squares do not tell how inputs go together, they are
+// taken as uncorrelated there, which is an estimate. It fails for a mix that has no inverse.
+func (e *Edit) MeanSquares(x []float32, each int) ([]float32, error) {
+	out := x
+	if len(e.ColMix) > 0 {
+		out = slices.Clone(x)
+	}
+	for i := range e.ColMix {
+		m := &e.ColMix[i]
+		n := len(m.Rows)
+		a := make([]float64, n*n)
+		for j, v := range m.Matrix {
+			a[j] = float64(v)
+		}
+		inverse, err := linalg.Inverse(a, n)
+		if err != nil {
+			return nil, fmt.Errorf("mix %d of columns: %w", i, err)
+		}
+		for j, c := range m.Rows {
+			var sum float64
+			for k, from := range m.Rows {
+				v := inverse[k*n+j]
+				sum += float64(float64(v*v) * float64(x[from]))
+			}
+			out[c] = float32(sum)
+		}
+	}
+	return e.InnerCols.MeanSquares(out, each), nil
 }
 
 // scaled multiplies the factors of an inner edit by others, at the places that it leaves.

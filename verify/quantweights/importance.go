@@ -97,8 +97,8 @@ func meanSquares(f *gguf.File, name string) ([]float32, error) {
 	return x, nil
 }
 
-// Edited returns what holds for edited weights: columns that were moved or multiplied have other inputs.
-// Where columns were mixed, sums of squares tell too little, and the entry is left out.
+// Edited returns what holds for edited weights, whose columns have other inputs: see
+// checkpoint.Edit.MeanSquares. An entry that it cannot follow is left out.
 func (m Importance) Edited(edits checkpoint.Edits) Importance {
 	if m == nil {
 		return nil
@@ -106,11 +106,10 @@ func (m Importance) Edited(edits checkpoint.Edits) Importance {
 	out := Importance{}
 	for name, x := range m {
 		e := edits[name]
-		switch {
-		case e == nil:
+		if e == nil {
 			out[name] = x
-		case e.ColMix == nil:
-			out[name] = Inputs{e.InnerCols.MeanSquares(x.Mean, x.N), x.N}
+		} else if mean, err := e.MeanSquares(x.Mean, x.N); err == nil {
+			out[name] = Inputs{mean, x.N}
 		}
 	}
 	return out
