@@ -15,6 +15,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/option"
+	"github.com/phaseconv/phaseconv/verify/quantweights"
 )
 
 // ImatrixName is what an importance matrix is called in a release. llama-quantize takes any name.
@@ -79,14 +80,11 @@ func newInputs(ctx context.Context, dir string, m *spec.Manifest) (*inputs, erro
 // Entries of matrices that the fold has under another name are left out: llama-quantize then rounds
 // them without.
 func (o *Options) imatrix(ctx context.Context, m *spec.Manifest, dir string) (file spec.File, err error) {
-	f, err := gguf.Open(o.Imatrix)
+	f, err := quantweights.OpenImportance(o.Imatrix)
 	if err != nil {
-		return file, option.Errorf("%w; an importance matrix is taken as GGUF", err)
+		return file, option.Errorf("%w", err)
 	}
 	defer f.Close()
-	if kind, err := f.String("general.type"); err != nil || kind != "imatrix" {
-		return file, option.Errorf("%s is no importance matrix: its general.type is not imatrix", o.Imatrix)
-	}
 	in, err := newInputs(ctx, o.Dir, m)
 	if err != nil {
 		return file, fmt.Errorf("%s: %w", o.Imatrix, err)

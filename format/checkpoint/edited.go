@@ -73,11 +73,7 @@ func (e *Edit) MeanSquares(x []float32, each int) ([]float32, error) {
 	for i := range e.ColMix {
 		m := &e.ColMix[i]
 		n := len(m.Rows)
-		a := make([]float64, n*n)
-		for j, v := range m.Matrix {
-			a[j] = float64(v)
-		}
-		inverse, err := linalg.Inverse(a, n)
+		inverse, err := linalg.Inverse(linalg.Float64(m.Matrix), n)
 		if err != nil {
 			return nil, fmt.Errorf("mix %d of columns: %w", i, err)
 		}

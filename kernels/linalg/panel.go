@@ -62,7 +62,7 @@ func products(a []float64, m, d, n int, lower bool, b func(k, j int) float64, st
 // Multiply returns A B for A [m, d] and B [d, d], summed in float64 and in index order.
 func Multiply(a []float32, b []float64, m, d int) []float32 {
 	out := make([]float32, m*d)
-	products(float64s(a), m, d, d, false, func(k, j int) float64 { return b[k*d+j] },
+	products(Float64(a), m, d, d, false, func(k, j int) float64 { return b[k*d+j] },
 		func(i, at int, sums []float64) {
 			for j, v := range sums {
 				out[i*d+at+j] = float32(v)
@@ -83,7 +83,7 @@ func Product(a, b []float64, n int) []float64 {
 // float64 and in index order.
 func InnerProducts(x, y []float32, n, d int) []float64 {
 	out := make([]float64, n*n)
-	products(float64s(x), n, d, n, false, func(k, j int) float64 { return float64(y[j*d+k]) },
+	products(Float64(x), n, d, n, false, func(k, j int) float64 { return float64(y[j*d+k]) },
 		func(i, at int, sums []float64) { copy(out[i*n+at:], sums) })
 	return out
 }
@@ -92,19 +92,11 @@ func InnerProducts(x, y []float32, n, d int) []float64 {
 // does it, in half the time.
 func Gram(x []float32, n, d int) []float64 {
 	out := make([]float64, n*n)
-	products(float64s(x), n, d, n, true, func(k, j int) float64 { return float64(x[j*d+k]) },
+	products(Float64(x), n, d, n, true, func(k, j int) float64 { return float64(x[j*d+k]) },
 		func(i, at int, sums []float64) {
 			for j, v := range sums[:min(len(sums), i+1-at)] {
 				out[i*n+at+j], out[(at+j)*n+i] = v, v
 			}
 		})
-	return out
-}
-
-func float64s(x []float32) []float64 {
-	out := make([]float64, len(x))
-	for i, v := range x {
-		out[i] = float64(v)
-	}
 	return out
 }

@@ -74,7 +74,7 @@ func TestPanels(t *testing.T) {
 					single[i*n+j] = float64(float32(single[i*n+j]))
 				}
 			}
-			sameBits(t, "Multiply", n, float64s(Multiply(xs, b, d, n)), single)
+			sameBits(t, "Multiply", n, Float64(Multiply(xs, b, d, n)), single)
 			a := append([]float64(nil), gram...)
 			for i := range n {
 				a[i*n+i] += d

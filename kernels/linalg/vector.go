@@ -63,6 +63,15 @@ func Float32(x []float64) []float32 {
 	return out
 }
 
+// Float64 returns x in float64.
+func Float64(x []float32) []float64 {
+	out := make([]float64, len(x))
+	for i, v := range x {
+		out[i] = float64(v)
+	}
+	return out
+}
+
 // Transpose returns the transpose of a, [n, n].
 func Transpose(a []float64, n int) []float64 {
 	out := make([]float64, len(a))
@@ -81,11 +90,7 @@ func ProductSingle(a, b []float64, n int) []float64 {
 	w.PackT(n, n, Float32(b), n, 1)
 	c := make([]float32, n*n)
 	gemm.Mul(c, n, Float32(a), n, n, &w, 1)
-	out := make([]float64, n*n)
-	for i, v := range c {
-		out[i] = float64(v)
-	}
-	return out
+	return Float64(c)
 }
 
 // AddOuter adds w x x^T to sum.

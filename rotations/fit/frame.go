@@ -225,11 +225,7 @@ func (f *frameFit) init(ctx context.Context) error {
 	ut := gemm.Transpose(nil, unit, n, d)
 	var w gemm.Weights
 	w.PackRows(d, n, ut, n, f.threads)
-	cov := gramOf(ut, d, n, &w, f.threads)
-	c := make([]float64, d*d)
-	for i, v := range cov {
-		c[i] = float64(v)
-	}
+	c := linalg.Float64(gramOf(ut, d, n, &w, f.threads))
 	eigen := linalg.Eigen
 	if d > jacobiDim {
 		eigen = linalg.EigenQL
@@ -292,12 +288,9 @@ func gramOf(x []float32, k, n int, w *gemm.Weights, threads int) []float32 {
 // ridged returns a matrix of inner products, [k, k], with a share of its mean diagonal added to the
 // diagonal, and the trace that it had.
 func ridged(gram []float32, k int, share float64) (out []float64, trace float64) {
-	out = make([]float64, k*k)
+	out = linalg.Float64(gram)
 	for i := range k {
-		trace += float64(gram[i*k+i])
-	}
-	for i, v := range gram {
-		out[i] = float64(v)
+		trace += out[i*k+i]
 	}
 	for i := range k {
 		out[i*k+i] += share*trace/float64(k) + 1e-30
@@ -341,11 +334,7 @@ func (f *frameFit) solve(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("frame least squares: %w", err)
 	}
-	rhs := make([]float64, d*b)
-	for i, v := range a32 {
-		rhs[i] = float64(v)
-	}
-	sol, err := linalg.SolveRight(ctx, rhs, d, l, b) // [d, b]
+	sol, err := linalg.SolveRight(ctx, linalg.Float64(a32), d, l, b) // [d, b]
 	if err != nil {
 		return err
 	}

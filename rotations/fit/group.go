@@ -128,15 +128,11 @@ func (s *GroupSample) fitGiven(ctx context.Context, b int) (*codec.Group, []Poin
 	cross := make([]float32, d*k)
 	gemm.Mul(cross, k, gemm.Transpose(nil, centred, n, d), n, d, &w, s.Threads)
 	square, _ := ridged(gramOf(u, k, n, &w, s.Threads), k, belowRidge)
-	rhs := make([]float64, d*k)
-	for i, v := range cross {
-		rhs[i] = float64(v)
-	}
 	l, err := linalg.Cholesky(ctx, square, k)
 	if err != nil {
 		return nil, nil, fmt.Errorf("least squares from the group below: %w", err)
 	}
-	sol, err := linalg.SolveRight(ctx, rhs, d, l, k) // [d, k]
+	sol, err := linalg.SolveRight(ctx, linalg.Float64(cross), d, l, k) // [d, k]
 	if err != nil {
 		return nil, nil, err
 	}

@@ -26,8 +26,6 @@ func (s *Sample) Spectrum(ctx context.Context) ([]float64, error) {
 	xt := gemm.Transpose(nil, x, n, d)
 	var w gemm.Weights
 	w.PackRows(d, n, xt, n, s.Threads)
-	cov := make([]float32, d*d)
-	gemm.Mul(cov, d, xt, n, d, &w, s.Threads)
 	c := linalg.Identity(d)
 	if s.Metric != nil {
 		for i := range d {
@@ -41,11 +39,9 @@ func (s *Sample) Spectrum(ctx context.Context) ([]float64, error) {
 		return nil, err
 	}
 	root := linalg.SymmetricPower(values, v, d, func(x float64) float64 { return math.Sqrt(max(x, 0)) })
-	a := make([]float64, d*d)
-	for i := range d {
-		for j := range d {
-			a[i*d+j] = 0.5 * (float64(cov[i*d+j]) + float64(cov[j*d+i])) / float64(n)
-		}
+	a := linalg.Float64(gramOf(xt, d, n, &w, s.Threads))
+	for i := range a {
+		a[i] /= float64(n)
 	}
 	a = linalg.Product(linalg.Product(root, a, d), root, d)
 	for i := range d {

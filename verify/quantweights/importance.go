@@ -26,17 +26,27 @@ func (m Importance) Of(name string, matrix int) []float32 {
 	return x.Mean[matrix*x.N:][:x.N]
 }
 
-// ReadImportance reads a file that llama-imatrix wrote, in GGUF, for a model. Matrices that it lacks are
-// quantised without; one of another size is an error, but for the embeddings, as in llama-quantize.
-func ReadImportance(path string, c *family.Config, w checkpoint.Weights) (Importance, error) {
+// OpenImportance opens a file that llama-imatrix wrote, in GGUF, and refuses others. The caller closes it.
+func OpenImportance(path string) (*gguf.File, error) {
 	f, err := gguf.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w; an importance matrix is taken as GGUF", err)
 	}
-	defer f.Close()
 	if kind, err := f.String("general.type"); err != nil || kind != "imatrix" {
+		f.Close()
 		return nil, fmt.Errorf("%s is no importance matrix: its general.type is not imatrix", path)
 	}
+	return f, nil
+}
+
+// ReadImportance reads a file that llama-imatrix wrote, in GGUF, for a model. Matrices that it lacks are
+// quantised without; one of another size is an error, but for the embeddings, as in llama-quantize.
+func ReadImportance(path string, c *family.Config, w checkpoint.Weights) (Importance, error) {
+	f, err := OpenImportance(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
 	stored := storedNames(c, w)
 	out := Importance{}
 	for _, x := range c.Tensors() {

@@ -138,10 +138,8 @@ func adviseOptions(c *cli.Command, stderr io.Writer) (verify.AdviseOptions, erro
 	switch s := c.String("runtime"); s {
 	case "llama.cpp":
 	case "mlx":
-		for _, f := range []string{"backend", "split-mode", "cache-rotation", "engine"} {
-			if c.IsSet(f) {
-				return o, usagef("--%s is for llama.cpp, not for --runtime mlx", f)
-			}
+		if f := firstSet(c, "backend", "split-mode", "cache-rotation", "engine"); f != "" {
+			return o, usagef("--%s is for llama.cpp, not for --runtime mlx", f)
 		}
 		o.Where.Backend, o.Rotation = backends.MLX, false
 	default:
@@ -234,10 +232,8 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, paths []string, o verify.AdviseOptions,
 	stdout, stderr io.Writer,
 ) error {
-	for _, f := range []string{"float-inputs", "half-sums"} {
-		if c.IsSet(f) {
-			return usagef("--%s is for --engine own; llama.cpp computes as it does", f)
-		}
+	if f := firstSet(c, "float-inputs", "half-sums"); f != "" {
+		return usagef("--%s is for --engine own; llama.cpp computes as it does", f)
 	}
 	files, err := ggufFiles(paths)
 	if err != nil {

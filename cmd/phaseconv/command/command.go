@@ -164,12 +164,20 @@ func usagef(format string, args ...any) error {
 	return &option.Error{Err: fmt.Errorf(format, args...)}
 }
 
+// firstSet returns the first of the flags that is given, or "".
+func firstSet(c *cli.Command, flags ...string) string {
+	for _, f := range flags {
+		if c.IsSet(f) {
+			return f
+		}
+	}
+	return ""
+}
+
 // goWith refuses flags that say something about another one which is not given: they would do nothing.
 func goWith(c *cli.Command, other string, flags ...string) error {
-	for _, f := range flags {
-		if c.IsSet(f) && !c.IsSet(other) {
-			return usagef("--%s goes with --%s", f, other)
-		}
+	if f := firstSet(c, flags...); f != "" && !c.IsSet(other) {
+		return usagef("--%s goes with --%s", f, other)
 	}
 	return nil
 }

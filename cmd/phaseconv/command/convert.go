@@ -196,10 +196,8 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		return err
 	}
 	if c.Bool("dry-run") {
-		for _, f := range []string{"plan", "unit", "merge"} {
-			if c.IsSet(f) {
-				return usagef("--dry-run and --%s do not go together", f)
-			}
+		if f := firstSet(c, "plan", "unit", "merge"); f != "" {
+			return usagef("--dry-run and --%s do not go together", f)
 		}
 		return dryRun(ctx, c, o, stdout, stderr)
 	}
@@ -316,16 +314,6 @@ func codeOptions(c *cli.Command, o *convert.Options) error {
 		o.Policy.Recent = convert.JointRecent
 	}
 	return nil
-}
-
-// firstSet returns the first of the flags that is given, or "".
-func firstSet(c *cli.Command, flags ...string) string {
-	for _, f := range flags {
-		if c.IsSet(f) {
-			return f
-		}
-	}
-	return ""
 }
 
 // policy reads which keys are coded, and how.

@@ -82,10 +82,8 @@ func chosenEngine(c *cli.Command, rotation bool) (e engineChoice, err error) {
 	e.start = llama.Start{Dir: e.Dir, RPC: c.StringSlice("rpc"), NoRotation: !rotation}
 	e.place = llama.Place{Devices: c.StringSlice("devices"), GPULayers: c.Int("gpu-layers"), Threads: c.Int("threads")}
 	if e.Kind == engine.Own {
-		for _, f := range []string{"devices", "rpc", "gpu-layers"} {
-			if c.IsSet(f) {
-				return e, usagef("--%s is for --engine llama", f)
-			}
+		if f := firstSet(c, "devices", "rpc", "gpu-layers"); f != "" {
+			return e, usagef("--%s is for --engine llama", f)
 		}
 	}
 	for _, s := range e.start.RPC {

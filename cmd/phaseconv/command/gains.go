@@ -13,10 +13,8 @@ import (
 
 // runGains is audit --gains.
 func runGains(ctx context.Context, c *cli.Command, src string, stdout io.Writer) error {
-	for _, f := range []string{"ffn", "report", "calib", "text"} {
-		if c.IsSet(f) {
-			return usagef("--%s has no effect with --gains, which runs no text", f)
-		}
+	if f := firstSet(c, "ffn", "report", "calib", "text"); f != "" {
+		return usagef("--%s has no effect with --gains, which runs no text", f)
 	}
 	reach := c.Int("target-ctx")
 	if reach < 0 {
