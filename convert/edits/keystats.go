@@ -125,7 +125,7 @@ func (s *KeyStats) attention(ctx context.Context, a *refmodel.Attention) error {
 	c, y := s.cfg, &s.cfg.Layers[a.Layer]
 	g := y.Group()
 	if i := c.RopeKind(a.Layer); s.ropes[i].Turn == nil || s.ropes[i].Turn.Positions() < a.T {
-		t := kvcache.NewRopeTables(y.Rope, a.Rope)
+		t := kvcache.NewRopeTables(y, a.Rope)
 		if s.o.Weights != nil {
 			t.Moved = movedTable(a.Rope, y.HeadDim, c.PairsIn(a.Layer))
 		}
@@ -556,8 +556,12 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 		k.weight += p.weight
 		k.queries += float64(p.n)
 	}
+	keys := a.KPre
+	if transform.LateGains(y) {
+		keys = a.K // before RoPE they have not been normed
+	}
 	for j := min(o.Sink, T); j < T; j++ {
-		row := a.KPre[(window*T+j)*kw+head*d:][:d]
+		row := keys[(window*T+j)*kw+head*d:][:d]
 		w := seen[j]
 		for i, v := range row {
 			k.key[i] += float64(w * float64(v))
