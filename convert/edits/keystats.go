@@ -445,7 +445,7 @@ func movedTable(t *rope.Table, d int, pairs rope.Layout) *gemm.Weights {
 
 // outputRoots returns, per query head, a factor L with L L^T = W^T W for the
 // columns W of W_O that the head's output meets: |L^T v| is how much of v
-// reaches the residual stream. They are kept.
+// reaches the residual stream. They are kept. A factor is nil where that is not known.
 func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, error) {
 	if s.roots[layer] != nil {
 		return s.roots[layer], nil
@@ -454,6 +454,12 @@ func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, err
 	d := y.HeadDim
 	name := family.Name(layer, "attn_output.weight")
 	t, ok := s.o.Weights.Find(name)
+	if !ok && y.FixedValues != "" {
+		// In front of the output matrix something else happens, such as a gate: errors count by what
+		// they do to the attention alone.
+		s.roots[layer] = make([][]float64, y.Heads)
+		return s.roots[layer], nil
+	}
 	if !ok {
 		return nil, fmt.Errorf("the model has no tensor %s", name)
 	}
