@@ -175,7 +175,7 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 	}
 	o.settleCode(c)
 	if j := o.Joint; j != nil && j.Fisher {
-		if err := refmodel.Differentiable(c.Config); err != nil {
+		if err := o.differentiable(c); err != nil {
 			if !j.IfAble {
 				return option.Bad("Fisher", nil, "%v", err)
 			}
@@ -226,8 +226,6 @@ func (o *Options) settleKeys(c *checkpoint.Checkpoint) {
 	switch _, err := bits.JointGroups(c.Config, o.Joint.GroupOptions); {
 	case o.Cache != nil || o.Code != codec.Frame || o.Bits != 1 || o.Policy.Exceptions > 0 || o.Alloc == bits.AllocAngle:
 		o.codeKeys("")
-	case !o.own():
-		o.codeKeys("the engine on llama.cpp has no joint codes")
 	case err != nil:
 		o.codeKeys(plain(err))
 	}
@@ -266,6 +264,14 @@ func (o *Options) openSource(ctx context.Context) (*checkpoint.Checkpoint, error
 	return o.Engines.Source(ctx, o.Source)
 }
 
+// differentiable says why errors of joint codes cannot be weighed by gradients.
+func (o *Options) differentiable(c *checkpoint.Checkpoint) error {
+	if !o.own() {
+		return errors.New("llama.cpp gives no gradients")
+	}
+	return refmodel.Differentiable(c.Config)
+}
+
 // own says whether the own pass computes.
 func (o *Options) own() bool { return o.Engines == nil || o.Engines.Identity().Engine == engine.Own }
 
@@ -280,12 +286,10 @@ func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
 		return option.Errorf("%s: %s reads GGUF files; make one of it first", c.Path, who)
 	case len(o.Formats) != 1 || o.Formats[0] != checkpoint.GGUF:
 		return option.Bad("Formats", nil, "%s writes GGUF files", who)
-	case o.Joint != nil:
-		return option.Bad("Code", o.Code, "%s has no joint codes", who)
+	case o.Joint != nil && (o.Joint.ChooseAnchor || o.Joint.ChooseSpan):
+		return option.Bad("Trade", nil, "%s does not try spans and anchors; name --span and --anchor", who)
 	case o.Alloc != "" && o.Alloc != bits.AllocUniform:
 		return option.Bad("Alloc", o.Alloc, "%s spreads signs evenly", who)
-	case o.Policy.Recent > 0:
-		return option.Bad("Recent", o.Policy.Recent, "llama.cpp stores a key once, so the latest of each query cannot stay exact")
 	case o.FFN != plan.FFNNone:
 		return option.Bad("FFN", string(o.FFN), "%s computes stored types, and has none to emulate", who)
 	case o.Report || o.ReportDetail:

@@ -58,7 +58,7 @@ type Joint struct {
 	IfAble bool
 	// OrKeys says that the code was not chosen: keys alone are coded, head by head, where options ask for
 	// what only those codes have, where weights are changed for a stock cache, which is another way to a
-	// small cache, and where a model or an engine has no joint codes.
+	// small cache, and where a model has no joint codes.
 	OrKeys bool
 	// OrNoRecent says that the recent tokens were not chosen: none are kept where keys alone are coded, or
 	// where windows are too short to keep any.

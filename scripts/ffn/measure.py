@@ -36,6 +36,7 @@ def main():
     p.add_argument("--ctx", type=int, default=512)
     p.add_argument("--chunks", type=int, default=8)
     p.add_argument("--float", action="store_true", help="measure the F32 file of each conversion too")
+    p.add_argument("--imatrix", default="", help="importance matrix of MODEL, GGUF; the changed file is given the changed one")
     p.add_argument("--threads", type=int, default=2)
     a = p.parse_args()
     os.makedirs(a.work, exist_ok=True)
@@ -63,10 +64,11 @@ def main():
         keep(key, {"bytes": os.path.getsize(model), "ratio": row["ppl_ratio"], "kld": [row["kld"], row["kld_err"]],
                    "top": row["same_top"]})
 
-    def quantised(key, model, label):
+    def quantised(key, model, label, imatrix):
         if key in kept:
             return
-        run(sys.executable, os.path.join(HERE, "..", "oracles", "stock_quantize.py"), a.llama, model, at("q.gguf"), label)
+        run(sys.executable, os.path.join(HERE, "..", "oracles", "stock_quantize.py"), a.llama, model, at("q.gguf"), label,
+            *([imatrix] if imatrix else []))
         measure(key, at("q.gguf"))
         os.remove(at("q.gguf"))
 
@@ -81,12 +83,13 @@ def main():
     if not os.path.exists(plain):
         convert(folder, 64)
     for t in a.types.split(","):
-        quantised(f"{t} unchanged", plain, LABELS[t])
+        quantised(f"{t} unchanged", plain, LABELS[t], a.imatrix)
         for mode in a.modes.split(","):
             key = f"{t} {mode}"
             if key in kept:
                 continue
-            said = convert(at("made"), a.fit_ctx, "--ffn", mode, "--weights", t, "--cache-tokens", a.tokens)
+            said = convert(at("made"), a.fit_ctx, "--ffn", mode, "--weights", t, "--cache-tokens", a.tokens,
+                           *(["--imatrix", a.imatrix] if a.imatrix else []))
             with open(os.path.join(at("made"), "phaseconv.json")) as f:
                 chosen = json.load(f)["ffn"]
             keep(key + " search", chosen)
@@ -98,8 +101,14 @@ def main():
             made = os.path.join(at("made"), "model.gguf")
             if a.float:
                 measure(key + " f32", made)
-            quantised(key, made, LABELS[t])
+            changed = ""
+            if a.imatrix:
+                shutil.rmtree(at("released"), ignore_errors=True)
+                run(a.phaseconv, "release", at("made"), "-o", at("released"), "--name", "model", "--imatrix", a.imatrix)
+                made, changed = os.path.join(at("released"), "model.gguf"), os.path.join(at("released"), "phaseconv.imatrix")
+            quantised(key, made, LABELS[t], changed)
             shutil.rmtree(at("made"))
+            shutil.rmtree(at("released"), ignore_errors=True)
     print("| type | weights | MB | PPL ratio | KLD | same top | chosen |\n|---|---|---|---|---|---|---|")
     for key, x in kept.items():
         if "kld" in x:

@@ -121,9 +121,40 @@ func FromAnchor(k []float32, d, pos0, B int, t *rope.Table, pairs rope.Layout) {
 
 // Keys codes the keys of one window.
 func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
+	return c.code(layer, head, 0, k)
+}
+
+// A Coder replaces what tokens store by what a cache gives back of it.
+type Coder interface {
+	// Code replaces the keys, [n, n_kv_heads, head_dim], and values of tokens at positions from,
+	// from+1, ... of a window in place; the first Policy.Sink of a window become F16. Codes given the
+	// layer below find what that layer stored for the same tokens: layers are called in order. Recent tokens
+	// are the caller's to leave out. Codes of keys alone do not look at v, which may be nil.
+	Code(ctx context.Context, layer, from int, k, v []float32) error
+}
+
+// Code implements Coder.
+func (c *Codes) Code(ctx context.Context, layer, from int, k, _ []float32) error {
+	d, heads := c.cfg.Layers[layer].HeadDim, len(c.codes[layer])
+	for h := range heads {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		x := head(k, heads*d, h, d)
+		if _, err := c.code(layer, h, from, x); err != nil {
+			return err
+		}
+		paste(k, x, heads*d, h, d)
+	}
+	return nil
+}
+
+// code codes the keys of one head from position from of a window on.
+func (c *Codes) code(layer, head, from int, k []float32) (refmodel.Scorer, error) {
 	code := c.codes[layer][head]
 	d := code.D
 	T := len(k) / d
+	sink := min(max(0, c.Policy.Sink-from), T)
 	exact := slices.Clone(k)
 	roundF16(exact)
 	var scale []float32
@@ -137,11 +168,11 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 	}
 	var table *rope.Table
 	if c.Policy.Anchor > 0 {
-		table = rope.NewTable(c.cfg.Layers[layer].Rope.Pure(), T)
-		ToAnchor(k, d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+		table = rope.NewTable(c.cfg.Layers[layer].Rope.Pure(), from+T)
+		ToAnchor(k, d, from, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 	}
 	words, alpha := make([]uint32, T*code.Words()), make([]float32, T)
-	coded := k[min(c.Policy.Sink, T)*d:]
+	coded := k[sink*d:]
 	// The keys of one window and head: the forward pass looks at its context between those.
 	if err := code.EncodeKeys(context.Background(), coded, words, alpha); err != nil {
 		return nil, err
@@ -171,14 +202,14 @@ func (c *Codes) Keys(layer, head int, k []float32) (refmodel.Scorer, error) {
 		return s, nil
 	}
 	if table != nil {
-		FromAnchor(k, d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+		FromAnchor(k, d, from, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 	}
 	if scale != nil {
 		for i := range k {
 			k[i] /= scale[i%d]
 		}
 	}
-	copy(k, exact[:min(c.Policy.Sink, T)*d])
+	copy(k, exact[:sink*d])
 	s := &decoded{d: d}
 	s.coded.PackRows(T, d, k, d, 1)
 	s.exact.pack(exact, d, 0, c.Policy.Recent) // the first are among the coded

@@ -110,16 +110,38 @@ func (c *Groups) Values(layer, head int, v []float32) error { return nil }
 
 // Window implements refmodel.LayerCache.
 func (c *Groups) Window(ctx context.Context, layer, window int, k, v []float32) (refmodel.Cache, error) {
+	return c.code(ctx, layer, window, 0, k, v)
+}
+
+// Code implements Coder: joint codes take keys and values together.
+func (c *Groups) Code(ctx context.Context, layer, from int, k, v []float32) error {
+	w, err := c.code(ctx, layer, from, from, k, v)
+	if err != nil {
+		return err
+	}
+	for h := range w.keys {
+		if x := w.keys[h]; x != nil {
+			paste(k, x, len(w.keys)*w.d, h, w.d)
+		}
+		if x := w.values[h]; x != nil {
+			paste(v, x, len(w.values)*w.vd, h, w.vd)
+		}
+	}
+	return nil
+}
+
+// code codes the keys and values of tokens at positions from, from+1, ... of one window.
+func (c *Groups) code(ctx context.Context, layer, window, from int, k, v []float32) (*groupWindow, error) {
 	y := &c.cfg.Layers[layer]
 	d, width := y.HeadDim, y.KVHeads*y.HeadDim
 	vd, vwidth := y.ValueDim, y.KVHeads*y.ValueDim
 	T := len(k) / width
 	w := &groupWindow{d: d, vd: vd, T: T, policy: c.Policy, keys: make([][]float32, y.KVHeads),
 		values: make([][]float32, y.KVHeads)}
-	sink := min(c.Policy.Sink, T)
+	sink := min(max(0, c.Policy.Sink-from), T)
 	var table *rope.Table
 	if c.Policy.Anchor > 0 {
-		table = rope.NewTable(y.Rope.Pure(), T)
+		table = rope.NewTable(y.Rope.Pure(), from+T)
 	}
 	w.scale = make([][]float32, y.KVHeads)
 	scale := w.scale
@@ -139,7 +161,7 @@ func (c *Groups) Window(ctx context.Context, layer, window int, k, v []float32) 
 					parts[i][j] *= scale[p.Head][j%d]
 				}
 			}
-			ToAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+			ToAnchor(parts[i], d, from, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 		}
 		coded := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*g.Dim(p):] }
 		rows := make([]float32, (T-sink)*g.D())
@@ -188,7 +210,7 @@ func (c *Groups) Window(ctx context.Context, layer, window int, k, v []float32) 
 				w.values[p.Head] = parts[i]
 				continue
 			}
-			FromAnchor(parts[i], d, 0, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+			FromAnchor(parts[i], d, from, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
 			if x := scale[p.Head]; x != nil {
 				for j := range parts[i] {
 					parts[i][j] /= x[j%d]
@@ -237,6 +259,13 @@ func head(x []float32, width, h, d int) []float32 {
 		out = append(out, x[i:i+d]...)
 	}
 	return out
+}
+
+// paste is the inverse of head: it puts one head's rows into those of all.
+func paste(x, part []float32, width, h, d int) {
+	for i := range len(part) / d {
+		copy(x[i*width+h*d:][:d], part[i*d:])
+	}
 }
 
 // keep puts the first n rows of a head back, as F16 holds them.

@@ -529,9 +529,13 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 		}
 	}
 	if i := a.Improve; i != nil {
-		fmt.Fprintf(w, "K %s, V %s would take %s less, but costs a KLD of %.6f as the weights are; "+
+		than := "F16 caches"
+		if len(a.Choices) > 0 {
+			than = fmt.Sprintf("K %s, V %s", a.Choices[0].KType, a.Choices[0].VType)
+		}
+		fmt.Fprintf(w, "K %s, V %s would take %s less than %s, but costs a KLD of %.6f as the weights are; "+
 			"this changes them if that helps, and measures it:\n  %s\n",
-			i.KType, i.VType, cacheSize(i.Saved), i.Worst, i.Command)
+			i.KType, i.VType, cacheSize(i.Saved), than, i.Worst, i.Command)
 		if x := i.Removable; x != nil {
 			fmt.Fprintf(w, "  %.0f %% of the energy of keys comes from biases and can be taken out, exactly or nearly\n", 100**x)
 		}

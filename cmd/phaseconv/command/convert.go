@@ -248,10 +248,6 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if e.settle(o.Source); e.Kind == engine.Own {
 		return func() {}, nil
 	}
-	if o.Joint != nil && !o.Joint.OrKeys {
-		return nil, usagef("the engine on llama.cpp has no joint codes: " +
-			"leave out --code joint and its options, or take --engine own")
-	}
 	engines, err := e.engines(ctx, stderr)
 	if err != nil {
 		return nil, err

@@ -94,11 +94,7 @@ func (m *Model) lane(l engine.Lane) (Lane, error) {
 	if k := l.Keys; k != nil {
 		x.Keys = &Keys{Sidecar: k.Sidecar, Kind: k.Kind, Seed: k.Seed}
 		p := k.Policy
-		if p.Recent > 0 {
-			return x, fmt.Errorf("llama.cpp stores a key once, so the %d latest of each query cannot stay exact; take "+
-				"--recent 0", p.Recent)
-		}
-		x.Keys.Anchor, x.Keys.Sink, x.Keys.Exceptions = p.Anchor, p.Sink, p.Exceptions
+		x.Keys.Anchor, x.Keys.Sink, x.Keys.Recent, x.Keys.Exceptions = p.Anchor, p.Sink, p.Recent, p.Exceptions
 	}
 	return x, nil
 }

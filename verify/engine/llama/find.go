@@ -19,7 +19,7 @@ const Env = "PHASECONV_LLAMA"
 const WorkerName = "phaseconv-llama"
 
 // WorkerProtocol is the worker's argument. It changes with the jobs.
-const WorkerProtocol = "engine-1"
+const WorkerProtocol = "engine-2"
 
 // TestedReleases are the releases of llama.cpp that the engine's tests ran with, as ReleaseName gives
 // them. Others work if their layouts are found; there is a warning.

@@ -96,16 +96,25 @@ type Lane struct {
 	Patch string `json:"patch,omitempty"`
 }
 
-// Keys says by what keys are replaced.
+// Kinds of Keys that test the engine: what is stored is written back, or its double.
+const (
+	KeysSame     = "same"
+	KeysDouble   = "double"
+	AllSame      = "all same" // keys and values
+	ValuesDouble = "values double"
+)
+
+// Keys says by what keys are replaced, and values with them where the code holds both.
 type Keys struct {
-	// Sidecar is a file of codes; else Kind is a code without a fit (raw, srht, random), or one of
-	// the tests: "same" writes keys back, "double" their double.
+	// Sidecar is a file of codes; else Kind is a code without a fit (raw, srht, random), or one of the tests.
 	Sidecar string `json:"sidecar,omitempty"`
 	Kind    string `json:"kind,omitempty"`
 	Seed    uint64 `json:"seed,omitempty"`
-	// Anchor, Sink and Exceptions are those of kvcache.Policy.
+	// Anchor, Sink, Recent and Exceptions are those of kvcache.Policy. With Recent, keys and values are replaced in
+	// F16 caches when they are the latest no more, and tokens are decoded one by one.
 	Anchor     int `json:"anchor,omitempty"`
 	Sink       int `json:"sink,omitempty"`
+	Recent     int `json:"recent,omitempty"`
 	Exceptions int `json:"exceptions,omitempty"`
 }
 

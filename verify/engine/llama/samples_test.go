@@ -48,14 +48,16 @@ func TestSamples(t *testing.T) {
 			coded := m.Lane(f16, f16)
 			coded.Keys = &llama.Keys{Kind: "srht", Sink: 4}
 			same := m.Lane(f16, f16)
-			same.Keys = &llama.Keys{Kind: "same"}
+			same.Keys = &llama.Keys{Kind: llama.KeysSame}
+			all, values := m.Lane(f16, f16), m.Lane(f16, f16)
+			all.Keys, values.Keys = &llama.Keys{Kind: llama.AllSame}, &llama.Keys{Kind: llama.ValuesDouble}
 			v := f16
 			if m.Facts.Attention[0].ValueDim == 0 {
 				v = q4 // MLA has one type for both
 			}
 			win := ppl.From([][]int32{ids(128, 1), ids(128, 2)}, 64)
 			scores, lanes, err := w.Measure(ctx, win, llama.Measure{Threads: 1,
-				Lanes: []llama.Lane{m.Lane(f16, f16), same, m.Lane(q4, v), coded}}, nil)
+				Lanes: []llama.Lane{m.Lane(f16, f16), same, m.Lane(q4, v), coded, all, values}}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,6 +94,12 @@ func TestSamples(t *testing.T) {
 			t.Logf("same %g, q4_0 %g, 1 bit %g; %+v", d[0].MaxAbsDLogit, d[1].Mean, d[2].Mean, lanes)
 			if d[0].MaxAbsDLogit != 0 {
 				t.Errorf("keys written back change a logit by %g", d[0].MaxAbsDLogit)
+			}
+			if d[3].MaxAbsDLogit != 0 {
+				t.Errorf("keys and values written back change a logit by %g", d[3].MaxAbsDLogit)
+			}
+			if latent := m.Facts.Attention[0].ValueDim == 0; (d[4].MaxAbsDLogit == 0) != latent {
+				t.Errorf("values written back doubled change a logit by %g", d[4].MaxAbsDLogit)
 			}
 			if !(d[1].Mean > 1e-6) || !(d[2].Mean > d[1].Mean) {
 				t.Errorf("KLD %g with q4_0 keys, %g with 1-bit keys", d[1].Mean, d[2].Mean)

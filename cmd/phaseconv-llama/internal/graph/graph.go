@@ -89,6 +89,20 @@ type Layer struct {
 
 	// KRow and VRow are the numbers of one token in the caches, Cells the tokens that fit.
 	KRow, VRow, Cells int64
+	// KCache and VCache are the caches, as long as their context lives; Stored is the place in the graph of the
+	// first write to them.
+	KCache, VCache libllama.Tensor
+	Stored         int
+}
+
+// Caches are the layers that store keys, each cache once, in the order of llama.Facts.Owners.
+func (p *Plan) Caches() (out []*Layer) {
+	for _, y := range p.Layers {
+		if y.FirstReader {
+			out = append(out, y)
+		}
+	}
+	return out
 }
 
 // store is a write to the caches of a layer.
@@ -97,6 +111,8 @@ type store struct {
 	in                *Node
 	ktype, vtype      int32
 	krow, vrow, cells int64
+	kcache, vcache    libllama.Tensor
+	at                int // the first write
 	kchain, vchain    llama.Chain
 	rope              *llama.Rope
 }
@@ -259,7 +275,7 @@ func (p *Plan) stored(t libllama.Tensor) {
 	l := number(m[2])
 	s := p.stops[l]
 	if s == nil {
-		s = &store{}
+		s = &store{at: len(p.list) - 1}
 		p.stops[l] = s
 	}
 	src := unrotated(t.Src(0))
@@ -267,11 +283,12 @@ func (p *Plan) stored(t libllama.Tensor) {
 		return
 	}
 	if m[1] == "v" {
-		s.v, s.vtype, s.vrow = p.part(src), cache.Type(), cache.NE()[0]
+		s.v, s.vtype, s.vrow, s.vcache = p.part(src), cache.Type(), cache.NE()[0], cache
 		s.vchain, _ = chain(src)
 		return
 	}
 	s.k, s.ktype, s.krow, s.cells = p.part(src), cache.Type(), cache.NE()[0], cache.NE()[1]*cache.NE()[2]
+	s.kcache = cache
 	var in libllama.Tensor
 	s.kchain, in = chain(src)
 	if in.OK() {
@@ -350,6 +367,7 @@ func (p *Plan) finish() {
 			y.In = s.in
 		}
 		y.KType, y.VType, y.KRow, y.VRow, y.Cells = s.ktype, s.vtype, s.krow, s.vrow, s.cells
+		y.KCache, y.VCache, y.Stored = s.kcache, s.vcache, s.at
 		y.Attention.K, y.Attention.V = s.kchain, s.vchain
 		if s.v != nil && y.KVHeads > 0 {
 			y.ValueDim = int(s.vrow) / y.KVHeads

@@ -236,6 +236,9 @@ func (c *Context) Visit(run func() error, visit func(t Tensor)) error {
 	return run()
 }
 
+// Position is that of the token that is decoded next.
+func (c *Context) Position() int { return c.pos }
+
 // Decode computes tokens at the positions that follow those of the cache. Logits are computed
 // for tokens from number first on; first of len(tokens) is for none.
 func (c *Context) Decode(tokens []int32, first int) error {

@@ -166,3 +166,37 @@ func (t Tensor) SetRaw(b []byte) error {
 	}
 	return nil
 }
+
+// rows checks that rows [from, from+n) are there and stand side by side, and returns where they begin and how
+// long they are, in bytes.
+func (t Tensor) rows(from, n int) (offset, bytes int64, err error) {
+	row := t.NB()[1]
+	if from < 0 || n < 1 || int64(from+n) > t.NE()[1] || int64(from+n)*row > int64(t.Bytes()) {
+		return 0, 0, fmt.Errorf("%s has no rows %d to %d", t.Name(), from, from+n)
+	}
+	return int64(from) * row, int64(n) * row, nil
+}
+
+// GetRows reads the stored bytes of rows [from, from+n).
+func (t Tensor) GetRows(from, n int) ([]byte, error) {
+	at, size, err := t.rows(from, n)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, size)
+	t.l.tensorGet(t.p, unsafe.Pointer(&b[0]), uint64(at), uint64(size))
+	return b, nil
+}
+
+// SetRow writes the stored bytes of one row.
+func (t Tensor) SetRow(i int, b []byte) error {
+	at, size, err := t.rows(i, 1)
+	if err != nil {
+		return err
+	}
+	if int64(len(b)) != size {
+		return fmt.Errorf("%s: a row takes %d bytes, not %d", t.Name(), size, len(b))
+	}
+	t.l.tensorSet(t.p, unsafe.Pointer(&b[0]), uint64(at), uint64(size))
+	return nil
+}

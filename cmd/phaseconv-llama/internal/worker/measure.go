@@ -32,6 +32,50 @@ type lane struct {
 	decoding float64 // seconds of CPU that its passes took
 	// stopped: the lane has stops, in place of which nothing can be recorded.
 	stopped bool
+	// recent, if set, codes keys and values when they are the latest no more; rows then holds the logits of a batch.
+	recent *recent
+	rows   [][]float32
+}
+
+// Logits returns the row of token number i of what run computed last.
+func (x *lane) Logits(i int) ([]float32, error) {
+	if x.recent == nil {
+		return x.Context.Logits(i)
+	}
+	if x.rows[i] == nil {
+		return nil, fmt.Errorf("no logits of token %d were asked for", i)
+	}
+	return x.rows[i], nil
+}
+
+// decode computes tokens in one piece, or in those that a window of latest tokens wants.
+func (x *lane) decode(tokens []int32, first int) error {
+	if x.recent == nil {
+		return x.Decode(tokens, first)
+	}
+	x.rows = make([][]float32, len(tokens))
+	for at := 0; at < len(tokens); {
+		n := x.recent.alone(x.Position(), len(tokens)-at)
+		if err := x.recent.before(x.Position()); err != nil {
+			return err
+		}
+		from := min(n, max(0, first-at))
+		if err := x.Decode(tokens[at:at+n], from); err != nil {
+			return err
+		}
+		if err := x.recent.check(x.Position()); err != nil {
+			return err
+		}
+		for i := from; i < n; i++ {
+			z, err := x.Context.Logits(i)
+			if err != nil {
+				return err
+			}
+			x.rows[at+i] = slices.Clone(z)
+		}
+		at += n
+	}
+	return nil
 }
 
 // cut returns the windows of a blob of token ids.
@@ -76,14 +120,20 @@ func (s *server) lane(o llama.Lane, c llama.Measure, batch int) (*lane, error) {
 			return nil, fmt.Errorf("there is no patch %q", o.Patch)
 		}
 	}
+	latest := o.Keys != nil && o.Keys.Recent > 0
 	x.Context, err = m.NewContext(libllama.ContextOptions{Ctx: c.Ctx, Batch: batch, K: o.K, V: o.V, Flash: flash(o.K, o.V),
-		FullWindow: c.FullWindow, Threads: c.Threads})
+		FullWindow: c.FullWindow || latest, Threads: c.Threads})
 	if err != nil {
 		return nil, fmt.Errorf("caches K %s, V %s: %w", gguf.Type(o.K), gguf.Type(o.V), err)
 	}
 	var stops libllama.Stops
-	if o.Keys != nil {
-		if stops, err = m.substitute(o.Keys, parallel.Threads(c.Threads)); err != nil {
+	if latest {
+		if err = x.keepLatest(o.Keys, parallel.Threads(c.Threads)); err != nil {
+			x.Close()
+			return nil, err
+		}
+	} else if o.Keys != nil {
+		if stops, err = m.substitute(x.Context, o.Keys, parallel.Threads(c.Threads)); err != nil {
 			x.Close()
 			return nil, err
 		}
@@ -93,6 +143,23 @@ func (s *server) lane(o llama.Lane, c llama.Measure, batch int) (*lane, error) {
 		x.SetStops(stops)
 	}
 	return x, nil
+}
+
+// keepLatest has the lane code keys and values when they are the latest no more.
+func (x *lane) keepLatest(k *llama.Keys, threads int) error {
+	by, err := x.m.coder(k)
+	if err != nil {
+		return err
+	}
+	n := min(testTokens, x.Options.Batch)
+	if x.recent, x.plan, err = newRecent(x.Context, by, k.Recent, k.Sink, threads, x.m.someTokens(n)); err != nil {
+		return err
+	}
+	if err := x.plan.CheckTypes(x.want.K, x.want.V); err != nil {
+		return err
+	}
+	x.info.TokenBytes, x.info.CacheBytes = x.plan.CacheBytes(rowBytes)
+	return nil
 }
 
 // run computes tokens with the lane's weights in place. The first batch is recorded as it runs: its
@@ -111,9 +178,9 @@ func (x *lane) run(tokens []int32, first int) (err error) {
 	begin := cpu()
 	defer func() { x.decoding += cpu() - begin }() // before the weights are put back
 	if x.plan != nil || x.stopped {
-		return x.Decode(tokens, first)
+		return x.decode(tokens, first)
 	}
-	if x.plan, err = graph.RecordAs(x.Context, func() error { return x.Decode(tokens, first) }); err != nil {
+	if x.plan, err = graph.RecordAs(x.Context, func() error { return x.decode(tokens, first) }); err != nil {
 		return err
 	}
 	if err := x.plan.CheckTypes(x.want.K, x.want.V); err != nil {
@@ -148,7 +215,7 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 	}
 	batch := min(o.Ctx, batchTokens)
 	for _, l := range o.Lanes {
-		if l.Keys != nil {
+		if l.Keys != nil && l.Keys.Recent == 0 {
 			batch = o.Ctx // a code sees a whole window
 		}
 	}

@@ -263,10 +263,10 @@ func (m *model) selfTests(c *libllama.Context, ids []int32) ([]llama.SelfTest, e
 	for _, x := range []struct {
 		name, kind string
 		same       bool
-	}{{"keys written back unchanged leave the logits as they are, bit for bit", "same", true},
-		{"keys written back doubled change the logits", "double", false}} {
+	}{{"keys written back unchanged leave the logits as they are, bit for bit", llama.KeysSame, true},
+		{"keys written back doubled change the logits", llama.KeysDouble, false}} {
 		t := llama.SelfTest{Name: x.name}
-		stops, err := m.substitute(&llama.Keys{Kind: x.kind}, o1)
+		stops, err := m.substitute(c, &llama.Keys{Kind: x.kind}, o1)
 		if err == nil {
 			c.SetStops(stops)
 			var z []float32
