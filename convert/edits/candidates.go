@@ -31,10 +31,14 @@ func Candidates(cache transform.CacheRow) []Candidate {
 }
 
 // Still returns the candidate that makes exact changes on the pairs that RoPE does not turn and
-// scales the others; noBias leaves the key bias alone.
-func Still(noBias bool, cache transform.CacheRow) Candidate {
-	return Candidate{Name: "keys transformed where RoPE does not turn, pair scaling",
+// scales the others; noBias leaves the key bias alone. late: all is done behind RoPE.
+func Still(noBias, late bool, cache transform.CacheRow) Candidate {
+	out := Candidate{Name: "keys transformed where RoPE does not turn, pair scaling",
 		Fit: KeyFit{Still: true, NoBias: noBias, Pairs: ClosedForm, Cache: cache}}
+	if late {
+		out.Name = "channel scaling behind RoPE"
+	}
+	return out
 }
 
 // Shift returns the candidate that takes the low-frequency mean out of the key bias, with this

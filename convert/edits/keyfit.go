@@ -55,7 +55,7 @@ type KeyFit struct {
 	// that takes a fraction of the steps.
 	Start transform.ModelEdits
 	Pairs PairScaling
-	// Still makes exact changes on the pairs that RoPE does not turn, in layers that have them: a
+	// Still makes exact changes on the pairs of transform.StillPairs, in layers that have them: a
 	// constant leaves the key bias, unless NoBias is set, and a matrix passes to the queries. It
 	// goes with no Shift and no Transform, and needs StatsOptions.Samples.
 	Still, NoBias bool
@@ -267,8 +267,8 @@ func (s *KeyStats) still(ctx context.Context, f KeyFit, stats *transform.KeyStat
 }
 
 // stillGains returns the exact change of heads whose queries and keys are normed, nil where it is no
-// more than the scales of turn: on the pairs that RoPE does not turn each channel has a scale of its
-// own, in the gains of the norms. The energies of a pair are shared out over its channels.
+// more than the scales of turn: on the pairs of StillPairs each channel has a scale of its own, in
+// the gains of the norms. The energies of a pair are shared out over its channels.
 func (s *KeyStats) stillGains(layer, head int, alive []int, turn *transform.PairRotation) (*transform.KeyTransform,
 	error) {
 	c, y := s.cfg, &s.cfg.Layers[layer]

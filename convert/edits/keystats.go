@@ -439,7 +439,7 @@ func movedTable(t *rope.Table, d int, pairs rope.Layout) *gemm.Weights {
 
 // outputRoots returns, per query head, a factor L with L L^T = W^T W for the
 // columns W of W_O that the head's output meets: |L^T v| is how much of v
-// reaches the residual stream. They are kept.
+// reaches the residual stream. They are kept. A factor is nil where that is not known.
 func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, error) {
 	if s.roots[layer] != nil {
 		return s.roots[layer], nil
@@ -448,6 +448,12 @@ func (s *KeyStats) outputRoots(ctx context.Context, layer int) ([][]float64, err
 	d := y.HeadDim
 	name := family.Name(layer, "attn_output.weight")
 	t, ok := s.o.Weights.Find(name)
+	if !ok && y.FixedValues != "" {
+		// In front of the output matrix something else happens, such as a gate: errors count by what
+		// they do to the attention alone.
+		s.roots[layer] = make([][]float64, y.Heads)
+		return s.roots[layer], nil
+	}
 	if !ok {
 		return nil, fmt.Errorf("the model has no tensor %s", name)
 	}
@@ -550,8 +556,12 @@ func (k *keySums) merge(c *family.Config, o StatsOptions, a *refmodel.Attention,
 		k.weight += p.weight
 		k.queries += float64(p.n)
 	}
+	keys := a.KPre
+	if transform.LateGains(y) {
+		keys = a.K // before RoPE they have not been normed
+	}
 	for j := min(o.Sink, T); j < T; j++ {
-		row := a.KPre[(window*T+j)*kw+head*d:][:d]
+		row := keys[(window*T+j)*kw+head*d:][:d]
 		w := seen[j]
 		for i, v := range row {
 			k.key[i] += float64(w * float64(v))

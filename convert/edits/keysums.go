@@ -111,7 +111,7 @@ func (k *keySums) set(x *headSums, d int) error {
 func (s *KeyStats) rope(layer int, table *rope.Table) {
 	c, y := s.cfg, &s.cfg.Layers[layer]
 	if i := c.RopeKind(layer); s.ropes[i].Turn == nil || s.ropes[i].Turn.Positions() < table.Positions() {
-		t := kvcache.NewRopeTables(y.Rope, table)
+		t := kvcache.NewRopeTables(y, table)
 		if s.o.Weights != nil {
 			t.Moved = movedTable(table, y.HeadDim, c.PairsIn(layer))
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/transform"
@@ -235,7 +236,8 @@ func (h *search) choose(ctx context.Context) (*Result, error) {
 	}
 	candidates := Candidates(row)
 	if matrix, _ := transform.CheckStill(h.c.Config); matrix == nil && row.Type.Quantized() {
-		candidates = append(candidates, Still(h.o.NoKeyBias != "", row))
+		late := slices.ContainsFunc(h.c.Config.Layers, func(y family.Layer) bool { return transform.LateGains(&y) })
+		candidates = append(candidates, Still(h.o.NoKeyBias != "", late, row))
 	}
 	if err := h.try(ctx, candidates...); err != nil {
 		return nil, err

@@ -198,7 +198,7 @@ func TestStillFit(t *testing.T) {
 		o := StatsOptions{Queries: 36, Samples: 36, Threads: 2}
 		s := collect(t, c, o, windows)
 		row := transform.CacheRow{Type: gguf.TypeQ4_0, Pairs: c.Config.Pairs}
-		fit, err := s.Fit(t.Context(), Still(false, row).Fit, nil)
+		fit, err := s.Fit(t.Context(), Still(false, false, row).Fit, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

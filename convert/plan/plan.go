@@ -70,12 +70,6 @@ type Plan struct {
 func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch *Changes) (*Plan, error) {
 	targets := ch.Targets
 	p := &Plan{Container: to, Pairs: rope.Half, Identities: ch.Identities}
-	// Of a model that llama.cpp computes nothing else is known, and all of it stays as it is.
-	if c.Graph == nil {
-		if err := checkUnknown(c); err != nil {
-			return nil, err
-		}
-	}
 	outside := 0
 	for _, n := range c.Unknown {
 		if c.Outside(n) {
@@ -190,31 +184,6 @@ func (p *Plan) drafters(c *checkpoint.Checkpoint, to checkpoint.Container, edite
 	}
 	p.Warnings = append(p.Warnings, fmt.Sprintf("the model no longer fits its drafter (%s), which reads keys and values of its last layers",
 		cfg.Family.Drafter))
-}
-
-// harmless are endings of tensors that some checkpoints carry and no graph uses.
-var harmless = []string{".rotary_emb.inv_freq", ".masked_bias", ".attention.bias"}
-
-// checkUnknown refuses tensors that may belong to a graph other than the
-// family's: computing without them would be silently wrong.
-func checkUnknown(c *checkpoint.Checkpoint) error {
-	for _, n := range c.Unknown {
-		ok := c.Container == checkpoint.Safetensors && (n == "lm_head.weight" && c.Config.TiedEmbeddings ||
-			c.Outside(n) ||
-			!c.BaseNames() && !strings.HasPrefix(n, family.BasePrefix) && !strings.HasPrefix(n, "lm_head.") ||
-			c.Config.Unread(n)) || c.IdleKV(n)
-		if l := family.LayerOf(n); c.Container == checkpoint.GGUF && l >= len(c.Config.Layers) {
-			ok = l < len(c.Config.Layers)+c.Config.DraftLayers
-		}
-		for _, h := range harmless {
-			ok = ok || strings.HasSuffix(n, h)
-		}
-		if !ok {
-			return fmt.Errorf("%s: tensor %s is not part of the %s graph; a model that has it is not supported", c.Path, n,
-				c.Config.Family.Name)
-		}
-	}
-	return nil
 }
 
 // likeSource plans a safetensors copy with the source's names, types and shards.

@@ -26,8 +26,8 @@ import (
 const testdata = "../../verify/refmodel/testdata"
 
 // keepGGUF names a folder in which TestGGUFOracle leaves NAME.OUTTYPE.gguf of all
-// types, and the logits that it compares F32 files with in NAME.f32.logits, for
-// scripts/oracles/stock_gguf.py.
+// types, the logits that it compares F32 files with in NAME.f32.logits, and those of our pass when it
+// rounds as ggml does in NAME.f32.rounded, for scripts/oracles/stock_gguf.py.
 const keepGGUF = "PHASECONV_KEEP_GGUF"
 
 // refused lists the tiny models that cannot be GGUF files, with the key that the
@@ -101,7 +101,11 @@ func eachTiny(t *testing.T, f func(t *testing.T, m *tinyModel)) {
 // logitsOf runs the forward pass of c.
 func logitsOf(t *testing.T, cfg *family.Config, c checkpoint.Weights, tokens [][]int32) []float32 {
 	t.Helper()
-	m := refmodel.New(cfg, c, 2)
+	return logitsWith(t, refmodel.New(cfg, c, 2), tokens)
+}
+
+func logitsWith(t *testing.T, m *refmodel.Model, tokens [][]int32) []float32 {
+	t.Helper()
 	variant := &refmodel.Variant{}
 	if err := m.Run(context.Background(), tokens, []*refmodel.Variant{variant}, refmodel.Options{}); err != nil {
 		t.Fatal(err)
@@ -110,8 +114,8 @@ func logitsOf(t *testing.T, cfg *family.Config, c checkpoint.Weights, tokens [][
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := make([]float32, len(tokens)*len(tokens[0])*cfg.Vocab)
-	if err := m.Logits(t.Context(), [][]float32{out}, [][]float32{normed}, 0, cfg.Vocab); err != nil {
+	out := make([]float32, len(tokens)*len(tokens[0])*m.Config.Vocab)
+	if err := m.Logits(t.Context(), [][]float32{out}, [][]float32{normed}, 0, m.Config.Vocab); err != nil {
 		t.Fatal(err)
 	}
 	return out
@@ -197,15 +201,28 @@ func keep(t *testing.T, m *tinyModel, dir string, want []float32) {
 		}
 		writeTiny(t, m, p, dir, outtype)
 	}
-	var raw []byte
-	for _, v := range want {
-		raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(v))
-	}
-	if err := os.WriteFile(filepath.Join(dir, m.name+".f32.logits"), raw, 0o666); err != nil {
+	keepLogits(t, filepath.Join(dir, m.name+".f32.logits"), want)
+	c, err := checkpoint.Open(filepath.Join(dir, m.name+".f32.gguf"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer c.Close()
+	rounded := refmodel.New(c.Config, c, 2)
+	rounded.RoundInputs, rounded.HalfGELU = true, true
+	keepLogits(t, filepath.Join(dir, m.name+".f32.rounded"), logitsWith(t, rounded, m.Tokens))
 	// The folder too: that of a model whose weights are not stored is gone after the test.
 	if err := os.CopyFS(filepath.Join(dir, m.name+".hf"), os.DirFS(m.Path)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func keepLogits(t *testing.T, path string, logits []float32) {
+	t.Helper()
+	var raw []byte
+	for _, v := range logits {
+		raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(v))
+	}
+	if err := os.WriteFile(path, raw, 0o666); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -246,10 +263,11 @@ func TestGGUFOracle(t *testing.T) {
 		dir := os.Getenv(keepGGUF)
 		if dir == "" {
 			dir = t.TempDir()
-		} else {
-			keep(t, m, dir, want)
 		}
 		f32 := convertedLogits(t, m, p, dir, "f32")
+		if os.Getenv(keepGGUF) != "" {
+			keep(t, m, dir, want)
+		}
 		d := farthest(f32, want)
 		t.Logf("largest difference %.2e, tolerance %.2e", d, m.tolerance())
 		if d > m.tolerance() {

@@ -153,6 +153,10 @@ func opened(open func() (*Checkpoint, error)) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := c.checkUnknown(); err != nil {
+		c.Close()
+		return nil, err
+	}
 	doubles := 0
 	for _, t := range c.tensors {
 		if t.Type == "F64" {

@@ -262,6 +262,12 @@ func TestGGUFLayouts(t *testing.T) {
 			rows(x["token_embd.weight"], -1)
 			rows(x["output.weight"], -1)
 		}, []string{"token_embd.weight", "tokenizer.ggml.tokens"}},
+		{"a gate on the output of attention", "qwen3", tiny.Options{}, func(x map[string]*stored) {
+			x["blk.0.attn_gate.weight"] = x["blk.0.attn_q.weight"]
+		}, []string{"blk.0.attn_gate.weight", "not part of the qwen3 graph"}},
+		{"the gate's rows behind those of q", "qwen3", tiny.Options{}, func(x map[string]*stored) {
+			rows(x["blk.0.attn_q.weight"], x["blk.0.attn_q.weight"].dims[1])
+		}, []string{"blk.0.attn_q.weight", "shape"}},
 		{"no norm of keys", "qwen3", tiny.Options{}, func(x map[string]*stored) {
 			delete(x, "blk.1.attn_k_norm.weight")
 		}, []string{"blk.1.attn_k_norm.weight"}},

@@ -199,7 +199,7 @@ type FFN struct {
 
 // Features are what a layer can have beyond softmax attention over its own keys and values,
 // all dimensions of which RoPE turns, and a gated FFN, perhaps a mixture with a
-// SoftmaxTopK router. No family here has one yet. Whoever handles layers says by
+// SoftmaxTopK router. Whoever handles layers says by
 // Config.Require which of them it can.
 type Features uint32
 
@@ -610,9 +610,6 @@ func (c *Config) Resolve(p Params) error {
 					y.Owner--
 				}
 			}
-			if !(y.SoftCap >= 0 && y.SoftCap < 1e6) {
-				return fmt.Errorf("attn_logit_softcapping is %g, expected a positive number or none", y.SoftCap)
-			}
 			if y.Owner < 0 || (c.Layers[y.Owner].Window > 0) != (y.Window > 0) {
 				return format.Brokenf("num_kv_shared_layers is %d, but layer %d finds none in front of them with keys for it",
 					p.SharedKV, l)
@@ -652,6 +649,9 @@ func (y *Layer) check(l int) error {
 	}
 	if !(y.Scale > 0 && y.Scale <= 16) {
 		return fmt.Errorf("attention scale is %g, expected a positive number", y.Scale)
+	}
+	if !(y.SoftCap >= 0 && y.SoftCap < 1e6) {
+		return fmt.Errorf("attn_logit_softcapping is %g, expected a positive number or none", y.SoftCap)
 	}
 	if y.Owner < 0 || y.Owner > l || y.Window < 0 {
 		return fmt.Errorf("keys and values of layer %d and a window of %d", y.Owner, y.Window)

@@ -133,6 +133,7 @@ func TestRefusals(t *testing.T) {
 		{"gemma3", keys{"query_pre_attn_scalar": -1}, "attention scale"},
 		{"gemma3", keys{"query_pre_attn_scalar": 0}, "attention scale"},
 		{"gemma3", keys{"final_logit_softcapping": -30.0}, "final_logit_softcapping"},
+		{"gemma2", keys{"attn_logit_softcapping": -50.0}, "attn_logit_softcapping"},
 		{"llama", keys{"query_pre_attn_scalar": 64}, "query_pre_attn_scalar"},
 		{"llama", keys{"final_logit_softcapping": 30.0}, "final_logit_softcapping"},
 		{"qwen3", keys{"is_causal": false}, "is_causal"},

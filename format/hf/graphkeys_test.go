@@ -60,6 +60,11 @@ func TestUnknownKeys(t *testing.T) {
 		{"llama", `"q_lora_rank": 64`, "q_lora_rank is 64"},
 		{"llama", `"position_embedding_type": "rope_gptj"`, "position_embedding_type"},
 		{"llama", `"brand_new_attention": null`, ""},
+		// Gates on the output of attention: no family of the table has one.
+		{"qwen3", `"attn_output_gate": true`, "attn_output_gate is true"},
+		{"qwen3moe", `"use_attention_gate": true`, `"use_attention_gate" is true`},
+		{"glm4", `"gated_attention": true`, `"gated_attention" is true`},
+		{"hunyuan", `"head_wise_attn_gate": true`, "head_wise_attn_gate is true"},
 	} {
 		_, err := ParseConfig(put(edit(t, x.model, nil), x.members))
 		if (err == nil) != (x.says == "") || err != nil && !strings.Contains(err.Error(), x.says) {

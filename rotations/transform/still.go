@@ -8,7 +8,8 @@ import (
 )
 
 // Exact identities on the dimensions of keys that RoPE does not turn: in layers without RoPE all
-// of them, with partial rotary those behind the turned ones.
+// of them, with partial rotary those behind the turned ones, and all where keys are changed behind
+// RoPE, in the gain of a norm there (LateGains).
 const (
 	// IDStillTransform is a matrix on them, its inverse transposed on the queries.
 	IDStillTransform = "G5"
@@ -24,10 +25,20 @@ var ErrAllTurn = errors.New("RoPE turns all dimensions of all heads")
 // float64 tells from zero. Files say by a divisor of 1e30 that a pair does not turn.
 const stillFreq = 1e-20
 
-// StillPairs says which pairs of a layer's heads RoPE does not turn, [HeadDim/2], and whether
-// there are any.
+// LateGains says whether the keys of a layer are changed in the gain of a norm behind RoPE (Hunyuan).
+// Then no change has to pass through RoPE.
+func LateGains(y *family.Layer) bool { return y.NormAfterRoPE && y.QKNorm != family.NoQKNorm }
+
+// StillPairs says which pairs of a layer's heads RoPE does not turn after they were changed,
+// [HeadDim/2], and whether there are any.
 func StillPairs(y *family.Layer) (still []bool, some bool) {
 	still = make([]bool, y.HeadDim/2)
+	if LateGains(y) {
+		for p := range still {
+			still[p] = true
+		}
+		return still, true
+	}
 	turned := 0
 	if y.Rope.Dim > 0 {
 		for p, f := range y.Rope.InvFreq() {
@@ -78,7 +89,7 @@ func CheckStill(c *family.Config) (matrix, shift error) {
 }
 
 // CheckStillTransform says why no matrix passes between keys and queries of layer l on the
-// dimensions that RoPE does not turn. Through the gains of a QK-norm only scales pass.
+// dimensions of StillPairs. Through the gains of a QK-norm only scales pass.
 func CheckStillTransform(c *family.Config, l int) error {
 	y := &c.Layers[l]
 	if y.ValuesAreKeys && y.QKNorm == family.NoQKNorm {

@@ -12,11 +12,13 @@ script prints how far the two logits are apart.
   glm4-like    biases, half of each head rotated, shared expert, a dense layer in front
   gemma4-like  QK-norm, two kinds of layers with heads of their own, shared keys and values, embeddings
                per layer, normed values
+  hunyuan-like QK-norm after RoPE
 
 Planted: scales of rotary pairs (powers of two from 1/8 to 8) in keys and, inverted, in queries;
 in glm4-like also constants in the key bias on dimensions that RoPE does not turn, which
 the softmax drops; in gemma4-like the scales stand in the gains of the norms, a number for each
-channel where RoPE does not turn, and the layers that share keys have the inverse too. The key biases of gptoss-like start large in slow pairs before the training:
+channel where RoPE does not turn, and the layers that share keys have the inverse too; in hunyuan-like a
+number for each channel of all. The key biases of gptoss-like start large in slow pairs before the training:
 with sinks no constant can be planted exactly.
 """
 import os
@@ -52,6 +54,8 @@ MODELS = {
                         rope_parameters={"sliding_attention": dict(rope_type="default", rope_theta=10000.0),
                                          "full_attention": dict(rope_type="proportional", partial_rotary_factor=0.25,
                                                                 rope_theta=1000000.0)}),
+    "hunyuan-like": dict(COMMON, model_type="hunyuan_v1_dense", architectures=["HunYuanDenseV1ForCausalLM"], intermediate_size=256,
+                         attention_bias=False, rope_parameters=dict(rope_type="default", rope_theta=10000.0)),
 }
 
 
@@ -110,9 +114,21 @@ def plant_gains(model):
             a.q_norm.weight /= scales[kind]
 
 
+def plant_late_gains(model):
+    """Scales in the gains of the norms that come after RoPE: a number for each channel."""
+    rng = np.random.default_rng(2)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            s = torch.from_numpy(2.0 ** rng.integers(-3, 4, 64)).float()
+            layer.self_attn.key_layernorm.weight *= s
+            layer.self_attn.query_layernorm.weight /= s
+
+
 def plant(model, name):
     if name == "gemma4-like":
         return plant_gains(model)
+    if name == "hunyuan-like":
+        return plant_late_gains(model)
     rng = np.random.default_rng(2)
     half = 16 if name == "glm4-like" else 32  # rotary pairs (i, i + half)
     with torch.no_grad():

@@ -22,18 +22,21 @@ type EditedKeys struct {
 }
 
 // RopeTables are tables of one kind of layer: as the model turns, with YaRN's
-// magnitude, and purely.
+// magnitude, and purely; Pure is nil where nothing turns behind an edit (transform.LateGains).
 type RopeTables struct {
 	Turn, Pure *rope.Table
 	Moved      *gemm.Weights // of KeyStats with the model's weights
 }
 
-// NewRopeTables returns the tables of layers with parameters p, which turn was made of.
-func NewRopeTables(p rope.Params, turn *rope.Table) RopeTables {
-	if p.Magnitude() == 1 {
+// NewRopeTables returns the tables of layers like y, of whose parameters turn was made.
+func NewRopeTables(y *family.Layer, turn *rope.Table) RopeTables {
+	switch {
+	case transform.LateGains(y):
+		return RopeTables{Turn: turn}
+	case y.Rope.Magnitude() == 1:
 		return RopeTables{Turn: turn, Pure: turn}
 	}
-	return RopeTables{Turn: turn, Pure: rope.NewTable(p.Pure(), turn.Positions())}
+	return RopeTables{Turn: turn, Pure: rope.NewTable(y.Rope.Pure(), turn.Positions())}
 }
 
 // NewEditedKeys returns the cache for contexts of up to n tokens.
@@ -51,7 +54,7 @@ func NewEditedKeys(cfg *family.Config, edits transform.ModelEdits, inner refmode
 			return nil, fmt.Errorf("layer %d: key edits for %d of %d KV heads", l, len(heads), n)
 		}
 		if i := cfg.RopeKind(l); i == l {
-			e.ropes[i] = NewRopeTables(y.Rope, rope.NewTable(y.Rope, n))
+			e.ropes[i] = NewRopeTables(y, rope.NewTable(y.Rope, n))
 		}
 	}
 	return e, nil
@@ -113,7 +116,7 @@ func (e *EditedKeys) Values(layer, head int, v []float32) error {
 }
 
 // EditKeys does to keys after RoPE, [n, d], what a removal and a mix of weights do
-// before it.
+// before it, or a mix behind it.
 func EditKeys(k []float32, d int, e transform.KeyEdit, pos func(i int) int, t RopeTables, pairs rope.Layout) {
 	if e.Shift != nil {
 		x := make([]float32, d)
@@ -132,15 +135,15 @@ func EditKeys(k []float32, d int, e transform.KeyEdit, pos func(i int) int, t Ro
 	}
 }
 
-// mixRows mixes keys or queries after RoPE, [n, d], as weights would before it.
+// mixRows mixes keys or queries after RoPE, [n, d], as weights would before it, or behind it if t is nil.
 func mixRows(x []float32, d int, w *gemm.Weights, pos func(i int) int, t *rope.Table, pairs rope.Layout) {
-	for i := 0; i < len(x); i += d {
+	for i := 0; i < len(x) && t != nil; i += d {
 		t.ApplyInverse(x[i:i+d], pos(i/d), pairs)
 	}
 	out := make([]float32, len(x))
 	gemm.Mul(out, d, x, d, len(x)/d, w, 1)
 	copy(x, out)
-	for i := 0; i < len(x); i += d {
+	for i := 0; i < len(x) && t != nil; i += d {
 		t.Apply(x[i:i+d], pos(i/d), pairs)
 	}
 }

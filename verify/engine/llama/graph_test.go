@@ -108,7 +108,7 @@ func unknownOptions(src, out string, e *llama.Engines) convert.Options {
 
 // unknown are the samples of architectures that the table of families lacks, and what may be edited.
 var unknown = map[string]string{
-	"gptneox": "", "gpt2": "", "falcon": "", "lfm2": "",
+	"gptneox": "", "gpt2": "", "falcon": "", "lfm2": "", "afmoe": "",
 	"olmo": "CLAMP behind the product", "deepseek2": "MLA",
 }
 

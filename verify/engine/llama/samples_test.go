@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/format/gguf"
@@ -20,7 +21,8 @@ var folds = map[string]string{
 	"qwen3": "pair scale, through the gains", "hunyuan": "pair scale, through the gains",
 	"olmo2": "pair scale, through the gains", "lfm2": "pair scale, through the gains",
 	"gemma4": "pair scale, through the gains", "starcoder2": "pair scale and angle", "starcoder2-fused": "pair scale and angle",
-	"olmo": "keys: CLAMP behind the product", "deepseek2": "keys: CONCAT of parts, as in latent attention (MLA)",
+	"afmoe": "pair scale, through the gains",
+	"olmo":  "keys: CLAMP behind the product", "deepseek2": "keys: CONCAT of parts, as in latent attention (MLA)",
 }
 
 // TestSamples: in every kind of graph the self-tests pass (they ran when the model was loaded), the
@@ -80,6 +82,13 @@ func TestSamples(t *testing.T) {
 			}
 			if got := m.Facts.Owners()[0].Folds(); got.Keys+got.Refused != folds[name] {
 				t.Errorf("folds %+v, want %q", got, folds[name])
+			}
+			if name == "afmoe" { // no matrix passes through a gate for each channel
+				for _, c := range m.Facts.Graph().Caches {
+					if !strings.Contains(c.FixedValues, "stands between attention and its output") {
+						t.Errorf("values behind a gate: %q", c.FixedValues)
+					}
+				}
 			}
 			d := res.Divergences
 			t.Logf("same %g, q4_0 %g, 1 bit %g; %+v", d[0].MaxAbsDLogit, d[1].Mean, d[2].Mean, lanes)

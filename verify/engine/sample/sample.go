@@ -112,6 +112,13 @@ var archs = map[string]arch{
 	"qwen3": {name: "qwen3", what: "QK-norm in front of RoPE", layers: 2,
 		keys:    []gguf.KV{key(rms, float32(1e-6))},
 		tensors: join(embeddings, attnNorm, separate(kvHeads), headNorms, ffnNorm, gated)},
+	"afmoe": {name: "afmoe", what: "a gate on the output of attention", layers: 2,
+		keys: []gguf.KV{key(rms, float32(1e-5)), key("leading_dense_block_count", uint32(2)),
+			key("expert_feed_forward_length", uint32(ffn)), key("expert_shared_count", uint32(0)),
+			key("attention.sliding_window", uint32(window))},
+		tensors: join(embeddings, output, attnNorm, separate(kvHeads), headNorms, ffnNorm, gated, []tensor{
+			t("blk.%d.attn_gate.weight", heads*headDim, hidden), t("blk.%d.post_attention_norm.weight", hidden),
+			t("blk.%d.post_ffw_norm.weight", hidden)})},
 	"hunyuan": {name: "hunyuan-dense", what: "QK-norm behind RoPE", layers: 2,
 		keys:    []gguf.KV{key(rms, float32(1e-5))},
 		tensors: join(embeddings, attnNorm, separate(kvHeads), headNorms, ffnNorm, gated)},
