@@ -213,7 +213,8 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 				return m.Run(ctx, windows, []*refmodel.Variant{{}}, refmodel.Options{Hooks: h, Progress: p})
 			}
 		}
-		hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }}
+		hooks := refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return f.attention(ctx, a) }, NoPre: true,
+			NoValues: o.Joint == nil}
 		f.progress(0, 0)
 		if err := tap(ctx, windows, hooks, f.passed); !errors.Is(err, errDone) {
 			if err == nil {

@@ -124,13 +124,7 @@ func (s *KeyStats) Hooks(ctx context.Context) refmodel.Hooks {
 func (s *KeyStats) attention(ctx context.Context, a *refmodel.Attention) error {
 	c, y := s.cfg, &s.cfg.Layers[a.Layer]
 	g := y.Group()
-	if i := c.RopeKind(a.Layer); s.ropes[i].Turn == nil || s.ropes[i].Turn.Positions() < a.T {
-		t := kvcache.NewRopeTables(y, a.Rope)
-		if s.o.Weights != nil {
-			t.Moved = movedTable(a.Rope, y.HeadDim, c.PairsIn(a.Layer))
-		}
-		s.ropes[i] = t
-	}
+	s.rope(a.Layer, a.Rope)
 	parts := make([]*querySums, y.Heads)
 	roots := make([][]float64, y.Heads)
 	if s.o.Weights != nil {

@@ -151,18 +151,13 @@ func newSearch(ctx context.Context, c *checkpoint.Checkpoint, o Options) (*searc
 	if err != nil {
 		return nil, err
 	}
-	// In small batches: the statistics need no more, and activations take memory.
-	batch := max(1, chooseBatch/o.Ctx)
-	for i := 0; i < fit; i += batch {
-		n := min(batch, fit-i)
-		tick := func(done, total int) {
-			if o.Progress != nil {
-				o.Progress(fmt.Sprintf("statistics of keys at context %d", o.Ctx), i*total+n*done, fit*total)
-			}
+	tick := func(done, total int) {
+		if o.Progress != nil {
+			o.Progress(fmt.Sprintf("statistics of keys at context %d", o.Ctx), done, total)
 		}
-		if err := o.Engine.Tap(ctx, w.Tokens[i:i+n], stats.Hooks(ctx), tick); err != nil {
-			return nil, err
-		}
+	}
+	if err := stats.take(ctx, o.Engine, w.Tokens[:fit], tick); err != nil {
+		return nil, err
 	}
 	f16 := kvcache.F16
 	f16.Rotation = o.Cache.Rotation

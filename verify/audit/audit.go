@@ -37,7 +37,8 @@ type Row map[string]codec.Beta
 
 // Hooks returns what measures along with a forward pass, until ctx ends.
 func (t *Meter) Hooks(ctx context.Context) refmodel.Hooks {
-	return refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return t.attention(ctx, a) }}
+	return refmodel.Hooks{Attention: func(a *refmodel.Attention) error { return t.attention(ctx, a) }, NoPre: true,
+		NoValues: true}
 }
 
 func (t *Meter) attention(ctx context.Context, a *refmodel.Attention) error {

@@ -8,6 +8,7 @@ import (
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
+	"github.com/phaseconv/phaseconv/kernels/rope"
 	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -34,6 +35,25 @@ type Engine interface {
 	With(ctx context.Context, w checkpoint.Weights) (Engine, error)
 	// Identity is what results depend on beside model, text and options.
 	Identity() Identity
+}
+
+// A Summer is an engine that sums up statistics of keys where it computes, so that activations do not travel.
+type Summer interface {
+	// KeySums runs windows one after the other through edits.KeyStats with these options and returns its sums, and
+	// the rotary table of each layer of Config for one window, nil where it has none.
+	KeySums(ctx context.Context, windows [][]int32, o KeySums, p func(done, total int)) (sums []byte, ropes []*rope.Table,
+		err error)
+}
+
+// KeySums are the options of edits.KeyStats; with Output errors of scores count by what they do behind W_O.
+type KeySums struct {
+	Queries  int    `json:"queries"`
+	Sink     int    `json:"sink"`
+	Samples  int    `json:"samples"`
+	Meetings int    `json:"meetings"`
+	Output   bool   `json:"output"`
+	Seed     uint64 `json:"seed"`
+	Threads  int    `json:"threads"`
 }
 
 // A Lane is one way of computing windows.

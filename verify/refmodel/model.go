@@ -113,6 +113,9 @@ type Options struct {
 type Hooks struct {
 	// Attention is called once per layer, before attention is computed.
 	Attention func(a *Attention) error
+	// NoPre and NoValues say that Attention looks at no QPre and KPre, and at no V: where activations travel, they
+	// are nil.
+	NoPre, NoValues bool
 	// FFN is called once per layer with the normed input of the FFN, [windows*T, hidden].
 	FFN func(layer int, x []float32) error
 	// Neurons is called with what an FFN multiplies by down, [tokens, size]: once per layer, or for

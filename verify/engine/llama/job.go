@@ -1,5 +1,7 @@
 package llama
 
+import "github.com/phaseconv/phaseconv/verify/engine"
+
 // The jobs that the worker does, as JSON bodies of frames. Frames go one way at a time: a request,
 // any number of progress and tap frames, then a result or an error. Kinds of frames:
 const (
@@ -9,6 +11,7 @@ const (
 	KindTokenize = "tokenize" // Tokenize and the text -> nothing and the ids
 	KindMeasure  = "measure"  // Measure, token ids -> Measured and scores
 	KindTap      = "tap"      // Tap and token ids -> taps, then nothing
+	KindSums     = "sums"     // Sums and token ids -> nothing and the sums
 	KindPatch    = "patch"    // Patch and the tensors' bytes -> Patched
 
 	KindResult   = "result"
@@ -157,8 +160,10 @@ type MeasuredLane struct {
 type Wants struct {
 	Pre bool `json:"pre,omitempty"` // queries and keys before RoPE
 	QKV bool `json:"qkv,omitempty"` // queries, keys and values as they are scored and stored
-	In  bool `json:"in,omitempty"`  // the layer's normed input
-	FFN bool `json:"ffn,omitempty"` // the normed input of the FFN
+	// NoValues leaves values out.
+	NoValues bool `json:"no_values,omitempty"`
+	In       bool `json:"in,omitempty"`  // the layer's normed input
+	FFN      bool `json:"ffn,omitempty"` // the normed input of the FFN
 }
 
 // Tap runs windows and sends activations.
@@ -170,6 +175,14 @@ type Tap struct {
 	Patch   string `json:"patch,omitempty"`
 	// Layers, if not nil, are those that are wanted.
 	Layers []int `json:"layers,omitempty"`
+}
+
+// Sums runs windows and sums up statistics of keys, see engine.Summer.
+type Sums struct {
+	Model int    `json:"model"`
+	Ctx   int    `json:"ctx"`
+	Patch string `json:"patch,omitempty"`
+	engine.KeySums
 }
 
 // Names of activations, in Tapped.

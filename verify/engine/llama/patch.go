@@ -53,8 +53,8 @@ func (m *Model) patches(ctx context.Context, lanes []engine.Lane) (names []strin
 func (m *Model) edited(l engine.Lane) (map[string][]byte, error) {
 	v := checkpoint.NewEdited(m.Source, checkpoint.Edits{})
 	owners := map[int]*Attention{}
-	for _, x := range m.tappedLayers() {
-		owners[x.number] = x.Attention
+	for _, x := range m.Facts.Tapped(m.known()) {
+		owners[x.Number] = x.Attention
 	}
 	for layer, heads := range l.Edits {
 		if len(heads) == 0 {

@@ -43,18 +43,14 @@ var probeSamples = []string{"llama", "qwen3", "lfm2"}
 // Probe starts the worker, loads the library and tries small models on the devices, or the model in a
 // file, of which it tells what its graph says. tick, which may be nil, is told how much is done.
 func Probe(ctx context.Context, s Start, p Place, file string, tick progress.Func) (*Report, error) {
-	total := 2
-	if file == "" {
-		total = 1 + len(probeSamples)
-	}
-	step := tick.Of("trying llama.cpp")
-	step(0, total)
+	step := tick.Of("loading llama.cpp's libraries")
+	step(0, 1)
 	w, err := NewWorker(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	defer w.Close()
-	step(1, total)
+	step(1, 1)
 	r := &Report{
 		Folder: filepath.Base(w.Library.Dir), Library: &w.Library, Identity: w.Identity(p), Notes: w.Notes(), OK: true,
 	}
@@ -64,11 +60,13 @@ func Probe(ctx context.Context, s Start, p Place, file string, tick progress.Fun
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
 	if file != "" {
+		step = tick.Of("loading the model and trying it")
+		step(0, 1)
 		m, err := w.load(ctx, file, p)
 		if err != nil {
 			return nil, err
 		}
-		step(total, total)
+		step(1, 1)
 		ok := m.tested() == nil
 		r.Models = append(r.Models, Probed{Model: filepath.Base(file), What: m.Facts.Arch, Tests: m.Tests, OK: ok})
 		r.Facts, r.OK = m.Facts, ok
@@ -77,6 +75,8 @@ func Probe(ctx context.Context, s Start, p Place, file string, tick progress.Fun
 		}
 		return r, nil
 	}
+	step = tick.Of("trying small models")
+	step(0, len(probeSamples))
 	for i, name := range probeSamples {
 		x := Probed{Model: name, What: sample.What(name)}
 		path := filepath.Join(dir, name+".gguf")
@@ -96,7 +96,7 @@ func Probe(ctx context.Context, s Start, p Place, file string, tick progress.Fun
 			}
 		}
 		r.Models, r.OK = append(r.Models, x), r.OK && x.OK
-		step(2+i, total)
+		step(1+i, len(probeSamples))
 	}
 	return r, nil
 }

@@ -47,6 +47,9 @@ type Worker struct {
 	dead    error
 }
 
+// Received is how many bytes have come from the worker.
+func (w *Worker) Received() int64 { return w.conn.Received() }
+
 // lastLog is how much of the worker's output is kept: its last lines become the error when it
 // dies.
 const lastLog = 64 << 10

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"sync/atomic"
 )
 
 // Magic begins every frame. What a library prints by mistake does not pass for one.
@@ -57,9 +58,13 @@ func (f *Frame) Decode(v any) error {
 
 // A Conn sends and receives frames. One goroutine may send while another receives.
 type Conn struct {
-	r *bufio.Reader
-	w *bufio.Writer
+	r        *bufio.Reader
+	w        *bufio.Writer
+	received atomic.Int64
 }
+
+// Received is how many bytes of frames have come.
+func (c *Conn) Received() int64 { return c.received.Load() }
 
 // New returns a connection over two pipes.
 func New(r io.Reader, w io.Writer) *Conn {
@@ -131,7 +136,9 @@ func (c *Conn) Receive() (*Frame, error) {
 			return nil, err
 		}
 		f.Blobs = append(f.Blobs, b)
+		c.received.Add(n)
 	}
+	c.received.Add(int64(len(head) + len(j)))
 	return f, nil
 }
 

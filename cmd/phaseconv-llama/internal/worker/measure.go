@@ -21,6 +21,9 @@ import (
 // batchTokens is how many tokens are computed at a time, the default of llama.cpp's programs.
 const batchTokens = 512
 
+// progressTokens is how many tokens pass between two reports of progress.
+const progressTokens = 32
+
 // A lane is a context with what is special about it.
 type lane struct {
 	*libllama.Context
@@ -48,9 +51,10 @@ func (x *lane) Logits(i int) ([]float32, error) {
 	return x.rows[i], nil
 }
 
-// decode computes tokens in one piece, or in those that a window of latest tokens wants.
-func (x *lane) decode(tokens []int32, first int) error {
+// decode computes tokens in one piece, or in those that a window of latest tokens wants, and says how many.
+func (x *lane) decode(tokens []int32, first int, tick func(n int)) error {
 	if x.recent == nil {
+		defer tick(len(tokens))
 		return x.Decode(tokens, first)
 	}
 	x.rows = make([][]float32, len(tokens))
@@ -74,6 +78,7 @@ func (x *lane) decode(tokens []int32, first int) error {
 			x.rows[at+i] = slices.Clone(z)
 		}
 		at += n
+		tick(n)
 	}
 	return nil
 }
@@ -164,7 +169,7 @@ func (x *lane) keepLatest(k *llama.Keys, threads int) error {
 
 // run computes tokens with the lane's weights in place. The first batch is recorded as it runs: its
 // caches must have the types that were asked for.
-func (x *lane) run(tokens []int32, first int) (err error) {
+func (x *lane) run(tokens []int32, first int, tick func(n int)) (err error) {
 	if x.patch != nil {
 		if err := x.patch.apply(); err != nil {
 			return err
@@ -178,9 +183,9 @@ func (x *lane) run(tokens []int32, first int) (err error) {
 	begin := cpu()
 	defer func() { x.decoding += cpu() - begin }() // before the weights are put back
 	if x.plan != nil || x.stopped {
-		return x.decode(tokens, first)
+		return x.decode(tokens, first, tick)
 	}
-	if x.plan, err = graph.RecordAs(x.Context, func() error { return x.decode(tokens, first) }); err != nil {
+	if x.plan, err = graph.RecordAs(x.Context, func() error { return x.decode(tokens, first, tick) }); err != nil {
 		return err
 	}
 	if err := x.plan.CheckTypes(x.want.K, x.want.V); err != nil {
@@ -256,8 +261,13 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 	if known == nil {
 		keep = s.bases.begin(o.Base, of, len(targets), vocab)
 	}
-	total := len(windows) * ((o.Ctx + batch - 1) / batch) * len(lanes)
-	done := 0
+	done, told, total := 0, 0, len(windows)*o.Ctx*len(lanes)
+	tick := func(n int) {
+		if done += n; done-told >= progressTokens || done == total {
+			told = done
+			s.progress(done, total)
+		}
+	}
 	for i, w := range windows {
 		for _, x := range lanes {
 			x.Clear()
@@ -266,11 +276,9 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 			tokens := w[from:min(o.Ctx, from+batch)]
 			first := min(len(tokens), max(0, o.First-from))
 			for _, x := range lanes {
-				if err := x.run(tokens, first); err != nil {
+				if err := x.run(tokens, first, tick); err != nil {
 					return nil, nil, fmt.Errorf("caches K %s, V %s, window %d: %w", gguf.Type(x.want.K), gguf.Type(x.want.V), i, err)
 				}
-				done++
-				s.progress(done, total)
 			}
 			// The last position predicts a token outside the window.
 			n := min(len(tokens), o.Ctx-1-from)

@@ -114,6 +114,8 @@ func (s *server) do(f *wire.Frame) (any, [][]byte, error) {
 		return job(f, func(x llama.Measure) (any, [][]byte, error) { return s.measure(x, f.Blobs) })
 	case llama.KindTap:
 		return job(f, func(x llama.Tap) (any, [][]byte, error) { return s.tap(x, f.Blobs) })
+	case llama.KindSums:
+		return job(f, func(x llama.Sums) (any, [][]byte, error) { return s.sums(x, f.Blobs) })
 	case llama.KindPatch:
 		return job(f, func(x llama.Patch) (any, [][]byte, error) { return s.patch(x, f.Blobs) })
 	}

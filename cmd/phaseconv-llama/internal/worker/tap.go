@@ -13,14 +13,14 @@ import (
 	"github.com/phaseconv/phaseconv/verify/engine/wire"
 )
 
-// taps collects the activations of one layer and sends them when the last has come.
+// taps collects the activations of one layer and hands them on when the last has come.
 type taps struct {
-	s       *server
+	see     func(y *taps, values [][]float32) error
 	window  int
 	layer   int
 	missing int
 	names   []string
-	blobs   [][]byte
+	values  [][]float32
 }
 
 // add takes a node's values, or a part of them, along; part nil stands for all.
@@ -32,57 +32,71 @@ func (y *taps) add(name string, t libllama.Tensor, part *graph.Part) error {
 	if err != nil {
 		return err
 	}
-	y.names, y.blobs = append(y.names, name), append(y.blobs, wire.Float32s(x))
+	y.names, y.values = append(y.names, name), append(y.values, x)
 	if y.missing--; y.missing > 0 {
 		return nil
 	}
-	names, blobs := y.names, y.blobs
-	y.missing, y.names, y.blobs = len(names), nil, nil
-	return y.s.conn.Send(llama.KindTapped, llama.Tapped{Window: y.window, Layer: y.layer, Names: names}, blobs...)
+	err = y.see(y, y.values)
+	y.missing, y.names, y.values = len(y.names), nil, nil
+	return err
+}
+
+// send is what is done with activations that are asked for themselves.
+func (s *server) send(y *taps, values [][]float32) error {
+	var blobs [][]byte
+	for _, x := range values {
+		blobs = append(blobs, wire.Float32s(x))
+	}
+	return s.conn.Send(llama.KindTapped, llama.Tapped{Window: y.window, Layer: y.layer, Names: y.names}, blobs...)
 }
 
 // tap runs windows and sends what is wanted of each layer; of one that reads another's cache no keys and
 // values.
 func (s *server) tap(o llama.Tap, blobs [][]byte) (any, [][]byte, error) {
+	return nil, nil, s.watch(o, blobs, s.send)
+}
+
+// watch runs windows and shows what is wanted of each layer.
+func (s *server) watch(o llama.Tap, blobs [][]byte, see func(y *taps, values [][]float32) error) error {
 	m, err := s.model(o.Model)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	windows, err := cut(blobs, o.Ctx)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	// F32 caches and no flash attention: what is read is what float32 attention computes.
 	f32 := int32(gguf.TypeF32)
 	c, err := m.NewContext(libllama.ContextOptions{Ctx: o.Ctx, Batch: o.Ctx, K: f32, V: f32, Flash: 0, FullWindow: true,
 		Threads: o.Threads})
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	defer c.Close()
 	// This context's graph has other nodes than that with flash attention.
 	plan, err := graph.Record(c, windows[0][:min(o.Ctx, 2*testTokens)])
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	if err := plan.CheckTypes(f32, f32); err != nil {
-		return nil, nil, err
+		return err
 	}
 	var all []*taps
 	stops := libllama.Stops{First: plan.First, Do: map[libllama.Node]func(libllama.Tensor) error{},
 		Watch: map[libllama.Node]bool{}}
 	for _, y := range plan.Layers {
 		if o.Layers == nil || slices.Contains(o.Layers, y.Layer) {
-			all = append(all, s.layerTaps(c, &stops, y, o.Wants))
+			all = append(all, layerTaps(c, &stops, y, o.Wants, see))
 		}
 	}
 	var p *patch
 	if o.Patch != "" {
 		if p = m.patches[o.Patch]; p == nil {
-			return nil, nil, fmt.Errorf("there is no patch %q", o.Patch)
+			return fmt.Errorf("there is no patch %q", o.Patch)
 		}
 		if err := p.apply(); err != nil {
-			return nil, nil, err
+			return err
 		}
 		defer p.undo() //nolint:errcheck // sizes were checked when the patch came
 		p.stops(m, &stops)
@@ -95,16 +109,17 @@ func (s *server) tap(o llama.Tap, blobs [][]byte) (any, [][]byte, error) {
 		c.Clear()
 		// An output for the last token: without any the last layer's FFN sees nothing.
 		if err := c.Decode(w, 0); err != nil {
-			return nil, nil, err
+			return err
 		}
 		s.progress(i+1, len(windows))
 	}
-	return nil, nil, nil
+	return nil
 }
 
 // layerTaps sets the stops for one layer.
-func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.Layer, wants llama.Wants) *taps {
-	out := &taps{s: s, layer: y.Layer}
+func layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.Layer, wants llama.Wants,
+	see func(y *taps, values [][]float32) error) *taps {
+	out := &taps{see: see, layer: y.Layer}
 	at := func(n *graph.Node, do func(t libllama.Tensor) error) {
 		if old := stops.Do[n.Node]; old != nil {
 			first := do
@@ -131,7 +146,7 @@ func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.
 		read(y.KPre.Node, llama.TapKPre, y.KPre)
 	}
 	if wants.QKV {
-		out.together(c, stops, at, read, y)
+		out.together(c, stops, at, read, y, !wants.NoValues)
 	}
 	if wants.FFN && y.FFN != nil {
 		read(y.FFN, llama.TapFFN, nil)
@@ -142,7 +157,7 @@ func (s *server) layerTaps(c *libllama.Context, stops *libllama.Stops, y *graph.
 // together reads Q, K and V at one stop, the last of the three, where none has been consumed. Queries
 // that are scaled behind RoPE may be scaled in place: they get a stop of their own.
 func (y *taps) together(c *libllama.Context, stops *libllama.Stops, at func(*graph.Node, func(libllama.Tensor) error),
-	read func(*graph.Node, string, *graph.Part), l *graph.Layer) {
+	read func(*graph.Node, string, *graph.Part), l *graph.Layer, values bool) {
 	type wanted struct {
 		*graph.Part
 		name string
@@ -155,7 +170,7 @@ func (y *taps) together(c *libllama.Context, stops *libllama.Stops, at func(*gra
 	}
 	if l.FirstReader {
 		want = append(want, wanted{l.K, llama.TapK})
-		if l.V != nil {
+		if l.V != nil && values {
 			want = append(want, wanted{l.V, llama.TapV})
 		}
 	}
