@@ -2,7 +2,7 @@
 """Writes a checkpoint of the size of a 26B mixture that takes little room on disk: a sparse file. For
 measuring peak memory, not quality.
 
-    python scripts/bench/make_large.py OUT [gemma4]
+    [LAYERS=30] python scripts/bench/make_large.py OUT [gemma4]
 
 30 layers, hidden 2816, 128 experts of 704 of which 8 are used, 16 heads of 256, 8 KV heads, 262144
 tokens: 24 billion numbers, 13 GB, as gpt_oss with experts in MXFP4. With gemma4 it has the shape of
@@ -19,7 +19,7 @@ import sys
 
 import numpy as np
 
-L, H, E, F, HEADS, KV, D, V = 30, 2816, 128, 704, 16, 8, 256, 262144
+L, H, E, F, HEADS, KV, D, V = int(os.environ.get("LAYERS", "30")), 2816, 128, 704, 16, 8, 256, 262144
 
 
 rng = np.random.default_rng(1)

@@ -1,12 +1,15 @@
 package llama_test
 
 import (
+	"encoding/binary"
+	"io"
 	"math"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
@@ -62,4 +65,44 @@ func keyDivergence(t *testing.T, r *convert.Result) map[bool]float64 {
 		}
 	}
 	return out
+}
+
+// TestPlantedLate: the same where norms come behind RoPE, with a scale for each channel in their gains.
+func TestPlantedLate(t *testing.T) {
+	w := start(t, llama.Start{})
+	engines := &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}}
+	dir, plain := t.TempDir(), sampleText(t, "hunyuan")
+	f, err := gguf.Open(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	hard := filepath.Join(dir, "hard.gguf")
+	rewrite(t, f, hard, f.KVs, func(x *gguf.Tensor) (gguf.Type, []byte) {
+		sign := 1.0
+		switch {
+		case strings.HasSuffix(x.Name, "attn_q_norm.weight"):
+			sign = -1
+		case !strings.HasSuffix(x.Name, "attn_k_norm.weight"):
+			return x.Type, nil
+		}
+		raw, err := io.ReadAll(f.Reader(x))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(raw); i += 4 {
+			v := math.Float32frombits(binary.LittleEndian.Uint32(raw[i:])) * float32(math.Exp2(sign*float64(5*(i/4)%7-3)))
+			binary.LittleEndian.PutUint32(raw[i:], math.Float32bits(v))
+		}
+		return x.Type, raw
+	})
+	as := keyDivergence(t, converted(t, plain, filepath.Join(dir, "a"), engines))
+	r := converted(t, hard, filepath.Join(dir, "b"), engines)
+	got := keyDivergence(t, r)
+	t.Logf("q4_0 keys in llama.cpp: KLD %.5f of the model, %.5f with planted scales, %.5f of that converted (%s)", as[false], got[false],
+		got[true], r.Manifest.Fusion.Chosen)
+	if got[false] < 3*as[false] || got[true] > 1.2*as[false] || !strings.Contains(r.Manifest.Fusion.Chosen, "behind RoPE") {
+		t.Errorf("KLD %g with planted scales, %g of it converted (%s), the model as it was has %g", got[false], got[true],
+			r.Manifest.Fusion.Chosen, as[false])
+	}
 }
