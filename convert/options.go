@@ -106,7 +106,7 @@ type Options struct {
 	// Progress, if set, is told about every step that can take long.
 	Progress progress.Func
 	// Engines compute the source and the artifact; nil is the own pass. llama.cpp takes GGUF files in and
-	// out, spreads signs evenly, and makes no report page.
+	// out, spreads signs evenly, weighs errors of joint codes by queries, and has no ReportDetail.
 	Engines engine.Engines
 	// Notice, if set, is told what is worth knowing and is no error.
 	Notice func(text string)
@@ -292,8 +292,8 @@ func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
 		return option.Bad("Alloc", o.Alloc, "%s spreads signs evenly", who)
 	case o.FFN != plan.FFNNone:
 		return option.Bad("FFN", string(o.FFN), "%s computes stored types, and has none to emulate", who)
-	case o.Report || o.ReportDetail:
-		return option.Bad("Report", nil, "%s makes no report page", who)
+	case o.ReportDetail:
+		return option.Bad("ReportDetail", nil, "%s measures no layers alone, other codes and other contexts", who)
 	}
 	o.Alloc = bits.AllocUniform
 	return o.settleGraph(c)

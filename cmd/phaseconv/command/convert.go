@@ -257,9 +257,6 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if !c.IsSet("outtype") {
 		o.OutType = plan.OutTypeSource
 	}
-	if !c.IsSet("report") {
-		o.Report = false
-	}
 	return engines.Close, nil
 }
 
