@@ -34,6 +34,7 @@ type measured struct {
 func (m *measured) record(man *spec.Manifest) {
 	v := *m.verify
 	v.Layers = nil // they stand in the manifest itself
+	v.CodeName, v.Pairs = "", false
 	man.Layers, man.Measured = m.verify.Layers, &v
 	if man.FFN != nil {
 		man.FFN.Measured = m.weights
