@@ -223,12 +223,29 @@ func (o *Options) recentOpen() bool { return o.Joint.OrNoRecent && o.Policy.Rece
 
 // settleKeys is settleCode where the code was not chosen.
 func (o *Options) settleKeys(c *checkpoint.Checkpoint) {
-	switch _, err := bits.JointGroups(c.Config, o.Joint.GroupOptions); {
+	_, err := bits.JointGroups(c.Config, o.Joint.GroupOptions)
+	if err == nil {
+		err = ownValues(c)
+	}
+	switch {
 	case o.Cache != nil || o.Code != codec.Frame || o.Bits != 1 || o.Policy.Exceptions > 0 || o.Alloc == bits.AllocAngle:
 		o.codeKeys("")
 	case err != nil:
 		o.codeKeys(plain(err))
 	}
+}
+
+// ownValues says why keys and values of an architecture cannot be coded together.
+func ownValues(c *checkpoint.Checkpoint) error {
+	if c.Graph == nil {
+		return nil
+	}
+	for _, x := range c.Graph.Caches {
+		if x.ValueDim == 0 {
+			return fmt.Errorf("values of layer %d of architecture %s are a part of its keys (MLA)", x.Block, c.Graph.Architecture)
+		}
+	}
+	return nil
 }
 
 // codeKeys codes keys alone, for a reason that is worth knowing or for none.
@@ -294,6 +311,11 @@ func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
 		return option.Bad("FFN", string(o.FFN), "%s computes stored types, and has none to emulate", who)
 	case o.ReportDetail:
 		return option.Bad("ReportDetail", nil, "%s measures no layers alone, other codes and other contexts", who)
+	}
+	if o.Joint != nil {
+		if err := ownValues(c); err != nil {
+			return option.Bad("Code", o.Code, "%v; take a code of keys alone", err)
+		}
 	}
 	o.Alloc = bits.AllocUniform
 	return o.settleGraph(c)

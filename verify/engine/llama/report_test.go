@@ -44,7 +44,7 @@ func TestReport(t *testing.T) {
 		}
 		return r.Detail
 	}
-	own, got := detail("own", nil), detail("llama", &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}})
+	own, got := detail("own", nil), detail("llama", &llama.Engines{Worker: w, Place: place()})
 	for i, f := range reflect.VisibleFields(reflect.TypeFor[spec.Detail]()) {
 		if a, b := reflect.ValueOf(*own).Field(i), reflect.ValueOf(*got).Field(i); a.IsZero() != b.IsZero() {
 			t.Errorf("%s: %v and %v", f.Name, a, b)
