@@ -43,7 +43,7 @@ type AuditOptions struct {
 	Threads  int
 	Progress progress.Func
 	// Engines compute the model; nil is the own pass. llama.cpp spreads signs evenly, and has no FFN audit and no
-	// figures.
+	// Detail in Figures.
 	Engines engine.Engines
 	// FFN, if set, asks for the audit of the FFN matrices too; seed, threads and
 	// progress are filled in.
@@ -112,7 +112,13 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		}
 		meter.Codes = append(meter.Codes, row)
 	}
-	res, err := o.measure(ctx, c, e, w, cal, fit, meter)
+	lane, remove, err := o.lane(c, e, cal, fit, meter)
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
+	res, err := e.Compare(ctx, w, &engine.Reference{Engine: e}, []engine.Lane{lane}, engine.Options{Hooks: meter.Hooks(ctx),
+		Run: o.Progress.Of("measuring"), Compare: o.Progress.Of("comparing predictions")})
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +144,11 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if o.Figures == nil {
 		return out, nil
 	}
-	return out, o.Figures(o.figures(ctx, c, w, cal, fit, codes, out.Layers, meter.Scale))
+	p := o.figures(ctx, c, w, cal, fit, codes, out.Layers, meter.Scale)
+	if e != engine.Engine(own) {
+		p.Engine, p.Coded = e, lane
+	}
+	return out, o.Figures(p)
 }
 
 // settleEngine refuses what another engine than the own pass cannot do.
@@ -147,7 +157,7 @@ func (o *AuditOptions) settleEngine(c *checkpoint.Checkpoint) error {
 		return nil
 	}
 	x := &Options{Engines: o.Engines, Formats: []checkpoint.Container{checkpoint.GGUF}, Code: o.Code, Alloc: o.Alloc,
-		Policy: o.Policy, Report: o.Figures != nil, FFN: plan.FFNNone}
+		Policy: o.Policy, FFN: plan.FFNNone}
 	if o.FFN != nil {
 		return option.Bad("FFN", nil, "the FFN audit reads weights alone, and takes --engine own")
 	}
@@ -158,31 +168,30 @@ func (o *AuditOptions) settleEngine(c *checkpoint.Checkpoint) error {
 	return nil
 }
 
-// measure compares coded keys with float ones, which meter sees. Codes are of balanced keys: the own pass undoes
-// the balance around the code, llama.cpp computes with balanced weights.
-func (o *AuditOptions) measure(ctx context.Context, c *checkpoint.Checkpoint, e engine.Engine, w, cal *ppl.Windows,
-	fit *calibrate.Result, meter *audit.Meter) (*ppl.Result, error) {
-	lane := engine.Lane{Keys: &engine.Keys{Policy: o.Policy}}
+// lane is that of coded keys. Codes are of balanced keys: the own pass undoes the balance around the code, llama.cpp
+// computes with balanced weights, and reads the codes from a file until remove is called.
+func (o *AuditOptions) lane(c *checkpoint.Checkpoint, e engine.Engine, cal *ppl.Windows, fit *calibrate.Result,
+	meter *audit.Meter) (lane engine.Lane, remove func(), err error) {
+	lane.Keys, remove = &engine.Keys{Policy: o.Policy}, func() {}
 	if e.Identity().Engine == engine.Own {
 		cache, err := kvcache.NewCodes(c.Config, fit.Codes(o.Code), o.Policy)
 		if err != nil {
-			return nil, err
+			return lane, remove, err
 		}
 		cache.Scale, lane.Keys.Cache = meter.Scale, cache
-	} else {
-		dir, err := os.MkdirTemp("", "phaseconv-audit")
-		if err != nil {
-			return nil, err
-		}
-		defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
-		lane.Keys.Sidecar = filepath.Join(dir, spec.GGUFSidecarName)
-		if err := o.writeCodes(lane.Keys.Sidecar, c, cal, fit); err != nil {
-			return nil, err
-		}
-		lane.Edits = fit.Edits()
+		return lane, remove, nil
 	}
-	return e.Compare(ctx, w, &engine.Reference{Engine: e}, []engine.Lane{lane}, engine.Options{Hooks: meter.Hooks(ctx),
-		Run: o.Progress.Of("measuring"), Compare: o.Progress.Of("comparing predictions")})
+	dir, err := os.MkdirTemp("", "phaseconv-audit")
+	if err != nil {
+		return lane, remove, err
+	}
+	remove = func() { os.RemoveAll(dir) } //nolint:errcheck // a temporary folder
+	lane.Keys.Sidecar, lane.Edits = filepath.Join(dir, spec.GGUFSidecarName), fit.Edits()
+	if err := o.writeCodes(lane.Keys.Sidecar, c, cal, fit); err != nil {
+		remove()
+		return lane, remove, err
+	}
+	return lane, remove, nil
 }
 
 // writeCodes writes what was fitted as a sidecar of no model in particular.

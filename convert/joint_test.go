@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -149,6 +150,30 @@ func TestJointPairs(t *testing.T) {
 	res, err := Convert(context.Background(), paired("one/out"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	plans, err := Plans(t.Context(), paired("one/out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, m, k := res.Verify, res.Manifest.Measured, plans[0].Keys; v.CodeName != spec.CodeJoint || !v.Pairs ||
+		m.CodeName != "" || m.Pairs || k.CodeName != spec.CodeJoint || !k.Pairs {
+		t.Errorf("printed %q, %v, in the manifest %q, %v, planned %q, %v", v.CodeName, v.Pairs, m.CodeName, m.Pairs, k.CodeName, k.Pairs)
+	}
+	for name, edit := range map[string]func(o *Options){
+		"Trade": func(o *Options) { o.Joint.ChooseAnchor = true },
+		"Alloc": func(o *Options) { o.Alloc = bits.AllocSensitivity },
+	} {
+		o := paired("one/out")
+		edit(&o)
+		var bad *option.Error
+		if _, err := Plans(t.Context(), o); !errors.As(err, &bad) || bad.Field != name {
+			t.Errorf("pairs with %s: %v", name, err)
+		}
+	}
+	chosen := joint(at("src"), at("one/out"))
+	chosen.Joint.ChooseSpan, chosen.Joint.ChooseAnchor = true, true
+	if plans, err = Plans(t.Context(), chosen); err != nil || !slices.Equal(plans[0].Keys.MeasuredChoices, []string{"span", "anchor"}) {
+		t.Errorf("choices to come: %+v, %v", plans, err)
 	}
 	if !res.Verify.OK || !(res.Verify.KLD.Mean > 0) {
 		t.Errorf("measured %+v", res.Verify.KLD)

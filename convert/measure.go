@@ -34,6 +34,7 @@ type measured struct {
 func (m *measured) record(man *spec.Manifest) {
 	v := *m.verify
 	v.Layers = nil // they stand in the manifest itself
+	v.CodeName, v.Pairs = "", false
 	man.Layers, man.Measured = m.verify.Layers, &v
 	if man.FFN != nil {
 		man.FFN.Measured = m.weights
@@ -80,6 +81,9 @@ func (j *job) measure(ctx context.Context, dir string, man *spec.Manifest, fitte
 		p.Windows, p.Text, p.Long = j.evaluation.Tokens, o.Evaluation.Info(j.evaluation),
 			ppl.Longer(ctx, a.Model, o.Evaluation)
 		p.Calibration, p.CalibrationName = j.calibration.Tokens, o.Calibration.Name
+		if err := p.Compute(ctx, a, o.Engines); err != nil {
+			return nil, err
+		}
 		if out.detail, err = figures.Run(ctx, p); err != nil {
 			return nil, err
 		}
@@ -130,6 +134,10 @@ const maxFFNShare = 0.1
 // auditFFN measures the FFN weights for the report where that is quick, and says how to get it
 // where it is not.
 func (j *job) auditFFN(ctx context.Context, a *contract.Artifact) ([]spec.FFNRow, error) {
+	if a.Model.Graph != nil {
+		j.o.notice("the report has no section on FFN weights: the table of families lacks this architecture")
+		return nil, nil
+	}
 	o := audit.FFNOptions{Seed: j.o.Seed, Threads: j.o.Threads, Progress: j.o.Progress.Of("auditing FFN matrices")}
 	if audit.FFNWork(a.Model.Config, a.Model, o) > maxFFNShare*j.multiplications() {
 		j.o.notice(fmt.Sprintf("the report has no section on FFN weights, which would take long; this adds it: phaseconv report %s --ffn", j.o.Out))

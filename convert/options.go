@@ -106,7 +106,7 @@ type Options struct {
 	// Progress, if set, is told about every step that can take long.
 	Progress progress.Func
 	// Engines compute the source and the artifact; nil is the own pass. llama.cpp takes GGUF files in and
-	// out, spreads signs evenly, and makes no report page.
+	// out, spreads signs evenly, weighs errors of joint codes by queries, and has no ReportDetail.
 	Engines engine.Engines
 	// Notice, if set, is told what is worth knowing and is no error.
 	Notice func(text string)
@@ -223,12 +223,29 @@ func (o *Options) recentOpen() bool { return o.Joint.OrNoRecent && o.Policy.Rece
 
 // settleKeys is settleCode where the code was not chosen.
 func (o *Options) settleKeys(c *checkpoint.Checkpoint) {
-	switch _, err := bits.JointGroups(c.Config, o.Joint.GroupOptions); {
+	_, err := bits.JointGroups(c.Config, o.Joint.GroupOptions)
+	if err == nil {
+		err = ownValues(c)
+	}
+	switch {
 	case o.Cache != nil || o.Code != codec.Frame || o.Bits != 1 || o.Policy.Exceptions > 0 || o.Alloc == bits.AllocAngle:
 		o.codeKeys("")
 	case err != nil:
 		o.codeKeys(plain(err))
 	}
+}
+
+// ownValues says why keys and values of an architecture cannot be coded together.
+func ownValues(c *checkpoint.Checkpoint) error {
+	if c.Graph == nil {
+		return nil
+	}
+	for _, x := range c.Graph.Caches {
+		if x.ValueDim == 0 {
+			return fmt.Errorf("values of layer %d of architecture %s are a part of its keys (MLA)", x.Block, c.Graph.Architecture)
+		}
+	}
+	return nil
 }
 
 // codeKeys codes keys alone, for a reason that is worth knowing or for none.
@@ -292,8 +309,13 @@ func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
 		return option.Bad("Alloc", o.Alloc, "%s spreads signs evenly", who)
 	case o.FFN != plan.FFNNone:
 		return option.Bad("FFN", string(o.FFN), "%s computes stored types, and has none to emulate", who)
-	case o.Report || o.ReportDetail:
-		return option.Bad("Report", nil, "%s makes no report page", who)
+	case o.ReportDetail:
+		return option.Bad("ReportDetail", nil, "%s measures no layers alone, other codes and other contexts", who)
+	}
+	if o.Joint != nil {
+		if err := ownValues(c); err != nil {
+			return option.Bad("Code", o.Code, "%v; take a code of keys alone", err)
+		}
 	}
 	o.Alloc = bits.AllocUniform
 	return o.settleGraph(c)

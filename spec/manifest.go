@@ -186,7 +186,15 @@ type VerifyJSON struct {
 	Engine *EngineIdentity `json:"engine,omitempty"`
 	// Stock is there when cache types of a stock runtime were asked for.
 	Stock *StockJSON `json:"stock,omitempty"`
+	// CodeName is the --code that makes such codes: CodeJoint for groups, whose codes are frames,
+	// else their kind. Pairs says that layers are given the codes of the layer below. Both are
+	// printed and never in a manifest, where readers refuse what they do not know.
+	CodeName string `json:"code_name,omitempty"`
+	Pairs    bool   `json:"pairs,omitempty"`
 }
+
+// CodeJoint names codes of several heads' keys and values together.
+const CodeJoint = "joint"
 
 // PPLJSON is the perplexity with float keys and with 1-bit keys.
 type PPLJSON struct {

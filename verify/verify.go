@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
@@ -122,6 +123,10 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		Positions: ppl.Bands(&res.Divergences[0], w, positionBands), Bytes: s.bytes, Text: &text, Layers: []spec.Layer{},
 	}
 	out.PPL.Kernels = o.Kernels
+	out.CodeName, out.Pairs = string(s.kind), s.pairs
+	if s.bytes.Parts != "" {
+		out.CodeName = spec.CodeJoint
+	}
 	if id := o.Engines.Identity(); id.Engine != engine.Own {
 		out.Engine = &id
 	}
@@ -154,6 +159,7 @@ type subject struct {
 	kind   codec.Kind
 	cache  refmodel.Cache
 	bytes  *spec.BytesJSON
+	pairs  bool // layers are given the codes of the layer below
 	// codes and meter are of codes per head; joint codes have no beta table.
 	codes [][]*codec.Code
 	meter *audit.Meter
@@ -198,7 +204,9 @@ func newGroups(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject
 		return nil, err
 	}
 	cache.Kernels = o.Kernels
-	return &subject{what: "coded keys and values", policy: policy, kind: a.Sidecar.Kind, cache: cache,
+	given := func(g *codec.Group) bool { return g.Below != nil }
+	pairs := slices.ContainsFunc(groups, func(layer []*codec.Group) bool { return slices.ContainsFunc(layer, given) })
+	return &subject{what: "coded keys and values", policy: policy, kind: a.Sidecar.Kind, cache: cache, pairs: pairs,
 		bytes: kvcache.GroupBytes(a.Model.Config, groups, policy)}, nil
 }
 

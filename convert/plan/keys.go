@@ -8,6 +8,7 @@ import (
 	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
 )
@@ -25,6 +26,11 @@ type Keys struct {
 	Parts    bits.Parts `json:"parts,omitempty"`
 	Groups   int        `json:"groups,omitempty"`
 	GroupDim int        `json:"group_dim,omitempty"`
+	// CodeName is the --code that makes such codes, see spec.VerifyJSON; Pairs is that of Joint.
+	CodeName string `json:"code_name"`
+	Pairs    bool   `json:"pairs,omitempty"`
+	// MeasuredChoices are the options that measurements will choose: the plan has what they start from.
+	MeasuredChoices []string `json:"measured_choices,omitempty"`
 	// Bytes of signs, scales and exceptions. Signs are stored in words of 32, so
 	// heads that do not fill their last word take more: 3 bytes at most each.
 	Bytes int `json:"bytes"`
@@ -92,6 +98,12 @@ func (o KeyOptions) check(c *family.Config) error {
 		return option.Bad("Code", o.Code, "joint codes are frames")
 	case o.Joint != nil && o.Allocation() == bits.AllocAngle:
 		return option.Bad("Alloc", o.Alloc, "joint codes spread signs over layers evenly or by sensitivity")
+	case o.Joint != nil && o.Joint.Pairs && o.Allocation() != bits.AllocUniform:
+		return option.Bad("Alloc", o.Alloc, "sensitivities are measured layer by layer and know nothing of pairs; leave one of "+
+			"the two away")
+	case o.Joint != nil && o.Joint.Pairs && (o.Joint.ChooseSpan || o.Joint.ChooseAnchor):
+		return option.Bad("Trade", nil, "drafts are made without pairs, and what they choose need not be best with them; "+
+			"leave one of the two away, or name the span and the anchor")
 	case o.Joint != nil && o.Policy.Exceptions != 0:
 		return option.Bad("Exceptions", o.Policy.Exceptions, "joint codes have none")
 	case o.Code != codec.Frame && o.Bits != 1:
@@ -112,7 +124,7 @@ func (o KeyOptions) check(c *family.Config) error {
 // NewKeys says what is known of the codes of a model before the calibration. It refuses, with
 // an *option.Error, what no code can have.
 func NewKeys(c *family.Config, o KeyOptions) (Keys, error) {
-	k := Keys{Code: o.Code, Alloc: o.Allocation(), Exceptions: o.Policy.Exceptions}
+	k := Keys{Code: o.Code, CodeName: string(o.Code), Alloc: o.Allocation(), Exceptions: o.Policy.Exceptions}
 	if err := o.check(c); err != nil {
 		return k, err
 	}
@@ -152,7 +164,13 @@ func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
 		return k, err
 	}
 	numbers := 0
-	k.Parts = o.Joint.Parts
+	k.CodeName, k.Parts, k.Pairs = spec.CodeJoint, o.Joint.Parts, o.Joint.Pairs
+	if o.Joint.ChooseSpan {
+		k.MeasuredChoices = append(k.MeasuredChoices, "span")
+	}
+	if o.Joint.ChooseAnchor {
+		k.MeasuredChoices = append(k.MeasuredChoices, "anchor")
+	}
 	lo, hi := math.MaxInt, 0
 	for l, signs := range g.Signs {
 		y := &c.Layers[l]

@@ -3,9 +3,11 @@ package figures
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -22,6 +24,8 @@ type ReportOptions struct {
 	Seed     uint64
 	Threads  int
 	Progress progress.Func
+	// Engines compute; nil is the own pass, which Full takes.
+	Engines engine.Engines
 }
 
 // Detail measures what the report of an artifact shows beyond the manifest.
@@ -47,7 +51,20 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 		}
 		p.Calibration, p.CalibrationName = cal.Tokens, o.Calibration.Name
 	}
+	if err := p.Compute(ctx, a, o.Engines); err != nil {
+		return nil, err
+	}
 	return Run(ctx, p)
+}
+
+// Compute has engines compute an artifact, unless they are the own pass.
+func (o *Options) Compute(ctx context.Context, a *contract.Artifact, engines engine.Engines) (err error) {
+	if engines == nil || engines.Identity().Engine == engine.Own {
+		return nil
+	}
+	o.Coded = engine.Lane{Keys: &engine.Keys{Policy: o.Policy, Sidecar: filepath.Join(a.Dir, a.Entry.Sidecar)}}
+	o.Engine, err = engines.Open(ctx, a.Model)
+	return err
 }
 
 // OfArtifact returns options that look at an artifact with its own codes and policy.

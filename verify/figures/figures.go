@@ -15,7 +15,9 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
@@ -34,6 +36,10 @@ const (
 type Options struct {
 	Config  *family.Config
 	Weights checkpoint.Weights
+	// Engine, if set, computes in place of the own pass, and Coded is the lane of the codes in use in it. Detail
+	// takes the own pass.
+	Engine engine.Engine
+	Coded  engine.Lane
 	// Codes in use, [layer][head], and their name.
 	Codes [][]*codec.Code
 	Kind  codec.Kind
@@ -78,6 +84,9 @@ func Run(ctx context.Context, o Options) (*spec.Detail, error) {
 	o.Threads = parallel.Threads(o.Threads)
 	if n := max(len(o.Codes), len(o.Groups)); len(o.Windows) == 0 || n != len(o.Config.Layers) {
 		return nil, fmt.Errorf("probe: %d windows and codes for %d of %d layers", len(o.Windows), n, len(o.Config.Layers))
+	}
+	if o.Engine != nil && o.Detail {
+		return nil, option.Bad("ReportDetail", nil, "each layer alone, other codes and other contexts take --engine own")
 	}
 	p := &measurer{o: o, m: refmodel.New(o.Config, o.Weights, o.Threads), out: &spec.Detail{
 		Code: string(o.Kind), Bits: codec.MeanBits(o.Codes), Anchor: o.Policy.Anchor, Sink: o.Policy.Sink,
@@ -166,22 +175,32 @@ func (p *measurer) cache(codes [][]*codec.Code, policy kvcache.Policy) (*kvcache
 // quick runs float and coded caches side by side, and sees every layer's keys where heads have
 // codes of their own.
 func (p *measurer) quick(ctx context.Context, windows [][]int32) (*tap, error) {
-	cache, err := p.own()
-	if err != nil {
-		return nil, err
-	}
-	t := &tap{p: p}
-	opt := refmodel.Options{Progress: p.step("probing keys and scores")}
+	t, hooks := &tap{p: p}, refmodel.Hooks{NoPre: true, NoValues: true}
 	if p.o.Groups == nil {
-		opt.Hooks.Attention = func(a *refmodel.Attention) error { return t.attention(ctx, a) }
+		hooks.Attention = func(a *refmodel.Attention) error { return t.attention(ctx, a) }
 	}
-	res, err := p.compare(ctx, windows, 0, opt, &refmodel.Variant{}, &refmodel.Variant{Cache: cache})
+	res, err := p.beside(ctx, windows, hooks)
 	if err != nil {
 		return nil, err
 	}
 	p.out.Angles = t.angles
 	p.out.Positions = bands(res.Divergences[0].KLD, len(windows[0])-1)
 	return t, nil
+}
+
+// beside measures the codes in use beside floats, whose activations hooks see.
+func (p *measurer) beside(ctx context.Context, windows [][]int32, hooks refmodel.Hooks) (*ppl.Result, error) {
+	step := p.step("probing keys and scores")
+	if e := p.o.Engine; e != nil {
+		return e.Compare(ctx, ppl.From(windows, 0), &engine.Reference{Engine: e}, []engine.Lane{p.o.Coded},
+			engine.Options{Hooks: hooks, Run: step})
+	}
+	cache, err := p.own()
+	if err != nil {
+		return nil, err
+	}
+	return p.compare(ctx, windows, 0, refmodel.Options{Hooks: hooks, Progress: step}, &refmodel.Variant{},
+		&refmodel.Variant{Cache: cache})
 }
 
 // compare measures variants against base, at positions from on of each window.

@@ -33,7 +33,7 @@ func (t *tap) attention(ctx context.Context, a *refmodel.Attention) error {
 	c, y := o.Config, &o.Config.Layers[a.Layer]
 	d := y.HeadDim
 	rows := make([]spec.AngleRow, c.OwnKVHeads(a.Layer))
-	err := parallel.For(ctx, t.p.m.Threads, len(rows), func(h int) error {
+	err := parallel.For(ctx, t.p.o.Threads, len(rows), func(h int) error {
 		srht, err := codec.DataFree(codec.SRHT, d, o.Seed, a.Layer, h)
 		if err != nil {
 			return err
@@ -229,12 +229,18 @@ func (p *measurer) sample(ctx context.Context) (*fit.Sample, error) {
 	}
 	until := p.o.Config.LastReader(p.layer) + 1
 	step := p.step("collecting keys of one head")
-	opt := refmodel.Options{Hooks: refmodel.Hooks{Attention: hook}, Progress: func(done, _ int) {
-		if step != nil {
-			step(done, until)
-		}
-	}}
-	err := p.m.Run(ctx, windows, []*refmodel.Variant{{Until: until}}, opt)
+	hooks := refmodel.Hooks{Attention: hook, NoPre: true, NoValues: true}
+	var err error
+	if p.o.Engine != nil {
+		err = p.o.Engine.Tap(ctx, windows, hooks, step)
+	} else {
+		err = p.m.Run(ctx, windows, []*refmodel.Variant{{Until: until}}, refmodel.Options{Hooks: hooks,
+			Progress: func(done, _ int) {
+				if step != nil {
+					step(done, until)
+				}
+			}})
+	}
 	if err != nil || s == nil || s.N() == 0 { // all keys of short windows may be sinks
 		return nil, err
 	}

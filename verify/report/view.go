@@ -5,6 +5,7 @@ import (
 	"html/template"
 	"sort"
 	"strconv"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -36,6 +37,8 @@ type view struct {
 	Probes   *probesView
 	BibTeX   string
 	Data     template.HTML
+	// Engine computed the numbers, nil for the own pass.
+	Engine *spec.EngineIdentity
 }
 
 type fact struct{ Name, Value string }
@@ -45,6 +48,7 @@ func newView(i int, m *Model) (*view, error) {
 	v := &view{Model: *m, ID: "m" + strconv.Itoa(i)}
 	if a := m.Audit; a != nil {
 		v.PPL, v.KLD, v.Bytes, v.Layers, v.Text, v.Calib = a.PPL, a.KLD, a.Bytes, a.Layers, a.Text, a.Calibration
+		v.Engine = a.Engine
 	}
 	if m.Manifest != nil {
 		v.Layers, v.Calib, v.Code = m.Manifest.Layers, m.Manifest.Calibration, m.Manifest.Code.Kind
@@ -105,7 +109,7 @@ func (v *view) verify(r *spec.VerifyJSON) {
 	}
 	v.Contract, v.Function = r.Contract, r.Function
 	if r.PPL != nil {
-		v.PPL, v.KLD = r.PPL, r.KLD
+		v.PPL, v.KLD, v.Engine = r.PPL, r.KLD, r.Engine
 	}
 	if r.Bytes != nil {
 		v.Bytes = r.Bytes
@@ -263,6 +267,9 @@ func facts(v *view) []fact {
 		add("Code", "%s%s", v.Code, bits)
 		add("Policy", "anchor %d, sink %d, recent %d", p.Anchor, p.Sink, p.Recent)
 		add("Measured on", "%s, %s of %d tokens", v.Text.Name, windows(p), p.Ctx)
+	}
+	if id := v.Engine; id != nil {
+		add("Computed by", "llama.cpp %s (ggml %s) on %s", id.Release, id.GGML, strings.Join(id.Devices, ", "))
 	}
 	if v.Calib.Tokens > 0 {
 		add("Fitted to", "%s, %s tokens", v.Calib.Name, comma(v.Calib.Tokens))

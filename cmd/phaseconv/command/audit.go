@@ -109,6 +109,9 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		return err
 	}
 	defer end()
+	if o.Engines != nil && c.Bool("report-detail") {
+		return usagef("--report-detail is for --engine own")
+	}
 	if c.Bool("ffn") {
 		if b := c.Int("ffn-block"); b < 1 || b > codec.MaxDim {
 			return usagef("--ffn-block %d: it must be from 1 to %d", b, codec.MaxDim)

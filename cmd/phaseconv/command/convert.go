@@ -257,14 +257,11 @@ func convertEngine(ctx context.Context, c *cli.Command, o *convert.Options, stde
 	if !c.IsSet("outtype") {
 		o.OutType = plan.OutTypeSource
 	}
-	if !c.IsSet("report") {
-		o.Report = false
-	}
 	return engines.Close, nil
 }
 
 // codeJoint is the --code of keys and values together: frames over the heads of a layer.
-const codeJoint = "joint"
+const codeJoint = spec.CodeJoint
 
 // codeOptions reads what is coded, and how. Nothing named means keys and values together where they can be.
 func codeOptions(c *cli.Command, o *convert.Options) error {
@@ -415,8 +412,15 @@ func printPlan(w io.Writer, p *plan.Plan) {
 	}
 	k := p.Keys
 	if k.Groups > 0 {
-		fmt.Fprintf(w, "%s: %d groups of up to %d numbers, %d signs a token (%.4g bits per number), %s: %d bytes a token, scales included\n\n",
+		fmt.Fprintf(w, "%s: %d groups of up to %d numbers, %d signs a token (%.4g bits per number), %s: %d bytes a token, scales included\n",
 			partsText(string(k.Parts)), k.Groups, k.GroupDim, k.Signs, k.Bits, k.Spread, k.Bytes)
+		if k.Pairs {
+			fmt.Fprintln(w, "every second layer is coded given the codes of the layer below it (--pairs)")
+		}
+		if len(k.MeasuredChoices) > 0 {
+			fmt.Fprintf(w, "--trade measures and chooses: %s; the numbers above are of what it starts from\n", strings.Join(k.MeasuredChoices, ", "))
+		}
+		fmt.Fprintln(w)
 		return
 	}
 	fmt.Fprintf(w, "keys: code %s, %d signs a token over all heads (%.4g bits per number), %s, %d outliers a key: %d bytes a token\n\n", k.Code, k.Signs, k.Bits, k.Spread, k.Exceptions, k.Bytes)

@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/progress"
@@ -109,6 +110,17 @@ func (e *engineChoice) settle(paths ...string) {
 		if err == nil {
 			c.Close() //nolint:errcheck // only looked at
 		}
+	}
+}
+
+// settleArtifact is settle for the folder of an artifact.
+func (e *engineChoice) settleArtifact(dir string) {
+	if e.Kind != llama.Auto {
+		return
+	}
+	e.Kind = engine.Own
+	if m, err := contract.ReadManifest(dir); err == nil && m.Graph != nil {
+		e.Kind = engine.Llama
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify/audit"
 	"github.com/phaseconv/phaseconv/verify/contract"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/figures"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/report"
@@ -35,7 +36,7 @@ Examples:
   phaseconv report smol qwen gemma -o compared.html
   phaseconv report smol --ffn
   phaseconv report smol --measure --text test.txt --calib train.txt --report-detail`,
-		Flags: []cli.Flag{
+		Flags: append(engineFlags(engine.Own), []cli.Flag{
 			&cli.StringFlag{Name: "out", Aliases: []string{"o"},
 				Usage: "file to write (default: report.html in the artifact if there is just one, else here)"},
 			&cli.BoolFlag{Name: "measure",
@@ -50,7 +51,7 @@ Examples:
 			&cli.IntFlag{Name: "ctx", Usage: "with --measure: context length", Value: 512},
 			&cli.IntFlag{Name: "chunks", Usage: "with --measure: windows", Value: 2},
 			seedFlag(), threadsFlag(),
-		},
+		}...),
 		Action: func(ctx context.Context, c *cli.Command) error { return runReport(ctx, c, stdout, stderr) },
 	}
 }
@@ -67,7 +68,7 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	case c.Int("calib-tokens") < 0:
 		return usagef("--calib-tokens %d: it cannot be negative", c.Int("calib-tokens"))
 	}
-	if err := goWith(c, "measure", "text", "calib", "calib-tokens", "ctx", "chunks"); err != nil {
+	if err := goWith(c, "measure", "text", "calib", "calib-tokens", "ctx", "chunks", "engine"); err != nil {
 		return err
 	}
 	if err := writable(c, "out"); err != nil {
@@ -150,6 +151,23 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 			return usagef("--calib %s has SHA-256 %s, but the artifact was fitted to a text with %s", o.Calibration.Name, got,
 				a.Sidecar.Calibration.SHA256)
 		}
+	}
+	e, err := chosenEngine(c, true)
+	if err != nil {
+		return err
+	}
+	if e.settleArtifact(dir); e.Kind == engine.Llama {
+		if o.Full {
+			return usagef("--report-detail is for --engine own")
+		}
+		engines, err := e.engines(ctx, stderr)
+		if err != nil {
+			return err
+		}
+		defer engines.Close()
+		o.Engines = engines
+	} else if a.Model.Graph != nil {
+		return usagef("%s: the own pass knows no architecture %s; take --engine llama", dir, printable(a.Model.Graph.Architecture))
 	}
 	d, err := figures.Detail(ctx, a, o)
 	if err != nil {

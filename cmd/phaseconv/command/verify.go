@@ -17,7 +17,6 @@ import (
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/engine"
-	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
@@ -83,13 +82,7 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	if e.Kind == llama.Auto {
-		e.Kind = engine.Own
-		if m, err := contract.ReadManifest(dir); err == nil && m.Graph != nil {
-			e.Kind = engine.Llama
-		}
-	}
-	if e.Kind == engine.Llama {
+	if e.settleArtifact(dir); e.Kind == engine.Llama {
 		if o.Kernels {
 			return usagef("--kernels is for --engine own")
 		}

@@ -2,6 +2,7 @@ package llama_test
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"net"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/phaseconv/phaseconv/convert"
+	"github.com/phaseconv/phaseconv/convert/bits"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/internal/tiny"
@@ -135,13 +137,14 @@ func (s *rpcServer) restart(t *testing.T) {
 	t.Fatal("the RPC server does not listen")
 }
 
-// TestRPC: a conversion that two RPC servers compute has the bytes of one computed here.
+// TestRPC: conversions that two RPC servers compute have the bytes of those computed here, and joint codes measure the
+// same, with rows replaced at nodes and in the caches.
 func TestRPC(t *testing.T) {
 	if os.Getenv(libraryEnv) == "" {
 		start(t, llama.Start{}) // skips
 	}
 	servers := []string{server(t).at, server(t).at}
-	src, dir := tinyFile(t), t.TempDir()
+	src, dir, klds := tinyFile(t), t.TempDir(), map[int][]float64{}
 	for name, s := range map[string]llama.Start{"here": {}, "rpc": {RPC: servers}} {
 		w := start(t, s)
 		e := &llama.Engines{Worker: w, Place: llama.Place{Threads: 1, GPULayers: -1}}
@@ -149,9 +152,22 @@ func TestRPC(t *testing.T) {
 			t.Errorf("%d devices", n)
 		}
 		converted(t, src, filepath.Join(dir, name), e)
+		for _, recent := range []int{0, 16} {
+			r, err := convert.Convert(t.Context(), jointOptions(src, filepath.Join(dir, name, "joint", fmt.Sprint(recent)),
+				bits.PartsBoth, recent, e))
+			if err != nil {
+				t.Fatal(err)
+			}
+			klds[recent] = append(klds[recent], r.Verify.KLD.Mean)
+		}
 		w.Close()
 	}
-	for _, f := range []string{"model.gguf", "model.phase.gguf", "phaseconv.fold"} {
+	for recent, k := range klds {
+		if k[0] != k[1] {
+			t.Errorf("joint codes, recent %d: KLD %v", recent, k)
+		}
+	}
+	for _, f := range []string{"model.gguf", "model.phase.gguf", "phaseconv.fold", "joint/16/model.phase.gguf"} {
 		a, err := os.ReadFile(filepath.Join(dir, "here", f))
 		if err != nil {
 			t.Fatal(err)

@@ -100,7 +100,7 @@ func apart(a, b []float64) float64 {
 // which are replaced in the caches later, and without.
 func TestJointVerify(t *testing.T) {
 	w := start(t, llama.Start{})
-	engines := &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}}
+	engines := &llama.Engines{Worker: w, Place: place()}
 	src := tinyFile(t)
 	for _, x := range []struct {
 		name  string
@@ -137,7 +137,7 @@ func TestJointVerify(t *testing.T) {
 // by units has the bytes of one in a piece, and models that the table of families lacks can have them too.
 func TestJointConvert(t *testing.T) {
 	w := start(t, llama.Start{})
-	engines := &llama.Engines{Worker: w, Place: llama.Place{Threads: 1}}
+	engines := &llama.Engines{Worker: w, Place: place()}
 	src, dir := tinyFile(t), t.TempDir()
 	run := func(o convert.Options) *convert.Result {
 		t.Helper()
@@ -183,6 +183,16 @@ func TestJointConvert(t *testing.T) {
 			r := run(o)
 			t.Logf("KLD %.4f", r.Verify.KLD.Mean)
 		})
+	}
+	// Latent attention has no values of its own: keys alone are coded, or nothing where joint codes were chosen.
+	o = jointOptions(sampleText(t, "deepseek2"), filepath.Join(dir, "latent"), bits.PartsBoth, 0, engines)
+	o.OutType, o.Policy.Anchor = plan.OutTypeSource, 0
+	if _, err := convert.Convert(t.Context(), o); err == nil || !strings.Contains(err.Error(), "(MLA)") {
+		t.Errorf("latent attention: %v", err)
+	}
+	o.Joint.OrKeys = true
+	if r, err := convert.Convert(t.Context(), o); err != nil || r.Manifest.Version != spec.Version {
+		t.Errorf("latent attention: %v", err)
 	}
 }
 
