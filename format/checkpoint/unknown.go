@@ -19,8 +19,8 @@ func (c *Checkpoint) checkUnknown() error {
 	}
 	for _, n := range c.Unknown {
 		if !c.idle(n) {
-			return format.Unsupportedf("%s: tensor %s is not part of the %s graph; a model that has it is not supported", c.Path, n,
-				c.Config.Family.Name)
+			return format.Unsupportedf("%s: tensor %s is not part of the %s graph; a model that has it is not supported",
+				c.Path, n, c.Config.Family.Name)
 		}
 	}
 	return nil
