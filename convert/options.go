@@ -19,6 +19,7 @@ import (
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
@@ -316,6 +317,9 @@ func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
 		if err := ownValues(c); err != nil {
 			return option.Bad("Code", o.Code, "%v; take a code of keys alone", err)
 		}
+	}
+	if o.Policy.Recent > 0 {
+		o.notice(verify.OneByOne(o.Policy.Recent))
 	}
 	o.Alloc = bits.AllocUniform
 	return o.settleGraph(c)

@@ -47,6 +47,8 @@ type Options struct {
 	Progress progress.Func
 	// Engines compute; nil is the own pass.
 	Engines engine.Engines
+	// Notice, if set, is told what is worth knowing and is no error.
+	Notice func(text string)
 	// Stock, if set, also measures a stock runtime's cache types.
 	CacheTypes *kvcache.CacheTypes
 
@@ -108,6 +110,9 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		s.meter.Threads = o.Threads
 		opt.Hooks = s.meter.Hooks(ctx)
 	}
+	if o.Notice != nil && e.Identity().Engine == engine.Llama && s.policy.Recent > 0 {
+		o.Notice(OneByOne(s.policy.Recent))
+	}
 	float := &engine.Reference{Engine: e}
 	res, err := e.Compare(ctx, w, float, []engine.Lane{{Keys: keys}}, opt)
 	if err != nil {
@@ -150,6 +155,12 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	}
 	out.OK = checks.OK() && finite(out)
 	return out, nil
+}
+
+// OneByOne says what a window of recent tokens costs where llama.cpp computes.
+func OneByOne(recent int) string {
+	return fmt.Sprintf("with %d recent tokens llama.cpp decodes the text token by token, as they are replaced in the cache "+
+		"when they are recent no more; without (recent 0) it is faster", recent)
 }
 
 // A subject is the cache that is measured beside the float model.

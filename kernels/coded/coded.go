@@ -20,13 +20,15 @@
 // q' is what onebit.Projection says, for the length of the query before it is turned; o is
 // onebit.Offset. Sums over signs are those of package onebit, M_p t is a chain of fused
 // multiply-adds over ascending signs that starts from 0 and to which (sum of w) mean is
-// added, rounded. The sum of the weights is that of WeightSum. So results depend neither on the machine nor on how
-// a range of tokens is divided into calls at multiples of Step.
+// added, rounded. The sum of the weights is fmath.Sum, rounded to float32. So results do not
+// depend on the machine, and scores not on how a range of tokens is divided into calls at
+// multiples of Step. Sums of several calls are rounded at the end of each.
 package coded
 
 import (
 	"fmt"
 
+	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
 	"github.com/phaseconv/phaseconv/kernels/onebit"
@@ -259,7 +261,7 @@ func (w *Worker) Sums(out []float32, c *Cache, p []float32, ld, group, from, to 
 			gemm.Mul(one, x.d, t[(i-i0)*group*b:], b, group, &x.expand, 1)
 			for r := range group {
 				h := x.head*group + r
-				weight := WeightSum(p[h*ld+from : h*ld+to])
+				weight := float32(fmath.Sum(p[h*ld+from : h*ld+to]))
 				row := out[h*x.d : (h+1)*x.d]
 				for j, m := range x.mean {
 					row[j] += one[r*x.d+j] + float32(weight*m)
@@ -268,29 +270,4 @@ func (w *Worker) Sums(out []float32, c *Cache, p []float32, ld, group, from, to 
 		}
 		i0 = i1
 	}
-}
-
-// WeightSum adds up weights in float64: number i goes to partial sum i mod 8, these are
-// added from the first to the last, and the total is rounded to float32.
-func WeightSum(w []float32) float32 {
-	var s [8]float64
-	for ; len(w) >= 8; w = w[8:] {
-		x := (*[8]float32)(w)
-		s[0] += float64(x[0])
-		s[1] += float64(x[1])
-		s[2] += float64(x[2])
-		s[3] += float64(x[3])
-		s[4] += float64(x[4])
-		s[5] += float64(x[5])
-		s[6] += float64(x[6])
-		s[7] += float64(x[7])
-	}
-	for i, v := range w {
-		s[i] += float64(v)
-	}
-	var total float64
-	for _, v := range s {
-		total += v
-	}
-	return float32(total)
 }

@@ -536,6 +536,41 @@ loop:
 	VZEROUPPER
 	RET
 
+// func avx2Sum(n int, x *float32, part *float64)
+// Requires: AVX
+TEXT ·avx2Sum(SB), NOSPLIT, $0-24
+	MOVQ    n+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    part+16(FP), DX
+	VMOVUPD (DX), Y0
+	VMOVUPD 32(DX), Y1
+	VMOVUPD 64(DX), Y2
+	VMOVUPD 96(DX), Y3
+
+loop:
+	VMOVUPS      (CX), Y4
+	VCVTPS2PD    X4, Y5
+	VEXTRACTF128 $0x01, Y4, X4
+	VCVTPS2PD    X4, Y4
+	VADDPD       Y5, Y0, Y0
+	VADDPD       Y4, Y1, Y1
+	VMOVUPS      32(CX), Y4
+	VCVTPS2PD    X4, Y5
+	VEXTRACTF128 $0x01, Y4, X4
+	VCVTPS2PD    X4, Y4
+	VADDPD       Y5, Y2, Y2
+	VADDPD       Y4, Y3, Y3
+	ADDQ         $0x40, CX
+	SUBQ         $0x10, AX
+	JNZ          loop
+	MOVQ         part+16(FP), AX
+	VMOVUPD      Y0, (AX)
+	VMOVUPD      Y1, 32(AX)
+	VMOVUPD      Y2, 64(AX)
+	VMOVUPD      Y3, 96(AX)
+	VZEROUPPER
+	RET
+
 // func avx2SumSq(n int, x *float32, part *float64)
 // Requires: AVX
 TEXT ·avx2SumSq(SB), NOSPLIT, $0-24
@@ -894,6 +929,31 @@ loop:
 	MOVQ          part+32(FP), AX
 	VMOVUPD       Z14, (AX)
 	VMOVUPD       Z15, 64(AX)
+	VZEROUPPER
+	RET
+
+// func avx512Sum(n int, x *float32, part *float64)
+// Requires: AVX, AVX512F
+TEXT ·avx512Sum(SB), NOSPLIT, $0-24
+	MOVQ    n+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    part+16(FP), DX
+	VMOVUPD (DX), Z0
+	VMOVUPD 64(DX), Z1
+
+loop:
+	VMOVUPS       (CX), Z2
+	VCVTPS2PD     Y2, Z3
+	VEXTRACTF64X4 $0x01, Z2, Y2
+	VCVTPS2PD     Y2, Z2
+	VADDPD        Z3, Z0, Z0
+	VADDPD        Z2, Z1, Z1
+	ADDQ          $0x40, CX
+	SUBQ          $0x10, AX
+	JNZ           loop
+	MOVQ          part+16(FP), AX
+	VMOVUPD       Z0, (AX)
+	VMOVUPD       Z1, 64(AX)
 	VZEROUPPER
 	RET
 

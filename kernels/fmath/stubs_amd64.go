@@ -20,6 +20,9 @@ func avx2Max(n int, x *float32, part *float32)
 func avx2ExpSum(n int, dst *float32, x *float32, shift float32, scale float32, part *float64)
 
 //go:noescape
+func avx2Sum(n int, x *float32, part *float64)
+
+//go:noescape
 func avx2SumSq(n int, x *float32, part *float64)
 
 //go:noescape
@@ -45,6 +48,9 @@ func avx512Max(n int, x *float32, part *float32)
 
 //go:noescape
 func avx512ExpSum(n int, dst *float32, x *float32, shift float32, scale float32, part *float64)
+
+//go:noescape
+func avx512Sum(n int, x *float32, part *float64)
 
 //go:noescape
 func avx512SumSq(n int, x *float32, part *float64)

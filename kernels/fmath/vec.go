@@ -189,6 +189,19 @@ func Scale(x []float32, s float32) {
 	}
 }
 
+// Sum returns the sum of x in the order of the lanes.
+func Sum(x []float32) float64 {
+	var part [lanes]float64
+	n := vectorised(len(x))
+	if n > 0 {
+		sumBlocks(x[:n], &part)
+	}
+	for i := n; i < len(x); i++ {
+		part[i%lanes] += float64(x[i])
+	}
+	return reduce(&part)
+}
+
 // SumSq returns the sum of squares of x in the order of the lanes; the squares
 // are exact.
 func SumSq(x []float32) float64 {

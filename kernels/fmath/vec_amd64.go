@@ -77,6 +77,14 @@ func scaleBlocks(x []float32, s float32) {
 	}
 }
 
+func sumBlocks(x []float32, part *[lanes]float64) {
+	if useAVX512 {
+		avx512Sum(len(x), &x[0], &part[0])
+	} else {
+		avx2Sum(len(x), &x[0], &part[0])
+	}
+}
+
 func sumSqBlocks(x []float32, part *[lanes]float64) {
 	if useAVX512 {
 		avx512SumSq(len(x), &x[0], &part[0])

@@ -92,8 +92,9 @@ func TestTiers(t *testing.T) {
 				check("SiLUMul over up", func(i int) float32 { return float32(x[i]/(1+exp32(-x[i]))) * y[i] })
 
 				most := float32(math.Inf(-1))
-				var squares, exps [16]float64
+				var sums, squares, exps [16]float64
 				for i, v := range x {
+					sums[i%16] += float64(v)
 					if v > most {
 						most = v
 					}
@@ -101,6 +102,10 @@ func TestTiers(t *testing.T) {
 				}
 				if got := Max(x); got != most || math.Signbit(float64(got)) && got == 0 {
 					t.Fatalf("Max of %d: got %v, want %v", n, got, most)
+				}
+				if got, want := Sum(x), tree(sums[:]); math.Float64bits(got) != math.Float64bits(want) &&
+					(got == got || want == want) {
+					t.Fatalf("Sum of %d: got %x, want %x", n, got, want)
 				}
 				if got, want := SumSq(x), tree(squares[:]); math.Float64bits(got) != math.Float64bits(want) &&
 					(got == got || want == want) {

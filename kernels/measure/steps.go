@@ -65,9 +65,10 @@ const (
 	// stepBlock is how many tokens the heads that share them pass over in turns, so
 	// that keys and values come from memory once.
 	stepBlock = 256
-	// stepPiece is how many tokens are timed at once, see segment: a multiple of
-	// coded.Step and of all anchors.
-	stepPiece = 2048
+	// stepPiece is how many tokens are timed at once: a multiple of coded.Step and of all
+	// anchors, so many that what a step does once, whatever its tokens (M_p t of package
+	// coded), is not timed much more often.
+	stepPiece = 8192
 )
 
 // A stepEntry is one way of storing a cache.

@@ -91,7 +91,7 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 			return err
 		}
 		defer engines.Close()
-		o.Engines = engines
+		o.Engines, o.Notice = engines, notes(stderr)
 	}
 	if err := writable(c, "report"); err != nil {
 		return err

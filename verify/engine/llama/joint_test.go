@@ -96,7 +96,8 @@ func apart(a, b []float64) float64 {
 }
 
 // TestJointVerify: joint codes that the own pass fitted cost every token in llama.cpp what they cost it in the own
-// pass, as exactly as F16 caches allow (and sums in F16 of flash attention, hence four times what they round off): keys and values in one group, apart, keys or values alone, and given the layer below; with recent tokens,
+// pass, as exactly as F16 caches allow (and sums in F16 of flash attention, hence four times what they round off):
+// keys and values in one group, apart, keys or values alone, and given the layer below; with recent tokens,
 // which are replaced in the caches later, and without.
 func TestJointVerify(t *testing.T) {
 	w := start(t, llama.Start{})

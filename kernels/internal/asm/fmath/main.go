@@ -315,17 +315,21 @@ func (x isa) functions() {
 		},
 		func(f *function) { f.storeSums(s) })
 
-	x.emit("SumSq", "func(n int, x *float32, part *float64)", []string{"x"},
-		func(f *function) { s = f.newSums() },
-		func(f *function, p map[string]reg.Register, disp, part int) {
-			v := f.reg()
-			VMOVUPS(at(p["x"], disp), v)
-			for i, w := range f.widen(v) {
-				VMULPD(w, w, w)
-				VADDPD(w, s[2*part+i], s[2*part+i])
-			}
-		},
-		func(f *function) { f.storeSums(s) })
+	for _, name := range []string{"Sum", "SumSq"} {
+		x.emit(name, "func(n int, x *float32, part *float64)", []string{"x"},
+			func(f *function) { s = f.newSums() },
+			func(f *function, p map[string]reg.Register, disp, part int) {
+				v := f.reg()
+				VMOVUPS(at(p["x"], disp), v)
+				for i, w := range f.widen(v) {
+					if name == "SumSq" {
+						VMULPD(w, w, w)
+					}
+					VADDPD(w, s[2*part+i], s[2*part+i])
+				}
+			},
+			func(f *function) { f.storeSums(s) })
+	}
 
 	x.emit("Scale", "func(n int, x *float32, s float32)", []string{"x"},
 		func(f *function) { factor = f.broadcast("s") },
