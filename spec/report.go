@@ -108,6 +108,24 @@ type Detail struct {
 	Cloud       *Cloud        `json:"cloud,omitempty"`
 	Scores      *Scores       `json:"scores,omitempty"`
 	Convergence *Convergence  `json:"convergence,omitempty"`
+	// Groups: how well joint codes describe keys and values.
+	Groups []GroupRow `json:"groups,omitempty"`
+}
+
+// GroupRow is beta of the keys, or of the values, of a group: all its heads of them as one vector,
+// without its mean. Its codes are frames, which have no moment ratio.
+type GroupRow struct {
+	Layer   int     `json:"layer"`
+	Group   int     `json:"group"`
+	Part    string  `json:"part"` // k or v
+	Heads   []int   `json:"heads"`
+	Dims    int     `json:"dims"`            // numbers of the vector
+	Signs   int     `json:"signs"`           // of a token, for all that the group holds
+	Given   bool    `json:"given,omitempty"` // coded given the codes of the layer below
+	Tokens  int     `json:"tokens"`
+	Cos1bit float64 `json:"cos1bit"` // mean over tokens
+	// EnergyLeft is the energy of the error over that of the vectors.
+	EnergyLeft float64 `json:"energy_left"`
 }
 
 // PositionBand is what tokens at positions [From, To) of a window cost.

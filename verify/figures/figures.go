@@ -199,8 +199,16 @@ func (p *measurer) beside(ctx context.Context, windows [][]int32, hooks refmodel
 	if err != nil {
 		return nil, err
 	}
-	return p.compare(ctx, windows, 0, refmodel.Options{Hooks: hooks, Progress: step}, &refmodel.Variant{},
+	var meter groupMeter
+	if g, ok := cache.(*kvcache.Groups); ok {
+		g.Observe = meter.observe
+	}
+	res, err := p.compare(ctx, windows, 0, refmodel.Options{Hooks: hooks, Progress: step}, &refmodel.Variant{},
 		&refmodel.Variant{Cache: cache})
+	if err == nil {
+		p.out.Groups = meter.rows(len(p.o.Config.Layers), len(windows))
+	}
+	return res, err
 }
 
 // compare measures variants against base, at positions from on of each window.

@@ -28,6 +28,10 @@ type Groups struct {
 	// and weights.
 	Kernels bool
 
+	// Observe, if set, is shown the vectors of a group's coded tokens, [tokens, D], and what they are
+	// decoded to, of each window; layers and windows may come at once. It is not called with Kernels.
+	Observe func(layer, window, group int, g *codec.Group, rows, decoded []float32)
+
 	cfg    *family.Config
 	groups [][]*codec.Group // by layer
 
@@ -166,6 +170,10 @@ func (c *Groups) code(ctx context.Context, layer, window, from int, k, v []float
 		coded := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*g.Dim(p):] }
 		rows := make([]float32, (T-sink)*g.D())
 		g.Concat(rows, coded)
+		var whole []float32
+		if c.Observe != nil {
+			whole = slices.Clone(rows)
+		}
 		var predicted []float32
 		var lower storedRows
 		if g.Below != nil {
@@ -202,6 +210,9 @@ func (c *Groups) code(ctx context.Context, layer, window, from int, k, v []float
 		g.DecodeRows(rows, words, alpha)
 		for i, v := range predicted {
 			rows[i] += v
+		}
+		if c.Observe != nil {
+			c.Observe(layer, window, at, g, whole, rows)
 		}
 		g.Split(rows, coded)
 		for i, p := range g.Parts {

@@ -27,6 +27,7 @@ type view struct {
 	Verdict  verdict
 	Facts    []fact
 	Beta     *betaView
+	Groups   *groupsView
 	Converge *convergeView
 	FFNView  *ffnView
 	Weights  *weightsView
@@ -78,6 +79,7 @@ func newView(i int, m *Model) (*view, error) {
 	v.Verdict = newVerdict(v)
 	v.Facts = facts(v)
 	v.Beta = newBeta(v)
+	v.Groups = newGroups(v)
 	v.Converge = newConverge(v)
 	v.FFNView = newFFN(v)
 	v.Weights = newWeights(v)
