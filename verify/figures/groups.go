@@ -56,14 +56,14 @@ func (s *groupSums) token(value bool, row, decoded []float32) {
 		if p.Value == value {
 			for j, m := range mean {
 				x, h := float64(row[at+j])-float64(m), float64(decoded[at+j])-float64(m)
-				xx, hh, xh = xx+x*x, hh+h*h, xh+x*h
+				xx, hh, xh = xx+float64(x*x), hh+float64(h*h), xh+float64(x*h)
 			}
 		}
 		at += len(mean)
 	}
-	s.lost, s.total = s.lost+xx-2*xh+hh, s.total+xx
+	s.lost, s.total = s.lost+xx-float64(2*xh)+hh, s.total+xx
 	if xx > 0 && hh > 0 {
-		s.cos += xh / math.Sqrt(xx*hh)
+		s.cos += xh / math.Sqrt(float64(xx*hh))
 	}
 }
 
