@@ -44,7 +44,8 @@ func TestReport(t *testing.T) {
 		}
 		return r.Detail
 	}
-	own, got := detail("own", nil), detail("llama", &llama.Engines{Worker: w, Place: place()})
+	engines := &llama.Engines{Worker: w, Place: place()}
+	own, got := detail("own", nil), detail("llama", engines)
 	for i, f := range reflect.VisibleFields(reflect.TypeFor[spec.Detail]()) {
 		if a, b := reflect.ValueOf(*own).Field(i), reflect.ValueOf(*got).Field(i); a.IsZero() != b.IsZero() {
 			t.Errorf("%s: %v and %v", f.Name, a, b)
@@ -60,6 +61,18 @@ func TestReport(t *testing.T) {
 		if b := got.Angles[i]; math.Abs(a.Raw-b.Raw) > 0.01*a.Raw {
 			t.Errorf("layer %d, head %d: angle %g, in llama.cpp %g", a.Layer, a.Head, a.Raw, b.Raw)
 		}
+	}
+	o := jointOptions(src, filepath.Join(dir, "joint"), "kv", 0, engines)
+	o.Report = true
+	if _, err := convert.Convert(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join(o.Out, spec.ReportName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(page), "How well the signs of a group describe") {
+		t.Error("the page of joint codes has no table of groups")
 	}
 	if len(own.Angles) == 0 || len(own.Positions) == 0 {
 		t.Error("nothing was compared")
