@@ -189,7 +189,7 @@ func (p *measurer) quick(ctx context.Context, windows [][]int32) (*tap, error) {
 }
 
 // beside measures the codes in use beside floats, whose activations hooks see.
-func (p *measurer) beside(ctx context.Context, windows [][]int32, hooks refmodel.Hooks) (res *ppl.Result, err error) {
+func (p *measurer) beside(ctx context.Context, windows [][]int32, hooks refmodel.Hooks) (*ppl.Result, error) {
 	step := p.step("probing keys and scores")
 	cache, err := p.own()
 	if err != nil {
@@ -200,10 +200,10 @@ func (p *measurer) beside(ctx context.Context, windows [][]int32, hooks refmodel
 	if joint {
 		groups.Observe = meter.observe
 	}
+	var res *ppl.Result
 	if e := p.o.Engine; e != nil {
 		if joint { // the engine codes elsewhere, so groups are measured on what floats give
-			hooks = refmodel.Hooks{NoPre: true,
-				Attention: func(a *refmodel.Attention) error { return p.groups(ctx, groups, a) }}
+			hooks = refmodel.Hooks{NoPre: true, Attention: func(a *refmodel.Attention) error { return p.groups(ctx, groups, a) }}
 		}
 		res, err = e.Compare(ctx, ppl.From(windows, 0), &engine.Reference{Engine: e}, []engine.Lane{p.o.Coded},
 			engine.Options{Hooks: hooks, Run: step})
@@ -211,11 +211,10 @@ func (p *measurer) beside(ctx context.Context, windows [][]int32, hooks refmodel
 		res, err = p.compare(ctx, windows, 0, refmodel.Options{Hooks: hooks, Progress: step}, &refmodel.Variant{},
 			&refmodel.Variant{Cache: cache})
 	}
-	if err != nil {
-		return nil, err
+	if err == nil {
+		p.out.Groups = meter.rows(len(p.o.Config.Layers), len(windows))
 	}
-	p.out.Groups = meter.rows(len(p.o.Config.Layers), len(windows))
-	return res, nil
+	return res, err
 }
 
 // groups codes the keys and values of a layer, which the cache's observer sees.
