@@ -99,19 +99,11 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err != nil {
 		return nil, err
 	}
-	meter := &audit.Meter{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
-	codes := fit.Codes(o.Code)
-	for l, layer := range fit.Layers {
-		var row []audit.Codes
-		for h, head := range layer.Heads {
-			x, err := audit.Columns(head.Codes[o.Code], head.Codes, o.Seed, l, h)
-			if err != nil {
-				return nil, err
-			}
-			row = append(row, x)
-		}
-		meter.Codes = append(meter.Codes, row)
+	meter, err := o.meter(c, m.Threads, fit)
+	if err != nil {
+		return nil, err
 	}
+	codes := fit.Codes(o.Code)
 	lane, remove, err := o.lane(c, e, cal, fit, meter)
 	if err != nil {
 		return nil, err
@@ -149,6 +141,23 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		p.Engine, p.Coded = e, lane
 	}
 	return out, o.Figures(p)
+}
+
+// meter is what takes the betas of the codes that were fitted.
+func (o *AuditOptions) meter(c *checkpoint.Checkpoint, threads int, fit *calibrate.Result) (*audit.Meter, error) {
+	meter := &audit.Meter{Config: c.Config, Policy: o.Policy, Threads: threads, Scale: fit.KeyScale(c.Config)}
+	for l, layer := range fit.Layers {
+		var row []audit.Codes
+		for h, head := range layer.Heads {
+			x, err := audit.Columns(head.Codes[o.Code], head.Codes, o.Seed, l, h)
+			if err != nil {
+				return nil, err
+			}
+			row = append(row, x)
+		}
+		meter.Codes = append(meter.Codes, row)
+	}
+	return meter, nil
 }
 
 // settleEngine refuses what another engine than the own pass cannot do.
