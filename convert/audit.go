@@ -51,6 +51,8 @@ type AuditOptions struct {
 	// Figures, if set, is called at the end with what the audit has in hand, for a
 	// report: options of figures.Run, all but Detail filled in.
 	Figures func(p figures.Options) error
+	// Notice, if set, is told what is worth knowing and is no error.
+	Notice func(text string)
 }
 
 // DefaultAuditOptions returns what the command line takes unless told otherwise.
@@ -166,7 +168,7 @@ func (o *AuditOptions) settleEngine(c *checkpoint.Checkpoint) error {
 		return nil
 	}
 	x := &Options{Engines: o.Engines, Formats: []checkpoint.Container{checkpoint.GGUF}, Code: o.Code, Alloc: o.Alloc,
-		Policy: o.Policy, FFN: plan.FFNNone}
+		Policy: o.Policy, FFN: plan.FFNNone, Notice: o.Notice}
 	if o.FFN != nil {
 		return option.Bad("FFN", nil, "the FFN audit reads weights alone, and takes --engine own")
 	}

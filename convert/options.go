@@ -315,7 +315,7 @@ func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
 	}
 	if o.Joint != nil {
 		if err := ownValues(c); err != nil {
-			return option.Bad("Code", o.Code, "%v; take a code of keys alone", err)
+			return option.Bad("Code", spec.CodeJoint, "%v; take frame or another code of keys alone", err)
 		}
 	}
 	if o.Policy.Recent > 0 {
