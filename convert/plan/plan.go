@@ -154,7 +154,7 @@ func (x *TensorPlan) GGUF() (s gguf.TensorSpec, bytes int64, err error) {
 // drafts says whether there are tensors of blocks that draft tokens.
 func drafts(c *checkpoint.Checkpoint) bool {
 	return slices.ContainsFunc(c.Unknown, func(n string) bool {
-		return family.LayerOf(n) >= len(c.Config.Layers) || c.Config.Unread(n)
+		return family.LayerOf(n) >= len(c.Config.Layers) || c.Unread(n)
 	})
 }
 

@@ -417,25 +417,64 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
+// withTensor makes a small model with one more tensor; rename changes the names of the others.
+func withTensor(t *testing.T, model string, rename func(string) string, more safetensors.Tensor) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "m")
+	tiny.HF(t, dir, model, tiny.Options{})
+	rewrite(t, dir, func(x safetensors.Tensor) []safetensors.Tensor {
+		last := x.Name == "model.norm.weight"
+		if x.Name = rename(x.Name); last {
+			return []safetensors.Tensor{x, more}
+		}
+		return keep(x)
+	})
+	return dir
+}
+
 // TestUnknownRefused: a tensor that the reference would compute with, and the family's graph does not,
 // is refused by its name whatever is to be done with the model: gates on the output of attention,
 // sinks, biases that config.json denies, layers that it does not count.
 func TestUnknownRefused(t *testing.T) {
-	for _, name := range []string{
-		"model.layers.0.self_attn.gate_proj.weight", "model.layers.1.self_attn.g_proj.weight",
-		"model.layers.0.self_attn.sinks", "model.layers.0.self_attn.k_proj.bias",
-		"model.layers.2.mlp.up_proj.weight", "model.norm.bias", "lm_head.bias",
+	for name, hint := range map[string]string{
+		"model.layers.0.self_attn.gate_proj.weight":    "leaves this tensor unused",
+		"model.layers.1.self_attn.g_proj.weight":       "leaves this tensor unused",
+		"model.layers.0.self_attn.sinks":               "leaves this tensor unused",
+		"model.layers.0.self_attn.k_proj.bias":         "leaves this tensor unused",
+		"model.layers.0.self_attn.bias":                "leaves this tensor unused", // a mask has four dimensions
+		"model.layers.2.mlp.up_proj.weight":            "num_hidden_layers of config.json counts 2 layers",
+		"model.layers.0.self_attn.q_proj.weight_scale": "quantised",
+		"model.layers.0.self_attn.k_scale":             "quantised",
+		"model.norm.bias":                              "leaves this tensor unused",
+		"lm_head.bias":                                 "leaves this tensor unused",
 	} {
-		dir := filepath.Join(t.TempDir(), "m")
-		tiny.HF(t, dir, "llama", tiny.Options{})
-		rewrite(t, dir, func(x safetensors.Tensor) []safetensors.Tensor {
-			if x.Name == "model.norm.weight" {
-				return []safetensors.Tensor{x, {Name: name, DType: x.DType, Shape: x.Shape}}
-			}
-			return keep(x)
-		})
-		fails(t, dir, name, "not part of the llama graph")
+		more := safetensors.Tensor{Name: name, DType: "F32", Shape: []int{64}}
+		fails(t, withTensor(t, "llama", strings.Clone, more), name, "not part of the llama graph", hint)
 	}
+}
+
+// TestUnknownHarmless: what published checkpoints carry and no graph uses stops nobody.
+func TestUnknownHarmless(t *testing.T) {
+	for _, more := range []safetensors.Tensor{
+		{Name: "model.rotary_emb.inv_freq", DType: "F32", Shape: []int{8}},
+		{Name: "model.layers.0.self_attn.rotary_emb.cos_cached", DType: "F32", Shape: []int{1, 1, 32, 16}},
+		{Name: "model.layers.0.self_attn.core_attention._extra_state", DType: "U8", Shape: []int{5}},
+		{Name: "model.layers.0.self_attn.bias", DType: "BOOL", Shape: []int{1, 1, 32, 32}},
+		{Name: "model.layers.0.self_attn.masked_bias", DType: "F32", Shape: []int{}},
+		{Name: "vision_tower.patch.weight", DType: "F32", Shape: []int{2, 3}},
+		{Name: "mtp.layers.0.norm.weight", DType: "F32", Shape: []int{64}},
+		{Name: "score.weight", DType: "F32", Shape: []int{2, 64}},
+	} {
+		c := open(t, withTensor(t, "llama", strings.Clone, more))
+		if !slices.Equal(c.Unknown, []string{more.Name}) {
+			t.Errorf("%s: unknown %v", more.Name, c.Unknown)
+		}
+	}
+	bare := func(n string) string { return strings.TrimPrefix(n, "model.") }
+	more := safetensors.Tensor{Name: "rotary_emb.inv_freq", DType: "F32", Shape: []int{8}}
+	open(t, withTensor(t, "qwen2", bare, more))
+	more.Name = "layers.0.self_attn.sinks"
+	fails(t, withTensor(t, "qwen2", bare, more), more.Name, "not part of the qwen2 graph")
 }
 
 // headLike makes the head of a model its embedding; with change, not quite.

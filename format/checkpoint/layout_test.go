@@ -265,6 +265,12 @@ func TestGGUFLayouts(t *testing.T) {
 		{"a gate on the output of attention", "qwen3", tiny.Options{}, func(x map[string]*stored) {
 			x["blk.0.attn_gate.weight"] = x["blk.0.attn_q.weight"]
 		}, []string{"blk.0.attn_gate.weight", "not part of the qwen3 graph"}},
+		{"a vision tower in the same file", "llama", tiny.Options{}, func(x map[string]*stored) {
+			x["v.blk.0.attn_q.weight"] = x["blk.0.attn_q.weight"]
+		}, []string{"v.blk.0.attn_q.weight", "not part of the llama graph", "language model alone"}},
+		{"a layer that block_count does not count", "llama", tiny.Options{}, func(x map[string]*stored) {
+			x["blk.2.attn_q.weight"] = x["blk.0.attn_q.weight"]
+		}, []string{"blk.2.attn_q.weight", "llama.block_count counts 2 layers"}},
 		{"the gate's rows behind those of q", "qwen3", tiny.Options{}, func(x map[string]*stored) {
 			rows(x["blk.0.attn_q.weight"], x["blk.0.attn_q.weight"].dims[1])
 		}, []string{"blk.0.attn_q.weight", "shape"}},
