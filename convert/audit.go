@@ -111,8 +111,8 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 		return nil, err
 	}
 	defer remove()
-	res, err := e.Compare(ctx, w, &engine.Reference{Engine: e}, []engine.Lane{lane}, engine.Options{Hooks: meter.Hooks(ctx),
-		Run: o.Progress.Of("measuring"), Compare: o.Progress.Of("comparing predictions")})
+	res, err := e.Compare(ctx, w, &engine.Reference{Engine: e}, []engine.Lane{lane}, engine.Options{
+		Hooks: meter.Hooks(ctx), Run: o.Progress.Of("measuring"), Compare: o.Progress.Of("comparing predictions")})
 	if err != nil {
 		return nil, err
 	}

@@ -243,7 +243,8 @@ func ownValues(c *checkpoint.Checkpoint) error {
 	}
 	for _, x := range c.Graph.Caches {
 		if x.ValueDim == 0 {
-			return fmt.Errorf("values of layer %d of architecture %s are a part of its keys (MLA)", x.Block, c.Graph.Architecture)
+			return fmt.Errorf("values of layer %d of architecture %s are a part of its keys (MLA)", x.Block,
+				c.Graph.Architecture)
 		}
 	}
 	return nil

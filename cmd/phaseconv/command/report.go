@@ -167,7 +167,8 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 		defer engines.Close()
 		o.Engines = engines
 	} else if a.Model.Graph != nil {
-		return usagef("%s: the own pass knows no architecture %s; take --engine llama", dir, printable(a.Model.Graph.Architecture))
+		return usagef("%s: the own pass knows no architecture %s; take --engine llama", dir,
+			printable(a.Model.Graph.Architecture))
 	}
 	d, err := figures.Detail(ctx, a, o)
 	if err != nil {
