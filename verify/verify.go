@@ -66,23 +66,9 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	if o.Text.SHA256() == a.Sidecar.Calibration.SHA256 {
 		return nil, option.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
-	if o.Sink < -1 {
-		return nil, option.Bad("Sink", o.Sink, "expected -1, for the artifact's, or more")
-	}
-	if o.Recent < -1 {
-		return nil, option.Bad("Recent", o.Recent, "expected -1, for the artifact's, or more")
-	}
 	o.Threads = parallel.Threads(o.Threads)
-	cfg := a.Model.Config
-	policy := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent,
-		Exceptions: a.Sidecar.Exceptions}
-	if o.Sink >= 0 {
-		policy.Sink = o.Sink
-	}
-	if o.Recent >= 0 {
-		policy.Recent = o.Recent
-	}
-	if err := policy.CheckContext(o.Ctx); err != nil {
+	policy, err := o.policy(a)
+	if err != nil {
 		return nil, err
 	}
 	s, err := newSubject(a, o, policy)
@@ -140,7 +126,7 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		if head == nil {
 			head = fromManifest(a.Manifest, s.kind, s.codes, s.policy.Anchor)
 		}
-		out.Layers = audit.Layers(cfg, s.meter.Rows, head)
+		out.Layers = audit.Layers(a.Model.Config, s.meter.Rows, head)
 	}
 	if o.Source != nil {
 		if out.Function, err = function(ctx, a, o, w, float, checks); err != nil {
@@ -157,10 +143,29 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	return out, nil
 }
 
+// policy returns what of a cache is coded: as the artifact says, where options say nothing else.
+func (o *Options) policy(a *contract.Artifact) (kvcache.Policy, error) {
+	p := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent,
+		Exceptions: a.Sidecar.Exceptions}
+	if o.Sink < -1 {
+		return p, option.Bad("Sink", o.Sink, "expected -1, for the artifact's, or more")
+	}
+	if o.Recent < -1 {
+		return p, option.Bad("Recent", o.Recent, "expected -1, for the artifact's, or more")
+	}
+	if o.Sink >= 0 {
+		p.Sink = o.Sink
+	}
+	if o.Recent >= 0 {
+		p.Recent = o.Recent
+	}
+	return p, p.CheckContext(o.Ctx)
+}
+
 // OneByOne says what a window of recent tokens costs where llama.cpp computes.
 func OneByOne(recent int) string {
-	return fmt.Sprintf("with %d recent tokens llama.cpp decodes the text token by token, as they are replaced in the cache "+
-		"when they are recent no more; --recent 0 is faster", recent)
+	return fmt.Sprintf("with %d recent tokens llama.cpp decodes the text token by token, as they are replaced in the "+
+		"cache when they are recent no more; --recent 0 is faster", recent)
 }
 
 // A subject is the cache that is measured beside the float model.

@@ -77,6 +77,9 @@ func (s *KeyStats) SetSums(sums []byte, ropes []*rope.Table) error {
 		}
 		all = all[len(heads):]
 	}
+	if len(all) > 0 {
+		return fmt.Errorf("sums of keys: %d heads more than the model has", len(all))
+	}
 	return nil
 }
 

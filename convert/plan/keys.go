@@ -99,11 +99,11 @@ func (o KeyOptions) check(c *family.Config) error {
 	case o.Joint != nil && o.Allocation() == bits.AllocAngle:
 		return option.Bad("Alloc", o.Alloc, "joint codes spread signs over layers evenly or by sensitivity")
 	case o.Joint != nil && o.Joint.Pairs && o.Allocation() != bits.AllocUniform:
-		return option.Bad("Alloc", o.Alloc, "sensitivities are measured layer by layer and know nothing of pairs; leave one of "+
-			"the two away")
+		return option.Bad("Alloc", o.Alloc, "sensitivities are measured layer by layer and know nothing of pairs; leave one "+
+			"of the two out")
 	case o.Joint != nil && o.Joint.Pairs && (o.Joint.ChooseSpan || o.Joint.ChooseAnchor):
 		return option.Bad("Trade", nil, "drafts are made without pairs, and what they choose need not be best with them; "+
-			"leave one of the two away, or name the span and the anchor")
+			"leave one of the two out, or name the span and the anchor")
 	case o.Joint != nil && o.Policy.Exceptions != 0:
 		return option.Bad("Exceptions", o.Policy.Exceptions, "joint codes have none")
 	case o.Code != codec.Frame && o.Bits != 1:

@@ -61,7 +61,8 @@ func (o *Options) check() error {
 	case gguf.Whole(o.Name+".gguf") != o.Name+".gguf":
 		return option.Bad("Name", o.Name, "loaders take it for a part of a split and look for the others; --split-max-size makes such names")
 	case strings.Contains(strings.ToLower(o.Name), "mmproj") || strings.Contains(strings.ToLower(o.Name), "imatrix"):
-		return option.Bad("Name", o.Name, "loaders take files of such names for a projector or an importance matrix, not for the model")
+		return option.Bad("Name", o.Name, "loaders take files of such names for a projector or an importance matrix, "+
+			"not for the model")
 	case o.SplitSize != 0 && o.SplitSize < 1e6:
 		return option.Bad("SplitSize", o.SplitSize, "expected at least 1M")
 	}

@@ -200,19 +200,17 @@ func (p *measurer) beside(ctx context.Context, windows [][]int32, hooks refmodel
 	if joint {
 		groups.Observe = meter.observe
 	}
+	var res *ppl.Result
 	if e := p.o.Engine; e != nil {
 		if joint { // the engine codes elsewhere, so groups are measured on what floats give
 			hooks = refmodel.Hooks{NoPre: true, Attention: func(a *refmodel.Attention) error { return p.groups(ctx, groups, a) }}
 		}
-		res, err := e.Compare(ctx, ppl.From(windows, 0), &engine.Reference{Engine: e}, []engine.Lane{p.o.Coded},
+		res, err = e.Compare(ctx, ppl.From(windows, 0), &engine.Reference{Engine: e}, []engine.Lane{p.o.Coded},
 			engine.Options{Hooks: hooks, Run: step})
-		if err == nil {
-			p.out.Groups = meter.rows(len(p.o.Config.Layers), len(windows))
-		}
-		return res, err
+	} else {
+		res, err = p.compare(ctx, windows, 0, refmodel.Options{Hooks: hooks, Progress: step}, &refmodel.Variant{},
+			&refmodel.Variant{Cache: cache})
 	}
-	res, err := p.compare(ctx, windows, 0, refmodel.Options{Hooks: hooks, Progress: step}, &refmodel.Variant{},
-		&refmodel.Variant{Cache: cache})
 	if err == nil {
 		p.out.Groups = meter.rows(len(p.o.Config.Layers), len(windows))
 	}
@@ -223,7 +221,8 @@ func (p *measurer) beside(ctx context.Context, windows [][]int32, hooks refmodel
 func (p *measurer) groups(ctx context.Context, cache *kvcache.Groups, a *refmodel.Attention) error {
 	k, v := len(a.K)/a.Windows, len(a.V)/a.Windows
 	for w := range a.Windows {
-		if _, err := cache.Window(ctx, a.Layer, w, slices.Clone(a.K[w*k:(w+1)*k]), slices.Clone(a.V[w*v:(w+1)*v])); err != nil {
+		keys, values := slices.Clone(a.K[w*k:(w+1)*k]), slices.Clone(a.V[w*v:(w+1)*v])
+		if _, err := cache.Window(ctx, a.Layer, w, keys, values); err != nil {
 			return err
 		}
 	}

@@ -94,8 +94,8 @@ func (m *groupMeter) rows(layers, windows int) (out []spec.GroupRow) {
 }
 
 func (s *groupSums) row(layer, at int, value bool) spec.GroupRow {
-	r := spec.GroupRow{Layer: layer, Group: at, Part: "k", Signs: s.group.B(), Given: s.group.Below != nil, Tokens: s.tokens,
-		Cos1bit: s.cos / float64(s.tokens), EnergyLeft: s.lost / s.total}
+	r := spec.GroupRow{Layer: layer, Group: at, Part: "k", Signs: s.group.B(), Given: s.group.Below != nil,
+		Tokens: s.tokens, Cos1bit: s.cos / float64(s.tokens), EnergyLeft: s.lost / s.total}
 	if value {
 		r.Part = "v"
 	}

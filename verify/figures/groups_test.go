@@ -44,8 +44,8 @@ func TestGroupRows(t *testing.T) {
 	}
 	for h, row := range d.Groups[:heads] {
 		want := meter.Rows[0][h]["code"]
-		if row.Layer != 0 || row.Group != h || row.Part != "k" || row.Heads[0] != h || row.Dims != c.Config.Layers[0].HeadDim ||
-			row.Tokens != want.N || row.Signs != o.Groups[0][h].B() {
+		if row.Layer != 0 || row.Group != h || row.Part != "k" || row.Heads[0] != h ||
+			row.Dims != c.Config.Layers[0].HeadDim || row.Tokens != want.N || row.Signs != o.Groups[0][h].B() {
 			t.Errorf("row %+v of %d keys", row, want.N)
 		}
 		// Scales of caches are binary16, those of the audit float32.

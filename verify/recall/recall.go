@@ -308,7 +308,8 @@ func finish(tk *tokenizer.Tokenizer, o Options, task string, depth float64,
 	}
 	n := len(a) - k
 	if n < 1 || len(a) < o.Ctx {
-		return question{}, option.Errorf("the %s task has %d tokens, a context of %d needs a longer text (--text)", task, len(a), o.Ctx)
+		return question{}, option.Errorf("the %s task has %d tokens, a context of %d needs a longer text (--text)", task,
+			len(a), o.Ctx)
 	}
 	ids := append([]int32(nil), a[len(a)-o.Ctx:]...)
 	if v := tk.Vocab(); v.AddBOS && v.BOS >= 0 {

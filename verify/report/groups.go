@@ -49,8 +49,8 @@ func newGroups(v *view) *groupsView {
 	}
 	for i := range rows {
 		r := &rows[i]
-		x := groupRow{Layer: r.Layer, Group: r.Group, Part: partName(r.Part), Heads: headRange(r), Dims: r.Dims, Signs: r.Signs,
-			Given: missing, Cos: number(r.Cos1bit), Left: number(r.EnergyLeft)}
+		x := groupRow{Layer: r.Layer, Group: r.Group, Part: partName(r.Part), Heads: headRange(r), Dims: r.Dims,
+			Signs: r.Signs, Given: missing, Cos: number(r.Cos1bit), Left: number(r.EnergyLeft)}
 		x.Cos.Class = liftClass(r.Cos1bit-floorCos, 0.025)
 		if r.Given {
 			x.Given = "the layer below"

@@ -528,20 +528,27 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 			}
 		}
 	}
-	if i := a.Improve; i != nil {
-		than := "F16 caches"
-		if len(a.Choices) > 0 {
-			than = fmt.Sprintf("K %s, V %s", a.Choices[0].KType, a.Choices[0].VType)
-		}
-		fmt.Fprintf(w, "K %s, V %s would take %s less than %s, but costs a KLD of %.6f as the weights are; "+
-			"this changes them if that helps, and measures it:\n  %s\n",
-			i.KType, i.VType, cacheSize(i.Saved), than, i.Worst, i.Command)
-		if x := i.Removable; x != nil {
-			fmt.Fprintf(w, "  %.0f %% of the energy of keys comes from biases and can be taken out, exactly or nearly\n", 100**x)
-		}
-		if x := i.ScoreErrorLeft; x != nil {
-			fmt.Fprintf(w, "  scales between the gains of q_norm and k_norm leave at best %.2f of the error of scores\n", *x)
-		}
+	printImprove(w, a)
+}
+
+// printImprove says which smaller cache changes of the weights might make good enough.
+func printImprove(w io.Writer, a *spec.AdviseJSON) {
+	i := a.Improve
+	if i == nil {
+		return
+	}
+	than := "F16 caches"
+	if len(a.Choices) > 0 {
+		than = fmt.Sprintf("K %s, V %s", a.Choices[0].KType, a.Choices[0].VType)
+	}
+	fmt.Fprintf(w, "K %s, V %s would take %s less than %s, but costs a KLD of %.6f as the weights are; "+
+		"this changes them if that helps, and measures it:\n  %s\n",
+		i.KType, i.VType, cacheSize(i.Saved), than, i.Worst, i.Command)
+	if x := i.Removable; x != nil {
+		fmt.Fprintf(w, "  %.0f %% of the energy of keys comes from biases and can be taken out, exactly or nearly\n", 100**x)
+	}
+	if x := i.ScoreErrorLeft; x != nil {
+		fmt.Fprintf(w, "  scales between the gains of q_norm and k_norm leave at best %.2f of the error of scores\n", *x)
 	}
 }
 

@@ -418,7 +418,8 @@ func printPlan(w io.Writer, p *plan.Plan) {
 			fmt.Fprintln(w, "every second layer is coded given the codes of the layer below it (--pairs)")
 		}
 		if len(k.MeasuredChoices) > 0 {
-			fmt.Fprintf(w, "--trade measures and chooses: %s; the numbers above are of what it starts from\n", strings.Join(k.MeasuredChoices, ", "))
+			fmt.Fprintf(w, "--trade measures and chooses: %s; the numbers above are of what it starts from\n",
+				strings.Join(k.MeasuredChoices, ", "))
 		}
 		fmt.Fprintln(w)
 		return
