@@ -51,6 +51,8 @@ type AuditOptions struct {
 	// Figures, if set, is called at the end with what the audit has in hand, for a
 	// report: options of figures.Run, all but Detail filled in.
 	Figures func(p figures.Options) error
+	// Notice, if set, is told what is worth knowing and is no error.
+	Notice func(text string)
 }
 
 // DefaultAuditOptions returns what the command line takes unless told otherwise.
@@ -99,19 +101,11 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	if err != nil {
 		return nil, err
 	}
-	meter := &audit.Meter{Config: c.Config, Policy: o.Policy, Threads: m.Threads, Scale: fit.KeyScale(c.Config)}
-	codes := fit.Codes(o.Code)
-	for l, layer := range fit.Layers {
-		var row []audit.Codes
-		for h, head := range layer.Heads {
-			x, err := audit.Columns(head.Codes[o.Code], head.Codes, o.Seed, l, h)
-			if err != nil {
-				return nil, err
-			}
-			row = append(row, x)
-		}
-		meter.Codes = append(meter.Codes, row)
+	meter, err := o.meter(c, m.Threads, fit)
+	if err != nil {
+		return nil, err
 	}
+	codes := fit.Codes(o.Code)
 	lane, remove, err := o.lane(c, e, cal, fit, meter)
 	if err != nil {
 		return nil, err
@@ -151,13 +145,30 @@ func Audit(ctx context.Context, c *checkpoint.Checkpoint, o AuditOptions) (*spec
 	return out, o.Figures(p)
 }
 
+// meter is what takes the betas of the codes that were fitted.
+func (o *AuditOptions) meter(c *checkpoint.Checkpoint, threads int, fit *calibrate.Result) (*audit.Meter, error) {
+	meter := &audit.Meter{Config: c.Config, Policy: o.Policy, Threads: threads, Scale: fit.KeyScale(c.Config)}
+	for l, layer := range fit.Layers {
+		var row []audit.Codes
+		for h, head := range layer.Heads {
+			x, err := audit.Columns(head.Codes[o.Code], head.Codes, o.Seed, l, h)
+			if err != nil {
+				return nil, err
+			}
+			row = append(row, x)
+		}
+		meter.Codes = append(meter.Codes, row)
+	}
+	return meter, nil
+}
+
 // settleEngine refuses what another engine than the own pass cannot do.
 func (o *AuditOptions) settleEngine(c *checkpoint.Checkpoint) error {
 	if o.Engines == nil || o.Engines.Identity().Engine == engine.Own {
 		return nil
 	}
 	x := &Options{Engines: o.Engines, Formats: []checkpoint.Container{checkpoint.GGUF}, Code: o.Code, Alloc: o.Alloc,
-		Policy: o.Policy, FFN: plan.FFNNone}
+		Policy: o.Policy, FFN: plan.FFNNone, Notice: o.Notice}
 	if o.FFN != nil {
 		return option.Bad("FFN", nil, "the FFN audit reads weights alone, and takes --engine own")
 	}

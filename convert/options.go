@@ -312,11 +312,11 @@ func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {
 	case o.FFN != plan.FFNNone:
 		return option.Bad("FFN", string(o.FFN), "%s computes stored types, and has none to emulate", who)
 	case o.ReportDetail:
-		return option.Bad("ReportDetail", nil, "%s measures no layers alone, other codes and other contexts", who)
+		return option.Bad("ReportDetail", nil, "%s does not measure single layers, other codes or other contexts", who)
 	}
 	if o.Joint != nil {
 		if err := ownValues(c); err != nil {
-			return option.Bad("Code", o.Code, "%v; take a code of keys alone", err)
+			return option.Bad("Code", spec.CodeJoint, "%v; take frame or another code of keys alone", err)
 		}
 	}
 	if o.Policy.Recent > 0 {

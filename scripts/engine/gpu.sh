@@ -47,7 +47,7 @@ step() {
 nvidia-smi -L 2>/dev/null
 step "probe all devices" 60 "$bin/phaseconv" engine probe
 step "probe" 60 "$bin/phaseconv" engine probe --devices "$device"
-"$bin/phaseconv" engine probe --devices "$device" --json >"$out/probe.json" 2>/dev/null
+timeout 60 "$bin/phaseconv" engine probe --devices "$device" --json >"$out/probe.json" 2>/dev/null
 cd "$here/verify/engine/llama" || exit 2
 # Taps are held against float32 sums: without these, CUDA and Vulkan multiply with shorter numbers.
 step "property tests" 200 env NVIDIA_TF32_OVERRIDE=0 GGML_VK_DISABLE_F16=1 GGML_VK_DISABLE_COOPMAT=1 "$bin/llama.test" -test.v \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # time.sh MODEL.gguf TEXT [WINDOWS]: what the engine on llama.cpp costs beside the forward passes alone, as ratios within
-# one run (issue 23's bars: 1.3 and 1.2). Run it on idle cores.
+# one run (bars: 1.3 and 1.2). Run it on idle cores.
 #   LLAMA_CPP_SOURCE  llama.cpp's source tree, for its headers
 #   LLAMA_CPP_BIN     folder of its libraries, of the same release
 #   THREADS           2

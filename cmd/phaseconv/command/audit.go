@@ -97,7 +97,7 @@ func runAudit(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) err
 		c.Uint64("seed"), c.Int("threads")
 	o.Code, o.Bits, o.Alloc = codec.Kind(c.String("code")), c.Float("bits"), bits.Alloc(c.String("alloc"))
 	o.Balance, o.Policy = c.Bool("balance"), policy(c)
-	o.Progress = showProgress(stderr)
+	o.Progress, o.Notice = showProgress(stderr), notes(stderr)
 	if o.Calibration, err = calibrationText(c.String("calib")); err != nil {
 		return err
 	}

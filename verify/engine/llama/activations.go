@@ -174,12 +174,14 @@ func (m *Model) KeySums(ctx context.Context, windows [][]int32, o engine.KeySums
 	if len(blobs) != 1 {
 		return nil, nil, fmt.Errorf("the worker gave no sums")
 	}
-	var ropes []*rope.Table
-	for _, y := range m.Facts.Tapped(m.known()) {
-		for len(ropes) < y.Number {
-			ropes = append(ropes, nil) // no attention
-		}
-		ropes = append(ropes, y.Table(job.Ctx))
+	layers := m.Facts.Tapped(m.known())
+	n := len(layers)
+	if m.known() {
+		n = len(m.Source.Config.Layers)
+	}
+	ropes := make([]*rope.Table, n)
+	for _, y := range layers {
+		ropes[y.Number] = y.Table(job.Ctx)
 	}
 	return blobs[0], ropes, nil
 }

@@ -209,6 +209,7 @@ func rowBytes(typ int32, n int64) int64 {
 	return n / int64(block) * int64(size)
 }
 
+// measure runs windows through the lanes, the first of which the others are compared with, and scores their tokens.
 func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error) {
 	windows, err := cut(blobs, o.Ctx)
 	if err != nil {
@@ -261,32 +262,11 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 	if known == nil {
 		keep = s.bases.begin(o.Base, of, len(targets), vocab)
 	}
-	done, told, total := 0, 0, len(windows)*o.Ctx*len(lanes)
-	tick := func(n int) {
-		if done += n; done-told >= progressTokens || done == total {
-			told = done
-			s.progress(done, total)
-		}
-	}
-	for i, w := range windows {
-		for _, x := range lanes {
-			x.Clear()
-		}
-		for from := 0; from < o.Ctx; from += batch {
-			tokens := w[from:min(o.Ctx, from+batch)]
-			first := min(len(tokens), max(0, o.First-from))
-			for _, x := range lanes {
-				if err := x.run(tokens, first, tick); err != nil {
-					return nil, nil, fmt.Errorf("caches K %s, V %s, window %d: %w", gguf.Type(x.want.K), gguf.Type(x.want.V), i, err)
-				}
-			}
-			// The last position predicts a token outside the window.
-			n := min(len(tokens), o.Ctx-1-from)
-			at := i*(o.Ctx-1-o.First) + from - o.First
-			if err := rows(meter, lanes, known, keep, first, n, at, parallel.Threads(o.Threads)); err != nil {
-				return nil, nil, err
-			}
-		}
+	err = s.runLanes(o, windows, lanes, batch, func(first, n, at int) error {
+		return rows(meter, lanes, known, keep, first, n, at, parallel.Threads(o.Threads))
+	})
+	if err != nil {
+		return nil, nil, err
 	}
 	infos := make([]llama.MeasuredLane, 0, len(o.Lanes))
 	if known != nil {
@@ -310,6 +290,40 @@ func (s *server) measure(o llama.Measure, blobs [][]byte) (any, [][]byte, error)
 		result = append(result, wire.Float64s(sc.NLL), wire.Float64s(sc.KLD), wire.Int32s(sc.Top))
 	}
 	return out, result, nil
+}
+
+// runLanes runs all windows through all lanes. After each batch compare sees its tokens [first, n), which logits
+// were asked for; token i is scored token at + i.
+func (s *server) runLanes(o llama.Measure, windows [][]int32, lanes []*lane, batch int,
+	compare func(first, n, at int) error) error {
+	done, told, total := 0, 0, len(windows)*o.Ctx*len(lanes)
+	tick := func(n int) {
+		if done += n; done-told >= progressTokens || done == total {
+			told = done
+			s.progress(done, total)
+		}
+	}
+	for i, w := range windows {
+		for _, x := range lanes {
+			x.Clear()
+		}
+		for from := 0; from < o.Ctx; from += batch {
+			tokens := w[from:min(o.Ctx, from+batch)]
+			first := min(len(tokens), max(0, o.First-from))
+			for _, x := range lanes {
+				if err := x.run(tokens, first, tick); err != nil {
+					return fmt.Errorf("caches K %s, V %s, window %d: %w", gguf.Type(x.want.K), gguf.Type(x.want.V), i, err)
+				}
+			}
+			// The last position predicts a token outside the window.
+			n := min(len(tokens), o.Ctx-1-from)
+			at := i*(o.Ctx-1-o.First) + from - o.First
+			if err := compare(first, n, at); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // rows compares the logits of tokens [first, n) of the last batch; token i is scored token at + i. The
