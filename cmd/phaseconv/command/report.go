@@ -68,7 +68,8 @@ func runReport(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	case c.Int("calib-tokens") < 0:
 		return usagef("--calib-tokens %d: it cannot be negative", c.Int("calib-tokens"))
 	}
-	if err := goWith(c, "measure", "text", "calib", "calib-tokens", "ctx", "chunks", "engine"); err != nil {
+	if err := goWith(c, "measure", "text", "calib", "calib-tokens", "ctx", "chunks", "engine", "devices",
+		"rpc", "gpu-layers"); err != nil {
 		return err
 	}
 	if err := writable(c, "out"); err != nil {
