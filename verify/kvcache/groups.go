@@ -2,6 +2,7 @@ package kvcache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -119,6 +120,9 @@ func (c *Groups) Window(ctx context.Context, layer, window int, k, v []float32) 
 
 // Code implements Coder: joint codes take keys and values together.
 func (c *Groups) Code(ctx context.Context, layer, from int, k, v []float32) error {
+	if c.Kernels {
+		return errors.New("codes for kernels are not decoded, so nothing can replace the keys and values")
+	}
 	w, err := c.code(ctx, layer, from, from, k, v)
 	if err != nil {
 		return err
@@ -153,20 +157,7 @@ func (c *Groups) code(ctx context.Context, layer, window, from int, k, v []float
 		w.storedKeys, w.storedValues = make([]storedPart, y.KVHeads), make([]storedPart, y.KVHeads)
 	}
 	for at, g := range c.groups[layer] {
-		parts := make([][]float32, len(g.Parts))
-		for i, p := range g.Parts {
-			if p.Value {
-				parts[i] = head(v, vwidth, p.Head, vd)
-				continue
-			}
-			parts[i] = head(k, width, p.Head, d)
-			if scale[p.Head] = c.scale(layer, p.Head); scale[p.Head] != nil {
-				for j := range parts[i] {
-					parts[i][j] *= scale[p.Head][j%d]
-				}
-			}
-			ToAnchor(parts[i], d, from, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
-		}
+		parts := c.parts(g, layer, from, k, v, scale, table)
 		coded := func(p codec.Part) []float32 { return parts[g.Index(p)][sink*g.Dim(p):] }
 		rows := make([]float32, (T-sink)*g.D())
 		g.Concat(rows, coded)
@@ -194,16 +185,8 @@ func (c *Groups) code(ctx context.Context, layer, window, from int, k, v []float
 		own := storedRows{words, alpha}
 		c.keep(layer, window, at, own)
 		if c.Kernels {
-			for i, p := range g.Parts {
-				x, err := stored(g, i, sink, own, lower, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
-				if err != nil {
-					return nil, err
-				}
-				if p.Value {
-					w.storedValues[p.Head] = x
-				} else {
-					w.storedKeys[p.Head] = x
-				}
+			if err := c.store(w, g, layer, sink, own, lower, table); err != nil {
+				return nil, err
 			}
 			continue
 		}
@@ -232,6 +215,46 @@ func (c *Groups) code(ctx context.Context, layer, window, from int, k, v []float
 		}
 	}
 	return w, nil
+}
+
+// parts returns what group g holds of the tokens, part by part, as it is coded: keys scaled and turned
+// back to anchors. It fills in the scales of their heads.
+func (c *Groups) parts(g *codec.Group, layer, from int, k, v []float32, scale [][]float32,
+	table *rope.Table) [][]float32 {
+	y := &c.cfg.Layers[layer]
+	d := y.HeadDim
+	out := make([][]float32, len(g.Parts))
+	for i, p := range g.Parts {
+		if p.Value {
+			out[i] = head(v, y.KVHeads*y.ValueDim, p.Head, y.ValueDim)
+			continue
+		}
+		out[i] = head(k, y.KVHeads*d, p.Head, d)
+		if scale[p.Head] = c.scale(layer, p.Head); scale[p.Head] != nil {
+			for j := range out[i] {
+				out[i][j] *= scale[p.Head][j%d]
+			}
+		}
+		ToAnchor(out[i], d, from, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+	}
+	return out
+}
+
+// store gives a window the codes of group g, for kernels that do not decode them.
+func (c *Groups) store(w *groupWindow, g *codec.Group, layer, sink int, own, lower storedRows,
+	table *rope.Table) error {
+	for i, p := range g.Parts {
+		x, err := stored(g, i, sink, own, lower, c.Policy.Anchor, table, c.cfg.PairsIn(layer))
+		if err != nil {
+			return err
+		}
+		if p.Value {
+			w.storedValues[p.Head] = x
+		} else {
+			w.storedKeys[p.Head] = x
+		}
+	}
+	return nil
 }
 
 // keep remembers what group at of a layer stores, if the layer above is given it.

@@ -337,14 +337,16 @@ func TestWhole(t *testing.T) {
 			t.Errorf("the page says %q: %s", not, text[max(0, i-80):i])
 		}
 	}
-	m.Manifest.Layers = nil
+	m.Manifest.Layers, m.Manifest.Graph = nil, &spec.Graph{}
+	m.FFN = nil
 	m.Detail.Groups = []spec.GroupRow{
 		{Part: "k", Heads: []int{0, 1, 2}, Dims: 192, Signs: 576, Tokens: 508, Cos1bit: 0.9, EnergyLeft: 0.2},
 		{Part: "v", Heads: []int{0, 2}, Dims: 128, Signs: 576, Tokens: 508, Cos1bit: 0.8125, EnergyLeft: 0.375},
 		{Layer: 1, Part: "k", Dims: 192, Signs: 576, Given: true, Tokens: 508, Cos1bit: 0.95, EnergyLeft: 0.1},
 	}
 	text = render(t, nil, m)
-	for _, want := range []string{"0 to 2", "0 2", "the layer below", "508 tokens", ">0.925<", ">0.150<", ">0.375<"} {
+	for _, want := range []string{"0 to 2", "0 2", "the layer below", "508 tokens", ">0.925<", ">0.150<", ">0.375<",
+		"FFN weights were not measured: the table of families lacks"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the table of groups does not say %q", want)
 		}

@@ -73,10 +73,14 @@ func (out *verdict) whole(v *view) {
 	const long = 4096
 	b, p, k := v.Bytes, v.PPL, v.KLD
 	coded, f16 := v.wholeBytes(long)
+	exact := fmt.Sprintf("the first %d tokens", p.Sink)
+	if p.Recent > 0 {
+		exact = fmt.Sprintf("the first %d and the last %d tokens", p.Sink, p.Recent)
+	}
 	out.Headline = fmt.Sprintf("The cache of %s is %s times smaller%s.", v.Name,
 		fix(float64(b.KVF16)/float64(b.KVCode), 1), cost(p, k))
-	out.Text = fmt.Sprintf("Keys and values take %s instead of %s bytes per token; the first %d and the last %d tokens stay F16, with which a cache of %s tokens is %s times smaller. On %s tokens of %s, which nothing was fitted to, the prediction moves by %s nats (KLD) and the most likely token stays the same %s of the time.",
-		comma(b.KVCode), comma(b.KVF16), p.Sink, p.Recent, comma(long), fix(f16/coded, 1), comma(p.Tokens),
+	out.Text = fmt.Sprintf("Keys and values take %s instead of %s bytes per token; %s stay F16, with which a cache of %s tokens is %s times smaller. On %s tokens of %s, which nothing was fitted to, the prediction moves by %s nats (KLD) and the most likely token stays the same %s of the time.",
+		comma(b.KVCode), comma(b.KVF16), exact, comma(long), fix(f16/coded, 1), comma(p.Tokens),
 		v.Text.Name, sig(k.Mean), pct(k.SameTop, 1))
 	out.Tiles = []tile{
 		{Label: "Cache bytes per token", Value: comma(b.KVCode), Unit: "B", Note: fmt.Sprintf("%s× smaller than F16 (%s B)",

@@ -122,6 +122,9 @@ func measureReport(ctx context.Context, c *cli.Command, dir string, stderr io.Wr
 		return fmt.Errorf("%s does not pass its contract: %w", dir, err)
 	}
 	if c.Bool("ffn") {
+		if g := a.Model.Graph; g != nil {
+			return usagef("--ffn: the table of families lacks architecture %s, so its FFN weights are not known", g.Architecture)
+		}
 		rows, err := audit.FFN(ctx, a.Model.Config, a.Model, audit.FFNOptions{
 			Seed: c.Uint64("seed"), Threads: parallel.Threads(c.Int("threads")),
 			Progress: showProgress(stderr).Of("auditing FFN matrices"),
