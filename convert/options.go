@@ -18,6 +18,7 @@ import (
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/codec"
+	"github.com/phaseconv/phaseconv/rotations/transform"
 	"github.com/phaseconv/phaseconv/spec"
 	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/engine"
@@ -334,10 +335,8 @@ func (o *Options) settleGraph(c *checkpoint.Checkpoint) error {
 	var rope *spec.GraphCache // the first cache whose keys turn
 	for l := range c.Graph.Caches {
 		x := &c.Graph.Caches[l]
-		if o.Cache != nil && o.Cache.K.Quantized() && o.WeightEdits != plan.EditsNone && x.FixedKeys != "" {
-			return option.Errorf("%s: architecture %s, layer %d: nothing can be edited for a key cache of type %s: %s; take "+
-				"--cache-type-k f16 for values alone, or no cache types for 1-bit codes",
-				c.Path, c.Graph.Architecture, x.Block, kvcache.TypeName(o.Cache.K), x.FixedKeys)
+		if err := o.checkEdits(c, x); err != nil {
+			return err
 		}
 		if o.Policy.Anchor == 0 {
 			continue
@@ -355,6 +354,34 @@ func (o *Options) settleGraph(c *checkpoint.Checkpoint) error {
 		}
 	}
 	return nil
+}
+
+// checkEdits refuses stock cache types for which nothing can be edited in the layer of a cache.
+func (o *Options) checkEdits(c *checkpoint.Checkpoint, x *spec.GraphCache) error {
+	if o.Cache == nil || o.WeightEdits == plan.EditsNone {
+		return nil
+	}
+	// The statistics turn keys and meet values, whatever is edited.
+	part, typ, why, instead := "value", o.Cache.V, "", ""
+	switch err := transform.CheckValueTransform(c.Config); {
+	case x.ValueDim == 0:
+		why = x.FixedValues
+	case x.RopeUnknown:
+		why = x.FixedKeys
+	case err != nil:
+		why = err.Error()
+	}
+	if o.Cache.K.Quantized() {
+		if why == "" {
+			instead = "--cache-type-k f16 for values alone, or "
+		}
+		part, typ, why = "key", o.Cache.K, x.FixedKeys
+	}
+	if why == "" {
+		return nil
+	}
+	return option.Errorf("%s: architecture %s, layer %d: nothing can be edited for a %s cache of type %s: %s; take "+
+		"%sno cache types for 1-bit codes", c.Path, c.Graph.Architecture, x.Block, part, kvcache.TypeName(typ), why, instead)
 }
 
 // settleCache does what settle does for the stock cache types.

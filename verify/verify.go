@@ -165,7 +165,7 @@ func (o *Options) policy(a *contract.Artifact) (kvcache.Policy, error) {
 // OneByOne says what a window of recent tokens costs where llama.cpp computes.
 func OneByOne(recent int) string {
 	return fmt.Sprintf("with %d recent tokens llama.cpp decodes the text token by token, as they are replaced in the "+
-		"cache when they are recent no more; without (recent 0) it is faster", recent)
+		"cache when they are recent no more; --recent 0 is faster", recent)
 }
 
 // A subject is the cache that is measured beside the float model.

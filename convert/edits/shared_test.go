@@ -93,8 +93,9 @@ func foldAll(t *testing.T, c *checkpoint.Checkpoint, edits transform.ModelEdits)
 }
 
 // TestSharedIsExact: gains pass between k_norm and q_norm, channel by channel where RoPE does not
-// turn or where it comes before the norms (Hunyuan), and orthogonal matrices through normed values,
-// in layers whose keys and values others read, whose values are keys, or of two shapes; each reader takes the inverse.
+// turn or where it comes before the norms (Hunyuan), and orthogonal matrices through normed values, in
+// layers whose keys and values others read, whose values are keys, or of two shapes; each reader takes
+// the inverse.
 func TestSharedIsExact(t *testing.T) {
 	for _, name := range []string{"gemma4", "gemma4-kv", "gemma4-moe", "exaone4", "hunyuan", "hunyuanmoe"} {
 		c := openAny(t, name+" folder")

@@ -1,6 +1,7 @@
 package llama_test
 
 import (
+	"errors"
 	"io"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/engine/sample"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
+	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
 	"github.com/phaseconv/phaseconv/verify/texts"
 )
@@ -126,8 +128,12 @@ func TestUnknown(t *testing.T) {
 			o.Cache, o.TargetCtx, o.CacheTokens = &kvcache.CacheTypes{K: gguf.TypeQ4_0, V: gguf.TypeQ4_0,
 				Rotation: true}, 128, 1024
 			if refused != "" {
-				if _, err := convert.Convert(t.Context(), o); err == nil || !strings.Contains(err.Error(), refused) {
-					t.Fatalf("error %v, expected one that names %s", err, refused)
+				for _, k := range []gguf.Type{gguf.TypeQ4_0, gguf.TypeF16} { // F16: values alone
+					o.Cache.K = k
+					var bad *option.Error
+					if _, err := convert.Convert(t.Context(), o); !errors.As(err, &bad) || !strings.Contains(err.Error(), refused) {
+						t.Fatalf("keys %s: error %v, expected one that names %s", k, err, refused)
+					}
 				}
 				o.Cache, o.TargetCtx = nil, 0
 				if name == "deepseek2" {

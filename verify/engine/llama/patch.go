@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format"
@@ -64,7 +65,10 @@ func (m *Model) edited(l engine.Lane) (map[string][]byte, error) {
 		if a == nil {
 			return nil, fmt.Errorf("%s: edits of layer %d, of which the graph has no cache", m.Path, layer)
 		}
-		if f := a.Folds(); f.Refused != "" {
+		keys := slices.ContainsFunc(heads, func(e transform.KeyEdit) bool {
+			return e.Pairs != nil || e.Transform != nil || e.Shift != nil
+		})
+		if f := a.Folds(); f.Refused != "" && keys {
 			return nil, fmt.Errorf("%s: layer %d cannot be edited: %s", m.Path, f.Layer, f.Refused)
 		}
 		if err := transform.FoldKeys(v, layer, heads); err != nil {

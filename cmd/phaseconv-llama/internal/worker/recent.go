@@ -33,8 +33,8 @@ func newRecent(c *libllama.Context, by coder, latest, sink, threads int, tokens 
 	r := &recent{coder: by, latest: latest, sink: sink, threads: threads, caches: plan.Caches()}
 	for _, y := range r.caches {
 		if by.values && (!y.Flash || y.V == nil) {
-			return nil, nil, fmt.Errorf("layer %d: this device keeps values by column, where those of a token cannot be replaced "+
-				"later; take --recent 0", y.Layer)
+			return nil, nil, fmt.Errorf("layer %d: this device keeps values by column, where those of a token "+
+				"cannot be replaced later; take --recent 0", y.Layer)
 		}
 	}
 	return r, plan, nil
@@ -92,6 +92,7 @@ func (r *recent) code(from, to int) error {
 	return nil
 }
 
+// split cuts the rows of n tokens apart.
 func split(x []float32, n int) (out [][]float32) {
 	for i := range n {
 		w := len(x) / n
@@ -121,8 +122,8 @@ func (r *recent) check(n int) error {
 				some = some || v != 0
 			}
 			if some != want {
-				return fmt.Errorf("layer %d: token %d is not in cell %d of the cache, so what it stores cannot be replaced later; "+
-					"take --recent 0", y.Layer, n-1, n-1)
+				return fmt.Errorf("layer %d: token %d is not in cell %d of the cache, so what it stores cannot be "+
+					"replaced later; take --recent 0", y.Layer, n-1, n-1)
 			}
 		}
 	}
