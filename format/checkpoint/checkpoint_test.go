@@ -437,16 +437,18 @@ func withTensor(t *testing.T, model string, rename func(string) string, more saf
 // sinks, biases that config.json denies, layers that it does not count.
 func TestUnknownRefused(t *testing.T) {
 	for name, hint := range map[string]string{
-		"model.layers.0.self_attn.gate_proj.weight":    "leaves this tensor unused",
-		"model.layers.1.self_attn.g_proj.weight":       "leaves this tensor unused",
-		"model.layers.0.self_attn.sinks":               "leaves this tensor unused",
-		"model.layers.0.self_attn.k_proj.bias":         "leaves this tensor unused",
-		"model.layers.0.self_attn.bias":                "leaves this tensor unused", // a mask has four dimensions
-		"model.layers.2.mlp.up_proj.weight":            "num_hidden_layers of config.json counts 2 layers",
-		"model.layers.0.self_attn.q_proj.weight_scale": "quantised",
-		"model.layers.0.self_attn.k_scale":             "quantised",
-		"model.norm.bias":                              "leaves this tensor unused",
-		"lm_head.bias":                                 "leaves this tensor unused",
+		"model.layers.0.self_attn.gate_proj.weight":     "leaves this tensor unused",
+		"model.layers.1.self_attn.g_proj.weight":        "leaves this tensor unused",
+		"model.layers.0.self_attn.sinks":                "leaves this tensor unused",
+		"model.layers.0.self_attn.k_proj.bias":          "leaves this tensor unused",
+		"model.layers.0.self_attn.bias":                 "leaves this tensor unused", // a mask has four dimensions
+		"model.layers.2.mlp.up_proj.weight":             "num_hidden_layers of config.json counts 2 layers",
+		"model.layers.0.self_attn.q_proj.weight_scale":  "quantised",
+		"model.layers.0.self_attn.k_scale":              "quantised",
+		"model.norm.bias":                               "leaves this tensor unused",
+		"model.layers.0.self_attn.q_proj.lora_A.weight": "merge",
+		"base_model.model.layers.0.lora_B.weight":       "merge",
+		"lm_head.bias": "leaves this tensor unused",
 	} {
 		more := safetensors.Tensor{Name: name, DType: "F32", Shape: []int{64}}
 		fails(t, withTensor(t, "llama", strings.Clone, more), name, "not part of the llama graph", hint)

@@ -23,6 +23,10 @@ var masks = []string{".attention.bias", ".self_attn.bias", ".attn.bias"}
 // scales are endings of what belongs to weights or caches that were quantised.
 var scales = []string{"_scale", ".scale", "_scale_inv", ".scales", ".qweight", ".qzeros", ".g_idx", ".SCB", ".absmax"}
 
+// adapter is a part of the names of low-rank changes that were not merged into the weights. transformers
+// may pass over them, but the model that they were trained for has them.
+const adapter = ".lora_"
+
 // checkUnknown refuses tensors that may belong to a graph other than the family's, such as a gate on
 // the output of attention: computing without them would be silently wrong. Where llama.cpp computes the
 // graph there is no such tensor.
@@ -47,6 +51,9 @@ func (c *Checkpoint) idle(source string) bool {
 	name := c.plainName(source)
 	if endsIn("."+name, harmless) || endsIn("."+name, masks) && c.isMask(source) {
 		return true
+	}
+	if strings.Contains(name, adapter) {
+		return c.Outside(source)
 	}
 	if c.Container == GGUF {
 		l := family.LayerOf(name)
@@ -107,6 +114,8 @@ func (c *Checkpoint) unknownHint(source string) string {
 		}
 	}
 	switch {
+	case strings.Contains(name, adapter):
+		return ": it belongs to an adapter; merge that into the weights first (merge_and_unload of peft)"
 	case endsIn(name, scales):
 		return ": it seems to belong to weights or a cache that were quantised; take the model as it was before that"
 	case !folder && (strings.HasPrefix(name, "v.") || strings.HasPrefix(name, "mm.")):
