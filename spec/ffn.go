@@ -31,3 +31,17 @@ type FFNTry struct {
 	PPLRatio float64 `json:"ppl_ratio"`
 	SameTop  float64 `json:"same_top"`
 }
+
+// QuantizedJSON is what scripts/ffn/measure.py --artifact prints: files that llama-quantize made of the
+// unchanged and of the converted model, in stock llama.cpp beside the unchanged model in floats. The report
+// and the card show it beside what was emulated.
+type QuantizedJSON struct {
+	// FileType is how llama-quantize spells the type of both files, such as Q4_0.
+	FileType string `json:"file_type"`
+	// Runtime is the release of llama.cpp that measured, as it names itself.
+	Runtime string `json:"runtime"`
+	// Text is what was measured on.
+	Text Text `json:"text"`
+	// Quantized has a row for each file; bits count all tensors of it.
+	Quantized []FFNTry `json:"quantized"`
+}

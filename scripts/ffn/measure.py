@@ -7,11 +7,16 @@ BIN is a folder with libllama; a worker phaseconv-llama must lie beside phasecon
 changes, then converted for each type and mode (fitted to --tokens of FIT in windows of --fit-ctx) and quantised; so is the unchanged
 file. All are measured against the unchanged F32 file, on --chunks windows of --ctx tokens of HELD; with --float so is the F32 file of each
 conversion, whose distance from the source, beside what re-rounding costs, phaseconv measures anyway ("function").
+With --artifact OUT, which "phaseconv convert MODEL -o OUT --ffn ... --weights TYPE" wrote, nothing is converted: OUT's file and the
+unchanged one are quantised to that type and measured, and what is printed is shown by "phaseconv report OUT PRINTED.json" and by the
+card of "phaseconv release OUT PRINTED.json".
 Standard library only. What was measured is kept in DIR/measured.json, and the same command goes on from it; models are removed. A
 conversion that changes nothing is not measured again.
 """
 import argparse
+import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -27,6 +32,7 @@ def main():
     p.add_argument("--llama", required=True, help="folder with libllama")
     p.add_argument("--text", required=True, help="text to measure on")
     p.add_argument("--fit", required=True, help="text to fit to, another one")
+    p.add_argument("--artifact", default="", help="measure this artifact of MODEL and print JSON for the report")
     p.add_argument("--work", required=True)
     p.add_argument("--phaseconv", default="phaseconv")
     p.add_argument("--types", default="q4_0,q3_k,q2_k")
@@ -61,8 +67,11 @@ def main():
         out = json.loads(run(a.phaseconv, "advise", plain, model, "--engine", "llama:" + a.llama, "--pairs", "f16/f16", "--text", a.text,
                              "--ctx", str(a.ctx), "--chunks", str(a.chunks), "--threads", str(a.threads), "--json"))
         row = next(r for r in out["rows"] if r["converted"])
-        keep(key, {"bytes": os.path.getsize(model), "ratio": row["ppl_ratio"], "kld": [row["kld"], row["kld_err"]],
-                   "top": row["same_top"]})
+        tensors = json.loads(run(a.phaseconv, "inspect", model, "--json"))[0]["tensors"]
+        weights = sum(math.prod(t["shape"]) for t in tensors)
+        keep(key, {"bytes": os.path.getsize(model), "bits": 8 * sum(t["bytes"] for t in tensors) / weights,
+                   "runtime": " ".join(out["engine"].get(k, "") for k in ("release", "commit")).strip(), "text": out["texts"][0],
+                   "ratio": row["ppl_ratio"], "kld": [row["kld"], row["kld_err"]], "top": row["same_top"]})
 
     def quantised(key, model, label, imatrix):
         if key in kept:
@@ -78,10 +87,36 @@ def main():
                               "srht", "--calib", a.fit, "--calib-tokens", str(4 * ctx), "--ctx", str(ctx), "--chunks", "2", "--eval", a.text,
                               "--threads", str(a.threads), "--json", *flags))
 
+    def artifact():
+        with open(os.path.join(a.artifact, "phaseconv.json")) as f:
+            made = json.load(f)
+        if not made.get("ffn"):
+            raise SystemExit(f"{a.artifact} was made without --ffn")
+        name, of = made["ffn"]["weights"], os.path.join(a.artifact, "model.gguf")
+        changed = os.path.join(a.artifact, "phaseconv.imatrix")
+        quantised(f"{name} unchanged", plain, LABELS[name], a.imatrix)
+        quantised(f"{name} {digest(of)}", of, LABELS[name], changed if a.imatrix else "")
+        rows = []
+        for label, key in ("source", f"{name} unchanged"), ("converted", f"{name} {digest(of)}"):
+            x = kept[key]
+            rows.append({"name": label, "bits": x["bits"], "kld": x["kld"][0], "kld_err": x["kld"][1], "ppl_ratio": x["ratio"],
+                         "same_top": x["top"]})
+        return {"file_type": LABELS[name], "runtime": x["runtime"], "text": x["text"], "quantized": rows}
+
+    def digest(path):
+        h = hashlib.sha256()
+        with open(path, "rb") as f:
+            while block := f.read(1 << 20):
+                h.update(block)
+        return h.hexdigest()
+
     folder = at("plain")
     plain = os.path.join(folder, "model.gguf")
     if not os.path.exists(plain):
         convert(folder, 64)
+    if a.artifact:
+        print(json.dumps(artifact(), indent=1))
+        return
     for t in a.types.split(","):
         quantised(f"{t} unchanged", plain, LABELS[t], a.imatrix)
         for mode in a.modes.split(","):

@@ -322,16 +322,22 @@ func (c *card) weights() {
 	}
 	c.line("- chosen for %s weights, among %d changes compared on text that they were not fitted to: %s", f.FileType, len(f.Tried),
 		oneLine(f.Chosen))
-	if len(f.Measured) == 0 {
-		return
+	table := func(how string, rows []spec.FFNTry) {
+		if len(rows) == 0 {
+			return
+		}
+		c.line("")
+		c.line("| after `llama-quantize ... %s`, %s | bits per weight | KLD | PPL ratio |", f.FileType, oneLine(how))
+		c.line("|---|---:|---:|---:|")
+		for _, x := range rows {
+			c.line("| %s | %s | %s ± %s | %s |", oneLine(x.Name), fix(x.Bits, 3), sig(x.KLD), sig(x.KLDErr), fix(x.PPLRatio, 4))
+		}
+		c.line("")
 	}
-	c.line("")
-	c.line("| after `llama-quantize ... %s`, emulated | bits per weight | KLD | PPL ratio |", f.FileType)
-	c.line("|---|---:|---:|---:|")
-	for _, x := range f.Measured {
-		c.line("| %s | %s | %s ± %s | %s |", oneLine(x.Name), fix(x.Bits, 3), sig(x.KLD), sig(x.KLDErr), fix(x.PPLRatio, 4))
+	table("emulated", f.Measured)
+	for _, q := range c.v.Quantized {
+		table(stockWeightsText(q), q.Quantized)
 	}
-	c.line("")
 }
 
 func (c *card) details() {

@@ -163,6 +163,14 @@ func add(models []Model, raw []byte, name string) ([]Model, error) {
 			return nil, errors.New("key records is empty: no rung ran")
 		}
 		last(&models, l.Records[0].Source.Name).Ladder = &l
+	case has("file_type") && has("quantized"):
+		var q spec.QuantizedJSON
+		if err := jsonx.Unmarshal(raw, &q); err != nil {
+			return nil, err
+		}
+		if err := addQuantized(models, q); err != nil {
+			return nil, err
+		}
 	case has("rows") && has("choices"):
 		var a spec.AdviseJSON
 		if err := jsonx.Unmarshal(raw, &a); err != nil {
@@ -171,9 +179,22 @@ func add(models []Model, raw []byte, name string) ([]Model, error) {
 		m := last(&models, name)
 		m.Advise, m.Rounded = append(m.Advise, a.Rows...), m.Rounded || a.RoundedInputs
 	default:
-		return nil, fmt.Errorf("not what phaseconv writes or prints: neither a manifest (key artifacts) nor a result of verify (contract), audit (calibration) or advise (choices) or ladder (records), nor a report.json (report)")
+		return nil, fmt.Errorf("not what phaseconv writes or prints: neither a manifest (key artifacts) nor a result of verify (contract), audit (calibration), advise (choices) or ladder (records), nor files measured by scripts/ffn/measure.py (quantized), nor a report.json (report)")
 	}
 	return models, nil
+}
+
+// addQuantized adds to the last model, which must have been changed for files of this type.
+func addQuantized(models []Model, q spec.QuantizedJSON) error {
+	if len(models) == 0 || models[len(models)-1].Manifest == nil || models[len(models)-1].Manifest.FFN == nil {
+		return errors.New("quantised files belong to an artifact that was made with --ffn; name it before this file")
+	}
+	m := &models[len(models)-1]
+	if want := m.Manifest.FFN.FileType; q.FileType != want {
+		return fmt.Errorf("key file_type is %s, and %s was changed for %s", q.FileType, m.Name, want)
+	}
+	m.Quantized = append(m.Quantized, q)
+	return nil
 }
 
 // last returns the model that a part belongs to, a new one when there is none.

@@ -34,6 +34,8 @@ type Model struct {
 	FFN      []spec.FFNRow
 	Pareto   []spec.ParetoPoint
 	Ladder   *spec.LadderJSON // nil where the ladder was not run
+	// Quantized holds files of weight types in stock llama.cpp, of the type that FFN weights were changed for.
+	Quantized []spec.QuantizedJSON
 	// License of the source as its own files state it.
 	License License
 }

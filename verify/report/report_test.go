@@ -802,6 +802,25 @@ func TestWeights(t *testing.T) {
 		Chosen: "norms <scaled>",
 		Measured: []spec.FFNTry{{Name: "source", Bits: 3.9, KLD: 0.52, PPLRatio: 1.2},
 			{Name: "converted", Bits: 3.9, KLD: 0.33, PPLRatio: 1.1}}}
+	stock := func(fileType string) []byte {
+		raw, err := json.Marshal(spec.QuantizedJSON{FileType: fileType, Runtime: "b<1>", Text: spec.Text{Name: "held.txt", Context: 512,
+			Windows: 6}, Quantized: []spec.FFNTry{{Name: "unchanged", Bits: 4.5, KLD: 0.54}, {Name: "converted", Bits: 4.5, KLD: 0.35}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	if _, err := add([]Model{m}, stock("Q4_0"), "x"); err == nil || !strings.Contains(err.Error(), "changed for Q3_K_M") {
+		t.Errorf("files of another type: %v", err)
+	}
+	if _, err := add([]Model{{Name: "m"}}, stock("Q3_K_M"), "x"); err == nil || !strings.Contains(err.Error(), "--ffn") {
+		t.Errorf("files of a model that was not changed: %v", err)
+	}
+	models, err := add([]Model{m}, stock("Q3_K_M"), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = models[0]
 	var page, card bytes.Buffer
 	if err := Write(&page, []Model{m}, nil); err != nil {
 		t.Fatal(err)
@@ -809,12 +828,14 @@ func TestWeights(t *testing.T) {
 	if err := Card(&card, m, CardOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"Changed for Q3_K_M", "norms &lt;scaled&gt; (chosen)", "<th scope=\"row\">converted</th><td>3.900</td><td>0.33"} {
+	for _, want := range []string{"Changed for Q3_K_M", "norms &lt;scaled&gt; (chosen)", "<th scope=\"row\">converted</th><td>3.900</td><td>0.33",
+		"<th scope=\"row\">converted</th><td>4.500</td><td>0.35", "stock llama.cpp (b&lt;1&gt;), 6 windows of 512 tokens of held.txt"} {
 		if !strings.Contains(page.String(), want) {
 			t.Errorf("the page lacks %q", want)
 		}
 	}
-	for _, want := range []string{"chosen for Q3_K_M weights, among 2 changes", "| converted | 3.900 | 0.33"} {
+	for _, want := range []string{"chosen for Q3_K_M weights, among 2 changes", "| converted | 3.900 | 0.33",
+		"6 windows of 512 tokens of held.txt", "| converted | 4.500 | 0.35"} {
 		if !strings.Contains(card.String(), want) {
 			t.Errorf("the card lacks %q", want)
 		}
