@@ -369,6 +369,43 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	p := &family.Params{
 		Layers: k.int("block_count", -1), Heads: k.int("attention.head_count", -1), AttnBias: fam.AttnBias.With(fam.GGUFBias),
 	}
+	k.sizes(c, p)
+	if experts > 0 {
+		k.experts(c, p, experts)
+	}
+	if k.err != nil {
+		return nil, k.err
+	}
+	if err := k.heads(c, p); err != nil {
+		return nil, err
+	}
+	k.scales(c, p)
+	if err := k.vocabulary(c); err != nil {
+		return nil, err
+	}
+	if err := k.window(fam, p); err != nil {
+		return nil, err
+	}
+	if fam.Kinds {
+		if err := k.kinds(c, p); err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Path, err)
+		}
+	}
+	if err := k.rope(c, p); err != nil {
+		return nil, err
+	}
+	if k.err != nil {
+		return nil, k.err
+	}
+	if err := c.Resolve(*p); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Path, err)
+	}
+	return c, nil
+}
+
+// sizes fills in the numbers of KV heads, layers of a drafter and FFN neurons, and the caps of scores and logits.
+func (k *keys) sizes(c *family.Config, p *family.Params) {
+	fam := c.Family
 	if fam.ScoreKeys {
 		c.LogitSoftcap = k.float("final_logit_softcapping", fam.Defaults.LogitSoftcap)
 	}
@@ -386,7 +423,7 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 		c.DraftLayers = k.int("nextn_predict_layers", 0)
 		p.Layers -= c.DraftLayers
 	}
-	if _, ok := f.Tensor("blk.0.attn_q_norm.weight"); ok && fam.QKNormKey != "" {
+	if _, ok := k.f.Tensor("blk.0.attn_q_norm.weight"); ok && fam.QKNormKey != "" {
 		p.QKNorm = family.NormHead
 	}
 	if sizes := k.ints("feed_forward_length"); fam.Kinds && len(sizes) > 0 {
@@ -394,23 +431,28 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	} else {
 		p.FFN.Size = k.int("feed_forward_length", -1)
 	}
-	if experts > 0 {
-		k.experts(c, p, experts)
-	}
-	if k.err != nil {
-		return nil, k.err
-	}
+}
+
+// heads fills in their size, and refuses attention that is of another kind.
+func (k *keys) heads(c *family.Config, p *family.Params) error {
+	f, arch := k.f, k.arch
 	if p.Heads < 1 || p.Heads > family.MaxHeads {
-		return nil, fmt.Errorf("%s: key %s.attention.head_count is %d", f.Path, arch, p.Heads)
+		return fmt.Errorf("%s: key %s.attention.head_count is %d", f.Path, arch, p.Heads)
 	}
 	p.HeadDim = k.int("attention.key_length", c.Hidden/p.Heads)
 	if v := k.int("attention.value_length", p.HeadDim); v != p.HeadDim {
-		return nil, format.Unsupportedf("%s: key %s.attention.value_length is %d and key_length %d; different lengths are not supported", f.Path, arch, v, p.HeadDim)
+		return format.Unsupportedf("%s: key %s.attention.value_length is %d and key_length %d; different lengths are not supported",
+			f.Path, arch, v, p.HeadDim)
 	}
 	if causal, err := f.Bool(arch + ".attention.causal"); err == nil && !causal {
-		return nil, format.Unsupportedf("%s: key %s.attention.causal is false; only causal models are supported", f.Path,
-			arch)
+		return format.Unsupportedf("%s: key %s.attention.causal is false; only causal models are supported", f.Path, arch)
 	}
+	return nil
+}
+
+// scales fills in what scores, embeddings, residuals and logits are multiplied by, and which layers have no RoPE.
+func (k *keys) scales(c *family.Config, p *family.Params) {
+	fam := c.Family
 	p.AttnScale = 1 / math.Sqrt(float64(p.HeadDim))
 	if fam.Multipliers {
 		// An absent multiplier, or one of 0, is none.
@@ -430,41 +472,29 @@ func ggufConfig(f *gguf.File) (*family.Config, error) {
 	if fam.WideScaleLayers > 0 && p.Layers == fam.WideScaleLayers {
 		p.AttnScale = 1 / math.Sqrt(float64(c.Hidden/p.Heads))
 	}
+}
+
+// vocabulary fills in its size, and the tokens at both ends of a text.
+func (k *keys) vocabulary(c *family.Config) error {
+	f := k.f
 	embd, ok := f.Tensor("token_embd.weight")
 	if !ok {
-		return nil, fmt.Errorf("%s: tensor token_embd.weight is missing", f.Path)
+		return fmt.Errorf("%s: tensor token_embd.weight is missing", f.Path)
 	}
 	c.Vocab = embd.Rows()
 	// More rows than tokens are padding; a token without a row is another model's.
 	if kv, ok := f.KV("tokenizer.ggml.tokens"); ok && kv.Len() > c.Vocab {
-		return nil, fmt.Errorf("%s: tensor token_embd.weight has %d rows, and key tokenizer.ggml.tokens %d tokens; they do not "+
+		return fmt.Errorf("%s: tensor token_embd.weight has %d rows, and key tokenizer.ggml.tokens %d tokens; they do not "+
 			"belong together", f.Path, c.Vocab, kv.Len())
 	}
 	_, head := f.Tensor("output.weight")
 	c.TiedEmbeddings = !head
-	if err := k.window(fam, p); err != nil {
-		return nil, err
-	}
-	if fam.Kinds {
-		if err := k.kinds(c, p); err != nil {
-			return nil, fmt.Errorf("%s: %w", f.Path, err)
-		}
-	}
-	if err := k.rope(c, p); err != nil {
-		return nil, err
-	}
-	if k.err != nil {
-		return nil, k.err
-	}
 	for key, dst := range map[string]*int{"tokenizer.ggml.bos_token_id": &c.BOS, "tokenizer.ggml.eos_token_id": &c.EOS} {
 		if v, err := f.Uint(key); err == nil && v < family.MaxVocab {
 			*dst = int(v)
 		}
 	}
-	if err := c.Resolve(*p); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.Path, err)
-	}
-	return c, nil
+	return nil
 }
 
 // experts fills in the mixtures: what stock readers have built in for the architecture, and what
