@@ -148,6 +148,40 @@ func (s *KeyStats) FitValues(ctx context.Context, edits transform.ModelEdits, ca
 	return out, err
 }
 
+// fitHead fits one KV head, but for the balance that it shares: it adds to q and k, [head_dim/2], the energies that
+// this is fitted to, and says whether the head takes part.
+func (s *KeyStats) fitHead(ctx context.Context, f KeyFit, layer, head int, q, k []float64, out *transform.KeyEdit) (
+	left bool, err error,
+) {
+	if x := s.heads[layer][head]; x.queries > 0 && (x.attention <= 0 || x.weight <= 0) {
+		return false, nil // what attention looks at weighs nothing: values or W_O are zero
+	}
+	stats, err := s.Head(layer, head)
+	if err != nil || scoreless(stats) {
+		return false, err
+	}
+	if f.Still && s.cfg.Layers[layer].QKNorm == family.NoQKNorm {
+		if done, err := s.still(ctx, f, stats, layer, head, out); err != nil || done {
+			return false, err
+		}
+	}
+	var delta []float64
+	if f.Shift != nil {
+		if out.Shift, err = s.remove(ctx, f, stats, layer, head); err != nil {
+			return false, err
+		}
+		delta = out.Shift.Delta
+	}
+	stats.AddPairEnergies(q, k, delta)
+	if f.Transform != 0 {
+		out.Transform, err = s.mix(ctx, f, stats, layer, head, out.Shift)
+		if errors.Is(err, transform.ErrNoTransform) {
+			out.Transform, err = nil, nil
+		}
+	}
+	return err == nil, err
+}
+
 // fitHeads fits KV heads [head, head+len(out)) of a layer, which share a balance.
 // Heads whose keys, queries or values are all zero, as pruning leaves them, stay as they are.
 func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out []transform.KeyEdit) error {
@@ -156,42 +190,12 @@ func (s *KeyStats) fitHeads(ctx context.Context, f KeyFit, layer, head int, out 
 	q, k := make([]float64, half), make([]float64, half)
 	var alive []int
 	for i := range out {
-		if x := s.heads[layer][head+i]; x.queries > 0 && (x.attention <= 0 || x.weight <= 0) {
-			continue // what attention looks at weighs nothing: values or W_O are zero
-		}
-		stats, err := s.Head(layer, head+i)
+		left, err := s.fitHead(ctx, f, layer, head+i, q, k, &out[i])
 		if err != nil {
-			return err
+			return fail(err)
 		}
-		if scoreless(stats) {
-			continue
-		}
-		alive = append(alive, i)
-		if f.Still && s.cfg.Layers[layer].QKNorm == family.NoQKNorm {
-			done, err := s.still(ctx, f, stats, layer, head+i, &out[i])
-			if err != nil {
-				return fail(err)
-			}
-			if done {
-				alive = alive[:len(alive)-1]
-				continue
-			}
-		}
-		var delta []float64
-		if f.Shift != nil {
-			if out[i].Shift, err = s.remove(ctx, f, stats, layer, head+i); err != nil {
-				return fail(err)
-			}
-			delta = out[i].Shift.Delta
-		}
-		stats.AddPairEnergies(q, k, delta)
-		if f.Transform != 0 {
-			switch out[i].Transform, err = s.mix(ctx, f, stats, layer, head+i, out[i].Shift); {
-			case errors.Is(err, transform.ErrNoTransform):
-				out[i].Transform = nil
-			case err != nil:
-				return fail(err)
-			}
+		if left {
+			alive = append(alive, i)
 		}
 	}
 	if f.Pairs == NoPairScaling || f.Transform != 0 || len(alive) == 0 {
