@@ -164,7 +164,7 @@ func (o *AuditOptions) meter(c *checkpoint.Checkpoint, threads int, fit *calibra
 
 // settleEngine refuses what another engine than the own pass cannot do.
 func (o *AuditOptions) settleEngine(c *checkpoint.Checkpoint) error {
-	if o.Engines == nil || o.Engines.Identity().Engine == engine.Own {
+	if engine.IsOwn(o.Engines) {
 		return nil
 	}
 	x := &Options{Engines: o.Engines, Formats: []checkpoint.Container{checkpoint.GGUF}, Code: o.Code, Alloc: o.Alloc,

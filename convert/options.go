@@ -293,7 +293,7 @@ func (o *Options) differentiable(c *checkpoint.Checkpoint) error {
 }
 
 // own says whether the own pass computes.
-func (o *Options) own() bool { return o.Engines == nil || o.Engines.Identity().Engine == engine.Own }
+func (o *Options) own() bool { return engine.IsOwn(o.Engines) }
 
 // settleEngine refuses what another engine than the own pass cannot do.
 func (o *Options) settleEngine(c *checkpoint.Checkpoint) error {

@@ -29,7 +29,7 @@ func measureCacheTypes(ctx context.Context, model *checkpoint.Checkpoint, o Opti
 		return nil, err
 	}
 	engines, round := o.Engines, false
-	if engines == nil || engines.Identity().Engine == engine.Own {
+	if engine.IsOwn(engines) {
 		round = runAsTheyAre(model, o.Source)
 		engines = engine.OwnEngines{Threads: o.Threads, RoundInputs: round, HalfSums: true}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
-	"slices"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/dtype"
@@ -67,7 +66,10 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 		return nil, option.Errorf("%s is the text that the codes were fitted to; measure on another", o.Text.Name)
 	}
 	o.Threads = parallel.Threads(o.Threads)
-	policy, err := o.policy(a)
+	policy, err := Policy(a.Sidecar, o.Sink, o.Recent)
+	if err == nil {
+		err = policy.CheckContext(o.Ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -143,23 +145,23 @@ func Artifact(ctx context.Context, a *contract.Artifact, checks *contract.Checke
 	return out, nil
 }
 
-// policy returns what of a cache is coded: as the artifact says, where options say nothing else.
-func (o *Options) policy(a *contract.Artifact) (kvcache.Policy, error) {
-	p := kvcache.Policy{Anchor: a.Sidecar.Anchor, Sink: a.Sidecar.Sink, Recent: a.Sidecar.Recent,
-		Exceptions: a.Sidecar.Exceptions}
-	if o.Sink < -1 {
-		return p, option.Bad("Sink", o.Sink, "expected -1, for the artifact's, or more")
+// Policy returns what of a cache is coded: as a sidecar says, where sink and recent are -1. Less is an
+// *option.Error.
+func Policy(s *sidecar.Sidecar, sink, recent int) (kvcache.Policy, error) {
+	p := kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions}
+	for _, x := range []struct {
+		field string
+		n     int
+		to    *int
+	}{{"Sink", sink, &p.Sink}, {"Recent", recent, &p.Recent}} {
+		if x.n < -1 {
+			return p, option.Bad(x.field, x.n, "expected -1, for the artifact's, or more")
+		}
+		if x.n >= 0 {
+			*x.to = x.n
+		}
 	}
-	if o.Recent < -1 {
-		return p, option.Bad("Recent", o.Recent, "expected -1, for the artifact's, or more")
-	}
-	if o.Sink >= 0 {
-		p.Sink = o.Sink
-	}
-	if o.Recent >= 0 {
-		p.Recent = o.Recent
-	}
-	return p, p.CheckContext(o.Ctx)
+	return p, nil
 }
 
 // OneByOne says what a window of recent tokens costs where llama.cpp computes.
@@ -220,9 +222,7 @@ func newGroups(a *contract.Artifact, o Options, policy kvcache.Policy) (*subject
 		return nil, err
 	}
 	cache.Kernels = o.Kernels
-	given := func(g *codec.Group) bool { return g.Below != nil }
-	pairs := slices.ContainsFunc(groups, func(layer []*codec.Group) bool { return slices.ContainsFunc(layer, given) })
-	return &subject{what: "coded keys and values", policy: policy, kind: a.Sidecar.Kind, cache: cache, pairs: pairs,
+	return &subject{what: "coded keys and values", policy: policy, kind: a.Sidecar.Kind, cache: cache, pairs: cache.Pairs(),
 		bytes: kvcache.GroupBytes(a.Model.Config, groups, policy)}, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/phaseconv/phaseconv/format/checkpoint"
-	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/kernels/parallel"
 	"github.com/phaseconv/phaseconv/rotations/transform"
@@ -236,8 +235,7 @@ func (h *search) choose(ctx context.Context) (*Result, error) {
 	}
 	candidates := Candidates(row)
 	if matrix, _ := transform.CheckStill(h.c.Config); matrix == nil && row.Type.Quantized() {
-		late := slices.ContainsFunc(h.c.Config.Layers, func(y family.Layer) bool { return transform.LateGains(&y) })
-		candidates = append(candidates, Still(h.o.NoKeyBias != "", late, row))
+		candidates = append(candidates, Still(h.o.NoKeyBias != "", transform.HasLateGains(h.c.Config), row))
 	}
 	if err := h.try(ctx, candidates...); err != nil {
 		return nil, err

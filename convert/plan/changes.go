@@ -114,10 +114,10 @@ func (ch *Changes) still(c *checkpoint.Checkpoint, o Options) []spec.Identity {
 		}
 	}
 	what := "a matrix per KV head on the dimensions that RoPE does not turn"
-	switch y := c.Config.Layers; {
-	case slices.ContainsFunc(y, func(y family.Layer) bool { return transform.LateGains(&y) }):
+	switch {
+	case transform.HasLateGains(c.Config):
 		what = "a scale for each channel, moved between the gains of k_norm and q_norm, which come after RoPE"
-	case slices.ContainsFunc(y, func(y family.Layer) bool { return y.QKNorm != family.NoQKNorm }):
+	case slices.ContainsFunc(c.Config.Layers, func(y family.Layer) bool { return y.QKNorm != family.NoQKNorm }):
 		what = "a scale for each channel that RoPE does not turn, moved between the gains of k_norm and q_norm"
 	}
 	decide(&g5, matrix, what, "attn_k.weight", "attn_q.weight",

@@ -3,6 +3,7 @@ package transform
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/format/family"
 )
@@ -28,6 +29,11 @@ const stillFreq = 1e-20
 // LateGains says whether the keys of a layer are changed in the gain of a norm behind RoPE (Hunyuan).
 // Then no change has to pass through RoPE.
 func LateGains(y *family.Layer) bool { return y.NormAfterRoPE && y.QKNorm != family.NoQKNorm }
+
+// HasLateGains says whether a model has such layers.
+func HasLateGains(c *family.Config) bool {
+	return slices.ContainsFunc(c.Layers, func(y family.Layer) bool { return LateGains(&y) })
+}
 
 // StillPairs says which pairs of a layer's heads RoPE does not turn after they were changed,
 // [HeadDim/2], and whether there are any.

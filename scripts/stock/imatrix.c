@@ -2,15 +2,13 @@
 // come without that tool: sums of squares of the inputs of every matrix over a text, and how many were summed.
 // Dense models only.
 //
+//   gcc -O2 -march=native -o imatrix imatrix.c -I$LLAMA_CPP_SOURCE/include -I$LLAMA_CPP_SOURCE/ggml/include
+//       -L$LLAMA_CPP_BIN -lllama -lggml -lggml-base -Wl,-rpath,$LLAMA_CPP_BIN
 //   imatrix MODEL.gguf WINDOWS T THREADS OUT.gguf < text
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "ggml-backend.h"
-#include "ggml.h"
 #include "gguf.h"
-#include "llama.h"
+#include "start.h"
 
 enum { most = 4096 };
 static struct entry {
@@ -50,27 +48,11 @@ static bool each(struct ggml_tensor *t, bool ask, void *user) {
     return true;
 }
 
-static void quiet(enum ggml_log_level level, const char *text, void *user) {
-    (void)user;
-    if (level == GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
-}
-
 int main(int argc, char **argv) {
     if (argc != 6) return 2;
     const int windows = atoi(argv[2]), T = atoi(argv[3]), threads = atoi(argv[4]);
-    llama_log_set(quiet, NULL);
-    llama_backend_init();
-    if (getenv("LLAMA_CPP_BIN")) ggml_backend_load_all_from_path(getenv("LLAMA_CPP_BIN"));
-    struct llama_model *model = llama_model_load_from_file(argv[1], llama_model_default_params());
-    if (!model) return 3;
-    const struct llama_vocab *vocab = llama_model_get_vocab(model);
-    const int size = 64 * windows * T;
-    char *text = malloc(size);
-    llama_token *ids = malloc(sizeof *ids * size);
-    if (llama_tokenize(vocab, text, fread(text, 1, size, stdin), ids, size, false, false) < windows * T) {
-        fprintf(stderr, "the text is too short\n");
-        return 2;
-    }
+    struct llama_model *model = load(argv[1]);
+    llama_token *ids = tokens(llama_model_get_vocab(model), windows, T);
     struct llama_context_params p = llama_context_default_params();
     p.n_ctx = p.n_batch = p.n_ubatch = T;
     p.n_threads = p.n_threads_batch = threads;
@@ -79,7 +61,6 @@ int main(int argc, char **argv) {
     if (!ctx) return 5;
     for (int w = 0; w < windows; w++) {
         llama_memory_clear(llama_get_memory(ctx), true);
-        if (llama_vocab_get_add_bos(vocab)) ids[w * T] = llama_vocab_bos(vocab);
         if (llama_decode(ctx, llama_batch_get_one(ids + w * T, T)) != 0) return 6;
     }
     struct ggml_init_params room = {.mem_size = (size_t)1 << 28};

@@ -4,23 +4,15 @@
 //
 //   kld MODEL.gguf WINDOWS T THREADS TYPE... < text     (K and V alike; q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl)
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 
-#include "ggml-backend.h"
-#include "llama.h"
+#include "start.h"
 
 static double cpu(void) {
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
     return u.ru_utime.tv_sec + u.ru_utime.tv_usec / 1e6;
-}
-
-static void quiet(enum ggml_log_level level, const char *text, void *user) {
-    (void)user;
-    if (level == GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
 }
 
 static enum ggml_type type_of(const char *name) {
@@ -45,20 +37,10 @@ int main(int argc, char **argv) {
     if (argc < 6) return 2;
     const int windows = atoi(argv[2]), T = atoi(argv[3]), threads = atoi(argv[4]), half = T / 2;
     setvbuf(stdout, NULL, _IOLBF, 0);
-    llama_log_set(quiet, NULL);
-    llama_backend_init();
-    if (getenv("LLAMA_CPP_BIN")) ggml_backend_load_all_from_path(getenv("LLAMA_CPP_BIN"));
-    struct llama_model *model = llama_model_load_from_file(argv[1], llama_model_default_params());
-    if (!model) return 3;
+    struct llama_model *model = load(argv[1]);
     const struct llama_vocab *vocab = llama_model_get_vocab(model);
-    const int n = llama_vocab_n_tokens(vocab), size = 64 * windows * T;
-    char *text = malloc(size);
-    llama_token *ids = malloc(sizeof *ids * size);
-    const int got = llama_tokenize(vocab, text, fread(text, 1, size, stdin), ids, size, false, false);
-    if (got < windows * T) {
-        fprintf(stderr, "the text has %d tokens\n", got);
-        return 2;
-    }
+    const int n = llama_vocab_n_tokens(vocab);
+    llama_token *ids = tokens(vocab, windows, T);
     float *base = malloc(sizeof *base * windows * half * (size_t)n);
     if (!base) return 4;
     for (int a = 4; a < argc; a++) { // argv[4] stands for F16
@@ -76,7 +58,7 @@ int main(int argc, char **argv) {
             llama_memory_clear(llama_get_memory(ctx), true);
             batch.n_tokens = T;
             for (int i = 0; i < T; i++) {
-                batch.token[i] = i == 0 && llama_vocab_get_add_bos(vocab) ? llama_vocab_bos(vocab) : ids[w * T + i];
+                batch.token[i] = ids[w * T + i];
                 batch.pos[i] = i;
                 batch.n_seq_id[i] = 1;
                 batch.seq_id[i][0] = 0;

@@ -128,6 +128,9 @@ type Engines interface {
 	Close()
 }
 
+// IsOwn says whether engines are the own pass; nil is.
+func IsOwn(e Engines) bool { return e == nil || e.Identity().Engine == Own }
+
 // OwnEngines opens checkpoints in the own pass. The zero value takes all threads.
 type OwnEngines struct {
 	Threads int

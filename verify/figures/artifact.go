@@ -59,7 +59,7 @@ func Detail(ctx context.Context, a *contract.Artifact, o ReportOptions) (*spec.D
 
 // Compute has engines compute an artifact, unless they are the own pass.
 func (o *Options) Compute(ctx context.Context, a *contract.Artifact, engines engine.Engines) (err error) {
-	if engines == nil || engines.Identity().Engine == engine.Own {
+	if engine.IsOwn(engines) {
 		return nil
 	}
 	o.Coded = engine.Lane{Keys: &engine.Keys{Policy: o.Policy, Sidecar: filepath.Join(a.Dir, a.Entry.Sidecar)}}

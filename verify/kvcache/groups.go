@@ -89,6 +89,16 @@ func (c *Groups) First(layer int) int {
 	return layer
 }
 
+// Pairs says whether a layer is given the codes of the one below it.
+func (c *Groups) Pairs() bool {
+	for layer := range c.groups {
+		if c.First(layer) != layer {
+			return true
+		}
+	}
+	return false
+}
+
 type onlyGroups struct {
 	*Groups
 	layer int

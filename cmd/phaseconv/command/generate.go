@@ -17,9 +17,9 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 	"github.com/phaseconv/phaseconv/rotations/sidecar"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify"
 	"github.com/phaseconv/phaseconv/verify/contract"
 	"github.com/phaseconv/phaseconv/verify/generate"
-	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
 )
 
@@ -155,17 +155,12 @@ func common(a, b []int) (n int) {
 
 // storage returns what a sidecar and the command line say of the coded cache.
 func storage(s *sidecar.Sidecar, c *cli.Command) (generate.Storage, error) {
-	out := generate.Storage{
-		Policy: kvcache.Policy{Anchor: s.Anchor, Sink: s.Sink, Recent: s.Recent, Exceptions: s.Exceptions},
+	policy, err := verify.Policy(s, c.Int("sink"), c.Int("recent"))
+	if err != nil {
+		return generate.Storage{}, err
 	}
-	if n := c.Int("sink"); n >= 0 {
-		out.Policy.Sink = n
-	}
-	if n := c.Int("recent"); n >= 0 {
-		out.Policy.Recent = n
-	}
+	out := generate.Storage{Policy: policy}
 	if s.Layers == nil {
-		var err error
 		out.Groups, err = generate.KeyGroups(s.Codes)
 		return out, err
 	}

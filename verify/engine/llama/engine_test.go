@@ -14,6 +14,7 @@ import (
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/internal/tiny"
+	"github.com/phaseconv/phaseconv/verify/engine"
 	"github.com/phaseconv/phaseconv/verify/engine/llama"
 	"github.com/phaseconv/phaseconv/verify/engine/sample"
 	"github.com/phaseconv/phaseconv/verify/refmodel"
@@ -64,6 +65,21 @@ func start(t *testing.T, s llama.Start) *llama.Worker {
 	}
 	t.Cleanup(w.Close)
 	return w
+}
+
+// opened opens a file and its engine, until the test ends.
+func opened(t *testing.T, engines engine.Engines, path string) (*checkpoint.Checkpoint, engine.Engine) {
+	t.Helper()
+	c, err := engines.Source(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	e, err := engines.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, e
 }
 
 // ids are token ids that tiny models have.

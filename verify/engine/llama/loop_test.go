@@ -26,15 +26,7 @@ func TestLoop(t *testing.T) {
 	}
 	w := start(t, llama.Start{})
 	engines := &llama.Engines{Worker: w, Place: place()}
-	c, err := engines.Source(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	e, err := engines.Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, e := opened(t, engines, path)
 	win, err := ppl.Tokenize(t.Context(), c, ppl.Text{Name: texts.EvaluationName, Data: texts.Evaluation}, 512, 1)
 	if err != nil {
 		t.Fatal(err)

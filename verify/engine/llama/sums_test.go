@@ -23,15 +23,7 @@ func TestSums(t *testing.T) {
 	for name, path := range paths {
 		t.Run(name, func(t *testing.T) {
 			engines := &llama.Engines{Worker: w, Place: place()}
-			c, err := engines.Source(t.Context(), path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			e, err := engines.Open(t.Context(), c)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c, e := opened(t, engines, path)
 			windows := [][]int32{ids(n, 1), ids(n, 2)}
 			o := edits.StatsOptions{Queries: 16, Samples: 24, Meetings: 24, Weights: c, Seed: 3, Threads: 1}
 			took := func(do func(s *edits.KeyStats)) ([]byte, int64, time.Duration) {

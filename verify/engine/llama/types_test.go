@@ -70,15 +70,7 @@ func stored(t *testing.T, typ gguf.Type) string {
 // predictions as much as storing the weights anew does.
 func tryEdits(t *testing.T, engines engine.Engines, src string) {
 	t.Helper()
-	c, err := engines.Source(t.Context(), src)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	e, err := engines.Open(t.Context(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c, e := opened(t, engines, src)
 	scaled := make(transform.ModelEdits, len(c.Config.Layers))
 	for l := range scaled {
 		for range c.Config.Layers[l].KVHeads {
