@@ -22,8 +22,8 @@ func applyRows(out []float32, ldo int, q, rows []int16, factors []float32, block
 	return 1
 }
 
-func transposeTokens(dst, bits []uint32, words int) {
-	transposePairs(dst, bits, words, transposeGeneric)
+func transposeTokens(dst, bits []uint32, words, stride int) {
+	transposePairs(dst, bits, words, stride, transposeGeneric)
 }
 
 func weigh(out, p []float32, scales []uint16) { weighGeneric(out, p, scales) }

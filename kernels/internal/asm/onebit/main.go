@@ -121,7 +121,7 @@ func store(all, odd [2]reg.VecVirtual, head, scales, out reg.Register, at int) {
 // split emits avx2Split: the keys of two blocks, word by word, become vectors of
 // nibbles, each of one place in the word.
 func split() {
-	TEXT("avx2Split", NOSPLIT, "func(pairs, words int, bits *uint32, planes *byte)")
+	TEXT("avx2Split", NOSPLIT, "func(pairs, words, stride int, bits *uint32, planes *byte)")
 	Pragma("noescape")
 	pairs := Load(Param("pairs"), GP64())
 	words := Load(Param("words"), GP64())
@@ -130,9 +130,7 @@ func split() {
 	order, mask := YMM(), YMM()
 	VBROADCASTI128(transpose, order)
 	VPBROADCASTD(lowNibbles, mask)
-	block := GP64()
-	MOVQ(words, block)
-	SHLQ(Imm(6), block)
+	block, skip := distances(words)
 	left := GP64()
 	Label("pair")
 	MOVQ(words, left)
@@ -145,11 +143,24 @@ func split() {
 	ADDQ(U32(planeBytes), planes)
 	DECQ(left)
 	JNZ(LabelRef("word"))
-	ADDQ(block, bits)
+	ADDQ(skip, bits)
 	DECQ(pairs)
 	JNZ(LabelRef("pair"))
 	VZEROUPPER()
 	RET()
+}
+
+// distances emits the bytes from a block of keys, which has stride words of them, to the next,
+// and those from behind the words of a block that are read to the first of the block after the
+// next one.
+func distances(words reg.Register) (block, skip reg.Register) {
+	block, skip = GP64(), GP64()
+	Load(Param("stride"), block)
+	LEAQ(Mem{Base: block, Index: block, Scale: 1}, skip)
+	SUBQ(words, skip)
+	SHLQ(Imm(6), block)
+	SHLQ(Imm(6), skip)
+	return block, skip
 }
 
 // sum emits avx2Sum: the scores of one head for groups of 64 keys that avx2Split
@@ -244,9 +255,9 @@ func loadScales(add bool) reg.Register {
 // avx2SingleAdd.
 func single(add bool) {
 	if add {
-		TEXT("avx2SingleAdd", NOSPLIT, "func(pairs, words int, tab *byte, bits *uint32, head *uint32, out *float32)")
+		TEXT("avx2SingleAdd", NOSPLIT, "func(pairs, words, stride int, tab *byte, bits *uint32, head *uint32, out *float32)")
 	} else {
-		TEXT("avx2Single", NOSPLIT, "func(pairs, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)")
+		TEXT("avx2Single", NOSPLIT, "func(pairs, words, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)")
 	}
 	Pragma("noescape")
 	pairs := Load(Param("pairs"), GP64())
@@ -256,9 +267,7 @@ func single(add bool) {
 	scales := loadScales(add)
 	head := Load(Param("head"), GP64())
 	out := Load(Param("out"), GP64())
-	block := GP64() // distance between blocks
-	MOVQ(words, block)
-	SHLQ(Imm(6), block)
+	block, skip := distances(words)
 	tab, left := GP64(), GP64()
 	order, mask := YMM(), YMM()
 	VBROADCASTI128(transpose, order)
@@ -297,7 +306,7 @@ func single(add bool) {
 	ADDQ(U32(tableBytes), tab)
 	DECQ(left)
 	JNZ(LabelRef("word"))
-	ADDQ(block, bits)
+	ADDQ(skip, bits)
 	store(all, odd, head, scales, out, 0)
 	if !add {
 		ADDQ(Imm(64), scales)
@@ -389,9 +398,9 @@ func vpdpbusd(s, u, sum reg.VecVirtual) {
 // instead of becoming scores.
 func wide(heads, most int, add bool) {
 	if add {
-		TEXT(fmt.Sprintf("avx512vbmiAdd%d", heads), NOSPLIT, "func(blocks, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)")
+		TEXT(fmt.Sprintf("avx512vbmiAdd%d", heads), NOSPLIT, "func(blocks, words, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)")
 	} else {
-		TEXT(fmt.Sprintf("avx512vbmiScore%d", heads), NOSPLIT, "func(blocks, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)")
+		TEXT(fmt.Sprintf("avx512vbmiScore%d", heads), NOSPLIT, "func(blocks, words, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)")
 	}
 	Pragma("noescape")
 	count := Load(Param("blocks"), GP64())
@@ -406,7 +415,7 @@ func wide(heads, most int, add bool) {
 	MOVQ(words, tables)
 	SHLQ(Imm(8), tables)
 	block := GP64() // distance between blocks
-	MOVQ(words, block)
+	Load(Param("stride"), block)
 	SHLQ(Imm(6), block)
 	mask, places := ZMM(), ZMM()
 	VPBROADCASTD(lowNibbles, mask)
@@ -472,7 +481,10 @@ func wide(heads, most int, add bool) {
 		ADDQ(U32(tableBytes), tab)
 		DECQ(left)
 		JNZ(LabelRef(word))
-		for range g - 1 {
+		MOVQ(words, t)
+		SHLQ(Imm(6), t)
+		SUBQ(t, bits)
+		for range g {
 			ADDQ(block, bits)
 		}
 		scale := make([]reg.VecVirtual, g)
