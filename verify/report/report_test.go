@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -450,7 +451,9 @@ func TestCachePoints(t *testing.T) {
 // TestSettled: results of advise on several texts are told apart, and stand instead of what the conversion
 // measured of the same.
 func TestSettled(t *testing.T) {
-	row := func(k string, kld float64) spec.AdviseRow { return spec.AdviseRow{KType: k, VType: "q4_0", Ctx: 512, KLD: kld} }
+	row := func(k string, kld float64) spec.AdviseRow {
+		return spec.AdviseRow{KType: k, VType: "q4_0", Ctx: 512, KLD: kld}
+	}
 	result := func(text string, rows ...spec.AdviseRow) []spec.AdviseRow {
 		return named(&spec.AdviseJSON{Rows: rows, Texts: []spec.Text{{Name: text}}})
 	}
