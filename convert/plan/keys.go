@@ -57,9 +57,6 @@ type Joint struct {
 	// ChooseSpan and ChooseAnchor let measurements on the calibration text decide about these two:
 	// bits.Choose trades divergence against decode cost. Span is then the most that is looked at.
 	ChooseSpan, ChooseAnchor bool
-	// Pairs codes every second layer given the codes of the layer below it: a third less divergence at
-	// equal bytes, for half as much decode work again (docs/codes.md).
-	Pairs bool
 	// IfAble falls back to queries where a layer has no backward pass, instead of refusing it.
 	IfAble bool
 	// OrKeys says that the code was not chosen: keys alone are coded, head by head, where options ask for
@@ -98,12 +95,6 @@ func (o KeyOptions) check(c *family.Config) error {
 		return option.Bad("Code", o.Code, "joint codes are frames")
 	case o.Joint != nil && o.Allocation() == bits.AllocAngle:
 		return option.Bad("Alloc", o.Alloc, "joint codes spread signs over layers evenly or by sensitivity")
-	case o.Joint != nil && o.Joint.Pairs && o.Allocation() != bits.AllocUniform:
-		return option.Bad("Alloc", o.Alloc, "sensitivities are measured layer by layer and know nothing of pairs; leave one "+
-			"of the two out")
-	case o.Joint != nil && o.Joint.Pairs && (o.Joint.ChooseSpan || o.Joint.ChooseAnchor):
-		return option.Bad("Trade", nil, "drafts are made without pairs, and what they choose need not be best with them; "+
-			"leave one of the two out, or name the span and the anchor")
 	case o.Joint != nil && o.Policy.Exceptions != 0:
 		return option.Bad("Exceptions", o.Policy.Exceptions, "joint codes have none")
 	case o.Code != codec.Frame && o.Bits != 1:

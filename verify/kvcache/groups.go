@@ -79,7 +79,10 @@ func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, 
 }
 
 // Only returns the cache that codes one layer and keeps all others as they are.
-func (c *Groups) Only(layer int) refmodel.Cache { return onlyGroups{c, layer} }
+func (c *Groups) Only(layer int) refmodel.Cache { return onlyGroups{c, layer, layer} }
+
+// Pair is Only, but that the layer below is coded too where the layer is given its codes.
+func (c *Groups) Pair(layer int) refmodel.Cache { return onlyGroups{c, c.First(layer), layer} }
 
 // First is the layer itself, or that below it where it is given its codes.
 func (c *Groups) First(layer int) int {
@@ -99,19 +102,20 @@ func (c *Groups) Pairs() bool {
 	return false
 }
 
+// onlyGroups codes the layers from first to last, and what these are given.
 type onlyGroups struct {
 	*Groups
-	layer int
+	first, last int
 }
 
 // Window implements refmodel.LayerCache.
 func (o onlyGroups) Window(ctx context.Context, layer, window int, k, v []float32) (refmodel.Cache, error) {
 	var coded refmodel.Cache
 	var err error
-	if layer >= o.First(o.layer) && layer <= o.layer {
+	if layer >= o.First(o.last) && layer <= o.last {
 		coded, err = o.Groups.Window(ctx, layer, window, k, v)
 	}
-	if err != nil || layer == o.layer {
+	if err != nil || layer >= o.first && layer <= o.last {
 		return coded, err
 	}
 	return o.Groups, nil // whose Keys and Values change nothing
