@@ -37,6 +37,9 @@ const (
 	PartsApart  Parts = "k+v" // keys in groups of their own beside groups of values
 	PartsKeys   Parts = "k"
 	PartsValues Parts = "v"
+	// PartsMixed cannot be chosen: it is what PartsBoth becomes where only some layers have heads that
+	// fit a group.
+	PartsMixed Parts = "mixed"
 )
 
 // ParseParts returns what a text names. The error says which there are.
@@ -64,10 +67,30 @@ type GroupOptions struct {
 	Pairs bool
 }
 
+// in returns which parts the groups of a layer hold: with PartsBoth, keys and values have groups of
+// their own where those of one head are longer than the span together, and each fits it.
+func (o GroupOptions) in(y *family.Layer) Parts {
+	if o.Parts == PartsBoth && y.HeadDim+y.ValueDim > o.Span && max(y.HeadDim, y.ValueDim) <= o.Span {
+		return PartsApart
+	}
+	return o.Parts
+}
+
+// Divided returns the layers whose keys and values are too long for one group, though Parts wants them
+// in one.
+func (o GroupOptions) Divided(c *family.Config) (out []int) {
+	for l := range c.Layers {
+		if y := &c.Layers[l]; y.Owner == l && o.in(y) != o.Parts {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
 // spans returns the groups of one layer.
 func (o GroupOptions) spans(y *family.Layer) (out [][]codec.Part, err error) {
 	sides := [][2]bool{{true, true}} // of groups: whether they hold keys, values
-	switch o.Parts {
+	switch o.in(y) {
 	case PartsKeys:
 		sides = [][2]bool{{true, false}}
 	case PartsValues:
@@ -218,10 +241,23 @@ func AllotJoint(ctx context.Context, m *refmodel.Model, windows [][]int32, g *Gr
 			return nil, err
 		}
 		for l := range kld {
-			side.share(g.Parts[l], damage[l], max(0, kld[l].Mean))
+			side.share(g.Parts[l], damage[l], robust(kld[l].KLD))
 		}
 	}
 	return spreadJoint(c, g, damage), nil
+}
+
+// robust returns the mean of a divergence over tokens, but for a factor that layers share: the square of
+// the mean of its roots. A few tokens carry most of a mean, and a window is short: layers whose means
+// have errors of a third differ by their roots, and what is allotted by those measures better
+// (docs/codes.md).
+func robust(kld []float64) float64 {
+	var sum float64
+	for _, v := range kld {
+		sum += math.Sqrt(max(0, v)) // rounding may leave a divergence of 0 just below 0
+	}
+	mean := sum / float64(max(1, len(kld)))
+	return float64(mean * mean)
 }
 
 // draftWindows returns windows from all over a text to fit drafts to, and the one in its middle to
@@ -248,7 +284,7 @@ func (g *Groups) draftWindows(c *family.Config, windows [][]int32) (few [][]int3
 type groupSide struct{ value *bool }
 
 // sides returns keys and values where every group holds one of them alone and both are there, else
-// all groups as one side.
+// all groups as one side. In pairs, groups of a side must have the same number in both layers.
 func (g *Groups) sides() []groupSide {
 	var keys, values bool
 	for _, layer := range g.Parts {
@@ -260,7 +296,7 @@ func (g *Groups) sides() []groupSide {
 			keys, values = keys || !first, values || first
 		}
 	}
-	if !keys || !values {
+	if !keys || !values || !g.aligned() {
 		return []groupSide{{}}
 	}
 	return []groupSide{{new(false)}, {new(true)}}

@@ -36,6 +36,25 @@ func (g *Groups) AnyGiven(layer int) bool {
 	return layer < len(g.Given) && slices.Contains(g.Given[layer], true)
 }
 
+// aligned says whether groups that are given others keep the number of these where those of keys are
+// left out.
+func (g *Groups) aligned() bool {
+	keys := func(l int) (n int) {
+		for _, parts := range g.Parts[l] {
+			if !parts[0].Value {
+				n++
+			}
+		}
+		return n
+	}
+	for l := range g.Given {
+		if g.AnyGiven(l) && keys(l) != keys(l-1) {
+			return false
+		}
+	}
+	return true
+}
+
 // A Fitter fits groups with their signs, each given that below where the groups say so: it carries
 // what the lower layer of a pair stores of the calibration text to the upper one. Layers come in
 // order, and the groups of a layer too.

@@ -154,7 +154,7 @@ func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
 	if err != nil {
 		return k, err
 	}
-	numbers := 0
+	numbers, layers := 0, 0
 	k.CodeName, k.Parts, k.Pairs = spec.CodeJoint, o.Joint.Parts, o.Joint.Pairs
 	if o.Joint.ChooseSpan {
 		k.MeasuredChoices = append(k.MeasuredChoices, "span")
@@ -172,7 +172,14 @@ func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
 			numbers += codec.PartsDim(parts, y.HeadDim, y.ValueDim)
 		}
 		k.Groups += len(signs)
+		layers++
 		lo, hi = min(lo, slices.Min(signs)), max(hi, slices.Max(signs))
+	}
+	switch divided := len(o.Joint.Divided(c)); {
+	case divided == layers:
+		k.Parts = bits.PartsApart
+	case divided > 0:
+		k.Parts = bits.PartsMixed
 	}
 	k.Signs, k.Bytes = g.Total()
 	k.Bits = float64(k.Signs) / float64(numbers)

@@ -79,10 +79,7 @@ func NewGroups(cfg *family.Config, groups [][]*codec.Group, p Policy) (*Groups, 
 }
 
 // Only returns the cache that codes one layer and keeps all others as they are.
-func (c *Groups) Only(layer int) refmodel.Cache { return onlyGroups{c, layer, layer} }
-
-// Pair is Only, but that the layer below is coded too where the layer is given its codes.
-func (c *Groups) Pair(layer int) refmodel.Cache { return onlyGroups{c, c.First(layer), layer} }
+func (c *Groups) Only(layer int) refmodel.Cache { return onlyGroups{c, layer} }
 
 // First is the layer itself, or that below it where it is given its codes.
 func (c *Groups) First(layer int) int {
@@ -102,20 +99,19 @@ func (c *Groups) Pairs() bool {
 	return false
 }
 
-// onlyGroups codes the layers from first to last, and what these are given.
 type onlyGroups struct {
 	*Groups
-	first, last int
+	layer int
 }
 
 // Window implements refmodel.LayerCache.
 func (o onlyGroups) Window(ctx context.Context, layer, window int, k, v []float32) (refmodel.Cache, error) {
 	var coded refmodel.Cache
 	var err error
-	if layer >= o.First(o.last) && layer <= o.last {
+	if layer >= o.First(o.layer) && layer <= o.layer {
 		coded, err = o.Groups.Window(ctx, layer, window, k, v)
 	}
-	if err != nil || layer >= o.first && layer <= o.last {
+	if err != nil || layer == o.layer {
 		return coded, err
 	}
 	return o.Groups, nil // whose Keys and Values change nothing

@@ -22,7 +22,6 @@ func LayerSteps(m *refmodel.Model) (n int) {
 
 // A LayerCoder is a cache of which one layer alone can be coded.
 type LayerCoder interface {
-	// Only returns nil for a layer that is not to be measured.
 	Only(layer int) refmodel.Cache
 	// First is the first layer that Only has to see: an earlier one where a layer is coded given
 	// another.
@@ -30,12 +29,12 @@ type LayerCoder interface {
 }
 
 // LayerKLD returns by how much predictions diverge when the cache of one layer
-// alone is coded, for each layer, at positions from on of each window; nothing for layers that are
-// not to be measured. tick, if not nil, is told how many of LayerSteps are done.
+// alone is coded, for each layer, at positions from on of each window. tick, if
+// not nil, is told how many of LayerSteps are done.
 func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from int, cache LayerCoder,
 	tick func(done, total int)) ([]Divergence, error) {
 	w := From(windows, from)
-	out := make([]Divergence, len(m.Config.Layers))
+	var out []Divergence
 	var base Positions
 	start := &refmodel.Variant{} // with float hidden states in front of layer l0
 	layers := len(m.Config.Layers)
@@ -48,13 +47,9 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 		if l0 == 0 {
 			float.Until, next = 0, &refmodel.Variant{From: l1, Until: l1}
 		}
-		var measured []int
 		for l := l0; l < l1; l++ {
-			if only := cache.Only(l); only != nil {
-				// Without a code in front of it, a layer gets what it gets in the float model.
-				variants = append(variants, &refmodel.Variant{Cache: only, From: max(l0, cache.First(l))})
-				measured = append(measured, l)
-			}
+			// Without a code in front of it, a layer gets what it gets in the float model.
+			variants = append(variants, &refmodel.Variant{Cache: cache.Only(l), From: max(l0, cache.First(l))})
 		}
 		coded := variants[1:]
 		if next != float {
@@ -82,9 +77,7 @@ func LayerKLD(ctx context.Context, m *refmodel.Model, windows [][]int32, from in
 		if err != nil {
 			return nil, err
 		}
-		for i, l := range measured {
-			out[l] = r.Divergences[i]
-		}
+		out = append(out, r.Divergences...)
 	}
 	return out, nil
 }

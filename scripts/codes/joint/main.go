@@ -127,7 +127,7 @@ func run(ctx context.Context) error {
 		}
 	}
 	for _, w := range held {
-		if err := measure(ctx, m, w, names, variants); err != nil {
+		if err := measure(ctx, m, w, names, len(variants)/len(codes), variants); err != nil {
 			return err
 		}
 	}
@@ -135,7 +135,8 @@ func run(ctx context.Context) error {
 }
 
 // measure prints a row for each variant on the windows w.
-func measure(ctx context.Context, m *refmodel.Model, w *heldText, names []string,
+// They come code by code, each with so many recent windows, and are put beside those of the first code.
+func measure(ctx context.Context, m *refmodel.Model, w *heldText, names []string, recents int,
 	v []*refmodel.Variant) error {
 	begin := time.Now()
 	res, err := ppl.Compare(ctx, m, w.Windows, refmodel.Options{}, &refmodel.Variant{}, v...)
@@ -145,7 +146,14 @@ func measure(ctx context.Context, m *refmodel.Model, w *heldText, names []string
 	fmt.Printf("# %s, %d windows of %d, %.0f s\n", w.name, len(w.Tokens), w.Ctx, time.Since(begin).Seconds())
 	for i, name := range names {
 		d := &res.Divergences[i]
-		fmt.Printf("%s\tKLD %.4f ± %.4f\tratio %.4f ± %.4f", name, d.Mean, d.MeanErr, d.Ratio, d.RatioErr)
+		first := res.Divergences[i%recents].KLD
+		less := make([]float64, len(first))
+		for t := range less {
+			less[t] = d.KLD[t] - first[t]
+		}
+		diff, diffErr := ppl.MeanErr(less)
+		fmt.Printf("%s\tKLD %.4f ± %.4f\tbeside the first %+.4f ± %.4f\tratio %.4f ± %.4f", name, d.Mean, d.MeanErr, diff, diffErr, d.Ratio,
+			d.RatioErr)
 		for _, b := range ppl.Bands(d, w.Windows, 4) {
 			fmt.Printf("\t%.4f", b.KLD)
 		}
