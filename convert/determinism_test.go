@@ -50,7 +50,7 @@ func TestDeterminism(t *testing.T) {
 		// Gradients, drafts and an allotment come before the fit.
 		o = joint(biased, jointly(out))
 		o.Threads, o.Joint.Fisher, o.Report, o.Alloc, o.CalibrationTokens = threads, true, false, "sensitivity", 384
-		o.Joint.Span = 512
+		o.Joint.Span, o.Joint.Pairs, o.Joint.ChooseAnchor = 512, true, true
 		converted(t, o)
 		// Changes for stock caches are searched for, and chosen by measurements.
 		o = small(biased, stock(out))

@@ -136,6 +136,29 @@ func TestJointParts(t *testing.T) {
 	}
 }
 
+// TestJointLongHeads: where the keys and values of one head do not fit the span together, every part
+// has a group of its own, at the bits that were asked for, with pairs too.
+func TestJointLongHeads(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, Layers: 2, HeadDim: 32})
+	o := joint(src, filepath.Join(dir, "out"))
+	o.Report, o.Joint.Span, o.Joint.Pairs = false, 32, true
+	plans, err := Plans(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := Convert(context.Background(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, k, b := res.Manifest, plans[0].Keys, res.Verify.Bytes
+	if k.Parts != bits.PartsApart || m.Code.Parts != "k+v" || k.Groups != 4*m.Model.Layers || k.GroupDim != 32 ||
+		b.KVCode != k.Bytes || !(res.Verify.KLD.Mean > 0) {
+		t.Errorf("planned %+v, written %+v of %+v", k, m.Code, b)
+	}
+}
+
 // TestJointPairs: every second layer is given the one below, in both containers; units, each of which
 // has half of a pair, give what one run gives; a reader refuses a matrix that is for nothing.
 func TestJointPairs(t *testing.T) {
@@ -159,20 +182,10 @@ func TestJointPairs(t *testing.T) {
 		m.CodeName != "" || m.Pairs || k.CodeName != spec.CodeJoint || !k.Pairs {
 		t.Errorf("printed %q, %v, in the manifest %q, %v, planned %q, %v", v.CodeName, v.Pairs, m.CodeName, m.Pairs, k.CodeName, k.Pairs)
 	}
-	for name, edit := range map[string]func(o *Options){
-		"Trade": func(o *Options) { o.Joint.ChooseAnchor = true },
-		"Alloc": func(o *Options) { o.Alloc = bits.AllocSensitivity },
-	} {
-		o := paired("one/out")
-		edit(&o)
-		var bad *option.Error
-		if _, err := Plans(t.Context(), o); !errors.As(err, &bad) || bad.Field != name {
-			t.Errorf("pairs with %s: %v", name, err)
-		}
-	}
-	chosen := joint(at("src"), at("one/out"))
-	chosen.Joint.ChooseSpan, chosen.Joint.ChooseAnchor = true, true
-	if plans, err = Plans(t.Context(), chosen); err != nil || !slices.Equal(plans[0].Keys.MeasuredChoices, []string{"span", "anchor"}) {
+	chosen := paired("one/out")
+	chosen.Joint.ChooseSpan, chosen.Joint.ChooseAnchor, chosen.Alloc = true, true, bits.AllocSensitivity
+	if plans, err = Plans(t.Context(), chosen); err != nil || !slices.Equal(plans[0].Keys.MeasuredChoices, []string{"span", "anchor"}) ||
+		!plans[0].Keys.Pairs || plans[0].Keys.Alloc != bits.AllocSensitivity {
 		t.Errorf("choices to come: %+v, %v", plans, err)
 	}
 	if !res.Verify.OK || !(res.Verify.KLD.Mean > 0) {
@@ -205,7 +218,7 @@ func TestJointRefuses(t *testing.T) {
 	src := filepath.Join(dir, "src")
 	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, HeadDim: 32})
 	for field, change := range map[string]func(o *Options){
-		"Span":              func(o *Options) { o.Joint.Span = 32 },
+		"Span":              func(o *Options) { o.Joint.Span = 31 },
 		"Parts":             func(o *Options) { o.Joint.Parts = "q" },
 		"BitsKV of a side":  func(o *Options) { o.Joint.Parts, o.Joint.Bits = "k", 9 },
 		"BitsKV":            func(o *Options) { o.Joint.Bits = 0.1 },
@@ -228,15 +241,24 @@ func TestJointRefuses(t *testing.T) {
 }
 
 // TestJointAllot: signs by sensitivity keep to the budget, differ from the even ones, and are the
-// same by units.
+// same by units; in pairs, with an anchor that measurements chose, too.
 func TestJointAllot(t *testing.T) {
 	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32})
+	for name, pairs := range map[string]bool{"alone": false, "pairs": true} {
+		t.Run(name, func(t *testing.T) { jointAllot(t, src, filepath.Join(dir, name), pairs) })
+	}
+}
+
+func jointAllot(t *testing.T, src, dir string, pairs bool) {
 	at := func(s string) string { return filepath.Join(dir, s) }
-	tiny.HF(t, at("src"), "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32})
+	var said []string
 	allotted := func(out string) Options {
-		o := joint(at("src"), at(out))
+		o := joint(src, at(out))
 		o.Alloc, o.Report, o.CalibrationTokens = "sensitivity", false, 480
-		o.Joint.Span = 128
+		o.Joint.Span, o.Joint.Pairs, o.Joint.ChooseAnchor = 128, pairs, pairs
+		o.Notice = func(text string) { said = append(said, text) }
 		return o
 	}
 	o := allotted("one/out")
@@ -253,6 +275,10 @@ func TestJointAllot(t *testing.T) {
 	for _, g := range s.Groups() {
 		signs += g.B()
 		different = different || g.B() != s.Groups()[0].B()
+	}
+	if pairs != slices.ContainsFunc(said, func(s string) bool { return strings.HasPrefix(s, "chosen: span 128, anchor ") }) ||
+		pairs != (s.Layers[1].Groups[0].Below != nil) {
+		t.Errorf("pairs %v, said %q", pairs, said)
 	}
 	if signs != plans[0].Keys.Signs || !different {
 		t.Errorf("%d signs, planned %d; all alike: %v", signs, plans[0].Keys.Signs, !different)
@@ -280,8 +306,11 @@ func TestJointOpen(t *testing.T) {
 		"short windows":    {func(o *Options) { o.Joint.OrNoRecent = true }, 0, true, "no recent tokens are kept"},
 		"recent asked for": {func(*Options) {}, -1, true, ""},
 		"span, code left open": {func(o *Options) {
-			o.Joint.OrKeys, o.Joint.OrNoRecent, o.Joint.Span = true, true, 32
-		}, 0, false, "head by head: span 32: "},
+			o.Joint.OrKeys, o.Joint.OrNoRecent, o.Joint.Span = true, true, 31
+		}, 0, false, "head by head: span 31: "},
+		"long heads": {func(o *Options) {
+			o.Joint.OrKeys, o.Joint.OrNoRecent, o.Joint.Span = true, true, 63
+		}, 0, true, "no recent tokens are kept; keys and values of 2 of 2 layers are in groups of their own: layer 0 has 32 and 32"},
 		"keys, recent as asked": {func(o *Options) {
 			o.Joint.OrKeys, o.Bits, o.Ctx, o.CalibrationTokens = true, 2, 96, 192
 		}, JointRecent, false, ""},

@@ -190,6 +190,7 @@ func (o *Options) settle(c *checkpoint.Checkpoint) error {
 	if _, err := plan.NewKeys(c.Config, o.keys()); err != nil {
 		return err
 	}
+	o.settleSpan(c.Config)
 	if err := o.Policy.CheckContext(o.Ctx); err != nil {
 		return err
 	}
@@ -218,6 +219,24 @@ func (o *Options) settleCode(c *checkpoint.Checkpoint) {
 		o.Policy.Recent = 0
 		o.settled = fmt.Sprintf("windows of %d tokens are short: no recent tokens are kept", o.Ctx)
 	}
+}
+
+// settleSpan says which layers have heads that are longer than a group may be.
+func (o *Options) settleSpan(c *family.Config) {
+	if o.Joint == nil {
+		return
+	}
+	divided := o.Joint.Divided(c)
+	if len(divided) == 0 {
+		return
+	}
+	y := &c.Layers[divided[0]]
+	note := fmt.Sprintf("keys and values of %d of %d layers are in groups of their own: layer %d has %d and %d numbers a head, "+
+		"more than %d together (--span)", len(divided), len(c.Layers), divided[0], y.HeadDim, y.ValueDim, o.Joint.Span)
+	if o.settled != "" {
+		note = o.settled + "; " + note
+	}
+	o.settled = note
 }
 
 // recentOpen says whether how many recent tokens are kept was left open.

@@ -48,10 +48,7 @@ func (j *job) calibrate(ctx context.Context, ch *plan.Changes, only func(layer i
 		if err != nil {
 			return nil, err
 		}
-		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Parts: g.Parts, Signs: g.Signs, Fisher: o.Joint.Fisher}
-		if o.Joint.Pairs {
-			opt.Joint.Given = g.Given(c.Config)
-		}
+		opt.Kinds, opt.Joint = nil, &calibrate.Joint{Groups: *g, Fisher: o.Joint.Fisher}
 		opt.Gradients = o.Progress.Of("gradients of the calibration text")
 	}
 	m := refmodel.New(c.Config, ch.View, o.Threads)
@@ -329,7 +326,7 @@ func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache
 	case opt.Joint != nil && alloc == bits.AllocUniform:
 		return opt.Joint.Signs, nil
 	case opt.Joint != nil:
-		total, _ = (&bits.Groups{Parts: opt.Joint.Parts, Signs: opt.Joint.Signs}).Total()
+		total, _ = opt.Joint.Total()
 	case o.Code != codec.Frame || alloc == bits.AllocUniform:
 		return bits.Even(c, opt.Bits)
 	default:
@@ -354,8 +351,7 @@ func (j *job) allocate(ctx context.Context, m *refmodel.Model, w *fitcache.Cache
 	opt.Progress = o.Progress.Of("allotting signs")
 	var signs [][]int
 	if opt.Joint != nil {
-		g := &bits.Groups{Parts: opt.Joint.Parts, Signs: opt.Joint.Signs}
-		signs, err = bits.AllotJoint(ctx, m, j.calibration.Tokens, g, opt.Allocation())
+		signs, err = bits.AllotJoint(ctx, m, j.calibration.Tokens, &opt.Joint.Groups, opt.Allocation())
 	} else {
 		signs, err = bits.Allocate(ctx, m, j.calibration.Tokens, alloc, opt.Allocation())
 	}

@@ -25,6 +25,9 @@ type AdviseJSON struct {
 	// Choices holds the smallest pair of types below the gate that runs on the backend, for
 	// the published and for the converted weights where both were measured; empty if none passes.
 	Choices []AdviseChoice `json:"choices"`
+	// Passed says whether the model to run (the converted one where both were measured) has a choice
+	// that is smaller than F16 caches; true also where nothing smaller was measured and F16 passes.
+	Passed bool `json:"passed"`
 	// Improve is a conversion that may make a smaller pair pass; absent where there is none to
 	// try, and where a converted model was measured.
 	Improve *AdviseImprove `json:"improve,omitempty"`
@@ -79,7 +82,17 @@ type AdviseImprove struct {
 	// with engines other than the own.
 	ScoreErrorLeft *float64 `json:"score_error_left,omitempty"`
 	Removable      *float64 `json:"removable_key_energy,omitempty"`
-	Command        string   `json:"command"`
+	// Expected is what the conversion is likely to leave; absent with engines other than the own.
+	Expected *AdviseExpected `json:"expected,omitempty"`
+	Command  string          `json:"command"`
+}
+
+// AdviseExpected is a guess: the KLD that is left of AdviseImprove.Worst, by what measured conversions
+// left of that of a model with keys of the same kind.
+type AdviseExpected struct {
+	Low  float64 `json:"kld_low"`
+	High float64 `json:"kld_high"`
+	Like string  `json:"like"` // that model, and what its keys are like
 }
 
 // StockJSON is the part of `phaseconv verify --json` that measures a stock

@@ -77,6 +77,7 @@ type adviser struct {
 	texts  []adviseText
 	rows   []spec.AdviseRow
 	worst  map[adviseKey]float64 // largest KLD over texts and contexts
+	notes  []string              // on what was not measured
 }
 
 // An adviseText is one text at one context.
@@ -123,7 +124,7 @@ func Advise(ctx context.Context, published, converted *checkpoint.Checkpoint, o 
 	if err != nil {
 		return nil, err
 	}
-	out.Improve.ScoreErrorLeft, out.Improve.Removable = g.Balance, g.Removable
+	expect(out.Improve, g)
 	return out, nil
 }
 
@@ -188,11 +189,13 @@ func advise(ctx context.Context, published, converted engine.Engine, o AdviseOpt
 			cmp.Compare(x.KType, y.KType), cmp.Compare(x.VType, y.VType), cmp.Compare(x.Ctx, y.Ctx))
 	})
 	out.Rows, out.BasePPL = a.rows, a.ppl
+	out.Notes = append(out.Notes, a.notes...)
 	for _, m := range a.models {
 		c, ok := a.choose(m)
 		if ok {
 			out.Choices = append(out.Choices, c)
 		}
+		out.Passed = a.passed(m, c, ok) // of the last, which is the one to run
 		if published != nil && converted == nil {
 			out.Improve = a.improve(m, c, ok)
 		}
@@ -334,6 +337,7 @@ func (a *adviser) search(ctx context.Context) error {
 		if err := a.measure(ctx, m, pairs, "measuring K alone, V alone and both"); err != nil {
 			return err
 		}
+		a.noteMixed(m)
 		candidates := a.candidates(m)
 		for len(candidates) > 0 {
 			n := min(pairsPerRun, len(candidates))
@@ -375,6 +379,45 @@ func (a *adviser) candidates(m adviseModel) []kvcache.CacheTypes {
 		return cmp.Or(cmp.Compare(a.bytes(m, x), a.bytes(m, y)), cmp.Compare(sum(x), sum(y)))
 	})
 	return out
+}
+
+// noteMixed tells, once, where pairs of different types were left out because none of them runs.
+func (a *adviser) noteMixed(m adviseModel) {
+	if a.mlx() {
+		return // it has no such pairs anywhere
+	}
+	var first kvcache.CacheTypes
+	why := ""
+	for _, k := range a.o.Types {
+		for _, v := range a.o.Types {
+			switch runs, reason := a.runs(m, k, v); {
+			case k == v:
+			case runs == backends.Yes:
+				return
+			case why == "":
+				first, why = kvcache.CacheTypes{K: k, V: v}, reason
+			}
+		}
+	}
+	note := fmt.Sprintf("no pair of two different quantised types was measured, because none runs there: %s; --pairs %s/%s measures one",
+		why, kvcache.TypeName(first.K), kvcache.TypeName(first.V))
+	if why != "" && !slices.Contains(a.notes, note) {
+		a.notes = append(a.notes, note)
+	}
+}
+
+// passed says whether a pair that is smaller than F16 caches was chosen, or none was measured but F16.
+func (a *adviser) passed(m adviseModel, c spec.AdviseChoice, ok bool) bool {
+	f16 := a.bytes(m, kvcache.F16)
+	if !ok || c.BytesPerToken < float64(f16) {
+		return ok
+	}
+	for key := range a.worst {
+		if key.converted == m.converted && a.bytes(m, kvcache.CacheTypes{K: key.k, V: key.v}) < f16 {
+			return false
+		}
+	}
+	return true
 }
 
 // bytes is what a token takes in the caches.
@@ -504,38 +547,8 @@ func (a *adviser) choose(m adviseModel) (spec.AdviseChoice, bool) {
 		Flags: kvcache.Flags(p.K, p.V),
 		Ctx:   a.ctx(), CacheBytes: a.cache(m, p),
 		Lines: backends.Launch{
-			Model: cmp.Or(file, "MODEL.gguf"), Ctx: a.ctx(), K: p.K, V: p.V, Rotation: a.o.Rotation,
+			Model: file, Ctx: a.ctx(), K: p.K, V: p.V, Rotation: a.o.Rotation,
 			MLX: a.mlx(),
 		}.Lines(),
 	}, true
-}
-
-// improve names the smallest pair that runs but misses the gate, if it is smaller than choice c
-// (none where ok is false), and the conversion to try for it.
-func (a *adviser) improve(m adviseModel, c spec.AdviseChoice, ok bool) *spec.AdviseImprove {
-	now := a.cache(m, kvcache.F16)
-	if ok {
-		now = c.CacheBytes
-	}
-	p, found := a.smallest(m, func(p kvcache.CacheTypes, worst float64) bool {
-		runs, _ := a.runs(m, p.K, p.V)
-		return runs == backends.Yes && worst > a.o.MaxKLD && a.cache(m, p) < now
-	})
-	if !found {
-		return nil
-	}
-	source := cmp.Or(a.o.Source, "MODEL")
-	k, v := kvcache.TypeName(p.K), kvcache.TypeName(p.V)
-	command := fmt.Sprintf("phaseconv convert %s -o OUT --cache-type-k %s --cache-type-v %s --target-ctx %d",
-		backends.Quote(source), k, v, a.ctx())
-	switch {
-	case a.mlx(): // it reads folders
-		command += " --format safetensors"
-	case !a.o.Rotation:
-		command += " --cache-rotation off"
-	}
-	return &spec.AdviseImprove{
-		KType: k, VType: v, Worst: a.worst[adviseKey{p.K, p.V, m.converted}], Saved: now - a.cache(m, p),
-		Command: command,
-	}
 }

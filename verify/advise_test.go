@@ -228,8 +228,8 @@ func TestAdvise(t *testing.T) {
 			t.Fatalf("%+v, %v", g, err)
 		}
 		want := &spec.AdviseImprove{KType: "q4_0", VType: "q4_0", Worst: q4, Saved: 256 * 2 * 2 * (68 - 36),
-			Removable: g.Removable,
-			Command:   "phaseconv convert 'a model' -o OUT --cache-type-k q4_0 --cache-type-v q4_0 --target-ctx 32"}
+			Command: "phaseconv convert 'a model' -o OUT --cache-type-k q4_0 --cache-type-v q4_0 --target-ctx 32"}
+		expect(want, g)
 		if got.Choices[0].KType != "q8_0" || !reflect.DeepEqual(got.Improve, want) {
 			t.Errorf("chose %+v, improve %+v, want %+v", got.Choices, got.Improve, want)
 		}

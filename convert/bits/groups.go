@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/kernels/fmath"
 	"github.com/phaseconv/phaseconv/rotations/codec"
-	"github.com/phaseconv/phaseconv/rotations/fit"
 	"github.com/phaseconv/phaseconv/verify/activations"
 	"github.com/phaseconv/phaseconv/verify/kvcache"
 	"github.com/phaseconv/phaseconv/verify/option"
@@ -25,6 +23,9 @@ const scaleBits = 16
 type Groups struct {
 	Parts [][][]codec.Part // of each group, [layer][group]
 	Signs [][]int          // of a token, [layer][group]
+	// Given says which are coded given the group of the same number in the layer below, [layer][group];
+	// nil for none.
+	Given [][]bool
 }
 
 // Parts names what groups hold; its text is that of codec.Summary.Parts.
@@ -36,6 +37,9 @@ const (
 	PartsApart  Parts = "k+v" // keys in groups of their own beside groups of values
 	PartsKeys   Parts = "k"
 	PartsValues Parts = "v"
+	// PartsMixed cannot be chosen: it is what PartsBoth becomes where only some layers have heads that
+	// fit a group.
+	PartsMixed Parts = "mixed"
 )
 
 // ParseParts returns what a text names. The error says which there are.
@@ -58,12 +62,35 @@ type GroupOptions struct {
 	Bits float64
 	// Span is the most numbers of a group's vector.
 	Span int
+	// Pairs codes every second layer given the codes of the layer below it: a third less divergence at
+	// equal bytes, for half as much decode work again (docs/codes.md).
+	Pairs bool
+}
+
+// in returns which parts the groups of a layer hold: with PartsBoth, keys and values have groups of
+// their own where those of one head are longer than the span together, and each fits it.
+func (o GroupOptions) in(y *family.Layer) Parts {
+	if o.Parts == PartsBoth && y.HeadDim+y.ValueDim > o.Span && max(y.HeadDim, y.ValueDim) <= o.Span {
+		return PartsApart
+	}
+	return o.Parts
+}
+
+// Divided returns the layers whose keys and values are too long for one group, though Parts wants them
+// in one.
+func (o GroupOptions) Divided(c *family.Config) (out []int) {
+	for l := range c.Layers {
+		if y := &c.Layers[l]; y.Owner == l && o.in(y) != o.Parts {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
 // spans returns the groups of one layer.
 func (o GroupOptions) spans(y *family.Layer) (out [][]codec.Part, err error) {
 	sides := [][2]bool{{true, true}} // of groups: whether they hold keys, values
-	switch o.Parts {
+	switch o.in(y) {
 	case PartsKeys:
 		sides = [][2]bool{{true, false}}
 	case PartsValues:
@@ -135,23 +162,10 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 		}
 		g.Signs = append(g.Signs, signs)
 	}
-	return g, nil
-}
-
-// Given says which groups, [layer][group], can be coded given the group of the same number and parts
-// in the layer below: those of every second layer, if all readers of the layer below have passed when its own have.
-func (g *Groups) Given(c *family.Config) [][]bool {
-	out := make([][]bool, len(g.Parts))
-	for l, groups := range g.Parts {
-		out[l] = make([]bool, len(groups))
-		if l%2 == 0 || c.LastReader(l-1) > c.LastReader(l) {
-			continue
-		}
-		for i, parts := range groups {
-			out[l][i] = i < len(g.Parts[l-1]) && slices.Equal(parts, g.Parts[l-1][i])
-		}
+	if o.Pairs {
+		g.Given = g.given(c)
 	}
-	return out
+	return g, nil
 }
 
 // Largest returns the most numbers, and the most signs, that a group has.
@@ -227,10 +241,23 @@ func AllotJoint(ctx context.Context, m *refmodel.Model, windows [][]int32, g *Gr
 			return nil, err
 		}
 		for l := range kld {
-			side.share(g.Parts[l], damage[l], max(0, kld[l].Mean))
+			side.share(g.Parts[l], damage[l], robust(kld[l].KLD))
 		}
 	}
 	return spreadJoint(c, g, damage), nil
+}
+
+// robust returns the mean of a divergence over tokens, but for a factor that layers share: the square of
+// the mean of its roots. A few tokens carry most of a mean, and a window is short: layers whose means
+// have errors of a third differ by their roots, and what is allotted by those measures better
+// (docs/codes.md).
+func robust(kld []float64) float64 {
+	var sum float64
+	for _, v := range kld {
+		sum += math.Sqrt(max(0, v)) // rounding may leave a divergence of 0 just below 0
+	}
+	mean := sum / float64(max(1, len(kld)))
+	return float64(mean * mean)
 }
 
 // draftWindows returns windows from all over a text to fit drafts to, and the one in its middle to
@@ -257,7 +284,7 @@ func (g *Groups) draftWindows(c *family.Config, windows [][]int32) (few [][]int3
 type groupSide struct{ value *bool }
 
 // sides returns keys and values where every group holds one of them alone and both are there, else
-// all groups as one side.
+// all groups as one side. In pairs, groups of a side must have the same number in both layers.
 func (g *Groups) sides() []groupSide {
 	var keys, values bool
 	for _, layer := range g.Parts {
@@ -269,7 +296,7 @@ func (g *Groups) sides() []groupSide {
 			keys, values = keys || !first, values || first
 		}
 	}
-	if !keys || !values {
+	if !keys || !values || !g.aligned() {
 		return []groupSide{{}}
 	}
 	return []groupSide{{new(false)}, {new(true)}}
@@ -343,13 +370,14 @@ type jointSurvey struct {
 	g      *Groups
 	gather *activations.Gatherer
 	groups [][]*codec.Group
+	fitter *Fitter
 	scale  map[[2]int][]float32
 	done   func() // reports a layer
 }
 
 func newSurvey(c *family.Config, o Options, g *Groups) *jointSurvey {
 	return &jointSurvey{cfg: c, o: o, g: g, gather: activations.NewGatherer(c, o.Policy, o.Threads, nil),
-		groups: make([][]*codec.Group, len(c.Layers)), scale: map[[2]int][]float32{}}
+		groups: make([][]*codec.Group, len(c.Layers)), fitter: NewFitter(g), scale: map[[2]int][]float32{}}
 }
 
 func (s *jointSurvey) attention(ctx context.Context, a *refmodel.Attention) error {
@@ -375,7 +403,7 @@ func (s *jointSurvey) fit(ctx context.Context, x *activations.Gathered) error {
 			return err
 		}
 		y.Draft, y.Index = true, i
-		group, _, err := fit.Group(ctx, s.g.Signs[x.Layer][i], y)
+		group, _, err := s.fitter.Fit(ctx, y)
 		if err != nil {
 			return fmt.Errorf("a draft of joint codes: %w", err)
 		}

@@ -1,6 +1,7 @@
 package bits
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/phaseconv/phaseconv/internal/tiny"
@@ -48,6 +49,28 @@ func TestSpreadJoint(t *testing.T) {
 	}
 	if got = spreadJoint(c, g, [][]float64{{0}, {0}, {0}, {0}}); sum(got) != want {
 		t.Errorf("no damage: %v are not %d signs", got, want)
+	}
+}
+
+// TestLongHeads: only layers with heads that do not fit the span have keys and values in groups of
+// their own, and those that do not fit it even so are refused.
+func TestLongHeads(t *testing.T) {
+	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32}).Config
+	c.Layers[2].HeadDim, c.Layers[2].ValueDim, c.Layers[2].KVHeads = 128, 64, 3
+	o := GroupOptions{Parts: PartsBoth, Bits: 4, Span: 128}
+	g, err := JointGroups(c, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(g.Parts); got != "[[[k0 k1 v0 v1]] [[k0 k1 v0 v1]] [[k0] [k1] [k2] [v0 v1] [v2]]]" {
+		t.Error(got)
+	}
+	if got := o.Divided(c); len(got) != 1 || got[0] != 2 {
+		t.Errorf("layers %v", got)
+	}
+	o.Span = 127
+	if _, err := JointGroups(c, o); err == nil {
+		t.Error("keys of 128 numbers in groups of 127")
 	}
 }
 

@@ -40,7 +40,8 @@ const (
 
 // DecodeCost returns what attention to one coded token costs in a decode step, over all layers, in
 // units of one sign scored and summed for one query head. It counts arithmetic, not bytes: these
-// are equal where the bits are. Keys without anchor turn once for all tokens.
+// are equal where the bits are. Keys without anchor turn once for all tokens. A group that is given
+// that below scores and sums with the signs of both, each with transformed queries of its own.
 func DecodeCost(c *family.Config, g *Groups, anchor int) float64 {
 	var cost float64
 	for l, groups := range g.Parts {
@@ -58,7 +59,11 @@ func DecodeCost(c *family.Config, g *Groups, anchor int) float64 {
 					perSign += each
 				}
 			}
-			cost += float64(perSign * float64(y.Group()*g.Signs[l][i]))
+			signs := g.Signs[l][i]
+			if g.IsGiven(l, i) {
+				signs += g.Signs[l-1][i]
+			}
+			cost += float64(perSign * float64(y.Group()*signs))
 		}
 	}
 	return cost

@@ -39,6 +39,30 @@ func TestDecodeCost(t *testing.T) {
 	}
 }
 
+// TestPairsCost: a pair of layers costs what its lower layer does three times, since the upper one scores
+// and sums the signs of both.
+func TestPairsCost(t *testing.T) {
+	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 3, HeadDim: 32}).Config
+	o := GroupOptions{Parts: PartsBoth, Bits: 3, Span: 128}
+	var cost [2]float64
+	for i := range cost {
+		o.Pairs = i == 1
+		g, err := JointGroups(c, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for l := range g.Signs {
+			g.Signs[l][0] = 64 << l // 64 and 128 in the pair, 256 alone
+		}
+		if cost[i] = DecodeCost(c, g, 64); g.AnyGiven(1) != o.Pairs || g.AnyGiven(2) || g.AnyGiven(3) {
+			t.Errorf("pairs %v: given %v", o.Pairs, g.Given)
+		}
+	}
+	if x := cost[1] / cost[0] * (64 + 128 + 256); x < 511.999 || x > 512.001 { // 64 more
+		t.Errorf("signs of %g, want 512: %v", x, cost)
+	}
+}
+
 func TestSpanChoices(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 1, HeadDim: 32, KVHeads: 4, Heads: 4}).Config
 	if got := SpanChoices(c, PartsBoth, 512); len(got) != 3 || got[0] != 64 || got[1] != 128 || got[2] != 512 {
@@ -55,7 +79,8 @@ func TestChoose(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 1, HeadDim: 32})
 	m := refmodel.New(c.Config, c, 1)
 	windows := tiny.Windows(c.Config, 4, 96)
-	all := []Candidate{{GroupOptions{PartsBoth, 1.5, 128}, 64}, {GroupOptions{PartsBoth, 3, 128}, 64}}
+	all := []Candidate{{GroupOptions{Parts: PartsBoth, Bits: 1.5, Span: 128}, 64},
+		{GroupOptions{Parts: PartsBoth, Bits: 3, Span: 128}, 64}}
 	tried, best, err := Choose(t.Context(), m, windows, all, Options{Policy: kvcache.Policy{Sink: 2}, Threads: 1})
 	if err != nil {
 		t.Fatal(err)

@@ -57,27 +57,10 @@ type Options struct {
 
 // Joint says which groups to fit.
 type Joint struct {
-	Parts [][][]codec.Part // of each group, [layer][group]
-	Signs [][]int          // [layer][group]
+	bits.Groups
 	// Fisher takes the metric of keys and values from gradients of the model's own loss on every
 	// second window instead of from queries: a backward pass more.
 	Fisher bool
-	// Given says which groups, [layer][group], are coded given the codes of the group of the same
-	// number in the layer below, which is not given any itself; nil for none.
-	Given [][]bool
-}
-
-// given says whether a group is coded given that below.
-func (j *Joint) given(layer, group int) bool {
-	of := j.givenIn(layer)
-	return group < len(of) && of[group]
-}
-
-func (j *Joint) givenIn(layer int) []bool {
-	if layer >= len(j.Given) {
-		return nil
-	}
-	return j.Given[layer]
 }
 
 // Allocation returns what bits.Allocate needs of these options.
@@ -174,8 +157,10 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 			return nil, err
 		}
 	}
-	f := &fitter{cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, len(m.Config.Layers))},
-		below: map[int][]spread{}}
+	f := &fitter{cfg: m.Config, o: o, last: -1, res: &Result{Layers: make([]Layer, len(m.Config.Layers))}}
+	if o.Joint != nil {
+		f.groups = bits.NewFitter(&o.Joint.Groups)
+	}
 	f.todo = make([]bool, len(m.Config.Layers))
 	f.gather = activations.NewGatherer(f.cfg, o.Policy, o.Threads, func(l int) bool { return f.todo[l] })
 	for l := range f.todo {
@@ -231,7 +216,7 @@ func Run(ctx context.Context, m *refmodel.Model, windows [][]int32, o Options) (
 // calibration text are nowhere kept, and a layer that is fitted once more comes out the same.
 func (f *fitter) todoBelow() {
 	for l := 1; f.o.Joint != nil && l < len(f.todo); l++ {
-		if f.todo[l] && !f.todo[l-1] && slices.Contains(f.o.Joint.givenIn(l), true) {
+		if f.todo[l] && !f.todo[l-1] && f.o.Joint.AnyGiven(l) {
 			f.todo[l-1], f.res.Layers[l-1] = true, Layer{}
 		}
 	}
@@ -261,13 +246,7 @@ type fitter struct {
 	gather *activations.Gatherer
 	fisher *activations.Fisher // nil where queries are the metric
 
-	below map[int][]spread // of the groups of a layer, where the next one is given them
-}
-
-// A spread is signs times scales of all tokens of a group.
-type spread struct {
-	rows  []float32
-	signs int
+	groups *bits.Fitter // of joint codes
 }
 
 // passed reports layers of the forward pass, or the share of them that an engine has passed.
@@ -413,45 +392,20 @@ func (f *fitter) fitHeads(ctx context.Context, xs []*fit.Sample, heads []Head) e
 func (f *fitter) fitGroups(ctx context.Context, a *activations.Gathered, scale func(h int) []float32,
 	layer *Layer) error {
 	j := f.o.Joint
-	below := f.below[a.Layer-1]
-	delete(f.below, a.Layer-1)
 	for i, parts := range j.Parts[a.Layer] {
 		s, err := a.Groups(ctx, parts, scale, f.fisher)
 		if err != nil {
 			return err
 		}
 		s.Index = i
-		if j.given(a.Layer, i) {
-			s.Below, s.BelowSigns = below[i].rows, below[i].signs
-		}
 		g := Group{Tokens: s.N()}
-		if g.Code, g.Curve, err = fit.Group(ctx, j.Signs[a.Layer][i], s); err != nil {
+		if g.Code, g.Curve, err = f.groups.Fit(ctx, s); err != nil {
 			return err
 		}
-		x := spread{signs: g.Code.B()}
-		if j.given(a.Layer+1, i) {
-			if x.rows, err = f.spread(ctx, g.Code, s); err != nil {
-				return err
-			}
-		}
-		f.below[a.Layer] = append(f.below[a.Layer], x)
 		layer.Groups = append(layer.Groups, g)
 		f.progress(f.at, i+1)
 	}
 	return nil
-}
-
-// spread returns the signs of a group's tokens times their scales.
-func (f *fitter) spread(ctx context.Context, g *codec.Group, s *fit.GroupSample) ([]float32, error) {
-	w := g.Words()
-	words, alpha := make([]uint32, s.N()*w), make([]float32, s.N())
-	err := codec.Batches(ctx, s.N(), f.o.Threads, func(k0, k1 int) error {
-		return g.EncodeRows(ctx, s.Rows[k0*s.D():k1*s.D()], words[k0*w:k1*w], alpha[k0:k1])
-	})
-	if err != nil {
-		return nil, err
-	}
-	return codec.Spread(words, alpha, g.B()), nil
 }
 
 // Groups returns the fitted joint codes, [layer][group].

@@ -57,9 +57,6 @@ type Joint struct {
 	// ChooseSpan and ChooseAnchor let measurements on the calibration text decide about these two:
 	// bits.Choose trades divergence against decode cost. Span is then the most that is looked at.
 	ChooseSpan, ChooseAnchor bool
-	// Pairs codes every second layer given the codes of the layer below it: a third less divergence at
-	// equal bytes, for half as much decode work again (docs/codes.md).
-	Pairs bool
 	// IfAble falls back to queries where a layer has no backward pass, instead of refusing it.
 	IfAble bool
 	// OrKeys says that the code was not chosen: keys alone are coded, head by head, where options ask for
@@ -98,12 +95,6 @@ func (o KeyOptions) check(c *family.Config) error {
 		return option.Bad("Code", o.Code, "joint codes are frames")
 	case o.Joint != nil && o.Allocation() == bits.AllocAngle:
 		return option.Bad("Alloc", o.Alloc, "joint codes spread signs over layers evenly or by sensitivity")
-	case o.Joint != nil && o.Joint.Pairs && o.Allocation() != bits.AllocUniform:
-		return option.Bad("Alloc", o.Alloc, "sensitivities are measured layer by layer and know nothing of pairs; leave one "+
-			"of the two out")
-	case o.Joint != nil && o.Joint.Pairs && (o.Joint.ChooseSpan || o.Joint.ChooseAnchor):
-		return option.Bad("Trade", nil, "drafts are made without pairs, and what they choose need not be best with them; "+
-			"leave one of the two out, or name the span and the anchor")
 	case o.Joint != nil && o.Policy.Exceptions != 0:
 		return option.Bad("Exceptions", o.Policy.Exceptions, "joint codes have none")
 	case o.Code != codec.Frame && o.Bits != 1:
@@ -163,7 +154,7 @@ func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
 	if err != nil {
 		return k, err
 	}
-	numbers := 0
+	numbers, layers := 0, 0
 	k.CodeName, k.Parts, k.Pairs = spec.CodeJoint, o.Joint.Parts, o.Joint.Pairs
 	if o.Joint.ChooseSpan {
 		k.MeasuredChoices = append(k.MeasuredChoices, "span")
@@ -181,7 +172,14 @@ func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
 			numbers += codec.PartsDim(parts, y.HeadDim, y.ValueDim)
 		}
 		k.Groups += len(signs)
+		layers++
 		lo, hi = min(lo, slices.Min(signs)), max(hi, slices.Max(signs))
+	}
+	switch divided := len(o.Joint.Divided(c)); {
+	case divided == layers:
+		k.Parts = bits.PartsApart
+	case divided > 0:
+		k.Parts = bits.PartsMixed
 	}
 	k.Signs, k.Bytes = g.Total()
 	k.Bits = float64(k.Signs) / float64(numbers)

@@ -77,12 +77,12 @@ func Make(c *checkpoint.Checkpoint, to checkpoint.Container, outtype string, ch 
 		}
 	}
 	if outside > 0 {
-		does := "copied as they are"
+		does := "copied as it is"
 		if to == checkpoint.GGUF {
-			does = "left out; stock runtimes have them in a file of their own (mmproj), which goes with the model as it is"
+			does = "left out; stock runtimes have it in a file of its own (mmproj), which goes with the model as it is"
 		}
-		p.Warnings = append(p.Warnings, fmt.Sprintf("the language model is converted; %d tensors outside it, such as those of "+
-			"a vision tower, are %s", outside, does))
+		p.Warnings = append(p.Warnings, fmt.Sprintf("the language model is converted; what is outside it, such as a "+
+			"vision tower (tensors: %d), is %s", outside, does))
 	}
 	p.drafters(c, to, len(targets) > 0)
 	var err error

@@ -110,8 +110,12 @@ func (o *Options) keys(f *gguf.File, m *spec.Manifest) []gguf.KV {
 			gguf.Value("general.base_model.0.organization", org), gguf.Value("general.base_model.0.repo_url", url),
 			gguf.Value("general.source.huggingface.repository", o.BaseModel), gguf.Value("general.source.repo_url", url))
 	}
-	if o.License != "" {
-		set = append(set, gguf.Value("general.license", o.License))
+	for _, x := range []struct{ key, value string }{
+		{"general.license", o.License}, {"general.license.name", o.LicenseName}, {"general.license.link", o.LicenseLink},
+	} {
+		if x.value != "" {
+			set = append(set, gguf.Value(x.key, x.value))
+		}
 	}
 	tags := []string{"phaseconv", "kv-cache"}
 	if old, err := f.Strings("general.tags"); err == nil {
@@ -129,7 +133,8 @@ func (o *Options) keys(f *gguf.File, m *spec.Manifest) []gguf.KV {
 	var out []gguf.KV
 	for _, kv := range f.KVs {
 		if mine[kv.Key] || strings.HasPrefix(kv.Key, "general.dataset.") || strings.HasPrefix(kv.Key, "split.") ||
-			o.BaseModel != "" && strings.HasPrefix(kv.Key, "general.base_model.") {
+			o.BaseModel != "" && strings.HasPrefix(kv.Key, "general.base_model.") ||
+			o.License != "" && strings.HasPrefix(kv.Key, "general.license") {
 			continue
 		}
 		out = append(out, kv)

@@ -33,8 +33,11 @@ type Options struct {
 	SplitSize int64
 	// BaseModel is the id of the source on the hub, such as Org/Name; "" leaves it out.
 	BaseModel string
-	// QuantizedBy is who publishes it, License the licence's id; "" leaves them out.
-	QuantizedBy, License string
+	// QuantizedBy is who publishes it; "" leaves it out.
+	QuantizedBy string
+	// License is the licence's id on the hub. LicenseName and LicenseLink tell which it is where that is
+	// "other". "" leaves each out.
+	License, LicenseName, LicenseLink string
 	// Imatrix is the source's importance matrix, "" for none.
 	Imatrix  string
 	Progress progress.Func

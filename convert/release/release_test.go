@@ -85,7 +85,7 @@ func TestSplit(t *testing.T) {
 func TestKeys(t *testing.T) {
 	f := file(t, gguf.Value("general.base_model.count", uint32(2)), gguf.Value("general.base_model.1.name", "old"),
 		gguf.Array("general.tags", []string{"text-generation", "kv-cache"}), gguf.Value("general.dataset.0.name", "old"))
-	o := Options{BaseModel: "Org/Name", QuantizedBy: "me", License: "apache-2.0"}
+	o := Options{BaseModel: "Org/Name", QuantizedBy: "me", License: "other", LicenseName: "mine", LicenseLink: "LICENSE"}
 	m := &spec.Manifest{Tool: "phaseconv x"}
 	m.Calibration.Name = "embedded:northanger-abbey"
 	got := map[string]string{}
@@ -97,7 +97,7 @@ func TestKeys(t *testing.T) {
 	}
 	for k, want := range map[string]string{"general.base_model.count": "1", "general.base_model.0.name": "Name",
 		"general.base_model.0.organization": "Org", "general.base_model.0.repo_url": "https://huggingface.co/Org/Name",
-		"general.quantized_by": "me", "general.license": "apache-2.0", "general.dataset.0.name": "embedded:northanger-abbey"} {
+		"general.quantized_by": "me", "general.license": "other", "general.license.name": "mine", "general.license.link": "LICENSE", "general.dataset.0.name": "embedded:northanger-abbey"} {
 		if got[k] != want {
 			t.Errorf("%s is %q, want %q", k, got[k], want)
 		}

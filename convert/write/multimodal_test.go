@@ -94,7 +94,7 @@ func TestMultimodal(t *testing.T) {
 		if !slices.Equal(logitsOf(t, c.Config, c, m.Tokens), logitsOf(t, m.Config, m.Checkpoint, m.Tokens)) {
 			t.Errorf("%s: the wrapped model computes something else", x.model)
 		}
-		for to, says := range map[checkpoint.Container]string{checkpoint.Safetensors: "copied as they are",
+		for to, says := range map[checkpoint.Container]string{checkpoint.Safetensors: "copied as it is",
 			checkpoint.GGUF: "left out"} {
 			p, err := plan.Make(c, to, "f32", plan.NoChanges(c))
 			if err != nil {
@@ -103,7 +103,7 @@ func TestMultimodal(t *testing.T) {
 			i := slices.IndexFunc(p.Tensors, func(y plan.TensorPlan) bool { return y.Name == "model.vision_tower.patch.weight" })
 			if i < 0 || (p.Tensors[i].Action == plan.Copy) != (to == checkpoint.Safetensors) ||
 				!strings.Contains(strings.Join(p.Warnings, "\n"),
-					"1 tensors outside it, such as those of a vision tower, are "+says) {
+					"what is outside it, such as a vision tower (tensors: 1), is "+says) {
 				t.Errorf("%s to %s: tensor %d, warnings %q", x.model, to, i, p.Warnings)
 			}
 		}

@@ -784,8 +784,16 @@ func dictsort(r *renderer, line int, v any, a args) (any, error) {
 	return sorted(pairsOf(d), func(x any) (any, error) { return folded(x.(tuple)[at], sensitive), nil }, descending)
 }
 
+// sequenceOf is iterate for the filters that give nothing for what is nothing, none too.
+func sequenceOf(r *renderer, line int, v any) ([]any, error) {
+	if !truth(v) {
+		return nil, nil
+	}
+	return r.iterate(line, v)
+}
+
 func mapFilter(r *renderer, line int, v any, a args) (any, error) {
-	l, err := r.iterate(line, v)
+	l, err := sequenceOf(r, line, v)
 	if err != nil {
 		return nil, err
 	}
@@ -824,7 +832,7 @@ func mapFilter(r *renderer, line int, v any, a args) (any, error) {
 
 func selects(attr, keep bool) filter {
 	return func(r *renderer, line int, v any, a args) (any, error) {
-		l, err := r.iterate(line, v)
+		l, err := sequenceOf(r, line, v)
 		if err != nil {
 			return nil, err
 		}
@@ -946,6 +954,7 @@ func init() {
 		"replace":    replace,
 		"split":      splitMethod(false),
 		"rsplit":     splitMethod(true),
+		"format":     formatMethod,
 		"splitlines": func(r *renderer, line int, s string, _ args) (any, error) {
 			return splitLines(s), r.step(line, len(s))
 		},
@@ -988,6 +997,52 @@ func init() {
 			return s == strings.ToLower(s) && s != strings.ToUpper(s), nil
 		},
 	}
+}
+
+// formatMethod is Python's str.format with fields {}, {0} and {name}, without conversions and formats.
+func formatMethod(r *renderer, line int, s string, a args) (any, error) {
+	var b strings.Builder
+	next := 0
+	for s != "" {
+		i := strings.IndexAny(s, "{}")
+		if i < 0 {
+			b.WriteString(s)
+			break
+		}
+		b.WriteString(s[:i])
+		if strings.HasPrefix(s[i:], "{{") || strings.HasPrefix(s[i:], "}}") {
+			b.WriteByte(s[i])
+			s = s[i+2:]
+			continue
+		}
+		field, rest, ok := strings.Cut(s[i+1:], "}")
+		if s[i] == '}' || !ok {
+			return nil, errors.New("format: a bracket stands alone")
+		}
+		v, ok := a.named[field]
+		if !ok {
+			n, err := next, error(nil)
+			if field == "" {
+				next++
+			} else if n, err = strconv.Atoi(field); err != nil {
+				return nil, fmt.Errorf("format: the field %q is not known here", field)
+			}
+			if n < 0 || n >= len(a.values) {
+				return nil, fmt.Errorf("format: there is no argument %d", n)
+			}
+			v = a.values[n]
+		}
+		t, err := r.str(line, v)
+		if err != nil {
+			return nil, err
+		}
+		b.WriteString(t)
+		if err := r.made(line, len(t)); err != nil {
+			return nil, err
+		}
+		s = rest
+	}
+	return b.String(), r.made(line, b.Len())
 }
 
 func everyRune(f func(rune) bool) func(*renderer, int, string, args) (any, error) {

@@ -159,7 +159,11 @@ func (r *renderer) filtered(list []filterCall, v any, s *scope) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		if v, err = filters[f.name](r, f.line, v, a); err != nil {
+		apply, ok := filters[f.name]
+		if !ok { // only where it is reached: templates use filters of other programs in branches for those
+			return nil, fail(f.line, "the filter %q is not known here", f.name)
+		}
+		if v, err = apply(r, f.line, v, a); err != nil {
 			return nil, located(f.line, err)
 		}
 	}
@@ -479,7 +483,11 @@ func (r *renderer) value(x expr, s *scope) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		ok, err := tests[x.name](v, a)
+		test, known := tests[x.name]
+		if !known {
+			return nil, fail(line, "the test %q is not known here", x.name)
+		}
+		ok, err := test(v, a)
 		return ok != x.not, err
 	}
 	return nil, fail(line, "an expression is not known")
@@ -616,10 +624,19 @@ func (r *renderer) binary(x *binaryExpr, s *scope) (any, error) {
 		}
 		return t + u, r.made(line, len(t)+len(u))
 	}
+	if x.op == "+" && (safe(x.a) || safe(x.b)) {
+		return nil, fail(line, "text marked as safe is joined with other text, whose HTML Jinja then escapes; that is not done here")
+	}
 	if v, ok, err := r.sequence(line, x.op, a, b); ok {
 		return v, err
 	}
 	return arithmetic(line, x.op, a, b)
+}
+
+// safe says whether an expression ends in the filter of that name.
+func safe(x expr) bool {
+	f, ok := x.(*filterExpr)
+	return ok && f.name == "safe"
 }
 
 // sequence joins and repeats strings and lists.

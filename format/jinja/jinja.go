@@ -7,7 +7,7 @@
 // The language is what chat templates use, with the environment that transformers gives them:
 // blocks are trimmed (trim_blocks, lstrip_blocks), tojson is json.dumps without escapes for HTML,
 // and raise_exception, strftime_now, break, continue and generation blocks are known. Anything
-// else is refused by name when the template is parsed.
+// else is refused by name: blocks when the template is parsed, filters and tests where they are reached.
 package jinja
 
 import (

@@ -68,6 +68,12 @@ func TestGolden(t *testing.T) {
 	check(t, raw)
 }
 
+// otherwise are the templates that come with llama.cpp and are not rendered as transformers does, on purpose.
+var otherwise = map[string]string{
+	"meetkai-functionary-medium-v3.1.jinja": "it joins text marked as safe with other text, which is refused",
+	"llama-cpp-deepseek-r1.jinja":           "transformers cannot write what map gives as JSON, and refuses it",
+}
+
 // TestOracle renders with transformers itself, where PHASECONV_PYTHON has it: the golden cases, and
 // the templates in the folder PHASECONV_TEMPLATES, which are of models and not ours to keep.
 func TestOracle(t *testing.T) {
@@ -94,11 +100,17 @@ func TestOracle(t *testing.T) {
 			t.Fatalf("no template in %s", dir)
 		}
 	}
+	templates := 0
 	for _, f := range files {
+		if why, ok := otherwise[filepath.Base(f)]; ok {
+			t.Logf("%s is left out: %s", filepath.Base(f), why)
+			continue
+		}
 		text, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}
+		templates++
 		for _, c := range chats {
 			c.Name, c.Template = filepath.Base(f)+" with the messages of "+c.Name, string(text)
 			cases = append(cases, c)
@@ -115,7 +127,7 @@ func TestOracle(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(t, out)
-	t.Logf("%d renderings equal to those of transformers, %d templates of models", len(cases), len(files))
+	t.Logf("%d renderings compared with those of transformers, of %d templates of models", len(cases), templates)
 }
 
 // TestLimits: templates that would run forever or fill the memory end with an error, soon.
@@ -151,6 +163,7 @@ func TestLimits(t *testing.T) {
 		"include":      "{% include '/etc/passwd' %}",
 		"import":       "{% import 'x' as y %}",
 		"attributes":   "{{ ''.__class__.__mro__ }}",
+		"safe":         "{{ 'a'|safe + '<' }}", // Jinja escapes the second
 	} {
 		// What has no limit runs for years, and the test with it.
 		out, err := renderVars(t, text, []byte("{}"))

@@ -482,9 +482,6 @@ func (p *parser) filter() (filterCall, error) {
 	if err != nil {
 		return filterCall{}, err
 	}
-	if filters[name] == nil {
-		return filterCall{}, fail(line, "the filter %q is not known here", name)
-	}
 	f := filterCall{line: line, name: name}
 	if p.takeOp("(") {
 		f.args, err = p.arguments()
@@ -672,9 +669,6 @@ func (p *parser) test(line pos, x expr) (expr, error) {
 	var err error
 	if t.name, err = p.name(); err != nil {
 		return nil, err
-	}
-	if tests[t.name] == nil {
-		return nil, fail(int(line), "the test %q is not known here", t.name)
 	}
 	switch n := p.peek(); {
 	case p.takeOp("("):

@@ -214,6 +214,20 @@ func Spread(words []uint32, alpha []float32, b int) []float32 {
 	return out
 }
 
+// SpreadRows encodes rows, [n, D], and returns their signs times their scales, [n, B].
+func (g *Group) SpreadRows(ctx context.Context, rows []float32, threads int) ([]float32, error) {
+	d, w := g.D(), g.Words()
+	n := len(rows) / d
+	words, alpha := make([]uint32, n*w), make([]float32, n)
+	err := Batches(ctx, n, threads, func(k0, k1 int) error {
+		return g.EncodeRows(ctx, rows[k0*d:k1*d], words[k0*w:k1*w], alpha[k0:k1])
+	})
+	if err != nil {
+		return nil, err
+	}
+	return Spread(words, alpha, g.B()), nil
+}
+
 // D returns the length of the group's vector.
 func (g *Group) D() int { return g.Code.D }
 

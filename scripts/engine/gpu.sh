@@ -54,7 +54,7 @@ step "property tests" 200 env NVIDIA_TF32_OVERRIDE=0 GGML_VK_DISABLE_F16=1 GGML_
 	-test.run '^Test(Samples|Taps|SampleTaps|Fused|Fold|Sums)$'
 cd "$here" || exit 2
 if [ -n "${MODEL:-}" ]; then
-	step "advise" 90 "$bin/phaseconv" advise "$MODEL" --engine llama --devices "$device" --ctx 512 --chunks 2 --pairs q8_0/q8_0,q4_0/f16
+	step "advise" 90 "$bin/phaseconv" advise "$MODEL" --engine llama --devices "$device" --ctx 512 --chunks 2 --pairs q8_0/q8_0,q4_0/f16 --max-kld 1000
 	step "conversion for q4_0 keys" 200 "$bin/phaseconv" convert "$MODEL" -o "$work/q4" --engine llama --devices "$device" \
 		--report=false --code srht --alloc uniform --cache-type-k q4_0 --target-ctx 512 --cache-tokens 2048 --calib-tokens 1024 --chunks 2
 	step "conversion with joint codes" 200 "$bin/phaseconv" convert "$MODEL" -o "$work/joint" --engine llama --devices "$device" \

@@ -22,7 +22,7 @@ TIMEFORMAT='%U %R'
 passes=$({ time "$work/kld" "$model" "$windows" 512 "$threads" q8_0 q5_0 q4_1 q4_0 <"$text" >&2; } 2>&1 | tee "$work/kld.log" | tail -1)
 grep -v '^[0-9.]* [0-9.]*$' "$work/kld.log"
 advise=$({ time "$work/phaseconv" advise "$model" --engine llama --text "$text" --ctx 512 --chunks "$windows" --threads "$threads" \
-	--pairs q8_0/q8_0,q5_0/q5_0,q4_1/q4_1,q4_0/q4_0 >"$work/advise.log" 2>&1; } 2>&1 | tail -1)
+	--max-kld 1000 --pairs q8_0/q8_0,q5_0/q5_0,q4_1/q4_1,q4_0/q4_0 >"$work/advise.log" 2>&1; } 2>&1 | tail -1)
 sed -n '/^K /,/^$/p' "$work/advise.log"
 echo "$passes $advise" | awk '{printf "advise: %.1f CPU s, %.1f s wall; llama.cpp alone: %.1f CPU s, %.1f s: %.2f and %.2f times (bar 1.3)\n",
 	$3, $4, $1, $2, $3/$1, $4/$2}'

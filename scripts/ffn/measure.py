@@ -65,7 +65,7 @@ def main():
     def measure(key, model):
         """Both files in stock libllama with F16 caches; divergence from the unchanged one."""
         out = json.loads(run(a.phaseconv, "advise", plain, model, "--engine", "llama:" + a.llama, "--pairs", "f16/f16", "--text", a.text,
-                             "--ctx", str(a.ctx), "--chunks", str(a.chunks), "--threads", str(a.threads), "--json"))
+                             "--ctx", str(a.ctx), "--chunks", str(a.chunks), "--threads", str(a.threads), "--max-kld", "1000", "--json"))
         row = next(r for r in out["rows"] if r["converted"])
         tensors = json.loads(run(a.phaseconv, "inspect", model, "--json"))[0]["tensors"]
         weights = sum(math.prod(t["shape"]) for t in tensors)

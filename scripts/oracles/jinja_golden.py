@@ -6,10 +6,23 @@
 A case has a template and vars, and gets "want", or "fails" where transformers raises. Needs
 transformers and jinja2; torch is not needed.
 """
+import datetime
 import json
 import sys
 
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import _compile_jinja_template
+
+
+class Then(datetime.datetime):
+    """The time of the tests of format/jinja, for templates that tell the date."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 3, 4, 5, 6, 7, tzinfo=tz)
+
+
+chat_template_utils.datetime = Then
 
 
 def golden(case):

@@ -18,4 +18,4 @@ echo "llama.cpp:"
 time "$work/kld" "$model" "$windows" 512 "$threads" q8_0 q5_0 q4_1 q4_0 <"$text"
 echo "advise:"
 time "$work/phaseconv" advise "$model" --text "$text" --ctx 512 --chunks "$windows" --threads "$threads" \
-	--pairs q8_0/q8_0,q5_0/q5_0,q4_1/q4_1,q4_0/q4_0 2>/dev/null | sed -n '/^K /,/^$/p'
+	--max-kld 1000 --pairs q8_0/q8_0,q5_0/q5_0,q4_1/q4_1,q4_0/q4_0 2>/dev/null | sed -n '/^K /,/^$/p'

@@ -12,7 +12,7 @@ import (
 
 // Launch describes what is to be run.
 type Launch struct {
-	Model string // path of the GGUF file
+	Model string // path of the GGUF file; "" where none is known, which gets a placeholder and a note
 	Ctx   int    // context in tokens
 	K, V  gguf.Type
 	// Rotation: llama.cpp's attention rotation is on, its default.
@@ -38,6 +38,10 @@ func (l Launch) Lines() []spec.AdviseLine {
 		return l.mlxLines()
 	}
 	var out []spec.AdviseLine
+	stands := ""
+	if l.Model == "" {
+		l.Model, stands = "MODEL.gguf", "MODEL.gguf stands for a GGUF file of this model, such as convert writes"
+	}
 	for _, program := range []string{"llama-server", "llama-cli"} {
 		flags := kvcache.Flags(l.K, l.V)
 		if flags == "" {
@@ -54,8 +58,9 @@ func (l Launch) Lines() []spec.AdviseLine {
 			env = "LLAMA_ATTN_ROT_DISABLE=1 "
 		}
 		out = append(out, spec.AdviseLine{
-			For: program, Text: fmt.Sprintf("%s%s -m %s -c %d %s", env, program, Quote(l.Model), l.Ctx, flags),
+			For: program, Text: fmt.Sprintf("%s%s -m %s -c %d %s", env, program, Quote(l.Model), l.Ctx, flags), Note: stands,
 		})
+		stands = "" // once is enough
 	}
 	if l.K != l.V || !slices.Contains(ollamaTypes, l.K) {
 		out = append(out, spec.AdviseLine{

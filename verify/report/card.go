@@ -8,6 +8,8 @@ import (
 
 	"github.com/phaseconv/phaseconv/format/gguf"
 	"github.com/phaseconv/phaseconv/spec"
+	"github.com/phaseconv/phaseconv/verify/backends"
+	"github.com/phaseconv/phaseconv/verify/kvcache"
 )
 
 // CardOptions are what a model card says that an artifact does not know.
@@ -263,6 +265,10 @@ func (c *card) loading() {
 		c.line("ollama run %s", slug(c.name))
 		c.line("```")
 		c.line("")
+		if s := c.ollamaCache(); s != "" {
+			c.line("%s", s)
+			c.line("")
+		}
 		c.line("LM Studio: `lms import %s`, then load it%s.", file, c.studioFields())
 		c.line("")
 	}
@@ -286,6 +292,31 @@ func (c *card) cacheFlags() string {
 		return ""
 	}
 	return fmt.Sprintf(" --cache-type-k %s --cache-type-v %s", f.KType, f.VType)
+}
+
+// ollamaCache says how Ollama is told of those cache types, "" for none.
+func (c *card) ollamaCache() string {
+	f := c.v.Manifest.Fusion
+	if f == nil {
+		return ""
+	}
+	k, err := kvcache.ParseStockType(f.KType)
+	if err != nil {
+		return ""
+	}
+	v, err := kvcache.ParseStockType(f.VType)
+	if err != nil {
+		return ""
+	}
+	for _, l := range (backends.Launch{K: k, V: v, Ctx: f.TargetCtx, Rotation: f.Rotation}).Lines() {
+		switch l.For {
+		case "Ollama":
+			return "Ollama " + l.Note + "."
+		case "Ollama, environment":
+			return fmt.Sprintf("Its server takes the cache types from the environment: `%s` (%s).", l.Text, l.Note)
+		}
+	}
+	return ""
 }
 
 // studioFields are LM Studio's load settings for those types.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/phaseconv/phaseconv/format"
@@ -177,11 +178,22 @@ func add(models []Model, raw []byte, name string) ([]Model, error) {
 			return nil, err
 		}
 		m := last(&models, name)
-		m.Advise, m.Rounded = append(m.Advise, a.Rows...), m.Rounded || a.RoundedInputs
+		m.Advise, m.Rounded = append(m.Advise, named(&a)...), m.Rounded || a.RoundedInputs
 	default:
 		return nil, fmt.Errorf("not what phaseconv writes or prints: neither a manifest (key artifacts) nor a result of verify (contract), audit (calibration), advise (choices) or ladder (records), nor files measured by scripts/ffn/measure.py (quantized), nor a report.json (report)")
 	}
 	return models, nil
+}
+
+// named gives rows of a result on one text that text's name, so that results on several can be told apart.
+func named(a *spec.AdviseJSON) []spec.AdviseRow {
+	out := slices.Clone(a.Rows)
+	for i := range out {
+		if out[i].Text == "" && len(a.Texts) > 0 {
+			out[i].Text = a.Texts[0].Name
+		}
+	}
+	return out
 }
 
 // addQuantized adds to the last model, which must have been changed for files of this type.

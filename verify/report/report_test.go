@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -444,6 +445,30 @@ func TestCachePoints(t *testing.T) {
 	}
 	if points, _, _ = cachePoints(&view{}); len(points) != 0 {
 		t.Errorf("of nothing: %+v", points)
+	}
+}
+
+// TestSettled: results of advise on several texts are told apart, and stand instead of what the conversion
+// measured of the same.
+func TestSettled(t *testing.T) {
+	row := func(k string, kld float64) spec.AdviseRow {
+		return spec.AdviseRow{KType: k, VType: "q4_0", Ctx: 512, KLD: kld}
+	}
+	result := func(text string, rows ...spec.AdviseRow) []spec.AdviseRow {
+		return named(&spec.AdviseJSON{Rows: rows, Texts: []spec.Text{{Name: text}}})
+	}
+	rows := slices.Concat([]spec.AdviseRow{row("q4_0", 1)}, result("test.txt", row("q4_0", 2), row("q8_0", 3)), result("chat", row("q4_0", 4)))
+	got := settled(rows, "test.txt")
+	for i, want := range []struct {
+		text string
+		kld  float64
+	}{{"test.txt", 2}, {"test.txt", 3}, {"chat", 4}} {
+		if len(got) != 3 || got[i].Text != want.text || got[i].KLD != want.kld {
+			t.Fatalf("%+v", got)
+		}
+	}
+	if rows[0].KLD != 1 || worstText(got)[0].KLD != 4 {
+		t.Errorf("%+v, %+v", rows, worstText(got))
 	}
 }
 

@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -47,6 +48,25 @@ func cache(r spec.AdviseRow) float64 {
 func (r stockRow) Cache() string { return size(int64(cache(r.AdviseRow))) }
 
 func (r stockRow) CacheSize() float64 { return cache(r.AdviseRow) }
+
+// settled gives rows without a text that of the artifact's own measurements, and leaves the last of
+// those that measure the same on the same: the conversion measured some, advise perhaps more of it.
+func settled(rows []spec.AdviseRow, own string) (out []spec.AdviseRow) {
+	for _, r := range rows {
+		if r.Text == "" {
+			r.Text = own
+		}
+		same := func(x spec.AdviseRow) bool {
+			return x.KType == r.KType && x.VType == r.VType && x.Ctx == r.Ctx && x.Converted == r.Converted && x.Text == r.Text
+		}
+		if i := slices.IndexFunc(out, same); i >= 0 {
+			out[i] = r
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
 
 // noise is below every divergence that a cache type makes: a model against itself has this much
 // by the order of its sums.
@@ -124,7 +144,7 @@ func newStock(v *view) *stockView {
 			x.Weights = "this file"
 		}
 		s.Rows, s.Runs = append(s.Rows, x), s.Runs || r.Runs != ""
-		s.Texts = s.Texts || r.Text != ""
+		s.Texts = s.Texts || r.Text != v.Advise[0].Text
 	}
 	if points, ctx, f16 := cachePoints(v); len(points) > 1 {
 		s.ChartCtx = ctx

@@ -61,6 +61,7 @@ func newView(i int, m *Model) (*view, error) {
 		}
 	}
 	v.verify(m.Verify)
+	v.Advise = settled(v.Advise, v.Text.Name)
 	if v.PPL != nil {
 		v.Code = v.PPL.Code
 	}

@@ -37,7 +37,8 @@ runs on the backend, with lines to paste for llama.cpp, Ollama and LM Studio, an
 conversion to try for a smaller one. Nothing is written.
 
 Of each context the second half is scored. Sizes are those of the whole cache as
-llama.cpp allocates it for one sequence of that context.
+llama.cpp allocates it for one sequence of that context. The exit code is 1 where no pair
+smaller than F16 caches passes (with two models: of the converted one).
 
 ` + hubToo + `
 
@@ -221,11 +222,7 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	if c.Bool("json") {
-		return printJSON(stdout, res)
-	}
-	printAdvise(stdout, res)
-	return nil
+	return showAdvise(c, stdout, res)
 }
 
 // adviseWithLlama measures GGUF files with stock llama.cpp.
@@ -261,10 +258,21 @@ func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, paths 
 	if err != nil {
 		return err
 	}
+	return showAdvise(c, stdout, res)
+}
+
+// showAdvise prints the result and fails with errGate where no smaller cache passed.
+func showAdvise(c *cli.Command, stdout io.Writer, res *spec.AdviseJSON) error {
 	if c.Bool("json") {
-		return printJSON(stdout, res)
+		if err := printJSON(stdout, res); err != nil {
+			return err
+		}
+	} else {
+		printAdvise(stdout, res)
 	}
-	printAdvise(stdout, res)
+	if !res.Passed {
+		return errGate
+	}
 	return nil
 }
 
@@ -528,6 +536,13 @@ func printAdvise(w io.Writer, a *spec.AdviseJSON) {
 			}
 		}
 	}
+	switch {
+	case a.Passed:
+	case len(a.Choices) == 0 || a.Choices[len(a.Choices)-1].Converted != a.Rows[len(a.Rows)-1].Converted:
+		fmt.Fprintln(w, "below the gate: nothing that was measured passes (exit code 1)")
+	default:
+		fmt.Fprintln(w, "below the gate: no cache smaller than F16 passes (exit code 1)")
+	}
 	printImprove(w, a)
 }
 
@@ -544,11 +559,14 @@ func printImprove(w io.Writer, a *spec.AdviseJSON) {
 	fmt.Fprintf(w, "K %s, V %s would take %s less than %s, but costs a KLD of %.6f as the weights are; "+
 		"this changes them if that helps, and measures it:\n  %s\n",
 		i.KType, i.VType, cacheSize(i.Saved), than, i.Worst, i.Command)
-	if x := i.Removable; x != nil {
+	if x := i.Removable; x != nil && *x >= 0.005 {
 		fmt.Fprintf(w, "  %.0f %% of the energy of keys comes from biases and can be taken out, exactly or nearly\n", 100**x)
 	}
 	if x := i.ScoreErrorLeft; x != nil {
 		fmt.Fprintf(w, "  scales between the gains of q_norm and k_norm leave at best %.2f of the error of scores\n", *x)
+	}
+	if x := i.Expected; x != nil {
+		fmt.Fprintf(w, "  expect a KLD of about %.2g to %.2g, by what was left of that of %s\n", x.Low, x.High, x.Like)
 	}
 }
 

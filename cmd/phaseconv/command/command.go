@@ -296,7 +296,11 @@ func recorded(c *cli.Command, args ...string) []string {
 		if !c.IsSet(name) || immaterial(f) {
 			continue
 		}
-		out = append(out, "--"+name+"="+base(fmt.Sprint(c.Value(name))))
+		value := base(fmt.Sprint(c.Value(name)))
+		if name == "out" {
+			value = "OUT" // nothing depends on it, and the same conversion has the same manifest
+		}
+		out = append(out, "--"+name+"="+value)
 	}
 	return out
 }

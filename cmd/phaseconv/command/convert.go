@@ -109,7 +109,7 @@ func convertFlags() []cli.Flag {
 					convert.DefaultJoint().Bits)},
 			&cli.StringFlag{Name: "parts", Usage: "with --code joint: what a group of neighbouring heads holds: kv (keys and values), k or v (one of them alone; the other stays F16), k+v (each in groups of its own)",
 				Value: string(convert.DefaultJoint().Parts)},
-			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups",
+			&cli.IntFlag{Name: "span", Usage: "with --code joint: most numbers of a group's vector; heads beyond it go into more groups, and so do the keys and values of a head that is longer",
 				Value: convert.DefaultJoint().Span},
 			&cli.BoolFlag{Name: "trade",
 				Usage: "with --code joint: measure --span and --anchor, those that are not named, and take what is worth its decode cost: twice the cost for three quarters of the divergence"},

@@ -94,7 +94,7 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 		license = report.ParseLicense(id)
 	}
 	if len(license.IDs) == 1 {
-		o.License = license.IDs[0]
+		o.License, o.LicenseName, o.LicenseLink = license.IDs[0], license.Name, license.Link
 	}
 	// First, as wrong advice is no reason to write a model.
 	advice := c.Args().Slice()[1:]

@@ -37,7 +37,7 @@ func run(ctx context.Context) error {
 	tokens := flag.Int("tokens", 12288, "tokens to fit to")
 	skip := flag.Int("skip", 0, "bytes of the fitted text to leave out first: another draw of windows")
 	contexts := flag.String("ctx", "512", "tokens of a window to measure, and :windows if not 2,048 tokens of them, separated by commas (512,2048:2); windows to fit to are as long as the first, but at most 512")
-	list := flag.String("codes", "kv:3", "what is coded and bits per pair of numbers, as --parts and --bits-kv: kv:3,k+v:3,k:1.5; kv:3:s spreads signs by sensitivity")
+	list := flag.String("codes", "kv:3", "what is coded and bits per pair of numbers, as --parts and --bits-kv: kv:3,k+v:3,k:1.5; kv:3:s spreads signs by sensitivity, kv:3:g codes every second layer given the one below, kv:3:gs does both, kv:3:g+2 moves two words of 32 signs from the upper layer of each pair to the lower one")
 	limit := flag.Int("span", 512, "most numbers of a group")
 	recents := flag.String("recent", "0,64", "recent tokens that are kept, separated by commas")
 	balance := flag.Bool("balance", true, "fold the pair scaling of keys")
@@ -86,8 +86,8 @@ func run(ctx context.Context) error {
 		var signs []int
 		var given []bool
 		for _, x := range codes {
-			for range x.Parts[l] {
-				given = append(given, x.pairs && l%2 == 1)
+			for i := range x.Parts[l] {
+				given = append(given, x.IsGiven(l, i))
 			}
 			parts, signs = append(parts, x.Parts[l]...), append(signs, x.Signs[l]...)
 		}
@@ -127,7 +127,7 @@ func run(ctx context.Context) error {
 		}
 	}
 	for _, w := range held {
-		if err := measure(ctx, m, w, names, variants); err != nil {
+		if err := measure(ctx, m, w, names, len(variants)/len(codes), variants); err != nil {
 			return err
 		}
 	}
@@ -135,7 +135,8 @@ func run(ctx context.Context) error {
 }
 
 // measure prints a row for each variant on the windows w.
-func measure(ctx context.Context, m *refmodel.Model, w *heldText, names []string,
+// They come code by code, each with so many recent windows, and are put beside those of the first code.
+func measure(ctx context.Context, m *refmodel.Model, w *heldText, names []string, recents int,
 	v []*refmodel.Variant) error {
 	begin := time.Now()
 	res, err := ppl.Compare(ctx, m, w.Windows, refmodel.Options{}, &refmodel.Variant{}, v...)
@@ -145,7 +146,14 @@ func measure(ctx context.Context, m *refmodel.Model, w *heldText, names []string
 	fmt.Printf("# %s, %d windows of %d, %.0f s\n", w.name, len(w.Tokens), w.Ctx, time.Since(begin).Seconds())
 	for i, name := range names {
 		d := &res.Divergences[i]
-		fmt.Printf("%s\tKLD %.4f ± %.4f\tratio %.4f ± %.4f", name, d.Mean, d.MeanErr, d.Ratio, d.RatioErr)
+		first := res.Divergences[i%recents].KLD
+		less := make([]float64, len(first))
+		for t := range less {
+			less[t] = d.KLD[t] - first[t]
+		}
+		diff, diffErr := ppl.MeanErr(less)
+		fmt.Printf("%s\tKLD %.4f ± %.4f\tbeside the first %+.4f ± %.4f\tratio %.4f ± %.4f", name, d.Mean, d.MeanErr, diff, diffErr, d.Ratio,
+			d.RatioErr)
 		for _, b := range ppl.Bands(d, w.Windows, 4) {
 			fmt.Printf("\t%.4f", b.KLD)
 		}
@@ -190,7 +198,6 @@ func heldOut(ctx context.Context, c *checkpoint.Checkpoint, texts, contexts stri
 type code struct {
 	name        string
 	sensitivity bool // signs are spread by it, else evenly
-	pairs       bool // every second layer is given the one below
 	*bits.Groups
 }
 
@@ -198,17 +205,36 @@ type code struct {
 // convert has them.
 func newCode(cfg *family.Config, text string, limit int) (*code, error) {
 	what, number, _ := strings.Cut(text, ":")
-	number, how, allot := strings.Cut(number, ":")
-	pairs := how == "g"
-	if allot && how != "s" && !pairs {
+	number, how, _ := strings.Cut(number, ":")
+	how, shift, _ := strings.Cut(how, "+")
+	x := &code{name: text, sensitivity: strings.Contains(how, "s")}
+	if strings.Trim(how, "gs") != "" {
 		return nil, fmt.Errorf("code %s: %q is no way to spread signs", text, how)
 	}
 	n, err := strconv.ParseFloat(number, 64)
 	if err != nil {
 		return nil, err
 	}
-	g, err := bits.JointGroups(cfg, bits.GroupOptions{Parts: bits.Parts(what), Bits: n, Span: limit})
-	return &code{text, how == "s", pairs, g}, err
+	x.Groups, err = bits.JointGroups(cfg, bits.GroupOptions{Parts: bits.Parts(what), Bits: n, Span: limit,
+		Pairs: strings.Contains(how, "g")})
+	if err == nil && shift != "" {
+		n, err = strconv.ParseFloat(shift, 64)
+		x.shift(n)
+	}
+	return x, err
+}
+
+// shift gives the lower group of each pair some words of signs of the upper one.
+func (c *code) shift(words float64) {
+	for l, signs := range c.Signs {
+		for i := range signs {
+			if c.IsGiven(l, i) {
+				both := (signs[i] + c.Signs[l-1][i]) / 32
+				lower := int(float64(both)/2 + words)
+				c.Signs[l-1][i], signs[i] = 32*lower, 32*(both-lower)
+			}
+		}
+	}
 }
 
 type cutter func(ctx context.Context, c *checkpoint.Checkpoint, t ppl.Text, n, chunks int) (*ppl.Windows, error)
