@@ -1333,6 +1333,93 @@ word:
 	VZEROUPPER
 	RET
 
+DATA tokenorder<>+0(SB)/4, $0x05040100
+DATA tokenorder<>+4(SB)/4, $0x0d0c0908
+DATA tokenorder<>+8(SB)/4, $0x07060302
+DATA tokenorder<>+12(SB)/4, $0x0f0e0b0a
+GLOBL tokenorder<>(SB), RODATA|NOPTR, $16
+
+DATA tokenswaps<>+0(SB)/4, $0x0000aaaa
+DATA tokenswaps<>+4(SB)/4, $0x0000aaaa
+DATA tokenswaps<>+8(SB)/4, $0x0000aaaa
+DATA tokenswaps<>+12(SB)/4, $0x0000aaaa
+DATA tokenswaps<>+16(SB)/4, $0xcccccccc
+DATA tokenswaps<>+20(SB)/4, $0x00000000
+DATA tokenswaps<>+24(SB)/4, $0xcccccccc
+DATA tokenswaps<>+28(SB)/4, $0x00000000
+GLOBL tokenswaps<>(SB), RODATA|NOPTR, $32
+
+// func avx2Tokens(words int, stride int, bits *uint32, planes *byte)
+// Requires: AVX, AVX2, MMX+
+TEXT ·avx2Tokens(SB), NOSPLIT, $0-32
+	MOVQ           words+0(FP), AX
+	MOVQ           stride+8(FP), CX
+	MOVQ           bits+16(FP), DX
+	MOVQ           planes+24(FP), BX
+	SHLQ           $0x06, CX
+	VBROADCASTI128 tokenorder<>+0(SB), Y0
+	VPBROADCASTD   lownibbles<>+0(SB), Y1
+	VBROADCASTI128 tokenswaps<>+0(SB), Y2
+	VBROADCASTI128 tokenswaps<>+16(SB), Y3
+
+word:
+	MOVQ DX, SI
+	MOVQ $0x00000008, DI
+
+block:
+	VMOVDQU    (SI), Y4
+	VPSHUFB    Y0, Y4, Y4
+	VPSRLQ     $0x0f, Y4, Y5
+	VPXOR      Y4, Y5, Y5
+	VPAND      Y2, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSLLQ     $0x0f, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSRLQ     $0x1e, Y4, Y5
+	VPXOR      Y4, Y5, Y5
+	VPAND      Y3, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSLLQ     $0x1e, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPAND      Y1, Y4, Y6
+	VPSRLQ     $0x04, Y4, Y4
+	VPAND      Y1, Y4, Y4
+	VPERM2I128 $0x20, Y4, Y6, Y5
+	VMOVDQU    Y5, (BX)
+	VPERM2I128 $0x31, Y4, Y6, Y5
+	VMOVDQU    Y5, 32(BX)
+	VMOVDQU    32(SI), Y4
+	VPSHUFB    Y0, Y4, Y4
+	VPSRLQ     $0x0f, Y4, Y5
+	VPXOR      Y4, Y5, Y5
+	VPAND      Y2, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSLLQ     $0x0f, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSRLQ     $0x1e, Y4, Y5
+	VPXOR      Y4, Y5, Y5
+	VPAND      Y3, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSLLQ     $0x1e, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPAND      Y1, Y4, Y6
+	VPSRLQ     $0x04, Y4, Y4
+	VPAND      Y1, Y4, Y4
+	VPERM2I128 $0x20, Y4, Y6, Y5
+	VMOVDQU    Y5, 64(BX)
+	VPERM2I128 $0x31, Y4, Y6, Y5
+	VMOVDQU    Y5, 96(BX)
+	PREFETCHT0 4096(SI)
+	ADDQ       CX, SI
+	ADDQ       $0x00000080, BX
+	DECQ       DI
+	JNZ        block
+	ADDQ       $0x40, DX
+	DECQ       AX
+	JNZ        word
+	VZEROUPPER
+	RET
+
 // func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)
 // Requires: AVX, AVX2, F16C, MMX+
 TEXT ·avx2Sum(SB), NOSPLIT, $0-64

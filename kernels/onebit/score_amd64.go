@@ -105,6 +105,36 @@ func transposeTokens(dst, bits []uint32, words, stride int) {
 	}
 }
 
+// addsTokens says whether sums take signs as they are stored, see addTokens.
+func addsTokens() bool { return useAVX2 && !useAVX512 }
+
+// addTokens adds sums over SumTokens tokens to t. What avx2Sum reads of transposed signs, nibbles of
+// four tokens, is made of the words of tokens at once.
+func addTokens(t []float32, ldt int, weights *Tables, bits []uint32, b, stride int) {
+	const chunk = planeChunk / (planeBytes * sumWords) // words of signs
+	p := planesPool.Get().(*planes)
+	defer planesPool.Put(p)
+	ahead := &bits[min(SumTokens*stride, len(bits)-1)]
+	for w := 0; w*wordBits < b; w += chunk {
+		at, n := w*wordBits, min(chunk, Words(b)-w)
+		avx2Tokens(n, stride, &bits[w*BlockKeys], &p.nibbles[0])
+		signs := min(b-at, n*wordBits)
+		groups, rest := signs/groupKeys, signs%groupKeys
+		for h := range weights.heads {
+			tab, c, row := &weights.digits[h*weights.words*tableWord], &weights.consts[h][0], t[h*ldt+at:]
+			if groups > 0 {
+				avx2SumAdd(groups, sumWords, tab, &p.nibbles[0], c, &row[0], ahead)
+			}
+			if rest > 0 {
+				row = row[groups*groupKeys:][:rest]
+				copy(p.out[:], row)
+				avx2SumAdd(1, sumWords, tab, &p.nibbles[groups*2*sumWords*planeBytes], c, &p.out[0], ahead)
+				copy(row, p.out[:])
+			}
+		}
+	}
+}
+
 func weigh(out, p []float32, scales []uint16) {
 	n := 0
 	if n = len(out) &^ 7; n > 0 && vectorised() {

@@ -47,6 +47,9 @@ func avx512vbmiProject1(blocks int, pairs int, q *int16, m *int16, factors *floa
 func avx2Split(pairs int, words int, stride int, bits *uint32, planes *byte)
 
 //go:noescape
+func avx2Tokens(words int, stride int, bits *uint32, planes *byte)
+
+//go:noescape
 func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)
 
 //go:noescape

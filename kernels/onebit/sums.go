@@ -47,17 +47,24 @@ func Transpose(dst, bits []uint32, signs Range, n int) {
 		panic(fmt.Sprintf("onebit: %d tokens of %d bits in %d words do not fit into %d words", n, signs.B, len(bits), len(dst)))
 	}
 	if n < SumTokens {
-		whole := tokensPool.Get().(*[SumTokens * maxWords]uint32)
+		whole := tokensPool.Get().(*wholeTokens)
 		defer tokensPool.Put(whole)
-		used := copy(whole[:], bits[:Len(n, signs.B)])
-		clear(whole[used : SumTokens*stride])
-		bits = whole[:]
+		bits = whole.fill(bits[:Len(n, signs.B)], stride)
 	}
 	transposeTokens(dst, bits[signs.From/wordBits*BlockKeys:], Words(signs.Len()), stride)
 }
 
-// tokensPool has room for SumTokens tokens, of which not all are there.
-var tokensPool = sync.Pool{New: func() any { return new([SumTokens * maxWords]uint32) }}
+// wholeTokens has room for SumTokens tokens, of which not all are there.
+type wholeTokens [SumTokens * maxWords]uint32
+
+var tokensPool = sync.Pool{New: func() any { return new(wholeTokens) }}
+
+// fill returns the bits of SumTokens tokens of stride words, the first of which are given.
+func (w *wholeTokens) fill(bits []uint32, stride int) []uint32 {
+	used := copy(w[:], bits)
+	clear(w[used : SumTokens*stride])
+	return w[:SumTokens*stride]
+}
 
 // transposePairs transposes SumTokens tokens with a function for two blocks of 16 tokens.
 func transposePairs(dst, bits []uint32, words, stride int, pair func(dst, first, second []uint32, words int)) {
@@ -160,17 +167,32 @@ func (s *Sums) Add(t []float32, ldt int, w []float32, ldw, heads int, signs Rang
 		panic(fmt.Sprintf("onebit: %d numbers at distance %d are no weights of %d tokens for %d heads", len(w), ldw, n, heads))
 	}
 	checkSums(t, ldt, heads, b)
-	s.transposed = slices.Grow(s.transposed[:0], TransposedLen(b))[:TransposedLen(b)]
 	s.weights = slices.Grow(s.weights[:0], heads*SumTokens)[:heads*SumTokens]
 	for at := 0; at < n; at += SumTokens {
 		m := min(SumTokens, n-at)
-		Transpose(s.transposed, bits[at*stride:], signs, m)
 		for h := range heads {
 			row := s.weights[h*SumTokens:][:SumTokens]
 			weigh(row[:m], w[h*ldw+at:][:m], scales[at:][:m])
 			clear(row[m:])
 		}
 		s.tables.Build(s.weights, SumTokens, heads, SumTokens)
-		AddSums(t, ldt, &s.tables, s.transposed, b)
+		s.add(t, ldt, bits[at*stride:], signs, m)
 	}
+}
+
+// add adds the sums over the tokens whose tables have been made, n of them.
+func (s *Sums) add(t []float32, ldt int, bits []uint32, signs Range, n int) {
+	if addsTokens() {
+		if n < SumTokens {
+			whole := tokensPool.Get().(*wholeTokens)
+			defer tokensPool.Put(whole)
+			bits = whole.fill(bits[:Len(n, signs.B)], Words(signs.B))
+		}
+		addTokens(t, ldt, &s.tables, bits[signs.From/wordBits*BlockKeys:], signs.Len(), Words(signs.B))
+		return
+	}
+	b := signs.Len()
+	s.transposed = slices.Grow(s.transposed[:0], TransposedLen(b))[:TransposedLen(b)]
+	Transpose(s.transposed, bits, signs, n)
+	AddSums(t, ldt, &s.tables, s.transposed, b)
 }

@@ -163,6 +163,74 @@ func distances(words reg.Register) (block, skip reg.Register) {
 	return block, skip
 }
 
+// tokens emits avx2Tokens: words of signs of 128 tokens, eight blocks, become nibbles of four tokens
+// each, in the places where avx2Sum wants those of 128 bits of 32 keys. Of eight tokens a register
+// has the bits
+//
+//	lane t2, byte (t1 t0 k1 k0), bit (s2 s1 s0)
+//
+// where t is the number of the token, 8 k + s that of the sign. A shuffle makes the byte
+// (k1 t1 t0 k0); then t0 changes places with s0 and t1 with s1, and what differs by s2 and t2 alone
+// are nibbles that trade lanes.
+func tokens() {
+	order := constants("tokenorder", [4]uint32{0x05040100, 0x0d0c0908, 0x07060302, 0x0f0e0b0a})
+	// Bits with s0 clear in bytes with t0 set, and with s1 clear in those with t1 set, moved down to
+	// where they change places with.
+	swaps := constants("tokenswaps", [4]uint32{0x0000aaaa, 0x0000aaaa, 0x0000aaaa, 0x0000aaaa},
+		[4]uint32{0xcccccccc, 0, 0xcccccccc, 0})
+	TEXT("avx2Tokens", NOSPLIT, "func(words, stride int, bits *uint32, planes *byte)")
+	Pragma("noescape")
+	words := Load(Param("words"), GP64())
+	stride := Load(Param("stride"), GP64())
+	bits := Load(Param("bits"), GP64())
+	planes := Load(Param("planes"), GP64())
+	SHLQ(Imm(6), stride)
+	shuffle, nibbles := YMM(), YMM()
+	VBROADCASTI128(order, shuffle)
+	VPBROADCASTD(lowNibbles, nibbles)
+	var mask [2]reg.VecVirtual
+	for i := range mask {
+		mask[i] = YMM()
+		VBROADCASTI128(swaps.Offset(16*i), mask[i])
+	}
+	at, left := GP64(), GP64()
+	Label("word")
+	MOVQ(bits, at)
+	MOVQ(U32(8), left)
+	Label("block")
+	for half := range 2 {
+		v, x := YMM(), YMM()
+		VMOVDQU(Mem{Base: at, Disp: 32 * half}, v)
+		VPSHUFB(shuffle, v, v)
+		for i, by := range []uint64{15, 30} {
+			VPSRLQ(Imm(by), v, x)
+			VPXOR(v, x, x)
+			VPAND(mask[i], x, x)
+			VPXOR(x, v, v)
+			VPSLLQ(Imm(by), x, x)
+			VPXOR(x, v, v)
+		}
+		lo, hi := YMM(), YMM()
+		VPAND(nibbles, v, lo)
+		VPSRLQ(Imm(4), v, hi)
+		VPAND(nibbles, hi, hi)
+		VPERM2I128(Imm(0x20), hi, lo, x)
+		VMOVDQU(x, Mem{Base: planes, Disp: 64 * half})
+		VPERM2I128(Imm(0x31), hi, lo, x)
+		VMOVDQU(x, Mem{Base: planes, Disp: 64*half + 32})
+	}
+	PREFETCHT0(Mem{Base: at, Disp: aheadBytes})
+	ADDQ(stride, at)
+	ADDQ(U32(128), planes)
+	DECQ(left)
+	JNZ(LabelRef("block"))
+	ADDQ(Imm(wordBytes), bits)
+	DECQ(words)
+	JNZ(LabelRef("word"))
+	VZEROUPPER()
+	RET()
+}
+
 // sum emits avx2Sum: the scores of one head for groups of 64 keys that avx2Split
 // has prepared, in twice the counters of avx2Single. Signs of as many keys are fetched
 // from ahead meanwhile: the bursts in which avx2Split reads them leave the machine's
@@ -546,6 +614,7 @@ func main() {
 	weigh()
 	projections()
 	split()
+	tokens()
 	for _, add := range []bool{false, true} {
 		sum(add)
 		single(add)
