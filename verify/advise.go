@@ -399,7 +399,7 @@ func (a *adviser) noteMixed(m adviseModel) {
 			}
 		}
 	}
-	note := fmt.Sprintf("no pair of two quantised types was measured, because none runs there: %s; --pairs %s/%s measures one",
+	note := fmt.Sprintf("no pair of two different quantised types was measured, because none runs there: %s; --pairs %s/%s measures one",
 		why, kvcache.TypeName(first.K), kvcache.TypeName(first.V))
 	if why != "" && !slices.Contains(a.notes, note) {
 		a.notes = append(a.notes, note)

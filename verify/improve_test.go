@@ -23,6 +23,7 @@ func TestExpect(t *testing.T) {
 		{"Gemma", audit.Gains{Balance: share(0.626)}, 0.0806, []float64{0.0266, 0.0268}},
 		{"SmolLM2", audit.Gains{Removable: share(0)}, 0.0365, []float64{0.0185, 0.0207, 0.029}},
 		{"SmolLM2", audit.Gains{}, 0.0365, []float64{0.0185}},
+		{"SmolLM2", audit.Gains{}, 0.0933, []float64{0.0298}}, // mlx4
 	} {
 		i := &spec.AdviseImprove{Worst: x.published}
 		expect(i, &x.gains)

@@ -19,34 +19,50 @@ import (
 // Fetch brings a model into the cache, unless it is there, and returns the path to open: a folder,
 // or a GGUF file. With Offline, and where the hub cannot be reached, what is in the cache is used.
 func (c *Client) Fetch(ctx context.Context, r Ref) (string, error) {
-	if c.Offline {
-		path, err := c.cached(r)
-		if err != nil {
-			return "", fmt.Errorf("%w; HF_HUB_OFFLINE is set, so it is not downloaded", err)
+	m, err := c.chosen(ctx, r)
+	if err != nil {
+		return "", err
+	}
+	if !m.here {
+		if err := c.fetch(ctx, r, m.at, m.files); err != nil {
+			return "", err
 		}
-		return path, nil
+		if err := c.remember(r, m.at); err != nil {
+			return "", err
+		}
+	}
+	return filepath.Join(c.snapshot(r.Repo, m.at), filepath.FromSlash(m.main)), nil
+}
+
+// A choice is what Choose picks of a model.
+type choice struct {
+	at    string // commit
+	files []File
+	main  string // the file to open
+	here  bool   // it is that of the cache, and the hub was not asked
+}
+
+// chosen asks the hub for a model, or with Offline, and where the hub cannot be reached, the cache.
+func (c *Client) chosen(ctx context.Context, r Ref) (*choice, error) {
+	if c.Offline {
+		m, err := c.kept(r)
+		if err != nil {
+			return nil, fmt.Errorf("%w; HF_HUB_OFFLINE is set, so it is not downloaded", err)
+		}
+		return m, nil
 	}
 	at, all, err := c.List(ctx, r)
 	if errors.Is(err, errUnreachable) && ctx.Err() == nil {
-		if path, missing := c.cached(r); missing == nil {
+		if m, missing := c.kept(r); missing == nil {
 			c.note("%v; what is in the cache is used", err)
-			return path, nil
+			return m, nil
 		}
 	}
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	files, main, err := Choose(r, all)
-	if err != nil {
-		return "", err
-	}
-	if err := c.fetch(ctx, r, at, files); err != nil {
-		return "", err
-	}
-	if err := c.remember(r, at); err != nil {
-		return "", err
-	}
-	return filepath.Join(c.snapshot(r.Repo, at), filepath.FromSlash(main)), nil
+	return &choice{at: at, files: files, main: main}, err
 }
 
 func (c *Client) note(format string, args ...any) {
@@ -55,30 +71,34 @@ func (c *Client) note(format string, args ...any) {
 	}
 }
 
-// cached returns the path of a model that is in the cache.
-func (c *Client) cached(r Ref) (string, error) {
+// kept chooses among the files of a model that the cache has.
+func (c *Client) kept(r Ref) (*choice, error) {
 	missing := fmt.Errorf("%s is not in the cache (%s)", r, c.Cache)
 	at := c.known(r)
 	if at == "" {
-		return "", missing
+		return nil, missing
 	}
 	dir := c.snapshot(r.Repo, at)
 	names, err := local(dir)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	var all []File
 	for _, n := range names {
-		all = append(all, File{Name: n})
+		st, err := os.Stat(filepath.Join(dir, filepath.FromSlash(n)))
+		if err != nil {
+			continue // a link without its file
+		}
+		all = append(all, File{Name: n, Size: st.Size()})
 	}
 	files, main, err := Choose(r, all)
 	if err != nil {
-		return "", missing
+		return nil, missing
 	}
 	if lacks := missingShard(files); lacks != "" {
-		return "", fmt.Errorf("%w: %s is missing", missing, lacks)
+		return nil, fmt.Errorf("%w: %s is missing", missing, lacks)
 	}
-	return filepath.Join(dir, filepath.FromSlash(main)), nil
+	return &choice{at, files, main, true}, nil
 }
 
 // fetch downloads the files that are not there.

@@ -359,6 +359,31 @@ func TestRanges(t *testing.T) {
 	if blobs, _ := filepath.Glob(filepath.Join(c.Cache, "*")); len(blobs) > 0 {
 		t.Errorf("the cache has %v", blobs)
 	}
+	// Offline: what the cache has, or that it has nothing.
+	c.Offline = true
+	if _, err := c.Remotes(t.Context(), ref(t, repo)); err == nil || !strings.Contains(err.Error(), "is not in the cache") {
+		t.Errorf("offline: %v", err)
+	}
+	c.Offline = false
+	if _, err := c.Fetch(t.Context(), ref(t, repo)); err != nil {
+		t.Fatal(err)
+	}
+	read := func(how string) {
+		t.Helper()
+		files, err := c.Remotes(t.Context(), ref(t, repo))
+		if err != nil || len(files) != 1 {
+			t.Fatal(how, files, err)
+		}
+		defer files[0].Close()
+		b := make([]byte, len(data))
+		if n, err := files[0].ReadAt(b, 0); n != len(b) || err != nil && err != io.EOF || !bytes.Equal(b, data) || files[0].Read() != 0 {
+			t.Errorf("%s: %d bytes, %v, %d downloaded", how, n, err, files[0].Read())
+		}
+	}
+	h.Close()
+	read("unreachable")
+	c.Offline = true
+	read("offline")
 }
 
 func TestChoose(t *testing.T) {

@@ -33,24 +33,17 @@ type Remote struct {
 }
 
 // Remotes lists the files of a model that Choose picks, to be read in parts. Files that the cache has
-// are read there. The caller closes them.
+// are read there, with Offline no others. The caller closes them.
 func (c *Client) Remotes(ctx context.Context, r Ref) ([]*Remote, error) {
-	if c.Offline {
-		return nil, fmt.Errorf("%s: HF_HUB_OFFLINE is set; download the model first", r)
-	}
-	at, all, err := c.List(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	files, _, err := Choose(r, all)
+	m, err := c.chosen(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	var out []*Remote
-	for _, f := range files {
-		x := &Remote{Name: r.String() + "/" + f.Name, Size: f.Size, ctx: ctx, c: c, address: c.address(r.Repo, at, f.Name),
+	for _, f := range m.files {
+		x := &Remote{Name: r.String() + "/" + f.Name, Size: f.Size, ctx: ctx, c: c, address: c.address(r.Repo, m.at, f.Name),
 			kept: map[int64][]byte{}}
-		if file, err := os.Open(filepath.Join(c.snapshot(r.Repo, at), filepath.FromSlash(f.Name))); err == nil {
+		if file, err := os.Open(filepath.Join(c.snapshot(r.Repo, m.at), filepath.FromSlash(f.Name))); err == nil {
 			x.local = file
 		}
 		if x.Size < 0 {

@@ -263,10 +263,11 @@ def compare(folder, work):
         print("SKIPPED the comparison of logits: LLAMA_CPP_BIN is not set")
     converter = make_converter()
     names = sorted(os.path.basename(p).removesuffix(".f32.gguf") for p in glob.glob(os.path.join(folder, "*.f32.gguf")))
-    names = [n for n in names if n in sys.argv[1:] or len(sys.argv) == 1]
-    if not names:
-        print(f"no model to compare: {folder} has no such NAME.f32.gguf")
+    missing = [n for n in sys.argv[1:] if n not in names]
+    if missing or not names:
+        print(f"nothing was compared: {folder} has no NAME.f32.gguf of {', '.join(missing) or 'any NAME'}; there are: {', '.join(names)}")
         return 1
+    names = [n for n in names if n in sys.argv[1:] or len(sys.argv) == 1]
     failed, all_details = 0, []
     print("| model | file of the stock converter | logits: from transformers' | from ours, rounded alike | middle token | limit |\n"
           "|---|---|---|---|---|---|", flush=True)

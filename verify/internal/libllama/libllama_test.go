@@ -437,10 +437,9 @@ func TestFamilies(t *testing.T) {
 // TestGGUFOracle of convert/write keeps them.
 const tinyFiles = "PHASECONV_TINY_GGUF"
 
-// TestTinyFiles: llama.cpp loads our F32 file of every model that transformers made (partly turned
-// heads, layers without RoPE, shared keys, sinks, stacked tensors, ...) and computes what we do.
-func TestTinyFiles(t *testing.T) {
-	library(t)
+// files are the F32 files in that folder.
+func files(t *testing.T) []string {
+	t.Helper()
 	if os.Getenv(tinyFiles) == "" {
 		t.Skipf("NOTHING IS COMPARED: set %s to the folder of what PHASECONV_KEEP_GGUF=FOLDER go test -run TestGGUFOracle "+
 			"./convert/write keeps", tinyFiles)
@@ -449,7 +448,14 @@ func TestTinyFiles(t *testing.T) {
 	if err != nil || len(files) < 40 {
 		t.Fatalf("%d files (%v)", len(files), err)
 	}
-	for _, path := range files {
+	return files
+}
+
+// TestTinyFiles: llama.cpp loads our F32 file of every model that transformers made (partly turned
+// heads, layers without RoPE, shared keys, sinks, stacked tensors, ...) and computes what we do.
+func TestTinyFiles(t *testing.T) {
+	library(t)
+	for _, path := range files(t) {
 		name := strings.TrimSuffix(filepath.Base(path), ".f32.gguf")
 		t.Run(name, func(t *testing.T) {
 			c, err := checkpoint.Open(path)
