@@ -202,19 +202,21 @@ const (
 	// fallPerBit is by what a bit a number more divides the divergence of joint codes, measured
 	// from half a bit to two (docs/codes.md).
 	fallPerBit = 3.7
-	// mostShare bounds what a group gets, or gives, to a factor of what it has evenly: beyond it
-	// nobody measured that rule.
-	mostShare = 2
+	// movedPart bounds what a group gets, or gives, to one part in so many of what it has evenly. What
+	// a layer costs alone says little of what it costs among coded ones: on SmolLM2 bounds of a half and
+	// of twice are worse than none of it (docs/codes.md).
+	movedPart = 5
 	// jointDraft is how many tokens per number or sign of a vector drafts are fitted to.
 	jointDraft = 8
 )
 
 // AllotJoint spreads the signs of g over groups by what they are measured to cost: how much the
-// predictions diverge when the keys and values of one layer alone are coded with the signs that
-// they have evenly, by drafts that are fitted to some windows, on another one. Where keys and values
-// have groups of their own, each side is measured by itself, so that the budget is divided between
-// them too. It takes it that the divergence falls by fallPerBit for every bit a number. Words of 32
-// signs go one by one where the sum falls most.
+// predictions diverge when the keys and values of one layer alone are coded with the signs of g, by
+// drafts that are fitted to some windows, on another one. The upper layer of a pair is given the codes
+// of the lower one, which itself stays as it is. Where keys and values have groups of their own, each
+// side is measured by itself, so that the budget is divided between them too. It takes it that the
+// divergence falls by fallPerBit for every bit a number. Words of 32 signs go one by one where the sum
+// falls most.
 func AllotJoint(ctx context.Context, m *refmodel.Model, windows [][]int32, g *Groups, o Options) ([][]int, error) {
 	c := m.Config
 	few, middle, err := g.draftWindows(c, windows)
@@ -340,8 +342,8 @@ func spreadJoint(c *family.Config, g *Groups, damage [][]float64) [][]int {
 		for i, n := range signs {
 			d := codec.PartsDim(g.Parts[l][i], c.Layers[l].HeadDim, c.Layers[l].ValueDim)
 			even := n / wordSigns
-			x := &group{layer: l, index: i, least: max(1, even/mostShare),
-				most:   min(even*mostShare, codec.MaxSigns(d)/wordSigns),
+			step := max(1, even/movedPart)
+			x := &group{layer: l, index: i, least: max(1, even-step), most: min(even+step, codec.MaxSigns(d)/wordSigns),
 				damage: damage[l][i], fall: fmath.Log(fallPerBit) * wordSigns / float64(d)}
 			x.words = x.least
 			left += even - x.least

@@ -193,7 +193,7 @@ func (c *card) numbers() {
 	if v.Stock == nil || len(v.Stock.Rows) == 0 {
 		return
 	}
-	c.line("Stock cache types of llama.cpp:")
+	c.line("Stock cache types of %s:", v.Stock.Runtime)
 	c.line("")
 	text, rule := "", ""
 	if v.Stock.Texts {
@@ -226,6 +226,14 @@ func (c *card) loading() {
 		c.line("")
 		c.line("```sh")
 		c.line("llama-cli -m %s%s -p \"Once upon a time\"", file, c.cacheFlags())
+		c.line("```")
+		c.line("")
+	}
+	if l := c.launch(); safe && l.MLX {
+		c.line("mlx-lm, with the caches that the weights were changed for:")
+		c.line("")
+		c.line("```sh")
+		c.line("%s", l.Lines()[0].Text)
 		c.line("```")
 		c.line("")
 	}
@@ -294,21 +302,27 @@ func (c *card) cacheFlags() string {
 	return fmt.Sprintf(" --cache-type-k %s --cache-type-v %s", f.KType, f.VType)
 }
 
-// ollamaCache says how Ollama is told of those cache types, "" for none.
-func (c *card) ollamaCache() string {
+// launch describes a run with the cache types that the weights were changed for, F16 where there are none.
+func (c *card) launch() backends.Launch {
+	l := backends.Launch{Model: ".", K: gguf.TypeF16, V: gguf.TypeF16}
 	f := c.v.Manifest.Fusion
 	if f == nil {
+		return l
+	}
+	k, kerr := kvcache.ParseStockType(f.KType)
+	v, verr := kvcache.ParseStockType(f.VType)
+	if kerr == nil && verr == nil {
+		l.K, l.V, l.Ctx, l.Rotation, l.MLX = k, v, f.TargetCtx, f.Rotation, k.CacheOnly()
+	}
+	return l
+}
+
+// ollamaCache says how Ollama is told of those cache types, "" for none.
+func (c *card) ollamaCache() string {
+	if c.v.Manifest.Fusion == nil {
 		return ""
 	}
-	k, err := kvcache.ParseStockType(f.KType)
-	if err != nil {
-		return ""
-	}
-	v, err := kvcache.ParseStockType(f.VType)
-	if err != nil {
-		return ""
-	}
-	for _, l := range (backends.Launch{K: k, V: v, Ctx: f.TargetCtx, Rotation: f.Rotation}).Lines() {
+	for _, l := range c.launch().Lines() {
 		switch l.For {
 		case "Ollama":
 			return "Ollama " + l.Note + "."

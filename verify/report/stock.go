@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/phaseconv/phaseconv/spec"
 )
@@ -12,7 +13,9 @@ import (
 // were changed for them.
 type stockView struct {
 	Note string
-	Rows []stockRow
+	// Runtime that has these cache types: llama.cpp, or mlx-lm.
+	Runtime string
+	Rows    []stockRow
 	// Chart puts loss against the bytes of the whole cache at context ChartCtx.
 	Chart    pair
 	ChartCtx int
@@ -134,7 +137,12 @@ func newStock(v *view) *stockView {
 	if len(v.Advise) == 0 && f == nil {
 		return nil
 	}
-	s := &stockView{Note: "Each pair of K and V cache types of llama.cpp against the source as published with F16 caches, which tells what a user of that runtime gets today. The rows with F16 caches and this file’s weights are what the change of weights costs those who do not quantise."}
+	s := &stockView{Runtime: "llama.cpp"}
+	if slices.ContainsFunc(v.Advise, func(r spec.AdviseRow) bool { return strings.Contains(r.KType+r.VType, "mlx") }) ||
+		f != nil && strings.HasPrefix(f.KType, "mlx") {
+		s.Runtime = "mlx-lm"
+	}
+	s.Note = "Each pair of K and V cache types of " + s.Runtime + " against the source as published with F16 caches, which tells what a user of that runtime gets today. The rows with F16 caches and this file’s weights are what the change of weights costs those who do not quantise."
 	if v.Rounded {
 		s.Note += " " + roundedNote
 	}

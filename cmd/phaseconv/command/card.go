@@ -40,7 +40,8 @@ Examples:
 			&cli.StringFlag{Name: "source", Usage: "folder of the source; its README.md or LICENSE tell the licence"},
 			&cli.StringFlag{Name: "license", Usage: "licence identifier, when no file tells it; " +
 				"one that the hub does not list is written as license_name of another"},
-			&cli.StringFlag{Name: "base-model", Usage: "id of the source on the hub, such as Org/Name"},
+			&cli.StringFlag{Name: "base-model", Usage: "id of the source on the hub, such as Org/Name",
+				DefaultText: "what the source was converted from, if that was a model of the hub"},
 			&cli.StringFlag{Name: "name", Usage: "name of the converted model (default: the source's)"},
 			&cli.BoolFlag{Name: "force", Usage: "replace a README.md that is there"},
 		},
@@ -78,7 +79,7 @@ func runCard(c *cli.Command, stdout io.Writer) error {
 		return err
 	}
 	if o.BaseModel == "" {
-		o.BaseModel = hubID(dir)
+		o.BaseModel = sourceID(dir)
 	}
 	var b bytes.Buffer
 	if err := report.Card(&b, m, o); err != nil {
@@ -118,6 +119,19 @@ func checkBaseModel(id string) error {
 		return usagef("--base-model %q is not the id of a model on the hub (Org/Name)", id)
 	}
 	return nil
+}
+
+// sourceID returns the id of an artifact's source on the hub: what it was converted from, or else what
+// config.json says. "" where neither tells.
+func sourceID(dir string) string {
+	if m, err := contract.ReadManifest(dir); err == nil {
+		for _, a := range m.Command {
+			if ref, err := hub.ParseRef(a); strings.HasPrefix(a, hub.Prefix) && err == nil {
+				return ref.Repo
+			}
+		}
+	}
+	return hubID(dir)
 }
 
 // hubID returns the id that config.json carries, if it looks like one.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/phaseconv/phaseconv/format"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
+	"github.com/phaseconv/phaseconv/format/hub"
 	"github.com/phaseconv/phaseconv/internal/buildinfo"
 	"github.com/phaseconv/phaseconv/verify/option"
 	"github.com/phaseconv/phaseconv/verify/ppl"
@@ -289,6 +290,10 @@ func printJSON(w io.Writer, v any) error {
 func recorded(c *cli.Command, args ...string) []string {
 	out := []string{"phaseconv", c.Name}
 	for _, a := range args {
+		if ref, err := hub.ParseRef(a); hub.Is(a) && err == nil {
+			out = append(out, ref.String()) // no folder: it says where the model is for everyone
+			continue
+		}
 		out = append(out, base(a))
 	}
 	for _, f := range c.Flags {

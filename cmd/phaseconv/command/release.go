@@ -34,7 +34,8 @@ Examples:
 			&cli.StringFlag{Name: "name", Usage: "name of the GGUF file, without .gguf; auto makes one by the convention", Value: "auto"},
 			&cli.StringFlag{Name: "split-max-size", Usage: "split the GGUF file into files of at most so many bytes of tensors, such as 500M or 4G",
 				DefaultText: "one file"},
-			&cli.StringFlag{Name: "base-model", Usage: "id of the source on the hub, such as Org/Name"},
+			&cli.StringFlag{Name: "base-model", Usage: "id of the source on the hub, such as Org/Name",
+				DefaultText: "what the source was converted from, if that was a model of the hub"},
 			&cli.StringFlag{Name: "quantized-by", Usage: "who publishes it"},
 			&cli.StringFlag{Name: "imatrix", Usage: "importance matrix of the source (GGUF); what of it holds for the changed weights is written beside the model"},
 			&cli.StringFlag{Name: "source", Usage: "folder of the source; its README.md or LICENSE tell the licence"},
@@ -82,6 +83,9 @@ func runRelease(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	}
 	if err := checkBaseModel(o.BaseModel); err != nil {
 		return err
+	}
+	if o.BaseModel == "" {
+		o.BaseModel = sourceID(o.Dir)
 	}
 	license := report.License{}
 	if src := c.String("source"); src != "" {

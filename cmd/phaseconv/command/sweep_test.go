@@ -56,7 +56,7 @@ func TestFlagSweep(t *testing.T) {
 		"verify": func() []string { return append([]string{"art", "--text", "held.txt"}, small...) },
 		"audit":  func() []string { return append([]string{"src", "--code", "srht", "--text", "held.txt"}, fitted...) },
 		"advise": func() []string {
-			return append([]string{"src", "--pairs", "q8_0/q8_0", "--text", "held.txt"}, small...)
+			return append([]string{"src", "--pairs", "f16/f16", "--text", "held.txt"}, small...) // which passes every gate
 		},
 		"ladder": func() []string {
 			return append([]string{"two", "--until", "RW0", "--fit", "calib.txt", "--fit-chunks", "1", "--eval", "held.txt",
