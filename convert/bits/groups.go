@@ -104,6 +104,10 @@ func (o GroupOptions) spans(y *family.Layer) (out [][]codec.Part, err error) {
 	}
 	for _, s := range sides {
 		parts, err := codec.Spans(y.KVHeads, y.HeadDim, y.ValueDim, o.Span, s[0], s[1])
+		if most := max(y.HeadDim, y.ValueDim); err != nil && o.Parts == PartsBoth && most > o.Span {
+			return nil, option.Bad("Span", o.Span, "a head has keys of %d and values of %d numbers; a group holds one of them at "+
+				"least", y.HeadDim, y.ValueDim)
+		}
 		if err != nil {
 			return nil, option.Bad("Span", o.Span, "%v", err)
 		}
