@@ -167,23 +167,37 @@ end:
 	VZEROUPPER
 	RET
 
-DATA signs<>+0(SB)/8, $0xffffffffffffffff
-DATA signs<>+8(SB)/8, $0xffffffffffff0001
-DATA signs<>+16(SB)/8, $0x0001ffffffffffff
-DATA signs<>+24(SB)/8, $0x0001ffffffff0001
-DATA signs<>+32(SB)/8, $0xffffffff0001ffff
-DATA signs<>+40(SB)/8, $0xffffffff00010001
-DATA signs<>+48(SB)/8, $0x0001ffff0001ffff
-DATA signs<>+56(SB)/8, $0x0001ffff00010001
-DATA signs<>+64(SB)/8, $0xffff0001ffffffff
-DATA signs<>+72(SB)/8, $0xffff0001ffff0001
-DATA signs<>+80(SB)/8, $0x00010001ffffffff
-DATA signs<>+88(SB)/8, $0x00010001ffff0001
-DATA signs<>+96(SB)/8, $0xffff00010001ffff
-DATA signs<>+104(SB)/8, $0xffff000100010001
-DATA signs<>+112(SB)/8, $0x000100010001ffff
-DATA signs<>+120(SB)/8, $0x0001000100010001
-GLOBL signs<>(SB), RODATA|NOPTR, $128
+DATA fill<>+0(SB)/8, $0x0100010001000100
+DATA fill<>+8(SB)/8, $0x0100010001000100
+DATA fill<>+16(SB)/8, $0x0908090809080908
+DATA fill<>+24(SB)/8, $0x0908090809080908
+DATA fill<>+32(SB)/8, $0x0302030203020302
+DATA fill<>+40(SB)/8, $0x0302030203020302
+DATA fill<>+48(SB)/8, $0x0b0a0b0a0b0a0b0a
+DATA fill<>+56(SB)/8, $0x0b0a0b0a0b0a0b0a
+DATA fill<>+64(SB)/8, $0x0504050405040504
+DATA fill<>+72(SB)/8, $0x0504050405040504
+DATA fill<>+80(SB)/8, $0x0d0c0d0c0d0c0d0c
+DATA fill<>+88(SB)/8, $0x0d0c0d0c0d0c0d0c
+DATA fill<>+96(SB)/8, $0x0706070607060706
+DATA fill<>+104(SB)/8, $0x0706070607060706
+DATA fill<>+112(SB)/8, $0x0f0e0f0e0f0e0f0e
+DATA fill<>+120(SB)/8, $0x0f0e0f0e0f0e0f0e
+GLOBL fill<>(SB), RODATA|NOPTR, $128
+
+DATA signs<>+0(SB)/4, $0x0001ffff
+DATA signs<>+4(SB)/4, $0x0001ffff
+DATA signs<>+8(SB)/4, $0x0001ffff
+DATA signs<>+12(SB)/4, $0x0001ffff
+DATA signs<>+16(SB)/4, $0xffffffff
+DATA signs<>+20(SB)/4, $0x00010001
+DATA signs<>+24(SB)/4, $0xffffffff
+DATA signs<>+28(SB)/4, $0x00010001
+DATA signs<>+32(SB)/4, $0xffffffff
+DATA signs<>+36(SB)/4, $0xffffffff
+DATA signs<>+40(SB)/4, $0x00010001
+DATA signs<>+44(SB)/4, $0x00010001
+GLOBL signs<>(SB), RODATA|NOPTR, $48
 
 DATA bias<>+0(SB)/4, $0x08200820
 DATA bias<>+4(SB)/4, $0x00000000
@@ -194,141 +208,116 @@ GLOBL bias<>(SB), RODATA|NOPTR, $16
 // func avx2Digits(words int, quads *int16, digits *byte)
 // Requires: AVX, AVX2
 TEXT ·avx2Digits(SB), NOSPLIT, $0-24
-	MOVQ         words+0(FP), AX
-	MOVQ         quads+8(FP), CX
-	MOVQ         digits+16(FP), DX
-	VMOVDQU      signs<>+0(SB), Y0
-	VMOVDQU      signs<>+32(SB), Y1
-	VMOVDQU      signs<>+64(SB), Y2
-	VMOVDQU      signs<>+96(SB), Y3
-	VPBROADCASTD bias<>+0(SB), Y4
-	VPBROADCASTD digit<>+0(SB), Y5
+	MOVQ           words+0(FP), AX
+	MOVQ           quads+8(FP), CX
+	MOVQ           digits+16(FP), DX
+	VMOVDQU        fill<>+0(SB), Y0
+	VMOVDQU        fill<>+32(SB), Y1
+	VMOVDQU        fill<>+64(SB), Y2
+	VMOVDQU        fill<>+96(SB), Y3
+	VBROADCASTI128 signs<>+0(SB), Y4
+	VBROADCASTI128 signs<>+16(SB), Y5
+	VBROADCASTI128 signs<>+32(SB), Y6
+	VPBROADCASTD   bias<>+0(SB), Y7
+	VPBROADCASTD   digit<>+0(SB), Y8
 
 word:
-	VPBROADCASTQ (CX), Y6
-	VPMADDWD     Y0, Y6, Y7
-	VPMADDWD     Y1, Y6, Y8
-	VPMADDWD     Y2, Y6, Y9
-	VPMADDWD     Y3, Y6, Y6
-	VPHADDD      Y8, Y7, Y7
-	VPHADDD      Y6, Y9, Y9
-	VPACKSSDW    Y9, Y7, Y7
-	VPADDW       Y4, Y7, Y7
-	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x06, Y7, Y7
-	VPACKUSWB    Y7, Y8, Y7
-	VPERMQ       $0xd8, Y7, Y7
-	VMOVDQU      X7, (DX)
-	VEXTRACTI128 $0x01, Y7, 64(DX)
-	VPBROADCASTQ 8(CX), Y6
-	VPMADDWD     Y0, Y6, Y7
-	VPMADDWD     Y1, Y6, Y8
-	VPMADDWD     Y2, Y6, Y9
-	VPMADDWD     Y3, Y6, Y6
-	VPHADDD      Y8, Y7, Y7
-	VPHADDD      Y6, Y9, Y9
-	VPACKSSDW    Y9, Y7, Y7
-	VPADDW       Y4, Y7, Y7
-	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x06, Y7, Y7
-	VPACKUSWB    Y7, Y8, Y7
-	VPERMQ       $0xd8, Y7, Y7
-	VMOVDQU      X7, 128(DX)
-	VEXTRACTI128 $0x01, Y7, 192(DX)
-	VPBROADCASTQ 16(CX), Y6
-	VPMADDWD     Y0, Y6, Y7
-	VPMADDWD     Y1, Y6, Y8
-	VPMADDWD     Y2, Y6, Y9
-	VPMADDWD     Y3, Y6, Y6
-	VPHADDD      Y8, Y7, Y7
-	VPHADDD      Y6, Y9, Y9
-	VPACKSSDW    Y9, Y7, Y7
-	VPADDW       Y4, Y7, Y7
-	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x06, Y7, Y7
-	VPACKUSWB    Y7, Y8, Y7
-	VPERMQ       $0xd8, Y7, Y7
-	VMOVDQU      X7, 16(DX)
-	VEXTRACTI128 $0x01, Y7, 80(DX)
-	VPBROADCASTQ 24(CX), Y6
-	VPMADDWD     Y0, Y6, Y7
-	VPMADDWD     Y1, Y6, Y8
-	VPMADDWD     Y2, Y6, Y9
-	VPMADDWD     Y3, Y6, Y6
-	VPHADDD      Y8, Y7, Y7
-	VPHADDD      Y6, Y9, Y9
-	VPACKSSDW    Y9, Y7, Y7
-	VPADDW       Y4, Y7, Y7
-	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x06, Y7, Y7
-	VPACKUSWB    Y7, Y8, Y7
-	VPERMQ       $0xd8, Y7, Y7
-	VMOVDQU      X7, 144(DX)
-	VEXTRACTI128 $0x01, Y7, 208(DX)
-	VPBROADCASTQ 32(CX), Y6
-	VPMADDWD     Y0, Y6, Y7
-	VPMADDWD     Y1, Y6, Y8
-	VPMADDWD     Y2, Y6, Y9
-	VPMADDWD     Y3, Y6, Y6
-	VPHADDD      Y8, Y7, Y7
-	VPHADDD      Y6, Y9, Y9
-	VPACKSSDW    Y9, Y7, Y7
-	VPADDW       Y4, Y7, Y7
-	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x06, Y7, Y7
-	VPACKUSWB    Y7, Y8, Y7
-	VPERMQ       $0xd8, Y7, Y7
-	VMOVDQU      X7, 32(DX)
-	VEXTRACTI128 $0x01, Y7, 96(DX)
-	VPBROADCASTQ 40(CX), Y6
-	VPMADDWD     Y0, Y6, Y7
-	VPMADDWD     Y1, Y6, Y8
-	VPMADDWD     Y2, Y6, Y9
-	VPMADDWD     Y3, Y6, Y6
-	VPHADDD      Y8, Y7, Y7
-	VPHADDD      Y6, Y9, Y9
-	VPACKSSDW    Y9, Y7, Y7
-	VPADDW       Y4, Y7, Y7
-	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x06, Y7, Y7
-	VPACKUSWB    Y7, Y8, Y7
-	VPERMQ       $0xd8, Y7, Y7
-	VMOVDQU      X7, 160(DX)
-	VEXTRACTI128 $0x01, Y7, 224(DX)
-	VPBROADCASTQ 48(CX), Y6
-	VPMADDWD     Y0, Y6, Y7
-	VPMADDWD     Y1, Y6, Y8
-	VPMADDWD     Y2, Y6, Y9
-	VPMADDWD     Y3, Y6, Y6
-	VPHADDD      Y8, Y7, Y7
-	VPHADDD      Y6, Y9, Y9
-	VPACKSSDW    Y9, Y7, Y7
-	VPADDW       Y4, Y7, Y7
-	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x06, Y7, Y7
-	VPACKUSWB    Y7, Y8, Y7
-	VPERMQ       $0xd8, Y7, Y7
-	VMOVDQU      X7, 48(DX)
-	VEXTRACTI128 $0x01, Y7, 112(DX)
-	VPBROADCASTQ 56(CX), Y6
-	VPMADDWD     Y0, Y6, Y7
-	VPMADDWD     Y1, Y6, Y8
-	VPMADDWD     Y2, Y6, Y9
-	VPMADDWD     Y3, Y6, Y6
-	VPHADDD      Y8, Y7, Y7
-	VPHADDD      Y6, Y9, Y9
-	VPACKSSDW    Y9, Y7, Y7
-	VPADDW       Y4, Y7, Y7
-	VPAND        Y5, Y7, Y8
-	VPSRLW       $0x06, Y7, Y7
-	VPACKUSWB    Y7, Y8, Y7
-	VPERMQ       $0xd8, Y7, Y7
-	VMOVDQU      X7, 176(DX)
-	VEXTRACTI128 $0x01, Y7, 240(DX)
-	ADDQ         $0x40, CX
-	ADDQ         $0x00000100, DX
-	DECQ         AX
-	JNZ          word
+	VBROADCASTI128 (CX), Y9
+	VPSHUFB        Y0, Y9, Y10
+	VPSIGNW        Y4, Y10, Y10
+	VPSHUFB        Y1, Y9, Y11
+	VPSIGNW        Y5, Y11, Y11
+	VPADDW         Y11, Y10, Y10
+	VPSHUFB        Y2, Y9, Y11
+	VPSIGNW        Y6, Y11, Y11
+	VPADDW         Y11, Y10, Y10
+	VPADDW         Y7, Y10, Y10
+	VPSHUFB        Y3, Y9, Y9
+	VPSUBW         Y9, Y10, Y11
+	VPADDW         Y9, Y10, Y9
+	VPAND          Y8, Y11, Y10
+	VPAND          Y8, Y9, Y12
+	VPACKUSWB      Y12, Y10, Y10
+	VMOVDQU        X10, (DX)
+	VEXTRACTI128   $0x01, Y10, 128(DX)
+	VPSRLW         $0x06, Y11, Y10
+	VPSRLW         $0x06, Y9, Y9
+	VPACKUSWB      Y9, Y10, Y10
+	VMOVDQU        X10, 64(DX)
+	VEXTRACTI128   $0x01, Y10, 192(DX)
+	VBROADCASTI128 16(CX), Y9
+	VPSHUFB        Y0, Y9, Y10
+	VPSIGNW        Y4, Y10, Y10
+	VPSHUFB        Y1, Y9, Y11
+	VPSIGNW        Y5, Y11, Y11
+	VPADDW         Y11, Y10, Y10
+	VPSHUFB        Y2, Y9, Y11
+	VPSIGNW        Y6, Y11, Y11
+	VPADDW         Y11, Y10, Y10
+	VPADDW         Y7, Y10, Y10
+	VPSHUFB        Y3, Y9, Y9
+	VPSUBW         Y9, Y10, Y11
+	VPADDW         Y9, Y10, Y9
+	VPAND          Y8, Y11, Y10
+	VPAND          Y8, Y9, Y12
+	VPACKUSWB      Y12, Y10, Y10
+	VMOVDQU        X10, 16(DX)
+	VEXTRACTI128   $0x01, Y10, 144(DX)
+	VPSRLW         $0x06, Y11, Y10
+	VPSRLW         $0x06, Y9, Y9
+	VPACKUSWB      Y9, Y10, Y10
+	VMOVDQU        X10, 80(DX)
+	VEXTRACTI128   $0x01, Y10, 208(DX)
+	VBROADCASTI128 32(CX), Y9
+	VPSHUFB        Y0, Y9, Y10
+	VPSIGNW        Y4, Y10, Y10
+	VPSHUFB        Y1, Y9, Y11
+	VPSIGNW        Y5, Y11, Y11
+	VPADDW         Y11, Y10, Y10
+	VPSHUFB        Y2, Y9, Y11
+	VPSIGNW        Y6, Y11, Y11
+	VPADDW         Y11, Y10, Y10
+	VPADDW         Y7, Y10, Y10
+	VPSHUFB        Y3, Y9, Y9
+	VPSUBW         Y9, Y10, Y11
+	VPADDW         Y9, Y10, Y9
+	VPAND          Y8, Y11, Y10
+	VPAND          Y8, Y9, Y12
+	VPACKUSWB      Y12, Y10, Y10
+	VMOVDQU        X10, 32(DX)
+	VEXTRACTI128   $0x01, Y10, 160(DX)
+	VPSRLW         $0x06, Y11, Y10
+	VPSRLW         $0x06, Y9, Y9
+	VPACKUSWB      Y9, Y10, Y10
+	VMOVDQU        X10, 96(DX)
+	VEXTRACTI128   $0x01, Y10, 224(DX)
+	VBROADCASTI128 48(CX), Y9
+	VPSHUFB        Y0, Y9, Y10
+	VPSIGNW        Y4, Y10, Y10
+	VPSHUFB        Y1, Y9, Y11
+	VPSIGNW        Y5, Y11, Y11
+	VPADDW         Y11, Y10, Y10
+	VPSHUFB        Y2, Y9, Y11
+	VPSIGNW        Y6, Y11, Y11
+	VPADDW         Y11, Y10, Y10
+	VPADDW         Y7, Y10, Y10
+	VPSHUFB        Y3, Y9, Y9
+	VPSUBW         Y9, Y10, Y11
+	VPADDW         Y9, Y10, Y9
+	VPAND          Y8, Y11, Y10
+	VPAND          Y8, Y9, Y12
+	VPACKUSWB      Y12, Y10, Y10
+	VMOVDQU        X10, 48(DX)
+	VEXTRACTI128   $0x01, Y10, 176(DX)
+	VPSRLW         $0x06, Y11, Y10
+	VPSRLW         $0x06, Y9, Y9
+	VPACKUSWB      Y9, Y10, Y10
+	VMOVDQU        X10, 112(DX)
+	VEXTRACTI128   $0x01, Y10, 240(DX)
+	ADDQ           $0x40, CX
+	ADDQ           $0x00000100, DX
+	DECQ           AX
+	JNZ            word
 	VZEROUPPER
 	RET
 

@@ -387,26 +387,22 @@ func single(add bool) {
 }
 
 // digits emits avx2Digits: the tables of whole words from queries rounded to
-// integers, eight quads of int16 a word.
+// integers, eight quads of int16 a word. A lane has the eight sums of three numbers of a quad; the
+// fourth is taken off for the first half of its table and added for the second.
 func digits() {
-	signs := GLOBL("signs", rodata)
-	// In this order VPHADDD and VPACKSSDW leave the 16 sums in theirs.
-	for k := range 4 {
+	// In lane l, number i of quad l of two fills the places.
+	fill := GLOBL("fill", rodata)
+	for i := range 4 {
 		for lane := range 2 {
-			for i := range 2 {
-				x := lane*8 + k*2 + i
-				var c uint64
-				for bit := range 4 {
-					v := uint64(0xffff)
-					if x>>bit&1 == 1 {
-						v = 1
-					}
-					c |= v << (16 * bit)
-				}
-				DATA(32*k+16*lane+8*i, U64(c))
+			at := uint64(8*lane + 2*i)
+			for half := range 2 {
+				DATA(32*i+16*lane+8*half, U64(((at+1)<<8|at)*0x0001000100010001))
 			}
 		}
 	}
+	// Sign i of place x is bit i of x.
+	signs := constants("signs", [4]uint32{0x0001ffff, 0x0001ffff, 0x0001ffff, 0x0001ffff},
+		[4]uint32{0xffffffff, 0x00010001, 0xffffffff, 0x00010001}, [4]uint32{0xffffffff, 0xffffffff, 0x00010001, 0x00010001})
 	bias := constants("bias", [4]uint32{0x08200820})
 
 	TEXT("avx2Digits", NOSPLIT, "func(words int, quads *int16, digits *byte)")
@@ -414,33 +410,52 @@ func digits() {
 	words := Load(Param("words"), GP64())
 	quads := Load(Param("quads"), GP64())
 	out := Load(Param("digits"), GP64())
-	var c [4]reg.VecVirtual
-	for k := range c {
-		c[k] = YMM()
-		VMOVDQU(signs.Offset(32*k), c[k])
+	var place [4]reg.VecVirtual
+	var sign [3]reg.VecVirtual
+	for i := range place {
+		place[i] = YMM()
+		VMOVDQU(fill.Offset(32*i), place[i])
+	}
+	for i := range sign {
+		sign[i] = YMM()
+		VBROADCASTI128(signs.Offset(16*i), sign[i])
 	}
 	zero, mask := YMM(), YMM()
 	VPBROADCASTD(bias, zero)
 	VPBROADCASTD(digitMask, mask)
 	Label("word")
-	for g := range 8 {
-		var m [4]reg.VecVirtual
-		q := YMM()
-		VPBROADCASTQ(Mem{Base: quads, Disp: 8 * g}, q)
-		for k := range m {
-			m[k] = YMM()
-			VPMADDWD(c[k], q, m[k])
+	for g := 0; g < 8; g += 2 {
+		two, sum, last := YMM(), YMM(), YMM()
+		VBROADCASTI128(Mem{Base: quads, Disp: 8 * g}, two)
+		for i, s := range sign {
+			x := YMM()
+			if i == 0 {
+				x = sum
+			}
+			VPSHUFB(place[i], two, x)
+			VPSIGNW(s, x, x)
+			if i > 0 {
+				VPADDW(x, sum, sum)
+			}
 		}
-		VPHADDD(m[1], m[0], m[0])
-		VPHADDD(m[3], m[2], m[2])
-		VPACKSSDW(m[2], m[0], m[0])
-		VPADDW(zero, m[0], m[0])
-		VPAND(mask, m[0], m[1])
-		VPSRLW(Imm(6), m[0], m[0])
-		VPACKUSWB(m[0], m[1], m[0])
-		VPERMQ(Imm(0xd8), m[0], m[0])
-		VMOVDQU(m[0].AsX(), Mem{Base: out, Disp: tableAt(g/2, g%2, 0)})
-		VEXTRACTI128(Imm(1), m[0], Mem{Base: out, Disp: tableAt(g/2, g%2, 1)})
+		VPADDW(zero, sum, sum)
+		VPSHUFB(place[3], two, last)
+		low, high := YMM(), YMM()
+		VPSUBW(last, sum, low)
+		VPADDW(last, sum, high)
+		for d := range 2 {
+			a, b := YMM(), YMM()
+			if d == 0 {
+				VPAND(mask, low, a)
+				VPAND(mask, high, b)
+			} else {
+				VPSRLW(Imm(6), low, a)
+				VPSRLW(Imm(6), high, b)
+			}
+			VPACKUSWB(b, a, a)
+			VMOVDQU(a.AsX(), Mem{Base: out, Disp: tableAt(g/2, 0, d)})
+			VEXTRACTI128(Imm(1), a, Mem{Base: out, Disp: tableAt(g/2, 1, d)})
+		}
 	}
 	ADDQ(Imm(64), quads)
 	ADDQ(U32(tableBytes), out)
