@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/phaseconv/phaseconv/convert/bits"
-	"github.com/phaseconv/phaseconv/convert/plan"
 	"github.com/phaseconv/phaseconv/format/checkpoint"
 	"github.com/phaseconv/phaseconv/format/family"
 	"github.com/phaseconv/phaseconv/internal/tiny"
@@ -105,26 +103,26 @@ func TestKindsOfLayers(t *testing.T) {
 	sameTrees(t, at("one/out"), at("two/out"))
 }
 
-// TestKindsLong: joint codes, values that are keys, experts beside an FFN, and both containers.
+// TestKindsLong: joint codes, with heads of some layers beyond the span, values that are keys, experts beside an FFN, and both containers.
 func TestKindsLong(t *testing.T) {
 	if os.Getenv("PHASECONV_LONG") == "" {
 		t.Skip("PHASECONV_LONG is not set")
 	}
 	for _, name := range []string{"gemma4", "gemma4-kv", "gemma4-moe"} {
-		for _, joint := range []bool{false, true} {
+		for span, parts := range map[int]string{0: "k", 64: "kv", 16: "mixed"} {
 			o := gemma(t, name, filepath.Join(t.TempDir(), "out"))
 			o.Formats = []checkpoint.Container{checkpoint.GGUF, checkpoint.Safetensors}
 			o.Report, o.ReportDetail, o.Threads = true, true, parallel.Threads(0)
-			if joint {
-				o.Joint, o.Report = &plan.Joint{GroupOptions: bits.GroupOptions{Parts: bits.PartsBoth, Bits: 6, Span: 64}}, true
-				o.Policy.Recent = 4
+			if span > 0 {
+				o.Joint, o.Policy.Recent = jointOf(8, span), 4
 			}
 			res, err := Convert(context.Background(), o)
 			if err != nil {
-				t.Fatalf("%s, joint %v: %v", name, joint, err)
+				t.Fatalf("%s, span %d: %v", name, span, err)
 			}
-			if !res.Verify.OK || !(res.Verify.KLD.Mean > 0) {
-				t.Errorf("%s, joint %v: %+v", name, joint, res.Verify.KLD)
+			if !res.Verify.OK || !(res.Verify.KLD.Mean > 0) || res.Manifest.Code.Parts != parts ||
+				span > 0 && string(res.Plans[0].Keys.Parts) != parts {
+				t.Errorf("%s, span %d: %+v of %+v", name, span, res.Verify.KLD, res.Manifest.Code)
 			}
 		}
 	}

@@ -26,6 +26,8 @@ type Groups struct {
 	// Given says which are coded given the group of the same number in the layer below, [layer][group];
 	// nil for none.
 	Given [][]bool
+	// Shares say which signs of a group its keys and its values are decoded from.
+	Shares Shares
 }
 
 // Parts names what groups hold; its text is that of codec.Summary.Parts.
@@ -65,6 +67,8 @@ type GroupOptions struct {
 	// Pairs codes every second layer given the codes of the layer below it: a third less divergence at
 	// equal bytes, for half as much decode work again (docs/codes.md).
 	Pairs bool
+	// Shares are the parts of a group's signs that serve keys, and values; less is faster to decode.
+	Shares Shares
 }
 
 // in returns which parts the groups of a layer hold: with PartsBoth, keys and values have groups of
@@ -100,6 +104,10 @@ func (o GroupOptions) spans(y *family.Layer) (out [][]codec.Part, err error) {
 	}
 	for _, s := range sides {
 		parts, err := codec.Spans(y.KVHeads, y.HeadDim, y.ValueDim, o.Span, s[0], s[1])
+		if most := max(y.HeadDim, y.ValueDim); err != nil && o.Parts == PartsBoth && most > o.Span {
+			return nil, option.Bad("Span", o.Span, "a head has keys of %d and values of %d numbers; a group holds one of them at "+
+				"least", y.HeadDim, y.ValueDim)
+		}
 		if err != nil {
 			return nil, option.Bad("Span", o.Span, "%v", err)
 		}
@@ -115,6 +123,9 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 	if _, err := ParseParts(string(o.Parts)); err != nil {
 		return nil, option.Of("Parts", o.Parts, err)
 	}
+	if err := o.Shares.check(o.Parts); err != nil {
+		return nil, err
+	}
 	perNumber := o.Bits
 	if o.Parts.Whole() {
 		perNumber /= 2
@@ -126,7 +137,7 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 		}
 		return nil, option.Bad("BitsKV", o.Bits, "it must be above 0 and at most %g", most)
 	}
-	g := &Groups{}
+	g := &Groups{Shares: o.Shares}
 	numbers, count := 0, 0
 	for l := range c.Layers {
 		y := &c.Layers[l]
@@ -195,19 +206,21 @@ const (
 	// fallPerBit is by what a bit a number more divides the divergence of joint codes, measured
 	// from half a bit to two (docs/codes.md).
 	fallPerBit = 3.7
-	// mostShare bounds what a group gets, or gives, to a factor of what it has evenly: beyond it
-	// nobody measured that rule.
-	mostShare = 2
+	// movedPart bounds what a group gets, or gives, to one part in so many of what it has evenly. What
+	// a layer costs alone says little of what it costs among coded ones: on SmolLM2 bounds of a half and
+	// of twice are worse than none of it (docs/codes.md).
+	movedPart = 5
 	// jointDraft is how many tokens per number or sign of a vector drafts are fitted to.
 	jointDraft = 8
 )
 
 // AllotJoint spreads the signs of g over groups by what they are measured to cost: how much the
-// predictions diverge when the keys and values of one layer alone are coded with the signs that
-// they have evenly, by drafts that are fitted to some windows, on another one. Where keys and values
-// have groups of their own, each side is measured by itself, so that the budget is divided between
-// them too. It takes it that the divergence falls by fallPerBit for every bit a number. Words of 32
-// signs go one by one where the sum falls most.
+// predictions diverge when the keys and values of one layer alone are coded with the signs of g, by
+// drafts that are fitted to some windows, on another one. The upper layer of a pair is given the codes
+// of the lower one, which itself stays as it is. Where keys and values have groups of their own, each
+// side is measured by itself, so that the budget is divided between them too. It takes it that the
+// divergence falls by fallPerBit for every bit a number. Words of 32 signs go one by one where the sum
+// falls most.
 func AllotJoint(ctx context.Context, m *refmodel.Model, windows [][]int32, g *Groups, o Options) ([][]int, error) {
 	c := m.Config
 	few, middle, err := g.draftWindows(c, windows)
@@ -333,8 +346,8 @@ func spreadJoint(c *family.Config, g *Groups, damage [][]float64) [][]int {
 		for i, n := range signs {
 			d := codec.PartsDim(g.Parts[l][i], c.Layers[l].HeadDim, c.Layers[l].ValueDim)
 			even := n / wordSigns
-			x := &group{layer: l, index: i, least: max(1, even/mostShare),
-				most:   min(even*mostShare, codec.MaxSigns(d)/wordSigns),
+			step := max(1, even/movedPart)
+			x := &group{layer: l, index: i, least: max(1, even-step), most: min(even+step, codec.MaxSigns(d)/wordSigns),
 				damage: damage[l][i], fall: fmath.Log(fallPerBit) * wordSigns / float64(d)}
 			x.words = x.least
 			left += even - x.least

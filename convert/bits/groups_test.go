@@ -8,8 +8,8 @@ import (
 	"github.com/phaseconv/phaseconv/rotations/codec"
 )
 
-// TestSpreadJoint: the budget is kept, layers that cost more get more, nobody more than twice or
-// less than half of what is even, and equal layers get equal signs.
+// TestSpreadJoint: the budget is kept, layers that cost more get more, nobody a fifth more or less
+// than evenly, and equal layers get equal signs.
 func TestSpreadJoint(t *testing.T) {
 	c := tiny.Open(t, "llama", tiny.Options{Seed: 1, Layers: 4, HeadDim: 64}).Config
 	g, err := JointGroups(c, GroupOptions{Parts: PartsBoth, Bits: 3.2, Span: 1 << 10})
@@ -37,9 +37,12 @@ func TestSpreadJoint(t *testing.T) {
 	if sum(got) != want {
 		t.Errorf("%v are not %d signs", got, want)
 	}
-	even := g.Signs[3][0]
-	if got[0][0] >= got[1][0] || got[1][0] > got[3][0] || got[0][0] < even/2-32 || got[3][0] > 2*even+32 {
-		t.Errorf("signs %v for rising damage, %d each evenly", got, even)
+	bound := func(l, sign int) int { // in whole words
+		words := g.Signs[l][0] / wordSigns
+		return (words + sign*(words/5)) * wordSigns
+	}
+	if got[0][0] >= got[1][0] || got[1][0] > got[3][0] || got[0][0] != bound(0, -1) || got[3][0] != bound(3, 1) {
+		t.Errorf("signs %v for rising damage, %v evenly", got, g.Signs)
 	}
 	got = spreadJoint(c, g, [][]float64{{1}, {1}, {1}, {1}})
 	for l := range got {
@@ -74,6 +77,18 @@ func TestLongHeads(t *testing.T) {
 	}
 }
 
+// TestRobust: what a layer costs goes with all tokens and not with the worst.
+func TestRobust(t *testing.T) {
+	for _, x := range []struct {
+		kld  []float64
+		want float64
+	}{{nil, 0}, {[]float64{4, 4}, 4}, {[]float64{4, 0}, 1}, {[]float64{0, 0, 0, 16}, 1}, {[]float64{-1e-9, 4}, 1}} {
+		if got := robust(x.kld); got != x.want {
+			t.Errorf("%v: %g, want %g", x.kld, got, x.want)
+		}
+	}
+}
+
 // TestSides: keys and values are measured apart where groups hold one of them alone, and each group
 // gets an equal part of its side's damage.
 func TestSides(t *testing.T) {
@@ -84,6 +99,11 @@ func TestSides(t *testing.T) {
 			t.Fatal(err)
 		}
 		sides := g.sides()
+		shifted := *g // the upper layer of a pair has a group of keys less than the lower one
+		shifted.Given, shifted.Parts = [][]bool{nil, {true}}, [][][]codec.Part{g.Parts[0], g.Parts[1][1:]}
+		if n := len(shifted.sides()); n != 1 {
+			t.Errorf("%s: %d sides of layers with other numbers of groups", parts, n)
+		}
 		if len(sides) != want {
 			t.Errorf("%s: %d sides", parts, len(sides))
 		}
