@@ -142,7 +142,8 @@ const JointRecent = 64
 
 // DefaultJoint returns how keys and values are coded together unless told otherwise.
 func DefaultJoint() plan.Joint {
-	return plan.Joint{GroupOptions: bits.GroupOptions{Parts: bits.PartsBoth, Bits: 3, Span: spec.DefaultGroupDim},
+	return plan.Joint{GroupOptions: bits.GroupOptions{Parts: bits.PartsBoth, Bits: 3, Span: spec.DefaultGroupDim,
+		Shares: bits.Shares{Key: 1, Value: 1}},
 		Fisher: true, IfAble: true}
 }
 

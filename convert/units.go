@@ -127,7 +127,8 @@ func (j *job) work(ctx context.Context, ch *plan.Changes, opt calibrate.Options)
 	}
 	in := func(name string, v any) fitcache.Input { return fitcache.Input{Name: name, Value: fmt.Sprint(v)} }
 	if opt.Joint != nil {
-		kinds = append(kinds, fmt.Sprintf("joint %v, given %v, fisher %v", opt.Joint.Parts, opt.Joint.Given, opt.Joint.Fisher))
+		kinds = append(kinds, fmt.Sprintf("joint %v, shares %v, given %v, fisher %v", opt.Joint.Parts, opt.Joint.Shares, opt.Joint.Given,
+			opt.Joint.Fisher))
 	}
 	w := &fitcache.Cache{
 		Dir: o.Work,

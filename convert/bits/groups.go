@@ -26,6 +26,8 @@ type Groups struct {
 	// Given says which are coded given the group of the same number in the layer below, [layer][group];
 	// nil for none.
 	Given [][]bool
+	// Shares say which signs of a group its keys and its values are decoded from.
+	Shares Shares
 }
 
 // Parts names what groups hold; its text is that of codec.Summary.Parts.
@@ -65,6 +67,8 @@ type GroupOptions struct {
 	// Pairs codes every second layer given the codes of the layer below it: a third less divergence at
 	// equal bytes, for half as much decode work again (docs/codes.md).
 	Pairs bool
+	// Shares are the parts of a group's signs that serve keys, and values; less is faster to decode.
+	Shares Shares
 }
 
 // in returns which parts the groups of a layer hold: with PartsBoth, keys and values have groups of
@@ -119,6 +123,9 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 	if _, err := ParseParts(string(o.Parts)); err != nil {
 		return nil, option.Of("Parts", o.Parts, err)
 	}
+	if err := o.Shares.check(o.Parts); err != nil {
+		return nil, err
+	}
 	perNumber := o.Bits
 	if o.Parts.Whole() {
 		perNumber /= 2
@@ -130,7 +137,7 @@ func JointGroups(c *family.Config, o GroupOptions) (*Groups, error) {
 		}
 		return nil, option.Bad("BitsKV", o.Bits, "it must be above 0 and at most %g", most)
 	}
-	g := &Groups{}
+	g := &Groups{Shares: o.Shares}
 	numbers, count := 0, 0
 	for l := range c.Layers {
 		y := &c.Layers[l]

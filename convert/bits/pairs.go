@@ -75,8 +75,11 @@ func (f *Fitter) Fit(ctx context.Context, s *fit.GroupSample) (*codec.Group, []f
 			return nil, nil, fmt.Errorf("layer %d: the codes of layer %d, which it is given, are not there", l, l-1)
 		}
 		s.Below, s.BelowSigns, f.lower[i] = f.lower[i], f.g.Signs[l-1][i], nil
+		s.BelowKeySigns, s.BelowValueSigns = f.g.Shares.Of(s.Parts, s.BelowSigns)
 	}
-	code, curve, err := fit.Group(ctx, f.g.Signs[l][i], s)
+	signs := f.g.Signs[l][i]
+	s.KeySigns, s.ValueSigns = f.g.Shares.Of(s.Parts, signs)
+	code, curve, err := fit.Group(ctx, signs, s)
 	if err != nil || !f.g.IsGiven(l+1, i) {
 		return code, curve, err
 	}

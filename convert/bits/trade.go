@@ -51,19 +51,20 @@ func DecodeCost(c *family.Config, g *Groups, anchor int) float64 {
 			each += (costTurn*float64(y.HeadDim) + costTable) / float64(anchor)
 		}
 		for i, parts := range groups {
-			var perSign float64
+			keys, values := g.Shares.used(parts, g.Signs[l][i])
+			if g.IsGiven(l, i) {
+				k, v := g.Shares.used(parts, g.Signs[l-1][i])
+				keys, values = keys+k, values+v
+			}
+			var token float64
 			for _, p := range parts {
 				if p.Value {
-					perSign += costSums
+					token += float64(costSums * float64(values))
 				} else {
-					perSign += each
+					token += float64(each * float64(keys))
 				}
 			}
-			signs := g.Signs[l][i]
-			if g.IsGiven(l, i) {
-				signs += g.Signs[l-1][i]
-			}
-			cost += float64(perSign * float64(y.Group()*signs))
+			cost += float64(token * float64(y.Group()))
 		}
 	}
 	return cost

@@ -29,6 +29,10 @@ type Keys struct {
 	// CodeName is the --code that makes such codes, see spec.VerifyJSON; Pairs is that of Joint.
 	CodeName string `json:"code_name"`
 	Pairs    bool   `json:"pairs,omitempty"`
+	// KeyShare and ValueShare are the parts of all signs that keys, and values, of joint codes are decoded
+	// from; absent where all serve both.
+	KeyShare   float64 `json:"key_share,omitempty"`
+	ValueShare float64 `json:"value_share,omitempty"`
 	// MeasuredChoices are the options that measurements will choose: the plan has what they start from.
 	MeasuredChoices []string `json:"measured_choices,omitempty"`
 	// Bytes of signs, scales and exceptions. Signs are stored in words of 32, so
@@ -184,6 +188,9 @@ func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
 	k.Signs, k.Bytes = g.Total()
 	k.Bits = float64(k.Signs) / float64(numbers)
 	k.GroupDim, _ = g.Largest(c)
+	if keys, values := g.Used(); keys < k.Signs || values < k.Signs {
+		k.KeyShare, k.ValueShare = float64(keys)/float64(k.Signs), float64(values)/float64(k.Signs)
+	}
 	if k.Spread = fmt.Sprintf("%d for each group", lo); lo != hi {
 		k.Spread = fmt.Sprintf("%d to %d for each group", lo, hi)
 	}

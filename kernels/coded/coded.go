@@ -59,6 +59,8 @@ type part struct {
 type Code struct {
 	b            int
 	keys, values []part
+	// The signs that mean something for some part of keys, and of values.
+	keySigns, valueSigns onebit.Range
 }
 
 // NewCode prepares a group of b signs from the matrices of its parts of K and of V, each
@@ -67,25 +69,49 @@ func NewCode(b int, keys, values []Matrix) (*Code, error) {
 	if b < 8 || b > onebit.MaxBits || b%8 != 0 {
 		return nil, fmt.Errorf("a code of %d signs: the kernels take multiples of 8 up to %d", b, onebit.MaxBits)
 	}
-	c := &Code{b: b}
-	for i, list := range [][]Matrix{keys, values} {
+	for _, list := range [][]Matrix{keys, values} {
 		for j, m := range list {
 			d := len(m.Mean)
 			if d == 0 || len(m.Decode) != b*d || j > 0 && m.Head <= list[j-1].Head {
 				return nil, fmt.Errorf("part %d of a code of %d signs, head %d: a mean of %d numbers, a matrix of %d", j, b, m.Head,
 					d, len(m.Decode))
 			}
-			p := part{head: m.Head, d: d, mean: m.Mean}
-			if i == 0 {
-				p.project = onebit.NewProjection(m.Decode, b, d)
-				c.keys = append(c.keys, p)
-			} else {
-				p.expand.PackT(d, b, m.Decode, d, 1)
-				c.values = append(c.values, p)
+		}
+	}
+	return newCode(keys, values, used(keys, b), used(values, b)), nil
+}
+
+func newCode(keys, values []Matrix, keySigns, valueSigns onebit.Range) *Code {
+	c := &Code{b: keySigns.B, keySigns: keySigns, valueSigns: valueSigns}
+	for _, m := range keys {
+		r, d := c.keySigns, len(m.Mean)
+		c.keys = append(c.keys, part{head: m.Head, d: d, mean: m.Mean,
+			project: onebit.NewProjection(m.Decode[r.From*d:r.To*d], r.Len(), d)})
+	}
+	for _, m := range values {
+		r, d := c.valueSigns, len(m.Mean)
+		p := part{head: m.Head, d: d, mean: m.Mean}
+		p.expand.PackT(d, r.Len(), m.Decode[r.From*d:r.To*d], d, 1)
+		c.values = append(c.values, p)
+	}
+	return c
+}
+
+// used returns the signs from the first to the last whose row is not zero in some matrix, in whole
+// words.
+func used(list []Matrix, b int) onebit.Range {
+	from, to := b, 0
+	for _, m := range list {
+		d := len(m.Mean)
+		for i, v := range m.Decode {
+			if v != 0 {
+				from, to = min(from, i/d), max(to, i/d+1)
 			}
 		}
 	}
-	return c, nil
+	const word = 32
+	from = min(from, to) / word * word
+	return onebit.Range{B: b, From: from, To: min(b, (max(from+1, to)+word-1)/word*word)}
 }
 
 // B returns the signs of a token.
@@ -173,7 +199,7 @@ func (w *Worker) Scores(dst []float32, ld int, c *Cache, q []float32, group, fro
 	if from >= to || len(c.code.keys) == 0 {
 		return
 	}
-	b := c.code.b
+	b, signs := c.code.b, c.code.keySigns
 	block := c.anchor
 	if block == 0 {
 		block = (to + onebit.BlockKeys - 1) / onebit.BlockKeys * onebit.BlockKeys
@@ -219,11 +245,11 @@ func (w *Worker) Scores(dst []float32, ld int, c *Cache, q []float32, group, fro
 				for i1 < len(parts) && parts[i1].head == parts[i1-1].head+1 {
 					i1++
 				}
-				w.tables.Reset((i1-i0)*group, b)
+				w.tables.Reset((i1-i0)*group, signs)
 				for i := i0; i < i1; i++ {
 					for r := range group {
 						row, h := i*rowsOfPart+k*group+r, (i-i0)*group+r
-						w.tables.Set(h, coords[row*width:][:b])
+						w.tables.Set(h, coords[row*width:][:signs.Len()])
 						shared[h] = offsets[row]
 					}
 				}
@@ -245,20 +271,21 @@ func (w *Worker) Sums(out []float32, c *Cache, p []float32, ld, group, from, to 
 	if from >= to {
 		return
 	}
-	b, parts := c.code.b, c.code.values
+	b, signs, parts := c.code.b, c.code.valueSigns, c.code.values
+	n := signs.Len()
 	for i0 := 0; i0 < len(parts); {
 		i1 := i0 + 1
 		for i1 < len(parts) && parts[i1].head == parts[i1-1].head+1 {
 			i1++
 		}
 		heads, h0 := (i1-i0)*group, parts[i0].head*group
-		t := linalg.Grow(&w.t, heads*b)
+		t := linalg.Grow(&w.t, heads*n)
 		clear(t)
-		w.sums.Add(t, b, p[h0*ld+from:], ld, heads, b, c.bits[from*onebit.Words(b):], c.scales[from:], to-from)
+		w.sums.Add(t, n, p[h0*ld+from:], ld, heads, signs, c.bits[from*onebit.Words(b):], c.scales[from:], to-from)
 		for i := i0; i < i1; i++ {
 			x := &parts[i]
 			one := linalg.Grow(&w.one, group*x.d)
-			gemm.Mul(one, x.d, t[(i-i0)*group*b:], b, group, &x.expand, 1)
+			gemm.Mul(one, x.d, t[(i-i0)*group*n:], n, group, &x.expand, 1)
 			for r := range group {
 				h := x.head*group + r
 				weight := float32(fmath.Sum(p[h*ld+from : h*ld+to]))

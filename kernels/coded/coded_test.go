@@ -171,6 +171,51 @@ func TestRanges(t *testing.T) {
 	}
 }
 
+// TestUnused: signs whose rows are zero for all keys, or all values, are left out, and not a bit changes.
+func TestUnused(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 1))
+	const d, n, group, heads, b = 32, 500, 3, 2, 200
+	g := random(r, b, d, []int{0, 1}, n)
+	for h := range heads {
+		clear(g.keys[h].Decode[130*d:])
+		clear(g.values[h].Decode[:70*d])
+	}
+	code, err := NewCode(b, g.keys, g.values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, values := onebit.Range{B: b, To: 160}, onebit.Range{B: b, From: 64, To: b}
+	if code.keySigns != keys || code.valueSigns != values {
+		t.Fatalf("signs %v of keys, %v of values; want %v and %v", code.keySigns, code.valueSigns, keys, values)
+	}
+	whole := newCode(g.keys, g.values, onebit.All(b), onebit.All(b))
+	table := rope.NewTable(rope.Params{Theta: 10000, Dim: d}, n)
+	q := normals(r, heads*group*d)
+	var scores, sums [2][]float32
+	for i, code := range []*Code{code, whole} {
+		c, err := NewCache(code, 64, table, rope.Half)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, w := range g.signs {
+			c.Append(w, g.alpha[i])
+		}
+		scores[i], sums[i] = make([]float32, heads*group*n), make([]float32, heads*group*d)
+		var w Worker
+		w.Scores(scores[i], n, c, q, group, 0, n)
+		w.Sums(sums[i], c, scores[i], n, group, 0, n)
+	}
+	if !slices.Equal(scores[0], scores[1]) || !slices.Equal(sums[0], sums[1]) {
+		t.Error("other scores or sums than with all signs")
+	}
+	// Nothing of a matrix but zeros: no scores but the mean's, and no fault.
+	for h := range heads {
+		clear(g.keys[h].Decode)
+	}
+	c := g.cache(t, 64, table, rope.Half)
+	new(Worker).Scores(scores[0], n, c, q, group, 0, n)
+}
+
 func TestCacheBytes(t *testing.T) {
 	g := random(rand.New(rand.NewPCG(3, 1)), 40, 32, []int{0}, 17)
 	c := g.cache(t, 0, nil, rope.Half)

@@ -43,10 +43,14 @@ var DefaultContexts = []int{4096, 32768, 131072}
 // that long contexts come from memory.
 type Step struct {
 	// Format is of keys and values. joint: one code for all heads' keys and values; pairs: the same, and
-	// every second layer is given the signs of the layer below; apart: one code for keys, one for values.
-	Format  string  `json:"format"`
-	Bits    float64 `json:"bits,omitempty"`
-	Anchor  int     `json:"anchor,omitempty"`
+	// every second layer is given the signs of the layer below; shares: joint, keys decoded from the first and
+	// values from the last of the signs alone; apart: one code for keys, one for values.
+	Format string  `json:"format"`
+	Bits   float64 `json:"bits,omitempty"`
+	Anchor int     `json:"anchor,omitempty"`
+	// Keys and Values, of shares, are the parts of the signs.
+	Keys    float64 `json:"key_share,omitempty"`
+	Values  float64 `json:"value_share,omitempty"`
 	Tokens  int     `json:"tokens"`
 	Heads   int     `json:"query_heads"`
 	Layers  int     `json:"layers"`          // that take turns
@@ -69,6 +73,8 @@ const (
 	// anchors, so many that what a step does once, whatever its tokens (M_p t of package
 	// coded), is not timed much more often.
 	stepPiece = 8192
+	// stepKeys and stepValues are the shares of the signs of codes that are timed with fewer for either side.
+	stepKeys, stepValues = 0.6, 0.75
 )
 
 // A stepEntry is one way of storing a cache.
@@ -124,26 +130,31 @@ func newStepRun(ctx context.Context, l LayerShape, n, group int) (*stepRun, erro
 	r.addBlocks("q4_0", halfdot.BytesQ4, halfdot.ScoreQ4, halfdot.SumQ4)
 	table := rope.NewTable(rope.Params{Theta: 100000, Dim: l.HeadDim}, n)
 	for _, bits := range l.Bits {
-		joint, err := codedLayers(ctx, random, l, r.layers, n, bits, true, true)
-		if err != nil {
-			return nil, err
-		}
-		keys, err := codedLayers(ctx, random, l, r.layers, n, bits, true, false)
-		if err != nil {
-			return nil, err
-		}
-		values, err := codedLayers(ctx, random, l, r.layers, n, bits, false, true)
-		if err != nil {
-			return nil, err
+		layers := map[string][]codedTokens{}
+		for _, x := range []struct {
+			name        string
+			keys, value float64
+		}{{"joint", 1, 1}, {"shares", stepKeys, stepValues}, {"keys", 1, 0}, {"values", 0, 1}} {
+			var err error
+			if layers[x.name], err = codedLayers(ctx, random, l, r.layers, n, bits, x.keys, x.value); err != nil {
+				return nil, err
+			}
 		}
 		for _, anchor := range l.Anchors {
-			if err := r.addCoded("joint", table, bits, anchor, joint); err != nil {
+			e := Step{Format: "joint", Bits: bits, Anchor: anchor}
+			if err := r.addCoded(e, table, layers["joint"]); err != nil {
 				return nil, err
 			}
-			if err := r.addCoded("pairs", table, bits, anchor, joint); err != nil {
+			e.Format = "pairs"
+			if err := r.addCoded(e, table, layers["joint"]); err != nil {
 				return nil, err
 			}
-			if err := r.addCoded("apart", table, bits, anchor, keys, values); err != nil {
+			e.Format = "apart"
+			if err := r.addCoded(e, table, layers["keys"], layers["values"]); err != nil {
+				return nil, err
+			}
+			e.Format, e.Keys, e.Values = "shares", stepKeys, stepValues
+			if err := r.addCoded(e, table, layers["shares"]); err != nil {
 				return nil, err
 			}
 		}
@@ -200,12 +211,13 @@ type codedTokens struct {
 	scales []uint16
 }
 
-// codedLayers makes random codes of all heads' keys, values or both.
+// codedLayers makes random codes of all heads' keys, values or both, decoded from these parts of the signs;
+// 0 for none.
 func codedLayers(ctx context.Context, random *rand.Rand, l LayerShape, layers, n int, bits float64,
-	keys, values bool) ([]codedTokens, error) {
+	keys, values float64) ([]codedTokens, error) {
 	d, heads := l.HeadDim, 0
-	for _, has := range []bool{keys, values} {
-		if has {
+	for _, share := range []float64{keys, values} {
+		if share > 0 {
 			heads += l.KVHeads
 		}
 	}
@@ -215,27 +227,31 @@ func codedLayers(ctx context.Context, random *rand.Rand, l LayerShape, layers, n
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		matrices := func(has bool) (list []coded.Matrix) {
-			for h := 0; has && h < l.KVHeads; h++ {
+		// Rows from <= i < to are not zero.
+		matrices := func(from, to int) (list []coded.Matrix) {
+			for h := 0; from < to && h < l.KVHeads; h++ {
 				x := make([]float32, (b+1)*d)
 				for j := range x {
-					x[j] = float32(random.NormFloat64())
+					if i := j/d - 1; i < 0 || i >= from && i < to {
+						x[j] = float32(random.NormFloat64())
+					}
 				}
 				list = append(list, coded.Matrix{Head: h, Mean: x[:d], Decode: x[d:]})
 			}
 			return list
 		}
-		code, err := coded.NewCode(b, matrices(keys), matrices(values))
+		words := func(share float64) int { return min(b, int(math.Round(float64(share*float64(b))/32))*32) }
+		code, err := coded.NewCode(b, matrices(0, words(keys)), matrices(b-words(values), b))
 		if err != nil {
 			return nil, fmt.Errorf("%g bits of %d KV heads of %d: %w", bits, l.KVHeads, d, err)
 		}
 		t := codedTokens{code: code, bits: make([]uint32, onebit.Len(n, b)), scales: slices.Repeat([]uint16{0x2c00}, n)}
-		words := make([]uint32, onebit.Words(b))
+		row := make([]uint32, onebit.Words(b))
 		for token := range n {
-			for j := range words {
-				words[j] = random.Uint32()
+			for j := range row {
+				row[j] = random.Uint32()
 			}
-			onebit.Set(t.bits, b, token, words)
+			onebit.Set(t.bits, b, token, row)
 		}
 		out[i] = t
 	}
@@ -245,13 +261,12 @@ func codedLayers(ctx context.Context, random *rand.Rand, l LayerShape, layers, n
 // addCoded adds an entry for caches of one or two groups a layer: groups[group][layer]. Of pairs every
 // second layer also scores and sums with the signs of the layer below; that layer's own matrices stand
 // for the ones between, which are of the same size.
-func (r *stepRun) addCoded(format string, table *rope.Table, bits float64, anchor int, groups ...[]codedTokens) error {
+func (r *stepRun) addCoded(e Step, table *rope.Table, groups ...[]codedTokens) error {
 	caches := make([][]*coded.Cache, len(groups))
-	perToken := 0.0
 	for i, layers := range groups {
-		perToken += float64(4*onebit.Words(layers[0].code.B()) + 2)
+		e.Bytes += float64(4*onebit.Words(layers[0].code.B()) + 2)
 		for _, t := range layers {
-			c, err := coded.OpenCache(t.code, anchor, table, rope.Half, t.bits, t.scales)
+			c, err := coded.OpenCache(t.code, e.Anchor, table, rope.Half, t.bits, t.scales)
 			if err != nil {
 				return err
 			}
@@ -261,14 +276,14 @@ func (r *stepRun) addCoded(format string, table *rope.Table, bits float64, ancho
 	read := func(layer int) (all []*coded.Cache) {
 		for _, c := range caches {
 			all = append(all, c[layer])
-			if format == "pairs" && layer%2 == 1 {
+			if e.Format == "pairs" && layer%2 == 1 {
 				all = append(all, c[layer-1])
 			}
 		}
 		return all
 	}
 	var w coded.Worker
-	r.add(Step{Format: format, Bits: bits, Anchor: anchor, Bytes: perToken}, func(layer, from, to int) {
+	r.add(e, func(layer, from, to int) {
 		for _, c := range read(layer) {
 			w.Scores(r.p, r.n, c, r.q, r.group, from, to)
 		}

@@ -19,10 +19,10 @@ func TestSteps(t *testing.T) {
 	}
 	r.layers = 2
 	steps := r.time(t.Context(), time.Millisecond)
-	if len(steps) != 3+12 || steps[0].Format != "F16" || steps[0].Ratio != 1 {
+	if len(steps) != 3+16 || steps[0].Format != "F16" || steps[0].Ratio != 1 {
 		t.Fatalf("%+v", steps)
 	}
-	for i, bytes := range []float64{512, 272, 144, 34, 34, 36, 34, 34, 36, 50, 50, 52, 50, 50, 52} {
+	for i, bytes := range []float64{512, 272, 144, 34, 34, 36, 34, 34, 34, 36, 34, 50, 50, 52, 50, 50, 50, 52, 50} {
 		s := steps[i]
 		if s.Bytes != bytes || s.Heads != 4 || s.Tokens != 300 {
 			t.Errorf("%+v, want %v bytes", s, bytes)

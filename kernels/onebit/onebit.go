@@ -95,6 +95,26 @@ func Len(n, b int) int {
 	return (n + BlockKeys - 1) / BlockKeys * BlockKeys * Words(b)
 }
 
+// A Range is the signs From <= i < To of keys of B signs, the only ones that count: the rows
+// of a decode matrix that belong to the others are zero. From is a multiple of 32, and so is
+// To unless it is B.
+type Range struct{ B, From, To int }
+
+// All returns all signs of keys of b.
+func All(b int) Range { return Range{b, 0, b} }
+
+// Len returns the number of signs.
+func (r Range) Len() int { return r.To - r.From }
+
+// check returns the words of a key, and panics unless r is a range of one.
+func (r Range) check() (stride int) {
+	stride = Words(r.B)
+	if r.From < 0 || r.From >= r.To || r.To > r.B || r.From%wordBits != 0 || r.To%wordBits != 0 && r.To != r.B {
+		panic(fmt.Sprintf("onebit: signs %d to %d of keys of %d: want multiples of %d", r.From, r.To, r.B, wordBits))
+	}
+	return stride
+}
+
 // Set stores the signs of key number key, Words(b) words with bit i of the key at
 // bit i mod 32 of word i div 32. Bits of signs from b on are ignored.
 func Set(bits []uint32, b, key int, signs []uint32) {
@@ -138,7 +158,9 @@ func Pack(bits []uint32, b, n int, keys []float32, ld int) {
 // be called again and then reuses the memory. Concurrent calls of Score may share
 // Tables.
 type Tables struct {
-	heads, bits, words int
+	heads, words int
+	signs        Range
+	stride       int // words of a key
 	// digits[(h*words+w)*256 + n*128 + d*64 + 16*i + x] is digit d (0 the lower) of
 	// T + digitBias, where T is the sum of bits 8i+4n..8i+4n+3 of word w for head h
 	// when they read x.
@@ -155,8 +177,8 @@ type Tables struct {
 // Heads returns the number of queries in t.
 func (t *Tables) Heads() int { return t.heads }
 
-// Bits returns the number of bits per key that t was built for.
-func (t *Tables) Bits() int { return t.bits }
+// Signs returns which signs of a key t was built for.
+func (t *Tables) Signs() Range { return t.signs }
 
 // Step returns the unit that the query of a head was rounded to.
 func (t *Tables) Step(head int) float32 { return math.Float32frombits(t.consts[head][0]) }
@@ -167,20 +189,21 @@ func (t *Tables) Build(q []float32, ldq, heads, b int) {
 	if ldq < 0 || len(q) < (heads-1)*ldq+b {
 		panic(fmt.Sprintf("onebit: %d numbers are too few for %d queries of %d at distance %d", len(q), heads, b, ldq))
 	}
-	t.Reset(heads, b)
+	t.Reset(heads, All(b))
 	for h := range heads {
 		t.Set(h, q[h*ldq:][:b])
 	}
 }
 
-// Reset makes room for the tables of heads queries of b numbers. Each wants a Set before
-// t is used.
-func (t *Tables) Reset(heads, b int) {
-	words := Words(b)
+// Reset makes room for the tables of heads queries with a number for each of the signs of a
+// range; what the other signs of a key are does not count. Each wants a Set before t is used.
+func (t *Tables) Reset(heads int, signs Range) {
+	stride := signs.check()
 	if heads < 1 {
 		panic(fmt.Sprintf("onebit: tables for %d heads", heads))
 	}
-	t.heads, t.bits, t.words = heads, b, words
+	words := Words(signs.Len())
+	t.heads, t.signs, t.words, t.stride = heads, signs, words, stride
 	t.digits = slices.Grow(t.digits[:0], heads*words*tableWord)[:heads*words*tableWord]
 	t.consts = slices.Grow(t.consts[:0], heads)[:heads]
 	t.bytes = t.bytes[:0]
@@ -189,12 +212,12 @@ func (t *Tables) Reset(heads, b int) {
 	}
 }
 
-// Set makes the tables of the query of head h, t.Bits() numbers.
+// Set makes the tables of the query of head h, a number for each sign of t.Signs().
 func (t *Tables) Set(h int, q []float32) {
 	words := t.words
 	t.quads = slices.Grow(t.quads[:0], words*8)[:words*8]
 	quads := t.quads
-	step := roundQuery(quads, q[:t.bits])
+	step := roundQuery(quads, q[:t.signs.Len()])
 	// Where sums of even and odd bytes are told apart only at the end, see avx2Sum,
 	// all - 256*odd and odd must both start from minus the bias of the digits.
 	odd := -uint32(words * 8 * digitZero)
@@ -289,7 +312,7 @@ func buildBytes(bytes []int16, quads [][4]int16) {
 }
 
 // Score computes the scores of keys 0..n-1 for every head of t: out[h*ostride+i]
-// is that of head h and key i. bits holds Len(n, t.Bits()) words, scales at least
+// is that of head h and key i. bits holds Len(n, t.Signs().B) words, scales at least
 // n binary16 numbers. offsets has one number per head or is nil.
 //
 // For a range of keys that starts at a multiple of 16, pass the parts of bits and
@@ -309,6 +332,7 @@ func Score(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 	}
 
 	full := n / BlockKeys
+	bits = bits[t.signs.From/wordBits*BlockKeys:]
 	if full > 0 {
 		scoreBlocks(out, ostride, t, bits, scales, full, consts)
 	}
@@ -318,7 +342,7 @@ func Score(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 		copy(sc[:], scales[full*BlockKeys:])
 		var few [8 * BlockKeys]float32
 		tail := append(few[:0], make([]float32, t.heads*BlockKeys)...)
-		scoreBlocks(tail, BlockKeys, t, bits[full*BlockKeys*t.words:], sc[:], 1, consts)
+		scoreBlocks(tail, BlockKeys, t, bits[full*BlockKeys*t.stride:], sc[:], 1, consts)
 		for h := range t.heads {
 			copy(out[h*ostride+full*BlockKeys:][:rest], tail[h*BlockKeys:])
 		}
@@ -327,9 +351,9 @@ func Score(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 
 // check panics, before anything is written, when slices are too short.
 func check(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, n int, offsets []float32) {
-	if len(bits) < Len(n, t.bits) || len(scales) < n {
+	if len(bits) < Len(n, t.signs.B) || len(scales) < n {
 		panic(fmt.Sprintf("onebit: %d words and %d scales are too few for %d keys of %d bits", len(bits), len(scales), n,
-			t.bits))
+			t.signs.B))
 	}
 	if t.heads > 1 && ostride < n || len(out) < (t.heads-1)*ostride+n {
 		panic(fmt.Sprintf("onebit: %d numbers at distance %d do not hold %d scores of %d heads", len(out), ostride, n,
@@ -345,7 +369,7 @@ func check(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16
 func scoreGeneric(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
 	consts [][4]uint32) {
 	for b := range blocks {
-		block := bits[b*BlockKeys*t.words:][:BlockKeys*t.words]
+		block := bits[b*BlockKeys*t.stride:][:BlockKeys*t.words]
 		for h := range t.heads {
 			step, offset := math.Float32frombits(consts[h][0]), math.Float32frombits(consts[h][1])
 			row := out[h*ostride+b*BlockKeys:][:BlockKeys]

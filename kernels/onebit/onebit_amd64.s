@@ -636,16 +636,16 @@ DATA unitrows<>+48(SB)/8, $0x8040201008040201
 DATA unitrows<>+56(SB)/8, $0x8040201008040201
 GLOBL unitrows<>(SB), RODATA|NOPTR, $64
 
-// func avx512gfniTranspose(words int, bits *uint32, out *uint32)
+// func avx512gfniTranspose(words int, stride int, bits *uint32, out *uint32)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI, MMX+
-TEXT ·avx512gfniTranspose(SB), NOSPLIT, $0-24
+TEXT ·avx512gfniTranspose(SB), NOSPLIT, $0-32
 	MOVQ     words+0(FP), AX
-	MOVQ     bits+8(FP), CX
-	MOVQ     out+16(FP), DX
+	MOVQ     bits+16(FP), CX
+	MOVQ     out+24(FP), DX
 	VMOVDQU8 tokenplanes<>+0(SB), Z0
 	VMOVDQU8 signbytes<>+0(SB), Z1
 	VMOVDQU8 unitrows<>+0(SB), Z2
-	MOVQ     AX, BX
+	MOVQ     stride+8(FP), BX
 	SHLQ     $0x06, BX
 	LEAQ     (BX)(BX*2), SI
 
@@ -1268,20 +1268,23 @@ end1:
 	VZEROUPPER
 	RET
 
-// func avx2Split(pairs int, words int, bits *uint32, planes *byte)
+// func avx2Split(pairs int, words int, stride int, bits *uint32, planes *byte)
 // Requires: AVX, AVX2
-TEXT ·avx2Split(SB), NOSPLIT, $0-32
+TEXT ·avx2Split(SB), NOSPLIT, $0-40
 	MOVQ           pairs+0(FP), AX
 	MOVQ           words+8(FP), CX
-	MOVQ           bits+16(FP), DX
-	MOVQ           planes+24(FP), BX
+	MOVQ           bits+24(FP), DX
+	MOVQ           planes+32(FP), BX
 	VBROADCASTI128 transpose<>+0(SB), Y0
 	VPBROADCASTD   lownibbles<>+0(SB), Y1
-	MOVQ           CX, SI
+	MOVQ           stride+16(FP), SI
+	LEAQ           (SI)(SI*1), DI
+	SUBQ           CX, DI
 	SHLQ           $0x06, SI
+	SHLQ           $0x06, DI
 
 pair:
-	MOVQ CX, DI
+	MOVQ CX, R8
 
 word:
 	VMOVDQU     (DX), Y2
@@ -1322,11 +1325,98 @@ word:
 	VMOVDQU     Y2, 224(BX)
 	ADDQ        $0x40, DX
 	ADDQ        $0x00000100, BX
-	DECQ        DI
+	DECQ        R8
 	JNZ         word
-	ADDQ        SI, DX
+	ADDQ        DI, DX
 	DECQ        AX
 	JNZ         pair
+	VZEROUPPER
+	RET
+
+DATA tokenorder<>+0(SB)/4, $0x05040100
+DATA tokenorder<>+4(SB)/4, $0x0d0c0908
+DATA tokenorder<>+8(SB)/4, $0x07060302
+DATA tokenorder<>+12(SB)/4, $0x0f0e0b0a
+GLOBL tokenorder<>(SB), RODATA|NOPTR, $16
+
+DATA tokenswaps<>+0(SB)/4, $0x0000aaaa
+DATA tokenswaps<>+4(SB)/4, $0x0000aaaa
+DATA tokenswaps<>+8(SB)/4, $0x0000aaaa
+DATA tokenswaps<>+12(SB)/4, $0x0000aaaa
+DATA tokenswaps<>+16(SB)/4, $0xcccccccc
+DATA tokenswaps<>+20(SB)/4, $0x00000000
+DATA tokenswaps<>+24(SB)/4, $0xcccccccc
+DATA tokenswaps<>+28(SB)/4, $0x00000000
+GLOBL tokenswaps<>(SB), RODATA|NOPTR, $32
+
+// func avx2Tokens(words int, stride int, bits *uint32, planes *byte)
+// Requires: AVX, AVX2, MMX+
+TEXT ·avx2Tokens(SB), NOSPLIT, $0-32
+	MOVQ           words+0(FP), AX
+	MOVQ           stride+8(FP), CX
+	MOVQ           bits+16(FP), DX
+	MOVQ           planes+24(FP), BX
+	SHLQ           $0x06, CX
+	VBROADCASTI128 tokenorder<>+0(SB), Y0
+	VPBROADCASTD   lownibbles<>+0(SB), Y1
+	VBROADCASTI128 tokenswaps<>+0(SB), Y2
+	VBROADCASTI128 tokenswaps<>+16(SB), Y3
+
+word:
+	MOVQ DX, SI
+	MOVQ $0x00000008, DI
+
+block:
+	VMOVDQU    (SI), Y4
+	VPSHUFB    Y0, Y4, Y4
+	VPSRLQ     $0x0f, Y4, Y5
+	VPXOR      Y4, Y5, Y5
+	VPAND      Y2, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSLLQ     $0x0f, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSRLQ     $0x1e, Y4, Y5
+	VPXOR      Y4, Y5, Y5
+	VPAND      Y3, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSLLQ     $0x1e, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPAND      Y1, Y4, Y6
+	VPSRLQ     $0x04, Y4, Y4
+	VPAND      Y1, Y4, Y4
+	VPERM2I128 $0x20, Y4, Y6, Y5
+	VMOVDQU    Y5, (BX)
+	VPERM2I128 $0x31, Y4, Y6, Y5
+	VMOVDQU    Y5, 32(BX)
+	VMOVDQU    32(SI), Y4
+	VPSHUFB    Y0, Y4, Y4
+	VPSRLQ     $0x0f, Y4, Y5
+	VPXOR      Y4, Y5, Y5
+	VPAND      Y2, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSLLQ     $0x0f, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSRLQ     $0x1e, Y4, Y5
+	VPXOR      Y4, Y5, Y5
+	VPAND      Y3, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPSLLQ     $0x1e, Y5, Y5
+	VPXOR      Y5, Y4, Y4
+	VPAND      Y1, Y4, Y6
+	VPSRLQ     $0x04, Y4, Y4
+	VPAND      Y1, Y4, Y4
+	VPERM2I128 $0x20, Y4, Y6, Y5
+	VMOVDQU    Y5, 64(BX)
+	VPERM2I128 $0x31, Y4, Y6, Y5
+	VMOVDQU    Y5, 96(BX)
+	PREFETCHT0 4096(SI)
+	ADDQ       CX, SI
+	ADDQ       $0x00000080, BX
+	DECQ       DI
+	JNZ        block
+	ADDQ       $0x40, DX
+	DECQ       AX
+	JNZ        word
 	VZEROUPPER
 	RET
 
@@ -1566,18 +1656,21 @@ word:
 	VZEROUPPER
 	RET
 
-// func avx2Single(pairs int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
+// func avx2Single(pairs int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
 // Requires: AVX, AVX2, F16C, MMX+
-TEXT ·avx2Single(SB), NOSPLIT, $0-56
+TEXT ·avx2Single(SB), NOSPLIT, $0-64
 	MOVQ           pairs+0(FP), AX
 	MOVQ           words+8(FP), CX
-	MOVQ           tab+16(FP), DX
-	MOVQ           bits+24(FP), BX
-	MOVQ           scales+32(FP), SI
-	MOVQ           head+40(FP), DI
-	MOVQ           out+48(FP), R8
-	MOVQ           CX, R9
+	MOVQ           tab+24(FP), DX
+	MOVQ           bits+32(FP), BX
+	MOVQ           scales+40(FP), SI
+	MOVQ           head+48(FP), DI
+	MOVQ           out+56(FP), R8
+	MOVQ           stride+16(FP), R9
+	LEAQ           (R9)(R9*1), R10
+	SUBQ           CX, R10
 	SHLQ           $0x06, R9
+	SHLQ           $0x06, R10
 	VBROADCASTI128 transpose<>+0(SB), Y0
 	VPBROADCASTD   lownibbles<>+0(SB), Y1
 
@@ -1586,8 +1679,8 @@ pair:
 	VPBROADCASTD 12(DI), Y3
 	VPBROADCASTD 8(DI), Y4
 	VPBROADCASTD 12(DI), Y5
-	MOVQ         DX, R10
-	MOVQ         CX, R11
+	MOVQ         DX, R11
+	MOVQ         CX, R12
 
 word:
 	PREFETCHT0     4096(BX)
@@ -1608,13 +1701,13 @@ word:
 	VPAND          Y1, Y9, Y11
 	VPSRLW         $0x04, Y9, Y9
 	VPAND          Y1, Y9, Y9
-	VBROADCASTI128 (R10), Y12
-	VBROADCASTI128 128(R10), Y13
+	VBROADCASTI128 (R11), Y12
+	VBROADCASTI128 128(R11), Y13
 	VPSHUFB        Y11, Y12, Y12
 	VPSHUFB        Y9, Y13, Y13
 	VPADDB         Y13, Y12, Y12
-	VBROADCASTI128 64(R10), Y13
-	VBROADCASTI128 192(R10), Y14
+	VBROADCASTI128 64(R11), Y13
+	VBROADCASTI128 192(R11), Y14
 	VPSHUFB        Y11, Y13, Y13
 	VPSHUFB        Y9, Y14, Y14
 	VPADDB         Y14, Y13, Y13
@@ -1622,8 +1715,8 @@ word:
 	VPAND          Y1, Y7, Y9
 	VPSRLW         $0x04, Y7, Y7
 	VPAND          Y1, Y7, Y7
-	VBROADCASTI128 16(R10), Y10
-	VBROADCASTI128 144(R10), Y11
+	VBROADCASTI128 16(R11), Y10
+	VBROADCASTI128 144(R11), Y11
 	VPSHUFB        Y9, Y10, Y10
 	VPSHUFB        Y7, Y11, Y11
 	VPADDB         Y11, Y10, Y10
@@ -1631,8 +1724,8 @@ word:
 	VPADDW         Y10, Y2, Y2
 	VPSRLW         $0x08, Y10, Y10
 	VPADDW         Y10, Y3, Y3
-	VBROADCASTI128 80(R10), Y10
-	VBROADCASTI128 208(R10), Y11
+	VBROADCASTI128 80(R11), Y10
+	VBROADCASTI128 208(R11), Y11
 	VPSHUFB        Y9, Y10, Y10
 	VPSHUFB        Y7, Y11, Y11
 	VPADDB         Y11, Y10, Y10
@@ -1644,13 +1737,13 @@ word:
 	VPAND          Y1, Y7, Y9
 	VPSRLW         $0x04, Y7, Y7
 	VPAND          Y1, Y7, Y7
-	VBROADCASTI128 32(R10), Y10
-	VBROADCASTI128 160(R10), Y11
+	VBROADCASTI128 32(R11), Y10
+	VBROADCASTI128 160(R11), Y11
 	VPSHUFB        Y9, Y10, Y10
 	VPSHUFB        Y7, Y11, Y11
 	VPADDB         Y11, Y10, Y10
-	VBROADCASTI128 96(R10), Y11
-	VBROADCASTI128 224(R10), Y12
+	VBROADCASTI128 96(R11), Y11
+	VBROADCASTI128 224(R11), Y12
 	VPSHUFB        Y9, Y11, Y11
 	VPSHUFB        Y7, Y12, Y12
 	VPADDB         Y12, Y11, Y11
@@ -1658,8 +1751,8 @@ word:
 	VPAND          Y1, Y6, Y7
 	VPSRLW         $0x04, Y6, Y6
 	VPAND          Y1, Y6, Y6
-	VBROADCASTI128 48(R10), Y8
-	VBROADCASTI128 176(R10), Y9
+	VBROADCASTI128 48(R11), Y8
+	VBROADCASTI128 176(R11), Y9
 	VPSHUFB        Y7, Y8, Y8
 	VPSHUFB        Y6, Y9, Y9
 	VPADDB         Y9, Y8, Y8
@@ -1667,8 +1760,8 @@ word:
 	VPADDW         Y8, Y2, Y2
 	VPSRLW         $0x08, Y8, Y8
 	VPADDW         Y8, Y3, Y3
-	VBROADCASTI128 112(R10), Y8
-	VBROADCASTI128 240(R10), Y9
+	VBROADCASTI128 112(R11), Y8
+	VBROADCASTI128 240(R11), Y9
 	VPSHUFB        Y7, Y8, Y8
 	VPSHUFB        Y6, Y9, Y9
 	VPADDB         Y9, Y8, Y8
@@ -1677,10 +1770,10 @@ word:
 	VPSRLW         $0x08, Y8, Y8
 	VPADDW         Y8, Y5, Y5
 	ADDQ           $0x40, BX
-	ADDQ           $0x00000100, R10
-	DECQ           R11
+	ADDQ           $0x00000100, R11
+	DECQ           R12
 	JNZ            word
-	ADDQ           R9, BX
+	ADDQ           R10, BX
 	VPSLLW         $0x08, Y3, Y6
 	VPSUBW         Y6, Y2, Y2
 	VPSLLW         $0x08, Y5, Y6
@@ -1736,20 +1829,20 @@ word:
 	VZEROUPPER
 	RET
 
-// func avx512vbmiScore1(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+// func avx512vbmiScore1(blocks int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
-TEXT ·avx512vbmiScore1(SB), NOSPLIT, $0-64
+TEXT ·avx512vbmiScore1(SB), NOSPLIT, $0-72
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
-	MOVQ         bits+24(FP), DX
-	MOVQ         scales+32(FP), BX
-	MOVQ         head+40(FP), SI
-	MOVQ         out+48(FP), DI
-	MOVQ         ostride+56(FP), R8
+	MOVQ         bits+32(FP), DX
+	MOVQ         scales+40(FP), BX
+	MOVQ         head+48(FP), SI
+	MOVQ         out+56(FP), DI
+	MOVQ         ostride+64(FP), R8
 	SHLQ         $0x02, R8
 	MOVQ         CX, R8
 	SHLQ         $0x08, R8
-	MOVQ         CX, R8
+	MOVQ         stride+16(FP), R8
 	SHLQ         $0x06, R8
 	VPBROADCASTD lownibbles<>+0(SB), Z0
 	VPBROADCASTD place<>+0(SB), Z1
@@ -1765,7 +1858,7 @@ blocks4:
 	VMOVDQA32 Z4, Z6
 	VMOVDQA32 Z4, Z7
 	VMOVDQA32 Z4, Z8
-	MOVQ      tab+16(FP), R9
+	MOVQ      tab+24(FP), R9
 	MOVQ      CX, R10
 
 word4:
@@ -1834,6 +1927,10 @@ word4:
 	ADDQ        $0x00000100, R9
 	DECQ        R10
 	JNZ         word4
+	MOVQ        CX, R11
+	SHLQ        $0x06, R11
+	SUBQ        R11, DX
+	ADDQ        R8, DX
 	ADDQ        R8, DX
 	ADDQ        R8, DX
 	ADDQ        R8, DX
@@ -1872,7 +1969,7 @@ blocks1:
 	CMPQ      AX, $0x01
 	JLT       end1
 	VMOVDQA32 Z4, Z5
-	MOVQ      tab+16(FP), R9
+	MOVQ      tab+24(FP), R9
 	MOVQ      CX, R10
 
 word1:
@@ -1899,6 +1996,10 @@ word1:
 	ADDQ        $0x00000100, R9
 	DECQ        R10
 	JNZ         word1
+	MOVQ        CX, R11
+	SHLQ        $0x06, R11
+	SUBQ        R11, DX
+	ADDQ        R8, DX
 	VCVTPH2PS   (BX), Z6
 	MOVQ        DI, R9
 	VCVTDQ2PS   Z5, Z5
@@ -1915,20 +2016,20 @@ end1:
 	VZEROUPPER
 	RET
 
-// func avx512vbmiScore2(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+// func avx512vbmiScore2(blocks int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
-TEXT ·avx512vbmiScore2(SB), NOSPLIT, $0-64
+TEXT ·avx512vbmiScore2(SB), NOSPLIT, $0-72
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
-	MOVQ         bits+24(FP), DX
-	MOVQ         scales+32(FP), BX
-	MOVQ         head+40(FP), SI
-	MOVQ         out+48(FP), DI
-	MOVQ         ostride+56(FP), R8
+	MOVQ         bits+32(FP), DX
+	MOVQ         scales+40(FP), BX
+	MOVQ         head+48(FP), SI
+	MOVQ         out+56(FP), DI
+	MOVQ         ostride+64(FP), R8
 	SHLQ         $0x02, R8
 	MOVQ         CX, R9
 	SHLQ         $0x08, R9
-	MOVQ         CX, R10
+	MOVQ         stride+16(FP), R10
 	SHLQ         $0x06, R10
 	VPBROADCASTD lownibbles<>+0(SB), Z0
 	VPBROADCASTD place<>+0(SB), Z1
@@ -1948,7 +2049,7 @@ blocks4:
 	VMOVDQA32 Z4, Z10
 	VMOVDQA32 Z4, Z11
 	VMOVDQA32 Z4, Z12
-	MOVQ      tab+16(FP), R11
+	MOVQ      tab+24(FP), R11
 	MOVQ      CX, R12
 
 word4:
@@ -2054,6 +2155,10 @@ word4:
 	ADDQ        $0x00000100, R11
 	DECQ        R12
 	JNZ         word4
+	MOVQ        CX, R13
+	SHLQ        $0x06, R13
+	SUBQ        R13, DX
+	ADDQ        R10, DX
 	ADDQ        R10, DX
 	ADDQ        R10, DX
 	ADDQ        R10, DX
@@ -2114,7 +2219,7 @@ blocks1:
 	JLT       end1
 	VMOVDQA32 Z4, Z5
 	VMOVDQA32 Z4, Z6
-	MOVQ      tab+16(FP), R11
+	MOVQ      tab+24(FP), R11
 	MOVQ      CX, R12
 
 word1:
@@ -2154,6 +2259,10 @@ word1:
 	ADDQ        $0x00000100, R11
 	DECQ        R12
 	JNZ         word1
+	MOVQ        CX, R13
+	SHLQ        $0x06, R13
+	SUBQ        R13, DX
+	ADDQ        R10, DX
 	VCVTPH2PS   (BX), Z7
 	MOVQ        DI, R11
 	VCVTDQ2PS   Z5, Z5
@@ -2176,20 +2285,20 @@ end1:
 	VZEROUPPER
 	RET
 
-// func avx512vbmiScore3(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+// func avx512vbmiScore3(blocks int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
-TEXT ·avx512vbmiScore3(SB), NOSPLIT, $0-64
+TEXT ·avx512vbmiScore3(SB), NOSPLIT, $0-72
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
-	MOVQ         bits+24(FP), DX
-	MOVQ         scales+32(FP), BX
-	MOVQ         head+40(FP), SI
-	MOVQ         out+48(FP), DI
-	MOVQ         ostride+56(FP), R8
+	MOVQ         bits+32(FP), DX
+	MOVQ         scales+40(FP), BX
+	MOVQ         head+48(FP), SI
+	MOVQ         out+56(FP), DI
+	MOVQ         ostride+64(FP), R8
 	SHLQ         $0x02, R8
 	MOVQ         CX, R9
 	SHLQ         $0x08, R9
-	MOVQ         CX, R10
+	MOVQ         stride+16(FP), R10
 	SHLQ         $0x06, R10
 	VPBROADCASTD lownibbles<>+0(SB), Z0
 	VPBROADCASTD place<>+0(SB), Z1
@@ -2213,7 +2322,7 @@ blocks4:
 	VMOVDQA32 Z4, Z14
 	VMOVDQA32 Z4, Z15
 	VMOVDQA32 Z4, Z16
-	MOVQ      tab+16(FP), R11
+	MOVQ      tab+24(FP), R11
 	MOVQ      CX, R12
 
 word4:
@@ -2356,6 +2465,10 @@ word4:
 	ADDQ        $0x00000100, R11
 	DECQ        R12
 	JNZ         word4
+	MOVQ        CX, R13
+	SHLQ        $0x06, R13
+	SUBQ        R13, DX
+	ADDQ        R10, DX
 	ADDQ        R10, DX
 	ADDQ        R10, DX
 	ADDQ        R10, DX
@@ -2438,7 +2551,7 @@ blocks1:
 	VMOVDQA32 Z4, Z5
 	VMOVDQA32 Z4, Z6
 	VMOVDQA32 Z4, Z7
-	MOVQ      tab+16(FP), R11
+	MOVQ      tab+24(FP), R11
 	MOVQ      CX, R12
 
 word1:
@@ -2491,6 +2604,10 @@ word1:
 	ADDQ        $0x00000100, R11
 	DECQ        R12
 	JNZ         word1
+	MOVQ        CX, R13
+	SHLQ        $0x06, R13
+	SUBQ        R13, DX
+	ADDQ        R10, DX
 	VCVTPH2PS   (BX), Z8
 	MOVQ        DI, R11
 	VCVTDQ2PS   Z5, Z5
@@ -2519,20 +2636,20 @@ end1:
 	VZEROUPPER
 	RET
 
-// func avx512vbmiScore4(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+// func avx512vbmiScore4(blocks int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
-TEXT ·avx512vbmiScore4(SB), NOSPLIT, $0-64
+TEXT ·avx512vbmiScore4(SB), NOSPLIT, $0-72
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
-	MOVQ         bits+24(FP), DX
-	MOVQ         scales+32(FP), BX
-	MOVQ         head+40(FP), SI
-	MOVQ         out+48(FP), DI
-	MOVQ         ostride+56(FP), R8
+	MOVQ         bits+32(FP), DX
+	MOVQ         scales+40(FP), BX
+	MOVQ         head+48(FP), SI
+	MOVQ         out+56(FP), DI
+	MOVQ         ostride+64(FP), R8
 	SHLQ         $0x02, R8
 	MOVQ         CX, R9
 	SHLQ         $0x08, R9
-	MOVQ         CX, R10
+	MOVQ         stride+16(FP), R10
 	SHLQ         $0x06, R10
 	VPBROADCASTD lownibbles<>+0(SB), Z0
 	VPBROADCASTD place<>+0(SB), Z1
@@ -2552,7 +2669,7 @@ blocks2:
 	VMOVDQA32 Z4, Z10
 	VMOVDQA32 Z4, Z11
 	VMOVDQA32 Z4, Z12
-	MOVQ      tab+16(FP), R11
+	MOVQ      tab+24(FP), R11
 	MOVQ      CX, R12
 
 word2:
@@ -2656,6 +2773,10 @@ word2:
 	ADDQ        $0x00000100, R11
 	DECQ        R12
 	JNZ         word2
+	MOVQ        CX, R13
+	SHLQ        $0x06, R13
+	SUBQ        R13, DX
+	ADDQ        R10, DX
 	ADDQ        R10, DX
 	VCVTPH2PS   (BX), Z13
 	VCVTPH2PS   32(BX), Z14
@@ -2716,7 +2837,7 @@ blocks1:
 	VMOVDQA32 Z4, Z6
 	VMOVDQA32 Z4, Z7
 	VMOVDQA32 Z4, Z8
-	MOVQ      tab+16(FP), R11
+	MOVQ      tab+24(FP), R11
 	MOVQ      CX, R12
 
 word1:
@@ -2782,6 +2903,10 @@ word1:
 	ADDQ        $0x00000100, R11
 	DECQ        R12
 	JNZ         word1
+	MOVQ        CX, R13
+	SHLQ        $0x06, R13
+	SUBQ        R13, DX
+	ADDQ        R10, DX
 	VCVTPH2PS   (BX), Z9
 	MOVQ        DI, R11
 	VCVTDQ2PS   Z5, Z5
@@ -3026,17 +3151,20 @@ word:
 	VZEROUPPER
 	RET
 
-// func avx2SingleAdd(pairs int, words int, tab *byte, bits *uint32, head *uint32, out *float32)
+// func avx2SingleAdd(pairs int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32)
 // Requires: AVX, AVX2, MMX+
-TEXT ·avx2SingleAdd(SB), NOSPLIT, $0-48
+TEXT ·avx2SingleAdd(SB), NOSPLIT, $0-56
 	MOVQ           pairs+0(FP), AX
 	MOVQ           words+8(FP), CX
-	MOVQ           tab+16(FP), DX
-	MOVQ           bits+24(FP), BX
-	MOVQ           head+32(FP), SI
-	MOVQ           out+40(FP), DI
-	MOVQ           CX, R8
+	MOVQ           tab+24(FP), DX
+	MOVQ           bits+32(FP), BX
+	MOVQ           head+40(FP), SI
+	MOVQ           out+48(FP), DI
+	MOVQ           stride+16(FP), R8
+	LEAQ           (R8)(R8*1), R9
+	SUBQ           CX, R9
 	SHLQ           $0x06, R8
+	SHLQ           $0x06, R9
 	VBROADCASTI128 transpose<>+0(SB), Y0
 	VPBROADCASTD   lownibbles<>+0(SB), Y1
 
@@ -3045,8 +3173,8 @@ pair:
 	VPBROADCASTD 12(SI), Y3
 	VPBROADCASTD 8(SI), Y4
 	VPBROADCASTD 12(SI), Y5
-	MOVQ         DX, R9
-	MOVQ         CX, R10
+	MOVQ         DX, R10
+	MOVQ         CX, R11
 
 word:
 	PREFETCHT0     4096(BX)
@@ -3067,13 +3195,13 @@ word:
 	VPAND          Y1, Y9, Y11
 	VPSRLW         $0x04, Y9, Y9
 	VPAND          Y1, Y9, Y9
-	VBROADCASTI128 (R9), Y12
-	VBROADCASTI128 128(R9), Y13
+	VBROADCASTI128 (R10), Y12
+	VBROADCASTI128 128(R10), Y13
 	VPSHUFB        Y11, Y12, Y12
 	VPSHUFB        Y9, Y13, Y13
 	VPADDB         Y13, Y12, Y12
-	VBROADCASTI128 64(R9), Y13
-	VBROADCASTI128 192(R9), Y14
+	VBROADCASTI128 64(R10), Y13
+	VBROADCASTI128 192(R10), Y14
 	VPSHUFB        Y11, Y13, Y13
 	VPSHUFB        Y9, Y14, Y14
 	VPADDB         Y14, Y13, Y13
@@ -3081,8 +3209,8 @@ word:
 	VPAND          Y1, Y7, Y9
 	VPSRLW         $0x04, Y7, Y7
 	VPAND          Y1, Y7, Y7
-	VBROADCASTI128 16(R9), Y10
-	VBROADCASTI128 144(R9), Y11
+	VBROADCASTI128 16(R10), Y10
+	VBROADCASTI128 144(R10), Y11
 	VPSHUFB        Y9, Y10, Y10
 	VPSHUFB        Y7, Y11, Y11
 	VPADDB         Y11, Y10, Y10
@@ -3090,8 +3218,8 @@ word:
 	VPADDW         Y10, Y2, Y2
 	VPSRLW         $0x08, Y10, Y10
 	VPADDW         Y10, Y3, Y3
-	VBROADCASTI128 80(R9), Y10
-	VBROADCASTI128 208(R9), Y11
+	VBROADCASTI128 80(R10), Y10
+	VBROADCASTI128 208(R10), Y11
 	VPSHUFB        Y9, Y10, Y10
 	VPSHUFB        Y7, Y11, Y11
 	VPADDB         Y11, Y10, Y10
@@ -3103,13 +3231,13 @@ word:
 	VPAND          Y1, Y7, Y9
 	VPSRLW         $0x04, Y7, Y7
 	VPAND          Y1, Y7, Y7
-	VBROADCASTI128 32(R9), Y10
-	VBROADCASTI128 160(R9), Y11
+	VBROADCASTI128 32(R10), Y10
+	VBROADCASTI128 160(R10), Y11
 	VPSHUFB        Y9, Y10, Y10
 	VPSHUFB        Y7, Y11, Y11
 	VPADDB         Y11, Y10, Y10
-	VBROADCASTI128 96(R9), Y11
-	VBROADCASTI128 224(R9), Y12
+	VBROADCASTI128 96(R10), Y11
+	VBROADCASTI128 224(R10), Y12
 	VPSHUFB        Y9, Y11, Y11
 	VPSHUFB        Y7, Y12, Y12
 	VPADDB         Y12, Y11, Y11
@@ -3117,8 +3245,8 @@ word:
 	VPAND          Y1, Y6, Y7
 	VPSRLW         $0x04, Y6, Y6
 	VPAND          Y1, Y6, Y6
-	VBROADCASTI128 48(R9), Y8
-	VBROADCASTI128 176(R9), Y9
+	VBROADCASTI128 48(R10), Y8
+	VBROADCASTI128 176(R10), Y9
 	VPSHUFB        Y7, Y8, Y8
 	VPSHUFB        Y6, Y9, Y9
 	VPADDB         Y9, Y8, Y8
@@ -3126,8 +3254,8 @@ word:
 	VPADDW         Y8, Y2, Y2
 	VPSRLW         $0x08, Y8, Y8
 	VPADDW         Y8, Y3, Y3
-	VBROADCASTI128 112(R9), Y8
-	VBROADCASTI128 240(R9), Y9
+	VBROADCASTI128 112(R10), Y8
+	VBROADCASTI128 240(R10), Y9
 	VPSHUFB        Y7, Y8, Y8
 	VPSHUFB        Y6, Y9, Y9
 	VPADDB         Y9, Y8, Y8
@@ -3136,10 +3264,10 @@ word:
 	VPSRLW         $0x08, Y8, Y8
 	VPADDW         Y8, Y5, Y5
 	ADDQ           $0x40, BX
-	ADDQ           $0x00000100, R9
-	DECQ           R10
+	ADDQ           $0x00000100, R10
+	DECQ           R11
 	JNZ            word
-	ADDQ           R8, BX
+	ADDQ           R9, BX
 	VPSLLW         $0x08, Y3, Y6
 	VPSUBW         Y6, Y2, Y2
 	VPSLLW         $0x08, Y5, Y6
@@ -3182,19 +3310,19 @@ word:
 	VZEROUPPER
 	RET
 
-// func avx512vbmiAdd1(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+// func avx512vbmiAdd1(blocks int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
-TEXT ·avx512vbmiAdd1(SB), NOSPLIT, $0-56
+TEXT ·avx512vbmiAdd1(SB), NOSPLIT, $0-64
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
-	MOVQ         bits+24(FP), DX
-	MOVQ         head+32(FP), BX
-	MOVQ         out+40(FP), SI
-	MOVQ         ostride+48(FP), DI
+	MOVQ         bits+32(FP), DX
+	MOVQ         head+40(FP), BX
+	MOVQ         out+48(FP), SI
+	MOVQ         ostride+56(FP), DI
 	SHLQ         $0x02, DI
 	MOVQ         CX, DI
 	SHLQ         $0x08, DI
-	MOVQ         CX, DI
+	MOVQ         stride+16(FP), DI
 	SHLQ         $0x06, DI
 	VPBROADCASTD lownibbles<>+0(SB), Z0
 	VPBROADCASTD place<>+0(SB), Z1
@@ -3210,7 +3338,7 @@ blocks4:
 	VMOVDQA32 Z4, Z6
 	VMOVDQA32 Z4, Z7
 	VMOVDQA32 Z4, Z8
-	MOVQ      tab+16(FP), R8
+	MOVQ      tab+24(FP), R8
 	MOVQ      CX, R9
 
 word4:
@@ -3279,6 +3407,10 @@ word4:
 	ADDQ        $0x00000100, R8
 	DECQ        R9
 	JNZ         word4
+	MOVQ        CX, R10
+	SHLQ        $0x06, R10
+	SUBQ        R10, DX
+	ADDQ        DI, DX
 	ADDQ        DI, DX
 	ADDQ        DI, DX
 	ADDQ        DI, DX
@@ -3308,7 +3440,7 @@ blocks1:
 	CMPQ      AX, $0x01
 	JLT       end1
 	VMOVDQA32 Z4, Z5
-	MOVQ      tab+16(FP), R8
+	MOVQ      tab+24(FP), R8
 	MOVQ      CX, R9
 
 word1:
@@ -3335,6 +3467,10 @@ word1:
 	ADDQ        $0x00000100, R8
 	DECQ        R9
 	JNZ         word1
+	MOVQ        CX, R10
+	SHLQ        $0x06, R10
+	SUBQ        R10, DX
+	ADDQ        DI, DX
 	MOVQ        SI, R8
 	VCVTDQ2PS   Z5, Z5
 	VMULPS.BCST (BX), Z5, Z5
@@ -3348,19 +3484,19 @@ end1:
 	VZEROUPPER
 	RET
 
-// func avx512vbmiAdd2(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+// func avx512vbmiAdd2(blocks int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
-TEXT ·avx512vbmiAdd2(SB), NOSPLIT, $0-56
+TEXT ·avx512vbmiAdd2(SB), NOSPLIT, $0-64
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
-	MOVQ         bits+24(FP), DX
-	MOVQ         head+32(FP), BX
-	MOVQ         out+40(FP), SI
-	MOVQ         ostride+48(FP), DI
+	MOVQ         bits+32(FP), DX
+	MOVQ         head+40(FP), BX
+	MOVQ         out+48(FP), SI
+	MOVQ         ostride+56(FP), DI
 	SHLQ         $0x02, DI
 	MOVQ         CX, R8
 	SHLQ         $0x08, R8
-	MOVQ         CX, R9
+	MOVQ         stride+16(FP), R9
 	SHLQ         $0x06, R9
 	VPBROADCASTD lownibbles<>+0(SB), Z0
 	VPBROADCASTD place<>+0(SB), Z1
@@ -3380,7 +3516,7 @@ blocks4:
 	VMOVDQA32 Z4, Z10
 	VMOVDQA32 Z4, Z11
 	VMOVDQA32 Z4, Z12
-	MOVQ      tab+16(FP), R10
+	MOVQ      tab+24(FP), R10
 	MOVQ      CX, R11
 
 word4:
@@ -3486,6 +3622,10 @@ word4:
 	ADDQ        $0x00000100, R10
 	DECQ        R11
 	JNZ         word4
+	MOVQ        CX, R12
+	SHLQ        $0x06, R12
+	SUBQ        R12, DX
+	ADDQ        R9, DX
 	ADDQ        R9, DX
 	ADDQ        R9, DX
 	ADDQ        R9, DX
@@ -3533,7 +3673,7 @@ blocks1:
 	JLT       end1
 	VMOVDQA32 Z4, Z5
 	VMOVDQA32 Z4, Z6
-	MOVQ      tab+16(FP), R10
+	MOVQ      tab+24(FP), R10
 	MOVQ      CX, R11
 
 word1:
@@ -3573,6 +3713,10 @@ word1:
 	ADDQ        $0x00000100, R10
 	DECQ        R11
 	JNZ         word1
+	MOVQ        CX, R12
+	SHLQ        $0x06, R12
+	SUBQ        R12, DX
+	ADDQ        R9, DX
 	MOVQ        SI, R10
 	VCVTDQ2PS   Z5, Z5
 	VMULPS.BCST (BX), Z5, Z5
@@ -3591,19 +3735,19 @@ end1:
 	VZEROUPPER
 	RET
 
-// func avx512vbmiAdd3(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+// func avx512vbmiAdd3(blocks int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
-TEXT ·avx512vbmiAdd3(SB), NOSPLIT, $0-56
+TEXT ·avx512vbmiAdd3(SB), NOSPLIT, $0-64
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
-	MOVQ         bits+24(FP), DX
-	MOVQ         head+32(FP), BX
-	MOVQ         out+40(FP), SI
-	MOVQ         ostride+48(FP), DI
+	MOVQ         bits+32(FP), DX
+	MOVQ         head+40(FP), BX
+	MOVQ         out+48(FP), SI
+	MOVQ         ostride+56(FP), DI
 	SHLQ         $0x02, DI
 	MOVQ         CX, R8
 	SHLQ         $0x08, R8
-	MOVQ         CX, R9
+	MOVQ         stride+16(FP), R9
 	SHLQ         $0x06, R9
 	VPBROADCASTD lownibbles<>+0(SB), Z0
 	VPBROADCASTD place<>+0(SB), Z1
@@ -3627,7 +3771,7 @@ blocks4:
 	VMOVDQA32 Z4, Z14
 	VMOVDQA32 Z4, Z15
 	VMOVDQA32 Z4, Z16
-	MOVQ      tab+16(FP), R10
+	MOVQ      tab+24(FP), R10
 	MOVQ      CX, R11
 
 word4:
@@ -3770,6 +3914,10 @@ word4:
 	ADDQ        $0x00000100, R10
 	DECQ        R11
 	JNZ         word4
+	MOVQ        CX, R12
+	SHLQ        $0x06, R12
+	SUBQ        R12, DX
+	ADDQ        R9, DX
 	ADDQ        R9, DX
 	ADDQ        R9, DX
 	ADDQ        R9, DX
@@ -3835,7 +3983,7 @@ blocks1:
 	VMOVDQA32 Z4, Z5
 	VMOVDQA32 Z4, Z6
 	VMOVDQA32 Z4, Z7
-	MOVQ      tab+16(FP), R10
+	MOVQ      tab+24(FP), R10
 	MOVQ      CX, R11
 
 word1:
@@ -3888,6 +4036,10 @@ word1:
 	ADDQ        $0x00000100, R10
 	DECQ        R11
 	JNZ         word1
+	MOVQ        CX, R12
+	SHLQ        $0x06, R12
+	SUBQ        R12, DX
+	ADDQ        R9, DX
 	MOVQ        SI, R10
 	VCVTDQ2PS   Z5, Z5
 	VMULPS.BCST (BX), Z5, Z5
@@ -3911,19 +4063,19 @@ end1:
 	VZEROUPPER
 	RET
 
-// func avx512vbmiAdd4(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+// func avx512vbmiAdd4(blocks int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, MMX+
-TEXT ·avx512vbmiAdd4(SB), NOSPLIT, $0-56
+TEXT ·avx512vbmiAdd4(SB), NOSPLIT, $0-64
 	MOVQ         blocks+0(FP), AX
 	MOVQ         words+8(FP), CX
-	MOVQ         bits+24(FP), DX
-	MOVQ         head+32(FP), BX
-	MOVQ         out+40(FP), SI
-	MOVQ         ostride+48(FP), DI
+	MOVQ         bits+32(FP), DX
+	MOVQ         head+40(FP), BX
+	MOVQ         out+48(FP), SI
+	MOVQ         ostride+56(FP), DI
 	SHLQ         $0x02, DI
 	MOVQ         CX, R8
 	SHLQ         $0x08, R8
-	MOVQ         CX, R9
+	MOVQ         stride+16(FP), R9
 	SHLQ         $0x06, R9
 	VPBROADCASTD lownibbles<>+0(SB), Z0
 	VPBROADCASTD place<>+0(SB), Z1
@@ -3943,7 +4095,7 @@ blocks2:
 	VMOVDQA32 Z4, Z10
 	VMOVDQA32 Z4, Z11
 	VMOVDQA32 Z4, Z12
-	MOVQ      tab+16(FP), R10
+	MOVQ      tab+24(FP), R10
 	MOVQ      CX, R11
 
 word2:
@@ -4047,6 +4199,10 @@ word2:
 	ADDQ        $0x00000100, R10
 	DECQ        R11
 	JNZ         word2
+	MOVQ        CX, R12
+	SHLQ        $0x06, R12
+	SUBQ        R12, DX
+	ADDQ        R9, DX
 	ADDQ        R9, DX
 	MOVQ        SI, R10
 	VCVTDQ2PS   Z5, Z5
@@ -4096,7 +4252,7 @@ blocks1:
 	VMOVDQA32 Z4, Z6
 	VMOVDQA32 Z4, Z7
 	VMOVDQA32 Z4, Z8
-	MOVQ      tab+16(FP), R10
+	MOVQ      tab+24(FP), R10
 	MOVQ      CX, R11
 
 word1:
@@ -4162,6 +4318,10 @@ word1:
 	ADDQ        $0x00000100, R10
 	DECQ        R11
 	JNZ         word1
+	MOVQ        CX, R12
+	SHLQ        $0x06, R12
+	SUBQ        R12, DX
+	ADDQ        R9, DX
 	MOVQ        SI, R10
 	VCVTDQ2PS   Z5, Z5
 	VMULPS.BCST (BX), Z5, Z5

@@ -61,15 +61,16 @@
 	VEOR c.B16, c.B16, c.B16; \
 	VEOR d.B16, d.B16, d.B16
 
-// func neonScore(blocks, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
-TEXT ·neonScore(SB), NOSPLIT, $0-56
+// func neonScore(blocks, words, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
+TEXT ·neonScore(SB), NOSPLIT, $0-64
 	MOVD  blocks+0(FP), R0
 	MOVD  words+8(FP), R1
-	MOVD  tab+16(FP), R2
-	MOVD  bits+24(FP), R3
-	MOVD  scales+32(FP), R4
-	MOVD  head+40(FP), R6
-	MOVD  out+48(FP), R7
+	MOVD  stride+16(FP), R9
+	MOVD  tab+24(FP), R2
+	MOVD  bits+32(FP), R3
+	MOVD  scales+40(FP), R4
+	MOVD  head+48(FP), R6
+	MOVD  out+56(FP), R7
 	VLD1R (R6), [V14.S4]
 	ADD   $4, R6, R6
 	VLD1R (R6), [V15.S4]
@@ -77,7 +78,9 @@ TEXT ·neonScore(SB), NOSPLIT, $0-56
 	MOVD  $16640, R8
 	MUL   R1, R8, R8
 	VDUP  R8, V30.S4        // what the tables add up to without a query
-	LSL   $6, R1, R9        // bytes of a block
+	SUB   R1, R9, R12
+	LSL   $6, R9, R9        // bytes of a block
+	LSL   $6, R12, R12      // those of words that are not read
 
 two:
 	CMP  $2, R0
@@ -106,7 +109,7 @@ word2:
 	ADD  $256, R5, R5
 	SUBS $1, R10, R10
 	BNE  word2
-	MOVD R11, R3
+	ADD  R12, R11, R3
 	FINISH(V16, V18)
 	FINISH(V17, V19)
 	FINISH(V20, V22)

@@ -136,8 +136,8 @@ func TestScore(t *testing.T) {
 					out[i] = 12345
 				}
 				tab.Build(q, ldq, heads, b)
-				if tab.Heads() != heads || tab.Bits() != b {
-					t.Fatalf("tables of %d heads, %d bits", tab.Heads(), tab.Bits())
+				if tab.Heads() != heads || tab.Signs() != All(b) {
+					t.Fatalf("tables of %d heads, %d bits", tab.Heads(), tab.Signs().Len())
 				}
 				Score(out, stride, &tab, bits, scales, n, offsets)
 				for i, got := range out {

@@ -14,7 +14,7 @@ func Add(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, 
 	tmp := make([]float32, t.heads*chunk)
 	for i := 0; i < n; i += chunk {
 		m := min(chunk, n-i)
-		Score(tmp, chunk, t, bits[i*t.words:], scales[i:], m, nil)
+		Score(tmp, chunk, t, bits[i*t.stride:], scales[i:], m, nil)
 		for h := range t.heads {
 			row := out[h*ostride+i:][:m]
 			for j, v := range tmp[h*chunk:][:m] {
@@ -53,7 +53,7 @@ func ScoreAnchored(out []float32, ostride int, t *Tables, q []float32, heads, b,
 		if offsets != nil {
 			off = offsets[k*heads:][:heads]
 		}
-		Score(out[at:], ostride, t, bits[at*t.words:], scales[at:], min(anchor, n-at), off)
+		Score(out[at:], ostride, t, bits[at*t.stride:], scales[at:], min(anchor, n-at), off)
 	}
 }
 

@@ -90,18 +90,48 @@ func applyRows(out []float32, ldo int, q, rows []int16, factors []float32, block
 	return 1
 }
 
-func transposeTokens(dst, bits []uint32, words int) {
+func transposeTokens(dst, bits []uint32, words, stride int) {
 	switch {
 	case useAVX512 && hasGFNI:
 		for w := 0; w < sumWords; w += 2 {
-			avx512gfniTranspose(words, &bits[2*w*BlockKeys*words], &dst[w*BlockKeys])
+			avx512gfniTranspose(words, stride, &bits[2*w*BlockKeys*stride], &dst[w*BlockKeys])
 		}
 	case vectorised():
-		transposePairs(dst, bits, words, func(dst, first, second []uint32, words int) {
+		transposePairs(dst, bits, words, stride, func(dst, first, second []uint32, words int) {
 			avx2Transpose(words, &first[0], &second[0], &dst[0])
 		})
 	default:
-		transposePairs(dst, bits, words, transposeGeneric)
+		transposePairs(dst, bits, words, stride, transposeGeneric)
+	}
+}
+
+// addsTokens says whether sums take signs as they are stored, see addTokens.
+func addsTokens() bool { return useAVX2 && !useAVX512 }
+
+// addTokens adds sums over SumTokens tokens to t. What avx2Sum reads of transposed signs, nibbles of
+// four tokens, is made of the words of tokens at once.
+func addTokens(t []float32, ldt int, weights *Tables, bits []uint32, b, stride int) {
+	const chunk = planeChunk / (planeBytes * sumWords) // words of signs
+	p := planesPool.Get().(*planes)
+	defer planesPool.Put(p)
+	ahead := &bits[min(SumTokens*stride, len(bits)-1)]
+	for w := 0; w*wordBits < b; w += chunk {
+		at, n := w*wordBits, min(chunk, Words(b)-w)
+		avx2Tokens(n, stride, &bits[w*BlockKeys], &p.nibbles[0])
+		signs := min(b-at, n*wordBits)
+		groups, rest := signs/groupKeys, signs%groupKeys
+		for h := range weights.heads {
+			tab, c, row := &weights.digits[h*weights.words*tableWord], &weights.consts[h][0], t[h*ldt+at:]
+			if groups > 0 {
+				avx2SumAdd(groups, sumWords, tab, &p.nibbles[0], c, &row[0], ahead)
+			}
+			if rest > 0 {
+				row = row[groups*groupKeys:][:rest]
+				copy(p.out[:], row)
+				avx2SumAdd(1, sumWords, tab, &p.nibbles[groups*2*sumWords*planeBytes], c, &p.out[0], ahead)
+				copy(row, p.out[:])
+			}
+		}
 	}
 }
 
@@ -142,31 +172,31 @@ func scoreVBMI(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 		for h := 0; h < t.heads; {
 			// Direct calls: through a variable, all these pointers would count as
 			// escaping to the heap.
-			tab, words := &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words]
+			tab, words := &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.stride]
 			c, o := &consts[h][0], &out[h*ostride+b*BlockKeys]
 			group := headsAtOnce(t.heads - h)
 			if scales == nil {
 				switch group {
 				case 4:
-					avx512vbmiAdd4(n, t.words, tab, words, c, o, ostride)
+					avx512vbmiAdd4(n, t.words, t.stride, tab, words, c, o, ostride)
 				case 3:
-					avx512vbmiAdd3(n, t.words, tab, words, c, o, ostride)
+					avx512vbmiAdd3(n, t.words, t.stride, tab, words, c, o, ostride)
 				case 2:
-					avx512vbmiAdd2(n, t.words, tab, words, c, o, ostride)
+					avx512vbmiAdd2(n, t.words, t.stride, tab, words, c, o, ostride)
 				default:
-					avx512vbmiAdd1(n, t.words, tab, words, c, o, ostride)
+					avx512vbmiAdd1(n, t.words, t.stride, tab, words, c, o, ostride)
 				}
 			} else {
 				sc := &scales[b*BlockKeys]
 				switch group {
 				case 4:
-					avx512vbmiScore4(n, t.words, tab, words, sc, c, o, ostride)
+					avx512vbmiScore4(n, t.words, t.stride, tab, words, sc, c, o, ostride)
 				case 3:
-					avx512vbmiScore3(n, t.words, tab, words, sc, c, o, ostride)
+					avx512vbmiScore3(n, t.words, t.stride, tab, words, sc, c, o, ostride)
 				case 2:
-					avx512vbmiScore2(n, t.words, tab, words, sc, c, o, ostride)
+					avx512vbmiScore2(n, t.words, t.stride, tab, words, sc, c, o, ostride)
 				default:
-					avx512vbmiScore1(n, t.words, tab, words, sc, c, o, ostride)
+					avx512vbmiScore1(n, t.words, t.stride, tab, words, sc, c, o, ostride)
 				}
 			}
 			h += group
@@ -207,15 +237,15 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 	if t.heads == 1 && blocks >= 2 {
 		n := blocks / 2
 		if scales == nil {
-			avx2SingleAdd(n, t.words, &t.digits[0], &bits[0], &consts[0][0], &out[0])
+			avx2SingleAdd(n, t.words, t.stride, &t.digits[0], &bits[0], &consts[0][0], &out[0])
 		} else {
-			avx2Single(n, t.words, &t.digits[0], &bits[0], &scales[0], &consts[0][0], &out[0])
+			avx2Single(n, t.words, t.stride, &t.digits[0], &bits[0], &scales[0], &consts[0][0], &out[0])
 		}
 		if blocks%2 == 0 {
 			return
 		}
 		key := 2 * n * BlockKeys
-		out, bits, blocks = out[key:], bits[key*t.words:], 1
+		out, bits, blocks = out[key:], bits[key*t.stride:], 1
 		if scales != nil {
 			scales = scales[key:]
 		}
@@ -226,9 +256,9 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 	chunk := max(1, planeChunk/(2*planeBytes*t.words))
 	for g := 0; g < groups; g += chunk {
 		n, key := min(chunk, groups-g), g*groupKeys
-		avx2Split(2*n, t.words, &bits[key*t.words], &p.nibbles[0])
+		avx2Split(2*n, t.words, t.stride, &bits[key*t.stride], &p.nibbles[0])
 		// The first head fetches the next chunk, as long as there is one.
-		ahead := &bits[min(g+chunk, max(0, groups-chunk))*groupKeys*t.words]
+		ahead := &bits[min(g+chunk, max(0, groups-chunk))*groupKeys*t.stride]
 		for h := range t.heads {
 			sumAVX2(n, t, h, p, scales, key, consts, &out[h*ostride+key], ahead)
 		}
@@ -238,13 +268,14 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 		return
 	}
 	key := groups * groupKeys
-	copy(p.bits[:], bits[key*t.words:(key+rest)*t.words])
+	// From the first word of these keys that is read to the last: the rest is as it was.
+	copy(p.bits[:rest*t.stride], bits[key*t.stride:])
 	var sc []uint16
 	if scales != nil {
 		copy(p.scales[:], scales[key:key+rest])
 		sc = p.scales[:]
 	}
-	avx2Split(2, t.words, &p.bits[0], &p.nibbles[0])
+	avx2Split(2, t.words, t.stride, &p.bits[0], &p.nibbles[0])
 	for h := range t.heads {
 		row := out[h*ostride+key:][:rest]
 		copy(p.out[:], row)

@@ -15,7 +15,7 @@ func init() { impl.Register("onebit", "neon", &useNEON) }
 func vectorised() bool { return useNEON }
 
 //go:noescape
-func neonScore(blocks, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
+func neonScore(blocks, words, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
 
 //go:noescape
 func neonProject(blocks, pairs int, q, m *int16, factor, out *float32)
@@ -41,9 +41,13 @@ func applyRows(out []float32, ldo int, q, rows []int16, factors []float32, block
 	return 1
 }
 
-func transposeTokens(dst, bits []uint32, words int) {
-	transposePairs(dst, bits, words, transposeGeneric)
+func transposeTokens(dst, bits []uint32, words, stride int) {
+	transposePairs(dst, bits, words, stride, transposeGeneric)
 }
+
+func addsTokens() bool { return false }
+
+func addTokens([]float32, int, *Tables, []uint32, int, int) {}
 
 func weigh(out, p []float32, scales []uint16) { weighGeneric(out, p, scales) }
 
@@ -63,7 +67,7 @@ func scoreNEON(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 	chunk := max(2, chunkWords/(t.words*BlockKeys))
 	for b := 0; b < blocks; b += chunk {
 		for h := range t.heads {
-			neonScore(min(chunk, blocks-b), t.words, &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words],
+			neonScore(min(chunk, blocks-b), t.words, t.stride, &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.stride],
 				&scales[b*BlockKeys], &consts[h][0], &out[h*ostride+b*BlockKeys])
 		}
 	}
@@ -80,7 +84,8 @@ func addNEON(out []float32, ostride int, t *Tables, bits []uint32, blocks int, c
 	for b := 0; b < blocks; b += few {
 		n := min(few, blocks-b)
 		for h := range t.heads {
-			neonScore(n, t.words, &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.words], &scales[0], &consts[h][0], &x[0])
+			neonScore(n, t.words, t.stride, &t.digits[h*t.words*tableWord], &bits[b*BlockKeys*t.stride], &scales[0], &consts[h][0],
+				&x[0])
 			row := out[h*ostride+b*BlockKeys:]
 			for i, v := range x[:n*BlockKeys] {
 				row[i] += v

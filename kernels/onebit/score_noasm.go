@@ -22,8 +22,12 @@ func applyRows(out []float32, ldo int, q, rows []int16, factors []float32, block
 	return 1
 }
 
-func transposeTokens(dst, bits []uint32, words int) {
-	transposePairs(dst, bits, words, transposeGeneric)
+func transposeTokens(dst, bits []uint32, words, stride int) {
+	transposePairs(dst, bits, words, stride, transposeGeneric)
 }
+
+func addsTokens() bool { return false }
+
+func addTokens([]float32, int, *Tables, []uint32, int, int) {}
 
 func weigh(out, p []float32, scales []uint16) { weighGeneric(out, p, scales) }

@@ -26,7 +26,7 @@ func avx512vbmiDigits(words int, quads *int16, digits *byte)
 func avx2Transpose(words int, bits *uint32, second *uint32, out *uint32)
 
 //go:noescape
-func avx512gfniTranspose(words int, bits *uint32, out *uint32)
+func avx512gfniTranspose(words int, stride int, bits *uint32, out *uint32)
 
 //go:noescape
 func avx2Weigh(eights int, p *float32, scales *uint16, out *float32)
@@ -44,40 +44,43 @@ func avx512vbmiProject8(blocks int, pairs int, q *int16, m *int16, factors *floa
 func avx512vbmiProject1(blocks int, pairs int, q *int16, m *int16, factors *float32, out *float32, ldo int)
 
 //go:noescape
-func avx2Split(pairs int, words int, bits *uint32, planes *byte)
+func avx2Split(pairs int, words int, stride int, bits *uint32, planes *byte)
+
+//go:noescape
+func avx2Tokens(words int, stride int, bits *uint32, planes *byte)
 
 //go:noescape
 func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)
 
 //go:noescape
-func avx2Single(pairs int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
+func avx2Single(pairs int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
 
 //go:noescape
-func avx512vbmiScore1(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+func avx512vbmiScore1(blocks int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 
 //go:noescape
-func avx512vbmiScore2(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+func avx512vbmiScore2(blocks int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 
 //go:noescape
-func avx512vbmiScore3(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+func avx512vbmiScore3(blocks int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 
 //go:noescape
-func avx512vbmiScore4(blocks int, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
+func avx512vbmiScore4(blocks int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
 
 //go:noescape
 func avx2SumAdd(groups int, words int, tab *byte, planes *byte, head *uint32, out *float32, ahead *uint32)
 
 //go:noescape
-func avx2SingleAdd(pairs int, words int, tab *byte, bits *uint32, head *uint32, out *float32)
+func avx2SingleAdd(pairs int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32)
 
 //go:noescape
-func avx512vbmiAdd1(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+func avx512vbmiAdd1(blocks int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
 
 //go:noescape
-func avx512vbmiAdd2(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+func avx512vbmiAdd2(blocks int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
 
 //go:noescape
-func avx512vbmiAdd3(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+func avx512vbmiAdd3(blocks int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
 
 //go:noescape
-func avx512vbmiAdd4(blocks int, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)
+func avx512vbmiAdd4(blocks int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)

@@ -34,34 +34,41 @@ const sumWords = SumTokens / wordBits
 // TransposedLen returns the words that SumTokens tokens of b signs take when transposed.
 func TransposedLen(b int) int { return Words(b) * wordBits * sumWords }
 
-// Transpose sets dst, TransposedLen(b) words, from the signs of n tokens, at most
-// SumTokens, in blocks of 16 as the package comment has them. In dst, bit j of sign i is
-// that of token j: it is bit j mod 32 of word
+// Transpose sets dst, TransposedLen(signs.Len()) words, from some signs of n tokens, at most
+// SumTokens, in blocks of 16 as the package comment has them. In dst, bit j of sign
+// signs.From + i is that of token j: it is bit j mod 32 of word
 //
 //	(i div 16) * 64 + 16 (j div 32) + i mod 16,
 //
 // the layout of keys of SumTokens bits. Bits of tokens that do not exist are clear.
-func Transpose(dst, bits []uint32, b, n int) {
-	words := Words(b)
-	if n < 0 || n > SumTokens || len(bits) < Len(n, b) || len(dst) < TransposedLen(b) {
-		panic(fmt.Sprintf("onebit: %d tokens of %d bits in %d words do not fit into %d words", n, b, len(bits), len(dst)))
+func Transpose(dst, bits []uint32, signs Range, n int) {
+	stride := signs.check()
+	if n < 0 || n > SumTokens || len(bits) < Len(n, signs.B) || len(dst) < TransposedLen(signs.Len()) {
+		panic(fmt.Sprintf("onebit: %d tokens of %d bits in %d words do not fit into %d words", n, signs.B, len(bits), len(dst)))
 	}
 	if n < SumTokens {
-		whole := tokensPool.Get().(*[SumTokens * maxWords]uint32)
+		whole := tokensPool.Get().(*wholeTokens)
 		defer tokensPool.Put(whole)
-		used := copy(whole[:], bits[:Len(n, b)])
-		clear(whole[used : SumTokens*words])
-		bits = whole[:]
+		bits = whole.fill(bits[:Len(n, signs.B)], stride)
 	}
-	transposeTokens(dst, bits, words)
+	transposeTokens(dst, bits[signs.From/wordBits*BlockKeys:], Words(signs.Len()), stride)
 }
 
-// tokensPool has room for SumTokens tokens, of which not all are there.
-var tokensPool = sync.Pool{New: func() any { return new([SumTokens * maxWords]uint32) }}
+// wholeTokens has room for SumTokens tokens, of which not all are there.
+type wholeTokens [SumTokens * maxWords]uint32
+
+var tokensPool = sync.Pool{New: func() any { return new(wholeTokens) }}
+
+// fill returns the bits of SumTokens tokens of stride words, the first of which are given.
+func (w *wholeTokens) fill(bits []uint32, stride int) []uint32 {
+	used := copy(w[:], bits)
+	clear(w[used : SumTokens*stride])
+	return w[:SumTokens*stride]
+}
 
 // transposePairs transposes SumTokens tokens with a function for two blocks of 16 tokens.
-func transposePairs(dst, bits []uint32, words int, pair func(dst, first, second []uint32, words int)) {
-	block := BlockKeys * words
+func transposePairs(dst, bits []uint32, words, stride int, pair func(dst, first, second []uint32, words int)) {
+	block := BlockKeys * stride
 	for w := range sumWords {
 		pair(dst[w*BlockKeys:], bits[2*w*block:], bits[(2*w+1)*block:], words)
 	}
@@ -102,9 +109,9 @@ func AddSums(t []float32, ldt int, weights *Tables, transposed []uint32, b int) 
 	if weights.heads == 0 {
 		return
 	}
-	if weights.bits != SumTokens || len(transposed) < TransposedLen(b) {
+	if weights.signs != All(SumTokens) || len(transposed) < TransposedLen(b) {
 		panic(fmt.Sprintf("onebit: sums over %d tokens, %d words for %d signs: want %d and %d",
-			weights.bits, len(transposed), b, SumTokens, TransposedLen(b)))
+			weights.signs.Len(), len(transposed), b, SumTokens, TransposedLen(b)))
 	}
 	checkSums(t, ldt, weights.heads, b)
 	full := b / BlockKeys
@@ -140,35 +147,52 @@ type Sums struct {
 	tables     Tables
 }
 
-// Add adds the sums over n tokens to t: for every head h and sign i below b
+// Add adds the sums over n tokens to t: for every head h and sign signs.From + i of a range
 //
-//	t[h*ldt+i] += sum_j w[h*ldw+j] scale[j] s_i[j],
+//	t[h*ldt+i] += sum_j w[h*ldw+j] scale[j] s_(signs.From+i)[j],
 //
 // rounded as is written above. bits and scales are what Score takes. Calls for successive
 // parts of a cache, each but the last of a multiple of SumTokens tokens, give the bits of one.
-func (s *Sums) Add(t []float32, ldt int, w []float32, ldw, heads, b int, bits []uint32, scales []uint16, n int) {
+func (s *Sums) Add(t []float32, ldt int, w []float32, ldw, heads int, signs Range, bits []uint32,
+	scales []uint16, n int) {
 	if n <= 0 || heads <= 0 {
 		return
 	}
-	if len(bits) < Len(n, b) || len(scales) < n {
+	stride, b := signs.check(), signs.Len()
+	if len(bits) < Len(n, signs.B) || len(scales) < n {
 		panic(fmt.Sprintf("onebit: %d words and %d scales are too few for %d tokens of %d bits",
-			len(bits), len(scales), n, b))
+			len(bits), len(scales), n, signs.B))
 	}
 	if heads > 1 && ldw < n || len(w) < (heads-1)*ldw+n {
 		panic(fmt.Sprintf("onebit: %d numbers at distance %d are no weights of %d tokens for %d heads", len(w), ldw, n, heads))
 	}
 	checkSums(t, ldt, heads, b)
-	s.transposed = slices.Grow(s.transposed[:0], TransposedLen(b))[:TransposedLen(b)]
 	s.weights = slices.Grow(s.weights[:0], heads*SumTokens)[:heads*SumTokens]
 	for at := 0; at < n; at += SumTokens {
 		m := min(SumTokens, n-at)
-		Transpose(s.transposed, bits[at*Words(b):], b, m)
 		for h := range heads {
 			row := s.weights[h*SumTokens:][:SumTokens]
 			weigh(row[:m], w[h*ldw+at:][:m], scales[at:][:m])
 			clear(row[m:])
 		}
 		s.tables.Build(s.weights, SumTokens, heads, SumTokens)
-		AddSums(t, ldt, &s.tables, s.transposed, b)
+		s.add(t, ldt, bits[at*stride:], signs, m)
 	}
+}
+
+// add adds the sums over the tokens whose tables have been made, n of them.
+func (s *Sums) add(t []float32, ldt int, bits []uint32, signs Range, n int) {
+	if addsTokens() {
+		if n < SumTokens {
+			whole := tokensPool.Get().(*wholeTokens)
+			defer tokensPool.Put(whole)
+			bits = whole.fill(bits[:Len(n, signs.B)], Words(signs.B))
+		}
+		addTokens(t, ldt, &s.tables, bits[signs.From/wordBits*BlockKeys:], signs.Len(), Words(signs.B))
+		return
+	}
+	b := signs.Len()
+	s.transposed = slices.Grow(s.transposed[:0], TransposedLen(b))[:TransposedLen(b)]
+	Transpose(s.transposed, bits, signs, n)
+	AddSums(t, ldt, &s.tables, s.transposed, b)
 }

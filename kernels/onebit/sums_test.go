@@ -62,7 +62,7 @@ func TestTranspose(t *testing.T) {
 				for i := range dst {
 					dst[i] = r.Uint32()
 				}
-				Transpose(dst, bits, b, n)
+				Transpose(dst, bits, All(b), n)
 				for i := range Words(b) * 32 {
 					for j := range 128 {
 						want := uint32(0)
@@ -72,6 +72,56 @@ func TestTranspose(t *testing.T) {
 						if got := dst[i/16*64+16*(j/32)+i%16] >> (j % 32) & 1; got != want {
 							t.Fatalf("b %d, n %d: sign %d of token %d is %d, want %d", b, n, i, j, got, want)
 						}
+					}
+				}
+			}
+		}
+	})
+}
+
+// Some signs of a key are scored and summed as all are whose other numbers are zero: the same bits, for
+// a sign without a number adds an exact zero.
+func TestRange(t *testing.T) {
+	impl.TestAll(t, "onebit", func(t *testing.T) {
+		r := rand.New(rand.NewPCG(14, 1))
+		var part, whole Tables
+		var s Sums
+		for trial, x := range []Range{{40, 0, 32}, {40, 32, 40}, {96, 32, 64}, {104, 64, 104}, {576, 0, 384}, {576, 128, 576},
+			{1000, 960, 1000}, {1024, 512, 768}} {
+			for i, heads := range []int{1, 2, 3, 4, 5, 9} {
+				n := []int{1, 16, 31, 64, 100, 128, 129, 200, 300}[(trial*5+i)%9]
+				side := guard.Sides[(trial+heads)%2]
+				bits := randomSigns(t, r, n, x.B, side)
+				scales := make([]uint16, n)
+				for i := range scales {
+					scales[i] = half(r)
+				}
+				q, p := make([]float32, heads*x.B), make([]float32, heads*n)
+				for i := range q {
+					if at := i % x.B; at >= x.From && at < x.To {
+						q[i] = float32(r.NormFloat64())
+					}
+				}
+				for i := range p {
+					p[i] = float32(r.ExpFloat64())
+				}
+				whole.Build(q, x.B, heads, x.B)
+				part.Reset(heads, x)
+				for h := range heads {
+					part.Set(h, q[h*x.B+x.From:h*x.B+x.To])
+				}
+				want, got := make([]float32, heads*n), make([]float32, heads*n)
+				Score(want, n, &whole, bits, scales, n, nil)
+				Score(got, n, &part, bits, scales, n, nil)
+				if !slices.Equal(got, want) {
+					t.Fatalf("%+v, %d keys, %d heads: other scores", x, n, heads)
+				}
+				want, got = make([]float32, heads*x.B), make([]float32, heads*x.Len())
+				s.Add(want, x.B, p, n, heads, All(x.B), bits, scales, n)
+				s.Add(got, x.Len(), p, n, heads, x, bits, scales, n)
+				for h := range heads {
+					if !slices.Equal(got[h*x.Len():][:x.Len()], want[h*x.B+x.From:h*x.B+x.To]) {
+						t.Fatalf("%+v, %d tokens, head %d of %d: other sums", x, n, h, heads)
 					}
 				}
 			}
@@ -108,7 +158,7 @@ func TestSums(t *testing.T) {
 				for h := range heads {
 					defineSums(want[h*ldt:][:b], w[h*ldw:], b, bits, scales, n)
 				}
-				s.Add(got, ldt, w, ldw, heads, b, bits, scales, n)
+				s.Add(got, ldt, w, ldw, heads, All(b), bits, scales, n)
 				for i, v := range want {
 					if math.Float32bits(got[i]) != math.Float32bits(v) {
 						t.Fatalf("b %d, n %d, head %d of %d, sign %d: got %v, want %v", b, n, i/ldt, heads, i%ldt, got[i], v)
@@ -133,9 +183,9 @@ func TestSumsParts(t *testing.T) {
 	}
 	var s Sums
 	one, parts := make([]float32, heads*b), make([]float32, heads*b)
-	s.Add(one, b, w, n, heads, b, bits, scales, n)
+	s.Add(one, b, w, n, heads, All(b), bits, scales, n)
 	for at := 0; at < n; at += 2 * SumTokens {
-		s.Add(parts, b, w[at:], n, heads, b, bits[at*Words(b):], scales[at:], min(2*SumTokens, n-at))
+		s.Add(parts, b, w[at:], n, heads, All(b), bits[at*Words(b):], scales[at:], min(2*SumTokens, n-at))
 	}
 	if !slices.Equal(one, parts) {
 		t.Error("parts give other bits")
@@ -160,7 +210,7 @@ func TestSumsError(t *testing.T) {
 		}
 		got := make([]float32, b)
 		var s Sums
-		s.Add(got, b, w, n, 1, b, bits, scales, n)
+		s.Add(got, b, w, n, 1, All(b), bits, scales, n)
 		var bound, square float64
 		for at := 0; at < n; at += SumTokens {
 			x := make([]float32, SumTokens)
@@ -202,14 +252,18 @@ func TestSumsMisuse(t *testing.T) {
 	var short Tables
 	short.Build(make([]float32, 64), 64, 1, 64)
 	for name, f := range map[string]func(){
-		"bits short":       func() { s.Add(out, b, w, n, 2, b, bits[1:], scales, n) },
-		"scales short":     func() { s.Add(out, b, w, n, 2, b, bits, scales[1:], n) },
-		"weights short":    func() { s.Add(out, b, w[1:], n, 2, b, bits, scales, n) },
-		"weights overlap":  func() { s.Add(out, b, w, n-1, 2, b, bits, scales, n) },
-		"out short":        func() { s.Add(out[1:], b, w, n, 2, b, bits, scales, n) },
-		"rows overlap":     func() { s.Add(out, b-1, w, n, 2, b, bits, scales, n) },
-		"too many tokens":  func() { Transpose(make([]uint32, TransposedLen(b)), make([]uint32, Len(129, b)), b, 129) },
-		"dst short":        func() { Transpose(make([]uint32, TransposedLen(b)-1), bits, b, n) },
+		"bits short":       func() { s.Add(out, b, w, n, 2, All(b), bits[1:], scales, n) },
+		"scales short":     func() { s.Add(out, b, w, n, 2, All(b), bits, scales[1:], n) },
+		"weights short":    func() { s.Add(out, b, w[1:], n, 2, All(b), bits, scales, n) },
+		"weights overlap":  func() { s.Add(out, b, w, n-1, 2, All(b), bits, scales, n) },
+		"out short":        func() { s.Add(out[1:], b, w, n, 2, All(b), bits, scales, n) },
+		"rows overlap":     func() { s.Add(out, b-1, w, n, 2, All(b), bits, scales, n) },
+		"no signs":         func() { s.Add(out, b, w, n, 2, Range{B: b, From: 32, To: 32}, bits, scales, n) },
+		"in a word":        func() { s.Add(out, b, w, n, 2, Range{B: b, From: 8, To: b}, bits, scales, n) },
+		"ends in a word":   func() { s.Add(out, b, w, n, 2, Range{B: b, To: b - 8}, bits, scales, n) },
+		"too many signs":   func() { s.Add(out, b, w, n, 2, Range{B: b, To: b + 32}, bits, scales, n) },
+		"too many tokens":  func() { Transpose(make([]uint32, TransposedLen(b)), make([]uint32, Len(129, b)), All(b), 129) },
+		"dst short":        func() { Transpose(make([]uint32, TransposedLen(b)-1), bits, All(b), n) },
 		"other tables":     func() { AddSums(out, b, &short, make([]uint32, TransposedLen(b)), b) },
 		"transposed short": func() { AddSums(out, b, &tab, make([]uint32, TransposedLen(b)-1), b) },
 	} {
@@ -225,7 +279,7 @@ func TestSumsMisuse(t *testing.T) {
 	if slices.ContainsFunc(out, func(v float32) bool { return v != 0 }) {
 		t.Error("written before the panic")
 	}
-	s.Add(nil, 0, nil, 0, 0, b, nil, nil, 0)
+	s.Add(nil, 0, nil, 0, 0, All(b), nil, nil, 0)
 }
 
 func BenchmarkSums(b *testing.B) {
@@ -246,7 +300,7 @@ func BenchmarkSums(b *testing.B) {
 					scales := slices.Repeat([]uint16{0x3c00}, n)
 					out := make([]float32, heads*signs)
 					var s Sums
-					best := bench.Best(b, func() { s.Add(out, signs, w, n, heads, signs, bits, scales, n) })
+					best := bench.Best(b, func() { s.Add(out, signs, w, n, heads, All(signs), bits, scales, n) })
 					b.ReportMetric(float64(best.Nanoseconds())/n/float64(heads), "best-ns/token/head")
 				})
 			}

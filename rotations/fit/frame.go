@@ -1,11 +1,12 @@
 package fit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
-	"sort"
+	"slices"
 
 	"github.com/phaseconv/phaseconv/kernels/gemm"
 	"github.com/phaseconv/phaseconv/kernels/linalg"
@@ -62,13 +63,23 @@ type frameTask struct {
 	few, all      []float32 // [n, d]: the vectors of the first steps, and all of them
 	mean          []float32
 	root, inv     []float64 // of the metric, [d, d]
-	steps         int
-	trace         func(step int, c *codec.Code) // nil for none
+	// sides are the numbers that have signs of their own; nil for all signs for all numbers.
+	// The metric must not mix those of different sides.
+	sides []frameSide
+	steps int
+	trace func(step int, c *codec.Code) // nil for none
 }
+
+// A frameSide is the numbers from <= j < to of a vector, and the signs first <= i < last that they
+// are decoded from. The other signs have zeros there.
+type frameSide struct{ from, to, first, last int }
 
 // run fits the frame, without gain.
 func (t *frameTask) run(ctx context.Context) (*codec.Code, []Point, error) {
-	f := &frameFit{d: t.d, b: t.b, threads: t.threads}
+	f := &frameFit{d: t.d, b: t.b, threads: t.threads, sides: t.sides}
+	if f.sides == nil {
+		f.sides = []frameSide{{to: t.d, last: t.b}}
+	}
 	root := linalg.Float32(t.root)
 	f.take(t.few, t.mean, root)
 	if err := f.init(ctx); err != nil {
@@ -169,6 +180,7 @@ func shrunkRoots(ctx context.Context, metric []float64, d int) (root, inv []floa
 // frameFit is the state of one fit, in metric coordinates.
 type frameFit struct {
 	d, b, n, threads int
+	sides            []frameSide
 	x, xt            []float32 // [n, d] and its transpose
 	m                []float32 // decode rows, [b, d]
 	s                []float32 // signs, [n, b]
@@ -207,9 +219,10 @@ func (f *frameFit) take(keys, mean, root []float32) {
 
 // init sets signs and scales by coding residuals along the principal axes of
 // the keys, each key brought to unit length first, since a scale per key takes
-// its length away.
+// its length away. Signs that several sides share come first, along axes of all
+// numbers; each side's own ones code what these leave.
 func (f *frameFit) init(ctx context.Context) error {
-	d, n, b := f.d, f.n, f.b
+	d, n := f.d, f.n
 	unit := make([]float32, len(f.x))
 	for i := range n {
 		row := f.x[i*d : (i+1)*d]
@@ -222,27 +235,60 @@ func (f *frameFit) init(ctx context.Context) error {
 			unit[i*d+j] = float32(float64(v) / norm)
 		}
 	}
-	ut := gemm.Transpose(nil, unit, n, d)
+	shared := frameSide{to: d, last: f.b}
+	for _, x := range f.sides {
+		shared.first, shared.last = max(shared.first, x.first), min(shared.last, x.last)
+	}
+	if err := f.axes(ctx, unit, shared); err != nil || len(f.sides) == 1 {
+		return err
+	}
+	for _, x := range f.sides {
+		own := x
+		if own.first < shared.first {
+			own.last = shared.first
+		} else {
+			own.first = shared.last
+		}
+		if err := f.axes(ctx, unit, own); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// axes sets the signs of a side to those of rows, [n, d], along the principal axes of its numbers, each
+// sign going to the axis with the largest residual, and leaves in rows what remains of them.
+func (f *frameFit) axes(ctx context.Context, rows []float32, side frameSide) error {
+	d, n, b := side.to-side.from, f.n, f.b
+	if side.first >= side.last {
+		return nil
+	}
+	x := make([]float32, n*d)
+	for i := range n {
+		copy(x[i*d:(i+1)*d], rows[i*f.d+side.from:])
+	}
+	xt := gemm.Transpose(nil, x, n, d)
 	var w gemm.Weights
-	w.PackRows(d, n, ut, n, f.threads)
-	c := linalg.Float64(gramOf(ut, d, n, &w, f.threads))
+	w.PackRows(d, n, xt, n, f.threads)
+	c := linalg.Float64(gramOf(xt, d, n, &w, f.threads))
 	eigen := linalg.Eigen
 	if d > jacobiDim {
 		eigen = linalg.EigenQL
 	}
-	_, axes, err := eigen(ctx, c, d)
+	_, v, err := eigen(ctx, c, d)
 	if err != nil {
 		return err
 	}
-	w.PackRows(n, d, unit, d, f.threads)
+	axes := linalg.Float32(v)
+	w.PackRows(n, d, x, d, f.threads)
 	r := make([]float32, d*n) // residual coordinates, axis by axis
-	gemm.Mul(r, n, linalg.Float32(axes), d, d, &w, f.threads)
+	gemm.Mul(r, n, axes, d, d, &w, f.threads)
 	energy := make([]float64, d)
 	for j := range d {
 		row := r[j*n : (j+1)*n]
 		energy[j] = linalg.Dot64(row, row)
 	}
-	for i := range b {
+	for i := side.first; i < side.last; i++ {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -264,6 +310,14 @@ func (f *frameFit) init(ctx context.Context) error {
 			row[k] = v - float32(s*step)
 		}
 		energy[axis] = linalg.Dot64(row, row)
+	}
+	if len(f.sides) == 1 {
+		return nil
+	}
+	w.PackT(d, d, axes, d, f.threads)
+	gemm.Mul(x, d, gemm.Transpose(nil, r, d, n), d, n, &w, f.threads)
+	for i := range n {
+		copy(rows[i*f.d+side.from:i*f.d+side.to], x[i*d:])
 	}
 	return nil
 }
@@ -322,27 +376,52 @@ func (f *frameFit) solve(ctx context.Context) error {
 	w.PackRows(b, n, p, n, f.threads)
 	a32 := make([]float32, d*b)
 	gemm.Mul(a32, b, f.xt, n, d, &w, f.threads)
-	gram, trace := ridged(gramOf(p, b, n, &w, f.threads), b, gramRidge)
-	l, err := linalg.Cholesky(ctx, gram, b)
-	// Fewer keys than signs leave directions open, and rounding may put them below zero.
-	for ridge := gramRidge; errors.Is(err, linalg.ErrNotPositive) && ridge < 1; ridge *= 10 {
-		for i := range b {
-			gram[i*b+i] += 9 * ridge * trace / float64(b) // ten times as much in all
+	gram := gramOf(p, b, n, &w, f.threads)
+	sol := make([]float64, d*b)
+	for _, x := range f.sides {
+		if err := leastSquares(ctx, sol, a32, gram, b, x, gramRidge); err != nil {
+			return fmt.Errorf("frame least squares: %w", err)
 		}
-		l, err = linalg.Cholesky(ctx, gram, b)
-	}
-	if err != nil {
-		return fmt.Errorf("frame least squares: %w", err)
-	}
-	sol, err := linalg.SolveRight(ctx, linalg.Float64(a32), d, l, b) // [d, b]
-	if err != nil {
-		return err
 	}
 	f.sortRows(sol)
 	return nil
 }
 
-// sortRows stores the solution as rows, longest first, and moves the signs along.
+// leastSquares sets the columns of a side's signs in the rows of its numbers of sol, [d, b], to the
+// solution of M gram = a for them alone, with a share ridge of the mean diagonal of gram added to it.
+func leastSquares(ctx context.Context, sol []float64, a, gram []float32, b int, x frameSide, ridge float64) error {
+	k := x.last - x.first
+	own, rows := make([]float32, 0, k*k), make([]float32, 0, (x.to-x.from)*k)
+	for i := x.first; i < x.last; i++ {
+		own = append(own, gram[i*b+x.first:i*b+x.last]...)
+	}
+	for j := x.from; j < x.to; j++ {
+		rows = append(rows, a[j*b+x.first:j*b+x.last]...)
+	}
+	square, trace := ridged(own, k, ridge)
+	l, err := linalg.Cholesky(ctx, square, k)
+	// Fewer keys than signs leave directions open, and rounding may put them below zero.
+	for ; errors.Is(err, linalg.ErrNotPositive) && ridge < 1; ridge *= 10 {
+		for i := range k {
+			square[i*k+i] += 9 * ridge * trace / float64(k) // ten times as much in all
+		}
+		l, err = linalg.Cholesky(ctx, square, k)
+	}
+	if err != nil {
+		return err
+	}
+	m, err := linalg.SolveRight(ctx, linalg.Float64(rows), x.to-x.from, l, k)
+	if err != nil {
+		return err
+	}
+	for j := x.from; j < x.to; j++ {
+		copy(sol[j*b+x.first:j*b+x.last], m[(j-x.from)*k:])
+	}
+	return nil
+}
+
+// sortRows stores the solution as rows, longest first among those of the same sides, and moves the
+// signs along.
 func (f *frameFit) sortRows(sol []float64) {
 	d, b := f.d, f.b
 	length := make([]float64, b)
@@ -353,7 +432,21 @@ func (f *frameFit) sortRows(sol []float64) {
 			length[i] += float64(sol[j*b+i] * sol[j*b+i])
 		}
 	}
-	sort.SliceStable(order, func(i, j int) bool { return length[order[i]] > length[order[j]] })
+	// Signs of the same sides follow each other: what starts or ends before them differs.
+	place := func(i int) (n int) {
+		for _, x := range f.sides {
+			if i >= x.first {
+				n++
+			}
+			if i >= x.last {
+				n++
+			}
+		}
+		return n
+	}
+	slices.SortStableFunc(order, func(i, j int) int {
+		return cmp.Or(cmp.Compare(place(i), place(j)), cmp.Compare(length[j], length[i]))
+	})
 	f.m = make([]float32, b*d)
 	for i, k := range order {
 		for j := range d {

@@ -30,6 +30,12 @@ type GroupSample struct {
 	// scales; nil for a code that stands by itself.
 	Below      []float32
 	BelowSigns int
+	// BelowKeySigns and BelowValueSigns are how many of them parts of K, and those of V, are given: the
+	// first and the last ones, as KeySigns and ValueSigns; 0 for all.
+	BelowKeySigns, BelowValueSigns int
+	// KeySigns and ValueSigns are how many signs the parts of K, and those of V, are decoded from: the
+	// first and the last ones; 0 for all. Each sign must serve one of them at least.
+	KeySigns, ValueSigns int
 	// Layer and Index say which group this is.
 	Layer, Index int
 	// Draft ends the fit early, for codes that are only measured, not used.
@@ -85,13 +91,17 @@ func (s *GroupSample) fit(ctx context.Context, b int) (*codec.Group, []Point, er
 	if s.Below != nil {
 		return s.fitGiven(ctx, b)
 	}
+	sides, err := s.sides(b, s.KeySigns, s.ValueSigns)
+	if err != nil {
+		return nil, nil, err
+	}
 	mean := rowMean(s.Rows, d)
 	root, inv, err := s.roots(ctx, mean)
 	if err != nil {
 		return nil, nil, err
 	}
 	t := &frameTask{d: d, b: b, threads: s.Threads, few: everyRow(s.Rows, d, groupThinned*max(d, b)), all: s.Rows,
-		mean: mean, root: root, inv: inv, steps: groupSteps}
+		mean: mean, root: root, inv: inv, sides: sides, steps: groupSteps}
 	if s.Draft {
 		t.steps = frameDraft
 	}
@@ -107,6 +117,26 @@ func (s *GroupSample) fit(ctx context.Context, b int) (*codec.Group, []Point, er
 	return g, curve, err
 }
 
+// sides returns which of b signs the parts of K and of V are decoded from: so many of the first and
+// of the last ones; nil, for 0 and 0, if all from all.
+func (s *GroupSample) sides(b, k, v int) ([]frameSide, error) {
+	if k == 0 && v == 0 {
+		return nil, nil
+	}
+	keys := 0 // parts of K come first
+	for _, p := range s.Parts {
+		if !p.Value {
+			keys += s.dim(p)
+		}
+	}
+	d := s.D()
+	if k < 1 || k > b || v < 1 || v > b || k+v < b || keys == 0 || keys == d {
+		return nil, fmt.Errorf("%d of %d signs for keys and %d for values, of groups with %d and %d numbers of each", k, b, v,
+			keys, d-keys)
+	}
+	return []frameSide{{to: keys, last: k}, {from: keys, to: d, first: b - v, last: b}}, nil
+}
+
 // belowRidge keeps what rarely moves from mattering.
 const belowRidge = 1e-3
 
@@ -116,6 +146,13 @@ func (s *GroupSample) fitGiven(ctx context.Context, b int) (*codec.Group, []Poin
 	d, n, k := s.D(), s.N(), s.BelowSigns
 	if k < 1 || len(s.Below) != n*k {
 		return nil, nil, fmt.Errorf("%d numbers for %d signs of the group below, of %d tokens", len(s.Below), k, n)
+	}
+	sides, err := s.sides(k, s.BelowKeySigns, s.BelowValueSigns)
+	if err != nil {
+		return nil, nil, err
+	}
+	if sides == nil {
+		sides = []frameSide{{to: d, last: k}}
 	}
 	mean := rowMean(s.Rows, d)
 	centred := make([]float32, len(s.Rows))
@@ -127,14 +164,11 @@ func (s *GroupSample) fitGiven(ctx context.Context, b int) (*codec.Group, []Poin
 	w.PackRows(k, n, u, n, s.Threads)
 	cross := make([]float32, d*k)
 	gemm.Mul(cross, k, gemm.Transpose(nil, centred, n, d), n, d, &w, s.Threads)
-	square, _ := ridged(gramOf(u, k, n, &w, s.Threads), k, belowRidge)
-	l, err := linalg.Cholesky(ctx, square, k)
-	if err != nil {
-		return nil, nil, fmt.Errorf("least squares from the group below: %w", err)
-	}
-	sol, err := linalg.SolveRight(ctx, linalg.Float64(cross), d, l, k) // [d, k]
-	if err != nil {
-		return nil, nil, err
+	gram, sol := gramOf(u, k, n, &w, s.Threads), make([]float64, d*k)
+	for _, x := range sides {
+		if err := leastSquares(ctx, sol, cross, gram, k, x, belowRidge); err != nil {
+			return nil, nil, fmt.Errorf("least squares from the group below: %w", err)
+		}
 	}
 	below := gemm.Transpose(nil, linalg.Float32(sol), d, k)
 	rest := *s

@@ -115,6 +115,10 @@ func convertFlags() []cli.Flag {
 				Usage: "with --code joint: measure --span and --anchor, those that are not named, and take what is worth its decode cost: twice the cost for three quarters of the divergence"},
 			&cli.BoolFlag{Name: "pairs",
 				Usage: "with --code joint: code every second layer given the codes of the layer below it; less divergence at the same bytes, for half as much decode work again"},
+			&cli.FloatFlag{Name: "key-share", Value: convert.DefaultJoint().Shares.Key,
+				Usage: "with --code joint: part of a group's signs that keys are decoded from, above 0 to 1; less is faster, see docs/speed.md"},
+			&cli.FloatFlag{Name: "value-share", Value: convert.DefaultJoint().Shares.Value,
+				Usage: "with --code joint: part of a group's signs that values are decoded from"},
 			&cli.BoolFlag{Name: "fisher", Value: true, DefaultText: "on where every layer has a backward pass",
 				Usage: "with --code joint: weigh errors by gradients of the model's own loss; --fisher=false weighs them by queries and is faster"},
 		),
@@ -268,7 +272,7 @@ func codeOptions(c *cli.Command, o *convert.Options) error {
 	code, named := c.String("code"), c.IsSet("code")
 	o.Code, o.Bits, o.Alloc = codec.Frame, c.Float("bits"), bits.Alloc(c.String("alloc"))
 	o.Balance, o.Policy = c.Bool("balance"), policy(c)
-	ofJoint := firstSet(c, "bits-kv", "parts", "span", "trade", "pairs", "fisher")
+	ofJoint := firstSet(c, "bits-kv", "parts", "span", "trade", "pairs", "key-share", "value-share", "fisher")
 	ofKeys := firstSet(c, "bits", "outliers")
 	switch {
 	case !named && ofJoint == "" && (ofKeys != "" || o.Alloc == bits.AllocAngle):
@@ -296,6 +300,11 @@ func codeOptions(c *cli.Command, o *convert.Options) error {
 		j.Bits /= 2
 	}
 	j.Pairs = c.Bool("pairs")
+	if c.IsSet("key-share") || c.IsSet("value-share") || j.Parts == bits.PartsBoth {
+		j.Shares = bits.Shares{Key: c.Float("key-share"), Value: c.Float("value-share")}
+	} else {
+		j.Shares = bits.Shares{}
+	}
 	if c.Bool("trade") {
 		j.ChooseSpan, j.ChooseAnchor = !c.IsSet("span"), !c.IsSet("anchor")
 		if !j.ChooseSpan && !j.ChooseAnchor {
@@ -416,6 +425,9 @@ func printPlan(w io.Writer, p *plan.Plan) {
 			partsText(string(k.Parts)), k.Groups, k.GroupDim, k.Signs, k.Bits, k.Spread, k.Bytes)
 		if k.Pairs {
 			fmt.Fprintln(w, "every second layer is coded given the codes of the layer below it (--pairs)")
+		}
+		if k.KeyShare > 0 {
+			fmt.Fprintf(w, "keys are decoded from %.3g, values from %.3g of a group's signs\n", k.KeyShare, k.ValueShare)
 		}
 		if len(k.MeasuredChoices) > 0 {
 			fmt.Fprintf(w, "--trade measures and chooses: %s; the numbers above are of what it starts from\n",

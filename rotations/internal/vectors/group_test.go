@@ -413,7 +413,7 @@ func (v *groupVector) checkSums(t *testing.T, p floatPart, all, weights []float3
 	width := len(vectors) / len(all)
 	sums := make([]float32, b)
 	var s onebit.Sums
-	s.Add(sums, b, weights, n, 1, b, stored, scales, n)
+	s.Add(sums, b, weights, n, 1, onebit.All(b), stored, scales, n)
 	var total, coded, largest float64 // of |a|, |a| alpha, and the largest of the latter
 	for i, a := range weights {
 		x := math.Abs(float64(a)) * alpha[i]

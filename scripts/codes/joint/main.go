@@ -38,6 +38,8 @@ func run(ctx context.Context) error {
 	skip := flag.Int("skip", 0, "bytes of the fitted text to leave out first: another draw of windows")
 	contexts := flag.String("ctx", "512", "tokens of a window to measure, and :windows if not 2,048 tokens of them, separated by commas (512,2048:2); windows to fit to are as long as the first, but at most 512")
 	list := flag.String("codes", "kv:3", "what is coded and bits per pair of numbers, as --parts and --bits-kv: kv:3,k+v:3,k:1.5; kv:3:s spreads signs by sensitivity, kv:3:g codes every second layer given the one below, kv:3:gs does both, kv:3:g+2 moves two words of 32 signs from the upper layer of each pair to the lower one")
+	key := flag.Float64("key-share", 1, "part of the signs that keys are decoded from")
+	value := flag.Float64("value-share", 1, "part of the signs that values are decoded from")
 	limit := flag.Int("span", 512, "most numbers of a group")
 	recents := flag.String("recent", "0,64", "recent tokens that are kept, separated by commas")
 	balance := flag.Bool("balance", true, "fold the pair scaling of keys")
@@ -62,8 +64,9 @@ func run(ctx context.Context) error {
 	}
 	m := refmodel.New(c.Config, c, *threads)
 	var codes []*code
+	shares := bits.Shares{Key: *key, Value: *value}
 	for _, text := range strings.Split(*list, ",") {
-		x, err := newCode(c.Config, text, *limit)
+		x, err := newCode(c.Config, text, *limit, shares)
 		if err != nil {
 			return err
 		}
@@ -81,6 +84,7 @@ func run(ctx context.Context) error {
 			fmt.Println("#", x.name, "signs", x.Signs)
 		}
 	}
+	o.Joint.Shares = shares
 	for l := range c.Config.Layers {
 		var parts [][]codec.Part
 		var signs []int
@@ -99,8 +103,8 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("# %s, %d tokens, skip %d, fisher %v, balance %v, anchor %d, seed %d: fitted in %.0f s\n", c.Name(),
-		len(cal.Tokens)*cal.Ctx, *skip, *fisher, *balance, *anchor, *seed, time.Since(begin).Seconds())
+	fmt.Printf("# %s, %d tokens, skip %d, fisher %v, balance %v, anchor %d, seed %d, shares %v: fitted in %.0f s\n", c.Name(),
+		len(cal.Tokens)*cal.Ctx, *skip, *fisher, *balance, *anchor, *seed, shares, time.Since(begin).Seconds())
 	var variants []*refmodel.Variant
 	var names []string
 	at := make([]int, len(c.Config.Layers))
@@ -203,7 +207,7 @@ type code struct {
 
 // newCode reads what is coded and the bits per pair of numbers, or per number of one side, as
 // convert has them.
-func newCode(cfg *family.Config, text string, limit int) (*code, error) {
+func newCode(cfg *family.Config, text string, limit int, shares bits.Shares) (*code, error) {
 	what, number, _ := strings.Cut(text, ":")
 	number, how, _ := strings.Cut(number, ":")
 	how, shift, _ := strings.Cut(how, "+")
@@ -216,7 +220,7 @@ func newCode(cfg *family.Config, text string, limit int) (*code, error) {
 		return nil, err
 	}
 	x.Groups, err = bits.JointGroups(cfg, bits.GroupOptions{Parts: bits.Parts(what), Bits: n, Span: limit,
-		Pairs: strings.Contains(how, "g")})
+		Pairs: strings.Contains(how, "g"), Shares: shares})
 	if err == nil && shift != "" {
 		n, err = strconv.ParseFloat(shift, 64)
 		x.shift(n)

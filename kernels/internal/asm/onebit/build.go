@@ -316,7 +316,7 @@ func wideTranspose() {
 	// The bytes of a sign come together: dword j of the first half has tokens 0 to 31.
 	collect := bytesOf("signbytes", func(at int) int { return 8*(at/32*4+at%4) + at%32/4 })
 	unit := bytesOf("unitrows", func(at int) int { return 1 << (at % 8) })
-	TEXT("avx512gfniTranspose", NOSPLIT, "func(words int, bits *uint32, out *uint32)")
+	TEXT("avx512gfniTranspose", NOSPLIT, "func(words, stride int, bits *uint32, out *uint32)")
 	Pragma("noescape")
 	words := Load(Param("words"), GP64())
 	bits := Load(Param("bits"), GP64())
@@ -326,7 +326,7 @@ func wideTranspose() {
 	VMOVDQU8(collect, toSigns)
 	VMOVDQU8(unit, rows)
 	block, three, left := GP64(), GP64(), GP64()
-	MOVQ(words, block)
+	Load(Param("stride"), block)
 	SHLQ(Imm(6), block)
 	LEAQ(Mem{Base: block, Index: block, Scale: 2}, three)
 	MOVQ(words, left)

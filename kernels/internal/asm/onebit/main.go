@@ -121,7 +121,7 @@ func store(all, odd [2]reg.VecVirtual, head, scales, out reg.Register, at int) {
 // split emits avx2Split: the keys of two blocks, word by word, become vectors of
 // nibbles, each of one place in the word.
 func split() {
-	TEXT("avx2Split", NOSPLIT, "func(pairs, words int, bits *uint32, planes *byte)")
+	TEXT("avx2Split", NOSPLIT, "func(pairs, words, stride int, bits *uint32, planes *byte)")
 	Pragma("noescape")
 	pairs := Load(Param("pairs"), GP64())
 	words := Load(Param("words"), GP64())
@@ -130,9 +130,7 @@ func split() {
 	order, mask := YMM(), YMM()
 	VBROADCASTI128(transpose, order)
 	VPBROADCASTD(lowNibbles, mask)
-	block := GP64()
-	MOVQ(words, block)
-	SHLQ(Imm(6), block)
+	block, skip := distances(words)
 	left := GP64()
 	Label("pair")
 	MOVQ(words, left)
@@ -145,9 +143,90 @@ func split() {
 	ADDQ(U32(planeBytes), planes)
 	DECQ(left)
 	JNZ(LabelRef("word"))
-	ADDQ(block, bits)
+	ADDQ(skip, bits)
 	DECQ(pairs)
 	JNZ(LabelRef("pair"))
+	VZEROUPPER()
+	RET()
+}
+
+// distances emits the bytes from a block of keys, which has stride words of them, to the next,
+// and those from behind the words of a block that are read to the first of the block after the
+// next one.
+func distances(words reg.Register) (block, skip reg.Register) {
+	block, skip = GP64(), GP64()
+	Load(Param("stride"), block)
+	LEAQ(Mem{Base: block, Index: block, Scale: 1}, skip)
+	SUBQ(words, skip)
+	SHLQ(Imm(6), block)
+	SHLQ(Imm(6), skip)
+	return block, skip
+}
+
+// tokens emits avx2Tokens: words of signs of 128 tokens, eight blocks, become nibbles of four tokens
+// each, in the places where avx2Sum wants those of 128 bits of 32 keys. Of eight tokens a register
+// has the bits
+//
+//	lane t2, byte (t1 t0 k1 k0), bit (s2 s1 s0)
+//
+// where t is the number of the token, 8 k + s that of the sign. A shuffle makes the byte
+// (k1 t1 t0 k0); then t0 changes places with s0 and t1 with s1, and what differs by s2 and t2 alone
+// are nibbles that trade lanes.
+func tokens() {
+	order := constants("tokenorder", [4]uint32{0x05040100, 0x0d0c0908, 0x07060302, 0x0f0e0b0a})
+	// Bits with s0 clear in bytes with t0 set, and with s1 clear in those with t1 set, moved down to
+	// where they change places with.
+	swaps := constants("tokenswaps", [4]uint32{0x0000aaaa, 0x0000aaaa, 0x0000aaaa, 0x0000aaaa},
+		[4]uint32{0xcccccccc, 0, 0xcccccccc, 0})
+	TEXT("avx2Tokens", NOSPLIT, "func(words, stride int, bits *uint32, planes *byte)")
+	Pragma("noescape")
+	words := Load(Param("words"), GP64())
+	stride := Load(Param("stride"), GP64())
+	bits := Load(Param("bits"), GP64())
+	planes := Load(Param("planes"), GP64())
+	SHLQ(Imm(6), stride)
+	shuffle, nibbles := YMM(), YMM()
+	VBROADCASTI128(order, shuffle)
+	VPBROADCASTD(lowNibbles, nibbles)
+	var mask [2]reg.VecVirtual
+	for i := range mask {
+		mask[i] = YMM()
+		VBROADCASTI128(swaps.Offset(16*i), mask[i])
+	}
+	at, left := GP64(), GP64()
+	Label("word")
+	MOVQ(bits, at)
+	MOVQ(U32(8), left)
+	Label("block")
+	for half := range 2 {
+		v, x := YMM(), YMM()
+		VMOVDQU(Mem{Base: at, Disp: 32 * half}, v)
+		VPSHUFB(shuffle, v, v)
+		for i, by := range []uint64{15, 30} {
+			VPSRLQ(Imm(by), v, x)
+			VPXOR(v, x, x)
+			VPAND(mask[i], x, x)
+			VPXOR(x, v, v)
+			VPSLLQ(Imm(by), x, x)
+			VPXOR(x, v, v)
+		}
+		lo, hi := YMM(), YMM()
+		VPAND(nibbles, v, lo)
+		VPSRLQ(Imm(4), v, hi)
+		VPAND(nibbles, hi, hi)
+		VPERM2I128(Imm(0x20), hi, lo, x)
+		VMOVDQU(x, Mem{Base: planes, Disp: 64 * half})
+		VPERM2I128(Imm(0x31), hi, lo, x)
+		VMOVDQU(x, Mem{Base: planes, Disp: 64*half + 32})
+	}
+	PREFETCHT0(Mem{Base: at, Disp: aheadBytes})
+	ADDQ(stride, at)
+	ADDQ(U32(128), planes)
+	DECQ(left)
+	JNZ(LabelRef("block"))
+	ADDQ(Imm(wordBytes), bits)
+	DECQ(words)
+	JNZ(LabelRef("word"))
 	VZEROUPPER()
 	RET()
 }
@@ -244,9 +323,9 @@ func loadScales(add bool) reg.Register {
 // avx2SingleAdd.
 func single(add bool) {
 	if add {
-		TEXT("avx2SingleAdd", NOSPLIT, "func(pairs, words int, tab *byte, bits *uint32, head *uint32, out *float32)")
+		TEXT("avx2SingleAdd", NOSPLIT, "func(pairs, words, stride int, tab *byte, bits *uint32, head *uint32, out *float32)")
 	} else {
-		TEXT("avx2Single", NOSPLIT, "func(pairs, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)")
+		TEXT("avx2Single", NOSPLIT, "func(pairs, words, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)")
 	}
 	Pragma("noescape")
 	pairs := Load(Param("pairs"), GP64())
@@ -256,9 +335,7 @@ func single(add bool) {
 	scales := loadScales(add)
 	head := Load(Param("head"), GP64())
 	out := Load(Param("out"), GP64())
-	block := GP64() // distance between blocks
-	MOVQ(words, block)
-	SHLQ(Imm(6), block)
+	block, skip := distances(words)
 	tab, left := GP64(), GP64()
 	order, mask := YMM(), YMM()
 	VBROADCASTI128(transpose, order)
@@ -297,7 +374,7 @@ func single(add bool) {
 	ADDQ(U32(tableBytes), tab)
 	DECQ(left)
 	JNZ(LabelRef("word"))
-	ADDQ(block, bits)
+	ADDQ(skip, bits)
 	store(all, odd, head, scales, out, 0)
 	if !add {
 		ADDQ(Imm(64), scales)
@@ -389,9 +466,9 @@ func vpdpbusd(s, u, sum reg.VecVirtual) {
 // instead of becoming scores.
 func wide(heads, most int, add bool) {
 	if add {
-		TEXT(fmt.Sprintf("avx512vbmiAdd%d", heads), NOSPLIT, "func(blocks, words int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)")
+		TEXT(fmt.Sprintf("avx512vbmiAdd%d", heads), NOSPLIT, "func(blocks, words, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)")
 	} else {
-		TEXT(fmt.Sprintf("avx512vbmiScore%d", heads), NOSPLIT, "func(blocks, words int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)")
+		TEXT(fmt.Sprintf("avx512vbmiScore%d", heads), NOSPLIT, "func(blocks, words, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)")
 	}
 	Pragma("noescape")
 	count := Load(Param("blocks"), GP64())
@@ -406,7 +483,7 @@ func wide(heads, most int, add bool) {
 	MOVQ(words, tables)
 	SHLQ(Imm(8), tables)
 	block := GP64() // distance between blocks
-	MOVQ(words, block)
+	Load(Param("stride"), block)
 	SHLQ(Imm(6), block)
 	mask, places := ZMM(), ZMM()
 	VPBROADCASTD(lowNibbles, mask)
@@ -472,7 +549,10 @@ func wide(heads, most int, add bool) {
 		ADDQ(U32(tableBytes), tab)
 		DECQ(left)
 		JNZ(LabelRef(word))
-		for range g - 1 {
+		MOVQ(words, t)
+		SHLQ(Imm(6), t)
+		SUBQ(t, bits)
+		for range g {
 			ADDQ(block, bits)
 		}
 		scale := make([]reg.VecVirtual, g)
@@ -534,6 +614,7 @@ func main() {
 	weigh()
 	projections()
 	split()
+	tokens()
 	for _, add := range []bool{false, true} {
 		sum(add)
 		single(add)
