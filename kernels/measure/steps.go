@@ -74,7 +74,7 @@ const (
 	// coded), is not timed much more often.
 	stepPiece = 8192
 	// stepKeys and stepValues are the shares of the signs of codes that are timed with fewer for either side.
-	stepKeys, stepValues = 0.6, 0.75
+	stepKeys, stepValues = 0.5, 0.83
 )
 
 // A stepEntry is one way of storing a cache.
