@@ -299,12 +299,7 @@ func codeOptions(c *cli.Command, o *convert.Options) error {
 	} else if !j.Parts.Whole() {
 		j.Bits /= 2
 	}
-	j.Pairs = c.Bool("pairs")
-	if c.IsSet("key-share") || c.IsSet("value-share") || j.Parts == bits.PartsBoth {
-		j.Shares = bits.Shares{Key: c.Float("key-share"), Value: c.Float("value-share")}
-	} else {
-		j.Shares = bits.Shares{}
-	}
+	j.Pairs, j.Shares = c.Bool("pairs"), bits.Shares{Key: c.Float("key-share"), Value: c.Float("value-share")}
 	if c.Bool("trade") {
 		j.ChooseSpan, j.ChooseAnchor = !c.IsSet("span"), !c.IsSet("anchor")
 		if !j.ChooseSpan && !j.ChooseAnchor {
