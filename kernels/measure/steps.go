@@ -25,12 +25,17 @@ type LayerShape struct {
 	Anchors []int `json:"-"`
 	// Bits are those of joint codes, signs per number of keys and values.
 	Bits []float64 `json:"-"`
+	// KeyShare and ValueShare are the parts of the signs that keys and values of the codes called
+	// shares are decoded from, above 0 to 1 and together at least 1.
+	KeyShare   float64 `json:"-"`
+	ValueShare float64 `json:"-"`
 }
 
 // DefaultLayer is SmolLM2-135M's, with one and with its three query heads for each KV
 // head.
 func DefaultLayer() LayerShape {
-	return LayerShape{KVHeads: 3, HeadDim: 64, Groups: []int{1, 3}, Anchors: []int{64, 128}, Bits: []float64{1, 1.5, 2}}
+	return LayerShape{KVHeads: 3, HeadDim: 64, Groups: []int{1, 3}, Anchors: []int{64, 128}, Bits: []float64{1, 1.5, 2},
+		KeyShare: 0.5, ValueShare: 0.83}
 }
 
 // DefaultContexts are the numbers of tokens in the cache that a decode step is timed at.
@@ -73,8 +78,6 @@ const (
 	// anchors, so many that what a step does once, whatever its tokens (M_p t of package
 	// coded), is not timed much more often.
 	stepPiece = 8192
-	// stepKeys and stepValues are the shares of the signs of codes that are timed with fewer for either side.
-	stepKeys, stepValues = 0.5, 0.83
 )
 
 // A stepEntry is one way of storing a cache.
@@ -134,7 +137,7 @@ func newStepRun(ctx context.Context, l LayerShape, n, group int) (*stepRun, erro
 		for _, x := range []struct {
 			name        string
 			keys, value float64
-		}{{"joint", 1, 1}, {"shares", stepKeys, stepValues}, {"keys", 1, 0}, {"values", 0, 1}} {
+		}{{"joint", 1, 1}, {"shares", l.KeyShare, l.ValueShare}, {"keys", 1, 0}, {"values", 0, 1}} {
 			var err error
 			if layers[x.name], err = codedLayers(ctx, random, l, r.layers, n, bits, x.keys, x.value); err != nil {
 				return nil, err
@@ -153,7 +156,7 @@ func newStepRun(ctx context.Context, l LayerShape, n, group int) (*stepRun, erro
 			if err := r.addCoded(e, table, layers["keys"], layers["values"]); err != nil {
 				return nil, err
 			}
-			e.Format, e.Keys, e.Values = "shares", stepKeys, stepValues
+			e.Format, e.Keys, e.Values = "shares", l.KeyShare, l.ValueShare
 			if err := r.addCoded(e, table, layers["shares"]); err != nil {
 				return nil, err
 			}
@@ -240,7 +243,7 @@ func codedLayers(ctx context.Context, random *rand.Rand, l LayerShape, layers, n
 			}
 			return list
 		}
-		words := func(share float64) int { return min(b, int(math.Round(float64(share*float64(b))/32))*32) }
+		words := func(share float64) int { return min(b, int(math.Ceil(share*float64(b)/32))*32) }
 		code, err := coded.NewCode(b, matrices(0, words(keys)), matrices(b-words(values), b))
 		if err != nil {
 			return nil, fmt.Errorf("%g bits of %d KV heads of %d: %w", bits, l.KVHeads, d, err)

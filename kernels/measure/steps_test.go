@@ -7,7 +7,8 @@ import (
 )
 
 func tinyLayer() LayerShape {
-	return LayerShape{KVHeads: 2, HeadDim: 64, Groups: []int{2}, Anchors: []int{0, 64}, Bits: []float64{1, 1.5}}
+	return LayerShape{KVHeads: 2, HeadDim: 64, Groups: []int{2}, Anchors: []int{0, 64}, Bits: []float64{1, 1.5},
+		KeyShare: 0.5, ValueShare: 0.83}
 }
 
 // TestSteps: the smallest sizes; that numbers are there and add up, not how large they are.

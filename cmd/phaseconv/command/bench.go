@@ -23,9 +23,10 @@ func benchCommand(stdout, stderr io.Writer) *cli.Command {
 		Description: `Matrix products as a share of the peak of multiply-adds, and scores of keys in
 F16, Q8_0, Q4_0 and 1 bit; then the attention of one layer for one new token, with
 keys and values in F16, q8_0, q4_0, in one code for all heads' keys and values
-(joint), with every second layer given the one below (pairs), and in a code for all
-keys and one for all values (apart): scores, softmax, sums over values. Scores and
-steps take turns in short pieces, so their ratios hold on a busy machine too; matrix
+(joint), with every second layer given the one below (pairs), with parts of the signs
+for keys and for values (shares, see convert --key-share), and in a code for all keys
+and one for all values (apart): scores, softmax, sums over values. Scores and steps
+take turns in short pieces, so their ratios hold on a busy machine too; matrix
 products need an idle one. Four million keys of 128 take 2.2 GB in all formats.
 
 Examples:
@@ -41,6 +42,10 @@ Examples:
 			&cli.IntSliceFlag{Name: "group", Usage: "query heads for each KV head", Value: measure.DefaultLayer().Groups},
 			&cli.IntSliceFlag{Name: "anchor", Usage: "anchors of the joint codes, 0 for none",
 				Value: measure.DefaultLayer().Anchors},
+			&cli.FloatFlag{Name: "key-share", Usage: "part of the signs that keys of codes called shares are decoded from",
+				Value: measure.DefaultLayer().KeyShare},
+			&cli.FloatFlag{Name: "value-share", Usage: "part of the signs that their values are decoded from",
+				Value: measure.DefaultLayer().ValueShare},
 			&cli.FloatFlag{Name: "seconds", Usage: "time for each group of measurements", Value: 1},
 			&cli.StringFlag{Name: "svg", Usage: "also draw a roofline to this file"},
 			threadsFlag(), jsonFlag(),
@@ -80,6 +85,10 @@ func benchLayer(c *cli.Command) (measure.LayerShape, error) {
 		if a < 0 || a > spec.MaxAnchor || a%16 != 0 {
 			return l, usagef("--anchor %d: expected 0 or a multiple of 16 up to %d", a, spec.MaxAnchor)
 		}
+	}
+	l.KeyShare, l.ValueShare = c.Float("key-share"), c.Float("value-share")
+	if k, v := l.KeyShare, l.ValueShare; !(k > 0 && k <= 1 && v > 0 && v <= 1 && k+v >= 1) {
+		return l, usagef("--key-share %g, --value-share %g: expected above 0 to 1 each, and 1 at least together", k, v)
 	}
 	return l, nil
 }
