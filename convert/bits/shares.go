@@ -16,7 +16,7 @@ type Shares struct{ Key, Value float64 }
 // both, as in groups that hold one side alone.
 func (s Shares) Of(parts []codec.Part, signs int) (key, value int) {
 	words := signs / wordSigns
-	if s.whole() || words < 2 || parts[0].Value || !parts[len(parts)-1].Value {
+	if s.Whole() || words < 2 || parts[0].Value || !parts[len(parts)-1].Value {
 		return 0, 0
 	}
 	of := func(share float64) int { return max(1, min(words, int(math.Round(share*float64(words))))) }
@@ -48,13 +48,14 @@ func (g *Groups) Used() (keys, values int) {
 	return keys, values
 }
 
-func (s Shares) whole() bool { return s == Shares{} || s == Shares{1, 1} }
+// Whole says whether all signs serve keys and values.
+func (s Shares) Whole() bool { return s == Shares{} || s == Shares{1, 1} }
 
 // check refuses shares that leave signs without use.
 func (s Shares) check(p Parts) error {
 	in := func(x float64) bool { return x > 0 && x <= 1 }
 	switch {
-	case s.whole():
+	case s.Whole():
 		return nil
 	case !in(s.Key):
 		return option.Bad("KeyShare", s.Key, "it must be above 0 and at most 1")

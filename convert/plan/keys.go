@@ -188,8 +188,12 @@ func newJoint(c *family.Config, o KeyOptions, k Keys) (Keys, error) {
 	k.Signs, k.Bytes = g.Total()
 	k.Bits = float64(k.Signs) / float64(numbers)
 	k.GroupDim, _ = g.Largest(c)
-	if keys, values := g.Used(); keys < k.Signs || values < k.Signs {
+	switch keys, values := g.Used(); {
+	case keys < k.Signs || values < k.Signs:
 		k.KeyShare, k.ValueShare = float64(keys)/float64(k.Signs), float64(values)/float64(k.Signs)
+	case !o.Joint.Shares.Whole():
+		return k, option.Bad("KeyShare", o.Joint.Shares.Key, "with %g for values, all signs would still serve both: shares are of "+
+			"words of 32, in groups that hold keys and values", o.Joint.Shares.Value)
 	}
 	if k.Spread = fmt.Sprintf("%d for each group", lo); lo != hi {
 		k.Spread = fmt.Sprintf("%d to %d for each group", lo, hi)
