@@ -43,15 +43,27 @@ func (c *Client) Remotes(ctx context.Context, r Ref) ([]*Remote, error) {
 	for _, f := range m.files {
 		x := &Remote{Name: r.String() + "/" + f.Name, Size: f.Size, ctx: ctx, c: c, address: c.address(r.Repo, m.at, f.Name),
 			kept: map[int64][]byte{}}
-		if file, err := os.Open(filepath.Join(c.snapshot(r.Repo, m.at), filepath.FromSlash(f.Name))); err == nil {
+		out = append(out, x)
+		file, err := os.Open(filepath.Join(c.snapshot(r.Repo, m.at), filepath.FromSlash(f.Name)))
+		switch {
+		case err == nil:
 			x.local = file
+		case m.here: // and nowhere else
+			return nil, closeAll(out, err)
 		}
 		if x.Size < 0 {
-			return nil, fmt.Errorf("%s: the server does not say how long the file is", x.Name)
+			return nil, closeAll(out, fmt.Errorf("%s: the server does not say how long the file is", x.Name))
 		}
-		out = append(out, x)
 	}
 	return out, nil
+}
+
+// closeAll releases files and returns err.
+func closeAll(files []*Remote, err error) error {
+	for _, x := range files {
+		x.Close()
+	}
+	return err
 }
 
 // Close releases the file.
