@@ -206,9 +206,9 @@ const (
 	// fallPerBit is by what a bit a number more divides the divergence of joint codes, measured
 	// from half a bit to two (docs/codes.md).
 	fallPerBit = 3.7
-	// movedPart bounds what a group gets, or gives, to one part in so many of what it has evenly. What
-	// a layer costs alone says little of what it costs among coded ones: on SmolLM2 bounds of a half and
-	// of twice are worse than none of it (docs/codes.md).
+	// movedPart bounds what a group gets, or gives, to one part in so many of what it has evenly, and to
+	// a word where that is less than one. What a layer costs alone says little of what it costs among
+	// coded ones: on SmolLM2 bounds of a half and of twice are worse than none of it (docs/codes.md).
 	movedPart = 5
 	// jointDraft is how many tokens per number or sign of a vector drafts are fitted to.
 	jointDraft = 8

@@ -11,7 +11,8 @@ import (
 )
 
 // given says which groups, [layer][group], can be coded given the group of the same number and parts
-// in the layer below: those of every second layer, if all readers of the layer below have passed when its own have.
+// in the layer below: those of every second layer, if all readers of the layer below have passed when
+// its own have.
 func (g *Groups) given(c *family.Config) [][]bool {
 	out := make([][]bool, len(g.Parts))
 	for l, groups := range g.Parts {
