@@ -103,7 +103,8 @@ func TestKindsOfLayers(t *testing.T) {
 	sameTrees(t, at("one/out"), at("two/out"))
 }
 
-// TestKindsLong: joint codes, with heads of some layers beyond the span, values that are keys, experts beside an FFN, and both containers.
+// TestKindsLong: joint codes, with heads of some layers beyond the span, values that are keys, experts
+// beside an FFN, and both containers.
 func TestKindsLong(t *testing.T) {
 	if os.Getenv("PHASECONV_LONG") == "" {
 		t.Skip("PHASECONV_LONG is not set")

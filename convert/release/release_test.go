@@ -97,7 +97,8 @@ func TestKeys(t *testing.T) {
 	}
 	for k, want := range map[string]string{"general.base_model.count": "1", "general.base_model.0.name": "Name",
 		"general.base_model.0.organization": "Org", "general.base_model.0.repo_url": "https://huggingface.co/Org/Name",
-		"general.quantized_by": "me", "general.license": "other", "general.license.name": "mine", "general.license.link": "LICENSE", "general.dataset.0.name": "embedded:northanger-abbey"} {
+		"general.quantized_by": "me", "general.license": "other",
+		"general.license.name": "mine", "general.license.link": "LICENSE", "general.dataset.0.name": "embedded:northanger-abbey"} {
 		if got[k] != want {
 			t.Errorf("%s is %q, want %q", k, got[k], want)
 		}

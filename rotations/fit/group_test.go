@@ -153,7 +153,7 @@ func TestGroupShares(t *testing.T) {
 		}
 		zeros(given.Below, "what the group below adds")
 	}
-	// Measured: 0.0076, 0.0069 and 0.0102. That fewer signs a side leave no more is what was found on models too.
+	// Measured: 0.0076, 0.0069 and 0.0102. That fewer signs a side leave no more was found on models too.
 	if !(left[1] < 1.1*left[0] && left[1] < 0.85*left[2]) {
 		t.Errorf("energy left: %.4f", left)
 	}

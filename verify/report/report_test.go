@@ -457,7 +457,8 @@ func TestSettled(t *testing.T) {
 	result := func(text string, rows ...spec.AdviseRow) []spec.AdviseRow {
 		return named(&spec.AdviseJSON{Rows: rows, Texts: []spec.Text{{Name: text}}})
 	}
-	rows := slices.Concat([]spec.AdviseRow{row("q4_0", 1)}, result("test.txt", row("q4_0", 2), row("q8_0", 3)), result("chat", row("q4_0", 4)))
+	rows := slices.Concat([]spec.AdviseRow{row("q4_0", 1)},
+		result("test.txt", row("q4_0", 2), row("q8_0", 3)), result("chat", row("q4_0", 4)))
 	got := settled(rows, "test.txt")
 	for i, want := range []struct {
 		text string
