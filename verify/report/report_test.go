@@ -448,6 +448,24 @@ func TestCachePoints(t *testing.T) {
 	}
 }
 
+// TestRuntimes: cache types name the runtime that has them.
+func TestRuntimes(t *testing.T) {
+	row := func(k, v string) spec.AdviseRow { return spec.AdviseRow{KType: k, VType: v} }
+	mlx := &spec.Fusion{KType: "mlx4", VType: "mlx4"}
+	for want, got := range map[string][]string{
+		"llama.cpp": {runtimes(nil, nil), runtimes([]spec.AdviseRow{row("f16", "f16"), row("q4_0", "f16")}, nil)},
+		"mlx-lm":    {runtimes([]spec.AdviseRow{row("f16", "f16")}, mlx), runtimes([]spec.AdviseRow{row("mlx8", "mlx8")}, nil)},
+		"llama.cpp and mlx-lm": {runtimes([]spec.AdviseRow{row("f16", "q8_0")}, mlx),
+			runtimes([]spec.AdviseRow{row("mlx4", "mlx4")}, &spec.Fusion{KType: "q4_0", VType: "f16"})},
+	} {
+		for i, name := range got {
+			if name != want {
+				t.Errorf("%s, case %d: %s", want, i, name)
+			}
+		}
+	}
+}
+
 // TestSettled: results of advise on several texts are told apart, and stand instead of what the conversion
 // measured of the same.
 func TestSettled(t *testing.T) {

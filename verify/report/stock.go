@@ -13,7 +13,7 @@ import (
 // were changed for them.
 type stockView struct {
 	Note string
-	// Runtime that has these cache types: llama.cpp, or mlx-lm.
+	// Runtime that has these cache types: llama.cpp, mlx-lm, or both.
 	Runtime string
 	Rows    []stockRow
 	// Chart puts loss against the bytes of the whole cache at context ChartCtx.
@@ -129,6 +129,32 @@ type stockTry struct {
 	Chosen     bool
 }
 
+// runtimes names what has the cache types of rows and of the change of weights: F16 is in all.
+func runtimes(rows []spec.AdviseRow, f *spec.Fusion) string {
+	var llama, mlx bool
+	look := func(k, v string) {
+		switch {
+		case strings.Contains(k+v, "mlx"):
+			mlx = true
+		case k != "f16" || v != "f16":
+			llama = true
+		}
+	}
+	for _, r := range rows {
+		look(r.KType, r.VType)
+	}
+	if f != nil {
+		look(f.KType, f.VType)
+	}
+	switch {
+	case !mlx:
+		return "llama.cpp"
+	case llama:
+		return "llama.cpp and mlx-lm"
+	}
+	return "mlx-lm"
+}
+
 func newStock(v *view) *stockView {
 	var f *spec.Fusion
 	if v.Manifest != nil {
@@ -137,11 +163,7 @@ func newStock(v *view) *stockView {
 	if len(v.Advise) == 0 && f == nil {
 		return nil
 	}
-	s := &stockView{Runtime: "llama.cpp"}
-	if slices.ContainsFunc(v.Advise, func(r spec.AdviseRow) bool { return strings.Contains(r.KType+r.VType, "mlx") }) ||
-		f != nil && strings.HasPrefix(f.KType, "mlx") {
-		s.Runtime = "mlx-lm"
-	}
+	s := &stockView{Runtime: runtimes(v.Advise, f)}
 	s.Note = "Each pair of K and V cache types of " + s.Runtime + " against the source as published with F16 caches, which tells what a user of that runtime gets today. The rows with F16 caches and this file’s weights are what the change of weights costs those who do not quantise."
 	if v.Rounded {
 		s.Note += " " + roundedNote
