@@ -1409,6 +1409,179 @@ block:
 	VZEROUPPER
 	RET
 
+// func avx2Single(pairs int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
+// Requires: AVX, AVX2, F16C, MMX+
+TEXT ·avx2Single(SB), NOSPLIT, $0-64
+	MOVQ           pairs+0(FP), AX
+	MOVQ           words+8(FP), CX
+	MOVQ           tab+24(FP), DX
+	MOVQ           bits+32(FP), BX
+	MOVQ           scales+40(FP), SI
+	MOVQ           head+48(FP), DI
+	MOVQ           out+56(FP), R8
+	MOVQ           stride+16(FP), R9
+	LEAQ           (R9)(R9*1), R10
+	SUBQ           CX, R10
+	SHLQ           $0x06, R9
+	SHLQ           $0x06, R10
+	VBROADCASTI128 transpose<>+0(SB), Y0
+	VPBROADCASTD   lownibbles<>+0(SB), Y1
+
+pair:
+	VPBROADCASTD 8(DI), Y2
+	VPBROADCASTD 12(DI), Y3
+	VPBROADCASTD 8(DI), Y4
+	VPBROADCASTD 12(DI), Y5
+	MOVQ         DX, R11
+	MOVQ         CX, R12
+
+word:
+	PREFETCHT0     4096(BX)
+	PREFETCHT0     4096(BX)(R9*1)
+	VMOVDQU        (BX), Y6
+	VPSHUFB        Y0, Y6, Y6
+	VMOVDQU        32(BX), Y7
+	VPSHUFB        Y0, Y7, Y7
+	VMOVDQU        (BX)(R9*1), Y8
+	VPSHUFB        Y0, Y8, Y8
+	VMOVDQU        32(BX)(R9*1), Y9
+	VPSHUFB        Y0, Y9, Y9
+	VPUNPCKLBW     Y7, Y6, Y10
+	VPUNPCKHBW     Y7, Y6, Y6
+	VPUNPCKLBW     Y9, Y8, Y7
+	VPUNPCKHBW     Y9, Y8, Y8
+	VPUNPCKLQDQ    Y7, Y10, Y9
+	VPAND          Y1, Y9, Y11
+	VPSRLW         $0x04, Y9, Y9
+	VPAND          Y1, Y9, Y9
+	VBROADCASTI128 (R11), Y12
+	VBROADCASTI128 128(R11), Y13
+	VPSHUFB        Y11, Y12, Y12
+	VPSHUFB        Y9, Y13, Y13
+	VPADDB         Y13, Y12, Y12
+	VBROADCASTI128 64(R11), Y13
+	VBROADCASTI128 192(R11), Y14
+	VPSHUFB        Y11, Y13, Y13
+	VPSHUFB        Y9, Y14, Y14
+	VPADDB         Y14, Y13, Y13
+	VPUNPCKHQDQ    Y7, Y10, Y7
+	VPAND          Y1, Y7, Y9
+	VPSRLW         $0x04, Y7, Y7
+	VPAND          Y1, Y7, Y7
+	VBROADCASTI128 16(R11), Y10
+	VBROADCASTI128 144(R11), Y11
+	VPSHUFB        Y9, Y10, Y10
+	VPSHUFB        Y7, Y11, Y11
+	VPADDB         Y11, Y10, Y10
+	VPADDB         Y12, Y10, Y10
+	VPADDW         Y10, Y2, Y2
+	VPSRLW         $0x08, Y10, Y10
+	VPADDW         Y10, Y3, Y3
+	VBROADCASTI128 80(R11), Y10
+	VBROADCASTI128 208(R11), Y11
+	VPSHUFB        Y9, Y10, Y10
+	VPSHUFB        Y7, Y11, Y11
+	VPADDB         Y11, Y10, Y10
+	VPADDB         Y13, Y10, Y10
+	VPADDW         Y10, Y4, Y4
+	VPSRLW         $0x08, Y10, Y10
+	VPADDW         Y10, Y5, Y5
+	VPUNPCKLQDQ    Y8, Y6, Y7
+	VPAND          Y1, Y7, Y9
+	VPSRLW         $0x04, Y7, Y7
+	VPAND          Y1, Y7, Y7
+	VBROADCASTI128 32(R11), Y10
+	VBROADCASTI128 160(R11), Y11
+	VPSHUFB        Y9, Y10, Y10
+	VPSHUFB        Y7, Y11, Y11
+	VPADDB         Y11, Y10, Y10
+	VBROADCASTI128 96(R11), Y11
+	VBROADCASTI128 224(R11), Y12
+	VPSHUFB        Y9, Y11, Y11
+	VPSHUFB        Y7, Y12, Y12
+	VPADDB         Y12, Y11, Y11
+	VPUNPCKHQDQ    Y8, Y6, Y6
+	VPAND          Y1, Y6, Y7
+	VPSRLW         $0x04, Y6, Y6
+	VPAND          Y1, Y6, Y6
+	VBROADCASTI128 48(R11), Y8
+	VBROADCASTI128 176(R11), Y9
+	VPSHUFB        Y7, Y8, Y8
+	VPSHUFB        Y6, Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDB         Y10, Y8, Y8
+	VPADDW         Y8, Y2, Y2
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y3, Y3
+	VBROADCASTI128 112(R11), Y8
+	VBROADCASTI128 240(R11), Y9
+	VPSHUFB        Y7, Y8, Y8
+	VPSHUFB        Y6, Y9, Y9
+	VPADDB         Y9, Y8, Y8
+	VPADDB         Y11, Y8, Y8
+	VPADDW         Y8, Y4, Y4
+	VPSRLW         $0x08, Y8, Y8
+	VPADDW         Y8, Y5, Y5
+	ADDQ           $0x40, BX
+	ADDQ           $0x00000100, R11
+	DECQ           R12
+	JNZ            word
+	ADDQ           R10, BX
+	VPSLLW         $0x08, Y3, Y6
+	VPSUBW         Y6, Y2, Y2
+	VPSLLW         $0x08, Y5, Y6
+	VPSUBW         Y6, Y4, Y4
+	VPUNPCKLWD     Y4, Y2, Y6
+	VPBROADCASTD   radix<>+0(SB), Y7
+	VPMADDWD       Y7, Y6, Y6
+	VCVTDQ2PS      Y6, Y6
+	VBROADCASTSS   (DI), Y7
+	VMULPS         Y7, Y6, Y6
+	VCVTPH2PS      (SI), Y7
+	VMULPS         Y7, Y6, Y6
+	VBROADCASTSS   4(DI), Y7
+	VADDPS         Y7, Y6, Y6
+	VMOVUPS        Y6, (R8)
+	VPUNPCKLWD     Y5, Y3, Y6
+	VPBROADCASTD   radix<>+0(SB), Y7
+	VPMADDWD       Y7, Y6, Y6
+	VCVTDQ2PS      Y6, Y6
+	VBROADCASTSS   (DI), Y7
+	VMULPS         Y7, Y6, Y6
+	VCVTPH2PS      16(SI), Y7
+	VMULPS         Y7, Y6, Y6
+	VBROADCASTSS   4(DI), Y7
+	VADDPS         Y7, Y6, Y6
+	VMOVUPS        Y6, 32(R8)
+	VPUNPCKHWD     Y4, Y2, Y2
+	VPBROADCASTD   radix<>+0(SB), Y4
+	VPMADDWD       Y4, Y2, Y2
+	VCVTDQ2PS      Y2, Y2
+	VBROADCASTSS   (DI), Y4
+	VMULPS         Y4, Y2, Y2
+	VCVTPH2PS      32(SI), Y4
+	VMULPS         Y4, Y2, Y2
+	VBROADCASTSS   4(DI), Y4
+	VADDPS         Y4, Y2, Y2
+	VMOVUPS        Y2, 64(R8)
+	VPUNPCKHWD     Y5, Y3, Y2
+	VPBROADCASTD   radix<>+0(SB), Y3
+	VPMADDWD       Y3, Y2, Y2
+	VCVTDQ2PS      Y2, Y2
+	VBROADCASTSS   (DI), Y3
+	VMULPS         Y3, Y2, Y2
+	VCVTPH2PS      48(SI), Y3
+	VMULPS         Y3, Y2, Y2
+	VBROADCASTSS   4(DI), Y3
+	VADDPS         Y3, Y2, Y2
+	VMOVUPS        Y2, 96(R8)
+	ADDQ           $0x40, SI
+	ADDQ           $0x00000080, R8
+	DECQ           AX
+	JNZ            pair
+	VZEROUPPER
+	RET
+
 // func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)
 // Requires: AVX, AVX2, F16C, MMX+
 TEXT ·avx2Sum(SB), NOSPLIT, $0-64
@@ -1642,179 +1815,6 @@ word:
 	ADDQ           $0x00000100, R8
 	DECQ           AX
 	JNZ            group
-	VZEROUPPER
-	RET
-
-// func avx2Single(pairs int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
-// Requires: AVX, AVX2, F16C, MMX+
-TEXT ·avx2Single(SB), NOSPLIT, $0-64
-	MOVQ           pairs+0(FP), AX
-	MOVQ           words+8(FP), CX
-	MOVQ           tab+24(FP), DX
-	MOVQ           bits+32(FP), BX
-	MOVQ           scales+40(FP), SI
-	MOVQ           head+48(FP), DI
-	MOVQ           out+56(FP), R8
-	MOVQ           stride+16(FP), R9
-	LEAQ           (R9)(R9*1), R10
-	SUBQ           CX, R10
-	SHLQ           $0x06, R9
-	SHLQ           $0x06, R10
-	VBROADCASTI128 transpose<>+0(SB), Y0
-	VPBROADCASTD   lownibbles<>+0(SB), Y1
-
-pair:
-	VPBROADCASTD 8(DI), Y2
-	VPBROADCASTD 12(DI), Y3
-	VPBROADCASTD 8(DI), Y4
-	VPBROADCASTD 12(DI), Y5
-	MOVQ         DX, R11
-	MOVQ         CX, R12
-
-word:
-	PREFETCHT0     4096(BX)
-	PREFETCHT0     4096(BX)(R9*1)
-	VMOVDQU        (BX), Y6
-	VPSHUFB        Y0, Y6, Y6
-	VMOVDQU        32(BX), Y7
-	VPSHUFB        Y0, Y7, Y7
-	VMOVDQU        (BX)(R9*1), Y8
-	VPSHUFB        Y0, Y8, Y8
-	VMOVDQU        32(BX)(R9*1), Y9
-	VPSHUFB        Y0, Y9, Y9
-	VPUNPCKLBW     Y7, Y6, Y10
-	VPUNPCKHBW     Y7, Y6, Y6
-	VPUNPCKLBW     Y9, Y8, Y7
-	VPUNPCKHBW     Y9, Y8, Y8
-	VPUNPCKLQDQ    Y7, Y10, Y9
-	VPAND          Y1, Y9, Y11
-	VPSRLW         $0x04, Y9, Y9
-	VPAND          Y1, Y9, Y9
-	VBROADCASTI128 (R11), Y12
-	VBROADCASTI128 128(R11), Y13
-	VPSHUFB        Y11, Y12, Y12
-	VPSHUFB        Y9, Y13, Y13
-	VPADDB         Y13, Y12, Y12
-	VBROADCASTI128 64(R11), Y13
-	VBROADCASTI128 192(R11), Y14
-	VPSHUFB        Y11, Y13, Y13
-	VPSHUFB        Y9, Y14, Y14
-	VPADDB         Y14, Y13, Y13
-	VPUNPCKHQDQ    Y7, Y10, Y7
-	VPAND          Y1, Y7, Y9
-	VPSRLW         $0x04, Y7, Y7
-	VPAND          Y1, Y7, Y7
-	VBROADCASTI128 16(R11), Y10
-	VBROADCASTI128 144(R11), Y11
-	VPSHUFB        Y9, Y10, Y10
-	VPSHUFB        Y7, Y11, Y11
-	VPADDB         Y11, Y10, Y10
-	VPADDB         Y12, Y10, Y10
-	VPADDW         Y10, Y2, Y2
-	VPSRLW         $0x08, Y10, Y10
-	VPADDW         Y10, Y3, Y3
-	VBROADCASTI128 80(R11), Y10
-	VBROADCASTI128 208(R11), Y11
-	VPSHUFB        Y9, Y10, Y10
-	VPSHUFB        Y7, Y11, Y11
-	VPADDB         Y11, Y10, Y10
-	VPADDB         Y13, Y10, Y10
-	VPADDW         Y10, Y4, Y4
-	VPSRLW         $0x08, Y10, Y10
-	VPADDW         Y10, Y5, Y5
-	VPUNPCKLQDQ    Y8, Y6, Y7
-	VPAND          Y1, Y7, Y9
-	VPSRLW         $0x04, Y7, Y7
-	VPAND          Y1, Y7, Y7
-	VBROADCASTI128 32(R11), Y10
-	VBROADCASTI128 160(R11), Y11
-	VPSHUFB        Y9, Y10, Y10
-	VPSHUFB        Y7, Y11, Y11
-	VPADDB         Y11, Y10, Y10
-	VBROADCASTI128 96(R11), Y11
-	VBROADCASTI128 224(R11), Y12
-	VPSHUFB        Y9, Y11, Y11
-	VPSHUFB        Y7, Y12, Y12
-	VPADDB         Y12, Y11, Y11
-	VPUNPCKHQDQ    Y8, Y6, Y6
-	VPAND          Y1, Y6, Y7
-	VPSRLW         $0x04, Y6, Y6
-	VPAND          Y1, Y6, Y6
-	VBROADCASTI128 48(R11), Y8
-	VBROADCASTI128 176(R11), Y9
-	VPSHUFB        Y7, Y8, Y8
-	VPSHUFB        Y6, Y9, Y9
-	VPADDB         Y9, Y8, Y8
-	VPADDB         Y10, Y8, Y8
-	VPADDW         Y8, Y2, Y2
-	VPSRLW         $0x08, Y8, Y8
-	VPADDW         Y8, Y3, Y3
-	VBROADCASTI128 112(R11), Y8
-	VBROADCASTI128 240(R11), Y9
-	VPSHUFB        Y7, Y8, Y8
-	VPSHUFB        Y6, Y9, Y9
-	VPADDB         Y9, Y8, Y8
-	VPADDB         Y11, Y8, Y8
-	VPADDW         Y8, Y4, Y4
-	VPSRLW         $0x08, Y8, Y8
-	VPADDW         Y8, Y5, Y5
-	ADDQ           $0x40, BX
-	ADDQ           $0x00000100, R11
-	DECQ           R12
-	JNZ            word
-	ADDQ           R10, BX
-	VPSLLW         $0x08, Y3, Y6
-	VPSUBW         Y6, Y2, Y2
-	VPSLLW         $0x08, Y5, Y6
-	VPSUBW         Y6, Y4, Y4
-	VPUNPCKLWD     Y4, Y2, Y6
-	VPBROADCASTD   radix<>+0(SB), Y7
-	VPMADDWD       Y7, Y6, Y6
-	VCVTDQ2PS      Y6, Y6
-	VBROADCASTSS   (DI), Y7
-	VMULPS         Y7, Y6, Y6
-	VCVTPH2PS      (SI), Y7
-	VMULPS         Y7, Y6, Y6
-	VBROADCASTSS   4(DI), Y7
-	VADDPS         Y7, Y6, Y6
-	VMOVUPS        Y6, (R8)
-	VPUNPCKLWD     Y5, Y3, Y6
-	VPBROADCASTD   radix<>+0(SB), Y7
-	VPMADDWD       Y7, Y6, Y6
-	VCVTDQ2PS      Y6, Y6
-	VBROADCASTSS   (DI), Y7
-	VMULPS         Y7, Y6, Y6
-	VCVTPH2PS      16(SI), Y7
-	VMULPS         Y7, Y6, Y6
-	VBROADCASTSS   4(DI), Y7
-	VADDPS         Y7, Y6, Y6
-	VMOVUPS        Y6, 32(R8)
-	VPUNPCKHWD     Y4, Y2, Y2
-	VPBROADCASTD   radix<>+0(SB), Y4
-	VPMADDWD       Y4, Y2, Y2
-	VCVTDQ2PS      Y2, Y2
-	VBROADCASTSS   (DI), Y4
-	VMULPS         Y4, Y2, Y2
-	VCVTPH2PS      32(SI), Y4
-	VMULPS         Y4, Y2, Y2
-	VBROADCASTSS   4(DI), Y4
-	VADDPS         Y4, Y2, Y2
-	VMOVUPS        Y2, 64(R8)
-	VPUNPCKHWD     Y5, Y3, Y2
-	VPBROADCASTD   radix<>+0(SB), Y3
-	VPMADDWD       Y3, Y2, Y2
-	VCVTDQ2PS      Y2, Y2
-	VBROADCASTSS   (DI), Y3
-	VMULPS         Y3, Y2, Y2
-	VCVTPH2PS      48(SI), Y3
-	VMULPS         Y3, Y2, Y2
-	VBROADCASTSS   4(DI), Y3
-	VADDPS         Y3, Y2, Y2
-	VMOVUPS        Y2, 96(R8)
-	ADDQ           $0x40, SI
-	ADDQ           $0x00000080, R8
-	DECQ           AX
-	JNZ            pair
 	VZEROUPPER
 	RET
 
@@ -3137,165 +3137,6 @@ word:
 	ADDQ           $0x00000100, DI
 	DECQ           AX
 	JNZ            group
-	VZEROUPPER
-	RET
-
-// func avx2SingleAdd(pairs int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32)
-// Requires: AVX, AVX2, MMX+
-TEXT ·avx2SingleAdd(SB), NOSPLIT, $0-56
-	MOVQ           pairs+0(FP), AX
-	MOVQ           words+8(FP), CX
-	MOVQ           tab+24(FP), DX
-	MOVQ           bits+32(FP), BX
-	MOVQ           head+40(FP), SI
-	MOVQ           out+48(FP), DI
-	MOVQ           stride+16(FP), R8
-	LEAQ           (R8)(R8*1), R9
-	SUBQ           CX, R9
-	SHLQ           $0x06, R8
-	SHLQ           $0x06, R9
-	VBROADCASTI128 transpose<>+0(SB), Y0
-	VPBROADCASTD   lownibbles<>+0(SB), Y1
-
-pair:
-	VPBROADCASTD 8(SI), Y2
-	VPBROADCASTD 12(SI), Y3
-	VPBROADCASTD 8(SI), Y4
-	VPBROADCASTD 12(SI), Y5
-	MOVQ         DX, R10
-	MOVQ         CX, R11
-
-word:
-	PREFETCHT0     4096(BX)
-	PREFETCHT0     4096(BX)(R8*1)
-	VMOVDQU        (BX), Y6
-	VPSHUFB        Y0, Y6, Y6
-	VMOVDQU        32(BX), Y7
-	VPSHUFB        Y0, Y7, Y7
-	VMOVDQU        (BX)(R8*1), Y8
-	VPSHUFB        Y0, Y8, Y8
-	VMOVDQU        32(BX)(R8*1), Y9
-	VPSHUFB        Y0, Y9, Y9
-	VPUNPCKLBW     Y7, Y6, Y10
-	VPUNPCKHBW     Y7, Y6, Y6
-	VPUNPCKLBW     Y9, Y8, Y7
-	VPUNPCKHBW     Y9, Y8, Y8
-	VPUNPCKLQDQ    Y7, Y10, Y9
-	VPAND          Y1, Y9, Y11
-	VPSRLW         $0x04, Y9, Y9
-	VPAND          Y1, Y9, Y9
-	VBROADCASTI128 (R10), Y12
-	VBROADCASTI128 128(R10), Y13
-	VPSHUFB        Y11, Y12, Y12
-	VPSHUFB        Y9, Y13, Y13
-	VPADDB         Y13, Y12, Y12
-	VBROADCASTI128 64(R10), Y13
-	VBROADCASTI128 192(R10), Y14
-	VPSHUFB        Y11, Y13, Y13
-	VPSHUFB        Y9, Y14, Y14
-	VPADDB         Y14, Y13, Y13
-	VPUNPCKHQDQ    Y7, Y10, Y7
-	VPAND          Y1, Y7, Y9
-	VPSRLW         $0x04, Y7, Y7
-	VPAND          Y1, Y7, Y7
-	VBROADCASTI128 16(R10), Y10
-	VBROADCASTI128 144(R10), Y11
-	VPSHUFB        Y9, Y10, Y10
-	VPSHUFB        Y7, Y11, Y11
-	VPADDB         Y11, Y10, Y10
-	VPADDB         Y12, Y10, Y10
-	VPADDW         Y10, Y2, Y2
-	VPSRLW         $0x08, Y10, Y10
-	VPADDW         Y10, Y3, Y3
-	VBROADCASTI128 80(R10), Y10
-	VBROADCASTI128 208(R10), Y11
-	VPSHUFB        Y9, Y10, Y10
-	VPSHUFB        Y7, Y11, Y11
-	VPADDB         Y11, Y10, Y10
-	VPADDB         Y13, Y10, Y10
-	VPADDW         Y10, Y4, Y4
-	VPSRLW         $0x08, Y10, Y10
-	VPADDW         Y10, Y5, Y5
-	VPUNPCKLQDQ    Y8, Y6, Y7
-	VPAND          Y1, Y7, Y9
-	VPSRLW         $0x04, Y7, Y7
-	VPAND          Y1, Y7, Y7
-	VBROADCASTI128 32(R10), Y10
-	VBROADCASTI128 160(R10), Y11
-	VPSHUFB        Y9, Y10, Y10
-	VPSHUFB        Y7, Y11, Y11
-	VPADDB         Y11, Y10, Y10
-	VBROADCASTI128 96(R10), Y11
-	VBROADCASTI128 224(R10), Y12
-	VPSHUFB        Y9, Y11, Y11
-	VPSHUFB        Y7, Y12, Y12
-	VPADDB         Y12, Y11, Y11
-	VPUNPCKHQDQ    Y8, Y6, Y6
-	VPAND          Y1, Y6, Y7
-	VPSRLW         $0x04, Y6, Y6
-	VPAND          Y1, Y6, Y6
-	VBROADCASTI128 48(R10), Y8
-	VBROADCASTI128 176(R10), Y9
-	VPSHUFB        Y7, Y8, Y8
-	VPSHUFB        Y6, Y9, Y9
-	VPADDB         Y9, Y8, Y8
-	VPADDB         Y10, Y8, Y8
-	VPADDW         Y8, Y2, Y2
-	VPSRLW         $0x08, Y8, Y8
-	VPADDW         Y8, Y3, Y3
-	VBROADCASTI128 112(R10), Y8
-	VBROADCASTI128 240(R10), Y9
-	VPSHUFB        Y7, Y8, Y8
-	VPSHUFB        Y6, Y9, Y9
-	VPADDB         Y9, Y8, Y8
-	VPADDB         Y11, Y8, Y8
-	VPADDW         Y8, Y4, Y4
-	VPSRLW         $0x08, Y8, Y8
-	VPADDW         Y8, Y5, Y5
-	ADDQ           $0x40, BX
-	ADDQ           $0x00000100, R10
-	DECQ           R11
-	JNZ            word
-	ADDQ           R9, BX
-	VPSLLW         $0x08, Y3, Y6
-	VPSUBW         Y6, Y2, Y2
-	VPSLLW         $0x08, Y5, Y6
-	VPSUBW         Y6, Y4, Y4
-	VPUNPCKLWD     Y4, Y2, Y6
-	VPBROADCASTD   radix<>+0(SB), Y7
-	VPMADDWD       Y7, Y6, Y6
-	VCVTDQ2PS      Y6, Y6
-	VBROADCASTSS   (SI), Y7
-	VMULPS         Y7, Y6, Y6
-	VADDPS         (DI), Y6, Y6
-	VMOVUPS        Y6, (DI)
-	VPUNPCKLWD     Y5, Y3, Y6
-	VPBROADCASTD   radix<>+0(SB), Y7
-	VPMADDWD       Y7, Y6, Y6
-	VCVTDQ2PS      Y6, Y6
-	VBROADCASTSS   (SI), Y7
-	VMULPS         Y7, Y6, Y6
-	VADDPS         32(DI), Y6, Y6
-	VMOVUPS        Y6, 32(DI)
-	VPUNPCKHWD     Y4, Y2, Y2
-	VPBROADCASTD   radix<>+0(SB), Y4
-	VPMADDWD       Y4, Y2, Y2
-	VCVTDQ2PS      Y2, Y2
-	VBROADCASTSS   (SI), Y4
-	VMULPS         Y4, Y2, Y2
-	VADDPS         64(DI), Y2, Y2
-	VMOVUPS        Y2, 64(DI)
-	VPUNPCKHWD     Y5, Y3, Y2
-	VPBROADCASTD   radix<>+0(SB), Y3
-	VPMADDWD       Y3, Y2, Y2
-	VCVTDQ2PS      Y2, Y2
-	VBROADCASTSS   (SI), Y3
-	VMULPS         Y3, Y2, Y2
-	VADDPS         96(DI), Y2, Y2
-	VMOVUPS        Y2, 96(DI)
-	ADDQ           $0x00000080, DI
-	DECQ           AX
-	JNZ            pair
 	VZEROUPPER
 	RET
 

@@ -105,12 +105,12 @@ func transposeTokens(dst, bits []uint32, words, stride int) {
 	}
 }
 
-// addsTokens says whether sums take signs as they are stored, see addTokens.
-func addsTokens() bool { return useAVX2 && !useAVX512 }
-
-// addTokens adds sums over SumTokens tokens to t. What avx2Sum reads of transposed signs, nibbles of
-// four tokens, is made of the words of tokens at once.
-func addTokens(t []float32, ldt int, weights *Tables, bits []uint32, b, stride int) {
+// addTokens adds sums over SumTokens tokens to t, if the tier has a way without transposed signs: what
+// avx2SumAdd would read of these, nibbles of four tokens, is made of the words of tokens at once.
+func addTokens(t []float32, ldt int, weights *Tables, bits []uint32, b, stride int) bool {
+	if useAVX512 || !useAVX2 {
+		return false
+	}
 	const chunk = planeChunk / (planeBytes * sumWords) // words of signs
 	p := planesPool.Get().(*planes)
 	defer planesPool.Put(p)
@@ -133,6 +133,7 @@ func addTokens(t []float32, ldt int, weights *Tables, bits []uint32, b, stride i
 			}
 		}
 	}
+	return true
 }
 
 func weigh(out, p []float32, scales []uint16) {
@@ -145,13 +146,13 @@ func weigh(out, p []float32, scales []uint16) {
 	weighGeneric(out[n:], p[n:], scales[n:])
 }
 
-// scoreBlocks scores whole blocks, or adds to out where there are no scales.
+// scoreBlocks scores whole blocks, or adds to out where there are no scales. AVX2 has addTokens for that.
 func scoreBlocks(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int,
 	consts [][4]uint32) {
 	switch {
 	case useAVX512:
 		scoreVBMI(out, ostride, t, bits, scales, blocks, consts)
-	case useAVX2:
+	case useAVX2 && scales != nil:
 		scoreAVX2(out, ostride, t, bits, scales, blocks, consts)
 	default:
 		scoreGeneric(out, ostride, t, bits, scales, blocks, consts)
@@ -236,19 +237,12 @@ var planesPool = sync.Pool{New: func() any { return new(planes) }}
 func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []uint16, blocks int, consts [][4]uint32) {
 	if t.heads == 1 && blocks >= 2 {
 		n := blocks / 2
-		if scales == nil {
-			avx2SingleAdd(n, t.words, t.stride, &t.digits[0], &bits[0], &consts[0][0], &out[0])
-		} else {
-			avx2Single(n, t.words, t.stride, &t.digits[0], &bits[0], &scales[0], &consts[0][0], &out[0])
-		}
+		avx2Single(n, t.words, t.stride, &t.digits[0], &bits[0], &scales[0], &consts[0][0], &out[0])
 		if blocks%2 == 0 {
 			return
 		}
 		key := 2 * n * BlockKeys
-		out, bits, blocks = out[key:], bits[key*t.stride:], 1
-		if scales != nil {
-			scales = scales[key:]
-		}
+		out, bits, scales, blocks = out[key:], bits[key*t.stride:], scales[key:], 1
 	}
 	p := planesPool.Get().(*planes)
 	defer planesPool.Put(p)
@@ -260,7 +254,8 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 		// The first head fetches the next chunk, as long as there is one.
 		ahead := &bits[min(g+chunk, max(0, groups-chunk))*groupKeys*t.stride]
 		for h := range t.heads {
-			sumAVX2(n, t, h, p, scales, key, consts, &out[h*ostride+key], ahead)
+			avx2Sum(n, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &scales[key], &consts[h][0], &out[h*ostride+key],
+				ahead)
 		}
 	}
 	rest := blocks % groupBlocks * BlockKeys
@@ -270,28 +265,11 @@ func scoreAVX2(out []float32, ostride int, t *Tables, bits []uint32, scales []ui
 	key := groups * groupKeys
 	// From the first word of these keys that is read to the last: the rest is as it was.
 	copy(p.bits[:rest*t.stride], bits[key*t.stride:])
-	var sc []uint16
-	if scales != nil {
-		copy(p.scales[:], scales[key:key+rest])
-		sc = p.scales[:]
-	}
+	copy(p.scales[:], scales[key:key+rest])
 	avx2Split(2, t.words, t.stride, &p.bits[0], &p.nibbles[0])
 	for h := range t.heads {
-		row := out[h*ostride+key:][:rest]
-		copy(p.out[:], row)
-		sumAVX2(1, t, h, p, sc, 0, consts, &p.out[0], &p.bits[0])
-		copy(row, p.out[:])
-	}
-}
-
-// sumAVX2 sums the keys whose nibbles are in p for one head.
-func sumAVX2(groups int, t *Tables, h int, p *planes, scales []uint16, key int, consts [][4]uint32, out *float32,
-	ahead *uint32) {
-	tab := &t.digits[h*t.words*tableWord]
-	if scales == nil {
-		avx2SumAdd(groups, t.words, tab, &p.nibbles[0], &consts[h][0], out, ahead)
-	} else {
-		avx2Sum(groups, t.words, tab, &p.nibbles[0], &scales[key], &consts[h][0], out, ahead)
+		avx2Sum(1, t.words, &t.digits[h*t.words*tableWord], &p.nibbles[0], &p.scales[0], &consts[h][0], &p.out[0], &p.bits[0])
+		copy(out[h*ostride+key:][:rest], p.out[:])
 	}
 }
 

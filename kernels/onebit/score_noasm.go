@@ -26,8 +26,6 @@ func transposeTokens(dst, bits []uint32, words, stride int) {
 	transposePairs(dst, bits, words, stride, transposeGeneric)
 }
 
-func addsTokens() bool { return false }
-
-func addTokens([]float32, int, *Tables, []uint32, int, int) {}
+func addTokens([]float32, int, *Tables, []uint32, int, int) bool { return false }
 
 func weigh(out, p []float32, scales []uint16) { weighGeneric(out, p, scales) }

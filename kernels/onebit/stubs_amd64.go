@@ -50,10 +50,10 @@ func avx2Split(pairs int, words int, stride int, bits *uint32, planes *byte)
 func avx2Tokens(words int, stride int, bits *uint32, planes *byte)
 
 //go:noescape
-func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)
+func avx2Single(pairs int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
 
 //go:noescape
-func avx2Single(pairs int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)
+func avx2Sum(groups int, words int, tab *byte, planes *byte, scales *uint16, head *uint32, out *float32, ahead *uint32)
 
 //go:noescape
 func avx512vbmiScore1(blocks int, words int, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32, ostride int)
@@ -69,9 +69,6 @@ func avx512vbmiScore4(blocks int, words int, stride int, tab *byte, bits *uint32
 
 //go:noescape
 func avx2SumAdd(groups int, words int, tab *byte, planes *byte, head *uint32, out *float32, ahead *uint32)
-
-//go:noescape
-func avx2SingleAdd(pairs int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32)
 
 //go:noescape
 func avx512vbmiAdd1(blocks int, words int, stride int, tab *byte, bits *uint32, head *uint32, out *float32, ostride int)

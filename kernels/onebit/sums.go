@@ -102,10 +102,10 @@ func weighGeneric(out, p []float32, scales []uint16) {
 	}
 }
 
-// AddSums adds to t[h*ldt+i], for every head h of weights and sign i below b, the sum
+// addSums adds to t[h*ldt+i], for every head h of weights and sign i below b, the sum
 // over SumTokens tokens. weights are tables of SumTokens weights x[j] a head, see above;
 // transposed is what Transpose made.
-func AddSums(t []float32, ldt int, weights *Tables, transposed []uint32, b int) {
+func addSums(t []float32, ldt int, weights *Tables, transposed []uint32, b int) {
 	if weights.heads == 0 {
 		return
 	}
@@ -182,17 +182,16 @@ func (s *Sums) Add(t []float32, ldt int, w []float32, ldw, heads int, signs Rang
 
 // add adds the sums over the tokens whose tables have been made, n of them.
 func (s *Sums) add(t []float32, ldt int, bits []uint32, signs Range, n int) {
-	if addsTokens() {
-		if n < SumTokens {
-			whole := tokensPool.Get().(*wholeTokens)
-			defer tokensPool.Put(whole)
-			bits = whole.fill(bits[:Len(n, signs.B)], Words(signs.B))
-		}
-		addTokens(t, ldt, &s.tables, bits[signs.From/wordBits*BlockKeys:], signs.Len(), Words(signs.B))
+	b, stride := signs.Len(), Words(signs.B)
+	if n < SumTokens {
+		whole := tokensPool.Get().(*wholeTokens)
+		defer tokensPool.Put(whole)
+		bits, n = whole.fill(bits[:Len(n, signs.B)], stride), SumTokens
+	}
+	if addTokens(t, ldt, &s.tables, bits[signs.From/wordBits*BlockKeys:], b, stride) {
 		return
 	}
-	b := signs.Len()
 	s.transposed = slices.Grow(s.transposed[:0], TransposedLen(b))[:TransposedLen(b)]
 	Transpose(s.transposed, bits, signs, n)
-	AddSums(t, ldt, &s.tables, s.transposed, b)
+	addSums(t, ldt, &s.tables, s.transposed, b)
 }

@@ -264,8 +264,8 @@ func TestSumsMisuse(t *testing.T) {
 		"too many signs":   func() { s.Add(out, b, w, n, 2, Range{B: b, To: b + 32}, bits, scales, n) },
 		"too many tokens":  func() { Transpose(make([]uint32, TransposedLen(b)), make([]uint32, Len(129, b)), All(b), 129) },
 		"dst short":        func() { Transpose(make([]uint32, TransposedLen(b)-1), bits, All(b), n) },
-		"other tables":     func() { AddSums(out, b, &short, make([]uint32, TransposedLen(b)), b) },
-		"transposed short": func() { AddSums(out, b, &tab, make([]uint32, TransposedLen(b)-1), b) },
+		"other tables":     func() { addSums(out, b, &short, make([]uint32, TransposedLen(b)), b) },
+		"transposed short": func() { addSums(out, b, &tab, make([]uint32, TransposedLen(b)-1), b) },
 	} {
 		func() {
 			defer func() {

@@ -319,20 +319,15 @@ func loadScales(add bool) reg.Register {
 }
 
 // single emits avx2Single: what avx2Split and avx2Sum do, for one head and pairs of
-// blocks. The nibbles stay in registers, for no other head wants them. With add it emits
-// avx2SingleAdd.
-func single(add bool) {
-	if add {
-		TEXT("avx2SingleAdd", NOSPLIT, "func(pairs, words, stride int, tab *byte, bits *uint32, head *uint32, out *float32)")
-	} else {
-		TEXT("avx2Single", NOSPLIT, "func(pairs, words, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)")
-	}
+// blocks. The nibbles stay in registers, for no other head wants them.
+func single() {
+	TEXT("avx2Single", NOSPLIT, "func(pairs, words, stride int, tab *byte, bits *uint32, scales *uint16, head *uint32, out *float32)")
 	Pragma("noescape")
 	pairs := Load(Param("pairs"), GP64())
 	words := Load(Param("words"), GP64())
 	tables := Load(Param("tab"), GP64())
 	bits := Load(Param("bits"), GP64())
-	scales := loadScales(add)
+	scales := Load(Param("scales"), GP64())
 	head := Load(Param("head"), GP64())
 	out := Load(Param("out"), GP64())
 	block, skip := distances(words)
@@ -376,9 +371,7 @@ func single(add bool) {
 	JNZ(LabelRef("word"))
 	ADDQ(skip, bits)
 	store(all, odd, head, scales, out, 0)
-	if !add {
-		ADDQ(Imm(64), scales)
-	}
+	ADDQ(Imm(64), scales)
 	ADDQ(U32(128), out)
 	DECQ(pairs)
 	JNZ(LabelRef("pair"))
@@ -630,9 +623,9 @@ func main() {
 	projections()
 	split()
 	tokens()
+	single()
 	for _, add := range []bool{false, true} {
 		sum(add)
-		single(add)
 		wide(1, 4, add)
 		wide(2, 4, add)
 		wide(3, 4, add)
