@@ -263,9 +263,12 @@ func (f *frameFit) axes(ctx context.Context, rows []float32, side frameSide) err
 	if side.first >= side.last {
 		return nil
 	}
-	x := make([]float32, n*d)
-	for i := range n {
-		copy(x[i*d:(i+1)*d], rows[i*f.d+side.from:])
+	x := rows
+	if d < f.d {
+		x = make([]float32, n*d)
+		for i := range n {
+			copy(x[i*d:(i+1)*d], rows[i*f.d+side.from:])
+		}
 	}
 	xt := gemm.Transpose(nil, x, n, d)
 	var w gemm.Weights
@@ -316,8 +319,10 @@ func (f *frameFit) axes(ctx context.Context, rows []float32, side frameSide) err
 	}
 	w.PackT(d, d, axes, d, f.threads)
 	gemm.Mul(x, d, gemm.Transpose(nil, r, d, n), d, n, &w, f.threads)
-	for i := range n {
-		copy(rows[i*f.d+side.from:i*f.d+side.to], x[i*d:])
+	if d < f.d {
+		for i := range n {
+			copy(rows[i*f.d+side.from:i*f.d+side.to], x[i*d:])
+		}
 	}
 	return nil
 }

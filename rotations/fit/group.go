@@ -118,10 +118,11 @@ func (s *GroupSample) fit(ctx context.Context, b int) (*codec.Group, []Point, er
 }
 
 // sides returns which of b signs the parts of K and of V are decoded from: so many of the first and
-// of the last ones; nil, for 0 and 0, if all from all.
+// of the last ones; one side, for 0 and 0, if all from all.
 func (s *GroupSample) sides(b, k, v int) ([]frameSide, error) {
+	d := s.D()
 	if k == 0 && v == 0 {
-		return nil, nil
+		return []frameSide{{to: d, last: b}}, nil
 	}
 	keys := 0 // parts of K come first
 	for _, p := range s.Parts {
@@ -129,7 +130,6 @@ func (s *GroupSample) sides(b, k, v int) ([]frameSide, error) {
 			keys += s.dim(p)
 		}
 	}
-	d := s.D()
 	if k < 1 || k > b || v < 1 || v > b || k+v < b || keys == 0 || keys == d {
 		return nil, fmt.Errorf("%d of %d signs for keys and %d for values, of groups with %d and %d numbers of each", k, b, v,
 			keys, d-keys)
@@ -150,9 +150,6 @@ func (s *GroupSample) fitGiven(ctx context.Context, b int) (*codec.Group, []Poin
 	sides, err := s.sides(k, s.BelowKeySigns, s.BelowValueSigns)
 	if err != nil {
 		return nil, nil, err
-	}
-	if sides == nil {
-		sides = []frameSide{{to: d, last: k}}
 	}
 	mean := rowMean(s.Rows, d)
 	centred := make([]float32, len(s.Rows))
