@@ -30,13 +30,9 @@ func jointOf(perPair float64, span int) *plan.Joint {
 	return &plan.Joint{GroupOptions: bits.GroupOptions{Parts: bits.PartsBoth, Bits: perPair, Span: span}}
 }
 
-// TestJoint: what is planned for joint codes is what the artifact has, its bytes are those of the
-// whole cache, and units merged give what one run gives.
-func TestJoint(t *testing.T) {
-	dir := t.TempDir()
-	at := func(s string) string { return filepath.Join(dir, s) }
-	tiny.HF(t, at("src"), "llama", tiny.Options{Seed: 1, Layers: 2, HeadDim: 32})
-	o := joint(at("src"), at("one/out"))
+// planned returns what is planned for the keys, and the conversion.
+func planned(t *testing.T, o Options) (plan.Keys, *Result) {
+	t.Helper()
 	plans, err := Plans(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +41,18 @@ func TestJoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, k, b := res.Manifest, plans[0].Keys, res.Verify.Bytes
+	return plans[0].Keys, res
+}
+
+// TestJoint: what is planned for joint codes is what the artifact has, its bytes are those of the
+// whole cache, and units merged give what one run gives.
+func TestJoint(t *testing.T) {
+	dir := t.TempDir()
+	at := func(s string) string { return filepath.Join(dir, s) }
+	tiny.HF(t, at("src"), "llama", tiny.Options{Seed: 1, Layers: 2, HeadDim: 32})
+	o := joint(at("src"), at("one/out"))
+	k, res := planned(t, o)
+	m, b := res.Manifest, res.Verify.Bytes
 	if m.Version != spec.VersionGroups || m.Code.Parts != "kv" || m.Code.GroupDim != k.GroupDim || m.Code.Bits != k.Bits ||
 		m.Code.Recent != 4 || k.GroupDim != 64 {
 		t.Errorf("planned %+v, written %+v", k, m.Code)
@@ -144,15 +151,8 @@ func TestJointLongHeads(t *testing.T) {
 	tiny.HF(t, src, "llama", tiny.Options{Seed: 1, Layers: 2, HeadDim: 32})
 	o := joint(src, filepath.Join(dir, "out"))
 	o.Report, o.Joint.Span, o.Joint.Pairs = false, 32, true
-	plans, err := Plans(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := Convert(context.Background(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, k, b := res.Manifest, plans[0].Keys, res.Verify.Bytes
+	k, res := planned(t, o)
+	m, b := res.Manifest, res.Verify.Bytes
 	if k.Parts != bits.PartsApart || m.Code.Parts != "k+v" || k.Groups != 4*m.Model.Layers || k.GroupDim != 32 ||
 		b.KVCode != k.Bytes || !(res.Verify.KLD.Mean > 0) {
 		t.Errorf("planned %+v, written %+v of %+v", k, m.Code, b)

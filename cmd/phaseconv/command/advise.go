@@ -222,7 +222,7 @@ func runAdvise(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	return showAdvise(c, stdout, res)
+	return show(c, stdout, res, res.Passed, func() { printAdvise(stdout, res) })
 }
 
 // adviseWithLlama measures GGUF files with stock llama.cpp.
@@ -258,22 +258,7 @@ func adviseWithLlama(ctx context.Context, c *cli.Command, e engineChoice, paths 
 	if err != nil {
 		return err
 	}
-	return showAdvise(c, stdout, res)
-}
-
-// showAdvise prints the result and fails with errGate where no smaller cache passed.
-func showAdvise(c *cli.Command, stdout io.Writer, res *spec.AdviseJSON) error {
-	if c.Bool("json") {
-		if err := printJSON(stdout, res); err != nil {
-			return err
-		}
-	} else {
-		printAdvise(stdout, res)
-	}
-	if !res.Passed {
-		return errGate
-	}
-	return nil
+	return show(c, stdout, res, res.Passed, func() { printAdvise(stdout, res) })
 }
 
 // adviseNames are the models that the command line names. The source, if there is one, comes first.

@@ -284,6 +284,22 @@ func printJSON(w io.Writer, v any) error {
 	return err
 }
 
+// show prints a result as JSON, where that is asked for, or by print, and fails with errGate where the
+// result did not pass.
+func show(c *cli.Command, w io.Writer, result any, passed bool, print func()) error {
+	if c.Bool("json") {
+		if err := printJSON(w, result); err != nil {
+			return err
+		}
+	} else {
+		print()
+	}
+	if !passed {
+		return errGate
+	}
+	return nil
+}
+
 // recorded returns the command line for the manifest: the flags that were set and that a result
 // depends on, without folders, which say something about the machine and nothing about the
 // model. However a conversion was executed, its manifest is the same.

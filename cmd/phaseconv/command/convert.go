@@ -226,17 +226,7 @@ func runConvert(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) e
 	if err != nil {
 		return keptLayers(err, o)
 	}
-	if c.Bool("json") {
-		if err := printJSON(stdout, res.Verify); err != nil {
-			return err
-		}
-	} else {
-		printConversion(stdout, o.Out, res)
-	}
-	if !res.Verify.OK {
-		return errGate
-	}
-	return nil
+	return show(c, stdout, res.Verify, res.Verify.OK, func() { printConversion(stdout, o.Out, res) })
 }
 
 // convertEngine starts the engine that was asked for; end closes it.

@@ -90,7 +90,7 @@ Examples:
 				if err != nil {
 					return err
 				}
-				return showLadder(stdout, c, res)
+				return show(c, stdout, res, res.Passed, func() { printLadder(stdout, res) })
 			},
 		}},
 	}
@@ -138,7 +138,7 @@ func runLadder(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 			return err
 		}
 	}
-	return showLadder(stdout, c, res)
+	return show(c, stdout, res, res.Passed, func() { printLadder(stdout, res) })
 }
 
 // writeLadderPage writes the page about all records of a folder: of other contexts too.
@@ -152,21 +152,6 @@ func writeLadderPage(dir string) error {
 		return err
 	}
 	return atomicfile.WriteFile(filepath.Join(dir, "ladder.html"), page.Bytes())
-}
-
-// showLadder prints the table, or JSON, and fails with errGate when the ladder was not passed.
-func showLadder(w io.Writer, c *cli.Command, res *spec.LadderJSON) error {
-	if c.Bool("json") {
-		if err := printJSON(w, res); err != nil {
-			return err
-		}
-	} else {
-		printLadder(w, res)
-	}
-	if !res.Passed {
-		return errGate
-	}
-	return nil
 }
 
 func printLadder(w io.Writer, res *spec.LadderJSON) {

@@ -137,17 +137,7 @@ func printChecks(c *cli.Command, w io.Writer, checks []spec.Check) error {
 	for _, x := range checks {
 		v.OK = v.OK && x.OK
 	}
-	if c.Bool("json") {
-		if err := printJSON(w, v); err != nil {
-			return err
-		}
-	} else {
-		printContract(w, checks)
-	}
-	if !v.OK {
-		return errGate
-	}
-	return nil
+	return show(c, w, v, v.OK, func() { printContract(w, checks) })
 }
 
 // coded opens what diff compares: a sidecar, or a folder with one.

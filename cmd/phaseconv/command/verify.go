@@ -124,17 +124,7 @@ func runVerify(ctx context.Context, c *cli.Command, stdout, stderr io.Writer) er
 			return err
 		}
 	}
-	if c.Bool("json") {
-		if err := printJSON(stdout, res); err != nil {
-			return err
-		}
-	} else {
-		printVerify(stdout, res)
-	}
-	if !res.OK {
-		return errGate
-	}
-	return nil
+	return show(c, stdout, res, res.OK, func() { printVerify(stdout, res) })
 }
 
 // stockTypes reads the cache types to measure, nil if none is named.
